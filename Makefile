@@ -1,0 +1,38 @@
+# Short commands only; what they do lives in the code they call. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DURATION ?= 20
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check protos bench models clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(BIN)/.installed  ## create .venv with everything pretrade and its tests need
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## the whole stack on this machine, with orders and a replica failure (DATA=dir DURATION=s JSON=file)
+	$(BIN)/pretrade demo --duration $(DURATION) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+
+test: setup  ## every test, against real servers
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, types, import direction, contract, generated code
+	.ci/check
+
+protos: setup  ## regenerate the stubs in proto/gen
+	.ci/protos
+
+models: setup  ## train and export champion and challenger (DATA=dir)
+	$(BIN)/python -m torchserve $(if $(DATA),--data $(DATA))
+
+bench: setup  ## decisions a second and latency next to a bare echo server (JSON=file)
+	$(BIN)/python -m loadtest.bench $(if $(JSON),--json $(JSON))
+
+clean:  ## remove the demo's data, caches and the environment
+	rm -rf .pretrade $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The chain of sources, its budget and the guards; pure and transport-free."""

@@ -1,0 +1,156 @@
+"""One instrument's features, and their packed form in Redis.
+
+Layout, little-endian, no padding::
+
+    magic "PTF1" | fingerprint u32 | sequence i64 | event_time_ns i64 | book_time_ns i64 | trade_time_ns i64
+    | publish_time_ns i64 | transit_ns i64 | bid f64 | ask f64 | state u8 | instrument length u8 | instrument (UTF-8)
+    | values f32[N_FEATURES]
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cache import features
+
+_MAGIC: Final = b"PTF1"
+_HEADER: Final = struct.Struct("<4sIqqqqqqddBB")
+_VALUES_BYTES: Final = 4 * features.N_FEATURES
+
+
+class CodecError(ValueError):
+    """The bytes are not a feature snapshot of this feature set; the message says what is wrong."""
+
+
+class BookState(enum.IntEnum):
+    """What is known of the instrument's book."""
+
+    UNKNOWN = 0
+    """No snapshot yet, or a gap, reset or crossed book since: nothing may be decided on it."""
+    VALID = 1
+    LOCKED = 2
+    """Valid, with the best bid at the best ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSnapshot:
+    """The features of one instrument at one event.
+
+    All times are nanoseconds since the Unix epoch. `event_time_ns`, `book_time_ns` and `trade_time_ns` are on the
+    exchange's clock (0: none yet); `publish_time_ns` is on ours.
+    """
+
+    instrument: str
+    sequence: int
+    """Increases per instrument, also over a restart of the worker; an older one never replaces a newer one."""
+    event_time_ns: int
+    """Event time of the newest event in the windows."""
+    book_time_ns: int
+    """Event time of the newest book or quote event."""
+    trade_time_ns: int
+    """Event time of the newest trade."""
+    publish_time_ns: int
+    """When the newest event was published to the topic."""
+    transit_ns: int
+    """How much longer than the fastest message of its feed the newest event took from exchange to receipt, >= 0."""
+    bid: float
+    """Best bid in quote currency; NaN when missing."""
+    ask: float
+    """Best ask in quote currency; NaN when missing."""
+    state: BookState
+    values: NDArray[np.float32]
+    """float32[N_FEATURES] in market orientation. `book_age_ms` and `trade_age_ms` are as of `event_time_ns`; whoever
+    decides adds the age of the snapshot."""
+
+    @property
+    def mid(self) -> float:
+        """(bid + ask) / 2 in quote currency; NaN when a side is missing."""
+        return (self.bid + self.ask) / 2
+
+    def age_seconds(self, now_ns: int) -> float:
+        """Age from exchange event time at the wall-clock instant `now_ns`, never negative.
+
+        Time since the newest event was published plus what it lost on its way, so that a replay at any speed and a
+        local clock that differs from the exchange's give the true age.
+        """
+        return max(0, now_ns - self.publish_time_ns + self.transit_ns) / 1e9
+
+
+def encode(snapshot: FeatureSnapshot) -> bytes:
+    """Packs a snapshot; `decode` gives it back."""
+    name = snapshot.instrument.encode()
+    return b"".join(
+        (
+            _HEADER.pack(
+                _MAGIC,
+                features.FINGERPRINT,
+                snapshot.sequence,
+                snapshot.event_time_ns,
+                snapshot.book_time_ns,
+                snapshot.trade_time_ns,
+                snapshot.publish_time_ns,
+                snapshot.transit_ns,
+                snapshot.bid,
+                snapshot.ask,
+                snapshot.state,
+                len(name),
+            ),
+            name,
+            snapshot.values.astype("<f4", copy=False).tobytes(),
+        )
+    )
+
+
+def decode(packed: bytes) -> FeatureSnapshot:
+    """Unpacks a snapshot.
+
+    Raises:
+        CodecError: Too short or long, another magic, another feature set, or an impossible field.
+    """
+    if len(packed) < _HEADER.size:
+        raise CodecError(f"{len(packed)} bytes are shorter than the header of {_HEADER.size}")
+    (
+        magic,
+        fingerprint,
+        sequence,
+        event_time,
+        book_time,
+        trade_time,
+        publish_time,
+        transit,
+        bid,
+        ask,
+        state,
+        length,
+    ) = _HEADER.unpack_from(packed)
+    if magic != _MAGIC:
+        raise CodecError(f"magic is {magic!r}, not {_MAGIC!r}")
+    if fingerprint != features.FINGERPRINT:
+        raise CodecError(f"fingerprint {fingerprint:08x} is not {features.FEATURE_SET_ID}'s {features.FINGERPRINT:08x}")
+    start = _HEADER.size + length
+    if len(packed) != start + _VALUES_BYTES:
+        raise CodecError(f"{len(packed)} bytes, expected {start + _VALUES_BYTES}")
+    try:
+        book_state = BookState(state)
+        instrument = packed[_HEADER.size : start].decode()
+    except ValueError as error:
+        raise CodecError(str(error)) from error
+    return FeatureSnapshot(
+        instrument=instrument,
+        sequence=sequence,
+        event_time_ns=event_time,
+        book_time_ns=book_time,
+        trade_time_ns=trade_time,
+        publish_time_ns=publish_time,
+        transit_ns=transit,
+        bid=bid,
+        ask=ask,
+        state=book_state,
+        values=np.frombuffer(packed, dtype="<f4", offset=start),
+    )

@@ -1,0 +1,1 @@
+"""The decision server: edges, data plane, model replicas, audit and control."""

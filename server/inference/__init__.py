@@ -1,0 +1,1 @@
+"""Model scoring through micro-batches: replicas, breakers, one retry, shadow."""

@@ -1,0 +1,1 @@
+"""gRPC edges: they convert, map errors to statuses and decide nothing."""

@@ -1,0 +1,1 @@
+"""Datasets, training and export of the models, and the handler TorchServe runs."""
