@@ -215,7 +215,7 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class ReplyUnconfirmed(_message.Message):
-    """A reply that was not delivered in time, or whose caller had gone."""
+    """Says that a decision was not what its caller heard, or may not have been."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -224,7 +224,10 @@ class ReplyUnconfirmed(_message.Message):
     decision_id: _builtins.str
     """The decision."""
     cause: _builtins.str
-    """`cancelled` or `deadline`."""
+    """`cancelled`: the caller had gone. `deadline`: the call ended DEADLINE_EXCEEDED. `audit_late`: the packet was not
+    durable in time and the caller was told ABSTAIN with reason AUDIT_UNAVAILABLE. `not_durable`: the same, after a failed
+    write that turned up on disk after all.
+    """
     def __init__(
         self,
         *,

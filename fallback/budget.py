@@ -1,0 +1,53 @@
+"""The time an answer may take, kept as a ledger."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pretrade.decision.v1 import decision_pb2 as pb
+
+
+class BudgetSettings(BaseModel):
+    """How a decision's time is divided."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    cap_seconds: float = Field(default=0.05, gt=0, le=10)
+    """Longest deadline the server grants, in seconds; the caller's applies when it is shorter."""
+    fallback_reserve_seconds: float = Field(default=0.0005, gt=0, le=1)
+    """Kept for cached score, rules and guards, in seconds; never lent to a model attempt."""
+    audit_reserve_seconds: float = Field(default=0.004, gt=0, le=1)
+    """Kept for making the packet durable and sending the reply, in seconds; never lent to a model attempt."""
+    reply_reserve_seconds: float = Field(default=0.001, gt=0, le=1)
+    """Part of the audit's reserve that is kept for sending the reply, in seconds."""
+    first_attempt_share: float = Field(default=0.5, gt=0, lt=1)
+    """Part of the time left to models that the first attempt gets while a second replica could still take a retry."""
+
+
+class Budget:
+    """Deadline and expenses of one decision. Instants are seconds on the server's monotonic clock.
+
+    The sum of the stages' use never exceeds `used`: stages do not overlap.
+    """
+
+    __slots__ = ("arrived", "deadline", "reserve_seconds", "uses")
+
+    def __init__(self, arrived: float, deadline: float, reserve_seconds: float) -> None:
+        self.arrived = arrived
+        self.deadline = deadline
+        self.reserve_seconds = reserve_seconds
+        """What model attempts may not touch."""
+        self.uses: list[tuple[pb.Stage.ValueType, float, float]] = []
+        """(stage, seconds allowed, seconds used) in the order the stages ran."""
+
+    def remaining(self, now: float) -> float:
+        """Seconds to the deadline; negative when it has passed."""
+        return self.deadline - now
+
+    def for_models(self, now: float) -> float:
+        """Seconds a model attempt may take from now; negative when there are none."""
+        return self.deadline - now - self.reserve_seconds
+
+    def charge(self, stage: pb.Stage.ValueType, allowed_seconds: float, used_seconds: float) -> None:
+        """Writes down what a stage was allowed and used."""
+        self.uses.append((stage, allowed_seconds, used_seconds))

@@ -1,0 +1,128 @@
+"""Second source: the last good score of the same question, while it is young and the market has not moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from fallback.order import Answer, Case, held_against
+from feature_cache import features
+from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class CachedScoreSettings(BaseModel):
+    """When an old score may still answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_age_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Oldest score that may answer, in seconds."""
+    max_mid_move_bps: float = Field(default=1.0, ge=0, le=1_000)
+    """Largest move of the mid since the score, in basis points either way."""
+    max_feature_move: dict[str, float] = Field(default={"imbalance_l5": 0.5, "spread_bps": 1.0})
+    """Largest move of single features since the score, in each feature's own unit."""
+
+    @field_validator("max_feature_move")
+    @classmethod
+    def _features_exist(cls, moves: dict[str, float]) -> dict[str, float]:
+        for name, move in moves.items():
+            if name not in features.INDEX:
+                raise ValueError(f"{name!r} is not a feature of {features.FEATURE_SET_ID}")
+            if not move >= 0:
+                raise ValueError(f"the move of {name!r} must be >= 0")
+        return moves
+
+
+@dataclass(slots=True)
+class _Score:
+    score: float
+    threshold: float
+    model_name: str
+    model_version: str
+    model_expires_at: int
+    at: float
+    """Arrival of the order it was made for, on the monotonic clock: its features are not newer."""
+    mid: float
+    features: NDArray[np.float32]
+    decision_id: str
+
+
+class CachedScores:
+    """Keeps the last good score per (instrument, side) of the current model version, and answers with it.
+
+    One entry a key, so it is bounded by the number of configured instruments. An answer of another model version
+    replaces the entry: scores of different models are not comparable.
+    """
+
+    def __init__(
+        self, settings: CachedScoreSettings, clock: Callable[[], float], enabled: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._enabled = enabled
+        self._moves = tuple((features.INDEX[name], move) for name, move in settings.max_feature_move.items())
+        self._scores: dict[tuple[str, pb.Side.ValueType], _Score] = {}
+
+    def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
+        """Keeps a model's answer. The caller's own features are not kept: they are not the server's view."""
+        if case.features is None or case.order.caller_features is not None or not case.mid > 0:
+            return
+        self._scores[case.order.instrument, case.order.side] = _Score(
+            answer.score,
+            answer.threshold,
+            answer.model_name,
+            answer.model_version,
+            answer.model_expires_at,
+            case.budget.arrived,
+            case.mid,
+            case.features,
+            decision_id,
+        )
+
+    async def answer(self, case: Case) -> Answer | None:
+        """The remembered score, if it is young enough and features and mid have not moved too far."""
+        if not self._enabled():
+            case.degradations.append(pb.DEGRADATION_CACHED_SCORE_OFF)
+            return None
+        started = self._clock()
+        kept = self._eligible(case, started)
+        case.budget.charge(pb.STAGE_CACHED_SCORE, max(0.0, case.budget.remaining(started)), self._clock() - started)
+        if kept is None:
+            case.degradations.append(pb.DEGRADATION_NO_CACHED_SCORE)
+            return None
+        action, reason = held_against(kept.score, kept.threshold)
+        return Answer(
+            action,
+            pb.SOURCE_CACHED_SCORE,
+            reason,
+            kept.score,
+            kept.threshold,
+            kept.model_name,
+            kept.model_version,
+            kept.model_expires_at,
+            kept.decision_id,
+        )
+
+    def _eligible(self, case: Case, now: float) -> _Score | None:
+        current = case.features
+        if current is None or case.order.caller_features is not None:
+            return None
+        kept = self._scores.get((case.order.instrument, case.order.side))
+        if kept is None or now - kept.at > self._settings.max_age_seconds:
+            return None
+        # Written so that an undefined mid or feature (NaN) is a move too far, unless it was undefined before as well.
+        if not abs(case.mid / kept.mid - 1) * 1e4 <= self._settings.max_mid_move_bps:
+            return None
+        for index, limit in self._moves:
+            before, after = kept.features[index], current[index]
+            if not abs(after - before) <= limit and not (math.isnan(before) and math.isnan(after)):
+                return None
+        return kept

@@ -1,0 +1,114 @@
+"""Guards: evaluated last, over whatever source answered. They only ever make an answer safer.
+
+A guard that cannot be evaluated (no mid to hold a price against) objects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fallback.order import Answer, Case
+from pretrade.admin.v1 import admin_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+
+
+class GuardSettings(BaseModel):
+    """Limits no answer may cross. None switches a limit off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    price_collar_bps: float | None = Field(default=100.0, gt=0)
+    """Farthest a limit price may lie on the paying side of the mid, in basis points."""
+    max_notional: float | None = Field(default=1_000_000.0, gt=0)
+    """Largest order in quote currency, at the higher of limit price and mid; for a market order, at the mid."""
+    max_quantity: dict[str, float] = {}
+    """Largest quantity per instrument, in base asset; an instrument that is not named has no limit."""
+    max_decisions_per_second: float | None = Field(default=None, gt=0)
+    """Orders per second and strategy that may trade; bursts up to one second's worth."""
+
+
+class Guards:
+    """Evaluates every guard and makes the answer as safe as they ask.
+
+    The trading state and limits turn TRADE into NO_TRADE; unusable features, an expired model turn it into ABSTAIN. An
+    answer that is not TRADE keeps its action and only gains the reasons.
+    """
+
+    def __init__(
+        self,
+        settings: GuardSettings,
+        trading_state: Callable[[], admin_pb2.TradingState.ValueType],
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._trading_state = trading_state
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Strategy → (tokens left, instant they were counted), the longest unused first."""
+
+    def apply(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
+        """The action after all guards, and the reasons: the answer's own first, then each objection."""
+        started = self._clock()
+        reasons = [answer.reason]
+        must_abstain = self._evidence_objections(case, answer, reasons)
+        self._order_objections(case, reasons)
+        action = answer.action
+        if action == pb.ACTION_TRADE and len(reasons) == 1 and self._rate_exceeded(case.order.strategy, started):
+            reasons.append(pb.REASON_CODE_STRATEGY_RATE)
+        if action == pb.ACTION_TRADE and len(reasons) > 1:
+            action = pb.ACTION_ABSTAIN if must_abstain else pb.ACTION_NO_TRADE
+        case.budget.charge(pb.STAGE_GUARDS, max(0.0, case.budget.remaining(started)), self._clock() - started)
+        return action, reasons
+
+    def _evidence_objections(self, case: Case, answer: Answer, reasons: list[pb.ReasonCode.ValueType]) -> bool:
+        """Objections to what the answer rests on."""
+        before = len(reasons)
+        if case.features_problem is not None and case.order.caller_features is None:
+            reasons.append(case.features_problem)
+        if answer.model_expires_at and self._wall_clock() >= answer.model_expires_at:
+            reasons.append(pb.REASON_CODE_MODEL_EXPIRED)
+        return len(reasons) > before
+
+    def _order_objections(self, case: Case, reasons: list[pb.ReasonCode.ValueType]) -> None:
+        """Objections to the order itself."""
+        order, limits = case.order, self._settings
+        state = self._trading_state()
+        if state == admin_pb2.TRADING_STATE_REDUCING:
+            if not order.reduce_only:
+                reasons.append(pb.REASON_CODE_TRADING_REDUCING)
+        elif state != admin_pb2.TRADING_STATE_ACTIVE:
+            reasons.append(pb.REASON_CODE_TRADING_HALTED)
+        mid = case.mid if 0 < case.mid < math.inf else math.nan
+        is_market = math.isnan(order.limit_price)
+        if limits.price_collar_bps is not None and not is_market:
+            direction = 1 if order.side == pb.SIDE_BUY else -1
+            paid_bps = direction * (order.limit_price / mid - 1) * 1e4
+            if not paid_bps <= limits.price_collar_bps:
+                reasons.append(pb.REASON_CODE_PRICE_COLLAR)
+        if limits.max_notional is not None:
+            # Without a mid, `max` keeps the limit price; a market order then objects.
+            price = mid if is_market else max(order.limit_price, mid)
+            if not order.quantity * price <= limits.max_notional:
+                reasons.append(pb.REASON_CODE_NOTIONAL_LIMIT)
+        if order.quantity > limits.max_quantity.get(order.instrument, math.inf):
+            reasons.append(pb.REASON_CODE_QUANTITY_LIMIT)
+
+    def _rate_exceeded(self, strategy: str, now: float) -> bool:
+        """Token bucket per strategy; only orders that would trade take a token."""
+        rate = self._settings.max_decisions_per_second
+        if rate is None:
+            return False
+        burst = max(1.0, rate)
+        tokens, counted = self._rates.pop(strategy, (burst, now))
+        tokens = min(burst, tokens + (now - counted) * rate)
+        self._rates[strategy] = (tokens - 1, now) if tokens >= 1 else (tokens, now)
+        # A bucket that is full again is as good as none: the names a caller invents do not pile up.
+        while now - next(iter(self._rates.values()))[1] >= burst / rate:
+            self._rates.popitem(last=False)
+        return tokens < 1

@@ -1,0 +1,100 @@
+"""The order being decided, and the case that gathers all that is known while it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fallback.budget import Budget
+    from feature_cache.codec import FeatureSnapshot
+
+
+@dataclass(slots=True)
+class Order:
+    """A valid order. `message` is the caller's own, kept for the audit packet."""
+
+    message: pb.Order
+    instrument: str
+    side: pb.Side.ValueType
+    quantity: float
+    """Base asset, finite, > 0."""
+    limit_price: float
+    """Quote currency; NaN for a market order."""
+    strategy: str
+    reduce_only: bool
+    caller_features: NDArray[np.float32] | None
+    """float32[N_FEATURES] in market orientation, finite; None to use the server's."""
+
+
+class Case:
+    """One order on its way through the chain: what is asked, what is known, and what went wrong so far.
+
+    `snapshot` is what the server itself knows of the instrument (None: nothing). `features` is what a scorer may use
+    (turned for the order's side), None when nothing responsible is available; `features_problem` then says why.
+    """
+
+    __slots__ = (
+        "attempts",
+        "budget",
+        "degradations",
+        "feature_age_seconds",
+        "features",
+        "features_problem",
+        "mid",
+        "order",
+        "snapshot",
+    )
+
+    def __init__(self, order: Order, budget: Budget) -> None:
+        self.order = order
+        self.budget = budget
+        self.snapshot: FeatureSnapshot | None = None
+        self.features: NDArray[np.float32] | None = None
+        self.features_problem: pb.ReasonCode.ValueType | None = None
+        self.feature_age_seconds = math.nan
+        self.mid = math.nan
+        """Current mid in quote currency from a fresh, known book; NaN otherwise."""
+        self.degradations: list[pb.Degradation.ValueType] = []
+        self.attempts: list[Attempt] = []
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One model attempt, for the audit."""
+
+    replica: str
+    outcome: str
+    used_seconds: float
+    model_version: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one source says. Guards may still make it safer."""
+
+    action: pb.Action.ValueType
+    source: pb.Source.ValueType
+    reason: pb.ReasonCode.ValueType
+    score: float = math.nan
+    """Calibrated P(eligible); NaN when the source does not score."""
+    threshold: float = math.nan
+    model_name: str = ""
+    model_version: str = ""
+    model_expires_at: int = 0
+    """Unix seconds; 0 for never."""
+    cached_from: str = ""
+    """Decision id a cached score came from."""
+
+
+def held_against(score: float, threshold: float) -> tuple[pb.Action.ValueType, pb.ReasonCode.ValueType]:
+    """TRADE if the score reaches the threshold, else NO_TRADE, with the reason."""
+    if score >= threshold:
+        return pb.ACTION_TRADE, pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD
+    return pb.ACTION_NO_TRADE, pb.REASON_CODE_SCORE_BELOW_THRESHOLD

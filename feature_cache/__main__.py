@@ -1,0 +1,61 @@
+"""`python -m feature_cache`: the feature worker, configured by `PRETRADE_WORKER_*` variables."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+import uvloop
+from pydantic import ValidationError
+
+from feature_cache.settings import PREFIX, WorkerSettings, load
+from feature_cache.worker import serve
+
+
+def main() -> int:
+    """Runs the worker; returns 2 when the settings are wrong and 1 when it cannot start."""
+    if sys.argv[1:]:
+        fields = "\n".join(
+            f"  {PREFIX}{name.upper()} (default {field.default!r}): {field.description}"
+            for name, field in WorkerSettings.model_fields.items()
+        )
+        print(__doc__, fields, sep="\n\n")
+        return 0 if sys.argv[1] in ("-h", "--help") else 2
+    try:
+        settings = load()
+    except ValidationError as error:
+        for problem in error.errors():
+            print(f"{PREFIX}{'__'.join(map(str, problem['loc'])).upper()}: {problem['msg']}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    _configure_logs(settings.log_level)
+    try:
+        uvloop.run(serve(settings))
+    except OSError as error:
+        structlog.get_logger(__name__).error("worker.cannot_start", error=str(error))
+        return 1
+    return 0
+
+
+def _configure_logs(level: str) -> None:
+    """One JSON object a line on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # During an outage aiokafka writes several lines for every attempt; the worker says once what matters.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Commands that feed the market data topic: `replay` a recording, `simulate` a market."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from aiokafka.errors import KafkaError
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from feature_cache.publisher import EventPublisher, with_resets, with_snapshots
+from feature_cache.session import SessionError, instrument_of, read_session, session_files
+from feature_cache.simulator import INSTRUMENTS, simulate
+from pretrade.market.v1 import market_pb2 as pb
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+_Kafka = Annotated[str, typer.Option(help="Comma-separated host:port of the Kafka brokers.")]
+_Topic = Annotated[str, typer.Option(help="Topic to publish to; created when missing.")]
+_Speed = Annotated[str, typer.Option(help="How many times faster than it happened, or max.")]
+
+_KAFKA = "127.0.0.1:9092"
+_TOPIC = "market.events"
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(help="Recordings (*.gz), or folders of them.")],
+    speed: _Speed = "1",
+    kafka: _Kafka = _KAFKA,
+    topic: _Topic = _TOPIC,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, for ever.")] = False,
+    instruments: Annotated[list[str] | None, typer.Option(help="Only these, for example BTCUSDT.BINANCE.")] = None,
+) -> None:
+    """Publish recorded exchange sessions to Kafka with their original timing."""
+    factor = _factor(speed)
+    try:
+        files = [path for path in session_files(paths) if not instruments or instrument_of(path) in instruments]
+    except SessionError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not files:
+        raise typer.BadParameter(f"no recording of {', '.join(instruments or [])}")
+
+    def rounds() -> Iterator[Iterable[pb.MarketEvent]]:
+        for _ in itertools.count() if loop else range(1):
+            yield with_snapshots(with_resets(read_session(files), "replay"))
+
+    _run(rounds(), factor, kafka, topic, "replayed")
+
+
+@app.command("simulate")
+def simulate_market(
+    seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
+    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Steps per instrument and second.")] = 150.0,
+    duration: Annotated[float | None, typer.Option(min=0, help="Simulated seconds. [default: for ever]")] = None,
+    speed: _Speed = "1",
+    kafka: _Kafka = _KAFKA,
+    topic: _Topic = _TOPIC,
+    instruments: Annotated[list[str] | None, typer.Option(help="SYMBOL.SIM; default BTCUSDT.SIM, ETHUSDT.SIM.")] = None,
+) -> None:
+    """Publish a seeded, simulated market to Kafka."""
+    factor = _factor(speed)
+    try:
+        events = simulate(
+            seed,
+            instruments or INSTRUMENTS,
+            events_per_second=rate,
+            start_ns=time.time_ns(),
+            duration_seconds=duration,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    _run(iter((with_resets(events, "simulation"),)), factor, kafka, topic, "simulated")
+
+
+def _factor(speed: str) -> float | None:
+    if speed == "max":
+        return None
+    try:
+        factor = float(speed)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise typer.BadParameter("must be a positive number, or max", param_hint="--speed")
+    return factor
+
+
+def _run(
+    rounds: Iterator[Iterable[pb.MarketEvent]], speed: float | None, kafka: str, topic: str, participle: str
+) -> None:
+    # The publisher counts what the brokers did not take; aiokafka would write several lines for every attempt.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    console = Console(stderr=True)
+    publisher = EventPublisher(kafka, topic)
+    start = time.monotonic()
+
+    def summary() -> str:
+        seconds = time.monotonic() - start
+        text = (
+            f"{publisher.sent:,} events {participle} to {topic} in {seconds:,.1f} s ({publisher.sent / seconds:,.0f}/s)"
+        )
+        return f"{text}, {publisher.failed:,} not delivered" if publisher.failed else text
+
+    failure: str | None = None
+    with (
+        Live(console=console, get_renderable=lambda: Text(summary()))
+        if console.is_terminal
+        else contextlib.nullcontext()
+    ):
+        try:
+            asyncio.run(_publish(publisher, rounds, speed))
+        except KafkaError as error:
+            failure = f"{kafka}: {error}"
+        except SessionError as error:
+            failure = str(error)
+    if not console.is_terminal or failure:
+        print(failure or summary(), file=sys.stderr)
+    if failure or publisher.failed:
+        raise typer.Exit(1)
+
+
+async def _publish(publisher: EventPublisher, rounds: Iterator[Iterable[pb.MarketEvent]], speed: float | None) -> None:
+    """Publishes until the end, SIGINT or SIGTERM; what was sent by then is delivered."""
+    loop = asyncio.get_running_loop()
+
+    async def publish() -> None:
+        async with publisher:
+            for events in rounds:
+                await publisher.publish(events, speed)
+
+    task = asyncio.create_task(publish())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+if __name__ == "__main__":
+    app()

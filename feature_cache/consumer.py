@@ -1,0 +1,319 @@
+"""The Kafka side of the worker: topic, group membership, rewinding, commits, dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from feature_cache.engines import Engines, PoisonError
+from feature_cache.settings import WorkerSettings
+
+DEAD_LETTER_SUFFIX: Final = ".dlq"
+_BATCH: Final = 500
+_CHECK_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 3.0
+_RECONNECT_SECONDS: Final = (0.2, 5.0)
+_DEAD_LETTERS: Final = 1000
+_DEAD_LETTER_BYTES: Final = 100_000
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _DeadLetter:
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+class MarketEventConsumer:
+    """Feeds the records of the topic to the engines, through any outage of the brokers.
+
+    A partition is read again from `rewind_seconds` ago when it is taken over, so that books and windows are complete
+    without a state of their own to keep. What has been written to Redis is committed about once a second: nothing
+    starts from there, but the usual tools show the group's lag.
+
+    Args:
+        settings: See there.
+        engines: What the records go to.
+        dead_letters: Where poison records go.
+        monotonic: Seconds on a clock that never jumps.
+        wall_ns: Nanoseconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        engines: Engines,
+        dead_letters: DeadLetters,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._settings = settings
+        self._engines = engines
+        self._dead_letters = dead_letters
+        self._monotonic = monotonic
+        self._wall_ns = wall_ns
+        self._assigned = False
+        self._answered = -float("inf")
+        self._take_over_error: KafkaError | None = None
+        self._committed: dict[int, int] = {}
+        self.written: dict[int, int] = {}
+        """Offset of the next record by partition, as of the last write to Redis; what may be committed."""
+        self.lag: dict[int, int] = {}
+        """Records between position and end of the log by partition, about a second old."""
+        self.failures = 0
+        """Times the brokers did not answer, or refused."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the newest events may not be here, for people; None when they are."""
+        if self._monotonic() - self._answered > _CHECK_SECONDS + 2 * _ANSWER_SECONDS:
+            return "kafka does not answer"
+        if not self._assigned:
+            return "no partitions assigned yet"
+        if not self._engines.caught_up:
+            return "reading history"
+        return None
+
+    async def run(self) -> None:
+        """Consumes for ever; ends only by cancellation, which leaves the group."""
+        shortest, longest = _RECONNECT_SECONDS
+        pause = shortest
+        while True:
+            try:
+                await create_topic(
+                    self._settings.kafka_bootstrap_servers,
+                    self._settings.kafka_topic,
+                    self._settings.kafka_partitions,
+                    self._settings.kafka_replicas,
+                )
+                await self._consume()
+            except* (KafkaError, OSError, TimeoutError) as errors:
+                self.failures += 1
+                _log.warning("worker.kafka_lost", error=repr(errors.exceptions[0]), again_in_seconds=round(pause, 2))
+            if self._assigned:
+                pause = shortest
+            self._assigned = False
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
+            pause = min(2 * pause, longest)
+
+    async def _consume(self) -> None:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+            group_id=self._settings.kafka_group,
+            client_id="pretrade-feature-worker",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=10,
+            session_timeout_ms=6000,
+            heartbeat_interval_ms=1000,
+            request_timeout_ms=10_000,
+        )
+        self._take_over_error = None
+        consumer.subscribe([self._settings.kafka_topic], listener=_Rebalance(self, consumer))
+        try:
+            await consumer.start()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._poll(consumer))
+                tasks.create_task(self._check(consumer))
+        finally:
+            self._engines.revoke(self._engines.positions())
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await consumer.stop()
+
+    async def _poll(self, consumer: AIOKafkaConsumer) -> None:
+        take = self._engines.take
+        while True:
+            batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
+            if self._take_over_error is not None:
+                raise self._take_over_error
+            for partition, records in batches.items():
+                for record in records:
+                    try:
+                        take(partition.partition, record.offset, record.key, record.value)
+                    except PoisonError as error:
+                        self._dead_letters.add(record, error)
+            if batches:
+                self._engines.progress.set()
+                await asyncio.sleep(0)  # a full buffer is returned without a pause; let the writer have its turn
+
+    async def _check(self, consumer: AIOKafkaConsumer) -> None:
+        """Asks the brokers for the ends of the log, for lag and for a sign of life, and commits."""
+        while True:
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    ends = await consumer.end_offsets(list(consumer.assignment()))
+                    self._answered = self._monotonic()
+                    positions = self._engines.positions()
+                    self.lag = {
+                        partition.partition: max(0, end - positions[partition.partition])
+                        for partition, end in ends.items()
+                        if partition.partition in positions
+                    }
+                    await self.commit(consumer)
+            except (KafkaError, TimeoutError) as error:
+                self.failures += 1
+                _log.warning("worker.kafka_check_failed", error=repr(error))
+            await asyncio.sleep(_CHECK_SECONDS)
+
+    async def commit(self, consumer: AIOKafkaConsumer) -> None:
+        """Commits what has been written and is still held. Cancelling is safe.
+
+        Raises:
+            KafkaError: The group has moved on, or the brokers refuse.
+        """
+        held = self._engines.positions()
+        news = {
+            partition: offset
+            for partition, offset in self.written.items()
+            if partition in held and self._committed.get(partition) != offset
+        }
+        if news:
+            topic = self._settings.kafka_topic
+            await consumer.commit({TopicPartition(topic, partition): offset for partition, offset in news.items()})
+            self._committed.update(news)
+
+    async def release(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
+        """Commits and gives partitions up, before they go to somebody else."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self.commit(consumer)
+        except (KafkaError, TimeoutError) as error:
+            _log.warning("worker.commit_failed", error=repr(error))
+        self._engines.revoke([partition.partition for partition in partitions])
+
+    async def take_over(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
+        """Finds where to begin in each partition and goes there."""
+        try:
+            await self._rewind(consumer, list(partitions))
+        except KafkaError as error:
+            self._take_over_error = error  # aiokafka swallows what a rebalance listener raises
+        else:
+            self._answered = self._monotonic()
+            self._assigned = True
+
+    async def _rewind(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
+        self._committed.clear()
+        self.written.clear()
+        if not partitions:
+            return
+        since_ms = self._wall_ns() // 1_000_000 - round(self._settings.rewind_seconds * 1000)
+        starts, ends = (
+            await asyncio.gather(
+                consumer.offsets_for_times(dict.fromkeys(partitions, since_ms)), consumer.end_offsets(partitions)
+            )
+            if partitions
+            else ({}, {})
+        )
+        for partition in partitions:
+            start, end = starts.get(partition), ends[partition]
+            # Nothing that young: some brokers say so with no answer, others with an answer without a timestamp.
+            offset = end if start is None or start.timestamp < 0 else min(start.offset, end)
+            consumer.seek(partition, offset)
+            self._engines.assign(partition.partition, offset, end)
+            _log.info("worker.partition_taken", partition=partition.partition, offset=offset, end=end)
+
+
+class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no type information
+    def __init__(self, owner: MarketEventConsumer, consumer: AIOKafkaConsumer) -> None:
+        self._owner = owner
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._owner.release(self._consumer, revoked)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        await self._owner.take_over(self._consumer, assigned)
+
+
+class DeadLetters:
+    """Sends poison records to a topic of their own, in the background.
+
+    The key and value are as they were (a value beyond 100,000 bytes is cut); headers say why, and where the record
+    was. A letter that cannot be sent within a few attempts, or that finds the queue full, is dropped and counted: bad
+    records must not hold up good ones.
+
+    Args:
+        bootstrap_servers: Comma-separated `host:port`.
+        topic: The topic of the letters.
+    """
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._topic = topic
+        self._queue: asyncio.Queue[_DeadLetter] = asyncio.Queue(_DEAD_LETTERS)
+        self.sent = 0
+        """Letters the brokers have."""
+        self.dropped = 0
+        """Letters given up."""
+
+    def add(self, record: ConsumerRecord, error: PoisonError) -> None:
+        """Queues a record; never waits."""
+        position = f"{record.topic}/{record.partition}/{record.offset}"
+        _log.warning("worker.poison", position=position, reason=error.reason, detail=str(error))
+        value = record.value
+        headers = [
+            ("reason", error.reason.encode()),
+            ("detail", str(error).encode()),
+            ("position", position.encode()),
+            ("bytes", str(len(value or b"")).encode()),
+        ]
+        try:
+            self._queue.put_nowait(_DeadLetter(record.key, value and value[:_DEAD_LETTER_BYTES], headers))
+        except asyncio.QueueFull:
+            self.dropped += 1
+
+    async def run(self) -> None:
+        """Sends for ever; ends only by cancellation, which drops what is queued."""
+        while True:
+            letter = await self._queue.get()
+            try:
+                await self._send_from(letter)
+            except (KafkaError, OSError) as error:
+                self.dropped += 1
+                _log.warning("worker.dead_letter_dropped", error=repr(error))
+
+    async def _send_from(self, letter: _DeadLetter) -> None:
+        """Sends a letter and all that are queued or come within a while after it."""
+        producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap_servers, request_timeout_ms=5000)
+        await producer.start()
+        try:
+            while True:
+                await producer.send_and_wait(self._topic, letter.value, letter.key, headers=letter.headers)
+                self.sent += 1
+                try:
+                    async with asyncio.timeout(10):
+                        letter = await self._queue.get()
+                except TimeoutError:
+                    return
+        finally:
+            await producer.stop()
+
+
+async def create_topic(bootstrap_servers: str, topic: str, partitions: int, replicas: int = 1) -> None:
+    """Creates a topic where there is none; one that exists is left as it is.
+
+    Raises:
+        KafkaError: The brokers cannot be reached, or refuse.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=5000)
+    try:
+        await admin.start()
+        answer = await admin.create_topics([NewTopic(topic, partitions, replicas)])
+        for _, code, *message in answer.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise error(*message)
+    finally:
+        await admin.close()

@@ -1,0 +1,192 @@
+"""The decision server's in-process copy of the feature vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from feature_cache.codec import CodecError, FeatureSnapshot, decode
+from feature_cache.store import CHANNEL, connect, key_of
+
+_SILENT_CHECKS: Final = 3
+_log = structlog.get_logger(__name__)
+
+
+class FeatureCacheSettings(BaseModel):
+    """Where the vectors come from and how long they are good for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """URL of the Redis that the feature worker writes to."""
+    ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Age in seconds, from exchange event time, beyond which a vector is dropped."""
+    reconcile_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Seconds between two readings of every key, which make up for lost notifications and show that Redis is alive."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Seconds after which a Redis that does not answer counts as lost."""
+    reconnect_min_seconds: Annotated[float, Field(gt=0, le=60)] = 0.05
+    """Seconds before the first attempt to reconnect; doubles with every failure, with jitter."""
+    reconnect_max_seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
+    """Longest pause between two attempts, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFeatures:
+    """A vector and what is needed to know its age."""
+
+    snapshot: FeatureSnapshot
+    age_at_receipt_seconds: float
+    """Age from exchange event time when it was received, by the wall clock."""
+    received_monotonic: float
+    """When it was received, on the monotonic clock, seconds."""
+
+    def age_seconds(self, now_monotonic: float) -> float:
+        """Age from exchange event time at an instant of the monotonic clock, whatever the wall clock did since."""
+        return self.age_at_receipt_seconds + max(0.0, now_monotonic - self.received_monotonic)
+
+
+class FeatureCache:
+    """Follows Redis in the background and answers from memory.
+
+    `run` subscribes, then reads every key, then takes updates as they come and reads every key again now and then. An
+    update never replaces one of the same or a higher sequence, unless that one has outlived its TTL. Without Redis the
+    cache goes on answering until the TTL has passed.
+
+    Args:
+        settings: See there.
+        instruments: The instruments to follow; others are ignored.
+        monotonic: Seconds on a clock that never jumps.
+        wall_ns: Nanoseconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        settings: FeatureCacheSettings,
+        instruments: Iterable[str],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._settings = settings
+        self._entries: dict[str, CachedFeatures | None] = dict.fromkeys(instruments)
+        self._monotonic = monotonic
+        self._wall_ns = wall_ns
+        self._connected = False
+        self.updates = 0
+        """Vectors taken over."""
+        self.outdated = 0
+        """Vectors refused because a newer one was there."""
+        self.rejected = 0
+        """Values that were not a vector of this feature set."""
+        self.expired = 0
+        """Vectors dropped because of their age."""
+        self.disconnects = 0
+        """Times Redis was lost or not reached."""
+
+    @property
+    def instruments(self) -> tuple[str, ...]:
+        """The instruments that are followed."""
+        return tuple(self._entries)
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis is being followed: subscribed, and every key read at least once since."""
+        return self._connected
+
+    def get(self, instrument: str) -> CachedFeatures | None:
+        """The newest vector of an instrument, from memory; None when there is none within its TTL."""
+        entry = self._entries.get(instrument)
+        if entry is None:
+            return None
+        if entry.age_seconds(self._monotonic()) > self._settings.ttl_seconds:
+            self._entries[instrument] = None
+            self.expired += 1
+            return None
+        return entry
+
+    def accept(self, packed: bytes) -> bool:
+        """Takes one packed vector in.
+
+        Returns:
+            Whether it is now the one that `get` gives; what is refused is counted.
+        """
+        try:
+            snapshot = decode(packed)
+        except CodecError as error:
+            self.rejected += 1
+            _log.warning("features.rejected", reason=str(error))
+            return False
+        if snapshot.instrument not in self._entries:
+            return False
+        current = self.get(snapshot.instrument)
+        if current is not None and snapshot.sequence <= current.snapshot.sequence:
+            self.outdated += snapshot.sequence < current.snapshot.sequence
+            return False
+        age = snapshot.age_seconds(self._wall_ns())
+        if age > self._settings.ttl_seconds:
+            self.expired += 1
+            return False
+        self._entries[snapshot.instrument] = CachedFeatures(snapshot, age, self._monotonic())
+        self.updates += 1
+        return True
+
+    async def run(self) -> None:
+        """Follows Redis for ever, through any outage of it; ends only by cancellation, which is safe at any point."""
+        pause = self._settings.reconnect_min_seconds
+        while True:
+            try:
+                await self._follow()
+            except (RedisError, OSError) as error:
+                if self._connected:
+                    pause = self._settings.reconnect_min_seconds
+                    _log.warning("features.redis_lost", error=repr(error))
+                self.disconnects += 1
+            finally:
+                self._connected = False
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
+            pause = min(2 * pause, self._settings.reconnect_max_seconds)
+
+    async def _follow(self) -> None:
+        redis = connect(self._settings.redis_url, self._settings.timeout_seconds)
+        keys = {key_of(instrument): instrument for instrument in self._entries}
+        interval = self._settings.reconcile_interval_seconds
+        async with redis, redis.pubsub() as pubsub:
+            await pubsub.subscribe(CHANNEL)
+            unanswered = 0
+            while True:
+                # A subscription can die without a sign; a ping on it that is never answered shows it.
+                if unanswered == _SILENT_CHECKS:
+                    raise ConnectionError("the subscription does not answer")
+                await pubsub.ping()
+                unanswered += 1
+                for packed in await redis.mget(keys) if keys else ():
+                    if isinstance(packed, bytes):
+                        self.accept(packed)
+                if not self._connected:
+                    self._connected = True
+                    _log.info("features.redis_followed", instruments=len(keys))
+                if await self._take_updates(pubsub, self._monotonic() + interval):
+                    unanswered = 0
+
+    async def _take_updates(self, pubsub: PubSub, until: float) -> bool:
+        """Takes updates until an instant of the monotonic clock; returns whether anything came at all."""
+        heard = False
+        while (left := until - self._monotonic()) > 0:
+            message = await pubsub.get_message(timeout=left)
+            if message is None:
+                continue
+            heard = True
+            packed = message["data"]
+            if message["type"] == "message" and isinstance(packed, bytes):
+                self.accept(packed)
+        return heard

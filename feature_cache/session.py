@@ -1,0 +1,86 @@
+"""Recorded exchange sessions as market events.
+
+A recording is a gzip file whose lines are `<local receive time, ns since the Unix epoch> <message as received>`. Its
+name begins with the symbol, `btcusdt_20240808.gz`; files of one symbol continue one another in the order of their
+names. Several symbols are merged on their one local clock.
+
+    for event in read_session(session_files([Path("recordings")])):
+        engines[event.instrument].on_event(event)
+"""
+
+from __future__ import annotations
+
+import gzip
+import heapq
+import zlib
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Final
+
+from feature_cache.feeds.binance import BinanceSpot, FeedError
+from pretrade.market.v1 import market_pb2 as pb
+
+VENUE: Final = "BINANCE"
+
+
+class SessionError(ValueError):
+    """A recording that cannot be read; the message names the file and the line."""
+
+
+def session_files(paths: Iterable[Path]) -> list[Path]:
+    """The recordings named by files and folders (a folder means every `*.gz` directly in it), sorted by name.
+
+    Raises:
+        SessionError: A path does not exist, or there is no recording at all.
+    """
+    files: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            files.update(path.glob("*.gz"))
+        elif path.is_file():
+            files.add(path)
+        else:
+            raise SessionError(f"{path}: no such file or folder")
+    if not files:
+        raise SessionError("no recording (*.gz) found")
+    return sorted(files, key=lambda path: path.name)
+
+
+def instrument_of(path: Path) -> str:
+    """The instrument whose messages a recording holds: `btcusdt_20240808.gz` → `BTCUSDT.BINANCE`."""
+    return f"{path.name.partition('_')[0].partition('.')[0].upper()}.{VENUE}"
+
+
+def read_session(files: Iterable[Path]) -> Iterator[pb.MarketEvent]:
+    """The events of several recordings in the order in which they were received; `publish_time_ns` is that time.
+
+    Raises:
+        SessionError: While iterating, at a line that is not as described, or at a damaged file.
+    """
+    by_instrument: dict[str, list[Path]] = {}
+    for path in files:
+        by_instrument.setdefault(instrument_of(path), []).append(path)
+    return heapq.merge(
+        *(_read_instrument(instrument, paths) for instrument, paths in sorted(by_instrument.items())),
+        key=attrgetter("receive_time_ns"),
+    )
+
+
+def _read_instrument(instrument: str, paths: list[Path]) -> Iterator[pb.MarketEvent]:
+    feed = BinanceSpot(instrument)
+    for path in paths:
+        number = 0
+        try:
+            with gzip.open(path) as lines:
+                for number, line in enumerate(lines, start=1):  # noqa: B007 — the error below names it
+                    receive_time, _, message = line.partition(b" ")
+                    event = feed.decode(message, int(receive_time))
+                    if event is not None:
+                        yield event
+        except (OSError, EOFError, zlib.error) as error:
+            raise SessionError(f"{path}: damaged after line {number}: {error}") from error
+        except FeedError as error:
+            raise SessionError(f"{path}, line {number}: {error}") from error
+        except ValueError as error:
+            raise SessionError(f"{path}, line {number}: does not begin with the receive time") from error

@@ -1,0 +1,65 @@
+"""All settings of the feature worker, from `PRETRADE_WORKER_*` environment variables."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX: Final = "PRETRADE_WORKER_"
+
+
+class WorkerSettings(BaseSettings):
+    """A wrong value refuses to start."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """URL of the Redis to write to."""
+    redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Seconds after which a Redis that does not answer counts as lost."""
+    ttl_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    """Seconds a vector stays in Redis when nothing newer replaces it."""
+    flush_interval_seconds: Annotated[float, Field(gt=0, le=1)] = 0.005
+    """Seconds between two writes to Redis; each writes the newest vector of every instrument that changed."""
+    kafka_bootstrap_servers: str = "127.0.0.1:9092"
+    """Comma-separated `host:port` of the brokers."""
+    kafka_topic: str = "market.events"
+    """Topic of the market events; created with `kafka_partitions` partitions when it is missing."""
+    kafka_partitions: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Partitions of a topic that this worker creates."""
+    kafka_replicas: Annotated[int, Field(ge=1, le=10)] = 1
+    """Copies of each partition of a topic that this worker creates."""
+    kafka_group: str = "pretrade-features"
+    """Consumer group; workers of one group share the partitions."""
+    rewind_seconds: Annotated[float, Field(ge=0, le=86_400)] = 45.0
+    """Seconds of the log that are read again when a partition is taken over: the longest window and the feed's
+    interval between two snapshots must fit."""
+    max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Instruments kept; events of further ones are poison."""
+    metrics_host: str = "127.0.0.1"
+    """Address on which `/metrics` and `/healthz` are served."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of `/metrics` and `/healthz`; 0 serves neither."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+
+
+def load() -> WorkerSettings:
+    """Reads the settings.
+
+    Raises:
+        pydantic.ValidationError: A value breaks its rule.
+        ValueError: A `PRETRADE_WORKER_*` variable names no setting.
+    """
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(PREFIX)
+        and name.upper().removeprefix(PREFIX).lower() not in WorkerSettings.model_fields
+    )
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(unknown)}")
+    return WorkerSettings()

@@ -1,0 +1,55 @@
+"""The feature worker, composed: market events from Kafka, feature vectors to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+
+import structlog
+
+from feature_cache.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
+from feature_cache.engines import Engines
+from feature_cache.metrics import WorkerCollector, serve_http
+from feature_cache.settings import WorkerSettings
+from feature_cache.store import FeatureStore, connect
+from feature_cache.writer import FeatureWriter
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: WorkerSettings) -> None:
+    """Runs the worker until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: The metrics port cannot be listened on.
+    """
+    engines = Engines(settings.max_instruments)
+    dead_letters = DeadLetters(settings.kafka_bootstrap_servers, settings.kafka_topic + DEAD_LETTER_SUFFIX)
+    consumer = MarketEventConsumer(settings, engines, dead_letters)
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(settings.redis_url, settings.redis_timeout_seconds))
+        store = FeatureStore(redis, settings.ttl_seconds)
+        writer = FeatureWriter(redis, store, engines, consumer, settings.flush_interval_seconds)
+        if settings.metrics_port:
+            collector = WorkerCollector(engines, consumer, writer, dead_letters)
+            stack.enter_context(
+                serve_http(
+                    settings.metrics_host,
+                    settings.metrics_port,
+                    collector,
+                    problem=lambda: consumer.problem or writer.problem,
+                )
+            )
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters)]
+            _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
+            await stopped.wait()
+            _log.info("worker.stopping")
+            for task in running:
+                task.cancel()
+    _log.info("worker.stopped")

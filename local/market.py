@@ -1,0 +1,51 @@
+"""Market data for the stack: a recorded session in a loop, or the simulator."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import redis
+
+from feature_cache import session, simulator
+from feature_cache.store import key_of
+from local.endpoints import Endpoints
+from local.errors import NotReadyError
+
+
+def instruments(data: Path | None) -> tuple[str, ...]:
+    """The instruments that the market data is about.
+
+    Raises:
+        feature_cache.session.SessionError: There is no recording in `data`.
+    """
+    if data is None:
+        return simulator.INSTRUMENTS
+    return tuple(sorted({session.instrument_of(path) for path in session.session_files([data])}))
+
+
+def argv(endpoints: Endpoints, data: Path | None, speed: str) -> list[str]:
+    """Publishes market data of the stack's instruments for ever; there is a Kafka."""
+    assert endpoints.kafka_bootstrap_servers is not None
+    options = ["--speed", speed, "--kafka", endpoints.kafka_bootstrap_servers]
+    for instrument in endpoints.instruments:
+        options += ["--instruments", instrument]
+    source = ["simulate"] if data is None else ["replay", str(data.resolve()), "--loop"]
+    return [sys.executable, "-m", "feature_cache.cli", *source, *options]
+
+
+def ready(endpoints: Endpoints) -> None:
+    """Looks for the features of every instrument in Redis: the whole way from the feed to the cache works.
+
+    Raises:
+        NotReadyError: Some are missing.
+    """
+    if endpoints.redis_url is None:
+        return
+    with redis.Redis.from_url(endpoints.redis_url, socket_timeout=1.0) as client:
+        try:
+            missing = [name for name in endpoints.instruments if not client.exists(key_of(name))]
+        except redis.RedisError as error:
+            raise NotReadyError(str(error)) from error
+    if missing:
+        raise NotReadyError(f"no features of {', '.join(missing)}")

@@ -1,0 +1,42 @@
+"""Free ports on the loopback interface."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from contextlib import ExitStack
+from typing import Final
+
+LOOPBACK: Final = "127.0.0.1"
+
+# Below the ranges from which Linux and macOS choose the source port of an outgoing connection. A port inside them
+# cannot be relied on for a restart: while the server is down a reconnecting client may be given it, or even connect to
+# itself.
+_FIRST: Final = 20_000
+_COUNT: Final = 12_000
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns `count` different TCP ports that nobody listens on at this moment.
+
+    Raises:
+        OSError: So few are free that they were not found.
+    """
+    ports: list[int] = []
+    with ExitStack() as held:
+        for _ in range(_COUNT):
+            if len(ports) == count:
+                break
+            port = _FIRST + secrets.randbelow(_COUNT)
+            candidate = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            # As servers do: a connection that lingers in TIME_WAIT does not make a port taken.
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((LOOPBACK, port))
+            except OSError:
+                candidate.close()
+            else:
+                ports.append(port)
+    if len(ports) < count:
+        raise OSError(f"found {len(ports)} free ports of {count} between {_FIRST} and {_FIRST + _COUNT}")
+    return ports

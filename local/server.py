@@ -1,0 +1,70 @@
+"""The decision server, `python -m server`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from local.endpoints import Endpoints
+from local.errors import NotReadyError
+from local.ports import LOOPBACK
+
+_PROBE_TIMEOUT_SECONDS: Final = 2.0
+
+
+def address(port: int) -> str:
+    """The gRPC address of the decision or admin service on this port."""
+    return f"{LOOPBACK}:{port}"
+
+
+def argv() -> list[str]:
+    """Runs it; what it needs is in its environment."""
+    return [sys.executable, "-m", "server"]
+
+
+def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
+    """Its environment: ours, so that a user's settings of the server reach it, and what the stack decides.
+
+    Args:
+        endpoints: What it connects to; where there is none, its own default holds.
+        ports: Those it listens on: `decision`, `admin` and `metrics`.
+    """
+    values = {
+        "PRETRADE_GRPC__PORT": str(ports["decision"]),
+        "PRETRADE_ADMIN__PORT": str(ports["admin"]),
+        "PRETRADE_METRICS__PORT": str(ports["metrics"]),
+        "PRETRADE_REDIS_URL": endpoints.redis_url,
+        "PRETRADE_DATABASE_URL": endpoints.database_url,
+        "PRETRADE_REPLICAS__PRIMARY": endpoints.primary,
+        "PRETRADE_REPLICAS__SECONDARY": endpoints.secondary,
+        "PRETRADE_REPLICAS__CHALLENGER": endpoints.challenger,
+        "PRETRADE_JOURNAL__PATH": endpoints.journal,
+        "PRETRADE_INSTRUMENTS": json.dumps(endpoints.instruments),
+    }
+    return os.environ | {name: value for name, value in values.items() if value is not None}
+
+
+def ready(port: int) -> None:
+    """Asks for the health of the whole server.
+
+    Raises:
+        NotReadyError: It is not serving, or not there yet.
+    """
+    with grpc.insecure_channel(address(port)) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        call = check.future(HealthCheckRequest(), timeout=_PROBE_TIMEOUT_SECONDS)
+        if call.code() is not grpc.StatusCode.OK:
+            raise NotReadyError(f"{call.code().name}: {call.details()}")
+        status = call.result().status
+    if status != HealthCheckResponse.SERVING:
+        raise NotReadyError(HealthCheckResponse.ServingStatus.Name(status))

@@ -1,0 +1,81 @@
+"""What a user can choose about the embedded stack."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import DirectoryPath, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PREFIX: Final = "PRETRADE_LOCAL_"
+
+Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$")]
+"""`host:port`."""
+OptionalPort = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=600)]
+
+
+class LocalSettings(BaseSettings):
+    """Settings of the embedded stack; each can be given as `PRETRADE_LOCAL_<NAME>`.
+
+    A part whose address is given is used where it is and not started.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    dir: Path = Path(".pretrade")
+    """Where everything is kept: databases, models, the audit journal, and a log of each part in `logs/`."""
+    data: DirectoryPath | None = None
+    """Directory of a recorded session that feeds the stack and trains the models; none for the simulator."""
+    speed: Annotated[str, Field(pattern=r"^(max|\d+(\.\d+)?)$")] = "1"
+    """How fast market data is fed: a factor, or `max`."""
+    market: bool = True
+    """Whether market data is fed at all."""
+    instruments: tuple[str, ...] | None = None
+    """Instruments to decide on, as a JSON list; none for those of the market data."""
+    model_store: Path | None = None
+    """Directory of `champion.mar` and `challenger.mar`; none to train them into `dir` when they are not there yet."""
+
+    redis_url: str | None = None
+    """Redis or Valkey to use instead of our own."""
+    kafka_bootstrap_servers: str | None = None
+    """Kafka to use instead of our own broker, `host:port` separated by commas."""
+    database_url: str | None = None
+    """SQL database to use instead of our own PostgreSQL, as an SQLAlchemy URL."""
+    primary: Address | None = None
+    """gRPC address of a TorchServe that serves `champion`, instead of our own primary replica."""
+    secondary: Address | None = None
+    """The same for the secondary replica."""
+    challenger: Address | None = None
+    """gRPC address of a TorchServe that serves `challenger`, instead of our own."""
+
+    decision_port: OptionalPort = 0
+    """Port of the decision service on 127.0.0.1; 0 for any free one."""
+    admin_port: OptionalPort = 0
+    """Port of the admin service on 127.0.0.1; 0 for any free one."""
+    metrics_port: OptionalPort = 0
+    """Port of the decision server's metrics on 127.0.0.1; 0 for any free one."""
+
+    start_timeout_seconds: Seconds = 60.0
+    """How long a part may take until it is ready."""
+    training_timeout_seconds: Seconds = 600.0
+    """How long the training of the models may take."""
+    stop_timeout_seconds: Seconds = 10.0
+    """How long a part may take to end before it is killed."""
+    guard_grace_seconds: Seconds = 3.0
+    """The same when `pretrade` itself was killed and its guard ends the parts."""
+
+
+def refuse_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses a misspelt variable, which pydantic-settings would ignore.
+
+    Raises:
+        ValueError: A variable with our prefix names no setting.
+    """
+    known = {_PREFIX + name.upper() for name in LocalSettings.model_fields}
+    unknown = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)
+    if unknown:
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")

@@ -1,0 +1,302 @@
+"""The composition root: builds the server from its settings, starts it in dependency order and stops it in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from fallback.cached_score import CachedScores
+from fallback.chain import Chain
+from fallback.guards import Guards
+from fallback.rules import RulesBaseline
+from feature_cache.l1 import FeatureCache
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+from server.admission import Admission
+from server.audit.journal import Journal
+from server.audit.shipper import Shipper
+from server.control.state import ControlState
+from server.dataplane import DataPlane
+from server.health import Component, Health
+from server.idempotency import IdempotencyWindow
+from server.ids import uuid7_source
+from server.inference.champion import Champion
+from server.inference.replica import Replica
+from server.inference.retry_budget import RetryBudget
+from server.inference.shadow import Shadow
+from server.metrics import DecisionMetrics, ServerCollector
+from server.record import PacketWriter
+from server.rpc.admin import AdminServicer
+from server.rpc.convert import OrderReader
+from server.rpc.decision import DecisionServicer
+from server.settings import Settings
+from server.tracing import server_interceptors
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs the server until SIGTERM or SIGINT, then drains it. A second signal exits at once."""
+    stop = _stop_on_signal()
+    async with AsyncExitStack() as stack:
+        server = await _start(settings, stack)
+        await stop.wait()
+        await server.drain()
+
+
+class _Server:
+    """The started server, as far as stopping it in order is concerned."""
+
+    def __init__(
+        self, settings: Settings, health_state: Health, admission: Admission, decisions: grpc.aio.Server
+    ) -> None:
+        self._settings = settings.grpc
+        self._health = health_state
+        self._admission = admission
+        self._decisions = decisions
+
+    async def drain(self) -> None:
+        """Health NOT_SERVING → time to notice → no new calls → calls under way finish."""
+        _log.info("draining", in_flight=self._admission.in_flight)
+        await self._health.drain()
+        await asyncio.sleep(self._settings.drain_seconds)
+        await self._decisions.stop(self._settings.grace_seconds)
+
+
+async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
+    """Builds and starts every component."""
+    clock, uniform, new_id = time.monotonic, random.random, uuid7_source()
+    instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}"
+    metrics = DecisionMetrics()
+
+    journal = await stack.enter_async_context(
+        Journal(settings.journal, on_commit=lambda _rows, seconds: metrics.commits.observe(seconds))
+    )
+    shipper = await stack.enter_async_context(
+        Shipper(journal, settings.database_url.get_secret_value(), settings.shipping)
+    )
+    feature_cache = FeatureCache(
+        settings.feature_cache.model_copy(update={"redis_url": settings.redis_url.get_secret_value()}),
+        settings.instruments,
+    )
+    await stack.enter_async_context(_background(feature_cache.run(), "feature-cache"))
+    endpoints = settings.replicas
+    replicas = tuple(
+        [
+            await stack.enter_async_context(
+                Replica(
+                    name,
+                    endpoint,
+                    model,
+                    version,
+                    settings.replica,
+                    settings.batcher,
+                    settings.breaker,
+                    clock,
+                    uniform,
+                )
+            )
+            for name, endpoint, model, version in (
+                ("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
+                ("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
+                ("challenger", endpoints.challenger, endpoints.challenger_model, None),
+            )
+        ]
+    )
+    primary, secondary, challenger = replicas
+
+    control = ControlState(settings.control, journal, instance_id, new_id, time.time_ns)
+    cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
+    champion = Champion(primary, secondary, RetryBudget(settings.retry, clock), settings.budget, clock, uniform)
+    admission = Admission(settings.admission)
+    idempotency = IdempotencyWindow(settings.idempotency, clock)
+    shadow = Shadow(challenger)
+    dataplane = DataPlane(
+        admission=admission,
+        idempotency=idempotency,
+        feature_cache=feature_cache,
+        max_feature_age_seconds=settings.features.max_age_seconds,
+        chain=Chain((champion, cached_scores, RulesBaseline(settings.rules, clock))),
+        cached_scores=cached_scores,
+        guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
+        journal=journal,
+        packets=PacketWriter(instance_id, settings.config_hash(), settings.journal.durability.value, control),
+        shadow=shadow,
+        shadow_on=lambda: control.shadow,
+        metrics=metrics,
+        budget_settings=settings.budget,
+        log_decisions=settings.log_level == "debug",
+        clock=clock,
+        new_id=new_id,
+    )
+
+    health_servicers = (health.aio.HealthServicer(), health.aio.HealthServicer())
+    health_state = Health(
+        {
+            "journal": Component(lambda: "" if journal.writable else journal.last_error or "not open", required=True),
+            "audit_store": Component(lambda: shipper.last_error, required=False),
+            "feature_cache": Component(lambda: _feature_problem(feature_cache, settings.instruments), required=False),
+            **{
+                replica.name: Component(_replica_problem(replica), required=False)
+                for replica in (primary, secondary, challenger)
+            },
+        },
+        health_servicers,
+        settings.startup_patience_seconds,
+        clock,
+    )
+    # Nothing is healthy until it is proven; the servicers start as SERVING.
+    await health_state.update()
+
+    collector = ServerCollector(
+        decisions=metrics,
+        admission=admission,
+        idempotency=idempotency,
+        replicas=replicas,
+        shadow=shadow,
+        journal=journal,
+        feature_cache=feature_cache,
+        instruments=settings.instruments,
+        clock=clock,
+    )
+    registry = CollectorRegistry()
+    registry.register(collector)
+    metrics_server, metrics_thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
+    stack.callback(metrics_thread.join)
+    stack.callback(metrics_server.server_close)
+    stack.callback(metrics_server.shutdown)
+
+    interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
+    admin = _grpc_server(settings, ())
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(
+        AdminServicer(
+            instance_id=instance_id,
+            control=control,
+            replicas=replicas,
+            journal=journal,
+            unshipped=lambda: shipper.unshipped,
+            feature_cache=feature_cache,
+            instruments=settings.instruments,
+            max_feature_age_seconds=settings.features.max_age_seconds,
+            health=health_state,
+            metrics=metrics,
+            clock=clock,
+        ),
+        admin,
+    )
+    admin_port = await _listen(
+        stack,
+        admin,
+        health_servicers[0],
+        admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+        f"{settings.admin.host}:{settings.admin.port}",
+    )
+    decisions = _grpc_server(settings, interceptors)
+    decision_pb2_grpc.add_DecisionServiceServicer_to_server(
+        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock), decisions
+    )
+    decision_port = await _listen(
+        stack,
+        decisions,
+        health_servicers[1],
+        decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,
+        f"{settings.grpc.host}:{settings.grpc.port}",
+    )
+    await stack.enter_async_context(_background(health_state.run(), "health"))
+    _log.info(
+        "started",
+        instance_id=instance_id,
+        config_hash=settings.config_hash(),
+        decision=f"{settings.grpc.host}:{decision_port}",
+        admin=f"{settings.admin.host}:{admin_port}",
+        metrics=f"{settings.metrics.host}:{metrics_server.server_port}",
+        durability=settings.journal.durability.value,
+    )
+    return _Server(settings, health_state, admission, decisions)
+
+
+def _grpc_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+    """A server with the limits that protect it from its callers."""
+    return grpc.aio.server(
+        interceptors=tuple(interceptors),
+        options=(
+            ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
+            ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
+            # A second server on the port is a mistake, not a way to share it.
+            ("grpc.so_reuseport", 0),
+            # Callers may keep idle connections alive, but not by pinging all the time.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ),
+    )
+
+
+async def _listen(
+    stack: AsyncExitStack, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer, service: str, at: str
+) -> int:
+    """Adds health and reflection, binds and starts; returns the port.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = (service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    try:
+        port = server.add_insecure_port(at)
+    except RuntimeError as error:
+        raise OSError(f"{service}: cannot listen on {at}: {error}") from error
+    await server.start()
+    stack.push_async_callback(server.stop, None)
+    return port
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
+    """Runs a component's loop while the context is open; it must not end by itself."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _replica_problem(replica: Replica) -> Callable[[], str]:
+    return lambda: "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+
+
+def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) -> str:
+    if not feature_cache.connected:
+        return "Redis is not connected"
+    missing = [name for name in instruments if feature_cache.get(name) is None]
+    return f"no features: {', '.join(missing)}" if missing else ""
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """An event set by the first SIGTERM or SIGINT; the second ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop

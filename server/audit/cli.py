@@ -1,0 +1,273 @@
+"""`pretrade audit`: one decision on one screen, and the proof that nothing was changed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import sqlalchemy as sa
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from feature_cache import features
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.errors import AuditError
+from server.audit.reader import AuditedDecision, get_decision, verify
+from server.audit.store import REPLIED
+
+app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
+
+_BAR_WIDTH: Final = 24
+_COLOURS: Final = {pb.ACTION_TRADE: "green", pb.ACTION_NO_TRADE: "yellow", pb.ACTION_ABSTAIN: "red"}
+
+_DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PRETRADE_DATABASE_URL",
+        show_envvar=True,
+        help="SQLAlchemy URL of the audit database. Default: that of the running stack.",
+    ),
+]
+_JournalPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal",
+        envvar="PRETRADE_JOURNAL__PATH",
+        show_envvar=True,
+        help="The audit journal. Default: that of the running stack.",
+    ),
+]
+_StackDirectory = Annotated[Path, typer.Option("--dir", help="Where `pretrade up` keeps its files.")]
+_DEFAULT_DIRECTORY: Final = Path(".pretrade")
+
+
+@app.command()
+def show(
+    decision_id: Annotated[str, typer.Argument(help="The decision id of the reply.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The whole packet as JSON.")] = False,
+    database_url: _DatabaseUrl = None,
+    journal: _JournalPath = None,
+    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+) -> None:
+    """Shows one decision: asked, answered, why, known, cost, attempts, evidence."""
+    database_url, journal = _targets(database_url, journal, directory)
+    try:
+        decision = get_decision(database_url, journal, decision_id)
+    except (AuditError, ValueError) as error:
+        raise _failure(error) from error
+    if as_json:
+        typer.echo(json.dumps(to_dict(decision), indent=2, allow_nan=False))
+    else:
+        Console().print(screen(decision))
+
+
+@app.command(name="verify")
+def verify_chains(
+    database_url: _DatabaseUrl = None,
+    journal: _JournalPath = None,
+    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+) -> None:
+    """Checks every row of the database and the journal against the hash chain; exits with 1 at the first bad one."""
+    database_url, journal = _targets(database_url, journal, directory)
+    try:
+        for one in verify(database_url, journal):
+            rows = f"rows {one.first} to {one.last} are" if one.first else "no rows; the head is"
+            typer.echo(f"{one.where}: journal {one.journal_id}: {rows} as they were written")
+    except (AuditError, ValueError, sa.exc.SQLAlchemyError) as error:
+        raise _failure(error) from error
+
+
+def to_dict(decision: AuditedDecision) -> dict[str, Any]:
+    """The whole packet in the JSON form of protobuf, with the features by name; undefined ones are null."""
+    return {
+        "decision_id": decision.packet.decision.decision_id,
+        "reply_status": decision.reply_status,
+        "packet": MessageToDict(decision.packet, preserving_proto_field_name=True),
+        "features": {
+            name: value if math.isfinite(value) else None for name, value in _features(decision.packet).items()
+        },
+        "evidence": {
+            "found_in": decision.found_in,
+            "journal_id": decision.journal_id,
+            "position": decision.row.position,
+            "hash": decision.row.hash.hex(),
+        },
+    }
+
+
+def screen(decision: AuditedDecision) -> RenderableType:
+    """Everything about one decision, for people."""
+    packet = decision.packet
+    answer = packet.decision
+    colour = _COLOURS.get(answer.action, "white")
+    title = Text.assemble(
+        (f" {_short(pb.Action.Name(answer.action), 'ACTION_')} ", f"bold reverse {colour}"),
+        f"  {answer.decision_id}  {_instant(answer.decided_at.ToNanoseconds())} ",
+    )
+    sections: list[RenderableType] = [
+        _section("asked", _asked(packet.order)),
+        _section("answered", _answered(decision)),
+        _section("why", _why(answer)),
+        _section("known", _known(packet)),
+    ]
+    values = _features(packet)
+    if values:
+        turned = ", turned for a sell" if packet.order.side == pb.SIDE_SELL else ""
+        grid = Columns([f"{name:<21} {value:>12.6g}" for name, value in values.items()], column_first=True)
+        sections.append(Panel(grid, title=f"features {packet.feature_set_id}, as the model saw them{turned}"))
+    sections += [
+        _cost(answer.budget),
+        _attempts(packet),
+        _section("evidence", _evidence(decision)),
+    ]
+    return Panel(Group(*sections), title=title, title_align="left")
+
+
+def _asked(order: pb.Order) -> Iterator[tuple[str, str]]:
+    price = f"limit {order.limit_price:.12g}" if order.HasField("limit_price") else "market"
+    yield "order", f"{_short(pb.Side.Name(order.side), 'SIDE_')} {order.quantity:.12g} {order.instrument}, {price}"
+    yield "strategy", order.strategy + (", reduce only" if order.reduce_only else "")
+    yield "order ref", order.order_ref or "-"
+    yield "idempotency key", order.idempotency_key or "-"
+
+
+def _answered(decision: AuditedDecision) -> Iterator[tuple[str, str]]:
+    answer = decision.packet.decision
+    source = _short(pb.Source.Name(answer.source), "SOURCE_")
+    if decision.packet.cached_from_decision_id:
+        source += f", from decision {decision.packet.cached_from_decision_id}"
+    yield "source", source
+    yield (
+        "score",
+        f"{answer.score:.6f} against a threshold of {answer.threshold:.6f}"
+        if answer.HasField("score")
+        else "nobody scored",
+    )
+    if answer.model_name:
+        yield "model", f"{answer.model_name} {answer.model_version}"
+    yield "reply", "sent" if decision.reply_status == REPLIED else decision.reply_status
+
+
+def _why(answer: pb.Decision) -> Iterator[tuple[str, str]]:
+    yield "reasons", ", ".join(_short(pb.ReasonCode.Name(reason), "REASON_CODE_") for reason in answer.reasons)
+    degradations = ", ".join(_short(pb.Degradation.Name(one), "DEGRADATION_") for one in answer.degradations)
+    yield "degradations", degradations or "none"
+
+
+def _known(packet: packet_pb2.DecisionPacket) -> Iterator[tuple[str, str]]:
+    yield "mid price", f"{packet.mid_price:.12g}" if packet.mid_price else "unknown"
+    provenance = packet.features
+    if provenance.from_caller:
+        yield "features", "brought by the caller"
+    elif packet.HasField("features"):
+        yield "features", f"sequence {provenance.sequence}, {_milliseconds(provenance.age_us)} old"
+        yield "event time", _instant(provenance.event_time_ns)
+    else:
+        yield "features", "none"
+    yield "trading state", packet.trading_state or "-"
+    yield "flags on", ", ".join(packet.flags_on) or "none"
+
+
+def _evidence(decision: AuditedDecision) -> Iterator[tuple[str, str]]:
+    packet = decision.packet
+    yield "instance", f"{packet.instance_id}, settings {packet.config_hash}"
+    yield (
+        "monotonic clock",
+        f"arrived {packet.arrived_monotonic_ns / 1e9:.6f} s, decided {packet.decided_monotonic_ns / 1e9:.6f} s",
+    )
+    yield "journal", f"{decision.journal_id}, row {decision.row.position}, durability {packet.durability}"
+    yield "hash", decision.row.hash.hex()
+    yield "found in", decision.found_in
+
+
+def _cost(budget: pb.Budget) -> RenderableType:
+    table = Table(title=f"cost: {_milliseconds(budget.used_us)} of {_milliseconds(budget.allowed_us)}", expand=True)
+    table.add_column("stage")
+    table.add_column("used", justify="right")
+    table.add_column("allowed", justify="right")
+    table.add_column("share of the whole budget")
+    for use in budget.stages:
+        width = round(_BAR_WIDTH * use.used_us / budget.allowed_us) if budget.allowed_us else 0
+        table.add_row(
+            _short(pb.Stage.Name(use.stage), "STAGE_"),
+            _milliseconds(use.used_us),
+            _milliseconds(use.allowed_us),
+            "█" * min(width, _BAR_WIDTH) or "▏",
+        )
+    return table
+
+
+def _attempts(packet: packet_pb2.DecisionPacket) -> RenderableType:
+    if not packet.attempts:
+        return _section("attempts", [("model", "not asked")])
+    table = Table(title="attempts", expand=True)
+    for column in ("replica", "outcome", "used", "model version"):
+        table.add_column(column)
+    for attempt in packet.attempts:
+        table.add_row(attempt.replica, attempt.outcome, _milliseconds(attempt.used_us), attempt.model_version or "-")
+    return table
+
+
+def _section(title: str, lines: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=9, style="bold cyan")
+    table.add_column(width=16, style="dim")
+    table.add_column()
+    for i, (name, value) in enumerate(lines):
+        # What callers sent is shown as it is: neither markup nor a terminal's control sequences.
+        table.add_row(
+            title if i == 0 else "",
+            name,
+            Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)),
+        )
+    return table
+
+
+def _features(packet: packet_pb2.DecisionPacket) -> Mapping[str, float]:
+    values = np.frombuffer(packet.model_input, dtype="<f4")
+    if packet.feature_set_id == features.FEATURE_SET_ID and len(values) == features.N_FEATURES:
+        names = features.NAMES
+    else:
+        names = tuple(str(i) for i in range(len(values)))
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _targets(database_url: str | None, journal: Path | None, directory: Path) -> tuple[str | None, Path | None]:
+    """Where to look: what was asked for, else the stack that runs in `directory`."""
+    if database_url is not None or journal is not None:
+        return database_url, journal
+    path = directory / "stack.json"
+    try:
+        endpoints = json.loads(path.read_text())["endpoints"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _failure(f"no stack runs in {directory}: name --database-url or --journal") from error
+    return endpoints.get("database_url"), Path(endpoints["journal"]) if endpoints.get("journal") else None
+
+
+def _failure(error: object) -> typer.Exit:
+    typer.echo(f"pretrade audit: {error}", err=True)
+    return typer.Exit(1)
+
+
+def _short(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix)
+
+
+def _milliseconds(microseconds: int) -> str:
+    return f"{microseconds / 1000:.3f} ms"
+
+
+def _instant(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M:%S}.{rest:09d} UTC"

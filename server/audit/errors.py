@@ -1,0 +1,55 @@
+"""What can go wrong with the audit.
+
+::
+
+    AuditError
+    ├── JournalError              this row is not durable: the caller must not act on its decision
+    │   ├── JournalFull           too many rows wait; try again when `depth` falls
+    │   ├── JournalUnwritable     the last write failed; the journal recovers by itself
+    │   ├── JournalClosed         not started, or already closed
+    │   ├── JournalInUse          another process holds this journal; start fails
+    │   └── JournalCorrupted      a row does not fit the chain; start fails, `position` says where
+    └── UnknownDecision           neither the store nor the journal holds this decision
+"""
+
+from __future__ import annotations
+
+
+class AuditError(Exception):
+    """Base of everything the audit raises on purpose."""
+
+
+class JournalError(AuditError):
+    """The row was not made durable."""
+
+
+class JournalFull(JournalError):  # noqa: N818 - reads as the state it reports, like queue.Full
+    """As many rows as `JournalSettings.queue_rows` allows wait to be written."""
+
+
+class JournalUnwritable(JournalError):  # noqa: N818 - see JournalFull
+    """The last write failed and no probe has succeeded since."""
+
+
+class JournalClosed(JournalError):  # noqa: N818 - see JournalFull
+    """The journal was not started, or is closed."""
+
+
+class JournalInUse(JournalError):  # noqa: N818 - see JournalFull
+    """Another process writes this journal: two writers would fork the chain."""
+
+
+class JournalCorrupted(JournalError):  # noqa: N818 - see JournalFull
+    """A row is missing, or is not what was written.
+
+    Attributes:
+        position: The first position that does not fit.
+    """
+
+    def __init__(self, position: int, problem: str) -> None:
+        super().__init__(f"position {position}: {problem}")
+        self.position = position
+
+
+class UnknownDecision(AuditError):  # noqa: N818 - see JournalFull
+    """Neither the store nor the journal holds this decision."""

@@ -1,0 +1,484 @@
+"""The durable audit journal: a row is on disk before its caller goes on.
+
+Life of a row::
+
+    append() ─▶ queue ─▶ writer thread: everything queued, one INSERT, one sync ─▶ event loop: the callers' futures
+
+Appends that arrive during a sync share the next one (group commit), so the cost of a sync is divided by the load.
+
+States::
+
+    writable ──a write fails──▶ unwritable: its rows and all that wait fail, new ones are refused at once
+        ▲                             │
+        └── a probe is durable ◀──────┘  opens the file anew and commits a probe, again and again with backoff
+
+A failed sync is never retried on the same pages, whose state in the page cache nobody knows: the file is opened anew
+and a new commit must succeed. Rows of a failed commit that turn up after all are marked in the journal as
+`reply_unconfirmed` with cause `not_durable`, because their callers were told that they failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future as BackgroundFuture
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from pretrade.audit.v1 import packet_pb2
+from server.audit.errors import (
+    JournalClosed,
+    JournalCorrupted,
+    JournalError,
+    JournalFull,
+    JournalInUse,
+    JournalUnwritable,
+)
+from server.audit.journal_file import JournalFile, checkpoint
+
+_log = structlog.get_logger(__name__)
+
+_TRIM_ROWS: Final = 256  # a trim shares the writer with the callers: small steps, each between two batches
+_PAGE_BYTES: Final = 4096
+_PAGES_PER_COMMIT: Final = 2  # the last leaf of the table and now and then its parent
+
+
+class Durability(enum.StrEnum):
+    """What an append waits for."""
+
+    FSYNC = "fsync"
+    """The row survives the loss of power."""
+    OS = "os"
+    """The row survives the death of this process, not of the machine."""
+    OFF = "off"
+    """Nothing: the row is written soon."""
+
+
+class JournalSettings(BaseModel):
+    """The audit journal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    path: Path = Path("pretrade-journal.db")
+    """The file; one journal belongs to one server process. Its directory must exist."""
+    durability: Durability = Durability.FSYNC
+    """What a decision waits for: `fsync` (survives power loss), `os` (survives the process) or `off`."""
+    queue_rows: int = Field(default=20_000, ge=1, le=1_000_000)
+    """Rows that may wait to be written; beyond, appends fail at once."""
+    batch_rows: int = Field(default=256, ge=1, le=4096)
+    """Rows after which a commit takes no further appends."""
+    checkpoint_pages: int = Field(default=1000, ge=100, le=1_000_000)
+    """Pages of 4 KiB written to the log after which they are moved into the file."""
+    retry_min_seconds: float = Field(default=0.05, gt=0, le=10)
+    """First pause before a probe after a failed write; doubles up to `retry_max_seconds`."""
+    retry_max_seconds: float = Field(default=2.0, gt=0, le=60)
+    """Longest pause between two probes."""
+
+
+class Journal:
+    """Makes rows durable for the coroutines of one event loop.
+
+    An async context manager; its methods are called on the loop's thread. The attributes are for status and metrics.
+
+    Args:
+        settings: Where and how.
+        on_commit: Called on the loop after every commit with its rows and its seconds.
+    """
+
+    def __init__(self, settings: JournalSettings, on_commit: Callable[[int, float], None] | None = None) -> None:
+        self.settings: Final = settings
+        self._on_commit = on_commit
+        self._work: queue.SimpleQueue[_Append | _Trim | _Stop] = queue.SimpleQueue()
+        self._open = False
+        self.writable = False
+        """True when the last write succeeded."""
+        self.last_error = ""
+        """Why the journal is unwritable; empty when it is not."""
+        self.position = 0
+        """Position of the newest durable row."""
+        self.depth = 0
+        """Rows that wait."""
+        self.written = 0
+        """Rows made durable since start."""
+        self.batches = 0
+        """Commits since start."""
+        self.refused = 0
+        """Rows whose caller got a `JournalError` since start."""
+        self.outages = 0
+        """Times the journal became unwritable since start."""
+        self.last_commit_seconds = 0.0
+        """Duration of the newest commit."""
+
+    async def __aenter__(self) -> Self:
+        """Opens the journal, creating it if there is none.
+
+        Raises:
+            JournalInUse: Another process writes it.
+            JournalCorrupted: Its tail is not what was written.
+            JournalError: It cannot be opened or written.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._lock = _lock(self.settings.path)
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="audit-journal", daemon=True)
+        self._thread.start()
+        try:
+            await opened
+        except BaseException:
+            await self._stop()
+            raise
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Writes what waits and closes the file."""
+        self._open = False
+        await self._stop()
+
+    async def _stop(self) -> None:
+        self._work.put(_Stop())
+        try:
+            await asyncio.shield(self._stopped)
+        finally:
+            self._thread.join()
+            os.close(self._lock)
+
+    def append(self, entry: bytes) -> asyncio.Future[None]:
+        """Appends one serialised `JournalEntry`; see `append_many`."""
+        return self.append_many((entry,))
+
+    def append_many(self, entries: Sequence[bytes]) -> asyncio.Future[None]:
+        """Appends serialised `JournalEntry` messages, in order and in one commit.
+
+        Returns:
+            A future that resolves when all of them are durable (at once with durability `off`) and fails with
+            `JournalUnwritable` when none of them is. Cancelling it gives up the waiting, not the rows, and harms no
+            other caller. It need not be awaited.
+
+        Raises:
+            JournalFull: Too many rows wait.
+            JournalUnwritable: The last write failed.
+            JournalClosed: The journal is not open.
+        """
+        if not (self._open and self.writable) or self.depth + len(entries) > self.settings.queue_rows:
+            self.refused += len(entries)
+            raise self._refusal()
+        self.depth += len(entries)
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._work.put(_Append(entries, future))
+        if self.settings.durability is Durability.OFF:
+            future.set_result(None)
+        return future
+
+    async def flush(self) -> None:
+        """Waits until everything appended so far is durable. Safe to cancel.
+
+        Raises:
+            JournalUnwritable: It could not be made durable.
+            JournalClosed: The journal is not open.
+        """
+        if not (self._open and self.writable):
+            raise self._refusal()
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._work.put(_Append((), future))
+        await future
+
+    def trim(self, through: int) -> None:
+        """Asks the writer to remove the rows up to position `through`, in small steps between batches.
+
+        A trim that fails is forgotten: the next one covers it.
+        """
+        if self._open and self.writable:
+            self._work.put(_Trim(through))
+
+    def _refusal(self) -> JournalError:
+        if not self._open:
+            return JournalClosed("the audit journal is not open")
+        if not self.writable:
+            return JournalUnwritable(f"the audit journal cannot be written: {self.last_error}")
+        return JournalFull(f"{self.depth} rows wait for the audit journal")
+
+    def _settle(self, appends: list[_Append], rows: int, position: int, seconds: float) -> None:
+        """On the loop: a batch is durable."""
+        self.depth -= rows
+        self.position = position
+        for append in appends:
+            if not append.future.done():
+                append.future.set_result(None)
+        if rows:
+            self.written += rows
+            self.batches += 1
+            self.last_commit_seconds = seconds
+            if self._on_commit is not None:
+                self._on_commit(rows, seconds)
+
+    def _fail(self, appends: list[_Append], why: str) -> None:
+        """On the loop: these rows are not durable."""
+        for append in appends:
+            self.depth -= len(append.entries)
+            self.refused += len(append.entries)
+            if not append.future.done():
+                append.future.set_exception(JournalUnwritable(f"the audit journal cannot be written: {why}"))
+                append.future.exception()  # seen: an outage is logged once, not for every future nobody awaits
+
+    # The writer does not log: a full disk may hold the log too, and no failure to log may end the writer.
+
+    def _note_outage(self, why: str) -> None:
+        """On the loop: the journal became unwritable."""
+        self.outages += 1
+        _log.error("audit_journal_unwritable", path=str(self.settings.path), error=why)
+
+    def _note_recovery(self, seconds: float) -> None:
+        """On the loop: the journal is writable again."""
+        _log.info("audit_journal_writable", path=str(self.settings.path), outage_seconds=round(seconds, 3))
+
+    def _note_neglect(self, what: str, why: str) -> None:
+        """On the loop: something was put off that loses nothing."""
+        _log.warning("audit_journal_neglected", what=what, error=why)
+
+    def _run(self, opened: asyncio.Future[None]) -> None:
+        """The writer thread."""
+        post = self._loop.call_soon_threadsafe
+        try:
+            with _Writer(self, self._work, post) as writer:
+                self.position = writer.position
+                self.writable = True
+                post(_resolve, opened, None)
+                writer.run()
+        except Exception as error:
+            self.writable = False
+            self.last_error = f"{self.settings.path}: {error}"
+            post(_resolve, opened, error if isinstance(error, JournalError) else JournalError(self.last_error))
+            if not isinstance(error, (JournalError, sqlite3.Error, OSError)):
+                raise
+        finally:
+            post(_resolve, self._stopped, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    entries: Sequence[bytes]
+    future: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trim:
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class _Writer:
+    """The writer thread's part: the only user of the file.
+
+    Args:
+        journal: Whose callers are answered.
+        work: What the journal wants done, in order.
+        post: Runs a function on the journal's loop.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        work: queue.SimpleQueue[_Append | _Trim | _Stop],
+        post: Callable[..., object],
+    ) -> None:
+        self._journal = journal
+        self._settings = journal.settings
+        self._work = work
+        self._post = post
+        self._file = self._open()
+        self._log_pages = 0.0
+        self._checkpoints = ThreadPoolExecutor(1, thread_name_prefix="audit-checkpoint")
+        self._checkpoint: BackgroundFuture[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._checkpoints.shutdown()
+        self._file.close()
+
+    @property
+    def position(self) -> int:
+        """Position of the newest durable row."""
+        return self._file.head.position
+
+    def run(self) -> None:
+        """Works until stopped."""
+        stopped = False
+        while not stopped:
+            appends, rest = self._take()
+            if appends:
+                stopped = not self._write(appends)
+            match rest:
+                case _Trim(through):
+                    self._trim(through)
+                case _Stop():
+                    stopped = True
+
+    def _take(self) -> tuple[list[_Append], _Trim | _Stop | None]:
+        """Waits for work and takes what is there: appends up to a batch, and what stood behind them."""
+        work = self._work.get()
+        appends: list[_Append] = []
+        rows = 0
+        while isinstance(work, _Append):
+            appends.append(work)
+            rows += len(work.entries)
+            if rows >= self._settings.batch_rows:
+                return appends, None
+            try:
+                work = self._work.get_nowait()
+            except queue.Empty:
+                return appends, None
+        return appends, work
+
+    def _write(self, appends: list[_Append]) -> bool:
+        """Commits a batch and answers its callers; False when the journal was stopped during an outage."""
+        entries = [entry for append in appends for entry in append.entries]
+        started = time.perf_counter()
+        try:
+            if entries:
+                self._file.append(entries)
+        except Exception as error:  # whatever it is, the callers must hear and the writer must go on
+            return self._outlast(error, appends)
+        self._post(self._journal._settle, appends, len(entries), self.position, time.perf_counter() - started)
+        self._log_pages += _PAGES_PER_COMMIT + sum(map(len, entries)) / _PAGE_BYTES
+        self._keep_log_short()
+        return True
+
+    def _trim(self, through: int) -> None:
+        try:
+            left = self._file.trim(through, _TRIM_ROWS)
+        except sqlite3.Error as error:
+            self._post(self._journal._note_neglect, "trim", str(error))
+            return
+        self._log_pages += _PAGES_PER_COMMIT
+        if left:
+            self._work.put(_Trim(through))
+
+    def _keep_log_short(self) -> None:
+        """Checkpoints when the log has grown by its share.
+
+        The bulk moves in the background while commits go on; what was committed meanwhile is little, and is moved here,
+        so that no frame is left and the next commit starts the log from its beginning.
+        """
+        if self._checkpoint is None:
+            if self._log_pages >= self._settings.checkpoint_pages:
+                self._log_pages = 0.0
+                self._checkpoint = self._checkpoints.submit(checkpoint, self._settings.path)
+        elif self._checkpoint.done():
+            error = self._checkpoint.exception()
+            self._checkpoint = None
+            try:
+                if error is not None:
+                    raise error
+                self._file.checkpoint()
+            except (sqlite3.Error, OSError) as failure:  # the log grows until a later one succeeds; nothing is lost
+                self._post(self._journal._note_neglect, "checkpoint", str(failure))
+
+    def _outlast(self, error: Exception, appends: list[_Append]) -> bool:
+        """Fails everything that waits or arrives until a probe is durable; False when stopped before."""
+        journal = self._journal
+        began = time.monotonic()
+        journal.last_error = str(error)
+        journal.writable = False
+        self._post(journal._fail, appends, str(error))
+        self._post(journal._note_outage, str(error))
+        pause = self._settings.retry_min_seconds
+        acknowledged = self.position
+        while True:
+            if not self._refuse_for(pause):
+                return False
+            pause = min(2 * pause, self._settings.retry_max_seconds)
+            with suppress(sqlite3.Error):
+                self._file.close()
+            try:
+                self._file = self._open()
+                self._mark_unacknowledged(acknowledged)
+                self._file.probe()
+            except Exception as failure:  # as in _write
+                journal.last_error = str(failure)
+                continue
+            break
+        journal.last_error = ""
+        journal.writable = True
+        self._post(journal._note_recovery, time.monotonic() - began)
+        return True
+
+    def _refuse_for(self, seconds: float) -> bool:
+        """Fails what arrives during `seconds`; False when told to stop."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            try:
+                work = self._work.get(timeout=left)
+            except queue.Empty:
+                return True
+            match work:
+                case _Append():
+                    self._post(self._journal._fail, [work], self._journal.last_error)
+                case _Stop():
+                    return False
+        return True
+
+    def _mark_unacknowledged(self, acknowledged: int) -> None:
+        """Compares the file with what callers were told."""
+        position = self.position
+        if position < acknowledged:
+            raise JournalCorrupted(position + 1, f"gone, like every row up to {acknowledged}")
+        marks = []
+        for row in self._file.rows_after(acknowledged):
+            entry = packet_pb2.JournalEntry.FromString(row.entry)
+            if entry.HasField("decision"):
+                mark = packet_pb2.ReplyUnconfirmed(decision_id=entry.decision.decision.decision_id, cause="not_durable")
+                marks.append(packet_pb2.JournalEntry(reply_unconfirmed=mark).SerializeToString())
+        if marks:
+            self._file.append(marks)
+
+    def _open(self) -> JournalFile:
+        return JournalFile(self._settings.path, sync_commits=self._settings.durability is Durability.FSYNC)
+
+
+def _lock(path: Path) -> int:
+    """Takes the right to write `path`, held until the descriptor is closed or the process dies."""
+    try:
+        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise JournalError(f"cannot open the audit journal: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise JournalInUse(f"another process writes the audit journal {path}") from error
+    return descriptor
+
+
+def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

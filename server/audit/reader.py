@@ -1,0 +1,118 @@
+"""Finding one decision, wherever it is by now, and checking that nothing was changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from pretrade.audit.v1 import packet_pb2
+from server.audit.errors import JournalCorrupted, JournalError, UnknownDecision
+from server.audit.journal_file import Head, JournalReader, Row
+from server.audit.store import REPLIED, Store, unconfirmed_status
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedDecision:
+    """A decision as it was audited."""
+
+    packet: packet_pb2.DecisionPacket
+    reply_status: str
+    """`replied` or `reply_unconfirmed:<cause>`."""
+    found_in: str
+    """`database` or `journal`."""
+    journal_id: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A stretch of a journal that is as it was written."""
+
+    where: str
+    """`database` or `journal`."""
+    journal_id: str
+    first: int
+    """First position; 0 when there are no rows."""
+    last: int
+
+
+def get_decision(database_url: str | None, journal_path: Path | None, decision_id: str) -> AuditedDecision:
+    """Looks a decision up in SQL, then in the journal, where the newest ones are.
+
+    Args:
+        database_url: SQLAlchemy URL of the audit database; None to leave it out.
+        journal_path: The journal; None to leave it out.
+        decision_id: The id in the reply.
+
+    Raises:
+        UnknownDecision: Not found, with the places where it was looked for.
+    """
+    looked: list[str] = []
+    if database_url is not None:
+        with closing(Store(database_url)) as store:
+            try:
+                stored = store.find(decision_id)
+                looked.append("the database")
+            except sa.exc.SQLAlchemyError as error:
+                stored = None
+                looked.append(f"the database (which failed: {str(error).splitlines()[0]})")
+        if stored is not None:
+            packet = packet_pb2.JournalEntry.FromString(stored.row.entry).decision
+            return AuditedDecision(packet, stored.reply_status, "database", stored.journal_id, stored.row)
+    if journal_path is not None:
+        try:
+            found = _in_journal(journal_path, decision_id)
+            looked.append("the journal")
+        except JournalError as error:
+            found = None
+            looked.append(f"the journal (which failed: {error})")
+        if found is not None:
+            return found
+    raise UnknownDecision(f"no decision {decision_id} in {' or '.join(looked) or 'no place at all'}")
+
+
+def verify(database_url: str | None, journal_path: Path | None) -> Iterator[Verified]:
+    """Walks every hash chain that can be reached: in the database, then in the journal, and where the two meet.
+
+    Raises:
+        JournalCorrupted: A row is missing or was changed; with its position.
+        JournalError: The journal cannot be read.
+        sqlalchemy.exc.SQLAlchemyError: The database cannot be read.
+    """
+    shipped: dict[str, Head] = {}
+    if database_url is not None:
+        with closing(Store(database_url)) as store:
+            shipped = store.journals()
+            for journal_id in shipped:
+                first, last = store.verify(journal_id)
+                yield Verified("database", journal_id, first, last)
+    if journal_path is not None:
+        with closing(JournalReader(journal_path)) as journal:
+            anchor, head = journal.verify()
+            meeting = shipped.get(journal.journal_id)
+            if meeting is not None and meeting.position >= anchor.position:
+                if meeting.position > head.position:
+                    raise JournalCorrupted(head.position + 1, f"shipped, up to {meeting.position}, but gone")
+                rows = journal.rows_after(meeting.position - 1, 1) if meeting.position > anchor.position else []
+                if (rows[0].hash if rows else anchor.hash) != meeting.hash:
+                    raise JournalCorrupted(meeting.position, "not what was shipped")
+            yield Verified("journal", journal.journal_id, anchor.position + 1 if head != anchor else 0, head.position)
+
+
+def _in_journal(path: Path, decision_id: str) -> AuditedDecision | None:
+    wanted = decision_id.encode()
+    reply_status = REPLIED
+    with closing(JournalReader(path)) as journal:
+        for row in journal.newest_first():
+            if wanted not in row.entry:  # far cheaper than taking every packet apart
+                continue
+            entry = packet_pb2.JournalEntry.FromString(row.entry)
+            if entry.reply_unconfirmed.decision_id == decision_id and reply_status == REPLIED:
+                reply_status = unconfirmed_status(entry.reply_unconfirmed.cause)
+            if entry.decision.decision.decision_id == decision_id:
+                return AuditedDecision(entry.decision, reply_status, "journal", journal.journal_id, row)
+    return None

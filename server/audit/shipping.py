@@ -1,0 +1,44 @@
+"""What the server and the shipping process say to each other, and the settings of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ShippingSettings(BaseModel):
+    """The way of the audit from the journal into SQL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    batch_rows: int = Field(default=500, ge=1, le=10_000)
+    """Most rows in one transaction."""
+    poll_seconds: float = Field(default=0.1, gt=0, le=10)
+    """Pause before the journal is looked at again when everything was shipped."""
+    retry_min_seconds: float = Field(default=0.1, gt=0, le=10)
+    """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
+    retry_max_seconds: float = Field(default=5.0, gt=0, le=300)
+    """Longest pause after a failure."""
+    retained_rows: int = Field(default=10_000, ge=0)
+    """Rows that stay in the journal after they were shipped."""
+    drain_seconds: float = Field(default=5.0, ge=0, le=300)
+    """How long a stopping server waits for the rest to be shipped; what is left is shipped after the next start."""
+
+
+class Task(BaseModel):
+    """What to ship, and where to."""
+
+    journal: Path
+    database_url: str
+    """SQLAlchemy URL; may hold a password, and therefore is not a command-line argument."""
+    settings: ShippingSettings
+
+
+class Progress(BaseModel):
+    """What the shipping process tells its parent."""
+
+    position: int
+    """The last row shipped; 0 while that is unknown."""
+    error: str
+    """Why nothing can be shipped; empty when all is well."""

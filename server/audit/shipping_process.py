@@ -1,0 +1,129 @@
+"""The way from the journal into SQL: `python -m server.audit`, a child of the decision server.
+
+A process of its own, because taking packets apart and talking SQL would hold the interpreter lock of the event loop
+that decides. It reads the journal beside its writer, follows the hash chain as it goes, and never skips a row: what it
+cannot ship it reports, and tries again for ever.
+
+The parent writes a `Task` as one line of JSON to its standard input and keeps that open: its end means that the parent
+is gone or wants no more, and the process exits at once, wherever it is, because nothing is lost by that. Progress goes
+to standard output as one line of JSON per change, a `Progress`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Final
+
+import sqlalchemy as sa
+
+from server.audit.errors import AuditError, JournalCorrupted
+from server.audit.journal_file import Head, JournalReader, follow
+from server.audit.shipping import Progress, Task
+from server.audit.store import Store
+
+_NICENESS: Final = 5  # decisions first
+
+
+class Shipping:
+    """Ships one journal to one database, row after row.
+
+    Args:
+        task: What to ship, and where to.
+        report: Called with every change.
+        wait: Pauses for some seconds.
+    """
+
+    def __init__(
+        self, task: Task, report: Callable[[Progress], None], wait: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._task = task
+        self._report = report
+        self._wait = wait
+        self._progress = Progress(position=0, error="")
+
+    def run(self) -> None:
+        """Ships for ever."""
+        settings = self._task.settings
+        pause = settings.retry_min_seconds
+        while True:
+            try:
+                with (
+                    closing(JournalReader(self._task.journal)) as journal,
+                    closing(Store(self._task.database_url)) as store,
+                ):
+                    store.create_tables()
+                    head = self._start(journal, store)
+                    while True:
+                        head = self._ship(journal, store, head)
+                        pause = settings.retry_min_seconds
+            except (sa.exc.SQLAlchemyError, AuditError, OSError) as error:
+                self._note(self._progress.position, _reason(error))
+            self._wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
+            pause = min(2 * pause, settings.retry_max_seconds)
+
+    def _start(self, journal: JournalReader, store: Store) -> Head:
+        """How far the journal was shipped.
+
+        Raises:
+            JournalCorrupted: Journal and database do not belong together.
+        """
+        anchor = journal.anchor()
+        head = store.shipped(journal.journal_id, anchor)
+        if head.position < anchor.position:
+            raise JournalCorrupted(
+                head.position + 1, f"not in the database and no longer in the journal, up to {anchor.position}"
+            )
+        if head.position > (last := journal.last_position()):
+            raise JournalCorrupted(last + 1, f"in the database, up to {head.position}, but not in the journal")
+        self._note(head.position, self._progress.error)  # an outage ends when something was shipped, not before
+        return head
+
+    def _ship(self, journal: JournalReader, store: Store, head: Head) -> Head:
+        """Ships the next rows, or waits when there are none."""
+        rows = journal.rows_after(head.position, self._task.settings.batch_rows)
+        if not rows:
+            self._note(head.position, "")
+            self._wait(self._task.settings.poll_seconds)
+            return head
+        shipped = head
+        for row in rows:
+            shipped = follow(shipped, row)
+        if not store.write(journal.journal_id, head, rows):
+            return self._start(journal, store)
+        self._note(shipped.position, "")
+        return shipped
+
+    def _note(self, position: int, error: str) -> None:
+        progress = Progress(position=position, error=error)
+        if progress != self._progress:
+            self._progress = progress
+            self._report(progress)
+
+
+def main() -> None:
+    """Runs the shipping process."""
+    # The server decides when this ends, also where a terminal or a supervisor signals the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    task = Task.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    Shipping(task, lambda progress: print(progress.model_dump_json(), flush=True)).run()
+
+
+def _exit_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the statement and its parameters."""
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[0]

@@ -1,0 +1,328 @@
+"""Commands for a running server: `decide`, `status`, `breaker`, `flag`, `state`. Clients of the public gRPC API only.
+
+Exit codes: 0 done, 1 the server said no, 2 wrong usage, 3 the server could not be reached.
+"""
+
+from __future__ import annotations
+
+import enum
+import getpass
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToJson
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+
+_RPC_SECONDS = 3.0
+_REFRESH_SECONDS = 0.5
+
+Directory = Annotated[
+    Path, typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack, for its ports.")
+]
+Target = Annotated[
+    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_TARGET")
+]
+AdminTarget = Annotated[
+    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_ADMIN_TARGET")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Author = Annotated[str, typer.Option(help="Who asks, for the audit.")]
+Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
+_DEFAULT_DIRECTORY = Path(".pretrade")
+_USER = os.environ.get("USER") or getpass.getuser()
+
+
+class SideName(enum.StrEnum):
+    """Sides on the command line."""
+
+    BUY = "buy"
+    SELL = "sell"
+
+
+class BreakerName(enum.StrEnum):
+    """Breaker modes on the command line."""
+
+    AUTO = "auto"
+    OPEN = "open"
+    CLOSED = "closed"
+    METRICS_ONLY = "metrics-only"
+
+
+class OnOff(enum.StrEnum):
+    """A flag's value on the command line."""
+
+    ON = "on"
+    OFF = "off"
+
+
+class StateName(enum.StrEnum):
+    """Trading states on the command line."""
+
+    ACTIVE = "active"
+    REDUCING = "reducing"
+    HALTED = "halted"
+
+
+_MODES = {
+    BreakerName.AUTO: admin_pb2.BREAKER_MODE_AUTOMATIC,
+    BreakerName.OPEN: admin_pb2.BREAKER_MODE_FORCED_OPEN,
+    BreakerName.CLOSED: admin_pb2.BREAKER_MODE_FORCED_CLOSED,
+    BreakerName.METRICS_ONLY: admin_pb2.BREAKER_MODE_METRICS_ONLY,
+}
+
+
+def decide(
+    instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
+    side: Annotated[SideName, typer.Argument(help="Side.")],
+    quantity: Annotated[float, typer.Argument(help="Base-asset quantity.")],
+    limit_price: Annotated[float | None, typer.Option("--limit", help="Limit price; none for a market order.")] = None,
+    strategy: Annotated[str, typer.Option(help="Strategy that asks.")] = "cli",
+    idempotency_key: Annotated[str, typer.Option("--key", help="Idempotency key.")] = "",
+    reduce_only: Annotated[bool, typer.Option(help="The order only reduces an exposure.")] = False,
+    timeout_ms: Annotated[float, typer.Option(min=0.001, help="Deadline in milliseconds.")] = 1000.0,
+    target: Target = None,
+    directory: Directory = _DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Decide one order: trade, no trade, or abstain."""
+    order = decision_pb2.Order(
+        order_ref="cli",
+        instrument=instrument,
+        side=decision_pb2.SIDE_BUY if side is SideName.BUY else decision_pb2.SIDE_SELL,
+        quantity=quantity,
+        limit_price=limit_price,
+        strategy=strategy,
+        idempotency_key=idempotency_key,
+        reduce_only=reduce_only,
+    )
+    with _channel(target, directory, "decision") as channel:
+        grpc.channel_ready_future(channel).result(_RPC_SECONDS)
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        decision = stub.Decide(decision_pb2.DecideRequest(order=order), timeout=timeout_ms / 1e3).decision
+    if as_json:
+        print(MessageToJson(decision))
+        return
+    Console().print(_decision_table(decision))
+
+
+def status(
+    target: AdminTarget = None,
+    directory: Directory = _DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool | None, typer.Option("--watch/--once", help="Keep refreshing; the default on a terminal.")
+    ] = None,
+) -> None:
+    """Show replicas, breakers, flags, features and the audit journal."""
+    with _channel(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+
+        def ask() -> admin_pb2.GetStatusResponse:
+            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_RPC_SECONDS)
+
+        if as_json:
+            print(MessageToJson(ask(), always_print_fields_with_no_presence=True))
+            return
+        if not (sys.stdout.isatty() if watch is None else watch):
+            Console().print(status_view(ask()))
+            return
+        with Live(status_view(ask()), refresh_per_second=4) as live:
+            while True:
+                time.sleep(_REFRESH_SECONDS)
+                live.update(status_view(ask()))
+
+
+def breaker(
+    replica: Annotated[str, typer.Argument(help="primary, secondary or challenger.")],
+    mode: Annotated[BreakerName, typer.Argument(help="Who drives it.")],
+    expires_in_seconds: Annotated[
+        float | None, typer.Option("--for", min=0.1, help="Back to automatic after this many seconds.")
+    ] = None,
+    author: Author = _USER,
+    reason: Reason = "set from the command line",
+    target: AdminTarget = None,
+    directory: Directory = _DEFAULT_DIRECTORY,
+) -> None:
+    """Force a replica's breaker open or closed, or hand it back."""
+    request = admin_pb2.SetBreakerRequest(replica=replica, mode=_MODES[mode], author=author, reason=reason)
+    if expires_in_seconds is not None:
+        duration = Duration()
+        duration.FromNanoseconds(int(expires_in_seconds * 1e9))
+        request.expires_in.CopyFrom(duration)
+    with _channel(target, directory, "admin") as channel:
+        changed = admin_pb2_grpc.AdminServiceStub(channel).SetBreaker(request, timeout=_RPC_SECONDS).replica
+    print(f"{changed.name}: {enum_name(admin_pb2.BreakerMode, changed.breaker_mode)}, state ", end="")
+    print(enum_name(admin_pb2.BreakerState, changed.breaker_state))
+
+
+def flag(
+    name: Annotated[str | None, typer.Argument(help="The flag; none lists them.")] = None,
+    value: Annotated[OnOff | None, typer.Argument(help="The value to set.")] = None,
+    author: Author = _USER,
+    reason: Reason = "set from the command line",
+    target: AdminTarget = None,
+    directory: Directory = _DEFAULT_DIRECTORY,
+) -> None:
+    """List the flags, or set one."""
+    with _channel(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        if name is None or value is None:
+            flags = list(stub.ListFlags(admin_pb2.ListFlagsRequest(), timeout=_RPC_SECONDS).flags)
+        else:
+            request = admin_pb2.SetFlagRequest(name=name, enabled=value is OnOff.ON, author=author, reason=reason)
+            flags = [stub.SetFlag(request, timeout=_RPC_SECONDS).flag]
+    shown = [entry for entry in flags if name in (None, entry.name)]
+    if not shown:
+        raise typer.BadParameter(f"no flag {name!r}; there are {', '.join(entry.name for entry in flags)}")
+    for entry in shown:
+        print(f"{entry.name}: {'on' if entry.enabled else 'off'}  ({entry.description})")
+
+
+def state(
+    value: Annotated[StateName, typer.Argument(help="The state to set.")],
+    author: Author = _USER,
+    reason: Reason = "set from the command line",
+    target: AdminTarget = None,
+    directory: Directory = _DEFAULT_DIRECTORY,
+) -> None:
+    """Set the trading state: active, reducing or halted."""
+    wanted = admin_pb2.TradingState.Value(f"TRADING_STATE_{value.upper()}")
+    request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason)
+    with _channel(target, directory, "admin") as channel:
+        changed = admin_pb2_grpc.AdminServiceStub(channel).SetTradingState(request, timeout=_RPC_SECONDS)
+    print(f"{enum_name(admin_pb2.TradingState, changed.previous)} → {enum_name(admin_pb2.TradingState, changed.state)}")
+
+
+def status_view(status: admin_pb2.GetStatusResponse) -> Group:
+    """The status as tables for a terminal."""
+    return Group(
+        f"[bold]{status.instance_id}[/]  {'ready' if status.ready else '[red]not ready[/]'}  "
+        f"trading [bold]{enum_name(admin_pb2.TradingState, status.trading_state)}[/]  up {status.uptime.seconds} s",
+        replica_table(status),
+        _feature_table(status),
+        _counts_line(status),
+    )
+
+
+def replica_table(status: admin_pb2.GetStatusResponse) -> Table:
+    """The replicas as a table for a terminal."""
+    table = Table(
+        "replica", "endpoint", "healthy", "breaker", "mode", "in flight", "queued", "p50", "p95", "rows", "model"
+    )
+    for replica in status.replicas:
+        table.add_row(
+            replica.name,
+            replica.endpoint,
+            "yes" if replica.healthy else "[red]no[/]",
+            enum_name(admin_pb2.BreakerState, replica.breaker_state),
+            enum_name(admin_pb2.BreakerMode, replica.breaker_mode),
+            f"{replica.in_flight} ({replica.abandoned} abandoned)" if replica.abandoned else str(replica.in_flight),
+            str(replica.queued),
+            _milliseconds(replica.p50),
+            _milliseconds(replica.p95),
+            str(replica.rows),
+            replica.model_version,
+        )
+    return table
+
+
+def _feature_table(status: admin_pb2.GetStatusResponse) -> Table:
+    table = Table("instrument", "features", "age", "sequence")
+    for feature in status.features:
+        table.add_row(
+            feature.instrument,
+            "usable" if feature.usable else f"[red]{feature.problem}[/]",
+            _milliseconds(feature.age) if feature.HasField("age") else "",
+            str(feature.sequence),
+        )
+    return table
+
+
+def _counts_line(status: admin_pb2.GetStatusResponse) -> str:
+    sources = "  ".join(f"{count.source} {count.decisions}" for count in status.sources)
+    flags = "  ".join(f"{entry.name} {'on' if entry.enabled else 'off'}" for entry in status.flags)
+    audit = f"{status.audit.written} rows, {status.audit.unshipped} not yet in SQL"
+    if not status.audit.writable:
+        audit += f" [red]not writable: {status.audit.last_error}[/]"
+    unhealthy = "  ".join(f"[red]{part.name}: {part.detail}[/]" for part in status.components if not part.healthy)
+    return f"decisions  {sources}\nflags  {flags}\naudit  {audit}" + (f"\n{unhealthy}" if unhealthy else "")
+
+
+def _decision_table(decision: decision_pb2.Decision) -> Table:
+    table = Table(show_header=False)
+    table.add_row("action", enum_name(decision_pb2.Action, decision.action))
+    if decision.HasField("score"):
+        table.add_row("score", f"{decision.score:.4f} against {decision.threshold:.4f}")
+    table.add_row("source", enum_name(decision_pb2.Source, decision.source))
+    table.add_row("reasons", ", ".join(enum_name(decision_pb2.ReasonCode, code) for code in decision.reasons))
+    if decision.degradations:
+        names = (enum_name(decision_pb2.Degradation, code) for code in decision.degradations)
+        table.add_row("degradations", ", ".join(names))
+    if decision.model_name:
+        table.add_row("model", f"{decision.model_name} {decision.model_version}")
+    if decision.HasField("feature_age"):
+        table.add_row("feature age", _milliseconds(decision.feature_age))
+    stages = ", ".join(f"{enum_name(decision_pb2.Stage, use.stage)} {use.used_us} µs" for use in decision.budget.stages)
+    table.add_row("budget", f"{decision.budget.used_us} of {decision.budget.allowed_us} µs: {stages}")
+    table.add_row("decision id", decision.decision_id)
+    return table
+
+
+def enum_name(enum_type: object, value: int) -> str:
+    """An enum value's name without its prefix."""
+    values = enum_type.DESCRIPTOR.values_by_number  # type: ignore[attr-defined]  # every enum wrapper of protobuf has it
+    prefix: str = values[0].name.removesuffix("UNSPECIFIED")
+    name: str = values[value].name
+    return name.removeprefix(prefix)
+
+
+def _milliseconds(duration: Duration) -> str:
+    return f"{duration.ToNanoseconds() / 1e6:.2f} ms"
+
+
+@contextmanager
+def _channel(target: str | None, directory: Path, endpoint: str) -> Iterator[grpc.Channel]:
+    """A channel to the target, or to the stack in `directory`; turns failures into messages and exit codes."""
+    address = target or _stack_endpoint(directory, endpoint)
+    with grpc.insecure_channel(address) as channel:
+        try:
+            yield channel
+        except grpc.FutureTimeoutError:
+            typer.echo(f"{address} cannot be reached", err=True)
+            raise typer.Exit(3) from None
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()
+            if code is grpc.StatusCode.UNAVAILABLE:
+                typer.echo(f"{address} cannot be reached: {details}", err=True)
+                raise typer.Exit(3) from None
+            typer.echo(f"{code.name}: {details}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def _stack_endpoint(directory: Path, endpoint: str) -> str:
+    """An endpoint of the stack that runs in `directory`."""
+    try:
+        address = json.loads((directory / "stack.json").read_text())["endpoints"][endpoint]
+    except FileNotFoundError:
+        raise typer.BadParameter(
+            f"no stack runs in {directory}: start one with `pretrade up`, or give --target"
+        ) from None
+    if not isinstance(address, str):
+        raise typer.BadParameter(f"the stack in {directory} has no {endpoint} endpoint; give --target")
+    return address

@@ -1,0 +1,226 @@
+"""The request path: one order in, one durable decision out. Knows no transport; every edge calls `DataPlane.decide`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from fallback.budget import Budget, BudgetSettings
+from fallback.order import Answer, Case, Order
+from feature_cache import features
+from feature_cache.codec import BookState
+from pretrade.decision.v1 import decision_pb2 as pb
+from server import record
+from server.audit.errors import JournalError
+from server.errors import DeadlineError
+
+if TYPE_CHECKING:
+    from fallback.cached_score import CachedScores
+    from fallback.chain import Chain
+    from fallback.guards import Guards
+    from feature_cache.l1 import FeatureCache
+    from server.admission import Admission
+    from server.audit.journal import Journal
+    from server.idempotency import IdempotencyWindow
+    from server.inference.shadow import Shadow
+    from server.metrics import DecisionMetrics
+    from server.record import PacketWriter
+
+_log = structlog.get_logger(__name__)
+_BOOK_AGE = features.INDEX["book_age_ms"]
+_TRADE_AGE = features.INDEX["trade_age_ms"]
+_PROBLEMS = {
+    pb.REASON_CODE_FEATURES_MISSING: pb.DEGRADATION_FEATURES_MISSING,
+    pb.REASON_CODE_FEATURES_STALE: pb.DEGRADATION_FEATURES_STALE,
+    pb.REASON_CODE_BOOK_UNKNOWN: pb.DEGRADATION_BOOK_UNKNOWN,
+}
+
+
+class DataPlane:
+    """Decides orders.
+
+    Args:
+        budget_settings: Cap and reserves of a decision's time.
+        max_feature_age_seconds: Older features are stale.
+        log_decisions: Write a debug line for every decision.
+        clock: Monotonic seconds, the event loop's own.
+        new_id: Unique, time-ordered decision ids.
+        Everything else: the collaborators, one a step of `_decide`.
+    """
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        idempotency: IdempotencyWindow,
+        feature_cache: FeatureCache,
+        max_feature_age_seconds: float,
+        chain: Chain,
+        cached_scores: CachedScores,
+        guards: Guards,
+        journal: Journal,
+        packets: PacketWriter,
+        shadow: Shadow,
+        shadow_on: Callable[[], bool],
+        metrics: DecisionMetrics,
+        budget_settings: BudgetSettings,
+        log_decisions: bool,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._admission = admission
+        self._idempotency = idempotency
+        self._feature_cache = feature_cache
+        self._max_feature_age_seconds = max_feature_age_seconds
+        self._chain = chain
+        self._cached_scores = cached_scores
+        self._guards = guards
+        self._journal = journal
+        self._packets = packets
+        self._shadow = shadow
+        self._shadow_on = shadow_on
+        self._metrics = metrics
+        self._cap_seconds = budget_settings.cap_seconds
+        self._reserve_seconds = budget_settings.fallback_reserve_seconds + budget_settings.audit_reserve_seconds
+        self._log_decisions = log_decisions
+        self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
+        self._clock = clock
+        self._new_id = new_id
+
+    async def decide(self, order: Order, arrived: float, timeout_seconds: float | None) -> pb.Decision:
+        """The decision of one order, durable when this returns.
+
+        Args:
+            order: A valid order.
+            arrived: Monotonic instant at which it arrived.
+            timeout_seconds: What the caller allows from `arrived` on; None for the server's cap.
+
+        Raises:
+            DeadlineError: Too late on arrival, or no durable decision before the deadline.
+            OverloadedError, DrainingError: Not admitted.
+            KeyReusedError: The idempotency key belongs to another order.
+
+        Cancelling is safe: other callers keep their answers, and a packet already written is marked unconfirmed.
+        """
+        deadline = arrived + (self._cap_seconds if timeout_seconds is None else min(timeout_seconds, self._cap_seconds))
+        if self._clock() >= deadline:
+            self._metrics.late += 1
+            raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
+        budget = Budget(arrived, deadline, self._reserve_seconds)
+        with self._admission:
+            if not order.message.idempotency_key:
+                return await self._decide(order, budget)
+            try:
+                return await self._idempotency.once(order.message, deadline, lambda: self._decide(order, budget))
+            except TimeoutError as error:
+                self._metrics.late += 1
+                raise DeadlineError("DEADLINE_EXCEEDED", "an earlier call with this key is still under way") from error
+
+    async def _decide(self, order: Order, budget: Budget) -> pb.Decision:
+        """Life of a request, a line a step."""
+        case = Case(order, budget)
+        self._look_up_features(case)
+        answer = await self._chain.decide(case)
+        action, reasons = self._guards.apply(case, answer)
+        decision = await self._make_durable(case, answer, action, reasons)
+        self._after(case, answer, decision)
+        return decision
+
+    def _look_up_features(self, case: Case) -> None:
+        """Fills in what is known of the instrument. Missing or stale features are a degradation, not an error."""
+        started = self._clock()
+        problem: pb.ReasonCode.ValueType | None = None
+        entry = self._feature_cache.get(case.order.instrument)
+        if entry is None:
+            problem = pb.REASON_CODE_FEATURES_MISSING
+        else:
+            snapshot = case.snapshot = entry.snapshot
+            age = entry.age_seconds(started)
+            if snapshot.state is BookState.UNKNOWN:
+                problem = pb.REASON_CODE_BOOK_UNKNOWN
+            elif age > self._max_feature_age_seconds:
+                problem = pb.REASON_CODE_FEATURES_STALE
+            else:
+                case.mid = snapshot.mid
+            if case.order.caller_features is None:
+                case.feature_age_seconds = age
+        values = case.order.caller_features
+        if values is None and problem is None and entry is not None:
+            values = entry.snapshot.values.copy()
+            values[_BOOK_AGE] += age * 1e3
+            values[_TRADE_AGE] += age * 1e3
+        if values is not None:
+            case.features = features.for_sell(values) if case.order.side == pb.SIDE_SELL else values
+        if problem is not None:
+            case.features_problem = problem
+            case.degradations.append(_PROBLEMS[problem])
+        case.budget.charge(pb.STAGE_FEATURES, case.budget.remaining(started), self._clock() - started)
+
+    async def _make_durable(
+        self, case: Case, answer: Answer, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType]
+    ) -> pb.Decision:
+        """Writes the packet and returns the decision once it is on disk; ABSTAIN where that fails or takes too long."""
+        started = self._clock()
+        decision = record.decision(case, answer, action, reasons, self._new_id(), started, time.time_ns())
+        try:
+            async with asyncio.timeout_at(case.budget.deadline - self._reply_reserve_seconds):
+                await self._journal.append(self._packets.packet(case, answer, decision, started))
+        except JournalError:
+            self._abstain_unaudited(decision)
+        except TimeoutError:
+            # The packet may still become durable, as the decision that was not given: the note says what was.
+            self._note_reply(decision, "audit_late")
+            self._abstain_unaudited(decision)
+        except asyncio.CancelledError:
+            self._metrics.cancelled += 1
+            self._note_reply(decision, "cancelled")
+            raise
+        now = self._clock()
+        record.charge_audit(decision, case.budget, started, now)
+        if now >= case.budget.deadline:
+            self._metrics.late += 1
+            self._note_reply(decision, "deadline")
+            raise DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
+        return decision
+
+    @staticmethod
+    def _abstain_unaudited(decision: pb.Decision) -> None:
+        """No durable audit, no trade."""
+        decision.action = pb.ACTION_ABSTAIN
+        decision.reasons.append(pb.REASON_CODE_AUDIT_UNAVAILABLE)
+
+    def _note_reply(self, decision: pb.Decision, cause: str) -> None:
+        """Notes in the journal that this decision was not the reply; nobody waits for the note."""
+        with contextlib.suppress(JournalError):
+            self._journal.append(self._packets.unconfirmed(decision.decision_id, cause))
+
+    def _after(self, case: Case, answer: Answer, decision: pb.Decision) -> None:
+        """What can wait until the decision is durable: cached score, shadow, metrics, the debug line."""
+        if record.is_from_model(answer.source):
+            self._cached_scores.remember(case, answer, decision.decision_id)
+        if case.features is not None and self._shadow_on():
+            self._shadow.mirror(case.features, answer.score, answer.threshold)
+        self._metrics.observe(case, decision, self._clock())
+        if self._log_decisions:
+            _log_decision(case, decision)
+
+
+def _log_decision(case: Case, decision: pb.Decision) -> None:
+    """The canonical line of one decision."""
+    _log.debug(
+        "decision",
+        decision_id=decision.decision_id,
+        order_ref=decision.order_ref,
+        strategy=case.order.strategy,
+        instrument=case.order.instrument,
+        action=pb.Action.Name(decision.action),
+        source=pb.Source.Name(decision.source),
+        reasons=[pb.ReasonCode.Name(reason) for reason in decision.reasons],
+        degradations=[pb.Degradation.Name(degradation) for degradation in decision.degradations],
+        used_us=decision.budget.used_us,
+    )

@@ -1,0 +1,330 @@
+"""The micro-batcher: many callers' rows, one call to the model server.
+
+A model server takes about the same time for 1 row as for 1,000, and a few hundred calls a second. So rows wait only for
+a free slot (there is no timer): a batch leaves as soon as one is free, and the rows arriving meanwhile form the next.
+
+A caller waits on its own row with its own deadline and never owns the batch's call: whoever gives up or is cancelled
+leaves its batch mates alone. A batch that does not come back is *abandoned*, not cancelled: its slot is free again, but
+it counts against the cap until the call really ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.inference.latency import LatencyWindow
+from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.wire import ModelIdentity, ScoreBatch
+
+_log = structlog.get_logger(__name__)
+
+
+class BatcherSettings(BaseModel):
+    """How rows are gathered and how much may be under way to one replica."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_rows: int = Field(default=256, ge=1, le=1_024)
+    """Rows in one batch."""
+    slots: int = Field(default=2, ge=1, le=64)
+    """Batches in flight at once; 2 keep a one-worker replica busy."""
+    max_in_flight: int = Field(default=8, ge=1, le=256)
+    """Batches in flight including abandoned ones; above it the replica counts as full."""
+    max_queued_rows: int = Field(default=4_096, ge=1, le=1_000_000)
+    """Rows waiting for a slot."""
+    max_queued_shadow_rows: int = Field(default=256, ge=0, le=1_000_000)
+    """Shadow rows waiting for a slot; more are shed."""
+    min_patience_seconds: float = Field(default=0.01, gt=0, le=10)
+    """A batch is never abandoned earlier than this, in seconds."""
+    max_patience_seconds: float = Field(default=0.05, gt=0, le=10)
+    """A batch is abandoned at the latest after this, in seconds; in between after four times the recent p95."""
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> BatcherSettings:
+        if self.slots > self.max_in_flight:
+            raise ValueError(f"slots ({self.slots}) cannot exceed max_in_flight ({self.max_in_flight})")
+        if self.min_patience_seconds > self.max_patience_seconds:
+            raise ValueError("min_patience_seconds cannot exceed max_patience_seconds")
+        return self
+
+
+@dataclass(slots=True)
+class Scored:
+    """A usable score of one row."""
+
+    score: float
+    """In [0, 1]."""
+    model: ModelIdentity
+
+
+Result = Scored | Outcome
+"""What a row's future resolves to: a score, or why there is none. It never raises but for cancellation."""
+
+Report = Callable[[Outcome, float], None]
+"""Reports a batch's outcome and its time in seconds."""
+
+
+class _Row:
+    __slots__ = ("deadline", "future", "payload", "timer")
+
+    def __init__(self, payload: bytes, deadline: float, future: asyncio.Future[Result]) -> None:
+        self.payload = payload
+        self.deadline = deadline
+        self.future = future
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class _Flight:
+    """One batch under way."""
+
+    __slots__ = ("abandoned", "report", "rows", "started", "timer")
+
+    def __init__(self, rows: list[_Row], started: float, report: Report) -> None:
+        self.rows = rows
+        self.started = started
+        self.report = report
+        self.abandoned = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class MicroBatcher:
+    """Coalesces rows for one replica, earliest deadline first, live rows before shadow rows.
+
+    Args:
+        send: Scores a batch of payloads; raises `BatchFailedError`.
+        begin: Called when a batch leaves; what it returns is called once with the batch's outcome.
+        latency: Recent time of a batch; the batcher adds to it.
+        settings: Limits.
+        clock: Monotonic seconds; must be the event loop's clock.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[bytes]], Awaitable[ScoreBatch]],
+        begin: Callable[[], Report],
+        latency: LatencyWindow,
+        settings: BatcherSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._send = send
+        self._begin = begin
+        self._latency = latency
+        self._settings = settings
+        self._clock = clock
+        self._live: list[tuple[float, int, _Row]] = []
+        self._shadow: deque[_Row] = deque()
+        self._arrivals = 0
+        self._active = 0
+        self._abandoned = 0
+        self._pump_scheduled = False
+        self._closed = False
+        self._flights: dict[_Flight, asyncio.Task[None]] = {}
+        self.batches = 0
+        """Batches that came back in time with a usable answer."""
+        self.rows = 0
+        """Rows that got a score while somebody waited for it."""
+        self.shed = 0
+        """Shadow rows dropped because the queue was full."""
+
+    @property
+    def in_flight(self) -> int:
+        """Batches in flight, abandoned ones included."""
+        return self._active + self._abandoned
+
+    @property
+    def abandoned(self) -> int:
+        """Batches given up whose call has not ended."""
+        return self._abandoned
+
+    @property
+    def queued(self) -> int:
+        """Rows waiting for a slot, given-up ones included until their turn comes."""
+        return len(self._live) + len(self._shadow)
+
+    @property
+    def full(self) -> bool:
+        """True when a live row would not be taken: the queue is full, or too many calls have not ended."""
+        return len(self._live) >= self._settings.max_queued_rows or self.in_flight >= self._settings.max_in_flight
+
+    @property
+    def expected_seconds(self) -> float:
+        """Expected time to a score for a row that arrives now: full batches ahead of it, then its own."""
+        batches_ahead = len(self._live) // self._settings.max_rows / self._settings.slots
+        waits = self._active >= self._settings.slots
+        return self._latency.p50 * (batches_ahead + 1 + 0.5 * waits)
+
+    def submit(self, payload: bytes, deadline: float) -> asyncio.Future[Result]:
+        """Queues a live row.
+
+        Args:
+            payload: One encoded row.
+            deadline: Instant after which the caller has no use for a score.
+
+        Returns:
+            A future of the score or of the reason why there is none; it is resolved at `deadline` at the latest.
+            OVERLOAD at once when `full`. Cancelling it is safe: a row not yet sent leaves the queue.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        if self._closed or self.full:
+            future.set_result(Outcome.OVERLOAD)
+            return future
+        row = _Row(payload, deadline, future)
+        row.timer = loop.call_at(deadline, _resolve, row, Outcome.TIMEOUT)
+        self._arrivals += 1
+        heapq.heappush(self._live, (deadline, self._arrivals, row))
+        self._schedule_pump(loop)
+        return future
+
+    def submit_shadow(self, payload: bytes) -> asyncio.Future[Result] | None:
+        """Queues a shadow row, to be sent when no live row waits. None when it was shed because the queue is full."""
+        if self._closed or len(self._shadow) >= self._settings.max_queued_shadow_rows:
+            self.shed += 1
+            return None
+        loop = asyncio.get_running_loop()
+        row = _Row(payload, math.inf, loop.create_future())
+        self._shadow.append(row)
+        self._schedule_pump(loop)
+        return row.future
+
+    async def close(self) -> None:
+        """Answers every queued row with OVERLOAD, ends the calls in flight and answers their rows with IGNORED."""
+        self._closed = True
+        for _, _, row in self._live:
+            _resolve(row, Outcome.OVERLOAD)
+        for row in self._shadow:
+            _resolve(row, Outcome.OVERLOAD)
+        self._live.clear()
+        self._shadow.clear()
+        tasks = list(self._flights.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that is cancelled before its first step runs none of its code, not even `finally`.
+        for flight in list(self._flights):
+            self._land(flight, Outcome.IGNORED)
+
+    def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Lets the rows of this turn of the event loop gather before a batch leaves."""
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        settings = self._settings
+        while self._active < settings.slots and self.in_flight < settings.max_in_flight and not self._closed:
+            rows = self._take()
+            if not rows:
+                return
+            self._depart(rows)
+
+    def _take(self) -> list[_Row]:
+        """The next batch: live rows by deadline, or shadow rows when none of those waits."""
+        rows: list[_Row] = []
+        earliest_useful = self._clock() + self._latency.p50
+        while self._live and len(rows) < self._settings.max_rows:
+            _, _, row = heapq.heappop(self._live)
+            if row.future.done():
+                continue
+            if row.deadline < earliest_useful:
+                _resolve(row, Outcome.TIMEOUT)
+                continue
+            rows.append(row)
+        if not rows:
+            while self._shadow and len(rows) < self._settings.max_rows:
+                rows.append(self._shadow.popleft())
+        return rows
+
+    def _depart(self, rows: list[_Row]) -> None:
+        """Sends one batch."""
+        flight = _Flight(rows, self._clock(), self._begin())
+        self._active += 1
+        self._watch(flight)
+        self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
+
+    async def _fly(self, flight: _Flight) -> None:
+        """Waits for one batch, for as long as the call takes."""
+        outcome = Outcome.IGNORED
+        try:
+            outcome = self._hand_out(flight.rows, await self._send([row.payload for row in flight.rows]))
+        except BatchFailedError as failure:
+            outcome = failure.outcome
+        except Exception:
+            # A fault of ours. Counted, so that the breaker bounds how often it happens; the next stage answers.
+            _log.exception("batch failed unexpectedly")
+            outcome = Outcome.MODEL_ERROR
+        finally:
+            self._land(flight, outcome)
+
+    def _hand_out(self, rows: list[_Row], answer: ScoreBatch) -> Outcome:
+        """Gives each row its score; an unusable one fails its own row only. BAD_ANSWER when none was usable."""
+        outcome = Outcome.BAD_ANSWER
+        for row, score in zip(rows, answer.scores.tolist(), strict=True):
+            if 0.0 <= score <= 1.0:  # False for NaN
+                outcome = Outcome.SUCCESS
+                self.rows += _resolve(row, Scored(score, answer.model))
+            else:
+                _resolve(row, Outcome.BAD_ANSWER)
+        return outcome
+
+    def _land(self, flight: _Flight, outcome: Outcome) -> None:
+        """Ends a batch's account: its slot is free and no row of it stays without a result."""
+        del self._flights[flight]
+        if flight.timer is not None:
+            flight.timer.cancel()
+        if outcome is not Outcome.SUCCESS:
+            for row in flight.rows:
+                _resolve(row, outcome)
+        if flight.abandoned:
+            self._abandoned -= 1
+        else:
+            self._active -= 1
+            seconds = self._clock() - flight.started
+            if outcome is Outcome.SUCCESS:
+                self.batches += 1
+                self._latency.add(seconds)
+            flight.report(outcome, seconds)
+        self._schedule_pump(asyncio.get_running_loop())
+
+    def _watch(self, flight: _Flight) -> None:
+        """Sets the time at which a batch is given up."""
+        settings = self._settings
+        patience = min(settings.max_patience_seconds, max(settings.min_patience_seconds, 4 * self._latency.p95))
+        due = self._clock() + patience
+        flight.timer = asyncio.get_running_loop().call_at(due, self._abandon, flight, due)
+
+    def _abandon(self, flight: _Flight, due: float) -> None:
+        """Gives a batch up: its rows try elsewhere and its slot is free; its call goes on, counted, until it ends."""
+        if self._clock() - due > self._settings.min_patience_seconds:
+            # The event loop itself stood still: the answer may be waiting to be read, so the replica is not to blame.
+            self._watch(flight)
+            return
+        flight.abandoned = True
+        self._active -= 1
+        self._abandoned += 1
+        seconds = self._clock() - flight.started
+        # Its true time is longer, but this much makes the next batch's patience grow with a replica that became slow.
+        self._latency.add(seconds)
+        for row in flight.rows:
+            _resolve(row, Outcome.TIMEOUT)
+        flight.report(Outcome.TIMEOUT, seconds)
+        self._schedule_pump(asyncio.get_running_loop())
+
+
+def _resolve(row: _Row, result: Result) -> bool:
+    """Resolves a row; False when its caller has gone or its time was up."""
+    if row.timer is not None:
+        row.timer.cancel()
+    if row.future.done():
+        return False
+    row.future.set_result(result)
+    return True

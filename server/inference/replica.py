@@ -1,0 +1,212 @@
+"""One TorchServe replica: its channel, breaker, batcher, latency and health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+import numpy as np
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from feature_cache import features
+from pretrade.wire.torchserve import inference_pb2_grpc
+from server.inference import wire
+from server.inference.batcher import BatcherSettings, MicroBatcher, Report
+from server.inference.breaker import Breaker, BreakerSettings, State
+from server.inference.latency import LatencyWindow
+from server.inference.outcome import BatchFailedError, Outcome, classify
+from server.inference.wire import ModelIdentity, ScoreBatch
+
+_log = structlog.get_logger(__name__)
+
+_CHANNEL_OPTIONS = (
+    # gRPC's own retries would multiply with ours.
+    ("grpc.enable_retries", 0),
+    # The default backoff (1 s to 120 s) keeps a restarted replica out for seconds; this one about 0.15 s.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 300),
+    # A connection that swallows everything stays READY for ever without these. TorchServe tolerates pings during calls;
+    # without calls, or with max_pings_without_data raised, it answers GOAWAY too_many_pings.
+    ("grpc.keepalive_time_ms", 1_000),
+    ("grpc.keepalive_timeout_ms", 500),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # Two replicas at one address must not share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Bounds what a broken answer can cost.
+    ("grpc.max_receive_message_length", 65_536),
+)
+_MIN_PROBE_GAP_SECONDS = 0.02
+"""Between probes in half-open."""
+_CANNED_ROW = np.zeros(features.N_FEATURES, dtype="<f4").tobytes()
+
+
+class ReplicaSettings(BaseModel):
+    """What every replica has in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    call_bound_seconds: float = Field(default=5.0, gt=0, le=60)
+    """A call that was given up is ended after this, in seconds: cancelling early would restart TorchServe's worker."""
+    probe_interval_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Time between health probes, in seconds."""
+    probe_timeout_seconds: float = Field(default=0.5, gt=0, le=10)
+    """A probe without a sound answer after this has failed, in seconds."""
+
+
+class Replica:
+    """Scores rows on one TorchServe model, and knows how it is doing.
+
+    `async with` opens the channel and starts probing; leaving it ends both. Used from one event loop.
+
+    Args:
+        name: `primary`, `secondary` or `challenger`.
+        endpoint: `host:port` of TorchServe's gRPC inference service.
+        model_name: The registered model.
+        expected_version: The only model version whose scores are used; None takes what the replica serves.
+        settings, batcher_settings, breaker_settings: Limits.
+        clock: Monotonic seconds, the event loop's own.
+        random: Uniform in [0, 1).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: str,
+        model_name: str,
+        expected_version: str | None,
+        settings: ReplicaSettings,
+        batcher_settings: BatcherSettings,
+        breaker_settings: BreakerSettings,
+        clock: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self._model_name = model_name
+        self._expected_version = expected_version
+        self._settings = settings
+        self._clock = clock
+        self.latency = LatencyWindow(clock, prior_seconds=0.002)
+        self.breaker = Breaker(name, breaker_settings, clock, random, self._on_transition)
+        self.batcher = MicroBatcher(self._score, self._begin, self.latency, batcher_settings, clock)
+        self.model: ModelIdentity | None = None
+        """The model of the last sound answer; None before the first."""
+        self.healthy = False
+        """True while the last probe got a sound answer."""
+        self.proven = asyncio.Event()
+        """Set by the first sound answer."""
+        self.outcomes: Counter[Outcome] = Counter()
+        """Batches and probes by outcome since start."""
+        self.transitions: Counter[State] = Counter()
+        """Breaker transitions by the state entered."""
+        self._recheck = asyncio.Event()
+
+    async def __aenter__(self) -> Replica:
+        self._channel = grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS)
+        self._stub = inference_pb2_grpc.InferenceAPIsServiceStub(self._channel)
+        self._prober = asyncio.create_task(self._probe_forever(), name=f"probe-{self.name}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._prober.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._prober
+        await self.batcher.close()
+        await self._channel.close(grace=None)
+
+    @property
+    def available(self) -> bool:
+        """True when the breaker lets a live row pass."""
+        return self.breaker.passes
+
+    async def _score(self, rows: list[bytes]) -> ScoreBatch:
+        """One call to TorchServe.
+
+        Raises:
+            BatchFailedError: No usable answer, by class.
+        """
+        try:
+            answer = await self._stub.Predictions(
+                wire.request(self._model_name, rows), timeout=self._settings.call_bound_seconds
+            )
+        except grpc.aio.AioRpcError as error:
+            raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
+        batch = wire.parse_answer(self._model_name, len(rows), answer.prediction)
+        if self._expected_version is not None and batch.model.version != self._expected_version:
+            raise BatchFailedError(
+                Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {self._expected_version}"
+            )
+        if self.model != batch.model:
+            _log.info("model", replica=self.name, version=batch.model.version, threshold=batch.model.threshold)
+            self.model = batch.model
+        return batch
+
+    def _begin(self) -> Report:
+        """Starts the account of one batch: its outcome counts for the breaker generation it left in."""
+        generation = self.breaker.generation
+
+        def report(outcome: Outcome, seconds: float) -> None:
+            self.outcomes[outcome] += 1
+            self.breaker.record(outcome, seconds, generation)
+
+        return report
+
+    async def _probe_forever(self) -> None:
+        """Probes with a canned row: regularly while closed, and as the breaker permits while it is not."""
+        while True:
+            await self._probe()
+            wait = min(self._settings.probe_interval_seconds, self.breaker.seconds_to_half_open)
+            self._recheck.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._recheck.wait(), max(wait, _MIN_PROBE_GAP_SECONDS))
+
+    async def _probe(self) -> None:
+        breaker = self.breaker
+        closed = breaker.state is State.CLOSED
+        generation = breaker.generation if closed else breaker.try_probe()
+        if generation is None:
+            return
+        started = self._clock()
+        outcome = Outcome.IGNORED
+        detail = ""
+        try:
+            async with asyncio.timeout(self._settings.probe_timeout_seconds):
+                batch = await self._score([_CANNED_ROW])
+            score = float(batch.scores[0])
+            outcome = Outcome.SUCCESS if 0.0 <= score <= 1.0 else Outcome.BAD_ANSWER
+        except BatchFailedError as failure:
+            outcome, detail = failure.outcome, str(failure)
+        except TimeoutError:
+            outcome, detail = Outcome.TIMEOUT, f"no answer within {self._settings.probe_timeout_seconds} s"
+        except Exception as error:
+            # A fault of ours. Without probes the breaker would stay open for ever.
+            _log.exception("probe failed unexpectedly", replica=self.name)
+            outcome, detail = Outcome.MODEL_ERROR, repr(error)
+        finally:
+            seconds = self._clock() - started
+            (breaker.record if closed else breaker.record_probe)(outcome, seconds, generation)
+            self.outcomes[outcome] += 1
+        if outcome is Outcome.SUCCESS:
+            self.latency.add(seconds)
+        healthy = outcome is Outcome.SUCCESS
+        if healthy != self.healthy:
+            log = _log.info if healthy else _log.warning
+            log("replica health", replica=self.name, healthy=healthy, outcome=outcome.value, detail=detail)
+        self.healthy = healthy
+        if healthy:
+            self.proven.set()
+
+    def _on_transition(self, previous: State, state: State) -> None:
+        self.transitions[state] += 1
+        if state is State.CLOSED:
+            # What made it open says nothing about the replica that the probes found sound.
+            self.latency.clear()
+        log = _log.warning if state is State.OPEN else _log.info
+        log("breaker", replica=self.name, previous=previous.value, state=state.value)
+        self._recheck.set()

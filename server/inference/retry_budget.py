@@ -1,0 +1,53 @@
+"""The retry budget: a share of recent traffic, so that retries can never multiply an outage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_SECONDS: Final = 10
+
+
+class RetrySettings(BaseModel):
+    """How much may be retried."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    share: float = Field(default=0.1, ge=0, le=1)
+    """Retries allowed per first attempt of the last 10 s."""
+    per_second: float = Field(default=1.0, ge=0, le=1_000)
+    """Retries allowed on top, per second."""
+
+
+class RetryBudget:
+    """Grants a retry while those of the last 10 s stay within share · attempts + 10 s · per_second."""
+
+    def __init__(self, settings: RetrySettings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._attempts = [0] * _SECONDS
+        self._retries = [0] * _SECONDS
+        self._newest = int(clock())
+
+    def count_attempt(self) -> None:
+        """Counts a first attempt."""
+        self._attempts[self._advance()] += 1
+
+    def try_take(self) -> bool:
+        """Takes one retry if the budget has one."""
+        bucket = self._advance()
+        allowed = self._settings.share * sum(self._attempts) + self._settings.per_second * _SECONDS
+        if sum(self._retries) + 1 > allowed:
+            return False
+        self._retries[bucket] += 1
+        return True
+
+    def _advance(self) -> int:
+        """Clears the seconds that have passed and returns the current one's place."""
+        current = int(self._clock())
+        for second in range(max(self._newest + 1, current - _SECONDS + 1), current + 1):
+            self._attempts[second % _SECONDS] = self._retries[second % _SECONDS] = 0
+        self._newest = max(self._newest, current)
+        return self._newest % _SECONDS

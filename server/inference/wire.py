@@ -1,0 +1,74 @@
+"""What pretrade and its TorchServe handler say to each other.
+
+A request carries rows of little-endian float32 in one `input` entry. The answer is a 32-byte header, little-endian::
+
+    magic "PTS1" | rows u32 | version 8 bytes | threshold f32 | feature-set fingerprint u32 | expires_at u64
+
+and one calibrated float32 score a row. Source: `torchserve/handler.py`, held against this module by a contract test.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cache import features
+from pretrade.wire.torchserve import inference_pb2
+from server.inference.outcome import BatchFailedError, Outcome
+
+_HEADER: Final = struct.Struct("<4sI8sfIQ")
+_MAGIC: Final = b"PTS1"
+ROW_BYTES: Final = 4 * features.N_FEATURES
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model answered, and what it says about itself."""
+
+    name: str
+    version: str
+    """First 16 hex digits of its content hash."""
+    threshold: float
+    """TRADE at or above it; in [0, 1]."""
+    expires_at: int
+    """Unix seconds; 0 for never."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBatch:
+    """The answer to one batch."""
+
+    model: ModelIdentity
+    scores: NDArray[np.float32]
+    """float32[rows]; not yet checked."""
+
+
+def request(model_name: str, rows: list[bytes]) -> inference_pb2.PredictionsRequest:
+    """The request for a batch. Each row is `ROW_BYTES` of little-endian float32, turned for its order's side."""
+    return inference_pb2.PredictionsRequest(model_name=model_name, input={"input": b"".join(rows)})
+
+
+def parse_answer(model_name: str, n_rows: int, answer: bytes) -> ScoreBatch:
+    """Parses the answer to a batch of `n_rows`. Its cost is bounded by `n_rows`, whatever the answer holds.
+
+    Raises:
+        BatchFailedError: BAD_ANSWER, with what is wrong.
+    """
+    if len(answer) != _HEADER.size + 4 * n_rows:
+        raise BatchFailedError(
+            Outcome.BAD_ANSWER, f"{len(answer)} bytes for {n_rows} rows, expected {_HEADER.size + 4 * n_rows}"
+        )
+    magic, rows, version, threshold, fingerprint, expires_at = _HEADER.unpack_from(answer)
+    if magic != _MAGIC or rows != n_rows:
+        raise BatchFailedError(Outcome.BAD_ANSWER, f"magic {magic!r} and {rows} rows for {n_rows}")
+    if fingerprint != features.FINGERPRINT:
+        raise BatchFailedError(Outcome.BAD_ANSWER, f"feature set {fingerprint:08x}, ours is {features.FINGERPRINT:08x}")
+    if not 0.0 <= threshold <= 1.0:
+        raise BatchFailedError(Outcome.BAD_ANSWER, f"threshold {threshold}")
+    # The threshold is compared as the float32 the model was exported with, like the scores.
+    identity = ModelIdentity(model_name, version.hex(), threshold, expires_at)
+    return ScoreBatch(identity, np.frombuffer(answer, dtype="<f4", offset=_HEADER.size))

@@ -1,0 +1,83 @@
+"""The reference tables of settings and reason codes, made from the code that defines them.
+
+`python -m server.reference` writes them into the README between their markers; a test holds the README against them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, SecretStr
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.settings import PREFIX, Settings
+
+_TABLES: Final = ("settings", "reasons")
+_PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
+
+
+def settings() -> Iterator[tuple[str, str, str]]:
+    """(variable, default, description) of every setting."""
+    yield from _fields(Settings, PREFIX)
+
+
+def settings_table() -> str:
+    """Every setting as a Markdown table."""
+    rows = (f"| `{name}` | `{default}` | {text} |" for name, default, text in settings())
+    return "\n".join(("| variable | default | what it is |", "|---|---|---|", *rows))
+
+
+def reasons_table() -> str:
+    """Every reason code as a Markdown table, with the contract's own comment."""
+    comments = {name: text for text, name in re.findall(r"// (.+)\n  (REASON_CODE_\w+) =", _PROTO.read_text())}
+    names = (value.name for value in pb.ReasonCode.DESCRIPTOR.values if value.number)
+    rows = (f"| `{name.removeprefix('REASON_CODE_')}` | {comments[name]} |" for name in names)
+    return "\n".join(("| reason | meaning |", "|---|---|", *rows))
+
+
+def with_tables(document: str) -> str:
+    """The document with every table brought up to date.
+
+    Raises:
+        ValueError: A table's markers are missing.
+    """
+    for name, table in zip(_TABLES, (settings_table(), reasons_table()), strict=True):
+        begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
+        if begin not in document or end not in document:
+            raise ValueError(f"the markers of the table {name!r} are missing")
+        head, _, rest = document.partition(begin)
+        document = f"{head}{begin}{table}{end}{rest.partition(end)[2]}"
+    return document
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        variable = f"{prefix}{name.upper()}"
+        default = field.default
+        if isinstance(default, BaseModel):
+            yield from _fields(type(default), f"{variable}__")
+        else:
+            shown = default.get_secret_value() if isinstance(default, SecretStr) else default
+            text = " ".join((field.description or "").split())
+            yield variable, _shown(shown), text
+
+
+def _shown(default: object) -> str:
+    match default:
+        case None:
+            return "unset"
+        case str():
+            return default
+        case tuple():
+            return ", ".join(map(str, default))
+        case _:
+            return str(getattr(default, "value", default))
+
+
+if __name__ == "__main__":
+    readme = Path(sys.argv[1] if sys.argv[1:] else "README.md")
+    readme.write_text(with_tables(readme.read_text()))

@@ -1,0 +1,106 @@
+"""From the contract's messages to the domain, with every rule an order must keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fallback.order import Order
+from feature_cache import features
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.errors import InvalidOrderError
+
+_MAX_NAME = 64
+
+
+class OrderReader:
+    """Checks orders against the contract's rules and the configured instruments."""
+
+    def __init__(self, instruments: Collection[str]) -> None:
+        self._instruments = frozenset(instruments)
+
+    def read(self, message: pb.Order) -> Order:
+        """The order in a message.
+
+        Raises:
+            InvalidOrderError: It breaks a rule; names the field and the rule.
+        """
+        if message.instrument not in self._instruments:
+            raise _invalid("UNKNOWN_INSTRUMENT", "instrument", f"{_shown(message.instrument)} is not configured here")
+        side = message.side
+        if side not in (pb.SIDE_BUY, pb.SIDE_SELL):
+            raise _invalid("UNKNOWN_SIDE", "side", f"must be SIDE_BUY or SIDE_SELL, not {side}")
+        quantity = message.quantity
+        if not 0 < quantity < math.inf:
+            raise _invalid("INVALID_QUANTITY", "quantity", f"must be finite and > 0, not {quantity}")
+        limit_price = math.nan
+        if message.HasField("limit_price"):
+            limit_price = message.limit_price
+            if not 0 < limit_price < math.inf:
+                raise _invalid("INVALID_LIMIT_PRICE", "limit_price", f"must be finite and > 0, not {limit_price}")
+        strategy = message.strategy
+        if not 0 < len(strategy) <= _MAX_NAME:
+            raise _invalid("INVALID_STRATEGY", "strategy", f"must be 1 to {_MAX_NAME} characters, not {len(strategy)}")
+        if len(message.order_ref) > _MAX_NAME:
+            raise _invalid("INVALID_ORDER_REF", "order_ref", f"must be at most {_MAX_NAME} characters")
+        if len(message.idempotency_key) > _MAX_NAME:
+            raise _invalid("INVALID_IDEMPOTENCY_KEY", "idempotency_key", f"must be at most {_MAX_NAME} characters")
+        return Order(
+            message,
+            message.instrument,
+            side,
+            quantity,
+            limit_price,
+            strategy,
+            message.reduce_only,
+            _caller_features(message.features) if message.HasField("features") else None,
+        )
+
+
+def order_timeout_seconds(message: pb.Order) -> float | None:
+    """What the order itself allows; None when it does not say.
+
+    Raises:
+        InvalidOrderError: It is not positive.
+    """
+    if not message.HasField("timeout"):
+        return None
+    seconds = message.timeout.seconds + message.timeout.nanos / 1e9
+    if seconds <= 0:
+        raise _invalid("INVALID_TIMEOUT", "timeout", f"must be > 0, not {seconds} s")
+    return seconds
+
+
+def _caller_features(message: pb.FeatureVector) -> NDArray[np.float32]:
+    if message.feature_set_id != features.FEATURE_SET_ID:
+        raise _invalid(
+            "UNKNOWN_FEATURE_SET",
+            "features.feature_set_id",
+            f"must be {features.FEATURE_SET_ID!r}, not {_shown(message.feature_set_id)}",
+        )
+    if len(message.values) != features.N_FEATURES:
+        raise _invalid(
+            "WRONG_FEATURE_COUNT", "features.values", f"must be {features.N_FEATURES} values, not {len(message.values)}"
+        )
+    values = np.array(message.values, dtype=np.float32)
+    finite = np.isfinite(values)
+    if not finite.all():
+        index = int(np.argmin(finite))
+        raise _invalid(
+            "NON_FINITE_FEATURE",
+            f"features.values[{index}]",
+            f"{features.NAMES[index]} must be finite, not {values[index]}",
+        )
+    return values
+
+
+def _invalid(reason: str, field: str, rule: str) -> InvalidOrderError:
+    return InvalidOrderError(reason, f"{field}: {rule}", field)
+
+
+def _shown(text: str) -> str:
+    """A caller's text, short enough for a message."""
+    return repr(text if len(text) <= _MAX_NAME else text[:_MAX_NAME] + "…")

@@ -1,0 +1,132 @@
+"""The grpc.aio edge of `DecisionService`. It converts, maps errors and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc.aio
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.dataplane import DataPlane
+from server.errors import InternalError, InvalidOrderError, PretradeError
+from server.metrics import DecisionMetrics
+from server.rpc import status
+from server.rpc.convert import OrderReader, order_timeout_seconds
+
+_log = structlog.get_logger(__name__)
+
+MAX_BATCH = 1_024
+"""Orders in one `DecideBatch`."""
+
+
+class StreamSettings(BaseModel):
+    """Bounds of one `DecideStream`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_in_flight: int = Field(default=256, ge=1, le=65_536)
+    """Orders of one stream under way at once; the server reads no further until one is answered."""
+
+
+class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
+    """Serves the contract on grpc.aio."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        orders: OrderReader,
+        metrics: DecisionMetrics,
+        stream_settings: StreamSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._dataplane = dataplane
+        self._orders = orders
+        self._metrics = metrics
+        self._stream_settings = stream_settings
+        self._clock = clock
+
+    async def Decide(
+        self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
+    ) -> pb.DecideResponse:
+        """One order."""
+        arrived = self._clock()
+        try:
+            decision = await self._decide(request.order, arrived, context.time_remaining())
+        except PretradeError as error:
+            await status.abort(context, error)
+        return pb.DecideResponse(decision=decision)
+
+    async def DecideBatch(
+        self,
+        request: pb.DecideBatchRequest,
+        context: grpc.aio.ServicerContext[pb.DecideBatchRequest, pb.DecideBatchResponse],
+    ) -> pb.DecideBatchResponse:
+        """Many orders under one deadline, each with its own result."""
+        arrived = self._clock()
+        if not 0 < len(request.orders) <= MAX_BATCH:
+            await status.abort(
+                context,
+                InvalidOrderError(
+                    "BATCH_SIZE", f"orders: must be 1 to {MAX_BATCH}, not {len(request.orders)}", "orders"
+                ),
+            )
+        remaining = context.time_remaining()
+        results = await asyncio.gather(*(self._result(order, arrived, remaining) for order in request.orders))
+        return pb.DecideBatchResponse(results=results)
+
+    async def DecideStream(
+        self,
+        request_iterator: AsyncIterator[pb.DecideStreamRequest],
+        context: grpc.aio.ServicerContext[pb.DecideStreamRequest, pb.DecideStreamResponse],
+    ) -> AsyncIterator[pb.DecideStreamResponse]:
+        """Orders as they come, results as they are ready."""
+        ready: asyncio.Queue[pb.DecideStreamResponse | None] = asyncio.Queue()
+        room = asyncio.Semaphore(self._stream_settings.max_in_flight)
+
+        async def decide(order: pb.Order, arrived: float) -> None:
+            ready.put_nowait(pb.DecideStreamResponse(result=await self._result(order, arrived, None)))
+
+        async def read() -> None:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    async for request in request_iterator:
+                        await room.acquire()
+                        tasks.create_task(decide(request.order, self._clock()))
+            finally:
+                ready.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (response := await ready.get()) is not None:
+                room.release()
+                yield response
+            await reader
+        finally:
+            reader.cancel()
+
+    async def _result(self, order: pb.Order, arrived: float, remaining: float | None) -> pb.OrderResult:
+        """What became of one order of a batch or stream."""
+        try:
+            decision = await self._decide(order, arrived, remaining)
+        except PretradeError as error:
+            return pb.OrderResult(order_ref=order.order_ref[:64], error=status.order_error(error))
+        return pb.OrderResult(order_ref=order.order_ref, decision=decision)
+
+    async def _decide(self, message: pb.Order, arrived: float, remaining: float | None) -> pb.Decision:
+        """Convert, take the shortest of the deadlines given, decide."""
+        try:
+            order = self._orders.read(message)
+            own = order_timeout_seconds(message)
+            timeout = own if remaining is None else remaining if own is None else min(own, remaining)
+            return await self._dataplane.decide(order, arrived, timeout)
+        except PretradeError as error:
+            self._metrics.errors[error.reason] += 1
+            raise
+        except Exception as error:
+            self._metrics.errors["INTERNAL"] += 1
+            _log.exception("decision failed", order_ref=message.order_ref[:64])
+            raise InternalError("INTERNAL", "the decision failed; see the server's log") from error

@@ -1,0 +1,52 @@
+"""From domain errors to gRPC statuses: one table for every edge."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc.aio
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.errors import (
+    DeadlineError,
+    DrainingError,
+    InternalError,
+    InvalidOrderError,
+    KeyReusedError,
+    OverloadedError,
+    PretradeError,
+)
+
+_DOMAIN = "pretrade"
+_RETRY_AFTER_NANOS = 50_000_000
+
+_CODES: dict[type[PretradeError], int] = {
+    InvalidOrderError: code_pb2.INVALID_ARGUMENT,
+    KeyReusedError: code_pb2.ALREADY_EXISTS,
+    OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
+    DeadlineError: code_pb2.DEADLINE_EXCEEDED,
+    DrainingError: code_pb2.UNAVAILABLE,
+    InternalError: code_pb2.INTERNAL,
+}
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PretradeError) -> NoReturn:
+    """Ends a call with an error's status and its `google.rpc.ErrorInfo`."""
+    status = status_pb2.Status(code=_CODES[type(error)], message=str(error))
+    info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason)
+    if error.field:
+        info.metadata["field"] = error.field
+    status.details.add().Pack(info)
+    if isinstance(error, OverloadedError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.nanos = _RETRY_AFTER_NANOS
+        status.details.add().Pack(retry)
+    wire = rpc_status.to_status(status)
+    await context.abort(wire.code, wire.details, wire.trailing_metadata)
+
+
+def order_error(error: PretradeError) -> pb.OrderError:
+    """The same, for one order of a batch or stream."""
+    return pb.OrderError(code=_CODES[type(error)], reason=error.reason, field=error.field, message=str(error))

@@ -1,0 +1,200 @@
+"""All settings of the decision server: one section a component, composed here.
+
+Values come from `PRETRADE_*` environment variables (`__` between section and field, for example
+`PRETRADE_BUDGET__CAP_SECONDS=0.02`) or, for secrets, from files of the same name in the directory
+`PRETRADE_SECRETS_DIR`. A wrong value, an unknown field or an unknown variable refuses to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fallback.budget import BudgetSettings
+from fallback.cached_score import CachedScoreSettings
+from fallback.guards import GuardSettings
+from fallback.rules import RulesSettings
+from feature_cache.l1 import FeatureCacheSettings
+from server.admission import AdmissionSettings
+from server.audit.journal import JournalSettings
+from server.audit.shipping import ShippingSettings
+from server.control.state import ControlSettings
+from server.idempotency import IdempotencySettings
+from server.inference.batcher import BatcherSettings
+from server.inference.breaker import BreakerSettings
+from server.inference.replica import ReplicaSettings
+from server.inference.retry_budget import RetrySettings
+from server.rpc.decision import StreamSettings
+
+PREFIX = "PRETRADE_"
+_OTHERS = ("PRETRADE_WORKER_", "PRETRADE_LOCAL_", "PRETRADE_SECRETS_DIR")
+"""Variables that belong to the feature worker and the embedded stack."""
+
+
+class GrpcSettings(BaseModel):
+    """The decision port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=7001, ge=0, le=65_535)
+    """Port to listen on; 0 for any free one."""
+    max_message_bytes: int = Field(default=1_048_576, ge=1_024, le=67_108_864)
+    """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
+    max_streams_per_connection: int = Field(default=1_024, ge=1, le=1_000_000)
+    """Calls under way on one connection."""
+    drain_seconds: float = Field(default=0.2, ge=0, le=300)
+    """On SIGTERM: time between NOT_SERVING and refusing new calls, in seconds, for load balancers to notice."""
+    grace_seconds: float = Field(default=2.0, ge=0, le=300)
+    """On SIGTERM: time calls under way get to finish, in seconds."""
+
+
+class AdminSettings(BaseModel):
+    """The admin port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on; loopback only, since the admin plane has no credentials yet."""
+    port: int = Field(default=7002, ge=0, le=65_535)
+    """Port to listen on; 0 for any free one."""
+
+    @field_validator("host")
+    @classmethod
+    def _loopback_only(cls, host: str) -> str:
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            raise ValueError("the admin plane listens on loopback only: it has no credentials")
+        return host
+
+
+class MetricsSettings(BaseModel):
+    """The Prometheus port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=7003, ge=0, le=65_535)
+    """Port to listen on; 0 for any free one."""
+
+
+class ReplicaEndpoints(BaseModel):
+    """Where the models are served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    primary: str = "127.0.0.1:7070"
+    """`host:port` of the primary's gRPC inference service."""
+    secondary: str = "127.0.0.1:7170"
+    """`host:port` of the secondary's."""
+    challenger: str = "127.0.0.1:7270"
+    """`host:port` of the challenger's."""
+    champion_model: str = Field(default="champion", min_length=1)
+    """Name of the model on primary and secondary."""
+    challenger_model: str = Field(default="challenger", min_length=1)
+    """Name of the model on the challenger."""
+    champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
+    """The only champion version whose scores are used: 16 hex digits. Unset: what the replicas serve."""
+
+
+class TracingSettings(BaseModel):
+    """Spans of calls."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    otlp_endpoint: str | None = None
+    """`host:port` of an OTLP gRPC collector; unset: no tracing and no cost."""
+    sample_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Share of traces that are kept when the caller did not decide."""
+
+
+class FeatureSettings(BaseModel):
+    """What features may decide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_age_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Older features, from exchange event time, are stale and decide nothing; in seconds."""
+
+
+class Settings(BaseSettings):
+    """Everything the decision server can be told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+        secrets_dir=os.environ.get("PRETRADE_SECRETS_DIR"),
+    )
+
+    instruments: tuple[str, ...] = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
+    """Instruments that may be decided, `SYMBOL.VENUE`; a JSON list."""
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """Redis with the feature vectors."""
+    database_url: SecretStr = SecretStr("sqlite:///pretrade-audit.db")
+    """SQLAlchemy URL of the audit store: SQLite or `postgresql+psycopg://…`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log line; `debug` writes one line a decision."""
+    startup_patience_seconds: float = Field(default=5.0, ge=0, le=600)
+    """How long to wait for replicas and features before serving degraded, in seconds."""
+    grpc: GrpcSettings = GrpcSettings()
+    admin: AdminSettings = AdminSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    replicas: ReplicaEndpoints = ReplicaEndpoints()
+    replica: ReplicaSettings = ReplicaSettings()
+    batcher: BatcherSettings = BatcherSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    retry: RetrySettings = RetrySettings()
+    budget: BudgetSettings = BudgetSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    stream: StreamSettings = StreamSettings()
+    features: FeatureSettings = FeatureSettings()
+    feature_cache: FeatureCacheSettings = FeatureCacheSettings()
+    cached_score: CachedScoreSettings = CachedScoreSettings()
+    rules: RulesSettings = RulesSettings()
+    guards: GuardSettings = GuardSettings()
+    control: ControlSettings = ControlSettings()
+    journal: JournalSettings = JournalSettings()
+    shipping: ShippingSettings = ShippingSettings()
+    tracing: TracingSettings = TracingSettings()
+
+    @model_validator(mode="after")
+    def _reserves_fit(self) -> Settings:
+        reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
+        if reserves >= self.budget.cap_seconds:
+            raise ValueError(
+                f"budget: the reserves ({reserves:g} s) leave nothing of the cap ({self.budget.cap_seconds:g} s)"
+            )
+        return self
+
+    def config_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the settings, secrets masked; stamped into every packet."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def load() -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        pydantic.ValidationError: A value is wrong or a field unknown.
+        ValueError: A `PRETRADE_*` variable names no setting.
+    """
+    unknown = [
+        name
+        for name in os.environ
+        if name.upper().startswith(PREFIX)
+        and not name.upper().startswith(_OTHERS)
+        and name.upper().removeprefix(PREFIX).split("__")[0].lower() not in Settings.model_fields
+    ]
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+    return Settings()

@@ -1,0 +1,90 @@
+"""The embedded stack's servers for tests: started once, each test with a clean state of its own."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+import redis
+from harness import product, product_stack  # noqa: F401 - fixtures
+from psycopg import sql
+from sqlalchemy import make_url
+
+from feature_cache.features import N_FEATURES
+from local.settings import LocalSettings
+from local.stack import Stack
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Valkey and PostgreSQL, shared by all tests of the session; who stops or fills them starts a stack of its own."""
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("servers"))
+    with Stack(settings, parts={"valkey", "postgres"}) as stack:
+        yield stack
+
+
+@pytest.fixture
+def redis_url(servers: Stack) -> str:
+    """URL of an empty Valkey."""
+    url = servers.endpoints.redis_url
+    assert url is not None
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    return url
+
+
+@pytest.fixture
+def database_url(servers: Stack) -> Iterator[str]:
+    """SQLAlchemy URL of an empty PostgreSQL database."""
+    url = servers.endpoints.database_url
+    assert url is not None
+    admin = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield make_url(url).set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a broker with no topics, of this test alone: topics have fixed names, and it starts in 0.1 s."""
+    with Stack(LocalSettings(dir=tmp_path_factory.mktemp("broker")), parts={"broker"}) as stack:
+        address = stack.endpoints.kafka_bootstrap_servers
+        assert address is not None
+        yield address
+
+
+@pytest.fixture(scope="session")
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a champion and a challenger, trained in a second on random rows whose first feature decides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe's package leaves a file open when it is imported
+        # Here, because every run of a single unit test would pay for importing torch.
+        from torchserve.dataset import Samples  # noqa: PLC0415
+        from torchserve.export import metadata_of, write_archive  # noqa: PLC0415
+        from torchserve.training import KINDS, TrainingSettings, train  # noqa: PLC0415
+
+    random = np.random.default_rng(1)
+    n = 4_000
+    rows = random.normal(size=(n, N_FEATURES)).astype(np.float32)
+    markout = rows[:, 0] + random.normal(scale=0.5, size=n)
+    samples = Samples(
+        rows=rows,
+        eligible=markout >= -0.5,
+        markout_bps=markout,
+        time_ns=np.arange(n, dtype=np.int64) * 100_000_000,
+        source="random rows",
+    )
+    settings = TrainingSettings(trees=20, epochs=2)
+    store = tmp_path_factory.mktemp("models")
+    for name in KINDS:
+        model = train(name, samples, settings)
+        write_archive(model, metadata_of(model, samples, settings), store)
+    return store

@@ -1,0 +1,267 @@
+"""What the audit store promises, on both databases it speaks."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.errors import JournalCorrupted
+from server.audit.journal_file import GENESIS, Head, Row, follow, link
+from server.audit.store import Store
+
+JOURNAL = "journal-1"
+START = Head(0, GENESIS)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'audit.db'}"
+    url: str = request.getfixturevalue("database_url")
+    return url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with closing(Store(url)) as store:
+        store.create_tables()
+        yield store
+
+
+@pytest.fixture
+def sql(url: str) -> Iterator[sa.Connection]:
+    """What an auditor sees."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def decision(decision_id: str) -> packet_pb2.JournalEntry:
+    entry = packet_pb2.JournalEntry()
+    order, answer = entry.decision.order, entry.decision.decision
+    order.instrument, order.side, order.quantity, order.strategy = "BTCUSDT.BINANCE", pb.SIDE_SELL, 0.25, "maker"
+    order.order_ref = f"ref {decision_id}"
+    answer.decision_id, answer.action, answer.source = decision_id, pb.ACTION_NO_TRADE, pb.SOURCE_SECONDARY
+    answer.reasons.append(pb.REASON_CODE_SCORE_BELOW_THRESHOLD)
+    answer.degradations.extend([pb.DEGRADATION_PRIMARY_TIMEOUT, pb.DEGRADATION_CONTROL_STALE])
+    answer.score, answer.threshold = 0.25, 0.95
+    answer.model_name, answer.model_version = "champion", "0123456789abcdef"
+    answer.feature_age.FromMicroseconds(15_321)
+    answer.decided_at.FromNanoseconds(1_700_000_000_123_456_789)
+    answer.budget.used_us, answer.budget.allowed_us = 2_345, 20_000
+    entry.decision.instance_id, entry.decision.config_hash, entry.decision.durability = "server-1", "c0ffee", "fsync"
+    return entry
+
+
+def unconfirmed(decision_id: str, cause: str) -> packet_pb2.JournalEntry:
+    return packet_pb2.JournalEntry(reply_unconfirmed=packet_pb2.ReplyUnconfirmed(decision_id=decision_id, cause=cause))
+
+
+def chained(after: Head, *entries: packet_pb2.JournalEntry | bytes) -> list[Row]:
+    rows = []
+    for one in entries:
+        entry = one if isinstance(one, bytes) else one.SerializeToString()
+        rows.append(Row(after.position + 1, entry, link(after.hash, entry)))
+        after = follow(after, rows[-1])
+    return rows
+
+
+def end(rows: list[Row]) -> Head:
+    return Head(rows[-1].position, rows[-1].hash)
+
+
+def count(sql: sa.Connection, table: str) -> int:
+    with sql.begin():
+        found: int = sql.scalar(sa.text(f"SELECT count(*) FROM {table}")) or 0
+    return found
+
+
+def test_a_decision_becomes_a_row_of_typed_columns(store: Store, sql: sa.Connection) -> None:
+    start = store.shipped(JOURNAL, START)
+    assert store.write(JOURNAL, start, chained(start, decision("d1")))
+    row = sql.execute(sa.text("SELECT * FROM decisions")).mappings().one()
+    expected = {
+        "decision_id": "d1",
+        "order_ref": "ref d1",
+        "instrument": "BTCUSDT.BINANCE",
+        "side": "SELL",
+        "quantity": 0.25,
+        "limit_price": None,
+        "strategy": "maker",
+        "idempotency_key": None,
+        "action": "NO_TRADE",
+        "score": 0.25,
+        "threshold": 0.95,
+        "source": "SECONDARY",
+        "model_name": "champion",
+        "model_version": "0123456789abcdef",
+        "feature_age_us": 15_321,
+        "used_us": 2_345,
+        "allowed_us": 20_000,
+        "instance_id": "server-1",
+        "config_hash": "c0ffee",
+        "durability": "fsync",
+        "reply_status": "replied",
+        "journal_id": JOURNAL,
+        "journal_position": 1,
+    }
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_names_and_instants_are_queryable(store: Store, sql: sa.Connection) -> None:
+    start = store.shipped(JOURNAL, START)
+    store.write(JOURNAL, start, chained(start, decision("d1")))
+    decisions = sa.table(
+        "decisions",
+        sa.column("decided_at", sa.DateTime(timezone=True)),
+        sa.column("reasons", sa.JSON),
+        sa.column("degradations", sa.JSON),
+    )
+    row = sql.execute(sa.select(decisions)).one()
+    assert row.reasons == ["SCORE_BELOW_THRESHOLD"]
+    assert row.degradations == ["PRIMARY_TIMEOUT", "CONTROL_STALE"]
+    assert row.decided_at.replace(tzinfo=row.decided_at.tzinfo or dt.UTC) == dt.datetime(
+        2023, 11, 14, 22, 13, 20, 123456, tzinfo=dt.UTC
+    )
+
+
+def test_a_shipped_decision_is_found_as_it_was_written(store: Store) -> None:
+    start = store.shipped(JOURNAL, START)
+    rows = chained(start, decision("d1"), decision("d2"))
+    store.write(JOURNAL, start, rows)
+    found = store.find("d2")
+    assert found is not None
+    assert (found.row, found.journal_id, found.reply_status) == (rows[1], JOURNAL, "replied")
+    assert store.find("d3") is None
+
+
+def test_rows_are_stored_once_however_often_they_are_shipped(store: Store, sql: sa.Connection) -> None:
+    start = store.shipped(JOURNAL, START)
+    rows = chained(start, decision("d1"), decision("d2"))
+    assert store.write(JOURNAL, start, rows)
+    assert not store.write(JOURNAL, start, rows)
+    assert store.shipped(JOURNAL, START) == end(rows)
+    assert count(sql, "decisions") == count(sql, "journal_entries") == 2
+
+
+def test_a_decision_that_two_journals_hold_is_one_row(store: Store, sql: sa.Connection) -> None:
+    for journal_id in ("a", "b"):
+        start = store.shipped(journal_id, START)
+        assert store.write(journal_id, start, chained(start, decision("d1")))
+    assert count(sql, "decisions") == 1
+    assert count(sql, "journal_entries") == 2
+    assert set(store.journals()) == {"a", "b"}
+
+
+def test_an_unconfirmed_reply_changes_the_status_of_its_decision_only(store: Store) -> None:
+    start = store.shipped(JOURNAL, START)
+    rows = chained(start, decision("d1"), decision("d2"), unconfirmed("d1", "cancelled"))
+    store.write(JOURNAL, start, rows)
+    later = chained(end(rows), unconfirmed("d2", "deadline"), unconfirmed("nobody", "deadline"))
+    store.write(JOURNAL, end(rows), later)
+    statuses = {one: found.reply_status for one in ("d1", "d2") if (found := store.find(one))}
+    assert statuses == {"d1": "reply_unconfirmed:cancelled", "d2": "reply_unconfirmed:deadline"}
+
+
+def test_a_control_change_becomes_a_row(store: Store, sql: sa.Connection) -> None:
+    values = {
+        "change_id": "c1",
+        "subject": "flag/shadow",
+        "previous": "on",
+        "value": "off",
+        "author": "ann",
+        "reason": "test",
+        "instance_id": "server-1",
+    }
+    change = packet_pb2.JournalEntry()
+    for name, value in values.items():
+        setattr(change.control_change, name, value)
+    change.control_change.changed_at_ns = 1_700_000_000_000_000_000
+    start = store.shipped(JOURNAL, START)
+    store.write(JOURNAL, start, chained(start, change))
+    row = sql.execute(sa.text("SELECT * FROM control_changes")).mappings().one()
+    assert {name: row[name] for name in values} == values
+    assert (row["journal_id"], row["journal_position"]) == (JOURNAL, 1)
+
+
+def test_rows_of_another_format_are_kept_as_evidence(store: Store, sql: sa.Connection) -> None:
+    strange = decision("strange")
+    strange.decision.decision.action = 77  # type: ignore[assignment]  # what a newer server might send
+    start = store.shipped(JOURNAL, START)
+    rows = chained(start, b"\xff not protobuf", b"", strange, decision("d1"))
+    assert store.write(JOURNAL, start, rows)
+    assert count(sql, "journal_entries") == 4
+    assert count(sql, "decisions") == 1
+    assert store.verify(JOURNAL) == (1, 4)
+
+
+# Each example adds rows to the same store: what an order may contain must never stop the shipping of those behind it.
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.text(max_size=64),
+    number=st.floats(),
+    used_us=st.integers(0, 2**32 - 1),
+    decided_at_ns=st.integers(0, 253_402_300_799_999_999_999),
+)
+def test_whatever_a_packet_holds_can_be_stored(
+    store: Store, text: str, number: float, used_us: int, decided_at_ns: int
+) -> None:
+    shipped = store.shipped(JOURNAL, START)
+    entry = decision(f"{shipped.position}")
+    order, answer = entry.decision.order, entry.decision.decision
+    order.order_ref = order.strategy = order.idempotency_key = order.instrument = text
+    order.quantity = order.limit_price = answer.score = number
+    answer.budget.used_us = used_us
+    answer.decided_at.FromNanoseconds(decided_at_ns)
+    rows = chained(shipped, entry)
+    assert store.write(JOURNAL, shipped, rows)
+    found = store.find(f"{shipped.position}")
+    assert found is not None
+    assert found.row == rows[0]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "position"),
+    [
+        ("UPDATE journal_entries SET entry = hash WHERE position = 3", 3),
+        ("DELETE FROM journal_entries WHERE position = 2", 2),
+        ("UPDATE journal_entries SET entry = hash WHERE position = 1", 1),
+        ("DELETE FROM journal_entries WHERE position = 5", 5),
+    ],
+)
+def test_verification_names_the_shipped_row_that_was_tampered_with(
+    store: Store, sql: sa.Connection, tamper: str, position: int
+) -> None:
+    start = store.shipped(JOURNAL, START)
+    store.write(JOURNAL, start, chained(start, *(decision(str(i)) for i in range(5))))
+    assert store.verify(JOURNAL) == (1, 5)
+    with sql.begin():
+        sql.execute(sa.text(tamper))
+    with pytest.raises(JournalCorrupted) as caught:
+        store.verify(JOURNAL)
+    assert caught.value.position == position
+
+
+def test_a_journal_trimmed_before_it_was_first_shipped_starts_at_its_anchor(store: Store) -> None:
+    anchor = Head(100, bytes(range(32)))
+    assert store.shipped(JOURNAL, anchor) == anchor
+    rows = chained(anchor, decision("d1"), decision("d2"))
+    assert store.write(JOURNAL, anchor, rows)
+    assert store.verify(JOURNAL) == (101, 102)
+
+
+@pytest.mark.parametrize("url", ["mysql://user:secret@host/db", "no url at all with a secret"])
+def test_a_url_that_is_not_for_us_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ValueError, match=r"SQLite and PostgreSQL|malformed") as caught:
+        Store(url)
+    assert "secret" not in str(caught.value)

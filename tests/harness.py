@@ -1,0 +1,270 @@
+"""A whole decision server with real replicas, and a market whose features the test controls."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.request import urlopen
+
+import grpc
+import numpy as np
+import pytest
+import redis
+from google.protobuf.duration_pb2 import Duration
+from prometheus_client.parser import text_string_to_metric_families
+
+from feature_cache import features
+from feature_cache.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store import CHANNEL, key_of
+from local.settings import LocalSettings
+from local.stack import Stack
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+
+T = TypeVar("T")
+
+INSTRUMENTS: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
+MID: Final = 60_000.0
+DEADLINE_SECONDS: Final = 0.5
+PATIENCE_SECONDS: Final = 30.0
+_TICK_SECONDS: Final = 0.05
+
+
+def calm_values() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A market on which every rule of the rules baseline agrees: tight, calm and balanced."""
+    values = np.zeros(features.N_FEATURES, dtype=np.float32)
+    values[features.INDEX["spread_bps"]] = 0.1
+    values[features.INDEX["rv_5s_bps"]] = 1.0
+    return values
+
+
+@dataclass
+class Market:
+    """Writes a fresh vector of every instrument to the real Redis every 50 ms, until paused."""
+
+    redis_url: str
+    state: BookState = BookState.VALID
+    values: np.ndarray[Any, np.dtype[np.float32]] = field(default_factory=calm_values)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    _paused: threading.Event = field(default_factory=threading.Event)
+
+    def snapshot(self, instrument: str) -> FeatureSnapshot:
+        now = time.time_ns()
+        return FeatureSnapshot(
+            instrument=instrument,
+            sequence=now,
+            event_time_ns=now,
+            book_time_ns=now,
+            trade_time_ns=now,
+            publish_time_ns=now,
+            transit_ns=0,
+            bid=MID - 0.5,
+            ask=MID + 0.5,
+            state=self.state,
+            values=self.values,
+        )
+
+    def pause(self) -> None:
+        """Publishes no more: features age from now on."""
+        self._paused.set()
+
+    def resume(self) -> None:
+        self._paused.clear()
+
+    def run(self) -> None:
+        with redis.Redis.from_url(self.redis_url) as client:
+            while not self.stopped.wait(_TICK_SECONDS):
+                if self._paused.is_set():
+                    continue
+                for instrument in INSTRUMENTS:
+                    packed = encode(self.snapshot(instrument))
+                    client.set(key_of(instrument), packed, px=10_000)
+                    client.publish(CHANNEL, packed)
+
+
+@dataclass
+class Product:
+    """A running server with its replicas, and stubs to talk to it."""
+
+    stack: Stack
+    market: Market
+    decisions: decision_pb2_grpc.DecisionServiceStub
+    admin: admin_pb2_grpc.AdminServiceStub
+
+    def order(self, **changes: Any) -> pb.Order:
+        """A sound limit order at the mid."""
+        fields: dict[str, Any] = {
+            "order_ref": "o-1",
+            "instrument": INSTRUMENTS[0],
+            "side": pb.SIDE_BUY,
+            "quantity": 0.01,
+            "limit_price": MID,
+            "strategy": "test",
+        }
+        return pb.Order(**(fields | changes))
+
+    def decide(self, timeout: float = DEADLINE_SECONDS, **changes: Any) -> pb.Decision:
+        request = pb.DecideRequest(order=self.order(**changes))
+        return self.decisions.Decide(request, timeout=timeout).decision
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        return self.admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
+
+    def replica(self, name: str) -> admin_pb2.ReplicaStatus:
+        return next(replica for replica in self.status().replicas if replica.name == name)
+
+    def force(self, replica: str, mode: admin_pb2.BreakerMode.ValueType, expires_in: Duration | None = None) -> None:
+        request = admin_pb2.SetBreakerRequest(
+            replica=replica, mode=mode, expires_in=expires_in, author="test", reason="test"
+        )
+        self.admin.SetBreaker(request, timeout=5.0)
+
+    def wait_for_breaker(self, replica: str, state: admin_pb2.BreakerState.ValueType) -> None:
+        eventually(lambda: self.replica(replica).breaker_state, lambda seen: seen == state)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one series of the server's metrics; 0 when it is not there."""
+        with urlopen(f"{self.stack.endpoints.metrics_url}/metrics", timeout=5.0) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+        samples = (sample for family in families for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name == name and sample.labels == labels)
+
+    def decide_until(self, source: pb.Source.ValueType, **changes: Any) -> pb.Decision:
+        """Decides again and again until `source` answers."""
+        return eventually(lambda: self.decide(**changes), lambda decision: decision.source == source)
+
+
+def eventually(observe: Callable[[], T], accept: Callable[[T], bool]) -> T:
+    """Observes until it is accepted, for `PATIENCE_SECONDS` at most."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        seen = observe()
+        if accept(seen):
+            return seen
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s; last seen: {seen}"
+
+
+@dataclass
+class Load:
+    """Decisions asked for in the background, one after another in several threads, until stopped."""
+
+    product: Product
+    callers: int = 8
+    decisions: list[pb.Decision] = field(default_factory=list)
+    errors: list[grpc.RpcError] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Load:
+        self._threads = [threading.Thread(target=self._call, args=(i,)) for i in range(self.callers)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def sources(self) -> set[pb.Source.ValueType]:
+        return {decision.source for decision in list(self.decisions)}
+
+    def wait_for_more(self, decisions: int) -> None:
+        """Waits until that many more decisions were made."""
+        wanted = len(self.decisions) + decisions
+        eventually(lambda: len(self.decisions) + len(self.errors), lambda count: count >= wanted)
+
+    def _call(self, caller: int) -> None:
+        side = pb.SIDE_BUY if caller % 2 else pb.SIDE_SELL
+        while not self._stopped.is_set():
+            started = time.monotonic()
+            try:
+                self.decisions.append(self.product.decide(side=side, order_ref=f"load-{caller}"))
+            except grpc.RpcError as error:
+                self.errors.append(error)
+            self.seconds.append(time.monotonic() - started)
+
+
+@pytest.fixture(scope="session")
+def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Stack]:
+    settings = LocalSettings(
+        dir=tmp_path_factory.mktemp("product"), model_store=model_store, instruments=INSTRUMENTS, market=False
+    )
+    parts = {"valkey", "postgres", "primary", "secondary", "challenger", "server"}
+    before = dict(os.environ)
+    # Other work on this machine must not decide what these tests see: what is tested here is who answers, not how fast.
+    os.environ |= {
+        "PRETRADE_BUDGET__CAP_SECONDS": "0.4",
+        "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.1",
+        "PRETRADE_BREAKER__SLOW_SECONDS": "0.3",
+        "PRETRADE_BATCHER__MIN_PATIENCE_SECONDS": "0.1",
+        "PRETRADE_BATCHER__MAX_PATIENCE_SECONDS": "0.2",
+        "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.5",
+    }
+    try:
+        with Stack(settings, parts=parts) as stack:
+            yield stack
+    finally:
+        os.environ.clear()
+        os.environ |= before
+
+
+@pytest.fixture
+def product(product_stack: Stack) -> Iterator[Product]:
+    """The server with everything well: replicas healthy, breakers automatic, features fresh, trading active."""
+    endpoints = product_stack.endpoints
+    assert endpoints.redis_url is not None
+    market = Market(endpoints.redis_url)
+    writer = threading.Thread(target=market.run)
+    writer.start()
+    with (
+        grpc.insecure_channel(str(endpoints.decision)) as decisions,
+        grpc.insecure_channel(str(endpoints.admin)) as admin,
+    ):
+        product = Product(
+            product_stack,
+            market,
+            decision_pb2_grpc.DecisionServiceStub(decisions),
+            admin_pb2_grpc.AdminServiceStub(admin),
+        )
+        try:
+            eventually(product.status, _is_well)
+            yield product
+        finally:
+            market.stopped.set()
+            writer.join()
+            _heal(product)
+
+
+def _is_well(status: admin_pb2.GetStatusResponse) -> bool:
+    return (
+        status.ready
+        and all(feature.usable for feature in status.features)
+        and all(
+            replica.healthy and replica.breaker_state == admin_pb2.BREAKER_STATE_CLOSED for replica in status.replicas
+        )
+    )
+
+
+def _heal(product: Product) -> None:
+    """Undoes whatever a test did."""
+    names = ("primary", "secondary", "challenger")
+    for name in names:
+        product.stack[name].resume()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(product.stack.restart, [name for name in names if not product.stack[name].alive]))
+    for name in names:
+        product.force(name, admin_pb2.BREAKER_MODE_AUTOMATIC)
+    for flag in ("shadow", "cached_score"):
+        request = admin_pb2.SetFlagRequest(name=flag, enabled=True, author="test", reason="heal")
+        product.admin.SetFlag(request, timeout=5.0)
+    active = admin_pb2.SetTradingStateRequest(state=admin_pb2.TRADING_STATE_ACTIVE, author="test", reason="heal")
+    product.admin.SetTradingState(active, timeout=5.0)

@@ -1,0 +1,165 @@
+"""The journal in a process that is killed, on a disk that fills up, and on one that fails to sync."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from pretrade.audit.v1 import packet_pb2
+from server.audit.journal_file import JournalReader
+
+CHILD = Path(__file__).with_name("audit_child.py")
+
+
+@contextmanager
+def appending(path: Path, prefix: str, *wrapper: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that appends to the journal until it is killed."""
+    with subprocess.Popen(
+        [*wrapper, sys.executable, str(CHILD), str(path), "", prefix],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        process_group=0,
+    ) as child:
+        try:
+            yield child
+        finally:
+            os.killpg(child.pid, 9)
+
+
+def lines(child: subprocess.Popen[str]) -> Iterator[str]:
+    assert child.stdout is not None
+    for line in child.stdout:
+        yield line.removesuffix("\n")
+
+
+def tell(child: subprocess.Popen[str], command: str) -> None:
+    assert child.stdin is not None
+    child.stdin.write(command + "\n")
+
+
+def journal_content(path: Path) -> tuple[list[str], set[str]]:
+    """The verified journal: the ids of its decisions in order, and of those marked as not durable."""
+    decisions: list[str] = []
+    marked: set[str] = set()
+    with closing(JournalReader(path)) as journal:
+        journal.verify()
+        for row in journal.rows_after(0, -1):
+            entry = packet_pb2.JournalEntry.FromString(row.entry)
+            if entry.HasField("decision"):
+                decisions.append(entry.decision.decision.decision_id)
+            else:
+                assert entry.reply_unconfirmed.cause == "not_durable"
+                marked.add(entry.reply_unconfirmed.decision_id)
+    return decisions, marked
+
+
+def assert_told_the_truth(path: Path, events: list[str]) -> None:
+    """Every acknowledged decision is there once; every refused one is not there, or marked."""
+    decisions, marked = journal_content(path)
+    assert len(decisions) == len(set(decisions))
+    acknowledged = {event[1:] for event in events if event.startswith("+")}
+    refused = {event[1:] for event in events if event.startswith("-")}
+    assert acknowledged <= set(decisions)
+    assert not acknowledged & marked
+    assert refused & set(decisions) <= marked
+
+
+def test_every_acknowledged_decision_survives_kill_9_at_any_instant(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    instants = random.Random(seed)
+    events: list[str] = []
+    for round_ in range(10):
+        kill_after = instants.randrange(1, 1000)
+        with appending(path, str(round_)) as child:
+            seen = lines(child)
+            events += itertools.islice(seen, kill_after)
+            child.kill()
+            events += seen  # what it managed to say before it died
+        assert all(event.startswith("+") for event in events)
+        assert_told_the_truth(path, events)
+
+
+def run_out_of_space_and_back(child: subprocess.Popen[str], fill: object, free: object) -> list[str]:
+    """Events before, during and after an outage that `fill` causes and `free` ends."""
+    events: list[str] = []
+    seen = lines(child)
+
+    def until(prefix: str, times: int) -> None:
+        while times:
+            events.append(next(seen))
+            times -= events[-1].startswith(prefix)
+
+    assert callable(fill)
+    assert callable(free)
+    until("+", 200)
+    fill()
+    until("-", 16)
+    free()
+    until("writable", 16)
+    until("+", 200)
+    child.kill()
+    events += seen
+    return events
+
+
+def test_a_full_disk_refuses_decisions_until_there_is_space_again(tmp_path: Path) -> None:
+    """Here the limit on the size of files stands for the disk: it needs no rights."""
+    path = tmp_path / "journal.db"
+    with appending(path, "d") as child:
+        events = run_out_of_space_and_back(child, lambda: tell(child, "limit 4096"), lambda: tell(child, "unlimit"))
+    assert_told_the_truth(path, events)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount a file system")
+def test_a_file_system_without_space_refuses_decisions_until_there_is_some(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        ballast = disk / "ballast"
+
+        def fill() -> None:
+            with ballast.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(65536)):
+                    pass
+            assert shutil.disk_usage(disk).free == 0
+
+        with appending(disk / "journal.db", "d") as child:
+            events = run_out_of_space_and_back(child, fill, ballast.unlink)
+        for file in disk.glob("journal.db*"):
+            shutil.copy(file, tmp_path)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+    assert_told_the_truth(tmp_path / "journal.db", events)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to inject the error")
+def test_a_failed_sync_is_never_taken_for_a_durable_row(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    inject = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e")
+    if subprocess.run([*inject, "inject=fdatasync:error=EIO:when=1", "true"], check=False).returncode:
+        pytest.skip("strace may not trace here")
+    events: list[str] = []
+    with appending(path, "d", *inject, "inject=fdatasync:error=EIO:when=50..60") as child:
+        seen = lines(child)
+        durable_again = 0
+        while durable_again < 200:
+            events.append(next(seen))
+            durable_again += "writable" in events and events[-1].startswith("+")
+    refused = [event for event in events if event.startswith("-")]
+    assert refused
+    assert_told_the_truth(path, events)

@@ -1,0 +1,206 @@
+"""The shipping process against real databases that come and go, and parents and children that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from local.settings import LocalSettings
+from local.stack import Stack
+from pretrade.audit.v1 import packet_pb2
+from server.audit.journal import Durability, Journal, JournalSettings
+from server.audit.journal_file import JournalReader
+from server.audit.reader import get_decision, verify
+from server.audit.shipper import Shipper
+from server.audit.shipping import ShippingSettings
+
+pytestmark = pytest.mark.stack
+
+CHILD = Path(__file__).with_name("audit_child.py")
+PATIENCE_SECONDS = 30.0
+
+
+def shipping(**changes: object) -> ShippingSettings:
+    return ShippingSettings.model_validate(
+        {"poll_seconds": 0.01, "retry_min_seconds": 0.05, "retry_max_seconds": 0.2, **changes}
+    )
+
+
+def journal_in(directory: Path) -> Journal:
+    return Journal(JournalSettings(path=directory / "journal.db", durability=Durability.OS))
+
+
+def entry(decision_id: str) -> bytes:
+    packet = packet_pb2.JournalEntry()
+    packet.decision.decision.decision_id = decision_id
+    return packet.SerializeToString()
+
+
+def unconfirmed(decision_id: str) -> bytes:
+    packet = packet_pb2.JournalEntry()
+    packet.reply_unconfirmed.decision_id = decision_id
+    packet.reply_unconfirmed.cause = "cancelled"
+    return packet.SerializeToString()
+
+
+async def append(journal: Journal, ids: list[str]) -> None:
+    await asyncio.gather(*(journal.append(entry(one)) for one in ids))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - plain attributes, set by another process
+            await asyncio.sleep(0.01)
+
+
+def stored_in_order(url: str) -> list[str]:
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT decision_id FROM decisions ORDER BY journal_position"))
+        ids = [one for (one,) in found]
+    engine.dispose()
+    return ids
+
+
+def shipping_processes(of: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(of).children() if "server.audit" in child.cmdline()]
+
+
+@pytest.fixture
+def own_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A PostgreSQL that the test may stop."""
+    with Stack(LocalSettings(dir=tmp_path_factory.mktemp("postgres")), parts={"postgres"}) as stack:
+        yield stack
+
+
+async def test_decisions_reach_postgresql_and_unconfirmed_replies_change_their_status(
+    tmp_path: Path, database_url: str
+) -> None:
+    ids = [f"d{i}" for i in range(2000)]
+    async with journal_in(tmp_path) as journal, Shipper(journal, database_url, shipping()) as shipper:
+        await append(journal, ids)
+        await journal.append(unconfirmed("d7"))
+        assert await shipper.drain(PATIENCE_SECONDS)
+        assert (shipper.unshipped, shipper.last_error, shipper.outages) == (0, "", 0)
+        assert get_decision(database_url, None, "d7").reply_status == "reply_unconfirmed:cancelled"
+        assert get_decision(database_url, None, "d8").reply_status == "replied"
+    assert stored_in_order(database_url) == ids
+    assert [(one.where, one.first, one.last) for one in verify(database_url, tmp_path / "journal.db")] == [
+        ("database", 1, 2001),
+        ("journal", 1, 2001),
+    ]
+
+
+async def test_a_database_that_is_down_delays_nothing_and_gets_everything_once_in_order(
+    tmp_path: Path, own_postgres: Stack
+) -> None:
+    url = own_postgres.endpoints.database_url
+    assert url is not None
+    postgres = own_postgres["postgres"]
+    async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping()) as shipper:
+        await append(journal, [f"before-{i}" for i in range(500)])
+        assert await shipper.drain(PATIENCE_SECONDS)
+        await asyncio.to_thread(postgres.kill)
+        await append(journal, [f"during-{i}" for i in range(500)])
+        await until(lambda: shipper.last_error != "")
+        await append(journal, [f"still-{i}" for i in range(500)])
+        assert journal.written == 1500
+        assert shipper.unshipped == 1000
+        assert not await shipper.drain(0.2)
+        await asyncio.to_thread(postgres.start)
+        assert await shipper.drain(PATIENCE_SECONDS)
+        assert (shipper.last_error, shipper.outages, shipper.restarts) == ("", 1, 0)
+    assert stored_in_order(url) == [f"{when}-{i}" for when in ("before", "during", "still") for i in range(500)]
+
+
+async def test_a_database_that_hangs_delays_nothing_and_gets_everything_once_it_goes_on(
+    tmp_path: Path, own_postgres: Stack
+) -> None:
+    url = own_postgres.endpoints.database_url
+    assert url is not None
+    async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping()) as shipper:
+        await append(journal, ["first"])
+        assert await shipper.drain(PATIENCE_SECONDS)
+        # Each of PostgreSQL's processes leads a group of its own.
+        processes = own_postgres["postgres"].tree()
+        for process in processes:
+            process.suspend()
+        try:
+            await append(journal, [f"during-{i}" for i in range(500)])
+            assert not await shipper.drain(0.5)
+            assert journal.written == 501
+        finally:
+            for process in processes:
+                process.resume()
+        assert await shipper.drain(PATIENCE_SECONDS)
+    assert stored_in_order(url) == ["first", *(f"during-{i}" for i in range(500))]
+
+
+async def test_a_killed_shipping_process_is_replaced_and_nothing_is_lost_or_doubled(
+    tmp_path: Path, database_url: str
+) -> None:
+    ids: list[str] = []
+    async with journal_in(tmp_path) as journal, Shipper(journal, database_url, shipping(batch_rows=50)) as shipper:
+        for round_ in range(3):
+            position = shipper.position
+            ids += (batch := [f"{round_}-{i}" for i in range(1000)])
+            await append(journal, batch)
+            await until(lambda position=position: shipper.position > position)  # type: ignore[misc]
+            (process,) = shipping_processes(os.getpid())
+            process.kill()
+            await until(lambda round_=round_: shipper.restarts == round_ + 1)  # type: ignore[misc]
+        assert await shipper.drain(PATIENCE_SECONDS)
+    assert stored_in_order(database_url) == ids
+    assert not shipping_processes(os.getpid())
+
+
+async def test_shipped_rows_are_trimmed_and_found_in_the_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    path = tmp_path / "journal.db"
+    async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping(retained_rows=100)) as shipper:
+        await append(journal, [str(i) for i in range(5000)])
+        assert await shipper.drain(PATIENCE_SECONDS)
+        with closing(JournalReader(path)) as reader:
+            await until(lambda: reader.anchor().position >= 3900)
+            assert reader.anchor().position <= 4900
+    assert get_decision(url, path, "0").found_in == "database"
+    assert get_decision(None, path, "4950").found_in == "journal"
+    assert [(one.where, one.last) for one in verify(url, path)] == [("database", 5000), ("journal", 5000)]
+
+
+async def test_the_rest_is_shipped_after_the_next_start(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    obstacle = tmp_path / "audit.db"
+    obstacle.mkdir()
+    async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping(drain_seconds=0.1)):
+        await append(journal, ["left behind"])
+    obstacle.rmdir()
+    async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping()) as shipper:
+        assert await shipper.drain(PATIENCE_SECONDS)
+    assert stored_in_order(url) == ["left behind"]
+
+
+def test_the_shipping_process_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    with subprocess.Popen(
+        [sys.executable, str(CHILD), str(tmp_path / "journal.db"), url, "d"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        acknowledged: list[bytes] = []
+        while not (found := shipping_processes(parent.pid)) or len(acknowledged) < 500:
+            acknowledged.append(parent.stdout.readline())
+        parent.kill()
+        gone, alive = psutil.wait_procs(found, timeout=PATIENCE_SECONDS)
+        assert gone
+        assert not alive

@@ -1,0 +1,256 @@
+"""The benchmark's callers count what a server really does to them; the servers here are real, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc.aio
+import pytest
+
+from loadtest.bench import SCENARIOS, echo_server
+from loadtest.callers import NO_REPLY, WRONG_REPLY, call_decide, call_decide_stream
+from loadtest.echo import EchoServicer
+from loadtest.orders import OrderFlow
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+
+pytestmark = pytest.mark.stack
+
+INSTRUMENTS: Final = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
+PATIENCE_SECONDS: Final = 10.0
+RESPONSE: Final = pb.DecideResponse(
+    decision=pb.Decision(
+        decision_id="0192b4a1-2b3c-7d4e-8f5a-6b7c8d9e0f1a",
+        action=pb.ACTION_TRADE,
+        score=0.75,
+        threshold=0.5,
+        source=pb.SOURCE_SECONDARY,
+        reasons=[pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD],
+        model_name="champion",
+    )
+)
+FLOW: Final = OrderFlow(INSTRUMENTS)
+ORDERS: Final = [FLOW.next({}) for _ in range(300)]
+
+
+class Flaky(EchoServicer):
+    """Refuses every third call, and gives every fourth of the others somebody else's decision."""
+
+    def __init__(self) -> None:
+        super().__init__(RESPONSE)
+        self.calls = 0
+        self.refused = 0
+        self.swapped = 0
+
+    async def Decide(self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.DecideResponse:
+        self.calls += 1
+        if self.calls % 3 == 0:
+            self.refused += 1
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        response = await super().Decide(request, context)
+        if self.calls % 4 == 0:
+            self.swapped += 1
+            response.decision.order_ref = "another"
+        return response
+
+
+class Shuffling(EchoServicer):
+    """A stream that answers in pairs, the later order first; one of each ten with an error."""
+
+    def __init__(self) -> None:
+        super().__init__(RESPONSE)
+        self.answered = 0
+        self.errors = 0
+
+    async def DecideStream(
+        self, request_iterator: AsyncIterator[pb.DecideStreamRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.DecideStreamResponse]:
+        held: list[pb.Order] = []
+        async for request in request_iterator:
+            held.append(request.order)
+            if len(held) == 2:
+                while held:
+                    yield pb.DecideStreamResponse(result=self._answer(held.pop()))
+        for order in held:
+            yield pb.DecideStreamResponse(result=self._answer(order))
+
+    def _answer(self, order: pb.Order) -> pb.OrderResult:
+        self.answered += 1
+        if self.answered % 10 == 0:
+            self.errors += 1
+            return pb.OrderResult(order_ref=order.order_ref, error=pb.OrderError(code=3, reason="UNKNOWN_INSTRUMENT"))
+        return self._result(order)
+
+
+class Broken(EchoServicer):
+    """A stream that ends with UNAVAILABLE after 10 answers, with others under way."""
+
+    async def DecideStream(
+        self, request_iterator: AsyncIterator[pb.DecideStreamRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.DecideStreamResponse]:
+        answers = 0
+        async for request in request_iterator:
+            if answers == 10:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+            answers += 1
+            yield pb.DecideStreamResponse(result=self._result(request.order))
+
+
+@asynccontextmanager
+async def serving(
+    servicer: decision_pb2_grpc.DecisionServiceServicer,
+) -> AsyncIterator[decision_pb2_grpc.DecisionServiceAsyncStub]:
+    server = grpc.aio.server()
+    decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield decision_pb2_grpc.DecisionServiceStub(channel)
+    finally:
+        await server.stop(None)
+
+
+async def test_every_call_is_counted_once_as_a_decision_or_under_its_error() -> None:
+    servicer = Flaky()
+    async with serving(servicer) as stub:
+        measured = await call_decide(stub, ORDERS, callers=4, seconds=0.3, deadline_seconds=PATIENCE_SECONDS)
+    assert servicer.refused > 0
+    assert servicer.swapped > 0
+    assert measured.errors == {"RESOURCE_EXHAUSTED": servicer.refused, WRONG_REPLY: servicer.swapped}
+    decided = servicer.calls - servicer.refused - servicer.swapped
+    assert len(measured.latencies) == decided
+    assert measured.actions == {"TRADE": decided}
+    assert measured.sources == {"SECONDARY": decided}
+    assert 0 < max(measured.latencies) < measured.seconds
+    assert measured.rate == pytest.approx(decided / measured.seconds)
+
+
+async def test_a_closed_loop_has_never_more_calls_under_way_than_callers() -> None:
+    class Counting(EchoServicer):
+        under_way = 0
+        most = 0
+
+        async def Decide(
+            self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> pb.DecideResponse:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            await asyncio.sleep(0)  # lets the other calls in
+            self.under_way -= 1
+            return await super().Decide(request, context)
+
+    servicer = Counting(RESPONSE)
+    async with serving(servicer) as stub:
+        await call_decide(stub, ORDERS, callers=5, seconds=0.3, deadline_seconds=PATIENCE_SECONDS)
+    assert 1 < servicer.most <= 5
+
+
+async def test_answers_of_a_stream_are_matched_to_their_orders_in_any_order() -> None:
+    servicer = Shuffling()
+    async with serving(servicer) as stub:
+        measured = await call_decide_stream(stub, ORDERS, callers=8, seconds=0.3, deadline_seconds=PATIENCE_SECONDS)
+    assert servicer.errors > 0
+    assert measured.errors == {"INVALID_ARGUMENT": servicer.errors}
+    assert len(measured.latencies) == servicer.answered - servicer.errors
+    assert measured.sources == {"SECONDARY": len(measured.latencies)}
+
+
+async def test_orders_of_a_stream_that_breaks_are_counted_as_unanswered() -> None:
+    async with serving(Broken(RESPONSE)) as stub:
+        measured = await call_decide_stream(stub, ORDERS, callers=8, seconds=5, deadline_seconds=PATIENCE_SECONDS)
+    assert measured.seconds < 5
+    assert len(measured.latencies) == 10
+    assert measured.errors["UNAVAILABLE"] == 1
+    assert 1 <= measured.errors[NO_REPLY] <= 8
+    assert set(measured.errors) == {"UNAVAILABLE", NO_REPLY}
+
+
+async def bench(*arguments: str) -> tuple[int, str]:
+    """Runs the command; returns its exit code and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "loadtest.bench",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_the_benchmark_measures_every_scenario_and_writes_json(tmp_path: Path) -> None:
+    json_path = tmp_path / "bench.json"
+    options = ["--seconds", "0.2", "--rounds", "2", "--deadline-ms", "10000", "--json", str(json_path)]
+    async with echo_server(RESPONSE) as target:
+        code, output = await bench("--target", target, *options)
+    assert code == 0, output
+    for column in ("scenario", "callers", "decisions/s", "p50 ms", "p99 ms", "errors", "echo/s", "ratio"):
+        assert column in output
+    document = json.loads(json_path.read_text())
+    assert document["target"] == target
+    assert [(each["scenario"], each["callers"]) for each in document["scenarios"]] == [
+        (scenario.name, scenario.callers) for scenario in SCENARIOS
+    ]
+    for each in document["scenarios"]:
+        assert each["errors"] == {}
+        assert each["orders"] == each["actions"]["TRADE"] == each["sources"]["SECONDARY"] > 0
+        assert 0 < each["p50_ms"] <= each["p99_ms"]
+        assert each["ratio"] == pytest.approx(each["decisions_per_second"] / each["echo_per_second"])
+
+
+async def test_the_benchmark_takes_target_and_instruments_from_the_running_stack(tmp_path: Path) -> None:
+    async with echo_server(RESPONSE) as target:
+        endpoints = {"decision": target, "instruments": ["BTCUSDT.SIM"]}
+        (tmp_path / "stack.json").write_text(json.dumps({"endpoints": endpoints}))
+        json_path = tmp_path / "bench.json"
+        options = ["--seconds", "0.1", "--rounds", "1", "--deadline-ms", "10000", "--json", str(json_path)]
+        code, output = await bench("--dir", str(tmp_path), *options)
+    assert code == 0, output
+    assert json.loads(json_path.read_text())["instruments"] == ["BTCUSDT.SIM"]
+
+
+async def test_without_a_stack_the_benchmark_says_how_to_get_one(tmp_path: Path) -> None:
+    code, output = await bench("--dir", str(tmp_path))
+    assert code == 1
+    assert "pretrade up" in output
+    assert "Traceback" not in output
+
+
+async def test_a_server_that_decides_nothing_is_not_measured() -> None:
+    class Refusing(EchoServicer):
+        async def Decide(
+            self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> pb.DecideResponse:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "instrument: is not configured here")
+
+    server = grpc.aio.server()
+    decision_pb2_grpc.add_DecisionServiceServicer_to_server(Refusing(RESPONSE), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    code, output = await bench("--target", f"127.0.0.1:{port}")
+    await server.stop(None)
+    assert code == 1
+    assert "INVALID_ARGUMENT: instrument: is not configured here" in " ".join(output.split())
+
+
+async def test_the_echo_server_ends_with_its_parent() -> None:
+    """Its standard input closes when whoever started it dies."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest.echo", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(RESPONSE.SerializeToString().hex().encode() + b"\n")
+    assert int(await process.stdout.readline()) > 0
+    process.stdin.close()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await process.wait() == 0

@@ -1,0 +1,204 @@
+"""`pretrade up` as a process: told to stop, interrupted while it starts, or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+
+from local.endpoints import StackFile
+from local.settings import LocalSettings
+from local.stack import Stack
+
+pytestmark = pytest.mark.stack
+
+SERVERS: Final = ("valkey", "broker", "postgres")
+DEADLINE_SECONDS: Final = 60.0
+
+
+class Up:
+    """A running `pretrade up`."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes]) -> None:
+        self.directory = directory
+        self.process = process
+        self._seen: dict[int, psutil.Process] = {}
+
+    @property
+    def output(self) -> str:
+        return (self.directory / "output").read_text()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Waits for a condition as long as the process lives."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, self.output
+            try:
+                self.process.wait(0.02)
+            except subprocess.TimeoutExpired:
+                continue
+            assert condition(), self.output
+
+    def wait_until_up(self) -> StackFile:
+        self.wait_until(lambda: StackFile.read(self.directory))
+        self.wait_until(lambda: "Ctrl-C stops it" in self.output)
+        stack = StackFile.read(self.directory)
+        assert stack is not None
+        return stack
+
+    def children(self) -> list[psutil.Process]:
+        """Everything it started, and what that started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextmanager
+def up(directory: Path, *parts: str, **environment: str) -> Iterator[Up]:
+    """Starts `pretrade up` with these parts; it is killed at the end if it still runs."""
+    options = [option for part in parts for option in ("--part", part)]
+    command = [sys.executable, "-m", "local", "up", "--dir", str(directory), *options]
+    with (directory / "output").open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
+        )
+    try:
+        yield Up(directory, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    assert processes
+    _, left = psutil.wait_procs(processes, timeout=15)
+    # Whether a zombie goes is up to the init process that inherits it.
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
+    with up(tmp_path, *SERVERS) as command:
+        command.wait_until_up()
+        children = command.children()
+        assert {"valkey-server", "postgres"} <= {child.name() for child in children}
+        command.process.send_signal(number)
+        assert command.process.wait(DEADLINE_SECONDS) == 0
+    assert_gone(children)
+    assert not (tmp_path / "stack.json").exists()
+
+
+def test_kill_9_leaves_no_process_and_the_directory_is_free_again(tmp_path: Path, model_store: Path) -> None:
+    with up(tmp_path, *SERVERS, "primary", PRETRADE_LOCAL_MODEL_STORE=str(model_store)) as command:
+        stack = command.wait_until_up()
+        assert set(stack.processes) == {*SERVERS, "primary"}
+        children = command.children()
+        # The Java process has started a Python worker, PostgreSQL its own processes in sessions of their own.
+        java = psutil.Process(stack.processes["primary"])
+        postgres = psutil.Process(stack.processes["postgres"])
+        assert java.children()
+        assert any(os.getsid(child.pid) != os.getsid(postgres.pid) for child in postgres.children())
+        command.process.kill()
+        command.process.wait()
+        # At once: what is left of the killed stack is waited for, not an error.
+        with Stack(LocalSettings(dir=tmp_path), parts=SERVERS) as next_stack:
+            assert_gone(children)
+            assert set(next_stack.processes) == set(SERVERS)
+
+
+def test_an_interrupt_during_the_start_stops_what_was_started(tmp_path: Path) -> None:
+    with up(tmp_path, *SERVERS) as command:
+        command.wait_until((tmp_path / "logs" / "postgres.log").exists)
+        children = command.children()
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(DEADLINE_SECONDS) == 130, command.output
+    assert_gone(children)
+    assert "Traceback" not in command.output
+
+
+def test_a_second_signal_leaves_the_rest_to_the_guard(tmp_path: Path) -> None:
+    patient = {"PRETRADE_LOCAL_STOP_TIMEOUT_SECONDS": "600", "PRETRADE_LOCAL_GUARD_GRACE_SECONDS": "1"}
+    with up(tmp_path, "postgres", **patient) as command:
+        stack = command.wait_until_up()
+        children = command.children()
+        # A backend that is stopped keeps PostgreSQL from ending, and is in a session that our SIGCONT does not reach.
+        backend = psutil.Process(stack.processes["postgres"]).children()[0]
+        backend.suspend()
+        command.process.send_signal(signal.SIGTERM)
+        command.wait_until(lambda: not (tmp_path / "stack.json").exists())
+        assert command.process.poll() is None
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(DEADLINE_SECONDS) == 130
+        backend.resume()
+    assert_gone(children)
+
+
+def test_a_part_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    with up(tmp_path, "valkey") as command:
+        first = command.wait_until_up().processes["valkey"]
+        os.kill(first, signal.SIGKILL)
+        command.wait_until(lambda: (stack := StackFile.read(tmp_path)) and stack.processes["valkey"] != first)
+        assert "valkey was ended by SIGKILL; starting it again" in command.output
+
+
+def test_a_part_that_keeps_ending_ends_the_command(tmp_path: Path) -> None:
+    with up(tmp_path, "valkey", "broker") as command:
+        first = command.wait_until_up().processes["valkey"]
+        os.kill(first, signal.SIGKILL)
+        command.wait_until(lambda: (stack := StackFile.read(tmp_path)) and stack.processes["valkey"] != first)
+        children = command.children()
+        second = command.wait_until_up().processes["valkey"]
+        os.kill(second, signal.SIGKILL)
+        assert command.process.wait(DEADLINE_SECONDS) == 1
+    assert_gone(children)
+    assert "valkey was ended by SIGKILL, again" in command.output
+
+
+def test_a_part_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
+    (tmp_path / "postgres" / "cluster").mkdir(parents=True)  # a cluster that is none
+    with up(tmp_path, *SERVERS) as command:
+        assert command.process.wait(DEADLINE_SECONDS) == 1
+    assert "postgres ended with exit code 2 before it was ready" in command.output
+    assert "could not access the server configuration file" in command.output
+    assert f"its log is {tmp_path / 'logs' / 'postgres.log'}" in command.output
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "local", "up", "--dir", str(tmp_path / "file"), "--part", "valkey"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
+    assert done.returncode == 1
+    assert f"cannot work in {tmp_path / 'file'}: File exists" in done.stdout.replace("\n", "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (("--part", "redis"), {}, "no such part: redis"),
+        (("--part", "worker"), {}, "worker needs valkey"),
+        (("--speed", "fast"), {}, "speed"),
+        ((), {"PRETRADE_LOCAL_REDIS": "redis://elsewhere"}, "unknown setting PRETRADE_LOCAL_REDIS"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    tmp_path: Path, arguments: tuple[str, ...], environment: dict[str, str], message: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "local", "up", "--dir", str(tmp_path), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert message in done.stdout
+    assert list(tmp_path.iterdir()) == []

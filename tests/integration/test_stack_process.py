@@ -1,0 +1,244 @@
+"""Supervised processes and their guard, with small programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from local.errors import NotReadyError, PartFailedError, StartCancelledError
+from local.guard import Guard
+from local.ports import free_ports
+from local.process import Process
+
+pytestmark = pytest.mark.stack
+
+READY = "open('ready', 'w').close();"
+FOREVER = "import threading; threading.Event().wait()"
+IGNORE_TERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+GRANDCHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {IGNORE_TERM + READY + FOREVER!r}]);"
+
+
+@pytest.fixture
+def guard() -> Iterator[Guard]:
+    guard = Guard(grace_seconds=0.2)
+    yield guard
+    guard.close()
+
+
+@pytest.fixture
+def python(tmp_path: Path, guard: Guard) -> Iterator[Callable[..., Process]]:
+    """Makes a process that runs Python code and is ready once the code has made the file `ready`."""
+    made: list[Process] = []
+
+    def file_exists() -> None:
+        if not (tmp_path / "ready").exists():
+            raise NotReadyError("there is no file")
+
+    def make(
+        code: str,
+        *,
+        ready: Callable[[], None] = file_exists,
+        start_timeout_seconds: float = 20.0,
+        stop_timeout_seconds: float = 20.0,
+    ) -> Process:
+        process = Process(
+            "python",
+            [sys.executable, "-c", code],
+            directory=tmp_path,
+            log_path=tmp_path / "log",
+            guard=guard,
+            ready=ready,
+            start_timeout_seconds=start_timeout_seconds,
+            stop_timeout_seconds=stop_timeout_seconds,
+        )
+        made.append(process)
+        return process
+
+    yield make
+    for process in made:
+        process.stop()
+
+
+def lives(pid: int | None) -> bool:
+    assert pid is not None
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_process_runs_from_start_to_stop(python: Callable[..., Process]) -> None:
+    process = python(READY + FOREVER)
+    assert process.pid is None
+    process.start()
+    assert (process.alive, process.ending) == (True, "")
+    assert lives(process.pid)
+    process.stop()
+    assert (process.alive, process.ending) == (False, "was ended by SIGTERM")
+    assert not lives(process.pid)
+    process.stop()
+
+
+def test_starting_a_running_process_changes_nothing(python: Callable[..., Process]) -> None:
+    process = python(READY + FOREVER)
+    process.start()
+    pid = process.pid
+    process.start()
+    assert process.pid == pid
+    process.restart()
+    assert process.pid != pid
+
+
+def test_a_process_that_ends_before_it_is_ready_has_failed_and_says_how(python: Callable[..., Process]) -> None:
+    process = python("print('no such file: x'); raise SystemExit(3)")
+    with pytest.raises(PartFailedError, match="ended with exit code 3 before it was ready") as failure:
+        process.start()
+    assert failure.value.log_tail == "no such file: x"
+    assert failure.value.log_path == process.log_path
+
+
+def test_a_process_that_has_ended_is_not_ready_whatever_answers_on_its_port(python: Callable[..., Process]) -> None:
+    made: list[Process] = []
+
+    def answer_after_its_end() -> None:
+        assert made[0].wait(20)
+
+    made.append(python("pass", ready=answer_after_its_end))
+    with pytest.raises(PartFailedError, match="ended with exit code 0 before it was ready"):
+        made[0].start()
+
+
+def test_a_process_that_is_never_ready_is_stopped_and_the_probe_is_quoted(python: Callable[..., Process]) -> None:
+    process = python(FOREVER, start_timeout_seconds=0.3)
+    with pytest.raises(PartFailedError, match=r"was not ready \(there is no file\) after 0\.3 s"):
+        process.start()
+    assert not process.alive
+
+
+def test_a_start_can_be_cancelled(python: Callable[..., Process]) -> None:
+    process = python(FOREVER)
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(StartCancelledError):
+        process.start(cancelled)
+    assert not process.alive
+
+
+def test_a_process_that_does_not_listen_is_killed_after_its_grace(python: Callable[..., Process]) -> None:
+    process = python(IGNORE_TERM + READY + FOREVER, stop_timeout_seconds=0.2)
+    process.start()
+    process.stop()
+    assert process.ending == "was ended by SIGKILL"
+
+
+def test_stop_reaches_grandchildren_that_do_not_listen(python: Callable[..., Process]) -> None:
+    process = python(GRANDCHILD + FOREVER)
+    process.start()
+    tree = process.tree()
+    assert len(tree) == 2
+    process.stop()
+    assert not any(lives(member.pid) for member in tree)
+
+
+def test_kill_reaches_grandchildren(python: Callable[..., Process]) -> None:
+    process = python(GRANDCHILD + FOREVER)
+    process.start()
+    tree = process.tree()
+    process.kill()
+    assert not any(lives(member.pid) for member in tree)
+    assert process.tree() == []
+
+
+def test_the_log_tail_is_of_the_last_start(python: Callable[..., Process], tmp_path: Path) -> None:
+    process = python("import os; print(os.getpid(), flush=True);" + READY + FOREVER)
+    process.start()
+    first = process.log_tail()
+    assert first == str(process.pid)
+    process.stop()
+    (tmp_path / "ready").unlink()
+    process.start()
+    assert process.log_tail() == str(process.pid)
+    assert process.log_path.read_text().split() == [first, process.log_tail()]
+
+
+def test_a_program_is_run_to_its_end(python: Callable[..., Process], tmp_path: Path) -> None:
+    python("print('done')").run()
+    assert (tmp_path / "log").read_text() == "done\n"
+    with pytest.raises(PartFailedError, match="ended with exit code 1"):
+        python("raise SystemExit(1)").run()
+    with pytest.raises(PartFailedError, match=r"did not finish after 0\.2 s"):
+        python(FOREVER, start_timeout_seconds=0.2).run()
+
+
+def test_what_a_program_says_is_told(python: Callable[..., Process]) -> None:
+    said = threading.Event()
+    process = python("print('half', flush=True);" + FOREVER)
+
+    def told(line: str) -> None:
+        assert line == "half"
+        said.set()
+
+    with pytest.raises(StartCancelledError):
+        process.run(said, told=told)
+
+
+def test_a_child_is_in_a_session_of_its_own_and_does_not_hold_the_guards_pipe(python: Callable[..., Process]) -> None:
+    process = python(READY + FOREVER)
+    process.start()
+    assert process.pid is not None
+    assert os.getsid(process.pid) == process.pid
+    if sys.platform == "linux":
+        open_files = [str(entry.readlink()) for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
+        assert not any(name.startswith("pipe:") for name in open_files)
+
+
+def test_closing_the_guard_ends_what_is_left(tmp_path: Path) -> None:
+    guard = Guard(grace_seconds=0.2)
+    process = Process(
+        "python",
+        [sys.executable, "-c", GRANDCHILD + FOREVER],
+        directory=tmp_path,
+        log_path=tmp_path / "log",
+        guard=guard,
+        start_timeout_seconds=20.0,
+        stop_timeout_seconds=20.0,
+    )
+    process.start()
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        process.wait(0.01)
+    tree = process.tree()
+    assert len(tree) == 2
+    guard.close()
+    guard.close()
+    process.wait(20)
+    assert not any(lives(member.pid) for member in tree)
+
+
+def test_a_guard_ignores_what_ends_other_processes(guard: Guard, python: Callable[..., Process]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(guard.pid, number)
+    process = python(READY + FOREVER)
+    process.start()
+    assert lives(guard.pid)
+
+
+def test_nothing_is_started_without_its_guard(guard: Guard, python: Callable[..., Process]) -> None:
+    os.kill(guard.pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(guard.pid)], timeout=20)
+    process = python(READY + FOREVER)
+    with pytest.raises(PartFailedError, match="ended with exit code 1 before it was ready") as failure:
+        process.start()
+    assert "BrokenPipeError" in failure.value.log_tail
+
+
+def test_free_ports_are_different_and_can_be_listened_on() -> None:
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    assert all(20_000 <= port < 32_000 for port in ports)

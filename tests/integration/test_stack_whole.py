@@ -1,0 +1,135 @@
+"""The whole stack, every part of it real, at once."""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import pytest
+import redis
+from sqlalchemy import create_engine, inspect, select
+
+from feature_cache.codec import BookState, decode
+from feature_cache.store import key_of
+from local.settings import LocalSettings
+from local.stack import PARTS, Progress, Stack
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+from server.audit.store import DECISIONS
+
+pytestmark = pytest.mark.stack
+
+GIBIBYTE = 2**30
+DEADLINE_SECONDS = 30.0
+
+
+class Start(NamedTuple):
+    stack: Stack
+    seen: list[Progress]
+    seconds: float
+    load: float
+    """Processes that wanted a processor just before, for each processor."""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Start]:
+    seen: list[Progress] = []
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("whole"), model_store=model_store)
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    began = time.monotonic()
+    with Stack(settings, report=seen.append) as stack:
+        yield Start(stack, seen, time.monotonic() - began, load)
+
+
+@pytest.fixture
+def stack(started: Start) -> Stack:
+    return started.stack
+
+
+def test_everything_is_up(started: Start) -> None:
+    assert {progress.step for progress in started.seen if progress.state == "ready"} == set(PARTS)
+    assert started.stack.ended() == []
+
+
+def test_it_is_up_within_30_seconds(started: Start) -> None:
+    if started.load > 1:
+        pytest.skip(f"this machine was busy with other things: load {started.load:.1f} for each processor")
+    assert started.seconds < 30
+
+
+def test_what_a_part_needs_is_ready_before_it_starts(started: Start) -> None:
+    order = [(progress.step, progress.state) for progress in started.seen]
+    for part, needed in (("worker", "broker"), ("market", "worker"), ("server", "primary"), ("server", "market")):
+        assert order.index((needed, "ready")) < order.index((part, "starting"))
+
+
+def test_it_takes_less_than_3_gibibytes(stack: Stack) -> None:
+    memory = stack.memory_bytes()
+    assert set(memory) == set(PARTS)
+    assert sum(memory.values()) < 3 * GIBIBYTE
+
+
+def test_features_of_every_instrument_are_live(stack: Stack) -> None:
+    assert stack.endpoints.redis_url
+    with redis.Redis.from_url(stack.endpoints.redis_url) as client:
+        for instrument in stack.endpoints.instruments:
+            packed = client.get(key_of(instrument))
+            assert isinstance(packed, bytes)
+            assert decode(packed).state is not BookState.UNKNOWN
+
+
+def test_an_order_is_decided_by_the_primary_and_audited_in_postgres(stack: Stack) -> None:
+    assert stack.endpoints.decision
+    assert stack.endpoints.database_url
+    order = decision_pb2.Order(instrument="BTCUSDT.SIM", side=decision_pb2.SIDE_BUY, quantity=0.01, strategy="test")
+    request = decision_pb2.DecideRequest(order=order)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    with grpc.insecure_channel(stack.endpoints.decision) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        # A replica's first answers, on a busy machine, may be too slow for the budget: then another source answers.
+        while (decision := stub.Decide(request, timeout=5.0).decision).source != decision_pb2.SOURCE_PRIMARY:
+            assert time.monotonic() < deadline, decision
+    assert decision.model_name == "champion"
+
+    engine = create_engine(stack.endpoints.database_url)
+    with engine.connect() as connection:
+        query = select(DECISIONS.c.source).where(DECISIONS.c.decision_id == decision.decision_id)
+        while not inspect(connection).has_table(DECISIONS.name) or not (rows := connection.execute(query).all()):
+            assert time.monotonic() < deadline
+            assert not stack["server"].wait(0.05)
+            connection.rollback()
+    engine.dispose()
+    assert [tuple(row) for row in rows] == [("PRIMARY",)]
+
+
+def test_the_admin_service_sees_every_replica_healthy(stack: Stack) -> None:
+    assert stack.endpoints.admin
+    with grpc.insecure_channel(stack.endpoints.admin) as channel:
+        status = admin_pb2_grpc.AdminServiceStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
+    assert {replica.name: replica.healthy for replica in status.replicas} == {
+        "primary": True,
+        "secondary": True,
+        "challenger": True,
+    }
+
+
+def test_metrics_are_served(stack: Stack) -> None:
+    for url in (stack.endpoints.metrics_url, stack.endpoints.worker_url):
+        with urllib.request.urlopen(f"{url}/metrics", timeout=5.0) as answer:
+            assert b"# HELP" in answer.read()
+
+
+def test_everything_listens_on_the_loopback_interface_only(stack: Stack) -> None:
+    listening = {
+        connection.laddr.ip
+        for part in stack.processes.values()
+        for process in part.tree()
+        for connection in process.net_connections()
+        if connection.status == "LISTEN"
+    }
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1"}

@@ -1,0 +1,76 @@
+"""A replica whose model server is the test's; its breaker, batcher, latency and probes are the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+
+from server.inference.batcher import BatcherSettings
+from server.inference.breaker import BreakerSettings
+from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.replica import Replica, ReplicaSettings
+from server.inference.wire import ModelIdentity, ScoreBatch
+
+Script = Callable[[list[bytes]], Awaitable[ScoreBatch]]
+
+
+class ScriptedReplica(Replica):
+    """Asks `script` instead of TorchServe; open no channel with it."""
+
+    def __init__(
+        self,
+        name: str,
+        script: Script,
+        batcher_settings: BatcherSettings | None = None,
+        breaker_settings: BreakerSettings | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            "nowhere",
+            "champion",
+            None,
+            ReplicaSettings(),
+            batcher_settings or BatcherSettings(),
+            breaker_settings or BreakerSettings(),
+            asyncio.get_running_loop().time,
+            lambda: 0.5,
+        )
+        self.script = script
+        self.calls = 0
+
+    async def _score(self, rows: list[bytes]) -> ScoreBatch:
+        self.calls += 1
+        return await self.script(rows)
+
+    def start_probing(self) -> asyncio.Task[None]:
+        """The probes of a replica, without its channel; the test cancels them."""
+        return asyncio.create_task(self._probe_forever())
+
+
+def answers(score: float, after_seconds: float = 0.001, threshold: float = 0.5, version: str = "aa" * 8) -> Script:
+    """Gives every row this score."""
+
+    async def script(rows: list[bytes]) -> ScoreBatch:
+        await asyncio.sleep(after_seconds)
+        model = ModelIdentity("champion", version, threshold, 0)
+        return ScoreBatch(model, np.full(len(rows), score, dtype=np.float32))
+
+    return script
+
+
+def fails(outcome: Outcome, after_seconds: float = 0.001) -> Script:
+    """Fails every batch."""
+
+    async def script(_rows: list[bytes]) -> ScoreBatch:
+        await asyncio.sleep(after_seconds)
+        raise BatchFailedError(outcome, "scripted")
+
+    return script
+
+
+async def hangs(_rows: list[bytes]) -> ScoreBatch:
+    """Takes an hour."""
+    await asyncio.sleep(3_600)
+    raise AssertionError("nobody waits that long")

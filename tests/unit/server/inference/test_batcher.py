@@ -1,0 +1,429 @@
+"""The micro-batcher on a real event loop, in virtual time, with a model server whose answers the test gives."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from virtual_time import VirtualTimeLoop
+
+from server.inference.batcher import BatcherSettings, MicroBatcher, Report, Result, Scored
+from server.inference.latency import LatencyWindow
+from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.wire import ModelIdentity, ScoreBatch
+
+MODEL = ModelIdentity("champion", "00" * 8, 0.5, 0)
+ONE_SLOT = BatcherSettings(slots=1, max_rows=4, max_in_flight=3)
+
+
+class Call:
+    """One batch at the model server, until the test answers it."""
+
+    def __init__(self, rows: list[bytes]) -> None:
+        self.rows = rows
+        self.answer: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+
+    def answer_each_its_own(self) -> None:
+        self.answer.set_result([score_of(row) for row in self.rows])
+
+    def fail(self, outcome: Outcome) -> None:
+        self.answer.set_exception(BatchFailedError(outcome, "as the test wants it"))
+
+
+class ModelServer:
+    """What the batcher sends to, and what it reports."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.reports: list[tuple[Outcome, float]] = []
+
+    async def send(self, rows: list[bytes]) -> ScoreBatch:
+        call = Call(rows)
+        self.calls.append(call)
+        return ScoreBatch(MODEL, np.array(await call.answer, dtype=np.float32))
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Outcomes of the batches that have ended, in order."""
+        return [outcome for outcome, _ in self.reports]
+
+    def begin(self) -> Report:
+        return lambda outcome, seconds: self.reports.append((outcome, seconds))
+
+
+class Bench:
+    """A batcher, its model server and their time."""
+
+    def __init__(self, batcher_settings: BatcherSettings) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        self.loop = loop
+        self.server = ModelServer()
+        self.latency = LatencyWindow(loop.time, prior_seconds=0.001)
+        self.batcher = MicroBatcher(self.server.send, self.server.begin, self.latency, batcher_settings, loop.time)
+        self.problems: list[str] = []
+        loop.set_exception_handler(lambda _loop, context: self.problems.append(context["message"]))
+
+    def submit(self, number: int, timeout_seconds: float = 0.05) -> asyncio.Future[Result]:
+        return self.batcher.submit(payload(number), self.loop.time() + timeout_seconds)
+
+    async def calls(self, number: int) -> list[Call]:
+        """The calls so far, once there are as many and everything that can happen now has happened."""
+        await settle()
+        assert len(self.server.calls) == number
+        return self.server.calls
+
+
+def payload(number: int) -> bytes:
+    return number.to_bytes(4, "little")
+
+
+def score_of(row: bytes) -> float:
+    return int.from_bytes(row, "little") / 1_024
+
+
+def scored(number: int) -> Scored:
+    return Scored(score_of(payload(number)), MODEL)
+
+
+async def settle() -> None:
+    """Lets everything run that needs no passing of time."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def bench(batcher_settings: BatcherSettings = ONE_SLOT) -> AsyncIterator[Bench]:
+    """A bench on which nothing may go unnoticed: no unhandled exception, nothing left in flight."""
+    made = Bench(batcher_settings)
+    try:
+        yield made
+    finally:
+        await made.batcher.close()
+    assert made.batcher.in_flight == 0
+    assert made.problems == []
+
+
+async def test_rows_gather_while_the_slot_is_taken_and_each_caller_gets_its_own_answer() -> None:
+    async with bench() as b:
+        first = b.submit(1)
+        (call,) = await b.calls(1)
+        later = [b.submit(number) for number in (2, 3, 4)]
+        assert len(await b.calls(1)) == 1, "no second batch before a slot is free"
+        call.answer_each_its_own()
+        assert await first == scored(1)
+        _, second = await b.calls(2)
+        assert second.rows == [payload(number) for number in (2, 3, 4)]
+        second.answer_each_its_own()
+        assert await asyncio.gather(*later) == [scored(2), scored(3), scored(4)]
+        assert b.server.outcomes == [Outcome.SUCCESS] * 2
+        assert (b.batcher.batches, b.batcher.rows, b.batcher.queued) == (2, 4, 0)
+
+
+async def test_rows_of_one_turn_of_the_event_loop_leave_together_and_at_once() -> None:
+    async with bench() as b:
+        started = b.loop.time()
+        rows = [b.submit(number) for number in (1, 2, 3)]
+        (call,) = await b.calls(1)
+        assert b.loop.time() == started, "no timer"
+        assert len(call.rows) == 3
+        call.answer_each_its_own()
+        await asyncio.gather(*rows)
+
+
+async def test_as_many_batches_fly_as_there_are_slots() -> None:
+    async with bench(BatcherSettings(slots=2, max_rows=2)) as b:
+        for number in range(5):
+            b.submit(number)
+        calls = await b.calls(2)
+        assert [len(call.rows) for call in calls] == [2, 2]
+        assert b.batcher.queued == 1
+
+
+async def test_the_earliest_deadline_goes_first() -> None:
+    async with bench() as b:
+        b.submit(0)
+        (call,) = await b.calls(1)
+        for number, timeout_seconds in enumerate((0.040, 0.020, 0.030, 0.010, 0.035, 0.025), start=1):
+            b.submit(number, timeout_seconds)
+        call.answer_each_its_own()
+        _, second = await b.calls(2)
+        assert second.rows == [payload(number) for number in (4, 2, 6, 3)]
+
+
+async def test_rows_with_equal_deadlines_go_in_order_of_arrival() -> None:
+    async with bench() as b:
+        b.submit(0)
+        (call,) = await b.calls(1)
+        for number in (3, 1, 2):
+            b.submit(number)
+        call.answer_each_its_own()
+        _, second = await b.calls(2)
+        assert second.rows == [payload(3), payload(1), payload(2)]
+
+
+async def test_a_row_is_answered_at_its_deadline_at_the_latest() -> None:
+    async with bench() as b:
+        started = b.loop.time()
+        row = b.submit(1, 0.006)
+        assert await row is Outcome.TIMEOUT
+        assert b.loop.time() - started == pytest.approx(0.006)
+        assert b.server.outcomes == [], "its batch goes on"
+        b.server.calls[0].answer_each_its_own()
+        await settle()
+        assert b.server.outcomes == [Outcome.SUCCESS]
+        assert b.batcher.rows == 0, "nobody waited for that score"
+
+
+async def test_a_row_that_cannot_make_it_any_more_is_not_sent() -> None:
+    async with bench() as b:
+        b.submit(1)
+        (call,) = await b.calls(1)
+        hopeless, fine = b.submit(2, 0.0055), b.submit(3)
+        await asyncio.sleep(0.005)
+        call.answer_each_its_own()
+        _, second = await b.calls(2)
+        assert second.rows == [payload(3)]
+        assert await hopeless is Outcome.TIMEOUT
+        second.answer_each_its_own()
+        assert await fine == scored(3)
+
+
+async def test_a_cancelled_row_leaves_the_queue() -> None:
+    async with bench() as b:
+        b.submit(1)
+        (call,) = await b.calls(1)
+        gone, stays = b.submit(2), b.submit(3)
+        gone.cancel()
+        call.answer_each_its_own()
+        _, second = await b.calls(2)
+        assert second.rows == [payload(3)]
+        second.answer_each_its_own()
+        assert await stays == scored(3)
+
+
+@settings(max_examples=75, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 12), st.one_of(st.none(), st.integers(0, 20))),
+        min_size=1,
+        max_size=30,
+    ),
+    slots=st.integers(1, 3),
+    answer_every=st.integers(1, 4),
+)
+async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_answer(
+    rows: list[tuple[int, int | None]], slots: int, answer_every: int
+) -> None:
+    """`rows` holds (step of arrival, steps until cancelled or None) for each caller."""
+    async with bench(BatcherSettings(slots=slots, max_rows=3, max_in_flight=8)) as b:
+        waiting: dict[int, asyncio.Future[Result]] = {}
+        answered = 0
+        for step in range(33):
+            for number, (arrives, leaves_after) in enumerate(rows):
+                if arrives == step:
+                    waiting[number] = b.submit(number, timeout_seconds=10)
+                if leaves_after is not None and arrives + leaves_after == step:
+                    waiting[number].cancel()
+            await asyncio.sleep(0)
+            if step % answer_every == 0 and answered < len(b.server.calls):
+                b.server.calls[answered].answer_each_its_own()
+                answered += 1
+        await settle()
+        while answered < len(b.server.calls):
+            b.server.calls[answered].answer_each_its_own()
+            answered += 1
+            await settle()
+        for number, (_, leaves_after) in enumerate(rows):
+            if leaves_after is None:
+                assert waiting[number].result() == scored(number)
+            else:
+                assert waiting[number].cancelled() or waiting[number].result() == scored(number)
+        assert set(b.server.outcomes) <= {Outcome.SUCCESS}
+
+
+@pytest.mark.parametrize(
+    ("score", "usable"),
+    [
+        (0.0, True),
+        (1.0, True),
+        (-0.0, True),
+        (1e-45, True),  # the smallest subnormal float32
+        (math.nan, False),
+        (math.inf, False),
+        (-math.inf, False),
+        (-0.1, False),
+        (-1e-45, False),
+        (1.0000001, False),
+    ],
+)
+async def test_an_unusable_score_fails_its_own_row_only(score: float, usable: bool) -> None:
+    async with bench() as b:
+        doubtful, sound = b.submit(1), b.submit(2)
+        (call,) = await b.calls(1)
+        call.answer.set_result([score, 0.25])
+        assert await sound == Scored(0.25, MODEL)
+        result = await doubtful
+        if usable:
+            assert isinstance(result, Scored)
+            assert result.score == float(np.float32(score))
+        else:
+            assert result is Outcome.BAD_ANSWER
+        assert b.server.outcomes == [Outcome.SUCCESS]
+
+
+async def test_a_batch_without_a_usable_score_is_a_bad_answer() -> None:
+    async with bench() as b:
+        b.submit(1)
+        (call,) = await b.calls(1)
+        call.answer.set_result([math.nan])
+        await settle()
+        assert b.server.outcomes == [Outcome.BAD_ANSWER]
+        assert b.batcher.batches == 0
+
+
+@pytest.mark.parametrize("outcome", [Outcome.OVERLOAD, Outcome.MODEL_ERROR, Outcome.TRANSPORT, Outcome.TIMEOUT])
+async def test_a_batch_that_fails_gives_each_row_its_outcome(outcome: Outcome) -> None:
+    async with bench() as b:
+        rows = [b.submit(number) for number in range(3)]
+        (call,) = await b.calls(1)
+        call.fail(outcome)
+        assert await asyncio.gather(*rows) == [outcome] * 3
+        assert b.server.outcomes == [outcome]
+
+
+async def test_a_fault_of_ours_counts_as_a_model_error_and_frees_the_slot() -> None:
+    async with bench() as b:
+        row, unfit = b.submit(1), b.submit(2)
+        (call,) = await b.calls(1)
+        call.answer.set_result([0.5])  # one score for two rows: the parser lets no such answer through
+        assert await unfit is Outcome.MODEL_ERROR
+        assert isinstance(await row, Scored)
+        assert b.server.outcomes == [Outcome.MODEL_ERROR]
+        assert b.batcher.in_flight == 0
+
+
+async def test_a_batch_that_does_not_come_back_is_abandoned_but_counts_against_the_cap() -> None:
+    async with bench() as b:
+        rows = []
+        for number in range(ONE_SLOT.max_in_flight):
+            started = b.loop.time()
+            rows.append(b.submit(number, 1.0))
+            assert await rows[-1] is Outcome.TIMEOUT
+            assert b.loop.time() - started >= 0.01 - 1e-9
+            assert b.batcher.abandoned == number + 1
+        assert b.batcher.full
+        assert await b.submit(9) is Outcome.OVERLOAD
+        assert b.server.outcomes == [Outcome.TIMEOUT] * 3
+        b.server.calls[0].answer_each_its_own()
+        b.server.calls[1].fail(Outcome.TRANSPORT)
+        await settle()
+        assert len(b.server.outcomes) == 3, "what a given-up batch says later changes nothing"
+        assert b.batcher.rows == b.batcher.batches == 0
+        assert b.batcher.abandoned == 1
+        row = b.submit(10)
+        (*_, call) = await b.calls(4)
+        call.answer_each_its_own()
+        assert await row == scored(10)
+
+
+async def test_patience_grows_with_a_replica_that_became_slow() -> None:
+    async with bench() as b:
+        gave_up_after = []
+        for number in range(3):
+            await b.submit(number, 1.0)
+            gave_up_after.append(b.server.reports[-1][1])
+        assert gave_up_after == [pytest.approx(0.010), pytest.approx(0.040), pytest.approx(0.050)]
+
+
+async def test_a_standstill_of_our_own_event_loop_is_not_the_replicas_fault() -> None:
+    async with bench() as b:
+        row = b.submit(1, 2.0)
+        (call,) = await b.calls(1)
+        b.loop.now += 0.5  # nothing ran for half a second
+        await settle()
+        assert b.batcher.abandoned == 0
+        call.answer_each_its_own()
+        assert await row == scored(1)
+        assert b.server.outcomes == [Outcome.SUCCESS]
+
+
+async def test_shadow_rows_leave_only_when_no_live_row_waits() -> None:
+    async with bench() as b:
+        b.submit(1)
+        (call,) = await b.calls(1)
+        shadow = b.batcher.submit_shadow(payload(2))
+        b.submit(3)
+        call.answer_each_its_own()
+        _, second = await b.calls(2)
+        assert second.rows == [payload(3)]
+        second.answer_each_its_own()
+        *_, third = await b.calls(3)
+        assert third.rows == [payload(2)]
+        third.answer_each_its_own()
+        assert shadow is not None
+        assert await shadow == scored(2)
+
+
+async def test_shadow_rows_beyond_their_bound_are_shed() -> None:
+    async with bench(BatcherSettings(slots=1, max_queued_shadow_rows=2)) as b:
+        b.submit(1)
+        await b.calls(1)
+        queued = [b.batcher.submit_shadow(payload(number)) for number in range(5)]
+        assert [row is None for row in queued] == [False, False, True, True, True]
+        assert b.batcher.shed == 3
+
+
+async def test_a_full_queue_refuses_and_drains_again() -> None:
+    async with bench(BatcherSettings(slots=1, max_rows=2, max_queued_rows=2)) as b:
+        b.submit(0)
+        (call,) = await b.calls(1)
+        queued = [b.submit(1), b.submit(2)]
+        assert b.batcher.full
+        assert await b.submit(3) is Outcome.OVERLOAD
+        call.answer_each_its_own()
+        _, second = await b.calls(2)
+        second.answer_each_its_own()
+        assert await asyncio.gather(*queued) == [scored(1), scored(2)]
+        assert not b.batcher.full
+
+
+async def test_closing_answers_every_row_wherever_it_is() -> None:
+    async with bench(BatcherSettings(slots=2, max_rows=1)) as b:
+        flying = b.submit(1)
+        await b.calls(1)
+        shadow = b.batcher.submit_shadow(payload(2))
+        # A batch whose call has not taken its first step: departed in this turn, cancelled in the same one.
+        just_left, queued = b.submit(3), b.submit(4)
+        await asyncio.sleep(0)
+        await b.batcher.close()
+        assert shadow is not None
+        assert [flying.result(), just_left.result()] == [Outcome.IGNORED] * 2
+        assert [queued.result(), shadow.result()] == [Outcome.OVERLOAD] * 2
+        assert await b.submit(5) is Outcome.OVERLOAD
+        assert b.batcher.submit_shadow(payload(6)) is None
+
+
+async def test_expected_time_grows_with_the_batches_ahead() -> None:
+    async with bench() as b:
+        assert b.batcher.expected_seconds == pytest.approx(0.001)
+        b.submit(0)
+        await b.calls(1)
+        assert b.batcher.expected_seconds == pytest.approx(0.0015), "half a batch is left of the one under way"
+        for number in range(8):
+            b.submit(number)
+        assert b.batcher.expected_seconds == pytest.approx(0.0035)
+
+
+def test_impossible_bounds_are_refused() -> None:
+    with pytest.raises(ValidationError, match="slots"):
+        BatcherSettings(slots=9, max_in_flight=8)
+    with pytest.raises(ValidationError, match="min_patience_seconds"):
+        BatcherSettings(min_patience_seconds=0.06)

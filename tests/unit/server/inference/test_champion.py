@@ -1,0 +1,242 @@
+"""The champion stage: two replicas, at most one retry, never beyond the budget; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from cases import new_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+
+from fallback.budget import BudgetSettings
+from fallback.order import Case
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.batcher import BatcherSettings
+from server.inference.breaker import Mode
+from server.inference.champion import Champion
+from server.inference.outcome import Outcome
+from server.inference.retry_budget import RetryBudget, RetrySettings
+
+PLENTY = RetrySettings(share=1, per_second=1_000)
+TRADES, REFUSES = answers(0.75), answers(0.25)
+
+
+class Stage:
+    """A champion stage, its replicas and a case that arrives now."""
+
+    def __init__(self, primary: Script, secondary: Script, retry: RetrySettings, random: Callable[[], float]) -> None:
+        self.clock = asyncio.get_running_loop().time
+        batcher_settings = BatcherSettings(max_in_flight=4)
+        self.primary = ScriptedReplica("primary", primary, batcher_settings)
+        self.secondary = ScriptedReplica("secondary", secondary, batcher_settings)
+        self.champion = Champion(
+            self.primary, self.secondary, RetryBudget(retry, self.clock), BudgetSettings(), self.clock, random
+        )
+
+    def case(self, timeout_seconds: float = 0.05) -> Case:
+        return new_case(arrived=self.clock(), timeout_seconds=timeout_seconds)
+
+
+@asynccontextmanager
+async def stage(
+    primary: Script, secondary: Script, retry: RetrySettings = PLENTY, random: Callable[[], float] = lambda: 0.5
+) -> AsyncIterator[Stage]:
+    made = Stage(primary, secondary, retry, random)
+    try:
+        yield made
+    finally:
+        await made.primary.batcher.close()
+        await made.secondary.batcher.close()
+
+
+async def test_the_primary_answers_and_the_secondary_is_not_asked() -> None:
+    async with stage(TRADES, TRADES) as s:
+        case = s.case()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert (answer.action, answer.source) == (pb.ACTION_TRADE, pb.SOURCE_PRIMARY)
+        assert answer.reason == pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD
+        assert (answer.score, answer.threshold, answer.model_version) == (0.75, 0.5, "aa" * 8)
+        assert case.degradations == []
+        assert [(a.replica, a.outcome, a.model_version) for a in case.attempts] == [("primary", "success", "aa" * 8)]
+        ((ledger_stage, _, used),) = case.budget.uses
+        assert ledger_stage == pb.STAGE_PRIMARY
+        assert used == pytest.approx(0.001)
+        assert s.secondary.calls == 0
+
+
+async def test_a_score_below_the_threshold_is_no_trade() -> None:
+    async with stage(REFUSES, TRADES) as s:
+        answer = await s.champion.answer(s.case())
+        assert answer is not None
+        assert (answer.action, answer.reason) == (pb.ACTION_NO_TRADE, pb.REASON_CODE_SCORE_BELOW_THRESHOLD)
+
+
+async def test_a_score_at_the_threshold_is_a_trade() -> None:
+    async with stage(answers(0.5), TRADES) as s:
+        answer = await s.champion.answer(s.case())
+        assert answer is not None
+        assert answer.action == pb.ACTION_TRADE
+
+
+@pytest.mark.parametrize(
+    ("script", "degradation"),
+    [
+        (fails(Outcome.TRANSPORT), pb.DEGRADATION_PRIMARY_FAILED),
+        (fails(Outcome.MODEL_ERROR), pb.DEGRADATION_PRIMARY_FAILED),
+        (fails(Outcome.OVERLOAD), pb.DEGRADATION_PRIMARY_OVERLOADED),
+        (answers(math.nan), pb.DEGRADATION_PRIMARY_BAD_ANSWER),
+        (answers(1.5), pb.DEGRADATION_PRIMARY_BAD_ANSWER),
+        (hangs, pb.DEGRADATION_PRIMARY_TIMEOUT),
+    ],
+)
+async def test_whatever_befalls_the_primary_the_secondary_answers(
+    script: Script, degradation: pb.Degradation.ValueType
+) -> None:
+    async with stage(script, REFUSES) as s:
+        case = s.case()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert (answer.action, answer.source) == (pb.ACTION_NO_TRADE, pb.SOURCE_SECONDARY)
+        assert case.degradations == [degradation]
+        assert [attempt.replica for attempt in case.attempts] == ["primary", "secondary"]
+        assert [ledger_stage for ledger_stage, _, _ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
+        assert case.budget.for_models(s.clock()) > 0
+
+
+async def test_when_both_fail_there_is_no_third_attempt() -> None:
+    async with stage(fails(Outcome.TRANSPORT), fails(Outcome.MODEL_ERROR)) as s:
+        case = s.case()
+        assert await s.champion.answer(case) is None
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_SECONDARY_FAILED]
+        assert (s.primary.calls, s.secondary.calls) == (1, 1)
+
+
+async def test_an_open_breaker_costs_no_time_and_no_retry() -> None:
+    async with stage(hangs, TRADES, RetrySettings(share=0, per_second=0)) as s:
+        s.primary.breaker.force(Mode.FORCED_OPEN)
+        case = s.case()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert answer.source == pb.SOURCE_SECONDARY
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_BREAKER_OPEN]
+        assert s.primary.calls == 0
+
+
+async def test_with_both_breakers_open_the_next_stage_is_asked_at_once() -> None:
+    async with stage(TRADES, TRADES) as s:
+        for replica in (s.primary, s.secondary):
+            replica.breaker.force(Mode.FORCED_OPEN)
+        case, started = s.case(), s.clock()
+        assert await s.champion.answer(case) is None
+        assert s.clock() == started
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_BREAKER_OPEN, pb.DEGRADATION_SECONDARY_BREAKER_OPEN]
+        assert case.budget.uses == []
+
+
+async def test_a_full_replica_is_passed_over_without_a_retry() -> None:
+    async with stage(hangs, TRADES, RetrySettings(share=0, per_second=0)) as s:
+        while not s.primary.batcher.full:
+            await s.primary.batcher.submit(b"", s.clock() + 1)
+        s.primary.breaker.force(Mode.FORCED_CLOSED)
+        case = s.case()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert answer.source == pb.SOURCE_SECONDARY
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_OVERLOADED]
+        assert [attempt.replica for attempt in case.attempts] == ["secondary"]
+
+
+async def test_without_retry_budget_the_next_stage_is_asked() -> None:
+    async with stage(fails(Outcome.TRANSPORT), TRADES, RetrySettings(share=0, per_second=0)) as s:
+        case = s.case()
+        assert await s.champion.answer(case) is None
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED]
+        assert s.secondary.calls == 0
+
+
+async def test_without_time_no_replica_is_asked() -> None:
+    async with stage(TRADES, TRADES) as s:
+        case = s.case(timeout_seconds=0.0055)  # 5 ms are reserved
+        assert await s.champion.answer(case) is None
+        assert case.degradations == [pb.DEGRADATION_NO_TIME_FOR_MODEL]
+        assert (s.primary.calls, s.secondary.calls) == (0, 0)
+
+
+async def test_a_primary_that_became_slow_is_passed_over_by_orders_in_a_hurry() -> None:
+    async with stage(answers(0.75, after_seconds=0.02), TRADES) as s:
+        for _ in range(3):
+            await s.champion.answer(s.case())
+        case = s.case(timeout_seconds=0.025)
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert answer.source == pb.SOURCE_SECONDARY
+        assert case.degradations == [pb.DEGRADATION_NO_TIME_FOR_MODEL]
+
+
+async def test_the_first_attempt_gets_all_the_time_when_a_retry_could_not_finish() -> None:
+    async with stage(answers(0.75, after_seconds=0.003), TRADES) as s:
+        s.secondary.latency.add(0.015)
+        case = s.case(timeout_seconds=0.03)
+        await s.champion.answer(case)
+        ((_, allowed, _),) = case.budget.uses
+        assert allowed == pytest.approx(0.025 * 0.95)
+
+
+async def test_a_retry_needs_room_for_the_p95() -> None:
+    async with stage(fails(Outcome.TRANSPORT, after_seconds=0.010), TRADES) as s:
+        s.secondary.latency.add(0.016)
+        case = s.case(timeout_seconds=0.03)
+        assert await s.champion.answer(case) is None
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_NO_TIME_FOR_MODEL]
+        assert s.secondary.calls == 0
+
+
+async def test_without_features_no_replica_is_asked() -> None:
+    async with stage(TRADES, TRADES) as s:
+        case = new_case(arrived=s.clock(), problem=pb.REASON_CODE_FEATURES_STALE)
+        assert await s.champion.answer(case) is None
+        assert (case.degradations, s.primary.calls) == ([], 0)
+
+
+async def test_a_cancelled_caller_harms_no_other() -> None:
+    async with stage(answers(0.75, after_seconds=0.005), TRADES) as s:
+        callers = [asyncio.create_task(s.champion.answer(s.case())) for _ in range(3)]
+        await asyncio.sleep(0.002)
+        callers[1].cancel()
+        first, _, third = await asyncio.gather(*callers, return_exceptions=True)
+        assert not isinstance(first, BaseException | None)
+        assert not isinstance(third, BaseException | None)
+        assert first.source == third.source == pb.SOURCE_PRIMARY
+        assert callers[1].cancelled()
+        assert s.primary.calls == 1
+
+
+scripts = st.one_of(
+    st.builds(answers, st.sampled_from((0.2, 0.8, math.nan)), st.floats(0.0001, 0.08)),
+    st.builds(fails, st.sampled_from((Outcome.TRANSPORT, Outcome.OVERLOAD)), st.floats(0.0001, 0.08)),
+    st.just(hangs),
+)
+
+
+@settings(max_examples=75, deadline=None)
+@given(primary=scripts, secondary=scripts, timeout_seconds=st.floats(0.001, 0.06), random=st.floats(0, 0.999))
+async def test_however_the_replicas_behave_the_reserve_is_never_touched(
+    primary: Script, secondary: Script, timeout_seconds: float, random: float
+) -> None:
+    async with stage(primary, secondary, random=lambda: random) as s:
+        for _ in range(8):
+            case, started = s.case(timeout_seconds), s.clock()
+            answer = await s.champion.answer(case)
+            elapsed = s.clock() - started
+            assert elapsed <= max(0.0, timeout_seconds - case.budget.reserve_seconds) + 1e-9
+            assert sum(used for _, _, used in case.budget.uses) <= elapsed + 1e-9
+            assert all(used <= allowed + 1e-9 for _, allowed, used in case.budget.uses)
+            assert [a.replica for a in case.attempts] in ([], ["primary"], ["secondary"], ["primary", "secondary"])
+            assert answer is not None or case.degradations != []
+            assert answer is None or 0 <= answer.score <= 1

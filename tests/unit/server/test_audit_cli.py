@@ -1,0 +1,183 @@
+"""`pretrade audit` as an operator uses it, on a real journal and a real SQLite store."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from feature_cache import features
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.cli import app
+from server.audit.journal_file import JournalFile, JournalReader
+from server.audit.store import Store
+
+SHIPPED, RECENT = "0197-shipped", "0197-recent"
+
+
+def decision(decision_id: str) -> packet_pb2.JournalEntry:
+    entry = packet_pb2.JournalEntry()
+    packet = entry.decision
+    order, answer = packet.order, packet.decision
+    order.instrument, order.side, order.quantity, order.strategy = "BTCUSDT.BINANCE", pb.SIDE_SELL, 0.25, "maker"
+    order.limit_price, order.order_ref = 67890.12, "[red]ref\x1b[31m"
+    answer.decision_id, answer.action, answer.source = decision_id, pb.ACTION_NO_TRADE, pb.SOURCE_SECONDARY
+    answer.reasons.append(pb.REASON_CODE_SCORE_BELOW_THRESHOLD)
+    answer.degradations.append(pb.DEGRADATION_PRIMARY_TIMEOUT)
+    answer.score, answer.threshold = 0.25, 0.95
+    answer.model_name, answer.model_version = "champion", "0123456789abcdef"
+    answer.decided_at.FromNanoseconds(1_700_000_000_123_456_789)
+    answer.budget.used_us, answer.budget.allowed_us = 2_345, 20_000
+    answer.budget.stages.add(stage=pb.STAGE_PRIMARY, allowed_us=12_000, used_us=1_500)
+    values = np.arange(features.N_FEATURES, dtype="<f4")
+    values[features.INDEX["ret_30s_bps"]] = np.nan
+    packet.model_input, packet.feature_set_id = values.tobytes(), features.FEATURE_SET_ID
+    packet.features.sequence, packet.features.age_us = 4711, 15_321
+    packet.attempts.add(replica="primary", outcome="timeout", used_us=1_500)
+    packet.attempts.add(replica="secondary", outcome="success", used_us=700, model_version="0123456789abcdef")
+    packet.instance_id, packet.config_hash, packet.trading_state = "server-1", "c0ffee", "ACTIVE"
+    packet.mid_price = 67890.5
+    return entry
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A journal of which everything but the last decision was shipped."""
+
+    journal: Path
+    database_url: str
+
+    def run(self, *arguments: str) -> Result:
+        targets = ("--journal", str(self.journal), "--database-url", self.database_url)
+        return CliRunner().invoke(app, [*arguments, *targets], env={"COLUMNS": "120"})
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Audit:
+    path, url = tmp_path / "journal.db", f"sqlite:///{tmp_path / 'audit.db'}"
+    unconfirmed = packet_pb2.JournalEntry()
+    unconfirmed.reply_unconfirmed.decision_id, unconfirmed.reply_unconfirmed.cause = SHIPPED, "cancelled"
+    with (
+        closing(JournalFile(path, sync_commits=False)) as journal,
+        closing(Store(url)) as store,
+        closing(JournalReader(path)) as reader,
+    ):
+        journal.append([decision(SHIPPED).SerializeToString(), unconfirmed.SerializeToString()])
+        store.create_tables()
+        store.write(reader.journal_id, store.shipped(reader.journal_id, reader.anchor()), reader.rows_after(0, -1))
+        journal.append([decision(RECENT).SerializeToString()])
+    return Audit(path, url)
+
+
+def test_one_screen_shows_what_was_asked_known_and_answered_why_and_at_what_cost(audit: Audit) -> None:
+    result = audit.run("show", RECENT)
+    assert result.exit_code == 0, result.output
+    for text in (
+        RECENT,
+        "NO_TRADE",
+        "2023-11-14 22:13:20.123456789 UTC",
+        "SELL 0.25 BTCUSDT.BINANCE, limit 67890.12",
+        "SECONDARY",
+        "0.250000 against a threshold of 0.950000",
+        "champion 0123456789abcdef",
+        "SCORE_BELOW_THRESHOLD",
+        "PRIMARY_TIMEOUT",
+        "67890.5",
+        "sequence 4711, 15.321 ms old",
+        "turned for a sell",
+        "2.345 ms of 20.000 ms",
+        "1.500 ms",
+        "timeout",
+        "c0ffee",
+        "row 3",
+        "journal",
+    ):
+        assert text in result.output
+    for name in features.NAMES:
+        assert name in result.output
+
+
+def test_what_callers_wrote_is_neither_markup_nor_a_control_sequence(audit: Audit) -> None:
+    assert "[red]ref\N{REPLACEMENT CHARACTER}[31m" in audit.run("show", RECENT).output
+
+
+def test_a_shipped_decision_is_found_in_the_database_with_its_reply_status(audit: Audit) -> None:
+    shown = json.loads(audit.run("show", SHIPPED, "--json").output)
+    assert shown["evidence"]["found_in"] == "database"
+    assert shown["reply_status"] == "reply_unconfirmed:cancelled"
+    assert shown["packet"]["order"]["instrument"] == "BTCUSDT.BINANCE"
+    assert shown["features"]["trade_age_ms"] == features.N_FEATURES - 1
+    assert shown["features"]["ret_30s_bps"] is None
+
+
+def test_a_decision_of_a_moment_ago_is_found_in_the_journal(audit: Audit) -> None:
+    shown = json.loads(audit.run("show", RECENT, "--json").output)
+    assert (shown["evidence"]["found_in"], shown["evidence"]["position"]) == ("journal", 3)
+    assert shown["reply_status"] == "replied"
+
+
+def test_the_journal_answers_when_the_database_cannot(audit: Audit, tmp_path: Path) -> None:
+    broken = Audit(audit.journal, f"sqlite:///{tmp_path / 'missing' / 'audit.db'}")
+    shown = json.loads(broken.run("show", SHIPPED, "--json").output)
+    assert shown["evidence"]["found_in"] == "journal"
+    assert shown["reply_status"] == "reply_unconfirmed:cancelled"
+
+
+def test_an_unknown_decision_is_a_clear_error(audit: Audit) -> None:
+    result = audit.run("show", "nobody")
+    assert result.exit_code == 1
+    assert result.stderr == "pretrade audit: no decision nobody in the database or the journal\n"
+
+
+def test_verify_walks_database_and_journal(audit: Audit) -> None:
+    result = audit.run("verify")
+    assert result.exit_code == 0, result.output
+    database, journal = result.output.splitlines()
+    assert "rows 1 to 2 are as they were written" in database
+    assert "rows 1 to 3 are as they were written" in journal
+
+
+@pytest.mark.parametrize(
+    ("database", "tamper", "problem"),
+    [
+        ("journal.db", "UPDATE entries SET entry = X'00' WHERE position = 2", "position 2: changed"),
+        ("audit.db", "UPDATE journal_entries SET entry = X'00' WHERE position = 1", "position 1: changed"),
+        ("audit.db", "DELETE FROM journal_entries WHERE position = 2", "position 2: missing"),
+        ("journal.db", "DELETE FROM entries WHERE position > 1", "position 2: shipped, up to 2, but gone"),
+    ],
+)
+def test_verify_names_the_position_that_was_tampered_with(
+    audit: Audit, tmp_path: Path, database: str, tamper: str, problem: str
+) -> None:
+    with closing(sqlite3.connect(tmp_path / database, isolation_level=None)) as connection:
+        assert connection.execute(tamper).rowcount
+    result = audit.run("verify")
+    assert result.exit_code == 1
+    assert problem in result.stderr
+
+
+def test_without_targets_the_running_stack_is_asked(audit: Audit, tmp_path: Path) -> None:
+    endpoints = {"database_url": audit.database_url, "journal": str(audit.journal)}
+    (tmp_path / "stack.json").write_text(json.dumps({"endpoints": endpoints}))
+    result = CliRunner().invoke(app, ["show", RECENT, "--json", "--dir", str(tmp_path)])
+    assert json.loads(result.output)["decision_id"] == RECENT
+
+
+def test_without_targets_and_without_a_stack_the_error_says_what_to_name(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["show", RECENT, "--dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "name --database-url or --journal" in result.stderr
+
+
+def test_a_malformed_database_url_is_refused_without_showing_its_password(audit: Audit) -> None:
+    result = CliRunner().invoke(app, ["show", RECENT, "--database-url", "mysql://user:secret@host/db"])
+    assert result.exit_code == 1
+    assert "SQLite and PostgreSQL" in result.stderr
+    assert "secret" not in result.stderr

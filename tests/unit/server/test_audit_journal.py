@@ -1,0 +1,264 @@
+"""The journal on real files: durable in order, refuses in time, recovers by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pretrade.audit.v1 import packet_pb2
+from server.audit.errors import (
+    JournalClosed,
+    JournalCorrupted,
+    JournalError,
+    JournalFull,
+    JournalInUse,
+    JournalUnwritable,
+)
+from server.audit.journal import Durability, Journal, JournalSettings
+from server.audit.journal_file import JournalReader, link
+
+
+def settings(tmp_path: Path, **changes: object) -> JournalSettings:
+    return JournalSettings.model_validate(
+        {"path": tmp_path / "journal.db", "retry_min_seconds": 0.01, "retry_max_seconds": 0.05, **changes}
+    )
+
+
+def entries_in(path: Path) -> list[bytes]:
+    with closing(JournalReader(path)) as journal:
+        journal.verify()
+        return [row.entry for row in journal.rows_after(journal.anchor().position, -1)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for a change in another thread."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - plain attributes, set by another thread or process
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("durability", [Durability.FSYNC, Durability.OS])
+async def test_a_row_can_be_read_by_others_once_its_future_resolves(tmp_path: Path, durability: Durability) -> None:
+    async with Journal(settings(tmp_path, durability=durability)) as journal:
+        await journal.append(b"one")
+        assert entries_in(journal.settings.path) == [b"one"]
+        assert (journal.position, journal.written, journal.depth) == (1, 1, 0)
+
+
+async def test_rows_keep_the_order_of_their_appends(tmp_path: Path) -> None:
+    rows = [str(i).encode() for i in range(1000)]
+    async with Journal(settings(tmp_path, batch_rows=64)) as journal:
+        await asyncio.gather(*(journal.append(row) for row in rows))
+        assert journal.written == 1000
+        assert journal.batches < 1000
+    assert entries_in(journal.settings.path) == rows
+
+
+async def test_rows_appended_together_share_one_commit(tmp_path: Path) -> None:
+    commits: list[tuple[int, float]] = []
+    async with Journal(settings(tmp_path), on_commit=lambda rows, seconds: commits.append((rows, seconds))) as journal:
+        await journal.append_many([b"a", b"b", b"c"])
+        assert [rows for rows, _ in commits] == [3]
+        assert 0 < commits[0][1] == journal.last_commit_seconds
+    assert entries_in(journal.settings.path) == [b"a", b"b", b"c"]
+
+
+async def test_who_stops_waiting_harms_nobody_and_loses_no_row(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        first, second, third = (journal.append(row) for row in (b"first", b"second", b"third"))
+        second.cancel()
+        await asyncio.gather(first, third)
+        assert second.cancelled()
+        assert journal.depth == 0
+    assert entries_in(journal.settings.path) == [b"first", b"second", b"third"]
+
+
+async def test_closing_writes_what_waits(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        futures = [journal.append(str(i).encode()) for i in range(500)]
+    assert all(future.done() and future.exception() is None for future in futures)
+    assert len(entries_in(journal.settings.path)) == 500
+
+
+async def test_with_durability_off_nobody_waits_and_the_rows_are_written_all_the_same(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path, durability=Durability.OFF)) as journal:
+        assert journal.append(b"row").done()
+        await journal.flush()
+        assert entries_in(journal.settings.path) == [b"row"]
+
+
+async def test_a_full_queue_refuses_at_once_and_takes_rows_again_when_it_has_room(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path, queue_rows=3)) as journal:
+        waiting = [journal.append(b"row") for _ in range(3)]
+        with pytest.raises(JournalFull):
+            journal.append(b"one too many")
+        assert journal.refused == 1
+        await asyncio.gather(*waiting)
+        await journal.append(b"again")
+    assert entries_in(journal.settings.path) == [b"row", b"row", b"row", b"again"]
+
+
+async def test_a_closed_journal_refuses(tmp_path: Path) -> None:
+    journal = Journal(settings(tmp_path))
+    with pytest.raises(JournalClosed):
+        journal.append(b"too early")
+    async with journal:
+        pass
+    with pytest.raises(JournalClosed):
+        journal.append(b"too late")
+    with pytest.raises(JournalClosed):
+        await journal.flush()
+
+
+async def test_two_writers_cannot_share_a_journal(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)):
+        with pytest.raises(JournalInUse):
+            await Journal(settings(tmp_path)).__aenter__()
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append(b"the lock went with its holder")
+
+
+async def test_a_journal_continues_its_chain_after_a_restart(tmp_path: Path) -> None:
+    for i in range(3):
+        async with Journal(settings(tmp_path)) as journal:
+            assert journal.position == i
+            await journal.append(str(i).encode())
+    assert entries_in(journal.settings.path) == [b"0", b"1", b"2"]
+
+
+async def test_a_journal_whose_tail_was_changed_refuses_to_start(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append_many([b"a", b"b", b"c"])
+    with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE entries SET entry = 'B' WHERE position = 2")
+    with pytest.raises(JournalCorrupted) as caught:
+        await Journal(settings(tmp_path)).__aenter__()
+    assert caught.value.position == 2
+
+
+async def test_a_database_of_somebody_else_refuses_to_start_and_is_left_alone(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as other:
+        other.execute("CREATE TABLE orders (id INTEGER)")
+        with pytest.raises(JournalError, match="not a journal"):
+            await Journal(settings(tmp_path)).__aenter__()
+        assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("orders",)]
+
+
+async def test_a_file_that_is_no_database_refuses_to_start(tmp_path: Path) -> None:
+    (tmp_path / "journal.db").write_bytes(b"not a database, but long enough to look like one" * 100)
+    with pytest.raises(JournalError, match="not a database"):
+        await Journal(settings(tmp_path)).__aenter__()
+
+
+async def test_a_missing_directory_refuses_to_start(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="cannot open"):
+        await Journal(settings(tmp_path / "missing")).__aenter__()
+
+
+async def test_a_failed_write_fails_its_rows_then_refuses_at_once_then_recovers(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append(b"before")
+        # Somebody else holds the write lock: to the journal an error like any other.
+        with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            waiting = [journal.append(b"lost") for _ in range(3)]
+            for failed in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(failed, JournalUnwritable)
+            assert not journal.writable
+            assert "locked" in journal.last_error
+            with pytest.raises(JournalUnwritable, match="locked"):
+                journal.append(b"refused at once")
+            with pytest.raises(JournalUnwritable):
+                await journal.flush()
+            other.execute("ROLLBACK")
+        await until(lambda: journal.writable)
+        await journal.append(b"after")
+        assert (journal.last_error, journal.outages, journal.refused, journal.depth) == ("", 1, 4, 0)
+    assert entries_in(journal.settings.path) == [b"before", b"after"]
+
+
+async def test_a_journal_can_be_closed_during_an_outage(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
+        async with Journal(settings(tmp_path)) as journal:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(JournalUnwritable):
+                await journal.append(b"lost")
+        other.execute("ROLLBACK")
+    assert entries_in(journal.settings.path) == []
+
+
+async def test_a_failed_row_that_turns_up_after_all_is_marked_as_not_durable(tmp_path: Path) -> None:
+    """As after a sync error whose pages reached the disk: the row is there, and its caller was told that it is not."""
+
+    def decision(decision_id: str) -> bytes:
+        entry = packet_pb2.JournalEntry()
+        entry.decision.decision.decision_id = decision_id
+        return entry.SerializeToString()
+
+    acknowledged, unheard = decision("acknowledged"), decision("unheard")
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append(acknowledged)
+        with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as disk:
+            disk.execute("BEGIN IMMEDIATE")
+            with pytest.raises(JournalUnwritable):
+                await journal.append(unheard)
+            previous = disk.execute("SELECT hash FROM entries WHERE position = 1").fetchone()[0]
+            disk.execute("INSERT INTO entries VALUES (2, ?, ?)", (unheard, link(previous, unheard)))
+            disk.execute("COMMIT")
+        await until(lambda: journal.writable)
+        await journal.append(b"next")
+    mark = packet_pb2.JournalEntry()
+    mark.reply_unconfirmed.decision_id = "unheard"
+    mark.reply_unconfirmed.cause = "not_durable"
+    assert entries_in(journal.settings.path) == [acknowledged, unheard, mark.SerializeToString(), b"next"]
+
+
+async def test_acknowledged_rows_that_vanish_keep_the_journal_unwritable(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append_many([b"a", b"b"])
+        with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as disk:
+            disk.execute("BEGIN IMMEDIATE")
+            with pytest.raises(JournalUnwritable):
+                await journal.append(b"c")
+            disk.execute("DELETE FROM entries WHERE position = 2")
+            disk.execute("COMMIT")
+        await until(lambda: "position 2" in journal.last_error)
+        assert not journal.writable
+
+
+async def test_trimming_removes_rows_from_the_front_and_keeps_the_chain(tmp_path: Path) -> None:
+    rows = [str(i).encode() for i in range(1, 1001)]
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append_many(rows)
+        journal.trim(700)
+        with closing(JournalReader(journal.settings.path)) as reader:
+            await until(lambda: reader.anchor().position == 700)
+        await journal.append(b"more")
+    assert entries_in(journal.settings.path) == [*rows[700:], b"more"]
+
+
+async def test_a_journal_that_was_trimmed_empty_goes_on_counting(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append_many([b"a", b"b"])
+        journal.trim(10_000)
+    async with Journal(settings(tmp_path)) as journal:
+        assert journal.position == 2
+        await journal.append(b"c")
+    with closing(JournalReader(journal.settings.path)) as reader:
+        anchor, head = reader.verify()
+        assert (anchor.position, head.position) == (2, 3)
+
+
+async def test_rows_move_from_the_log_into_the_file_and_the_log_is_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    log = path.with_name("journal.db-wal")
+    async with Journal(settings(tmp_path, checkpoint_pages=100, durability=Durability.OS)) as journal:
+        async with asyncio.timeout(60):
+            while not log.exists() or path.stat().st_size < 4 * log.stat().st_size:
+                await journal.append_many([bytes(1000)] * 50)
+    assert len(entries_in(path)) == journal.position

@@ -1,0 +1,122 @@
+"""Samples hold what was known at the instant, and labels what came of it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from feature_cache import features
+from feature_cache.simulator import simulate
+from pretrade.market.v1 import market_pb2 as pb
+from torchserve.dataset import LABEL_HORIZON_NS, STEP_NS, collect
+
+INSTRUMENT = "BTCUSDT.SIM"
+
+
+@pytest.fixture(scope="module")
+def events() -> list[pb.MarketEvent]:
+    return list(simulate(11, [INSTRUMENT], duration_seconds=28))
+
+
+def known_mid(events: list[pb.MarketEvent], time_ns: int) -> Fraction | None:
+    """Mid of the last quote received before the first event at `time_ns` or later; None without one."""
+    mid = None
+    for event in events:
+        if event.event_time_ns >= time_ns:
+            return mid
+        if event.WhichOneof("event") == "quote":
+            mid = Fraction(event.quote.bid_ticks + event.quote.ask_ticks, 2)
+    return None
+
+
+def test_labels_equal_a_slow_direct_computation(events: list[pb.MarketEvent]) -> None:
+    samples = collect(events, "test")
+    assert len(samples.rows) > 150
+    compared = 0
+    for index in range(0, len(samples.rows), 2):
+        time = int(samples.time_ns[index])
+        now, later = known_mid(events, time), known_mid(events, time + LABEL_HORIZON_NS)
+        if now is None:
+            continue
+        assert later is not None
+        move = 10_000 * (later / now - 1)
+        assert samples.time_ns[index + 1] == time
+        assert samples.markout_bps[index] == pytest.approx(float(move), abs=1e-7)
+        assert samples.markout_bps[index + 1] == pytest.approx(-float(move), abs=1e-7)
+        assert samples.eligible[index] == (move >= -1)
+        assert samples.eligible[index + 1] == (-move >= -1)
+        compared += 1
+    assert compared > 75
+    assert samples.eligible.any()
+    assert not samples.eligible.all()
+
+
+def test_every_instant_of_the_grid_with_a_whole_horizon_gives_a_buy_and_a_sell(events: list[pb.MarketEvent]) -> None:
+    samples = collect(events, "test")
+    buys, sells = samples.time_ns[0::2], samples.time_ns[1::2]
+    assert (buys == sells).all()
+    assert (np.diff(buys) == STEP_NS).all()
+    assert (buys % STEP_NS == 0).all()
+    last = events[-1].event_time_ns
+    assert last - LABEL_HORIZON_NS - STEP_NS < buys[-1] <= last - LABEL_HORIZON_NS
+    np.testing.assert_array_equal(samples.rows[1::2], features.for_sell(samples.rows[0::2]))
+
+
+def test_a_sample_knows_nothing_of_the_future(events: list[pb.MarketEvent]) -> None:
+    whole = collect(events, "test")
+    for cut in (len(events) // 3, len(events) // 2, len(events) - 1):
+        part = collect(events[:cut], "test")
+        n = len(part.rows)
+        assert n > 0
+        np.testing.assert_array_equal(part.rows, whole.rows[:n])
+        np.testing.assert_array_equal(part.eligible, whole.eligible[:n])
+
+
+def test_ages_run_until_the_instant(events: list[pb.MarketEvent]) -> None:
+    samples = collect(events, "test")
+    trades = np.array([event.event_time_ns for event in events if event.WhichOneof("event") == "trade"])
+    column = features.INDEX["trade_age_ms"]
+    checked = 0
+    for row, time in zip(samples.rows[0::2], samples.time_ns[0::2], strict=True):
+        before = trades[trades < time]
+        if len(before) and not np.isnan(row[column]):
+            assert row[column] == pytest.approx((time - before[-1]) / 1e6, abs=0.01)
+            checked += 1
+    assert checked > 75
+
+
+def test_instants_while_the_book_is_unknown_or_old_are_left_out(events: list[pb.MarketEvent]) -> None:
+    start = events[0].event_time_ns
+    silence = (start + 8_000_000_000, start + 14_000_000_000)
+    kept = [event for event in events if not silence[0] <= event.event_time_ns < silence[1]]
+    samples = collect(kept, "test")
+    # The book is older than 2 s from 10 s on; the deltas lost make it unknown until the snapshot at 20 s.
+    forbidden = (start + 10_200_000_000, start + 20_000_000_000)
+    for lookahead in (0, LABEL_HORIZON_NS):
+        instants = samples.time_ns + lookahead
+        assert not ((instants > forbidden[0]) & (instants < forbidden[1])).any()
+    assert (samples.time_ns < forbidden[0]).any()
+    assert (samples.time_ns > forbidden[1]).any()
+
+
+def test_a_session_shorter_than_the_horizon_gives_nothing() -> None:
+    samples = collect(simulate(1, [INSTRUMENT], duration_seconds=4), "test")
+    assert samples.rows.shape == (0, features.N_FEATURES)
+
+
+def test_instruments_are_merged_in_time_order_whatever_comes_first() -> None:
+    both = ["BTCUSDT.SIM", "ETHUSDT.SIM"]
+    events = list(simulate(2, both, duration_seconds=10))
+    merged = collect(events, "test")
+    assert (np.diff(merged.time_ns) >= 0).all()
+    alone = [collect([event for event in events if event.instrument == name], "test") for name in both]
+    assert len(merged.rows) == sum(len(one.rows) for one in alone)
+    assert {row.tobytes() for row in merged.rows} == {row.tobytes() for one in alone for row in one.rows}
+
+
+def test_the_hash_follows_what_can_be_learnt(events: list[pb.MarketEvent]) -> None:
+    samples = collect(events, "a")
+    assert samples.sha256() == collect(events, "b").sha256()
+    assert samples.sha256() != collect(events[:-400], "a").sha256()

@@ -1,0 +1,82 @@
+"""Archives repeat byte for byte and are what TorchServe's own archiver would make."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from feature_cache import features
+from torchserve.dataset import LABEL, Samples
+from torchserve.export import metadata_of, write_archive
+from torchserve.training import KINDS, TrainedModel, TrainingSettings, train
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_samples_give_the_same_archive(
+    name: str, samples: Samples, settings: TrainingSettings, tmp_path: Path
+) -> None:
+    archives = []
+    for directory in (tmp_path / "once", tmp_path / "again"):
+        model = train(name, samples, settings)
+        write_archive(model, metadata_of(model, samples, settings), directory)
+        archives.append({path.name: path.read_bytes() for path in directory.iterdir()})
+    assert archives[0] == archives[1]
+    assert set(archives[0]) == {f"{name}.mar", f"{name}.json"}
+
+
+def test_the_layout_is_that_of_the_model_archiver(store: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(store / "champion.mar") as ours:
+        ours.extractall(tmp_path / "unpacked")
+        our_names, our_manifest = set(ours.namelist()), json.loads(ours.read("MAR-INF/MANIFEST.json"))
+    unpacked = tmp_path / "unpacked"
+    command = [str(Path(sys.executable).with_name("torch-model-archiver")), "--model-name", "champion"]
+    command += ["--version", our_manifest["model"]["modelVersion"], "--handler", str(unpacked / "handler.py")]
+    command += ["--serialized-file", str(unpacked / "weights.bin"), "--extra-files", str(unpacked / "metadata.json")]
+    subprocess.run([*command, "--export-path", str(tmp_path)], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    with zipfile.ZipFile(tmp_path / "champion.mar") as theirs:
+        assert set(theirs.namelist()) == our_names
+        for name in our_names - {"MAR-INF/MANIFEST.json"}:
+            assert theirs.read(name) == (unpacked / name).read_bytes()
+        their_manifest = json.loads(theirs.read("MAR-INF/MANIFEST.json"))
+    assert their_manifest | {"createdOn": None} == our_manifest | {"createdOn": None}
+
+
+def test_the_version_changes_with_all_that_can_change_a_score(
+    models: dict[str, TrainedModel], samples: Samples, settings: TrainingSettings, tmp_path: Path
+) -> None:
+    model = models["champion"]
+    changed = [
+        model,
+        replace(model, weights=models["challenger"].weights),
+        replace(model, slope=model.slope + 1e-9),
+        replace(model, threshold=0.5),
+        replace(model, kind="torch"),
+    ]
+    versions = [write_archive(one, metadata_of(one, samples, settings), tmp_path) for one in changed]
+    versions.append(write_archive(model, metadata_of(model, samples, settings, expires_at=1), tmp_path))
+    assert len(set(versions)) == len(versions)
+
+
+def test_the_metadata_beside_an_archive_says_what_it_is(store: Path, samples: Samples) -> None:
+    described = json.loads((store / "champion.json").read_text())
+    with zipfile.ZipFile(store / "champion.mar") as archive:
+        inside = json.loads(archive.read("metadata.json"))
+        manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+    assert described == {"version": manifest["model"]["modelVersion"], **inside}
+    assert len(bytes.fromhex(described["version"])) == 8
+    assert described["name"] == "champion"
+    assert described["feature_set_fingerprint"] == features.FINGERPRINT
+    assert described["label"] == LABEL
+    assert described["data"] == {
+        "source": "simulated for tests",
+        "samples": len(samples.rows),
+        "sha256": samples.sha256(),
+    }
+    assert set(described["metrics"]) == {"calibration", "test"}

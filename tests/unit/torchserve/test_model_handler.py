@@ -1,0 +1,122 @@
+"""The handler scores what it is sent, says who scored it, and refuses what it cannot score."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xgboost
+from numpy.typing import NDArray
+
+from feature_cache import features
+from torchserve.dataset import Samples
+from torchserve.handler import HEADER, ModelHandler, calibrated
+from torchserve.training import TrainedModel
+
+Load = Callable[[Path], ModelHandler]
+NAMES = ["champion", "challenger"]
+
+
+def scores_in(answer: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(answer, dtype="<f4", offset=HEADER.size)
+
+
+def ask(handler: ModelHandler, rows: NDArray[np.float32]) -> bytes:
+    (answer,) = handler.handle([{"input": bytearray(rows.astype("<f4").tobytes())}], None)
+    return answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_names_its_model(name: str, store: Path, load: Load, samples: Samples) -> None:
+    described = json.loads((store / f"{name}.json").read_text())
+    answer = ask(load(store / f"{name}.mar"), samples.rows[:3])
+    assert len(answer) == 32 + 3 * 4
+    magic, rows, version, threshold, fingerprint, expires_at = HEADER.unpack_from(answer)
+    assert (magic, rows, expires_at) == (b"PTS1", 3, 4_102_444_800)
+    assert version.hex() == described["version"]
+    assert threshold == described["threshold"]
+    assert fingerprint == features.FINGERPRINT
+
+
+def test_the_champion_scores_as_xgboost_does(
+    store: Path, load: Load, samples: Samples, models: dict[str, TrainedModel]
+) -> None:
+    model = models["champion"]
+    booster = xgboost.Booster(model_file=bytearray(model.weights))
+    margin = booster.predict(xgboost.DMatrix(samples.rows), output_margin=True).astype(np.float64)
+    expected = 1 / (1 + np.exp(-(model.slope * margin + model.intercept)))
+    assert np.isnan(samples.rows).any()
+    scores = scores_in(ask(load(store / "champion.mar"), samples.rows))
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    assert np.ptp(scores) > 0.1
+
+
+def test_the_challenger_scores_as_its_network_does(
+    store: Path, load: Load, samples: Samples, models: dict[str, TrainedModel]
+) -> None:
+    model = models["challenger"]
+    network = model.network
+    assert network is not None
+    with zipfile.ZipFile(store / "challenger.mar") as archive, archive.open("weights.bin") as weights:
+        state = {key: value.double().numpy() for key, value in torch.load(weights, weights_only=True).items()}
+    hidden = np.where(np.isnan(samples.rows), network["median"], samples.rows)
+    hidden = np.clip((hidden - network["mean"]) / network["scale"], -network["clip"], network["clip"])
+    for layer in ("0", "2", "4"):
+        hidden = hidden @ state[f"{layer}.weight"].T + state[f"{layer}.bias"]
+        hidden = hidden if layer == "4" else np.maximum(hidden, 0)
+    expected = 1 / (1 + np.exp(-(model.slope * hidden[:, 0] + model.intercept)))
+    scores = scores_in(ask(load(store / "challenger.mar"), samples.rows))
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    assert np.ptp(scores) > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_scores_the_same_alone_and_in_a_batch(name: str, store: Path, load: Load, samples: Samples) -> None:
+    handler = load(store / f"{name}.mar")
+    together = scores_in(ask(handler, samples.rows[:50]))
+    alone = np.concatenate([scores_in(ask(handler, samples.rows[i : i + 1])) for i in range(50)])
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.finfo(np.float32).max])
+def test_extreme_rows_score_within_bounds(name: str, value: float, store: Path, load: Load) -> None:
+    rows = np.full((2, features.N_FEATURES), value, dtype=np.float32)
+    scores = scores_in(ask(load(store / f"{name}.mar"), rows))
+    assert scores.shape == (2,)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize("request_", [{"input": b""}, {"input": bytes(99)}, {"input": bytes(101)}, {}, {"input": "x"}])
+def test_anything_but_whole_rows_is_refused_as_the_callers_fault(
+    request_: dict[str, object], store: Path, load: Load
+) -> None:
+    from ts.utils.util import PredictionException  # noqa: PLC0415  `load` has imported TorchServe's package
+
+    handler = load(store / "champion.mar")
+    with pytest.raises(PredictionException, match="multiple of 100") as refusal:
+        handler.handle([request_], None)
+    assert refusal.value.error_code == 400
+
+
+@pytest.mark.parametrize("changed", ["metadata.json", "weights.bin", "handler.py"])
+def test_a_changed_archive_is_refused_at_load(changed: str, store: Path, load: Load, tmp_path: Path) -> None:
+    tampered = tmp_path / "tampered.mar"
+    with zipfile.ZipFile(store / "champion.mar") as original, zipfile.ZipFile(tampered, "w") as copy:
+        for name in original.namelist():
+            copy.writestr(name, original.read(name) + (b" " if name == changed else b""))
+    with pytest.raises(RuntimeError, match="the archive says version"):
+        load(tampered)
+
+
+def test_calibration_holds_for_log_odds_of_any_size() -> None:
+    margin = np.array([-1e30, -700, -1, 0, 1, 700, 1e30], dtype=np.float32)
+    scores = calibrated(margin, 2.0, 0.0)
+    assert scores[[0, -1]].tolist() == [0.0, 1.0]
+    assert scores[3] == 0.5
+    assert scores[4] == pytest.approx(1 / (1 + np.exp(-2.0)), abs=1e-7)

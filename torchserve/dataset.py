@@ -1,0 +1,126 @@
+"""Samples to learn from: features at decision instants, for both sides, with what the market did next.
+
+The instants of an instrument are a grid of 200 ms of event time. A sample at t holds what a server would have known
+then: every event received before the first one of t or later has been taken in, none after it, and the ages of book and
+trade run until t. Its label looks at the mid of the instant that is the label's horizon later. An instant counts only
+when the book is known and fresh, at both ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cache import features
+from feature_cache.engine import FeatureEngine
+from pretrade.market.v1 import market_pb2 as pb
+
+STEP_NS: Final = 200_000_000
+"""Between two decision instants of one instrument."""
+LABEL_HORIZON_NS: Final = 5_000_000_000
+"""How far the label looks ahead; a whole number of steps."""
+WORST_MARKOUT_BPS: Final = -1.0
+LABEL: Final = "side-signed mid markout over the next 5 s not worse than -1 bp"
+MAX_BOOK_AGE_MS: Final = 2_000.0
+"""An older book is one that a server would not decide on."""
+
+_HORIZON_STEPS: Final = LABEL_HORIZON_NS // STEP_NS
+_BOOK_AGE, _TRADE_AGE = features.INDEX["book_age_ms"], features.INDEX["trade_age_ms"]
+
+
+class SamplesError(ValueError):
+    """The samples cannot make a model; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Decision instants in time order."""
+
+    rows: NDArray[np.float32]
+    """float32[n, N_FEATURES], turned for the side, NaN where undefined."""
+    eligible: NDArray[np.bool_]
+    """bool[n], the label."""
+    markout_bps: NDArray[np.float64]
+    """float64[n], side-signed."""
+    time_ns: NDArray[np.int64]
+    """int64[n], event time of the instant."""
+    source: str
+    """Where the events came from, for people."""
+
+    def sha256(self) -> str:
+        """Hash of everything a model can learn from these samples."""
+        digest = hashlib.sha256()
+        for array in (self.rows, self.eligible, self.time_ns):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def collect(events: Iterable[pb.MarketEvent], source: str) -> Samples:
+    """Replays a session through the feature engine and labels both sides of every decision instant.
+
+    Args:
+        events: One or more instruments in the order in which they were received.
+        source: See `Samples.source`.
+
+    Returns:
+        Samples of all instruments; none when the session is shorter than the label's horizon.
+    """
+    instruments: dict[str, _Instants] = {}
+    for event in events:
+        instants = instruments.get(event.instrument)
+        if instants is None:
+            instants = instruments[event.instrument] = _Instants(event.instrument, event.event_time_ns)
+        instants.on_event(event)
+    sides = [side for _, instants in sorted(instruments.items()) for side in instants.sides()]
+    rows = np.concatenate([np.empty((0, features.N_FEATURES), np.float32), *(rows for rows, _, _ in sides)])
+    markout = np.concatenate([np.empty(0, np.float64), *(markout for _, markout, _ in sides)])
+    time = np.concatenate([np.empty(0, np.int64), *(time for _, _, time in sides)])
+    order = np.argsort(time, kind="stable")
+    return Samples(
+        rows=rows[order],
+        eligible=markout[order] >= WORST_MARKOUT_BPS,
+        markout_bps=markout[order],
+        time_ns=time[order],
+        source=source,
+    )
+
+
+class _Instants:
+    """The decision instants of one instrument, without a hole: what was known at each."""
+
+    def __init__(self, instrument: str, time_ns: int) -> None:
+        self._engine = FeatureEngine(instrument)
+        self._first = self._next_ns = -(-time_ns // STEP_NS) * STEP_NS
+        self._values: list[NDArray[np.float32]] = []
+        self._mids: list[float] = []
+
+    def on_event(self, event: pb.MarketEvent) -> None:
+        if event.event_time_ns >= self._next_ns:
+            # Before the event is taken in: at the instant it had not been received yet.
+            snapshot = self._engine.snapshot()
+            while self._next_ns <= event.event_time_ns:
+                values = snapshot.values.copy()
+                values[[_BOOK_AGE, _TRADE_AGE]] += np.float32((self._next_ns - snapshot.event_time_ns) / 1e6)
+                fresh = values[_BOOK_AGE] <= MAX_BOOK_AGE_MS
+                self._values.append(values)
+                self._mids.append(snapshot.mid if fresh else math.nan)
+                self._next_ns += STEP_NS
+        self._engine.on_event(event)
+
+    def sides(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]]:
+        """Rows, side-signed markouts in bps and times of the buys, then of the sells."""
+        if len(self._mids) <= _HORIZON_STEPS:
+            return
+        mids = np.array(self._mids)
+        markout = 1e4 * (mids[_HORIZON_STEPS:] / mids[:-_HORIZON_STEPS] - 1)
+        usable = np.flatnonzero(np.isfinite(markout))
+        rows = np.array(self._values)[usable]
+        time = self._first + usable.astype(np.int64) * STEP_NS
+        yield rows, markout[usable], time
+        yield features.for_sell(rows), -markout[usable], time

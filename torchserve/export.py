@@ -1,0 +1,100 @@
+"""Writes a trained model as a `.mar` archive: the same model gives the same bytes.
+
+The archive is a zip in the layout of `torch-model-archiver`, which itself stamps the time of day into every archive::
+
+    MAR-INF/MANIFEST.json   name, version, handler, weights file
+    handler.py              `torchserve/handler.py` as it is
+    metadata.json           all that is known of the model except its version
+    weights.bin             the weights
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Final
+
+from feature_cache import features
+from torchserve import handler
+from torchserve.dataset import LABEL, Samples
+from torchserve.training import TrainedModel, TrainingSettings
+
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+"""The oldest time a zip can hold."""
+_MANIFEST: Final = "MAR-INF/MANIFEST.json"
+
+
+def metadata_of(
+    model: TrainedModel, samples: Samples, settings: TrainingSettings, *, expires_at: int = 0
+) -> dict[str, Any]:
+    """All that is known of a model except its version, which is the hash of this too.
+
+    Args:
+        model: The model.
+        samples: What it was made from.
+        settings: How.
+        expires_at: Unix seconds after which its scores must not be used; 0 for never.
+    """
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "feature_set": features.FEATURE_SET_ID,
+        "feature_set_fingerprint": features.FINGERPRINT,
+        "feature_names": list(features.NAMES),
+        "label": LABEL,
+        "threshold": model.threshold,
+        "target_precision": model.target_precision,
+        "target_precision_reached": model.target_precision_reached,
+        "calibration": {"slope": model.slope, "intercept": model.intercept},
+        "network": model.network,
+        "expires_at": expires_at,
+        "metrics": {part: asdict(metrics) for part, metrics in model.metrics.items()},
+        "data": {"source": samples.source, "samples": len(samples.rows), "sha256": samples.sha256()},
+        "training": settings.model_dump(),
+        "libraries": {name: installed_version(name) for name in ("numpy", "torch", "xgboost-cpu")},
+    }
+
+
+def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path) -> str:
+    """Writes `NAME.mar`, and beside it `NAME.json`: the metadata with the version.
+
+    Returns:
+        The version: 16 hexadecimal digits.
+    """
+    source = Path(handler.__file__).read_bytes()
+    packed = json.dumps(metadata, sort_keys=True, indent=2).encode()
+    version = handler.content_version(source, packed, model.weights)
+    manifest = {
+        "createdOn": "01/01/1980 00:00:00",
+        "runtime": "python",
+        "model": {
+            "modelName": model.name,
+            "serializedFile": handler.WEIGHTS_FILE,
+            "handler": handler.HANDLER_FILE,
+            "modelVersion": version,
+        },
+        "archiverVersion": installed_version("torch-model-archiver"),
+    }
+    files = {
+        handler.HANDLER_FILE: source,
+        handler.METADATA_FILE: packed,
+        handler.WEIGHTS_FILE: model.weights,
+        _MANIFEST: json.dumps(manifest, indent=2).encode(),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    archive = directory / f"{model.name}.mar"
+    # Written aside and renamed, so that a server which starts meanwhile never reads half an archive.
+    partial = archive.with_suffix(".mar.partial")
+    with zipfile.ZipFile(partial, "w") as archived:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archived.writestr(entry, content)
+    partial.replace(archive)
+    described = {"version": version, **metadata}
+    (directory / f"{model.name}.json").write_text(json.dumps(described, indent=2) + "\n")
+    return version
