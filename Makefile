@@ -32,7 +32,7 @@ models: setup  ## train and export champion and challenger (DATA=dir)
 	$(BIN)/python -m torchserve $(if $(DATA),--data $(DATA))
 
 bench: setup  ## decisions a second and latency next to a bare echo server (JSON=file)
-	$(BIN)/python -m loadtest.bench $(if $(JSON),--json $(JSON))
+	$(BIN)/pretrade bench $(if $(JSON),--json $(JSON))
 
 clean:  ## remove the demo's data, caches and the environment
 	rm -rf .pretrade $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -122,7 +122,7 @@ class CachedScores:
         if not abs(case.mid / kept.mid - 1) * 1e4 <= self._settings.max_mid_move_bps:
             return None
         for index, limit in self._moves:
-            before, after = kept.features[index], current[index]
+            before, after = kept.features.item(index), current.item(index)
             if not abs(after - before) <= limit and not (math.isnan(before) and math.isnan(after)):
                 return None
         return kept

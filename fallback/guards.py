@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from fallback.order import Answer, Case
 from pretrade.admin.v1 import admin_pb2
@@ -25,7 +25,7 @@ class GuardSettings(BaseModel):
     """Farthest a limit price may lie on the paying side of the mid, in basis points."""
     max_notional: float | None = Field(default=1_000_000.0, gt=0)
     """Largest order in quote currency, at the higher of limit price and mid; for a market order, at the mid."""
-    max_quantity: dict[str, float] = {}
+    max_quantity: dict[str, PositiveFloat] = {}
     """Largest quantity per instrument, in base asset; an instrument that is not named has no limit."""
     max_decisions_per_second: float | None = Field(default=None, gt=0)
     """Orders per second and strategy that may trade; bursts up to one second's worth."""

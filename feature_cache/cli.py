@@ -110,6 +110,8 @@ def _run(
         text = (
             f"{publisher.sent:,} events {participle} to {topic} in {seconds:,.1f} s ({publisher.sent / seconds:,.0f}/s)"
         )
+        if publisher.late_seconds > 0.1:
+            text += f", {publisher.late_seconds:,.1f} s behind"
         return f"{text}, {publisher.failed:,} not delivered" if publisher.failed else text
 
     failure: str | None = None

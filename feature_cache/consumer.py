@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -129,8 +130,10 @@ class MarketEventConsumer:
                 tasks.create_task(self._check(consumer))
         finally:
             self._engines.revoke(self._engines.positions())
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await consumer.stop()
+            # Whatever goes wrong here must not replace what ended the consumption, a cancellation above all.
+            with contextlib.suppress(KafkaError, OSError):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await consumer.stop()
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         take = self._engines.take
@@ -298,7 +301,9 @@ class DeadLetters:
                 except TimeoutError:
                     return
         finally:
-            await producer.stop()
+            with contextlib.suppress(KafkaError, OSError):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await producer.stop()
 
 
 async def create_topic(bootstrap_servers: str, topic: str, partitions: int, replicas: int = 1) -> None:

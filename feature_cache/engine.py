@@ -80,7 +80,7 @@ class FeatureEngine:
         self.events = 0
         """Events taken in, stale ones included."""
         self.stale = 0
-        """Quotes, trades and deltas that were not newer than the last of their kind, and snapshots older than the book."""
+        """Quotes, trades and deltas not newer than the last of their kind, and snapshots older than the book."""
         self.future = 0
         """Events too far ahead of their feed."""
         self.time_restarts = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import Annotated, Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
@@ -158,25 +160,36 @@ class FeatureCache:
 
     async def _follow(self) -> None:
         redis = connect(self._settings.redis_url, self._settings.timeout_seconds)
-        keys = {key_of(instrument): instrument for instrument in self._entries}
-        interval = self._settings.reconcile_interval_seconds
-        async with redis, redis.pubsub() as pubsub:
+        pubsub = redis.pubsub()
+        try:
+            await self._follow_with(redis, pubsub)
+        finally:
+            # Whatever goes wrong here must not replace what ended the following, a cancellation above all.
+            for client in (pubsub, redis):
+                with contextlib.suppress(RedisError, OSError):
+                    await client.aclose()
+
+    async def _follow_with(self, redis: Redis, pubsub: PubSub) -> None:
+        keys = [key_of(instrument) for instrument in self._entries]
+        async with asyncio.timeout(self._settings.timeout_seconds):
             await pubsub.subscribe(CHANNEL)
-            unanswered = 0
-            while True:
-                # A subscription can die without a sign; a ping on it that is never answered shows it.
-                if unanswered == _SILENT_CHECKS:
-                    raise ConnectionError("the subscription does not answer")
+        unanswered = 0
+        while True:
+            # A subscription can die without a sign; a ping on it that is never answered shows it.
+            if unanswered == _SILENT_CHECKS:
+                raise ConnectionError("the subscription does not answer")
+            async with asyncio.timeout(self._settings.timeout_seconds):
                 await pubsub.ping()
-                unanswered += 1
-                for packed in await redis.mget(keys) if keys else ():
-                    if isinstance(packed, bytes):
-                        self.accept(packed)
-                if not self._connected:
-                    self._connected = True
-                    _log.info("features.redis_followed", instruments=len(keys))
-                if await self._take_updates(pubsub, self._monotonic() + interval):
-                    unanswered = 0
+                stored = await redis.mget(keys) if keys else []
+            unanswered += 1
+            for packed in stored:
+                if isinstance(packed, bytes):
+                    self.accept(packed)
+            if not self._connected:
+                self._connected = True
+                _log.info("features.redis_followed", instruments=len(keys))
+            if await self._take_updates(pubsub, self._monotonic() + self._settings.reconcile_interval_seconds):
+                unanswered = 0
 
     async def _take_updates(self, pubsub: PubSub, until: float) -> bool:
         """Takes updates until an instant of the monotonic clock; returns whether anything came at all."""

@@ -6,6 +6,7 @@ after the TTL; every vector is also published on the channel `features.updates`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Final
 
@@ -23,16 +24,17 @@ def key_of(instrument: str) -> str:
     return f"features:{{{instrument}}}"
 
 
-def connect(redis_url: str, timeout_seconds: float) -> Redis:
-    """A client whose every connect, command and reply is bounded by `timeout_seconds`, without retries of its own.
+def connect(redis_url: str, connect_timeout_seconds: float) -> Redis:
+    """A client without retries of its own; nothing is connected before the first command.
 
-    Whoever uses it has a loop that tries again, and knows better than the client when that is of use. Nothing is
-    connected before the first command.
+    Whoever uses it has a loop that tries again, and knows better than the client when that is of use. It also bounds
+    the time of each command, with `asyncio.timeout`: the client's own `socket_timeout` uses `asyncio.wait_for`, which
+    in Python 3.11 can lose a cancellation, and a task that was told to end would go on.
     """
     return Redis.from_url(
         redis_url,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
+        socket_connect_timeout=connect_timeout_seconds,
+        socket_timeout=None,
         retry=Retry(NoBackoff(), 0),
     )
 
@@ -43,21 +45,29 @@ class FeatureStore:
     Args:
         redis: A client that returns bytes; not closed here.
         ttl_seconds: How long a vector stays when nothing newer replaces it.
+        timeout_seconds: How long Redis may take to answer.
     """
 
-    def __init__(self, redis: Redis, ttl_seconds: float) -> None:
+    def __init__(self, redis: Redis, ttl_seconds: float, timeout_seconds: float) -> None:
         self._redis = redis
         self._ttl_ms = round(ttl_seconds * 1000)
+        self._timeout_seconds = timeout_seconds
 
     async def write(self, snapshots: Iterable[FeatureSnapshot]) -> None:
         """Stores and publishes vectors in one round trip. Cancelling may leave some of them written.
 
         Raises:
-            RedisError: Redis refused or did not answer in time; some may be written. Writing again is harmless.
+            RedisError: Redis refused or was lost; some may be written. Writing again is harmless.
+            TimeoutError: Redis did not answer in time; the same.
         """
-        async with self._redis.pipeline(transaction=False) as pipeline:
+        async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for snapshot in snapshots:
                 packed = encode(snapshot)
                 pipeline.set(key_of(snapshot.instrument), packed, px=self._ttl_ms)
                 pipeline.publish(CHANNEL, packed)
             await pipeline.execute()
+
+    async def check(self) -> None:
+        """Sees whether Redis is there. Raises as `write` does."""
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._redis.ping()

@@ -29,8 +29,8 @@ async def serve(settings: WorkerSettings) -> None:
     consumer = MarketEventConsumer(settings, engines, dead_letters)
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(connect(settings.redis_url, settings.redis_timeout_seconds))
-        store = FeatureStore(redis, settings.ttl_seconds)
-        writer = FeatureWriter(redis, store, engines, consumer, settings.flush_interval_seconds)
+        store = FeatureStore(redis, settings.ttl_seconds, settings.redis_timeout_seconds)
+        writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         if settings.metrics_port:
             collector = WorkerCollector(engines, consumer, writer, dead_letters)
             stack.enter_context(

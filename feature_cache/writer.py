@@ -7,7 +7,6 @@ import random
 from typing import Final
 
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from feature_cache.consumer import MarketEventConsumer
@@ -26,7 +25,6 @@ class FeatureWriter:
     While Redis is away the engines go on; the newest vectors are written when it is back.
 
     Args:
-        redis: The client behind `store`, to see whether Redis is there while nothing changes.
         store: Where the vectors go.
         engines: Where they come from.
         consumer: Learns how far what has been written reaches.
@@ -35,13 +33,11 @@ class FeatureWriter:
 
     def __init__(
         self,
-        redis: Redis,
         store: FeatureStore,
         engines: Engines,
         consumer: MarketEventConsumer,
         interval_seconds: float,
     ) -> None:
-        self._redis = redis
         self._store = store
         self._engines = engines
         self._consumer = consumer
@@ -82,7 +78,7 @@ class FeatureWriter:
             if snapshots:
                 await self._store.write(snapshots)
             else:
-                await self._redis.ping()
+                await self._store.check()
         except BaseException:
             self._engines.put_back(snapshots)
             raise

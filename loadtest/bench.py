@@ -244,7 +244,7 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Load of one round, on each server.")] = 5.0,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds of each scenario; medians are shown.")] = 3,
-    deadline_ms: Annotated[float, typer.Option(min=1, max=10_000, help="Deadline of every order.")] = 50.0,
+    deadline_ms: Annotated[float, typer.Option(min=1, max=10_000, help="Deadline of every order.")] = 100.0,
     json_path: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
 ) -> None:
     """Measures decisions a second and latency, next to a bare echo server."""

@@ -28,7 +28,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 grpc.experimental.gevent.init_gevent()
 
 INSTRUMENTS = os.environ.get("INSTRUMENTS", "BTCUSDT.BINANCE,ETHUSDT.BINANCE").split(",")
-DEADLINE_SECONDS = float(os.environ.get("DEADLINE_MS", "50")) / 1e3
+DEADLINE_SECONDS = float(os.environ.get("DEADLINE_MS", "100")) / 1e3
 ORDERS_PER_SECOND = float(os.environ.get("ORDERS_PER_SECOND", "10"))
 """Of one user."""
 

@@ -68,6 +68,14 @@ def demo(
     raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, json))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
+    """Run the whole stack and the benchmark against it; further options go to the benchmark (--json, --seconds, …)."""
+    from local.bench import run_bench  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_bench(_given(dir=directory, data=data), context.args))
+
+
 app.command()(feature_cli.replay)
 app.command("simulate")(feature_cli.simulate_market)
 for command in (server_cli.decide, server_cli.status, server_cli.breaker, server_cli.flag, server_cli.state):

@@ -25,10 +25,10 @@ from rich.table import Table
 from feature_cache import features
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from loadtest.orders import OrderFlow
+from local.command import FAILED, OK, run_with_stack
 from local.endpoints import Endpoints
-from local.errors import PartFailedError, StackError
-from local.progress import ProgressLines, print_failure, running
-from local.settings import LocalSettings, refuse_unknown_variables
+from local.errors import StackError
+from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -36,7 +36,6 @@ from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.store import DECISIONS
 from server.cli import enum_name, replica_table
 
-_OK, _FAILED, _MISUSED, _INTERRUPTED = 0, 1, 2, 130
 DEADLINE_SECONDS: Final = 0.1
 """What each order of the demo allows for its answer."""
 _ORDERS_PER_SECOND: Final = 150.0
@@ -129,40 +128,20 @@ def run_demo(given: Mapping[str, Any], duration_seconds: float, json_path: Path 
         The exit code: 0 when every order was answered and audited, 1 when not or when a part failed, 2 when asked for
         something impossible, 130 when interrupted.
     """
-    console = Console()
-    lines = ProgressLines(console)
-    try:
-        refuse_unknown_variables()
-        settings = LocalSettings(**given)
-        stack = Stack(settings, report=lines)
-    except ValueError as error:
-        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
-        return _MISUSED
-    console.print(
-        "market data: [bold]simulated by a seeded simulator[/]"
-        if settings.data is None
-        else f"market data: [bold]recorded session {escape(str(settings.data))}[/] at speed {settings.speed}"
-    )
-    try:
-        with lines:
-            stack.start()
-        console.print(running(stack))
+
+    def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
+        console.print(
+            "market data: [bold]simulated by a seeded simulator[/]"
+            if settings.data is None
+            else f"market data: [bold]recorded session {escape(str(settings.data))}[/] at speed {settings.speed}"
+        )
         summary = uvloop.run(_run(stack, duration_seconds, console))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except PartFailedError as error:
-        print_failure(console, error)
-        return _FAILED
-    except StackError as error:
-        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
-        return _FAILED
-    finally:
-        with lines:
-            stack.stop()
-    console.print(_summary_table(summary))
-    if json_path is not None:
-        json_path.write_text(summary.as_json() + "\n")
-    return _OK if summary.sound else _FAILED
+        console.print(_summary_table(summary))
+        if json_path is not None:
+            json_path.write_text(summary.as_json() + "\n")
+        return OK if summary.sound else FAILED
+
+    return run_with_stack(given, use)
 
 
 async def _run(stack: Stack, duration_seconds: float, console: Console) -> Summary:

@@ -102,6 +102,7 @@ class Process:
         """
         if self.alive:
             return
+        self.stop()  # what the program may have left when it ended by itself
         self._spawn()
         try:
             self._wait_ready(cancelled)
@@ -196,6 +197,10 @@ class Process:
         except psutil.NoSuchProcess:
             return []
 
+    def memory_bytes(self) -> int:
+        """Memory of the whole tree: proportional set size, or resident where the system does not tell it."""
+        return sum(map(_memory_bytes, self.tree()))
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._directory.mkdir(parents=True, exist_ok=True)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,3 +279,11 @@ def _is_live_member(process: psutil.Process, group: int) -> bool:
         return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, PermissionError, psutil.Error):
         return False
+
+
+def _memory_bytes(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+    except psutil.Error:  # it has just ended
+        return 0
+    return getattr(memory, "pss", 0) or memory.rss

@@ -59,6 +59,9 @@ class LocalSettings(BaseSettings):
     metrics_port: OptionalPort = 0
     """Port of the decision server's metrics on 127.0.0.1; 0 for any free one."""
 
+    broker_memory_mebibytes: Annotated[int, Field(ge=32, le=1_048_576)] = 1024
+    """Memory that `pretrade up` lets our own broker take, in MiB. It keeps its whole log in memory and is then started
+    anew with an empty one; features are back after some seconds."""
     start_timeout_seconds: Seconds = 60.0
     """How long a part may take until it is ready."""
     training_timeout_seconds: Seconds = 600.0

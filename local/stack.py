@@ -28,7 +28,7 @@ from local.guard import Guard
 from local.ports import free_ports
 from local.process import Process
 from local.settings import LocalSettings
-from torchserve.config import TorchServeSettings, prepare
+from torchserve.config import TorchServeSettings, prepare, store_directory
 
 _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "models": (),
@@ -192,8 +192,8 @@ class Stack:
         return [part for part, process in self._processes.items() if not process.alive]
 
     def memory_bytes(self) -> dict[str, int]:
-        """Memory of each part with everything it started: proportional set size, or resident where there is none."""
-        return {part: sum(map(_memory_bytes, process.tree())) for part, process in self._processes.items()}
+        """Memory of each part, see `Process.memory_bytes`."""
+        return {part: process.memory_bytes() for part, process in self._processes.items()}
 
     def _take_directory(self) -> None:
         """Locks the directory. The guard holds the lock too, until the last of our processes is gone."""
@@ -359,10 +359,7 @@ class Stack:
 
     @property
     def _model_store(self) -> Path:
-        data = self._settings.data
-        return self._settings.model_store or self._directory / "models" / (
-            "simulated" if data is None else data.resolve().name
-        )
+        return self._settings.model_store or store_directory(self._directory, self._settings.data)
 
     def _process(
         self,
@@ -426,11 +423,3 @@ def _choose_ports(settings: LocalSettings) -> dict[str, int]:
     wanted = {"decision": settings.decision_port, "admin": settings.admin_port, "metrics": settings.metrics_port}
     ours = ("valkey", "broker", "postgres", "primary", "secondary", "challenger", "worker", *wanted)
     return {name: wanted.get(name) or free for name, free in zip(ours, free_ports(len(ours)), strict=True)}
-
-
-def _memory_bytes(process: psutil.Process) -> int:
-    try:
-        memory = process.memory_full_info()
-        return getattr(memory, "pss", 0) or memory.rss
-    except psutil.NoSuchProcess:
-        return 0

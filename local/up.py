@@ -8,16 +8,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 
-from local.errors import PartFailedError, StackError
-from local.progress import ProgressLines, print_failure, running
-from local.settings import LocalSettings, refuse_unknown_variables
-from local.signals import INTERRUPTED, stop_on_signals
+from local.command import OK, run_with_stack
+from local.settings import LocalSettings
 from local.stack import PARTS, Stack
-
-_OK, _FAILED, _MISUSED = 0, 1, 2
-"""Exit codes."""
 
 _POLL_SECONDS: Final = 0.5
 _HOPELESS_SECONDS: Final = 15.0
@@ -35,44 +29,26 @@ def run_up(given: Mapping[str, Any], parts: Collection[str]) -> int:
         The exit code: 0 when it was told to stop, 1 when a part failed, 2 when it was asked for something impossible,
         130 when it was told to stop before it was up.
     """
-    console = Console()
-    lines = ProgressLines(console)
-    try:
-        refuse_unknown_variables()
-        stack = Stack(LocalSettings(**given), parts=parts or PARTS, report=lines)
-    except ValueError as error:
-        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
-        return _MISUSED
-    stop_on_signals()
-    code = INTERRUPTED
-    began = time.monotonic()
-    try:
-        with lines:
-            stack.start()
-        code = _OK
-        console.print(running(stack))
-        console.print(f"up after {time.monotonic() - began:.1f} s; Ctrl-C stops it", highlight=False)
-        _keep_running(stack, console)
-    except KeyboardInterrupt:
-        pass
-    except PartFailedError as error:
-        print_failure(console, error)
-        code = _FAILED
-    except StackError as error:
-        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
-        code = _FAILED
-    finally:
-        with lines:
-            stack.stop()
-    return code
+    return run_with_stack(given, _keep_running, parts or PARTS)
 
 
-def _keep_running(stack: Stack, console: Console) -> NoReturn:
-    """Starts again what ends by itself.
+def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> int:
+    """Until told to stop, starts again what ends by itself, and the broker before it fills the memory.
+
+    Returns:
+        0 when told to stop.
 
     Raises:
         PartFailedError: A part does not start any more, or ends again at once.
     """
+    console.print("Ctrl-C stops it", highlight=False)
+    try:
+        _watch(stack, settings, console)
+    except KeyboardInterrupt:
+        return OK
+
+
+def _watch(stack: Stack, settings: LocalSettings, console: Console) -> NoReturn:
     restarted: dict[str, float] = {}
     idle = threading.Event()
     while True:
@@ -83,4 +59,8 @@ def _keep_running(stack: Stack, console: Console) -> NoReturn:
             console.print(f"[yellow]![/] {part} {ending}; starting it again", highlight=False)
             stack.restart(part)
             restarted[part] = time.monotonic()
+        broker = stack.processes.get("broker")
+        if broker is not None and broker.memory_bytes() > settings.broker_memory_mebibytes * 2**20:
+            console.print("[yellow]![/] broker has filled its memory; starting it with an empty log", highlight=False)
+            stack.restart("broker")
         idle.wait(_POLL_SECONDS)

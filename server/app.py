@@ -168,6 +168,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
         replicas=replicas,
         shadow=shadow,
         journal=journal,
+        shipper=shipper,
         feature_cache=feature_cache,
         instruments=settings.instruments,
         clock=clock,

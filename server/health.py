@@ -15,6 +15,8 @@ _TELL_SECONDS = 0.2
 """A servicer takes as long as its slowest watcher to read the last change; it is told again at the next update."""
 SERVICES = ("", "pretrade.decision.v1.DecisionService")
 """Names under which the server as a whole is asked for; every component has its own besides."""
+LIVENESS = "liveness"
+"""SERVING from the start as long as the event loop runs; for probes that restart what does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Health:
             await self._tell(name, name in sound and not self._draining, problems[name])
         for name in SERVICES:
             await self._tell(name, serving, "")
+        await self._tell(LIVENESS, True, "")
 
     async def _tell(self, name: str, serving: bool, problem: str) -> None:
         if self._told.get(name) == serving:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from feature_cache.l1 import FeatureCache
     from server.admission import Admission
     from server.audit.journal import Journal
+    from server.audit.shipper import Shipper
     from server.idempotency import IdempotencyWindow
     from server.inference.replica import Replica
     from server.inference.shadow import Shadow
@@ -108,6 +109,7 @@ class ServerCollector(Collector):
         replicas: tuple[Replica, ...],
         shadow: Shadow,
         journal: Journal,
+        shipper: Shipper,
         feature_cache: FeatureCache,
         instruments: tuple[str, ...],
         clock: Callable[[], float],
@@ -118,6 +120,7 @@ class ServerCollector(Collector):
         self._replicas = replicas
         self._shadow = shadow
         self._journal = journal
+        self._shipper = shipper
         self._feature_cache = feature_cache
         self._instruments = instruments
         self._clock = clock
@@ -201,10 +204,15 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily("pretrade_journal_writable", "1 while rows are made durable.", journal.writable)
         yield CounterMetricFamily("pretrade_journal_rows", "Rows made durable.", journal.written)
         yield CounterMetricFamily("pretrade_journal_refused", "Rows not made durable.", journal.refused)
+        yield CounterMetricFamily("pretrade_journal_outages", "Times it became unwritable.", journal.outages)
         yield GaugeMetricFamily("pretrade_journal_depth", "Rows waiting for the writer.", journal.depth)
         commits = HistogramMetricFamily("pretrade_journal_commit_seconds", "Time of a group commit.")
         commits.add_metric((), *self._decisions.commits.buckets())
         yield commits
+        shipper = self._shipper
+        yield GaugeMetricFamily("pretrade_shipper_unshipped", "Durable rows not yet in SQL.", shipper.unshipped)
+        yield CounterMetricFamily("pretrade_shipper_outages", "Times shipping began to fail.", shipper.outages)
+        yield CounterMetricFamily("pretrade_shipper_restarts", "Times its process was replaced.", shipper.restarts)
 
     def _feature_families(self) -> Iterator[Metric]:
         age = GaugeMetricFamily("pretrade_feature_age_seconds", "Age from event time.", labels=("instrument",))

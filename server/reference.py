@@ -46,11 +46,11 @@ def with_tables(document: str) -> str:
         ValueError: A table's markers are missing.
     """
     for name, table in zip(_TABLES, (settings_table(), reasons_table()), strict=True):
-        begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
-        if begin not in document or end not in document:
+        markers = re.compile(f"<!-- begin {name} -->.*?<!-- end {name} -->", re.DOTALL)
+        if not markers.search(document):
             raise ValueError(f"the markers of the table {name!r} are missing")
-        head, _, rest = document.partition(begin)
-        document = f"{head}{begin}{table}{end}{rest.partition(end)[2]}"
+        head, tail = markers.split(document, maxsplit=1)
+        document = f"{head}<!-- begin {name} -->\n{table}\n<!-- end {name} -->{tail}"
     return document
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections.abc import Callable
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -31,3 +32,12 @@ class _Jump(selectors.SelectSelector):
             assert timeout is not None, "every task waits for something that nothing will bring"
             self._loop.now += timeout
         return ready
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets virtual time pass until the condition holds; fails after an hour of it."""
+    for _ in range(360_000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the condition never held")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from feature_cache.session import SessionError
 from torchserve.build import build_models
+from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
 
 
@@ -20,7 +21,9 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="A recorded session: a .gz file or a folder of them. Default: simulated.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The model store.")] = Path(".pretrade/models"),
+    out: Annotated[
+        Path | None, typer.Option(help="The model store. Default: the one that `pretrade up` looks in.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of simulation and training.")] = 1,
 ) -> None:
     """Trains and exports the champion and the challenger; does nothing when the store is up to date."""
@@ -33,7 +36,7 @@ def main(
                 if not console.is_terminal:
                     console.print(doing)
 
-            models = build_models(data, out, seed=seed, report=report)
+            models = build_models(data, out or store_directory(Path(".pretrade"), data), seed=seed, report=report)
     except (SessionError, SamplesError) as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -97,9 +98,11 @@ def prepare(settings: TorchServeSettings) -> Launch:
     properties = directory / "config.properties"
     log4j = directory / "log4j2.xml"
     log4j.write_text(_LOG4J)
-    properties.write_text(
-        "".join(f"{key}={value}\n" for key, value in _properties(settings, archive, temporary).items())
+    # JSON's escapes are those of a Java properties file, which is not UTF-8.
+    lines = (
+        f"{key}={json.dumps(str(value))[1:-1]}\n" for key, value in _properties(settings, archive, temporary).items()
     )
+    properties.write_text("".join(lines))
     spec = find_spec("ts")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("TorchServe's package `ts` is not installed")
@@ -131,6 +134,11 @@ def prepare(settings: TorchServeSettings) -> Launch:
         "--disable-token-auth",
     )
     return Launch(argv=argv, env=_environment(temporary))
+
+
+def store_directory(root: Path, data: Path | None) -> Path:
+    """Where under `root` the models trained from `data`, or from the simulator, are kept."""
+    return root / "models" / ("simulated" if data is None else data.resolve().name)
 
 
 def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) -> dict[str, object]:

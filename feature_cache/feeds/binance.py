@@ -21,6 +21,7 @@ PRICE_DECIMALS: Final = 8
 SIZE_DECIMALS: Final = 8
 _DECIMALS: Final = 8
 _MAX_DIGITS: Final = 18  # what always fits in int64
+_LATEST_MS: Final = 9 * 10**12  # the year 2255; its nanoseconds still fit in int64
 
 
 class FeedError(ValueError):
@@ -143,7 +144,7 @@ def _integer(body: dict[str, Any], field: str) -> int:
     value = body[field]
     if type(value) is not int or not 0 < value < 10**_MAX_DIGITS:
         raise FeedError(field, f"{value!r} is not a positive integer of at most {_MAX_DIGITS} digits")
-    if field == "E" and value >= 10**15:
+    if field == "E" and value > _LATEST_MS:
         raise FeedError(field, f"{value} is not a time in milliseconds")
     return value
 

@@ -11,7 +11,7 @@ import grpc from 'k6/net/grpc';
 const TARGET = __ENV.TARGET || '127.0.0.1:7001';
 const RATE = Number(__ENV.RATE || 500); // orders a second
 const DURATION = __ENV.DURATION || '30s';
-const DEADLINE_MS = Number(__ENV.DEADLINE_MS || 50);
+const DEADLINE_MS = Number(__ENV.DEADLINE_MS || 100);
 const INSTRUMENTS = (__ENV.INSTRUMENTS || 'BTCUSDT.BINANCE,ETHUSDT.BINANCE').split(',');
 const STRATEGIES = ['execution-twap', 'momentum', 'mean-reversion', 'market-making'];
 const SIDES = ['SIDE_BUY', 'SIDE_SELL'];

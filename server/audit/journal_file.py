@@ -215,8 +215,11 @@ class JournalReader:
         for row in self._connection.execute(_SELECT + " ORDER BY position DESC"):
             yield Row(*row)
 
-    def verify(self) -> tuple[Head, Head]:
+    def verify(self, shipped: Head | None = None) -> tuple[Head, Head]:
         """Walks every row and checks it against the chain.
+
+        Args:
+            shipped: What the database holds of this journal; must be a point of the chain, unless trimmed by now.
 
         Returns:
             The anchor and the head: everything in between is as it was written.
@@ -228,12 +231,16 @@ class JournalReader:
         self._connection.execute("BEGIN")
         anchor = head = self.anchor()
         try:
+            _check_meeting(head, shipped)
             for row in self._connection.execute(_SELECT + " ORDER BY position"):
                 head = follow(head, Row(*row))
+                _check_meeting(head, shipped)
         except sqlite3.DatabaseError as error:
             raise JournalCorrupted(head.position + 1, f"unreadable: {error}") from error
         finally:
             self._connection.execute("ROLLBACK")
+        if shipped is not None and shipped.position > head.position:
+            raise JournalCorrupted(head.position + 1, f"shipped, up to {shipped.position}, but gone")
         return anchor, head
 
     def close(self) -> None:
@@ -252,6 +259,11 @@ def follow(head: Head, row: Row) -> Head:
     if row.hash != link(head.hash, row.entry):
         raise JournalCorrupted(row.position, "changed after it was written: its hash does not fit the chain")
     return Head(row.position, row.hash)
+
+
+def _check_meeting(head: Head, shipped: Head | None) -> None:
+    if shipped is not None and shipped.position == head.position and shipped.hash != head.hash:
+        raise JournalCorrupted(head.position, "not what was shipped")
 
 
 def _rows(connection: sqlite3.Connection, position: int, limit: int) -> list[Row]:

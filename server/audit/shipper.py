@@ -88,11 +88,11 @@ class Shipper:
         Returns:
             False when that takes longer.
         """
-        with suppress(JournalError):  # what is not durable will not be shipped either
-            await self._journal.flush()
-        target = self._journal.position
         try:
             async with asyncio.timeout(within_seconds):
+                with suppress(JournalError):  # what is not durable will not be shipped either
+                    await self._journal.flush()
+                target = self._journal.position
                 while self.position < target:
                     self._progressed.clear()
                     await self._progressed.wait()

@@ -46,7 +46,9 @@ class Shipping:
         self._task = task
         self._report = report
         self._wait = wait
-        self._progress = Progress(position=0, error="")
+        self._position = 0
+        self._error = ""
+        self._reported: Progress | None = None
 
     def run(self) -> None:
         """Ships for ever."""
@@ -64,7 +66,7 @@ class Shipping:
                         head = self._ship(journal, store, head)
                         pause = settings.retry_min_seconds
             except (sa.exc.SQLAlchemyError, AuditError, OSError) as error:
-                self._note(self._progress.position, _reason(error))
+                self._note(self._position, _reason(error))
             self._wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
             pause = min(2 * pause, settings.retry_max_seconds)
 
@@ -82,7 +84,7 @@ class Shipping:
             )
         if head.position > (last := journal.last_position()):
             raise JournalCorrupted(last + 1, f"in the database, up to {head.position}, but not in the journal")
-        self._note(head.position, self._progress.error)  # an outage ends when something was shipped, not before
+        self._note(head.position, self._error)  # an outage ends when something was shipped, not before
         return head
 
     def _ship(self, journal: JournalReader, store: Store, head: Head) -> Head:
@@ -101,9 +103,10 @@ class Shipping:
         return shipped
 
     def _note(self, position: int, error: str) -> None:
+        self._position, self._error = position, error
         progress = Progress(position=position, error=error)
-        if progress != self._progress:
-            self._progress = progress
+        if progress != self._reported:
+            self._reported = progress
             self._report(progress)
 
 

@@ -226,15 +226,17 @@ class Store:
         Raises:
             JournalCorrupted: A row is missing or was changed; with its position.
         """
-        query = (
-            sa.select(JOURNAL_ENTRIES.c.position, JOURNAL_ENTRIES.c.entry, JOURNAL_ENTRIES.c.hash)
-            .where(JOURNAL_ENTRIES.c.journal_id == journal_id)
-            .order_by(JOURNAL_ENTRIES.c.position)
-        )
         first = 0
         head: Head | None = None
         with self._engine.connect() as connection:
             shipped = connection.execute(sa.select(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id)).one()
+            entries = JOURNAL_ENTRIES.c
+            query = (
+                sa.select(entries.position, entries.entry, entries.hash)
+                # Not what is shipped while we read.
+                .where(entries.journal_id == journal_id, entries.position <= shipped.position)
+                .order_by(entries.position)
+            )
             with connection.execution_options(yield_per=_READ_ROWS).execute(query) as found:
                 for position, entry, digest in found:
                     row = Row(position, entry, digest)

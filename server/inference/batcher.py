@@ -34,14 +34,16 @@ class BatcherSettings(BaseModel):
 
     max_rows: int = Field(default=256, ge=1, le=1_024)
     """Rows in one batch."""
-    slots: int = Field(default=2, ge=1, le=64)
-    """Batches in flight at once; 2 keep a one-worker replica busy."""
+    slots: int = Field(default=1, ge=1, le=64)
+    """Batches in flight at once; 1 makes the fullest batches, 2 keep a replica busy that has a core of its own."""
     max_in_flight: int = Field(default=8, ge=1, le=256)
     """Batches in flight including abandoned ones; above it the replica counts as full."""
     max_queued_rows: int = Field(default=4_096, ge=1, le=1_000_000)
     """Rows waiting for a slot."""
-    max_queued_shadow_rows: int = Field(default=256, ge=0, le=1_000_000)
+    max_queued_shadow_rows: int = Field(default=2_048, ge=0, le=1_000_000)
     """Shadow rows waiting for a slot; more are shed."""
+    shadow_linger_seconds: float = Field(default=0.05, gt=0, le=10)
+    """Shadow rows gather this long, in seconds, unless a batch fills earlier: nobody waits for them."""
     min_patience_seconds: float = Field(default=0.01, gt=0, le=10)
     """A batch is never abandoned earlier than this, in seconds."""
     max_patience_seconds: float = Field(default=0.05, gt=0, le=10)
@@ -121,6 +123,8 @@ class MicroBatcher:
         self._clock = clock
         self._live: list[tuple[float, int, _Row]] = []
         self._shadow: deque[_Row] = deque()
+        self._shadow_due = False
+        self._shadow_timer: asyncio.TimerHandle | None = None
         self._arrivals = 0
         self._active = 0
         self._abandoned = 0
@@ -185,19 +189,25 @@ class MicroBatcher:
         return future
 
     def submit_shadow(self, payload: bytes) -> asyncio.Future[Result] | None:
-        """Queues a shadow row, to be sent when no live row waits. None when it was shed because the queue is full."""
+        """Queues a shadow row, to be sent with others when no live row waits. None when shed: the queue is full."""
         if self._closed or len(self._shadow) >= self._settings.max_queued_shadow_rows:
             self.shed += 1
             return None
         loop = asyncio.get_running_loop()
         row = _Row(payload, math.inf, loop.create_future())
         self._shadow.append(row)
-        self._schedule_pump(loop)
+        if len(self._shadow) >= self._settings.max_rows:
+            self._shadow_due = True
+            self._schedule_pump(loop)
+        elif self._shadow_timer is None:
+            self._shadow_timer = loop.call_later(self._settings.shadow_linger_seconds, self._release_shadow)
         return row.future
 
     async def close(self) -> None:
         """Answers every queued row with OVERLOAD, ends the calls in flight and answers their rows with IGNORED."""
         self._closed = True
+        if self._shadow_timer is not None:
+            self._shadow_timer.cancel()
         for _, _, row in self._live:
             _resolve(row, Outcome.OVERLOAD)
         for row in self._shadow:
@@ -211,6 +221,12 @@ class MicroBatcher:
         # A task that is cancelled before its first step runs none of its code, not even `finally`.
         for flight in list(self._flights):
             self._land(flight, Outcome.IGNORED)
+
+    def _release_shadow(self) -> None:
+        """Lets the shadow rows leave that have gathered."""
+        self._shadow_timer = None
+        self._shadow_due = True
+        self._pump()
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         """Lets the rows of this turn of the event loop gather before a batch leaves."""
@@ -239,9 +255,10 @@ class MicroBatcher:
                 _resolve(row, Outcome.TIMEOUT)
                 continue
             rows.append(row)
-        if not rows:
+        if not rows and self._shadow_due:
             while self._shadow and len(rows) < self._settings.max_rows:
                 rows.append(self._shadow.popleft())
+            self._shadow_due = bool(self._shadow)
         return rows
 
     def _depart(self, rows: list[_Row]) -> None:

@@ -89,11 +89,11 @@ class Champion:
             now = self._clock()
             allowed = self._allowance(case.budget.for_models(now), seats[place + 1 :])
             needed = max(batcher.expected_seconds, seat.replica.latency.p95) if tried else batcher.expected_seconds
-            if allowed < needed:
+            if batcher.full:
+                case.degradations.append(_FAILURE[Outcome.OVERLOAD][seat.failure_index])
+            elif allowed < needed:
                 if pb.DEGRADATION_NO_TIME_FOR_MODEL not in case.degradations:
                     case.degradations.append(pb.DEGRADATION_NO_TIME_FOR_MODEL)
-            elif batcher.full:
-                case.degradations.append(_FAILURE[Outcome.OVERLOAD][seat.failure_index])
             elif tried and not self._retry_budget.try_take():
                 case.degradations.append(pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
             else:

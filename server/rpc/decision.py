@@ -22,6 +22,10 @@ _log = structlog.get_logger(__name__)
 MAX_BATCH = 1_024
 """Orders in one `DecideBatch`."""
 
+_UNREFERENCED = pb.OrderResult(
+    error=status.order_error(InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref"))
+)
+
 
 class StreamSettings(BaseModel):
     """Bounds of one `DecideStream`."""
@@ -88,7 +92,8 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
 
         async def decide(order: pb.Order, arrived: float) -> None:
-            ready.put_nowait(pb.DecideStreamResponse(result=await self._result(order, arrived, None)))
+            result = await self._result(order, arrived, None) if order.order_ref else _UNREFERENCED
+            ready.put_nowait(pb.DecideStreamResponse(result=result))
 
         async def read() -> None:
             try:

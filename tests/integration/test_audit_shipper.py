@@ -18,10 +18,10 @@ from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.audit.v1 import packet_pb2
 from server.audit.journal import Durability, Journal, JournalSettings
-from server.audit.journal_file import JournalReader
+from server.audit.journal_file import JournalFile, JournalReader
 from server.audit.reader import get_decision, verify
 from server.audit.shipper import Shipper
-from server.audit.shipping import ShippingSettings
+from server.audit.shipping import Progress, ShippingSettings, Task
 
 pytestmark = pytest.mark.stack
 
@@ -163,6 +163,17 @@ async def test_a_killed_shipping_process_is_replaced_and_nothing_is_lost_or_doub
     assert not shipping_processes(os.getpid())
 
 
+async def test_the_outage_is_over_when_the_replacement_has_nothing_to_ship(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping()) as shipper:
+        await until(lambda: bool(shipping_processes(os.getpid())))
+        shipping_processes(os.getpid())[0].kill()
+        await until(lambda: shipper.last_error != "")
+        assert shipper.last_error == "the shipping process ended with -9"
+        await until(lambda: shipper.last_error == "")
+        assert (shipper.outages, shipper.restarts, shipper.unshipped) == (1, 1, 0)
+
+
 async def test_shipped_rows_are_trimmed_and_found_in_the_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     path = tmp_path / "journal.db"
@@ -177,6 +188,22 @@ async def test_shipped_rows_are_trimmed_and_found_in_the_database(tmp_path: Path
     assert [(one.where, one.last) for one in verify(url, path)] == [("database", 5000), ("journal", 5000)]
 
 
+async def test_verification_beside_a_busy_server_raises_no_false_alarm(tmp_path: Path, database_url: str) -> None:
+    path = tmp_path / "journal.db"
+    settings = shipping(retained_rows=0, batch_rows=100)
+    async with journal_in(tmp_path) as journal, Shipper(journal, database_url, settings) as shipper:
+        await append(journal, ["first"])
+        assert await shipper.drain(PATIENCE_SECONDS)
+        verifications = asyncio.gather(
+            *(asyncio.to_thread(lambda: list(verify(database_url, path))) for _ in range(10))
+        )
+        batch = 0
+        while not verifications.done():
+            await append(journal, [f"{batch}-{i}" for i in range(100)])
+            batch += 1
+        assert all(len(verified) == 2 for verified in await verifications)
+
+
 async def test_the_rest_is_shipped_after_the_next_start(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     obstacle = tmp_path / "audit.db"
@@ -187,6 +214,26 @@ async def test_the_rest_is_shipped_after_the_next_start(tmp_path: Path) -> None:
     async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping()) as shipper:
         assert await shipper.drain(PATIENCE_SECONDS)
     assert stored_in_order(url) == ["left behind"]
+
+
+def test_the_shipping_process_ends_when_its_input_does(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    task = Task(journal=path, database_url=f"sqlite:///{tmp_path / 'audit.db'}", settings=shipping())
+    with closing(JournalFile(path, sync_commits=False)) as journal:
+        journal.append([entry("d")])
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.audit"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(task.model_dump_json() + "\n")
+        for position in (0, 1):
+            assert Progress.model_validate_json(process.stdout.readline()) == Progress(position=position, error="")
+        process.stdin.close()
+        try:
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 def test_the_shipping_process_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:

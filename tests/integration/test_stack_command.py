@@ -14,6 +14,7 @@ from typing import Final
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from local.endpoints import StackFile
 from local.settings import LocalSettings
@@ -159,6 +160,18 @@ def test_a_part_that_keeps_ending_ends_the_command(tmp_path: Path) -> None:
         assert command.process.wait(DEADLINE_SECONDS) == 1
     assert_gone(children)
     assert "valkey was ended by SIGKILL, again" in command.output
+
+
+async def test_a_broker_that_fills_its_memory_is_started_with_an_empty_log(tmp_path: Path) -> None:
+    with up(tmp_path, "broker", PRETRADE_LOCAL_BROKER_MEMORY_MEBIBYTES="32") as command:
+        first = command.wait_until_up()
+        producer = AIOKafkaProducer(bootstrap_servers=first.endpoints.kafka_bootstrap_servers)
+        await producer.start()
+        for _ in range(64):
+            await producer.send("filler", bytes(500_000))
+        await producer.stop()
+        command.wait_until(lambda: (now := StackFile.read(tmp_path)) and now.processes != first.processes)
+        assert "broker has filled its memory; starting it with an empty log" in command.output
 
 
 def test_a_part_that_fails_is_named_with_its_log(tmp_path: Path) -> None:

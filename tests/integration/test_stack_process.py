@@ -154,6 +154,19 @@ def test_kill_reaches_grandchildren(python: Callable[..., Process]) -> None:
     assert process.tree() == []
 
 
+def test_a_start_ends_what_the_last_one_left(python: Callable[..., Process], tmp_path: Path) -> None:
+    process = python(GRANDCHILD + FOREVER)
+    process.start()
+    program, grandchild = process.tree()
+    program.kill()
+    assert process.wait(20)
+    assert lives(grandchild.pid)
+    (tmp_path / "ready").unlink()
+    process.start()
+    assert not lives(grandchild.pid)
+    assert process.pid != program.pid
+
+
 def test_the_log_tail_is_of_the_last_start(python: Callable[..., Process], tmp_path: Path) -> None:
     process = python("import os; print(os.getpid(), flush=True);" + READY + FOREVER)
     process.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -15,14 +16,17 @@ from feature_cache import features
 from feature_cache.book import EventError
 from feature_cache.codec import BookState, FeatureSnapshot
 from feature_cache.engine import FeatureEngine
+from feature_cache.session import read_session, session_files
 from feature_cache.simulator import simulate
 from pretrade.market.v1 import market_pb2 as pb
 
+DATA: Final = Path(__file__).parents[3] / ".." / "shared" / "data" / "binance_spot"
 NAME: Final = "BTCUSDT.TEST"
 START: Final = 1_700_000_000_000_000_000
 MS: Final = 1_000_000
 LATENCY: Final = 3 * MS
 Side = dict[int, int]
+Best = tuple[float, int, float, int]
 
 
 def event(time_ns: int, **body: pb.BookSnapshot | pb.BookDelta | pb.Quote | pb.Trade | pb.BookReset) -> pb.MarketEvent:
@@ -61,7 +65,7 @@ def quote(time_ns: int, update_id: int, bid: tuple[int, int], ask: tuple[int, in
     return event(time_ns, quote=body)
 
 
-def trade(time_ns: int, trade_id: int, ticks: int, lots: int, side: pb.TakerSide) -> pb.MarketEvent:
+def trade(time_ns: int, trade_id: int, ticks: int, lots: int, side: pb.TakerSide.ValueType) -> pb.MarketEvent:
     return event(time_ns, trade=pb.Trade(trade_id=trade_id, price_ticks=ticks, lots=lots, taker_side=side))
 
 
@@ -86,7 +90,8 @@ class Reference:
     book_time: int = 0
     trade_time: int = 0
     trade_id: int = 0
-    best: list[tuple[int, tuple[float, int, float, int] | None]] = field(default_factory=list)
+    top: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    best: list[tuple[int, Best | None]] = field(default_factory=list)
     trades: list[tuple[int, int, int, int]] = field(default_factory=list)
     decimals: tuple[int, int] = (0, 0)
 
@@ -145,7 +150,7 @@ class Reference:
         self._drop_if_crossed()
 
     def _drop_if_crossed(self) -> None:
-        bids, asks = self._side(self.bids, -1), self._side(self.asks, 1)
+        bids, asks = self.top = (self._side(self.bids, -1)[:1], self._side(self.asks, 1)[:1])
         if bids and asks and bids[0][0] > asks[0][0]:
             self.snapshot, self.deltas = None, []
 
@@ -153,10 +158,10 @@ class Reference:
     def _side(levels: Side, sign: int) -> list[tuple[int, int]]:
         return sorted(((p, q) for p, q in levels.items() if q), key=lambda level: sign * level[0])
 
-    def _best(self) -> tuple[float, int, float, int] | None:
+    def _best(self) -> Best | None:
         if self.snapshot is None:
             return None
-        bids, asks = self._side(self.bids, -1)[:1], self._side(self.asks, 1)[:1]
+        bids, asks = self.top
         if self.quote and self.quote.update_id > self.book_id:
             bids = [(self.quote.bid_ticks, self.quote.bid_lots)] if self.quote.bid_lots else []
             asks = [(self.quote.ask_ticks, self.quote.ask_lots)] if self.quote.ask_lots else []
@@ -192,8 +197,10 @@ class Reference:
         return out
 
     def _flows(self, out: dict[str, float], now: int) -> None:
-        flows = []
-        for (_, before), (time, after) in zip(self.best, self.best[1:], strict=False):
+        flows: list[tuple[int, int, float]] = []
+        for index in range(1, len(self.best)):
+            before: Best | None = self.best[index - 1][1]
+            time, after = self.best[index]
             if before is None or after is None or before == after:
                 continue
             (pb0, qb0, pa0, qa0), (pb1, qb1, pa1, qa1) = before, after
@@ -221,8 +228,8 @@ class Reference:
         times, mids = np.array([t for t, _ in history]), np.array([m for _, m in history])
 
         def last(at: int) -> float:
-            before = np.flatnonzero(times <= at) if len(times) else []
-            return float(mids[before[-1]]) if len(before) else math.nan
+            until = int(np.searchsorted(times, at, side="right"))
+            return float(mids[until - 1]) if until else math.nan
 
         grid = 100 * MS
         for seconds in (1, 5, 30):
@@ -327,6 +334,22 @@ def test_features_are_those_of_the_definitions_in_a_simulated_market() -> None:
     assert np.isfinite(found.values).all(), "45 s are enough for every window"
 
 
+@pytest.mark.skipif(not DATA.is_dir(), reason="the recorded session is not there")
+def test_features_are_those_of_the_definitions_in_a_recorded_minute() -> None:
+    engine, reference = FeatureEngine("ETHUSDT.BINANCE"), Reference()
+    files = [path for path in session_files([DATA]) if path.name.startswith("ethusdt")]
+    for number, one in enumerate(read_session(files)):
+        engine.on_event(one)
+        reference.take(one)
+        if number % 211 == 0:
+            assert_same(engine.snapshot(), reference, reference.time)
+        if reference.best and reference.time > reference.best[0][0] + 60_000 * MS:
+            break
+    found = engine.snapshot()
+    assert_same(found, reference, reference.time)
+    assert np.isfinite(found.values).all()
+
+
 def test_features_do_not_depend_on_how_often_one_looks() -> None:
     seldom, often = FeatureEngine("BTCUSDT.SIM"), FeatureEngine("BTCUSDT.SIM")
     for one in simulate(4, ["BTCUSDT.SIM"], duration_seconds=32):
@@ -399,6 +422,14 @@ def test_a_missing_side_is_undefined_and_never_zero() -> None:
     for name in ("spread_bps", "imbalance_l1", "imbalance_l5", "depth_l5_notional_bid", "weighted_mid_bps"):
         assert math.isnan(value(engine, name)), name
     assert value(engine, "depth_l5_notional_ask") > 0
+
+
+def test_realised_volatility_needs_a_mid_at_every_grid_point_of_its_window() -> None:
+    engine = FeatureEngine(NAME)
+    engine.on_event(snapshot(START + 50 * MS, 10, {99: 5}, {101: 3}))  # the first mid is that of the grid point 100
+    index = features.INDEX["rv_1s_bps"]
+    assert math.isnan(engine.snapshot(START + 1_099 * MS).values[index])
+    assert engine.snapshot(START + 1_100 * MS).values[index] == 0.0
 
 
 def test_a_trade_that_comes_twice_counts_once() -> None:

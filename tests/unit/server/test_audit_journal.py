@@ -182,6 +182,20 @@ async def test_a_failed_write_fails_its_rows_then_refuses_at_once_then_recovers(
     assert entries_in(journal.settings.path) == [b"before", b"after"]
 
 
+async def test_a_journal_stays_unwritable_as_long_as_probes_fail_though_the_file_can_be_opened(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(JournalUnwritable):
+                await journal.append(b"lost")
+            with pytest.raises(TimeoutError):  # many times the longest pause between two probes
+                async with asyncio.timeout(1):
+                    await until(lambda: journal.writable)
+            assert journal.outages == 1
+            other.execute("ROLLBACK")
+        await until(lambda: journal.writable)
+
+
 async def test_a_journal_can_be_closed_during_an_outage(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
         async with Journal(settings(tmp_path)) as journal:

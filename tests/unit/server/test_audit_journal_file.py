@@ -37,7 +37,7 @@ def test_an_untouched_journal_verifies_however_much_was_trimmed(tmp_path: Path, 
 
 TAMPERING = {
     "entry changed": ("UPDATE entries SET entry = X'00' WHERE position = ?", 0),
-    "entry of another type": ("UPDATE entries SET entry = 7 WHERE position = ?", 0),
+    "entry of another type": ("UPDATE entries SET entry = 70007 WHERE position = ?", 0),
     "hash changed": ("UPDATE entries SET hash = zeroblob(32) WHERE position = ?", 0),
     "entry emptied": ("UPDATE entries SET entry = X'' WHERE position = ?", 0),
     "row removed": ("DELETE FROM entries WHERE position = ?", 0),

@@ -66,7 +66,7 @@ def test_everything_is_shipped_in_batches_and_then_it_waits(journal: JournalFile
     ids = [str(i) for i in range(25)]
     journal.append([entry(one) for one in ids])
     reports, pauses = ship(task)
-    assert [(report.position, report.error) for report in reports] == [(10, ""), (20, ""), (25, "")]
+    assert [(report.position, report.error) for report in reports] == [(0, ""), (10, ""), (20, ""), (25, "")]
     assert pauses == [0.5]
     assert shipped_ids(task, ids) == ids
 
@@ -92,7 +92,7 @@ def test_two_processes_on_one_journal_ship_every_row_once(journal: JournalFile, 
         journal.append([entry(ids[3])])
 
     reports, _ = ship(task, overtake)
-    assert [report.position for report in reports] == [1, 3, 4]
+    assert [report.position for report in reports] == [0, 1, 3, 4]
     assert {report.error for report in reports} == {""}
     with closing(Store(task.database_url)) as store:
         assert store.verify(journal.journal_id) == (1, 4)
@@ -110,6 +110,7 @@ def test_a_changed_row_is_reported_for_ever_and_nothing_behind_it_is_shipped(jou
 
     reports, pauses = ship(task, give_up)
     assert [(report.position, report.error) for report in reports] == [
+        (0, ""),
         (10, ""),
         (10, "JournalCorrupted: position 15: changed after it was written: its hash does not fit the chain"),
     ]

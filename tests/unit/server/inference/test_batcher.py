@@ -356,10 +356,11 @@ async def test_a_standstill_of_our_own_event_loop_is_not_the_replicas_fault() ->
 
 
 async def test_shadow_rows_leave_only_when_no_live_row_waits() -> None:
-    async with bench() as b:
+    async with bench(BatcherSettings(slots=1, shadow_linger_seconds=0.001)) as b:
         b.submit(1)
         (call,) = await b.calls(1)
         shadow = b.batcher.submit_shadow(payload(2))
+        await asyncio.sleep(0.002)
         b.submit(3)
         call.answer_each_its_own()
         _, second = await b.calls(2)
@@ -370,6 +371,25 @@ async def test_shadow_rows_leave_only_when_no_live_row_waits() -> None:
         third.answer_each_its_own()
         assert shadow is not None
         assert await shadow == scored(2)
+
+
+async def test_shadow_rows_gather_before_they_leave_in_one_batch() -> None:
+    async with bench(BatcherSettings(shadow_linger_seconds=0.05)) as b:
+        for number in range(3):
+            b.batcher.submit_shadow(payload(number))
+            await asyncio.sleep(0.01)
+        await b.calls(0)
+        await asyncio.sleep(0.03)
+        (call,) = await b.calls(1)
+        assert call.rows == [payload(0), payload(1), payload(2)]
+
+
+async def test_a_full_batch_of_shadow_rows_does_not_linger() -> None:
+    async with bench(BatcherSettings(max_rows=2, shadow_linger_seconds=10)) as b:
+        b.batcher.submit_shadow(payload(0))
+        b.batcher.submit_shadow(payload(1))
+        (call,) = await b.calls(1)
+        assert call.rows == [payload(0), payload(1)]
 
 
 async def test_shadow_rows_beyond_their_bound_are_shed() -> None:

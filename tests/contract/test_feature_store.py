@@ -1,0 +1,182 @@
+"""The store and the server's copy of it, on a real Redis-protocol server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from feature_cache.codec import BookState, FeatureSnapshot, decode, encode
+from feature_cache.features import N_FEATURES
+from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store import CHANNEL, FeatureStore, connect, key_of
+from local.settings import LocalSettings
+from local.stack import Stack
+
+BTC, ETH = "BTCUSDT.BINANCE", "ETHUSDT.BINANCE"
+
+
+def snapshot(instrument: str, sequence: int) -> FeatureSnapshot:
+    return FeatureSnapshot(
+        instrument=instrument,
+        sequence=sequence,
+        event_time_ns=1,
+        book_time_ns=1,
+        trade_time_ns=1,
+        publish_time_ns=time.time_ns(),
+        transit_ns=0,
+        bid=1.0,
+        ask=2.0,
+        state=BookState.VALID,
+        values=np.arange(N_FEATURES, dtype=np.float32),
+    )
+
+
+def settings(redis_url: str) -> FeatureCacheSettings:
+    return FeatureCacheSettings(redis_url=redis_url, reconcile_interval_seconds=0.2, timeout_seconds=0.3)
+
+
+@asynccontextmanager
+async def following(cache: FeatureCache) -> AsyncIterator[FeatureCache]:
+    task = asyncio.create_task(cache.run())
+    try:
+        yield cache
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled(), "nothing but cancellation ends it"
+
+
+async def until(condition: Callable[[], object], timeout_seconds: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_seconds):
+        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
+            await asyncio.sleep(0.005)
+
+
+def sequence_of(cache: FeatureCache, instrument: str = BTC) -> int:
+    entry = cache.get(instrument)
+    return entry.snapshot.sequence if entry else 0
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with connect(redis_url, 1.0) as client:
+        yield client
+
+
+@pytest.mark.stack
+async def test_a_written_vector_is_stored_with_its_ttl_and_published(redis: Redis) -> None:
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(CHANNEL)
+        assert await pubsub.get_message(timeout=5) is not None
+        await FeatureStore(redis, ttl_seconds=7, timeout_seconds=5).write([snapshot(BTC, 1), snapshot(ETH, 2)])
+        published = [await pubsub.get_message(ignore_subscribe_messages=True, timeout=5) for _ in range(2)]
+    assert [decode(message["data"]).instrument for message in published if message] == [BTC, ETH]
+    stored = await redis.get("features:{BTCUSDT.BINANCE}")
+    assert isinstance(stored, bytes)
+    assert decode(stored).sequence == 1
+    assert 6_000 < await redis.pttl(key_of(ETH)) <= 7_000
+
+
+@pytest.mark.stack
+async def test_a_copy_starts_with_what_is_stored_and_follows_updates(redis: Redis, redis_url: str) -> None:
+    store = FeatureStore(redis, ttl_seconds=60, timeout_seconds=5)
+    await store.write([snapshot(BTC, 1)])
+    async with following(FeatureCache(settings(redis_url), [BTC, ETH])) as cache:
+        assert cache.get(BTC) is None
+        await until(lambda: cache.connected)
+        assert sequence_of(cache) == 1
+        await store.write([snapshot(BTC, 2), snapshot(ETH, 3)])
+        await until(lambda: sequence_of(cache, ETH) == 3)
+        assert sequence_of(cache) == 2
+        entry = cache.get(BTC)
+        assert entry is not None
+        np.testing.assert_array_equal(entry.snapshot.values, np.arange(N_FEATURES, dtype=np.float32))
+        assert 0 <= entry.age_seconds(time.monotonic()) < 5
+
+
+@pytest.mark.stack
+async def test_an_update_whose_notification_was_lost_is_found_by_reading_again(redis: Redis, redis_url: str) -> None:
+    async with following(FeatureCache(settings(redis_url), [BTC])) as cache:
+        await until(lambda: cache.connected)
+        await redis.set(key_of(BTC), encode(snapshot(BTC, 5)))
+        await until(lambda: sequence_of(cache) == 5)
+
+
+@pytest.mark.stack
+async def test_garbage_and_wrong_types_in_redis_are_no_vectors(redis: Redis, redis_url: str) -> None:
+    await redis.set(key_of(BTC), b"garbage")
+    await redis.rpush(key_of(ETH), b"a list")
+    async with following(FeatureCache(settings(redis_url), [BTC, ETH])) as cache:
+        await until(lambda: cache.connected)
+        assert cache.get(BTC) is None
+        assert cache.rejected >= 1
+        await redis.publish(CHANNEL, b"more garbage")
+        await redis.publish(CHANNEL, encode(snapshot(BTC, 1)))
+        await until(lambda: sequence_of(cache) == 1)
+        await redis.flushall()
+        assert sequence_of(cache) == 1, "it is good until its TTL"
+
+
+@pytest.mark.stack
+async def test_a_copy_ends_at_whatever_moment_it_is_cancelled(redis_url: str) -> None:
+    busy = FeatureCacheSettings(redis_url=redis_url, reconcile_interval_seconds=0.002)
+    for turns in range(60):
+        task = asyncio.create_task(FeatureCache(busy, [BTC]).run())
+        for _ in range(turns):
+            await asyncio.sleep(0.0002)
+        task.cancel()
+        ended, _ = await asyncio.wait([task], timeout=10)
+        assert ended, f"goes on though cancelled after {turns} turns"
+        assert task.cancelled()
+
+
+@pytest.mark.stack
+async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_url: str) -> None:
+    slow = FeatureCacheSettings(redis_url=redis_url, reconcile_interval_seconds=30)
+    async with following(FeatureCache(slow, [BTC])) as cache:
+        await until(lambda: cache.connected)
+        await redis.client_kill_filter(_type="pubsub")
+        await until(lambda: cache.disconnects == 1 and cache.connected)
+        await redis.publish(CHANNEL, encode(snapshot(BTC, 1)))
+        await until(lambda: sequence_of(cache) == 1)
+
+
+@pytest.mark.stack
+async def test_a_copy_survives_a_redis_that_is_absent_killed_or_frozen(tmp_path: Path) -> None:
+    with Stack(LocalSettings(dir=tmp_path), parts={"valkey"}) as stack:
+        url = stack.endpoints.redis_url
+        assert url is not None
+        valkey = stack["valkey"]
+        await asyncio.to_thread(valkey.kill)
+        async with following(FeatureCache(settings(url), [BTC])) as cache:
+            await until(lambda: cache.disconnects >= 2)
+            assert not cache.connected
+
+            await asyncio.to_thread(valkey.start)
+            await until(lambda: cache.connected)
+            async with connect(url, 1.0) as redis:
+                await FeatureStore(redis, 60, 5).write([snapshot(BTC, 1)])
+            await until(lambda: sequence_of(cache) == 1)
+
+            await asyncio.to_thread(valkey.pause)
+            try:
+                await until(lambda: not cache.connected)
+                assert sequence_of(cache) == 1, "what is known is good until its TTL"
+            finally:
+                await asyncio.to_thread(valkey.resume)
+            await until(lambda: cache.connected)
+
+            await asyncio.to_thread(valkey.kill)
+            await until(lambda: not cache.connected)
+            await asyncio.to_thread(valkey.start)
+            await until(lambda: cache.connected)
+            async with connect(url, 1.0) as redis:
+                await FeatureStore(redis, 60, 5).write([snapshot(BTC, 2)])
+            await until(lambda: sequence_of(cache) == 2)

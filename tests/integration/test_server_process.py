@@ -1,0 +1,137 @@
+"""`python -m server` as a process: with nothing around it, with wrong settings, and when told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+from harness import eventually
+
+from local import server
+from local.errors import NotReadyError
+from local.ports import free_ports
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+
+pytestmark = pytest.mark.stack
+
+
+def environment(directory: Path, **changes: str) -> dict[str, str]:
+    """Settings of a server that finds neither Redis nor replicas."""
+    decision, admin, metrics, nowhere = free_ports(4)
+    ours = {
+        "PRETRADE_GRPC__PORT": str(decision),
+        "PRETRADE_ADMIN__PORT": str(admin),
+        "PRETRADE_METRICS__PORT": str(metrics),
+        "PRETRADE_REDIS_URL": f"redis://127.0.0.1:{nowhere}/0",
+        "PRETRADE_REPLICAS__PRIMARY": f"127.0.0.1:{nowhere}",
+        "PRETRADE_REPLICAS__SECONDARY": f"127.0.0.1:{nowhere}",
+        "PRETRADE_REPLICAS__CHALLENGER": f"127.0.0.1:{nowhere}",
+        "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
+        "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
+        "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.2",
+    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")} | ours | changes
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server with nothing around it, and its decision port."""
+    env = environment(tmp_path)
+    port = int(env["PRETRADE_GRPC__PORT"])
+    with subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=subprocess.PIPE) as process:
+        try:
+            eventually(lambda: is_ready(port), bool)
+            yield process, port
+        finally:
+            process.kill()
+
+
+def is_ready(port: int) -> bool:
+    try:
+        server.ready(port)
+    except NotReadyError:
+        return False
+    return True
+
+
+def run(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A server that is expected to refuse to start."""
+    return subprocess.run(
+        [sys.executable, "-m", "server"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def decide(port: int) -> pb.Decision:
+    order = pb.Order(instrument="BTCUSDT.BINANCE", side=pb.SIDE_BUY, quantity=1.0, strategy="test")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        return stub.Decide(pb.DecideRequest(order=order), timeout=5.0, wait_for_ready=True).decision
+
+
+def test_with_nothing_around_it_every_order_gets_an_audited_abstain(
+    alone: tuple[subprocess.Popen[bytes], int], tmp_path: Path
+) -> None:
+    process, port = alone
+    decision = decide(port)
+    assert (decision.action, decision.source) == (pb.ACTION_ABSTAIN, pb.SOURCE_NONE)
+    assert pb.REASON_CODE_FEATURES_MISSING in decision.reasons
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
+        ids = [row[0] for row in database.execute("SELECT decision_id FROM decisions")]
+    assert ids == [decision.decision_id]
+
+
+def test_its_log_is_json_without_a_line_per_decision(alone: tuple[subprocess.Popen[bytes], int]) -> None:
+    process, port = alone
+    decision = decide(port)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    assert b'"event": "started"' in log
+    assert decision.decision_id.encode() not in log
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"PRETRADE_BUDGET__CAP_SECONDS": "-1"}, "PRETRADE_BUDGET__CAP_SECONDS"),
+        ({"PRETRADE_BUDGET__CAP_SECOND": "1"}, "PRETRADE_BUDGET__CAP_SECOND"),
+        ({"PRETRADE_BUGDET__CAP_SECONDS": "1"}, "PRETRADE_BUGDET__CAP_SECONDS"),
+        ({"PRETRADE_ADMIN__HOST": "0.0.0.0"}, "loopback"),
+        ({"PRETRADE_BUDGET__CAP_SECONDS": "0.001"}, "reserves"),
+    ],
+)
+def test_wrong_settings_refuse_to_start_and_name_the_variable(
+    tmp_path: Path, changes: dict[str, str], complaint: str
+) -> None:
+    refused = run(environment(tmp_path, **changes))
+    assert refused.returncode == 2
+    assert complaint in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_port_in_use_is_said_plainly(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = run(environment(tmp_path, PRETRADE_GRPC__PORT=str(port)))
+    assert refused.returncode == 1
+    assert f"127.0.0.1:{port}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_second_server_on_the_same_journal_is_refused(
+    alone: tuple[subprocess.Popen[bytes], int], tmp_path: Path
+) -> None:
+    refused = run(environment(tmp_path))
+    assert refused.returncode == 1
+    assert "journal" in refused.stderr

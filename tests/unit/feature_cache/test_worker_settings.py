@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from feature_cache.__main__ import main
+from feature_cache.l1 import FeatureCacheSettings
+from feature_cache.settings import PREFIX, WorkerSettings, load
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETRADE_WORKER_REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("PRETRADE_WORKER_TTL_SECONDS", "3")
+    settings = load()
+    assert (settings.redis_url, settings.ttl_seconds) == ("redis://127.0.0.1:1/0", 3.0)
+    assert settings.kafka_topic == "market.events"
+
+
+def test_an_unknown_variable_refuses_to_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRETRADE_WORKER_REDIS_ULR", "redis://127.0.0.1:1/0")
+    with pytest.raises(ValueError, match="PRETRADE_WORKER_REDIS_ULR"):
+        load()
+    monkeypatch.setattr("sys.argv", ["feature_cache"])
+    assert main() == 2
+    assert "PRETRADE_WORKER_REDIS_ULR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TTL_SECONDS", "0"), ("METRICS_PORT", "70000"), ("LOG_LEVEL", "loud"), ("FLUSH_INTERVAL_SECONDS", "nan")],
+)
+def test_a_wrong_value_refuses_to_start_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(ValidationError):
+        load()
+    monkeypatch.setattr("sys.argv", ["feature_cache"])
+    assert main() == 2
+    assert PREFIX + name in capsys.readouterr().err
+
+
+def test_help_describes_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["feature_cache", "--help"])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    for name, field in WorkerSettings.model_fields.items():
+        assert PREFIX + name.upper() in shown
+        assert field.description
+
+
+def test_every_setting_of_the_cache_is_described_and_none_can_be_misspelt() -> None:
+    assert all(field.description for field in FeatureCacheSettings.model_fields.values())
+    with pytest.raises(ValidationError, match="ttl_second"):
+        FeatureCacheSettings.model_validate({"ttl_second": 1})

@@ -1,0 +1,111 @@
+"""Health probes and what they do to the breaker, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+from virtual_time import until
+
+from server.inference.breaker import BreakerSettings, State
+from server.inference.outcome import Outcome
+from server.inference.wire import ScoreBatch
+
+BREAKER = BreakerSettings(consecutive_failures=3)
+
+
+@asynccontextmanager
+async def probed(script: Script) -> AsyncIterator[ScriptedReplica]:
+    replica = ScriptedReplica("primary", script, breaker_settings=BREAKER)
+    prober = replica.start_probing()
+    try:
+        yield replica
+    finally:
+        prober.cancel()
+        with suppress(asyncio.CancelledError):
+            await prober
+
+
+async def test_a_replica_is_unhealthy_until_its_first_sound_answer() -> None:
+    async with probed(answers(0.5, after_seconds=0.005)) as replica:
+        assert not replica.healthy
+        await replica.proven.wait()
+        assert replica.healthy
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome"),
+    [
+        (fails(Outcome.TRANSPORT), Outcome.TRANSPORT),
+        (answers(float("nan")), Outcome.BAD_ANSWER),
+        (answers(1.5), Outcome.BAD_ANSWER),
+        (hangs, Outcome.TIMEOUT),
+    ],
+)
+async def test_failing_probes_alone_open_the_breaker(script: Script, outcome: Outcome) -> None:
+    async with probed(script) as replica:
+        await asyncio.sleep(10)
+        assert replica.transitions[State.OPEN] > 0
+        assert not replica.available
+        assert not replica.healthy
+        assert set(replica.outcomes) == {outcome}
+
+
+async def test_a_healed_replica_is_back_within_the_longest_open_time() -> None:
+    async with probed(fails(Outcome.TRANSPORT)) as replica:
+        await asyncio.sleep(60)
+        assert replica.transitions[State.OPEN] > 10
+        replica.script = answers(0.5)
+        healed = asyncio.get_running_loop().time()
+        await until(lambda: replica.available)
+        assert asyncio.get_running_loop().time() - healed <= BREAKER.max_open_seconds + 0.1
+        assert replica.healthy
+
+
+async def test_a_stuck_probe_reopens_the_breaker() -> None:
+    async with probed(fails(Outcome.TRANSPORT)) as replica:
+        await until(lambda: replica.breaker.state is State.OPEN)
+        replica.script = hangs
+        opened = replica.transitions[State.OPEN]
+        await asyncio.sleep(3)
+        assert replica.transitions[State.OPEN] > opened
+        assert replica.transitions[State.CLOSED] == 0
+
+
+async def test_a_full_replica_is_probed_again_without_a_verdict() -> None:
+    async with probed(fails(Outcome.TRANSPORT)) as replica:
+        await until(lambda: replica.breaker.state is State.OPEN)
+        opened = replica.transitions[State.OPEN]
+        replica.script = fails(Outcome.OVERLOAD)
+        await until(lambda: replica.breaker.state is State.HALF_OPEN)
+        await asyncio.sleep(5)
+        assert not replica.available
+        assert (replica.transitions[State.OPEN], replica.transitions[State.CLOSED]) == (opened, 0)
+
+
+async def test_probes_survive_a_fault_of_ours() -> None:
+    async def broken(_rows: list[bytes]) -> ScoreBatch:
+        raise ZeroDivisionError
+
+    async with probed(broken) as replica:
+        await asyncio.sleep(5)
+        assert not replica.available
+        replica.script = answers(0.5)
+        await replica.proven.wait()
+
+
+async def test_a_replica_that_closes_its_breaker_is_not_judged_by_what_opened_it() -> None:
+    async with probed(answers(0.5)) as replica:
+        await replica.proven.wait()
+        opened = asyncio.get_running_loop().time()
+        for _ in range(BREAKER.consecutive_failures):
+            replica.latency.add(0.050)
+            replica.breaker.record(Outcome.TIMEOUT, 0.050, replica.breaker.generation)
+        await until(lambda: replica.available)
+        assert asyncio.get_running_loop().time() - opened <= BREAKER.open_seconds + 0.1, (
+            "it is probed as soon as it may"
+        )
+        assert replica.latency.p95 == pytest.approx(0.001)

@@ -1,0 +1,99 @@
+"""The bytes between pretrade and its handler: right answers are read, anything else is a bad answer."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_cache import features
+from server.inference import wire
+from server.inference.outcome import BatchFailedError, Outcome
+
+HEADER = struct.Struct("<4sI8sfIQ")
+float32s = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+def packed(
+    scores: list[float],
+    *,
+    magic: bytes = b"PTS1",
+    rows: int | None = None,
+    version: bytes = bytes(8),
+    threshold: float = 0.5,
+    fingerprint: int = features.FINGERPRINT,
+    expires_at: int = 0,
+) -> bytes:
+    header = HEADER.pack(magic, len(scores) if rows is None else rows, version, threshold, fingerprint, expires_at)
+    return header + np.array(scores, dtype="<f4").tobytes()
+
+
+@given(
+    scores=st.lists(float32s, min_size=1, max_size=64),
+    version=st.binary(min_size=8, max_size=8),
+    threshold=st.floats(0, 1, width=32),
+    expires_at=st.integers(0, 2**64 - 1),
+)
+def test_a_right_answer_is_read_back(scores: list[float], version: bytes, threshold: float, expires_at: int) -> None:
+    batch = wire.parse_answer(
+        "champion", len(scores), packed(scores, version=version, threshold=threshold, expires_at=expires_at)
+    )
+    assert batch.model == wire.ModelIdentity("champion", version.hex(), threshold, expires_at)
+    assert batch.scores.dtype == np.float32
+    np.testing.assert_array_equal(batch.scores, np.array(scores, dtype=np.float32))
+
+
+@given(answer=st.binary(max_size=200), n_rows=st.integers(1, 40))
+def test_garbage_is_a_bad_answer_and_nothing_else(answer: bytes, n_rows: int) -> None:
+    with pytest.raises(BatchFailedError) as caught:
+        wire.parse_answer("champion", n_rows, answer)
+    assert caught.value.outcome is Outcome.BAD_ANSWER
+
+
+@given(data=st.data(), scores=st.lists(float32s, min_size=1, max_size=8))
+def test_a_changed_byte_gives_a_bad_answer_or_well_formed_scores(data: st.DataObject, scores: list[float]) -> None:
+    answer = bytearray(packed(scores))
+    position = data.draw(st.integers(0, len(answer) - 1))
+    answer[position] ^= data.draw(st.integers(1, 255))
+    try:
+        batch = wire.parse_answer("champion", len(scores), bytes(answer))
+    except BatchFailedError as failure:
+        outcome = failure.outcome
+    else:
+        outcome = Outcome.SUCCESS
+        assert batch.scores.shape == (len(scores),)
+        assert 0 <= batch.model.threshold <= 1
+    assert outcome in (Outcome.SUCCESS, Outcome.BAD_ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (b"", "0 bytes"),
+        (b"NaN", "3 bytes"),
+        (b'{"code": 503}', "13 bytes"),
+        (packed([0.5, 0.5])[:-1], "39 bytes"),
+        (packed([0.5, 0.5]) + b"\0", "41 bytes"),
+        (packed([0.5]), "36 bytes"),
+        (packed([0.5, 0.5], magic=b"PTS2"), "magic"),
+        (packed([0.5, 0.5], rows=3), "3 rows"),
+        (packed([0.5, 0.5], fingerprint=features.FINGERPRINT ^ 1), "feature set"),
+        (packed([0.5, 0.5], threshold=float("nan")), "threshold nan"),
+        (packed([0.5, 0.5], threshold=1.5), "threshold 1.5"),
+        (packed([0.5, 0.5], threshold=-0.5), "threshold -0.5"),
+    ],
+)
+def test_a_wrong_answer_says_what_is_wrong(answer: bytes, what: str) -> None:
+    with pytest.raises(BatchFailedError, match=what) as caught:
+        wire.parse_answer("champion", 2, answer)
+    assert caught.value.outcome is Outcome.BAD_ANSWER
+
+
+def test_a_request_is_the_rows_one_after_the_other() -> None:
+    rows = [bytes([number]) * wire.ROW_BYTES for number in (1, 2, 3)]
+    message = wire.request("champion", rows)
+    assert message.model_name == "champion"
+    assert dict(message.input) == {"input": b"".join(rows)}

@@ -1,0 +1,90 @@
+"""Settings that are wrong, or that nobody reads, refuse to start."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings, load
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PRETRADE_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_defaults_are_valid() -> None:
+    assert load() == Settings()
+
+
+def test_a_value_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETRADE_BUDGET__CAP_SECONDS", "0.02")
+    monkeypatch.setenv("PRETRADE_INSTRUMENTS", '["BTCUSDT.BINANCE"]')
+    settings = load()
+    assert settings.budget.cap_seconds == 0.02
+    assert settings.instruments == ("BTCUSDT.BINANCE",)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PRETRADE_BUDGET__CAP_SECONDS", "-1"),
+        ("PRETRADE_BUDGET__CAP_SECONDS", "nan"),
+        ("PRETRADE_BUDGET__CAP_SECONDS", "soon"),
+        ("PRETRADE_BUDGET__CAP_SECONDS", "0.004"),  # less than the reserves
+        ("PRETRADE_BUDGET__CAP", "1"),
+        ("PRETRADE_GRPC__PORT", "70000"),
+        ("PRETRADE_ADMIN__HOST", "0.0.0.0"),
+        ("PRETRADE_ADMIN__HOST", "10.0.0.1"),
+        ("PRETRADE_ADMIN__HOST", "everywhere"),
+        ("PRETRADE_LOG_LEVEL", "loud"),
+        ("PRETRADE_BATCHER__SLOTS", "9"),  # more than calls may be in flight
+        ("PRETRADE_BREAKER__FAILURE_RATE", "0"),
+        ("PRETRADE_BREAKER__FAILURE_RATE", "1.1"),
+        ("PRETRADE_CACHED_SCORE__MAX_FEATURE_MOVE", '{"imbalance_l6": 1}'),
+        ("PRETRADE_GUARDS__MAX_QUANTITY", '{"BTCUSDT.BINANCE": -1}'),
+        ("PRETRADE_REPLICAS__CHAMPION_VERSION", "latest"),
+        ("PRETRADE_RETRY__SHARE", "2"),
+        ("PRETRADE_JOURNAL__DURABILITY", "maybe"),
+    ],
+)
+def test_a_wrong_value_refuses_to_start(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValidationError):
+        load()
+
+
+@pytest.mark.parametrize("variable", ["PRETRADE_BUDGT__CAP_SECONDS", "PRETRADE_REDISURL", "PRETRADE_X"])
+def test_a_variable_that_names_no_setting_refuses_to_start(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ValueError, match=variable):
+        load()
+
+
+@pytest.mark.parametrize("variable", ["PRETRADE_WORKER_X", "PRETRADE_LOCAL_X"])
+def test_variables_of_the_other_processes_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert load() == Settings()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_the_admin_plane_may_listen_on_loopback(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("PRETRADE_ADMIN__HOST", host)
+    assert load().admin.host == host
+
+
+def test_the_hash_changes_with_a_setting_and_never_with_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load().config_hash()
+    assert len(before) == 16
+    monkeypatch.setenv("PRETRADE_DATABASE_URL", "postgresql+psycopg://user:secret@127.0.0.1/audit")
+    assert load().config_hash() == before
+    monkeypatch.setenv("PRETRADE_RETRY__SHARE", "0.2")
+    assert load().config_hash() != before
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = Settings.model_validate({"database_url": "postgresql+psycopg://user:secret@127.0.0.1/audit"})
+    assert "secret" not in f"{settings!r}{settings.model_dump_json()}"
