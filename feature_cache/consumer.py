@@ -153,22 +153,29 @@ class MarketEventConsumer:
 
     async def _check(self, consumer: AIOKafkaConsumer) -> None:
         """Asks the brokers for the ends of the log, for lag and for a sign of life, and commits."""
+        answering = True
         while True:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    ends = await consumer.end_offsets(list(consumer.assignment()))
-                    self._answered = self._monotonic()
-                    positions = self._engines.positions()
-                    self.lag = {
-                        partition.partition: max(0, end - positions[partition.partition])
-                        for partition, end in ends.items()
-                        if partition.partition in positions
-                    }
-                    await self.commit(consumer)
+                    await self._check_once(consumer)
+                answering = True
             except (KafkaError, TimeoutError) as error:
                 self.failures += 1
-                _log.warning("worker.kafka_check_failed", error=repr(error))
+                if answering:
+                    _log.warning("worker.kafka_check_failed", error=repr(error))
+                answering = False
             await asyncio.sleep(_CHECK_SECONDS)
+
+    async def _check_once(self, consumer: AIOKafkaConsumer) -> None:
+        ends = await consumer.end_offsets(list(consumer.assignment()))
+        self._answered = self._monotonic()
+        positions = self._engines.positions()
+        self.lag = {
+            partition.partition: max(0, end - positions[partition.partition])
+            for partition, end in ends.items()
+            if partition.partition in positions
+        }
+        await self.commit(consumer)
 
     async def commit(self, consumer: AIOKafkaConsumer) -> None:
         """Commits what has been written and is still held. Cancelling is safe.
@@ -256,6 +263,7 @@ class DeadLetters:
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
         self._queue: asyncio.Queue[_DeadLetter] = asyncio.Queue(_DEAD_LETTERS)
+        self._seen = 0
         self.sent = 0
         """Letters the brokers have."""
         self.dropped = 0
@@ -264,7 +272,9 @@ class DeadLetters:
     def add(self, record: ConsumerRecord, error: PoisonError) -> None:
         """Queues a record; never waits."""
         position = f"{record.topic}/{record.partition}/{record.offset}"
-        _log.warning("worker.poison", position=position, reason=error.reason, detail=str(error))
+        self._seen += 1
+        if self._seen.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …: a flood of them must not flood the log
+            _log.warning("worker.poison", count=self._seen, position=position, reason=error.reason, detail=str(error))
         value = record.value
         headers = [
             ("reason", error.reason.encode()),

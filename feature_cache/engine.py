@@ -147,7 +147,7 @@ class FeatureEngine:
         else:
             self.resets += 1
             self._start_anew(event.event_time_ns)
-        self._publish_time_ns = max(self._publish_time_ns, event.publish_time_ns)
+        self._publish_time_ns = event.publish_time_ns
 
     def snapshot(self, at_ns: int | None = None) -> FeatureSnapshot:
         """The features as of `at_ns`.

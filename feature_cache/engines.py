@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
 from google.protobuf.message import DecodeError
 
 from feature_cache.book import EventError
@@ -17,6 +18,7 @@ from feature_cache.codec import FeatureSnapshot
 from feature_cache.engine import FeatureEngine
 from pretrade.market.v1 import market_pb2 as pb
 
+_log = structlog.get_logger(__name__)
 _INSTRUMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,40}\.[A-Za-z0-9_-]{1,20}")
 
 
@@ -24,7 +26,8 @@ class PoisonError(ValueError):
     """A record that no retry can make good.
 
     Attributes:
-        reason: `empty`, `not_protobuf`, `instrument`, `key`, `too_many_instruments` or `contract`.
+        reason: `empty`, `not_protobuf`, `instrument`, `key`, `too_many_instruments`, `contract`, or `failure` for a
+            defect of ours.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -162,5 +165,11 @@ class Engines:
             engine.on_event(event)
         except EventError as error:
             raise PoisonError("contract", str(error)) from error
+        except Exception as error:
+            # A defect of ours must not end the worker, and with it every other instrument: this one begins anew.
+            _log.exception("worker.engine_failed", instrument=instrument)
+            state.engines.pop(instrument, None)
+            self._changed.pop(instrument, None)
+            raise PoisonError("failure", repr(error)) from error
         state.engines[instrument] = engine
         return engine

@@ -28,6 +28,8 @@ def free_ports(count: int) -> list[int]:
             if len(ports) == count:
                 break
             port = _FIRST + secrets.randbelow(_COUNT)
+            if port in ports:  # SO_REUSEADDR would let it be bound twice
+                continue
             candidate = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
             # As servers do: a connection that lingers in TIME_WAIT does not make a port taken.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

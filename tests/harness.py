@@ -110,9 +110,9 @@ class Product:
         }
         return pb.Order(**(fields | changes))
 
-    def decide(self, timeout: float = DEADLINE_SECONDS, **changes: Any) -> pb.Decision:
+    def decide(self, deadline_seconds: float = DEADLINE_SECONDS, **changes: Any) -> pb.Decision:
         request = pb.DecideRequest(order=self.order(**changes))
-        return self.decisions.Decide(request, timeout=timeout).decision
+        return self.decisions.Decide(request, timeout=deadline_seconds).decision
 
     def status(self) -> admin_pb2.GetStatusResponse:
         return self.admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)

@@ -148,6 +148,49 @@ async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_u
         await until(lambda: sequence_of(cache) == 1)
 
 
+@asynccontextmanager
+async def black_hole_for_the_first_connection(redis_url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A proxy whose first connection delivers nothing any more, without closing, once the event is set."""
+    host, port = redis_url.removeprefix("redis://").partition("/")[0].split(":")
+    silent = asyncio.Event()
+    connections = 0
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bool) -> None:
+        while chunk := await reader.read(65536):
+            if not (first and silent.is_set()):
+                writer.write(chunk)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        upstream, downstream = await asyncio.open_connection(host, int(port))
+        for pair in ((reader, downstream), (upstream, writer)):
+            pumps.add(asyncio.create_task(pump(*pair, first=connections == 1)))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", silent
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+@pytest.mark.stack
+async def test_a_subscription_that_has_gone_silent_is_made_anew(redis: Redis, redis_url: str) -> None:
+    async with (
+        black_hole_for_the_first_connection(redis_url) as (proxied_url, silent),
+        following(FeatureCache(settings(proxied_url), [BTC])) as cache,
+    ):
+        await until(lambda: cache.connected)
+        silent.set()
+        await redis.set(key_of(BTC), encode(snapshot(BTC, 1)))
+        await until(lambda: sequence_of(cache) == 1)  # keys are still read, on the other connection
+        await until(lambda: cache.disconnects == 1 and cache.connected)
+        await redis.publish(CHANNEL, encode(snapshot(BTC, 2)))
+        await until(lambda: sequence_of(cache) == 2)
+
+
 @pytest.mark.stack
 async def test_a_copy_survives_a_redis_that_is_absent_killed_or_frozen(tmp_path: Path) -> None:
     with Stack(LocalSettings(dir=tmp_path), parts={"valkey"}) as stack:

@@ -108,6 +108,6 @@ def test_hung_replicas_leave_every_caller_an_answer_inside_its_deadline(product:
     product.stack["primary"].pause()
     product.stack["secondary"].pause()
     for _ in range(50):
-        decision = product.decide(timeout=0.2)
+        decision = product.decide(deadline_seconds=0.2)
         assert decision.budget.used_us <= decision.budget.allowed_us
         assert decision.source in (pb.SOURCE_CACHED_SCORE, pb.SOURCE_RULES)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import grpc
 import pytest
 import sqlalchemy as sa
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -134,7 +135,7 @@ def test_a_bad_order_is_refused_with_field_and_rule(
 
 def test_an_oversize_message_is_refused(product: Product) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        product.decide(timeout=5.0, strategy="x" * 2_000_000)
+        product.decide(deadline_seconds=5.0, strategy="x" * 2_000_000)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -153,8 +154,19 @@ def test_without_a_deadline_the_servers_cap_applies(product: Product) -> None:
 
 def test_an_expired_deadline_gets_no_decision(product: Product) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        product.decide(timeout=1e-9)
+        product.decide(timeout=Duration(nanos=1))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert product.metric("pretrade_errors_total", reason="DEADLINE_EXPIRED") > 0
+
+
+def test_a_millisecond_is_either_enough_or_an_error_and_never_a_late_answer(product: Product) -> None:
+    for _ in range(20):
+        order = product.order(timeout=Duration(nanos=1_000_000))
+        results = product.decisions.DecideBatch(pb.DecideBatchRequest(orders=[order]), timeout=5.0).results
+        if results[0].HasField("error"):
+            assert results[0].error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        else:
+            assert results[0].decision.budget.used_us <= results[0].decision.budget.allowed_us <= 1_000
 
 
 def test_the_same_idempotency_key_gets_the_same_decision_once(product: Product) -> None:

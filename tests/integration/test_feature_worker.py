@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from feature_cache.codec import BookState, FeatureSnapshot
 from feature_cache.engine import FeatureEngine
@@ -30,7 +30,7 @@ from pretrade.market.v1 import market_pb2 as pb
 pytestmark = pytest.mark.stack
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "binance_spot"
-NAMES = tuple(f"{name}.SIM" for name in ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT"))
+NAMES = tuple(f"{name}.SIM" for name in ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,24 @@ async def test_published_events_become_the_features_that_the_engine_gives(stack:
     assert f'pretrade_worker_events_total{{instrument="ONE.SIM"}} {len(events)}.0' in metrics
     assert 'pretrade_worker_book_valid{instrument="ONE.SIM"} 1.0' in metrics
     assert 'pretrade_worker_book_gaps_total{instrument="ONE.SIM"} 0.0' in metrics
+
+
+async def test_what_has_been_written_is_committed(stack: Stack, cache: FeatureCache) -> None:
+    events = market("NINE.SIM", 3)
+    await publish(stack, events)
+    await until(lambda: shows(cache, expected(events)))
+    group = AIOKafkaConsumer(
+        bootstrap_servers=brokers(stack), group_id="pretrade-features", enable_auto_commit=False
+    )  # asks for the group's offsets without joining it
+    await group.start()
+    try:
+        partitions = [TopicPartition("market.events", number) for number in range(4)]
+        ends = await group.end_offsets(partitions)
+        async with asyncio.timeout(20):
+            while any([(await group.committed(p) or 0) < ends[p] for p in partitions]):  # noqa: ASYNC110 - the broker's
+                await asyncio.sleep(0.1)
+    finally:
+        await group.stop()
 
 
 async def test_duplicates_change_nothing(stack: Stack, cache: FeatureCache) -> None:
