@@ -28,8 +28,6 @@ class FeatureCacheSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    """URL of the Redis that the feature worker writes to."""
     ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Age in seconds, from exchange event time, beyond which a vector is dropped."""
     reconcile_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
@@ -65,6 +63,7 @@ class FeatureCache:
     cache goes on answering until the TTL has passed.
 
     Args:
+        redis_url: The Redis that the feature worker writes to.
         settings: See there.
         instruments: The instruments to follow; others are ignored.
         monotonic: Seconds on a clock that never jumps.
@@ -73,12 +72,14 @@ class FeatureCache:
 
     def __init__(
         self,
+        redis_url: str,
         settings: FeatureCacheSettings,
         instruments: Iterable[str],
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        self._redis_url = redis_url
         self._settings = settings
         self._entries: dict[str, CachedFeatures | None] = dict.fromkeys(instruments)
         self._monotonic = monotonic
@@ -159,7 +160,7 @@ class FeatureCache:
             pause = min(2 * pause, self._settings.reconnect_max_seconds)
 
     async def _follow(self) -> None:
-        redis = connect(self._settings.redis_url, self._settings.timeout_seconds)
+        redis = connect(self._redis_url, self._settings.timeout_seconds)
         pubsub = redis.pubsub()
         try:
             await self._follow_with(redis, pubsub)

@@ -21,6 +21,8 @@ from pretrade.market.v1 import market_pb2 as pb
 
 SNAPSHOT_INTERVAL_NS: Final = 10_000_000_000
 _STOP_SECONDS: Final = 5.0
+_LINGER_MS: Final = 5
+"""Events gather this long: a broker's work, and the embedded one's most of all, grows with the number of batches."""
 _YIELD_EVERY: Final = 100
 _SHORTEST_SLEEP_SECONDS: Final = 0.001
 
@@ -111,7 +113,7 @@ class EventPublisher:
     async def __aenter__(self) -> EventPublisher:
         await create_topic(self._bootstrap_servers, self._topic, self._partitions)
         # A producer belongs to the running loop from its constructor on.
-        self._producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap_servers, linger_ms=0)
+        self._producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap_servers, linger_ms=_LINGER_MS)
         await self._producer.start()
         return self
 

@@ -149,7 +149,7 @@ async def _run(stack: Stack, duration_seconds: float, console: Console) -> Summa
     assert endpoints.decision is not None
     assert endpoints.admin is not None
     assert endpoints.redis_url is not None
-    cache = FeatureCache(FeatureCacheSettings(redis_url=endpoints.redis_url), endpoints.instruments)
+    cache = FeatureCache(endpoints.redis_url, FeatureCacheSettings(), endpoints.instruments)
     following = asyncio.create_task(cache.run())
     async with (
         grpc.aio.insecure_channel(endpoints.decision) as decisions,

@@ -88,10 +88,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping)
     )
-    feature_cache = FeatureCache(
-        settings.feature_cache.model_copy(update={"redis_url": settings.redis_url.get_secret_value()}),
-        settings.instruments,
-    )
+    feature_cache = FeatureCache(settings.redis_url.get_secret_value(), settings.feature_cache, settings.instruments)
     await stack.enter_async_context(_background(feature_cache.run(), "feature-cache"))
     endpoints = settings.replicas
     replicas = tuple(

@@ -38,8 +38,8 @@ def snapshot(instrument: str, sequence: int) -> FeatureSnapshot:
     )
 
 
-def settings(redis_url: str) -> FeatureCacheSettings:
-    return FeatureCacheSettings(redis_url=redis_url, reconcile_interval_seconds=0.2, timeout_seconds=0.3)
+def settings() -> FeatureCacheSettings:
+    return FeatureCacheSettings(reconcile_interval_seconds=0.2, timeout_seconds=0.3)
 
 
 @asynccontextmanager
@@ -88,7 +88,7 @@ async def test_a_written_vector_is_stored_with_its_ttl_and_published(redis: Redi
 async def test_a_copy_starts_with_what_is_stored_and_follows_updates(redis: Redis, redis_url: str) -> None:
     store = FeatureStore(redis, ttl_seconds=60, timeout_seconds=5)
     await store.write([snapshot(BTC, 1)])
-    async with following(FeatureCache(settings(redis_url), [BTC, ETH])) as cache:
+    async with following(FeatureCache(redis_url, settings(), [BTC, ETH])) as cache:
         assert cache.get(BTC) is None
         await until(lambda: cache.connected)
         assert sequence_of(cache) == 1
@@ -103,7 +103,7 @@ async def test_a_copy_starts_with_what_is_stored_and_follows_updates(redis: Redi
 
 @pytest.mark.stack
 async def test_an_update_whose_notification_was_lost_is_found_by_reading_again(redis: Redis, redis_url: str) -> None:
-    async with following(FeatureCache(settings(redis_url), [BTC])) as cache:
+    async with following(FeatureCache(redis_url, settings(), [BTC])) as cache:
         await until(lambda: cache.connected)
         await redis.set(key_of(BTC), encode(snapshot(BTC, 5)))
         await until(lambda: sequence_of(cache) == 5)
@@ -113,7 +113,7 @@ async def test_an_update_whose_notification_was_lost_is_found_by_reading_again(r
 async def test_garbage_and_wrong_types_in_redis_are_no_vectors(redis: Redis, redis_url: str) -> None:
     await redis.set(key_of(BTC), b"garbage")
     await redis.rpush(key_of(ETH), b"a list")
-    async with following(FeatureCache(settings(redis_url), [BTC, ETH])) as cache:
+    async with following(FeatureCache(redis_url, settings(), [BTC, ETH])) as cache:
         await until(lambda: cache.connected)
         assert cache.get(BTC) is None
         assert cache.rejected >= 1
@@ -126,9 +126,9 @@ async def test_garbage_and_wrong_types_in_redis_are_no_vectors(redis: Redis, red
 
 @pytest.mark.stack
 async def test_a_copy_ends_at_whatever_moment_it_is_cancelled(redis_url: str) -> None:
-    busy = FeatureCacheSettings(redis_url=redis_url, reconcile_interval_seconds=0.002)
+    busy = FeatureCacheSettings(reconcile_interval_seconds=0.002)
     for turns in range(60):
-        task = asyncio.create_task(FeatureCache(busy, [BTC]).run())
+        task = asyncio.create_task(FeatureCache(redis_url, busy, [BTC]).run())
         for _ in range(turns):
             await asyncio.sleep(0.0002)
         task.cancel()
@@ -139,8 +139,8 @@ async def test_a_copy_ends_at_whatever_moment_it_is_cancelled(redis_url: str) ->
 
 @pytest.mark.stack
 async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_url: str) -> None:
-    slow = FeatureCacheSettings(redis_url=redis_url, reconcile_interval_seconds=30)
-    async with following(FeatureCache(slow, [BTC])) as cache:
+    slow = FeatureCacheSettings(reconcile_interval_seconds=30)
+    async with following(FeatureCache(redis_url, slow, [BTC])) as cache:
         await until(lambda: cache.connected)
         await redis.client_kill_filter(_type="pubsub")
         await until(lambda: cache.disconnects == 1 and cache.connected)
@@ -180,7 +180,7 @@ async def black_hole_for_the_first_connection(redis_url: str) -> AsyncIterator[t
 async def test_a_subscription_that_has_gone_silent_is_made_anew(redis: Redis, redis_url: str) -> None:
     async with (
         black_hole_for_the_first_connection(redis_url) as (proxied_url, silent),
-        following(FeatureCache(settings(proxied_url), [BTC])) as cache,
+        following(FeatureCache(proxied_url, settings(), [BTC])) as cache,
     ):
         await until(lambda: cache.connected)
         silent.set()
@@ -198,7 +198,7 @@ async def test_a_copy_survives_a_redis_that_is_absent_killed_or_frozen(tmp_path:
         assert url is not None
         valkey = stack["valkey"]
         await asyncio.to_thread(valkey.kill)
-        async with following(FeatureCache(settings(url), [BTC])) as cache:
+        async with following(FeatureCache(url, settings(), [BTC])) as cache:
             await until(lambda: cache.disconnects >= 2)
             assert not cache.connected
 

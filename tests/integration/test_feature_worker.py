@@ -45,10 +45,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 async def cache(stack: Stack) -> AsyncIterator[FeatureCache]:
     """A server's copy of all instruments."""
     assert stack.endpoints.redis_url is not None
-    settings = FeatureCacheSettings(
-        redis_url=stack.endpoints.redis_url, ttl_seconds=600, reconcile_interval_seconds=0.2, timeout_seconds=0.5
-    )
-    cache = FeatureCache(settings, (*NAMES, "BTCUSDT.BINANCE", "ETHUSDT.BINANCE"))
+    settings = FeatureCacheSettings(ttl_seconds=600, reconcile_interval_seconds=0.2, timeout_seconds=0.5)
+    cache = FeatureCache(stack.endpoints.redis_url, settings, (*NAMES, "BTCUSDT.BINANCE", "ETHUSDT.BINANCE"))
     task = asyncio.create_task(cache.run())
     await until(lambda: cache.connected)
     yield cache

@@ -33,6 +33,7 @@ def clocks() -> Clocks:
 @pytest.fixture
 def cache(clocks: Clocks) -> FeatureCache:
     return FeatureCache(
+        "redis://unused",
         FeatureCacheSettings(ttl_seconds=10),
         [NAME, "ETHUSDT.BINANCE"],
         monotonic=lambda: clocks.monotonic_seconds,
