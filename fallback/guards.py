@@ -84,7 +84,17 @@ class Guards:
                 reasons.append(pb.REASON_CODE_TRADING_REDUCING)
         elif state != admin_pb2.TRADING_STATE_ACTIVE:
             reasons.append(pb.REASON_CODE_TRADING_HALTED)
+        self._price_objections(case, reasons)
+        if order.quantity > limits.max_quantity.get(order.instrument, math.inf):
+            reasons.append(pb.REASON_CODE_QUANTITY_LIMIT)
+
+    def _price_objections(self, case: Case, reasons: list[pb.ReasonCode.ValueType]) -> None:
+        """Objections that hold the order against the mid."""
+        order, limits = case.order, self._settings
         mid = case.mid if 0 < case.mid < math.inf else math.nan
+        if math.isnan(mid) and case.features_problem is not None and order.caller_features is None:
+            # The evidence's own objection already says why there is nothing to hold the order against.
+            return
         is_market = math.isnan(order.limit_price)
         if limits.price_collar_bps is not None and not is_market:
             direction = 1 if order.side == pb.SIDE_BUY else -1
@@ -96,8 +106,6 @@ class Guards:
             price = mid if is_market else max(order.limit_price, mid)
             if not order.quantity * price <= limits.max_notional:
                 reasons.append(pb.REASON_CODE_NOTIONAL_LIMIT)
-        if order.quantity > limits.max_quantity.get(order.instrument, math.inf):
-            reasons.append(pb.REASON_CODE_QUANTITY_LIMIT)
 
     def _rate_exceeded(self, strategy: str, now: float) -> bool:
         """Token bucket per strategy; only orders that would trade take a token."""

@@ -30,6 +30,12 @@ _Kafka = Annotated[str, typer.Option(help="Comma-separated host:port of the Kafk
 _Topic = Annotated[str, typer.Option(help="Topic to publish to; created when missing.")]
 _Speed = Annotated[str, typer.Option(help="How many times faster than it happened, or max.")]
 
+_Linger = Annotated[
+    float,
+    typer.Option("--linger-ms", min=0, max=1000, help="How long an event waits for others to share its batch."),
+]
+
+_LINGER_MS = 20.0
 _KAFKA = "127.0.0.1:9092"
 _TOPIC = "market.events"
 
@@ -40,6 +46,7 @@ def replay(
     speed: _Speed = "1",
     kafka: _Kafka = _KAFKA,
     topic: _Topic = _TOPIC,
+    linger_ms: _Linger = _LINGER_MS,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, for ever.")] = False,
     instruments: Annotated[list[str] | None, typer.Option(help="Only these, for example BTCUSDT.BINANCE.")] = None,
 ) -> None:
@@ -56,7 +63,7 @@ def replay(
         for _ in itertools.count() if loop else range(1):
             yield with_snapshots(with_resets(read_session(files), "replay"))
 
-    _run(rounds(), factor, kafka, topic, "replayed")
+    _run(rounds(), factor, EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000), "replayed")
 
 
 @app.command("simulate")
@@ -67,6 +74,7 @@ def simulate_market(
     speed: _Speed = "1",
     kafka: _Kafka = _KAFKA,
     topic: _Topic = _TOPIC,
+    linger_ms: _Linger = _LINGER_MS,
     instruments: Annotated[list[str] | None, typer.Option(help="SYMBOL.SIM; default BTCUSDT.SIM, ETHUSDT.SIM.")] = None,
 ) -> None:
     """Publish a seeded, simulated market to Kafka."""
@@ -81,7 +89,8 @@ def simulate_market(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    _run(iter((with_resets(events, "simulation"),)), factor, kafka, topic, "simulated")
+    publisher = EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000)
+    _run(iter((with_resets(events, "simulation"),)), factor, publisher, "simulated")
 
 
 def _factor(speed: str) -> float | None:
@@ -97,33 +106,28 @@ def _factor(speed: str) -> float | None:
 
 
 def _run(
-    rounds: Iterator[Iterable[pb.MarketEvent]], speed: float | None, kafka: str, topic: str, participle: str
+    rounds: Iterator[Iterable[pb.MarketEvent]], speed: float | None, publisher: EventPublisher, participle: str
 ) -> None:
     # The publisher counts what the brokers did not take; aiokafka would write several lines for every attempt.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     console = Console(stderr=True)
-    publisher = EventPublisher(kafka, topic)
     start = time.monotonic()
 
     def summary() -> str:
         seconds = time.monotonic() - start
-        text = (
-            f"{publisher.sent:,} events {participle} to {topic} in {seconds:,.1f} s ({publisher.sent / seconds:,.0f}/s)"
-        )
+        rate = publisher.sent / seconds
+        text = f"{publisher.sent:,} events {participle} to {publisher.topic} in {seconds:,.1f} s ({rate:,.0f}/s)"
         if publisher.late_seconds > 0.1:
             text += f", {publisher.late_seconds:,.1f} s behind"
         return f"{text}, {publisher.failed:,} not delivered" if publisher.failed else text
 
     failure: str | None = None
-    with (
-        Live(console=console, get_renderable=lambda: Text(summary()))
-        if console.is_terminal
-        else contextlib.nullcontext()
-    ):
+    live = Live(console=console, get_renderable=lambda: Text(summary()))
+    with live if console.is_terminal else contextlib.nullcontext():
         try:
             asyncio.run(_publish(publisher, rounds, speed))
         except KafkaError as error:
-            failure = f"{kafka}: {error}"
+            failure = f"{publisher.bootstrap_servers}: {error}"
         except SessionError as error:
             failure = str(error)
     if not console.is_terminal or failure:

@@ -149,7 +149,9 @@ class MarketEventConsumer:
                         self._dead_letters.add(record, error)
             if batches:
                 self._engines.progress.set()
-                await asyncio.sleep(0)  # a full buffer is returned without a pause; let the writer have its turn
+                # Behind, only the writer has its turn: a full buffer is returned without a pause.
+                full = sum(map(len, batches.values())) == _BATCH
+                await asyncio.sleep(0 if full else self._settings.poll_interval_seconds)
 
     async def _check(self, consumer: AIOKafkaConsumer) -> None:
         """Asks the brokers for the ends of the log, for lag and for a sign of life, and commits."""

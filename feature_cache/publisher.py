@@ -21,8 +21,6 @@ from pretrade.market.v1 import market_pb2 as pb
 
 SNAPSHOT_INTERVAL_NS: Final = 10_000_000_000
 _STOP_SECONDS: Final = 5.0
-_LINGER_MS: Final = 5
-"""Events gather this long: a broker's work, and the embedded one's most of all, grows with the number of batches."""
 _YIELD_EVERY: Final = 100
 _SHORTEST_SLEEP_SECONDS: Final = 0.001
 
@@ -82,6 +80,8 @@ class EventPublisher:
         bootstrap_servers: Comma-separated `host:port` of the brokers.
         topic: The topic; created when missing.
         partitions: Partitions of a topic that is created.
+        linger_seconds: How long an event waits for others to share its batch. A broker's work grows with the number of
+            batches; the embedded one's even with that of all it holds, since it lists them for every fetch.
         monotonic: Seconds on a clock that never jumps.
         wall_ns: Nanoseconds since the Unix epoch.
 
@@ -95,12 +95,14 @@ class EventPublisher:
         topic: str = "market.events",
         partitions: int = 4,
         *,
+        linger_seconds: float = 0.0,
         monotonic: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._bootstrap_servers = bootstrap_servers
-        self._topic = topic
+        self.bootstrap_servers = bootstrap_servers
+        self.topic = topic
         self._partitions = partitions
+        self._linger_ms = round(linger_seconds * 1000)
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self.sent = 0
@@ -111,9 +113,9 @@ class EventPublisher:
         """How far the newest event was behind its time."""
 
     async def __aenter__(self) -> EventPublisher:
-        await create_topic(self._bootstrap_servers, self._topic, self._partitions)
+        await create_topic(self.bootstrap_servers, self.topic, self._partitions)
         # A producer belongs to the running loop from its constructor on.
-        self._producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap_servers, linger_ms=_LINGER_MS)
+        self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, linger_ms=self._linger_ms)
         await self._producer.start()
         return self
 
@@ -145,7 +147,7 @@ class EventPublisher:
                 if early > _SHORTEST_SLEEP_SECONDS:
                     await asyncio.sleep(early)
             event.publish_time_ns = self._wall_ns()
-            sending = await self._producer.send(self._topic, event.SerializeToString(), event.instrument.encode())
+            sending = await self._producer.send(self.topic, event.SerializeToString(), event.instrument.encode())
             sending.add_done_callback(self._delivered)
             self.sent += 1
             if self.sent % _YIELD_EVERY == 0:

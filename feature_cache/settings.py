@@ -37,6 +37,9 @@ class WorkerSettings(BaseSettings):
     rewind_seconds: Annotated[float, Field(ge=0, le=86_400)] = 45.0
     """Seconds of the log that are read again when a partition is taken over: the longest window and the feed's
     interval between two snapshots must fit."""
+    poll_interval_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Seconds between two readings of the topic once all there was has been read; fewer readings are less work for the
+    brokers and for the worker."""
     max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Instruments kept; events of further ones are poison."""
     metrics_host: str = "127.0.0.1"

@@ -1,1 +1,10 @@
 """The embedded stack and the `pretrade` command."""
+
+
+def main() -> None:
+    """Entry point of the `pretrade` command, which needs more than the stubs that are installed by default."""
+    try:
+        from local.cli import main as run  # noqa: PLC0415 - so that a missing extra can be named
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error.name} is missing: pip install 'pretrade[local]'") from error
+    run()

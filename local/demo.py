@@ -36,7 +36,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.store import DECISIONS
 from server.cli import enum_name, replica_table
 
-DEADLINE_SECONDS: Final = 0.1
+DEADLINE_SECONDS: Final = 0.2
 """What each order of the demo allows for its answer."""
 _ORDERS_PER_SECOND: Final = 150.0
 _KILL_AT, _RESTART_AT = 0.5, 0.6

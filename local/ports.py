@@ -16,6 +16,17 @@ _FIRST: Final = 20_000
 _COUNT: Final = 12_000
 
 
+def default_port(port: int) -> int | None:
+    """The port if nobody listens on it now, else None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind((LOOPBACK, port))
+        except OSError:
+            return None
+    return port
+
+
 def free_ports(count: int) -> list[int]:
     """Returns `count` different TCP ports that nobody listens on at this moment.
 

@@ -53,13 +53,13 @@ class LocalSettings(BaseSettings):
     """gRPC address of a TorchServe that serves `challenger`, instead of our own."""
 
     decision_port: OptionalPort = 0
-    """Port of the decision service on 127.0.0.1; 0 for any free one."""
+    """Port of the decision service on 127.0.0.1; 0 for its default if that is free, else any free one."""
     admin_port: OptionalPort = 0
-    """Port of the admin service on 127.0.0.1; 0 for any free one."""
+    """Port of the admin service on 127.0.0.1; 0 for its default if that is free, else any free one."""
     metrics_port: OptionalPort = 0
-    """Port of the decision server's metrics on 127.0.0.1; 0 for any free one."""
+    """Port of the decision server's metrics on 127.0.0.1; 0 for its default if that is free, else any free one."""
 
-    broker_memory_mebibytes: Annotated[int, Field(ge=32, le=1_048_576)] = 1024
+    broker_memory_mebibytes: Annotated[int, Field(ge=32, le=1_048_576)] = 256
     """Memory that `pretrade up` lets our own broker take, in MiB. It keeps its whole log in memory and is then started
     anew with an empty one; features are back after some seconds."""
     start_timeout_seconds: Seconds = 60.0

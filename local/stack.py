@@ -25,7 +25,7 @@ from local import broker, market, postgres, server, torchserve, valkey, worker
 from local.endpoints import STACK_FILE, Endpoints, StackFile
 from local.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
 from local.guard import Guard
-from local.ports import free_ports
+from local.ports import default_port, free_ports
 from local.process import Process
 from local.settings import LocalSettings
 from torchserve.config import TorchServeSettings, prepare, store_directory
@@ -419,7 +419,11 @@ def _external_parts(settings: LocalSettings) -> set[str]:
 
 
 def _choose_ports(settings: LocalSettings) -> dict[str, int]:
-    """A port for everything that listens: the user's, or a free one."""
-    wanted = {"decision": settings.decision_port, "admin": settings.admin_port, "metrics": settings.metrics_port}
+    """A port for everything that listens: the user's, the server's default where it is free, or any free one."""
+    wanted = {
+        "decision": settings.decision_port or default_port(7001),
+        "admin": settings.admin_port or default_port(7002),
+        "metrics": settings.metrics_port or default_port(7003),
+    }
     ours = ("valkey", "broker", "postgres", "primary", "secondary", "challenger", "worker", *wanted)
     return {name: wanted.get(name) or free for name, free in zip(ours, free_ports(len(ours)), strict=True)}

@@ -21,8 +21,7 @@ def url(port: int) -> str:
 def argv(port: int, directory: Path) -> list[str]:
     """Runs it on this port of the loopback interface.
 
-    An append-only file under `directory` keeps the control state (flags, trading state) over a restart; losing its last
-    second is acceptable.
+    An append-only file under `directory` keeps the features over a restart; losing its last second is acceptable.
     """
     return [
         str(get_binary_path()),

@@ -31,6 +31,8 @@ def env(endpoints: Endpoints, metrics_port: int) -> Mapping[str, str]:
         "PRETRADE_WORKER_REDIS_URL": endpoints.redis_url,
         "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS": endpoints.kafka_bootstrap_servers,
         "PRETRADE_WORKER_METRICS_PORT": str(metrics_port),
+        # For the same reason as in market.py: fewer fetches of the embedded broker.
+        "PRETRADE_WORKER_POLL_INTERVAL_SECONDS": "0.04",
     }
 
 

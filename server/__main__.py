@@ -10,7 +10,7 @@ import uvloop
 from pydantic import ValidationError
 
 from server import logs, reference
-from server.app import serve
+from server.app import ComponentEndedError, serve
 from server.audit.errors import AuditError
 from server.settings import load
 
@@ -39,6 +39,9 @@ def main() -> int:
         uvloop.run(serve(settings))
     except (OSError, AuditError) as error:
         _log.error("cannot start", error=str(error))
+        return 1
+    except ComponentEndedError as error:
+        _log.critical("stopped", error=str(error))
         return 1
     return 0
 

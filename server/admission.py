@@ -12,7 +12,7 @@ class AdmissionSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    max_in_flight: int = Field(default=2_048, ge=1, le=1_000_000)
+    max_in_flight: int = Field(default=512, ge=1, le=1_000_000)
     """Decisions under way at once; a call beyond it is shed with RESOURCE_EXHAUSTED."""
 
 

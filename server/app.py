@@ -42,19 +42,30 @@ from server.record import PacketWriter
 from server.rpc.admin import AdminServicer
 from server.rpc.convert import OrderReader
 from server.rpc.decision import DecisionServicer
+from server.rpc.parsing import ParsingInterceptor
 from server.settings import Settings
 from server.tracing import server_interceptors
 
 _log = structlog.get_logger(__name__)
 
 
+class ComponentEndedError(Exception):
+    """A component's loop ended while the server was running."""
+
+
 async def serve(settings: Settings) -> None:
-    """Runs the server until SIGTERM or SIGINT, then drains it. A second signal exits at once."""
+    """Runs the server until SIGTERM or SIGINT, then drains it. A second signal exits at once.
+
+    Raises:
+        OSError, AuditError: It could not be started.
+        ComponentEndedError: A part of it ended that must not; it was drained all the same.
+    """
     stop = _stop_on_signal()
     async with AsyncExitStack() as stack:
-        server = await _start(settings, stack)
-        await stop.wait()
+        server = await _start(settings, stack, stop)
+        await asyncio.wait((stop,))
         await server.drain()
+    stop.result()
 
 
 class _Server:
@@ -73,10 +84,11 @@ class _Server:
         _log.info("draining", in_flight=self._admission.in_flight)
         await self._health.drain()
         await asyncio.sleep(self._settings.drain_seconds)
+        self._admission.draining = True
         await self._decisions.stop(self._settings.grace_seconds)
 
 
-async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
+async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future[None]) -> _Server:
     """Builds and starts every component."""
     clock, uniform, new_id = time.monotonic, random.random, uuid7_source()
     instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}"
@@ -89,7 +101,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping)
     )
     feature_cache = FeatureCache(settings.redis_url.get_secret_value(), settings.feature_cache, settings.instruments)
-    await stack.enter_async_context(_background(feature_cache.run(), "feature-cache"))
+    await stack.enter_async_context(_background(feature_cache.run(), "feature-cache", stop))
     endpoints = settings.replicas
     replicas = tuple(
         [
@@ -115,7 +127,14 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
     )
     primary, secondary, challenger = replicas
 
-    control = ControlState(settings.control, journal, instance_id, new_id, time.time_ns)
+    control = ControlState(
+        settings.control,
+        settings.journal.path.with_name(f"{settings.journal.path.name}.control.json"),
+        journal,
+        instance_id,
+        new_id,
+        time.time_ns,
+    )
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     champion = Champion(primary, secondary, RetryBudget(settings.retry, clock), settings.budget, clock, uniform)
     admission = Admission(settings.admission)
@@ -213,7 +232,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
         decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,
         f"{settings.grpc.host}:{settings.grpc.port}",
     )
-    await stack.enter_async_context(_background(health_state.run(), "health"))
+    await stack.enter_async_context(_background(health_state.run(), "health", stop))
     _log.info(
         "started",
         instance_id=instance_id,
@@ -229,7 +248,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
 def _grpc_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers."""
     return grpc.aio.server(
-        interceptors=tuple(interceptors),
+        interceptors=(*interceptors, ParsingInterceptor()),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
@@ -263,9 +282,15 @@ async def _listen(
 
 
 @contextlib.asynccontextmanager
-async def _background(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
-    """Runs a component's loop while the context is open; it must not end by itself."""
+async def _background(work: Coroutine[None, None, None], name: str, stop: asyncio.Future[None]) -> AsyncIterator[None]:
+    """Runs a component's loop while the context is open. One that ends by itself stops the server, which then fails."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and not stop.done():
+            stop.set_exception(ComponentEndedError(f"{name} ended: {task.exception()!r}"))
+
     task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
     try:
         yield
     finally:
@@ -285,15 +310,15 @@ def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) 
     return f"no features: {', '.join(missing)}" if missing else ""
 
 
-def _stop_on_signal() -> asyncio.Event:
-    """An event set by the first SIGTERM or SIGINT; the second ends the process at once."""
-    stop = asyncio.Event()
+def _stop_on_signal() -> asyncio.Future[None]:
+    """A future that the first SIGTERM or SIGINT resolves; the second ends the process at once."""
     loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
+        if stop.done():
             os._exit(128 + number)
-        stop.set()
+        stop.set_result(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)

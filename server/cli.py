@@ -165,8 +165,9 @@ def breaker(
         request.expires_in.CopyFrom(duration)
     with _channel(target, directory, "admin") as channel:
         changed = admin_pb2_grpc.AdminServiceStub(channel).SetBreaker(request, timeout=_RPC_SECONDS).replica
-    print(f"{changed.name}: {enum_name(admin_pb2.BreakerMode, changed.breaker_mode)}, state ", end="")
-    print(enum_name(admin_pb2.BreakerState, changed.breaker_state))
+    driven = enum_name(admin_pb2.BreakerMode, changed.breaker_mode)
+    left_alone = enum_name(admin_pb2.BreakerState, changed.breaker_state)
+    print(f"{changed.name}: {driven}; left to itself it would be {left_alone}")
 
 
 def flag(
@@ -220,24 +221,31 @@ def status_view(status: admin_pb2.GetStatusResponse) -> Group:
 
 def replica_table(status: admin_pb2.GetStatusResponse) -> Table:
     """The replicas as a table for a terminal."""
-    table = Table(
-        "replica", "endpoint", "healthy", "breaker", "mode", "in flight", "queued", "p50", "p95", "rows", "model"
-    )
+    table = Table()
+    for column in ("replica", "healthy", "breaker", "in flight", "queued", "p50", "p95", "rows", "model"):
+        table.add_column(column, no_wrap=True)
     for replica in status.replicas:
         table.add_row(
             replica.name,
-            replica.endpoint,
             "yes" if replica.healthy else "[red]no[/]",
-            enum_name(admin_pb2.BreakerState, replica.breaker_state),
-            enum_name(admin_pb2.BreakerMode, replica.breaker_mode),
-            f"{replica.in_flight} ({replica.abandoned} abandoned)" if replica.abandoned else str(replica.in_flight),
+            _breaker(replica),
+            f"{replica.in_flight} ({replica.abandoned} lost)" if replica.abandoned else str(replica.in_flight),
             str(replica.queued),
             _milliseconds(replica.p50),
             _milliseconds(replica.p95),
             str(replica.rows),
-            replica.model_version,
+            replica.model_version[:8],
         )
     return table
+
+
+def _breaker(replica: admin_pb2.ReplicaStatus) -> str:
+    """What the breaker does to a call, and why when somebody forced it."""
+    state = enum_name(admin_pb2.BreakerState, replica.breaker_state)
+    if replica.breaker_mode == admin_pb2.BREAKER_MODE_AUTOMATIC:
+        return state if state == "CLOSED" else f"[red]{state}[/]"
+    mode = enum_name(admin_pb2.BreakerMode, replica.breaker_mode)
+    return f"[yellow]{mode}[/]" + (f" (else {state})" if state != "CLOSED" else "")
 
 
 def _feature_table(status: admin_pb2.GetStatusResponse) -> Table:
@@ -318,8 +326,10 @@ def _channel(target: str | None, directory: Path, endpoint: str) -> Iterator[grp
 def _stack_endpoint(directory: Path, endpoint: str) -> str:
     """An endpoint of the stack that runs in `directory`."""
     try:
-        address = json.loads((directory / "stack.json").read_text())["endpoints"][endpoint]
-    except FileNotFoundError:
+        stack = json.loads((directory / "stack.json").read_text())
+        os.kill(stack["pid"], 0)
+        address = stack["endpoints"][endpoint]
+    except (FileNotFoundError, ProcessLookupError):
         raise typer.BadParameter(
             f"no stack runs in {directory}: start one with `pretrade up`, or give --target"
         ) from None

@@ -143,7 +143,8 @@ class DataPlane:
             age = entry.age_seconds(started)
             if snapshot.state is BookState.UNKNOWN:
                 problem = pb.REASON_CODE_BOOK_UNKNOWN
-            elif age > self._max_feature_age_seconds:
+            elif age + float(snapshot.values[_BOOK_AGE]) / 1e3 > self._max_feature_age_seconds:
+                # The book's own age: trades go on arriving while the book's feed is dead.
                 problem = pb.REASON_CODE_FEATURES_STALE
             else:
                 case.mid = snapshot.mid
@@ -171,11 +172,11 @@ class DataPlane:
             async with asyncio.timeout_at(case.budget.deadline - self._reply_reserve_seconds):
                 await self._journal.append(self._packets.packet(case, answer, decision, started))
         except JournalError:
-            self._abstain_unaudited(decision)
+            self._abstain_unaudited(decision, pb.REASON_CODE_AUDIT_UNAVAILABLE)
         except TimeoutError:
             # The packet may still become durable, as the decision that was not given: the note says what was.
             self._note_reply(decision, "audit_late")
-            self._abstain_unaudited(decision)
+            self._abstain_unaudited(decision, pb.REASON_CODE_AUDIT_LATE)
         except asyncio.CancelledError:
             self._metrics.cancelled += 1
             self._note_reply(decision, "cancelled")
@@ -189,10 +190,15 @@ class DataPlane:
         return decision
 
     @staticmethod
-    def _abstain_unaudited(decision: pb.Decision) -> None:
+    def _abstain_unaudited(decision: pb.Decision, reason: pb.ReasonCode.ValueType) -> None:
         """No durable audit, no trade."""
         decision.action = pb.ACTION_ABSTAIN
-        decision.reasons.append(pb.REASON_CODE_AUDIT_UNAVAILABLE)
+        decision.reasons.append(reason)
+
+    def not_sent(self, decision: pb.Decision) -> None:
+        """Takes back a decision that could not be sent before its deadline."""
+        self._metrics.late += 1
+        self._note_reply(decision, "deadline")
 
     def _note_reply(self, decision: pb.Decision, cause: str) -> None:
         """Notes in the journal that this decision was not the reply; nobody waits for the note."""

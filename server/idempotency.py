@@ -21,9 +21,9 @@ class IdempotencySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    window_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    window_seconds: float = Field(default=10.0, gt=0, le=86_400)
     """How long a key is remembered, in seconds."""
-    max_keys: int = Field(default=100_000, ge=1, le=10_000_000)
+    max_keys: int = Field(default=200_000, ge=1, le=10_000_000)
     """Keys remembered at once; an order with a new key beyond it is shed, since the promise could not be kept."""
 
 

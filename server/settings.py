@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,6 +34,12 @@ from server.rpc.decision import StreamSettings
 PREFIX = "PRETRADE_"
 _OTHERS = ("PRETRADE_WORKER_", "PRETRADE_LOCAL_", "PRETRADE_SECRETS_DIR")
 """Variables that belong to the feature worker and the embedded stack."""
+
+
+Endpoint = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
+"""`host:port`."""
+Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]
+"""`SYMBOL.VENUE`."""
 
 
 class GrpcSettings(BaseModel):
@@ -89,11 +95,11 @@ class ReplicaEndpoints(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    primary: str = "127.0.0.1:7070"
+    primary: Endpoint = "127.0.0.1:7070"
     """`host:port` of the primary's gRPC inference service."""
-    secondary: str = "127.0.0.1:7170"
+    secondary: Endpoint = "127.0.0.1:7170"
     """`host:port` of the secondary's."""
-    challenger: str = "127.0.0.1:7270"
+    challenger: Endpoint = "127.0.0.1:7270"
     """`host:port` of the challenger's."""
     champion_model: str = Field(default="champion", min_length=1)
     """Name of the model on primary and secondary."""
@@ -135,7 +141,7 @@ class Settings(BaseSettings):
         secrets_dir=os.environ.get("PRETRADE_SECRETS_DIR"),
     )
 
-    instruments: tuple[str, ...] = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
+    instruments: Annotated[tuple[Instrument, ...], Field(min_length=1)] = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
     """Instruments that may be decided, `SYMBOL.VENUE`; a JSON list."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     """Redis with the feature vectors."""
@@ -167,6 +173,16 @@ class Settings(BaseSettings):
     shipping: ShippingSettings = ShippingSettings()
     tracing: TracingSettings = TracingSettings()
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr) -> SecretStr:
+        return _with_scheme(url, ("redis://", "rediss://", "unix://"))
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_database(cls, url: SecretStr) -> SecretStr:
+        return _with_scheme(url, ("sqlite:", "postgresql+psycopg:"))
+
     @model_validator(mode="after")
     def _reserves_fit(self) -> Settings:
         reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
@@ -174,11 +190,19 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"budget: the reserves ({reserves:g} s) leave nothing of the cap ({self.budget.cap_seconds:g} s)"
             )
+        if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
+            raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
         return self
 
     def config_hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the settings, secrets masked; stamped into every packet."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _with_scheme(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
+    if not url.get_secret_value().startswith(schemes):
+        raise ValueError(f"must begin with {' or '.join(schemes)}")
+    return url
 
 
 def load() -> Settings:

@@ -1,12 +1,16 @@
 """What on-call can switch: flags and the trading state of this server.
 
 Read on the decision path as plain attributes. Every change has an author and a reason, is logged, and goes into the
-audit journal before it is confirmed.
+audit journal. Flags and trading state survive a restart: a server that was halted comes back halted. Forced breakers do
+not.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -50,7 +54,8 @@ class ControlState:
     """Flags and trading state of one server process.
 
     Args:
-        settings: Values at start.
+        settings: Values at the very first start, and what a flag's default is.
+        path: File that keeps the values over a restart; written whole with every change.
         journal: Makes changes durable.
         instance_id: This server process.
         new_id: Makes a unique, time-ordered id.
@@ -60,6 +65,7 @@ class ControlState:
     def __init__(
         self,
         settings: ControlSettings,
+        path: Path,
         journal: Journal,
         instance_id: str,
         new_id: Callable[[], str],
@@ -71,10 +77,12 @@ class ControlState:
             admin_pb2.TRADING_STATE_HALTED if settings.halted else admin_pb2.TRADING_STATE_ACTIVE
         )
         self._defaults = settings
+        self._path = path
         self._journal = journal
         self._instance_id = instance_id
         self._new_id = new_id
         self._wall_clock_ns = wall_clock_ns
+        self._restore()
 
     @property
     def flags_on(self) -> list[str]:
@@ -104,6 +112,7 @@ class ControlState:
         """
         previous = self.flag(name).enabled
         setattr(self, name, enabled)
+        self._save()
         await self.record(f"flag/{name}", _on_off(previous), _on_off(enabled), author, reason)
         return self.flag(name)
 
@@ -112,8 +121,41 @@ class ControlState:
     ) -> admin_pb2.TradingState.ValueType:
         """Sets the trading state at once and returns the one before, when the change is recorded."""
         previous, self.trading_state = self.trading_state, state
+        self._save()
         await self.record("trading_state", trading_state_name(previous), trading_state_name(state), author, reason)
         return previous
+
+    def _restore(self) -> None:
+        """Takes over what was in force before the restart; HALTED when that cannot be read."""
+        try:
+            kept = json.loads(self._path.read_text())
+            state = admin_pb2.TradingState.Value(f"TRADING_STATE_{kept['trading_state']}")
+            flags = {name: kept["flags"][name] is True for name in FLAGS}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.trading_state = admin_pb2.TRADING_STATE_HALTED
+            _log.error("control state unreadable, trading halted", path=str(self._path), error=repr(error))
+            return
+        self.trading_state = admin_pb2.TRADING_STATE_HALTED if self._defaults.halted else state
+        for name, enabled in flags.items():
+            setattr(self, name, enabled)
+        _log.info(
+            "control state restored", trading_state=trading_state_name(self.trading_state), flags_on=self.flags_on
+        )
+
+    def _save(self) -> None:
+        """Writes the values in force. A disk that refuses does not undo the change, it only makes it forgetful."""
+        kept = {"trading_state": trading_state_name(self.trading_state), "flags": {n: getattr(self, n) for n in FLAGS}}
+        unfinished = self._path.with_name(f"{self._path.name}.new")
+        try:
+            with unfinished.open("w") as file:
+                json.dump(kept, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self._path)
+        except OSError as error:
+            _log.error("control state not kept over a restart", path=str(self._path), error=str(error))
 
     async def record(self, subject: str, previous: str, value: str, author: str, reason: str) -> None:
         """Logs a change and makes it durable.

@@ -22,6 +22,7 @@ from server.metrics import DecisionMetrics
 
 _Context = grpc.aio.ServicerContext[object, object]
 
+_LONGEST_SECONDS = 7 * 86_400
 _STATES = {
     State.CLOSED: pb.BREAKER_STATE_CLOSED,
     State.OPEN: pb.BREAKER_STATE_OPEN,
@@ -108,9 +109,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "mode: must be one of the breaker modes")
         expires_in = None
         if request.HasField("expires_in"):
-            expires_in = request.expires_in.ToTimedelta().total_seconds()
-            if expires_in <= 0:
-                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "expires_in: must be > 0")
+            expires_in = request.expires_in.seconds + request.expires_in.nanos / 1e9
+            if not 0 < expires_in <= _LONGEST_SECONDS:
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "expires_in: must be > 0 and at most 7 days")
         previous = replica.breaker.mode
         replica.breaker.force(mode, expires_in)
         value = mode.value if expires_in is None else f"{mode.value} for {expires_in:g} s"

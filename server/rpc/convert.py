@@ -21,6 +21,8 @@ class OrderReader:
 
     def __init__(self, instruments: Collection[str]) -> None:
         self._instruments = frozenset(instruments)
+        listed = sorted(instruments)
+        self._some_instruments = ", ".join(listed[:10]) + (", …" if len(listed) > 10 else "")
 
     def read(self, message: pb.Order) -> Order:
         """The order in a message.
@@ -29,7 +31,11 @@ class OrderReader:
             InvalidOrderError: It breaks a rule; names the field and the rule.
         """
         if message.instrument not in self._instruments:
-            raise _invalid("UNKNOWN_INSTRUMENT", "instrument", f"{_shown(message.instrument)} is not configured here")
+            raise _invalid(
+                "UNKNOWN_INSTRUMENT",
+                "instrument",
+                f"{_shown(message.instrument)} is not configured here; {self._some_instruments} are",
+            )
         side = message.side
         if side not in (pb.SIDE_BUY, pb.SIDE_SELL):
             raise _invalid("UNKNOWN_SIDE", "side", f"must be SIDE_BUY or SIDE_SELL, not {side}")

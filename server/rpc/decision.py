@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.dataplane import DataPlane
-from server.errors import InternalError, InvalidOrderError, PretradeError
+from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
 from server.metrics import DecisionMetrics
 from server.rpc import status
 from server.rpc.convert import OrderReader, order_timeout_seconds
@@ -21,6 +21,8 @@ _log = structlog.get_logger(__name__)
 
 MAX_BATCH = 1_024
 """Orders in one `DecideBatch`."""
+_BATCH_SLICE = 64
+"""Orders of a batch that are decided at once: more would hold up everybody else, and miss their own deadlines."""
 
 _UNREFERENCED = pb.OrderResult(
     error=status.order_error(InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref"))
@@ -79,7 +81,12 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
                 ),
             )
         remaining = context.time_remaining()
-        results = await asyncio.gather(*(self._result(order, arrived, remaining) for order in request.orders))
+        results: list[pb.OrderResult] = []
+        for first in range(0, len(request.orders), _BATCH_SLICE):
+            taken_up = self._clock()
+            left = None if remaining is None else arrived + remaining - taken_up
+            orders = request.orders[first : first + _BATCH_SLICE]
+            results += await asyncio.gather(*(self._result(order, taken_up, left) for order in orders))
         return pb.DecideBatchResponse(results=results)
 
     async def DecideStream(
@@ -88,30 +95,42 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         context: grpc.aio.ServicerContext[pb.DecideStreamRequest, pb.DecideStreamResponse],
     ) -> AsyncIterator[pb.DecideStreamResponse]:
         """Orders as they come, results as they are ready."""
-        ready: asyncio.Queue[pb.DecideStreamResponse | None] = asyncio.Queue()
+        ready: asyncio.Queue[tuple[pb.OrderResult, float] | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
 
         async def decide(order: pb.Order, arrived: float) -> None:
             result = await self._result(order, arrived, None) if order.order_ref else _UNREFERENCED
-            ready.put_nowait(pb.DecideStreamResponse(result=result))
+            ready.put_nowait((result, arrived))
 
         async def read() -> None:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     async for request in request_iterator:
+                        arrived = self._clock()
                         await room.acquire()
-                        tasks.create_task(decide(request.order, self._clock()))
+                        tasks.create_task(decide(request.order, arrived))
             finally:
                 ready.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
-            while (response := await ready.get()) is not None:
+            while (entry := await ready.get()) is not None:
                 room.release()
-                yield response
+                yield pb.DecideStreamResponse(result=self._in_time(*entry))
             await reader
         finally:
             reader.cancel()
+
+    def _in_time(self, result: pb.OrderResult, arrived: float) -> pb.OrderResult:
+        """The result, or DEADLINE_EXCEEDED when a slow reader kept it waiting past its order's deadline."""
+        if not result.HasField("decision"):
+            return result
+        if self._clock() < arrived + result.decision.budget.allowed_us / 1e6:
+            return result
+        self._dataplane.not_sent(result.decision)
+        late = DeadlineError("DEADLINE_EXCEEDED", "the stream was read too slowly")
+        self._metrics.errors[late.reason] += 1
+        return pb.OrderResult(order_ref=result.order_ref, error=status.order_error(late))
 
     async def _result(self, order: pb.Order, arrived: float, remaining: float | None) -> pb.OrderResult:
         """What became of one order of a batch or stream."""

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 from harness import DEADLINE_SECONDS, INSTRUMENTS, MID, Product, calm_values, eventually
 
+from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -139,12 +140,45 @@ def test_an_oversize_message_is_refused(product: Product) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_garbage_on_the_wire_gets_a_status_and_no_stack_trace(product: Product) -> None:
+@pytest.mark.parametrize("method", ["Decide", "DecideBatch", "DecideStream"])
+def test_garbage_on_the_wire_is_an_invalid_argument_and_shows_nothing_of_ours(product: Product, method: str) -> None:
+    def call(channel: grpc.Channel) -> list[bytes]:
+        path = f"/{SERVICE}/{method}"
+        if method == "DecideStream":
+            stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
+            return list(stream(iter([garbage]), timeout=5.0))
+        unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+        return [unary(garbage, timeout=5.0)]
+
+    garbage = b"\xff\xff\xff\xff"
     with grpc.insecure_channel(str(product.stack.endpoints.decision)) as channel:
-        decide: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Decide")
         with pytest.raises(grpc.RpcError) as caught:
-            decide(b"\xff\xff\xff\xff", timeout=5.0)
-    assert "Traceback" not in str(caught.value.details())
+            call(channel)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "the request is not a valid message of this method"
+
+
+def test_the_largest_batch_is_decided_whole(product: Product) -> None:
+    orders = [product.order(order_ref=str(i)) for i in range(1_024)]
+    results = product.decisions.DecideBatch(pb.DecideBatchRequest(orders=orders), timeout=30.0).results
+    assert [result.order_ref for result in results] == list(map(str, range(1_024)))
+    assert all(result.HasField("decision") for result in results)
+    assert pb.SOURCE_PRIMARY in {result.decision.source for result in results}
+
+
+def test_a_larger_batch_is_refused(product: Product) -> None:
+    request = pb.DecideBatchRequest(orders=[product.order()] * 1_025)
+    with pytest.raises(grpc.RpcError) as caught:
+        product.decisions.DecideBatch(request, timeout=5.0)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_book_that_stands_still_while_trades_go_on_is_stale(product: Product) -> None:
+    product.market.values = calm_values()
+    product.market.values[features.INDEX["book_age_ms"]] = 60_000
+    decision = eventually(product.decide, lambda seen: pb.REASON_CODE_FEATURES_STALE in seen.reasons)
+    assert (decision.action, decision.source) == (pb.ACTION_ABSTAIN, pb.SOURCE_NONE)
+    assert pb.REASON_CODE_PRICE_COLLAR not in decision.reasons
 
 
 def test_without_a_deadline_the_servers_cap_applies(product: Product) -> None:
@@ -228,6 +262,10 @@ def test_admin_refuses_what_it_does_not_know(product: Product) -> None:
         (request(replica="tertiary", mode=automatic, author="a", reason="r"), grpc.StatusCode.NOT_FOUND),
         (request(replica="primary", author="a", reason="r"), grpc.StatusCode.INVALID_ARGUMENT),
         (request(replica="primary", mode=forced_open), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            request(replica="primary", mode=forced_open, expires_in=Duration(seconds=10**11), author="a", reason="r"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             product.admin.SetBreaker(refused, timeout=5.0)

@@ -19,6 +19,7 @@ from harness import eventually
 from local import server
 from local.errors import NotReadyError
 from local.ports import free_ports
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -109,6 +110,12 @@ def test_its_log_is_json_without_a_line_per_decision(alone: tuple[subprocess.Pop
         ({"PRETRADE_BUGDET__CAP_SECONDS": "1"}, "PRETRADE_BUGDET__CAP_SECONDS"),
         ({"PRETRADE_ADMIN__HOST": "0.0.0.0"}, "loopback"),
         ({"PRETRADE_BUDGET__CAP_SECONDS": "0.001"}, "reserves"),
+        ({"PRETRADE_BUDGET__REPLY_RESERVE_SECONDS": "0.5"}, "reply_reserve_seconds"),
+        ({"PRETRADE_REDIS_URL": "garbage"}, "PRETRADE_REDIS_URL"),
+        ({"PRETRADE_DATABASE_URL": "mysql://x"}, "PRETRADE_DATABASE_URL"),
+        ({"PRETRADE_REPLICAS__PRIMARY": "noport"}, "PRETRADE_REPLICAS__PRIMARY"),
+        ({"PRETRADE_INSTRUMENTS": "[]"}, "PRETRADE_INSTRUMENTS"),
+        ({"PRETRADE_INSTRUMENTS": '["garbage"]'}, "PRETRADE_INSTRUMENTS"),
     ],
 )
 def test_wrong_settings_refuse_to_start_and_name_the_variable(
@@ -135,3 +142,32 @@ def test_a_second_server_on_the_same_journal_is_refused(
     refused = run(environment(tmp_path))
     assert refused.returncode == 1
     assert "journal" in refused.stderr
+
+
+def test_a_halted_server_comes_back_halted_even_from_kill_9(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    for expected in (admin_pb2.TRADING_STATE_ACTIVE, admin_pb2.TRADING_STATE_HALTED):
+        with subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=subprocess.DEVNULL) as process:
+            try:
+                eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
+                with grpc.insecure_channel(f"127.0.0.1:{env['PRETRADE_ADMIN__PORT']}") as channel:
+                    admin = admin_pb2_grpc.AdminServiceStub(channel)
+                    found = admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
+                    assert found.trading_state == expected
+                    halt = admin_pb2.SetTradingStateRequest(
+                        state=admin_pb2.TRADING_STATE_HALTED, author="test", reason="test"
+                    )
+                    admin.SetTradingState(halt, timeout=5.0)
+            finally:
+                process.kill()
+
+
+def test_a_control_state_that_cannot_be_read_halts_trading(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    (tmp_path / "journal.db.control.json").write_text("{")
+    with subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
+            assert pb.REASON_CODE_TRADING_HALTED in decide(int(env["PRETRADE_GRPC__PORT"])).reasons
+        finally:
+            process.kill()

@@ -83,7 +83,9 @@ def test_the_stages_together_never_use_more_than_the_whole(
 @pytest.fixture
 def packets(tmp_path: Path) -> record.PacketWriter:
     journal = Journal(JournalSettings(path=tmp_path / "journal.db"))
-    control = ControlState(ControlSettings(shadow=False, halted=True), journal, "server-1", str, lambda: 0)
+    control = ControlState(
+        ControlSettings(shadow=False, halted=True), tmp_path / "control.json", journal, "server-1", str, lambda: 0
+    )
     return record.PacketWriter("server-1", "hash", "fsync", control)
 
 

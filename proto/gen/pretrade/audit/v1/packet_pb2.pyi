@@ -225,7 +225,7 @@ class ReplyUnconfirmed(_message.Message):
     """The decision."""
     cause: _builtins.str
     """`cancelled`: the caller had gone. `deadline`: the call ended DEADLINE_EXCEEDED. `audit_late`: the packet was not
-    durable in time and the caller was told ABSTAIN with reason AUDIT_UNAVAILABLE. `not_durable`: the same, after a failed
+    durable in time and the caller was told ABSTAIN with reason AUDIT_LATE. `not_durable`: the same, after a failed
     write that turned up on disk after all.
     """
     def __init__(

@@ -150,7 +150,9 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     REASON_CODE_MODEL_EXPIRED: _ReasonCode.ValueType  # 19
     """Guard: the model is past its expiry."""
     REASON_CODE_AUDIT_UNAVAILABLE: _ReasonCode.ValueType  # 20
-    """The decision could not be made durable in the audit journal."""
+    """The audit journal cannot be written."""
+    REASON_CODE_AUDIT_LATE: _ReasonCode.ValueType  # 21
+    """The decision was not durable in the audit journal before the deadline."""
 
 class ReasonCode(_ReasonCode, metaclass=_ReasonCodeEnumTypeWrapper):
     """Why the action is what it is. Guard and abstain reasons only ever make an answer safer."""
@@ -188,7 +190,9 @@ REASON_CODE_STRATEGY_RATE: ReasonCode.ValueType  # 18
 REASON_CODE_MODEL_EXPIRED: ReasonCode.ValueType  # 19
 """Guard: the model is past its expiry."""
 REASON_CODE_AUDIT_UNAVAILABLE: ReasonCode.ValueType  # 20
-"""The decision could not be made durable in the audit journal."""
+"""The audit journal cannot be written."""
+REASON_CODE_AUDIT_LATE: ReasonCode.ValueType  # 21
+"""The decision was not durable in the audit journal before the deadline."""
 Global___ReasonCode: _TypeAlias = ReasonCode  # noqa: Y015
 
 class _Degradation:

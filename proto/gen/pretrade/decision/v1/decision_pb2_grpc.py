@@ -33,7 +33,8 @@ class DecisionServiceStub:
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
-    * UNAVAILABLE: the server is starting, or draining before it stops.
+    * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
+    * INTERNAL: a fault of the server, which its log explains.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
     """
@@ -69,7 +70,8 @@ class DecisionServiceServicer:
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
-    * UNAVAILABLE: the server is starting, or draining before it stops.
+    * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
+    * INTERNAL: a fault of the server, which its log explains.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
     """
@@ -83,7 +85,8 @@ class DecisionServiceServicer:
 
     def DecideBatch(self, request, context):
         """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-        fail the others. All orders share the call's deadline.
+        fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
+        from when an order is taken up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +135,8 @@ class DecisionService:
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
-    * UNAVAILABLE: the server is starting, or draining before it stops.
+    * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
+    * INTERNAL: a fault of the server, which its log explains.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
     """

@@ -36,7 +36,8 @@ class DecisionServiceStub:
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
-    * UNAVAILABLE: the server is starting, or draining before it stops.
+    * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
+    * INTERNAL: a fault of the server, which its log explains.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
     """
@@ -49,7 +50,8 @@ class DecisionServiceStub:
     """Decides one order. The deadline is the smaller of the call's and the server's cap."""
     DecideBatch: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-    fail the others. All orders share the call's deadline.
+    fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
+    from when an order is taken up.
     """
     DecideStream: _grpc.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
@@ -66,7 +68,8 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
-    * UNAVAILABLE: the server is starting, or draining before it stops.
+    * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
+    * INTERNAL: a fault of the server, which its log explains.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
     """
@@ -76,7 +79,8 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     """Decides one order. The deadline is the smaller of the call's and the server's cap."""
     DecideBatch: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]  # type: ignore[assignment]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-    fail the others. All orders share the call's deadline.
+    fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
+    from when an order is taken up.
     """
     DecideStream: _aio.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]  # type: ignore[assignment]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
@@ -92,7 +96,8 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
-    * UNAVAILABLE: the server is starting, or draining before it stops.
+    * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
+    * INTERNAL: a fault of the server, which its log explains.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
     """
@@ -112,7 +117,8 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_decision_pb2.DecideBatchResponse, _abc.Awaitable[_decision_pb2.DecideBatchResponse]]:
         """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-        fail the others. All orders share the call's deadline.
+        fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
+        from when an order is taken up.
         """
 
     @_abc_1.abstractmethod

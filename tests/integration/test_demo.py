@@ -1,0 +1,50 @@
+"""`make demo`, as a user would run it, on the recorded session where it is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.stack
+
+RECORDED = Path(__file__).parents[3] / "shared/data/binance_spot"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        pytest.param(RECORDED, marks=pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} is not there")),
+    ],
+    ids=["simulated", "recorded"],
+)
+def test_the_demo_decides_and_audits_every_order_through_a_replica_failure(tmp_path: Path, data: Path | None) -> None:
+    summary_path = tmp_path / "summary.json"
+    argv = [sys.executable, "-m", "local", "demo", "--duration", "8"]
+    argv += ["--dir", str(tmp_path / "stack"), "--json", str(summary_path)]
+    if data is not None:
+        argv += ["--data", str(data)]
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    summary = json.loads(summary_path.read_text())
+    assert {
+        "decisions",
+        "answered_in_deadline",
+        "p50_ms",
+        "p99_ms",
+        "p999_ms",
+        "by_source",
+        "audit_rows",
+        "feature_age_p99_ms",
+        "events_consumed",
+    } <= set(summary)
+    assert summary["decisions"] == summary["orders"] == summary["audit_rows"] > 500
+    assert summary["by_source"]["PRIMARY"] > 0
+    assert summary["by_source"]["SECONDARY"] > 0, "the primary was killed halfway"
+    assert summary["events_consumed"] > 0
+    assert ("simulated" in run.stdout) == (data is None)
