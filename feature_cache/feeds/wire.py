@@ -152,7 +152,8 @@ class EventTimes:
 
     Where the venue sends none, it is estimated as the receive time minus the feed's smallest recent lag. Before the
     first message with a time has shown that lag nothing can be estimated: the events wait, and are released in front of
-    that message. They are few: snapshots, which come once a subscription.
+    that message. They are few: snapshots, which come once a subscription. A reset never waits; without a lag its time
+    is the receive time, and what waits of its instrument is void.
     """
 
     def __init__(self) -> None:
@@ -179,6 +180,9 @@ class EventTimes:
             FeedError: Too many wait; a feed that never tells the time is not what a venue documents.
         """
         lag = self._lag.at(event.receive_time_ns)
+        if lag is None and event.WhichOneof("event") == "reset":
+            self._held = [held for held in self._held if held.instrument != event.instrument]
+            lag = 0
         if lag is None:
             if len(self._held) >= _MAX_HELD:
                 raise FeedError("message", f"is one of over {_MAX_HELD} without a time, before the first that has one")
