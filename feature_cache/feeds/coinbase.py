@@ -233,7 +233,7 @@ class CoinbaseFull:
             if kind == "heartbeat":
                 return self._times.observe(receive_time_ns, wire.rfc3339_ns(body["time"], "time"))
             # `activate` is about stop orders, which are not on the book; it has no sequence.
-            if kind == "activate" or kind in _NO_MARKET_DATA:
+            if kind in ("activate", "ticker") or kind in _NO_MARKET_DATA:
                 return []
             checked = _checked(body, receive_time_ns)
         except KeyError as error:
