@@ -173,6 +173,8 @@ class _Orders:
     orders: dict[str, _Order] = field(default_factory=dict)
     levels: dict[str, dict[int, int]] = field(default_factory=lambda: {side: {} for side in _SIDES})
     waiting: deque[_Message] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
+    fits: bool = True
+    """Whether every level's total has fitted in 18 digits."""
 
     def add(self, order_id: str, order: _Order) -> None:
         self.orders[order_id] = order
@@ -188,6 +190,7 @@ class _Orders:
 
     def forget(self) -> None:
         self.sequence = self.told = 0
+        self.fits = True
         self.orders.clear()
         for levels in self.levels.values():
             levels.clear()
@@ -197,6 +200,7 @@ class _Orders:
         total = levels.get(ticks, 0) + lots
         if total:
             levels[ticks] = total
+            self.fits &= total <= wire.MAX_FIXED
         else:
             levels.pop(ticks, None)
 
@@ -264,10 +268,13 @@ class CoinbaseFull:
         if sequence <= book.sequence or (waiting and waiting[0].sequence > sequence + 1):
             self.stale += 1
             return []
-        book.forget()
+        fresh = _Orders(waiting=waiting)
         for side in found:
             for order_id, order in side.items():
-                book.add(order_id, order)
+                fresh.add(order_id, order)
+        if not fresh.fits:
+            raise FeedError("message", "holds a level that does not fit in 18 digits")
+        book = self._products[product] = fresh
         book.sequence = book.told = sequence
         event = _event(instrument_of(product), receive_time_ns)
         event.snapshot.last_update_id = sequence
@@ -316,6 +323,11 @@ class CoinbaseFull:
             return [reset, *trade]
         book.sequence = message.sequence
         changed = _apply(book, message)
+        if not book.fits:
+            book.forget()
+            reset = _sibling(message.event)
+            reset.reset.reason = "overflow"
+            return [reset, *trade]
         if not changed:
             return trade
         delta = _sibling(message.event)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import calendar
 import re
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ _EPOCH_SECONDS: Final = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,9}))?", re.ASCII
 _RFC3339: Final = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?Z", re.ASCII
 )
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
 _LATEST_SECONDS: Final = 9_000_000_000  # the year 2255; its nanoseconds still fit in int64
 _MAX_HELD: Final = 10_000
 _MAX_SHIFT: Final = 100
@@ -136,9 +138,11 @@ def rfc3339_ns(text: Any, field: str) -> int:
     if match is None:
         raise FeedError(field, f"{text!r:.40} is not an RFC 3339 time in UTC")
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
-    if not (1 <= month <= 12 and 1 <= day <= 31 and hour <= 23 and minute <= 59 and second <= 60 and year):
-        raise FeedError(field, f"{text!r} is not a time")
-    return _instant(calendar.timegm((year, month, day, hour, minute, second)), match[7], field)
+    try:
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError as error:
+        raise FeedError(field, f"{text!r} is not a time: {error}") from error
+    return _instant((moment - _EPOCH) // _SECOND, match[7], field)
 
 
 def _instant(seconds: int, fraction: str | None, field: str) -> int:

@@ -308,6 +308,40 @@ def test_a_broken_level_3_snapshot_changes_nothing(book: bytes) -> None:
     assert only_change(decode(feed, opened(11, "d", "buy", "100", "5"))) == ([(100, 8)], [])
 
 
+def test_a_level_that_does_not_fit_makes_the_book_unknown() -> None:
+    feed = full_begun()
+    assert kinds(decode(feed, opened(11, "d", "buy", "100", "9999999990"))) == ["delta"]
+    (reset,) = decode(feed, opened(12, "e", "buy", "100", "9999999990"))
+    assert reset.reset.reason == "overflow"
+    assert feed.needs_snapshot() == [PRODUCT]
+    rows = [["100", "9999999990", "d"], ["100", "9999999990", "e"]]
+    with pytest.raises(FeedError):
+        feed.snapshot(PRODUCT, level3(12, rows, []), RECEIVED)
+    assert kinds(feed.snapshot(PRODUCT, level3(12, rows[:1], []), RECEIVED)) == ["snapshot"]
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(), st.lists))
+def test_any_value_in_any_field_gives_events_or_the_typed_error(value: Any) -> None:
+    templates: list[dict[str, Any]] = [SNAPSHOT, UPDATE, MATCH, HEARTBEAT]
+    orders = [opened(11, "d", "buy", "1", "1"), full("done", 11, order_id="a"), {**MATCH, "sequence": 11}]
+    orders.append(full("change", 11, order_id="a", new_size="1", new_price="2"))
+    messages: list[tuple[CoinbaseLevel2 | CoinbaseFull, dict[str, Any]]] = [
+        (begun(), {**template, name: value}) for template in templates for name in template
+    ]
+    messages += [(full_begun(), {**template, name: value}) for template in orders for name in template]
+    messages.append((begun(), {**UPDATE, "changes": [["buy", "1", value]]}))
+    for feed, message in messages:
+        try:
+            encoded = orjson.dumps(message)
+        except TypeError:  # text that is no Unicode
+            return
+        try:
+            events = feed.decode(encoded, RECEIVED)
+        except FeedError:
+            continue
+        assert all(event.event_time_ns > 0 and event.WhichOneof("event") for event in events)
+
+
 @dataclass
 class NaiveMarket:
     """All orders in one dictionary; levels are sums over it, made afresh every time."""
