@@ -178,7 +178,8 @@ class KrakenV1:
     """Decodes the messages of Kraken's v1 WebSocket protocol, in the order in which they were received.
 
     A pair's decimals are those of its first book or trade message. An update's event time is that of its newest level
-    that is no republication; snapshots carry no time of their own, and theirs is estimated.
+    that is no republication; snapshots carry no time of their own, and theirs is estimated. A subscription to trades
+    may begin with past ones, unmarked; those that are over ten seconds old are no events.
     """
 
     def __init__(self) -> None:
@@ -280,7 +281,8 @@ class KrakenV1:
             event.trade.lots = wire.positive(volume, "trade.volume", pair.decimals.size)
             event.trade.taker_side = _taker_side(side, "trade.side")
             events.append(event)
-        pair.trades += len(events)
+        events = [event for event in events if not self._books.times.is_past(receive_time_ns, event.event_time_ns)]
+        pair.trades += len(payloads[0])
         self._books.pairs[name] = pair
         return self._books.times.timed(events)
 

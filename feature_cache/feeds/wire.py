@@ -24,6 +24,7 @@ _SECOND: Final = timedelta(seconds=1)
 _LATEST_SECONDS: Final = 9_000_000_000  # the year 2255; its nanoseconds still fit in int64
 _MAX_HELD: Final = 10_000
 _MAX_SHIFT: Final = 100
+_PAST_NS: Final = 10_000_000_000
 
 
 def fixed(text: Any, field: str, decimals: int) -> int:
@@ -194,6 +195,11 @@ class EventTimes:
             return []
         self._estimate(event, lag)
         return [event]
+
+    def is_past(self, receive_time_ns: int, event_time_ns: int) -> bool:
+        """Whether something happened well before what the feed tells of now; False while the lag is unknown."""
+        lag = self._lag.at(receive_time_ns)
+        return lag is not None and event_time_ns < receive_time_ns - lag - _PAST_NS
 
     def _release(self, receive_time_ns: int) -> list[pb.MarketEvent]:
         if not self._held:

@@ -125,6 +125,14 @@ def test_trades_of_one_message_are_numbered_in_its_order() -> None:
     assert [event.trade.trade_id for event in decode(feed, v1_trade())] == [3]
 
 
+def test_trades_from_before_the_subscription_are_no_events() -> None:
+    feed = begun()
+    message = v1_trade()
+    message[1] = [["45285.0", "1.00000000", f"{T0 - age}.000000", "b", "m", ""] for age in (3_600, 11, 9, 0)]
+    assert [event.event_time_ns // 10**9 for event in decode(feed, message)] == [T0 - 9, T0]
+    assert [event.trade.trade_id for event in decode(feed, v1_trade())] == [6]
+
+
 def test_a_snapshot_waits_for_the_lag_and_then_gets_an_estimated_time() -> None:
     feed = KrakenV1()
     assert decode(feed, v1_snapshot(GUIDE_BIDS, GUIDE_ASKS), RECEIVED) == []
