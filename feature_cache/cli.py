@@ -20,7 +20,8 @@ from rich.live import Live
 from rich.text import Text
 
 from feature_cache.publisher import EventPublisher, with_resets, with_snapshots
-from feature_cache.session import SessionError, instrument_of, read_session, session_files
+from feature_cache.session import SessionError, read_session, session_files
+from feature_cache.session import instruments as recorded_instruments
 from feature_cache.simulator import INSTRUMENTS, simulate
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -53,15 +54,16 @@ def replay(
     """Publish recorded exchange sessions to Kafka with their original timing."""
     factor = _factor(speed)
     try:
-        files = [path for path in session_files(paths) if not instruments or instrument_of(path) in instruments]
+        files = session_files(paths)
+        chosen = {name for name in recorded_instruments(files) if not instruments or name in instruments}
     except SessionError as error:
         raise typer.BadParameter(str(error)) from error
-    if not files:
+    if not chosen:
         raise typer.BadParameter(f"no recording of {', '.join(instruments or [])}")
 
     def rounds() -> Iterator[Iterable[pb.MarketEvent]]:
         for _ in itertools.count() if loop else range(1):
-            yield with_snapshots(with_resets(read_session(files), "replay"))
+            yield with_snapshots(with_resets(read_session(files, chosen), "replay"))
 
     _run(rounds(), factor, EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000), "replayed")
 

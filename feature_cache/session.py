@@ -1,8 +1,9 @@
 """Recorded exchange sessions as market events.
 
-A recording is a gzip file whose lines are `<local receive time, ns since the Unix epoch> <message as received>`. Its
-name begins with the symbol, `btcusdt_20240808.gz`; files of one symbol continue one another in the order of their
-names. Several symbols are merged on their one local clock.
+A Binance recording is a gzip file whose lines are `<local receive time, ns since the Unix epoch> <message as
+received>`. Its name begins with the symbol, `btcusdt_20240808.gz`; files of one symbol continue one another in the
+order of their names. Recordings of Kraken and Coinbase are as `feature_cache.recorder` describes. All are merged on
+their one local clock.
 
     for event in read_session(session_files([Path("recordings")])):
         engines[event.instrument].on_event(event)
@@ -13,19 +14,19 @@ from __future__ import annotations
 import gzip
 import heapq
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
+from feature_cache import recorder
 from feature_cache.feeds.binance import BinanceSpot, FeedError
+from feature_cache.recorder import SessionError
 from pretrade.market.v1 import market_pb2 as pb
 
+__all__ = ["VENUE", "SessionError", "instrument_of", "instruments", "read_session", "session_files"]
+
 VENUE: Final = "BINANCE"
-
-
-class SessionError(ValueError):
-    """A recording that cannot be read; the message names the file and the line."""
 
 
 def session_files(paths: Iterable[Path]) -> list[Path]:
@@ -48,23 +49,56 @@ def session_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def instrument_of(path: Path) -> str:
-    """The instrument whose messages a recording holds: `btcusdt_20240808.gz` → `BTCUSDT.BINANCE`."""
+    """The instrument whose messages a Binance recording holds: `btcusdt_20240808.gz` → `BTCUSDT.BINANCE`."""
     return f"{path.name.partition('_')[0].partition('.')[0].upper()}.{VENUE}"
 
 
-def read_session(files: Iterable[Path]) -> Iterator[pb.MarketEvent]:
+def instruments(files: Iterable[Path]) -> list[str]:
+    """The instruments that recordings are about, sorted.
+
+    Raises:
+        SessionError: There is none, or a file cannot be read.
+    """
+    by_symbol, by_venue = _grouped(files)
+    found = set(by_symbol).union(*(recorder.instruments(paths) for paths in by_venue.values()))
+    if not found:
+        raise SessionError("the recording is of no instrument")
+    return sorted(found)
+
+
+def read_session(files: Iterable[Path], only: Collection[str] | None = None) -> Iterator[pb.MarketEvent]:
     """The events of several recordings in the order in which they were received; `publish_time_ns` is that time.
+
+    Args:
+        files: The recordings.
+        only: Instruments; None for all.
 
     Raises:
         SessionError: While iterating, at a line that is not as described, or at a damaged file.
     """
-    by_instrument: dict[str, list[Path]] = {}
+    by_symbol, by_venue = _grouped(files)
+    sources = [
+        _read_instrument(instrument, paths)
+        for instrument, paths in sorted(by_symbol.items())
+        if only is None or instrument in only
+    ]
+    for _, paths in sorted(by_venue.items()):
+        events = recorder.read_recording(paths)
+        sources.append(events if only is None else (event for event in events if event.instrument in only))
+    return heapq.merge(*sources, key=attrgetter("receive_time_ns"))
+
+
+def _grouped(files: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Binance's recordings by instrument, the others by venue."""
+    by_symbol: dict[str, list[Path]] = {}
+    by_venue: dict[str, list[Path]] = {}
     for path in files:
-        by_instrument.setdefault(instrument_of(path), []).append(path)
-    return heapq.merge(
-        *(_read_instrument(instrument, paths) for instrument, paths in sorted(by_instrument.items())),
-        key=attrgetter("receive_time_ns"),
-    )
+        venue = recorder.venue_of(path)
+        if venue is None:
+            by_symbol.setdefault(instrument_of(path), []).append(path)
+        else:
+            by_venue.setdefault(venue, []).append(path)
+    return by_symbol, by_venue
 
 
 def _read_instrument(instrument: str, paths: list[Path]) -> Iterator[pb.MarketEvent]:

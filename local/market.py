@@ -21,7 +21,7 @@ def instruments(data: Path | None) -> tuple[str, ...]:
     """
     if data is None:
         return simulator.INSTRUMENTS
-    return tuple(sorted({session.instrument_of(path) for path in session.session_files([data])}))
+    return tuple(session.instruments(session.session_files([data])))
 
 
 def argv(endpoints: Endpoints, data: Path | None, speed: str) -> list[str]:
