@@ -151,9 +151,9 @@ def test_garbage_on_the_wire_is_an_invalid_argument_and_shows_nothing_of_ours(pr
         return [unary(garbage, timeout=5.0)]
 
     garbage = b"\xff\xff\xff\xff"
-    with grpc.insecure_channel(str(product.stack.endpoints.decision)) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            call(channel)
+    channel = grpc.insecure_channel(str(product.stack.endpoints.decision))
+    with channel, pytest.raises(grpc.RpcError) as caught:
+        call(channel)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == "the request is not a valid message of this method"
 
