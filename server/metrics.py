@@ -166,6 +166,9 @@ class ServerCollector(Collector):
             "pretrade_replica_batches", "Batches and probes by outcome.", labels=("replica", "outcome")
         )
         rows = CounterMetricFamily("pretrade_replica_rows", "Rows scored.", labels=("replica",))
+        splits = CounterMetricFamily(
+            "pretrade_replica_splits", "Batches that failed as a whole and were sent in parts.", labels=("replica",)
+        )
         in_flight = GaugeMetricFamily(
             "pretrade_replica_in_flight", "Batches in flight, abandoned ones included.", labels=("replica",)
         )
@@ -184,13 +187,14 @@ class ServerCollector(Collector):
             for entered, count in replica.transitions.items():
                 transitions.add_metric((replica.name, entered.value), count)
             rows.add_metric(name, replica.batcher.rows)
+            splits.add_metric(name, replica.batcher.splits)
             in_flight.add_metric(name, replica.batcher.in_flight)
             abandoned.add_metric(name, replica.batcher.abandoned)
             queued.add_metric(name, replica.batcher.queued)
             state.add_metric(name, _STATES[replica.breaker.state])
             healthy.add_metric(name, replica.healthy)
             p95.add_metric(name, replica.latency.p95)
-        yield from (outcomes, rows, in_flight, abandoned, queued, state, transitions, healthy, p95)
+        yield from (outcomes, rows, splits, in_flight, abandoned, queued, state, transitions, healthy, p95)
 
     def _shadow_families(self) -> Iterator[Metric]:
         shadow = self._shadow
