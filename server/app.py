@@ -120,7 +120,15 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
 
     control = ControlState(settings.control, journal, instance_id, new_id, time.time_ns)
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
-    champion = Champion(primary, secondary, RetryBudget(settings.retry, clock), settings.budget, clock, uniform)
+    champion = Champion(
+        primary,
+        secondary,
+        RetryBudget(settings.retry, clock),
+        settings.retry.hedge,
+        settings.budget,
+        clock,
+        uniform,
+    )
     admission = Admission(settings.admission)
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
