@@ -40,6 +40,11 @@ class Budget:
         self.uses: list[tuple[pb.Stage.ValueType, float, float]] = []
         """(stage, seconds allowed, seconds used) in the order the stages ran."""
 
+    @property
+    def allowed(self) -> float:
+        """Seconds from arrival to the deadline."""
+        return self.deadline - self.arrived
+
     def remaining(self, now: float) -> float:
         """Seconds to the deadline; negative when it has passed."""
         return self.deadline - now

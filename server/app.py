@@ -134,7 +134,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> _Server:
         "cached_score": cached_scores,
         "rules": RulesBaseline(settings.rules, clock),
     }
-    admission = Admission(settings.admission)
+    admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
     dataplane = DataPlane(

@@ -158,6 +158,7 @@ class ServerCollector(Collector):
             errors.add_metric((reason,), count)
         yield errors
         yield GaugeMetricFamily("pretrade_in_flight", "Decisions under way.", self._admission.in_flight)
+        yield GaugeMetricFamily("pretrade_admission_limit", "Decisions that may be under way.", self._admission.limit)
         yield CounterMetricFamily("pretrade_shed", "Calls refused by admission.", self._admission.shed)
         yield CounterMetricFamily("pretrade_idempotent_repeats", "Calls answered again.", self._idempotency.repeated)
 

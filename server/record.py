@@ -44,7 +44,7 @@ def decision(
         message.feature_age.FromNanoseconds(int(case.feature_age_seconds * 1e9))
     message.decided_at.seconds, message.decided_at.nanos = divmod(wall_ns, 1_000_000_000)
     budget = message.budget
-    budget.allowed_us = _microseconds(case.budget.deadline - case.budget.arrived)
+    budget.allowed_us = _microseconds(case.budget.allowed)
     for stage, allowed, used in case.budget.uses:
         budget.stages.add(stage=stage, allowed_us=_microseconds(allowed), used_us=_microseconds(used))
     budget.used_us = _microseconds(now - case.budget.arrived)

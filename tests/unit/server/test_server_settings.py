@@ -54,6 +54,7 @@ def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: py
         ("PRETRADE_GUARDS__MAX_QUANTITY", '{"BTCUSDT.BINANCE": -1}'),
         ("PRETRADE_REPLICAS__CHAMPION_VERSION", "latest"),
         ("PRETRADE_RETRY__SHARE", "2"),
+        ("PRETRADE_ADMISSION__MIN_IN_FLIGHT", "4096"),  # more than the maximum
         ("PRETRADE_CHAIN__STAGES", '["model", "oracle"]'),
         ("PRETRADE_CHAIN__STAGES", '["rules", "model", "rules"]'),
         ("PRETRADE_CHAIN__STAGES", "[]"),
