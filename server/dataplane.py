@@ -177,9 +177,10 @@ class DataPlane:
     ) -> pb.Decision:
         """Writes the packet and returns the decision once it is on disk; ABSTAIN where that fails or takes too long."""
         started = self._clock()
+        durable_until = case.budget.deadline - self._reply_reserve_seconds
         decision = record.decision(case, answer, action, reasons, self._new_id(), started, time.time_ns())
         try:
-            async with asyncio.timeout_at(case.budget.deadline - self._reply_reserve_seconds):
+            async with asyncio.timeout_at(durable_until):
                 await self._journal.append(self._packets.packet(case, answer, decision, started))
         except JournalError:
             self._abstain_unaudited(decision)
@@ -192,7 +193,7 @@ class DataPlane:
             self._note_reply(decision, "cancelled")
             raise
         now = self._clock()
-        record.charge_audit(decision, case.budget, started, now)
+        record.charge_audit(decision, case.budget, durable_until - started, started, now)
         if now >= case.budget.deadline:
             self._metrics.late += 1
             self._admission.dropped(case.budget.allowed)

@@ -68,6 +68,11 @@ class DecisionMetrics:
         self.latency = Histogram()
         """Arrival to the reply's hand-over."""
         self.stages: dict[int, Histogram] = {stage: Histogram() for stage in pb.Stage.values()}
+        """Seconds used, by stage."""
+        self.allowances: dict[int, Histogram] = {stage: Histogram() for stage in pb.Stage.values()}
+        """Seconds allowed, by stage."""
+        self.skips: Counter[tuple[int, int]] = Counter()
+        """By (stage, why it was passed over)."""
         self.commits = Histogram()
         """Journal commits."""
         self.late = 0
@@ -85,9 +90,12 @@ class DecisionMetrics:
         for degradation in case.degradations:
             self.degradations[degradation] += 1
         self.latency.observe(now - case.budget.arrived)
-        stages = self.stages
-        for stage, _, used in case.budget.uses:
-            stages[stage].observe(used)
+        for stage, allowed, used, skipped in case.budget.uses:
+            if skipped:
+                self.skips[stage, skipped] += 1
+            else:
+                self.stages[stage].observe(used)
+                self.allowances[stage].observe(allowed)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""
@@ -146,11 +154,19 @@ class ServerCollector(Collector):
         latency = HistogramMetricFamily("pretrade_decision_seconds", "Arrival to hand-over of the reply.")
         latency.add_metric((), *metrics.latency.buckets())
         yield latency
-        stages = HistogramMetricFamily("pretrade_stage_seconds", "Time used by a stage.", labels=("stage",))
-        for stage, histogram in metrics.stages.items():
-            if stage:
-                stages.add_metric((_short(pb.Stage, stage),), *histogram.buckets())
-        yield stages
+        for name, documentation, histograms in (
+            ("pretrade_stage_seconds", "Time used by a stage.", metrics.stages),
+            ("pretrade_stage_allowed_seconds", "Time allowed to a stage.", metrics.allowances),
+        ):
+            stages = HistogramMetricFamily(name, documentation, labels=("stage",))
+            for stage, histogram in histograms.items():
+                if stage:
+                    stages.add_metric((_short(pb.Stage, stage),), *histogram.buckets())
+            yield stages
+        skips = CounterMetricFamily("pretrade_stage_skips", "Stages passed over.", labels=("stage", "reason"))
+        for (stage, why), count in metrics.skips.items():
+            skips.add_metric((_short(pb.Stage, stage), _short(pb.Degradation, why)), count)
+        yield skips
         yield CounterMetricFamily("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.", metrics.late)
         yield CounterMetricFamily("pretrade_cancelled", "Calls whose caller had gone.", metrics.cancelled)
         errors = CounterMetricFamily("pretrade_errors", "Calls that got no decision.", labels=("reason",))

@@ -101,12 +101,11 @@ class Champion:
             allowed = self._allowance(case.budget.for_models(now), seats[place + 1 :])
             needed = max(batcher.expected_seconds, seat.replica.latency.p95) if tried else batcher.expected_seconds
             if batcher.full:
-                case.degradations.append(_FAILURE[Outcome.OVERLOAD][seat.failure_index])
+                _pass_over(case, seat, allowed, _FAILURE[Outcome.OVERLOAD][seat.failure_index])
             elif allowed < needed:
-                if pb.DEGRADATION_NO_TIME_FOR_MODEL not in case.degradations:
-                    case.degradations.append(pb.DEGRADATION_NO_TIME_FOR_MODEL)
+                _pass_over(case, seat, allowed, pb.DEGRADATION_NO_TIME_FOR_MODEL)
             elif tried and not self._retry_budget.try_take():
-                case.degradations.append(pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
+                _pass_over(case, seat, allowed, pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
             else:
                 if not tried:
                     self._retry_budget.count_attempt()
@@ -127,7 +126,7 @@ class Champion:
             if seat.replica.available:
                 seats.append(seat)
             else:
-                case.degradations.append(seat.breaker_open)
+                _pass_over(case, seat, 0.0, seat.breaker_open)
         return seats
 
     def _allowance(self, left: float, others: Sequence[_Seat]) -> float:
@@ -199,3 +198,10 @@ class Champion:
         case.attempts.append(Attempt(seat.replica.name, result.value, used, ""))
         case.degradations.append(_FAILURE[result][seat.failure_index])
         return None
+
+
+def _pass_over(case: Case, seat: _Seat, allowed: float, reason: pb.Degradation.ValueType) -> None:
+    """Notes in ledger and case why a replica was not asked."""
+    case.budget.skip(seat.stage, allowed, reason)
+    if reason not in case.degradations:
+        case.degradations.append(reason)

@@ -71,7 +71,7 @@ async def test_the_primary_answers_and_the_secondary_is_not_asked() -> None:
         assert (answer.score, answer.threshold, answer.model_version) == (0.75, 0.5, "aa" * 8)
         assert case.degradations == []
         assert [(a.replica, a.outcome, a.model_version) for a in case.attempts] == [("primary", "success", "aa" * 8)]
-        ((ledger_stage, _, used),) = case.budget.uses
+        ((ledger_stage, _, used, _),) = case.budget.uses
         assert ledger_stage == pb.STAGE_PRIMARY
         assert used == pytest.approx(0.001)
         assert s.secondary.calls == 0
@@ -112,7 +112,7 @@ async def test_whatever_befalls_the_primary_the_secondary_answers(
         assert (answer.action, answer.source) == (pb.ACTION_NO_TRADE, pb.SOURCE_SECONDARY)
         assert case.degradations == [degradation]
         assert [attempt.replica for attempt in case.attempts] == ["primary", "secondary"]
-        assert [ledger_stage for ledger_stage, _, _ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
+        assert [ledger_stage for ledger_stage, *_ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
         assert case.budget.for_models(s.clock()) > 0
 
 
@@ -143,7 +143,10 @@ async def test_with_both_breakers_open_the_next_stage_is_asked_at_once() -> None
         assert await s.champion.answer(case) is None
         assert s.clock() == started
         assert case.degradations == [pb.DEGRADATION_PRIMARY_BREAKER_OPEN, pb.DEGRADATION_SECONDARY_BREAKER_OPEN]
-        assert case.budget.uses == []
+        assert case.budget.uses == [
+            (pb.STAGE_PRIMARY, 0.0, 0.0, pb.DEGRADATION_PRIMARY_BREAKER_OPEN),
+            (pb.STAGE_SECONDARY, 0.0, 0.0, pb.DEGRADATION_SECONDARY_BREAKER_OPEN),
+        ]
 
 
 async def test_a_full_replica_is_passed_over_without_a_retry() -> None:
@@ -172,6 +175,10 @@ async def test_without_time_no_replica_is_asked() -> None:
         case = s.case(timeout_seconds=0.0055)  # 5 ms are reserved
         assert await s.champion.answer(case) is None
         assert case.degradations == [pb.DEGRADATION_NO_TIME_FOR_MODEL]
+        assert [(stage, used, skipped) for stage, _, used, skipped in case.budget.uses] == [
+            (pb.STAGE_PRIMARY, 0.0, pb.DEGRADATION_NO_TIME_FOR_MODEL),
+            (pb.STAGE_SECONDARY, 0.0, pb.DEGRADATION_NO_TIME_FOR_MODEL),
+        ]
         assert (s.primary.calls, s.secondary.calls) == (0, 0)
 
 
@@ -191,7 +198,7 @@ async def test_the_first_attempt_gets_all_the_time_when_a_retry_could_not_finish
         s.secondary.latency.add(0.015)
         case = s.case(timeout_seconds=0.03)
         await s.champion.answer(case)
-        ((_, allowed, _),) = case.budget.uses
+        ((_, allowed, _, _),) = case.budget.uses
         assert allowed == pytest.approx(0.025 * 0.95)
 
 
@@ -249,8 +256,8 @@ async def test_however_the_replicas_behave_the_reserve_is_never_touched(
             answer = await s.champion.answer(case)
             elapsed = s.clock() - started
             assert elapsed <= max(0.0, timeout_seconds - case.budget.reserve_seconds) + 1e-9
-            assert sum(used for _, _, used in case.budget.uses) <= elapsed + 1e-9
-            assert all(used <= allowed + 1e-9 for _, allowed, used in case.budget.uses)
+            assert sum(used for _, _, used, _ in case.budget.uses) <= elapsed + 1e-9
+            assert all(used <= max(0.0, allowed) + 1e-9 for _, allowed, used, _ in case.budget.uses)
             assert [a.replica for a in case.attempts] in ([], ["primary"], ["secondary"], ["primary", "secondary"])
             assert answer is not None or case.degradations != []
             assert answer is None or 0 <= answer.score <= 1
@@ -271,7 +278,7 @@ async def test_a_hedge_leaves_when_the_first_attempt_takes_longer_than_most_and_
         assert s.clock() - started == pytest.approx(0.002 + 0.001), "the recent p95, then the secondary's time"
         assert case.degradations == [pb.DEGRADATION_PRIMARY_TIMEOUT]
         assert [(a.replica, a.outcome) for a in case.attempts] == [("primary", "ignored"), ("secondary", "success")]
-        assert [ledger_stage for ledger_stage, _, _ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
+        assert [ledger_stage for ledger_stage, *_ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
         await asyncio.sleep(0.01)
         assert s.primary.outcomes == {Outcome.SUCCESS: 21}, "the loser's batch counts for its replica"
 
