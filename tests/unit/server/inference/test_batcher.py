@@ -216,13 +216,14 @@ async def test_a_cancelled_row_leaves_the_queue() -> None:
         min_size=1,
         max_size=30,
     ),
+    poison=st.sets(st.integers(0, 29), max_size=5),
     slots=st.integers(1, 3),
     answer_every=st.integers(1, 4),
 )
 async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_answer(
-    rows: list[tuple[int, int | None]], slots: int, answer_every: int
+    rows: list[tuple[int, int | None]], poison: set[int], slots: int, answer_every: int
 ) -> None:
-    """`rows` holds (step of arrival, steps until cancelled or None) for each caller."""
+    """`rows` holds (step of arrival, steps until cancelled or None) for each caller; on some the model fails."""
     async with bench(BatcherSettings(slots=slots, max_rows=3, max_in_flight=8)) as b:
         waiting: dict[int, asyncio.Future[Result]] = {}
         answered = 0
@@ -234,19 +235,18 @@ async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_
                     waiting[number].cancel()
             await asyncio.sleep(0)
             if step % answer_every == 0 and answered < len(b.server.calls):
-                b.server.calls[answered].answer_each_its_own()
+                fail_if_poisoned(b.server.calls[answered], poison)
                 answered += 1
         await settle()
         while answered < len(b.server.calls):
-            b.server.calls[answered].answer_each_its_own()
+            fail_if_poisoned(b.server.calls[answered], poison)
             answered += 1
             await settle()
         for number, (_, leaves_after) in enumerate(rows):
-            if leaves_after is None:
-                assert waiting[number].result() == scored(number)
-            else:
-                assert waiting[number].cancelled() or waiting[number].result() == scored(number)
-        assert set(b.server.outcomes) <= {Outcome.SUCCESS}
+            expected = Outcome.MODEL_ERROR if number in poison else scored(number)
+            assert (leaves_after is not None and waiting[number].cancelled()) or waiting[number].result() == expected
+        assert set(b.server.outcomes) <= {Outcome.SUCCESS, Outcome.MODEL_ERROR}
+        assert b.batcher.queued == 0
 
 
 @pytest.mark.parametrize(

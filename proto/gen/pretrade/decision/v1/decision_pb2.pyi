@@ -579,7 +579,7 @@ class Order(_message.Message):
     """
     reduce_only: _builtins.bool
     """True when the order can only reduce an existing exposure. The caller vouches for it; trading state REDUCING lets only
-    such orders trade.
+    such orders trade, and under load part of the server's capacity is kept for them.
     """
     @_builtins.property
     def features(self) -> Global___FeatureVector:
