@@ -26,8 +26,8 @@ class AdmissionSettings(BaseModel):
     """Decisions under way at once, whatever the latency; a call beyond it is shed with RESOURCE_EXHAUSTED."""
     min_in_flight: int = Field(default=32, ge=1, le=1_000_000)
     """The limit never falls below this; a replica takes as long for one row as for a batch of this many."""
-    target_seconds: float = Field(default=0.015, gt=0, le=10)
-    """The limit falls while one call in ten takes longer, in seconds; below the deadline that most callers set."""
+    target_seconds: float = Field(default=0.02, gt=0, le=10)
+    """The limit falls while one call in ten takes longer, in seconds; to be shorter than most callers' deadlines."""
     reserved_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the limit that only reduce-only orders may use."""
 
@@ -104,8 +104,8 @@ class Admission:
         self._add(seconds)
 
     def dropped(self, allowed_seconds: float) -> None:
-        """Counts an admitted call for which the `allowed_seconds` were too short."""
-        if allowed_seconds >= self._settings.target_seconds / 2:
+        """Counts an admitted call whose `allowed_seconds` were too short; a quarter of the target would always be."""
+        if allowed_seconds > self._settings.target_seconds / 4:
             self._add(_DROPPED)
 
     def _add(self, seconds: float) -> None:

@@ -145,7 +145,7 @@ def test_a_call_granted_hardly_any_time_says_nothing() -> None:
     admission, clock = new_admission()
     for _ in range(100):
         clock.now += 0.01
-        admission.dropped(TARGET / 3)
+        admission.dropped(TARGET / 4)
     assert admission.limit == 100
 
 

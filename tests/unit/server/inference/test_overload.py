@@ -87,7 +87,9 @@ async def test_ten_times_the_load_leaves_goodput_at_capacity_and_passes_within_f
     await callers.send(10 * CAPACITY, seconds=2)  # the limit finds its place
     await callers.send(10 * CAPACITY, seconds=2)
     assert callers.scored >= 0.9 * CAPACITY * 2
-    assert callers.scored >= 0.9 * len(callers.times), "what is admitted is scored"
+    assert callers.scored >= 0.8 * len(callers.times), (
+        "most of what is admitted is scored, the rest is answered in time"
+    )
     assert np.quantile(callers.times, 0.99) <= TIMEOUT_SECONDS
     assert callers.admission.shed > 0
 
