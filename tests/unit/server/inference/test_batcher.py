@@ -408,6 +408,31 @@ async def test_closing_amid_a_split_answers_every_row() -> None:
         assert [row.result() for row in rows] == [Outcome.IGNORED] + [Outcome.OVERLOAD] * 3
 
 
+async def test_a_part_that_does_not_come_back_holds_up_neither_its_mates_nor_the_report() -> None:
+    async with bench(BatcherSettings(split_parts=2)) as b:
+        rows = [b.submit(number, 1.0) for number in range(2)]
+        (call,) = await b.calls(1)
+        call.fail(Outcome.MODEL_ERROR)
+        assert await rows[0] is Outcome.TIMEOUT
+        assert b.batcher.abandoned == 1
+        *_, part = await b.calls(3)
+        part.fail(Outcome.MODEL_ERROR)
+        assert await rows[1] is Outcome.MODEL_ERROR
+        assert b.server.outcomes == [Outcome.MODEL_ERROR]
+        b.server.calls[1].answer_each_its_own()
+        await settle()
+        assert (b.batcher.in_flight, len(b.server.outcomes)) == (0, 1)
+
+
+async def test_shadow_rows_are_split_as_well_so_that_one_order_cannot_spoil_the_comparison() -> None:
+    async with bench(BatcherSettings(max_rows=3)) as b:
+        rows = [b.batcher.submit_shadow(payload(number)) for number in range(3)]
+        await answer_all(b, {1})
+        results = [row.result() for row in rows if row is not None]
+        assert results == [scored(0), Outcome.MODEL_ERROR, scored(2)]
+        assert b.server.outcomes == [Outcome.SUCCESS]
+
+
 async def test_with_one_part_nothing_is_sent_again() -> None:
     async with bench(BatcherSettings(split_parts=1)) as b:
         rows = [b.submit(number) for number in range(2)]
