@@ -37,8 +37,13 @@ class Budget:
         self.deadline = deadline
         self.reserve_seconds = reserve_seconds
         """What model attempts may not touch."""
-        self.uses: list[tuple[pb.Stage.ValueType, float, float]] = []
-        """(stage, seconds allowed, seconds used) in the order the stages ran."""
+        self.uses: list[tuple[pb.Stage.ValueType, float, float, pb.Degradation.ValueType]] = []
+        """(stage, seconds allowed, seconds used, why it was skipped or UNSPECIFIED) in the order of the stages."""
+
+    @property
+    def allowed(self) -> float:
+        """Seconds from arrival to the deadline."""
+        return self.deadline - self.arrived
 
     def remaining(self, now: float) -> float:
         """Seconds to the deadline; negative when it has passed."""
@@ -50,4 +55,8 @@ class Budget:
 
     def charge(self, stage: pb.Stage.ValueType, allowed_seconds: float, used_seconds: float) -> None:
         """Writes down what a stage was allowed and used."""
-        self.uses.append((stage, allowed_seconds, used_seconds))
+        self.uses.append((stage, allowed_seconds, used_seconds, pb.DEGRADATION_UNSPECIFIED))
+
+    def skip(self, stage: pb.Stage.ValueType, allowed_seconds: float, reason: pb.Degradation.ValueType) -> None:
+        """Writes down that a stage was passed over, and what it would have been allowed."""
+        self.uses.append((stage, allowed_seconds, 0.0, reason))

@@ -91,6 +91,7 @@ class CachedScores:
         """The remembered score, if it is young enough and features and mid have not moved too far."""
         if not self._enabled():
             case.degradations.append(pb.DEGRADATION_CACHED_SCORE_OFF)
+            case.budget.skip(pb.STAGE_CACHED_SCORE, 0.0, pb.DEGRADATION_CACHED_SCORE_OFF)
             return None
         started = self._clock()
         kept = self._eligible(case, started)

@@ -1,16 +1,38 @@
 """The fallback chain: the best source still standing answers.
 
-primary and secondary model → cached score → rules baseline → abstain. Each stage either answers or notes in the case
-why it could not, and the next one is asked. Abstaining needs nothing and therefore never fails.
+model (primary, secondary) → cached score → rules baseline → abstain, unless the settings say otherwise. Each stage
+either answers or notes in the case why it could not, and the next one is asked. Abstaining needs nothing and therefore
+never fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
+
+StageName = Literal["model", "cached_score", "rules"]
+"""What a stage is called in the settings."""
+
+
+class ChainSettings(BaseModel):
+    """Who may answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    stages: tuple[StageName, ...] = Field(default=("model", "cached_score", "rules"), min_length=1)
+    """Stages in the order they are asked, a JSON list; one that is not named never answers. Abstain comes last."""
+
+    @field_validator("stages")
+    @classmethod
+    def _each_once(cls, stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+        if len(set(stages)) < len(stages):
+            raise ValueError(f"a stage is named twice: {', '.join(stages)}")
+        return stages
 
 
 class Stage(Protocol):

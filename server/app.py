@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from fallback.cached_score import CachedScores
-from fallback.chain import Chain
+from fallback.chain import Chain, Stage, StageName
 from fallback.guards import Guards
 from fallback.rules import RulesBaseline
 from feature_cache.l1 import FeatureCache
@@ -136,8 +136,21 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         time.time_ns,
     )
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
-    champion = Champion(primary, secondary, RetryBudget(settings.retry, clock), settings.budget, clock, uniform)
-    admission = Admission(settings.admission)
+    champion = Champion(
+        primary,
+        secondary,
+        RetryBudget(settings.retry, clock),
+        settings.retry.hedge,
+        settings.budget,
+        clock,
+        uniform,
+    )
+    stages: dict[StageName, Stage] = {
+        "model": champion,
+        "cached_score": cached_scores,
+        "rules": RulesBaseline(settings.rules, clock),
+    }
+    admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
     dataplane = DataPlane(
@@ -145,7 +158,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         idempotency=idempotency,
         feature_cache=feature_cache,
         max_feature_age_seconds=settings.features.max_age_seconds,
-        chain=Chain((champion, cached_scores, RulesBaseline(settings.rules, clock))),
+        chain=Chain([stages[name] for name in settings.chain.stages]),
         cached_scores=cached_scores,
         guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
         journal=journal,

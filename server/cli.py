@@ -284,7 +284,11 @@ def _decision_table(decision: decision_pb2.Decision) -> Table:
         table.add_row("model", f"{decision.model_name} {decision.model_version}")
     if decision.HasField("feature_age"):
         table.add_row("feature age", _milliseconds(decision.feature_age))
-    stages = ", ".join(f"{enum_name(decision_pb2.Stage, use.stage)} {use.used_us} µs" for use in decision.budget.stages)
+    stages = ", ".join(
+        f"{enum_name(decision_pb2.Stage, use.stage)} "
+        + (f"skipped ({enum_name(decision_pb2.Degradation, use.skipped)})" if use.skipped else f"{use.used_us} µs")
+        for use in decision.budget.stages
+    )
     table.add_row("budget", f"{decision.budget.used_us} of {decision.budget.allowed_us} µs: {stages}")
     table.add_row("decision id", decision.decision_id)
     return table

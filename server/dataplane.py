@@ -40,6 +40,17 @@ _PROBLEMS = {
     pb.REASON_CODE_BOOK_UNKNOWN: pb.DEGRADATION_BOOK_UNKNOWN,
 }
 
+_OUT_OF_TIME = frozenset(
+    (
+        pb.DEGRADATION_NO_TIME_FOR_MODEL,
+        pb.DEGRADATION_PRIMARY_TIMEOUT,
+        pb.DEGRADATION_SECONDARY_TIMEOUT,
+        pb.DEGRADATION_PRIMARY_OVERLOADED,
+        pb.DEGRADATION_SECONDARY_OVERLOADED,
+    )
+)
+"""What keeps a model from answering when too many ask it at once."""
+
 
 class DataPlane:
     """Decides orders.
@@ -112,7 +123,7 @@ class DataPlane:
             self._metrics.late += 1
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
         budget = Budget(arrived, deadline, self._reserve_seconds)
-        with self._admission:
+        with self._admission.admit(order.reduce_only):
             if not order.message.idempotency_key:
                 return await self._decide(order, budget)
             try:
@@ -167,9 +178,10 @@ class DataPlane:
     ) -> pb.Decision:
         """Writes the packet and returns the decision once it is on disk; ABSTAIN where that fails or takes too long."""
         started = self._clock()
+        durable_until = case.budget.deadline - self._reply_reserve_seconds
         decision = record.decision(case, answer, action, reasons, self._new_id(), started, time.time_ns())
         try:
-            async with asyncio.timeout_at(case.budget.deadline - self._reply_reserve_seconds):
+            async with asyncio.timeout_at(durable_until):
                 await self._journal.append(self._packets.packet(case, answer, decision, started))
         except JournalError:
             self._abstain_unaudited(decision, pb.REASON_CODE_AUDIT_UNAVAILABLE)
@@ -182,9 +194,10 @@ class DataPlane:
             self._note_reply(decision, "cancelled")
             raise
         now = self._clock()
-        record.charge_audit(decision, case.budget, started, now)
+        record.charge_audit(decision, case.budget, durable_until - started, started, now)
         if now >= case.budget.deadline:
             self._metrics.late += 1
+            self._admission.dropped(case.budget.allowed)
             self._note_reply(decision, "deadline")
             raise DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
         return decision
@@ -206,12 +219,17 @@ class DataPlane:
             self._journal.append(self._packets.unconfirmed(decision.decision_id, cause))
 
     def _after(self, case: Case, answer: Answer, decision: pb.Decision) -> None:
-        """What can wait until the decision is durable: cached score, shadow, metrics, the debug line."""
+        """What can wait until the decision is durable: cached score, shadow, admission, metrics, the debug line."""
         if record.is_from_model(answer.source):
             self._cached_scores.remember(case, answer, decision.decision_id)
         if case.features is not None and self._shadow_on():
             self._shadow.mirror(case.features, answer.score, answer.threshold)
-        self._metrics.observe(case, decision, self._clock())
+        now = self._clock()
+        if not record.is_from_model(answer.source) and not _OUT_OF_TIME.isdisjoint(case.degradations):
+            self._admission.dropped(case.budget.allowed)
+        else:
+            self._admission.answered(now - case.budget.arrived)
+        self._metrics.observe(case, decision, now)
         if self._log_decisions:
             _log_decision(case, decision)
 

@@ -68,6 +68,11 @@ class DecisionMetrics:
         self.latency = Histogram()
         """Arrival to the reply's hand-over."""
         self.stages: dict[int, Histogram] = {stage: Histogram() for stage in pb.Stage.values()}
+        """Seconds used, by stage."""
+        self.allowances: dict[int, Histogram] = {stage: Histogram() for stage in pb.Stage.values()}
+        """Seconds allowed, by stage."""
+        self.skips: Counter[tuple[int, int]] = Counter()
+        """By (stage, why it was passed over)."""
         self.commits = Histogram()
         """Journal commits."""
         self.late = 0
@@ -85,9 +90,12 @@ class DecisionMetrics:
         for degradation in case.degradations:
             self.degradations[degradation] += 1
         self.latency.observe(now - case.budget.arrived)
-        stages = self.stages
-        for stage, _, used in case.budget.uses:
-            stages[stage].observe(used)
+        for stage, allowed, used, skipped in case.budget.uses:
+            if skipped:
+                self.skips[stage, skipped] += 1
+            else:
+                self.stages[stage].observe(used)
+                self.allowances[stage].observe(allowed)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""
@@ -146,11 +154,19 @@ class ServerCollector(Collector):
         latency = HistogramMetricFamily("pretrade_decision_seconds", "Arrival to hand-over of the reply.")
         latency.add_metric((), *metrics.latency.buckets())
         yield latency
-        stages = HistogramMetricFamily("pretrade_stage_seconds", "Time used by a stage.", labels=("stage",))
-        for stage, histogram in metrics.stages.items():
-            if stage:
-                stages.add_metric((_short(pb.Stage, stage),), *histogram.buckets())
-        yield stages
+        for name, documentation, histograms in (
+            ("pretrade_stage_seconds", "Time used by a stage.", metrics.stages),
+            ("pretrade_stage_allowed_seconds", "Time allowed to a stage.", metrics.allowances),
+        ):
+            stages = HistogramMetricFamily(name, documentation, labels=("stage",))
+            for stage, histogram in histograms.items():
+                if stage:
+                    stages.add_metric((_short(pb.Stage, stage),), *histogram.buckets())
+            yield stages
+        skips = CounterMetricFamily("pretrade_stage_skips", "Stages passed over.", labels=("stage", "reason"))
+        for (stage, why), count in metrics.skips.items():
+            skips.add_metric((_short(pb.Stage, stage), _short(pb.Degradation, why)), count)
+        yield skips
         yield CounterMetricFamily("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.", metrics.late)
         yield CounterMetricFamily("pretrade_cancelled", "Calls whose caller had gone.", metrics.cancelled)
         errors = CounterMetricFamily("pretrade_errors", "Calls that got no decision.", labels=("reason",))
@@ -158,6 +174,7 @@ class ServerCollector(Collector):
             errors.add_metric((reason,), count)
         yield errors
         yield GaugeMetricFamily("pretrade_in_flight", "Decisions under way.", self._admission.in_flight)
+        yield GaugeMetricFamily("pretrade_admission_limit", "Decisions that may be under way.", self._admission.limit)
         yield CounterMetricFamily("pretrade_shed", "Calls refused by admission.", self._admission.shed)
         yield CounterMetricFamily("pretrade_idempotent_repeats", "Calls answered again.", self._idempotency.repeated)
 
@@ -166,6 +183,9 @@ class ServerCollector(Collector):
             "pretrade_replica_batches", "Batches and probes by outcome.", labels=("replica", "outcome")
         )
         rows = CounterMetricFamily("pretrade_replica_rows", "Rows scored.", labels=("replica",))
+        splits = CounterMetricFamily(
+            "pretrade_replica_splits", "Batches that failed as a whole and were sent in parts.", labels=("replica",)
+        )
         in_flight = GaugeMetricFamily(
             "pretrade_replica_in_flight", "Batches in flight, abandoned ones included.", labels=("replica",)
         )
@@ -184,13 +204,14 @@ class ServerCollector(Collector):
             for entered, count in replica.transitions.items():
                 transitions.add_metric((replica.name, entered.value), count)
             rows.add_metric(name, replica.batcher.rows)
+            splits.add_metric(name, replica.batcher.splits)
             in_flight.add_metric(name, replica.batcher.in_flight)
             abandoned.add_metric(name, replica.batcher.abandoned)
             queued.add_metric(name, replica.batcher.queued)
             state.add_metric(name, _STATES[replica.breaker.state])
             healthy.add_metric(name, replica.healthy)
             p95.add_metric(name, replica.latency.p95)
-        yield from (outcomes, rows, in_flight, abandoned, queued, state, transitions, healthy, p95)
+        yield from (outcomes, rows, splits, in_flight, abandoned, queued, state, transitions, healthy, p95)
 
     def _shadow_families(self) -> Iterator[Metric]:
         shadow = self._shadow

@@ -44,20 +44,17 @@ def decision(
         message.feature_age.FromNanoseconds(int(case.feature_age_seconds * 1e9))
     message.decided_at.seconds, message.decided_at.nanos = divmod(wall_ns, 1_000_000_000)
     budget = message.budget
-    budget.allowed_us = _microseconds(case.budget.deadline - case.budget.arrived)
-    for stage, allowed, used in case.budget.uses:
-        budget.stages.add(stage=stage, allowed_us=_microseconds(allowed), used_us=_microseconds(used))
+    budget.allowed_us = _microseconds(case.budget.allowed)
+    for use in case.budget.uses:
+        _add_use(budget, use)
     budget.used_us = _microseconds(now - case.budget.arrived)
     return message
 
 
-def charge_audit(message: pb.Decision, budget: Budget, started: float, now: float) -> None:
-    """Adds the cost of the durable audit to a reply."""
-    message.budget.stages.add(
-        stage=pb.STAGE_AUDIT,
-        allowed_us=_microseconds(budget.remaining(started)),
-        used_us=_microseconds(now - started),
-    )
+def charge_audit(message: pb.Decision, budget: Budget, allowed: float, started: float, now: float) -> None:
+    """Adds the cost of the durable audit to the ledger and the reply."""
+    budget.charge(pb.STAGE_AUDIT, allowed, now - started)
+    _add_use(message.budget, budget.uses[-1])
     message.budget.used_us = _microseconds(now - budget.arrived)
 
 
@@ -115,6 +112,11 @@ class PacketWriter:
 def is_from_model(source: pb.Source.ValueType) -> bool:
     """True when a replica gave the score just now."""
     return source in _MODEL_SOURCES
+
+
+def _add_use(message: pb.Budget, use: tuple[pb.Stage.ValueType, float, float, pb.Degradation.ValueType]) -> None:
+    stage, allowed, used, skipped = use
+    message.stages.add(stage=stage, allowed_us=_microseconds(allowed), used_us=_microseconds(used), skipped=skipped)
 
 
 def _microseconds(seconds: float) -> int:

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScoreSettings
+from fallback.chain import ChainSettings
 from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
 from feature_cache.l1 import FeatureCacheSettings
@@ -165,6 +166,7 @@ class Settings(BaseSettings):
     stream: StreamSettings = StreamSettings()
     features: FeatureSettings = FeatureSettings()
     feature_cache: FeatureCacheSettings = FeatureCacheSettings()
+    chain: ChainSettings = ChainSettings()
     cached_score: CachedScoreSettings = CachedScoreSettings()
     rules: RulesSettings = RulesSettings()
     guards: GuardSettings = GuardSettings()

@@ -203,7 +203,9 @@ def _cost(budget: pb.Budget) -> RenderableType:
             _short(pb.Stage.Name(use.stage), "STAGE_"),
             _milliseconds(use.used_us),
             _milliseconds(use.allowed_us),
-            "█" * min(width, _BAR_WIDTH) or "▏",
+            _short(pb.Degradation.Name(use.skipped), "DEGRADATION_")
+            if use.skipped
+            else "█" * min(width, _BAR_WIDTH) or "▏",
         )
     return table
 

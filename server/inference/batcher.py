@@ -6,6 +6,9 @@ a free slot (there is no timer): a batch leaves as soon as one is free, and the 
 A caller waits on its own row with its own deadline and never owns the batch's call: whoever gives up or is cancelled
 leaves its batch mates alone. A batch that does not come back is *abandoned*, not cancelled: its slot is free again, but
 it counts against the cap until the call really ends.
+
+A batch that fails as a whole because of what it holds is *split*: sent once more, in parts, so that one poison row
+cannot fail its mates.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -49,6 +54,9 @@ class BatcherSettings(BaseModel):
     max_patience_seconds: float = Field(default=0.05, gt=0, le=10)
     """A batch is abandoned at the latest after this, in seconds; in between after four times the recent p95."""
 
+    split_parts: int = Field(default=8, ge=1, le=64)
+    """Parts in which a batch that failed as a whole is sent once more; 1 for not at all."""
+
     @model_validator(mode="after")
     def _bounds_fit(self) -> BatcherSettings:
         if self.slots > self.max_in_flight:
@@ -74,6 +82,10 @@ Report = Callable[[Outcome, float], None]
 """Reports a batch's outcome and its time in seconds."""
 
 
+_BLAMES_CONTENT: Final = frozenset((Outcome.MODEL_ERROR, Outcome.BAD_ANSWER))
+"""Failures that one row of a batch can cause."""
+
+
 class _Row:
     __slots__ = ("deadline", "future", "payload", "timer")
 
@@ -87,18 +99,55 @@ class _Row:
 class _Flight:
     """One batch under way."""
 
-    __slots__ = ("abandoned", "report", "rows", "started", "timer")
+    __slots__ = ("abandoned", "divisible", "report", "rows", "started", "timer")
 
-    def __init__(self, rows: list[_Row], started: float, report: Report) -> None:
+    def __init__(self, rows: list[_Row], started: float, report: Report, divisible: bool) -> None:
         self.rows = rows
         self.started = started
-        self.report = report
+        self.report: Report | None = report
+        """None once its parts report in its place."""
+        self.divisible = divisible
+        """True when it may be split: a part may not."""
         self.abandoned = False
         self.timer: asyncio.TimerHandle | None = None
 
 
+class _Split:
+    """A batch that failed as a whole and is sent once more in parts. To the breaker it stays one batch.
+
+    SUCCESS as soon as a part succeeds: the replica is sound and some of the rows are not. Its own failure when every
+    part has ended and none did, so a model that is really broken counts as it would without the split.
+    """
+
+    __slots__ = ("_open_parts", "_outcome", "_report", "_seconds", "_settled")
+
+    def __init__(self, report: Report, outcome: Outcome, seconds: float, parts: int) -> None:
+        self._report = report
+        self._outcome = outcome
+        self._seconds = seconds
+        self._open_parts = parts
+        self._settled = False
+
+    def part_ended(self, outcome: Outcome, seconds: float) -> None:
+        """Counts one part's outcome."""
+        self._open_parts -= 1
+        if self._settled:
+            return
+        if outcome is Outcome.SUCCESS:
+            self._settled = True
+            self._report(outcome, seconds)
+        elif not self._open_parts:
+            self._settled = True
+            self._report(self._outcome, self._seconds)
+
+
 class MicroBatcher:
     """Coalesces rows for one replica, earliest deadline first, live rows before shadow rows.
+
+    A split costs at most `split_parts` further calls and lasts no longer than its rows' deadlines: a part is never
+    split again, and leaves only with the rows that somebody still waits for and that can still make it. In a batch of
+    up to `split_parts` rows exactly the poison rows fail, however many they are; in a larger one of n rows a poison row
+    takes at most ceil(n / split_parts) - 1 mates with it, which may be retried elsewhere.
 
     Args:
         send: Scores a batch of payloads; raises `BatchFailedError`.
@@ -122,6 +171,7 @@ class MicroBatcher:
         self._settings = settings
         self._clock = clock
         self._live: list[tuple[float, int, _Row]] = []
+        self._parts: deque[tuple[list[_Row], _Split]] = deque()
         self._shadow: deque[_Row] = deque()
         self._shadow_due = False
         self._shadow_timer: asyncio.TimerHandle | None = None
@@ -137,6 +187,8 @@ class MicroBatcher:
         """Rows that got a score while somebody waited for it."""
         self.shed = 0
         """Shadow rows dropped because the queue was full."""
+        self.splits = 0
+        """Batches that failed as a whole and were sent once more in parts."""
 
     @property
     def in_flight(self) -> int:
@@ -151,7 +203,7 @@ class MicroBatcher:
     @property
     def queued(self) -> int:
         """Rows waiting for a slot, given-up ones included until their turn comes."""
-        return len(self._live) + len(self._shadow)
+        return len(self._live) + len(self._shadow) + sum(len(rows) for rows, _ in self._parts)
 
     @property
     def full(self) -> bool:
@@ -160,8 +212,8 @@ class MicroBatcher:
 
     @property
     def expected_seconds(self) -> float:
-        """Expected time to a score for a row that arrives now: full batches ahead of it, then its own."""
-        batches_ahead = len(self._live) // self._settings.max_rows / self._settings.slots
+        """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
+        batches_ahead = (len(self._parts) + len(self._live) // self._settings.max_rows) / self._settings.slots
         waits = self._active >= self._settings.slots
         return self._latency.p50 * (batches_ahead + 1 + 0.5 * waits)
 
@@ -210,9 +262,10 @@ class MicroBatcher:
             self._shadow_timer.cancel()
         for _, _, row in self._live:
             _resolve(row, Outcome.OVERLOAD)
-        for row in self._shadow:
+        for row in (*self._shadow, *(row for rows, _ in self._parts for row in rows)):
             _resolve(row, Outcome.OVERLOAD)
         self._live.clear()
+        self._parts.clear()
         self._shadow.clear()
         tasks = list(self._flights.values())
         for task in tasks:
@@ -238,10 +291,23 @@ class MicroBatcher:
         self._pump_scheduled = False
         settings = self._settings
         while self._active < settings.slots and self.in_flight < settings.max_in_flight and not self._closed:
+            if self._parts:
+                self._depart_part()
+                continue
             rows = self._take()
             if not rows:
                 return
-            self._depart(rows)
+            self._depart(_Flight(rows, self._clock(), self._begin(), divisible=settings.split_parts > 1))
+
+    def _depart_part(self) -> None:
+        """Sends the next part of a split batch, unless nobody waits for it any more."""
+        rows, split = self._parts.popleft()
+        earliest_useful = self._clock() + self._latency.p50
+        rows = [row for row in rows if _is_worth_sending(row, earliest_useful)]
+        if rows:
+            self._depart(_Flight(rows, self._clock(), split.part_ended, divisible=False))
+        else:
+            split.part_ended(Outcome.IGNORED, 0.0)
 
     def _take(self) -> list[_Row]:
         """The next batch: live rows by deadline, or shadow rows when none of those waits."""
@@ -249,21 +315,16 @@ class MicroBatcher:
         earliest_useful = self._clock() + self._latency.p50
         while self._live and len(rows) < self._settings.max_rows:
             _, _, row = heapq.heappop(self._live)
-            if row.future.done():
-                continue
-            if row.deadline < earliest_useful:
-                _resolve(row, Outcome.TIMEOUT)
-                continue
-            rows.append(row)
+            if _is_worth_sending(row, earliest_useful):
+                rows.append(row)
         if not rows and self._shadow_due:
             while self._shadow and len(rows) < self._settings.max_rows:
                 rows.append(self._shadow.popleft())
             self._shadow_due = bool(self._shadow)
         return rows
 
-    def _depart(self, rows: list[_Row]) -> None:
+    def _depart(self, flight: _Flight) -> None:
         """Sends one batch."""
-        flight = _Flight(rows, self._clock(), self._begin())
         self._active += 1
         self._watch(flight)
         self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
@@ -275,6 +336,8 @@ class MicroBatcher:
             outcome = self._hand_out(flight.rows, await self._send([row.payload for row in flight.rows]))
         except BatchFailedError as failure:
             outcome = failure.outcome
+            if outcome in _BLAMES_CONTENT and flight.divisible and not flight.abandoned:
+                self._split(flight, outcome)
         except Exception:
             # A fault of ours. Counted, so that the breaker bounds how often it happens; the next stage answers.
             _log.exception("batch failed unexpectedly")
@@ -293,6 +356,20 @@ class MicroBatcher:
                 _resolve(row, Outcome.BAD_ANSWER)
         return outcome
 
+    def _split(self, flight: _Flight, outcome: Outcome) -> None:
+        """Queues a failed batch's rows once more, in parts, those with the earliest deadlines first."""
+        waiting = [row for row in flight.rows if not row.future.done()]
+        if len(flight.rows) == 1 or not waiting or self._closed:
+            return
+        count = min(len(waiting), self._settings.split_parts)
+        edges = [len(waiting) * part // count for part in range(count + 1)]
+        assert flight.report is not None
+        split = _Split(flight.report, outcome, self._clock() - flight.started, count)
+        self._parts.extend((waiting[start:end], split) for start, end in pairwise(edges))
+        flight.rows = []
+        flight.report = None
+        self.splits += 1
+
     def _land(self, flight: _Flight, outcome: Outcome) -> None:
         """Ends a batch's account: its slot is free and no row of it stays without a result."""
         del self._flights[flight]
@@ -309,7 +386,8 @@ class MicroBatcher:
             if outcome is Outcome.SUCCESS:
                 self.batches += 1
                 self._latency.add(seconds)
-            flight.report(outcome, seconds)
+            if flight.report is not None:
+                flight.report(outcome, seconds)
         self._schedule_pump(asyncio.get_running_loop())
 
     def _watch(self, flight: _Flight) -> None:
@@ -333,8 +411,19 @@ class MicroBatcher:
         self._latency.add(seconds)
         for row in flight.rows:
             _resolve(row, Outcome.TIMEOUT)
-        flight.report(Outcome.TIMEOUT, seconds)
+        if flight.report is not None:
+            flight.report(Outcome.TIMEOUT, seconds)
         self._schedule_pump(asyncio.get_running_loop())
+
+
+def _is_worth_sending(row: _Row, earliest_useful: float) -> bool:
+    """True when somebody waits for the row and an answer can be there in time; answers it TIMEOUT when it cannot."""
+    if row.future.done():
+        return False
+    if row.deadline < earliest_useful:
+        _resolve(row, Outcome.TIMEOUT)
+        return False
+    return True
 
 
 def _resolve(row: _Row, result: Result) -> bool:

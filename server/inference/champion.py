@@ -1,14 +1,16 @@
-"""First stage of the chain: the champion model, on the primary, with exactly one retry on the secondary."""
+"""First stage of the chain: the champion model, on the primary, with one retry or hedge on the secondary."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.batcher import Scored
+from server.inference.batcher import Result, Scored
+from server.inference.latency import LatencyWindow
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
 
@@ -51,9 +53,14 @@ class Champion:
     A replica that is full or whose breaker is open is passed over, which costs nothing. The first attempt is made where
     the expected time fits into the attempt's, the second where the p95 fits too and the retry budget grants it.
 
+    Hedging makes the second attempt before the first has ended: as soon as that takes longer than the recent p95 of
+    first attempts. The first usable score wins and the other attempt is given up: it leaves its queue, or its batch
+    goes on and counts for its replica. In the ledger the first attempt's stage ends where the hedge's begins.
+
     Args:
         primary, secondary: Replicas that serve the same model.
-        retry_budget: Bounds the retries.
+        retry_budget: Bounds retries and hedges together.
+        hedge: Whether to hedge.
         budget_settings: How the time left is divided between the attempts.
         clock: Monotonic seconds, the event loop's own.
         random: Uniform in [0, 1), jitters the attempts' time so that timeouts do not come in waves.
@@ -64,6 +71,7 @@ class Champion:
         primary: Replica,
         secondary: Replica,
         retry_budget: RetryBudget,
+        hedge: bool,
         budget_settings: BudgetSettings,
         clock: Callable[[], float],
         random: Callable[[], float],
@@ -73,6 +81,9 @@ class Champion:
             _Seat(secondary, pb.SOURCE_SECONDARY, pb.STAGE_SECONDARY, pb.DEGRADATION_SECONDARY_BREAKER_OPEN, 1),
         )
         self._retry_budget = retry_budget
+        self._hedge = hedge
+        self._first_attempts = LatencyWindow(clock, prior_seconds=0.005)
+        """Time of first attempts while hedging, of those given up until then."""
         self._first_share = budget_settings.first_attempt_share
         self._clock = clock
         self._random = random
@@ -90,17 +101,20 @@ class Champion:
             allowed = self._allowance(case.budget.for_models(now), seats[place + 1 :])
             needed = max(batcher.expected_seconds, seat.replica.latency.p95) if tried else batcher.expected_seconds
             if batcher.full:
-                case.degradations.append(_FAILURE[Outcome.OVERLOAD][seat.failure_index])
+                _pass_over(case, seat, allowed, _FAILURE[Outcome.OVERLOAD][seat.failure_index])
             elif allowed < needed:
-                if pb.DEGRADATION_NO_TIME_FOR_MODEL not in case.degradations:
-                    case.degradations.append(pb.DEGRADATION_NO_TIME_FOR_MODEL)
+                _pass_over(case, seat, allowed, pb.DEGRADATION_NO_TIME_FOR_MODEL)
             elif tried and not self._retry_budget.try_take():
-                case.degradations.append(pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
+                _pass_over(case, seat, allowed, pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
             else:
                 if not tried:
                     self._retry_budget.count_attempt()
-                answer = await self._attempt(case, seat, payload, now, allowed)
-                if answer is not None:
+                hedged = False
+                if self._hedge and not tried and place + 1 < len(seats):
+                    answer, hedged = await self._hedged_attempt(case, seat, seats[place + 1], payload, now, allowed)
+                else:
+                    answer = await self._attempt(case, seat, payload, now, allowed)
+                if answer is not None or hedged:
                     return answer
                 tried = True
         return None
@@ -112,7 +126,7 @@ class Champion:
             if seat.replica.available:
                 seats.append(seat)
             else:
-                case.degradations.append(seat.breaker_open)
+                _pass_over(case, seat, 0.0, seat.breaker_open)
         return seats
 
     def _allowance(self, left: float, others: Sequence[_Seat]) -> float:
@@ -126,6 +140,51 @@ class Champion:
         result = await seat.replica.batcher.submit(payload, now + allowed)
         used = self._clock() - now
         case.budget.charge(seat.stage, allowed, used)
+        return self._outcome(case, seat, result, used)
+
+    async def _hedged_attempt(
+        self, case: Case, seat: _Seat, spare: _Seat, payload: bytes, now: float, allowed: float
+    ) -> tuple[Answer | None, bool]:
+        """The first attempt, and beside it a second one should it take long. True when there was a second one."""
+        patience = min(allowed, self._first_attempts.p95)
+        first = seat.replica.batcher.submit(payload, now + allowed)
+        hedge: asyncio.Future[Result] | None = None
+        try:
+            await asyncio.wait((first,), timeout=patience)
+            hedged_at = self._clock()
+            hedge_allowed = max(now + allowed - hedged_at, self._allowance(case.budget.for_models(hedged_at), ()))
+            if not first.done() and self._may_hedge(spare, hedge_allowed):
+                hedge = spare.replica.batcher.submit(payload, hedged_at + hedge_allowed)
+                await asyncio.wait((first, hedge), return_when=asyncio.FIRST_COMPLETED)
+                if not any(future.done() and isinstance(future.result(), Scored) for future in (first, hedge)):
+                    await asyncio.wait((first, hedge))
+            else:
+                await first
+        finally:
+            first.cancel()
+            if hedge is not None:
+                hedge.cancel()
+        ended_at = self._clock()
+        self._first_attempts.add(ended_at - now)
+        if hedge is None:
+            case.budget.charge(seat.stage, allowed, ended_at - now)
+            return self._outcome(case, seat, first.result(), ended_at - now), False
+        case.budget.charge(seat.stage, patience, hedged_at - now)
+        case.budget.charge(spare.stage, hedge_allowed, ended_at - hedged_at)
+        if first.cancelled():
+            case.degradations.append(_FAILURE[Outcome.TIMEOUT][seat.failure_index])
+        first_answer = self._outcome(case, seat, None if first.cancelled() else first.result(), ended_at - now)
+        hedge_answer = self._outcome(case, spare, None if hedge.cancelled() else hedge.result(), ended_at - hedged_at)
+        return first_answer or hedge_answer, True
+
+    def _may_hedge(self, spare: _Seat, allowed: float) -> bool:
+        """True when the other replica can be expected to answer in time and the budget grants it; takes it then."""
+        needed = max(spare.replica.batcher.expected_seconds, spare.replica.latency.p95)
+        return not spare.replica.batcher.full and needed <= allowed and self._retry_budget.try_take()
+
+    @staticmethod
+    def _outcome(case: Case, seat: _Seat, result: Result | None, used: float) -> Answer | None:
+        """Writes an attempt's result into the case; None when it was given up because the other one had answered."""
         if isinstance(result, Scored):
             model = result.model
             case.attempts.append(Attempt(seat.replica.name, Outcome.SUCCESS.value, used, model.version))
@@ -133,6 +192,16 @@ class Champion:
             return Answer(
                 action, seat.source, reason, result.score, model.threshold, model.name, model.version, model.expires_at
             )
+        if result is None:
+            case.attempts.append(Attempt(seat.replica.name, Outcome.IGNORED.value, used, ""))
+            return None
         case.attempts.append(Attempt(seat.replica.name, result.value, used, ""))
         case.degradations.append(_FAILURE[result][seat.failure_index])
         return None
+
+
+def _pass_over(case: Case, seat: _Seat, allowed: float, reason: pb.Degradation.ValueType) -> None:
+    """Notes in ledger and case why a replica was not asked."""
+    case.budget.skip(seat.stage, allowed, reason)
+    if reason not in case.degradations:
+        case.degradations.append(reason)

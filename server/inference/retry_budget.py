@@ -1,4 +1,4 @@
-"""The retry budget: a share of recent traffic, so that retries can never multiply an outage."""
+"""The retry budget: a share of recent traffic, so that second attempts can never multiply an outage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS: Final = 10
 
 
 class RetrySettings(BaseModel):
-    """How much may be retried."""
+    """How many second attempts there may be. A hedge is one, and counts like a retry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -19,6 +19,8 @@ class RetrySettings(BaseModel):
     """Retries allowed per first attempt of the last 10 s."""
     per_second: float = Field(default=1.0, ge=0, le=1_000)
     """Retries allowed on top, per second."""
+    hedge: bool = False
+    """Ask the other replica as well when the first attempt takes longer than the recent p95; the first score wins."""
 
 
 class RetryBudget:

@@ -59,7 +59,7 @@ async def test_the_remembered_score_answers_with_its_provenance(cache: CachedSco
     assert (answer.score, answer.threshold, answer.model_version) == (0.75, 0.5, "v1")
     assert (answer.model_expires_at, answer.cached_from) == (1_900_000_000, "decision-1")
     assert case.degradations == []
-    assert [stage for stage, _, _ in case.budget.uses] == [pb.STAGE_CACHED_SCORE]
+    assert [stage for stage, *_ in case.budget.uses] == [pb.STAGE_CACHED_SCORE]
 
 
 async def test_a_remembered_score_below_the_threshold_is_no_trade(cache: CachedScores) -> None:

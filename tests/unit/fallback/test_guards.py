@@ -43,7 +43,7 @@ def objections(made: Guards, case: Case, answer: Answer = TRADE) -> tuple[int, l
 def test_without_an_objection_the_answer_stands() -> None:
     case = new_case()
     assert objections(guards(), case) == (pb.ACTION_TRADE, [])
-    assert [stage for stage, _, _ in case.budget.uses] == [pb.STAGE_GUARDS]
+    assert [stage for stage, *_ in case.budget.uses] == [pb.STAGE_GUARDS]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ async def test_a_calm_and_balanced_book_is_a_trade() -> None:
         pb.REASON_CODE_RULES_PASSED,
     )
     assert math.isnan(answer.score)
-    assert [stage for stage, _, _ in case.budget.uses] == [pb.STAGE_RULES]
+    assert [stage for stage, *_ in case.budget.uses] == [pb.STAGE_RULES]
 
 
 async def test_the_limits_themselves_pass() -> None:

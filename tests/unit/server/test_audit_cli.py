@@ -36,6 +36,7 @@ def decision(decision_id: str) -> packet_pb2.JournalEntry:
     answer.decided_at.FromNanoseconds(1_700_000_000_123_456_789)
     answer.budget.used_us, answer.budget.allowed_us = 2_345, 20_000
     answer.budget.stages.add(stage=pb.STAGE_PRIMARY, allowed_us=12_000, used_us=1_500)
+    answer.budget.stages.add(stage=pb.STAGE_CACHED_SCORE, skipped=pb.DEGRADATION_CACHED_SCORE_OFF)
     values = np.arange(features.N_FEATURES, dtype="<f4")
     values[features.INDEX["ret_30s_bps"]] = np.nan
     packet.model_input, packet.feature_set_id = values.tobytes(), features.FEATURE_SET_ID
@@ -94,6 +95,7 @@ def test_one_screen_shows_what_was_asked_known_and_answered_why_and_at_what_cost
         "turned for a sell",
         "2.345 ms of 20.000 ms",
         "1.500 ms",
+        "CACHED_SCORE_OFF",
         "timeout",
         "c0ffee",
         "row 3",

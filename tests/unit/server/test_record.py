@@ -75,7 +75,7 @@ def test_the_stages_together_never_use_more_than_the_whole(
         case.budget.charge(pb.STAGE_PRIMARY, allowed, now - started)
     message = record.decision(case, ABSTAINED, ABSTAINED.action, [ABSTAINED.reason], "decision-1", now, 0)
     assert sum(stage.used_us for stage in message.budget.stages) <= message.budget.used_us + 1
-    record.charge_audit(message, case.budget, now, now + audit)
+    record.charge_audit(message, case.budget, audit, now, now + audit)
     assert [stage.stage for stage in message.budget.stages] == [pb.STAGE_PRIMARY] * len(steps) + [pb.STAGE_AUDIT]
     assert sum(stage.used_us for stage in message.budget.stages) <= message.budget.used_us + 1
 

@@ -28,6 +28,12 @@ def test_a_value_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.instruments == ("BTCUSDT.BINANCE",)
 
 
+def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().chain.stages == ("model", "cached_score", "rules")
+    monkeypatch.setenv("PRETRADE_CHAIN__STAGES", '["rules", "model"]')
+    assert load().chain.stages == ("rules", "model")
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
@@ -48,6 +54,10 @@ def test_a_value_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         ("PRETRADE_GUARDS__MAX_QUANTITY", '{"BTCUSDT.BINANCE": -1}'),
         ("PRETRADE_REPLICAS__CHAMPION_VERSION", "latest"),
         ("PRETRADE_RETRY__SHARE", "2"),
+        ("PRETRADE_ADMISSION__MIN_IN_FLIGHT", "4096"),  # more than the maximum
+        ("PRETRADE_CHAIN__STAGES", '["model", "oracle"]'),
+        ("PRETRADE_CHAIN__STAGES", '["rules", "model", "rules"]'),
+        ("PRETRADE_CHAIN__STAGES", "[]"),
         ("PRETRADE_JOURNAL__DURABILITY", "maybe"),
     ],
 )

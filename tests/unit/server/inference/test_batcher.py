@@ -216,13 +216,14 @@ async def test_a_cancelled_row_leaves_the_queue() -> None:
         min_size=1,
         max_size=30,
     ),
+    poison=st.sets(st.integers(0, 29), max_size=5),
     slots=st.integers(1, 3),
     answer_every=st.integers(1, 4),
 )
 async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_answer(
-    rows: list[tuple[int, int | None]], slots: int, answer_every: int
+    rows: list[tuple[int, int | None]], poison: set[int], slots: int, answer_every: int
 ) -> None:
-    """`rows` holds (step of arrival, steps until cancelled or None) for each caller."""
+    """`rows` holds (step of arrival, steps until cancelled or None) for each caller; on some the model fails."""
     async with bench(BatcherSettings(slots=slots, max_rows=3, max_in_flight=8)) as b:
         waiting: dict[int, asyncio.Future[Result]] = {}
         answered = 0
@@ -234,19 +235,18 @@ async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_
                     waiting[number].cancel()
             await asyncio.sleep(0)
             if step % answer_every == 0 and answered < len(b.server.calls):
-                b.server.calls[answered].answer_each_its_own()
+                fail_if_poisoned(b.server.calls[answered], poison)
                 answered += 1
         await settle()
         while answered < len(b.server.calls):
-            b.server.calls[answered].answer_each_its_own()
+            fail_if_poisoned(b.server.calls[answered], poison)
             answered += 1
             await settle()
         for number, (_, leaves_after) in enumerate(rows):
-            if leaves_after is None:
-                assert waiting[number].result() == scored(number)
-            else:
-                assert waiting[number].cancelled() or waiting[number].result() == scored(number)
-        assert set(b.server.outcomes) <= {Outcome.SUCCESS}
+            expected = Outcome.MODEL_ERROR if number in poison else scored(number)
+            assert (leaves_after is not None and waiting[number].cancelled()) or waiting[number].result() == expected
+        assert set(b.server.outcomes) <= {Outcome.SUCCESS, Outcome.MODEL_ERROR}
+        assert b.batcher.queued == 0
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ async def test_a_batch_without_a_usable_score_is_a_bad_answer() -> None:
         assert b.batcher.batches == 0
 
 
-@pytest.mark.parametrize("outcome", [Outcome.OVERLOAD, Outcome.MODEL_ERROR, Outcome.TRANSPORT, Outcome.TIMEOUT])
+@pytest.mark.parametrize("outcome", [Outcome.OVERLOAD, Outcome.TRANSPORT, Outcome.TIMEOUT, Outcome.IGNORED])
 async def test_a_batch_that_fails_gives_each_row_its_outcome(outcome: Outcome) -> None:
     async with bench() as b:
         rows = [b.submit(number) for number in range(3)]
@@ -297,6 +297,149 @@ async def test_a_batch_that_fails_gives_each_row_its_outcome(outcome: Outcome) -
         call.fail(outcome)
         assert await asyncio.gather(*rows) == [outcome] * 3
         assert b.server.outcomes == [outcome]
+
+
+def fail_if_poisoned(call: Call, poison: set[int], outcome: Outcome = Outcome.MODEL_ERROR) -> None:
+    """Answers like a model that fails on certain rows, and with them on the whole batch."""
+    if any(payload(number) in call.rows for number in poison):
+        call.fail(outcome)
+    else:
+        call.answer_each_its_own()
+
+
+async def answer_all(b: Bench, poison: set[int], outcome: Outcome = Outcome.MODEL_ERROR) -> None:
+    """Answers calls until none is left, each after a tenth of a millisecond."""
+    answered = 0
+    await settle()
+    while answered < len(b.server.calls):
+        await asyncio.sleep(0.0001)
+        fail_if_poisoned(b.server.calls[answered], poison, outcome)
+        answered += 1
+        await settle()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    poisoned=st.lists(st.booleans(), min_size=2, max_size=40),
+    split_parts=st.integers(2, 16),
+    slots=st.integers(1, 3),
+    outcome=st.sampled_from((Outcome.MODEL_ERROR, Outcome.BAD_ANSWER)),
+)
+async def test_poison_rows_fail_and_take_no_mate_outside_their_part_with_them(
+    poisoned: list[bool], split_parts: int, slots: int, outcome: Outcome
+) -> None:
+    poison = {number for number, is_poison in enumerate(poisoned) if is_poison}
+    async with bench(BatcherSettings(max_rows=64, slots=slots, split_parts=split_parts)) as b:
+        rows = [b.submit(number, 0.1) for number in range(len(poisoned))]
+        await answer_all(b, poison, outcome)
+        results = [row.result() for row in rows]
+        failed = {number for number, result in enumerate(results) if result is outcome}
+        assert poison <= failed
+        assert all(results[number] == scored(number) for number in range(len(poisoned)) if number not in failed)
+        if len(poisoned) <= split_parts:
+            assert failed == poison
+        largest_part = -(-len(poisoned) // split_parts)
+        assert len(failed) <= len(poison) * largest_part
+        assert len(b.server.calls) <= 1 + split_parts
+        assert b.server.outcomes == [outcome if len(failed) == len(rows) else Outcome.SUCCESS], "one batch, one report"
+        assert b.batcher.splits == (1 if poison else 0)
+        assert b.batcher.queued == 0
+
+
+async def test_a_split_sends_only_the_rows_that_can_still_be_answered() -> None:
+    async with bench(BatcherSettings(split_parts=3)) as b:
+        rows = [b.submit(number, 0.0065 if number == 1 else 0.05) for number in range(4)]
+        (call,) = await b.calls(1)
+        rows[2].cancel()
+        await asyncio.sleep(0.006)
+        call.fail(Outcome.MODEL_ERROR)
+        _, part = await b.calls(2)
+        assert part.rows == [payload(0)]
+        assert await rows[1] is Outcome.TIMEOUT
+        part.answer_each_its_own()
+        *_, part = await b.calls(3)
+        assert part.rows == [payload(3)]
+        part.fail(Outcome.MODEL_ERROR)
+        assert await rows[0] == scored(0)
+        assert await rows[3] is Outcome.MODEL_ERROR
+        assert b.server.outcomes == [Outcome.SUCCESS]
+
+
+async def test_a_split_that_nobody_waits_for_counts_as_the_failure_it_was() -> None:
+    async with bench() as b:
+        rows = [b.submit(number, 0.0065) for number in range(2)]
+        (call,) = await b.calls(1)
+        await asyncio.sleep(0.006)
+        call.fail(Outcome.MODEL_ERROR)
+        assert await asyncio.gather(*rows) == [Outcome.TIMEOUT] * 2
+        assert len(b.server.calls) == 1
+        assert b.server.outcomes == [Outcome.MODEL_ERROR]
+
+
+async def test_the_parts_of_a_split_leave_before_the_rows_that_came_later() -> None:
+    async with bench(BatcherSettings(split_parts=2)) as b:
+        b.submit(0), b.submit(1)
+        (call,) = await b.calls(1)
+        b.submit(2)
+        assert b.batcher.expected_seconds == pytest.approx(0.0015)
+        call.fail(Outcome.MODEL_ERROR)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert b.batcher.expected_seconds == pytest.approx(0.0015 + 0.001), "one part flies and one waits"
+        await answer_rest(b, 1)
+        assert [call.rows for call in b.server.calls[1:]] == [[payload(0)], [payload(1)], [payload(2)]]
+
+
+async def answer_rest(b: Bench, answered: int) -> None:
+    await settle()
+    while answered < len(b.server.calls):
+        b.server.calls[answered].answer_each_its_own()
+        answered += 1
+        await settle()
+
+
+async def test_closing_amid_a_split_answers_every_row() -> None:
+    async with bench(BatcherSettings(split_parts=4)) as b:
+        rows = [b.submit(number) for number in range(4)]
+        (call,) = await b.calls(1)
+        call.fail(Outcome.MODEL_ERROR)
+        await b.calls(2)
+        await b.batcher.close()
+        assert [row.result() for row in rows] == [Outcome.IGNORED] + [Outcome.OVERLOAD] * 3
+
+
+async def test_a_part_that_does_not_come_back_holds_up_neither_its_mates_nor_the_report() -> None:
+    async with bench(BatcherSettings(split_parts=2)) as b:
+        rows = [b.submit(number, 1.0) for number in range(2)]
+        (call,) = await b.calls(1)
+        call.fail(Outcome.MODEL_ERROR)
+        assert await rows[0] is Outcome.TIMEOUT
+        assert b.batcher.abandoned == 1
+        *_, part = await b.calls(3)
+        part.fail(Outcome.MODEL_ERROR)
+        assert await rows[1] is Outcome.MODEL_ERROR
+        assert b.server.outcomes == [Outcome.MODEL_ERROR]
+        b.server.calls[1].answer_each_its_own()
+        await settle()
+        assert (b.batcher.in_flight, len(b.server.outcomes)) == (0, 1)
+
+
+async def test_shadow_rows_are_split_as_well_so_that_one_order_cannot_spoil_the_comparison() -> None:
+    async with bench(BatcherSettings(max_rows=3)) as b:
+        rows = [b.batcher.submit_shadow(payload(number)) for number in range(3)]
+        await answer_all(b, {1})
+        results = [row.result() for row in rows if row is not None]
+        assert results == [scored(0), Outcome.MODEL_ERROR, scored(2)]
+        assert b.server.outcomes == [Outcome.SUCCESS]
+
+
+async def test_with_one_part_nothing_is_sent_again() -> None:
+    async with bench(BatcherSettings(split_parts=1)) as b:
+        rows = [b.submit(number) for number in range(2)]
+        (call,) = await b.calls(1)
+        call.fail(Outcome.MODEL_ERROR)
+        assert await asyncio.gather(*rows) == [Outcome.MODEL_ERROR] * 2
+        assert len(b.server.calls) == 1
 
 
 async def test_a_fault_of_ours_counts_as_a_model_error_and_frees_the_slot() -> None:

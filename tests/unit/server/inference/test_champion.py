@@ -23,6 +23,7 @@ from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 
 PLENTY = RetrySettings(share=1, per_second=1_000)
+HEDGING = PLENTY.model_copy(update={"hedge": True})
 TRADES, REFUSES = answers(0.75), answers(0.25)
 
 
@@ -35,7 +36,13 @@ class Stage:
         self.primary = ScriptedReplica("primary", primary, batcher_settings)
         self.secondary = ScriptedReplica("secondary", secondary, batcher_settings)
         self.champion = Champion(
-            self.primary, self.secondary, RetryBudget(retry, self.clock), BudgetSettings(), self.clock, random
+            self.primary,
+            self.secondary,
+            RetryBudget(retry, self.clock),
+            retry.hedge,
+            BudgetSettings(),
+            self.clock,
+            random,
         )
 
     def case(self, timeout_seconds: float = 0.05) -> Case:
@@ -64,7 +71,7 @@ async def test_the_primary_answers_and_the_secondary_is_not_asked() -> None:
         assert (answer.score, answer.threshold, answer.model_version) == (0.75, 0.5, "aa" * 8)
         assert case.degradations == []
         assert [(a.replica, a.outcome, a.model_version) for a in case.attempts] == [("primary", "success", "aa" * 8)]
-        ((ledger_stage, _, used),) = case.budget.uses
+        ((ledger_stage, _, used, _),) = case.budget.uses
         assert ledger_stage == pb.STAGE_PRIMARY
         assert used == pytest.approx(0.001)
         assert s.secondary.calls == 0
@@ -105,7 +112,7 @@ async def test_whatever_befalls_the_primary_the_secondary_answers(
         assert (answer.action, answer.source) == (pb.ACTION_NO_TRADE, pb.SOURCE_SECONDARY)
         assert case.degradations == [degradation]
         assert [attempt.replica for attempt in case.attempts] == ["primary", "secondary"]
-        assert [ledger_stage for ledger_stage, _, _ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
+        assert [ledger_stage for ledger_stage, *_ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
         assert case.budget.for_models(s.clock()) > 0
 
 
@@ -136,7 +143,10 @@ async def test_with_both_breakers_open_the_next_stage_is_asked_at_once() -> None
         assert await s.champion.answer(case) is None
         assert s.clock() == started
         assert case.degradations == [pb.DEGRADATION_PRIMARY_BREAKER_OPEN, pb.DEGRADATION_SECONDARY_BREAKER_OPEN]
-        assert case.budget.uses == []
+        assert case.budget.uses == [
+            (pb.STAGE_PRIMARY, 0.0, 0.0, pb.DEGRADATION_PRIMARY_BREAKER_OPEN),
+            (pb.STAGE_SECONDARY, 0.0, 0.0, pb.DEGRADATION_SECONDARY_BREAKER_OPEN),
+        ]
 
 
 async def test_a_full_replica_is_passed_over_without_a_retry() -> None:
@@ -165,6 +175,10 @@ async def test_without_time_no_replica_is_asked() -> None:
         case = s.case(timeout_seconds=0.0055)  # 5 ms are reserved
         assert await s.champion.answer(case) is None
         assert case.degradations == [pb.DEGRADATION_NO_TIME_FOR_MODEL]
+        assert [(stage, used, skipped) for stage, _, used, skipped in case.budget.uses] == [
+            (pb.STAGE_PRIMARY, 0.0, pb.DEGRADATION_NO_TIME_FOR_MODEL),
+            (pb.STAGE_SECONDARY, 0.0, pb.DEGRADATION_NO_TIME_FOR_MODEL),
+        ]
         assert (s.primary.calls, s.secondary.calls) == (0, 0)
 
 
@@ -184,7 +198,7 @@ async def test_the_first_attempt_gets_all_the_time_when_a_retry_could_not_finish
         s.secondary.latency.add(0.015)
         case = s.case(timeout_seconds=0.03)
         await s.champion.answer(case)
-        ((_, allowed, _),) = case.budget.uses
+        ((_, allowed, _, _),) = case.budget.uses
         assert allowed == pytest.approx(0.025 * 0.95)
 
 
@@ -226,18 +240,112 @@ scripts = st.one_of(
 
 
 @settings(max_examples=75, deadline=None)
-@given(primary=scripts, secondary=scripts, timeout_seconds=st.floats(0.001, 0.06), random=st.floats(0, 0.999))
+@given(
+    primary=scripts,
+    secondary=scripts,
+    timeout_seconds=st.floats(0.001, 0.06),
+    random=st.floats(0, 0.999),
+    hedge=st.booleans(),
+)
 async def test_however_the_replicas_behave_the_reserve_is_never_touched(
-    primary: Script, secondary: Script, timeout_seconds: float, random: float
+    primary: Script, secondary: Script, timeout_seconds: float, random: float, hedge: bool
 ) -> None:
-    async with stage(primary, secondary, random=lambda: random) as s:
+    async with stage(primary, secondary, HEDGING if hedge else PLENTY, random=lambda: random) as s:
         for _ in range(8):
             case, started = s.case(timeout_seconds), s.clock()
             answer = await s.champion.answer(case)
             elapsed = s.clock() - started
             assert elapsed <= max(0.0, timeout_seconds - case.budget.reserve_seconds) + 1e-9
-            assert sum(used for _, _, used in case.budget.uses) <= elapsed + 1e-9
-            assert all(used <= allowed + 1e-9 for _, allowed, used in case.budget.uses)
+            assert sum(used for _, _, used, _ in case.budget.uses) <= elapsed + 1e-9
+            assert all(used <= max(0.0, allowed) + 1e-9 for _, allowed, used, _ in case.budget.uses)
             assert [a.replica for a in case.attempts] in ([], ["primary"], ["secondary"], ["primary", "secondary"])
             assert answer is not None or case.degradations != []
             assert answer is None or 0 <= answer.score <= 1
+
+
+async def test_a_hedge_leaves_when_the_first_attempt_takes_longer_than_most_and_the_first_score_wins() -> None:
+    async with stage(answers(0.75, after_seconds=0.002), REFUSES, HEDGING) as s:
+        await s.champion.answer(s.case())
+        s.primary.script = answers(0.75)
+        for _ in range(19):
+            await s.champion.answer(s.case())
+        assert s.secondary.calls == 0, "none was slower than the others"
+        s.primary.script = answers(0.75, after_seconds=0.009)
+        case, started = s.case(), s.clock()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert (answer.action, answer.source) == (pb.ACTION_NO_TRADE, pb.SOURCE_SECONDARY)
+        assert s.clock() - started == pytest.approx(0.002 + 0.001), "the recent p95, then the secondary's time"
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_TIMEOUT]
+        assert [(a.replica, a.outcome) for a in case.attempts] == [("primary", "ignored"), ("secondary", "success")]
+        assert [ledger_stage for ledger_stage, *_ in case.budget.uses] == [pb.STAGE_PRIMARY, pb.STAGE_SECONDARY]
+        await asyncio.sleep(0.01)
+        assert s.primary.outcomes == {Outcome.SUCCESS: 21}, "the loser's batch counts for its replica"
+
+
+async def test_a_first_attempt_that_ends_before_its_hedge_wins() -> None:
+    async with stage(answers(0.75, after_seconds=0.007), answers(0.25, after_seconds=0.006), HEDGING) as s:
+        case = s.case()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert answer.source == pb.SOURCE_PRIMARY
+        assert case.degradations == []
+        assert [(a.replica, a.outcome) for a in case.attempts] == [("primary", "success"), ("secondary", "ignored")]
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda seconds: answers(math.nan, seconds), lambda seconds: fails(Outcome.TRANSPORT, seconds)]
+)
+async def test_an_unusable_answer_wins_no_hedge(bad: Callable[[float], Script]) -> None:
+    async with stage(bad(0.006), answers(0.75, after_seconds=0.008), HEDGING) as s:
+        answer = await s.champion.answer(s.case())
+        assert answer is not None
+        assert answer.source == pb.SOURCE_SECONDARY
+    async with stage(answers(0.75, after_seconds=0.009), bad(0.003), HEDGING) as s:
+        answer = await s.champion.answer(s.case())
+        assert answer is not None
+        assert answer.source == pb.SOURCE_PRIMARY
+
+
+async def test_hedges_and_retries_share_one_budget() -> None:
+    one = RetrySettings(share=0, per_second=0.1, hedge=True)  # one in 10 s
+    async with stage(answers(0.75, after_seconds=0.009), TRADES, one) as s:
+        await s.champion.answer(s.case())
+        assert s.secondary.calls == 1
+        await s.champion.answer(s.case())
+        assert s.secondary.calls == 1
+        s.primary.script = fails(Outcome.TRANSPORT)
+        case = s.case()
+        assert await s.champion.answer(case) is None
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED]
+
+
+async def test_a_first_attempt_that_fails_quickly_is_retried_not_hedged() -> None:
+    async with stage(fails(Outcome.TRANSPORT), TRADES, HEDGING) as s:
+        case = s.case()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert answer.source == pb.SOURCE_SECONDARY
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_FAILED]
+
+
+async def test_after_a_hedge_there_is_no_third_attempt() -> None:
+    async with stage(fails(Outcome.TRANSPORT, 0.008), fails(Outcome.MODEL_ERROR, 0.008), HEDGING) as s:
+        case = s.case()
+        assert await s.champion.answer(case) is None
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_SECONDARY_FAILED]
+        assert (s.primary.calls, s.secondary.calls) == (1, 1)
+
+
+async def test_a_caller_that_goes_takes_both_attempts_out_of_their_queues() -> None:
+    async with stage(hangs, hangs, HEDGING) as s:
+        for replica in (s.primary, s.secondary):
+            replica.batcher.submit(b"", s.clock() + 1)
+        await asyncio.sleep(0)
+        caller = asyncio.create_task(s.champion.answer(s.case()))
+        await asyncio.sleep(0.008)
+        assert s.primary.batcher.queued == s.secondary.batcher.queued == 1
+        caller.cancel()
+        await asyncio.wait((caller,))
+        await asyncio.sleep(0.01)
+        assert (s.primary.calls, s.secondary.calls) == (1, 1), "the queued rows were not sent"

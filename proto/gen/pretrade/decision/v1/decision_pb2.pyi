@@ -583,7 +583,7 @@ class Order(_message.Message):
     """
     reduce_only: _builtins.bool
     """True when the order can only reduce an existing exposure. The caller vouches for it; trading state REDUCING lets only
-    such orders trade.
+    such orders trade, and under load part of the server's capacity is kept for them.
     """
     @_builtins.property
     def features(self) -> Global___FeatureVector:
@@ -749,7 +749,7 @@ class Budget(_message.Message):
     """Time used until the reply was handed over."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageUse]:
-        """The stages that ran, in order."""
+        """The stages that ran or were passed over, in order."""
 
     def __init__(
         self,
@@ -768,29 +768,33 @@ Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class StageUse(_message.Message):
-    """What one stage used."""
+    """What one stage used, or why it was passed over."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STAGE_FIELD_NUMBER: _builtins.int
     ALLOWED_US_FIELD_NUMBER: _builtins.int
     USED_US_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     """The stage."""
     allowed_us: _builtins.int
     """Time it was allowed."""
     used_us: _builtins.int
     """Time it used."""
+    skipped: Global___Degradation.ValueType
+    """Why it was passed over and used nothing, for example NO_TIME_FOR_MODEL; unset when it ran."""
     def __init__(
         self,
         *,
         stage: Global___Stage.ValueType = ...,
         allowed_us: _builtins.int = ...,
         used_us: _builtins.int = ...,
+        skipped: Global___Degradation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_us", b"allowed_us", "stage", b"stage", "used_us", b"used_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_us", b"allowed_us", "skipped", b"skipped", "stage", b"stage", "used_us", b"used_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,196 @@
+"""The request path on its real parts, but for the model server, which is the test's. No socket is opened."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+
+from fallback.budget import BudgetSettings
+from fallback.cached_score import CachedScores, CachedScoreSettings
+from fallback.chain import Chain
+from fallback.guards import Guards, GuardSettings
+from fallback.order import Order
+from fallback.rules import RulesBaseline, RulesSettings
+from feature_cache import features
+from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.admission import Admission, AdmissionSettings
+from server.audit.journal import Durability, Journal, JournalSettings
+from server.audit.journal_file import JournalReader
+from server.control.state import ControlSettings, ControlState
+from server.dataplane import DataPlane
+from server.errors import DeadlineError, OverloadedError
+from server.idempotency import IdempotencySettings, IdempotencyWindow
+from server.inference.batcher import BatcherSettings
+from server.inference.champion import Champion
+from server.inference.outcome import Outcome
+from server.inference.retry_budget import RetryBudget, RetrySettings
+from server.inference.shadow import Shadow
+from server.metrics import DecisionMetrics
+from server.record import PacketWriter
+
+INSTRUMENT = "BTCUSDT.BINANCE"
+PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_seconds=0.1)
+"""No test here depends on being quick."""
+
+
+class Plane:
+    """A data plane whose parts a test can look into."""
+
+    def __init__(self, journal: Journal, primary: Script, secondary: Script, budget: BudgetSettings) -> None:
+        clock = asyncio.get_running_loop().time
+        ids = (f"decision-{number}" for number in itertools.count())
+        control = ControlState(
+            ControlSettings(shadow=False),
+            journal.path.with_name("control.json"),
+            journal,
+            "server-1",
+            lambda: next(ids),
+            time.time_ns,
+        )
+        patient = BatcherSettings(min_patience_seconds=10, max_patience_seconds=10)
+        self.primary = ScriptedReplica("primary", primary, patient)
+        self.secondary = ScriptedReplica("secondary", secondary, patient)
+        cached_scores = CachedScores(CachedScoreSettings(), clock)
+        champion = Champion(
+            self.primary,
+            self.secondary,
+            RetryBudget(RetrySettings(), clock),
+            False,
+            budget,
+            clock,
+            lambda: 0.5,
+        )
+        self.admission = Admission(AdmissionSettings(max_in_flight=2, min_in_flight=1, reserved_share=0.5), clock)
+        self.metrics = DecisionMetrics()
+        self.clock = clock
+        self.dataplane = DataPlane(
+            admission=self.admission,
+            idempotency=IdempotencyWindow(IdempotencySettings(), clock),
+            feature_cache=FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)),
+            max_feature_age_seconds=1.0,
+            chain=Chain((champion, cached_scores, RulesBaseline(RulesSettings(), clock))),
+            cached_scores=cached_scores,
+            guards=Guards(
+                GuardSettings(price_collar_bps=None, max_notional=None), lambda: control.trading_state, clock, time.time
+            ),
+            journal=journal,
+            packets=PacketWriter("server-1", "hash", "os", control),
+            shadow=Shadow(self.secondary),
+            shadow_on=lambda: False,
+            metrics=self.metrics,
+            budget_settings=budget,
+            log_decisions=False,
+            clock=clock,
+            new_id=lambda: next(ids),
+        )
+
+    async def decide(self, timeout_seconds: float | None = None, reduce_only: bool = False) -> pb.Decision:
+        """Decides an order that brings its own features."""
+        own = np.zeros(features.N_FEATURES, dtype=np.float32)
+        message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1, strategy="alpha")
+        order = Order(message, INSTRUMENT, pb.SIDE_BUY, 1.0, 100.0, "alpha", reduce_only, own)
+        return await self.dataplane.decide(order, self.clock(), timeout_seconds)
+
+
+@asynccontextmanager
+async def plane(
+    path: Path, primary: Script, secondary: Script, budget: BudgetSettings = PATIENT
+) -> AsyncIterator[Plane]:
+    async with Journal(JournalSettings(path=path / "journal.db", durability=Durability.OS)) as journal:
+        made = Plane(journal, primary, secondary, budget)
+        try:
+            yield made
+        finally:
+            await made.primary.batcher.close()
+            await made.secondary.batcher.close()
+
+
+def packets_in(path: Path) -> list[packet_pb2.DecisionPacket]:
+    with closing(JournalReader(path / "journal.db")) as journal:
+        journal.verify()
+        rows = journal.rows_after(journal.anchor().position, -1)
+        return [packet_pb2.JournalEntry.FromString(row.entry).decision for row in rows]
+
+
+def ledger(decision: pb.Decision) -> list[tuple[pb.Stage.ValueType, pb.Degradation.ValueType]]:
+    """(stage, why it was passed over)."""
+    return [(use.stage, use.skipped) for use in decision.budget.stages]
+
+
+async def test_the_ledger_is_in_the_reply_the_audit_row_and_the_metrics(tmp_path: Path) -> None:
+    async with plane(tmp_path, fails(Outcome.TRANSPORT), answers(0.75)) as p:
+        decision = await p.decide()
+        assert (decision.action, decision.source) == (pb.ACTION_TRADE, pb.SOURCE_SECONDARY)
+        stages = [pb.STAGE_FEATURES, pb.STAGE_PRIMARY, pb.STAGE_SECONDARY, pb.STAGE_GUARDS, pb.STAGE_AUDIT]
+        assert ledger(decision) == [(stage, pb.DEGRADATION_UNSPECIFIED) for stage in stages]
+        assert all(use.used_us < use.allowed_us for use in decision.budget.stages)
+        assert sum(use.used_us for use in decision.budget.stages) <= decision.budget.used_us
+        (packet,) = packets_in(tmp_path)
+        assert list(packet.decision.budget.stages) == list(decision.budget.stages)[:-1], "all but its own cost"
+        for stage in stages:
+            for histogram in (p.metrics.stages[stage], p.metrics.allowances[stage]):
+                buckets, _ = histogram.buckets()
+                assert buckets[-1] == ("+Inf", 1.0)
+        _, allowed = p.metrics.allowances[pb.STAGE_AUDIT].buckets()
+        assert allowed <= PATIENT.cap_seconds - PATIENT.reply_reserve_seconds, "the reply's reserve is not lent"
+
+
+async def test_a_stage_skipped_for_lack_of_time_says_so_everywhere(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        for replica in (p.primary, p.secondary):
+            for _ in range(3):
+                replica.latency.add(9.0)
+        decision = await p.decide(timeout_seconds=5)
+        assert decision.source == pb.SOURCE_RULES
+        no_time = pb.DEGRADATION_NO_TIME_FOR_MODEL
+        assert ledger(decision)[1:3] == [(pb.STAGE_PRIMARY, no_time), (pb.STAGE_SECONDARY, no_time)]
+        assert list(decision.degradations).count(no_time) == 1
+        (packet,) = packets_in(tmp_path)
+        assert ledger(packet.decision) == ledger(decision)[:-1]
+        assert p.metrics.skips == {(pb.STAGE_PRIMARY, no_time): 1, (pb.STAGE_SECONDARY, no_time): 1}
+        assert (p.primary.calls, p.secondary.calls) == (0, 0)
+
+
+async def test_an_order_beyond_the_limit_is_refused_and_one_that_reduces_is_not(tmp_path: Path) -> None:
+    async with plane(tmp_path, hangs, hangs) as p:
+        first = asyncio.create_task(p.decide())
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            await p.decide()
+        second = asyncio.create_task(p.decide(reduce_only=True))
+        await asyncio.sleep(0)
+        assert (p.admission.in_flight, p.admission.shed) == (2, 1)
+        first.cancel()
+        second.cancel()
+        await asyncio.wait((first, second))
+        assert p.admission.in_flight == 0
+
+
+async def test_orders_that_no_model_could_score_in_time_lower_the_limit(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        for _ in range(30):
+            await p.decide()
+        assert p.admission.limit == 2
+        for replica in (p.primary, p.secondary):
+            for _ in range(200):
+                replica.latency.add(9.0)
+        async with asyncio.timeout(10):
+            while p.admission.limit == 2:
+                assert (await p.decide(timeout_seconds=5)).source == pb.SOURCE_RULES
+
+
+async def test_an_order_too_late_on_arrival_is_not_decided(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        with pytest.raises(DeadlineError):
+            await p.decide(timeout_seconds=0)
+        assert (p.metrics.late, p.primary.calls, packets_in(tmp_path)) == (1, 0, [])
