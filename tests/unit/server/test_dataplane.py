@@ -51,7 +51,7 @@ class Plane:
         ids = (f"decision-{number}" for number in itertools.count())
         control = ControlState(
             ControlSettings(shadow=False),
-            journal.path.with_name("control.json"),
+            journal.settings.path.with_name("control.json"),
             journal,
             "server-1",
             lambda: next(ids),
