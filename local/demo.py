@@ -37,7 +37,7 @@ from server.audit.store import DECISIONS
 from server.cli import enum_name, replica_table
 
 DEADLINE_SECONDS: Final = 0.2
-"""What each order of the demo allows for its answer."""
+"""What each order of the demo allows for its answer: the embedded server's cap."""
 _ORDERS_PER_SECOND: Final = 150.0
 _KILL_AT, _RESTART_AT = 0.5, 0.6
 """Parts of the run after which the primary is killed, and started again."""

@@ -36,6 +36,8 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
         ports: Those it listens on: `decision`, `admin` and `metrics`.
     """
     values = {
+        # Everything shares this machine's cores, a replica that is starting most of all.
+        "PRETRADE_BUDGET__CAP_SECONDS": os.environ.get("PRETRADE_BUDGET__CAP_SECONDS", "0.2"),
         "PRETRADE_GRPC__PORT": str(ports["decision"]),
         "PRETRADE_ADMIN__PORT": str(ports["admin"]),
         "PRETRADE_METRICS__PORT": str(ports["metrics"]),
