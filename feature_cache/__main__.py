@@ -9,6 +9,7 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
+from feature_cache import logs
 from feature_cache.settings import PREFIX, WorkerSettings, load
 from feature_cache.worker import serve
 
@@ -31,30 +32,15 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    _configure_logs(settings.log_level)
+    logs.configure(settings.log_level, "worker")
+    # During an outage aiokafka writes several lines for every attempt; the worker says once what matters.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         uvloop.run(serve(settings))
     except OSError as error:
         structlog.get_logger(__name__).error("worker.cannot_start", error=str(error))
         return 1
     return 0
-
-
-def _configure_logs(level: str) -> None:
-    """One JSON object a line on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    # During an outage aiokafka writes several lines for every attempt; the worker says once what matters.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
-from server import logs, reference
+from feature_cache import logs
+from server import reference
 from server.app import ComponentEndedError, serve
 from server.audit.errors import AuditError
 from server.settings import load

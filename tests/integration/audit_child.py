@@ -15,12 +15,12 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from feature_cache.logs import configure
 from pretrade.audit.v1 import packet_pb2
 from server.audit.errors import JournalError
 from server.audit.journal import Journal, JournalSettings
 from server.audit.shipper import Shipper
 from server.audit.shipping import ShippingSettings
-from server.logs import configure
 
 APPENDERS = 16
 
