@@ -167,9 +167,11 @@ async def test_orders_of_a_stream_that_breaks_are_counted_as_unanswered() -> Non
         measured = await call_decide_stream(stub, ORDERS, callers=8, seconds=5, deadline_seconds=PATIENCE_SECONDS)
     assert measured.seconds < 5
     assert len(measured.latencies) == 10
-    assert measured.errors["UNAVAILABLE"] == 1
     assert 1 <= measured.errors[NO_REPLY] <= 8
-    assert set(measured.errors) == {"UNAVAILABLE", NO_REPLY}
+    # Where a write was under way when the stream broke, grpc.aio reports its failure, INTERNAL, in the status's place.
+    status = dict(measured.errors)
+    del status[NO_REPLY]
+    assert status in ({"UNAVAILABLE": 1}, {"INTERNAL": 1})
 
 
 async def bench(*arguments: str) -> tuple[int, str]:
