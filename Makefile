@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DURATION ?= 20
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check protos bench models clean
+.PHONY: help setup demo test faults check protos bench models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ demo: setup  ## the whole stack on this machine, with orders and a replica failu
 
 test: setup  ## every test, against real servers
 	$(BIN)/python -m pytest
+
+faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part)
+	$(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
 check: setup  ## lint, types, import direction, contract, generated code
 	.ci/check

@@ -1,6 +1,7 @@
-"""The reference tables of settings and reason codes, made from the code that defines them.
+"""The settings and reason codes for people to read, made from the code that defines them.
 
-`python -m server.reference` writes them into the README between their markers; a test holds the README against them.
+`python -m server.reference` writes the reason codes into the README between their markers; a test holds the README
+against them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,13 @@ from pydantic import BaseModel, SecretStr
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.settings import PREFIX, Settings
 
-_TABLES: Final = ("settings", "reasons")
+_MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
 _PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
 
 
 def settings() -> Iterator[tuple[str, str, str]]:
     """(variable, default, description) of every setting."""
     yield from _fields(Settings, PREFIX)
-
-
-def settings_table() -> str:
-    """Every setting as a Markdown table."""
-    rows = (f"| `{name}` | `{default}` | {text} |" for name, default, text in settings())
-    return "\n".join(("| variable | default | what it is |", "|---|---|---|", *rows))
 
 
 def reasons_table() -> str:
@@ -39,19 +34,16 @@ def reasons_table() -> str:
     return "\n".join(("| reason | meaning |", "|---|---|", *rows))
 
 
-def with_tables(document: str) -> str:
-    """The document with every table brought up to date.
+def with_reasons(document: str) -> str:
+    """The document with its table of reason codes brought up to date.
 
     Raises:
-        ValueError: A table's markers are missing.
+        ValueError: The table's markers are missing.
     """
-    for name, table in zip(_TABLES, (settings_table(), reasons_table()), strict=True):
-        markers = re.compile(f"<!-- begin {name} -->.*?<!-- end {name} -->", re.DOTALL)
-        if not markers.search(document):
-            raise ValueError(f"the markers of the table {name!r} are missing")
-        head, tail = markers.split(document, maxsplit=1)
-        document = f"{head}<!-- begin {name} -->\n{table}\n<!-- end {name} -->{tail}"
-    return document
+    if not _MARKERS.search(document):
+        raise ValueError("the markers of the reason codes are missing")
+    head, tail = _MARKERS.split(document, maxsplit=1)
+    return f"{head}<!-- begin reasons -->\n{reasons_table()}\n<!-- end reasons -->{tail}"
 
 
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -80,4 +72,4 @@ def _shown(default: object) -> str:
 
 if __name__ == "__main__":
     readme = Path(sys.argv[1] if sys.argv[1:] else "README.md")
-    readme.write_text(with_tables(readme.read_text()))
+    readme.write_text(with_reasons(readme.read_text()))
