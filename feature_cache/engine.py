@@ -30,7 +30,8 @@ after a start, gives no e_n; mids and trades from before a gap stay in their win
 Time is event time, made monotonic: streams that interleave run slightly backwards, so the engine's time is the running
 maximum, and an event counts at that time. Three rules keep a wrong clock from doing harm: an event ahead of its feed
 (receive time less the feed's smallest lag) by more than a second counts as a second ahead; one that is more than ten
-seconds behind the engine's time starts the windows anew; a `BookReset` starts everything anew.
+seconds behind the engine's time starts the windows anew and makes the book unknown, for neither the age of the book nor
+the order of what is on its way is known any more; a `BookReset` starts everything anew.
 
 Source of e_n: Cont, Kukanov, Stoikov, "The Price Impact of Order Book Events" (2014).
 """
@@ -84,7 +85,7 @@ class FeatureEngine:
         self.future = 0
         """Events too far ahead of their feed."""
         self.time_restarts = 0
-        """Times the windows started anew because event time had run back too far."""
+        """Times the windows started anew and the book became unknown because event time had run back too far."""
         self.resets = 0
         """`BookReset` events."""
         self._first_sequence = first_sequence
@@ -250,8 +251,9 @@ class FeatureEngine:
             self._time_ns = time_ns
         elif time_ns < self._time_ns - MAX_BEHIND_NS:
             self.time_restarts += 1
+            self.book.reset()
+            self._book_time_ns = 0
             self._start_windows(time_ns)
-            self._update_best()
 
     def _take_quote(self, quote: pb.Quote) -> None:
         self._quote_id = quote.update_id
