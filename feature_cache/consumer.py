@@ -13,7 +13,13 @@ from typing import Final
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from feature_cache.engines import Engines, PoisonError
 from feature_cache.settings import WorkerSettings
@@ -22,6 +28,8 @@ DEAD_LETTER_SUFFIX: Final = ".dlq"
 _BATCH: Final = 500
 _CHECK_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
+_SECOND_LOOK_SECONDS: Final = 0.25
+_LOOKS: Final = 4
 _RECONNECT_SECONDS: Final = (0.2, 5.0)
 _DEAD_LETTERS: Final = 1000
 _DEAD_LETTER_BYTES: Final = 100_000
@@ -42,6 +50,10 @@ class MarketEventConsumer:
     A partition is read again from `rewind_seconds` ago when it is taken over, so that books and windows are complete
     without a state of their own to keep. What has been written to Redis is committed about once a second: nothing
     starts from there, but the usual tools show the group's lag.
+
+    A log that no longer reaches the position was truncated, or lost by the broker: the partition is taken over once
+    more. Brokers under load, the embedded one above all, now and then give an end that is too low; it takes several
+    such answers in a row, without a record in between, to be believed.
 
     Args:
         settings: See there.
@@ -69,6 +81,7 @@ class MarketEventConsumer:
         self._answered = -float("inf")
         self._take_over_error: KafkaError | None = None
         self._committed: dict[int, int] = {}
+        self._outside: dict[int, tuple[int, int]] = {}  # by partition: the position, and how often the log lacked it
         self.written: dict[int, int] = {}
         """Offset of the next record by partition, as of the last write to Redis; what may be committed."""
         self.lag: dict[int, int] = {}
@@ -115,7 +128,7 @@ class MarketEventConsumer:
             group_id=self._settings.kafka_group,
             client_id="pretrade-feature-worker",
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",  # where to begin is ours to say, at the start and after a truncation
             fetch_max_wait_ms=10,
             session_timeout_ms=6000,
             heartbeat_interval_ms=1000,
@@ -138,7 +151,12 @@ class MarketEventConsumer:
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         take = self._engines.take
         while True:
-            batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
+            try:
+                batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
+            except (NoOffsetForPartitionError, OffsetOutOfRangeError):
+                # The partition is being taken over, or `_check` will see what has become of its log.
+                await asyncio.sleep(_SECOND_LOOK_SECONDS)
+                continue
             if self._take_over_error is not None:
                 raise self._take_over_error
             for partition, records in batches.items():
@@ -166,18 +184,33 @@ class MarketEventConsumer:
                 if answering:
                     _log.warning("worker.kafka_check_failed", error=repr(error))
                 answering = False
-            await asyncio.sleep(_CHECK_SECONDS)
+            await asyncio.sleep(_SECOND_LOOK_SECONDS if self._outside else _CHECK_SECONDS)
 
     async def _check_once(self, consumer: AIOKafkaConsumer) -> None:
-        ends = await consumer.end_offsets(list(consumer.assignment()))
+        assigned = list(consumer.assignment())
+        starts, ends = await asyncio.gather(consumer.beginning_offsets(assigned), consumer.end_offsets(assigned))
         self._answered = self._monotonic()
         positions = self._engines.positions()
+        for partition in assigned:
+            if self._is_gone(partition.partition, positions, starts[partition], ends[partition]):
+                _log.warning("worker.log_truncated", partition=partition.partition)
+                await self._rewind(consumer, [partition])
         self.lag = {
             partition.partition: max(0, end - positions[partition.partition])
             for partition, end in ends.items()
             if partition.partition in positions
         }
         await self.commit(consumer)
+
+    def _is_gone(self, partition: int, positions: dict[int, int], start: int, end: int) -> bool:
+        """Whether the log has lacked a partition's position, which did not move, often enough to believe it."""
+        position = positions.get(partition)
+        if position is None or start <= position <= end:
+            self._outside.pop(partition, None)
+            return False
+        before, looks = self._outside.get(partition, (position, 0))
+        self._outside[partition] = position, (looks + 1 if position == before else 1)
+        return self._outside[partition][1] >= _LOOKS
 
     async def commit(self, consumer: AIOKafkaConsumer) -> None:
         """Commits what has been written and is still held. Cancelling is safe.
@@ -189,7 +222,8 @@ class MarketEventConsumer:
         news = {
             partition: offset
             for partition, offset in self.written.items()
-            if partition in held and self._committed.get(partition) != offset
+            # Above the position lies what was written before the log was truncated.
+            if offset <= held.get(partition, -1) and self._committed.get(partition) != offset
         }
         if news:
             topic = self._settings.kafka_topic
@@ -216,25 +250,23 @@ class MarketEventConsumer:
             self._assigned = True
 
     async def _rewind(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
-        self._committed.clear()
-        self.written.clear()
         if not partitions:
             return
         since_ms = self._wall_ns() // 1_000_000 - round(self._settings.rewind_seconds * 1000)
-        starts, ends = (
-            await asyncio.gather(
-                consumer.offsets_for_times(dict.fromkeys(partitions, since_ms)), consumer.end_offsets(partitions)
-            )
-            if partitions
-            else ({}, {})
+        starts, ends = await asyncio.gather(
+            consumer.offsets_for_times(dict.fromkeys(partitions, since_ms)), consumer.end_offsets(partitions)
         )
-        for partition in partitions:
-            start, end = starts.get(partition), ends[partition]
+        for topic_partition in partitions:
+            start, end = starts.get(topic_partition), ends[topic_partition]
             # Nothing that young: some brokers say so with no answer, others with an answer without a timestamp.
             offset = end if start is None or start.timestamp < 0 else min(start.offset, end)
-            consumer.seek(partition, offset)
-            self._engines.assign(partition.partition, offset, end)
-            _log.info("worker.partition_taken", partition=partition.partition, offset=offset, end=end)
+            consumer.seek(topic_partition, offset)
+            partition = topic_partition.partition
+            for known in (self._committed, self.written, self._outside):
+                known.pop(partition, None)
+            take_over = self._engines.begin_again if partition in self._engines.positions() else self._engines.assign
+            take_over(partition, offset, end)
+            _log.info("worker.partition_taken", partition=partition, offset=offset, end=end)
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no type information

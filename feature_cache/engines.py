@@ -67,7 +67,9 @@ class Engines:
         self.poison: Counter[str] = Counter()
         """Poison records by reason."""
         self.truncations = 0
-        """Times the log began again below the position: it had been truncated, or the broker lost it."""
+        """Times the log no longer reached the position: it had been truncated, or the broker lost it."""
+        self.repeats = 0
+        """Records that had been taken before; they are ignored."""
 
     def assign(self, partition: int, next_offset: int, live_from: int) -> None:
         """Takes a partition over.
@@ -78,6 +80,12 @@ class Engines:
             live_from: Where the log ends now; history ends there.
         """
         self._partitions[partition] = _Partition(next_offset, live_from)
+
+    def begin_again(self, partition: int, next_offset: int, live_from: int) -> None:
+        """Takes a held partition over once more, because its log is another: its instruments are unknown until then."""
+        self.truncations += 1
+        self.revoke((partition,))
+        self.assign(partition, next_offset, live_from)
 
     def revoke(self, partitions: Iterable[int]) -> None:
         """Gives partitions up, with their engines."""
@@ -90,7 +98,7 @@ class Engines:
     def take(self, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
         """Takes one record in; the position advances whatever the record is.
 
-        Records of a partition that is not held are ignored.
+        Records of a partition that is not held, or that lie before its position, are ignored.
 
         Raises:
             PoisonError: The record is no sound market event; it is counted, and nothing else changed.
@@ -99,9 +107,8 @@ class Engines:
         if state is None:
             return
         if offset < state.next_offset:
-            self.truncations += 1
-            self.revoke((partition,))
-            state = self._partitions[partition] = _Partition(offset, offset)
+            self.repeats += 1
+            return
         state.next_offset = offset + 1
         try:
             engine = self._apply(state, key, value)

@@ -58,7 +58,8 @@ class WorkerCollector(Collector):
             ("vectors_written", "Vectors written to Redis.", self._writer.written),
             ("redis_failures", "Writes or pings that Redis refused or did not answer.", self._writer.failures),
             ("kafka_failures", "Times the brokers refused or did not answer.", self._consumer.failures),
-            ("log_truncations", "Times the log began again below the position.", self._engines.truncations),
+            ("log_truncations", "Times the log no longer reached the position.", self._engines.truncations),
+            ("records_repeated", "Records that had been taken before, and were ignored.", self._engines.repeats),
             ("dead_letters_sent", "Poison records sent to the dead-letter topic.", self._dead_letters.sent),
             ("dead_letters_dropped", "Poison records that could not be sent there.", self._dead_letters.dropped),
         ):
