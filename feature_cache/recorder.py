@@ -28,7 +28,7 @@ from typing import Any, Final
 import orjson
 
 from feature_cache.feeds import coinbase, kraken, wire
-from feature_cache.feeds.binance import FeedError
+from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 VENUES: Final = (coinbase.VENUE, kraken.VENUE)

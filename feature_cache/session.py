@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from feature_cache import recorder
-from feature_cache.feeds.binance import BinanceSpot, FeedError
+from feature_cache.feeds.binance import BinanceSpot
+from feature_cache.feeds.wire import FeedError
 from feature_cache.recorder import SessionError
 from pretrade.market.v1 import market_pb2 as pb
 

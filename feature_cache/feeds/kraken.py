@@ -30,7 +30,7 @@ import orjson
 
 from feature_cache.book import Levels
 from feature_cache.feeds import wire
-from feature_cache.feeds.binance import FeedError
+from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 VENUE: Final = "KRAKEN"
