@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from feature_cache import cli as feature_cli
+from feature_cache import ingest_cli
 from server import cli as server_cli
 from server.audit import cli as audit_cli
 
@@ -76,6 +77,7 @@ def bench(context: typer.Context, directory: Directory = None, data: Recording =
     raise typer.Exit(run_bench(_given(dir=directory, data=data), context.args))
 
 
+app.command()(ingest_cli.ingest)
 app.command()(feature_cli.replay)
 app.command("simulate")(feature_cli.simulate_market)
 for command in (server_cli.decide, server_cli.status, server_cli.breaker, server_cli.flag, server_cli.state):
