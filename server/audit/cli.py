@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -22,9 +23,10 @@ from rich.text import Text
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.columns import REPLIED
 from server.audit.errors import AuditError
-from server.audit.reader import AuditedDecision, get_decision, verify
-from server.audit.store import REPLIED
+from server.audit.reader import AuditedDecision, Unreachable, get_decision, verify
+from server.audit.store import Store
 
 app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
 
@@ -48,7 +50,10 @@ _JournalPath = Annotated[
         help="The audit journal. Default: that of the running stack.",
     ),
 ]
-_StackDirectory = Annotated[Path, typer.Option("--dir", help="Where `pretrade up` keeps its files.")]
+_StackDirectory = Annotated[
+    Path,
+    typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", show_envvar=True, help="Where `pretrade up` keeps its files."),
+]
 _DEFAULT_DIRECTORY: Final = Path(".pretrade")
 
 
@@ -78,14 +83,42 @@ def verify_chains(
     journal: _JournalPath = None,
     directory: _StackDirectory = _DEFAULT_DIRECTORY,
 ) -> None:
-    """Checks every row of the database and the journal against the hash chain; exits with 1 at the first bad one."""
+    """Checks every row of the database and the journal against the hash chain.
+
+    Exits with 1 at the first bad row, and with 2 when a place could not be checked.
+    """
+    asked = database_url is not None or journal is not None
     database_url, journal = _targets(database_url, journal, directory)
+    unreachable = database_url is None and not asked
     try:
         for one in verify(database_url, journal):
+            if isinstance(one, Unreachable):
+                unreachable = True
+                typer.echo(f"{one.where}: not reachable, not verified: {one.why}", err=True)
+                continue
             rows = f"rows {one.first} to {one.last} are" if one.first else "no rows; the head is"
             typer.echo(f"{one.where}: journal {one.journal_id}: {rows} as they were written")
+    except (AuditError, ValueError) as error:
+        raise _failure(error) from error
+    if unreachable:
+        raise typer.Exit(2)
+
+
+@app.command(name="migrate")
+def migrate_database(
+    database_url: _DatabaseUrl = None,
+    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+) -> None:
+    """Makes the tables of the audit database or brings them to this version; a server does the same when it starts."""
+    database_url, _ = _targets(database_url, None, directory)
+    if database_url is None:
+        raise _failure("no database to migrate: name --database-url")
+    try:
+        with closing(Store(database_url)) as store:
+            before, after = store.migrate()
     except (AuditError, ValueError, sa.exc.SQLAlchemyError) as error:
         raise _failure(error) from error
+    typer.echo(f"revision {after}" + (" already" if before == after else f", from {before or 'an empty database'}"))
 
 
 def to_dict(decision: AuditedDecision) -> dict[str, Any]:
@@ -246,13 +279,16 @@ def _features(packet: packet_pb2.DecisionPacket) -> Mapping[str, float]:
 
 
 def _targets(database_url: str | None, journal: Path | None, directory: Path) -> tuple[str | None, Path | None]:
-    """Where to look: what was asked for, else the stack that runs in `directory`."""
+    """Where to look: what was asked for, else the stack that runs in `directory`, else the journal it left there."""
     if database_url is not None or journal is not None:
         return database_url, journal
-    path = directory / "stack.json"
+    left = directory / "server" / "journal.sqlite"
     try:
-        endpoints = json.loads(path.read_text())["endpoints"]
+        endpoints = json.loads((directory / "stack.json").read_text())["endpoints"]
     except (OSError, ValueError, KeyError) as error:
+        if left.exists():
+            typer.echo(f"no stack runs in {directory}: its database is not reachable, here is its journal", err=True)
+            return None, left
         raise _failure(f"no stack runs in {directory}: name --database-url or --journal") from error
     return endpoints.get("database_url"), Path(endpoints["journal"]) if endpoints.get("journal") else None
 

@@ -9,6 +9,7 @@
     │   ├── JournalClosed         not started, or already closed
     │   ├── JournalInUse          another process holds this journal; start fails
     │   └── JournalCorrupted      a row does not fit the chain; start fails, `position` says where
+    ├── SchemaUnknown             the database is of a newer version; nothing is shipped until this one is replaced
     └── UnknownDecision           neither the store nor the journal holds this decision
 """
 
@@ -49,6 +50,10 @@ class JournalCorrupted(JournalError):  # noqa: N818 - see JournalFull
     def __init__(self, position: int, problem: str) -> None:
         super().__init__(f"position {position}: {problem}")
         self.position = position
+
+
+class SchemaUnknown(AuditError):  # noqa: N818 - see JournalFull
+    """The tables of the audit database are of a newer version of pretrade."""
 
 
 class UnknownDecision(AuditError):  # noqa: N818 - see JournalFull

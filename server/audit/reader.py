@@ -10,9 +10,10 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from pretrade.audit.v1 import packet_pb2
+from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import JournalError, UnknownDecision
 from server.audit.journal_file import Head, JournalReader, Row
-from server.audit.store import REPLIED, Store, unconfirmed_status
+from server.audit.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class Verified:
     first: int
     """First position; 0 when there are no rows."""
     last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A place that could not be checked, which proves nothing about it."""
+
+    where: str
+    why: str
 
 
 def get_decision(database_url: str | None, journal_path: Path | None, decision_id: str) -> AuditedDecision:
@@ -75,21 +84,23 @@ def get_decision(database_url: str | None, journal_path: Path | None, decision_i
     raise UnknownDecision(f"no decision {decision_id} in {' or '.join(looked) or 'no place at all'}")
 
 
-def verify(database_url: str | None, journal_path: Path | None) -> Iterator[Verified]:
+def verify(database_url: str | None, journal_path: Path | None) -> Iterator[Verified | Unreachable]:
     """Walks every hash chain that can be reached: in the database, then in the journal, and where the two meet.
 
     Raises:
         JournalCorrupted: A row is missing or was changed; with its position.
         JournalError: The journal cannot be read.
-        sqlalchemy.exc.SQLAlchemyError: The database cannot be read.
     """
     shipped: dict[str, Head] = {}
     if database_url is not None:
         with closing(Store(database_url)) as store:
-            shipped = store.journals()
-            for journal_id in shipped:
-                first, last = store.verify(journal_id)
-                yield Verified("database", journal_id, first, last)
+            try:
+                shipped = store.journals()
+                for journal_id in shipped:
+                    first, last = store.verify(journal_id)
+                    yield Verified("database", journal_id, first, last)
+            except sa.exc.SQLAlchemyError as error:
+                yield Unreachable("database", str(error).splitlines()[0])
     if journal_path is not None:
         with closing(JournalReader(journal_path)) as journal:
             anchor, head = journal.verify(shipped.get(journal.journal_id))

@@ -49,6 +49,7 @@ class Shipper:
         self._task = Task(journal=journal.settings.path.absolute(), database_url=database_url, settings=settings)
         self._settings = settings
         self._progressed = asyncio.Event()
+        self._neglected = ""
         self._trimmed = 0
         self.position = 0
         """Position of the newest row in SQL; 0 until the database has answered."""
@@ -146,6 +147,10 @@ class Shipper:
         if trim_to - self._trimmed >= _TRIM_EVERY_ROWS:
             self._trimmed = trim_to
             self._journal.trim(trim_to)
+        if progress.neglected != self._neglected:
+            self._neglected = progress.neglected
+            if progress.neglected:
+                _log.warning("audit_store_neglected", why=progress.neglected)
         if began:
             _log.error("audit_shipping_fails", error=progress.error, unshipped=self.unshipped)
         elif over:

@@ -22,6 +22,10 @@ class ShippingSettings(BaseModel):
     """Longest pause after a failure."""
     retained_rows: int = Field(default=10_000, ge=0)
     """Rows that stay in the journal after they were shipped."""
+    days_ahead: int = Field(default=3, ge=0, le=7)
+    """Days for which PostgreSQL has a partition before they begin; also as many days as nobody need look after it."""
+    retention_days: int | None = Field(default=None, ge=1)
+    """Days, UTC, that stay in the database besides today; older ones are removed whole. Unset: all stay."""
     drain_seconds: float = Field(default=5.0, ge=0, le=300)
     """How long a stopping server waits for the rest to be shipped; what is left is shipped after the next start."""
 
@@ -42,3 +46,5 @@ class Progress(BaseModel):
     """The last row shipped; 0 while that is unknown."""
     error: str
     """Why nothing can be shipped; empty when all is well."""
+    neglected: str = ""
+    """What was put off that stops nothing: a partition, or the removal of old days."""

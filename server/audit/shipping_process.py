@@ -23,12 +23,14 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from server.audit.days import Busy
 from server.audit.errors import AuditError, JournalCorrupted
 from server.audit.journal_file import Head, JournalReader, follow
 from server.audit.shipping import Progress, Task
 from server.audit.store import Store
 
 _NICENESS: Final = 5  # decisions first
+_TIDY_SECONDS: Final = 3600.0
 
 
 class Shipping:
@@ -48,6 +50,7 @@ class Shipping:
         self._wait = wait
         self._position = 0
         self._error = ""
+        self._neglected = ""
         self._reported: Progress | None = None
 
     def run(self) -> None:
@@ -60,9 +63,13 @@ class Shipping:
                     closing(JournalReader(self._task.journal)) as journal,
                     closing(Store(self._task.database_url)) as store,
                 ):
-                    store.create_tables()
+                    store.migrate()
                     head = self._start(journal, store)
+                    tidy_at = time.monotonic()
                     while True:
+                        if time.monotonic() >= tidy_at:
+                            self._tidy(store)
+                            tidy_at += _TIDY_SECONDS
                         head = self._ship(journal, store, head)
                         pause = settings.retry_min_seconds
             except (sa.exc.SQLAlchemyError, AuditError, OSError) as error:
@@ -87,6 +94,17 @@ class Shipping:
         self._note(head.position, self._error)  # an outage ends when something was shipped, not before
         return head
 
+    def _tidy(self, store: Store) -> None:
+        """Makes the next days' partitions and removes old days; puts it off while somebody is in the way."""
+        settings = self._task.settings
+        self._neglected = ""
+        try:
+            store.prepare_days(settings.days_ahead)
+            if settings.retention_days is not None:
+                store.remove_days(settings.retention_days)
+        except Busy as error:
+            self._neglected = str(error)
+
     def _ship(self, journal: JournalReader, store: Store, head: Head) -> Head:
         """Ships the next rows, or waits when there are none."""
         rows = journal.rows_after(head.position, self._task.settings.batch_rows)
@@ -104,7 +122,7 @@ class Shipping:
 
     def _note(self, position: int, error: str) -> None:
         self._position, self._error = position, error
-        progress = Progress(position=position, error=error)
+        progress = Progress(position=position, error=error, neglected=self._neglected)
         if progress != self._reported:
             self._reported = progress
             self._report(progress)

@@ -33,7 +33,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def store(url: str) -> Iterator[Store]:
     with closing(Store(url)) as store:
-        store.create_tables()
+        store.migrate()
         yield store
 
 

@@ -20,7 +20,7 @@ from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.store import CONTROL_CHANGES, DECISIONS
+from server.audit.schema import CONTROL_CHANGES, DECISIONS
 
 pytestmark = pytest.mark.stack
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def audit(tmp_path: Path) -> Audit:
         closing(JournalReader(path)) as reader,
     ):
         journal.append([decision(SHIPPED).SerializeToString(), unconfirmed.SerializeToString()])
-        store.create_tables()
+        store.migrate()
         store.write(reader.journal_id, store.shipped(reader.journal_id, reader.anchor()), reader.rows_after(0, -1))
         journal.append([decision(RECENT).SerializeToString()])
     return Audit(path, url)
@@ -163,6 +164,31 @@ def test_verify_names_the_position_that_was_tampered_with(
     result = audit.run("verify")
     assert result.exit_code == 1
     assert problem in result.stderr
+
+
+def test_verify_beside_a_database_that_is_down_verifies_the_journal_and_says_so(audit: Audit, tmp_path: Path) -> None:
+    result = Audit(audit.journal, f"sqlite:///{tmp_path / 'missing' / 'audit.db'}").run("verify")
+    assert result.exit_code == 2
+    assert "rows 1 to 3 are as they were written" in result.stdout
+    assert "database: not reachable, not verified" in result.stderr
+
+
+def test_verify_finds_the_journal_of_a_stack_that_was_stopped(audit: Audit, tmp_path: Path) -> None:
+    left = tmp_path / "stack" / "server" / "journal.sqlite"
+    left.parent.mkdir(parents=True)
+    shutil.copy(audit.journal, left)
+    result = CliRunner().invoke(app, ["verify"], env={"PRETRADE_LOCAL_DIR": str(tmp_path / "stack")})
+    assert result.exit_code == 2
+    assert "rows 1 to 3 are as they were written" in result.stdout
+    assert "its database is not reachable" in result.stderr
+
+
+def test_migrate_makes_the_tables_and_says_when_there_is_nothing_to_do(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    first, second = (CliRunner().invoke(app, ["migrate", "--database-url", url]) for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.output.endswith(", from an empty database\n")
+    assert second.output.endswith(" already\n")
 
 
 def test_without_targets_the_running_stack_is_asked(audit: Audit, tmp_path: Path) -> None:

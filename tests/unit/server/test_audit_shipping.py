@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from pretrade.audit.v1 import packet_pb2
 from server.audit.journal_file import JournalFile
+from server.audit.schema import DECISIONS, JOURNAL_ENTRIES
 from server.audit.shipping import Progress, ShippingSettings, Task
 from server.audit.shipping_process import Shipping
 from server.audit.store import Store
@@ -172,3 +175,33 @@ def test_a_database_that_cannot_be_opened_is_reported_without_its_statement(
 def test_a_missing_journal_is_reported(task: Task) -> None:
     reports, _ = ship(task)
     assert reports[0].error.startswith("JournalError: cannot read the journal")
+
+
+def test_days_past_their_retention_are_removed_while_shipping_goes_on(journal: JournalFile, task: Task) -> None:
+    journal.append([entry("old")])
+    ship(task)
+    then = dt.datetime.now(dt.UTC) - dt.timedelta(days=3)
+    engine = sa.create_engine(task.database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.update(DECISIONS).values(decided_at=then))
+        connection.execute(sa.update(JOURNAL_ENTRIES).values(shipped_at=then))
+    engine.dispose()
+    journal.append([entry("new")])
+    ship(task.model_copy(update={"settings": task.settings.model_copy(update={"retention_days": 1})}))
+    assert shipped_ids(task, ["old", "new"]) == ["new"]
+    with closing(Store(task.database_url)) as store:
+        assert store.verify(journal.journal_id) == (2, 2)
+
+
+def test_a_database_of_a_newer_version_is_reported_and_left_alone(journal: JournalFile, task: Task) -> None:
+    journal.append([entry("1")])
+    ship(task)
+    engine = sa.create_engine(task.database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    journal.append([entry("2")])
+    reports, _ = ship(task)
+    assert [report.error.partition(",")[0] for report in reports] == [
+        "SchemaUnknown: the audit database has revision 9999"
+    ]

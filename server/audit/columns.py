@@ -1,0 +1,131 @@
+"""Journal rows taken apart into the columns of SQL."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.journal_file import Row
+
+Columns = dict[str, Any]
+"""Column values of one row; their types are the table's."""
+
+REPLIED: Final = "replied"
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class Shipment:
+    """Rows of a journal, as the rows of each table.
+
+    A row of another format becomes evidence and nothing else: it must not stop those behind it.
+
+    Args:
+        journal_id: Their journal.
+        rows: At least one.
+    """
+
+    def __init__(self, journal_id: str, rows: Sequence[Row]) -> None:
+        self.entries: list[Columns] = []
+        self.decisions: list[Columns] = []
+        self.statuses: list[Columns] = []
+        self.changes: list[Columns] = []
+        for row in rows:
+            self.entries.append(
+                {"journal_id": journal_id, "position": row.position, "entry": row.entry, "hash": row.hash}
+            )
+            at: Columns = {"journal_id": journal_id, "journal_position": row.position}
+            try:
+                entry = packet_pb2.JournalEntry.FromString(row.entry)
+                match entry.WhichOneof("entry"):
+                    case "decision":
+                        self.decisions.append(_decision_columns(entry.decision) | at)
+                    case "reply_unconfirmed":
+                        self.statuses.append(_status_columns(entry.reply_unconfirmed))
+                    case "control_change":
+                        self.changes.append(_change_columns(entry.control_change) | at)
+            except (DecodeError, ValueError, OverflowError):
+                continue
+
+    def days(self) -> set[dt.date]:
+        """The days of its decisions."""
+        return {decision["decided_at"].date() for decision in self.decisions}
+
+    def stamp(self, shipped_at: dt.datetime) -> None:
+        """Sets when the rows are shipped."""
+        for row in (*self.entries, *self.decisions):
+            row["shipped_at"] = shipped_at
+
+
+def _text(value: str) -> str:
+    """As PostgreSQL can store it: without NUL characters. The evidence keeps them."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _number(value: float) -> float | None:
+    """As both databases agree to store it: SQLite knows no NaN, PostgreSQL sorts it above every number."""
+    return None if math.isnan(value) else value
+
+
+def _instant(nanoseconds: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(microseconds=nanoseconds // 1000)
+
+
+def _decision_columns(packet: packet_pb2.DecisionPacket) -> Columns:
+    order, decision = packet.order, packet.decision
+    return {
+        "decision_id": _text(decision.decision_id),
+        "decided_at": _instant(decision.decided_at.ToNanoseconds()),
+        "order_ref": _text(order.order_ref),
+        "instrument": _text(order.instrument),
+        "side": pb.Side.Name(order.side).removeprefix("SIDE_"),
+        "quantity": _number(order.quantity),
+        "limit_price": _number(order.limit_price) if order.HasField("limit_price") else None,
+        "strategy": _text(order.strategy),
+        "idempotency_key": _text(order.idempotency_key) or None,
+        "action": pb.Action.Name(decision.action).removeprefix("ACTION_"),
+        "score": _number(decision.score) if decision.HasField("score") else None,
+        "threshold": _number(decision.threshold) if decision.HasField("threshold") else None,
+        "source": pb.Source.Name(decision.source).removeprefix("SOURCE_"),
+        "reasons": [pb.ReasonCode.Name(reason).removeprefix("REASON_CODE_") for reason in decision.reasons],
+        "degradations": [pb.Degradation.Name(one).removeprefix("DEGRADATION_") for one in decision.degradations],
+        "model_name": _text(decision.model_name),
+        "model_version": _text(decision.model_version),
+        "feature_age_us": (decision.feature_age.ToMicroseconds() if decision.HasField("feature_age") else None),
+        "used_us": decision.budget.used_us,
+        "allowed_us": decision.budget.allowed_us,
+        "instance_id": _text(packet.instance_id),
+        "config_hash": _text(packet.config_hash),
+        "durability": _text(packet.durability),
+        "reply_status": REPLIED,
+    }
+
+
+def _status_columns(unconfirmed: packet_pb2.ReplyUnconfirmed) -> Columns:
+    return {
+        "of_decision_id": _text(unconfirmed.decision_id),
+        "new_status": unconfirmed_status(unconfirmed.cause),
+    }
+
+
+def unconfirmed_status(cause: str) -> str:
+    """The reply status of a decision whose reply is unconfirmed for this cause."""
+    return f"reply_unconfirmed:{_text(cause)}"
+
+
+def _change_columns(change: packet_pb2.ControlChange) -> Columns:
+    return {
+        "change_id": _text(change.change_id),
+        "changed_at": _instant(change.changed_at_ns),
+        "subject": _text(change.subject),
+        "previous": _text(change.previous),
+        "value": _text(change.value),
+        "author": _text(change.author),
+        "reason": _text(change.reason),
+        "instance_id": _text(change.instance_id),
+    }

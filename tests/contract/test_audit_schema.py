@@ -1,0 +1,225 @@
+"""The tables of the audit database through versions and days, on both databases."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.days import Busy
+from server.audit.errors import JournalCorrupted, SchemaUnknown
+from server.audit.journal_file import GENESIS, Head, Row, follow, link
+from server.audit.store import Store
+
+JOURNAL = "journal-1"
+START = Head(0, GENESIS)
+TODAY = dt.datetime.now(dt.UTC)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'audit.db'}"
+    url: str = request.getfixturevalue("database_url")
+    return url
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[sa.Engine]:
+    """What an auditor uses."""
+    engine = sa.create_engine(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with closing(Store(url)) as store:
+        yield store
+
+
+def decision(decision_id: str, decided_at: dt.datetime) -> bytes:
+    entry = packet_pb2.JournalEntry()
+    entry.decision.order.instrument, entry.decision.order.side = "BTCUSDT.BINANCE", pb.SIDE_BUY
+    entry.decision.decision.decision_id = decision_id
+    entry.decision.decision.decided_at.FromDatetime(decided_at.replace(tzinfo=None))
+    return entry.SerializeToString()
+
+
+def chained(after: Head, *entries: bytes) -> list[Row]:
+    rows = []
+    for entry in entries:
+        rows.append(Row(after.position + 1, entry, link(after.hash, entry)))
+        after = follow(after, rows[-1])
+    return rows
+
+
+def ship(store: Store, *entries: bytes) -> list[Row]:
+    head = store.shipped(JOURNAL, START)
+    rows = chained(head, *entries)
+    assert store.write(JOURNAL, head, rows)
+    return rows
+
+
+def age(engine: sa.Engine, positions: str, days: int) -> None:
+    """Makes the rows look as if they had been shipped and decided so many days ago."""
+    then = sa.bindparam("then", TODAY - dt.timedelta(days=days), sa.DateTime(timezone=True))
+    with engine.begin() as connection:
+        for statement in (
+            f"UPDATE journal_entries SET shipped_at = :then WHERE position IN ({positions})",
+            f"UPDATE decisions SET shipped_at = :then, decided_at = :then WHERE journal_position IN ({positions})",
+        ):
+            connection.execute(sa.text(statement).bindparams(then))
+
+
+def positions(engine: sa.Engine, table: str = "journal_entries", column: str = "position") -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.scalars(sa.text(f"SELECT {column} FROM {table} ORDER BY 1")))
+
+
+def test_a_database_of_the_version_before_is_brought_to_this_one_with_its_rows(store: Store, engine: sa.Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", "server.audit:migrations")
+    rows = chained(START, decision("d1", TODAY), decision("d2", TODAY - dt.timedelta(days=40)))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(sa.text("DROP TABLE alembic_version"))  # that version had no migrations
+        for row in rows:
+            connection.execute(
+                sa.text("INSERT INTO journal_entries VALUES ('journal-1', :position, :entry, :hash)"),
+                {"position": row.position, "entry": row.entry, "hash": row.hash},
+            )
+            connection.execute(
+                sa.text(
+                    "INSERT INTO decisions VALUES (:id, :at, '', 'BTCUSDT.BINANCE', 'BUY', 1, 1, '', NULL, 'TRADE',"
+                    " 1, 1, 'PRIMARY', '[]', '[]', '', '', 1, 1, 1, '', '', 'fsync', 'replied', 'journal-1', :position)"
+                ).bindparams(sa.bindparam("at", TODAY, sa.DateTime(timezone=True))),
+                {"id": f"d{row.position}", "position": row.position},
+            )
+        connection.execute(sa.text("INSERT INTO shipments VALUES ('journal-1', 2, :hash)"), {"hash": rows[-1].hash})
+    assert store.migrate() == ("0001", "0002")
+    assert store.migrate() == ("0002", "0002")
+    store.prepare_days(3)
+    found = store.find("d1")
+    assert found is not None
+    assert found.row == rows[0]
+    later = ship(store, decision("d3", TODAY))
+    assert later[0].position == 3
+    assert store.verify(JOURNAL) == (1, 3)
+
+
+def test_two_servers_that_start_at_once_make_the_tables_once(url: str, engine: sa.Engine) -> None:
+    with closing(Store(url)) as first, closing(Store(url)) as second:
+        assert first.migrate()[0] is None
+        assert second.migrate() == ("0002", "0002")
+        ship(first, decision("d1", TODAY))
+        ship(second, decision("d2", TODAY))
+    assert positions(engine) == [1, 2]
+
+
+def test_a_database_of_a_newer_version_is_left_alone(store: Store, engine: sa.Engine) -> None:
+    store.migrate()
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaUnknown, match="9999"):
+        store.migrate()
+
+
+def test_days_past_their_retention_are_removed_whole_and_the_chain_still_verifies(
+    store: Store, engine: sa.Engine
+) -> None:
+    store.migrate()
+    store.prepare_days(1)
+    rows = ship(store, *(decision(f"d{i}", TODAY - dt.timedelta(days=9 - i)) for i in range(1, 9)))
+    for i in range(1, 9):
+        age(engine, str(i), 9 - i)
+    assert store.remove_days(3) == TODAY.date() - dt.timedelta(days=3)
+    assert positions(engine) == positions(engine, "decisions", "journal_position") == [6, 7, 8]
+    assert store.verify(JOURNAL) == (6, 8)
+    assert store.find("d5") is None
+    found = store.find("d6")
+    assert found is not None
+    assert found.row == rows[5]
+    store.remove_days(3)
+    assert store.verify(JOURNAL) == (6, 8)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM journal_entries WHERE position = 6"))
+    with pytest.raises(JournalCorrupted) as caught:  # not everything that is gone is past its retention
+        store.verify(JOURNAL)
+    assert caught.value.position == 6
+
+
+def test_when_everything_is_past_its_retention_shipping_goes_on_where_it_was(store: Store, engine: sa.Engine) -> None:
+    store.migrate()
+    ship(store, decision("d1", TODAY), decision("d2", TODAY))
+    age(engine, "1, 2", 30)
+    store.remove_days(7)
+    assert positions(engine) == []
+    assert store.verify(JOURNAL) == (0, 0)
+    ship(store, decision("d3", TODAY))
+    assert store.verify(JOURNAL) == (3, 3)
+
+
+@pytest.mark.stack
+class TestOnPostgreSQL:
+    @pytest.fixture
+    def url(self, database_url: str) -> str:
+        return database_url
+
+    def partitions(self, engine: sa.Engine) -> dict[str, int]:
+        """Decisions by partition."""
+        query = sa.text("SELECT tableoid::regclass::text, count(*) FROM decisions GROUP BY 1")
+        with engine.connect() as connection:
+            return {name: count for name, count in connection.execute(query)}  # noqa: C416 - a Row is no pair to mypy
+
+    def test_each_day_is_a_partition_and_an_impossible_day_is_stored_all_the_same(
+        self, store: Store, engine: sa.Engine
+    ) -> None:
+        store.migrate()
+        store.prepare_days(2)
+        yesterday, century = TODAY - dt.timedelta(days=1), TODAY + dt.timedelta(days=36500)
+        ship(store, decision("d1", TODAY), decision("d2", yesterday), decision("d3", century))
+        assert self.partitions(engine) == {
+            f"decisions_{TODAY:%Y%m%d}": 1,
+            f"decisions_{yesterday:%Y%m%d}": 1,
+            "decisions_other": 1,
+        }
+
+    def test_what_was_stored_before_its_day_had_a_partition_moves_into_it(
+        self, store: Store, engine: sa.Engine
+    ) -> None:
+        store.migrate()
+        ship(store, decision("d1", TODAY))
+        with engine.begin() as connection:
+            name = f"decisions_{TODAY:%Y%m%d}"
+            connection.execute(sa.text(f"ALTER TABLE decisions DETACH PARTITION {name}"))
+            connection.execute(sa.text(f"INSERT INTO decisions SELECT * FROM {name}"))
+            connection.execute(sa.text(f"DROP TABLE {name}"))
+        assert self.partitions(engine) == {"decisions_other": 1}
+        store.prepare_days(0)
+        assert self.partitions(engine) == {name: 1}
+
+    def test_a_long_report_delays_the_removal_of_days_and_a_new_partition_but_no_shipping(
+        self, store: Store, engine: sa.Engine
+    ) -> None:
+        store.migrate()
+        old = TODAY - dt.timedelta(days=5)
+        ship(store, decision("d1", old))
+        with engine.connect() as report:
+            report.execute(sa.text("SELECT * FROM decisions"))
+            with pytest.raises(Busy):
+                store.remove_days(1)
+            ship(store, decision("d2", TODAY))
+        assert self.partitions(engine) == {f"decisions_{old:%Y%m%d}": 1, "decisions_other": 1}
+        store.remove_days(1)
+        store.prepare_days(1)
+        assert self.partitions(engine) == {f"decisions_{TODAY:%Y%m%d}": 1}
