@@ -56,6 +56,8 @@ class GrpcSettings(BaseModel):
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
     max_streams_per_connection: int = Field(default=1_024, ge=1, le=1_000_000)
     """Calls under way on one connection."""
+    read_seconds: float = Field(default=5.0, gt=0, le=600)
+    """How long a unary call may take to send its message, in seconds; then it ends DEADLINE_EXCEEDED."""
     drain_seconds: float = Field(default=0.2, ge=0, le=300)
     """On SIGTERM: time between NOT_SERVING and refusing new calls, in seconds, for load balancers to notice."""
     grace_seconds: float = Field(default=2.0, ge=0, le=300)
