@@ -188,7 +188,7 @@ class Settings(BaseSettings):
         return _with_scheme(url, ("sqlite:", "postgresql+psycopg:"))
 
     @model_validator(mode="after")
-    def _reserves_fit(self) -> Settings:
+    def _sections_fit(self) -> Settings:
         reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
         if reserves >= self.budget.cap_seconds:
             raise ValueError(
@@ -196,6 +196,9 @@ class Settings(BaseSettings):
             )
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
+        for limit in self.guards.limits:
+            if limit.instrument not in (None, *self.instruments):
+                raise ValueError(f"guards.limits: {limit.instrument} is not one of the instruments")
         return self
 
     def config_hash(self) -> str:
