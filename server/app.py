@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 
@@ -210,7 +211,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     stack.callback(metrics_server.shutdown)
 
     interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
-    admin = _grpc_server(settings, ())
+    admin = _grpc_server(settings, (), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
         AdminServicer(
             instance_id=instance_id,
@@ -234,7 +235,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
         f"{settings.admin.host}:{settings.admin.port}",
     )
-    decisions = _grpc_server(settings, interceptors)
+    decisions = _grpc_server(settings, interceptors, metrics.errors)
     decision_pb2_grpc.add_DecisionServiceServicer_to_server(
         DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock), decisions
     )
@@ -258,10 +259,12 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     return _Server(settings, health_state, admission, decisions)
 
 
-def _grpc_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+def _grpc_server(
+    settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor], errors: Counter[str]
+) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers."""
     return grpc.aio.server(
-        interceptors=(*interceptors, ParsingInterceptor()),
+        interceptors=(*interceptors, ParsingInterceptor(settings.grpc.read_seconds, errors)),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),

@@ -56,6 +56,8 @@ class GrpcSettings(BaseModel):
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
     max_streams_per_connection: int = Field(default=1_024, ge=1, le=1_000_000)
     """Calls under way on one connection."""
+    read_seconds: float = Field(default=5.0, gt=0, le=600)
+    """How long a unary call may take to send its message, in seconds; then it ends DEADLINE_EXCEEDED."""
     drain_seconds: float = Field(default=0.2, ge=0, le=300)
     """On SIGTERM: time between NOT_SERVING and refusing new calls, in seconds, for load balancers to notice."""
     grace_seconds: float = Field(default=2.0, ge=0, le=300)
@@ -186,7 +188,7 @@ class Settings(BaseSettings):
         return _with_scheme(url, ("sqlite:", "postgresql+psycopg:"))
 
     @model_validator(mode="after")
-    def _reserves_fit(self) -> Settings:
+    def _sections_fit(self) -> Settings:
         reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
         if reserves >= self.budget.cap_seconds:
             raise ValueError(
@@ -194,6 +196,9 @@ class Settings(BaseSettings):
             )
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
+        for limit in self.guards.limits:
+            if limit.instrument not in (None, *self.instruments):
+                raise ValueError(f"guards.limits: {limit.instrument} is not one of the instruments")
         return self
 
     def config_hash(self) -> str:

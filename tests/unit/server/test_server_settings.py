@@ -51,7 +51,8 @@ def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: py
         ("PRETRADE_BREAKER__FAILURE_RATE", "0"),
         ("PRETRADE_BREAKER__FAILURE_RATE", "1.1"),
         ("PRETRADE_CACHED_SCORE__MAX_FEATURE_MOVE", '{"imbalance_l6": 1}'),
-        ("PRETRADE_GUARDS__MAX_QUANTITY", '{"BTCUSDT.BINANCE": -1}'),
+        ("PRETRADE_GUARDS__LIMITS", '[{"instrument": "BTCUSDT.BINANCE", "max_quantity": -1}]'),
+        ("PRETRADE_GUARDS__LIMITS", '[{"instrument": "BTCUSDT.NOWHERE", "max_quantity": 1}]'),
         ("PRETRADE_REPLICAS__CHAMPION_VERSION", "latest"),
         ("PRETRADE_RETRY__SHARE", "2"),
         ("PRETRADE_ADMISSION__MIN_IN_FLIGHT", "4096"),  # more than the maximum

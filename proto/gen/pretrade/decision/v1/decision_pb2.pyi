@@ -629,7 +629,9 @@ class FeatureVector(_message.Message):
     """The feature set the values follow, for example `mf1`; must be the one the model was trained on."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One finite value per feature of the set, in the set's order."""
+        """One finite value per feature of the set, in the set's order, each within what its definition leaves possible (an
+        imbalance in [-1, 1], a spread or an age >= 0).
+        """
 
     def __init__(
         self,
