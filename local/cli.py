@@ -43,6 +43,9 @@ def up(
             "worker, market, server."
         ),
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
+    ] = None,
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: databases, broker, models, feature worker, decision server.
 
@@ -52,7 +55,9 @@ def up(
     from local.up import run_up  # noqa: PLC0415 - the servers' clients, which the other commands do not need
 
     market = False if no_market else None
-    raise typer.Exit(run_up(_given(dir=directory, data=data, speed=speed, market=market), part or ()))
+    raise typer.Exit(
+        run_up(_given(dir=directory, data=data, speed=speed, market=market, processes=processes), part or ())
+    )
 
 
 @app.command()

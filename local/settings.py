@@ -59,6 +59,8 @@ class LocalSettings(BaseSettings):
     metrics_port: OptionalPort = 0
     """Port of the decision server's metrics on 127.0.0.1; 0 for its default if that is free, else any free one."""
 
+    processes: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Decision server processes on the same ports; none for a single one, alone. Linux only."""
     broker_memory_mebibytes: Annotated[int, Field(ge=32, le=1_048_576)] = 256
     """Memory that `pretrade up` lets our own broker take, in MiB. It keeps its whole log in memory and is then started
     anew with an empty one; features are back after some seconds."""

@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import socket
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -29,7 +31,8 @@ from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.admission import Admission
 from server.audit.journal import Journal
 from server.audit.shipper import Shipper
-from server.control.state import ControlState
+from server.control.file import ControlFile
+from server.control.state import ControlState, halt_at_start
 from server.dataplane import DataPlane
 from server.health import Component, Health
 from server.idempotency import IdempotencyWindow
@@ -44,7 +47,8 @@ from server.rpc.admin import AdminServicer
 from server.rpc.convert import OrderReader
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
-from server.settings import Settings
+from server.settings import Settings, control_path
+from server.slot import READY, Slot
 from server.tracing import server_interceptors
 
 _log = structlog.get_logger(__name__)
@@ -54,17 +58,27 @@ class ComponentEndedError(Exception):
     """A component's loop ended while the server was running."""
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, slot: Slot | None = None) -> None:
     """Runs the server until SIGTERM or SIGINT, then drains it. A second signal exits at once.
+
+    Args:
+        settings: Those of the whole server.
+        slot: The place of this process among several. It then drains when its standard input ends, too, writes `ready`
+            to its standard output when it serves, and leaves it to its supervisor to end it at once.
 
     Raises:
         OSError, AuditError: It could not be started.
         ComponentEndedError: A part of it ended that must not; it was drained all the same.
     """
-    stop = _stop_on_signal()
+    stop = _stop_on_signal(alone=slot is None)
+    if slot is not None:
+        _stop_at_end_of_input(stop)
     async with AsyncExitStack() as stack:
-        server = await _start(settings, stack, stop)
+        server = await _start(settings, slot, stack, stop)
+        announcement = asyncio.create_task(server.announce()) if slot is not None else None
         await asyncio.wait((stop,))
+        if announcement is not None:
+            announcement.cancel()
         await server.drain()
     stop.result()
 
@@ -81,16 +95,26 @@ class _Server:
         self._decisions = decisions
 
     async def drain(self) -> None:
-        """Health NOT_SERVING → time to notice → no new calls → calls under way finish."""
+        """Health NOT_SERVING → time to notice → no new connections → calls under way finish."""
         _log.info("draining", in_flight=self._admission.in_flight)
         await self._health.drain()
         await asyncio.sleep(self._settings.drain_seconds)
-        self._admission.draining = True
-        await self._decisions.stop(self._settings.grace_seconds)
+        # Callers hear of it (GOAWAY) before anything is refused: what they sent meanwhile is still answered.
+        stopped = asyncio.create_task(self._decisions.stop(self._settings.grace_seconds))
+        await asyncio.wait((stopped,), timeout=self._settings.grace_seconds / 4)
+        self._admission.draining = True  # for orders on streams that go on
+        await stopped
+
+    async def announce(self) -> None:
+        """Tells the supervisor, once the server is ready."""
+        await self._health.serving.wait()
+        with contextlib.suppress(OSError):  # the supervisor is gone, and our input ends
+            os.write(sys.stdout.fileno(), READY + b"\n")
 
 
-async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future[None]) -> _Server:
+async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, stop: asyncio.Future[None]) -> _Server:
     """Builds and starts every component."""
+    settings = shared if slot is None else slot.settings(shared)
     clock, uniform, new_id = time.monotonic, random.random, uuid7_source()
     instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}"
     metrics = DecisionMetrics()
@@ -128,14 +152,19 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     )
     primary, secondary, challenger = replicas
 
+    control_file = ControlFile(control_path(shared))
+    if slot is None:
+        halt_at_start(settings.control, control_file)
     control = ControlState(
         settings.control,
-        settings.journal.path.with_name(f"{settings.journal.path.name}.control.json"),
+        control_file,
+        {replica.name: replica.breaker for replica in replicas},
         journal,
         instance_id,
         new_id,
         time.time_ns,
     )
+    await stack.enter_async_context(_background(control.watch(), "control", stop))
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     champion = Champion(
         primary,
@@ -163,7 +192,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         cached_scores=cached_scores,
         guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
         journal=journal,
-        packets=PacketWriter(instance_id, settings.config_hash(), settings.journal.durability.value, control),
+        packets=PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control),
         shadow=shadow,
         shadow_on=lambda: control.shadow,
         metrics=metrics,
@@ -195,6 +224,8 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         decisions=metrics,
         admission=admission,
         idempotency=idempotency,
+        control=control,
+        restarts=0 if slot is None else slot.restarts,
         replicas=replicas,
         shadow=shadow,
         journal=journal,
@@ -224,10 +255,14 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
             max_feature_age_seconds=settings.features.max_age_seconds,
             health=health_state,
             metrics=metrics,
+            admission=admission,
+            slot=slot,
             clock=clock,
         ),
         admin,
     )
+    if slot is not None:
+        admin.add_insecure_port(slot.admin_address(slot.index))
     admin_port = await _listen(
         stack,
         admin,
@@ -250,7 +285,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     _log.info(
         "started",
         instance_id=instance_id,
-        config_hash=settings.config_hash(),
+        config_hash=shared.config_hash(),
         decision=f"{settings.grpc.host}:{decision_port}",
         admin=f"{settings.admin.host}:{admin_port}",
         metrics=f"{settings.metrics.host}:{metrics_server.server_port}",
@@ -268,8 +303,8 @@ def _grpc_server(
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
-            # A second server on the port is a mistake, not a way to share it.
-            ("grpc.so_reuseport", 0),
+            # A second server on the port is a mistake, unless it is one of several processes.
+            ("grpc.so_reuseport", int(settings.processes is not None)),
             # Callers may keep idle connections alive, but not by pinging all the time.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -326,16 +361,39 @@ def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) 
     return f"no features: {', '.join(missing)}" if missing else ""
 
 
-def _stop_on_signal() -> asyncio.Future[None]:
-    """A future that the first SIGTERM or SIGINT resolves; the second ends the process at once."""
+def _stop_on_signal(alone: bool) -> asyncio.Future[None]:
+    """A future that the first SIGTERM or SIGINT resolves; alone, the second ends the process at once.
+
+    A process under a supervisor gets the signals of its group besides what the supervisor tells it.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.done():
+        if not stop.done():
+            stop.set_result(None)
+        elif alone:
             os._exit(128 + number)
-        stop.set_result(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    if not alone:
+        # To the supervisor it means a replacement; it must not end us when the whole group gets it.
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
     return stop
+
+
+def _stop_at_end_of_input(stop: asyncio.Future[None]) -> None:
+    """Resolves the future when the supervisor closes our standard input, or is gone."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    def read() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        with contextlib.suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(end)
+
+    threading.Thread(target=read, name="leash", daemon=True).start()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from server.admission import Admission
     from server.audit.journal import Journal
     from server.audit.shipper import Shipper
+    from server.control.state import ControlState
     from server.idempotency import IdempotencyWindow
     from server.inference.replica import Replica
     from server.inference.shadow import Shadow
@@ -114,6 +115,8 @@ class ServerCollector(Collector):
         decisions: DecisionMetrics,
         admission: Admission,
         idempotency: IdempotencyWindow,
+        control: ControlState,
+        restarts: int,
         replicas: tuple[Replica, ...],
         shadow: Shadow,
         journal: Journal,
@@ -125,6 +128,8 @@ class ServerCollector(Collector):
         self._decisions = decisions
         self._admission = admission
         self._idempotency = idempotency
+        self._control = control
+        self._restarts = restarts
         self._replicas = replicas
         self._shadow = shadow
         self._journal = journal
@@ -138,6 +143,7 @@ class ServerCollector(Collector):
         yield from self._decision_families()
         yield from self._replica_families()
         yield from self._shadow_families()
+        yield from self._control_families()
         yield from self._journal_families()
         yield from self._feature_families()
 
@@ -219,6 +225,15 @@ class ServerCollector(Collector):
         for fate, count in shadow.fates().items():
             rows.add_metric((fate,), count)
         yield rows
+
+    def _control_families(self) -> Iterator[Metric]:
+        control = self._control
+        yield GaugeMetricFamily("pretrade_control_version", "Version of the control state in force.", control.version)
+        yield CounterMetricFamily("pretrade_control_reloads", "Changes by other processes.", control.reloads)
+        yield CounterMetricFamily("pretrade_control_write_failures", "Failed writes.", control.write_failures)
+        yield CounterMetricFamily(
+            "pretrade_process_restarts", "Times a process in this place ended by itself.", self._restarts
+        )
 
     def _journal_families(self) -> Iterator[Metric]:
         journal = self._journal

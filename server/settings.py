@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -152,6 +154,10 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the audit store: SQLite or `postgresql+psycopg://…`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line; `debug` writes one line a decision."""
+    processes: int | None = Field(default=None, ge=1, le=64)
+    """Server processes that share the ports, each with a journal of its own, `<journal>.<i>`, and the metrics port
+    `metrics.port` + i, with i from 0 to this number; under a supervisor that starts dead ones again and replaces all on
+    SIGHUP. Linux only. Unset: one process, alone. Idempotency keys and limits per second hold within a process."""
     startup_patience_seconds: float = Field(default=5.0, ge=0, le=600)
     """How long to wait for replicas and features before serving degraded, in seconds."""
     grpc: GrpcSettings = GrpcSettings()
@@ -187,6 +193,13 @@ class Settings(BaseSettings):
     def _is_database(cls, url: SecretStr) -> SecretStr:
         return _with_scheme(url, ("sqlite:", "postgresql+psycopg:"))
 
+    @field_validator("processes")
+    @classmethod
+    def _can_share_ports(cls, processes: int | None) -> int | None:
+        if processes is not None and sys.platform != "linux":
+            raise ValueError("several processes share a port on Linux only")
+        return processes
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Settings:
         reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
@@ -204,6 +217,11 @@ class Settings(BaseSettings):
     def config_hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the settings, secrets masked; stamped into every packet."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def control_path(settings: Settings) -> Path:
+    """The file of the control state, beside the journal: one for all processes of a server."""
+    return settings.journal.path.with_name(f"{settings.journal.path.name}.control.json")
 
 
 def _with_scheme(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:

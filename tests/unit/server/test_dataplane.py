@@ -26,6 +26,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.admission import Admission, AdmissionSettings
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalReader
+from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.dataplane import DataPlane
 from server.errors import DeadlineError, OverloadedError
@@ -51,7 +52,8 @@ class Plane:
         ids = (f"decision-{number}" for number in itertools.count())
         control = ControlState(
             ControlSettings(shadow=False),
-            journal.settings.path.with_name("control.json"),
+            ControlFile(journal.settings.path.with_name("control.json")),
+            {},
             journal,
             "server-1",
             lambda: next(ids),
