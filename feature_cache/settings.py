@@ -17,7 +17,8 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """URL of the Redis to write to."""
+    """URL of the Redis to write to; a Redis Cluster, version 7 or later, is
+    `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
     redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
     """Seconds after which a Redis that does not answer counts as lost."""
     ttl_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 10.0

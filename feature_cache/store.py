@@ -1,7 +1,8 @@
 """Packed feature vectors in Redis, written by the worker and followed by every decision server.
 
 `features:{INSTRUMENT}` (the braces are part of the key: a hash tag) holds an instrument's newest vector and expires
-after the TTL; every vector is also published on the channel `features.updates`.
+after the TTL; every vector is also published: on the channel `features.updates`, and in a Redis Cluster on the shard
+channel of the key's name, since a cluster carries an ordinary message to each of its nodes (see `cluster`).
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ class FeatureStore:
         redis: A client that returns bytes; not closed here.
         ttl_seconds: How long a vector stays when nothing newer replaces it.
         timeout_seconds: How long Redis may take to answer.
+        sharded: Whether it is a node of a cluster.
     """
 
-    def __init__(self, redis: Redis, ttl_seconds: float, timeout_seconds: float) -> None:
+    def __init__(self, redis: Redis, ttl_seconds: float, timeout_seconds: float, *, sharded: bool = False) -> None:
         self._redis = redis
+        self._sharded = sharded
         self._ttl_ms = round(ttl_seconds * 1000)
         self._timeout_seconds = timeout_seconds
 
@@ -63,8 +66,12 @@ class FeatureStore:
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for snapshot in snapshots:
                 packed = encode(snapshot)
-                pipeline.set(key_of(snapshot.instrument), packed, px=self._ttl_ms)
-                pipeline.publish(CHANNEL, packed)
+                key = key_of(snapshot.instrument)
+                pipeline.set(key, packed, px=self._ttl_ms)
+                if self._sharded:
+                    pipeline.spublish(key, packed)
+                else:
+                    pipeline.publish(CHANNEL, packed)
             await pipeline.execute()
 
     async def check(self) -> None:

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from feature_cache.cluster import open_store
 from feature_cache.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.engines import Engines
 from feature_cache.metrics import WorkerCollector, serve_http
 from feature_cache.settings import WorkerSettings
-from feature_cache.store import FeatureStore, connect
 from feature_cache.writer import FeatureWriter
 
 _log = structlog.get_logger(__name__)
@@ -28,8 +28,9 @@ async def serve(settings: WorkerSettings) -> None:
     dead_letters = DeadLetters(settings.kafka_bootstrap_servers, settings.kafka_topic + DEAD_LETTER_SUFFIX)
     consumer = MarketEventConsumer(settings, engines, dead_letters)
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(connect(settings.redis_url, settings.redis_timeout_seconds))
-        store = FeatureStore(redis, settings.ttl_seconds, settings.redis_timeout_seconds)
+        store = await stack.enter_async_context(
+            open_store(settings.redis_url, settings.ttl_seconds, settings.redis_timeout_seconds)
+        )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         if settings.metrics_port:
             collector = WorkerCollector(engines, consumer, writer, dead_letters)

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 from redis.exceptions import RedisError
 
+from feature_cache.cluster import ClusterFeatureStore, PartialWriteError
 from feature_cache.consumer import MarketEventConsumer
 from feature_cache.engines import Engines
 from feature_cache.store import FeatureStore
@@ -33,7 +34,7 @@ class FeatureWriter:
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: FeatureStore | ClusterFeatureStore,
         engines: Engines,
         consumer: MarketEventConsumer,
         interval_seconds: float,
@@ -61,6 +62,8 @@ class FeatureWriter:
                 if self.problem is None:
                     _log.warning("worker.redis_lost", error=repr(error))
                 self.problem = f"redis: {error!r}"
+                if isinstance(error, PartialWriteError):
+                    pause = shortest  # the other nodes' instruments must not wait for the one that is away
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
                 pause = min(2 * pause, longest)
                 continue
@@ -79,6 +82,10 @@ class FeatureWriter:
                 await self._store.write(snapshots)
             else:
                 await self._store.check()
+        except PartialWriteError as error:
+            self._engines.put_back(error.unwritten)
+            self.written += len(snapshots) - len(error.unwritten)
+            raise
         except BaseException:
             self._engines.put_back(snapshots)
             raise

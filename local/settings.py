@@ -40,7 +40,7 @@ class LocalSettings(BaseSettings):
     """Directory of `champion.mar` and `challenger.mar`; none to train them into `dir` when they are not there yet."""
 
     redis_url: str | None = None
-    """Redis or Valkey to use instead of our own."""
+    """Redis or Valkey to use instead of our own; `redis+cluster://host:port,…` for a cluster."""
     kafka_bootstrap_servers: str | None = None
     """Kafka to use instead of our own broker, `host:port` separated by commas."""
     database_url: str | None = None

@@ -22,6 +22,7 @@ from fallback.cached_score import CachedScoreSettings
 from fallback.chain import ChainSettings
 from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
+from feature_cache import cluster
 from feature_cache.l1 import FeatureCacheSettings
 from server.admission import AdmissionSettings
 from server.audit.journal import JournalSettings
@@ -149,7 +150,8 @@ class Settings(BaseSettings):
     instruments: Annotated[tuple[Instrument, ...], Field(min_length=1)] = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
     """Instruments that may be decided, `SYMBOL.VENUE`; a JSON list."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    """Redis with the feature vectors."""
+    """Redis with the feature vectors; a Redis Cluster, version 7 or later, is
+    `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
     database_url: SecretStr = SecretStr("sqlite:///pretrade-audit.db")
     """SQLAlchemy URL of the audit store: SQLite or `postgresql+psycopg://…`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -186,7 +188,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, url: SecretStr) -> SecretStr:
-        return _with_scheme(url, ("redis://", "rediss://", "unix://"))
+        return _with_scheme(url, ("redis://", "rediss://", "unix://", *cluster.SCHEMES))
 
     @field_validator("database_url")
     @classmethod
