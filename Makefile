@@ -1,10 +1,11 @@
 # Short commands only; what they do lives in the code they call. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+FEAST_VENV ?= .venv-feast
 BIN := $(VENV)/bin
 DURATION ?= 20
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check protos bench models clean
+.PHONY: help setup demo test feast faults check protos bench models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +22,10 @@ demo: setup  ## the whole stack on this machine, with orders and a replica failu
 
 test: setup  ## every test, against real servers
 	$(BIN)/python -m pytest
+
+feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
+	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[feast]'; }
+	PRETRADE_FEAST_VENV=$(abspath $(FEAST_VENV)) $(BIN)/python -m pytest tests/integration/test_feast.py
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part)
 	$(BIN)/python -m pytest tests/faults -m fault $(ARGS)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from feature_cache.consumer import DeadLetters, MarketEventConsumer
     from feature_cache.engines import Engines
+    from feature_cache.feast_push import FeastPush
     from feature_cache.writer import FeatureWriter
 
 
@@ -32,12 +33,18 @@ class WorkerCollector(Collector):
     """
 
     def __init__(
-        self, engines: Engines, consumer: MarketEventConsumer, writer: FeatureWriter, dead_letters: DeadLetters
+        self,
+        engines: Engines,
+        consumer: MarketEventConsumer,
+        writer: FeatureWriter,
+        dead_letters: DeadLetters,
+        feast: FeastPush | None = None,
     ) -> None:
         self._engines = engines
         self._consumer = consumer
         self._writer = writer
         self._dead_letters = dead_letters
+        self._feast = feast
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of the worker."""
@@ -64,6 +71,11 @@ class WorkerCollector(Collector):
             ("dead_letters_dropped", "Poison records that could not be sent there.", self._dead_letters.dropped),
         ):
             yield CounterMetricFamily(f"pretrade_worker_{name}", help_text, count)
+        if self._feast is not None:
+            yield CounterMetricFamily("pretrade_worker_feast_pushed", "Vectors that Feast took.", self._feast.pushed)
+            yield CounterMetricFamily(
+                "pretrade_worker_feast_failures", "Pushes that Feast refused or did not answer.", self._feast.failures
+            )
 
     def _instruments(self) -> Iterator[Metric]:
         counters = {

@@ -43,6 +43,11 @@ class WorkerSettings(BaseSettings):
     brokers and for the worker."""
     max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Instruments kept; events of further ones are poison."""
+    feast_url: Annotated[str, Field(pattern=r"^(https?://.+)?$")] = ""
+    """Base URL of a Feast feature server to push the vectors to, such as `http://127.0.0.1:6566`; empty pushes nowhere.
+    See `feature_cache/feature_repo/mf1.py`."""
+    feast_interval_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
+    """Seconds between two pushes to Feast; each carries the newest vector of every instrument that changed."""
     metrics_host: str = "127.0.0.1"
     """Address on which `/metrics` and `/healthz` are served."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0

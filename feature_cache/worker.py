@@ -11,6 +11,7 @@ import structlog
 from feature_cache.cluster import open_store
 from feature_cache.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.engines import Engines
+from feature_cache.feast_push import FeastPush
 from feature_cache.metrics import WorkerCollector, serve_http
 from feature_cache.settings import WorkerSettings
 from feature_cache.writer import FeatureWriter
@@ -32,8 +33,9 @@ async def serve(settings: WorkerSettings) -> None:
             open_store(settings.redis_url, settings.ttl_seconds, settings.redis_timeout_seconds)
         )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
+        feast = FeastPush(settings.feast_url, engines, settings.feast_interval_seconds) if settings.feast_url else None
         if settings.metrics_port:
-            collector = WorkerCollector(engines, consumer, writer, dead_letters)
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, feast)
             stack.enter_context(
                 serve_http(
                     settings.metrics_host,
@@ -48,6 +50,8 @@ async def serve(settings: WorkerSettings) -> None:
             loop.add_signal_handler(number, stopped.set)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters)]
+            if feast is not None:
+                running.append(tasks.create_task(feast.run()))
             _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
             await stopped.wait()
             _log.info("worker.stopping")
