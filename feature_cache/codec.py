@@ -58,7 +58,8 @@ class FeatureSnapshot:
     publish_time_ns: int
     """When the newest event was published to the topic."""
     transit_ns: int
-    """How much longer than the fastest message of its feed the newest event took from exchange to receipt, >= 0."""
+    """How much longer the newest event took from exchange to receipt than the feed's clock offset accounts for, >= 0;
+    see `lag.MAX_OFFSET_NS`."""
     bid: float
     """Best bid in quote currency; NaN when missing."""
     ask: float

@@ -33,6 +33,9 @@ maximum, and an event counts at that time. Three rules keep a wrong clock from d
 seconds behind the engine's time starts the windows anew and makes the book unknown, for neither the age of the book nor
 the order of what is on its way is known any more; a `BookReset` starts everything anew.
 
+Age counts from event time: since publication, plus what the newest message took beyond the clock offset, which is the
+feed's smallest recent lag, taken for at most `lag.MAX_OFFSET_NS`.
+
 Source of e_n: Cont, Kukanov, Stoikov, "The Price Impact of Order Book Events" (2014).
 """
 
@@ -46,7 +49,7 @@ import numpy as np
 from feature_cache.book import EventError, OrderBook, check_delta, check_snapshot
 from feature_cache.codec import BookState, FeatureSnapshot
 from feature_cache.features import N_FEATURES
-from feature_cache.lag import MinimumLag
+from feature_cache.lag import MAX_OFFSET_NS, MinimumLag
 from feature_cache.windows import FlowWindow, LookBack, RealisedVariance, TradeReturns, TradeWindow
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -246,7 +249,8 @@ class FeatureEngine:
             time_ns = receive_ns - smallest + MAX_AHEAD_NS
         elif not event.event_time_estimated:
             # An estimated time says nothing about the transit; the last message that had one does.
-            self._transit_ns = receive_ns - time_ns - self._lag.observe(receive_ns, time_ns)
+            offset = min(self._lag.observe(receive_ns, time_ns), MAX_OFFSET_NS)
+            self._transit_ns = receive_ns - time_ns - offset
         if time_ns > self._time_ns:
             self._time_ns = time_ns
         elif time_ns < self._time_ns - MAX_BEHIND_NS:

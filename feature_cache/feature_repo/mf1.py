@@ -61,4 +61,8 @@ def training_set(store: FeatureStore, orders: pandas.DataFrame) -> pandas.DataFr
     Returns:
         The orders with a column for each feature; NaN where none was known within the view's TTL.
     """
-    return store.get_historical_features(orders, features=store.get_feature_service(FEATURE_SET_ID)).to_df()
+    # Feast's file store leaves rows out for which nothing was known: they are put back by their number.
+    numbered = orders.assign(row=range(len(orders)))
+    found = store.get_historical_features(numbered, features=store.get_feature_service(FEATURE_SET_ID)).to_df()
+    known = found.set_index("row")[list(NAMES)].reindex(range(len(orders)))
+    return orders.assign(**{name: known[name].to_numpy() for name in NAMES})

@@ -324,6 +324,20 @@ def test_transit_is_the_time_beyond_the_fastest_message() -> None:
     assert engine.snapshot().transit_ns == 40 * MS, "an estimated time shows no transit of its own"
 
 
+@pytest.mark.parametrize(
+    ("lag_seconds", "transit_seconds"),
+    [(-3600.0, 0.0), (-1.27, 0.0), (0.03, 0.0), (0.5, 0.0), (0.6, 0.1), (30.0, 29.5)],
+)
+def test_a_steady_lag_is_laid_to_the_clocks_only_within_a_bound(lag_seconds: float, transit_seconds: float) -> None:
+    engine = FeatureEngine(NAME)
+    for number in range(10):
+        one = delta(START + number * MS, 11 + number, 11 + number, {99: 6}, {})
+        one.receive_time_ns = one.publish_time_ns = one.event_time_ns + round(lag_seconds * 1e9)
+        engine.on_event(one)
+    assert engine.snapshot().transit_ns == pytest.approx(transit_seconds * 1e9)
+    assert engine.age_seconds(one.publish_time_ns) == pytest.approx(transit_seconds)
+
+
 def test_sequence_and_publish_time_follow_the_events() -> None:
     engine = FeatureEngine(NAME, first_sequence=1000)
     engine.on_event(snapshot(START, 10, {99: 5}, {101: 3}))

@@ -20,9 +20,12 @@ from fallback.guards import Guards, GuardSettings
 from fallback.order import Order
 from fallback.rules import RulesBaseline, RulesSettings
 from feature_cache import features
+from feature_cache.codec import FeatureSnapshot, encode
+from feature_cache.engine import FeatureEngine
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.market.v1 import market_pb2
 from server.admission import Admission, AdmissionSettings
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalReader
@@ -75,10 +78,11 @@ class Plane:
         self.admission = Admission(AdmissionSettings(max_in_flight=2, min_in_flight=1, reserved_share=0.5), clock)
         self.metrics = DecisionMetrics()
         self.clock = clock
+        self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=IdempotencyWindow(IdempotencySettings(), clock),
-            feature_cache=FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)),
+            feature_cache=self.feature_cache,
             max_feature_age_seconds=1.0,
             chain=Chain((champion, cached_scores, RulesBaseline(RulesSettings(), clock))),
             cached_scores=cached_scores,
@@ -96,9 +100,11 @@ class Plane:
             new_id=lambda: next(ids),
         )
 
-    async def decide(self, timeout_seconds: float | None = None, reduce_only: bool = False) -> pb.Decision:
-        """Decides an order that brings its own features."""
-        own = np.zeros(features.N_FEATURES, dtype=np.float32)
+    async def decide(
+        self, timeout_seconds: float | None = None, reduce_only: bool = False, own_features: bool = True
+    ) -> pb.Decision:
+        """Decides an order, which brings its own features unless told otherwise."""
+        own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
         message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1, strategy="alpha")
         order = Order(message, INSTRUMENT, pb.SIDE_BUY, 1.0, 100.0, "alpha", reduce_only, own)
         return await self.dataplane.decide(order, self.clock(), timeout_seconds)
@@ -196,3 +202,42 @@ async def test_an_order_too_late_on_arrival_is_not_decided(tmp_path: Path) -> No
         with pytest.raises(DeadlineError):
             await p.decide(timeout_seconds=0)
         assert (p.metrics.late, p.primary.calls, packets_in(tmp_path)) == (1, 0, [])
+
+
+def market(late_seconds: float) -> FeatureSnapshot:
+    """A sound market as a worker sees it now whose feed is steadily this late."""
+    engine = FeatureEngine(INSTRUMENT)
+    now = time.time_ns()
+    for number in range(2):
+        event = market_pb2.MarketEvent(
+            instrument=INSTRUMENT,
+            price_decimals=2,
+            size_decimals=3,
+            event_time_ns=now - round(late_seconds * 1e9) + number,
+            receive_time_ns=now + number,
+            publish_time_ns=now + number,
+            snapshot=market_pb2.BookSnapshot(
+                last_update_id=number + 1, bid_ticks=[9999], bid_lots=[5], ask_ticks=[10001], ask_lots=[5]
+            ),
+        )
+        engine.on_event(event)
+    return engine.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("late_seconds", "degradation"),
+    [
+        (-1.27, None),
+        (0.1, None),
+        (4.0, pb.DEGRADATION_FEATURES_STALE),
+        (60.0, pb.DEGRADATION_FEATURES_MISSING),
+    ],
+)
+async def test_a_feed_that_is_late_beyond_the_clocks_offset_decides_nothing_and_the_decision_says_so(
+    tmp_path: Path, late_seconds: float, degradation: pb.Degradation.ValueType | None
+) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        assert p.feature_cache.accept(encode(market(late_seconds))) == (late_seconds < 10)
+        decision = await p.decide(own_features=False)
+        assert list(decision.degradations)[:1] == ([degradation] if degradation else [])
+        assert (decision.action == pb.ACTION_TRADE) == (degradation is None)
