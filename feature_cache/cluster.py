@@ -26,9 +26,20 @@ SCHEMES: Final = ("redis+cluster://", "rediss+cluster://")
 """Schemes of a cluster's URL, which names one or more of its nodes: `redis+cluster://[user:password@]host:port,…`."""
 
 
+_REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+
+
 def is_cluster(redis_url: str) -> bool:
     """Whether a URL is that of a Redis Cluster."""
     return redis_url.startswith(SCHEMES)
+
+
+def check_url(redis_url: str) -> None:
+    """Raises ValueError when a URL is neither that of a Redis nor that of a Redis Cluster."""
+    if is_cluster(redis_url):
+        _split(redis_url)
+    elif not redis_url.startswith(_REDIS_SCHEMES):
+        raise ValueError(f"must begin with {' or '.join(_REDIS_SCHEMES + SCHEMES)}")
 
 
 def node_urls(redis_url: str) -> list[str]:

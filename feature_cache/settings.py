@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from feature_cache import cluster
 
 PREFIX: Final = "PRETRADE_WORKER_"
 
@@ -54,6 +56,12 @@ class WorkerSettings(BaseSettings):
     """Port of `/metrics` and `/healthz`; 0 serves neither."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: str) -> str:
+        cluster.check_url(url)
+        return url
 
 
 def load() -> WorkerSettings:

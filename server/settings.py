@@ -188,7 +188,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, url: SecretStr) -> SecretStr:
-        return _with_scheme(url, ("redis://", "rediss://", "unix://", *cluster.SCHEMES))
+        cluster.check_url(url.get_secret_value())
+        return url
 
     @field_validator("database_url")
     @classmethod
