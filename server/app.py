@@ -54,6 +54,10 @@ from server.tracing import server_interceptors
 _log = structlog.get_logger(__name__)
 
 
+_LAST_CALLS_SECONDS = 0.5
+"""What calls under way on the admin port get when everything else has ended."""
+
+
 class ComponentEndedError(Exception):
     """A component's loop ended while the server was running."""
 
@@ -328,7 +332,7 @@ async def _listen(
     except RuntimeError as error:
         raise OSError(f"{service}: cannot listen on {at}: {error}") from error
     await server.start()
-    stack.push_async_callback(server.stop, None)
+    stack.push_async_callback(server.stop, _LAST_CALLS_SECONDS)
     return port
 
 
