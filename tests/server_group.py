@@ -34,7 +34,7 @@ _SETTINGS = {
 RETRY_POLICY = {
     "methodConfig": [
         {
-            "name": [{"service": "pretrade.decision.v1.DecisionService"}],
+            "name": [{}],  # every method
             "retryPolicy": {
                 "maxAttempts": 3,
                 "initialBackoff": "0.005s",
@@ -62,7 +62,8 @@ class Group:
 
     def status(self) -> admin_pb2.GetStatusResponse:
         """What one of the processes says, over a connection of its own: whichever the kernel picks."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.env['PRETRADE_ADMIN__PORT']}") as channel:
+        options = [("grpc.service_config", json.dumps(RETRY_POLICY))]
+        with grpc.insecure_channel(f"127.0.0.1:{self.env['PRETRADE_ADMIN__PORT']}", options=options) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
 
