@@ -41,6 +41,7 @@ from server.inference.champion import Champion
 from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
 from server.inference.shadow import Shadow
+from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
 from server.rpc.admin import AdminServicer
@@ -52,6 +53,10 @@ from server.slot import READY, Slot
 from server.tracing import server_interceptors
 
 _log = structlog.get_logger(__name__)
+
+
+_LAST_CALLS_SECONDS = 0.5
+"""What calls under way on the admin port get when everything else has ended."""
 
 
 class ComponentEndedError(Exception):
@@ -118,6 +123,8 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     clock, uniform, new_id = time.monotonic, random.random, uuid7_source()
     instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}"
     metrics = DecisionMetrics()
+    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
+    await stack.enter_async_context(_background(loop_lag.run(), "loop-lag", stop))
 
     journal = await stack.enter_async_context(
         Journal(settings.journal, on_commit=lambda _rows, seconds: metrics.commits.observe(seconds))
@@ -141,6 +148,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
                     settings.breaker,
                     clock,
                     uniform,
+                    loop_lag.stalled_seconds,
                 )
             )
             for name, endpoint, model, version in (
@@ -180,6 +188,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         "cached_score": cached_scores,
         "rules": RulesBaseline(settings.rules, clock),
     }
+    chain = Chain({name: stages[name] for name in settings.chain.stages}, clock)
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
@@ -188,7 +197,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         idempotency=idempotency,
         feature_cache=feature_cache,
         max_feature_age_seconds=settings.features.max_age_seconds,
-        chain=Chain([stages[name] for name in settings.chain.stages]),
+        chain=chain,
         cached_scores=cached_scores,
         guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
         journal=journal,
@@ -224,7 +233,10 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         decisions=metrics,
         admission=admission,
         idempotency=idempotency,
+        loop_lag=loop_lag,
         control=control,
+        champion=champion,
+        chain=chain,
         restarts=0 if slot is None else slot.restarts,
         replicas=replicas,
         shadow=shadow,
@@ -328,7 +340,7 @@ async def _listen(
     except RuntimeError as error:
         raise OSError(f"{service}: cannot listen on {at}: {error}") from error
     await server.start()
-    stack.push_async_callback(server.stop, None)
+    stack.push_async_callback(server.stop, _LAST_CALLS_SECONDS)
     return port
 
 

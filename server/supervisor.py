@@ -94,9 +94,9 @@ class Supervisor:
         self._restarts: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[int, asyncio.Task[None]] = {}
-        self._started = False
         self._stop = asyncio.Event()
-        self._replacing: asyncio.Task[None] | None = None
+        self._replace = asyncio.Event()
+        """Set by SIGHUP; one that comes during a replacement or at the start is heard after it."""
 
     async def run(self) -> int:
         """Runs until told to stop.
@@ -110,7 +110,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._on_replace)
+        loop.add_signal_handler(signal.SIGHUP, self._replace.set)
         settings = self._settings
         with contextlib.ExitStack() as held:
             held.callback(os.close, _lock(settings.journal.path))
@@ -123,7 +123,7 @@ class Supervisor:
             try:
                 code = await self._start()
                 if code == 0:
-                    await self._stop.wait()
+                    await self._serve()
             finally:
                 await self._end()
         return code
@@ -135,13 +135,6 @@ class Supervisor:
             os._exit(128 + number)
         _log.info("stopping", processes=len(self._running))
         self._stop.set()
-
-    def _on_replace(self) -> None:
-        busy = self._replacing is not None and not self._replacing.done()
-        if busy or not self._started or self._stop.is_set():
-            _log.warning("SIGHUP ignored: the server is starting, stopping or being replaced already")
-            return
-        self._replacing = asyncio.create_task(self._replace_all(), name="replace")
 
     async def _start(self) -> int:
         """Starts the first processes; the exit code of one that ended before it was ready, else 0."""
@@ -158,10 +151,28 @@ class Supervisor:
                     return abs(child.process.returncode or 1)
         finally:
             stopped.cancel()
-        self._started = True
         for child in children:
             self._keep(child)
         return 0
+
+    async def _serve(self) -> None:
+        """Replaces all processes whenever told to, until told to stop."""
+        replacements = asyncio.create_task(self._replace_when_told())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((replacements, stopped), return_when=asyncio.FIRST_COMPLETED)
+        replacements.cancel()
+        stopped.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await replacements
+
+    async def _replace_when_told(self) -> None:
+        while True:
+            await self._replace.wait()
+            self._replace.clear()
+            try:
+                await self._replace_all()
+            except OSError as error:
+                _log.error("no new process can be started, the old ones stay", error=str(error))
 
     async def _spawn(self, slot: int) -> _Child:
         """Starts a process in a place that is free."""
@@ -202,7 +213,10 @@ class Supervisor:
             pause = min(2 * pause, _PAUSE_MAX_SECONDS)
             if self._stop.is_set() or child.dismissed:
                 return
-            child = await self._spawn(child.slot)
+            try:
+                child = await self._spawn(child.slot)
+            except OSError as error:
+                _log.error("no process can be started", slot=child.slot, error=str(error))
 
     async def _replace_all(self) -> None:
         """Replaces every process by a new one, one at a time, the new one first; gives up when one does not start."""
@@ -213,8 +227,6 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.startup_patience_seconds + _KILL_SECONDS):
                     await new.ready_or_ended.wait()
-            if self._stop.is_set():
-                return
             if new.ready_since is None:
                 _log.error("the new process does not serve, the old ones stay", slot=free, code=new.process.returncode)
                 new.kill()
@@ -266,9 +278,6 @@ class Supervisor:
 
     async def _end(self) -> None:
         """Drains every process, and kills those that do not end."""
-        if self._replacing is not None:
-            self._replacing.cancel()
-            await asyncio.wait((self._replacing,))
         children = list(self._running.values())
         for child in children:
             child.drain()

@@ -84,7 +84,10 @@ class Plane:
             idempotency=IdempotencyWindow(IdempotencySettings(), clock),
             feature_cache=self.feature_cache,
             max_feature_age_seconds=1.0,
-            chain=Chain((champion, cached_scores, RulesBaseline(RulesSettings(), clock))),
+            chain=Chain(
+                {"model": champion, "cached_score": cached_scores, "rules": RulesBaseline(RulesSettings(), clock)},
+                clock,
+            ),
             cached_scores=cached_scores,
             guards=Guards(
                 GuardSettings(price_collar_bps=None, max_notional=None), lambda: control.trading_state, clock, time.time
@@ -139,7 +142,14 @@ async def test_the_ledger_is_in_the_reply_the_audit_row_and_the_metrics(tmp_path
     async with plane(tmp_path, fails(Outcome.TRANSPORT), answers(0.75)) as p:
         decision = await p.decide()
         assert (decision.action, decision.source) == (pb.ACTION_TRADE, pb.SOURCE_SECONDARY)
-        stages = [pb.STAGE_FEATURES, pb.STAGE_PRIMARY, pb.STAGE_SECONDARY, pb.STAGE_GUARDS, pb.STAGE_AUDIT]
+        stages = [
+            pb.STAGE_ADMISSION,
+            pb.STAGE_FEATURES,
+            pb.STAGE_PRIMARY,
+            pb.STAGE_SECONDARY,
+            pb.STAGE_GUARDS,
+            pb.STAGE_AUDIT,
+        ]
         assert ledger(decision) == [(stage, pb.DEGRADATION_UNSPECIFIED) for stage in stages]
         assert all(use.used_us < use.allowed_us for use in decision.budget.stages)
         assert sum(use.used_us for use in decision.budget.stages) <= decision.budget.used_us
@@ -161,7 +171,7 @@ async def test_a_stage_skipped_for_lack_of_time_says_so_everywhere(tmp_path: Pat
         decision = await p.decide(timeout_seconds=5)
         assert decision.source == pb.SOURCE_RULES
         no_time = pb.DEGRADATION_NO_TIME_FOR_MODEL
-        assert ledger(decision)[1:3] == [(pb.STAGE_PRIMARY, no_time), (pb.STAGE_SECONDARY, no_time)]
+        assert ledger(decision)[2:4] == [(pb.STAGE_PRIMARY, no_time), (pb.STAGE_SECONDARY, no_time)]
         assert list(decision.degradations).count(no_time) == 1
         (packet,) = packets_in(tmp_path)
         assert ledger(packet.decision) == ledger(decision)[:-1]
