@@ -231,13 +231,14 @@ class MarketEventConsumer:
             self._committed.update(news)
 
     async def release(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
-        """Commits and gives partitions up, before they go to somebody else."""
+        """Gives partitions up before they go to somebody else: what is on its way to Redis arrives and is committed."""
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS), self._engines.writing:
                 await self.commit(consumer)
         except (KafkaError, TimeoutError) as error:
             _log.warning("worker.commit_failed", error=repr(error))
-        self._engines.revoke([partition.partition for partition in partitions])
+        finally:
+            self._engines.revoke([partition.partition for partition in partitions])
 
     async def take_over(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Finds where to begin in each partition and goes there."""

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from feature_cache.codec import CodecError, FeatureSnapshot, decode
+from feature_cache.codec import CodecError, FeatureSnapshot, decode, split
 from feature_cache.store import CHANNEL, connect, key_of
 
 _SILENT_CHECKS: Final = 3
@@ -202,5 +202,6 @@ class FeatureCache:
             heard = True
             packed = message["data"]
             if message["type"] == "message" and isinstance(packed, bytes):
-                self.accept(packed)
+                for one in split(packed):
+                    self.accept(one)
         return heard
