@@ -66,11 +66,13 @@ class PartialWriteError(RedisError):
 
     Attributes:
         unwritten: What was not written.
+        refused: How many the other nodes did not store because newer ones were there.
     """
 
-    def __init__(self, unwritten: list[FeatureSnapshot], cause: BaseException) -> None:
+    def __init__(self, unwritten: list[FeatureSnapshot], refused: int, cause: BaseException) -> None:
         super().__init__(f"{len(unwritten)} vectors were not written: {cause!r}")
         self.unwritten = unwritten
+        self.refused = refused
 
 
 class Cluster:
@@ -156,8 +158,11 @@ class ClusterFeatureStore:
         self._timeout_seconds = timeout_seconds
         self._discovered = False
 
-    async def write(self, snapshots: Iterable[FeatureSnapshot]) -> None:
+    async def write(self, snapshots: Iterable[FeatureSnapshot]) -> int:
         """Stores and publishes vectors, in one round trip to each node. Cancelling may leave some of them written.
+
+        Returns:
+            How many were not stored because newer ones were there.
 
         Raises:
             PartialWriteError: Some nodes refused or did not answer; it names what is to be written again.
@@ -165,6 +170,7 @@ class ClusterFeatureStore:
         """
         newest = {snapshot.instrument: snapshot for snapshot in snapshots}
         unwritten: list[FeatureSnapshot] = []
+        refused = 0
         problem: BaseException | None = None
         await self._discover()
         parts = [
@@ -177,11 +183,14 @@ class ClusterFeatureStore:
             if isinstance(result, (RedisError, OSError)):
                 unwritten += part
                 problem = result
-            elif result is not None:
+            elif isinstance(result, BaseException):
                 raise result
+            else:
+                refused += result
         if problem is not None:
             self._discovered = False
-            raise PartialWriteError(unwritten, problem)
+            raise PartialWriteError(unwritten, refused, problem)
+        return refused
 
     async def check(self) -> None:
         """Sees which nodes hold the slots, and whether they are there. Raises `RedisError` or `TimeoutError`."""
@@ -195,10 +204,10 @@ class ClusterFeatureStore:
             await self._cluster.discover()
             self._discovered = True
 
-    async def _write_to(self, address: str, snapshots: list[FeatureSnapshot]) -> None:
+    async def _write_to(self, address: str, snapshots: list[FeatureSnapshot]) -> int:
         if not address:
             raise ClusterDownError("no node holds these slots")
-        await self._store(address).write(snapshots)
+        return await self._store(address).write(snapshots)
 
     def _store(self, address: str) -> FeatureStore:
         return FeatureStore(self._cluster.client(address), self._ttl_seconds, self._timeout_seconds, sharded=True)

@@ -51,9 +51,9 @@ class MarketEventConsumer:
     without a state of their own to keep. What has been written to Redis is committed about once a second: nothing
     starts from there, but the usual tools show the group's lag.
 
-    A log that no longer reaches the position was truncated, or lost by the broker: the partition is taken over once
-    more. Brokers under load, the embedded one above all, now and then give an end that is too low; it takes several
-    such answers in a row, without a record in between, to be believed.
+    A log that shrank was truncated, or lost by the broker: the partition is taken over once more. An end below the
+    position is no proof of it, since the embedded broker gives the last batch's first offset for the end; an end below
+    an earlier one is, or a refused fetch, once it has been seen several times in a row.
 
     Args:
         settings: See there.
@@ -81,7 +81,9 @@ class MarketEventConsumer:
         self._answered = -float("inf")
         self._take_over_error: KafkaError | None = None
         self._committed: dict[int, int] = {}
-        self._outside: dict[int, tuple[int, int]] = {}  # by partition: the position, and how often the log lacked it
+        self._ends: dict[int, int] = {}
+        self._refused: set[int] = set()  # partitions in which a fetch was out of range
+        self._looks: dict[int, int] = {}  # by partition, how often in a row the log seemed to have shrunk
         self.written: dict[int, int] = {}
         """Offset of the next record by partition, as of the last write to Redis; what may be committed."""
         self.lag: dict[int, int] = {}
@@ -153,8 +155,11 @@ class MarketEventConsumer:
         while True:
             try:
                 batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
-            except (NoOffsetForPartitionError, OffsetOutOfRangeError):
-                # The partition is being taken over, or `_check` will see what has become of its log.
+            except NoOffsetForPartitionError:
+                await asyncio.sleep(self._settings.poll_interval_seconds)  # it is being taken over just now
+                continue
+            except OffsetOutOfRangeError as error:
+                self._refused.update(partition.partition for partition in error.args[0])
                 await asyncio.sleep(_SECOND_LOOK_SECONDS)
                 continue
             if self._take_over_error is not None:
@@ -184,7 +189,7 @@ class MarketEventConsumer:
                 if answering:
                     _log.warning("worker.kafka_check_failed", error=repr(error))
                 answering = False
-            await asyncio.sleep(_SECOND_LOOK_SECONDS if self._outside else _CHECK_SECONDS)
+            await asyncio.sleep(_SECOND_LOOK_SECONDS if self._looks else _CHECK_SECONDS)
 
     async def _check_once(self, consumer: AIOKafkaConsumer) -> None:
         assigned = list(consumer.assignment())
@@ -192,7 +197,7 @@ class MarketEventConsumer:
         self._answered = self._monotonic()
         positions = self._engines.positions()
         for partition in assigned:
-            if self._is_gone(partition.partition, positions, starts[partition], ends[partition]):
+            if self._has_shrunk(partition.partition, positions, starts[partition], ends[partition]):
                 _log.warning("worker.log_truncated", partition=partition.partition)
                 await self._rewind(consumer, [partition])
         self.lag = {
@@ -202,15 +207,16 @@ class MarketEventConsumer:
         }
         await self.commit(consumer)
 
-    def _is_gone(self, partition: int, positions: dict[int, int], start: int, end: int) -> bool:
-        """Whether the log has lacked a partition's position, which did not move, often enough to believe it."""
-        position = positions.get(partition)
-        if position is None or start <= position <= end:
-            self._outside.pop(partition, None)
+    def _has_shrunk(self, partition: int, positions: dict[int, int], start: int, end: int) -> bool:
+        """Whether a partition's log has seemed to lack its position often enough to believe it."""
+        position = positions.get(partition, start)
+        highest = self._ends[partition] = max(end, self._ends.get(partition, end))
+        if start <= position and end >= highest and (end >= position or partition not in self._refused):
+            self._looks.pop(partition, None)
+            self._refused.discard(partition)
             return False
-        before, looks = self._outside.get(partition, (position, 0))
-        self._outside[partition] = position, (looks + 1 if position == before else 1)
-        return self._outside[partition][1] >= _LOOKS
+        self._looks[partition] = self._looks.get(partition, 0) + 1
+        return self._looks[partition] >= _LOOKS
 
     async def commit(self, consumer: AIOKafkaConsumer) -> None:
         """Commits what has been written and is still held. Cancelling is safe.
@@ -231,13 +237,14 @@ class MarketEventConsumer:
             self._committed.update(news)
 
     async def release(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
-        """Commits and gives partitions up, before they go to somebody else."""
+        """Gives partitions up before they go to somebody else: what is on its way to Redis arrives and is committed."""
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS), self._engines.writing:
                 await self.commit(consumer)
         except (KafkaError, TimeoutError) as error:
             _log.warning("worker.commit_failed", error=repr(error))
-        self._engines.revoke([partition.partition for partition in partitions])
+        finally:
+            self._engines.revoke([partition.partition for partition in partitions])
 
     async def take_over(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Finds where to begin in each partition and goes there."""
@@ -262,8 +269,9 @@ class MarketEventConsumer:
             offset = end if start is None or start.timestamp < 0 else min(start.offset, end)
             consumer.seek(topic_partition, offset)
             partition = topic_partition.partition
-            for known in (self._committed, self.written, self._outside):
+            for known in (self._committed, self.written, self._ends, self._looks):
                 known.pop(partition, None)
+            self._refused.discard(partition)
             take_over = self._engines.begin_again if partition in self._engines.positions() else self._engines.assign
             take_over(partition, offset, end)
             _log.info("worker.partition_taken", partition=partition, offset=offset, end=end)

@@ -106,6 +106,11 @@ class FeatureEngine:
             return BookState.UNKNOWN
         return BookState.LOCKED if best[0] == best[2] else BookState.VALID
 
+    @property
+    def best(self) -> tuple[int, int, int, int] | None:
+        """Best bid and its lots, best ask and its lots, in ticks; None while the book is unknown."""
+        return self._best
+
     def age_seconds(self, now_ns: int) -> float:
         """Age of the newest event at the wall-clock instant `now_ns`, as `FeatureSnapshot.age_seconds`."""
         return max(0, now_ns - self._publish_time_ns + self._transit_ns) / 1e9

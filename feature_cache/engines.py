@@ -62,6 +62,8 @@ class Engines:
         self._wall_ns = wall_ns
         self._partitions: dict[int, _Partition] = {}
         self._changed: dict[str, FeatureEngine] = {}
+        self.writing = asyncio.Lock()
+        """Held while changed snapshots are on their way to Redis; whoever gives partitions up waits for it."""
         self.progress = asyncio.Event()
         """Set when records were taken in; whoever waits for it clears it."""
         self.poison: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from feature_cache.cluster import Cluster, is_cluster
-from feature_cache.codec import CodecError, FeatureSnapshot, decode
+from feature_cache.codec import CodecError, FeatureSnapshot, decode, split
 from feature_cache.store import CHANNEL, connect, key_of
 
 _SILENT_CHECKS: Final = 3
@@ -239,7 +239,8 @@ class FeatureCache:
             heard = True
             packed = message["data"]
             if message["type"] in ("message", "smessage") and isinstance(packed, bytes):
-                self.accept(packed)
+                for one in split(packed):
+                    self.accept(one)
             elif message["type"] == "sunsubscribe":
                 raise ConnectionError("the node no longer holds the slot")
         return heard

@@ -63,6 +63,7 @@ class WorkerCollector(Collector):
         yield lag
         for name, help_text, count in (
             ("vectors_written", "Vectors written to Redis.", self._writer.written),
+            ("vectors_refused", "Vectors older than those another worker wrote.", self._writer.refused),
             ("redis_failures", "Writes or pings that Redis refused or did not answer.", self._writer.failures),
             ("kafka_failures", "Times the brokers refused or did not answer.", self._consumer.failures),
             ("log_truncations", "Times the log no longer reached the position.", self._engines.truncations),

@@ -1,8 +1,10 @@
 """Packed feature vectors in Redis, written by the worker and followed by every decision server.
 
 `features:{INSTRUMENT}` (the braces are part of the key: a hash tag) holds an instrument's newest vector and expires
-after the TTL; every vector is also published: on the channel `features.updates`, and in a Redis Cluster on the shard
-channel of the key's name, since a cluster carries an ordinary message to each of its nodes (see `cluster`).
+after the TTL. A vector never replaces one of a higher sequence there: a worker that was frozen while its instruments
+went to another may wake up and write. All vectors of one write are also published, packed one after the other, as one
+message on the channel `features.updates`; in a Redis Cluster each on the shard channel of its key's name, since a
+cluster carries an ordinary message to each of its nodes (see `cluster`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,19 @@ from redis.backoff import NoBackoff
 from feature_cache.codec import FeatureSnapshot, encode
 
 CHANNEL: Final = "features.updates"
+
+_SET_UNLESS_OLDER: Final = """
+local found = redis.pcall('GETRANGE', KEYS[1], 0, 15)
+if type(found) == 'string' and #found == 16 and string.sub(found, 1, 4) == 'PTF1' then
+  local old_low, old_high = struct.unpack('<I4I4', found, 9)
+  local low, high = struct.unpack('<I4I4', ARGV[1], 9)
+  if old_high > high or (old_high == high and old_low > low) then return 1 end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 0
+"""
+"""Stores a packed vector, unless its sequence (see `codec`) is lower than the stored one's; returns 1 for refused.
+The sequence is compared in halves, since Lua's numbers do not hold 64 bits."""
 
 
 def key_of(instrument: str) -> str:
@@ -56,23 +71,27 @@ class FeatureStore:
         self._ttl_ms = round(ttl_seconds * 1000)
         self._timeout_seconds = timeout_seconds
 
-    async def write(self, snapshots: Iterable[FeatureSnapshot]) -> None:
+    async def write(self, snapshots: Iterable[FeatureSnapshot]) -> int:
         """Stores and publishes vectors in one round trip. Cancelling may leave some of them written.
+
+        Returns:
+            How many were not stored because newer ones were there.
 
         Raises:
             RedisError: Redis refused or was lost; some may be written. Writing again is harmless.
             TimeoutError: Redis did not answer in time; the same.
         """
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
-            for snapshot in snapshots:
-                packed = encode(snapshot)
-                key = key_of(snapshot.instrument)
-                pipeline.set(key, packed, px=self._ttl_ms)
-                if self._sharded:
+            vectors = [(key_of(snapshot.instrument), encode(snapshot)) for snapshot in snapshots]
+            for key, packed in vectors:
+                pipeline.eval(_SET_UNLESS_OLDER, 1, key, packed, self._ttl_ms)
+            if self._sharded:
+                for key, packed in vectors:
                     pipeline.spublish(key, packed)
-                else:
-                    pipeline.publish(CHANNEL, packed)
-            await pipeline.execute()
+            else:
+                pipeline.publish(CHANNEL, b"".join(packed for _, packed in vectors))
+            answers = await pipeline.execute()
+        return sum(answers[: len(vectors)])
 
     async def check(self) -> None:
         """Sees whether Redis is there. Raises as `write` does."""

@@ -47,6 +47,8 @@ class FeatureWriter:
         """Why the newest vectors may not be in Redis, for people; None when they are."""
         self.written = 0
         """Vectors written."""
+        self.refused = 0
+        """Vectors that Redis did not take because another worker had written newer ones."""
         self.failures = 0
         """Writes and pings that failed."""
 
@@ -74,23 +76,26 @@ class FeatureWriter:
             await self._wait_for_progress()
 
     async def _write(self) -> None:
-        self._engines.progress.clear()
-        positions = self._engines.positions()
-        snapshots = self._engines.take_changed()
-        try:
-            if snapshots:
-                await self._store.write(snapshots)
-            else:
-                await self._store.check()
-        except PartialWriteError as error:
-            self._engines.put_back(error.unwritten)
-            self.written += len(snapshots) - len(error.unwritten)
-            raise
-        except BaseException:
-            self._engines.put_back(snapshots)
-            raise
-        self.written += len(snapshots)
-        self._consumer.written = positions
+        engines = self._engines
+        engines.progress.clear()
+        async with engines.writing:
+            positions = engines.positions()
+            snapshots = engines.take_changed()
+            try:
+                if snapshots:
+                    self.refused += await self._store.write(snapshots)
+                else:
+                    await self._store.check()
+            except PartialWriteError as error:
+                engines.put_back(error.unwritten)
+                self.refused += error.refused
+                self.written += len(snapshots) - len(error.unwritten)
+                raise
+            except BaseException:
+                engines.put_back(snapshots)
+                raise
+            self.written += len(snapshots)
+            self._consumer.written = positions
 
     async def _wait_for_progress(self) -> None:
         await asyncio.sleep(self._interval)

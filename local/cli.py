@@ -82,6 +82,20 @@ def bench(context: typer.Context, directory: Directory = None, data: Recording =
     raise typer.Exit(run_bench(_given(dir=directory, data=data), context.args))
 
 
+@app.command("bench-features")
+def bench_features(
+    data: Recording = None,
+    directory: Directory = None,
+    seconds: Annotated[float, typer.Option(min=5, help="Length of the freshness run.")] = 12.0,
+    rate: Annotated[float, typer.Option(min=100, help="Its events a second.")] = 10_000.0,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure the feature worker: its steps next to pandas, events a second from Kafka to Redis, and freshness."""
+    from local.feature_bench import run_feature_bench  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
+
+
 app.command()(ingest_cli.ingest)
 app.command()(feature_cli.replay)
 app.command("simulate")(feature_cli.simulate_market)
