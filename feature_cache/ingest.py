@@ -31,6 +31,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from feature_cache import recorder
+from feature_cache.book import OrderBook
 from feature_cache.conversation import Conversation
 from feature_cache.exchanges import Exchange, Stream
 from feature_cache.feeds.wire import FeedError
@@ -139,8 +140,11 @@ class Ingest:
     @property
     def books(self) -> dict[str, bool]:
         """Whether each instrument's book is known."""
-        known = self._snapshots.books
-        return {name: name in known and known[name].valid for name in self._exchange.instruments}
+        return {name: self.book(name).valid for name in self._exchange.instruments}
+
+    def book(self, instrument: str) -> OrderBook:
+        """An instrument's book as published; an unknown one before its first event."""
+        return self._snapshots.books.get(instrument) or OrderBook()
 
     @property
     def problem(self) -> str | None:
