@@ -213,6 +213,8 @@ class KrakenServer(ExchangeServer):
         self.bids = {
             pair: {Decimal(f"{100 - level}.0"): Decimal("1.50000000") for level in range(12)} for pair in pairs
         }
+        self.answer_subscriptions = True
+        """Whether a subscription to a book is answered with its snapshot."""
         self._asks = {Decimal(101 + level): Decimal(2) for level in range(12)}
 
     @property
@@ -225,7 +227,7 @@ class KrakenServer(ExchangeServer):
         for pair in params.get("symbol", [None]):
             result = {"channel": channel, "symbol": pair, "depth": 100}
             await _send(connection, {"method": method, "result": result, "success": True})
-            if method == "subscribe" and channel == "book":
+            if method == "subscribe" and channel == "book" and self.answer_subscriptions:
                 bids, asks = self.bids[pair], self._asks
                 await _send(connection, self._book("snapshot", pair, bids, asks))
         if channel == "instrument":
