@@ -9,7 +9,7 @@ pipeline as a whole.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -191,6 +191,22 @@ class ClusterFeatureStore:
             self._discovered = False
             raise PartialWriteError(unwritten, refused, problem)
         return refused
+
+    async def write_reports(self, reports: Mapping[str, str], life_ms: int) -> None:
+        """As `FeatureStore.write_reports`; the nodes before one that fails have theirs."""
+        await self._discover()
+        for address, names in self._cluster.by_node(reports).items():
+            if address:
+                await self._store(address).write_reports({name: reports[name] for name in names}, life_ms)
+
+    async def read_reports(self, instruments: Sequence[str]) -> dict[str, bytes]:
+        """As `FeatureStore.read_reports`."""
+        await self._discover()
+        found: dict[str, bytes] = {}
+        for address, names in self._cluster.by_node(instruments).items():
+            if address:
+                found |= await self._store(address).read_reports(names)
+        return found
 
     async def check(self) -> None:
         """Sees which nodes hold the slots, and whether they are there. Raises `RedisError` or `TimeoutError`."""

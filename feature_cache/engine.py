@@ -96,7 +96,14 @@ class FeatureEngine:
         self._size_decimals = -1
         self._publish_time_ns = 0
         self._time_ns = 0
-        self._start_anew(0)
+        self._start_anew(0, "no snapshot yet")
+
+    @property
+    def unknown_because(self) -> str:
+        """Why nothing may be decided on the book, for people; empty while something may."""
+        if self._best is not None:
+            return ""
+        return "crossed quote" if self.book.valid else self.book.unknown_because
 
     @property
     def state(self) -> BookState:
@@ -155,7 +162,7 @@ class FeatureEngine:
                 self._book_time_ns = self._time_ns
         else:
             self.resets += 1
-            self._start_anew(event.event_time_ns)
+            self._start_anew(event.event_time_ns, event.reset.reason or "reset")
         self._publish_time_ns = event.publish_time_ns
 
     def snapshot(self, at_ns: int | None = None) -> FeatureSnapshot:
@@ -223,8 +230,8 @@ class FeatureEngine:
         self._price_decimals = event.price_decimals
         self._size_decimals = event.size_decimals
 
-    def _start_anew(self, time_ns: int) -> None:
-        self.book.reset()
+    def _start_anew(self, time_ns: int, reason: str) -> None:
+        self.book.reset(reason)
         self._price_decimals = self._size_decimals = -1
         self._lag = MinimumLag()
         self._transit_ns = 0
@@ -260,7 +267,7 @@ class FeatureEngine:
             self._time_ns = time_ns
         elif time_ns < self._time_ns - MAX_BEHIND_NS:
             self.time_restarts += 1
-            self.book.reset()
+            self.book.reset("time ran back")
             self._book_time_ns = 0
             self._start_windows(time_ns)
 

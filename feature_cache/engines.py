@@ -146,6 +146,14 @@ class Engines:
             name: engine for state in list(self._partitions.values()) for name, engine in list(state.engines.items())
         }
 
+    def live(self) -> dict[int, dict[str, FeatureEngine]]:
+        """Engines by instrument, by partition that has caught up with the log."""
+        return {
+            partition: dict(state.engines)
+            for partition, state in list(self._partitions.items())
+            if state.next_offset >= state.live_from
+        }
+
     @property
     def caught_up(self) -> bool:
         """Whether no partition is still reading history."""

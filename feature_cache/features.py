@@ -83,6 +83,9 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
 LOWEST: Final[NDArray[np.float32]] = np.array([RANGES[name][0] for name in NAMES], dtype=np.float32)
 HIGHEST: Final[NDArray[np.float32]] = np.array([RANGES[name][1] for name in NAMES], dtype=np.float32)
 
+VERSION: Final = f"{FEATURE_SET_ID}/{FINGERPRINT:08x}"
+"""Feature set and fingerprint, for people."""
+
 SIGNED: Final[tuple[str, ...]] = (
     "weighted_mid_bps",
     "imbalance_l1",

@@ -31,6 +31,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from feature_cache import recorder
+from feature_cache.book import CLOSED, OrderBook
 from feature_cache.conversation import Conversation
 from feature_cache.exchanges import Exchange, Stream
 from feature_cache.feeds.wire import FeedError
@@ -38,9 +39,6 @@ from feature_cache.publisher import EventPublisher
 from feature_cache.recorder import Line, Recorder
 from feature_cache.snapshots import Snapshots, sibling
 from pretrade.market.v1 import market_pb2 as pb
-
-CLOSED: Final = "closed"
-"""Reason of the `BookReset` with which an ingest that is stopped takes its leave."""
 
 _MAX_MESSAGE: Final = 64 * 2**20  # a whole level-2 or level-3 book
 _STEADY_SECONDS: Final = 10.0
@@ -139,8 +137,11 @@ class Ingest:
     @property
     def books(self) -> dict[str, bool]:
         """Whether each instrument's book is known."""
-        known = self._snapshots.books
-        return {name: name in known and known[name].valid for name in self._exchange.instruments}
+        return {name: self.book(name).valid for name in self._exchange.instruments}
+
+    def book(self, instrument: str) -> OrderBook:
+        """An instrument's book as published; an unknown one before its first event."""
+        return self._snapshots.books.get(instrument) or OrderBook()
 
     @property
     def problem(self) -> str | None:

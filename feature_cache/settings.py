@@ -50,10 +50,14 @@ class WorkerSettings(BaseSettings):
     See `feature_cache/feature_repo/mf1.py`."""
     feast_interval_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
     """Seconds between two pushes to Feast; each carries the newest vector of every instrument that changed."""
+    report_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Seconds between two reports of every instrument's state to Redis, where `pretrade status` finds them."""
+    ready_lag_records: Annotated[int, Field(ge=0, le=10**9)] = 10_000
+    """Records between position and end of a partition's log beyond which the worker is not ready."""
     metrics_host: str = "127.0.0.1"
-    """Address on which `/metrics` and `/healthz` are served."""
+    """Address on which `/metrics`, `/healthz` and `/readyz` are served."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of `/metrics` and `/healthz`; 0 serves neither."""
+    """Port of `/metrics`, `/healthz` and `/readyz`; 0 serves none of them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged."""
 

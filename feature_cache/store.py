@@ -10,7 +10,7 @@ cluster carries an ordinary message to each of its nodes (see `cluster`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from redis.asyncio import Redis
@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from feature_cache.codec import FeatureSnapshot, encode
+from feature_cache.report import key_of as report_key_of
 
 CHANNEL: Final = "features.updates"
 
@@ -92,6 +93,22 @@ class FeatureStore:
                 pipeline.publish(CHANNEL, b"".join(packed for _, packed in vectors))
             answers = await pipeline.execute()
         return sum(answers[: len(vectors)])
+
+    async def write_reports(self, reports: Mapping[str, str], life_ms: int) -> None:
+        """Stores a report for each instrument, for so many milliseconds. Raises as `write` does."""
+        async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
+            for instrument, report in reports.items():
+                pipeline.set(report_key_of(instrument), report, px=life_ms)
+            await pipeline.execute()
+
+    async def read_reports(self, instruments: Sequence[str]) -> dict[str, bytes]:
+        """The reports that there are, by instrument. Raises as `write` does."""
+        async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
+            for instrument in instruments:
+                pipeline.get(report_key_of(instrument))
+            values = await pipeline.execute(raise_on_error=False)
+        pairs = zip(instruments, values, strict=True)
+        return {instrument: value for instrument, value in pairs if isinstance(value, bytes)}
 
     async def check(self) -> None:
         """Sees whether Redis is there. Raises as `write` does."""

@@ -13,6 +13,7 @@ from feature_cache.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventC
 from feature_cache.engines import Engines
 from feature_cache.feast_push import FeastPush
 from feature_cache.metrics import WorkerCollector, serve_http
+from feature_cache.reporter import Reporter
 from feature_cache.settings import WorkerSettings
 from feature_cache.writer import FeatureWriter
 
@@ -33,15 +34,17 @@ async def serve(settings: WorkerSettings) -> None:
             open_store(settings.redis_url, settings.ttl_seconds, settings.redis_timeout_seconds)
         )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
+        reporter = Reporter(store, engines, consumer, settings)
         feast = FeastPush(settings.feast_url, engines, settings.feast_interval_seconds) if settings.feast_url else None
         if settings.metrics_port:
-            collector = WorkerCollector(engines, consumer, writer, dead_letters, feast)
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, feast)
             stack.enter_context(
                 serve_http(
                     settings.metrics_host,
                     settings.metrics_port,
                     collector,
                     problem=lambda: consumer.problem or writer.problem,
+                    not_ready=lambda: consumer.problem or writer.problem or reporter.problem,
                 )
             )
         stopped = asyncio.Event()
@@ -49,7 +52,7 @@ async def serve(settings: WorkerSettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters)]
+            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
             if feast is not None:
                 running.append(tasks.create_task(feast.run()))
             _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)

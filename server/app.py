@@ -25,7 +25,9 @@ from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
 from fallback.guards import Guards
 from fallback.rules import RulesBaseline
+from feature_cache.cluster import open_store
 from feature_cache.l1 import FeatureCache
+from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.admission import Admission
@@ -134,6 +136,13 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     )
     feature_cache = FeatureCache(settings.redis_url.get_secret_value(), settings.feature_cache, settings.instruments)
     await stack.enter_async_context(_background(feature_cache.run(), "feature-cache", stop))
+    store = await stack.enter_async_context(
+        open_store(
+            settings.redis_url.get_secret_value(),
+            settings.feature_cache.ttl_seconds,
+            settings.feature_cache.timeout_seconds,
+        )
+    )
     endpoints = settings.replicas
     replicas = tuple(
         [
@@ -263,6 +272,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
             journal=journal,
             unshipped=lambda: shipper.unshipped,
             feature_cache=feature_cache,
+            reports=ReportReader(store),
             instruments=settings.instruments,
             max_feature_age_seconds=settings.features.max_age_seconds,
             health=health_state,

@@ -277,15 +277,31 @@ def _breaker(replica: admin_pb2.ReplicaStatus) -> str:
 
 
 def _feature_table(status: admin_pb2.GetStatusResponse) -> Table:
-    table = Table("instrument", "features", "age", "sequence")
+    columns = ("instrument", "features", "event age", "book", "times unknown", "lag", "vector", "sequence", "worker")
+    table = Table(*columns)
     for feature in status.features:
         table.add_row(
             feature.instrument,
             "usable" if feature.usable else f"[red]{feature.problem}[/]",
             _milliseconds(feature.age) if feature.HasField("age") else "",
-            str(feature.sequence),
+            _book(feature),
+            str(feature.book_losses) if feature.worker else "",
+            f"{feature.lag_records:,} records" if feature.HasField("lag_records") else "not known",
+            feature.vector_version,
+            str(feature.sequence or ""),
+            feature.worker or "[red]none reports[/]",
         )
     return table
+
+
+def _book(feature: admin_pb2.FeatureStatus) -> str:
+    """The state of the book, and why it is unknown."""
+    if feature.book == admin_pb2.BOOK_STATE_UNSPECIFIED:
+        return ""
+    state = enum_name(admin_pb2.BookState, feature.book).lower()
+    if feature.book != admin_pb2.BOOK_STATE_UNKNOWN:
+        return state
+    return f"[red]{state}{f': {feature.book_reason}' if feature.book_reason else ''}[/]"
 
 
 def _counts_line(status: admin_pb2.GetStatusResponse) -> str:

@@ -11,7 +11,9 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
 from feature_cache.codec import BookState
+from feature_cache.features import VERSION
 from feature_cache.l1 import FeatureCache
+from feature_cache.report import InstrumentReport, ReportReader
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.admission import Admission
@@ -40,6 +42,11 @@ _MODES = {
     pb.BREAKER_MODE_METRICS_ONLY: Mode.METRICS_ONLY,
 }
 _MODE_MESSAGES = {mode: message for message, mode in _MODES.items()}
+_BOOKS = {
+    BookState.UNKNOWN: pb.BOOK_STATE_UNKNOWN,
+    BookState.VALID: pb.BOOK_STATE_VALID,
+    BookState.LOCKED: pb.BOOK_STATE_LOCKED,
+}
 _ROLES = {
     "primary": pb.REPLICA_ROLE_PRIMARY,
     "secondary": pb.REPLICA_ROLE_SECONDARY,
@@ -59,6 +66,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         journal: Journal,
         unshipped: Callable[[], int],
         feature_cache: FeatureCache,
+        reports: ReportReader,
         instruments: tuple[str, ...],
         max_feature_age_seconds: float,
         health: Health,
@@ -73,6 +81,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._journal = journal
         self._unshipped = unshipped
         self._feature_cache = feature_cache
+        self._reports = reports
         self._instruments = instruments
         self._max_feature_age_seconds = max_feature_age_seconds
         self._health = health
@@ -84,13 +93,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
         """Everything on one page."""
+        reports = {} if request.this_process_only else await self._reports.read(self._instruments)
         return pb.GetStatusResponse(
             instance_id=self._instance_id,
             ready=self._health.ready,
             trading_state=self._control.trading_state,
             replicas=[_replica_status(replica) for replica in self._replicas.values()],
             flags=[self._control.flag(name) for name in FLAGS],
-            features=[self._feature_status(instrument) for instrument in self._instruments],
+            features=[self._feature_status(instrument, reports.get(instrument)) for instrument in self._instruments],
             audit=pb.AuditStatus(
                 writable=self._journal.writable,
                 written=self._journal.written,
@@ -189,23 +199,34 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             await _abort(context, grpc.StatusCode.ABORTED, str(error))
         return pb.SetTradingStateResponse(previous=previous, state=self._control.trading_state)
 
-    def _feature_status(self, instrument: str) -> pb.FeatureStatus:
+    def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
+        status = pb.FeatureStatus(instrument=instrument)
+        if report is not None:
+            status.book = _BOOKS[report.state]
+            status.book_reason = report.unknown_because
+            status.vector_version = report.vector_version
+            status.worker = report.worker
+            status.book_losses = report.losses
+            if report.lag_records is not None:
+                status.lag_records = report.lag_records
         entry = self._feature_cache.get(instrument)
         if entry is None:
-            return pb.FeatureStatus(instrument=instrument, problem="no features")
+            status.problem = "no features"
+            return status
+        # The vector's own state is newer than the report.
+        status.book = _BOOKS[entry.snapshot.state]
+        status.vector_version = VERSION  # every vector of another version is refused
+        status.sequence = entry.snapshot.sequence
         age = entry.age_seconds(self._clock())
-        problem = ""
+        status.age.CopyFrom(_duration(age))
         if entry.snapshot.state is BookState.UNKNOWN:
-            problem = "book unknown"
-        elif age > self._max_feature_age_seconds:
-            problem = "stale"
-        return pb.FeatureStatus(
-            instrument=instrument,
-            usable=not problem,
-            problem=problem,
-            age=_duration(age),
-            sequence=entry.snapshot.sequence,
-        )
+            status.problem = "book unknown"
+        else:
+            status.book_reason = ""
+            if age > self._max_feature_age_seconds:
+                status.problem = "stale"
+        status.usable = not status.problem
+        return status
 
 
 async def _ask(address: str, index: int) -> pb.ProcessStatus | None:

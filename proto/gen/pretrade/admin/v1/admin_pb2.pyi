@@ -136,6 +136,34 @@ REPLICA_ROLE_CHALLENGER: ReplicaRole.ValueType  # 3
 """Gets shadow rows only."""
 Global___ReplicaRole: _TypeAlias = ReplicaRole  # noqa: Y015
 
+class _BookState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BookStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BookState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOOK_STATE_UNSPECIFIED: _BookState.ValueType  # 0
+    """Neither a vector nor a worker's report says."""
+    BOOK_STATE_UNKNOWN: _BookState.ValueType  # 1
+    """Nothing may be decided on it: a gap, a reset, a crossing, or no snapshot yet."""
+    BOOK_STATE_VALID: _BookState.ValueType  # 2
+    """As the exchange's."""
+    BOOK_STATE_LOCKED: _BookState.ValueType  # 3
+    """Valid, with the best bid at the best ask."""
+
+class BookState(_BookState, metaclass=_BookStateEnumTypeWrapper):
+    """What is known of an instrument's book."""
+
+BOOK_STATE_UNSPECIFIED: BookState.ValueType  # 0
+"""Neither a vector nor a worker's report says."""
+BOOK_STATE_UNKNOWN: BookState.ValueType  # 1
+"""Nothing may be decided on it: a gap, a reset, a crossing, or no snapshot yet."""
+BOOK_STATE_VALID: BookState.ValueType  # 2
+"""As the exchange's."""
+BOOK_STATE_LOCKED: BookState.ValueType  # 3
+"""Valid, with the best bid at the best ask."""
+Global___BookState: _TypeAlias = BookState  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     """Request of `GetStatus`."""
@@ -454,7 +482,7 @@ Global___Flag: _TypeAlias = Flag  # noqa: Y015
 
 @_typing.final
 class FeatureStatus(_message.Message):
-    """Freshness of one instrument's features."""
+    """Freshness of one instrument's features, and the state of what they come from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -463,6 +491,12 @@ class FeatureStatus(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
+    BOOK_REASON_FIELD_NUMBER: _builtins.int
+    VECTOR_VERSION_FIELD_NUMBER: _builtins.int
+    LAG_RECORDS_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    BOOK_LOSSES_FIELD_NUMBER: _builtins.int
     instrument: _builtins.str
     """The instrument."""
     usable: _builtins.bool
@@ -471,6 +505,22 @@ class FeatureStatus(_message.Message):
     """Why not; empty when usable."""
     sequence: _builtins.int
     """Sequence of the vector."""
+    book: Global___BookState.ValueType
+    """State of the book."""
+    book_reason: _builtins.str
+    """Why the book is unknown, for people: `gap`, `crossed`, `checksum`, `reconnect`, `time ran back`, `closed`, …; empty
+    when it is known, or when no worker reports.
+    """
+    vector_version: _builtins.str
+    """Feature set and fingerprint of the vector, for example `mf1/5c6f81d2`; empty without features."""
+    lag_records: _builtins.int
+    """Records of the topic that the instrument's worker has yet to read, about a second old; absent when no worker
+    reports.
+    """
+    worker: _builtins.str
+    """The worker that keeps the book, `host:pid`; empty when none reports."""
+    book_losses: _builtins.int
+    """Times the book became unknown since the worker took it over."""
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
         """Age from exchange event time; absent without features."""
@@ -483,12 +533,20 @@ class FeatureStatus(_message.Message):
         problem: _builtins.str = ...,
         age: _duration_pb2.Duration | None = ...,
         sequence: _builtins.int = ...,
+        book: Global___BookState.ValueType = ...,
+        book_reason: _builtins.str = ...,
+        vector_version: _builtins.str = ...,
+        lag_records: _builtins.int | None = ...,
+        worker: _builtins.str = ...,
+        book_losses: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_records", b"_lag_records", "age", b"age", "lag_records", b"lag_records"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "instrument", b"instrument", "problem", b"problem", "sequence", b"sequence", "usable", b"usable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_records", b"_lag_records", "age", b"age", "book", b"book", "book_losses", b"book_losses", "book_reason", b"book_reason", "instrument", b"instrument", "lag_records", b"lag_records", "problem", b"problem", "sequence", b"sequence", "usable", b"usable", "vector_version", b"vector_version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lag_records: _TypeAlias = _typing.Literal["lag_records"]  # noqa: Y015
+    _WhichOneofArgType__lag_records: _TypeAlias = _typing.Literal["_lag_records", b"_lag_records"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_records) -> _WhichOneofReturnType__lag_records | None: ...
 
 Global___FeatureStatus: _TypeAlias = FeatureStatus  # noqa: Y015
 
