@@ -12,7 +12,7 @@ class ShippingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    batch_rows: int = Field(default=500, ge=1, le=10_000)
+    batch_rows: int = Field(default=2000, ge=1, le=10_000)
     """Most rows in one transaction."""
     poll_seconds: float = Field(default=0.1, gt=0, le=10)
     """Pause before the journal is looked at again when everything was shipped."""
