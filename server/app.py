@@ -175,7 +175,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     health_servicers = (health.aio.HealthServicer(), health.aio.HealthServicer())
     health_state = Health(
         {
-            "journal": Component(lambda: "" if journal.writable else journal.last_error or "not open", required=True),
+            "journal": Component(lambda: journal.problem, required=True),
             "audit_store": Component(lambda: shipper.last_error, required=False),
             "feature_cache": Component(lambda: _feature_problem(feature_cache, settings.instruments), required=False),
             **{

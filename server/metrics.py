@@ -226,6 +226,8 @@ class ServerCollector(Collector):
         yield CounterMetricFamily("pretrade_journal_rows", "Rows made durable.", journal.written)
         yield CounterMetricFamily("pretrade_journal_refused", "Rows not made durable.", journal.refused)
         yield CounterMetricFamily("pretrade_journal_outages", "Times it became unwritable.", journal.outages)
+        yield GaugeMetricFamily("pretrade_journal_bytes", "What the rows of the journal fill.", journal.bytes)
+        yield GaugeMetricFamily("pretrade_journal_full", "1 while the rows fill all that they may.", journal.full)
         yield GaugeMetricFamily("pretrade_journal_depth", "Rows waiting for the writer.", journal.depth)
         commits = HistogramMetricFamily("pretrade_journal_commit_seconds", "Time of a group commit.")
         commits.add_metric((), *self._decisions.commits.buckets())

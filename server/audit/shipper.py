@@ -143,7 +143,8 @@ class Shipper:
         self.outages += began
         self.position = max(self.position, progress.position)
         self._progressed.set()
-        trim_to = self.position - self._settings.retained_rows
+        # Where there is no room, what was shipped need not stay.
+        trim_to = self.position - (0 if self._journal.full else self._settings.retained_rows)
         if trim_to - self._trimmed >= _TRIM_EVERY_ROWS:
             self._trimmed = trim_to
             self._journal.trim(trim_to)
