@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -160,6 +160,15 @@ class Store:
         if found is None:
             return None
         return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for reports that may take long, in one read-only transaction."""
+        with self._engine.connect() as connection:
+            if self._copies:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            yield connection
 
     def journals(self) -> dict[str, Head]:
         """How far each journal was shipped, by journal id."""
