@@ -237,6 +237,12 @@ class ServerCollector(Collector):
         yield CounterMetricFamily("pretrade_shipper_outages", "Times shipping began to fail.", shipper.outages)
         yield CounterMetricFamily("pretrade_shipper_restarts", "Times its process was replaced.", shipper.restarts)
 
+        if (topic := shipper.topic) is not None:
+            yield GaugeMetricFamily("pretrade_topic_unpublished", "Durable rows not yet on the topic.", topic.behind)
+            yield CounterMetricFamily("pretrade_topic_outages", "Times publishing began to fail.", topic.outages)
+            yield CounterMetricFamily("pretrade_topic_restarts", "Times its process was replaced.", topic.restarts)
+            yield CounterMetricFamily("pretrade_topic_skipped", "Rows trimmed before.", topic.skipped)
+
     def _feature_families(self) -> Iterator[Metric]:
         age = GaugeMetricFamily("pretrade_feature_age_seconds", "Age from event time.", labels=("instrument",))
         now = self._clock()
