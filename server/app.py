@@ -132,7 +132,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         Journal(settings.journal, on_commit=lambda _rows, seconds: metrics.commits.observe(seconds))
     )
     shipper = await stack.enter_async_context(
-        Shipper(journal, settings.database_url.get_secret_value(), settings.shipping)
+        Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
     feature_cache = FeatureCache(settings.redis_url.get_secret_value(), settings.feature_cache, settings.instruments)
     await stack.enter_async_context(_background(feature_cache.run(), "feature-cache", stop))
@@ -223,8 +223,9 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     health_servicers = (health.aio.HealthServicer(), health.aio.HealthServicer())
     health_state = Health(
         {
-            "journal": Component(lambda: "" if journal.writable else journal.last_error or "not open", required=True),
+            "journal": Component(lambda: journal.problem, required=True),
             "audit_store": Component(lambda: shipper.last_error, required=False),
+            "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
             "feature_cache": Component(lambda: _feature_problem(feature_cache, settings.instruments), required=False),
             **{
                 replica.name: Component(_replica_problem(replica), required=False)

@@ -217,7 +217,7 @@ class DataPlane:
     def _note_reply(self, decision: pb.Decision, cause: str) -> None:
         """Notes in the journal that this decision was not the reply; nobody waits for the note."""
         with contextlib.suppress(JournalError):
-            self._journal.append(self._packets.unconfirmed(decision.decision_id, cause))
+            self._journal.append(self._packets.unconfirmed(decision.decision_id, cause), even_if_full=True)
 
     def _after(self, case: Case, answer: Answer, decision: pb.Decision) -> None:
         """What can wait until the decision is durable: cached score, shadow, admission, metrics, the debug line."""

@@ -278,6 +278,8 @@ class ServerCollector(Collector):
         yield CounterMetricFamily("pretrade_journal_rows", "Rows made durable.", journal.written)
         yield CounterMetricFamily("pretrade_journal_refused", "Rows not made durable.", journal.refused)
         yield CounterMetricFamily("pretrade_journal_outages", "Times it became unwritable.", journal.outages)
+        yield GaugeMetricFamily("pretrade_journal_bytes", "What the rows of the journal fill.", journal.bytes)
+        yield GaugeMetricFamily("pretrade_journal_full", "1 while the rows fill all that they may.", journal.full)
         yield GaugeMetricFamily("pretrade_journal_depth", "Rows waiting for the writer.", journal.depth)
         commits = HistogramMetricFamily("pretrade_journal_commit_seconds", "Time of a group commit.")
         commits.add_metric((), *self._decisions.commits.buckets())
@@ -286,6 +288,12 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily("pretrade_shipper_unshipped", "Durable rows not yet in SQL.", shipper.unshipped)
         yield CounterMetricFamily("pretrade_shipper_outages", "Times shipping began to fail.", shipper.outages)
         yield CounterMetricFamily("pretrade_shipper_restarts", "Times its process was replaced.", shipper.restarts)
+
+        if (topic := shipper.topic) is not None:
+            yield GaugeMetricFamily("pretrade_topic_unpublished", "Durable rows not yet on the topic.", topic.behind)
+            yield CounterMetricFamily("pretrade_topic_outages", "Times publishing began to fail.", topic.outages)
+            yield CounterMetricFamily("pretrade_topic_restarts", "Times its process was replaced.", topic.restarts)
+            yield CounterMetricFamily("pretrade_topic_skipped", "Rows trimmed before.", topic.skipped)
 
     def _feature_families(self) -> Iterator[Metric]:
         age = GaugeMetricFamily("pretrade_feature_age_seconds", "Age from event time.", labels=("instrument",))

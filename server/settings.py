@@ -26,7 +26,7 @@ from feature_cache import cluster
 from feature_cache.l1 import FeatureCacheSettings
 from server.admission import AdmissionSettings
 from server.audit.journal import JournalSettings
-from server.audit.shipping import ShippingSettings
+from server.audit.shipping import ShippingSettings, TopicSettings
 from server.control.state import ControlSettings
 from server.idempotency import IdempotencySettings
 from server.inference.batcher import BatcherSettings
@@ -183,6 +183,7 @@ class Settings(BaseSettings):
     control: ControlSettings = ControlSettings()
     journal: JournalSettings = JournalSettings()
     shipping: ShippingSettings = ShippingSettings()
+    decisions_topic: TopicSettings = TopicSettings()
     tracing: TracingSettings = TracingSettings()
 
     @field_validator("redis_url")

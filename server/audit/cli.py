@@ -121,6 +121,37 @@ def migrate_database(
     typer.echo(f"revision {after}" + (" already" if before == after else f", from {before or 'an empty database'}"))
 
 
+@app.command(name="export")
+def export_days(
+    to: Annotated[str, typer.Option(help="A directory, or a bucket such as s3://name/prefix.")],
+    since: Annotated[dt.datetime, typer.Option(formats=["%Y-%m-%d"], help="First day, UTC.")],
+    until: Annotated[
+        dt.datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day, UTC. Default: today.")
+    ] = None,
+    database_url: _DatabaseUrl = None,
+    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+) -> None:
+    """Writes the decisions of whole days as Parquet, a file a day and instrument; the same file when repeated."""
+    database_url, _ = _targets(database_url, None, directory)
+    if database_url is None:
+        raise _failure("no database to export: name --database-url")
+    try:
+        from server.audit.export import export  # noqa: PLC0415 - an extra that servers need not install
+    except ModuleNotFoundError as error:
+        raise _failure(f"{error.name} is missing: pip install 'pretrade[export]'") from error
+    last = until or dt.datetime.now(dt.UTC)
+    rows = size = 0
+    try:
+        with Console(stderr=True).status("") as status:
+            for one in export(database_url, to, since.date(), last.date()):
+                rows, size = rows + one.rows, size + one.bytes
+                status.update(f"{rows:,} decisions, {size / 2**20:,.1f} MiB")
+                typer.echo(f"{one.path}: {one.rows:,} decisions, {one.bytes / max(1, one.rows):,.0f} bytes each")
+    except (ValueError, OSError, sa.exc.SQLAlchemyError) as error:
+        raise _failure(str(error).splitlines()[0]) from error
+    typer.echo(f"{rows:,} decisions, {size / 2**20:,.1f} MiB in {to}")
+
+
 def to_dict(decision: AuditedDecision) -> dict[str, Any]:
     """The whole packet in the JSON form of protobuf, with the features by name; undefined ones are null."""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Final
@@ -62,6 +63,34 @@ class Shipment:
             row["shipped_at"] = shipped_at
 
 
+# There are few of each, and a name takes longer than the whole rest of a row.
+
+
+@functools.cache
+def _side(side: pb.Side.ValueType) -> str:
+    return pb.Side.Name(side).removeprefix("SIDE_")
+
+
+@functools.cache
+def _action(action: pb.Action.ValueType) -> str:
+    return pb.Action.Name(action).removeprefix("ACTION_")
+
+
+@functools.cache
+def _source(source: pb.Source.ValueType) -> str:
+    return pb.Source.Name(source).removeprefix("SOURCE_")
+
+
+@functools.lru_cache(maxsize=4096)
+def _reasons(reasons: tuple[pb.ReasonCode.ValueType, ...]) -> tuple[str, ...]:
+    return tuple(pb.ReasonCode.Name(reason).removeprefix("REASON_CODE_") for reason in reasons)
+
+
+@functools.lru_cache(maxsize=4096)
+def _degradations(degradations: tuple[pb.Degradation.ValueType, ...]) -> tuple[str, ...]:
+    return tuple(pb.Degradation.Name(one).removeprefix("DEGRADATION_") for one in degradations)
+
+
 def _text(value: str) -> str:
     """As PostgreSQL can store it: without NUL characters. The evidence keeps them."""
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -83,17 +112,17 @@ def _decision_columns(packet: packet_pb2.DecisionPacket) -> Columns:
         "decided_at": _instant(decision.decided_at.ToNanoseconds()),
         "order_ref": _text(order.order_ref),
         "instrument": _text(order.instrument),
-        "side": pb.Side.Name(order.side).removeprefix("SIDE_"),
+        "side": _side(order.side),
         "quantity": _number(order.quantity),
         "limit_price": _number(order.limit_price) if order.HasField("limit_price") else None,
         "strategy": _text(order.strategy),
         "idempotency_key": _text(order.idempotency_key) or None,
-        "action": pb.Action.Name(decision.action).removeprefix("ACTION_"),
+        "action": _action(decision.action),
         "score": _number(decision.score) if decision.HasField("score") else None,
         "threshold": _number(decision.threshold) if decision.HasField("threshold") else None,
-        "source": pb.Source.Name(decision.source).removeprefix("SOURCE_"),
-        "reasons": [pb.ReasonCode.Name(reason).removeprefix("REASON_CODE_") for reason in decision.reasons],
-        "degradations": [pb.Degradation.Name(one).removeprefix("DEGRADATION_") for one in decision.degradations],
+        "source": _source(decision.source),
+        "reasons": _reasons(tuple(decision.reasons)),
+        "degradations": _degradations(tuple(decision.degradations)),
         "model_name": _text(decision.model_name),
         "model_version": _text(decision.model_version),
         "feature_age_us": (decision.feature_age.ToMicroseconds() if decision.HasField("feature_age") else None),

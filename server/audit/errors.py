@@ -4,7 +4,7 @@
 
     AuditError
     ├── JournalError              this row is not durable: the caller must not act on its decision
-    │   ├── JournalFull           too many rows wait; try again when `depth` falls
+    │   ├── JournalFull           too many rows wait; try again when `depth` or `bytes` falls
     │   ├── JournalUnwritable     the last write failed; the journal recovers by itself
     │   ├── JournalClosed         not started, or already closed
     │   ├── JournalInUse          another process holds this journal; start fails
@@ -25,7 +25,7 @@ class JournalError(AuditError):
 
 
 class JournalFull(JournalError):  # noqa: N818 - reads as the state it reports, like queue.Full
-    """As many rows as `JournalSettings.queue_rows` allows wait to be written."""
+    """As many rows wait as `JournalSettings` allows: `queue_rows` to be written, `max_mebibytes` to be shipped."""
 
 
 class JournalUnwritable(JournalError):  # noqa: N818 - see JournalFull

@@ -54,6 +54,7 @@ _log = structlog.get_logger(__name__)
 
 _TRIM_ROWS: Final = 256  # a trim shares the writer with the callers: small steps, each between two batches
 _PAGE_BYTES: Final = 4096
+_ROW_BYTES: Final = 48  # of a row besides its entry: position, hash and headers
 _PAGES_PER_COMMIT: Final = 2  # the last leaf of the table and now and then its parent
 
 
@@ -81,6 +82,9 @@ class JournalSettings(BaseModel):
     """Rows that may wait to be written; beyond, appends fail at once."""
     batch_rows: int = Field(default=256, ge=1, le=4096)
     """Rows after which a commit takes no further appends."""
+    max_mebibytes: int = Field(default=16_384, ge=1)
+    """What rows that are not shipped yet may fill, in MiB. Beyond, decisions are answered ABSTAIN rather than lost, and
+    the server is not healthy, until the database takes rows again. Set it below what the disk has left."""
     checkpoint_pages: int = Field(default=1000, ge=100, le=1_000_000)
     """Pages of 4 KiB written to the log after which they are moved into the file."""
     retry_min_seconds: float = Field(default=0.05, gt=0, le=10)
@@ -120,8 +124,24 @@ class Journal:
         """Rows whose caller got a `JournalError` since start."""
         self.outages = 0
         """Times the journal became unwritable since start."""
+        self.bytes = 0
+        """What the rows of the file fill."""
         self.last_commit_seconds = 0.0
         """Duration of the newest commit."""
+
+    @property
+    def full(self) -> bool:
+        """True when the rows fill all that they may."""
+        return self.bytes >= self.settings.max_mebibytes * 2**20
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be appended; empty when all is well."""
+        if not self.writable:
+            return self.last_error or "not open"
+        if self.full:
+            return f"rows that are not shipped fill {self.settings.max_mebibytes} MiB, all that they may"
+        return ""
 
     async def __aenter__(self) -> Self:
         """Opens the journal, creating it if there is none.
@@ -160,12 +180,16 @@ class Journal:
             self._thread.join()
             os.close(self._lock)
 
-    def append(self, entry: bytes) -> asyncio.Future[None]:
+    def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[None]:
         """Appends one serialised `JournalEntry`; see `append_many`."""
-        return self.append_many((entry,))
+        return self.append_many((entry,), even_if_full=even_if_full)
 
-    def append_many(self, entries: Sequence[bytes]) -> asyncio.Future[None]:
+    def append_many(self, entries: Sequence[bytes], *, even_if_full: bool = False) -> asyncio.Future[None]:
         """Appends serialised `JournalEntry` messages, in order and in one commit.
+
+        Args:
+            entries: The messages.
+            even_if_full: True for what is no decision, and must be said also when no decision can be taken.
 
         Returns:
             A future that resolves when all of them are durable (at once with durability `off`) and fails with
@@ -173,11 +197,12 @@ class Journal:
             other caller. It need not be awaited.
 
         Raises:
-            JournalFull: Too many rows wait.
+            JournalFull: Too many rows wait for the writer, or for being shipped.
             JournalUnwritable: The last write failed.
             JournalClosed: The journal is not open.
         """
-        if not (self._open and self.writable) or self.depth + len(entries) > self.settings.queue_rows:
+        full = (self.full and not even_if_full) or self.depth + len(entries) > self.settings.queue_rows
+        if full or not (self._open and self.writable):
             self.refused += len(entries)
             raise self._refusal()
         self.depth += len(entries)
@@ -213,12 +238,25 @@ class Journal:
             return JournalClosed("the audit journal is not open")
         if not self.writable:
             return JournalUnwritable(f"the audit journal cannot be written: {self.last_error}")
+        if self.full:
+            return JournalFull(f"the audit journal: {self.problem}")
         return JournalFull(f"{self.depth} rows wait for the audit journal")
 
-    def _settle(self, appends: list[_Append], rows: int, position: int, seconds: float) -> None:
+    def _measured(self, bytes_: int) -> None:
+        """On the loop: what the rows fill by now."""
+        was_full = self.full
+        self.bytes = bytes_
+        if self.full and not was_full:
+            self.outages += 1
+            _log.error("audit_journal_full", path=str(self.settings.path), error=self.problem)
+        elif was_full and not self.full:
+            _log.info("audit_journal_takes_rows_again", path=str(self.settings.path))
+
+    def _settle(self, appends: list[_Append], rows: int, position: int, seconds: float, grown: int) -> None:
         """On the loop: a batch is durable."""
         self.depth -= rows
         self.position = position
+        self._measured(self.bytes + grown)
         for append in appends:
             if not append.future.done():
                 append.future.set_result(None)
@@ -259,6 +297,7 @@ class Journal:
         try:
             with _Writer(self, self._work, post) as writer:
                 self.position = writer.position
+                self.bytes = writer.used_bytes()
                 self.writable = True
                 post(_resolve, opened, None)
                 writer.run()
@@ -326,6 +365,10 @@ class _Writer:
         """Position of the newest durable row."""
         return self._file.head.position
 
+    def used_bytes(self) -> int:
+        """What the rows fill."""
+        return self._file.used_bytes()
+
     def run(self) -> None:
         """Works until stopped."""
         stopped = False
@@ -364,14 +407,18 @@ class _Writer:
                 self._file.append(entries)
         except Exception as error:  # whatever it is, the callers must hear and the writer must go on
             return self._outlast(error, appends)
-        self._post(self._journal._settle, appends, len(entries), self.position, time.perf_counter() - started)
-        self._log_pages += _PAGES_PER_COMMIT + sum(map(len, entries)) / _PAGE_BYTES
+        seconds = time.perf_counter() - started
+        grown = sum(map(len, entries)) + len(entries) * _ROW_BYTES
+        self._post(self._journal._settle, appends, len(entries), self.position, seconds, grown)
+        self._log_pages += _PAGES_PER_COMMIT + grown / _PAGE_BYTES
         self._keep_log_short()
         return True
 
     def _trim(self, through: int) -> None:
         try:
             left = self._file.trim(through, _TRIM_ROWS)
+            if not left:
+                self._post(self._journal._measured, self._file.used_bytes())
         except sqlite3.Error as error:
             self._post(self._journal._note_neglect, "trim", str(error))
             return

@@ -157,6 +157,15 @@ class JournalFile:
         self._connection.execute("UPDATE journal SET probe = randomblob(?)", (_PROBE_BYTES,))
         self._connection.execute("UPDATE journal SET probe = NULL")
 
+    def used_bytes(self) -> int:
+        """What the rows fill; pages that trimming left free are used again and do not count."""
+        pages, free, size = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        used: int = (pages - free) * size
+        return used
+
     def rows_after(self, position: int) -> list[Row]:
         """Every row after `position`, in order."""
         return _rows(self._connection, position, -1)

@@ -7,9 +7,10 @@ nothing. SQLite and PostgreSQL.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -133,8 +134,9 @@ class Store:
                 return False
             shipment.stamp(shipped_at)
             if self._copies:
-                _copy(connection, JOURNAL_ENTRIES, shipment.entries)
-                _copy(connection, DECISIONS, shipment.decisions)
+                _copy(connection, JOURNAL_ENTRIES.name, shipment.entries)
+                if shipment.decisions:
+                    _copy_new(connection, DECISIONS.name, shipment.decisions)
             else:
                 connection.execute(self._inserts[JOURNAL_ENTRIES], shipment.entries)
                 if shipment.decisions:
@@ -158,6 +160,15 @@ class Store:
         if found is None:
             return None
         return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for reports that may take long, in one read-only transaction."""
+        with self._engine.connect() as connection:
+            if self._copies:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            yield connection
 
     def journals(self) -> dict[str, Head]:
         """How far each journal was shipped, by journal id."""
@@ -247,27 +258,29 @@ def _anchor(shipped: sa.Row[Any]) -> Head | None:
     return None
 
 
-def _copy(connection: sa.Connection, table: sa.Table, rows: Sequence[Columns]) -> None:
-    """Stores rows, except those that are there already, at the speed of PostgreSQL's COPY.
-
-    COPY knows no ON CONFLICT, so the rows go through a table of this transaction.
-    """
-    if not rows:
-        return
-    staging = f"staged_{table.name}"
-    columns = ", ".join(rows[0])
-    connection.exec_driver_sql(
-        f"CREATE TEMPORARY TABLE IF NOT EXISTS {staging} (LIKE {table.name}) ON COMMIT DELETE ROWS"
-    )
+def _copy(connection: sa.Connection, table: str, rows: Sequence[Columns]) -> None:
+    """Stores rows in PostgreSQL at the speed of its COPY; a table's rows all name the same columns."""
     raw = connection.connection.driver_connection
     assert isinstance(raw, psycopg.Connection)
-    statement = f"COPY {staging} ({columns}) FROM STDIN"
+    statement = f"COPY {table} ({', '.join(rows[0])}) FROM STDIN"
     try:
         with raw.cursor() as cursor, cursor.copy(statement.encode()) as copy:
             for row in rows:
-                copy.write_row([json.dumps(value) if type(value) is list else value for value in row.values()])
+                copy.write_row([_json(value) if type(value) is tuple else value for value in row.values()])
     except psycopg.Error as error:
         raise sa.exc.DBAPIError(statement, None, error) from error
+
+
+def _copy_new(connection: sa.Connection, table: str, rows: Sequence[Columns]) -> None:
+    """The same for rows some of which may be there already; COPY itself knows no ON CONFLICT."""
+    staging, columns = f"staged_{table}", ", ".join(rows[0])
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE IF NOT EXISTS {staging} (LIKE {table}) ON COMMIT DELETE ROWS")
+    _copy(connection, staging, rows)
     connection.exec_driver_sql(
-        f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {staging} ON CONFLICT DO NOTHING"  # noqa: S608
+        f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {staging} ON CONFLICT DO NOTHING"  # noqa: S608
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _json(names: tuple[str, ...]) -> str:
+    return json.dumps(names)

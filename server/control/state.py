@@ -376,7 +376,8 @@ class ControlState:
             reason=change.reason,
         )
         try:
-            await self._journal.append(packet_pb2.JournalEntry(control_change=change).SerializeToString())
+            entry = packet_pb2.JournalEntry(control_change=change).SerializeToString()
+            await self._journal.append(entry, even_if_full=True)
         except JournalError as error:
             _log.error("change not recorded", change_id=change.change_id, subject=change.subject, error=str(error))
 

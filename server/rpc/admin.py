@@ -102,10 +102,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             flags=[self._control.flag(name) for name in FLAGS],
             features=[self._feature_status(instrument, reports.get(instrument)) for instrument in self._instruments],
             audit=pb.AuditStatus(
-                writable=self._journal.writable,
+                writable=not self._journal.problem,
                 written=self._journal.written,
                 unshipped=self._unshipped(),
-                last_error=self._journal.last_error,
+                last_error=self._journal.problem,
             ),
             sources=[
                 pb.SourceCount(source=source, decisions=count) for source, count in self._metrics.by_source().items()

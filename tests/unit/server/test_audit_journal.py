@@ -103,6 +103,28 @@ async def test_a_full_queue_refuses_at_once_and_takes_rows_again_when_it_has_roo
     assert entries_in(journal.settings.path) == [b"row", b"row", b"row", b"again"]
 
 
+async def test_a_journal_that_holds_all_it_may_refuses_decisions_until_shipped_rows_are_trimmed(tmp_path: Path) -> None:
+    row = bytes(10_000)
+    async with Journal(settings(tmp_path, max_mebibytes=1)) as journal:
+        while not journal.full:
+            await journal.append(row)
+        assert journal.position < 2**20 / 10_000 + 1
+        assert journal.outages == 1
+        assert "1 MiB" in journal.problem
+        with pytest.raises(JournalFull, match="1 MiB"):
+            journal.append(row)
+        await journal.append(b"a note", even_if_full=True)
+        kept = journal.position
+        journal.trim(kept - 10)
+        await until(lambda: not journal.full)
+        assert journal.problem == ""
+        await journal.append(row)
+        assert journal.bytes < 2**19
+    async with Journal(settings(tmp_path, max_mebibytes=1)) as journal:
+        assert 0 < journal.bytes < 2**19
+    assert len(entries_in(journal.settings.path)) == 11
+
+
 async def test_a_closed_journal_refuses(tmp_path: Path) -> None:
     journal = Journal(settings(tmp_path))
     with pytest.raises(JournalClosed):
