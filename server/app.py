@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 
 import grpc.aio
 import structlog
@@ -27,6 +28,8 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.admission import Admission
 from server.audit.journal import Journal
+from server.audit.reading import Reading
+from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
 from server.control.state import ControlState
 from server.dataplane import DataPlane
@@ -40,6 +43,8 @@ from server.inference.shadow import Shadow
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
 from server.rpc.admin import AdminServicer
+from server.rpc.audit import SERVICE as AUDIT_SERVICE
+from server.rpc.audit import AuditServicer
 from server.rpc.convert import OrderReader
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
@@ -153,6 +158,9 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
+    packets = PacketWriter(instance_id, settings.config_hash(), settings.journal.durability.value, control)
+    # Before the first decision, so that no packet names settings that the audit does not hold.
+    await journal.append(packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns()))
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -162,7 +170,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         cached_scores=cached_scores,
         guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
         journal=journal,
-        packets=PacketWriter(instance_id, settings.config_hash(), settings.journal.durability.value, control),
+        packets=packets,
         shadow=shadow,
         shadow_on=lambda: control.shadow,
         metrics=metrics,
@@ -227,11 +235,20 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         ),
         admin,
     )
+    to_read = ReadingTask(
+        journal=settings.journal.path.absolute(),
+        database_url=settings.database_url.get_secret_value(),
+        model_store=settings.replay.model_store,
+    )
+    lookups, watching, replays = [
+        await stack.enter_async_context(Reading(name, to_read)) for name in ("lookups", "watching", "replays")
+    ]
+    AuditServicer(lookups, watching, replays, journal).add_to(admin)
     admin_port = await _listen(
         stack,
         admin,
         health_servicers[0],
-        admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+        (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
         f"{settings.admin.host}:{settings.admin.port}",
     )
     decisions = _grpc_server(settings, interceptors)
@@ -242,7 +259,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         stack,
         decisions,
         health_servicers[1],
-        decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,
+        (decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,),
         f"{settings.grpc.host}:{settings.grpc.port}",
     )
     await stack.enter_async_context(_background(health_state.run(), "health", stop))
@@ -275,7 +292,11 @@ def _grpc_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInter
 
 
 async def _listen(
-    stack: AsyncExitStack, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer, service: str, at: str
+    stack: AsyncExitStack,
+    server: grpc.aio.Server,
+    health_servicer: health.aio.HealthServicer,
+    services: tuple[str, ...],
+    at: str,
 ) -> int:
     """Adds health and reflection, binds and starts; returns the port.
 
@@ -283,12 +304,12 @@ async def _listen(
         OSError: The address cannot be bound.
     """
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = (service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     try:
         port = server.add_insecure_port(at)
     except RuntimeError as error:
-        raise OSError(f"{service}: cannot listen on {at}: {error}") from error
+        raise OSError(f"{services[0]}: cannot listen on {at}: {error}") from error
     await server.start()
     stack.push_async_callback(server.stop, None)
     return port

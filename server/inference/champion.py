@@ -187,7 +187,10 @@ class Champion:
         """Writes an attempt's result into the case; None when it was given up because the other one had answered."""
         if isinstance(result, Scored):
             model = result.model
-            case.attempts.append(Attempt(seat.replica.name, Outcome.SUCCESS.value, used, model.version))
+            attempt = Attempt(
+                seat.replica.name, Outcome.SUCCESS.value, used, model.version, result.batch_rows, result.batch_index
+            )
+            case.attempts.append(attempt)
             action, reason = held_against(result.score, model.threshold)
             return Answer(
                 action, seat.source, reason, result.score, model.threshold, model.name, model.version, model.expires_at
