@@ -11,7 +11,7 @@ import base64
 import binascii
 import datetime as dt
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from server.audit import outcomes
 from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import AuditUnavailable, InvalidRequest, JournalError, OutcomeConflict, UnknownDecision
 from server.audit.journal_file import JournalReader, Row
+from server.audit.labels import Label, LabelledDecision
 from server.audit.schema import DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES
 from server.audit.store import Store
 
@@ -191,6 +192,54 @@ class AuditQuery:
         except sa.exc.SQLAlchemyError as error:
             raise AuditUnavailable(f"the database: {_line(error)}") from error
         return sorted(found.values(), key=lambda outcome: outcome.recorded_at_ns)
+
+    def labelled(
+        self, since: dt.datetime | None, until: dt.datetime | None, horizon_seconds: float
+    ) -> list[LabelledDecision]:
+        """The decisions of a time that have a label; none without a database.
+
+        Raises:
+            AuditUnavailable: The database cannot be read.
+        """
+        if self._store is None:
+            raise AuditUnavailable("labels are in the database, and there is none here")
+        columns = DECISIONS.c
+        query = (
+            sa.select(columns.action, columns.source, columns.score, outcomes.LABELS.c.eligible)
+            .join_from(DECISIONS, outcomes.LABELS, columns.decision_id == outcomes.LABELS.c.decision_id)
+            .where(outcomes.LABELS.c.horizon_seconds == horizon_seconds)
+        )
+        if since is not None:
+            query = query.where(columns.decided_at >= since)
+        if until is not None:
+            query = query.where(columns.decided_at < until)
+        try:
+            with self._store.connect() as connection:
+                return [LabelledDecision(*row) for row in connection.execute(query)]
+        except sa.exc.SQLAlchemyError as error:
+            raise AuditUnavailable(f"the database: {_line(error)}") from error
+
+    def add_labels(self, labels: Iterable[Label], horizon_seconds: float) -> None:
+        """Stores labels; one that is there already is left as it is.
+
+        Raises:
+            AuditUnavailable: The database cannot be written, or there is none.
+        """
+        if self._store is None:
+            raise AuditUnavailable("labels go into the database, and there is none here")
+        rows = [
+            {
+                "decision_id": label.decision_id,
+                "horizon_seconds": horizon_seconds,
+                "markout_bps": label.markout_bps,
+                "eligible": label.eligible,
+            }
+            for label in labels
+        ]
+        try:
+            self._store.add_labels(rows)
+        except sa.exc.SQLAlchemyError as error:
+            raise AuditUnavailable(f"the database: {_line(error)}") from error
 
     def recorded(self, outcome: packet_pb2.Outcome) -> packet_pb2.Outcome | None:
         """The same outcome as it was recorded before; None when there is none of this reporter.
