@@ -443,7 +443,7 @@ def _token(decision_id: str) -> str:
 
 def _read_token(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (ValueError, binascii.Error) as error:
         raise InvalidRequest("page_token: must be the next_page_token of a page before") from error
 
