@@ -50,15 +50,18 @@ class Case:
         "mid",
         "order",
         "snapshot",
+        "snapshot_age_seconds",
     )
 
     def __init__(self, order: Order, budget: Budget) -> None:
         self.order = order
         self.budget = budget
         self.snapshot: FeatureSnapshot | None = None
+        self.snapshot_age_seconds = math.nan
         self.features: NDArray[np.float32] | None = None
         self.features_problem: pb.ReasonCode.ValueType | None = None
         self.feature_age_seconds = math.nan
+        """The snapshot's age; NaN when the caller brought the features."""
         self.mid = math.nan
         """Current mid in quote currency from a fresh, known book; NaN otherwise."""
         self.degradations: list[pb.Degradation.ValueType] = []
@@ -73,6 +76,10 @@ class Attempt:
     outcome: str
     used_seconds: float
     model_version: str
+    batch_rows: int = 0
+    """Rows in the batch that was answered; 0 without an answer."""
+    batch_index: int = 0
+    """This order's row in it."""
 
 
 @dataclass(slots=True)

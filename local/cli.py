@@ -10,7 +10,7 @@ import typer
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
 from server import cli as server_cli
-from server.audit import cli as audit_cli
+from server.audit import quality
 
 app = typer.Typer(
     name="pretrade",
@@ -101,7 +101,7 @@ app.command()(feature_cli.replay)
 app.command("simulate")(feature_cli.simulate_market)
 for command in (server_cli.decide, server_cli.status, server_cli.breaker, server_cli.flag, server_cli.state):
     app.command()(command)
-app.add_typer(audit_cli.app)
+app.add_typer(quality.app)
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ class Endpoints(BaseModel):
     """Base URL of the feature worker's metrics and health."""
     journal: str | None
     """Path of the audit journal."""
+    model_store: str | None
+    """Folder of the models' archives, every version that was trained there."""
     instruments: tuple[str, ...]
 
     @property

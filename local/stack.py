@@ -240,6 +240,7 @@ class Stack:
             metrics_url=f"http://{server.address(ports['metrics'])}" if serving else None,
             worker_url=worker.url(ports["worker"]) if "worker" in parts else None,
             journal=str(self._directory / "server" / "journal.sqlite") if serving else None,
+            model_store=str(self._model_store.resolve()),
             instruments=self._instruments,
         )
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 
 import grpc.aio
 import structlog
@@ -32,6 +33,8 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.admission import Admission
 from server.audit.journal import Journal
+from server.audit.reading import Reading
+from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
 from server.control.file import ControlFile
 from server.control.state import ControlState, halt_at_start
@@ -47,6 +50,8 @@ from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
 from server.rpc.admin import AdminServicer
+from server.rpc.audit import SERVICE as AUDIT_SERVICE
+from server.rpc.audit import AuditServicer
 from server.rpc.convert import OrderReader
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
@@ -143,30 +148,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
             settings.feature_cache.timeout_seconds,
         )
     )
-    endpoints = settings.replicas
-    replicas = tuple(
-        [
-            await stack.enter_async_context(
-                Replica(
-                    name,
-                    endpoint,
-                    model,
-                    version,
-                    settings.replica,
-                    settings.batcher,
-                    settings.breaker,
-                    clock,
-                    uniform,
-                    loop_lag.stalled_seconds,
-                )
-            )
-            for name, endpoint, model, version in (
-                ("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
-                ("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
-                ("challenger", endpoints.challenger, endpoints.challenger_model, None),
-            )
-        ]
-    )
+    replicas = await _open_replicas(settings, stack, clock, uniform, loop_lag.stalled_seconds)
     primary, secondary, challenger = replicas
 
     control_file = ControlFile(control_path(shared))
@@ -201,6 +183,9 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
+    packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
+    # Before the first decision, so that no packet names settings that the audit does not hold.
+    await journal.append(packets.settings(shared.model_dump_json(), version("pretrade"), time.time_ns()))
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -210,7 +195,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         cached_scores=cached_scores,
         guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
         journal=journal,
-        packets=PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control),
+        packets=packets,
         shadow=shadow,
         shadow_on=lambda: control.shadow,
         metrics=metrics,
@@ -256,12 +241,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         instruments=settings.instruments,
         clock=clock,
     )
-    registry = CollectorRegistry()
-    registry.register(collector)
-    metrics_server, metrics_thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
-    stack.callback(metrics_thread.join)
-    stack.callback(metrics_server.server_close)
-    stack.callback(metrics_server.shutdown)
+    metrics_port = _serve_metrics(settings, stack, collector)
 
     interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
     admin = _grpc_server(settings, (), metrics.errors)
@@ -286,11 +266,12 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     )
     if slot is not None:
         admin.add_insecure_port(slot.admin_address(slot.index))
+    (await _open_audit(settings, stack, journal)).add_to(admin)
     admin_port = await _listen(
         stack,
         admin,
         health_servicers[0],
-        admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+        (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
         f"{settings.admin.host}:{settings.admin.port}",
     )
     decisions = _grpc_server(settings, interceptors, metrics.errors)
@@ -301,7 +282,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         stack,
         decisions,
         health_servicers[1],
-        decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,
+        (decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,),
         f"{settings.grpc.host}:{settings.grpc.port}",
     )
     await stack.enter_async_context(_background(health_state.run(), "health", stop))
@@ -311,10 +292,56 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         config_hash=shared.config_hash(),
         decision=f"{settings.grpc.host}:{decision_port}",
         admin=f"{settings.admin.host}:{admin_port}",
-        metrics=f"{settings.metrics.host}:{metrics_server.server_port}",
+        metrics=f"{settings.metrics.host}:{metrics_port}",
         durability=settings.journal.durability.value,
     )
     return _Server(settings, health_state, admission, decisions)
+
+
+async def _open_replicas(
+    settings: Settings,
+    stack: AsyncExitStack,
+    clock: Callable[[], float],
+    uniform: Callable[[], float],
+    stalled_seconds: Callable[[float], float],
+) -> tuple[Replica, Replica, Replica]:
+    """Primary, secondary and challenger."""
+    endpoints = settings.replicas
+
+    async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
+        sections = (settings.replica, settings.batcher, settings.breaker)
+        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds)
+        return await stack.enter_async_context(replica)
+
+    return (
+        await opened("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
+        await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
+        await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
+    )
+
+
+async def _open_audit(settings: Settings, stack: AsyncExitStack, journal: Journal) -> AuditServicer:
+    """The audit service, whose readers are processes of their own."""
+    task = ReadingTask(
+        journal=settings.journal.path.absolute(),
+        database_url=settings.database_url.get_secret_value(),
+        model_store=settings.replay.model_store,
+    )
+    lookups, watching, replays = [
+        await stack.enter_async_context(Reading(name, task)) for name in ("lookups", "watching", "replays")
+    ]
+    return AuditServicer(lookups, watching, replays, journal)
+
+
+def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:
+    """Serves the metrics on their own port, from a thread; returns the port."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    server, thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
+    stack.callback(thread.join)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
+    return int(server.server_port)
 
 
 def _grpc_server(
@@ -336,7 +363,11 @@ def _grpc_server(
 
 
 async def _listen(
-    stack: AsyncExitStack, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer, service: str, at: str
+    stack: AsyncExitStack,
+    server: grpc.aio.Server,
+    health_servicer: health.aio.HealthServicer,
+    services: tuple[str, ...],
+    at: str,
 ) -> int:
     """Adds health and reflection, binds and starts; returns the port.
 
@@ -344,12 +375,12 @@ async def _listen(
         OSError: The address cannot be bound.
     """
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = (service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     try:
         port = server.add_insecure_port(at)
     except RuntimeError as error:
-        raise OSError(f"{service}: cannot listen on {at}: {error}") from error
+        raise OSError(f"{services[0]}: cannot listen on {at}: {error}") from error
     await server.start()
     stack.push_async_callback(server.stop, _LAST_CALLS_SECONDS)
     return port

@@ -152,7 +152,7 @@ class DataPlane:
             problem = pb.REASON_CODE_FEATURES_MISSING
         else:
             snapshot = case.snapshot = entry.snapshot
-            age = entry.age_seconds(started)
+            age = case.snapshot_age_seconds = entry.age_seconds(started)
             if snapshot.state is BookState.UNKNOWN:
                 problem = pb.REASON_CODE_BOOK_UNKNOWN
             elif age + float(snapshot.values[_BOOK_AGE]) / 1e3 > self._max_feature_age_seconds:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from feature_cache import features
+from feature_cache.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState, trading_state_name
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from fallback.budget import Budget
     from fallback.order import Answer, Case
 
+_BOOK_AGE = features.INDEX["book_age_ms"]
+_BOOK_STATES = {
+    BookState.UNKNOWN: packet_pb2.BOOK_STATE_UNKNOWN,
+    BookState.VALID: packet_pb2.BOOK_STATE_VALID,
+    BookState.LOCKED: packet_pb2.BOOK_STATE_LOCKED,
+}
 _MODEL_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
 
 
@@ -78,16 +85,23 @@ class PacketWriter:
             packet.feature_set_id = features.FEATURE_SET_ID
         if case.order.caller_features is not None:
             packet.features.from_caller = True
-        elif case.snapshot is not None:
-            packet.features.sequence = case.snapshot.sequence
-            packet.features.event_time_ns = case.snapshot.event_time_ns
-            packet.features.age_us = int(case.feature_age_seconds * 1e6)
+        snapshot = case.snapshot
+        if snapshot is not None:
+            provenance = packet.features
+            provenance.sequence = snapshot.sequence
+            provenance.event_time_ns = snapshot.event_time_ns
+            provenance.age_us = int(case.snapshot_age_seconds * 1e6)
+            provenance.age_seconds = case.snapshot_age_seconds
+            provenance.book_state = _BOOK_STATES[snapshot.state]
+            provenance.book_age_ms = snapshot.values[_BOOK_AGE]
         for attempt in case.attempts:
             packet.attempts.add(
                 replica=attempt.replica,
                 outcome=attempt.outcome,
                 used_us=_microseconds(attempt.used_seconds),
                 model_version=attempt.model_version,
+                batch_rows=attempt.batch_rows,
+                batch_index=attempt.batch_index,
             )
         packet.arrived_monotonic_ns = int(case.budget.arrived * 1e9)
         packet.decided_monotonic_ns = int(now * 1e9)
@@ -99,7 +113,20 @@ class PacketWriter:
         if not math.isnan(case.mid):
             packet.mid_price = case.mid
         packet.cached_from_decision_id = answer.cached_from
+        packet.model_expires_at = answer.model_expires_at
         return entry.SerializeToString()
+
+    def settings(self, settings_json: str, software_version: str, wall_ns: int) -> bytes:
+        """The serialized journal entry of the settings that packets name by their hash."""
+        return packet_pb2.JournalEntry(
+            settings=packet_pb2.SettingsInForce(
+                config_hash=self._config_hash,
+                settings_json=settings_json,
+                software_version=software_version,
+                instance_id=self._instance_id,
+                recorded_at_ns=wall_ns,
+            )
+        ).SerializeToString()
 
     @staticmethod
     def unconfirmed(decision_id: str, cause: str) -> bytes:

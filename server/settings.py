@@ -26,6 +26,7 @@ from feature_cache import cluster
 from feature_cache.l1 import FeatureCacheSettings
 from server.admission import AdmissionSettings
 from server.audit.journal import JournalSettings
+from server.audit.reading import ReplaySettings
 from server.audit.shipping import ShippingSettings, TopicSettings
 from server.control.state import ControlSettings
 from server.idempotency import IdempotencySettings
@@ -184,6 +185,7 @@ class Settings(BaseSettings):
     journal: JournalSettings = JournalSettings()
     shipping: ShippingSettings = ShippingSettings()
     decisions_topic: TopicSettings = TopicSettings()
+    replay: ReplaySettings = ReplaySettings()
     tracing: TracingSettings = TracingSettings()
 
     @field_validator("redis_url")
@@ -220,7 +222,12 @@ class Settings(BaseSettings):
 
     def config_hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the settings, secrets masked; stamped into every packet."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        return hash_of(self.model_dump_json())
+
+
+def hash_of(settings_json: str) -> str:
+    """The hash by which packets name settings."""
+    return hashlib.sha256(settings_json.encode()).hexdigest()[:16]
 
 
 def control_path(settings: Settings) -> Path:

@@ -11,6 +11,7 @@ The archive is a zip in the layout of `torch-model-archiver`, which itself stamp
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
@@ -25,6 +26,8 @@ from torchserve.training import TrainedModel, TrainingSettings
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The oldest time a zip can hold."""
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
+VERSIONS_DIRECTORY: Final = "versions"
+"""Folder of the store that keeps every archive ever written to it, each named by its version."""
 
 
 def metadata_of(
@@ -59,7 +62,7 @@ def metadata_of(
 
 
 def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path) -> str:
-    """Writes `NAME.mar`, and beside it `NAME.json`: the metadata with the version.
+    """Writes `NAME.mar`, beside it `NAME.json` (the metadata with the version), and `versions/VERSION.mar`.
 
     Returns:
         The version: 16 hexadecimal digits.
@@ -95,6 +98,12 @@ def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path
             entry.external_attr = 0o644 << 16
             archived.writestr(entry, content)
     partial.replace(archive)
+    # Kept when `NAME.mar` is replaced: a decision may have to be recomputed long after its model was.
+    kept = directory / VERSIONS_DIRECTORY / f"{version}.mar"
+    kept.parent.mkdir(exist_ok=True)
+    if not kept.exists():
+        shutil.copyfile(archive, partial)
+        partial.rename(kept)
     described = {"version": version, **metadata}
     (directory / f"{model.name}.json").write_text(json.dumps(described, indent=2) + "\n")
     return version

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -25,6 +24,12 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.columns import REPLIED
 from server.audit.errors import AuditError
+from server.audit.places import DEFAULT_DIRECTORY as _DEFAULT_DIRECTORY
+from server.audit.places import DatabaseUrl as _DatabaseUrl
+from server.audit.places import JournalPath as _JournalPath
+from server.audit.places import StackDirectory as _StackDirectory
+from server.audit.places import failure as _failure
+from server.audit.places import targets as _targets
 from server.audit.reader import AuditedDecision, Unreachable, get_decision, verify
 from server.audit.store import Store
 
@@ -32,29 +37,6 @@ app = typer.Typer(name="audit", help="Look decisions up, and verify that none wa
 
 _BAR_WIDTH: Final = 24
 _COLOURS: Final = {pb.ACTION_TRADE: "green", pb.ACTION_NO_TRADE: "yellow", pb.ACTION_ABSTAIN: "red"}
-
-_DatabaseUrl = Annotated[
-    str | None,
-    typer.Option(
-        envvar="PRETRADE_DATABASE_URL",
-        show_envvar=True,
-        help="SQLAlchemy URL of the audit database. Default: that of the running stack.",
-    ),
-]
-_JournalPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--journal",
-        envvar="PRETRADE_JOURNAL__PATH",
-        show_envvar=True,
-        help="The audit journal. Default: that of the running stack.",
-    ),
-]
-_StackDirectory = Annotated[
-    Path,
-    typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", show_envvar=True, help="Where `pretrade up` keeps its files."),
-]
-_DEFAULT_DIRECTORY: Final = Path(".pretrade")
 
 
 @app.command()
@@ -307,26 +289,6 @@ def _features(packet: packet_pb2.DecisionPacket) -> Mapping[str, float]:
     else:
         names = tuple(str(i) for i in range(len(values)))
     return {name: float(value) for name, value in zip(names, values, strict=True)}
-
-
-def _targets(database_url: str | None, journal: Path | None, directory: Path) -> tuple[str | None, Path | None]:
-    """Where to look: what was asked for, else the stack that runs in `directory`, else the journal it left there."""
-    if database_url is not None or journal is not None:
-        return database_url, journal
-    left = directory / "server" / "journal.sqlite"
-    try:
-        endpoints = json.loads((directory / "stack.json").read_text())["endpoints"]
-    except (OSError, ValueError, KeyError) as error:
-        if left.exists():
-            typer.echo(f"no stack runs in {directory}: its database is not reachable, here is its journal", err=True)
-            return None, left
-        raise _failure(f"no stack runs in {directory}: name --database-url or --journal") from error
-    return endpoints.get("database_url"), Path(endpoints["journal"]) if endpoints.get("journal") else None
-
-
-def _failure(error: object) -> typer.Exit:
-    typer.echo(f"pretrade audit: {error}", err=True)
-    return typer.Exit(1)
 
 
 def _short(name: str, prefix: str) -> str:

@@ -36,6 +36,8 @@ class Shipment:
         self.decisions: list[Columns] = []
         self.statuses: list[Columns] = []
         self.changes: list[Columns] = []
+        self.settings: list[Columns] = []
+        self.outcomes: list[Columns] = []
         for row in rows:
             self.entries.append(
                 {"journal_id": journal_id, "position": row.position, "entry": row.entry, "hash": row.hash}
@@ -50,6 +52,10 @@ class Shipment:
                         self.statuses.append(_status_columns(entry.reply_unconfirmed))
                     case "control_change":
                         self.changes.append(_change_columns(entry.control_change) | at)
+                    case "settings":
+                        self.settings.append(_settings_columns(entry.settings))
+                    case "outcome":
+                        self.outcomes.append(_outcome_columns(entry.outcome) | at)
             except (DecodeError, ValueError, OverflowError):
                 continue
 
@@ -145,6 +151,21 @@ def _status_columns(unconfirmed: packet_pb2.ReplyUnconfirmed) -> Columns:
 def unconfirmed_status(cause: str) -> str:
     """The reply status of a decision whose reply is unconfirmed for this cause."""
     return f"reply_unconfirmed:{_text(cause)}"
+
+
+def _settings_columns(settings: packet_pb2.SettingsInForce) -> Columns:
+    return {"config_hash": _text(settings.config_hash), "entry": settings.SerializeToString()}
+
+
+def _outcome_columns(outcome: packet_pb2.Outcome) -> Columns:
+    return {
+        "decision_id": _text(outcome.decision_id),
+        "reporter": _text(outcome.reporter),
+        "recorded_at": _instant(outcome.recorded_at_ns),
+        "filled_quantity": outcome.filled_quantity,
+        "fill_price": outcome.fill_price if outcome.HasField("fill_price") else None,
+        "markout_bps": outcome.markout_bps if outcome.HasField("markout_bps") else None,
+    }
 
 
 def _change_columns(change: packet_pb2.ControlChange) -> Columns:

@@ -10,7 +10,14 @@
     │   ├── JournalInUse          another process holds this journal; start fails
     │   └── JournalCorrupted      a row does not fit the chain; start fails, `position` says where
     ├── SchemaUnknown             the database is of a newer version; nothing is shipped until this one is replaced
-    └── UnknownDecision           neither the store nor the journal holds this decision
+    ├── UnknownDecision           neither the store nor the journal holds this decision
+    ├── NotReplayable             a decision cannot be recomputed; the message says what is missing
+    │   ├── ModelUnknown          no archive of this version, or its content is another
+    │   └── ModelFailed           the model gave no score
+    ├── OutcomeConflict           this reporter said something else about this decision before
+    ├── InvalidRequest            a request breaks a rule; the message names field and rule
+    ├── AuditUnavailable          what was asked for may be where nobody can look now
+    └── AuditBusy                 too many requests wait for the audit
 """
 
 from __future__ import annotations
@@ -58,3 +65,31 @@ class SchemaUnknown(AuditError):  # noqa: N818 - see JournalFull
 
 class UnknownDecision(AuditError):  # noqa: N818 - see JournalFull
     """Neither the store nor the journal holds this decision."""
+
+
+class NotReplayable(AuditError):  # noqa: N818 - see JournalFull
+    """A decision cannot be recomputed; the message says what is missing."""
+
+
+class ModelUnknown(NotReplayable):
+    """No archive of this model version can be found, or its content is not what its version says."""
+
+
+class ModelFailed(NotReplayable):
+    """The model gave no score."""
+
+
+class OutcomeConflict(AuditError):  # noqa: N818 - see JournalFull
+    """The reporter recorded another outcome of this decision before."""
+
+
+class InvalidRequest(AuditError):  # noqa: N818 - see JournalFull
+    """A request breaks a rule; the message names the field and the rule."""
+
+
+class AuditUnavailable(AuditError):  # noqa: N818 - see JournalFull
+    """What was asked for may be in the database or the journal, which cannot be read now."""
+
+
+class AuditBusy(AuditError):  # noqa: N818 - see JournalFull
+    """Too many requests wait for the audit."""

@@ -22,6 +22,7 @@ from server.audit import days
 from server.audit.columns import Columns, Shipment
 from server.audit.errors import JournalCorrupted
 from server.audit.journal_file import Head, Row, follow
+from server.audit.outcomes import LABELS, OUTCOMES, SETTINGS
 from server.audit.schema import CONTROL_CHANGES, DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES, SHIPMENTS, migrate
 
 _SET_REPLY_STATUS: Final = (
@@ -61,7 +62,7 @@ class Store:
         insert = postgresql.insert if self._copies else sqlite.insert
         self._inserts: dict[sa.Table, Any] = {
             table: insert(table).on_conflict_do_nothing()
-            for table in (SHIPMENTS, JOURNAL_ENTRIES, DECISIONS, CONTROL_CHANGES)
+            for table in (SHIPMENTS, JOURNAL_ENTRIES, DECISIONS, CONTROL_CHANGES, SETTINGS, OUTCOMES, LABELS)
         }
         self._partitioned: set[dt.date] = set()
         previous = SHIPMENTS.c.shipped_at
@@ -143,6 +144,10 @@ class Store:
                     connection.execute(self._inserts[DECISIONS], shipment.decisions)
             if shipment.changes:
                 connection.execute(self._inserts[CONTROL_CHANGES], shipment.changes)
+            if shipment.settings:
+                connection.execute(self._inserts[SETTINGS], shipment.settings)
+            if shipment.outcomes:
+                connection.execute(self._inserts[OUTCOMES], shipment.outcomes)
             if shipment.statuses:
                 connection.execute(_SET_REPLY_STATUS, shipment.statuses)
         return True
@@ -169,6 +174,16 @@ class Store:
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             yield connection
+
+    def add_labels(self, rows: Sequence[Columns]) -> None:
+        """Stores labels; one that is there already is left as it is."""
+        if rows:
+            with self._engine.begin() as connection:
+                connection.execute(self._inserts[LABELS], rows)
+
+    def connect(self) -> sa.Connection:
+        """A connection to query with."""
+        return self._engine.connect()
 
     def journals(self) -> dict[str, Head]:
         """How far each journal was shipped, by journal id."""

@@ -19,7 +19,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -74,6 +74,10 @@ class Scored:
     score: float
     """In [0, 1]."""
     model: ModelIdentity
+    batch_rows: int = field(default=1, compare=False)
+    """Rows in the batch that was answered: a matrix product rounds by its shape."""
+    batch_index: int = field(default=0, compare=False)
+    """This row's place in it."""
 
 
 Result = Scored | Outcome
@@ -391,10 +395,10 @@ class MicroBatcher:
     def _hand_out(self, rows: list[_Row], answer: ScoreBatch) -> Outcome:
         """Gives each row its score; an unusable one fails its own row only. BAD_ANSWER when none was usable."""
         outcome = Outcome.BAD_ANSWER
-        for row, score in zip(rows, answer.scores.tolist(), strict=True):
+        for index, (row, score) in enumerate(zip(rows, answer.scores.tolist(), strict=True)):
             if 0.0 <= score <= 1.0:  # False for NaN
                 outcome = Outcome.SUCCESS
-                self.rows += _resolve(row, Scored(score, answer.model))
+                self.rows += _resolve(row, Scored(score, answer.model, len(rows), index))
             else:
                 _resolve(row, Outcome.BAD_ANSWER)
         return outcome

@@ -203,7 +203,10 @@ class Champion:
         if isinstance(result, Scored):
             model = result.model
             self.attempts[seat.replica.name, Outcome.SUCCESS] += 1
-            case.attempts.append(Attempt(seat.replica.name, Outcome.SUCCESS.value, used, model.version))
+            attempt = Attempt(
+                seat.replica.name, Outcome.SUCCESS.value, used, model.version, result.batch_rows, result.batch_index
+            )
+            case.attempts.append(attempt)
             action, reason = held_against(result.score, model.threshold)
             return Answer(
                 action, seat.source, reason, result.score, model.threshold, model.name, model.version, model.expires_at

@@ -24,6 +24,7 @@ ENDPOINTS = Endpoints(
     metrics_url="http://127.0.0.1:8",
     worker_url="http://127.0.0.1:9",
     journal="/j",
+    model_store="/somewhere/models",
     instruments=("BTCUSDT.SIM",),
 )
 

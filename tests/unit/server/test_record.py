@@ -103,9 +103,9 @@ def snapshot() -> FeatureSnapshot:
 
 def test_a_packet_holds_what_proves_the_decision(packets: record.PacketWriter) -> None:
     case = new_case(values=np.arange(features.N_FEATURES, dtype=np.float32))
-    case.snapshot, case.feature_age_seconds = snapshot(), 0.25
+    case.snapshot, case.snapshot_age_seconds = snapshot(), 0.25
     case.attempts.append(Attempt("primary", "transport", 0.001, ""))
-    case.attempts.append(Attempt("secondary", "success", 0.002, "ab" * 8))
+    case.attempts.append(Attempt("secondary", "success", 0.002, "ab" * 8, 7, 5))
     message = decided()
     entry = packet_pb2.JournalEntry.FromString(packets.packet(case, SCORED, message, 1_000.01))
     packet = entry.decision
@@ -114,6 +114,8 @@ def test_a_packet_holds_what_proves_the_decision(packets: record.PacketWriter) -
     assert np.frombuffer(packet.model_input, dtype="<f4").tolist() == list(range(features.N_FEATURES))
     assert packet.feature_set_id == "mf1"
     assert (packet.features.sequence, packet.features.age_us, packet.features.from_caller) == (42, 250_000, False)
+    assert (packet.features.age_seconds, packet.features.book_state) == (0.25, packet_pb2.BOOK_STATE_VALID)
+    assert (packet.attempts[1].batch_rows, packet.attempts[1].batch_index) == (7, 5)
     assert [(a.replica, a.outcome, a.used_us) for a in packet.attempts] == [
         ("primary", "transport", 1_000),
         ("secondary", "success", 2_000),
@@ -130,13 +132,19 @@ def test_a_packet_without_features_says_so(packets: record.PacketWriter) -> None
     assert not packet.HasField("features")
 
 
-def test_the_callers_own_features_are_marked_as_theirs(packets: record.PacketWriter) -> None:
+def test_a_packet_with_the_callers_own_features_still_says_what_the_server_knew(packets: record.PacketWriter) -> None:
     own = np.ones(features.N_FEATURES, dtype=np.float32)
     case = new_case(caller_features=own, values=own)
-    case.snapshot = snapshot()
+    case.snapshot, case.snapshot_age_seconds = snapshot(), 0.25
     packet = packet_pb2.JournalEntry.FromString(packets.packet(case, SCORED, decided(), 1_000.0)).decision
     assert packet.features.from_caller
-    assert packet.features.sequence == 0
+    assert (packet.features.sequence, packet.features.age_seconds) == (42, 0.25)
+
+
+def test_settings_are_kept_under_the_hash_that_packets_name(packets: record.PacketWriter) -> None:
+    entry = packet_pb2.JournalEntry.FromString(packets.settings('{"a":1}', "1.2.3", 7)).settings
+    assert (entry.config_hash, entry.settings_json) == ("hash", '{"a":1}')
+    assert (entry.software_version, entry.instance_id, entry.recorded_at_ns) == ("1.2.3", "server-1", 7)
 
 
 def test_an_unconfirmed_reply_names_its_decision(packets: record.PacketWriter) -> None:

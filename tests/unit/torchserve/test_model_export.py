@@ -26,7 +26,7 @@ def test_the_same_samples_give_the_same_archive(
     for directory in (tmp_path / "once", tmp_path / "again"):
         model = train(name, samples, settings)
         write_archive(model, metadata_of(model, samples, settings), directory)
-        archives.append({path.name: path.read_bytes() for path in directory.iterdir()})
+        archives.append({path.name: path.read_bytes() for path in directory.glob("*.*")})
     assert archives[0] == archives[1]
     assert set(archives[0]) == {f"{name}.mar", f"{name}.json"}
 
@@ -62,6 +62,17 @@ def test_the_version_changes_with_all_that_can_change_a_score(
     versions = [write_archive(one, metadata_of(one, samples, settings), tmp_path) for one in changed]
     versions.append(write_archive(model, metadata_of(model, samples, settings, expires_at=1), tmp_path))
     assert len(set(versions)) == len(versions)
+
+
+def test_an_archive_that_is_replaced_is_kept_by_its_version(
+    models: dict[str, TrainedModel], samples: Samples, settings: TrainingSettings, tmp_path: Path
+) -> None:
+    model = models["champion"]
+    before = write_archive(model, metadata_of(model, samples, settings), tmp_path)
+    content = (tmp_path / "champion.mar").read_bytes()
+    after = write_archive(model, metadata_of(model, samples, settings, expires_at=1), tmp_path)
+    assert {path.stem for path in (tmp_path / "versions").iterdir()} == {before, after}
+    assert (tmp_path / "versions" / f"{before}.mar").read_bytes() == content
 
 
 def test_the_metadata_beside_an_archive_says_what_it_is(store: Path, samples: Samples) -> None:

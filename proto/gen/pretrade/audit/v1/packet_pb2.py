@@ -25,23 +25,29 @@ _sym_db = _symbol_database.Default()
 from pretrade.decision.v1 import decision_pb2 as pretrade_dot_decision_dot_v1_dot_decision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epretrade/audit/v1/packet.proto\x12\x11pretrade.audit.v1\x1a#pretrade/decision/v1/decision.proto\"\xcc\x01\n\x0cJournalEntry\x12\x35\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionPacketH\x00\x12@\n\x11reply_unconfirmed\x18\x02 \x01(\x0b\x32#.pretrade.audit.v1.ReplyUnconfirmedH\x00\x12:\n\x0e\x63ontrol_change\x18\x03 \x01(\x0b\x32 .pretrade.audit.v1.ControlChangeH\x00\x42\x07\n\x05\x65ntry\"\xd8\x03\n\x0e\x44\x65\x63isionPacket\x12*\n\x05order\x18\x01 \x01(\x0b\x32\x1b.pretrade.decision.v1.Order\x12\x30\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1e.pretrade.decision.v1.Decision\x12\x13\n\x0bmodel_input\x18\x03 \x01(\x0c\x12\x16\n\x0e\x66\x65\x61ture_set_id\x18\x04 \x01(\t\x12\x36\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32$.pretrade.audit.v1.FeatureProvenance\x12,\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x1a.pretrade.audit.v1.Attempt\x12\x1c\n\x14\x61rrived_monotonic_ns\x18\x07 \x01(\x03\x12\x1c\n\x14\x64\x65\x63ided_monotonic_ns\x18\x08 \x01(\x03\x12\x13\n\x0binstance_id\x18\t \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\n \x01(\t\x12\x15\n\rtrading_state\x18\x0b \x01(\t\x12\x10\n\x08\x66lags_on\x18\x0c \x03(\t\x12\x12\n\ndurability\x18\r \x01(\t\x12\x11\n\tmid_price\x18\x0e \x01(\x01\x12\x1f\n\x17\x63\x61\x63hed_from_decision_id\x18\x0f \x01(\t\"a\n\x11\x46\x65\x61tureProvenance\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x15\n\revent_time_ns\x18\x02 \x01(\x03\x12\x0e\n\x06\x61ge_us\x18\x03 \x01(\x03\x12\x13\n\x0b\x66rom_caller\x18\x04 \x01(\x08\"S\n\x07\x41ttempt\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0f\n\x07used_us\x18\x03 \x01(\r\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"6\n\x10ReplyUnconfirmed\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"\xa0\x01\n\rControlChange\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x10\n\x08previous\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x15\n\rchanged_at_ns\x18\x07 \x01(\x03\x12\x13\n\x0binstance_id\x18\x08 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epretrade/audit/v1/packet.proto\x12\x11pretrade.audit.v1\x1a#pretrade/decision/v1/decision.proto\"\xb3\x02\n\x0cJournalEntry\x12\x35\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionPacketH\x00\x12@\n\x11reply_unconfirmed\x18\x02 \x01(\x0b\x32#.pretrade.audit.v1.ReplyUnconfirmedH\x00\x12:\n\x0e\x63ontrol_change\x18\x03 \x01(\x0b\x32 .pretrade.audit.v1.ControlChangeH\x00\x12\x36\n\x08settings\x18\x04 \x01(\x0b\x32\".pretrade.audit.v1.SettingsInForceH\x00\x12-\n\x07outcome\x18\x05 \x01(\x0b\x32\x1a.pretrade.audit.v1.OutcomeH\x00\x42\x07\n\x05\x65ntry\"\xf2\x03\n\x0e\x44\x65\x63isionPacket\x12*\n\x05order\x18\x01 \x01(\x0b\x32\x1b.pretrade.decision.v1.Order\x12\x30\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1e.pretrade.decision.v1.Decision\x12\x13\n\x0bmodel_input\x18\x03 \x01(\x0c\x12\x16\n\x0e\x66\x65\x61ture_set_id\x18\x04 \x01(\t\x12\x36\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32$.pretrade.audit.v1.FeatureProvenance\x12,\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x1a.pretrade.audit.v1.Attempt\x12\x1c\n\x14\x61rrived_monotonic_ns\x18\x07 \x01(\x03\x12\x1c\n\x14\x64\x65\x63ided_monotonic_ns\x18\x08 \x01(\x03\x12\x13\n\x0binstance_id\x18\t \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\n \x01(\t\x12\x15\n\rtrading_state\x18\x0b \x01(\t\x12\x10\n\x08\x66lags_on\x18\x0c \x03(\t\x12\x12\n\ndurability\x18\r \x01(\t\x12\x11\n\tmid_price\x18\x0e \x01(\x01\x12\x1f\n\x17\x63\x61\x63hed_from_decision_id\x18\x0f \x01(\t\x12\x18\n\x10model_expires_at\x18\x10 \x01(\x03\"\xbd\x01\n\x11\x46\x65\x61tureProvenance\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x15\n\revent_time_ns\x18\x02 \x01(\x03\x12\x0e\n\x06\x61ge_us\x18\x03 \x01(\x03\x12\x13\n\x0b\x66rom_caller\x18\x04 \x01(\x08\x12\x30\n\nbook_state\x18\x05 \x01(\x0e\x32\x1c.pretrade.audit.v1.BookState\x12\x13\n\x0b\x61ge_seconds\x18\x06 \x01(\x01\x12\x13\n\x0b\x62ook_age_ms\x18\x07 \x01(\x02\"|\n\x07\x41ttempt\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0f\n\x07used_us\x18\x03 \x01(\r\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\x12\n\nbatch_rows\x18\x05 \x01(\r\x12\x13\n\x0b\x62\x61tch_index\x18\x06 \x01(\r\"6\n\x10ReplyUnconfirmed\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"\xa0\x01\n\rControlChange\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x10\n\x08previous\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x15\n\rchanged_at_ns\x18\x07 \x01(\x03\x12\x13\n\x0binstance_id\x18\x08 \x01(\t\"\x84\x01\n\x0fSettingsInForce\x12\x13\n\x0b\x63onfig_hash\x18\x01 \x01(\t\x12\x15\n\rsettings_json\x18\x02 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\x16\n\x0erecorded_at_ns\x18\x05 \x01(\x03\"\xb3\x01\n\x07Outcome\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66illed_quantity\x18\x02 \x01(\x01\x12\x17\n\nfill_price\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bmarkout_bps\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08reporter\x18\x05 \x01(\t\x12\x16\n\x0erecorded_at_ns\x18\x06 \x01(\x03\x42\r\n\x0b_fill_priceB\x0e\n\x0c_markout_bps*l\n\tBookState\x12\x1a\n\x16\x42OOK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42OOK_STATE_UNKNOWN\x10\x01\x12\x14\n\x10\x42OOK_STATE_VALID\x10\x02\x12\x15\n\x11\x42OOK_STATE_LOCKED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pretrade.audit.v1.packet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_BOOKSTATE']._serialized_start=1755
+  _globals['_BOOKSTATE']._serialized_end=1863
   _globals['_JOURNALENTRY']._serialized_start=91
-  _globals['_JOURNALENTRY']._serialized_end=295
-  _globals['_DECISIONPACKET']._serialized_start=298
-  _globals['_DECISIONPACKET']._serialized_end=770
-  _globals['_FEATUREPROVENANCE']._serialized_start=772
-  _globals['_FEATUREPROVENANCE']._serialized_end=869
-  _globals['_ATTEMPT']._serialized_start=871
-  _globals['_ATTEMPT']._serialized_end=954
-  _globals['_REPLYUNCONFIRMED']._serialized_start=956
-  _globals['_REPLYUNCONFIRMED']._serialized_end=1010
-  _globals['_CONTROLCHANGE']._serialized_start=1013
-  _globals['_CONTROLCHANGE']._serialized_end=1173
+  _globals['_JOURNALENTRY']._serialized_end=398
+  _globals['_DECISIONPACKET']._serialized_start=401
+  _globals['_DECISIONPACKET']._serialized_end=899
+  _globals['_FEATUREPROVENANCE']._serialized_start=902
+  _globals['_FEATUREPROVENANCE']._serialized_end=1091
+  _globals['_ATTEMPT']._serialized_start=1093
+  _globals['_ATTEMPT']._serialized_end=1217
+  _globals['_REPLYUNCONFIRMED']._serialized_start=1219
+  _globals['_REPLYUNCONFIRMED']._serialized_end=1273
+  _globals['_CONTROLCHANGE']._serialized_start=1276
+  _globals['_CONTROLCHANGE']._serialized_end=1436
+  _globals['_SETTINGSINFORCE']._serialized_start=1439
+  _globals['_SETTINGSINFORCE']._serialized_end=1571
+  _globals['_OUTCOME']._serialized_start=1574
+  _globals['_OUTCOME']._serialized_end=1753
 # @@protoc_insertion_point(module_scope)

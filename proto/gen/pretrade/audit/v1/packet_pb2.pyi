@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pretrade.decision.v1 import decision_pb2 as _decision_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _BookState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BookStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BookState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOOK_STATE_UNSPECIFIED: _BookState.ValueType  # 0
+    """Nothing: there was no vector."""
+    BOOK_STATE_UNKNOWN: _BookState.ValueType  # 1
+    """A gap, a reset or no snapshot yet."""
+    BOOK_STATE_VALID: _BookState.ValueType  # 2
+    """A sound book."""
+    BOOK_STATE_LOCKED: _BookState.ValueType  # 3
+    """Sound, with the best bid at the best ask."""
+
+class BookState(_BookState, metaclass=_BookStateEnumTypeWrapper):
+    """What was known of an instrument's book."""
+
+BOOK_STATE_UNSPECIFIED: BookState.ValueType  # 0
+"""Nothing: there was no vector."""
+BOOK_STATE_UNKNOWN: BookState.ValueType  # 1
+"""A gap, a reset or no snapshot yet."""
+BOOK_STATE_VALID: BookState.ValueType  # 2
+"""A sound book."""
+BOOK_STATE_LOCKED: BookState.ValueType  # 3
+"""Sound, with the best bid at the best ask."""
+Global___BookState: _TypeAlias = BookState  # noqa: Y015
+
 @_typing.final
 class JournalEntry(_message.Message):
     """One entry of the journal."""
@@ -28,6 +57,8 @@ class JournalEntry(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     REPLY_UNCONFIRMED_FIELD_NUMBER: _builtins.int
     CONTROL_CHANGE_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> Global___DecisionPacket:
         """A decision, written before its reply."""
@@ -40,18 +71,28 @@ class JournalEntry(_message.Message):
     def control_change(self) -> Global___ControlChange:
         """A change made by an operator."""
 
+    @_builtins.property
+    def settings(self) -> Global___SettingsInForce:
+        """The settings that packets name by their hash; written when a server starts with them."""
+
+    @_builtins.property
+    def outcome(self) -> Global___Outcome:
+        """What became of an order."""
+
     def __init__(
         self,
         *,
         decision: Global___DecisionPacket | None = ...,
         reply_unconfirmed: Global___ReplyUnconfirmed | None = ...,
         control_change: Global___ControlChange | None = ...,
+        settings: Global___SettingsInForce | None = ...,
+        outcome: Global___Outcome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["control_change", b"control_change", "decision", b"decision", "entry", b"entry", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_change", b"control_change", "decision", b"decision", "entry", b"entry", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -78,6 +119,7 @@ class DecisionPacket(_message.Message):
     DURABILITY_FIELD_NUMBER: _builtins.int
     MID_PRICE_FIELD_NUMBER: _builtins.int
     CACHED_FROM_DECISION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     model_input: _builtins.bytes
     """The feature vector as the model saw it (turned for the side), little-endian float32; empty without features."""
     feature_set_id: _builtins.str
@@ -98,6 +140,8 @@ class DecisionPacket(_message.Message):
     """Mid price used by the guards; 0 when unknown."""
     cached_from_decision_id: _builtins.str
     """For a cached score: the decision it came from."""
+    model_expires_at: _builtins.int
+    """When the scores of the model that answered expire, Unix seconds; 0 for never, or when no model answered."""
     @_builtins.property
     def order(self) -> _decision_pb2.Order:
         """What was asked."""
@@ -136,10 +180,11 @@ class DecisionPacket(_message.Message):
         durability: _builtins.str = ...,
         mid_price: _builtins.float = ...,
         cached_from_decision_id: _builtins.str = ...,
+        model_expires_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "features", b"features", "order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "config_hash", b"config_hash", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_input", b"model_input", "order", b"order", "trading_state", b"trading_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "config_hash", b"config_hash", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "trading_state", b"trading_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -147,7 +192,7 @@ Global___DecisionPacket: _TypeAlias = DecisionPacket  # noqa: Y015
 
 @_typing.final
 class FeatureProvenance(_message.Message):
-    """Where the features of a decision came from."""
+    """What the server knew of the instrument. The guards' mid comes from it, also when the caller brought the vector."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -155,6 +200,9 @@ class FeatureProvenance(_message.Message):
     EVENT_TIME_NS_FIELD_NUMBER: _builtins.int
     AGE_US_FIELD_NUMBER: _builtins.int
     FROM_CALLER_FIELD_NUMBER: _builtins.int
+    BOOK_STATE_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    BOOK_AGE_MS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the vector, increasing per instrument and worker epoch."""
     event_time_ns: _builtins.int
@@ -162,7 +210,13 @@ class FeatureProvenance(_message.Message):
     age_us: _builtins.int
     """Age at the decision, in microseconds."""
     from_caller: _builtins.bool
-    """True when the caller brought the vector."""
+    """True when the caller brought the vector that the model saw."""
+    book_state: Global___BookState.ValueType
+    """State of the book."""
+    age_seconds: _builtins.float
+    """Age at the decision in seconds, to the last bit: what staleness was judged by, together with the next."""
+    book_age_ms: _builtins.float
+    """Age of the book within the vector, in milliseconds."""
     def __init__(
         self,
         *,
@@ -170,10 +224,13 @@ class FeatureProvenance(_message.Message):
         event_time_ns: _builtins.int = ...,
         age_us: _builtins.int = ...,
         from_caller: _builtins.bool = ...,
+        book_state: Global___BookState.ValueType = ...,
+        age_seconds: _builtins.float = ...,
+        book_age_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "event_time_ns", b"event_time_ns", "from_caller", b"from_caller", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "age_us", b"age_us", "book_age_ms", b"book_age_ms", "book_state", b"book_state", "event_time_ns", b"event_time_ns", "from_caller", b"from_caller", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,6 +246,8 @@ class Attempt(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     USED_US_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    BATCH_ROWS_FIELD_NUMBER: _builtins.int
+    BATCH_INDEX_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """The replica's name."""
     outcome: _builtins.str
@@ -197,6 +256,12 @@ class Attempt(_message.Message):
     """From hand-over to the batcher until the outcome, in microseconds."""
     model_version: _builtins.str
     """Model version of the answer; empty without one."""
+    batch_rows: _builtins.int
+    """Rows in the batch that was answered, 0 without an answer. With `batch_index` it makes a score reproducible to the
+    last bit: a matrix product rounds by its shape, though never by what stands in the other rows.
+    """
+    batch_index: _builtins.int
+    """This decision's row in that batch, counted from 0."""
     def __init__(
         self,
         *,
@@ -204,10 +269,12 @@ class Attempt(_message.Message):
         outcome: _builtins.str = ...,
         used_us: _builtins.int = ...,
         model_version: _builtins.str = ...,
+        batch_rows: _builtins.int = ...,
+        batch_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "outcome", b"outcome", "replica", b"replica", "used_us", b"used_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_index", b"batch_index", "batch_rows", b"batch_rows", "model_version", b"model_version", "outcome", b"outcome", "replica", b"replica", "used_us", b"used_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -291,3 +358,90 @@ class ControlChange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ControlChange: _TypeAlias = ControlChange  # noqa: Y015
+
+@_typing.final
+class SettingsInForce(_message.Message):
+    """The settings of a server, as every packet names them by `config_hash`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_HASH_FIELD_NUMBER: _builtins.int
+    SETTINGS_JSON_FIELD_NUMBER: _builtins.int
+    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_NS_FIELD_NUMBER: _builtins.int
+    config_hash: _builtins.str
+    """First 16 hex digits of the SHA-256 of `settings_json`."""
+    settings_json: _builtins.str
+    """Every setting as JSON, secrets masked."""
+    software_version: _builtins.str
+    """Version of the software."""
+    instance_id: _builtins.str
+    """The server process."""
+    recorded_at_ns: _builtins.int
+    """Wall clock, nanoseconds since the Unix epoch."""
+    def __init__(
+        self,
+        *,
+        config_hash: _builtins.str = ...,
+        settings_json: _builtins.str = ...,
+        software_version: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        recorded_at_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_hash", b"config_hash", "instance_id", b"instance_id", "recorded_at_ns", b"recorded_at_ns", "settings_json", b"settings_json", "software_version", b"software_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingsInForce: _TypeAlias = SettingsInForce  # noqa: Y015
+
+@_typing.final
+class Outcome(_message.Message):
+    """What became of an order, as its execution system reports it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    FILLED_QUANTITY_FIELD_NUMBER: _builtins.int
+    FILL_PRICE_FIELD_NUMBER: _builtins.int
+    MARKOUT_BPS_FIELD_NUMBER: _builtins.int
+    REPORTER_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_NS_FIELD_NUMBER: _builtins.int
+    decision_id: _builtins.str
+    """The decision about the order."""
+    filled_quantity: _builtins.float
+    """Quantity filled in base asset, >= 0; 0 when nothing was."""
+    fill_price: _builtins.float
+    """Average price of the fills in quote currency, > 0; absent when nothing was filled."""
+    markout_bps: _builtins.float
+    """Side-signed markout of the fill in basis points, by the reporter's own horizon; absent when unknown."""
+    reporter: _builtins.str
+    """Who reports: 1 to 64 characters, for example `ems-1`."""
+    recorded_at_ns: _builtins.int
+    """Wall clock of the server when it was recorded, nanoseconds since the Unix epoch."""
+    def __init__(
+        self,
+        *,
+        decision_id: _builtins.str = ...,
+        filled_quantity: _builtins.float = ...,
+        fill_price: _builtins.float | None = ...,
+        markout_bps: _builtins.float | None = ...,
+        reporter: _builtins.str = ...,
+        recorded_at_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fill_price", b"_fill_price", "_markout_bps", b"_markout_bps", "fill_price", b"fill_price", "markout_bps", b"markout_bps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fill_price", b"_fill_price", "_markout_bps", b"_markout_bps", "decision_id", b"decision_id", "fill_price", b"fill_price", "filled_quantity", b"filled_quantity", "markout_bps", b"markout_bps", "recorded_at_ns", b"recorded_at_ns", "reporter", b"reporter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fill_price: _TypeAlias = _typing.Literal["fill_price"]  # noqa: Y015
+    _WhichOneofArgType__fill_price: _TypeAlias = _typing.Literal["_fill_price", b"_fill_price"]  # noqa: Y015
+    _WhichOneofReturnType__markout_bps: _TypeAlias = _typing.Literal["markout_bps"]  # noqa: Y015
+    _WhichOneofArgType__markout_bps: _TypeAlias = _typing.Literal["_markout_bps", b"_markout_bps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fill_price) -> _WhichOneofReturnType__fill_price | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__markout_bps) -> _WhichOneofReturnType__markout_bps | None: ...
+
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015

@@ -1,0 +1,216 @@
+"""Labels of decisions from recorded market events, and what they say of the deciders.
+
+The label is the model's own: the side-signed markout of the mid over the next 5 s, *eligible* when it is not worse than
+−1 bp. An instant t of a decision is on the exchange's clock: the event time of the newest event it knew plus that
+event's age. The mid at t is the packet's; the mid at t + horizon is that of every event received before the first one
+of t + horizon or later, if the book is fresh then. So neither the execution system nor the decision's own time matters.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from feature_cache import features
+from feature_cache.book import EventError
+from feature_cache.engine import FeatureEngine
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.market.v1 import market_pb2
+
+HORIZON_SECONDS: Final = 5.0
+WORST_MARKOUT_BPS: Final = -1.0
+MAX_BOOK_AGE_MS: Final = 2_000.0
+"""With an older book at the end of the horizon there is no label."""
+_BOOK_AGE: Final = features.INDEX["book_age_ms"]
+_BINS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What the market did after a decision."""
+
+    decision_id: str
+    markout_bps: float
+    """Side-signed."""
+    eligible: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A decision that waits for the end of its horizon."""
+
+    decision_id: str
+    at_ns: int
+    """End of the horizon."""
+    mid: float
+    sign: int
+
+
+class Labeller:
+    """Labels decisions while events go by.
+
+    Args:
+        packets: The decisions. Those without a mid have no label: nothing was known of the book.
+        horizon_seconds: How far the label looks ahead.
+    """
+
+    def __init__(self, packets: Iterable[packet_pb2.DecisionPacket], horizon_seconds: float = HORIZON_SECONDS) -> None:
+        horizon_ns = round(horizon_seconds * 1e9)
+        waiting: dict[str, list[_Wanted]] = defaultdict(list)
+        self.decisions = 0
+        """Decisions that can have a label."""
+        self.unusable = 0
+        """Decisions that cannot."""
+        for packet in packets:
+            known = packet.features
+            if not packet.mid_price > 0 or not known.event_time_ns:
+                self.unusable += 1
+                continue
+            self.decisions += 1
+            at_ns = known.event_time_ns + round(known.age_seconds * 1e9) + horizon_ns
+            sign = 1 if packet.order.side == pb.SIDE_BUY else -1
+            waiting[packet.order.instrument].append(_Wanted(packet.decision.decision_id, at_ns, packet.mid_price, sign))
+        self._markets = {name: _Market(name, wanted) for name, wanted in waiting.items()}
+
+    def on_event(self, event: market_pb2.MarketEvent) -> Iterator[Label]:
+        """Takes an event in; gives the labels of the horizons that end before it."""
+        market = self._markets.get(event.instrument)
+        if market is not None:
+            yield from market.on_event(event)
+
+    @property
+    def waiting(self) -> int:
+        """Decisions whose horizon has not ended, or began before the events did."""
+        return sum(market.waiting for market in self._markets.values())
+
+
+class _Market:
+    """One instrument: its book as the events make it, and the decisions on it by the end of their horizon."""
+
+    def __init__(self, instrument: str, wanted: list[_Wanted]) -> None:
+        self._wanted = sorted(wanted, key=lambda one: one.at_ns)
+        self._engine = FeatureEngine(instrument)
+        self._next = 0
+        self._began = False
+        self.waiting = len(wanted)
+
+    def on_event(self, event: market_pb2.MarketEvent) -> Iterator[Label]:
+        if not self._began:
+            # What ends before the first event has no market to be held against.
+            self._began = True
+            self._next = bisect_right(self._wanted, event.event_time_ns, key=lambda one: one.at_ns)
+        if self._next < len(self._wanted) and self._wanted[self._next].at_ns <= event.event_time_ns:
+            # Before the event is taken in: at that instant it had not been received yet.
+            snapshot = self._engine.snapshot()
+            while self._next < len(self._wanted) and (one := self._wanted[self._next]).at_ns <= event.event_time_ns:
+                self._next += 1
+                age_ms = float(snapshot.values[_BOOK_AGE]) + (one.at_ns - snapshot.event_time_ns) / 1e6
+                if age_ms <= MAX_BOOK_AGE_MS and math.isfinite(snapshot.mid):
+                    self.waiting -= 1
+                    markout = one.sign * 1e4 * (snapshot.mid / one.mid - 1)
+                    yield Label(one.decision_id, markout, markout >= WORST_MARKOUT_BPS)
+        try:
+            self._engine.on_event(event)
+        except EventError:
+            return  # the feature worker refused it as well
+
+
+async def events_of_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[market_pb2.MarketEvent]:
+    """Every event that a Kafka topic holds now, those of an instrument in order.
+
+    Raises:
+        aiokafka.errors.KafkaError: The brokers cannot be reached or refuse.
+    """
+    from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: PLC0415 - the worker's client, for this command alone
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        await consumer.topics()
+        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        left = {one: end for one, end in (await consumer.end_offsets(partitions)).items() if end}
+        while left:
+            for records in (await consumer.getmany(timeout_ms=1000)).values():
+                for record in records:
+                    try:
+                        yield market_pb2.MarketEvent.FromString(record.value)
+                    except (DecodeError, TypeError):
+                        continue  # a poison record, which the feature worker passed over as well
+            left = {one: end for one, end in left.items() if await consumer.position(one) < end}
+    finally:
+        await consumer.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledDecision:
+    """A decision with its label, as far as quality goes."""
+
+    action: str
+    source: str
+    score: float | None
+    eligible: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Decisions with a score in one tenth of [0, 1]."""
+
+    decisions: int
+    mean_score: float
+    eligible: float
+    """Share that was eligible; a calibrated model has it at `mean_score`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How good decisions were by their labels. Shares are NaN where there is nothing to divide by."""
+
+    decisions: int
+    base_rate: float
+    """Share of all that was eligible."""
+    coverage: float
+    """Share of all that was TRADE."""
+    precision: float
+    """Share of TRADE that was eligible."""
+    brier: float
+    """Mean squared difference of score and label; 0.25 for a score of 0.5 throughout."""
+    calibration_error: float
+    """Mean distance of `mean_score` and `eligible` over the bins, weighted by their decisions."""
+    bins: tuple[Bin, ...]
+
+
+def quality(decisions: Sequence[LabelledDecision]) -> Quality:
+    """Precision, coverage and calibration of labelled decisions."""
+    traded = [one.eligible for one in decisions if one.action == "TRADE"]
+    scored = [(one.score, one.eligible) for one in decisions if one.score is not None]
+    scores = np.array([score for score, _ in scored], dtype=np.float64)
+    labels = np.array([eligible for _, eligible in scored], dtype=np.float64)
+    places = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    bins = tuple(
+        Bin(int(mask.sum()), float(scores[mask].mean()), float(labels[mask].mean()))
+        for mask in (places == place for place in range(_BINS))
+        if mask.any()
+    )
+    return Quality(
+        decisions=len(decisions),
+        base_rate=_share(sum(one.eligible for one in decisions), len(decisions)),
+        coverage=_share(len(traded), len(decisions)),
+        precision=_share(sum(traded), len(traded)),
+        brier=float(np.mean((scores - labels) ** 2)) if scored else math.nan,
+        calibration_error=_share(sum(one.decisions * abs(one.mean_score - one.eligible) for one in bins), len(scored)),
+        bins=bins,
+    )
+
+
+def _share(part: float, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -1,0 +1,184 @@
+"""The edge of `AuditService`. What is read passes through as bytes: the event loop that decides takes nothing apart."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from pretrade.audit.v1 import audit_pb2, packet_pb2
+from server.audit.errors import (
+    AuditBusy,
+    AuditError,
+    AuditUnavailable,
+    InvalidRequest,
+    JournalError,
+    ModelFailed,
+    ModelUnknown,
+    NotReplayable,
+    OutcomeConflict,
+    UnknownDecision,
+)
+from server.audit.journal import Journal
+from server.audit.reading import EVENT, POSITION, Question, Reading
+
+SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
+_MOST_WATCHERS: Final = 16
+_WATCH_SECONDS: Final = 0.1
+"""How often a watcher that has seen everything looks whether there is more."""
+_MAX_NAME: Final = 64
+
+_CODES: Final = {
+    AuditBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    ModelUnknown: grpc.StatusCode.FAILED_PRECONDITION,
+    NotReplayable: grpc.StatusCode.FAILED_PRECONDITION,
+    OutcomeConflict: grpc.StatusCode.ALREADY_EXISTS,
+    UnknownDecision: grpc.StatusCode.NOT_FOUND,
+}
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AuditServicer:
+    """Serves `AuditService`, in bytes.
+
+    Args:
+        lookups: Answers what people ask.
+        watching: Reads the journal for watchers, so that a slow database does not hold them up.
+        replays: Runs models.
+        journal: Makes outcomes durable.
+        wall_clock_ns: Nanoseconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        lookups: Reading,
+        watching: Reading,
+        replays: Reading,
+        journal: Journal,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._lookups = lookups
+        self._watching = watching
+        self._replays = replays
+        self._journal = journal
+        self._wall_clock_ns = wall_clock_ns
+        self._watchers = 0
+        self._recording = asyncio.Lock()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service, without parsers: requests and responses are bytes."""
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "GetDecision": grpc.unary_unary_rpc_method_handler(self._asks(self._lookups, Question.GET)),
+            "ListDecisions": grpc.unary_unary_rpc_method_handler(self._asks(self._lookups, Question.LIST)),
+            "WatchDecisions": grpc.unary_stream_rpc_method_handler(self._watch),
+            "RecordOutcome": grpc.unary_unary_rpc_method_handler(self._record_outcome),
+            "ReplayDecision": grpc.unary_unary_rpc_method_handler(self._asks(self._replays, Question.REPLAY)),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    def _asks(self, reading: Reading, question: Question) -> Callable[[bytes, _Context], Any]:
+        async def method(request: bytes, context: _Context) -> bytes:
+            try:
+                return await reading.ask(question, request)
+            except AuditError as error:
+                await _abort(context, error)
+
+        return method
+
+    async def _watch(self, request: bytes, context: _Context) -> AsyncIterator[bytes]:
+        """Sends what the journal holds beyond a position, again and again.
+
+        Nothing is kept for a watcher but its position: one that does not read holds up nothing but itself.
+        """
+        if self._watchers >= _MOST_WATCHERS:
+            await _abort(context, AuditBusy(f"{self._watchers} watch already"))
+        self._watchers += 1
+        try:
+            try:
+                wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
+            except DecodeError:
+                await _abort(context, InvalidRequest("the request is not a valid message of this method"))
+            position = wanted.after_position if wanted.HasField("after_position") else self._journal.position
+            while True:
+                if position >= self._journal.position:
+                    await asyncio.sleep(_WATCH_SECONDS)
+                    continue
+                wanted.after_position = position
+                try:
+                    answer = await self._watching.ask(Question.WATCH, wanted.SerializeToString())
+                except AuditError as error:
+                    await _abort(context, error)
+                (position,) = POSITION.unpack_from(answer)
+                start = POSITION.size
+                while start < len(answer):
+                    (length,) = EVENT.unpack_from(answer, start)
+                    start += EVENT.size + length
+                    yield answer[start - length : start]
+        finally:
+            self._watchers -= 1
+
+    async def _record_outcome(self, request: bytes, context: _Context) -> bytes:
+        """Makes an outcome durable, unless it is known already."""
+        try:
+            outcome = _outcome(request)
+            # One after the other, so that two different outcomes of one decision do not pass each other.
+            async with self._recording:
+                known = await self._lookups.ask(Question.RECORDED, outcome.SerializeToString())
+                if known:
+                    before = packet_pb2.Outcome.FromString(known)
+                    return audit_pb2.RecordOutcomeResponse(outcome=before, existed=True).SerializeToString()
+                outcome.recorded_at_ns = self._wall_clock_ns()
+                await self._journal.append(packet_pb2.JournalEntry(outcome=outcome).SerializeToString())
+            return audit_pb2.RecordOutcomeResponse(outcome=outcome).SerializeToString()
+        except AuditError as error:
+            await _abort(context, error)
+
+
+def _outcome(request: bytes) -> packet_pb2.Outcome:
+    """The outcome in a request.
+
+    Raises:
+        InvalidRequest: It breaks a rule; names the field and the rule.
+    """
+    try:
+        outcome = audit_pb2.RecordOutcomeRequest.FromString(request).outcome
+    except DecodeError as error:
+        raise InvalidRequest("the request is not a valid message of this method") from error
+    outcome.ClearField("recorded_at_ns")
+    rules = (
+        ("decision_id", f"must be 1 to {_MAX_NAME} characters", 0 < len(outcome.decision_id) <= _MAX_NAME),
+        ("reporter", f"must be 1 to {_MAX_NAME} printable characters", _is_name(outcome.reporter)),
+        ("filled_quantity", "must be finite and >= 0", 0 <= outcome.filled_quantity < math.inf),
+        (
+            "fill_price",
+            "must be finite and > 0, and is there exactly when something was filled",
+            0 < outcome.fill_price < math.inf if outcome.filled_quantity > 0 else not outcome.HasField("fill_price"),
+        ),
+        ("markout_bps", "must be finite", math.isfinite(outcome.markout_bps)),
+    )
+    for field, rule, kept in rules:
+        if not kept:
+            raise InvalidRequest(f"outcome.{field}: {rule}")
+    return outcome
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= _MAX_NAME and text.isprintable()
+
+
+async def _abort(context: _Context, error: AuditError) -> NoReturn:
+    """Ends a call with an error's status."""
+    code = _CODES.get(type(error))
+    if code is None:
+        code = grpc.StatusCode.UNAVAILABLE if isinstance(error, JournalError) else grpc.StatusCode.INTERNAL
+    await context.abort(code, str(error))

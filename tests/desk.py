@@ -1,0 +1,114 @@
+"""Decisions as the decision path makes them, without a server around it, and their packets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fallback.budget import Budget
+from fallback.cached_score import CachedScores
+from fallback.chain import Chain
+from fallback.guards import Guards
+from fallback.order import Answer, Attempt, Case, held_against
+from fallback.rules import RulesBaseline
+from feature_cache import features
+from feature_cache.codec import BookState, FeatureSnapshot
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server import record
+from server.audit.journal import Journal, JournalSettings
+from server.audit.models import RunningModel
+from server.control.file import ControlFile
+from server.control.state import ControlSettings, ControlState
+from server.rpc.convert import OrderReader
+from server.settings import Settings, hash_of
+
+SETTINGS = Settings()
+SETTINGS_JSON = SETTINGS.model_dump_json()
+_ANY = np.random.default_rng(5).normal(size=(64, features.N_FEATURES)).astype(np.float32)
+ROWS = np.clip(_ANY, features.LOWEST, features.HIGHEST)
+
+
+class Desk:
+    """Decides with the code of the decision path, and keeps the packets."""
+
+    def __init__(self, directory: Path, running: RunningModel | None = None) -> None:
+        journal = Journal(JournalSettings(path=directory / "journal.db"))
+        file = ControlFile(directory / "control.json")
+        self.control = ControlState(ControlSettings(), file, {}, journal, "server-1", str, lambda: 0)
+        self.running = running
+        self.packets: dict[str, packet_pb2.DecisionPacket] = {}
+        self.now = 1_000.0
+        self.model_answers = True
+        self._writer = record.PacketWriter("server-1", hash_of(SETTINGS_JSON), "fsync", self.control)
+        self._guards = Guards(SETTINGS.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
+        self._cached = CachedScores(SETTINGS.cached_score, self._clock)
+        rules = RulesBaseline(SETTINGS.rules, self._clock)
+        self._chain = Chain({"model": self, "cached_score": self._cached, "rules": rules}, self._clock)
+        self._rng = np.random.default_rng(7)
+
+    def _clock(self) -> float:
+        return self.now
+
+    async def answer(self, case: Case) -> Answer | None:
+        """The first stage: the archived model instead of a replica that serves it."""
+        if case.features is None or self.running is None or not self.model_answers:
+            case.degradations.append(pb.DEGRADATION_PRIMARY_TIMEOUT)
+            case.attempts.append(Attempt("primary", "timeout", 0.01, ""))
+            return None
+        rows = int(self._rng.integers(1, 33))
+        index = int(self._rng.integers(rows))
+        identity, score = self.running.score(case.features.tobytes(), rows, index)
+        case.attempts.append(Attempt("primary", "success", 0.001, identity.version, rows, index))
+        action, reason = held_against(score, identity.threshold)
+        return Answer(
+            action,
+            pb.SOURCE_PRIMARY,
+            reason,
+            score,
+            identity.threshold,
+            identity.name,
+            identity.version,
+            identity.expires_at,
+        )
+
+    async def decide(
+        self, values: np.ndarray[Any, np.dtype[np.float32]], *, age: float = 0.1, **order: Any
+    ) -> packet_pb2.DecisionPacket:
+        self.now += 0.01
+        asked = pb.Order(instrument="BTCUSDT.SIM", side=pb.SIDE_BUY, quantity=1.0, strategy="twap")
+        asked.MergeFrom(pb.Order(**order))
+        case = Case(OrderReader(("BTCUSDT.SIM",)).read(asked), Budget(self.now, self.now + 0.05, 0.005))
+        case.snapshot = FeatureSnapshot("BTCUSDT.SIM", 42, 7, 7, 7, 7, 0, 99.0, 101.0, BookState.VALID, values)
+        case.snapshot_age_seconds = age
+        if age + float(values[features.INDEX["book_age_ms"]]) / 1e3 > SETTINGS.features.max_age_seconds:
+            case.features_problem = pb.REASON_CODE_FEATURES_STALE
+            case.degradations.append(pb.DEGRADATION_FEATURES_STALE)
+        else:
+            case.mid = 100.0
+        given = case.order.caller_features
+        if given is not None or case.features_problem is None:
+            used = values if given is None else given
+            case.features = features.for_sell(used) if case.order.side == pb.SIDE_SELL else used
+        answer = await self._chain.decide(case)
+        action, reasons = self._guards.apply(case, answer)
+        decision_id = f"decision-{len(self.packets):05}"
+        message = record.decision(case, answer, action, reasons, decision_id, self.now, 1_700_000_000_000_000_000)
+        if record.is_from_model(answer.source):
+            self._cached.remember(case, answer, decision_id)
+        entry = packet_pb2.JournalEntry.FromString(self._writer.packet(case, answer, message, self.now))
+        self.packets[decision_id] = entry.decision
+        return entry.decision
+
+
+def values(row: int, **changes: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    changed: np.ndarray[Any, np.dtype[np.float32]] = ROWS[row].copy()
+    changed[features.INDEX["book_age_ms"]] = 5.0
+    for name, value in changes.items():
+        changed[features.INDEX[name]] = value
+    return changed
+
+
+CALM = {"spread_bps": 0.1, "rv_5s_bps": 1.0, "weighted_mid_bps": 0.0, "imbalance_l5": 0.0, "ofi_1s": 0.0}
