@@ -245,6 +245,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         feature_cache=feature_cache,
         instruments=settings.instruments,
         clock=clock,
+        loop=asyncio.get_running_loop(),
     )
     registry = CollectorRegistry()
     registry.register(collector)
