@@ -2,7 +2,7 @@
 
 * I1 Every acknowledged call has exactly one audit row, a refused one none, one whose caller heard nothing at most one.
 * I2 Reply and audit row agree in action, score, source; the hash chain has no gap.
-* I3 No reply comes later than the deadline and 5 ms.
+* I3 No reply comes later than the deadline, 5 ms, and what the load generator itself stood still meanwhile.
 * I4 Never TRADE from a score outside [0, 1] or below its threshold, from stale features, or without a durable row.
 * I5 At most two attempts a decision, on different replicas, within the time allowed.
 * I6 Each replica's breaker makes only legal transitions.
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,8 +88,10 @@ def check(server: DecisionServer, calls: Sequence[Call], deadline_seconds: float
     for packet, status in server.audited():
         rows[packet.order.order_ref].append((packet, status))
     violations: list[str] = []
+    stalls = _stalls(sorted(calls, key=lambda call: call.due))
     for call in calls:
-        violations += _of_call(call, rows.get(call.order_ref, []), deadline_seconds)
+        latest = deadline_seconds + _SLACK_SECONDS + stalls.get(call.order_ref, 0.0)
+        violations += _of_call(call, rows.get(call.order_ref, []), latest)
     for packets in rows.values():
         for packet, _ in packets:
             violations += _of_packet(packet)
@@ -102,7 +105,17 @@ def check(server: DecisionServer, calls: Sequence[Call], deadline_seconds: float
     return f"I1-I{6 if before is None else 7} hold for {len(calls)} calls and {audited} audit rows"
 
 
-def _of_call(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]], deadline_seconds: float) -> list[str]:
+def _stalls(calls: Sequence[Call]) -> dict[str, float]:
+    """How late, in seconds, calls left that were due while a call was under way: then its caller could not listen."""
+    dues = [call.due for call in calls]
+    stalls = {}
+    for call in calls:
+        during = calls[bisect_left(dues, call.sent) : bisect_right(dues, call.ended)]
+        stalls[call.order_ref] = max((other.sent - other.due for other in during), default=0.0)
+    return stalls
+
+
+def _of_call(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]], latest_seconds: float) -> list[str]:
     """I1 to I3 of one call."""
     ref, found = call.order_ref, []
     if len(rows) > 1:
@@ -112,7 +125,7 @@ def _of_call(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]], 
     reply = call.decision
     if reply is None:
         return found
-    if call.service_seconds > deadline_seconds + _SLACK_SECONDS:
+    if call.service_seconds > latest_seconds:
         found.append(f"I3: {ref} was answered after {1e3 * call.service_seconds:.1f} ms")
     if reply.budget.used_us > reply.budget.allowed_us:
         found.append(f"I3: {ref} used {reply.budget.used_us} of {reply.budget.allowed_us} µs")

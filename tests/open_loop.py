@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import enum
 import gc
 import math
@@ -147,6 +148,13 @@ class OpenLoop:
     def _wait(process: subprocess.Popen[bytes]) -> None:
         with process:
             assert process.wait(_STOP_SECONDS) == 0, "the load generator failed"
+
+    def run_for(self, seconds: float) -> None:
+        """Lets that much load pass."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(seconds)
+            raise AssertionError(f"the load generator ended with {code}")
 
     def calls(self) -> list[Call]:
         """The calls so far, in the order in which they left."""

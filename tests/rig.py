@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 from decision_server import DecisionServer
-from harness import INSTRUMENTS, Market
+from harness import INSTRUMENTS, Market, eventually
 from invariants import Usage, check
 from open_loop import Call, OpenLoop
 from tcp_proxy import TcpProxy
@@ -119,6 +119,12 @@ def open_rig(replica_stack: Stack, tmp_path: Path) -> Iterator[OpenRig]:
             return Rig(replica_stack, market, server, proxies, tmp_path, Usage.of(server), deadline_seconds)
 
         yield open_one
+
+
+def wait_for_more(load: OpenLoop, calls: int) -> None:
+    """Waits until that many more calls have left."""
+    wanted = len(load.calls()) + calls
+    eventually(lambda: len(load.calls()), wanted.__le__)
 
 
 def heal(stack: Stack) -> None:

@@ -56,7 +56,7 @@ class TcpProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
         self._fault = HEALTHY
-        self._healed: asyncio.Event
+        self._healed = asyncio.Event()
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self._port = 0
@@ -113,7 +113,6 @@ class TcpProxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_CALL_SECONDS)
 
     async def _listen(self) -> None:
-        self._healed = asyncio.Event()
         self._server = await asyncio.start_server(
             self._accept, LOOPBACK, self._port, backlog=_BACKLOG, reuse_address=True
         )
@@ -130,6 +129,8 @@ class TcpProxy:
         self._links.add(link)
         try:
             await link.run(self._target)
+        except asyncio.CancelledError:
+            link.reset()  # the proxy closes; asyncio's own callback cannot bear a cancelled handler
         finally:
             self._links.discard(link)
 

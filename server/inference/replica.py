@@ -38,6 +38,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 0),
     # A replica that moved is looked up again at once, not up to 30 s later; what is known stays when nothing is found.
     ("grpc.dns_min_time_between_resolutions_ms", 500),
+    # The keepalive's timeout does not bound a ping that is under way for another reason (gRPC measures bandwidth with
+    # them), and no second one is sent meanwhile: without this a black hole holds the connection for a minute.
+    ("grpc.http2.ping_timeout_ms", 500),
     # Two replicas at one address must not share a connection.
     ("grpc.use_local_subchannel_pool", 1),
     # Bounds what a broken answer can cost.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import pytest
-from rig import open_rig, replica_stack  # noqa: F401 - fixtures
 
 _WIDTHS: Final = (34, 46, 46)
 
