@@ -157,6 +157,7 @@ def test_a_score_outside_0_to_1_is_never_used_and_one_inside_is_whatever_it_look
     seen(rig.check())
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "A10", "the primary answers with another model version than the one wanted", "BAD_ANSWER; breaker opens"
 )
@@ -177,6 +178,7 @@ def test_another_model_version_than_the_one_wanted_is_never_used(
 POISON: Final = 123.0
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "A8", "the model fails on one order in ten, on both replicas", "only those go without; breakers closed"
 )
@@ -235,6 +237,7 @@ def test_no_order_reaches_a_half_open_replica_and_a_stuck_probe_opens_it_again(
     seen(f"{reached} probe and no order of 200 reached it; {rig.check()}")
 
 
+@pytest.mark.long
 @pytest.mark.fault("A14", "the challenger hangs, then fails every call", "no answer changes; shadow rows are counted")
 def test_a_challenger_that_hangs_or_fails_changes_no_answer(peer: ScriptedPeer, open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(endpoints={"challenger": peer.address})

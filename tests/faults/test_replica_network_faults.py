@@ -14,7 +14,7 @@ from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 RATE: Final = 50.0
 Seen = Callable[[str], None]
