@@ -28,7 +28,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit import reader
-from server.audit.store import DECISIONS, JOURNAL_ENTRIES
+from server.audit.schema import DECISIONS, JOURNAL_ENTRIES
 
 NOWHERE: Final = "127.0.0.1:9"
 """An address at which nobody listens."""
@@ -228,7 +228,9 @@ class DecisionServer:
 
     def verify_chain(self) -> None:
         """Walks the hash chains in database and journal; raises where one is broken."""
-        assert list(reader.verify(self.database_url, self.journal_path))
+        stretches = list(reader.verify(self.database_url, self.journal_path))
+        assert stretches
+        assert all(isinstance(stretch, reader.Verified) for stretch in stretches)
 
     def _serves(self) -> bool:
         assert self._process is not None

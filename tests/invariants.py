@@ -25,7 +25,7 @@ from open_loop import Call, Fate
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.store import REPLIED
+from server.audit.columns import REPLIED
 
 _SLACK_SECONDS: Final = 0.005
 _MODEL_SOURCES: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY)
