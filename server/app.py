@@ -240,6 +240,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         feature_cache=feature_cache,
         instruments=settings.instruments,
         clock=clock,
+        loop=asyncio.get_running_loop(),
     )
     metrics_port = _serve_metrics(settings, stack, collector)
 
