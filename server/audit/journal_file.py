@@ -153,8 +153,15 @@ class JournalFile:
         return through < last
 
     def probe(self) -> None:
-        """Proves that writing works by committing as much as a large batch would, and removing it again."""
+        """Proves that writing works by committing as much as a large batch would, and removing it again.
+
+        Raises:
+            JournalError: The end is no longer where it was found, since somebody else wrote before the lock was ours.
+            sqlite3.Error: Writing does not work.
+        """
         self._connection.execute("UPDATE journal SET probe = randomblob(?)", (_PROBE_BYTES,))
+        if _verified_tail(self._connection, self.anchor) != self.head:
+            raise JournalError("rows were written by somebody else")
         self._connection.execute("UPDATE journal SET probe = NULL")
 
     def used_bytes(self) -> int:
