@@ -101,10 +101,15 @@ class Group:
             assert list(verify(self.env["PRETRADE_DATABASE_URL"], journal))
 
 
+def server_environment(directory: Path, **changes: str) -> dict[str, str]:
+    """The settings of a server whose journal and database are in `directory`."""
+    return environment(directory, **(_SETTINGS | changes))
+
+
 @contextmanager
 def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Group]:
     """A group that serves; whatever is left of it is killed in the end."""
-    env = environment(directory, **(_SETTINGS | changes))
+    env = server_environment(directory, **changes)
     argv = [sys.executable, "-m", "server", "--processes", str(processes)]
     with (directory / "server.log").open("ab") as log, subprocess.Popen(argv, env=env, stderr=log) as supervisor:
         group = Group(supervisor, env, directory)
