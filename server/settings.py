@@ -41,8 +41,8 @@ _OTHERS = ("PRETRADE_WORKER_", "PRETRADE_LOCAL_", "PRETRADE_SECRETS_DIR")
 """Variables that belong to the feature worker and the embedded stack."""
 
 
-Endpoint = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
-"""`host:port`."""
+Endpoint = Annotated[str, Field(pattern=r"^(dns://[^\s/]+/)?[^\s:/]+:\d{1,5}$")]
+"""`host:port`, or `dns://server:port/host:port` to ask a name server other than the machine's."""
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]
 """`SYMBOL.VENUE`."""
 
@@ -103,7 +103,7 @@ class ReplicaEndpoints(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     primary: Endpoint = "127.0.0.1:7070"
-    """`host:port` of the primary's gRPC inference service."""
+    """`host:port` of the primary's gRPC inference service; `dns://server/host:port` asks another name server."""
     secondary: Endpoint = "127.0.0.1:7170"
     """`host:port` of the secondary's."""
     challenger: Endpoint = "127.0.0.1:7270"

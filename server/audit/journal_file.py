@@ -264,6 +264,16 @@ class JournalReader:
         self._connection.close()
 
 
+def journals_of(path: Path) -> list[Path]:
+    """The journals of a server: `path`, and `path.<i>` for each place when it has several processes.
+
+    Never empty: `path` where there is none yet.
+    """
+    places = [found for found in path.parent.glob(f"{path.name}.*") if found.suffix[1:].isdecimal()]
+    found = [path] if path.exists() else []
+    return found + sorted(places, key=lambda place: int(place.suffix[1:])) or [path]
+
+
 def follow(head: Head, row: Row) -> Head:
     """The head after `row`.
 
