@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
@@ -94,6 +96,30 @@ def bench_features(
     from local.feature_bench import run_feature_bench  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
+
+
+@app.command()
+def features(
+    instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
+    redis: Annotated[
+        str | None, typer.Option(help="URL of the Redis that the worker writes to, instead of the stack's.")
+    ] = None,
+    directory: server_cli.Directory = server_cli.DEFAULT_DIRECTORY,
+    once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
+    as_json: server_cli.AsJson = False,
+) -> None:
+    """Watch one instrument's features as they change, with the state of its book and its worker's lag."""
+    from feature_cache import logs  # noqa: PLC0415 - as above
+    from feature_cache.watch import watch  # noqa: PLC0415 - as above
+
+    logs.configure("error", "features")  # what is printed is the features
+    url = redis or server_cli.stack_endpoint(directory, "redis_url", "--redis")
+    console = Console()
+    once = once or not (as_json or console.is_terminal)
+    try:
+        raise typer.Exit(asyncio.run(watch(url, instrument, once=once, as_json=as_json, console=console)))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
 
 
 app.command()(ingest_cli.ingest)
