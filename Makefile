@@ -1,13 +1,14 @@
 # Short commands only; what they do lives in the code they call. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+FEAST_VENV ?= .venv-feast
 BIN := $(VENV)/bin
 DURATION ?= 20
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check protos bench models clean
+.PHONY: help setup demo test feast faults check protos bench bench-features models clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(BIN)/.installed  ## create .venv with everything pretrade and its tests need
 
@@ -21,6 +22,10 @@ demo: setup  ## the whole stack on this machine, with orders and a replica failu
 
 test: setup  ## every test, against real servers
 	$(BIN)/python -m pytest
+
+feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
+	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[feast]'; }
+	PRETRADE_FEAST_VENV=$(abspath $(FEAST_VENV)) $(BIN)/python -m pytest tests/integration/test_feast.py
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part)
 	$(BIN)/python -m pytest tests/faults -m fault $(ARGS)
@@ -36,6 +41,9 @@ models: setup  ## train and export champion and challenger (DATA=dir)
 
 bench: setup  ## decisions a second and latency next to a bare echo server (JSON=file)
 	$(BIN)/pretrade bench $(if $(JSON),--json $(JSON))
+
+bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
+	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 
 clean:  ## remove the demo's data, caches and the environment
 	rm -rf .pretrade $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,19 +1,27 @@
 """The fallback chain: the best source still standing answers.
 
 model (primary, secondary) → cached score → rules baseline → abstain, unless the settings say otherwise. Each stage
-either answers or notes in the case why it could not, and the next one is asked. Abstaining needs nothing and therefore
-never fails.
+either answers or notes in the case why it could not, and the next one is asked. A stage that raises has a bug: it is
+counted and logged, and the next one is asked all the same. Abstaining needs nothing and therefore never fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, Protocol
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
+
+_log = structlog.get_logger(__name__)
+
+_REPORT_SECONDS: Final = 5.0
+"""Between two log lines about stages that break off: a bug may be met by every order."""
 
 StageName = Literal["model", "cached_score", "rules"]
 """What a stage is called in the settings."""
@@ -44,15 +52,38 @@ class Stage(Protocol):
 
 
 class Chain:
-    """Asks stages in order until one answers."""
+    """Asks stages in order until one answers.
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = tuple(stages)
+    Args:
+        stages: By name, in the order they are asked.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, stages: Mapping[StageName, Stage], clock: Callable[[], float]) -> None:
+        self._stages = tuple(stages.items())
+        self._clock = clock
+        self._next_report = -math.inf
+        self.broken: Counter[StageName] = Counter()
+        """Times that a stage broke off with an error, by stage."""
 
     async def decide(self, case: Case) -> Answer:
         """The answer of the first stage that has one, else ABSTAIN. Cancelling it is safe at any moment."""
-        for stage in self._stages:
-            answer = await stage.answer(case)
+        for name, stage in self._stages:
+            try:
+                answer = await stage.answer(case)
+            except Exception:
+                self._note(name, case)
+                continue
             if answer is not None:
                 return answer
         return Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
+
+    def _note(self, name: StageName, case: Case) -> None:
+        """Counts a stage's bug; logs it with its traceback, at most once in `_REPORT_SECONDS`."""
+        self.broken[name] += 1
+        if pb.DEGRADATION_STAGE_BROKEN not in case.degradations:
+            case.degradations.append(pb.DEGRADATION_STAGE_BROKEN)
+        now = self._clock()
+        if now >= self._next_report:
+            self._next_report = now + _REPORT_SECONDS
+            _log.exception("a stage broke off, the next one is asked", stage=name, times=self.broken[name])

@@ -8,12 +8,34 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
-from fallback.order import Answer, Case
+from fallback.order import Answer, Case, Order
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+
+
+class OrderLimit(BaseModel):
+    """Largest order of an instrument, of a strategy, or of a strategy in an instrument."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    instrument: str | None = Field(default=None, min_length=1)
+    """`SYMBOL.VENUE`; unset: every instrument."""
+    strategy: str | None = Field(default=None, min_length=1)
+    """Unset: every strategy."""
+    max_quantity: PositiveFloat | None = None
+    """Largest quantity, in base asset."""
+    max_notional: PositiveFloat | None = None
+    """Largest notional, in quote currency, reckoned as the general limit is."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> OrderLimit:
+        if self.max_quantity is None and self.max_notional is None:
+            raise ValueError("a limit needs max_quantity or max_notional")
+        return self
 
 
 class GuardSettings(BaseModel):
@@ -25,10 +47,17 @@ class GuardSettings(BaseModel):
     """Farthest a limit price may lie on the paying side of the mid, in basis points."""
     max_notional: float | None = Field(default=1_000_000.0, gt=0)
     """Largest order in quote currency, at the higher of limit price and mid; for a market order, at the mid."""
-    max_quantity: dict[str, PositiveFloat] = {}
-    """Largest quantity per instrument, in base asset; an instrument that is not named has no limit."""
+    limits: tuple[OrderLimit, ...] = ()
+    """Further limits by instrument and strategy, a JSON list; every one that applies to an order holds."""
     max_decisions_per_second: float | None = Field(default=None, gt=0)
     """Orders per second and strategy that may trade; bursts up to one second's worth."""
+
+    @field_validator("limits")
+    @classmethod
+    def _each_once(cls, limits: tuple[OrderLimit, ...]) -> tuple[OrderLimit, ...]:
+        if len({(limit.instrument, limit.strategy) for limit in limits}) < len(limits):
+            raise ValueError("two limits for the same instrument and strategy")
+        return limits
 
 
 class Guards:
@@ -46,6 +75,7 @@ class Guards:
         wall_clock: Callable[[], float],
     ) -> None:
         self._settings = settings
+        self._limits = {(limit.instrument, limit.strategy): limit for limit in settings.limits}
         self._trading_state = trading_state
         self._clock = clock
         self._wall_clock = wall_clock
@@ -77,35 +107,45 @@ class Guards:
 
     def _order_objections(self, case: Case, reasons: list[pb.ReasonCode.ValueType]) -> None:
         """Objections to the order itself."""
-        order, limits = case.order, self._settings
+        order = case.order
         state = self._trading_state()
         if state == admin_pb2.TRADING_STATE_REDUCING:
             if not order.reduce_only:
                 reasons.append(pb.REASON_CODE_TRADING_REDUCING)
         elif state != admin_pb2.TRADING_STATE_ACTIVE:
             reasons.append(pb.REASON_CODE_TRADING_HALTED)
-        self._price_objections(case, reasons)
-        if order.quantity > limits.max_quantity.get(order.instrument, math.inf):
+        mid = case.mid if 0 < case.mid < math.inf else math.nan
+        if not (math.isnan(mid) and case.features_problem is not None and order.caller_features is None):
+            # Otherwise the evidence's own objection already says why there is nothing to hold the order against.
+            self._price_objections(order, mid, reasons)
+        if not order.quantity <= self._most(order, "max_quantity", math.inf):
             reasons.append(pb.REASON_CODE_QUANTITY_LIMIT)
 
-    def _price_objections(self, case: Case, reasons: list[pb.ReasonCode.ValueType]) -> None:
+    def _price_objections(self, order: Order, mid: float, reasons: list[pb.ReasonCode.ValueType]) -> None:
         """Objections that hold the order against the mid."""
-        order, limits = case.order, self._settings
-        mid = case.mid if 0 < case.mid < math.inf else math.nan
-        if math.isnan(mid) and case.features_problem is not None and order.caller_features is None:
-            # The evidence's own objection already says why there is nothing to hold the order against.
-            return
+        limits = self._settings
         is_market = math.isnan(order.limit_price)
         if limits.price_collar_bps is not None and not is_market:
             direction = 1 if order.side == pb.SIDE_BUY else -1
             paid_bps = direction * (order.limit_price / mid - 1) * 1e4
             if not paid_bps <= limits.price_collar_bps:
                 reasons.append(pb.REASON_CODE_PRICE_COLLAR)
-        if limits.max_notional is not None:
+        most = self._most(order, "max_notional", math.inf if limits.max_notional is None else limits.max_notional)
+        if most < math.inf:
             # Without a mid, `max` keeps the limit price; a market order then objects.
             price = mid if is_market else max(order.limit_price, mid)
-            if not order.quantity * price <= limits.max_notional:
+            if not order.quantity * price <= most:
                 reasons.append(pb.REASON_CODE_NOTIONAL_LIMIT)
+
+    def _most(self, order: Order, what: Literal["max_quantity", "max_notional"], most: float) -> float:
+        """The smallest of the limits that apply to an order; infinite without one."""
+        if self._limits:
+            for instrument in (order.instrument, None):
+                for strategy in (order.strategy, None):
+                    limit = self._limits.get((instrument, strategy))
+                    if limit is not None:
+                        most = min(most, getattr(limit, what) or math.inf)
+        return most
 
     def _rate_exceeded(self, strategy: str, now: float) -> bool:
         """Token bucket per strategy; only orders that would trade take a token."""

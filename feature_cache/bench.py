@@ -1,91 +1,112 @@
-"""How fast one core turns exchange messages into features: `python -m feature_cache.bench [RECORDINGS]`.
+"""How fast one core turns market events into features, step by step: what `pretrade bench-features` measures first.
 
-Prints events and level changes a second for each step on its own. Without recordings the market is simulated, and there
-are no exchange messages to decode.
+Events come from recordings, or from the simulator where there are none.
 """
 
 from __future__ import annotations
 
-import gzip
+import gc
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.console import Console
-from rich.table import Table
+from typing import Final
 
 from feature_cache.codec import encode
 from feature_cache.engine import FeatureEngine
-from feature_cache.feeds.binance import BinanceSpot
-from feature_cache.session import instrument_of, read_session, session_files
+from feature_cache.engines import Engines
+from feature_cache.session import read_session, session_files
 from feature_cache.simulator import simulate
 from pretrade.market.v1 import market_pb2 as pb
 
-_SIMULATED_SECONDS = 300.0
-_SNAPSHOTS = 20_000
+_SIMULATED_SECONDS: Final = 300.0
+_MOST_EVENTS: Final = 100_000
+_PUBLICATIONS: Final = 5_000
 
 
-def main(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Recordings (*.gz), or folders of them.")] = None,
-) -> None:
-    """Measure decode, book, features and snapshots on one core."""
-    files = session_files(paths) if paths else []
-    events = list(read_session(files) if files else simulate(1, duration_seconds=_SIMULATED_SECONDS))
-    levels = sum(_levels(event) for event in events)
-    table = Table("step", "events/s", "µs/event", "level changes/s")
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step costs."""
 
-    def row(step: str, count: int, seconds: float, changes: int | None) -> None:
-        shown = "" if changes is None else f"{changes / seconds:,.0f}"
-        table.add_row(step, f"{count / seconds:,.0f}", f"{1e6 * seconds / count:,.1f}", shown)
+    name: str
+    count: int
+    """How often it was done: events, publications or rows."""
+    levels: int
+    """Book levels in those events; 0 where that means nothing."""
+    seconds: float
+    median_us: float
+    p99_us: float
 
-    if files:
-        row("decode exchange JSON", *_decode(files), levels)
-    packed = [event.SerializeToString() for event in events]
-    row(
-        "parse market event",
-        len(packed),
-        _timed(lambda: [pb.MarketEvent.FromString(value) for value in packed]),
-        levels,
+    @property
+    def per_second(self) -> float:
+        """How often one core does it in a second."""
+        return self.count / self.seconds
+
+    @property
+    def levels_per_second(self) -> float:
+        """Levels that one core takes in a second."""
+        return self.levels / self.seconds
+
+
+def events_of(folder: Path | None) -> list[pb.MarketEvent]:
+    """The first events of a folder of recordings, or simulated ones."""
+    source = (
+        simulate(1, duration_seconds=_SIMULATED_SECONDS) if folder is None else read_session(session_files([folder]))
     )
-    engines: dict[str, FeatureEngine] = {event.instrument: FeatureEngine(event.instrument) for event in events}
-
-    def run() -> None:
-        for event in events:
-            engines[event.instrument].on_event(event)
-
-    row("book and windows", len(events), _timed(run), levels)
-    engine = next(iter(engines.values()))
-    row("snapshot and encode", _SNAPSHOTS, _timed(lambda: [encode(engine.snapshot()) for _ in range(_SNAPSHOTS)]), None)
-    Console().print(table)
+    return [event for event, _ in zip(source, range(_MOST_EVENTS), strict=False)]
 
 
-def _decode(files: list[Path]) -> tuple[int, float]:
-    messages = []
-    for path in files:
-        with gzip.open(path) as lines:
-            messages.append((instrument_of(path), [line.partition(b" ") for line in lines]))
-
-    def run() -> None:
-        for instrument, lines in messages:
-            feed = BinanceSpot(instrument)
-            for receive_time, _, message in lines:
-                feed.decode(message, int(receive_time))
-
-    return sum(len(lines) for _, lines in messages), _timed(run)
+def levels_of(events: Iterable[pb.MarketEvent]) -> int:
+    """Level updates in events: entries of deltas and snapshots; a quote tells two."""
+    total = 0
+    for event in events:
+        kind = event.WhichOneof("event")
+        if kind == "quote":
+            total += 2
+        elif kind in ("delta", "snapshot"):
+            body = getattr(event, kind)
+            total += len(body.bid_ticks) + len(body.ask_ticks)
+    return total
 
 
-def _levels(event: pb.MarketEvent) -> int:
-    delta = event.delta
-    return len(delta.bid_ticks) + len(delta.ask_ticks)
+def measure_steps(events: Sequence[pb.MarketEvent]) -> list[Step]:
+    """Our own steps, one after the other, on the same events."""
+    levels = levels_of(events)
+    packed = [event.SerializeToString() for event in events]
+    keys = [event.instrument.encode() for event in events]
+    steps = [measured("parse", [partial(pb.MarketEvent.FromString, value) for value in packed], levels)]
+    engines = {event.instrument: FeatureEngine(event.instrument) for event in events}
+    applications = [partial(engines[event.instrument].on_event, event) for event in events]
+    steps.append(measured("book and windows", applications, levels))
+    engine = max(engines.values(), key=lambda candidate: candidate.events)
+    steps.append(measured("features and encode", [lambda: encode(engine.snapshot())] * _PUBLICATIONS, 0))
+    taker = Engines(10_000)
+    taker.assign(0, 0, 0)
+    takes = [
+        partial(taker.take, 0, offset, key, value) for offset, (key, value) in enumerate(zip(keys, packed, strict=True))
+    ]
+    steps.append(measured("a record: parse, book and windows", takes, levels))
+    return steps
 
 
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    typer.run(main)
+def measured(name: str, calls: Sequence[Callable[[], object]], levels: int) -> Step:
+    """Times each call on its own and sums up; the clock's own cost is taken off the sum."""
+    clock = time.perf_counter_ns
+    gc.collect()
+    took = []
+    for call in calls:
+        began = clock()
+        call()
+        took.append(clock() - began)
+    clock_ns = statistics.median(-clock() + clock() for _ in range(1000))
+    took.sort()
+    return Step(
+        name,
+        len(took),
+        levels,
+        sum(took) / 1e9 - len(took) * clock_ns / 1e9,
+        took[len(took) // 2] / 1e3,
+        took[int(len(took) * 0.99)] / 1e3,
+    )

@@ -10,6 +10,8 @@ from typing import Final
 from pretrade.market.v1 import market_pb2 as pb
 
 MAX_BUFFERED_DELTAS: Final = 10_000
+CLOSED: Final = "closed"
+"""Reason of a `BookReset` with which a feed that is stopped on purpose takes its leave."""
 
 
 class EventError(ValueError):
@@ -108,6 +110,8 @@ class OrderBook:
         self.asks = Levels(-1)
         self.valid = False
         """Whether the book is what the exchange's was at `last_update_id`."""
+        self.unknown_because = "no snapshot yet"
+        """Why the book is not valid, for people; without meaning while it is."""
         self.last_update_id = 0
         """The last update applied; 0 while none is."""
         self.gaps = 0
@@ -118,9 +122,9 @@ class OrderBook:
         """Deltas and snapshots older than the book."""
         self._buffer: deque[pb.BookDelta] = deque(maxlen=MAX_BUFFERED_DELTAS)
 
-    def reset(self) -> None:
+    def reset(self, reason: str = "reset") -> None:
         """The feed lost continuity: the book is unknown, and update ids may begin again anywhere."""
-        self._forget()
+        self._forget(reason)
         self._buffer.clear()
 
     def apply_snapshot(self, snapshot: pb.BookSnapshot) -> bool:
@@ -163,7 +167,7 @@ class OrderBook:
             return False
         if _expected(delta) > self.last_update_id:
             self.gaps += 1
-            self._forget()
+            self._forget("gap")
             self._buffer.append(delta)
             return True
         set_level = self.bids.set
@@ -191,10 +195,11 @@ class OrderBook:
         bid, ask = self.bids.best(), self.asks.best()
         if bid and ask and bid[0] > ask[0]:
             self.crossings += 1
-            self._forget()
+            self._forget("crossed")
 
-    def _forget(self) -> None:
+    def _forget(self, reason: str) -> None:
         self.valid = False
+        self.unknown_because = reason
         self.last_update_id = 0
         self.bids.clear()
         self.asks.clear()

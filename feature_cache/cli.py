@@ -27,27 +27,27 @@ from pretrade.market.v1 import market_pb2 as pb
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
-_Kafka = Annotated[str, typer.Option(help="Comma-separated host:port of the Kafka brokers.")]
-_Topic = Annotated[str, typer.Option(help="Topic to publish to; created when missing.")]
-_Speed = Annotated[str, typer.Option(help="How many times faster than it happened, or max.")]
+Kafka = Annotated[str, typer.Option(help="Comma-separated host:port of the Kafka brokers.")]
+Topic = Annotated[str, typer.Option(help="Topic to publish to; created when missing.")]
+Speed = Annotated[str, typer.Option(help="How many times faster than it happened, or max.")]
 
-_Linger = Annotated[
+Linger = Annotated[
     float,
     typer.Option("--linger-ms", min=0, max=1000, help="How long an event waits for others to share its batch."),
 ]
 
 _LINGER_MS = 20.0
-_KAFKA = "127.0.0.1:9092"
-_TOPIC = "market.events"
+KAFKA = "127.0.0.1:9092"
+TOPIC = "market.events"
 
 
 @app.command()
 def replay(
     paths: Annotated[list[Path], typer.Argument(help="Recordings (*.gz), or folders of them.")],
-    speed: _Speed = "1",
-    kafka: _Kafka = _KAFKA,
-    topic: _Topic = _TOPIC,
-    linger_ms: _Linger = _LINGER_MS,
+    speed: Speed = "1",
+    kafka: Kafka = KAFKA,
+    topic: Topic = TOPIC,
+    linger_ms: Linger = _LINGER_MS,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, for ever.")] = False,
     instruments: Annotated[list[str] | None, typer.Option(help="Only these, for example BTCUSDT.BINANCE.")] = None,
 ) -> None:
@@ -73,10 +73,10 @@ def simulate_market(
     seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
     rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Steps per instrument and second.")] = 150.0,
     duration: Annotated[float | None, typer.Option(min=0, help="Simulated seconds. [default: for ever]")] = None,
-    speed: _Speed = "1",
-    kafka: _Kafka = _KAFKA,
-    topic: _Topic = _TOPIC,
-    linger_ms: _Linger = _LINGER_MS,
+    speed: Speed = "1",
+    kafka: Kafka = KAFKA,
+    topic: Topic = TOPIC,
+    linger_ms: Linger = _LINGER_MS,
     instruments: Annotated[list[str] | None, typer.Option(help="SYMBOL.SIM; default BTCUSDT.SIM, ETHUSDT.SIM.")] = None,
 ) -> None:
     """Publish a seeded, simulated market to Kafka."""

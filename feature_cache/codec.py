@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ from feature_cache import features
 
 _MAGIC: Final = b"PTF1"
 _HEADER: Final = struct.Struct("<4sIqqqqqqddBB")
+_NAME_LENGTH: Final = _HEADER.size - 1
 _VALUES_BYTES: Final = 4 * features.N_FEATURES
 
 
@@ -58,7 +60,8 @@ class FeatureSnapshot:
     publish_time_ns: int
     """When the newest event was published to the topic."""
     transit_ns: int
-    """How much longer than the fastest message of its feed the newest event took from exchange to receipt, >= 0."""
+    """How much longer the newest event took from exchange to receipt than the feed's clock offset accounts for, >= 0;
+    see `lag.MAX_OFFSET_NS`."""
     bid: float
     """Best bid in quote currency; NaN when missing."""
     ask: float
@@ -105,6 +108,16 @@ def encode(snapshot: FeatureSnapshot) -> bytes:
             snapshot.values.astype("<f4", copy=False).tobytes(),
         )
     )
+
+
+def split(packed: bytes) -> Iterator[bytes]:
+    """Parts vectors packed one after the other; what is left over is given as it is, for `decode` to refuse."""
+    start, end = 0, len(packed)
+    while start < end:
+        length = packed[start + _NAME_LENGTH] if start + _NAME_LENGTH < end else end
+        stop = start + _HEADER.size + length + _VALUES_BYTES
+        yield packed if start == 0 and stop >= end else packed[start:stop]
+        start = stop
 
 
 def decode(packed: bytes) -> FeatureSnapshot:

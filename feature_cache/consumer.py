@@ -13,7 +13,13 @@ from typing import Final
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from feature_cache.engines import Engines, PoisonError
 from feature_cache.settings import WorkerSettings
@@ -22,6 +28,8 @@ DEAD_LETTER_SUFFIX: Final = ".dlq"
 _BATCH: Final = 500
 _CHECK_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
+_SECOND_LOOK_SECONDS: Final = 0.25
+_LOOKS: Final = 4
 _RECONNECT_SECONDS: Final = (0.2, 5.0)
 _DEAD_LETTERS: Final = 1000
 _DEAD_LETTER_BYTES: Final = 100_000
@@ -42,6 +50,10 @@ class MarketEventConsumer:
     A partition is read again from `rewind_seconds` ago when it is taken over, so that books and windows are complete
     without a state of their own to keep. What has been written to Redis is committed about once a second: nothing
     starts from there, but the usual tools show the group's lag.
+
+    A log that shrank was truncated, or lost by the broker: the partition is taken over once more. An end below the
+    position is no proof of it, since the embedded broker gives the last batch's first offset for the end; an end below
+    an earlier one is, or a refused fetch, once it has been seen several times in a row.
 
     Args:
         settings: See there.
@@ -69,6 +81,9 @@ class MarketEventConsumer:
         self._answered = -float("inf")
         self._take_over_error: KafkaError | None = None
         self._committed: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._refused: set[int] = set()  # partitions in which a fetch was out of range
+        self._looks: dict[int, int] = {}  # by partition, how often in a row the log seemed to have shrunk
         self.written: dict[int, int] = {}
         """Offset of the next record by partition, as of the last write to Redis; what may be committed."""
         self.lag: dict[int, int] = {}
@@ -115,7 +130,7 @@ class MarketEventConsumer:
             group_id=self._settings.kafka_group,
             client_id="pretrade-feature-worker",
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",  # where to begin is ours to say, at the start and after a truncation
             fetch_max_wait_ms=10,
             session_timeout_ms=6000,
             heartbeat_interval_ms=1000,
@@ -138,7 +153,15 @@ class MarketEventConsumer:
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         take = self._engines.take
         while True:
-            batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
+            try:
+                batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
+            except NoOffsetForPartitionError:
+                await asyncio.sleep(self._settings.poll_interval_seconds)  # it is being taken over just now
+                continue
+            except OffsetOutOfRangeError as error:
+                self._refused.update(partition.partition for partition in error.args[0])
+                await asyncio.sleep(_SECOND_LOOK_SECONDS)
+                continue
             if self._take_over_error is not None:
                 raise self._take_over_error
             for partition, records in batches.items():
@@ -166,18 +189,34 @@ class MarketEventConsumer:
                 if answering:
                     _log.warning("worker.kafka_check_failed", error=repr(error))
                 answering = False
-            await asyncio.sleep(_CHECK_SECONDS)
+            await asyncio.sleep(_SECOND_LOOK_SECONDS if self._looks else _CHECK_SECONDS)
 
     async def _check_once(self, consumer: AIOKafkaConsumer) -> None:
-        ends = await consumer.end_offsets(list(consumer.assignment()))
+        assigned = list(consumer.assignment())
+        starts, ends = await asyncio.gather(consumer.beginning_offsets(assigned), consumer.end_offsets(assigned))
         self._answered = self._monotonic()
         positions = self._engines.positions()
+        for partition in assigned:
+            if self._has_shrunk(partition.partition, positions, starts[partition], ends[partition]):
+                _log.warning("worker.log_truncated", partition=partition.partition)
+                await self._rewind(consumer, [partition])
         self.lag = {
             partition.partition: max(0, end - positions[partition.partition])
             for partition, end in ends.items()
             if partition.partition in positions
         }
         await self.commit(consumer)
+
+    def _has_shrunk(self, partition: int, positions: dict[int, int], start: int, end: int) -> bool:
+        """Whether a partition's log has seemed to lack its position often enough to believe it."""
+        position = positions.get(partition, start)
+        highest = self._ends[partition] = max(end, self._ends.get(partition, end))
+        if start <= position and end >= highest and (end >= position or partition not in self._refused):
+            self._looks.pop(partition, None)
+            self._refused.discard(partition)
+            return False
+        self._looks[partition] = self._looks.get(partition, 0) + 1
+        return self._looks[partition] >= _LOOKS
 
     async def commit(self, consumer: AIOKafkaConsumer) -> None:
         """Commits what has been written and is still held. Cancelling is safe.
@@ -189,7 +228,8 @@ class MarketEventConsumer:
         news = {
             partition: offset
             for partition, offset in self.written.items()
-            if partition in held and self._committed.get(partition) != offset
+            # Above the position lies what was written before the log was truncated.
+            if offset <= held.get(partition, -1) and self._committed.get(partition) != offset
         }
         if news:
             topic = self._settings.kafka_topic
@@ -197,13 +237,14 @@ class MarketEventConsumer:
             self._committed.update(news)
 
     async def release(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
-        """Commits and gives partitions up, before they go to somebody else."""
+        """Gives partitions up before they go to somebody else: what is on its way to Redis arrives and is committed."""
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS), self._engines.writing:
                 await self.commit(consumer)
         except (KafkaError, TimeoutError) as error:
             _log.warning("worker.commit_failed", error=repr(error))
-        self._engines.revoke([partition.partition for partition in partitions])
+        finally:
+            self._engines.revoke([partition.partition for partition in partitions])
 
     async def take_over(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Finds where to begin in each partition and goes there."""
@@ -216,25 +257,24 @@ class MarketEventConsumer:
             self._assigned = True
 
     async def _rewind(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
-        self._committed.clear()
-        self.written.clear()
         if not partitions:
             return
         since_ms = self._wall_ns() // 1_000_000 - round(self._settings.rewind_seconds * 1000)
-        starts, ends = (
-            await asyncio.gather(
-                consumer.offsets_for_times(dict.fromkeys(partitions, since_ms)), consumer.end_offsets(partitions)
-            )
-            if partitions
-            else ({}, {})
+        starts, ends = await asyncio.gather(
+            consumer.offsets_for_times(dict.fromkeys(partitions, since_ms)), consumer.end_offsets(partitions)
         )
-        for partition in partitions:
-            start, end = starts.get(partition), ends[partition]
+        for topic_partition in partitions:
+            start, end = starts.get(topic_partition), ends[topic_partition]
             # Nothing that young: some brokers say so with no answer, others with an answer without a timestamp.
             offset = end if start is None or start.timestamp < 0 else min(start.offset, end)
-            consumer.seek(partition, offset)
-            self._engines.assign(partition.partition, offset, end)
-            _log.info("worker.partition_taken", partition=partition.partition, offset=offset, end=end)
+            consumer.seek(topic_partition, offset)
+            partition = topic_partition.partition
+            for known in (self._committed, self.written, self._ends, self._looks):
+                known.pop(partition, None)
+            self._refused.discard(partition)
+            take_over = self._engines.begin_again if partition in self._engines.positions() else self._engines.assign
+            take_over(partition, offset, end)
+            _log.info("worker.partition_taken", partition=partition, offset=offset, end=end)
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no type information

@@ -30,7 +30,11 @@ after a start, gives no e_n; mids and trades from before a gap stay in their win
 Time is event time, made monotonic: streams that interleave run slightly backwards, so the engine's time is the running
 maximum, and an event counts at that time. Three rules keep a wrong clock from doing harm: an event ahead of its feed
 (receive time less the feed's smallest lag) by more than a second counts as a second ahead; one that is more than ten
-seconds behind the engine's time starts the windows anew; a `BookReset` starts everything anew.
+seconds behind the engine's time starts the windows anew and makes the book unknown, for neither the age of the book nor
+the order of what is on its way is known any more; a `BookReset` starts everything anew.
+
+Age counts from event time: since publication, plus what the newest message took beyond the clock offset, which is the
+feed's smallest recent lag, taken for at most `lag.MAX_OFFSET_NS`.
 
 Source of e_n: Cont, Kukanov, Stoikov, "The Price Impact of Order Book Events" (2014).
 """
@@ -45,7 +49,7 @@ import numpy as np
 from feature_cache.book import EventError, OrderBook, check_delta, check_snapshot
 from feature_cache.codec import BookState, FeatureSnapshot
 from feature_cache.features import N_FEATURES
-from feature_cache.lag import MinimumLag
+from feature_cache.lag import MAX_OFFSET_NS, MinimumLag
 from feature_cache.windows import FlowWindow, LookBack, RealisedVariance, TradeReturns, TradeWindow
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -84,7 +88,7 @@ class FeatureEngine:
         self.future = 0
         """Events too far ahead of their feed."""
         self.time_restarts = 0
-        """Times the windows started anew because event time had run back too far."""
+        """Times the windows started anew and the book became unknown because event time had run back too far."""
         self.resets = 0
         """`BookReset` events."""
         self._first_sequence = first_sequence
@@ -92,7 +96,14 @@ class FeatureEngine:
         self._size_decimals = -1
         self._publish_time_ns = 0
         self._time_ns = 0
-        self._start_anew(0)
+        self._start_anew(0, "no snapshot yet")
+
+    @property
+    def unknown_because(self) -> str:
+        """Why nothing may be decided on the book, for people; empty while something may."""
+        if self._best is not None:
+            return ""
+        return "crossed quote" if self.book.valid else self.book.unknown_because
 
     @property
     def state(self) -> BookState:
@@ -101,6 +112,11 @@ class FeatureEngine:
         if best is None:
             return BookState.UNKNOWN
         return BookState.LOCKED if best[0] == best[2] else BookState.VALID
+
+    @property
+    def best(self) -> tuple[int, int, int, int] | None:
+        """Best bid and its lots, best ask and its lots, in ticks; None while the book is unknown."""
+        return self._best
 
     def age_seconds(self, now_ns: int) -> float:
         """Age of the newest event at the wall-clock instant `now_ns`, as `FeatureSnapshot.age_seconds`."""
@@ -146,7 +162,7 @@ class FeatureEngine:
                 self._book_time_ns = self._time_ns
         else:
             self.resets += 1
-            self._start_anew(event.event_time_ns)
+            self._start_anew(event.event_time_ns, event.reset.reason or "reset")
         self._publish_time_ns = event.publish_time_ns
 
     def snapshot(self, at_ns: int | None = None) -> FeatureSnapshot:
@@ -214,8 +230,8 @@ class FeatureEngine:
         self._price_decimals = event.price_decimals
         self._size_decimals = event.size_decimals
 
-    def _start_anew(self, time_ns: int) -> None:
-        self.book.reset()
+    def _start_anew(self, time_ns: int, reason: str) -> None:
+        self.book.reset(reason)
         self._price_decimals = self._size_decimals = -1
         self._lag = MinimumLag()
         self._transit_ns = 0
@@ -245,13 +261,15 @@ class FeatureEngine:
             time_ns = receive_ns - smallest + MAX_AHEAD_NS
         elif not event.event_time_estimated:
             # An estimated time says nothing about the transit; the last message that had one does.
-            self._transit_ns = receive_ns - time_ns - self._lag.observe(receive_ns, time_ns)
+            offset = min(self._lag.observe(receive_ns, time_ns), MAX_OFFSET_NS)
+            self._transit_ns = receive_ns - time_ns - offset
         if time_ns > self._time_ns:
             self._time_ns = time_ns
         elif time_ns < self._time_ns - MAX_BEHIND_NS:
             self.time_restarts += 1
+            self.book.reset("time ran back")
+            self._book_time_ns = 0
             self._start_windows(time_ns)
-            self._update_best()
 
     def _take_quote(self, quote: pb.Quote) -> None:
         self._quote_id = quote.update_id

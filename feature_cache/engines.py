@@ -62,12 +62,16 @@ class Engines:
         self._wall_ns = wall_ns
         self._partitions: dict[int, _Partition] = {}
         self._changed: dict[str, FeatureEngine] = {}
+        self.writing = asyncio.Lock()
+        """Held while changed snapshots are on their way to Redis; whoever gives partitions up waits for it."""
         self.progress = asyncio.Event()
         """Set when records were taken in; whoever waits for it clears it."""
         self.poison: Counter[str] = Counter()
         """Poison records by reason."""
         self.truncations = 0
-        """Times the log began again below the position: it had been truncated, or the broker lost it."""
+        """Times the log no longer reached the position: it had been truncated, or the broker lost it."""
+        self.repeats = 0
+        """Records that had been taken before; they are ignored."""
 
     def assign(self, partition: int, next_offset: int, live_from: int) -> None:
         """Takes a partition over.
@@ -78,6 +82,12 @@ class Engines:
             live_from: Where the log ends now; history ends there.
         """
         self._partitions[partition] = _Partition(next_offset, live_from)
+
+    def begin_again(self, partition: int, next_offset: int, live_from: int) -> None:
+        """Takes a held partition over once more, because its log is another: its instruments are unknown until then."""
+        self.truncations += 1
+        self.revoke((partition,))
+        self.assign(partition, next_offset, live_from)
 
     def revoke(self, partitions: Iterable[int]) -> None:
         """Gives partitions up, with their engines."""
@@ -90,7 +100,7 @@ class Engines:
     def take(self, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
         """Takes one record in; the position advances whatever the record is.
 
-        Records of a partition that is not held are ignored.
+        Records of a partition that is not held, or that lie before its position, are ignored.
 
         Raises:
             PoisonError: The record is no sound market event; it is counted, and nothing else changed.
@@ -99,9 +109,8 @@ class Engines:
         if state is None:
             return
         if offset < state.next_offset:
-            self.truncations += 1
-            self.revoke((partition,))
-            state = self._partitions[partition] = _Partition(offset, offset)
+            self.repeats += 1
+            return
         state.next_offset = offset + 1
         try:
             engine = self._apply(state, key, value)
@@ -135,6 +144,14 @@ class Engines:
         """Every engine by instrument."""
         return {
             name: engine for state in list(self._partitions.values()) for name, engine in list(state.engines.items())
+        }
+
+    def live(self) -> dict[int, dict[str, FeatureEngine]]:
+        """Engines by instrument, by partition that has caught up with the log."""
+        return {
+            partition: dict(state.engines)
+            for partition, state in list(self._partitions.items())
+            if state.next_offset >= state.live_from
         }
 
     @property

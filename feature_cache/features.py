@@ -5,6 +5,7 @@ The formulas are in `engine.py`; this module is what a model, a store and a serv
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Final
 
@@ -45,6 +46,45 @@ INDEX: Final[dict[str, int]] = {name: i for i, name in enumerate(NAMES)}
 
 FINGERPRINT: Final = zlib.crc32(f"{FEATURE_SET_ID}:{','.join(NAMES)}".encode())
 """uint32 that changes with the id, a name or the order; carried by every vector and every model answer."""
+
+_UNBOUNDED: Final = (-math.inf, math.inf)
+_NOT_NEGATIVE: Final = (0.0, math.inf)
+_SHARE: Final = (-1.0, 1.0)
+
+RANGES: Final[dict[str, tuple[float, float]]] = {
+    # Pa - Pb is at most twice the mid, and the weighted mid lies between Pb and Pa.
+    "spread_bps": (0.0, 20_000.0),
+    "weighted_mid_bps": (-10_000.0, 10_000.0),
+    "imbalance_l1": _SHARE,
+    "imbalance_l5": _SHARE,
+    "imbalance_l10": _SHARE,
+    "ofi_100ms": _UNBOUNDED,
+    "ofi_1s": _UNBOUNDED,
+    "ofi_5s": _UNBOUNDED,
+    "trade_imbalance_1s": _SHARE,
+    "trade_imbalance_5s": _SHARE,
+    "trade_rate_1s": _NOT_NEGATIVE,
+    "trade_rate_5s": _NOT_NEGATIVE,
+    "ret_1s_bps": _UNBOUNDED,
+    "ret_5s_bps": _UNBOUNDED,
+    "ret_30s_bps": _UNBOUNDED,
+    "ret_mean_50": _UNBOUNDED,
+    "ret_std_50": _NOT_NEGATIVE,
+    "n_50": (0.0, 50.0),
+    "rv_1s_bps": _NOT_NEGATIVE,
+    "rv_5s_bps": _NOT_NEGATIVE,
+    "rv_30s_bps": _NOT_NEGATIVE,
+    "depth_l5_notional_bid": _NOT_NEGATIVE,
+    "depth_l5_notional_ask": _NOT_NEGATIVE,
+    "book_age_ms": _NOT_NEGATIVE,
+    "trade_age_ms": _NOT_NEGATIVE,
+}
+"""What each feature's definition leaves possible, in market orientation: (lowest, highest), both included."""
+LOWEST: Final[NDArray[np.float32]] = np.array([RANGES[name][0] for name in NAMES], dtype=np.float32)
+HIGHEST: Final[NDArray[np.float32]] = np.array([RANGES[name][1] for name in NAMES], dtype=np.float32)
+
+VERSION: Final = f"{FEATURE_SET_ID}/{FINGERPRINT:08x}"
+"""Feature set and fingerprint, for people."""
 
 SIGNED: Final[tuple[str, ...]] = (
     "weighted_mid_bps",

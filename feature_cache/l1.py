@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Final
 
 import structlog
@@ -16,7 +17,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from feature_cache.codec import CodecError, FeatureSnapshot, decode
+from feature_cache.cluster import Cluster, is_cluster
+from feature_cache.codec import CodecError, FeatureSnapshot, decode, split
 from feature_cache.store import CHANNEL, connect, key_of
 
 _SILENT_CHECKS: Final = 3
@@ -63,7 +65,7 @@ class FeatureCache:
     cache goes on answering until the TTL has passed.
 
     Args:
-        redis_url: The Redis that the feature worker writes to.
+        redis_url: The Redis or Redis Cluster that the feature worker writes to.
         settings: See there.
         instruments: The instruments to follow; others are ignored.
         monotonic: Seconds on a clock that never jumps.
@@ -84,7 +86,7 @@ class FeatureCache:
         self._entries: dict[str, CachedFeatures | None] = dict.fromkeys(instruments)
         self._monotonic = monotonic
         self._wall_ns = wall_ns
-        self._connected = False
+        self._followed: set[str] = set()
         self.updates = 0
         """Vectors taken over."""
         self.outdated = 0
@@ -104,7 +106,7 @@ class FeatureCache:
     @property
     def connected(self) -> bool:
         """Whether Redis is being followed: subscribed, and every key read at least once since."""
-        return self._connected
+        return self._followed.issuperset(self._entries)
 
     def get(self, instrument: str) -> CachedFeatures | None:
         """The newest vector of an instrument, from memory; None when there is none within its TTL."""
@@ -145,35 +147,70 @@ class FeatureCache:
 
     async def run(self) -> None:
         """Follows Redis for ever, through any outage of it; ends only by cancellation, which is safe at any point."""
+        if is_cluster(self._redis_url):
+            await self._follow_cluster()
+        else:
+            await self._keep_following(
+                lambda: connect(self._redis_url, self._settings.timeout_seconds), tuple(self._entries), sharded=False
+            )
+
+    async def _follow_cluster(self) -> None:
+        """Follows each node by itself, and sees every now and then which node holds which instruments."""
+        cluster = Cluster(self._redis_url, self._settings.timeout_seconds)
+        followers: dict[tuple[str, tuple[str, ...]], asyncio.Task[None]] = {}
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    try:
+                        await cluster.discover()
+                    except RedisError:
+                        self.disconnects += 1  # what was known of the nodes stands
+                    wanted = {(node, tuple(names)) for node, names in cluster.by_node(self._entries).items() if node}
+                    for gone in followers.keys() - wanted:
+                        followers[gone].cancel()
+                        await asyncio.wait([followers.pop(gone)])
+                    for node, names in wanted - followers.keys():
+                        connecting = partial(cluster.new_client, node)
+                        followers[node, names] = tasks.create_task(
+                            self._keep_following(connecting, names, sharded=True)
+                        )
+                    await asyncio.sleep(self._settings.reconcile_interval_seconds)
+        finally:
+            await cluster.aclose()
+
+    async def _keep_following(self, new_client: Callable[[], Redis], names: tuple[str, ...], *, sharded: bool) -> None:
         pause = self._settings.reconnect_min_seconds
         while True:
             try:
-                await self._follow()
+                await self._follow(new_client(), names, sharded=sharded)
             except (RedisError, OSError) as error:
-                if self._connected:
+                if self._followed.issuperset(names):
                     pause = self._settings.reconnect_min_seconds
-                    _log.warning("features.redis_lost", error=repr(error))
+                    _log.warning("features.redis_lost", error=repr(error), instruments=len(names))
                 self.disconnects += 1
             finally:
-                self._connected = False
+                self._followed.difference_update(names)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
             pause = min(2 * pause, self._settings.reconnect_max_seconds)
 
-    async def _follow(self) -> None:
-        redis = connect(self._redis_url, self._settings.timeout_seconds)
+    async def _follow(self, redis: Redis, names: tuple[str, ...], *, sharded: bool) -> None:
         pubsub = redis.pubsub()
         try:
-            await self._follow_with(redis, pubsub)
+            await self._follow_with(redis, pubsub, names, sharded=sharded)
         finally:
             # Whatever goes wrong here must not replace what ended the following, a cancellation above all.
             for client in (pubsub, redis):
                 with contextlib.suppress(RedisError, OSError):
                     await client.aclose()
 
-    async def _follow_with(self, redis: Redis, pubsub: PubSub) -> None:
-        keys = [key_of(instrument) for instrument in self._entries]
+    async def _follow_with(self, redis: Redis, pubsub: PubSub, names: tuple[str, ...], *, sharded: bool) -> None:
+        keys = [key_of(instrument) for instrument in names]
         async with asyncio.timeout(self._settings.timeout_seconds):
-            await pubsub.subscribe(CHANNEL)
+            if sharded:
+                for key in keys:  # one by one: a command must not name two slots
+                    await pubsub.ssubscribe(key)
+            else:
+                await pubsub.subscribe(CHANNEL)
         unanswered = 0
         while True:
             # A subscription can die without a sign; a ping on it that is never answered shows it.
@@ -181,14 +218,14 @@ class FeatureCache:
                 raise ConnectionError("the subscription does not answer")
             async with asyncio.timeout(self._settings.timeout_seconds):
                 await pubsub.ping()
-                stored = await redis.mget(keys) if keys else []
+                stored = await _read(redis, keys, sharded=sharded)
             unanswered += 1
             for packed in stored:
                 if isinstance(packed, bytes):
                     self.accept(packed)
-            if not self._connected:
-                self._connected = True
-                _log.info("features.redis_followed", instruments=len(keys))
+            if not self._followed.issuperset(names):
+                self._followed.update(names)
+                _log.info("features.redis_followed", instruments=len(names))
             if await self._take_updates(pubsub, self._monotonic() + self._settings.reconcile_interval_seconds):
                 unanswered = 0
 
@@ -201,6 +238,21 @@ class FeatureCache:
                 continue
             heard = True
             packed = message["data"]
-            if message["type"] == "message" and isinstance(packed, bytes):
-                self.accept(packed)
+            if message["type"] in ("message", "smessage") and isinstance(packed, bytes):
+                for one in split(packed):
+                    self.accept(one)
+            elif message["type"] == "sunsubscribe":
+                raise ConnectionError("the node no longer holds the slot")
         return heard
+
+
+async def _read(redis: Redis, keys: list[str], *, sharded: bool) -> list[object]:
+    """The values of some keys, None for what is no string."""
+    if not keys:
+        return []
+    if not sharded:
+        return list(await redis.mget(keys))
+    async with redis.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.mget(key)  # one by one: a command must not name two slots
+        return [value for values in await pipeline.execute() for value in values]

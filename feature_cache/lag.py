@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+MAX_OFFSET_NS: Final = 500_000_000
+"""How much of a feed's smallest lag may be laid to clocks and distance; more of it means that the feed is late.
+
+A lag does not say whether the local clock is ahead or the feed behind. Hosts that keep time are within milliseconds and
+feeds within tens of them, so beyond this bound the safe reading is the right one. A negative lag needs no bound:
+nothing arrives before it was sent, so it can only be the clocks.
+"""
 _BUCKET_NS: Final = 60 * 10**9
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from feature_cache.consumer import DeadLetters, MarketEventConsumer
     from feature_cache.engines import Engines
+    from feature_cache.feast_push import FeastPush
+    from feature_cache.reporter import Reporter
     from feature_cache.writer import FeatureWriter
 
 
@@ -32,12 +34,20 @@ class WorkerCollector(Collector):
     """
 
     def __init__(
-        self, engines: Engines, consumer: MarketEventConsumer, writer: FeatureWriter, dead_letters: DeadLetters
+        self,
+        engines: Engines,
+        consumer: MarketEventConsumer,
+        writer: FeatureWriter,
+        dead_letters: DeadLetters,
+        reporter: Reporter,
+        feast: FeastPush | None = None,
     ) -> None:
         self._engines = engines
         self._consumer = consumer
         self._writer = writer
         self._dead_letters = dead_letters
+        self._feast = feast
+        self._reporter = reporter
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of the worker."""
@@ -56,13 +66,21 @@ class WorkerCollector(Collector):
         yield lag
         for name, help_text, count in (
             ("vectors_written", "Vectors written to Redis.", self._writer.written),
+            ("vectors_refused", "Vectors older than those another worker wrote.", self._writer.refused),
             ("redis_failures", "Writes or pings that Redis refused or did not answer.", self._writer.failures),
             ("kafka_failures", "Times the brokers refused or did not answer.", self._consumer.failures),
-            ("log_truncations", "Times the log began again below the position.", self._engines.truncations),
+            ("log_truncations", "Times the log no longer reached the position.", self._engines.truncations),
+            ("records_repeated", "Records that had been taken before, and were ignored.", self._engines.repeats),
+            ("report_failures", "Reports that Redis did not take.", self._reporter.failures),
             ("dead_letters_sent", "Poison records sent to the dead-letter topic.", self._dead_letters.sent),
             ("dead_letters_dropped", "Poison records that could not be sent there.", self._dead_letters.dropped),
         ):
             yield CounterMetricFamily(f"pretrade_worker_{name}", help_text, count)
+        if self._feast is not None:
+            yield CounterMetricFamily("pretrade_worker_feast_pushed", "Vectors that Feast took.", self._feast.pushed)
+            yield CounterMetricFamily(
+                "pretrade_worker_feast_failures", "Pushes that Feast refused or did not answer.", self._feast.failures
+            )
 
     def _instruments(self) -> Iterator[Metric]:
         counters = {
@@ -104,14 +122,21 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 @contextmanager
-def serve_http(host: str, port: int, collector: Collector, problem: Callable[[], str | None]) -> Iterator[int]:
-    """Serves `/metrics` and `/healthz` from a thread of its own while the context is open.
+def serve_http(
+    host: str,
+    port: int,
+    collector: Collector,
+    problem: Callable[[], str | None],
+    not_ready: Callable[[], str | None],
+) -> Iterator[int]:
+    """Serves `/metrics`, `/healthz` and `/readyz` from a thread of its own while the context is open.
 
     Args:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         collector: What `/metrics` shows.
         problem: Why the worker is not healthy, or None: `/healthz` answers 503 with the reason, or 200.
+        not_ready: Why its vectors are not all good to decide on, or None: `/readyz`, likewise.
 
     Yields:
         The port.
@@ -124,7 +149,8 @@ def serve_http(host: str, port: int, collector: Collector, problem: Callable[[],
         path = environ["PATH_INFO"]
         if path == "/metrics":
             return cast("Iterable[bytes]", metrics(environ, start_response))
-        reason = problem() if path == "/healthz" else "not found"
+        checks = {"/healthz": problem, "/readyz": not_ready}
+        reason = checks[path]() if path in checks else "not found"
         status = {None: "200 OK", "not found": "404 Not Found"}.get(reason, "503 Service Unavailable")
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{reason or 'ok'}\n".encode()]

@@ -15,11 +15,10 @@ from typing import Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from feature_cache.book import OrderBook
 from feature_cache.consumer import create_topic
+from feature_cache.snapshots import INTERVAL_NS, Snapshots, sibling
 from pretrade.market.v1 import market_pb2 as pb
 
-SNAPSHOT_INTERVAL_NS: Final = 10_000_000_000
 _STOP_SECONDS: Final = 5.0
 _YIELD_EVERY: Final = 100
 _SHORTEST_SLEEP_SECONDS: Final = 0.001
@@ -31,46 +30,20 @@ def with_resets(events: Iterable[pb.MarketEvent], reason: str) -> Iterator[pb.Ma
     for event in events:
         if event.instrument not in seen:
             seen.add(event.instrument)
-            reset = _sibling(event)
+            reset = sibling(event)
             reset.reset.reason = reason
             yield reset
         yield event
 
 
-def with_snapshots(
-    events: Iterable[pb.MarketEvent], interval_ns: int = SNAPSHOT_INTERVAL_NS
-) -> Iterator[pb.MarketEvent]:
+def with_snapshots(events: Iterable[pb.MarketEvent], interval_ns: int = INTERVAL_NS) -> Iterator[pb.MarketEvent]:
     """Adds a snapshot of our own book after a delta, whenever the last snapshot is `interval_ns` of event time ago."""
-    books: dict[str, OrderBook] = {}
-    due_ns: dict[str, int] = {}
+    snapshots = Snapshots(interval_ns)
     for event in events:
         yield event
-        book = books.setdefault(event.instrument, OrderBook())
-        kind = event.WhichOneof("event")
-        if kind == "snapshot":
-            if book.apply_snapshot(event.snapshot):
-                due_ns[event.instrument] = event.event_time_ns + interval_ns
-        elif kind == "delta":
-            book.apply_delta(event.delta)
-            if book.valid and event.event_time_ns >= due_ns[event.instrument]:
-                due_ns[event.instrument] = event.event_time_ns + interval_ns
-                snapshot = _sibling(event)
-                snapshot.snapshot.CopyFrom(book.to_snapshot())
-                yield snapshot
-        elif kind == "reset":
-            book.reset()
-
-
-def _sibling(event: pb.MarketEvent) -> pb.MarketEvent:
-    """An event of the same instrument and times, without a body."""
-    return pb.MarketEvent(
-        instrument=event.instrument,
-        price_decimals=event.price_decimals,
-        size_decimals=event.size_decimals,
-        event_time_ns=event.event_time_ns,
-        receive_time_ns=event.receive_time_ns,
-        event_time_estimated=event.event_time_estimated,
-    )
+        snapshot = snapshots.after(event)
+        if snapshot is not None:
+            yield snapshot
 
 
 class EventPublisher:
@@ -146,12 +119,20 @@ class EventPublisher:
                 self.late_seconds = max(0.0, -early)
                 if early > _SHORTEST_SLEEP_SECONDS:
                     await asyncio.sleep(early)
-            event.publish_time_ns = self._wall_ns()
-            sending = await self._producer.send(self.topic, event.SerializeToString(), event.instrument.encode())
-            sending.add_done_callback(self._delivered)
-            self.sent += 1
+            await self.send(event)
             if self.sent % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
+
+    async def send(self, event: pb.MarketEvent) -> None:
+        """Sends one event now; waits while too many are under way. `publish_time_ns` is set here.
+
+        Raises:
+            KafkaError: The topic is gone and cannot be had again, or the brokers take nothing any more.
+        """
+        event.publish_time_ns = self._wall_ns()
+        sending = await self._producer.send(self.topic, event.SerializeToString(), event.instrument.encode())
+        sending.add_done_callback(self._delivered)
+        self.sent += 1
 
     def _delivered(self, sending: asyncio.Future[object]) -> None:
         if not sending.cancelled() and isinstance(sending.exception(), KafkaError):

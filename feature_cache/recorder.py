@@ -1,42 +1,45 @@
-"""Recordings in the format of cryptofeed's recorder, as market events.
+"""What was said on an exchange's connections, as lines of files: cryptofeed's recorder format, read and written.
 
-A recording of a venue is several gzip files, one a connection, named `VENUE.0.gz` (REST) and `VENUE.ws.N.0.gz`
-(WebSocket). Their lines::
+A recording of a venue is several gzip files, one a connection, whose names begin with the venue: `VENUE.0.gz` (REST),
+`VENUE.ws.N.0.gz` (WebSocket). Their lines::
 
     configuration: {…}                     what was asked of the recorder
     wss://… <-> 1618678132.368463          connected
     wss://… <- 1618678132.83097: {…}       sent
     https://… -> 1618678132.358447: {…}    received in answer to a request
     1618678132.831468: {…}                 received
+    wss://… >-< 1618678199.123456789       lost
+    wss://… ?? 1618678132.831468: …        received, and not what the venue documents
 
-Times are local, in seconds since the Unix epoch. The connections of a venue are merged on that clock and read by one
-feed. A connection that is made anew resets the books that it carried.
+The last two are ours: a replay forgets the books when they were forgotten, and passes over what was passed over.
+Times are local, in seconds since the Unix epoch.
 """
 
 from __future__ import annotations
 
 import gzip
-import heapq
-import re
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from operator import attrgetter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-import orjson
+import structlog
 
-from feature_cache.feeds import coinbase, kraken, wire
-from feature_cache.feeds.binance import FeedError
-from pretrade.market.v1 import market_pb2 as pb
+from feature_cache.feeds import wire
+from feature_cache.feeds.wire import FeedError
 
-VENUES: Final = (coinbase.VENUE, kraken.VENUE)
+Arrow = Literal["<->", "<-", "->", ">-<", "??", ""]
 
-_BOOK_CHANNELS: Final = frozenset({"book", "level2", "level2_batch", "full"})
-_LEVEL_3: Final = re.compile(r"/products/([^/?]+)/book\?(?:.*&)?level=3\b")
+CONNECTED: Final = "<->"
+SENT: Final = "<-"
+ANSWERED: Final = "->"
+LOST: Final = ">-<"
+REFUSED: Final = "??"
+RECEIVED: Final = ""
 
-_Feed = kraken.KrakenV1 | kraken.KrakenV2 | coinbase.CoinbaseLevel2 | coinbase.CoinbaseFull
+_ARROWS: Final[dict[str, Arrow]] = {arrow: arrow for arrow in (CONNECTED, SENT, ANSWERED, LOST, REFUSED)}
+_log = structlog.get_logger(__name__)
 
 
 class SessionError(ValueError):
@@ -44,101 +47,26 @@ class SessionError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
-    path: Path
-    number: int
+class Line:
+    """One thing that happened on a connection."""
+
+    connection: str
+    """Which one: the path of the file, where it was read from one."""
     receive_time_ns: int
-    arrow: str
-    """`<->` connected, `<-` sent, `->` answered, empty for a message received."""
+    arrow: Arrow
     address: str
+    """URL; empty for a message that was received."""
     message: bytes
+    number: int = 0
+    """In the file, from 1."""
 
 
-@dataclass(slots=True)
-class _Connection:
-    """What is known of the connection that one file holds."""
-
-    feed: _Feed
-    books: set[str] = field(default_factory=set)
-
-
-def venue_of(path: Path) -> str | None:
-    """The venue whose recording a file belongs to; None for a file that is not this recorder's."""
-    venue = path.name.partition(".")[0]
-    return venue if venue in VENUES else None
-
-
-def instruments(files: Iterable[Path]) -> set[str]:
-    """The instruments that were subscribed to.
-
-    Raises:
-        SessionError: A line is not as described, or a file is damaged.
-    """
-    found: set[str] = set()
-    for path in files:
-        venue = venue_of(path)
-        assert venue is not None
-        for line in _lines(path):
-            if line.arrow == "<-":
-                found |= _subscription(venue, line)[1]
-    return found
-
-
-def read_recording(files: Iterable[Path]) -> Iterator[pb.MarketEvent]:
-    """The events of one venue in the order in which they were received; `publish_time_ns` is that time.
-
-    A snapshot whose event time could not be estimated at once comes with the first message that makes it possible.
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of one file.
 
     Raises:
         SessionError: While iterating, at a line that is not as described, or at a damaged file.
     """
-    files = list(files)
-    # One feed of a kind for all connections: books and trades of one instrument may come over two of them.
-    feeds: dict[type[_Feed], _Feed] = {}
-    connections: dict[Path, _Connection] = {}
-    for line in heapq.merge(*(_lines(path) for path in files), key=attrgetter("receive_time_ns")):
-        venue = venue_of(line.path)
-        assert venue is not None
-        connection = connections.get(line.path)
-        try:
-            if line.arrow == "<->":
-                if connection is not None:
-                    yield from connection.feed.disconnected(connection.books, line.receive_time_ns)
-                connections[line.path] = _Connection(_feed(feeds, _kind(venue, line.address)))
-            elif line.arrow == "<-":
-                if connection is not None:
-                    channels, names = _subscription(venue, line)
-                    if "full" in channels:
-                        connection.feed = _feed(feeds, coinbase.CoinbaseFull)
-                    if channels & _BOOK_CHANNELS:
-                        connection.books |= names
-            elif line.arrow == "->":
-                product = _LEVEL_3.search(line.address)
-                if product:
-                    full = _feed(feeds, coinbase.CoinbaseFull)
-                    assert isinstance(full, coinbase.CoinbaseFull)
-                    yield from full.snapshot(product[1], line.message, line.receive_time_ns)
-            elif connection is None:
-                raise FeedError("message", "comes before the line that tells of the connection")
-            else:
-                yield from connection.feed.decode(line.message, line.receive_time_ns)
-        except FeedError as error:
-            raise SessionError(f"{line.path}, line {line.number}: {error}") from error
-
-
-def _kind(venue: str, address: str) -> type[_Feed]:
-    if venue == coinbase.VENUE:
-        return coinbase.CoinbaseLevel2
-    return kraken.KrakenV2 if address.rstrip("/").endswith("/v2") else kraken.KrakenV1
-
-
-def _feed(feeds: dict[type[_Feed], _Feed], kind: type[_Feed]) -> _Feed:
-    if kind not in feeds:
-        feeds[kind] = kind()
-    return feeds[kind]
-
-
-def _lines(path: Path) -> Iterator[_Line]:
     number = 0
     try:
         with gzip.open(path) as lines:
@@ -152,9 +80,9 @@ def _lines(path: Path) -> Iterator[_Line]:
                 except FeedError as error:
                     raise SessionError(f"{path}, line {number}: {error}") from error
                 if len(words) == 1:
-                    yield _Line(path, number, receive_time_ns, "", "", message)
-                elif len(words) == 3 and words[1] in ("<->", "<-", "->"):
-                    yield _Line(path, number, receive_time_ns, words[1], words[0], message)
+                    yield Line(str(path), receive_time_ns, "", "", message, number)
+                elif len(words) == 3 and words[1] in _ARROWS:
+                    yield Line(str(path), receive_time_ns, _ARROWS[words[1]], words[0], message, number)
                 else:
                     raise SessionError(f"{path}, line {number}: is not a line of the recorder")
     except (OSError, EOFError, zlib.error) as error:
@@ -163,30 +91,63 @@ def _lines(path: Path) -> Iterator[_Line]:
         raise SessionError(f"{path}, line {number}: is not a line of the recorder") from error
 
 
-def _subscription(venue: str, line: _Line) -> tuple[set[str], set[str]]:
-    """The channels and instruments of a request to subscribe; empty sets for any other."""
-    try:
-        body = orjson.loads(line.message)
-        if venue == coinbase.VENUE:
-            return _coinbase_subscription(body)
-        if body.get("method") == "subscribe":
-            params = body["params"]
-            return {params["channel"]}, {kraken.instrument_of(name) for name in params.get("symbol", [])}
-        if body.get("event") == "subscribe":
-            return {body["subscription"]["name"]}, {kraken.instrument_of(name) for name in body["pair"]}
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise SessionError(f"{line.path}, line {line.number}: is not a request of {venue}: {error}") from error
-    return set(), set()
+class Recorder:
+    """Writes lines, one file a connection: `<venue>.<connection>.<start in seconds>.gz`.
 
+    What cannot be written is not worth losing the market for: at the first failure the recording ends, with a line in
+    the log, and whoever asks sees `failed`.
 
-def _coinbase_subscription(body: dict[str, Any]) -> tuple[set[str], set[str]]:
-    if body.get("type") != "subscribe":
-        return set(), set()
-    channels, products = set(), set(body.get("product_ids", []))
-    for channel in body["channels"]:
-        if isinstance(channel, dict):
-            channels.add(channel["name"])
-            products.update(channel.get("product_ids", []))
+    Args:
+        folder: Where the files go; created when missing.
+        venue: Begins every file's name.
+        start_time_ns: Tells recordings apart.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+
+    def __init__(self, folder: Path, venue: str, start_time_ns: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._venue = venue
+        self._start = start_time_ns // 10**9
+        self._files: dict[str, gzip.GzipFile] = {}
+        self.lines = 0
+        """Lines written."""
+        self.failed = False
+        """Whether the recording ended because it could not be written."""
+
+    def write(self, line: Line) -> None:
+        """Writes one line; never raises."""
+        if self.failed:
+            return
+        seconds, nanoseconds = divmod(line.receive_time_ns, 10**9)
+        time = f"{seconds}.{nanoseconds:09}"
+        head = f"{line.address} {line.arrow} {time}" if line.arrow else time
+        # A message is one line; a line break in it could only stand between tokens, for JSON escapes it in text.
+        message = line.message.replace(b"\r", b" ").replace(b"\n", b" ")
+        text = head.encode() + (b"\n" if line.arrow in (CONNECTED, LOST) else b": " + message + b"\n")
+        try:
+            self._file(line.connection).write(text)
+        except OSError as error:
+            self.failed = True
+            _log.error("recorder.ended", error=str(error), lines=self.lines)
         else:
-            channels.add(channel)
-    return channels, {coinbase.instrument_of(product) for product in products}
+            self.lines += 1
+
+    def close(self) -> None:
+        """Ends the files; they can be read from now on. Never raises."""
+        for file in self._files.values():
+            try:
+                file.close()
+            except OSError as error:
+                self.failed = True
+                _log.error("recorder.ended", error=str(error), lines=self.lines)
+        self._files.clear()
+
+    def _file(self, connection: str) -> gzip.GzipFile:
+        file = self._files.get(connection)
+        if file is None:
+            path = self._folder / f"{self._venue}.{connection}.{self._start}.gz"
+            file = self._files[connection] = gzip.GzipFile(path, "xb", compresslevel=3)
+        return file

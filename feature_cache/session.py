@@ -2,8 +2,8 @@
 
 A Binance recording is a gzip file whose lines are `<local receive time, ns since the Unix epoch> <message as
 received>`. Its name begins with the symbol, `btcusdt_20240808.gz`; files of one symbol continue one another in the
-order of their names. Recordings of Kraken and Coinbase are as `feature_cache.recorder` describes. All are merged on
-their one local clock.
+order of their names. Recordings in the format of `feature_cache.recorder`, of any venue, have names that begin with the
+venue. All are merged on their one local clock.
 
     for event in read_session(session_files([Path("recordings")])):
         engines[event.instrument].on_event(event)
@@ -19,8 +19,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
-from feature_cache import recorder
-from feature_cache.feeds.binance import BinanceSpot, FeedError
+from feature_cache import conversation
+from feature_cache.feeds.binance import BinanceSpot
+from feature_cache.feeds.wire import FeedError
 from feature_cache.recorder import SessionError
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -60,7 +61,7 @@ def instruments(files: Iterable[Path]) -> list[str]:
         SessionError: There is none, or a file cannot be read.
     """
     by_symbol, by_venue = _grouped(files)
-    found = set(by_symbol).union(*(recorder.instruments(paths) for paths in by_venue.values()))
+    found = set(by_symbol).union(*(conversation.instruments(paths) for paths in by_venue.values()))
     if not found:
         raise SessionError("the recording is of no instrument")
     return sorted(found)
@@ -82,8 +83,8 @@ def read_session(files: Iterable[Path], only: Collection[str] | None = None) -> 
         for instrument, paths in sorted(by_symbol.items())
         if only is None or instrument in only
     ]
-    for _, paths in sorted(by_venue.items()):
-        events = recorder.read_recording(paths)
+    for venue, paths in sorted(by_venue.items()):
+        events = conversation.read_recording(venue, paths)
         sources.append(events if only is None else (event for event in events if event.instrument in only))
     return heapq.merge(*sources, key=attrgetter("receive_time_ns"))
 
@@ -93,7 +94,7 @@ def _grouped(files: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, li
     by_symbol: dict[str, list[Path]] = {}
     by_venue: dict[str, list[Path]] = {}
     for path in files:
-        venue = recorder.venue_of(path)
+        venue = conversation.venue_of(path)
         if venue is None:
             by_symbol.setdefault(instrument_of(path), []).append(path)
         else:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from feature_cache import cluster
 
 PREFIX: Final = "PRETRADE_WORKER_"
 
@@ -17,7 +19,8 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """URL of the Redis to write to."""
+    """URL of the Redis to write to; a Redis Cluster, version 7 or later, is
+    `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
     redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
     """Seconds after which a Redis that does not answer counts as lost."""
     ttl_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
@@ -42,12 +45,27 @@ class WorkerSettings(BaseSettings):
     brokers and for the worker."""
     max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Instruments kept; events of further ones are poison."""
+    feast_url: Annotated[str, Field(pattern=r"^(https?://.+)?$")] = ""
+    """Base URL of a Feast feature server to push the vectors to, such as `http://127.0.0.1:6566`; empty pushes nowhere.
+    See `feature_cache/feature_repo/mf1.py`."""
+    feast_interval_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
+    """Seconds between two pushes to Feast; each carries the newest vector of every instrument that changed."""
+    report_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Seconds between two reports of every instrument's state to Redis, where `pretrade status` finds them."""
+    ready_lag_records: Annotated[int, Field(ge=0, le=10**9)] = 10_000
+    """Records between position and end of a partition's log beyond which the worker is not ready."""
     metrics_host: str = "127.0.0.1"
-    """Address on which `/metrics` and `/healthz` are served."""
+    """Address on which `/metrics`, `/healthz` and `/readyz` are served."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of `/metrics` and `/healthz`; 0 serves neither."""
+    """Port of `/metrics`, `/healthz` and `/readyz`; 0 serves none of them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: str) -> str:
+        cluster.check_url(url)
+        return url
 
 
 def load() -> WorkerSettings:

@@ -8,11 +8,13 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from feature_cache.cluster import open_store
 from feature_cache.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.engines import Engines
+from feature_cache.feast_push import FeastPush
 from feature_cache.metrics import WorkerCollector, serve_http
+from feature_cache.reporter import Reporter
 from feature_cache.settings import WorkerSettings
-from feature_cache.store import FeatureStore, connect
 from feature_cache.writer import FeatureWriter
 
 _log = structlog.get_logger(__name__)
@@ -28,17 +30,21 @@ async def serve(settings: WorkerSettings) -> None:
     dead_letters = DeadLetters(settings.kafka_bootstrap_servers, settings.kafka_topic + DEAD_LETTER_SUFFIX)
     consumer = MarketEventConsumer(settings, engines, dead_letters)
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(connect(settings.redis_url, settings.redis_timeout_seconds))
-        store = FeatureStore(redis, settings.ttl_seconds, settings.redis_timeout_seconds)
+        store = await stack.enter_async_context(
+            open_store(settings.redis_url, settings.ttl_seconds, settings.redis_timeout_seconds)
+        )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
+        reporter = Reporter(store, engines, consumer, settings)
+        feast = FeastPush(settings.feast_url, engines, settings.feast_interval_seconds) if settings.feast_url else None
         if settings.metrics_port:
-            collector = WorkerCollector(engines, consumer, writer, dead_letters)
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, feast)
             stack.enter_context(
                 serve_http(
                     settings.metrics_host,
                     settings.metrics_port,
                     collector,
                     problem=lambda: consumer.problem or writer.problem,
+                    not_ready=lambda: consumer.problem or writer.problem or reporter.problem,
                 )
             )
         stopped = asyncio.Event()
@@ -46,7 +52,9 @@ async def serve(settings: WorkerSettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters)]
+            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
+            if feast is not None:
+                running.append(tasks.create_task(feast.run()))
             _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
             await stopped.wait()
             _log.info("worker.stopping")

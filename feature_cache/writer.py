@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 from redis.exceptions import RedisError
 
+from feature_cache.cluster import ClusterFeatureStore, PartialWriteError
 from feature_cache.consumer import MarketEventConsumer
 from feature_cache.engines import Engines
 from feature_cache.store import FeatureStore
@@ -33,7 +34,7 @@ class FeatureWriter:
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: FeatureStore | ClusterFeatureStore,
         engines: Engines,
         consumer: MarketEventConsumer,
         interval_seconds: float,
@@ -46,6 +47,8 @@ class FeatureWriter:
         """Why the newest vectors may not be in Redis, for people; None when they are."""
         self.written = 0
         """Vectors written."""
+        self.refused = 0
+        """Vectors that Redis did not take because another worker had written newer ones."""
         self.failures = 0
         """Writes and pings that failed."""
 
@@ -61,6 +64,8 @@ class FeatureWriter:
                 if self.problem is None:
                     _log.warning("worker.redis_lost", error=repr(error))
                 self.problem = f"redis: {error!r}"
+                if isinstance(error, PartialWriteError):
+                    pause = shortest  # the other nodes' instruments must not wait for the one that is away
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
                 pause = min(2 * pause, longest)
                 continue
@@ -71,19 +76,26 @@ class FeatureWriter:
             await self._wait_for_progress()
 
     async def _write(self) -> None:
-        self._engines.progress.clear()
-        positions = self._engines.positions()
-        snapshots = self._engines.take_changed()
-        try:
-            if snapshots:
-                await self._store.write(snapshots)
-            else:
-                await self._store.check()
-        except BaseException:
-            self._engines.put_back(snapshots)
-            raise
-        self.written += len(snapshots)
-        self._consumer.written = positions
+        engines = self._engines
+        engines.progress.clear()
+        async with engines.writing:
+            positions = engines.positions()
+            snapshots = engines.take_changed()
+            try:
+                if snapshots:
+                    self.refused += await self._store.write(snapshots)
+                else:
+                    await self._store.check()
+            except PartialWriteError as error:
+                engines.put_back(error.unwritten)
+                self.refused += error.refused
+                self.written += len(snapshots) - len(error.unwritten)
+                raise
+            except BaseException:
+                engines.put_back(snapshots)
+                raise
+            self.written += len(snapshots)
+            self._consumer.written = positions
 
     async def _wait_for_progress(self) -> None:
         await asyncio.sleep(self._interval)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from feature_cache import cli as feature_cli
+from feature_cache import ingest_cli
 from server import cli as server_cli
 from server.audit import quality
 
@@ -42,6 +43,9 @@ def up(
             "worker, market, server."
         ),
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
+    ] = None,
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: databases, broker, models, feature worker, decision server.
 
@@ -51,7 +55,9 @@ def up(
     from local.up import run_up  # noqa: PLC0415 - the servers' clients, which the other commands do not need
 
     market = False if no_market else None
-    raise typer.Exit(run_up(_given(dir=directory, data=data, speed=speed, market=market), part or ()))
+    raise typer.Exit(
+        run_up(_given(dir=directory, data=data, speed=speed, market=market, processes=processes), part or ())
+    )
 
 
 @app.command()
@@ -76,6 +82,21 @@ def bench(context: typer.Context, directory: Directory = None, data: Recording =
     raise typer.Exit(run_bench(_given(dir=directory, data=data), context.args))
 
 
+@app.command("bench-features")
+def bench_features(
+    data: Recording = None,
+    directory: Directory = None,
+    seconds: Annotated[float, typer.Option(min=5, help="Length of the freshness run.")] = 12.0,
+    rate: Annotated[float, typer.Option(min=100, help="Its events a second.")] = 10_000.0,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure the feature worker: its steps next to pandas, events a second from Kafka to Redis, and freshness."""
+    from local.feature_bench import run_feature_bench  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
+
+
+app.command()(ingest_cli.ingest)
 app.command()(feature_cli.replay)
 app.command("simulate")(feature_cli.simulate_market)
 for command in (server_cli.decide, server_cli.status, server_cli.breaker, server_cli.flag, server_cli.state):

@@ -8,6 +8,7 @@ from pathlib import Path
 import redis
 
 from feature_cache import session, simulator
+from feature_cache.cluster import is_cluster, node_urls
 from feature_cache.store import key_of
 from local.endpoints import Endpoints
 from local.errors import NotReadyError
@@ -43,10 +44,16 @@ def ready(endpoints: Endpoints) -> None:
     """
     if endpoints.redis_url is None:
         return
-    with redis.Redis.from_url(endpoints.redis_url, socket_timeout=1.0) as client:
-        try:
+    try:
+        with _client(endpoints.redis_url) as client:
             missing = [name for name in endpoints.instruments if not client.exists(key_of(name))]
-        except redis.RedisError as error:
-            raise NotReadyError(str(error)) from error
+    except redis.RedisError as error:
+        raise NotReadyError(str(error)) from error
     if missing:
         raise NotReadyError(f"no features of {', '.join(missing)}")
+
+
+def _client(redis_url: str) -> redis.Redis | redis.RedisCluster:
+    if is_cluster(redis_url):
+        return redis.RedisCluster.from_url(node_urls(redis_url)[0], socket_timeout=1.0)
+    return redis.Redis.from_url(redis_url, socket_timeout=1.0)

@@ -23,9 +23,9 @@ def address(port: int) -> str:
     return f"{LOOPBACK}:{port}"
 
 
-def argv() -> list[str]:
-    """Runs it; what it needs is in its environment."""
-    return [sys.executable, "-m", "server"]
+def argv(processes: int | None) -> list[str]:
+    """Runs it, as several processes if a number is given; what else it needs is in its environment."""
+    return [sys.executable, "-m", "server", *(("--processes", str(processes)) if processes else ())]
 
 
 def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:

@@ -40,7 +40,7 @@ class LocalSettings(BaseSettings):
     """Directory of `champion.mar` and `challenger.mar`; none to train them into `dir` when they are not there yet."""
 
     redis_url: str | None = None
-    """Redis or Valkey to use instead of our own."""
+    """Redis or Valkey to use instead of our own; `redis+cluster://host:port,…` for a cluster."""
     kafka_bootstrap_servers: str | None = None
     """Kafka to use instead of our own broker, `host:port` separated by commas."""
     database_url: str | None = None
@@ -59,6 +59,8 @@ class LocalSettings(BaseSettings):
     metrics_port: OptionalPort = 0
     """Port of the decision server's metrics on 127.0.0.1; 0 for its default if that is free, else any free one."""
 
+    processes: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Decision server processes on the same ports; none for a single one, alone. Linux only."""
     broker_memory_mebibytes: Annotated[int, Field(ge=32, le=1_048_576)] = 256
     """Memory that `pretrade up` lets our own broker take, in MiB. It keeps its whole log in memory and is then started
     anew with an empty one; features are back after some seconds."""

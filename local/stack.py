@@ -349,7 +349,7 @@ class Stack:
     def _start_server(self) -> str:
         env = server.env(self.endpoints, self._ports)
         ready = partial(server.ready, self._ports["decision"])
-        self._run(self._process("server", server.argv(), env=env, ready=ready))
+        self._run(self._process("server", server.argv(self._settings.processes), env=env, ready=ready))
         return server.address(self._ports["decision"])
 
     def _start_market(self) -> str:

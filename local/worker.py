@@ -7,10 +7,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from typing import Final
 
 from local.endpoints import Endpoints
 from local.errors import NotReadyError
 from local.ports import LOOPBACK
+
+_POLL: Final = "PRETRADE_WORKER_POLL_INTERVAL_SECONDS"
 
 
 def url(metrics_port: int) -> str:
@@ -32,7 +35,7 @@ def env(endpoints: Endpoints, metrics_port: int) -> Mapping[str, str]:
         "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS": endpoints.kafka_bootstrap_servers,
         "PRETRADE_WORKER_METRICS_PORT": str(metrics_port),
         # For the same reason as in market.py: fewer fetches of the embedded broker.
-        "PRETRADE_WORKER_POLL_INTERVAL_SECONDS": "0.04",
+        _POLL: os.environ.get(_POLL, "0.04"),
     }
 
 

@@ -1,8 +1,15 @@
-"""`python -m server`: the decision server, configured by `PRETRADE_*` variables."""
+"""`python -m server`: the decision server, configured by `PRETRADE_*` variables.
+
+`--processes N` runs N server processes on the same ports: SIGHUP replaces them one by one without losing a call.
+SIGTERM drains; a second one ends at once. `--help` lists the settings.
+"""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import gc
+import os
 import sys
 
 import structlog
@@ -13,16 +20,18 @@ from feature_cache import logs
 from server import reference
 from server.app import ComponentEndedError, serve
 from server.audit.errors import AuditError
-from server.settings import load
+from server.settings import Settings, load
+from server.slot import of_child
+from server.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
 
 def main() -> int:
     """Runs the server; returns 2 when the settings are wrong and 1 when it cannot start."""
-    if sys.argv[1:]:
-        print(__doc__, _settings_help(), sep="\n\n")
-        return 0 if sys.argv[1] in ("-h", "--help") else 2
+    arguments = _parser().parse_args()
+    if arguments.processes is not None:
+        os.environ["PRETRADE_PROCESSES"] = arguments.processes
     try:
         settings = load()
     except ValidationError as error:
@@ -34,21 +43,42 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log_level, "server")
-    # What start-up leaves behind lives as long as the process; the collector need not look at it again.
-    gc.freeze()
     try:
-        uvloop.run(serve(settings))
+        return _run(settings, arguments)
     except (OSError, AuditError) as error:
         _log.error("cannot start", error=str(error))
         return 1
     except ComponentEndedError as error:
         _log.critical("stopped", error=str(error))
         return 1
+
+
+def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    if settings.processes is not None and arguments.slot is None:
+        return asyncio.run(Supervisor(settings).run())
+    slot = None
+    if arguments.slot is not None:
+        slot = of_child(arguments.slot, arguments.restarts, settings)
+        structlog.contextvars.bind_contextvars(process=slot.index)
+    # What start-up leaves behind lives as long as the process; the collector need not look at it again.
+    gc.freeze()
+    uvloop.run(serve(settings, slot))
     return 0
 
 
-def _settings_help() -> str:
-    return "\n".join(f"{name}\n    {text} [{default}]" for name, default, text in reference.settings())
+def _parser() -> argparse.ArgumentParser:
+    settings = "\n".join(f"{name}\n    {text} [{default}]" for name, default, text in reference.settings())
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description=__doc__,
+        epilog=settings,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--processes", metavar="N", help="server processes on the same ports (PRETRADE_PROCESSES)")
+    # How the supervisor starts its children.
+    parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ import os
 import random
 import signal
 import socket
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -23,15 +26,19 @@ from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
 from fallback.guards import Guards
 from fallback.rules import RulesBaseline
+from feature_cache.cluster import open_store
 from feature_cache.l1 import FeatureCache
+from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.admission import Admission
+from server.audit.errors import JournalError
 from server.audit.journal import Journal
 from server.audit.reading import Reading
 from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
-from server.control.state import ControlState
+from server.control.file import ControlFile
+from server.control.state import ControlState, halt_at_start
 from server.dataplane import DataPlane
 from server.health import Component, Health
 from server.idempotency import IdempotencyWindow
@@ -40,6 +47,7 @@ from server.inference.champion import Champion
 from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
 from server.inference.shadow import Shadow
+from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
 from server.rpc.admin import AdminServicer
@@ -48,27 +56,43 @@ from server.rpc.audit import AuditServicer
 from server.rpc.convert import OrderReader
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
-from server.settings import Settings
+from server.settings import Settings, control_path
+from server.slot import READY, Slot
 from server.tracing import server_interceptors
 
 _log = structlog.get_logger(__name__)
+
+_RECORD_AGAIN_SECONDS = 1.0
+"""Between two attempts to put the settings into the journal."""
+_LAST_CALLS_SECONDS = 0.5
+"""What calls under way on the admin port get when everything else has ended."""
 
 
 class ComponentEndedError(Exception):
     """A component's loop ended while the server was running."""
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, slot: Slot | None = None) -> None:
     """Runs the server until SIGTERM or SIGINT, then drains it. A second signal exits at once.
+
+    Args:
+        settings: Those of the whole server.
+        slot: The place of this process among several. It then drains when its standard input ends, too, writes `ready`
+            to its standard output when it serves, and leaves it to its supervisor to end it at once.
 
     Raises:
         OSError, AuditError: It could not be started.
         ComponentEndedError: A part of it ended that must not; it was drained all the same.
     """
-    stop = _stop_on_signal()
+    stop = _stop_on_signal(alone=slot is None)
+    if slot is not None:
+        _stop_at_end_of_input(stop)
     async with AsyncExitStack() as stack:
-        server = await _start(settings, stack, stop)
+        server = await _start(settings, slot, stack, stop)
+        announcement = asyncio.create_task(server.announce()) if slot is not None else None
         await asyncio.wait((stop,))
+        if announcement is not None:
+            announcement.cancel()
         await server.drain()
     stop.result()
 
@@ -85,28 +109,47 @@ class _Server:
         self._decisions = decisions
 
     async def drain(self) -> None:
-        """Health NOT_SERVING → time to notice → no new calls → calls under way finish."""
+        """Health NOT_SERVING → time to notice → no new connections → calls under way finish."""
         _log.info("draining", in_flight=self._admission.in_flight)
         await self._health.drain()
         await asyncio.sleep(self._settings.drain_seconds)
-        self._admission.draining = True
-        await self._decisions.stop(self._settings.grace_seconds)
+        # Callers hear of it (GOAWAY) before anything is refused: what they sent meanwhile is still answered.
+        stopped = asyncio.create_task(self._decisions.stop(self._settings.grace_seconds))
+        await asyncio.wait((stopped,), timeout=self._settings.grace_seconds / 4)
+        self._admission.draining = True  # for orders on streams that go on
+        await stopped
+
+    async def announce(self) -> None:
+        """Tells the supervisor, once the server is ready."""
+        await self._health.serving.wait()
+        with contextlib.suppress(OSError):  # the supervisor is gone, and our input ends
+            os.write(sys.stdout.fileno(), READY + b"\n")
 
 
-async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future[None]) -> _Server:
+async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, stop: asyncio.Future[None]) -> _Server:
     """Builds and starts every component."""
+    settings = shared if slot is None else slot.settings(shared)
     clock, uniform, new_id = time.monotonic, random.random, uuid7_source()
     instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}"
     metrics = DecisionMetrics()
+    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
+    await stack.enter_async_context(_background(loop_lag.run(), "loop-lag", stop))
 
     journal = await stack.enter_async_context(
         Journal(settings.journal, on_commit=lambda _rows, seconds: metrics.commits.observe(seconds))
     )
     shipper = await stack.enter_async_context(
-        Shipper(journal, settings.database_url.get_secret_value(), settings.shipping)
+        Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
     feature_cache = FeatureCache(settings.redis_url.get_secret_value(), settings.feature_cache, settings.instruments)
     await stack.enter_async_context(_background(feature_cache.run(), "feature-cache", stop))
+    store = await stack.enter_async_context(
+        open_store(
+            settings.redis_url.get_secret_value(),
+            settings.feature_cache.ttl_seconds,
+            settings.feature_cache.timeout_seconds,
+        )
+    )
     endpoints = settings.replicas
     replicas = tuple(
         [
@@ -121,6 +164,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
                     settings.breaker,
                     clock,
                     uniform,
+                    loop_lag.stalled_seconds,
                 )
             )
             for name, endpoint, model, version in (
@@ -132,14 +176,19 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     )
     primary, secondary, challenger = replicas
 
+    control_file = ControlFile(control_path(shared))
+    if slot is None:
+        halt_at_start(settings.control, control_file)
     control = ControlState(
         settings.control,
-        settings.journal.path.with_name(f"{settings.journal.path.name}.control.json"),
+        control_file,
+        {replica.name: replica.breaker for replica in replicas},
         journal,
         instance_id,
         new_id,
         time.time_ns,
     )
+    await stack.enter_async_context(_background(control.watch(), "control", stop))
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     champion = Champion(
         primary,
@@ -155,18 +204,19 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         "cached_score": cached_scores,
         "rules": RulesBaseline(settings.rules, clock),
     }
+    chain = Chain({name: stages[name] for name in settings.chain.stages}, clock)
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
-    packets = PacketWriter(instance_id, settings.config_hash(), settings.journal.durability.value, control)
-    # Before the first decision, so that no packet names settings that the audit does not hold.
-    await journal.append(packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns()))
+    packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
+    recording = asyncio.create_task(_record_settings(shared, packets, journal))
+    stack.callback(recording.cancel)
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
         feature_cache=feature_cache,
         max_feature_age_seconds=settings.features.max_age_seconds,
-        chain=Chain([stages[name] for name in settings.chain.stages]),
+        chain=chain,
         cached_scores=cached_scores,
         guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
         journal=journal,
@@ -185,6 +235,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         {
             "journal": Component(lambda: journal.problem, required=True),
             "audit_store": Component(lambda: shipper.last_error, required=False),
+            "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
             "feature_cache": Component(lambda: _feature_problem(feature_cache, settings.instruments), required=False),
             **{
                 replica.name: Component(_replica_problem(replica), required=False)
@@ -202,6 +253,11 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         decisions=metrics,
         admission=admission,
         idempotency=idempotency,
+        loop_lag=loop_lag,
+        control=control,
+        champion=champion,
+        chain=chain,
+        restarts=0 if slot is None else slot.restarts,
         replicas=replicas,
         shadow=shadow,
         journal=journal,
@@ -210,15 +266,10 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         instruments=settings.instruments,
         clock=clock,
     )
-    registry = CollectorRegistry()
-    registry.register(collector)
-    metrics_server, metrics_thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
-    stack.callback(metrics_thread.join)
-    stack.callback(metrics_server.server_close)
-    stack.callback(metrics_server.shutdown)
+    metrics_port = _serve_metrics(settings, stack, collector)
 
     interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
-    admin = _grpc_server(settings, ())
+    admin = _grpc_server(settings, (), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
         AdminServicer(
             instance_id=instance_id,
@@ -227,23 +278,20 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
             journal=journal,
             unshipped=lambda: shipper.unshipped,
             feature_cache=feature_cache,
+            reports=ReportReader(store),
             instruments=settings.instruments,
             max_feature_age_seconds=settings.features.max_age_seconds,
             health=health_state,
             metrics=metrics,
+            admission=admission,
+            slot=slot,
             clock=clock,
         ),
         admin,
     )
-    to_read = ReadingTask(
-        journal=settings.journal.path.absolute(),
-        database_url=settings.database_url.get_secret_value(),
-        model_store=settings.replay.model_store,
-    )
-    lookups, watching, replays = [
-        await stack.enter_async_context(Reading(name, to_read)) for name in ("lookups", "watching", "replays")
-    ]
-    AuditServicer(lookups, watching, replays, journal).add_to(admin)
+    await _add_audit_service(settings, stack, journal, admin)
+    if slot is not None:
+        admin.add_insecure_port(slot.admin_address(slot.index))
     admin_port = await _listen(
         stack,
         admin,
@@ -251,7 +299,7 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
         (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
         f"{settings.admin.host}:{settings.admin.port}",
     )
-    decisions = _grpc_server(settings, interceptors)
+    decisions = _grpc_server(settings, interceptors, metrics.errors)
     decision_pb2_grpc.add_DecisionServiceServicer_to_server(
         DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock), decisions
     )
@@ -266,24 +314,65 @@ async def _start(settings: Settings, stack: AsyncExitStack, stop: asyncio.Future
     _log.info(
         "started",
         instance_id=instance_id,
-        config_hash=settings.config_hash(),
+        config_hash=shared.config_hash(),
         decision=f"{settings.grpc.host}:{decision_port}",
         admin=f"{settings.admin.host}:{admin_port}",
-        metrics=f"{settings.metrics.host}:{metrics_server.server_port}",
+        metrics=f"{settings.metrics.host}:{metrics_port}",
         durability=settings.journal.durability.value,
     )
     return _Server(settings, health_state, admission, decisions)
 
 
-def _grpc_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:
+    """Serves the metrics until the stack is left; returns the port."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    metrics_server, metrics_thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
+    stack.callback(metrics_thread.join)
+    stack.callback(metrics_server.server_close)
+    stack.callback(metrics_server.shutdown)
+    return metrics_server.server_port
+
+
+async def _record_settings(settings: Settings, packets: PacketWriter, journal: Journal) -> None:
+    """Puts the settings into the journal, so that it holds what packets name; again and again where that fails."""
+    entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
+    while True:
+        try:
+            await journal.append(entry, even_if_full=True)
+        except JournalError as error:
+            _log.warning("settings not in the audit yet", error=str(error))
+            await asyncio.sleep(_RECORD_AGAIN_SECONDS)
+        else:
+            return
+
+
+async def _add_audit_service(
+    settings: Settings, stack: AsyncExitStack, journal: Journal, server: grpc.aio.Server
+) -> None:
+    """Adds `AuditService`, with the processes that read for it."""
+    task = ReadingTask(
+        journal=settings.journal.path.absolute(),
+        database_url=settings.database_url.get_secret_value(),
+        model_store=settings.replay.model_store,
+    )
+    lookups, watching, replays = [
+        await stack.enter_async_context(Reading(name, task)) for name in ("lookups", "watching", "replays")
+    ]
+    AuditServicer(lookups, watching, replays, journal).add_to(server)
+
+
+def _grpc_server(
+    settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor], errors: Counter[str]
+) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers."""
     return grpc.aio.server(
-        interceptors=(*interceptors, ParsingInterceptor()),
+        interceptors=(*interceptors, ParsingInterceptor(settings.grpc.read_seconds, errors)),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
-            # A second server on the port is a mistake, not a way to share it.
-            ("grpc.so_reuseport", 0),
+            # A second server on the port is a mistake, unless it is one of several processes.
+            ("grpc.so_reuseport", int(settings.processes is not None)),
             # Callers may keep idle connections alive, but not by pinging all the time.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -311,7 +400,7 @@ async def _listen(
     except RuntimeError as error:
         raise OSError(f"{services[0]}: cannot listen on {at}: {error}") from error
     await server.start()
-    stack.push_async_callback(server.stop, None)
+    stack.push_async_callback(server.stop, _LAST_CALLS_SECONDS)
     return port
 
 
@@ -344,16 +433,39 @@ def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) 
     return f"no features: {', '.join(missing)}" if missing else ""
 
 
-def _stop_on_signal() -> asyncio.Future[None]:
-    """A future that the first SIGTERM or SIGINT resolves; the second ends the process at once."""
+def _stop_on_signal(alone: bool) -> asyncio.Future[None]:
+    """A future that the first SIGTERM or SIGINT resolves; alone, the second ends the process at once.
+
+    A process under a supervisor gets the signals of its group besides what the supervisor tells it.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.done():
+        if not stop.done():
+            stop.set_result(None)
+        elif alone:
             os._exit(128 + number)
-        stop.set_result(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    if not alone:
+        # To the supervisor it means a replacement; it must not end us when the whole group gets it.
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
     return stop
+
+
+def _stop_at_end_of_input(stop: asyncio.Future[None]) -> None:
+    """Resolves the future when the supervisor closes our standard input, or is gone."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    def read() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        with contextlib.suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(end)
+
+    threading.Thread(target=read, name="leash", daemon=True).start()

@@ -194,13 +194,20 @@ def flag(
 
 
 def state(
-    value: Annotated[StateName, typer.Argument(help="The state to set.")],
+    value: Annotated[StateName | None, typer.Argument(help="The state to set; none shows it.")] = None,
     author: Author = _USER,
     reason: Reason = "set from the command line",
     target: AdminTarget = None,
     directory: Directory = _DEFAULT_DIRECTORY,
 ) -> None:
-    """Set the trading state: active, reducing or halted."""
+    """Show the trading state, or set it: active, reducing or halted."""
+    if value is None:
+        with _channel(target, directory, "admin") as channel:
+            found = admin_pb2_grpc.AdminServiceStub(channel).ListFlags(
+                admin_pb2.ListFlagsRequest(), timeout=_RPC_SECONDS
+            )
+        print(enum_name(admin_pb2.TradingState, found.trading_state))
+        return
     wanted = admin_pb2.TradingState.Value(f"TRADING_STATE_{value.upper()}")
     request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason)
     with _channel(target, directory, "admin") as channel:
@@ -210,13 +217,34 @@ def state(
 
 def status_view(status: admin_pb2.GetStatusResponse) -> Group:
     """The status as tables for a terminal."""
-    return Group(
+    parts = (
         f"[bold]{status.instance_id}[/]  {'ready' if status.ready else '[red]not ready[/]'}  "
         f"trading [bold]{enum_name(admin_pb2.TradingState, status.trading_state)}[/]  up {status.uptime.seconds} s",
         replica_table(status),
         _feature_table(status),
         _counts_line(status),
     )
+    return Group(*parts, _process_table(status)) if status.process_count > 1 else Group(*parts)
+
+
+def _process_table(status: admin_pb2.GetStatusResponse) -> Table:
+    missing = status.process_count - len(status.processes)
+    caption = f"{missing} of {status.process_count} processes missing" if missing > 0 else None
+    columns = ("process", "ready", "up", "decisions", "in flight", "not in SQL", "restarts", "control")
+    table = Table(*columns, caption=caption)
+    for process in status.processes:
+        name = f"{process.index}  answered" if process.answered else str(process.index)
+        if process.problem:
+            table.add_row(name, f"[red]{process.problem}[/]")
+            continue
+        table.add_row(
+            name,
+            "yes" if process.ready else "[red]no[/]",
+            f"{process.uptime.seconds} s",
+            *(str(count) for count in (process.decisions, process.in_flight, process.unshipped, process.restarts)),
+            str(process.control_version),
+        )
+    return table
 
 
 def replica_table(status: admin_pb2.GetStatusResponse) -> Table:
@@ -249,15 +277,31 @@ def _breaker(replica: admin_pb2.ReplicaStatus) -> str:
 
 
 def _feature_table(status: admin_pb2.GetStatusResponse) -> Table:
-    table = Table("instrument", "features", "age", "sequence")
+    columns = ("instrument", "features", "event age", "book", "times unknown", "lag", "vector", "sequence", "worker")
+    table = Table(*columns)
     for feature in status.features:
         table.add_row(
             feature.instrument,
             "usable" if feature.usable else f"[red]{feature.problem}[/]",
             _milliseconds(feature.age) if feature.HasField("age") else "",
-            str(feature.sequence),
+            _book(feature),
+            str(feature.book_losses) if feature.worker else "",
+            f"{feature.lag_records:,} records" if feature.HasField("lag_records") else "not known",
+            feature.vector_version,
+            str(feature.sequence or ""),
+            feature.worker or "[red]none reports[/]",
         )
     return table
+
+
+def _book(feature: admin_pb2.FeatureStatus) -> str:
+    """The state of the book, and why it is unknown."""
+    if feature.book == admin_pb2.BOOK_STATE_UNSPECIFIED:
+        return ""
+    state = enum_name(admin_pb2.BookState, feature.book).lower()
+    if feature.book != admin_pb2.BOOK_STATE_UNKNOWN:
+        return state
+    return f"[red]{state}{f': {feature.book_reason}' if feature.book_reason else ''}[/]"
 
 
 def _counts_line(status: admin_pb2.GetStatusResponse) -> str:

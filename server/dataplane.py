@@ -135,6 +135,7 @@ class DataPlane:
     async def _decide(self, order: Order, budget: Budget) -> pb.Decision:
         """Life of a request, a line a step."""
         case = Case(order, budget)
+        budget.charge(pb.STAGE_ADMISSION, budget.allowed, self._clock() - budget.arrived)
         self._look_up_features(case)
         answer = await self._chain.decide(case)
         action, reasons = self._guards.apply(case, answer)

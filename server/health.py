@@ -52,6 +52,8 @@ class Health:
         self._started = False
         self._draining = False
         self._updating = asyncio.Lock()
+        self.serving = asyncio.Event()
+        """Set once the server as a whole has been SERVING."""
 
     @property
     def ready(self) -> bool:
@@ -94,6 +96,8 @@ class Health:
         for name in SERVICES:
             await self._tell(name, serving, "")
         await self._tell(LIVENESS, True, "")
+        if serving:
+            self.serving.set()
 
     async def _tell(self, name: str, serving: bool, problem: str) -> None:
         if self._told.get(name) == serving:

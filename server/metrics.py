@@ -19,14 +19,18 @@ from server.inference.breaker import State
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+    from fallback.chain import Chain
     from fallback.order import Case
     from feature_cache.l1 import FeatureCache
     from server.admission import Admission
     from server.audit.journal import Journal
     from server.audit.shipper import Shipper
+    from server.control.state import ControlState
     from server.idempotency import IdempotencyWindow
+    from server.inference.champion import Champion
     from server.inference.replica import Replica
     from server.inference.shadow import Shadow
+    from server.loop_lag import LoopLag
 
 LATENCY_EDGES_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.010, 0.025, 0.050, 0.100, 0.250, 1.0)
 """Bucket edges; the budgets people ask about are edges, so that a share within a budget is exact."""
@@ -75,6 +79,8 @@ class DecisionMetrics:
         """By (stage, why it was passed over)."""
         self.commits = Histogram()
         """Journal commits."""
+        self.loop_lag = Histogram()
+        """Delays of a timer of the event loop."""
         self.late = 0
         """Calls that ended DEADLINE_EXCEEDED."""
         self.cancelled = 0
@@ -114,6 +120,11 @@ class ServerCollector(Collector):
         decisions: DecisionMetrics,
         admission: Admission,
         idempotency: IdempotencyWindow,
+        loop_lag: LoopLag,
+        control: ControlState,
+        champion: Champion,
+        chain: Chain,
+        restarts: int,
         replicas: tuple[Replica, ...],
         shadow: Shadow,
         journal: Journal,
@@ -125,6 +136,11 @@ class ServerCollector(Collector):
         self._decisions = decisions
         self._admission = admission
         self._idempotency = idempotency
+        self._loop_lag = loop_lag
+        self._control = control
+        self._champion = champion
+        self._chain = chain
+        self._restarts = restarts
         self._replicas = replicas
         self._shadow = shadow
         self._journal = journal
@@ -137,7 +153,9 @@ class ServerCollector(Collector):
         """One scrape."""
         yield from self._decision_families()
         yield from self._replica_families()
+        yield from self._attempt_families()
         yield from self._shadow_families()
+        yield from self._control_families()
         yield from self._journal_families()
         yield from self._feature_families()
 
@@ -167,6 +185,10 @@ class ServerCollector(Collector):
         for (stage, why), count in metrics.skips.items():
             skips.add_metric((_short(pb.Stage, stage), _short(pb.Degradation, why)), count)
         yield skips
+        broken = CounterMetricFamily("pretrade_stage_broken", "Stages that broke off with a bug.", labels=("stage",))
+        for name, count in self._chain.broken.items():
+            broken.add_metric((name,), count)
+        yield broken
         yield CounterMetricFamily("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.", metrics.late)
         yield CounterMetricFamily("pretrade_cancelled", "Calls whose caller had gone.", metrics.cancelled)
         errors = CounterMetricFamily("pretrade_errors", "Calls that got no decision.", labels=("reason",))
@@ -185,6 +207,9 @@ class ServerCollector(Collector):
         rows = CounterMetricFamily("pretrade_replica_rows", "Rows scored.", labels=("replica",))
         splits = CounterMetricFamily(
             "pretrade_replica_splits", "Batches that failed as a whole and were sent in parts.", labels=("replica",)
+        )
+        displaced = CounterMetricFamily(
+            "pretrade_replica_displaced_rows", "Canary rows given up for live ones.", labels=("replica",)
         )
         in_flight = GaugeMetricFamily(
             "pretrade_replica_in_flight", "Batches in flight, abandoned ones included.", labels=("replica",)
@@ -205,13 +230,27 @@ class ServerCollector(Collector):
                 transitions.add_metric((replica.name, entered.value), count)
             rows.add_metric(name, replica.batcher.rows)
             splits.add_metric(name, replica.batcher.splits)
+            displaced.add_metric(name, replica.batcher.displaced)
             in_flight.add_metric(name, replica.batcher.in_flight)
             abandoned.add_metric(name, replica.batcher.abandoned)
             queued.add_metric(name, replica.batcher.queued)
             state.add_metric(name, _STATES[replica.breaker.state])
             healthy.add_metric(name, replica.healthy)
             p95.add_metric(name, replica.latency.p95)
-        yield from (outcomes, rows, splits, in_flight, abandoned, queued, state, transitions, healthy, p95)
+        yield from (outcomes, rows, splits, displaced, in_flight, abandoned, queued, state, transitions, healthy, p95)
+
+    def _attempt_families(self) -> Iterator[Metric]:
+        attempts = CounterMetricFamily(
+            "pretrade_attempts", "Model attempts of orders by outcome.", labels=("replica", "outcome")
+        )
+        for (replica, outcome), count in self._champion.attempts.items():
+            attempts.add_metric((replica, outcome.value), count)
+        second = CounterMetricFamily(
+            "pretrade_second_attempts", "Second model attempts: retries and hedges.", labels=("kind", "fate")
+        )
+        for (kind, fate), count in self._champion.second_attempts.items():
+            second.add_metric((kind, fate), count)
+        yield from (attempts, second)
 
     def _shadow_families(self) -> Iterator[Metric]:
         shadow = self._shadow
@@ -219,6 +258,19 @@ class ServerCollector(Collector):
         for fate, count in shadow.fates().items():
             rows.add_metric((fate,), count)
         yield rows
+
+    def _control_families(self) -> Iterator[Metric]:
+        control = self._control
+        yield GaugeMetricFamily("pretrade_control_version", "Version of the control state in force.", control.version)
+        yield CounterMetricFamily("pretrade_control_reloads", "Changes by other processes.", control.reloads)
+        yield CounterMetricFamily("pretrade_control_write_failures", "Failed writes.", control.write_failures)
+        lag = HistogramMetricFamily("pretrade_loop_lag_seconds", "Delay of a timer of the event loop, every 20 ms.")
+        lag.add_metric((), *self._decisions.loop_lag.buckets())
+        yield lag
+        yield CounterMetricFamily("pretrade_loop_stalls", "Delays of more than 20 ms.", self._loop_lag.stalls)
+        yield CounterMetricFamily(
+            "pretrade_process_restarts", "Times a process in this place ended by itself.", self._restarts
+        )
 
     def _journal_families(self) -> Iterator[Metric]:
         journal = self._journal
@@ -236,6 +288,12 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily("pretrade_shipper_unshipped", "Durable rows not yet in SQL.", shipper.unshipped)
         yield CounterMetricFamily("pretrade_shipper_outages", "Times shipping began to fail.", shipper.outages)
         yield CounterMetricFamily("pretrade_shipper_restarts", "Times its process was replaced.", shipper.restarts)
+
+        if (topic := shipper.topic) is not None:
+            yield GaugeMetricFamily("pretrade_topic_unpublished", "Durable rows not yet on the topic.", topic.behind)
+            yield CounterMetricFamily("pretrade_topic_outages", "Times publishing began to fail.", topic.outages)
+            yield CounterMetricFamily("pretrade_topic_restarts", "Times its process was replaced.", topic.restarts)
+            yield CounterMetricFamily("pretrade_topic_skipped", "Rows trimmed before.", topic.skipped)
 
     def _feature_families(self) -> Iterator[Metric]:
         age = GaugeMetricFamily("pretrade_feature_age_seconds", "Age from event time.", labels=("instrument",))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -20,11 +22,12 @@ from fallback.cached_score import CachedScoreSettings
 from fallback.chain import ChainSettings
 from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
+from feature_cache import cluster
 from feature_cache.l1 import FeatureCacheSettings
 from server.admission import AdmissionSettings
 from server.audit.journal import JournalSettings
 from server.audit.reading import ReplaySettings
-from server.audit.shipping import ShippingSettings
+from server.audit.shipping import ShippingSettings, TopicSettings
 from server.control.state import ControlSettings
 from server.idempotency import IdempotencySettings
 from server.inference.batcher import BatcherSettings
@@ -57,6 +60,8 @@ class GrpcSettings(BaseModel):
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
     max_streams_per_connection: int = Field(default=1_024, ge=1, le=1_000_000)
     """Calls under way on one connection."""
+    read_seconds: float = Field(default=5.0, gt=0, le=600)
+    """How long a unary call may take to send its message, in seconds; then it ends DEADLINE_EXCEEDED."""
     drain_seconds: float = Field(default=0.2, ge=0, le=300)
     """On SIGTERM: time between NOT_SERVING and refusing new calls, in seconds, for load balancers to notice."""
     grace_seconds: float = Field(default=2.0, ge=0, le=300)
@@ -146,11 +151,16 @@ class Settings(BaseSettings):
     instruments: Annotated[tuple[Instrument, ...], Field(min_length=1)] = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
     """Instruments that may be decided, `SYMBOL.VENUE`; a JSON list."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    """Redis with the feature vectors."""
+    """Redis with the feature vectors; a Redis Cluster, version 7 or later, is
+    `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
     database_url: SecretStr = SecretStr("sqlite:///pretrade-audit.db")
     """SQLAlchemy URL of the audit store: SQLite or `postgresql+psycopg://…`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line; `debug` writes one line a decision."""
+    processes: int | None = Field(default=None, ge=1, le=64)
+    """Server processes that share the ports, each with a journal of its own, `<journal>.<i>`, and the metrics port
+    `metrics.port` + i, with i from 0 to this number; under a supervisor that starts dead ones again and replaces all on
+    SIGHUP. Linux only. Unset: one process, alone. Idempotency keys and limits per second hold within a process."""
     startup_patience_seconds: float = Field(default=5.0, ge=0, le=600)
     """How long to wait for replicas and features before serving degraded, in seconds."""
     grpc: GrpcSettings = GrpcSettings()
@@ -175,20 +185,29 @@ class Settings(BaseSettings):
     journal: JournalSettings = JournalSettings()
     shipping: ShippingSettings = ShippingSettings()
     replay: ReplaySettings = ReplaySettings()
+    decisions_topic: TopicSettings = TopicSettings()
     tracing: TracingSettings = TracingSettings()
 
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, url: SecretStr) -> SecretStr:
-        return _with_scheme(url, ("redis://", "rediss://", "unix://"))
+        cluster.check_url(url.get_secret_value())
+        return url
 
     @field_validator("database_url")
     @classmethod
     def _is_database(cls, url: SecretStr) -> SecretStr:
         return _with_scheme(url, ("sqlite:", "postgresql+psycopg:"))
 
+    @field_validator("processes")
+    @classmethod
+    def _can_share_ports(cls, processes: int | None) -> int | None:
+        if processes is not None and sys.platform != "linux":
+            raise ValueError("several processes share a port on Linux only")
+        return processes
+
     @model_validator(mode="after")
-    def _reserves_fit(self) -> Settings:
+    def _sections_fit(self) -> Settings:
         reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
         if reserves >= self.budget.cap_seconds:
             raise ValueError(
@@ -196,6 +215,9 @@ class Settings(BaseSettings):
             )
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
+        for limit in self.guards.limits:
+            if limit.instrument not in (None, *self.instruments):
+                raise ValueError(f"guards.limits: {limit.instrument} is not one of the instruments")
         return self
 
     def config_hash(self) -> str:
@@ -206,6 +228,11 @@ class Settings(BaseSettings):
 def hash_of(settings_json: str) -> str:
     """The hash by which packets name settings."""
     return hashlib.sha256(settings_json.encode()).hexdigest()[:16]
+
+
+def control_path(settings: Settings) -> Path:
+    """The file of the control state, beside the journal: one for all processes of a server."""
+    return settings.journal.path.with_name(f"{settings.journal.path.name}.control.json")
 
 
 def _with_scheme(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:

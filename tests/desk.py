@@ -20,6 +20,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server import record
 from server.audit.journal import Journal, JournalSettings
 from server.audit.models import RunningModel
+from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.rpc.convert import OrderReader
 from server.settings import Settings, hash_of
@@ -34,7 +35,9 @@ class Desk:
 
     def __init__(self, directory: Path, running: RunningModel | None = None) -> None:
         journal = Journal(JournalSettings(path=directory / "journal.db"))
-        self.control = ControlState(ControlSettings(), directory / "control.json", journal, "server-1", str, lambda: 0)
+        self.control = ControlState(
+            ControlSettings(), ControlFile(directory / "control.json"), {}, journal, "server-1", str, lambda: 0
+        )
         self.running = running
         self.packets: dict[str, packet_pb2.DecisionPacket] = {}
         self.now = 1_000.0
@@ -42,7 +45,8 @@ class Desk:
         self._writer = record.PacketWriter("server-1", hash_of(SETTINGS_JSON), "fsync", self.control)
         self._guards = Guards(SETTINGS.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
         self._cached = CachedScores(SETTINGS.cached_score, self._clock)
-        self._chain = Chain([self, self._cached, RulesBaseline(SETTINGS.rules, self._clock)])
+        rules = RulesBaseline(SETTINGS.rules, self._clock)
+        self._chain = Chain({"model": self, "cached_score": self._cached, "rules": rules}, self._clock)
         self._rng = np.random.default_rng(7)
 
     def _clock(self) -> float:

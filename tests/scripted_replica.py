@@ -25,6 +25,7 @@ class ScriptedReplica(Replica):
         script: Script,
         batcher_settings: BatcherSettings | None = None,
         breaker_settings: BreakerSettings | None = None,
+        stalled_seconds: Callable[[float], float] = lambda since: 0.0,
     ) -> None:
         super().__init__(
             name,
@@ -36,6 +37,7 @@ class ScriptedReplica(Replica):
             breaker_settings or BreakerSettings(),
             asyncio.get_running_loop().time,
             lambda: 0.5,
+            stalled_seconds,
         )
         self.script = script
         self.calls = 0

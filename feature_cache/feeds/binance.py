@@ -1,41 +1,29 @@
 """Binance spot messages as market events.
 
-One `BinanceSpot` decodes the messages of one instrument: `depthUpdate`, `bookTicker` and `trade` of the WebSocket
-streams (bare, or in the combined-stream wrapper `{"stream", "data"}`) and the REST snapshot of the book.
+One `BinanceSpot` decodes the messages of one instrument: `depthUpdate`, `bookTicker`, `trade` and `aggTrade` of the
+WebSocket streams (bare, or in the combined-stream wrapper `{"stream", "data"}`) and the REST snapshot of the book.
 
 Prices and sizes are read from their decimal strings into integers of 8 decimals, exactly. The event time is the
 exchange's `E` (milliseconds). `bookTicker` and the REST snapshot carry none: theirs is estimated as receive time minus
 the feed's current smallest lag, and nothing is said about them before the first timed message has shown that lag.
+
+An aggregate trade has the id of the last trade in it, so that `trade` and `aggTrade` side by side count nothing twice:
+whichever comes second is no news.
+
+Source: Binance, "WebSocket Streams" and "Market Data endpoints" of the spot API.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
-
+from feature_cache.feeds import wire
+from feature_cache.feeds.wire import FeedError
 from feature_cache.lag import MinimumLag
 from pretrade.market.v1 import market_pb2 as pb
 
 PRICE_DECIMALS: Final = 8
 SIZE_DECIMALS: Final = 8
-_DECIMALS: Final = 8
-_MAX_DIGITS: Final = 18  # what always fits in int64
-_LATEST_MS: Final = 9 * 10**12  # the year 2255; its nanoseconds still fit in int64
-
-
-class FeedError(ValueError):
-    """A message that is not what the venue documents.
-
-    Attributes:
-        field: The field at fault, for example `data.b`; `message` when the whole is.
-        rule: The rule it breaks.
-    """
-
-    def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"{field}: {rule}")
-        self.field = field
-        self.rule = rule
 
 
 class BinanceSpot:
@@ -64,70 +52,47 @@ class BinanceSpot:
             FeedError: Not JSON, an unknown kind of message, or a field that is missing or breaks its rule. The state
                 is as before.
         """
-        try:
-            parsed = orjson.loads(message)
-        except orjson.JSONDecodeError as error:
-            raise FeedError("message", f"is not JSON: {error}") from error
-        if not isinstance(parsed, dict):
-            raise FeedError("message", "must be a JSON object")
+        parsed = wire.json_object(message)
         body = parsed.get("data", parsed)
         if not isinstance(body, dict):
             raise FeedError("data", "must be a JSON object")
+        return self.event(body, receive_time_ns)
+
+    def event(self, body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent | None:
+        """As `decode`, of a message that was parsed already and is without its wrapper."""
         try:
             return self._event(body, receive_time_ns)
         except KeyError as error:
             raise FeedError(str(error.args[0]), "is missing") from error
 
+    def reset(self, reason: str, receive_time_ns: int) -> pb.MarketEvent:
+        """A `BookReset`; its time is estimated, or the receive time as long as the feed's lag is unknown."""
+        event = new_event(self.instrument, receive_time_ns)
+        event.reset.reason = reason
+        event.event_time_ns = receive_time_ns - (self._lag.at(receive_time_ns) or 0)
+        event.event_time_estimated = True
+        return event
+
     def _event(self, body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent | None:
         kind = body.get("e")
-        event = pb.MarketEvent(
-            instrument=self.instrument,
-            price_decimals=PRICE_DECIMALS,
-            size_decimals=SIZE_DECIMALS,
-            receive_time_ns=receive_time_ns,
-            publish_time_ns=receive_time_ns,
-        )
+        event = new_event(self.instrument, receive_time_ns)
         if "lastUpdateId" in body:
-            bid_ticks, bid_lots = _levels(body, "bids")
-            ask_ticks, ask_lots = _levels(body, "asks")
-            event.snapshot.last_update_id = _integer(body, "lastUpdateId")
-            event.snapshot.bid_ticks.extend(bid_ticks)
-            event.snapshot.bid_lots.extend(bid_lots)
-            event.snapshot.ask_ticks.extend(ask_ticks)
-            event.snapshot.ask_lots.extend(ask_lots)
+            write_snapshot(event.snapshot, body)
             return self._with_estimated_time(event)
         if body["s"] != self._symbol:
-            raise FeedError("s", f"is {body['s']!r}, expected {self._symbol!r}")
+            raise FeedError("s", f"is {body['s']!r:.40}, expected {self._symbol!r}")
         if kind is None:
-            event.quote.update_id = _integer(body, "u")
-            event.quote.bid_ticks = _fixed(body["b"], "b")
-            event.quote.bid_lots = _fixed(body["B"], "B")
-            event.quote.ask_ticks = _fixed(body["a"], "a")
-            event.quote.ask_lots = _fixed(body["A"], "A")
+            write_quote(event.quote, body)
             return self._with_estimated_time(event)
         if kind == "depthUpdate":
-            bid_ticks, bid_lots = _levels(body, "b")
-            ask_ticks, ask_lots = _levels(body, "a")
-            first, last = _integer(body, "U"), _integer(body, "u")
-            if last < first:
-                raise FeedError("u", "must not be below U")
-            event.delta.first_update_id = first
-            event.delta.last_update_id = last
-            event.delta.bid_ticks.extend(bid_ticks)
-            event.delta.bid_lots.extend(bid_lots)
-            event.delta.ask_ticks.extend(ask_ticks)
-            event.delta.ask_lots.extend(ask_lots)
+            write_delta(event.delta, body)
         elif kind == "trade":
-            if not isinstance(body["m"], bool):
-                raise FeedError("m", "must be true or false")
-            event.trade.trade_id = _integer(body, "t")
-            event.trade.price_ticks = _fixed(body["p"], "p")
-            event.trade.lots = _fixed(body["q"], "q")
-            # `m`: the buyer was the maker, so the seller took.
-            event.trade.taker_side = pb.TAKER_SIDE_SELL if body["m"] else pb.TAKER_SIDE_BUY
+            write_trade(event.trade, body, wire.whole(body, "t"))
+        elif kind == "aggTrade":
+            write_trade(event.trade, body, wire.whole(body, "l"))
         else:
-            raise FeedError("e", f"{kind!r} is not depthUpdate, bookTicker or trade")
-        event.event_time_ns = _integer(body, "E") * 1_000_000
+            raise FeedError("e", f"{kind!r:.40} is not depthUpdate, bookTicker, trade or aggTrade")
+        event.event_time_ns = wire.epoch_ms_ns(body, "E")
         self._lag.observe(receive_time_ns, event.event_time_ns)
         return event
 
@@ -140,41 +105,59 @@ class BinanceSpot:
         return event
 
 
-def _integer(body: dict[str, Any], field: str) -> int:
-    value = body[field]
-    if type(value) is not int or not 0 < value < 10**_MAX_DIGITS:
-        raise FeedError(field, f"{value!r} is not a positive integer of at most {_MAX_DIGITS} digits")
-    if field == "E" and value > _LATEST_MS:
-        raise FeedError(field, f"{value} is not a time in milliseconds")
-    return value
+def new_event(instrument: str, receive_time_ns: int) -> pb.MarketEvent:
+    """An event with Binance's decimals, without a body or an event time."""
+    return pb.MarketEvent(
+        instrument=instrument,
+        price_decimals=PRICE_DECIMALS,
+        size_decimals=SIZE_DECIMALS,
+        receive_time_ns=receive_time_ns,
+        publish_time_ns=receive_time_ns,
+    )
 
 
-def _fixed(text: Any, field: str) -> int:
-    """The decimal string times 10^8, exactly."""
-    if type(text) is not str:
-        raise FeedError(field, f"{text!r} is not a decimal string")
-    whole, _, fraction = text.partition(".")
-    digits = whole + fraction
-    if not (digits.isascii() and digits.isdigit() and whole):
-        raise FeedError(field, f"{text!r} is not a decimal string")
-    if len(fraction) > _DECIMALS:
-        if fraction[_DECIMALS:].strip("0"):
-            raise FeedError(field, f"{text!r} has more than {_DECIMALS} decimals")
-        digits = whole + fraction[:_DECIMALS]
-    elif len(fraction) < _DECIMALS:
-        digits += "0" * (_DECIMALS - len(fraction))
-    if len(digits) > _MAX_DIGITS:
-        raise FeedError(field, f"{text!r} does not fit in 64 bits")
-    return int(digits)
+def write_snapshot(snapshot: pb.BookSnapshot, body: dict[str, Any]) -> None:
+    """The REST snapshot of the book; raises KeyError or FeedError."""
+    bid_ticks, bid_lots = wire.levels(body, "bids", PRICE_DECIMALS)
+    ask_ticks, ask_lots = wire.levels(body, "asks", PRICE_DECIMALS)
+    snapshot.last_update_id = wire.whole(body, "lastUpdateId")
+    snapshot.bid_ticks.extend(bid_ticks)
+    snapshot.bid_lots.extend(bid_lots)
+    snapshot.ask_ticks.extend(ask_ticks)
+    snapshot.ask_lots.extend(ask_lots)
 
 
-def _levels(body: dict[str, Any], field: str) -> tuple[list[int], list[int]]:
-    levels = body[field]
-    if type(levels) is not list:
-        raise FeedError(field, "must be a list of [price, size]")
-    try:
-        return [_fixed(price, field) for price, _ in levels], [_fixed(size, field) for _, size in levels]
-    except (TypeError, ValueError) as error:
-        if isinstance(error, FeedError):
-            raise
-        raise FeedError(field, "must be a list of [price, size]") from error
+def write_delta(delta: pb.BookDelta, body: dict[str, Any]) -> None:
+    """A `depthUpdate`; raises KeyError or FeedError."""
+    bid_ticks, bid_lots = wire.levels(body, "b", PRICE_DECIMALS)
+    ask_ticks, ask_lots = wire.levels(body, "a", PRICE_DECIMALS)
+    first, last = wire.whole(body, "U"), wire.whole(body, "u")
+    if last < first:
+        raise FeedError("u", "must not be below U")
+    delta.first_update_id = first
+    delta.last_update_id = last
+    delta.bid_ticks.extend(bid_ticks)
+    delta.bid_lots.extend(bid_lots)
+    delta.ask_ticks.extend(ask_ticks)
+    delta.ask_lots.extend(ask_lots)
+
+
+def write_quote(quote: pb.Quote, body: dict[str, Any]) -> None:
+    """A `bookTicker`; raises KeyError or FeedError."""
+    quote.update_id = wire.whole(body, "u")
+    quote.bid_ticks = wire.fixed(body["b"], "b", PRICE_DECIMALS)
+    quote.bid_lots = wire.fixed(body["B"], "B", SIZE_DECIMALS)
+    quote.ask_ticks = wire.fixed(body["a"], "a", PRICE_DECIMALS)
+    quote.ask_lots = wire.fixed(body["A"], "A", SIZE_DECIMALS)
+
+
+def write_trade(trade: pb.Trade, body: dict[str, Any], trade_id: int) -> None:
+    """A `trade` or an `aggTrade`; raises KeyError or FeedError."""
+    maker = body["m"]
+    if not isinstance(maker, bool):
+        raise FeedError("m", "must be true or false")
+    trade.trade_id = trade_id
+    trade.price_ticks = wire.fixed(body["p"], "p", PRICE_DECIMALS)
+    trade.lots = wire.fixed(body["q"], "q", SIZE_DECIMALS)
+    # `m`: the buyer was the maker, so the seller took.
+    trade.taker_side = pb.TAKER_SIDE_SELL if maker else pb.TAKER_SIDE_BUY

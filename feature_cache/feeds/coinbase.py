@@ -17,10 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import orjson
-
 from feature_cache.feeds import wire
-from feature_cache.feeds.binance import FeedError
+from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 VENUE: Final = "COINBASE"
@@ -69,7 +67,7 @@ class CoinbaseLevel2:
         Raises:
             FeedError: Not JSON, an unknown type, or a field that is missing or breaks its rule. The state is as before.
         """
-        body = _object(message)
+        body = wire.json_object(message)
         try:
             kind = body["type"]
             if kind == "l2update":
@@ -231,7 +229,7 @@ class CoinbaseFull:
 
     def decode(self, message: bytes | str, receive_time_ns: int) -> list[pb.MarketEvent]:
         """As `CoinbaseLevel2.decode`."""
-        body = _object(message)
+        body = wire.json_object(message)
         try:
             kind = body["type"]
             if kind == "heartbeat":
@@ -255,7 +253,7 @@ class CoinbaseFull:
         Raises:
             FeedError: As for `decode`.
         """
-        body = _object(message)
+        body = wire.json_object(message)
         try:
             sequence = wire.whole(body, "sequence")
             found = [_orders(body, "bids", "buy"), _orders(body, "asks", "sell")]
@@ -404,16 +402,6 @@ def _match(body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent:
     # `side` is the maker's.
     event.trade.taker_side = pb.TAKER_SIDE_SELL if _side(body) == "buy" else pb.TAKER_SIDE_BUY
     return event
-
-
-def _object(message: bytes | str) -> dict[str, Any]:
-    try:
-        body = orjson.loads(message)
-    except orjson.JSONDecodeError as error:
-        raise FeedError("message", f"is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise FeedError("message", "must be a JSON object")
-    return body
 
 
 def _event(instrument: str, receive_time_ns: int) -> pb.MarketEvent:

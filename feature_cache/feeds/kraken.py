@@ -30,7 +30,7 @@ import orjson
 
 from feature_cache.book import Levels
 from feature_cache.feeds import wire
-from feature_cache.feeds.binance import FeedError
+from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 VENUE: Final = "KRAKEN"
@@ -217,6 +217,8 @@ class KrakenV1:
         if isinstance(body, dict):
             if type(body.get("event")) is not str:
                 raise FeedError("event", "is missing")
+            if body.get("status") == "error" or body["event"] == "error":
+                raise FeedError("errorMessage", f"the exchange refuses: {body.get('errorMessage')!r:.100}")
             return []
         if not isinstance(body, list) or len(body) < 4:
             raise FeedError("message", "must be [channelID, payload, …, channelName, pair] or an object with an event")
@@ -358,6 +360,8 @@ class KrakenV2:
         return self._books.disconnected(instruments, receive_time_ns)
 
     def _acknowledged(self, body: dict[str, Any]) -> None:
+        if body.get("success") is False:
+            raise FeedError("error", f"the exchange refuses: {body.get('error')!r:.100}")
         result = body.get("result")
         if not isinstance(result, dict) or result.get("channel") != "book" or body["method"] != "subscribe":
             return

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from feature_cache.feeds.binance import FeedError
+import orjson
+
 from feature_cache.lag import MinimumLag
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -22,9 +23,40 @@ _RFC3339: Final = re.compile(
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _LATEST_SECONDS: Final = 9_000_000_000  # the year 2255; its nanoseconds still fit in int64
+_LATEST_MS: Final = 1000 * _LATEST_SECONDS
+_MAX_TEXT: Final = 37  # 18 digits, a point, 18 digits
 _MAX_HELD: Final = 10_000
 _MAX_SHIFT: Final = 100
 _PAST_NS: Final = 10_000_000_000
+
+
+class FeedError(ValueError):
+    """A message that is not what the venue documents.
+
+    Attributes:
+        field: The field at fault, for example `data.b`; `message` when the whole is.
+        rule: The rule it breaks.
+    """
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
+
+
+def json_object(message: bytes | str) -> dict[str, Any]:
+    """A message that is one JSON object.
+
+    Raises:
+        FeedError: It is not.
+    """
+    try:
+        body = orjson.loads(message)
+    except orjson.JSONDecodeError as error:
+        raise FeedError("message", f"is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise FeedError("message", "must be a JSON object")
+    return body
 
 
 def fixed(text: Any, field: str, decimals: int) -> int:
@@ -33,15 +65,21 @@ def fixed(text: Any, field: str, decimals: int) -> int:
     Raises:
         FeedError: Not a decimal string of at most that many decimals, or above MAX_FIXED.
     """
-    match = _DECIMAL.fullmatch(text) if type(text) is str else None
-    if match is None:
+    # No regular expression: this runs for every price and size of every update, in two thirds of its time.
+    if type(text) is not str or len(text) > _MAX_TEXT:
         raise FeedError(field, f"{text!r:.40} is not a decimal string")
-    fraction = match[2] or ""
-    if len(fraction) > decimals:
+    whole, point, fraction = text.partition(".")
+    digits = whole + fraction
+    if not (whole and digits.isascii() and digits.isdigit()) or (point and not fraction):
+        raise FeedError(field, f"{text!r:.40} is not a decimal string")
+    missing = decimals - len(fraction)
+    if missing > 0:
+        digits += "0" * missing
+    elif missing < 0:
         if fraction[decimals:].strip("0"):
             raise FeedError(field, f"{text!r:.40} has more than {decimals} decimals")
-        fraction = fraction[:decimals]
-    value = int((match[1] + fraction).ljust(len(match[1]) + decimals, "0"))
+        digits = whole + fraction[:decimals]
+    value = int(digits)
     if value > MAX_FIXED:
         raise FeedError(field, f"{text!r:.40} does not fit in 18 digits")
     return value
@@ -115,6 +153,39 @@ def whole(body: dict[str, Any], field: str) -> int:
     if type(value) is not int or not 0 < value <= MAX_FIXED:
         raise FeedError(field, f"{value!r:.40} is not a positive integer of at most 18 digits")
     return value
+
+
+def levels(body: dict[str, Any], field: str, decimals: int) -> tuple[list[int], list[int]]:
+    """Ticks and lots of a list of [price, size], both with `decimals` decimals.
+
+    Raises:
+        KeyError: The field is missing.
+        FeedError: It is no such list, or holds what is no price or size.
+    """
+    entries = body[field]
+    if type(entries) is not list:
+        raise FeedError(field, "must be a list of [price, size]")
+    try:
+        return [fixed(price, field, decimals) for price, _ in entries], [
+            fixed(size, field, decimals) for _, size in entries
+        ]
+    except (TypeError, ValueError) as error:
+        if isinstance(error, FeedError):
+            raise
+        raise FeedError(field, "must be a list of [price, size]") from error
+
+
+def epoch_ms_ns(body: dict[str, Any], field: str) -> int:
+    """Nanoseconds of the milliseconds since the Unix epoch in a field.
+
+    Raises:
+        KeyError: The field is missing.
+        FeedError: It is not an integer, or not a time between 1970 and 2255.
+    """
+    value = whole(body, field)
+    if value > _LATEST_MS:
+        raise FeedError(field, f"{value} is not a time in milliseconds")
+    return value * 1_000_000
 
 
 def epoch_seconds_ns(text: Any, field: str) -> int:

@@ -39,8 +39,36 @@ class Task(BaseModel):
     settings: ShippingSettings
 
 
+class TopicSettings(BaseModel):
+    """Decisions for downstream consumers, on a Kafka topic. Off unless brokers are named; needs the extra `worker`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    bootstrap_servers: str | None = Field(default=None, min_length=1)
+    """Brokers, `host:port` separated by commas; unset: nothing is published."""
+    topic: str = Field(default="decisions", pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    """Its name; made when missing."""
+    partitions: int = Field(default=6, ge=1, le=1000)
+    """Its partitions, when it is made."""
+    batch_rows: int = Field(default=500, ge=1, le=10_000)
+    """Most rows under way to the brokers at once."""
+    poll_seconds: float = Field(default=0.05, gt=0, le=10)
+    """Pause before the journal is looked at again when everything was published."""
+    retry_min_seconds: float = Field(default=0.1, gt=0, le=10)
+    """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
+    retry_max_seconds: float = Field(default=5.0, gt=0, le=300)
+    """Longest pause after a failure."""
+
+
+class TopicTask(BaseModel):
+    """What to publish, and where to."""
+
+    journal: Path
+    settings: TopicSettings
+
+
 class Progress(BaseModel):
-    """What the shipping process tells its parent."""
+    """What a process that follows the journal tells its parent."""
 
     position: int
     """The last row shipped; 0 while that is unknown."""
@@ -48,3 +76,5 @@ class Progress(BaseModel):
     """Why nothing can be shipped; empty when all is well."""
     neglected: str = ""
     """What was put off that stops nothing: a partition, or the removal of old days."""
+    skipped: int = 0
+    """Rows that were trimmed before they could be published."""

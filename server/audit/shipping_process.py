@@ -19,15 +19,18 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Final
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 
 from server.audit.days import Busy
 from server.audit.errors import AuditError, JournalCorrupted
 from server.audit.journal_file import Head, JournalReader, follow
 from server.audit.shipping import Progress, Task
 from server.audit.store import Store
+
+T = TypeVar("T", bound=BaseModel)
 
 _NICENESS: Final = 5  # decisions first
 _TIDY_SECONDS: Final = 3600.0
@@ -130,13 +133,19 @@ class Shipping:
 
 def main() -> None:
     """Runs the shipping process."""
+    task = take_task(Task)
+    Shipping(task, lambda progress: print(progress.model_dump_json(), flush=True)).run()
+
+
+def take_task(kind: type[T]) -> T:
+    """Makes this process a child that ends when its parent does or says so, and reads its task."""
     # The server decides when this ends, also where a terminal or a supervisor signals the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(_NICENESS)
-    task = Task.model_validate_json(sys.stdin.readline())
+    task = kind.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    Shipping(task, lambda progress: print(progress.model_dump_json(), flush=True)).run()
+    return task
 
 
 def _exit_with_parent() -> None:

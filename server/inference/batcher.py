@@ -14,6 +14,7 @@ cannot fail its mates.
 from __future__ import annotations
 
 import asyncio
+import enum
 import heapq
 import math
 from collections import deque
@@ -44,7 +45,7 @@ class BatcherSettings(BaseModel):
     max_in_flight: int = Field(default=8, ge=1, le=256)
     """Batches in flight including abandoned ones; above it the replica counts as full."""
     max_queued_rows: int = Field(default=4_096, ge=1, le=1_000_000)
-    """Rows waiting for a slot."""
+    """Live and canary rows waiting for a slot; a live row takes a canary row's place when there is no other."""
     max_queued_shadow_rows: int = Field(default=2_048, ge=0, le=1_000_000)
     """Shadow rows waiting for a slot; more are shed."""
     shadow_linger_seconds: float = Field(default=0.05, gt=0, le=10)
@@ -88,6 +89,15 @@ Report = Callable[[Outcome, float], None]
 
 _BLAMES_CONTENT: Final = frozenset((Outcome.MODEL_ERROR, Outcome.BAD_ANSWER))
 """Failures that one row of a batch can cause."""
+
+
+class Lane(enum.Enum):
+    """Whose row goes first, among those somebody waits for. Shadow rows come after both."""
+
+    LIVE = "live"
+    """An order's, on the model that decides."""
+    CANARY = "canary"
+    """An order's, on a model on trial: given up before a live row is, since the model that decides can still answer."""
 
 
 class _Row:
@@ -146,7 +156,11 @@ class _Split:
 
 
 class MicroBatcher:
-    """Coalesces rows for one replica, earliest deadline first, live rows before shadow rows.
+    """Coalesces rows for one replica: live before canary before shadow, and the earliest deadline first in each.
+
+    A batch takes live rows, fills up with canary rows, and holds shadow rows only when neither waits. Shadow rows are
+    shed first, then canary rows; a live row is refused only when nothing but live rows fills the queue. What a row can
+    expect to wait depends on its lane: for nothing that leaves after it.
 
     A split costs at most `split_parts` further calls and lasts no longer than its rows' deadlines: a part is never
     split again, and leaves only with the rows that somebody still waits for and that can still make it. In a batch of
@@ -159,6 +173,7 @@ class MicroBatcher:
         latency: Recent time of a batch; the batcher adds to it.
         settings: Limits.
         clock: Monotonic seconds; must be the event loop's clock.
+        stalled_seconds: How long the event loop stood still since an instant, which is no time of the replica's.
     """
 
     def __init__(
@@ -168,13 +183,16 @@ class MicroBatcher:
         latency: LatencyWindow,
         settings: BatcherSettings,
         clock: Callable[[], float],
+        stalled_seconds: Callable[[float], float] = lambda since: 0.0,
     ) -> None:
         self._send = send
         self._begin = begin
         self._latency = latency
         self._settings = settings
         self._clock = clock
-        self._live: list[tuple[float, int, _Row]] = []
+        self._stalled_seconds = stalled_seconds
+        self._lanes: dict[Lane, list[tuple[float, int, _Row]]] = {lane: [] for lane in Lane}
+        self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
         self._parts: deque[tuple[list[_Row], _Split]] = deque()
         self._shadow: deque[_Row] = deque()
         self._shadow_due = False
@@ -191,6 +209,8 @@ class MicroBatcher:
         """Rows that got a score while somebody waited for it."""
         self.shed = 0
         """Shadow rows dropped because the queue was full."""
+        self.displaced = 0
+        """Canary rows given up for a live row because the queue was full."""
         self.splits = 0
         """Batches that failed as a whole and were sent once more in parts."""
 
@@ -207,40 +227,54 @@ class MicroBatcher:
     @property
     def queued(self) -> int:
         """Rows waiting for a slot, given-up ones included until their turn comes."""
-        return len(self._live) + len(self._shadow) + sum(len(rows) for rows, _ in self._parts)
+        return len(self._live) + len(self._canary) + len(self._shadow) + sum(len(rows) for rows, _ in self._parts)
 
     @property
     def full(self) -> bool:
         """True when a live row would not be taken: the queue is full, or too many calls have not ended."""
-        return len(self._live) >= self._settings.max_queued_rows or self.in_flight >= self._settings.max_in_flight
+        return self.full_for(Lane.LIVE)
+
+    def full_for(self, lane: Lane) -> bool:
+        """True when a row of this lane would not be taken."""
+        rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
+        return rows >= self._settings.max_queued_rows or self.in_flight >= self._settings.max_in_flight
 
     @property
     def expected_seconds(self) -> float:
+        """Expected time to a score for a live row that arrives now."""
+        return self.expected_seconds_in(Lane.LIVE)
+
+    def expected_seconds_in(self, lane: Lane) -> float:
         """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
-        batches_ahead = (len(self._parts) + len(self._live) // self._settings.max_rows) / self._settings.slots
+        rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
+        batches_ahead = (len(self._parts) + rows // self._settings.max_rows) / self._settings.slots
         waits = self._active >= self._settings.slots
         return self._latency.p50 * (batches_ahead + 1 + 0.5 * waits)
 
-    def submit(self, payload: bytes, deadline: float) -> asyncio.Future[Result]:
-        """Queues a live row.
+    def submit(self, payload: bytes, deadline: float, lane: Lane = Lane.LIVE) -> asyncio.Future[Result]:
+        """Queues a row that somebody waits for.
 
         Args:
             payload: One encoded row.
             deadline: Instant after which the caller has no use for a score.
+            lane: Whose it is.
 
         Returns:
             A future of the score or of the reason why there is none; it is resolved at `deadline` at the latest.
-            OVERLOAD at once when `full`. Cancelling it is safe: a row not yet sent leaves the queue.
+            OVERLOAD at once when `full_for` its lane, and later when a live row needs a canary row's place. Cancelling
+            it is safe: a row not yet sent leaves the queue.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        if self._closed or self.full:
+        if self._closed or self.full_for(lane):
             future.set_result(Outcome.OVERLOAD)
             return future
         row = _Row(payload, deadline, future)
         row.timer = loop.call_at(deadline, _resolve, row, Outcome.TIMEOUT)
         self._arrivals += 1
-        heapq.heappush(self._live, (deadline, self._arrivals, row))
+        if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
+            self._displace()
+        heapq.heappush(self._lanes[lane], (deadline, self._arrivals, row))
         self._schedule_pump(loop)
         return future
 
@@ -264,11 +298,12 @@ class MicroBatcher:
         self._closed = True
         if self._shadow_timer is not None:
             self._shadow_timer.cancel()
-        for _, _, row in self._live:
+        for _, _, row in (*self._live, *self._canary):
             _resolve(row, Outcome.OVERLOAD)
         for row in (*self._shadow, *(row for rows, _ in self._parts for row in rows)):
             _resolve(row, Outcome.OVERLOAD)
         self._live.clear()
+        self._canary.clear()
         self._parts.clear()
         self._shadow.clear()
         tasks = list(self._flights.values())
@@ -278,6 +313,13 @@ class MicroBatcher:
         # A task that is cancelled before its first step runs none of its code, not even `finally`.
         for flight in list(self._flights):
             self._land(flight, Outcome.IGNORED)
+
+    def _displace(self) -> None:
+        """Gives up the canary row with the latest deadline."""
+        last = max(self._canary)
+        self._canary.remove(last)
+        heapq.heapify(self._canary)
+        self.displaced += _resolve(last[2], Outcome.OVERLOAD)
 
     def _release_shadow(self) -> None:
         """Lets the shadow rows leave that have gathered."""
@@ -314,13 +356,14 @@ class MicroBatcher:
             split.part_ended(Outcome.IGNORED, 0.0)
 
     def _take(self) -> list[_Row]:
-        """The next batch: live rows by deadline, or shadow rows when none of those waits."""
+        """The next batch: live rows by deadline, then canary rows, or shadow rows when none of those waits."""
         rows: list[_Row] = []
         earliest_useful = self._clock() + self._latency.p50
-        while self._live and len(rows) < self._settings.max_rows:
-            _, _, row = heapq.heappop(self._live)
-            if _is_worth_sending(row, earliest_useful):
-                rows.append(row)
+        for lane in (self._live, self._canary):
+            while lane and len(rows) < self._settings.max_rows:
+                _, _, row = heapq.heappop(lane)
+                if _is_worth_sending(row, earliest_useful):
+                    rows.append(row)
         if not rows and self._shadow_due:
             while self._shadow and len(rows) < self._settings.max_rows:
                 rows.append(self._shadow.popleft())
@@ -387,6 +430,8 @@ class MicroBatcher:
         else:
             self._active -= 1
             seconds = self._clock() - flight.started
+            if seconds > self._settings.min_patience_seconds:
+                seconds -= self._stalled_seconds(flight.started)
             if outcome is Outcome.SUCCESS:
                 self.batches += 1
                 self._latency.add(seconds)

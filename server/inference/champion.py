@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,11 @@ class Champion:
         self._hedge = hedge
         self._first_attempts = LatencyWindow(clock, prior_seconds=0.005)
         """Time of first attempts while hedging, of those given up until then."""
+        self.attempts: Counter[tuple[str, Outcome]] = Counter()
+        """Attempts since start, by (replica, outcome); IGNORED: given up because the other one had answered."""
+        self.second_attempts: Counter[tuple[str, str]] = Counter()
+        """Second attempts since start, by (`retry` or `hedge`, `granted`, `refused` or `won`): refused by the retry
+        budget, won when the second attempt's score was the answer."""
         self._first_share = budget_settings.first_attempt_share
         self._clock = clock
         self._random = random
@@ -104,7 +110,7 @@ class Champion:
                 _pass_over(case, seat, allowed, _FAILURE[Outcome.OVERLOAD][seat.failure_index])
             elif allowed < needed:
                 _pass_over(case, seat, allowed, pb.DEGRADATION_NO_TIME_FOR_MODEL)
-            elif tried and not self._retry_budget.try_take():
+            elif tried and not self._granted("retry"):
                 _pass_over(case, seat, allowed, pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
             else:
                 if not tried:
@@ -115,6 +121,8 @@ class Champion:
                 else:
                     answer = await self._attempt(case, seat, payload, now, allowed)
                 if answer is not None or hedged:
+                    if answer is not None and tried:
+                        self.second_attempts["retry", "won"] += 1
                     return answer
                 tried = True
         return None
@@ -175,18 +183,26 @@ class Champion:
             case.degradations.append(_FAILURE[Outcome.TIMEOUT][seat.failure_index])
         first_answer = self._outcome(case, seat, None if first.cancelled() else first.result(), ended_at - now)
         hedge_answer = self._outcome(case, spare, None if hedge.cancelled() else hedge.result(), ended_at - hedged_at)
+        if first_answer is None and hedge_answer is not None:
+            self.second_attempts["hedge", "won"] += 1
         return first_answer or hedge_answer, True
 
     def _may_hedge(self, spare: _Seat, allowed: float) -> bool:
         """True when the other replica can be expected to answer in time and the budget grants it; takes it then."""
         needed = max(spare.replica.batcher.expected_seconds, spare.replica.latency.p95)
-        return not spare.replica.batcher.full and needed <= allowed and self._retry_budget.try_take()
+        return not spare.replica.batcher.full and needed <= allowed and self._granted("hedge")
 
-    @staticmethod
-    def _outcome(case: Case, seat: _Seat, result: Result | None, used: float) -> Answer | None:
+    def _granted(self, kind: str) -> bool:
+        """Takes a second attempt from the retry budget, if it has one."""
+        granted = self._retry_budget.try_take()
+        self.second_attempts[kind, "granted" if granted else "refused"] += 1
+        return granted
+
+    def _outcome(self, case: Case, seat: _Seat, result: Result | None, used: float) -> Answer | None:
         """Writes an attempt's result into the case; None when it was given up because the other one had answered."""
         if isinstance(result, Scored):
             model = result.model
+            self.attempts[seat.replica.name, Outcome.SUCCESS] += 1
             attempt = Attempt(
                 seat.replica.name, Outcome.SUCCESS.value, used, model.version, result.batch_rows, result.batch_index
             )
@@ -196,8 +212,10 @@ class Champion:
                 action, seat.source, reason, result.score, model.threshold, model.name, model.version, model.expires_at
             )
         if result is None:
+            self.attempts[seat.replica.name, Outcome.IGNORED] += 1
             case.attempts.append(Attempt(seat.replica.name, Outcome.IGNORED.value, used, ""))
             return None
+        self.attempts[seat.replica.name, result] += 1
         case.attempts.append(Attempt(seat.replica.name, result.value, used, ""))
         case.degradations.append(_FAILURE[result][seat.failure_index])
         return None

@@ -36,6 +36,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 1_000),
     ("grpc.keepalive_timeout_ms", 500),
     ("grpc.keepalive_permit_without_calls", 0),
+    # A replica that moved is looked up again at once, not up to 30 s later; what is known stays when nothing is found.
+    ("grpc.dns_min_time_between_resolutions_ms", 500),
     # Two replicas at one address must not share a connection.
     ("grpc.use_local_subchannel_pool", 1),
     # Bounds what a broken answer can cost.
@@ -72,6 +74,7 @@ class Replica:
         settings, batcher_settings, breaker_settings: Limits.
         clock: Monotonic seconds, the event loop's own.
         random: Uniform in [0, 1).
+        stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Replica:
         breaker_settings: BreakerSettings,
         clock: Callable[[], float],
         random: Callable[[], float],
+        stalled_seconds: Callable[[float], float] = lambda since: 0.0,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -94,7 +98,8 @@ class Replica:
         self._clock = clock
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
         self.breaker = Breaker(name, breaker_settings, clock, random, self._on_transition)
-        self.batcher = MicroBatcher(self._score, self._begin, self.latency, batcher_settings, clock)
+        self.batcher = MicroBatcher(self._score, self._begin, self.latency, batcher_settings, clock, stalled_seconds)
+        self._stalled_seconds = stalled_seconds
         self.model: ModelIdentity | None = None
         """The model of the last sound answer; None before the first."""
         self.healthy = False
@@ -189,11 +194,16 @@ class Replica:
             _log.exception("probe failed unexpectedly", replica=self.name)
             outcome, detail = Outcome.MODEL_ERROR, repr(error)
         finally:
-            seconds = self._clock() - started
+            stalled = self._stalled_seconds(started)
+            if outcome is Outcome.TIMEOUT and stalled:
+                outcome, detail = Outcome.IGNORED, f"{detail}, of which our event loop stood still for {stalled:.3f} s"
+            seconds = self._clock() - started - stalled
             (breaker.record if closed else breaker.record_probe)(outcome, seconds, generation)
             self.outcomes[outcome] += 1
         if outcome is Outcome.SUCCESS:
             self.latency.add(seconds)
+        if outcome is Outcome.IGNORED:
+            return
         healthy = outcome is Outcome.SUCCESS
         if healthy != self.healthy:
             log = _log.info if healthy else _log.warning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,13 +95,19 @@ def _caller_features(message: pb.FeatureVector) -> NDArray[np.float32]:
     values = np.array(message.values, dtype=np.float32)
     finite = np.isfinite(values)
     if not finite.all():
-        index = int(np.argmin(finite))
-        raise _invalid(
-            "NON_FINITE_FEATURE",
-            f"features.values[{index}]",
-            f"{features.NAMES[index]} must be finite, not {values[index]}",
-        )
+        _refuse_feature("NON_FINITE_FEATURE", values, int(np.argmin(finite)), "finite")
+    possible = (values >= features.LOWEST) & (values <= features.HIGHEST)
+    if not possible.all():
+        index = int(np.argmin(possible))
+        lowest, highest = features.RANGES[features.NAMES[index]]
+        rule = f"at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
+        _refuse_feature("IMPOSSIBLE_FEATURE", values, index, rule)
     return values
+
+
+def _refuse_feature(reason: str, values: NDArray[np.float32], index: int, rule: str) -> NoReturn:
+    name = features.NAMES[index]
+    raise _invalid(reason, f"features.values[{index}]", f"{name} must be {rule}, not {values[index]:g}")
 
 
 def _invalid(reason: str, field: str, rule: str) -> InvalidOrderError:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from feature_cache.codec import BookState, FeatureSnapshot, decode, encode
+from feature_cache.codec import BookState, FeatureSnapshot, decode, encode, split
 from feature_cache.features import N_FEATURES
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from feature_cache.store import CHANNEL, FeatureStore, connect, key_of
@@ -76,12 +76,37 @@ async def test_a_written_vector_is_stored_with_its_ttl_and_published(redis: Redi
         await pubsub.subscribe(CHANNEL)
         assert await pubsub.get_message(timeout=5) is not None
         await FeatureStore(redis, ttl_seconds=7, timeout_seconds=5).write([snapshot(BTC, 1), snapshot(ETH, 2)])
-        published = [await pubsub.get_message(ignore_subscribe_messages=True, timeout=5) for _ in range(2)]
-    assert [decode(message["data"]).instrument for message in published if message] == [BTC, ETH]
+        published = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5)
+    assert published is not None
+    assert [decode(packed).instrument for packed in split(published["data"])] == [BTC, ETH]
     stored = await redis.get("features:{BTCUSDT.BINANCE}")
     assert isinstance(stored, bytes)
     assert decode(stored).sequence == 1
     assert 6_000 < await redis.pttl(key_of(ETH)) <= 7_000
+
+
+@pytest.mark.stack
+async def test_an_older_vector_replaces_no_newer_one_and_anything_else_gives_way(redis: Redis) -> None:
+    store = FeatureStore(redis, ttl_seconds=60, timeout_seconds=5)
+    newest = (1 << 62) + (1 << 32)
+
+    async def stored() -> int:
+        packed = await redis.get(key_of(BTC))
+        assert isinstance(packed, bytes)
+        return decode(packed).sequence
+
+    assert await store.write([snapshot(BTC, newest), snapshot(ETH, 2)]) == 0
+    for older in (newest - 1, newest - (1 << 32), 1):
+        assert await store.write([snapshot(BTC, older), snapshot(ETH, 3)]) == 1
+        assert await stored() == newest
+    assert await store.write([snapshot(BTC, newest)]) == 0, "the same one may be written again"
+    assert await store.write([snapshot(BTC, newest + 1)]) == 0
+    assert await stored() == newest + 1
+    await redis.set(key_of(BTC), b"PTF1 garbage")
+    await redis.delete(key_of(ETH))
+    await redis.rpush(key_of(ETH), b"a list")
+    assert await store.write([snapshot(BTC, 5), snapshot(ETH, 6)]) == 0
+    assert await stored() == 5
 
 
 @pytest.mark.stack

@@ -25,7 +25,7 @@ from server.audit.shipping import Progress, ShippingSettings, Task
 
 pytestmark = pytest.mark.stack
 
-CHILD = Path(__file__).with_name("audit_child.py")
+CHILD = Path(__file__).parents[1] / "audit_child.py"
 PATIENCE_SECONDS = 30.0
 
 

@@ -37,7 +37,13 @@ def test_a_sound_order_is_decided_by_the_primary_with_all_that_proves_it(product
     assert not decision.degradations
     assert 0 <= decision.feature_age.ToNanoseconds() < 1e9
     stages = [use.stage for use in decision.budget.stages]
-    assert stages == [pb.STAGE_FEATURES, pb.STAGE_PRIMARY, pb.STAGE_GUARDS, pb.STAGE_AUDIT]
+    assert stages == [
+        pb.STAGE_ADMISSION,
+        pb.STAGE_FEATURES,
+        pb.STAGE_PRIMARY,
+        pb.STAGE_GUARDS,
+        pb.STAGE_AUDIT,
+    ]
     assert sum(use.used_us for use in decision.budget.stages) <= decision.budget.used_us
     assert decision.budget.used_us < decision.budget.allowed_us <= DEADLINE_SECONDS * 1e6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import sqlite3
@@ -14,34 +13,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from bare_server import decide, environment, is_ready
 from harness import eventually
 
-from local import server
-from local.errors import NotReadyError
-from local.ports import free_ports
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
-from pretrade.decision.v1 import decision_pb2_grpc
 
 pytestmark = pytest.mark.stack
-
-
-def environment(directory: Path, **changes: str) -> dict[str, str]:
-    """Settings of a server that finds neither Redis nor replicas."""
-    decision, admin, metrics, nowhere = free_ports(4)
-    ours = {
-        "PRETRADE_GRPC__PORT": str(decision),
-        "PRETRADE_ADMIN__PORT": str(admin),
-        "PRETRADE_METRICS__PORT": str(metrics),
-        "PRETRADE_REDIS_URL": f"redis://127.0.0.1:{nowhere}/0",
-        "PRETRADE_REPLICAS__PRIMARY": f"127.0.0.1:{nowhere}",
-        "PRETRADE_REPLICAS__SECONDARY": f"127.0.0.1:{nowhere}",
-        "PRETRADE_REPLICAS__CHALLENGER": f"127.0.0.1:{nowhere}",
-        "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
-        "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
-        "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.2",
-    }
-    return {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")} | ours | changes
 
 
 @pytest.fixture
@@ -57,26 +35,11 @@ def alone(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             process.kill()
 
 
-def is_ready(port: int) -> bool:
-    try:
-        server.ready(port)
-    except NotReadyError:
-        return False
-    return True
-
-
 def run(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A server that is expected to refuse to start."""
     return subprocess.run(
         [sys.executable, "-m", "server"], env=env, capture_output=True, text=True, timeout=60, check=False
     )
-
-
-def decide(port: int) -> pb.Decision:
-    order = pb.Order(instrument="BTCUSDT.BINANCE", side=pb.SIDE_BUY, quantity=1.0, strategy="test")
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = decision_pb2_grpc.DecisionServiceStub(channel)
-        return stub.Decide(pb.DecideRequest(order=order), timeout=5.0, wait_for_ready=True).decision
 
 
 def test_with_nothing_around_it_every_order_gets_an_audited_abstain(

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-from cases import new_case
+import asyncio
 
-from fallback.chain import Chain
+import pytest
+from cases import Clock, new_case
+from structlog.testing import capture_logs
+
+from fallback.chain import Chain, Stage, StageName
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -22,12 +26,24 @@ class Scripted:
         return self.given
 
 
+class Buggy:
+    """A stage that raises whatever it is asked."""
+
+    async def answer(self, case: Case) -> Answer | None:
+        raise ZeroDivisionError("a bug")
+
+
+def chain_of(*stages: Stage, clock: Clock | None = None) -> Chain:
+    names: tuple[StageName, ...] = ("model", "cached_score", "rules")
+    return Chain(dict(zip(names, stages, strict=False)), clock or Clock())
+
+
 RULES_TRADE = Answer(pb.ACTION_TRADE, pb.SOURCE_RULES, pb.REASON_CODE_RULES_PASSED)
 
 
 async def test_the_first_stage_that_answers_is_the_last_one_asked() -> None:
     asked: list[str] = []
-    chain = Chain([Scripted("a", asked, None), Scripted("b", asked, RULES_TRADE), Scripted("c", asked, RULES_TRADE)])
+    chain = chain_of(Scripted("a", asked, None), Scripted("b", asked, RULES_TRADE), Scripted("c", asked, RULES_TRADE))
     case = new_case()
     assert await chain.decide(case) is RULES_TRADE
     assert asked == ["a", "b"]
@@ -36,7 +52,7 @@ async def test_the_first_stage_that_answers_is_the_last_one_asked() -> None:
 
 async def test_when_no_stage_answers_the_chain_abstains() -> None:
     asked: list[str] = []
-    answer = await Chain([Scripted("a", asked, None), Scripted("b", asked, None)]).decide(new_case())
+    answer = await chain_of(Scripted("a", asked, None), Scripted("b", asked, None)).decide(new_case())
     assert (answer.action, answer.source, answer.reason) == (
         pb.ACTION_ABSTAIN,
         pb.SOURCE_NONE,
@@ -46,4 +62,38 @@ async def test_when_no_stage_answers_the_chain_abstains() -> None:
 
 
 async def test_a_chain_without_stages_abstains() -> None:
-    assert (await Chain([]).decide(new_case())).action == pb.ACTION_ABSTAIN
+    assert (await chain_of().decide(new_case())).action == pb.ACTION_ABSTAIN
+
+
+async def test_a_stage_with_a_bug_is_counted_and_logged_once_and_the_next_one_answers() -> None:
+    clock = Clock()
+    chain = chain_of(Buggy(), Scripted("b", [], RULES_TRADE), clock=clock)
+    with capture_logs() as lines:
+        for _ in range(100):
+            case = new_case()
+            assert await chain.decide(case) is RULES_TRADE
+            assert case.degradations == [pb.DEGRADATION_STAGE_BROKEN]
+        clock.now += 6
+        await chain.decide(new_case())
+    assert chain.broken == {"model": 101}
+    assert [(line["stage"], line["times"]) for line in lines] == [("model", 1), ("model", 101)]
+
+
+async def test_a_chain_of_bugs_abstains() -> None:
+    answer = await chain_of(Buggy(), Buggy(), Buggy()).decide(new_case())
+    assert answer.source == pb.SOURCE_NONE
+
+
+async def test_a_cancelled_caller_is_no_bug() -> None:
+    class Waiting:
+        async def answer(self, case: Case) -> Answer | None:
+            await asyncio.sleep(3_600)
+            return None
+
+    chain = chain_of(Waiting(), Scripted("b", [], RULES_TRADE))
+    task = asyncio.create_task(chain.decide(new_case()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not chain.broken

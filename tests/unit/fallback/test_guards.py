@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fallback.guards import Guards, GuardSettings
+from fallback.guards import Guards, GuardSettings, OrderLimit
 from fallback.order import Answer, Case
 from feature_cache import features
 from pretrade.admin.v1 import admin_pb2
@@ -137,18 +137,65 @@ def test_the_notional_is_held_against_the_higher_price(order: dict[str, Any], wi
     assert objections(made, new_case(**order)) == expected
 
 
+def limits(*limits: dict[str, Any]) -> GuardSettings:
+    return GuardSettings.model_validate({"price_collar_bps": None, "max_notional": None, "limits": limits})
+
+
 def test_the_quantity_limit_is_the_instruments_own() -> None:
     made = guards(
-        GuardSettings(price_collar_bps=None, max_notional=None, max_quantity={"BTCUSDT.BINANCE": 2, "X.Y": 1})
+        limits({"instrument": "BTCUSDT.BINANCE", "max_quantity": 2}, {"instrument": "X.Y", "max_quantity": 1})
     )
     assert objections(made, new_case(quantity=2)) == (pb.ACTION_TRADE, [])
     assert objections(made, new_case(quantity=2.1)) == (pb.ACTION_NO_TRADE, [pb.REASON_CODE_QUANTITY_LIMIT])
 
 
+@pytest.mark.parametrize(
+    ("strategy", "quantity", "reasons"),
+    [
+        ("alpha", 2, []),
+        ("alpha", 2.1, [pb.REASON_CODE_NOTIONAL_LIMIT]),
+        ("alpha", 3.1, [pb.REASON_CODE_NOTIONAL_LIMIT, pb.REASON_CODE_QUANTITY_LIMIT]),
+        ("beta", 3, []),
+        ("beta", 3.1, [pb.REASON_CODE_QUANTITY_LIMIT]),
+        ("gamma", 1, []),
+        ("gamma", 1.1, [pb.REASON_CODE_QUANTITY_LIMIT]),
+    ],
+)
+def test_every_limit_that_names_the_instrument_or_the_strategy_holds(
+    strategy: str, quantity: float, reasons: list[int]
+) -> None:
+    made = guards(
+        limits(
+            {"strategy": "alpha", "max_notional": 200},
+            {"instrument": "BTCUSDT.BINANCE", "max_quantity": 3},
+            {"instrument": "BTCUSDT.BINANCE", "strategy": "gamma", "max_quantity": 1},
+            {"instrument": "ETHUSDT.BINANCE", "strategy": "beta", "max_quantity": 1e-9},
+            {"max_quantity": 1e6},
+        )
+    )
+    action = pb.ACTION_NO_TRADE if reasons else pb.ACTION_TRADE
+    assert objections(made, new_case(strategy=strategy, quantity=quantity)) == (action, reasons)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [{"instrument": "X.Y"}],
+        [{"instrument": "", "max_quantity": 1}],
+        [{"strategy": "a", "max_quantity": 1}, {"strategy": "a", "max_notional": 1}],
+        [{"strategy": "a", "max_quantity": 1, "max_qty": 1}],
+    ],
+)
+def test_limits_that_say_nothing_or_two_things_are_refused(wrong: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValidationError):
+        limits(*wrong)
+
+
 @pytest.mark.parametrize("limit", [0, -1, math.nan])
 def test_a_limit_that_would_limit_nothing_or_everything_is_refused(limit: float) -> None:
     for wrong in (
-        {"max_quantity": {"BTCUSDT.BINANCE": limit}},
+        {"limits": [{"instrument": "BTCUSDT.BINANCE", "max_quantity": limit}]},
+        {"limits": [{"strategy": "alpha", "max_notional": limit}]},
         {"price_collar_bps": limit},
         {"max_notional": limit},
         {"max_decisions_per_second": limit},
@@ -205,7 +252,7 @@ def test_strategies_that_a_caller_invents_do_not_pile_up() -> None:
 
 def test_every_objection_is_named_and_the_safest_action_taken() -> None:
     made = guards(
-        GuardSettings(price_collar_bps=10, max_notional=1, max_quantity={"BTCUSDT.BINANCE": 0.5}),
+        GuardSettings(price_collar_bps=10, max_notional=1, limits=(OrderLimit(max_quantity=0.5),)),
         admin_pb2.TRADING_STATE_HALTED,
     )
     case = new_case(limit_price=200, mid=100.0, problem=pb.REASON_CODE_BOOK_UNKNOWN)
@@ -234,7 +281,18 @@ any_float = st.floats(allow_nan=True, allow_infinity=True)
         GuardSettings,
         price_collar_bps=st.one_of(st.none(), st.floats(1e-3, 1e4)),
         max_notional=st.one_of(st.none(), st.floats(1e-3, 1e9)),
-        max_quantity=st.dictionaries(st.just("BTCUSDT.BINANCE"), st.floats(1e-3, 1e9)),
+        limits=st.one_of(
+            st.just(()),
+            st.tuples(
+                st.builds(
+                    OrderLimit,
+                    instrument=st.sampled_from([None, "BTCUSDT.BINANCE"]),
+                    strategy=st.sampled_from([None, "alpha"]),
+                    max_quantity=st.floats(1e-3, 1e9),
+                    max_notional=st.one_of(st.none(), st.floats(1e-3, 1e9)),
+                )
+            ),
+        ),
         max_decisions_per_second=st.one_of(st.none(), st.floats(1e-3, 1e3)),
     ),
     side=st.sampled_from([pb.SIDE_BUY, pb.SIDE_SELL]),

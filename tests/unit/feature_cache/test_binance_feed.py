@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_cache.feeds.binance import BinanceSpot, FeedError
+from feature_cache.feeds.binance import BinanceSpot
+from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 RECEIVED = 1_723_161_254_000_000_000
@@ -61,6 +62,12 @@ def test_a_trade_keeps_its_price_size_side_and_event_time() -> None:
     assert event.trade.taker_side == pb.TAKER_SIDE_SELL, "the buyer was the maker"
     assert not event.event_time_estimated
     assert decode({**TRADE, "m": False}).trade.taker_side == pb.TAKER_SIDE_BUY
+
+
+def test_an_aggregate_trade_has_the_id_of_its_last_trade() -> None:
+    message = {key: value for key, value in TRADE.items() if key != "t"} | {"e": "aggTrade", "a": 9, "f": 5, "l": 7}
+    event = decode(message)
+    assert (event.trade.trade_id, event.trade.lots) == (7, 2_000_000)
 
 
 def test_a_depth_update_keeps_its_ids_and_removed_levels() -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from feature_cache.codec import BookState
 from feature_cache.engine import FeatureEngine
-from feature_cache.feeds.binance import FeedError
 from feature_cache.feeds.coinbase import CoinbaseFull, CoinbaseLevel2
+from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 RECORDING = Path(__file__).parents[3] / ".." / "shared" / "data" / "coinbase_pro" / "COINBASE.ws.28.0.gz"

@@ -108,10 +108,21 @@ def test_a_log_that_begins_again_makes_the_instruments_unknown(engines: Engines)
     engines.assign(0, 0, 0)
     feed(engines, 0, 0, records())
     assert engines.all()[BTC].state is BookState.VALID
+    engines.begin_again(0, 3, 4)
     engines.take(0, 3, *records(count=5)[4])
     assert engines.truncations == 1
     assert engines.all()[BTC].state is BookState.UNKNOWN
     assert engines.positions() == {0: 4}
+
+
+def test_a_record_before_the_position_is_ignored(engines: Engines) -> None:
+    rows = records()
+    engines.assign(0, 0, 0)
+    feed(engines, 0, 0, rows)
+    feed(engines, 0, 0, rows[:7])
+    assert (engines.repeats, engines.truncations) == (7, 0)
+    assert engines.positions() == {0: 40}
+    assert engines.all()[BTC].events == 40
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from feature_cache.codec import BookState
 from feature_cache.engine import FeatureEngine
-from feature_cache.feeds.binance import FeedError
 from feature_cache.feeds.kraken import KrakenV1, KrakenV2, instrument_of
+from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data" / "kraken_v1"

@@ -104,6 +104,25 @@ def test_a_clock_that_runs_behind_the_exchange_does_not_show_as_transit(walks: d
 
 
 @recorded
+@pytest.mark.parametrize(
+    ("ahead_seconds", "oldest_seconds", "youngest_seconds"), [(0.0, 0.05, 0.0), (1.27, 0.05, 0.0), (61.27, 61, 59)]
+)
+def test_ages_do_not_depend_on_the_local_clock_unless_the_feed_may_be_late(
+    ahead_seconds: float, oldest_seconds: float, youngest_seconds: float
+) -> None:
+    """The recorded clock runs 1.27 s behind the exchange; put ahead, it looks as if the feed were late."""
+    engine = FeatureEngine(BTC)
+    ages: list[float] = []
+    for event in itertools.islice(_of(BTC), 10_000):
+        event.receive_time_ns += round(ahead_seconds * 1e9)
+        event.publish_time_ns = event.receive_time_ns
+        engine.on_event(event)
+        ages.append(engine.age_seconds(event.publish_time_ns))
+    assert youngest_seconds <= min(ages)
+    assert max(ages) <= oldest_seconds
+
+
+@recorded
 def test_lost_messages_make_the_book_unknown_until_the_next_snapshot() -> None:
     engine = FeatureEngine(BTC)
     states: list[BookState] = []

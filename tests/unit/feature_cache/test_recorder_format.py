@@ -176,9 +176,9 @@ START = (connected(0, KRAKEN), sent(0.5, KRAKEN, BOOK))
         (received(1, [1, {}, "spread", "ETH/USD"]), "line 3: channelName"),
         ("yesterday: {}", "line 3: time"),
         (f"{KRAKEN} >> {T0}: {{}}", "line 3: is not a line"),
-        (f"{KRAKEN} <- {T0}: subscribe!", "line 3: is not a request"),
-        (sent(1, KRAKEN, {"event": "subscribe"}), "line 3: is not a request"),
-        (sent(1, KRAKEN, []), "line 3: is not a request"),
+        (f"{KRAKEN} <- {T0}: subscribe!", "line 3: message: is not a request"),
+        (sent(1, KRAKEN, {"event": "subscribe"}), "line 3: message: is not a request"),
+        (sent(1, KRAKEN, []), "line 3: message: is not a request"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: str, message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from feature_cache.book import OrderBook
 from feature_cache.engine import FeatureEngine
-from feature_cache.features import INDEX
+from feature_cache.features import HIGHEST, INDEX, LOWEST, NAMES
 from feature_cache.simulator import INSTRUMENTS, START_NS, simulate
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -81,6 +81,8 @@ def test_the_features_know_something_about_the_next_move() -> None:
             engine.on_event(event)
             if event.event_time_ns >= next_ns:
                 found = engine.snapshot()
+                possible = (found.values >= LOWEST) & (found.values <= HIGHEST) | np.isnan(found.values)
+                assert possible.all(), [NAMES[i] for i in np.flatnonzero(~possible)]
                 times.append(found.event_time_ns)
                 mids.append(found.mid)
                 imbalances.append(found.values[INDEX["imbalance_l1"]])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_cache.feeds import wire
-from feature_cache.feeds.binance import FeedError
+from feature_cache.feeds.wire import FeedError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -63,12 +63,12 @@ def test_an_order_without_a_limit_price_is_a_market_order() -> None:
 
 def test_the_callers_features_are_read_as_they_are() -> None:
     message = order()
-    values = [float(number) for number in range(features.N_FEATURES)]
+    values = [number / features.N_FEATURES for number in range(features.N_FEATURES)]
     with_features(values)(message)
     own = READER.read(message).caller_features
     assert own is not None
     assert own.dtype == np.float32
-    assert own.tolist() == values
+    assert own.tolist() == pytest.approx(values)
 
 
 FINITE = [0.0] * features.N_FEATURES
@@ -115,6 +115,32 @@ def test_a_broken_rule_is_named_with_its_field(change: Callable[[pb.Order], None
     assert (caught.value.reason, caught.value.field) == (reason, field)
     assert str(caught.value).startswith(f"{field}: ")
     assert len(str(caught.value)) < 200, "a caller's text is not thrown back at full length"
+
+
+@pytest.mark.parametrize("index", range(features.N_FEATURES))
+def test_a_feature_outside_of_what_its_definition_leaves_possible_is_named(index: int) -> None:
+    name = features.NAMES[index]
+    for limit, beyond in zip(features.RANGES[name], (-math.inf, math.inf), strict=True):
+        message = order()
+        if math.isinf(limit):
+            with_features([*FINITE[:index], math.copysign(1e30, limit), *FINITE[index + 1 :]])(message)
+            READER.read(message)
+            continue
+        with_features([*FINITE[:index], limit, *FINITE[index + 1 :]])(message)
+        READER.read(message)
+        message.features.values[index] = np.nextafter(np.float32(limit), np.float32(beyond))
+        with pytest.raises(InvalidOrderError) as caught:
+            READER.read(message)
+        assert (caught.value.reason, caught.value.field) == ("IMPOSSIBLE_FEATURE", f"features.values[{index}]")
+        assert f" {name} must be " in str(caught.value)
+        assert f" {limit:g}" in str(caught.value)
+
+
+def test_every_feature_has_a_range_that_holds_for_both_sides() -> None:
+    assert tuple(features.RANGES) == features.NAMES
+    for name in features.SIGNED:
+        lowest, highest = features.RANGES[name]
+        assert lowest == -highest
 
 
 def test_names_of_64_characters_are_fine() -> None:
@@ -179,3 +205,4 @@ def test_whatever_an_order_holds_it_is_refused_or_keeps_every_rule(message: pb.O
     assert math.isnan(read.limit_price) or 0 < read.limit_price < math.inf
     assert 1 <= len(read.strategy) <= 64
     assert read.caller_features is None or np.isfinite(read.caller_features).all()
+    assert read.caller_features is None or (read.caller_features >= features.LOWEST).all()

@@ -20,12 +20,16 @@ from fallback.guards import Guards, GuardSettings
 from fallback.order import Order
 from fallback.rules import RulesBaseline, RulesSettings
 from feature_cache import features
+from feature_cache.codec import FeatureSnapshot, encode
+from feature_cache.engine import FeatureEngine
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.market.v1 import market_pb2
 from server.admission import Admission, AdmissionSettings
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalReader
+from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.dataplane import DataPlane
 from server.errors import DeadlineError, OverloadedError
@@ -51,7 +55,8 @@ class Plane:
         ids = (f"decision-{number}" for number in itertools.count())
         control = ControlState(
             ControlSettings(shadow=False),
-            journal.settings.path.with_name("control.json"),
+            ControlFile(journal.settings.path.with_name("control.json")),
+            {},
             journal,
             "server-1",
             lambda: next(ids),
@@ -73,12 +78,16 @@ class Plane:
         self.admission = Admission(AdmissionSettings(max_in_flight=2, min_in_flight=1, reserved_share=0.5), clock)
         self.metrics = DecisionMetrics()
         self.clock = clock
+        self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=IdempotencyWindow(IdempotencySettings(), clock),
-            feature_cache=FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)),
+            feature_cache=self.feature_cache,
             max_feature_age_seconds=1.0,
-            chain=Chain((champion, cached_scores, RulesBaseline(RulesSettings(), clock))),
+            chain=Chain(
+                {"model": champion, "cached_score": cached_scores, "rules": RulesBaseline(RulesSettings(), clock)},
+                clock,
+            ),
             cached_scores=cached_scores,
             guards=Guards(
                 GuardSettings(price_collar_bps=None, max_notional=None), lambda: control.trading_state, clock, time.time
@@ -94,9 +103,11 @@ class Plane:
             new_id=lambda: next(ids),
         )
 
-    async def decide(self, timeout_seconds: float | None = None, reduce_only: bool = False) -> pb.Decision:
-        """Decides an order that brings its own features."""
-        own = np.zeros(features.N_FEATURES, dtype=np.float32)
+    async def decide(
+        self, timeout_seconds: float | None = None, reduce_only: bool = False, own_features: bool = True
+    ) -> pb.Decision:
+        """Decides an order, which brings its own features unless told otherwise."""
+        own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
         message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1, strategy="alpha")
         order = Order(message, INSTRUMENT, pb.SIDE_BUY, 1.0, 100.0, "alpha", reduce_only, own)
         return await self.dataplane.decide(order, self.clock(), timeout_seconds)
@@ -131,7 +142,14 @@ async def test_the_ledger_is_in_the_reply_the_audit_row_and_the_metrics(tmp_path
     async with plane(tmp_path, fails(Outcome.TRANSPORT), answers(0.75)) as p:
         decision = await p.decide()
         assert (decision.action, decision.source) == (pb.ACTION_TRADE, pb.SOURCE_SECONDARY)
-        stages = [pb.STAGE_FEATURES, pb.STAGE_PRIMARY, pb.STAGE_SECONDARY, pb.STAGE_GUARDS, pb.STAGE_AUDIT]
+        stages = [
+            pb.STAGE_ADMISSION,
+            pb.STAGE_FEATURES,
+            pb.STAGE_PRIMARY,
+            pb.STAGE_SECONDARY,
+            pb.STAGE_GUARDS,
+            pb.STAGE_AUDIT,
+        ]
         assert ledger(decision) == [(stage, pb.DEGRADATION_UNSPECIFIED) for stage in stages]
         assert all(use.used_us < use.allowed_us for use in decision.budget.stages)
         assert sum(use.used_us for use in decision.budget.stages) <= decision.budget.used_us
@@ -153,7 +171,7 @@ async def test_a_stage_skipped_for_lack_of_time_says_so_everywhere(tmp_path: Pat
         decision = await p.decide(timeout_seconds=5)
         assert decision.source == pb.SOURCE_RULES
         no_time = pb.DEGRADATION_NO_TIME_FOR_MODEL
-        assert ledger(decision)[1:3] == [(pb.STAGE_PRIMARY, no_time), (pb.STAGE_SECONDARY, no_time)]
+        assert ledger(decision)[2:4] == [(pb.STAGE_PRIMARY, no_time), (pb.STAGE_SECONDARY, no_time)]
         assert list(decision.degradations).count(no_time) == 1
         (packet,) = packets_in(tmp_path)
         assert ledger(packet.decision) == ledger(decision)[:-1]
@@ -194,3 +212,42 @@ async def test_an_order_too_late_on_arrival_is_not_decided(tmp_path: Path) -> No
         with pytest.raises(DeadlineError):
             await p.decide(timeout_seconds=0)
         assert (p.metrics.late, p.primary.calls, packets_in(tmp_path)) == (1, 0, [])
+
+
+def market(late_seconds: float) -> FeatureSnapshot:
+    """A sound market as a worker sees it now whose feed is steadily this late."""
+    engine = FeatureEngine(INSTRUMENT)
+    now = time.time_ns()
+    for number in range(2):
+        event = market_pb2.MarketEvent(
+            instrument=INSTRUMENT,
+            price_decimals=2,
+            size_decimals=3,
+            event_time_ns=now - round(late_seconds * 1e9) + number,
+            receive_time_ns=now + number,
+            publish_time_ns=now + number,
+            snapshot=market_pb2.BookSnapshot(
+                last_update_id=number + 1, bid_ticks=[9999], bid_lots=[5], ask_ticks=[10001], ask_lots=[5]
+            ),
+        )
+        engine.on_event(event)
+    return engine.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("late_seconds", "degradation"),
+    [
+        (-1.27, None),
+        (0.1, None),
+        (4.0, pb.DEGRADATION_FEATURES_STALE),
+        (60.0, pb.DEGRADATION_FEATURES_MISSING),
+    ],
+)
+async def test_a_feed_that_is_late_beyond_the_clocks_offset_decides_nothing_and_the_decision_says_so(
+    tmp_path: Path, late_seconds: float, degradation: pb.Degradation.ValueType | None
+) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        assert p.feature_cache.accept(encode(market(late_seconds))) == (late_seconds < 10)
+        decision = await p.decide(own_features=False)
+        assert list(decision.degradations)[:1] == ([degradation] if degradation else [])
+        assert (decision.action == pb.ACTION_TRADE) == (degradation is None)

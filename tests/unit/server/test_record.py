@@ -18,6 +18,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server import record
 from server.audit.journal import Journal, JournalSettings
+from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 
 SCORED = Answer(
@@ -84,7 +85,13 @@ def test_the_stages_together_never_use_more_than_the_whole(
 def packets(tmp_path: Path) -> record.PacketWriter:
     journal = Journal(JournalSettings(path=tmp_path / "journal.db"))
     control = ControlState(
-        ControlSettings(shadow=False, halted=True), tmp_path / "control.json", journal, "server-1", str, lambda: 0
+        ControlSettings(shadow=False, halted=True),
+        ControlFile(tmp_path / "control.json"),
+        {},
+        journal,
+        "server-1",
+        str,
+        lambda: 0,
     )
     return record.PacketWriter("server-1", "hash", "fsync", control)
 

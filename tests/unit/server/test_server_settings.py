@@ -43,6 +43,9 @@ def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: py
         ("PRETRADE_BUDGET__CAP_SECONDS", "0.004"),  # less than the reserves
         ("PRETRADE_BUDGET__CAP", "1"),
         ("PRETRADE_GRPC__PORT", "70000"),
+        ("PRETRADE_REDIS_URL", "http://127.0.0.1:6379"),
+        ("PRETRADE_REDIS_URL", "redis+cluster://"),
+        ("PRETRADE_REDIS_URL", "redis+cluster://127.0.0.1:7000/1"),  # a cluster has no database but 0
         ("PRETRADE_ADMIN__HOST", "0.0.0.0"),
         ("PRETRADE_ADMIN__HOST", "10.0.0.1"),
         ("PRETRADE_ADMIN__HOST", "everywhere"),
@@ -51,7 +54,8 @@ def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: py
         ("PRETRADE_BREAKER__FAILURE_RATE", "0"),
         ("PRETRADE_BREAKER__FAILURE_RATE", "1.1"),
         ("PRETRADE_CACHED_SCORE__MAX_FEATURE_MOVE", '{"imbalance_l6": 1}'),
-        ("PRETRADE_GUARDS__MAX_QUANTITY", '{"BTCUSDT.BINANCE": -1}'),
+        ("PRETRADE_GUARDS__LIMITS", '[{"instrument": "BTCUSDT.BINANCE", "max_quantity": -1}]'),
+        ("PRETRADE_GUARDS__LIMITS", '[{"instrument": "BTCUSDT.NOWHERE", "max_quantity": 1}]'),
         ("PRETRADE_REPLICAS__CHAMPION_VERSION", "latest"),
         ("PRETRADE_RETRY__SHARE", "2"),
         ("PRETRADE_ADMISSION__MIN_IN_FLIGHT", "4096"),  # more than the maximum
@@ -65,6 +69,12 @@ def test_a_wrong_value_refuses_to_start(monkeypatch: pytest.MonkeyPatch, variabl
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValidationError):
         load()
+
+
+@pytest.mark.parametrize("url", ["rediss://me:pw@redis:6379/0", "unix:///run/redis", "redis+cluster://a:7000,b:7001"])
+def test_a_redis_may_be_one_server_or_a_cluster(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PRETRADE_REDIS_URL", url)
+    assert load().redis_url.get_secret_value() == url
 
 
 @pytest.mark.parametrize("variable", ["PRETRADE_BUDGT__CAP_SECONDS", "PRETRADE_REDISURL", "PRETRADE_X"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from virtual_time import VirtualTimeLoop
 
-from server.inference.batcher import BatcherSettings, MicroBatcher, Report, Result, Scored
+from server.inference.batcher import BatcherSettings, Lane, MicroBatcher, Report, Result, Scored
 from server.inference.latency import LatencyWindow
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -71,8 +71,8 @@ class Bench:
         self.problems: list[str] = []
         loop.set_exception_handler(lambda _loop, context: self.problems.append(context["message"]))
 
-    def submit(self, number: int, timeout_seconds: float = 0.05) -> asyncio.Future[Result]:
-        return self.batcher.submit(payload(number), self.loop.time() + timeout_seconds)
+    def submit(self, number: int, timeout_seconds: float = 0.05, lane: Lane = Lane.LIVE) -> asyncio.Future[Result]:
+        return self.batcher.submit(payload(number), self.loop.time() + timeout_seconds, lane)
 
     async def calls(self, number: int) -> list[Call]:
         """The calls so far, once there are as many and everything that can happen now has happened."""
@@ -542,6 +542,73 @@ async def test_shadow_rows_beyond_their_bound_are_shed() -> None:
         queued = [b.batcher.submit_shadow(payload(number)) for number in range(5)]
         assert [row is None for row in queued] == [False, False, True, True, True]
         assert b.batcher.shed == 3
+
+
+async def test_live_rows_leave_before_canary_rows_and_these_before_shadow_rows() -> None:
+    async with bench(BatcherSettings(slots=1, max_rows=3, shadow_linger_seconds=0.001)) as b:
+        b.submit(0)
+        (first,) = await b.calls(1)
+        b.batcher.submit_shadow(payload(7))
+        for number in (1, 2):
+            b.submit(number, timeout_seconds=0.02, lane=Lane.CANARY)
+        for number in (3, 4):
+            b.submit(number, timeout_seconds=0.05)
+        await asyncio.sleep(0.002)
+        first.answer_each_its_own()
+        _, second = await b.calls(2)
+        assert second.rows == [payload(3), payload(4), payload(1)]
+        second.answer_each_its_own()
+        *_, third = await b.calls(3)
+        assert third.rows == [payload(2)]
+        third.answer_each_its_own()
+        *_, fourth = await b.calls(4)
+        assert fourth.rows == [payload(7)]
+
+
+async def test_in_a_full_queue_a_live_row_takes_the_place_of_the_canary_row_with_the_latest_deadline() -> None:
+    async with bench(BatcherSettings(slots=1, max_rows=4, max_queued_rows=3)) as b:
+        b.submit(0)
+        (first,) = await b.calls(1)
+        early, late = b.submit(1, 0.03, Lane.CANARY), b.submit(2, 0.04, Lane.CANARY)
+        b.submit(3)
+        assert b.batcher.full_for(Lane.CANARY)
+        assert not b.batcher.full_for(Lane.LIVE)
+        assert await b.submit(4, lane=Lane.CANARY) is Outcome.OVERLOAD
+        b.submit(5)
+        assert await late is Outcome.OVERLOAD
+        assert b.batcher.displaced == 1
+        b.submit(6)
+        assert await early is Outcome.OVERLOAD
+        assert b.batcher.full
+        assert await b.submit(7) is Outcome.OVERLOAD
+        first.answer_each_its_own()
+        _, second = await b.calls(2)
+        assert second.rows == [payload(3), payload(5), payload(6)]
+
+
+async def test_a_lane_waits_for_nothing_that_leaves_after_it() -> None:
+    async with bench() as b:
+        b.submit(0)
+        await b.calls(1)
+        for number in range(4):
+            b.submit(number, lane=Lane.CANARY)
+        assert b.batcher.expected_seconds_in(Lane.LIVE) == pytest.approx(0.0015)
+        assert b.batcher.expected_seconds_in(Lane.CANARY) == pytest.approx(0.0025)
+        for number in range(4):
+            b.submit(number)
+        assert b.batcher.expected_seconds_in(Lane.LIVE) == pytest.approx(0.0025)
+        assert b.batcher.expected_seconds_in(Lane.CANARY) == pytest.approx(0.0035)
+
+
+async def test_canary_rows_keep_their_deadlines_may_be_cancelled_and_are_answered_on_close() -> None:
+    async with bench(BatcherSettings(slots=1)) as b:
+        b.submit(0)
+        await b.calls(1)
+        late, given_up, left = (b.submit(number, 0.005 * number, Lane.CANARY) for number in (1, 2, 8))
+        given_up.cancel()
+        assert await late is Outcome.TIMEOUT
+        await b.batcher.close()
+        assert left.result() is Outcome.OVERLOAD
 
 
 async def test_a_full_queue_refuses_and_drains_again() -> None:

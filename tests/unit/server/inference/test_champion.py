@@ -349,3 +349,20 @@ async def test_a_caller_that_goes_takes_both_attempts_out_of_their_queues() -> N
         await asyncio.wait((caller,))
         await asyncio.sleep(0.01)
         assert (s.primary.calls, s.secondary.calls) == (1, 1), "the queued rows were not sent"
+
+
+async def test_attempts_retries_and_hedges_are_counted_by_what_became_of_them() -> None:
+    async with stage(fails(Outcome.TRANSPORT), TRADES) as s:
+        await s.champion.answer(s.case())
+        assert s.champion.attempts == {("primary", Outcome.TRANSPORT): 1, ("secondary", Outcome.SUCCESS): 1}
+        assert s.champion.second_attempts == {("retry", "granted"): 1, ("retry", "won"): 1}
+    async with stage(fails(Outcome.TRANSPORT), fails(Outcome.MODEL_ERROR)) as s:
+        await s.champion.answer(s.case())
+        assert s.champion.second_attempts == {("retry", "granted"): 1}
+    async with stage(fails(Outcome.TRANSPORT), TRADES, RetrySettings(share=0, per_second=0)) as s:
+        await s.champion.answer(s.case())
+        assert s.champion.second_attempts == {("retry", "refused"): 1}
+    async with stage(hangs, TRADES, HEDGING) as s:
+        await s.champion.answer(s.case())
+        assert s.champion.second_attempts == {("hedge", "granted"): 1, ("hedge", "won"): 1}
+        assert s.champion.attempts == {("primary", Outcome.IGNORED): 1, ("secondary", Outcome.SUCCESS): 1}

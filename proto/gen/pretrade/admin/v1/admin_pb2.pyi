@@ -136,18 +136,51 @@ REPLICA_ROLE_CHALLENGER: ReplicaRole.ValueType  # 3
 """Gets shadow rows only."""
 Global___ReplicaRole: _TypeAlias = ReplicaRole  # noqa: Y015
 
+class _BookState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BookStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BookState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOOK_STATE_UNSPECIFIED: _BookState.ValueType  # 0
+    """Neither a vector nor a worker's report says."""
+    BOOK_STATE_UNKNOWN: _BookState.ValueType  # 1
+    """Nothing may be decided on it: a gap, a reset, a crossing, or no snapshot yet."""
+    BOOK_STATE_VALID: _BookState.ValueType  # 2
+    """As the exchange's."""
+    BOOK_STATE_LOCKED: _BookState.ValueType  # 3
+    """Valid, with the best bid at the best ask."""
+
+class BookState(_BookState, metaclass=_BookStateEnumTypeWrapper):
+    """What is known of an instrument's book."""
+
+BOOK_STATE_UNSPECIFIED: BookState.ValueType  # 0
+"""Neither a vector nor a worker's report says."""
+BOOK_STATE_UNKNOWN: BookState.ValueType  # 1
+"""Nothing may be decided on it: a gap, a reset, a crossing, or no snapshot yet."""
+BOOK_STATE_VALID: BookState.ValueType  # 2
+"""As the exchange's."""
+BOOK_STATE_LOCKED: BookState.ValueType  # 3
+"""Valid, with the best bid at the best ask."""
+Global___BookState: _TypeAlias = BookState  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     """Request of `GetStatus`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    THIS_PROCESS_ONLY_FIELD_NUMBER: _builtins.int
+    this_process_only: _builtins.bool
+    """True to leave the other processes of the server out: `processes` then holds the one that answers alone."""
     def __init__(
         self,
+        *,
+        this_process_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["this_process_only", b"this_process_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,12 +202,19 @@ class GetStatusResponse(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     UPTIME_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    PROCESS_COUNT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
     """True when the server accepts decisions."""
     trading_state: Global___TradingState.ValueType
     """The trading state in force."""
+    control_version: _builtins.int
+    """Version of the control state in force; grows with every change of a flag, the trading state or a breaker's mode."""
+    process_count: _builtins.int
+    """How many processes there should be."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStatus]:
         """Every replica, primary first."""
@@ -203,6 +243,12 @@ class GetStatusResponse(_message.Message):
     def uptime(self) -> _duration_pb2.Duration:
         """Time since start."""
 
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessStatus]:
+        """The processes that serve together, by index; a server without `--processes` is one. Everything above is what the
+        process that answers knows.
+        """
+
     def __init__(
         self,
         *,
@@ -216,14 +262,81 @@ class GetStatusResponse(_message.Message):
         sources: _abc.Iterable[Global___SourceCount] | None = ...,
         components: _abc.Iterable[Global___ComponentHealth] | None = ...,
         uptime: _duration_pb2.Duration | None = ...,
+        control_version: _builtins.int = ...,
+        processes: _abc.Iterable[Global___ProcessStatus] | None = ...,
+        process_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "components", b"components", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "components", b"components", "control_version", b"control_version", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ProcessStatus(_message.Message):
+    """One process of a server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    UPTIME_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    UNSHIPPED_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place: the number at the end of its journal's name. 0 for a server of one process."""
+    instance_id: _builtins.str
+    """Its identity in audit rows; empty when it does not answer."""
+    answered: _builtins.bool
+    """True for the process that answered the call."""
+    ready: _builtins.bool
+    """True when it accepts decisions."""
+    decisions: _builtins.int
+    """Decisions since its start."""
+    in_flight: _builtins.int
+    """Decisions under way."""
+    unshipped: _builtins.int
+    """Rows of its journal not yet in SQL."""
+    restarts: _builtins.int
+    """Times that this place's process ended by itself and was started again."""
+    control_version: _builtins.int
+    """Version of the control state that it obeys."""
+    problem: _builtins.str
+    """Why the rest is missing; empty when it answered."""
+    @_builtins.property
+    def uptime(self) -> _duration_pb2.Duration:
+        """Time since its start."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        answered: _builtins.bool = ...,
+        ready: _builtins.bool = ...,
+        uptime: _duration_pb2.Duration | None = ...,
+        decisions: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        unshipped: _builtins.int = ...,
+        restarts: _builtins.int = ...,
+        control_version: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "control_version", b"control_version", "decisions", b"decisions", "in_flight", b"in_flight", "index", b"index", "instance_id", b"instance_id", "problem", b"problem", "ready", b"ready", "restarts", b"restarts", "unshipped", b"unshipped", "uptime", b"uptime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessStatus: _TypeAlias = ProcessStatus  # noqa: Y015
 
 @_typing.final
 class ReplicaStatus(_message.Message):
@@ -369,7 +482,7 @@ Global___Flag: _TypeAlias = Flag  # noqa: Y015
 
 @_typing.final
 class FeatureStatus(_message.Message):
-    """Freshness of one instrument's features."""
+    """Freshness of one instrument's features, and the state of what they come from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -378,6 +491,12 @@ class FeatureStatus(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
+    BOOK_REASON_FIELD_NUMBER: _builtins.int
+    VECTOR_VERSION_FIELD_NUMBER: _builtins.int
+    LAG_RECORDS_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    BOOK_LOSSES_FIELD_NUMBER: _builtins.int
     instrument: _builtins.str
     """The instrument."""
     usable: _builtins.bool
@@ -386,6 +505,22 @@ class FeatureStatus(_message.Message):
     """Why not; empty when usable."""
     sequence: _builtins.int
     """Sequence of the vector."""
+    book: Global___BookState.ValueType
+    """State of the book."""
+    book_reason: _builtins.str
+    """Why the book is unknown, for people: `gap`, `crossed`, `checksum`, `reconnect`, `time ran back`, `closed`, …; empty
+    when it is known, or when no worker reports.
+    """
+    vector_version: _builtins.str
+    """Feature set and fingerprint of the vector, for example `mf1/5c6f81d2`; empty without features."""
+    lag_records: _builtins.int
+    """Records of the topic that the instrument's worker has yet to read, about a second old; absent when no worker
+    reports.
+    """
+    worker: _builtins.str
+    """The worker that keeps the book, `host:pid`; empty when none reports."""
+    book_losses: _builtins.int
+    """Times the book became unknown since the worker took it over."""
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
         """Age from exchange event time; absent without features."""
@@ -398,12 +533,20 @@ class FeatureStatus(_message.Message):
         problem: _builtins.str = ...,
         age: _duration_pb2.Duration | None = ...,
         sequence: _builtins.int = ...,
+        book: Global___BookState.ValueType = ...,
+        book_reason: _builtins.str = ...,
+        vector_version: _builtins.str = ...,
+        lag_records: _builtins.int | None = ...,
+        worker: _builtins.str = ...,
+        book_losses: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_records", b"_lag_records", "age", b"age", "lag_records", b"lag_records"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "instrument", b"instrument", "problem", b"problem", "sequence", b"sequence", "usable", b"usable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_records", b"_lag_records", "age", b"age", "book", b"book", "book_losses", b"book_losses", "book_reason", b"book_reason", "instrument", b"instrument", "lag_records", b"lag_records", "problem", b"problem", "sequence", b"sequence", "usable", b"usable", "vector_version", b"vector_version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lag_records: _TypeAlias = _typing.Literal["lag_records"]  # noqa: Y015
+    _WhichOneofArgType__lag_records: _TypeAlias = _typing.Literal["_lag_records", b"_lag_records"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_records) -> _WhichOneofReturnType__lag_records | None: ...
 
 Global___FeatureStatus: _TypeAlias = FeatureStatus  # noqa: Y015
 
@@ -508,6 +651,7 @@ class SetBreakerRequest(_message.Message):
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """The replica's name."""
     mode: Global___BreakerMode.ValueType
@@ -516,6 +660,8 @@ class SetBreakerRequest(_message.Message):
     """Who asks; 1 to 64 characters."""
     reason: _builtins.str
     """Why; 1 to 256 characters."""
+    expected_control_version: _builtins.int
+    """The change is refused with ABORTED unless this is the control state's version; absent: whatever it is."""
     @_builtins.property
     def expires_in(self) -> _duration_pb2.Duration:
         """After this time the breaker goes back to automatic; absent: stays until changed."""
@@ -528,12 +674,15 @@ class SetBreakerRequest(_message.Message):
         expires_in: _duration_pb2.Duration | None = ...,
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
+        expected_control_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "expires_in", b"expires_in", "mode", b"mode", "reason", b"reason", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in", "mode", b"mode", "reason", b"reason", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
 
 Global___SetBreakerRequest: _TypeAlias = SetBreakerRequest  # noqa: Y015
 
@@ -586,8 +735,11 @@ class ListFlagsResponse(_message.Message):
 
     FLAGS_FIELD_NUMBER: _builtins.int
     TRADING_STATE_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     trading_state: Global___TradingState.ValueType
     """The trading state in force."""
+    control_version: _builtins.int
+    """Version of the control state in force."""
     @_builtins.property
     def flags(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flag]:
         """Every flag."""
@@ -597,10 +749,11 @@ class ListFlagsResponse(_message.Message):
         *,
         flags: _abc.Iterable[Global___Flag] | None = ...,
         trading_state: Global___TradingState.ValueType = ...,
+        control_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "trading_state", b"trading_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "flags", b"flags", "trading_state", b"trading_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -616,6 +769,7 @@ class SetFlagRequest(_message.Message):
     ENABLED_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The flag's name."""
     enabled: _builtins.bool
@@ -624,6 +778,8 @@ class SetFlagRequest(_message.Message):
     """Who asks; 1 to 64 characters."""
     reason: _builtins.str
     """Why; 1 to 256 characters."""
+    expected_control_version: _builtins.int
+    """The change is refused with ABORTED unless this is the control state's version; absent: whatever it is."""
     def __init__(
         self,
         *,
@@ -631,12 +787,15 @@ class SetFlagRequest(_message.Message):
         enabled: _builtins.bool = ...,
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
+        expected_control_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "enabled", b"enabled", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "enabled", b"enabled", "expected_control_version", b"expected_control_version", "name", b"name", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
 
 Global___SetFlagRequest: _TypeAlias = SetFlagRequest  # noqa: Y015
 
@@ -673,24 +832,30 @@ class SetTradingStateRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     state: Global___TradingState.ValueType
     """The state to set."""
     author: _builtins.str
     """Who asks; 1 to 64 characters."""
     reason: _builtins.str
     """Why; 1 to 256 characters."""
+    expected_control_version: _builtins.int
+    """The change is refused with ABORTED unless this is the control state's version; absent: whatever it is."""
     def __init__(
         self,
         *,
         state: Global___TradingState.ValueType = ...,
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
+        expected_control_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "expected_control_version", b"expected_control_version", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_control_version) -> _WhichOneofReturnType__expected_control_version | None: ...
 
 Global___SetTradingStateRequest: _TypeAlias = SetTradingStateRequest  # noqa: Y015
 

@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """What on-call needs at 3 a.m. Changes take effect on this server at once and are logged with author and reason.
+    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
+    server within 0.2 s, survive a restart, and are logged with author and reason.
 
+    * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica or flag.
     """
@@ -66,8 +68,10 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """What on-call needs at 3 a.m. Changes take effect on this server at once and are logged with author and reason.
+    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
+    server within 0.2 s, survive a restart, and are logged with author and reason.
 
+    * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica or flag.
     """
@@ -144,8 +148,10 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """What on-call needs at 3 a.m. Changes take effect on this server at once and are logged with author and reason.
+    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
+    server within 0.2 s, survive a restart, and are logged with author and reason.
 
+    * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica or flag.
     """

@@ -27,8 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """What on-call needs at 3 a.m. Changes take effect on this server at once and are logged with author and reason.
+    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
+    server within 0.2 s, survive a restart, and are logged with author and reason.
 
+    * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica or flag.
     """
@@ -50,8 +52,10 @@ class AdminServiceStub:
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """What on-call needs at 3 a.m. Changes take effect on this server at once and are logged with author and reason.
+    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
+    server within 0.2 s, survive a restart, and are logged with author and reason.
 
+    * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica or flag.
     """
@@ -69,8 +73,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Sets the trading state."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What on-call needs at 3 a.m. Changes take effect on this server at once and are logged with author and reason.
+    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
+    server within 0.2 s, survive a restart, and are logged with author and reason.
 
+    * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica or flag.
     """

@@ -241,6 +241,8 @@ class _DegradationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degradati
     """The control state may be out of date."""
     DEGRADATION_RULES_UNDECIDED: _Degradation.ValueType  # 19
     """The rules baseline could not judge: a feature it needs is undefined."""
+    DEGRADATION_STAGE_BROKEN: _Degradation.ValueType  # 20
+    """A stage broke off with an error that the server's log explains; the next one was asked."""
 
 class Degradation(_Degradation, metaclass=_DegradationEnumTypeWrapper):
     """What did not go as it should on the way to the answer."""
@@ -285,6 +287,8 @@ DEGRADATION_CONTROL_STALE: Degradation.ValueType  # 18
 """The control state may be out of date."""
 DEGRADATION_RULES_UNDECIDED: Degradation.ValueType  # 19
 """The rules baseline could not judge: a feature it needs is undefined."""
+DEGRADATION_STAGE_BROKEN: Degradation.ValueType  # 20
+"""A stage broke off with an error that the server's log explains; the next one was asked."""
 Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 class _Stage:
@@ -310,7 +314,7 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     STAGE_AUDIT: _Stage.ValueType  # 7
     """Durable audit."""
     STAGE_ADMISSION: _Stage.ValueType  # 8
-    """Waiting for admission."""
+    """From arrival to admission: reading the order, and an earlier call with the same idempotency key."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """A part of the request path, as accounted in the budget."""
@@ -332,7 +336,7 @@ STAGE_GUARDS: Stage.ValueType  # 6
 STAGE_AUDIT: Stage.ValueType  # 7
 """Durable audit."""
 STAGE_ADMISSION: Stage.ValueType  # 8
-"""Waiting for admission."""
+"""From arrival to admission: reading the order, and an earlier call with the same idempotency key."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
@@ -579,7 +583,8 @@ class Order(_message.Message):
     """The strategy that wants to trade: 1 to 64 characters."""
     idempotency_key: _builtins.str
     """While the server remembers a key, the same key with the same order returns the same decision and audit row, and the
-    same key with another order fails with ALREADY_EXISTS. At most 64 characters; empty for no idempotency.
+    same key with another order fails with ALREADY_EXISTS. Each server process remembers its own: a repeat on another
+    connection may reach another process and is then decided anew. At most 64 characters; empty for no idempotency.
     """
     reduce_only: _builtins.bool
     """True when the order can only reduce an existing exposure. The caller vouches for it; trading state REDUCING lets only
@@ -629,7 +634,9 @@ class FeatureVector(_message.Message):
     """The feature set the values follow, for example `mf1`; must be the one the model was trained on."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One finite value per feature of the set, in the set's order."""
+        """One finite value per feature of the set, in the set's order, each within what its definition leaves possible (an
+        imbalance in [-1, 1], a spread or an age >= 0).
+        """
 
     def __init__(
         self,

@@ -307,7 +307,9 @@ class BookReset(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why, for people: `reconnect`, `gap`, `checksum`, …"""
+    """Why, for people: `reconnect`, `gap`, `checksum`, …; `closed` when the feed was stopped on purpose, which is no
+    failure.
+    """
     def __init__(
         self,
         *,

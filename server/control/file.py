@@ -1,0 +1,158 @@
+"""The control state on disk: one versioned file, shared by the processes of a server and kept over restarts.
+
+A change is made under a lock, from what the file holds at that moment, and replaces the file whole: a reader sees the
+old state or the new one, never a part. Everything here blocks and is called from threads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_log = structlog.get_logger(__name__)
+
+_LOCK_SECONDS: Final = 1.0
+"""A process that was stopped while it held the lock must not keep on-call from halting trading."""
+_LOCK_POLL_SECONDS: Final = 0.005
+
+TradingStateName = Literal["ACTIVE", "REDUCING", "HALTED"]
+
+
+class UnreadableControlError(Exception):
+    """The file is there and does not hold a control state."""
+
+
+class ForcedBreaker(BaseModel):
+    """A breaker that somebody drives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["forced_open", "forced_closed", "metrics_only"]
+    seconds: float | None = Field(default=None, gt=0)
+    """For how long; None until changed."""
+    expires_at: float | None = None
+    """When that is over, in seconds since the Unix epoch."""
+
+    def remaining_seconds(self, wall_seconds: float) -> float | None:
+        """Seconds left, at most as many as were asked for whatever the wall clock did since; None without an end."""
+        if self.seconds is None or self.expires_at is None:
+            return None
+        return min(self.seconds, self.expires_at - wall_seconds)
+
+
+class Control(BaseModel):
+    """Everything that on-call can switch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(default=0, ge=0)
+    """Grows with every change."""
+    trading_state: TradingStateName
+    flags: Mapping[str, bool]
+    breakers: Mapping[str, ForcedBreaker] = {}
+    """By replica; a replica that is not named drives its own."""
+
+
+class ControlFile:
+    """One server's control state on disk. Instances of several processes work on the same path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int, int] | None = None
+
+    def read(self) -> Control | None:
+        """What the file holds; None when there is none.
+
+        Raises:
+            UnreadableControlError: It cannot be read or holds something else.
+        """
+        try:
+            with self.path.open("rb") as file:
+                self._seen = _identity(os.fstat(file.fileno()))
+                return Control.model_validate_json(file.read())
+        except FileNotFoundError:
+            self._seen = None
+            return None
+        except (OSError, ValidationError) as error:
+            raise UnreadableControlError(f"{self.path}: {_first_line(error)}") from error
+
+    def read_if_changed(self) -> Control | None:
+        """What the file holds when it is another one than at the last look; None when it is not, or there is none.
+
+        Raises:
+            UnreadableControlError: As `read`, once for each such file.
+        """
+        try:
+            seen = _identity(self.path.stat())
+        except OSError:
+            return None
+        return None if seen == self._seen else self.read()
+
+    def change(self, change: Callable[[Control | None], Control]) -> Control:
+        """Replaces the file's state by what `change` makes of it, durably; one process at a time.
+
+        Args:
+            change: Gets what the file holds, None when there is none or it is unreadable. What it raises is passed on,
+                and nothing changes.
+
+        Returns:
+            The new state.
+
+        Raises:
+            OSError: It cannot be written; nothing changed.
+        """
+        with self._locked():
+            try:
+                current = self.read()
+            except UnreadableControlError as error:
+                _log.error("control state unreadable, written anew", error=str(error))
+                current = None
+            new = change(current)
+            unfinished = self.path.with_name(f"{self.path.name}.new")
+            with unfinished.open("w") as file:
+                file.write(new.model_dump_json())
+                file.flush()
+                os.fsync(file.fileno())
+                self._seen = _identity(os.fstat(file.fileno()))
+            unfinished.replace(self.path)
+        return new
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            deadline = time.monotonic() + _LOCK_SECONDS
+            while not _try_lock(descriptor):
+                if time.monotonic() >= deadline:
+                    _log.warning("control state changed without its lock", held_for_seconds=_LOCK_SECONDS)
+                    break
+                time.sleep(_LOCK_POLL_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'content'}: {one['msg']}" for one in error.errors())
+    return str(error)

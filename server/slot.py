@@ -1,0 +1,51 @@
+"""The place of one process among those that serve together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from server.settings import Settings
+
+READY: Final = b"ready"
+"""What a process writes to its standard output, for its supervisor, when it serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A numbered place; whatever process takes it finds the journal of the one before it.
+
+    There is one place more than there are processes, so that a new process is up before an old one goes.
+    """
+
+    index: int
+    """From 0 to the number of processes."""
+    processes: int
+    """How many there should be."""
+    supervisor: int
+    """Process id of the supervisor, which tells servers of one machine apart."""
+    restarts: int = 0
+    """Times that this place's process ended by itself and was started again."""
+
+    def settings(self, shared: Settings) -> Settings:
+        """The settings of the process in this place: its own journal and its own metrics port."""
+        journal = shared.journal.model_copy(update={"path": journal_path(shared.journal.path, self.index)})
+        port = shared.metrics.port and shared.metrics.port + self.index
+        metrics = shared.metrics.model_copy(update={"port": port})
+        return shared.model_copy(update={"journal": journal, "metrics": metrics})
+
+    def admin_address(self, index: int) -> str:
+        """Where the process in a place answers the others about itself, past the shared admin port; Linux only."""
+        return f"unix-abstract:pretrade-{self.supervisor}-{index}"
+
+
+def of_child(index: int, restarts: int, shared: Settings) -> Slot:
+    """The place of this process, a child of the supervisor."""
+    return Slot(index, shared.processes or 1, os.getppid(), restarts)
+
+
+def journal_path(shared: Path, index: int) -> Path:
+    """The journal of a place."""
+    return shared.with_name(f"{shared.name}.{index}")

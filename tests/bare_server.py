@@ -1,0 +1,47 @@
+"""`python -m server` with nothing around it but what its environment names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+
+from local import server
+from local.errors import NotReadyError
+from local.ports import free_ports
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+
+
+def environment(directory: Path, **changes: str) -> dict[str, str]:
+    """Settings of a server that finds neither Redis nor replicas."""
+    decision, admin, metrics, nowhere = free_ports(4)
+    ours = {
+        "PRETRADE_GRPC__PORT": str(decision),
+        "PRETRADE_ADMIN__PORT": str(admin),
+        "PRETRADE_METRICS__PORT": str(metrics),
+        "PRETRADE_REDIS_URL": f"redis://127.0.0.1:{nowhere}/0",
+        "PRETRADE_REPLICAS__PRIMARY": f"127.0.0.1:{nowhere}",
+        "PRETRADE_REPLICAS__SECONDARY": f"127.0.0.1:{nowhere}",
+        "PRETRADE_REPLICAS__CHALLENGER": f"127.0.0.1:{nowhere}",
+        "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
+        "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
+        "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.2",
+    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")} | ours | changes
+
+
+def is_ready(port: int) -> bool:
+    try:
+        server.ready(port)
+    except NotReadyError:
+        return False
+    return True
+
+
+def decide(port: int) -> pb.Decision:
+    order = pb.Order(instrument="BTCUSDT.BINANCE", side=pb.SIDE_BUY, quantity=1.0, strategy="test")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        return stub.Decide(pb.DecideRequest(order=order), timeout=5.0, wait_for_ready=True).decision

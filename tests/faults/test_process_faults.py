@@ -1,0 +1,263 @@
+"""Server processes that are replaced, killed or told to stop at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from bare_server import environment, is_ready
+from harness import INSTRUMENTS, Product, eventually
+from server_group import Callers, Group, beside, server_group
+
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.audit.journal_file import JournalReader
+
+pytestmark = pytest.mark.stack
+Seen = Callable[[str], None]
+
+
+def replaced_under_load(product: Product, directory: Path, times: int, seen: Seen) -> None:
+    """Replaces all processes again and again under load: no call may fail, every reply must be audited, once."""
+    with server_group(directory, 2, **beside(product)) as group:
+        with Callers(group.decision) as callers:
+            callers.wait_for_more(200)
+            for _ in range(times):
+                group.replace()
+            callers.wait_for_more(200)
+        assert group.stop() == 0
+        seen(f"{len(callers.decisions)} calls, {len(callers.errors)} failed, {times} replacements of 2 processes")
+        assert callers.errors == [], Counter(callers.errors)
+        assert pb.SOURCE_PRIMARY in {decision.source for decision in callers.decisions}
+        audited = group.audited()
+        assert set(audited.values()) == {1}
+        assert {decision.decision_id for decision in callers.decisions} == set(audited)
+        group.verify()
+        seen(f"{len(audited)} audit rows, one for each reply; chains sound")
+
+
+@pytest.mark.fault("F3", "rolling restart under load", "no failed call; one audit row for each reply")
+def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: Path, seen: Seen) -> None:
+    replaced_under_load(product, tmp_path, 1, seen)
+
+
+@pytest.mark.long
+@pytest.mark.fault("F3", "ten rolling restarts under load", "no failed call; one audit row for each reply")
+def test_ten_rolling_restarts_under_load_lose_no_call(product: Product, tmp_path: Path, seen: Seen) -> None:
+    replaced_under_load(product, tmp_path, 10, seen)
+
+
+@pytest.mark.fault("F3", "SIGTERM while a caller holds a stream", "ends within drain + grace, rows in SQL, exit 0")
+def test_draining_ends_in_time_whoever_holds_on(tmp_path: Path, seen: Seen) -> None:
+    drain, grace = 0.2, 1.0
+    changes = {"PRETRADE_GRPC__GRACE_SECONDS": str(grace), "PRETRADE_GRPC__DRAIN_SECONDS": str(drain)}
+    with server_group(tmp_path, 2, **changes) as group, grpc.insecure_channel(group.decision) as channel:
+        answers = decision_pb2_grpc.DecisionServiceStub(channel).DecideStream(never_ending())
+        answered = next(answers).result
+        started = time.monotonic()
+        assert group.stop() == 0
+        seconds = time.monotonic() - started
+        with pytest.raises(grpc.RpcError) as ended:
+            list(answers)
+        assert ended.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        seen(f"ended after {seconds:.2f} s of {drain + grace} s and what ending processes takes")
+        assert seconds < drain + grace + 3.0
+        assert group.audited()[answered.decision.decision_id] == 1
+
+
+def never_ending() -> Iterator[pb.DecideStreamRequest]:
+    """One order, then silence on an open stream."""
+    order = pb.Order(order_ref="one", instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=1.0, strategy="test")
+    yield pb.DecideStreamRequest(order=order)
+    time.sleep(30)
+
+
+@pytest.mark.fault("F3", "SIGTERM twice", "the second one ends all processes at once")
+@pytest.mark.parametrize("processes", [None, 2])
+def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, seen: Seen) -> None:
+    env = environment(tmp_path, PRETRADE_GRPC__DRAIN_SECONDS="60")
+    argv = [sys.executable, "-m", "server", *(("--processes", str(processes)) if processes else ())]
+    with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE) as server:
+        try:
+            eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
+            family = psutil.Process(server.pid).children(recursive=True)
+            server.terminate()
+            assert server.stderr is not None
+            eventually(server.stderr.readline, lambda line: b'"draining"' in line)
+            started = time.monotonic()
+            server.terminate()
+            assert server.wait(10) == 128 + signal.SIGTERM
+            seen(f"ended {time.monotonic() - started:.2f} s into a drain of 60 s")
+            _, alive = psutil.wait_procs(family, timeout=10)
+            assert not alive
+        finally:
+            server.kill()
+
+
+@pytest.mark.fault("F3", "SIGTERM during start", "ends at once, leaves no process, and the next start works")
+def test_sigterm_during_start_is_clean(tmp_path: Path, seen: Seen) -> None:
+    env = environment(tmp_path)
+    argv = [sys.executable, "-m", "server", "--processes", "2"]
+    endings = []
+    for after_seconds in (None, 0.0, 0.7):
+        with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, start_new_session=True) as server:
+            assert server.stderr is not None
+            if after_seconds is not None:
+                eventually(server.stderr.readline, lambda line: b"supervising" in line)
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.wait(after_seconds or 0.0)
+            server.terminate()
+            endings.append(server.wait(20))
+        eventually(lambda: session_members(server.pid), lambda left: not left)
+    seen(f"exit codes {endings}")
+    # Before the interpreter has got as far as our handlers the signal simply ends it.
+    assert endings == [-signal.SIGTERM, 0, 0]
+    with server_group(tmp_path, 2) as group:
+        assert group.stop() == 0
+
+
+def session_members(session: int) -> list[int]:
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process.pid)
+        except (ProcessLookupError, psutil.Error):
+            continue
+    return members
+
+
+@pytest.mark.fault("F3", "one of two processes killed -9", "the other answers; its place and journal are taken again")
+def test_a_killed_process_is_started_again_with_its_journal(tmp_path: Path, seen: Seen) -> None:
+    with server_group(tmp_path, 2) as group:
+        before = group.processes()
+        with Callers(group.decision, retrying=False) as callers:
+            callers.wait_for_more(100)
+            os.kill(group.pids()[0], signal.SIGKILL)
+            started = time.monotonic()
+            after = eventually(group.processes, lambda found: len(found) == 2 and found != before)
+            seconds = time.monotonic() - started
+            callers.wait_for_more(100)
+        assert set(after) == set(before)
+        assert len(set(after.values()) & set(before.values())) == 1
+        assert sorted(one.restarts for one in group.status().processes) == [0, 1]
+        seen(f"{len(callers.errors)} of {len(callers.decisions)} calls were on the killed one; back in {seconds:.1f} s")
+        assert len(callers.errors) <= callers.count, Counter(callers.errors)
+        assert group.stop() == 0
+        audited = group.audited()
+        assert set(audited.values()) == {1}
+        assert {decision.decision_id for decision in callers.decisions} <= set(audited)
+        assert len(audited) <= len(callers.decisions) + callers.count
+        group.verify()
+
+
+@pytest.mark.fault("F3", "the supervisor killed -9", "its processes drain and end")
+def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path) -> None:
+    with server_group(tmp_path, 2) as group:
+        family = psutil.Process(group.supervisor.pid).children(recursive=True)
+        group.supervisor.kill()
+        group.supervisor.wait()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive
+
+
+@pytest.mark.fault("F3", "a replacement that cannot start", "the old processes go on")
+def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path) -> None:
+    with server_group(tmp_path, 2) as group:
+        before = group.processes()
+        (tmp_path / "journal.db.2").write_bytes(b"not a journal")
+        group.supervisor.send_signal(signal.SIGHUP)
+        eventually(group.log, lambda text: "the old ones stay" in text)
+        assert group.processes() == before
+
+
+@pytest.mark.fault("F3", "SQL down while processes are replaced", "their journals are shipped later")
+def test_what_a_replaced_process_could_not_ship_is_shipped_for_it(tmp_path: Path, seen: Seen) -> None:
+    (tmp_path / "audit.db").mkdir()  # no database can be opened there
+    with server_group(tmp_path, 1, PRETRADE_SHIPPING__DRAIN_SECONDS="0.1") as group:
+        with Callers(group.decision, count=2) as callers:
+            callers.wait_for_more(50)
+        group.replace()
+        eventually(group.processes, lambda found: set(found) == {1})
+        with closing(JournalReader(tmp_path / "journal.db.0")) as journal:
+            left = journal.last_position()
+        assert left >= len(callers.decisions) >= 50
+        (tmp_path / "audit.db").rmdir()
+        audited = eventually(lambda: in_sql(group), lambda found: found >= len(callers.decisions))
+        seen(f"{left} rows left in a free place's journal, {audited} decisions in SQL afterwards")
+
+
+def in_sql(group: Group) -> int:
+    path = group.directory / "audit.db"
+    try:
+        return len(group.audited()) if path.exists() else 0
+    except sqlite3.OperationalError:  # no tables yet
+        return 0
+
+
+def test_one_admin_address_reaches_every_process(tmp_path: Path) -> None:
+    with server_group(tmp_path, 2) as group:
+        with grpc.insecure_channel(f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}") as channel:
+            admin = admin_pb2_grpc.AdminServiceStub(channel)
+            halt = admin_pb2.SetTradingStateRequest(state=admin_pb2.TRADING_STATE_HALTED, author="t", reason="t")
+            admin.SetTradingState(halt, timeout=5.0)
+            force = admin_pb2.SetBreakerRequest(
+                replica="primary", mode=admin_pb2.BREAKER_MODE_FORCED_OPEN, author="t", reason="t"
+            )
+            admin.SetBreaker(force, timeout=5.0)
+            changed = time.monotonic()
+            eventually(group.status, lambda status: all(one.control_version == 2 for one in status.processes))
+            # The look itself takes most of this: tests/unit/server/test_control_state.py holds the promise of 0.2 s.
+            assert time.monotonic() - changed < 1.0
+            stale = admin_pb2.SetTradingStateRequest(
+                state=admin_pb2.TRADING_STATE_ACTIVE, author="t", reason="t", expected_control_version=1
+            )
+            with pytest.raises(grpc.RpcError) as refused:
+                admin.SetTradingState(stale, timeout=5.0)
+            assert refused.value.code() is grpc.StatusCode.ABORTED
+        status = group.status()
+        assert (len(status.processes), status.process_count) == (2, 2)
+        assert [one.answered for one in status.processes].count(True) == 1
+        with Callers(group.decision) as callers:
+            callers.wait_for_more(50)
+        assert all(pb.REASON_CODE_TRADING_HALTED in decision.reasons for decision in callers.decisions)
+        assert group.stop() == 0
+    with server_group(tmp_path, 2) as group:
+        status = group.status()
+        assert status.trading_state == admin_pb2.TRADING_STATE_HALTED
+        assert status.replicas[0].breaker_mode == admin_pb2.BREAKER_MODE_FORCED_OPEN
+
+
+def test_ports_and_journals_of_another_server_are_refused(tmp_path: Path) -> None:
+    with server_group(tmp_path, 1) as group:
+        elsewhere = tmp_path / "other"
+        elsewhere.mkdir()
+        port = group.env["PRETRADE_GRPC__PORT"]
+        for processes in ([], ["--processes", "2"]):
+            env = environment(elsewhere, PRETRADE_GRPC__PORT=port)
+            refused = subprocess.run(
+                [sys.executable, "-m", "server", *processes], env=env, capture_output=True, timeout=60, check=False
+            )
+            assert refused.returncode == 1
+            assert port.encode() in refused.stderr
+        refused = subprocess.run(
+            [sys.executable, "-m", "server", "--processes", "2"],
+            env=environment(tmp_path),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert refused.returncode == 1
+        assert b"another supervisor" in refused.stderr

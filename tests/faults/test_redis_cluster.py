@@ -1,0 +1,174 @@
+"""The features in a real Redis Cluster: worker, store and the server's copy, and a node that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis.exceptions import RedisError
+from valkey_cluster import PRIMARIES, ValkeyCluster, valkey_cluster, wait_until
+
+from feature_cache.cluster import ClusterFeatureStore, PartialWriteError, is_cluster, node_urls, open_store
+from feature_cache.codec import BookState, FeatureSnapshot
+from feature_cache.features import N_FEATURES
+from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from local.settings import LocalSettings
+from local.stack import Stack
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
+    """Shared; a test that moves slots or kills a node leaves every slot served."""
+    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+def snapshot(instrument: str, sequence: int) -> FeatureSnapshot:
+    return FeatureSnapshot(
+        instrument=instrument,
+        sequence=sequence,
+        event_time_ns=1,
+        book_time_ns=1,
+        trade_time_ns=1,
+        publish_time_ns=time.time_ns(),
+        transit_ns=0,
+        bid=1.0,
+        ask=2.0,
+        state=BookState.VALID,
+        values=np.arange(N_FEATURES, dtype=np.float32),
+    )
+
+
+@asynccontextmanager
+async def following(url: str, names: list[str], reconcile_seconds: float) -> AsyncIterator[FeatureCache]:
+    settings = FeatureCacheSettings(reconcile_interval_seconds=reconcile_seconds, timeout_seconds=0.5)
+    cache = FeatureCache(url, settings, names)
+    task = asyncio.create_task(cache.run())
+    try:
+        await until(lambda: cache.connected)
+        yield cache
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled(), "nothing but cancellation ends it"
+
+
+async def until(condition: Callable[[], object], timeout_seconds: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_seconds):
+        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
+            await asyncio.sleep(0.005)
+
+
+def sequence_of(cache: FeatureCache, instrument: str) -> int:
+    entry = cache.get(instrument)
+    return entry.snapshot.sequence if entry else 0
+
+
+def test_a_cluster_is_known_by_its_url() -> None:
+    assert is_cluster("redis+cluster://h:1")
+    assert not is_cluster("redis://h:1/0")
+    assert node_urls("rediss+cluster://me:pw@a:1,b:2/?ssl_ca_certs=x") == [
+        "rediss://me:pw@a:1?ssl_ca_certs=x",
+        "rediss://me:pw@b:2?ssl_ca_certs=x",
+    ]
+    for wrong in ("redis+cluster://a:1/3", "redis+cluster://"):
+        with pytest.raises(ValueError, match="Redis Cluster"):
+            node_urls(wrong)
+
+
+async def test_vectors_on_every_node_are_read_and_their_updates_heard(cluster: ValkeyCluster) -> None:
+    names = [name for primary in range(PRIMARIES) for name in cluster.names_on(primary, 3)]
+    async with open_store(cluster.url, ttl_seconds=60, timeout_seconds=2) as store:
+        assert isinstance(store, ClusterFeatureStore)
+        await store.check()
+        await store.write([snapshot(name, 1) for name in names])
+        # It reads the keys too seldom to find the second vectors so: they come by notification.
+        async with following(cluster.url, names, reconcile_seconds=60) as cache:
+            assert [sequence_of(cache, name) for name in names] == [1] * len(names)
+            await store.write([snapshot(name, 2) for name in names])
+            await until(lambda: all(sequence_of(cache, name) == 2 for name in names))
+
+
+@pytest.mark.fault("B1", "a Redis Cluster hands slots over to another node", "the store and every copy follow them")
+async def test_slots_that_move_are_followed(cluster: ValkeyCluster, seen: Callable[[str], None]) -> None:
+    [moving], [staying] = cluster.names_on(0, prefix="MOVES"), cluster.names_on(1, prefix="STAYS")
+    async with (
+        open_store(cluster.url, ttl_seconds=60, timeout_seconds=2) as store,
+        following(cluster.url, [moving, staying], reconcile_seconds=0.2) as cache,
+    ):
+        await store.write([snapshot(moving, 1), snapshot(staying, 1)])
+        await until(lambda: sequence_of(cache, moving) == sequence_of(cache, staying) == 1)
+        began = time.monotonic()
+        for taking, giving in ((cluster.replica, cluster.nodes[0]), (cluster.nodes[0], cluster.replica)):
+            await asyncio.to_thread(taking.command, "CLUSTER", "FAILOVER")
+            await asyncio.to_thread(wait_until, taking.is_primary)
+            await asyncio.to_thread(wait_until, giving.is_replica)
+            sequence = sequence_of(cache, moving) + 1
+            refused, unwritten = 0, {moving}
+            while sequence_of(cache, moving) != sequence:
+                try:
+                    await store.write([snapshot(moving, sequence), snapshot(staying, sequence)])
+                except PartialWriteError as error:
+                    refused += 1
+                    unwritten = {one.instrument for one in error.unwritten}
+                await asyncio.sleep(0.02)
+            assert unwritten == {moving}, "the other node took its own"
+            assert refused <= 5, "it finds the new owner at once"
+            await until(lambda: cache.connected)
+            assert sequence_of(cache, staying) == sequence
+        seen(f"moved there and back in {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.fault(
+    "B1",
+    "a node of a Redis Cluster killed with -9 under a running worker",
+    "instruments of the other nodes stay fresh; its own are back once the cluster has promoted its replica",
+)
+def test_a_killed_node_makes_only_its_own_instruments_stale_until_its_replica_has_taken_over(
+    cluster: ValkeyCluster, tmp_path: Path, seen: Callable[[str], None]
+) -> None:
+    names = [cluster.names_on(primary, prefix="FED")[0] for primary in range(PRIMARIES)]
+    settings = LocalSettings(dir=tmp_path, redis_url=cluster.url, instruments=tuple(names))
+    with Stack(settings, parts={"broker", "worker", "market"}):
+        outage, oldest = asyncio.run(_kill_first_primary(cluster, names))
+    assert outage < 15
+    assert oldest < 1.0, "what decides nothing is older than a second"
+    seen(f"its own instruments were back after {outage:.1f} s; the others never older than {oldest * 1e3:.0f} ms")
+
+
+async def _kill_first_primary(cluster: ValkeyCluster, names: list[str]) -> tuple[float, float]:
+    """Returns how long the first instrument had no news, and the greatest age of the others meanwhile, in seconds."""
+    lost, others = names[0], names[1:]
+
+    def age(name: str) -> float:
+        entry = cache.get(name)
+        return entry.age_seconds(time.monotonic()) if entry else float("inf")
+
+    async with following(cluster.url, names, reconcile_seconds=0.2) as cache:
+        await until(lambda: max(map(age, names)) < 0.5)
+        await asyncio.to_thread(cluster.nodes[0].kill)
+        began = time.monotonic()
+        await until(lambda: age(lost) > 1.0)
+        oldest = 0.0
+        async with asyncio.timeout(20):
+            while age(lost) > 0.5:
+                oldest = max(oldest, *map(age, others))
+                await asyncio.sleep(0.01)
+        outage = time.monotonic() - began
+        await until(lambda: cache.connected)
+        assert cluster.replica.is_primary()
+        cluster.nodes[0].start()  # comes back as a replica
+        return outage, oldest
+
+
+async def test_a_cluster_that_is_not_there_is_an_error_that_the_writer_expects() -> None:
+    async with open_store("redis+cluster://127.0.0.1:1", ttl_seconds=1, timeout_seconds=1) as store:
+        with pytest.raises(RedisError, match="no node"):
+            await store.write([snapshot("A.TEST", 1)])

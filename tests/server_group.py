@@ -1,0 +1,188 @@
+"""A decision server of several processes, and a load that keeps every decision it got."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import psutil
+from bare_server import environment, is_ready
+from harness import INSTRUMENTS, MID, Product, eventually
+
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.audit.reader import verify
+
+_CALL_SECONDS = 2.0
+_SETTINGS = {
+    "PRETRADE_INSTRUMENTS": json.dumps(INSTRUMENTS),
+    # What starts takes the cores from what serves: this is about who answers, not how fast.
+    "PRETRADE_BUDGET__CAP_SECONDS": "1.5",
+    "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.5",
+}
+RETRY_POLICY = {
+    "methodConfig": [
+        {
+            "name": [{}],  # every method
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.005s",
+                "maxBackoff": "0.1s",
+                "backoffMultiplier": 4,
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+            },
+        }
+    ]
+}
+"""What README gives callers: a server that drains resets a call that crosses its GOAWAY, with CANCELLED."""
+
+
+@dataclass
+class Group:
+    """`python -m server --processes N`, started."""
+
+    supervisor: subprocess.Popen[bytes]
+    env: dict[str, str]
+    directory: Path
+
+    @property
+    def decision(self) -> str:
+        return f"127.0.0.1:{self.env['PRETRADE_GRPC__PORT']}"
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """What one of the processes says, over a connection of its own: whichever the kernel picks."""
+        options = [("grpc.service_config", json.dumps(RETRY_POLICY))]
+        with grpc.insecure_channel(f"127.0.0.1:{self.env['PRETRADE_ADMIN__PORT']}", options=options) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
+
+    def processes(self) -> dict[int, str]:
+        """Identity of every process that serves, by place."""
+        return {one.index: one.instance_id for one in self.status().processes if one.ready}
+
+    def pids(self) -> list[int]:
+        """Process ids of the server processes."""
+        children = psutil.Process(self.supervisor.pid).children()
+        return [child.pid for child in children if "--slot" in child.cmdline()]
+
+    def replace(self) -> None:
+        """Has every process replaced, and waits until all are new."""
+        before = self.processes()
+        self.supervisor.send_signal(signal.SIGHUP)
+        old = set(before.values())
+        eventually(self.processes, lambda found: len(found) == len(before) and old.isdisjoint(found.values()))
+
+    def log(self) -> str:
+        return (self.directory / "server.log").read_text()
+
+    def stop(self) -> int:
+        self.supervisor.terminate()
+        return self.supervisor.wait(60)
+
+    def audited(self) -> Counter[str]:
+        """How many rows of each decision are in SQL."""
+        with closing(sqlite3.connect(self.directory / "audit.db")) as database:
+            return Counter(row[0] for row in database.execute("SELECT decision_id FROM decisions"))
+
+    def verify(self) -> None:
+        """Walks the hash chain of every journal, in SQL and on disk."""
+        for journal in sorted(self.directory.glob("journal.db.[0-9]")):
+            assert list(verify(self.env["PRETRADE_DATABASE_URL"], journal))
+
+
+@contextmanager
+def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Group]:
+    """A group that serves; whatever is left of it is killed in the end."""
+    env = environment(directory, **(_SETTINGS | changes))
+    argv = [sys.executable, "-m", "server", "--processes", str(processes)]
+    with (directory / "server.log").open("ab") as log, subprocess.Popen(argv, env=env, stderr=log) as supervisor:
+        group = Group(supervisor, env, directory)
+        try:
+            eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
+            eventually(group.processes, lambda found: len(found) == processes)
+            yield group
+        finally:
+            if supervisor.poll() is None:
+                family = psutil.Process(supervisor.pid).children(recursive=True)
+                supervisor.kill()
+                for process in family:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+
+
+def beside(product: Product) -> dict[str, str]:
+    """The settings of a server that uses the replicas and the market of a product."""
+    endpoints = product.stack.endpoints
+    return {
+        "PRETRADE_REDIS_URL": str(endpoints.redis_url),
+        "PRETRADE_REPLICAS__PRIMARY": str(endpoints.primary),
+        "PRETRADE_REPLICAS__SECONDARY": str(endpoints.secondary),
+        "PRETRADE_REPLICAS__CHALLENGER": str(endpoints.challenger),
+        "PRETRADE_STARTUP_PATIENCE_SECONDS": "5",
+        "PRETRADE_BREAKER__SLOW_SECONDS": "0.3",
+        "PRETRADE_BATCHER__MIN_PATIENCE_SECONDS": "0.1",
+        "PRETRADE_BATCHER__MAX_PATIENCE_SECONDS": "0.2",
+    }
+
+
+@dataclass
+class Callers:
+    """Callers who ask one decision after another, each over a connection of its own, until stopped.
+
+    With README's retry policy, unless told otherwise.
+    """
+
+    target: str
+    count: int = 8
+    retrying: bool = True
+    decisions: list[pb.Decision] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Callers:
+        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(self.count)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, calls: int) -> None:
+        wanted = len(self.decisions) + len(self.errors) + calls
+        eventually(lambda: len(self.decisions) + len(self.errors), lambda made: made >= wanted)
+
+    def _call(self, number: int) -> None:
+        order = pb.Order(
+            order_ref=f"caller-{number}",
+            instrument=INSTRUMENTS[number % 2],
+            side=pb.SIDE_BUY,
+            quantity=0.01,
+            limit_price=MID,
+            strategy=f"test-{number}",
+        )
+        # Of one process, yet each with its own connection, as callers of several machines would have.
+        options: list[tuple[str, object]] = [("grpc.use_local_subchannel_pool", 1)]
+        if self.retrying:
+            options.append(("grpc.service_config", json.dumps(RETRY_POLICY)))
+        with grpc.insecure_channel(self.target, options=options) as channel:
+            stub = decision_pb2_grpc.DecisionServiceStub(channel)
+            while not self._stopped.is_set():
+                try:
+                    self.decisions.append(stub.Decide(pb.DecideRequest(order=order), timeout=_CALL_SECONDS).decision)
+                except grpc.RpcError as error:
+                    self.errors.append(f"{error.code().name}: {error.details()}")
