@@ -64,6 +64,8 @@ _log = structlog.get_logger(__name__)
 
 _RECORD_AGAIN_SECONDS = 1.0
 """Between two attempts to put the settings into the journal."""
+
+
 _LAST_CALLS_SECONDS = 0.5
 """What calls under way on the admin port get when everything else has ended."""
 
@@ -150,30 +152,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
             settings.feature_cache.timeout_seconds,
         )
     )
-    endpoints = settings.replicas
-    replicas = tuple(
-        [
-            await stack.enter_async_context(
-                Replica(
-                    name,
-                    endpoint,
-                    model,
-                    version,
-                    settings.replica,
-                    settings.batcher,
-                    settings.breaker,
-                    clock,
-                    uniform,
-                    loop_lag.stalled_seconds,
-                )
-            )
-            for name, endpoint, model, version in (
-                ("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
-                ("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
-                ("challenger", endpoints.challenger, endpoints.challenger_model, None),
-            )
-        ]
-    )
+    replicas = await _open_replicas(settings, stack, clock, uniform, loop_lag.stalled_seconds)
     primary, secondary, challenger = replicas
 
     control_file = ControlFile(control_path(shared))
@@ -209,8 +188,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
-    recording = asyncio.create_task(_record_settings(shared, packets, journal))
-    stack.callback(recording.cancel)
+    _record_settings(shared, stack, packets, journal)
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -265,6 +243,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         feature_cache=feature_cache,
         instruments=settings.instruments,
         clock=clock,
+        loop=asyncio.get_running_loop(),
     )
     metrics_port = _serve_metrics(settings, stack, collector)
 
@@ -289,9 +268,9 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         ),
         admin,
     )
-    await _add_audit_service(settings, stack, journal, admin)
     if slot is not None:
         admin.add_insecure_port(slot.admin_address(slot.index))
+    (await _open_audit(settings, stack, journal)).add_to(admin)
     admin_port = await _listen(
         stack,
         admin,
@@ -323,34 +302,48 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     return _Server(settings, health_state, admission, decisions)
 
 
-def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:
-    """Serves the metrics until the stack is left; returns the port."""
-    registry = CollectorRegistry()
-    registry.register(collector)
-    metrics_server, metrics_thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
-    stack.callback(metrics_thread.join)
-    stack.callback(metrics_server.server_close)
-    stack.callback(metrics_server.shutdown)
-    return metrics_server.server_port
+async def _open_replicas(
+    settings: Settings,
+    stack: AsyncExitStack,
+    clock: Callable[[], float],
+    uniform: Callable[[], float],
+    stalled_seconds: Callable[[float], float],
+) -> tuple[Replica, Replica, Replica]:
+    """Primary, secondary and challenger."""
+    endpoints = settings.replicas
+
+    async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
+        sections = (settings.replica, settings.batcher, settings.breaker)
+        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds)
+        return await stack.enter_async_context(replica)
+
+    return (
+        await opened("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
+        await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
+        await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
+    )
 
 
-async def _record_settings(settings: Settings, packets: PacketWriter, journal: Journal) -> None:
-    """Puts the settings into the journal, so that it holds what packets name; again and again where that fails."""
+def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
+    """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
     entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
-    while True:
-        try:
-            await journal.append(entry, even_if_full=True)
-        except JournalError as error:
-            _log.warning("settings not in the audit yet", error=str(error))
-            await asyncio.sleep(_RECORD_AGAIN_SECONDS)
-        else:
-            return
+
+    async def record() -> None:
+        while True:
+            try:
+                await journal.append(entry, even_if_full=True)
+            except JournalError as error:
+                _log.warning("settings not in the audit yet", error=str(error))
+                await asyncio.sleep(_RECORD_AGAIN_SECONDS)
+            else:
+                return
+
+    recording = asyncio.create_task(record(), name="record-settings")
+    stack.callback(recording.cancel)
 
 
-async def _add_audit_service(
-    settings: Settings, stack: AsyncExitStack, journal: Journal, server: grpc.aio.Server
-) -> None:
-    """Adds `AuditService`, with the processes that read for it."""
+async def _open_audit(settings: Settings, stack: AsyncExitStack, journal: Journal) -> AuditServicer:
+    """The audit service, whose readers are processes of their own."""
     task = ReadingTask(
         journal=settings.journal.path.absolute(),
         database_url=settings.database_url.get_secret_value(),
@@ -359,7 +352,18 @@ async def _add_audit_service(
     lookups, watching, replays = [
         await stack.enter_async_context(Reading(name, task)) for name in ("lookups", "watching", "replays")
     ]
-    AuditServicer(lookups, watching, replays, journal).add_to(server)
+    return AuditServicer(lookups, watching, replays, journal)
+
+
+def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:
+    """Serves the metrics on their own port, from a thread; returns the port."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    server, thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
+    stack.callback(thread.join)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
+    return int(server.server_port)
 
 
 def _grpc_server(

@@ -5,6 +5,7 @@ The decision path only adds to plain integers; the Prometheus families are built
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -132,6 +133,7 @@ class ServerCollector(Collector):
         feature_cache: FeatureCache,
         instruments: tuple[str, ...],
         clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._decisions = decisions
         self._admission = admission
@@ -148,6 +150,7 @@ class ServerCollector(Collector):
         self._feature_cache = feature_cache
         self._instruments = instruments
         self._clock = clock
+        self._loop = loop
 
     def collect(self) -> Iterator[Metric]:
         """One scrape."""
@@ -158,6 +161,9 @@ class ServerCollector(Collector):
         yield from self._control_families()
         yield from self._journal_families()
         yield from self._feature_families()
+        yield GaugeMetricFamily(
+            "pretrade_event_loop_tasks", "Tasks of the event loop: a leak grows.", len(asyncio.all_tasks(self._loop))
+        )
 
     def _decision_families(self) -> Iterator[Metric]:
         metrics = self._decisions

@@ -184,8 +184,8 @@ class Settings(BaseSettings):
     control: ControlSettings = ControlSettings()
     journal: JournalSettings = JournalSettings()
     shipping: ShippingSettings = ShippingSettings()
-    replay: ReplaySettings = ReplaySettings()
     decisions_topic: TopicSettings = TopicSettings()
+    replay: ReplaySettings = ReplaySettings()
     tracing: TracingSettings = TracingSettings()
 
     @field_validator("redis_url")

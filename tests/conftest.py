@@ -13,6 +13,7 @@ import pytest
 import redis
 from harness import product, product_stack  # noqa: F401 - fixtures
 from psycopg import sql
+from rig import open_rig, replica_stack  # noqa: F401 - fixtures
 from sqlalchemy import make_url
 
 from feature_cache.features import N_FEATURES

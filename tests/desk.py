@@ -27,7 +27,8 @@ from server.settings import Settings, hash_of
 
 SETTINGS = Settings()
 SETTINGS_JSON = SETTINGS.model_dump_json()
-ROWS = np.random.default_rng(5).normal(size=(64, features.N_FEATURES)).astype(np.float32)
+_ANY = np.random.default_rng(5).normal(size=(64, features.N_FEATURES)).astype(np.float32)
+ROWS = np.clip(_ANY, features.LOWEST, features.HIGHEST)
 
 
 class Desk:
@@ -35,9 +36,8 @@ class Desk:
 
     def __init__(self, directory: Path, running: RunningModel | None = None) -> None:
         journal = Journal(JournalSettings(path=directory / "journal.db"))
-        self.control = ControlState(
-            ControlSettings(), ControlFile(directory / "control.json"), {}, journal, "server-1", str, lambda: 0
-        )
+        file = ControlFile(directory / "control.json")
+        self.control = ControlState(ControlSettings(), file, {}, journal, "server-1", str, lambda: 0)
         self.running = running
         self.packets: dict[str, packet_pb2.DecisionPacket] = {}
         self.now = 1_000.0

@@ -34,6 +34,7 @@ INSTRUMENTS: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
 MID: Final = 60_000.0
 DEADLINE_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 30.0
+_OBSERVE_EVERY_SECONDS: Final = 0.02
 _TICK_SECONDS: Final = 0.05
 
 
@@ -142,13 +143,17 @@ class Product:
 
 
 def eventually(observe: Callable[[], T], accept: Callable[[T], bool]) -> T:
-    """Observes until it is accepted, for `PATIENCE_SECONDS` at most."""
+    """Observes until it is accepted, for `PATIENCE_SECONDS` at most.
+
+    Not without a pause: whoever observes shares the machine, and often the server, with what is observed.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         seen = observe()
         if accept(seen):
             return seen
         assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s; last seen: {seen}"
+        time.sleep(_OBSERVE_EVERY_SECONDS)
 
 
 @dataclass

@@ -5,10 +5,13 @@ excluded exception counts as a success, every caller gets through in half-open, 
 
 States::
 
-    CLOSED ──(consecutive failures, failure rate or slow rate)──▶ OPEN ──(open time over, a probe asks)──▶ HALF_OPEN
-       ▲                                                           ▲                                          │
-       │                                                           └────────────(a probe fails)───────────────┤
-       └──────────────────────────(enough probes succeed)─────────────────────────────────────────────────────┘
+    CLOSED ──(bad calls in a row, failure rate or slow rate)──▶ OPEN ──(open time over, a probe asks)──▶ HALF_OPEN
+       ▲                                                         ▲                                          │
+       │                                                         └────────────(a probe fails)───────────────┤
+       └────────────────────────(enough probes succeed)─────────────────────────────────────────────────────┘
+
+A call is bad when it failed or was slow: a replica that suddenly takes 20 times as long is as useless to an order as a
+dead one, and the rates of a window that is mostly from before would notice too late.
 
 The open time is base · 2^(openings in a row − 1), capped, times a jitter of 0.8–1. Openings are in a row until the
 breaker has stayed closed for a window's length, so that a replica which passes probes and fails orders does not flap.
@@ -39,7 +42,7 @@ class BreakerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     consecutive_failures: int = Field(default=5, ge=1, le=1_000)
-    """Open after this many failed batches in a row."""
+    """Open after this many failed or slow batches in a row."""
     failure_rate: float = Field(default=0.5, gt=0, le=1)
     """Open when this share of the window's batches failed."""
     slow_rate: float = Field(default=0.8, gt=0, le=1)
@@ -133,6 +136,11 @@ class Breaker:
         return mode is not Mode.FORCED_OPEN
 
     @property
+    def suspicious(self) -> bool:
+        """True while closed after a bad call."""
+        return self._consecutive_failures > 0 and self._closed
+
+    @property
     def seconds_to_half_open(self) -> float:
         """Seconds until a probe may be tried; 0 when it may be now, infinite when not open."""
         match self.state:
@@ -163,7 +171,7 @@ class Breaker:
         if not failed and outcome is not Outcome.SUCCESS:
             return
         slow = seconds >= self._settings.slow_seconds
-        self._consecutive_failures = self._consecutive_failures + 1 if failed else 0
+        self._consecutive_failures = self._consecutive_failures + 1 if failed or slow else 0
         calls, failures, slows = self._window.add(self._clock(), failed, slow)
         settings = self._settings
         if self._consecutive_failures >= settings.consecutive_failures or (

@@ -66,9 +66,15 @@ _BY_CODE: Final = {
 """Every other code is a model error, INVALID_ARGUMENT too: our rows are of one length, so the model wants another."""
 
 
+_CUT: Final = "stream removed"
+"""Our own end's words for a call that ended without a status from the other; INTERNAL when it was a RST_STREAM."""
+
+
 def classify(code: grpc.StatusCode, details: str) -> Outcome:
     """The class of a failed TorchServe 0.12 call, from the first line of its message, else from its status code."""
     message = details.partition("\n")[0].lower()
+    if code is grpc.StatusCode.INTERNAL and message.startswith(_CUT):
+        return Outcome.TRANSPORT
     for words, outcome in _BY_MESSAGE:
         if words in message:
             return outcome

@@ -38,6 +38,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 0),
     # A replica that moved is looked up again at once, not up to 30 s later; what is known stays when nothing is found.
     ("grpc.dns_min_time_between_resolutions_ms", 500),
+    # The keepalive's timeout does not bound a ping that is under way for another reason (gRPC measures bandwidth with
+    # them), and no second one is sent meanwhile: without this a black hole holds the connection for a minute.
+    ("grpc.http2.ping_timeout_ms", 500),
     # Two replicas at one address must not share a connection.
     ("grpc.use_local_subchannel_pool", 1),
     # Bounds what a broken answer can cost.
@@ -45,6 +48,8 @@ _CHANNEL_OPTIONS = (
 )
 _MIN_PROBE_GAP_SECONDS = 0.02
 """Between probes in half-open."""
+_CLOCK_RESOLUTION_SECONDS = 0.001
+"""A probe that is due sooner than this is due."""
 _CANNED_ROW = np.zeros(features.N_FEATURES, dtype="<f4").tobytes()
 
 
@@ -57,7 +62,10 @@ class ReplicaSettings(BaseModel):
     """A call that was given up is ended after this, in seconds: cancelling early would restart TorchServe's worker."""
     probe_interval_seconds: float = Field(default=1.0, gt=0, le=60)
     """Time between health probes, in seconds."""
-    probe_timeout_seconds: float = Field(default=0.5, gt=0, le=10)
+    suspicion_interval_seconds: float = Field(default=0.1, gt=0, le=60)
+    """The same while the last batch failed or was slow, in seconds: orders that pass a slow replica over tell nothing
+    about it any more."""
+    probe_timeout_seconds: float = Field(default=0.2, gt=0, le=10)
     """A probe without a sound answer after this has failed, in seconds."""
 
 
@@ -159,6 +167,8 @@ class Replica:
         def report(outcome: Outcome, seconds: float) -> None:
             self.outcomes[outcome] += 1
             self.breaker.record(outcome, seconds, generation)
+            if self.breaker.suspicious:
+                self._recheck.set()
 
         return report
 
@@ -166,10 +176,18 @@ class Replica:
         """Probes with a canned row: regularly while closed, and as the breaker permits while it is not."""
         while True:
             await self._probe()
-            wait = min(self._settings.probe_interval_seconds, self.breaker.seconds_to_half_open)
-            self._recheck.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._recheck.wait(), max(wait, _MIN_PROBE_GAP_SECONDS))
+            probed_at = self._clock()
+            while (wait := self._next_probe(probed_at) - self._clock()) > _CLOCK_RESOLUTION_SECONDS:
+                self._recheck.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._recheck.wait(), wait)
+
+    def _next_probe(self, probed_at: float) -> float:
+        """The instant of the next probe, as things stand."""
+        settings, breaker = self._settings, self.breaker
+        interval = settings.suspicion_interval_seconds if breaker.suspicious else settings.probe_interval_seconds
+        due = min(probed_at + interval, self._clock() + breaker.seconds_to_half_open)
+        return max(due, probed_at + _MIN_PROBE_GAP_SECONDS)
 
     async def _probe(self) -> None:
         breaker = self.breaker

@@ -38,7 +38,14 @@ def test_an_unknown_variable_refuses_to_start(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TTL_SECONDS", "0"), ("METRICS_PORT", "70000"), ("LOG_LEVEL", "loud"), ("FLUSH_INTERVAL_SECONDS", "nan")],
+    [
+        ("TTL_SECONDS", "0"),
+        ("METRICS_PORT", "70000"),
+        ("LOG_LEVEL", "loud"),
+        ("FLUSH_INTERVAL_SECONDS", "nan"),
+        ("REDIS_URL", "redis+cluster://"),
+        ("FEAST_URL", "feast:6566"),
+    ],
 )
 def test_a_wrong_value_refuses_to_start_and_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str

@@ -163,6 +163,22 @@ async def test_the_ledger_is_in_the_reply_the_audit_row_and_the_metrics(tmp_path
         assert allowed <= PATIENT.cap_seconds - PATIENT.reply_reserve_seconds, "the reply's reserve is not lent"
 
 
+async def test_a_slow_audit_leaves_the_models_less_of_the_time_but_never_less_than_half(tmp_path: Path) -> None:
+    budget = BudgetSettings(cap_seconds=10, audit_reserve_seconds=0.002, reply_reserve_seconds=0.001)
+    async with plane(tmp_path, fails(Outcome.TRANSPORT), answers(0.75), budget) as p:
+        first = await p.decide(4.0)
+        assert allowed_to(first, pb.STAGE_SECONDARY) > 3.0
+        for audit_seconds, least, most in ((1.0, 2.0, 3.0), (60.0, 1.5, 2.0)):
+            for _ in range(500):
+                p.dataplane._audit_times.add(audit_seconds)
+            decision = await p.decide(4.0)
+            assert least < allowed_to(decision, pb.STAGE_SECONDARY) < most
+
+
+def allowed_to(decision: pb.Decision, stage: pb.Stage.ValueType) -> float:
+    return next(use.allowed_us for use in decision.budget.stages if use.stage == stage) / 1e6
+
+
 async def test_a_stage_skipped_for_lack_of_time_says_so_everywhere(tmp_path: Path) -> None:
     async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
         for replica in (p.primary, p.secondary):

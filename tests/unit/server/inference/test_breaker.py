@@ -58,7 +58,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.generation = 0
         self.closed_at = -math.inf
         self.history: list[tuple[float, bool, bool]] = []
-        self.failed_in_a_row = 0
+        self.bad_in_a_row = 0
         self.openings = 0
         self.half_open_at = 0.0
         self.probing = 0
@@ -88,13 +88,13 @@ class BreakerMachine(RuleBasedStateMachine):
         if self.state is not State.CLOSED or generation != self.generation or outcome in NEUTRAL:
             return
         failed = outcome in FAILURES
-        self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
+        self.bad_in_a_row = self.bad_in_a_row + 1 if failed or seconds >= SLOW else 0
         self.history.append((self.now, failed, seconds >= SLOW))
         # The window moves in tenths of its length, here whole seconds.
         window = [call for call in self.history if int(call[0]) > int(self.now) - 10]
         enough = len(window) >= 6
         if (
-            self.failed_in_a_row >= 3
+            self.bad_in_a_row >= 3
             or (enough and sum(call[1] for call in window) >= 0.5 * len(window))
             or (enough and sum(call[2] for call in window) >= 0.8 * len(window))
         ):
@@ -133,7 +133,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.probe_successes += 1
         if self.probe_successes == 2:
             self.history = []
-            self.failed_in_a_row = 0
+            self.bad_in_a_row = 0
             self.closed_at = self.now
             self.moves_to(State.CLOSED)
 
@@ -203,6 +203,10 @@ def state(breaker: Breaker) -> State:
     return breaker.state
 
 
+def suspicious(breaker: Breaker) -> bool:
+    return breaker.suspicious
+
+
 def passes(breaker: Breaker) -> bool:
     return breaker.passes
 
@@ -253,18 +257,38 @@ def test_the_failure_rate_opens_it_only_from_the_minimum_of_calls(breaker: Break
     assert state(breaker) is State.OPEN
 
 
-def test_slow_successes_open_it(breaker: Breaker) -> None:
-    for _ in range(6):
+def test_slow_successes_in_a_row_open_it(breaker: Breaker) -> None:
+    for _ in range(3):
         assert state(breaker) is State.CLOSED
         breaker.record(Outcome.SUCCESS, SLOW, breaker.generation)
     assert state(breaker) is State.OPEN
 
 
-def test_calls_older_than_the_window_are_forgotten(breaker: Breaker, clock: Clock) -> None:
-    for _ in range(5):
-        breaker.record(Outcome.SUCCESS, SLOW, breaker.generation)
-    clock.now += SETTINGS.window_seconds
+def test_one_bad_call_makes_it_suspicious_until_a_sound_one(breaker: Breaker) -> None:
     breaker.record(Outcome.SUCCESS, SLOW, breaker.generation)
+    assert suspicious(breaker)
+    breaker.record(Outcome.SUCCESS, QUICK, breaker.generation)
+    assert not suspicious(breaker)
+    fail(breaker, 3)
+    assert state(breaker) is State.OPEN
+    assert not suspicious(breaker), "an open one is past suspicion"
+
+
+def test_a_rate_of_slow_successes_opens_it_though_quick_ones_come_between(clock: Clock) -> None:
+    patient = SETTINGS.model_copy(update={"consecutive_failures": 100})
+    breaker = Breaker("primary", patient, clock, lambda: 0.5, lambda _previous, _state: None)
+    for seconds in (SLOW, QUICK, SLOW, SLOW, SLOW):
+        breaker.record(Outcome.SUCCESS, seconds, breaker.generation)
+    assert state(breaker) is State.CLOSED, "too few calls to tell"
+    breaker.record(Outcome.SUCCESS, SLOW, breaker.generation)
+    assert state(breaker) is State.OPEN
+
+
+def test_calls_older_than_the_window_are_forgotten(breaker: Breaker, clock: Clock) -> None:
+    for outcome in (Outcome.TIMEOUT, Outcome.SUCCESS, Outcome.TIMEOUT, Outcome.SUCCESS, Outcome.TIMEOUT):
+        breaker.record(outcome, QUICK, breaker.generation)
+    clock.now += SETTINGS.window_seconds
+    breaker.record(Outcome.SUCCESS, QUICK, breaker.generation)
     assert state(breaker) is State.CLOSED
 
 

@@ -58,6 +58,12 @@ NO_WORKER = (
             Outcome.TRANSPORT,
         ),
         (StatusCode.UNKNOWN, "Stream removed", Outcome.TRANSPORT),
+        (StatusCode.UNAVAILABLE, "Stream removed (ping timeout)", Outcome.TRANSPORT),
+        (
+            StatusCode.INTERNAL,
+            "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))",
+            Outcome.TRANSPORT,
+        ),
         # Time.
         (StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", Outcome.TIMEOUT),
         (StatusCode.DEADLINE_EXCEEDED, "Stream removed (RST_STREAM (…))", Outcome.TIMEOUT),

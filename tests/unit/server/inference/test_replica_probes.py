@@ -109,3 +109,14 @@ async def test_a_replica_that_closes_its_breaker_is_not_judged_by_what_opened_it
             "it is probed as soon as it may"
         )
         assert replica.latency.p95 == pytest.approx(0.001)
+
+
+async def test_a_replica_that_grew_slow_is_probed_until_it_is_out_or_sound_though_no_order_asks_it() -> None:
+    async with probed(answers(0.5)) as replica:
+        await replica.proven.wait()
+        replica.script = answers(0.5, after_seconds=BREAKER.slow_seconds * 2)
+        report = replica._begin()
+        slow_at = asyncio.get_running_loop().time()
+        report(Outcome.SUCCESS, BREAKER.slow_seconds)
+        await until(lambda: not replica.available)
+        assert asyncio.get_running_loop().time() - slow_at < 0.5, "the regular probes alone take seconds"

@@ -1,0 +1,212 @@
+"""Every way in which the real TorchServe fails a call is provoked, and classed by what it means.
+
+And the scripted peer, which stands in for TorchServe where that cannot be made to misbehave, speaks as TorchServe does.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import grpc
+import pytest
+from harness import eventually
+from scripted_peer import PeerCall, ScriptedPeer, scored
+
+from feature_cache import features
+from local.settings import LocalSettings
+from local.stack import Stack
+from pretrade.wire.torchserve.inference_pb2 import PredictionResponse, PredictionsRequest
+from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.inference import wire
+from server.inference.outcome import BatchFailedError, Outcome, classify
+
+pytestmark = pytest.mark.stack
+
+# What the worker does is the request's choice; anything else is answered with OK.
+_HANDLER: Final = """
+import os, time
+from ts.utils.util import PredictionException
+
+class Handler:
+    def initialize(self, context):
+        pass
+
+    def handle(self, requests, context):
+        command = bytes(requests[0].get("input")).rstrip(b"\\0").decode()
+        if command == "raise":
+            raise ValueError("a handler's mistake")
+        if command == "no list":
+            return 1
+        if command == "two answers":
+            return [b"1", b"2"]
+        if command == "unserialisable":
+            return [object()]
+        if command == "no memory":
+            raise MemoryError
+        if command == "not our fault":
+            raise PredictionException("not so", 400)
+        if command == "exit":
+            os._exit(1)
+        if command == "sleep":
+            time.sleep(0.3)
+        if command == "too large for us":
+            return [bytes(200_000)]
+        if command == "too large for it":
+            return [bytes(2_000_000)]
+        if command == "NaN":
+            return [float("nan")]
+        return [b"OK"]
+"""
+
+CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", 65_536), ("grpc.use_local_subchannel_pool", 1))
+
+
+@pytest.fixture(scope="module")
+def torchserve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A TorchServe whose handler does as it is told."""
+    store = tmp_path_factory.mktemp("obedient")
+    model = {"modelName": "champion", "handler": "handler.py", "modelVersion": "1.0"}
+    manifest = {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
+    with zipfile.ZipFile(store / "champion.mar", "w") as archive:
+        archive.writestr("handler.py", _HANDLER)
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("outcomes"), model_store=store)
+    with Stack(settings, parts={"primary"}) as stack:
+        yield stack
+
+
+@pytest.fixture
+def stub(torchserve: Stack) -> Iterator[InferenceAPIsServiceStub]:
+    """Calls it, once its worker is there."""
+    with grpc.insecure_channel(str(torchserve.endpoints.primary), options=CHANNEL_OPTIONS) as channel:
+        stub = InferenceAPIsServiceStub(channel)
+        eventually(lambda: ended(ask(stub, "well?")), lambda seen: seen[0] is grpc.StatusCode.OK)
+        yield stub
+
+
+def ask(
+    stub: InferenceAPIsServiceStub, command: str, *, model: str = "champion", version: str = "", timeout: float = 10.0
+) -> grpc._CallFuture[PredictionResponse]:
+    request = PredictionsRequest(model_name=model, model_version=version, input={"input": command.encode()})
+    return stub.Predictions.future(request, timeout=timeout)
+
+
+def ended(call: grpc._CallFuture[PredictionResponse]) -> tuple[grpc.StatusCode, str]:
+    """Status and first line of the message."""
+    return call.code(), call.details().partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message", "outcome"),
+    [
+        ("raise", "UNAVAILABLE", "Prediction failed", Outcome.MODEL_ERROR),
+        ("no list", "UNAVAILABLE", "Invalid model predict output", Outcome.MODEL_ERROR),
+        ("two answers", "UNAVAILABLE", "number of batch response mismatched", Outcome.MODEL_ERROR),
+        ("unserialisable", "UNAVAILABLE", "Unsupported model output data type.", Outcome.MODEL_ERROR),
+        ("no memory", "INTERNAL", "Out of resources", Outcome.MODEL_ERROR),
+        ("not our fault", "INVALID_ARGUMENT", "not so", Outcome.MODEL_ERROR),
+        ("exit", "INTERNAL", "Worker died.", Outcome.MODEL_ERROR),
+        ("too large for it", "INTERNAL", "Worker died.", Outcome.MODEL_ERROR),
+        ("too large for us", "RESOURCE_EXHAUSTED", "Received message larger than max", Outcome.BAD_ANSWER),
+        ("x" * 2_000_000, "CANCELLED", "RST_STREAM", Outcome.TRANSPORT),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_a_call_that_fails_in_the_worker_is_classed_by_its_meaning(
+    stub: InferenceAPIsServiceStub, command: str, code: str, message: str, outcome: Outcome
+) -> None:
+    status, told = ended(ask(stub, command))
+    assert (status.name, message in told) == (code, True), told
+    assert classify(status, told) is outcome
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "message"),
+    [
+        ("nope", "", "Model not found: nope"),
+        ("", "", "Parameter model_name is required."),
+        ("champion", "9", "Model version: 9 does not exist for model: champion"),
+    ],
+)
+def test_a_model_that_is_not_there_is_a_model_error(
+    stub: InferenceAPIsServiceStub, model: str, version: str, message: str
+) -> None:
+    status, told = ended(ask(stub, "well?", model=model, version=version))
+    assert (status, told) == (grpc.StatusCode.INTERNAL, message)
+    assert classify(status, told) is Outcome.MODEL_ERROR
+
+
+def test_a_full_queue_is_overload_and_refuses_at_once(stub: InferenceAPIsServiceStub) -> None:
+    calls = [ask(stub, "sleep", timeout=30.0) for _ in range(40)]
+    endings = [ended(call) for call in calls]
+    refused = {(status, told) for status, told in endings if status is not grpc.StatusCode.OK}
+    assert 0 < len([status for status, _ in endings if status is grpc.StatusCode.OK]) < 40
+    assert {status for status, _ in refused} == {grpc.StatusCode.INTERNAL}
+    assert {classify(status, told) for status, told in refused} == {Outcome.OVERLOAD}
+
+
+def test_a_deadline_is_a_timeout(stub: InferenceAPIsServiceStub) -> None:
+    status, told = ended(ask(stub, "sleep", timeout=0.05))
+    assert classify(status, told) is Outcome.TIMEOUT
+
+
+def test_a_float_of_nan_comes_as_text_and_is_a_bad_answer(stub: InferenceAPIsServiceStub) -> None:
+    answer = ask(stub, "NaN").result()
+    assert answer.prediction == b"NaN"
+    with pytest.raises(BatchFailedError) as failure:
+        wire.parse_answer("champion", 1, answer.prediction)
+    assert failure.value.outcome is Outcome.BAD_ANSWER
+
+
+def test_an_idle_worker_that_was_killed_and_a_dead_jvm(torchserve: Stack, stub: InferenceAPIsServiceStub) -> None:
+    worker = next(process for process in torchserve["primary"].tree() if "python" in process.name())
+    worker.kill()
+    status, told = ended(ask(stub, "well?"))
+    # Whether it noticed before the call decides between the two.
+    assert status is grpc.StatusCode.OK or classify(status, told) is Outcome.MODEL_ERROR
+    eventually(lambda: ended(ask(stub, "well?")), lambda seen: seen[0] is grpc.StatusCode.OK)
+    call = ask(stub, "sleep")
+    torchserve["primary"].kill()
+    assert classify(*ended(call)) is Outcome.TRANSPORT
+    assert classify(*ended(ask(stub, "well?"))) is Outcome.TRANSPORT
+    torchserve.restart("primary")
+
+
+def sound(call: PeerCall) -> None:
+    call.reply(scored(call.rows))
+
+
+def of_peer(replica_stack: Stack) -> Iterator[str]:
+    with ScriptedPeer(sound) as peer:
+        yield peer.address
+
+
+def of_torchserve(replica_stack: Stack) -> Iterator[str]:
+    yield str(replica_stack.endpoints.primary)
+
+
+@pytest.mark.parametrize("address_of", [of_peer, of_torchserve])
+def test_the_scripted_peers_sound_answer_is_like_torchserves(
+    replica_stack: Stack, address_of: Callable[[Stack], Iterator[str]]
+) -> None:
+    for address in address_of(replica_stack):
+        with grpc.insecure_channel(address) as channel:
+            request = wire.request("champion", [bytes(wire.ROW_BYTES)] * 3)
+            answer = InferenceAPIsServiceStub(channel).Predictions(request, timeout=5.0)
+        batch = wire.parse_answer("champion", 3, answer.prediction)
+        assert batch.scores.shape == (3,)
+        assert ((batch.scores >= 0) & (batch.scores <= 1)).all()
+        assert len(batch.model.version) == 16
+        assert len(features.NAMES) * 4 == wire.ROW_BYTES
+
+
+def test_the_scripted_peers_failure_is_like_torchserves(stub: InferenceAPIsServiceStub) -> None:
+    real = ended(ask(stub, "raise"))
+    with (
+        ScriptedPeer(lambda call: call.status(14, "Prediction failed")) as peer,
+        grpc.insecure_channel(peer.address) as channel,
+    ):
+        assert ended(ask(InferenceAPIsServiceStub(channel), "raise")) == real

@@ -1,0 +1,242 @@
+"""A decision server of one test's own: its process, its settings, its log, its metrics, its audit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.request import urlopen
+
+import grpc
+import psutil
+import sqlalchemy as sa
+from google.protobuf.duration_pb2 import Duration
+from harness import INSTRUMENTS, MID, eventually
+from prometheus_client.parser import text_string_to_metric_families
+
+from local import server
+from local.errors import NotReadyError
+from local.ports import free_ports
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.audit import reader
+from server.audit.schema import DECISIONS, JOURNAL_ENTRIES
+
+NOWHERE: Final = "127.0.0.1:9"
+"""An address at which nobody listens."""
+_STOP_SECONDS: Final = 30.0
+
+
+class DecisionServer:
+    """`python -m server` with a journal and an SQLite audit store in `directory`; also a context manager.
+
+    Args:
+        directory: For its files; made when missing. A second server in it takes the first one's journal over.
+        redis_url: Where the features are.
+        primary, secondary, challenger: `host:port` of the replicas.
+        settings: Further settings by their `PRETRADE_` names without the prefix.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        redis_url: str,
+        *,
+        primary: str = NOWHERE,
+        secondary: str = NOWHERE,
+        challenger: str = NOWHERE,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        decision, admin, metrics = free_ports(3)
+        self.address = f"127.0.0.1:{decision}"
+        """`host:port` of the decision service."""
+        self._decision_port = decision
+        self._admin_address = f"127.0.0.1:{admin}"
+        self._metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+        self.database_url = f"sqlite:///{directory / 'audit.db'}"
+        self.journal_path = directory / "journal.db"
+        self.log_path = directory / "server.log"
+        ours = {
+            "GRPC__PORT": str(decision),
+            "ADMIN__PORT": str(admin),
+            "METRICS__PORT": str(metrics),
+            "REDIS_URL": redis_url,
+            "REPLICAS__PRIMARY": primary,
+            "REPLICAS__SECONDARY": secondary,
+            "REPLICAS__CHALLENGER": challenger,
+            "DATABASE_URL": self.database_url,
+            "JOURNAL__PATH": str(self.journal_path),
+            "INSTRUMENTS": json.dumps(INSTRUMENTS),
+            "STARTUP_PATIENCE_SECONDS": "2",
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+        self._env = inherited | {f"PRETRADE_{name}": value for name, value in (ours | dict(settings or {})).items()}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "_channels" in self.__dict__:
+            for channel in self._channels:
+                channel.close()
+        if self._process is not None:
+            self.process.resume()
+            self.stop()
+
+    def start(self) -> None:
+        """Starts it and waits until it serves."""
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "server"], env=self._env, stderr=log)
+        try:
+            eventually(self._serves, bool)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Lets it drain and waits for its end."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends it with SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    @property
+    def process(self) -> psutil.Process:
+        """The running process."""
+        assert self._process is not None, "it does not run"
+        return psutil.Process(self._process.pid)
+
+    @cached_property
+    def _channels(self) -> tuple[grpc.Channel, grpc.Channel]:
+        return grpc.insecure_channel(self.address), grpc.insecure_channel(self._admin_address)
+
+    @cached_property
+    def decisions(self) -> decision_pb2_grpc.DecisionServiceStub:
+        """The decision service."""
+        return decision_pb2_grpc.DecisionServiceStub(self._channels[0])
+
+    @cached_property
+    def admin(self) -> admin_pb2_grpc.AdminServiceStub:
+        """The admin service."""
+        return admin_pb2_grpc.AdminServiceStub(self._channels[1])
+
+    def decide(self, deadline_seconds: float = 0.5, **changes: Any) -> pb.Decision:
+        """Decides a sound limit order at the mid, with `changes`."""
+        fields: dict[str, Any] = {
+            "order_ref": "one",
+            "instrument": INSTRUMENTS[0],
+            "side": pb.SIDE_BUY,
+            "quantity": 0.01,
+            "limit_price": MID,
+            "strategy": "test",
+        }
+        request = pb.DecideRequest(order=pb.Order(**(fields | changes)))
+        return self.decisions.Decide(request, timeout=deadline_seconds).decision
+
+    def decide_until(self, source: pb.Source.ValueType, **changes: Any) -> pb.Decision:
+        """Decides again and again until `source` answers."""
+        return eventually(lambda: self.decide(**changes), lambda decision: decision.source == source)
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """What the admin service says."""
+        return self.admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
+
+    def replica(self, name: str) -> admin_pb2.ReplicaStatus:
+        """What the admin service says of one replica."""
+        return next(replica for replica in self.status().replicas if replica.name == name)
+
+    def force(self, replica: str, mode: admin_pb2.BreakerMode.ValueType, expires_in: Duration | None = None) -> None:
+        """Forces a breaker."""
+        request = admin_pb2.SetBreakerRequest(
+            replica=replica, mode=mode, expires_in=expires_in, author="test", reason="test"
+        )
+        self.admin.SetBreaker(request, timeout=5.0)
+
+    def wait_for_breaker(self, replica: str, state: admin_pb2.BreakerState.ValueType) -> None:
+        """Waits until a breaker is in this state."""
+        eventually(lambda: self.replica(replica).breaker_state, lambda seen: seen == state)
+
+    def wait_until_well(self, *replicas: str) -> None:
+        """Waits until the features are usable and these replicas healthy with their breakers closed."""
+
+        def is_well(status: admin_pb2.GetStatusResponse) -> bool:
+            return all(feature.usable for feature in status.features) and all(
+                replica.healthy and replica.breaker_state == admin_pb2.BREAKER_STATE_CLOSED
+                for replica in status.replicas
+                if replica.name in replicas
+            )
+
+        eventually(self.status, is_well)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the series of a metric that carry these labels; 0 when there is none."""
+        with urlopen(self._metrics_url, timeout=5.0) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def log(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The log's lines, or those of one event."""
+        lines = (json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{"))
+        return [line for line in lines if event is None or line["event"] == event]
+
+    def drain_audit(self) -> None:
+        """Waits until every journal row is in the audit store."""
+        eventually(self.status, lambda status: status.audit.unshipped == 0)
+
+    def audited(self) -> Iterator[tuple[packet_pb2.DecisionPacket, str]]:
+        """Every audited decision, in the order of the journal, with its reply status."""
+        engine = sa.create_engine(self.database_url)
+        query = (
+            sa.select(JOURNAL_ENTRIES.c.entry, DECISIONS.c.reply_status)
+            .join_from(
+                DECISIONS,
+                JOURNAL_ENTRIES,
+                sa.and_(
+                    JOURNAL_ENTRIES.c.journal_id == DECISIONS.c.journal_id,
+                    JOURNAL_ENTRIES.c.position == DECISIONS.c.journal_position,
+                ),
+            )
+            .order_by(JOURNAL_ENTRIES.c.journal_id, JOURNAL_ENTRIES.c.position)
+        )
+        try:
+            with engine.connect() as connection:
+                for entry, status in connection.execute(query):
+                    yield packet_pb2.JournalEntry.FromString(entry).decision, status
+        finally:
+            engine.dispose()
+
+    def verify_chain(self) -> None:
+        """Walks the hash chains in database and journal; raises where one is broken."""
+        stretches = list(reader.verify(self.database_url, self.journal_path))
+        assert stretches
+        assert all(isinstance(stretch, reader.Verified) for stretch in stretches)
+
+    def _serves(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log_path.read_text()[-2_000:]
+        try:
+            server.ready(self._decision_port)
+        except NotReadyError:
+            return False
+        return True

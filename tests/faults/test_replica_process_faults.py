@@ -1,0 +1,152 @@
+"""Replicas whose processes die, hang or grow slow: who answers instead, and what it is counted as."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import grpc
+import pytest
+from harness import eventually
+from open_loop import Call, summary
+from rig import OpenRig, heal, wait_for_more
+
+from pretrade.admin.v1 import admin_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.inference import wire
+
+pytestmark = pytest.mark.stack
+
+RATE = 50.0
+
+Seen = Callable[[str], None]
+
+
+@pytest.mark.fault("A1", "primary killed with -9 under load", "no failed call; SECONDARY; PRIMARY after its restart")
+def test_a_killed_primary_fails_no_call_and_the_secondary_answers_until_it_is_back(
+    open_rig: OpenRig, seen: Seen
+) -> None:
+    rig = open_rig()
+    with rig.load(RATE) as load:
+        wait_for_more(load, 100)
+        rig.stack["primary"].kill()
+        rig.server.wait_for_breaker("primary", admin_pb2.BREAKER_STATE_OPEN)
+        opened = len(load.calls())
+        wait_for_more(load, 100)
+        until = len(load.calls()) - 10
+        rig.stack.restart("primary")
+        rig.server.wait_for_breaker("primary", admin_pb2.BREAKER_STATE_CLOSED)
+        closed = len(load.calls())
+        wait_for_more(load, 100)
+    calls = load.calls()
+    assert {call.status for call in calls} == {"OK"}
+    during = [call.decision for call in calls[opened + 20 : until] if call.decision]
+    assert {decision.source for decision in during} == {pb.SOURCE_SECONDARY}
+    assert all(pb.DEGRADATION_PRIMARY_BREAKER_OPEN in decision.degradations for decision in during)
+    assert {call.decision.source for call in calls[closed + 20 :] if call.decision} == {pb.SOURCE_PRIMARY}
+    assert rig.server.replica("primary").outcomes["transport"] > 0
+    seen(summary(calls))
+    seen(rig.check())
+
+
+@pytest.mark.fault(
+    "A2", "primary stopped with SIGSTOP under load", "retry, then breaker: no failed call, bounded tasks"
+)
+def test_a_hung_primary_costs_no_call_its_answer_and_leaves_nothing_behind(open_rig: OpenRig, seen: Seen) -> None:
+    rig = open_rig()
+    with rig.load(RATE) as load:
+        wait_for_more(load, 100)
+        rig.stack["primary"].pause()
+        rig.server.wait_for_breaker("primary", admin_pb2.BREAKER_STATE_OPEN)
+        hung = rig.server.replica("primary")
+        wait_for_more(load, 100)
+        rig.stack["primary"].resume()
+        rig.server.wait_for_breaker("primary", admin_pb2.BREAKER_STATE_CLOSED)
+        wait_for_more(load, 50)
+    assert {call.status for call in load.calls()} == {"OK"}
+    assert hung.outcomes["timeout"] > 0
+    assert hung.in_flight <= 8, "calls that nobody waits for any more count against the replica's bound"
+    eventually(lambda: rig.server.replica("primary").in_flight, lambda in_flight: in_flight == 0)
+    seen(summary(load.calls()))
+    seen(rig.check())
+
+
+@contextmanager
+def crowd(address: str) -> Iterator[None]:
+    """Keeps more calls at a replica than its queue holds, in somebody else's name."""
+    request = wire.request("champion", [bytes(wire.ROW_BYTES)] * 500)
+    over = threading.Event()
+    with grpc.insecure_channel(address) as channel:
+        stub = InferenceAPIsServiceStub(channel)
+
+        def call() -> None:
+            while not over.is_set():
+                with suppress(grpc.RpcError):  # most of the crowd is refused
+                    stub.Predictions(request, timeout=5.0)
+
+        threads = [threading.Thread(target=call) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+
+@pytest.mark.long
+@pytest.mark.fault(
+    "A9", "TorchServe's own queue filled by somebody else", "overload: the other replica; breaker closed"
+)
+def test_a_full_queue_sends_orders_to_the_other_replica_and_opens_no_breaker(open_rig: OpenRig, seen: Seen) -> None:
+    rig = open_rig()
+    with rig.load(RATE) as load:
+        with crowd(str(rig.stack.endpoints.primary)):
+            eventually(lambda: rig.server.replica("primary").outcomes["overload"], lambda count: count > 5)
+        assert rig.server.metric("pretrade_breaker_transitions_total", replica="primary") == 0
+        wait_for_more(load, 50)
+    assert {call.status for call in load.calls()} == {"OK"}
+    full = [
+        call.decision
+        for call in load.calls()
+        if call.decision and pb.DEGRADATION_PRIMARY_OVERLOADED in call.decision.degradations
+    ]
+    assert full
+    assert pb.SOURCE_SECONDARY in {decision.source for decision in full}
+    seen(f"{len(full)} orders found the primary full; {summary(load.calls())}")
+    seen(rig.check())
+
+
+@pytest.mark.long
+@pytest.mark.fault("A11", "both champions killed", "CACHED_SCORE while young, then RULES; under 5 ms without the audit")
+def test_without_champions_cached_score_and_rules_answer_at_once(open_rig: OpenRig, seen: Seen) -> None:
+    rig = open_rig()
+    with rig.load(RATE) as load:
+        wait_for_more(load, 50)
+        for name in ("primary", "secondary"):
+            rig.stack[name].kill()
+        for name in ("primary", "secondary"):
+            rig.server.wait_for_breaker(name, admin_pb2.BREAKER_STATE_OPEN)
+        at = len(load.calls())
+        eventually(lambda: sources(load.calls()[at:]), lambda found: pb.SOURCE_RULES in found)
+        wait_for_more(load, 100)
+    assert {call.status for call in load.calls()} == {"OK"}
+    assert pb.SOURCE_CACHED_SCORE in sources(load.calls())
+    rules = [call.decision for call in load.calls() if call.decision and call.decision.source == pb.SOURCE_RULES]
+    spent = [
+        decision.budget.used_us - sum(use.used_us for use in decision.budget.stages if use.stage == pb.STAGE_AUDIT)
+        for decision in rules
+    ]
+    median_ms = statistics.median(spent) / 1e3
+    assert median_ms < 5.0
+    seen(f"{summary(load.calls())}; rules within {median_ms:.2f} ms besides the audit (median)")
+    heal(rig.stack)
+    seen(rig.check())
+
+
+def sources(calls: Sequence[Call]) -> set[int]:
+    return {call.decision.source for call in calls if call.decision}

@@ -1,0 +1,160 @@
+"""The tools of the fault tests do what they say: the proxy's faults, the generator's log, the checker's verdicts."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import eventually
+from open_loop import Fate, read_log
+from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
+
+from pretrade.decision.v1 import decision_pb2 as pb
+
+PATIENCE_SECONDS = 5.0
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    """Address of a server that sends back what it gets, upper case."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(opened: socket.socket) -> None:
+        with opened:
+            try:
+                while data := opened.recv(65_536):
+                    opened.sendall(data.upper())
+            except OSError:
+                pass
+
+    def accept() -> None:
+        while True:
+            try:
+                opened, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(opened,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture
+def proxy(echo: str) -> Iterator[TcpProxy]:
+    with TcpProxy(echo) as opened:
+        yield opened
+
+
+def connect(proxy: TcpProxy, timeout: float = PATIENCE_SECONDS) -> socket.socket:
+    host, _, port = proxy.address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout)
+
+
+def test_the_proxy_passes_bytes_on(proxy: TcpProxy) -> None:
+    with connect(proxy) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+    assert proxy.accepted == 1
+    eventually(lambda: proxy.open_links, lambda links: links == 0)
+
+
+def test_latency_delays_every_byte_and_slows_down_none(proxy: TcpProxy) -> None:
+    proxy.apply(Fault(latency_seconds=0.2))
+    with connect(proxy) as client:
+        began = time.monotonic()
+        for _ in range(5):
+            client.sendall(b"x")
+            time.sleep(0.02)  # pieces of their own
+        got = b""
+        while len(got) < 5:
+            got += client.recv(100)
+        took = time.monotonic() - began
+    assert 0.2 <= took < 0.2 * 5
+
+
+@pytest.mark.parametrize("fault", [BLACK_HOLE, HALF_OPEN])
+def test_held_bytes_arrive_after_the_heal(proxy: TcpProxy, fault: Fault) -> None:
+    with connect(proxy) as client:
+        proxy.apply(fault)
+        client.sendall(b"hello")
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+        proxy.heal()
+        client.settimeout(PATIENCE_SECONDS)
+        assert client.recv(100) == b"HELLO"
+
+
+def test_a_reply_is_reset_in_its_middle(proxy: TcpProxy) -> None:
+    with connect(proxy) as client:
+        proxy.apply(Fault(reset_replies_after=3))
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HEL"
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
+def test_a_reply_is_truncated_and_closed(proxy: TcpProxy) -> None:
+    with connect(proxy) as client:
+        proxy.apply(Fault(truncate_replies_after=3))
+        client.sendall(b"hello")
+        got = b""
+        while data := client.recv(100):
+            got += data
+        assert got == b"HEL"
+
+
+def test_an_end_is_passed_on_late(proxy: TcpProxy) -> None:
+    proxy.apply(Fault(close_delay_seconds=0.2))
+    with connect(proxy) as client:
+        client.shutdown(socket.SHUT_WR)
+        began = time.monotonic()
+        assert client.recv(100) == b""
+        assert time.monotonic() - began >= 0.2
+
+
+def test_refused_connections_and_their_heal(proxy: TcpProxy) -> None:
+    with connect(proxy) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+        proxy.refuse()
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+    with pytest.raises(ConnectionRefusedError):
+        connect(proxy)
+    proxy.heal()
+    with connect(proxy) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+
+
+def test_dropped_syns_leave_a_connect_without_any_answer_until_the_heal(proxy: TcpProxy) -> None:
+    proxy.drop_syns()
+    with pytest.raises(TimeoutError):
+        connect(proxy, 0.5)
+    proxy.heal()
+    with connect(proxy) as client:
+        client.sendall(b"hello")
+        assert client.recv(100) == b"HELLO"
+
+
+def test_the_generators_log_tells_acknowledged_refused_and_unknown_apart(tmp_path: Path) -> None:
+    log = tmp_path / "calls.log"
+    decision = base64.b64encode(pb.Decision(order_ref="a").SerializeToString()).decode()
+    log.write_text(
+        f"sent a 1.0 1.1\nsent b 2.0 2.0\nend a 1.2 OK {decision}\nend b 2.5 RESOURCE_EXHAUSTED \n"
+        "sent c 3.0 3.0\nend c 3.5 DEADLINE_EXCEEDED \nsent d 4.0 4.0\nend d 4.5 O"
+    )
+    calls = read_log(log)
+    assert [call.fate for call in calls] == [Fate.ACKNOWLEDGED, Fate.REFUSED, Fate.UNKNOWN, Fate.UNKNOWN]
+    assert calls[0].latency == pytest.approx(0.2)
+    assert calls[0].service_seconds == pytest.approx(0.1)

@@ -1,0 +1,135 @@
+"""The rig of the fault tests: real TorchServe replicas, and a decision server of the test's own in front of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+from decision_server import DecisionServer
+from harness import INSTRUMENTS, Market, eventually
+from invariants import Usage, check
+from open_loop import Call, OpenLoop
+from tcp_proxy import TcpProxy
+
+from local.settings import LocalSettings
+from local.stack import Stack
+
+REPLICAS: Final = ("primary", "secondary", "challenger")
+CHAMPIONS: Final = ("primary", "secondary")
+
+ROOMY: Final = {
+    "BUDGET__CAP_SECONDS": "0.4",
+    "BUDGET__AUDIT_RESERVE_SECONDS": "0.1",
+    "BREAKER__SLOW_SECONDS": "0.3",
+    "BATCHER__MIN_PATIENCE_SECONDS": "0.1",
+    "BATCHER__MAX_PATIENCE_SECONDS": "0.2",
+    "ADMISSION__TARGET_SECONDS": "0.3",
+}
+"""Settings for tests of who answers, not of how fast: other work on the machine must not decide what they see."""
+ROOMY_SECONDS: Final = 0.4
+"""Deadline of calls under `ROOMY`."""
+
+
+@dataclass
+class Rig:
+    """A server and its surroundings."""
+
+    stack: Stack
+    """Valkey and the replicas' processes."""
+    market: Market
+    server: DecisionServer
+    proxies: Mapping[str, TcpProxy]
+    """The network between the server and those replicas for which a proxy was asked."""
+    directory: Path
+    before: Usage
+    """What the server held when it was well and had answered a first load."""
+    deadline_seconds: float
+    loads: list[OpenLoop] = field(default_factory=list)
+
+    def load(self, rate: float, *, seconds: float | None = None) -> OpenLoop:
+        """An open-loop load on the server, with references and a log of its own."""
+        number = len(self.loads)
+        load = OpenLoop(
+            self.server.address,
+            self.directory / f"load-{number}.log",
+            rate,
+            INSTRUMENTS,
+            deadline_seconds=self.deadline_seconds,
+            seconds=seconds,
+            prefix=f"load{number}-",
+        )
+        self.loads.append(load)
+        return load
+
+    def calls(self) -> list[Call]:
+        """The calls of every load."""
+        return [call for load in self.loads for call in load.calls()]
+
+    def check(self) -> str:
+        """Checks I1 to I7 over every load; to be called once healed."""
+        return check(self.server, self.calls(), self.deadline_seconds, self.before)
+
+
+OpenRig = Callable[..., Rig]
+
+
+@pytest.fixture(scope="session")
+def replica_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Stack]:
+    """Valkey and three replicas, started once; `open_rig` heals them after each test."""
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("replicas"), model_store=model_store)
+    with Stack(settings, parts={"valkey", *REPLICAS}) as stack:
+        yield stack
+
+
+@pytest.fixture
+def open_rig(replica_stack: Stack, tmp_path: Path) -> Iterator[OpenRig]:
+    """Opens a rig: `open_rig(settings, proxied=("primary",), endpoints={"secondary": address})`."""
+    redis_url = replica_stack.endpoints.redis_url
+    assert redis_url is not None
+    with ExitStack() as opened:
+        opened.callback(heal, replica_stack)
+        market = Market(redis_url)
+        writer = threading.Thread(target=market.run)
+        writer.start()
+        opened.callback(writer.join)
+        opened.callback(market.stopped.set)
+
+        def open_one(
+            settings: Mapping[str, str] = ROOMY,
+            *,
+            proxied: Collection[str] = (),
+            endpoints: Mapping[str, str] | None = None,
+            deadline_seconds: float = ROOMY_SECONDS,
+            warm_up_calls: int = 100,
+        ) -> Rig:
+            replicas = {name: str(getattr(replica_stack.endpoints, name)) for name in REPLICAS} | dict(endpoints or {})
+            proxies = {name: opened.enter_context(TcpProxy(replicas[name])) for name in proxied}
+            replicas |= {name: proxy.address for name, proxy in proxies.items()}
+            server = opened.enter_context(DecisionServer(tmp_path, redis_url, settings=settings, **replicas))
+            # What is not ours may be broken on purpose from the start.
+            server.wait_until_well(*(name for name in CHAMPIONS if name not in (endpoints or {})))
+            for number in range(warm_up_calls):
+                server.decide(order_ref=f"warm-up-{number}")
+            return Rig(replica_stack, market, server, proxies, tmp_path, Usage.of(server), deadline_seconds)
+
+        yield open_one
+
+
+def wait_for_more(load: OpenLoop, calls: int) -> None:
+    """Waits until that many more calls have left."""
+    wanted = len(load.calls()) + calls
+    eventually(lambda: len(load.calls()), wanted.__le__)
+
+
+def heal(stack: Stack) -> None:
+    """Undoes whatever a test did to the replicas' processes."""
+    for name in REPLICAS:
+        stack[name].resume()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(stack.restart, [name for name in REPLICAS if not stack[name].alive]))
