@@ -32,6 +32,7 @@ from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.admission import Admission
+from server.audit.errors import JournalError
 from server.audit.journal import Journal
 from server.audit.reading import Reading
 from server.audit.reading import Task as ReadingTask
@@ -60,6 +61,9 @@ from server.slot import READY, Slot
 from server.tracing import server_interceptors
 
 _log = structlog.get_logger(__name__)
+
+_RECORD_AGAIN_SECONDS = 1.0
+"""Between two attempts to put the settings into the journal."""
 
 
 _LAST_CALLS_SECONDS = 0.5
@@ -184,8 +188,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     idempotency = IdempotencyWindow(settings.idempotency, clock)
     shadow = Shadow(challenger)
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
-    # Before the first decision, so that no packet names settings that the audit does not hold.
-    await journal.append(packets.settings(shared.model_dump_json(), version("pretrade"), time.time_ns()))
+    _record_settings(shared, stack, packets, journal)
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -319,6 +322,24 @@ async def _open_replicas(
         await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
         await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
     )
+
+
+def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
+    """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
+    entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
+
+    async def record() -> None:
+        while True:
+            try:
+                await journal.append(entry, even_if_full=True)
+            except JournalError as error:
+                _log.warning("settings not in the audit yet", error=str(error))
+                await asyncio.sleep(_RECORD_AGAIN_SECONDS)
+            else:
+                return
+
+    recording = asyncio.create_task(record(), name="record-settings")
+    stack.callback(recording.cancel)
 
 
 async def _open_audit(settings: Settings, stack: AsyncExitStack, journal: Journal) -> AuditServicer:

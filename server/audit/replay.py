@@ -193,7 +193,7 @@ class Replayer:
         if source == pb.SOURCE_CACHED_SCORE:
             return await self._cached_answer(case, packet, settings)
         by_rules = None
-        if "rules" in settings.chain.stages:
+        if "rules" in settings.chain.stages and (source == pb.SOURCE_RULES or not _broke_off(packet)):
             by_rules = await RulesBaseline(settings.rules, lambda: case.budget.arrived).answer(case)
         return by_rules or Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
 
@@ -311,11 +311,18 @@ def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
     ]
     if packet.decision.source not in _REPLICAS and pb.DEGRADATION_NO_CACHED_SCORE in packet.decision.degradations:
         facts.append("there was no cached score to use")
+    if _broke_off(packet):
+        facts.append("a stage broke off with a fault of the server, which its log explains")
     if packet.cached_from_decision_id:
         facts.append(f"the cached score of {packet.cached_from_decision_id} was young enough when it was used")
     if pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
         facts.append(f"strategy {packet.order.strategy!r} was over its rate")
     return tuple(facts)
+
+
+def _broke_off(packet: packet_pb2.DecisionPacket) -> bool:
+    """True when a stage broke off with a fault of ours, which no replay repeats."""
+    return pb.DEGRADATION_STAGE_BROKEN in packet.decision.degradations
 
 
 def _recorded_problem(packet: packet_pb2.DecisionPacket) -> int:

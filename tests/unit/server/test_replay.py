@@ -68,7 +68,7 @@ async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replay
     await desk.decide(values(3), limit_price=200.0)
     await desk.decide(values(3), quantity=1e9)
     await desk.decide(values(3), age=1.5)
-    own = pb.FeatureVector(feature_set_id="mf1", values=values(4).tolist())
+    own = pb.FeatureVector(feature_set_id="mf1", values=[0.25] * 25)
     await desk.decide(values(3), age=1.5, features=own, side=pb.SIDE_SELL)
     desk.model_answers = False
     await desk.decide(values(39, trade_age_ms=50.0), side=pb.SIDE_SELL)
