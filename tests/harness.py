@@ -216,6 +216,7 @@ def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
         "PRETRADE_BATCHER__MAX_PATIENCE_SECONDS": "0.2",
         "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.5",
         "PRETRADE_GRPC__READ_SECONDS": "1",
+        "PRETRADE_GRPC__MAX_PENDING_CALLS": "1000",
     }
     try:
         with Stack(settings, parts=parts) as stack:
