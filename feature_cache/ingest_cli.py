@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from feature_cache import logs
 from feature_cache.cli import KAFKA, TOPIC, Kafka, Linger, Topic
 from feature_cache.exchanges import Binance, Coinbase, Exchange, Kraken
 from feature_cache.ingest import Ingest, IngestSettings
+from feature_cache.metrics import IngestCollector, serve_http
 from feature_cache.publisher import EventPublisher
 from feature_cache.recorder import Recorder
 
@@ -67,6 +69,9 @@ def ingest(
         float, typer.Option(min=0.1, max=3600, help="Seconds without a message after which a connection is made anew.")
     ] = 60.0,
     duration: Annotated[float | None, typer.Option(min=0, help="Seconds. [default: for ever]")] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of /metrics, /healthz and /readyz on 127.0.0.1; 0 serves none.")
+    ] = 0,
 ) -> None:
     """Publish an exchange's live market data to Kafka, through lost connections and gaps, until interrupted."""
     names = [name for group in instruments for name in group.split(",") if name]
@@ -87,9 +92,9 @@ def ingest(
     publisher = EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000)
     settings = IngestSettings(silence_seconds=silence)
     try:
-        uvloop.run(_ingest(source, publisher, settings, recording, duration))
-    except KafkaError as error:
-        print(f"{kafka}: {error}", file=sys.stderr)
+        uvloop.run(_ingest(source, publisher, settings, recording, duration, metrics_port))
+    except (KafkaError, OSError) as error:
+        print(f"{kafka if isinstance(error, KafkaError) else 'metrics'}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
@@ -111,11 +116,16 @@ async def _ingest(
     settings: IngestSettings,
     recording: Recorder | None,
     duration: float | None,
+    metrics_port: int,
 ) -> None:
     """Runs until the time is over, SIGINT or SIGTERM; what was published by then is delivered."""
     loop = asyncio.get_running_loop()
-    async with publisher:
+    async with publisher, AsyncExitStack() as stack:
         feed = Ingest(source, publisher, settings, recording)
+        if metrics_port:
+            collector = IngestCollector(feed)
+            # An exchange that is away is no reason to begin anew; whoever waits for the books asks `/readyz`.
+            stack.enter_context(serve_http("127.0.0.1", metrics_port, collector, lambda: None, lambda: feed.problem))
         console = Console(stderr=True)
         task = asyncio.create_task(feed.run())
         for number in (signal.SIGINT, signal.SIGTERM):

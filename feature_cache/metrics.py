@@ -1,4 +1,4 @@
-"""The worker's metrics and health over HTTP."""
+"""The metrics and health of the worker and of a live feed, over HTTP."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from feature_cache.consumer import DeadLetters, MarketEventConsumer
     from feature_cache.engines import Engines
     from feature_cache.feast_push import FeastPush
+    from feature_cache.ingest import Ingest
     from feature_cache.reporter import Reporter
     from feature_cache.writer import FeatureWriter
 
@@ -114,6 +115,37 @@ class WorkerCollector(Collector):
             valid.add_metric([instrument], engine.state is not BookState.UNKNOWN)
             age.add_metric([instrument], engine.age_seconds(now_ns))
         yield from (*counters.values(), valid, age)
+
+
+class IngestCollector(Collector):
+    """As `WorkerCollector`, of a live feed."""
+
+    def __init__(self, feed: Ingest) -> None:
+        self._feed = feed
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric of the feed."""
+        feed = self._feed
+        for name, help_text, count in (
+            ("messages", "Messages received.", feed.messages),
+            ("messages_refused", "Messages that were not what the venue documents.", feed.refused),
+            ("events", "Events published.", feed.events),
+            ("events_undelivered", "Events that the brokers did not take.", feed.undelivered),
+            ("connections", "Connections made.", feed.connects),
+            ("connections_lost", "Connections lost, and attempts that failed.", feed.losses),
+            ("book_doubts", "Times a book was found not to be the exchange's.", feed.doubts),
+            ("snapshot_requests", "Snapshots asked for.", feed.requests),
+            ("snapshot_failures", "Snapshots that did not come, or could not be used.", feed.request_failures),
+        ):
+            yield CounterMetricFamily(f"pretrade_ingest_{name}", help_text, count)
+        yield GaugeMetricFamily("pretrade_ingest_connected", "Connections that stand.", feed.connected)
+        newest = GaugeMetricFamily("pretrade_ingest_newest_event_seconds", "Exchange time of the newest event.")
+        newest.add_metric([], feed.newest_event_ns / 1e9)
+        yield newest
+        valid = GaugeMetricFamily("pretrade_ingest_book_valid", "1 while the book is known.", labels=["instrument"])
+        for instrument, known in feed.books.items():
+            valid.add_metric([instrument], known)
+        yield valid
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -342,12 +344,18 @@ async def test_the_command_ends_on_sigterm_with_its_books_closed_and_its_recordi
     async with KrakenServer(["BTC/USD"]).running() as server:
         argv = [sys.executable, "-m", "feature_cache.ingest_cli", "--exchange", "kraken", "--instruments", "BTC-USD"]
         argv += ["--url", server.url, "--kafka", kafka_bootstrap_servers, "--record", str(tmp_path)]
+        port = free_port()
+        argv += ["--metrics-port", str(port)]
         process = await asyncio.create_subprocess_exec(*argv, stderr=subprocess.PIPE, env=dict(os.environ))
         try:
             await server.until(3)
             await server.update("BTC/USD", "99.5", "3.00000000")
             while not any(event.HasField("delta") for event in await published(kafka_bootstrap_servers)):
                 assert process.returncode is None
+            assert await asyncio.to_thread(read, f"http://127.0.0.1:{port}/readyz") == "ok\n"
+            metrics = await asyncio.to_thread(read, f"http://127.0.0.1:{port}/metrics")
+            assert 'pretrade_ingest_book_valid{instrument="BTC-USD.KRAKEN"} 1.0' in metrics
+            assert "pretrade_ingest_connections_lost_total 0.0" in metrics
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(PATIENCE_SECONDS):
                 _, said = await process.communicate()
@@ -361,6 +369,18 @@ async def test_the_command_ends_on_sigterm_with_its_books_closed_and_its_recordi
     assert resets(await published(kafka_bootstrap_servers)) == ["start", "reconnect", "closed"]
     events = list(read_session(session_files([tmp_path])))
     assert [event.WhichOneof("event") for event in events] == ["snapshot", "delta", "reset"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def read(url: str) -> str:
+    with urlopen(url, timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 def test_the_command_refuses_what_cannot_work() -> None:
