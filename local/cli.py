@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
@@ -75,11 +77,17 @@ def demo(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
+def bench(
+    context: typer.Context,
+    directory: Directory = None,
+    data: Recording = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Compare audit durability fsync, os and off instead.")] = False,
+) -> None:
     """Run the whole stack and the benchmark against it; further options go to the benchmark (--json, --seconds, …)."""
-    from local.bench import run_bench  # noqa: PLC0415 - as above
+    from local.bench import run_audit_bench, run_bench  # noqa: PLC0415 - as above
 
-    raise typer.Exit(run_bench(_given(dir=directory, data=data), context.args))
+    run = run_audit_bench if audit else run_bench
+    raise typer.Exit(run(_given(dir=directory, data=data), context.args))
 
 
 @app.command("bench-features")
@@ -94,6 +102,30 @@ def bench_features(
     from local.feature_bench import run_feature_bench  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
+
+
+@app.command()
+def features(
+    instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
+    redis: Annotated[
+        str | None, typer.Option(help="URL of the Redis that the worker writes to, instead of the stack's.")
+    ] = None,
+    directory: server_cli.Directory = server_cli.DEFAULT_DIRECTORY,
+    once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
+    as_json: server_cli.AsJson = False,
+) -> None:
+    """Watch one instrument's features as they change, with the state of its book and its worker's lag."""
+    from feature_cache import logs  # noqa: PLC0415 - as above
+    from feature_cache.watch import watch  # noqa: PLC0415 - as above
+
+    logs.configure("error", "features")  # what is printed is the features
+    url = redis or server_cli.stack_endpoint(directory, "redis_url", "--redis")
+    console = Console()
+    once = once or not (as_json or console.is_terminal)
+    try:
+        raise typer.Exit(asyncio.run(watch(url, instrument, once=once, as_json=as_json, console=console)))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
 
 
 app.command()(ingest_cli.ingest)

@@ -90,7 +90,7 @@ class Admission:
             limit -= int(limit * self._settings.reserved_share)
         if self.in_flight >= limit:
             self.shed += 1
-            raise OverloadedError("TOO_MANY_IN_FLIGHT", f"{limit} decisions are under way; try again shortly")
+            raise OverloadedError("TOO_MANY_IN_FLIGHT", "too many decisions are under way; try again shortly")
         self.in_flight += 1
         return self
 

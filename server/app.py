@@ -375,6 +375,16 @@ def _grpc_server(
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
+            # A stream that is not read may fill 64 KiB, not the megabytes that a fast network would be granted.
+            ("grpc.http2.bdp_probe", 0),
+            # Callers that are slow to introduce themselves, and callers that vanished.
+            ("grpc.server_handshake_timeout_ms", int(settings.grpc.handshake_seconds * 1e3)),
+            ("grpc.keepalive_time_ms", int(settings.grpc.keepalive_seconds * 1e3)),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # What waits here is not seen by admission, and an answer to it would be late: a burst waits, an overload
+            # is refused by the transport, which costs less than a refusal of ours.
+            ("grpc.server.max_pending_requests", settings.grpc.max_pending_calls),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * settings.grpc.max_pending_calls),
             # A second server on the port is a mistake, unless it is one of several processes.
             ("grpc.so_reuseport", int(settings.processes is not None)),
             # Callers may keep idle connections alive, but not by pinging all the time.

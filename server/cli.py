@@ -42,7 +42,7 @@ AdminTarget = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Author = Annotated[str, typer.Option(help="Who asks, for the audit.")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
-_DEFAULT_DIRECTORY = Path(".pretrade")
+DEFAULT_DIRECTORY = Path(".pretrade")
 _USER = os.environ.get("USER") or getpass.getuser()
 
 
@@ -95,7 +95,7 @@ def decide(
     reduce_only: Annotated[bool, typer.Option(help="The order only reduces an exposure.")] = False,
     timeout_ms: Annotated[float, typer.Option(min=0.001, help="Deadline in milliseconds.")] = 1000.0,
     target: Target = None,
-    directory: Directory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
     """Decide one order: trade, no trade, or abstain."""
@@ -121,7 +121,7 @@ def decide(
 
 def status(
     target: AdminTarget = None,
-    directory: Directory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
     watch: Annotated[
         bool | None, typer.Option("--watch/--once", help="Keep refreshing; the default on a terminal.")
@@ -155,7 +155,7 @@ def breaker(
     author: Author = _USER,
     reason: Reason = "set from the command line",
     target: AdminTarget = None,
-    directory: Directory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Force a replica's breaker open or closed, or hand it back."""
     request = admin_pb2.SetBreakerRequest(replica=replica, mode=_MODES[mode], author=author, reason=reason)
@@ -176,7 +176,7 @@ def flag(
     author: Author = _USER,
     reason: Reason = "set from the command line",
     target: AdminTarget = None,
-    directory: Directory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """List the flags, or set one."""
     with _channel(target, directory, "admin") as channel:
@@ -198,7 +198,7 @@ def state(
     author: Author = _USER,
     reason: Reason = "set from the command line",
     target: AdminTarget = None,
-    directory: Directory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Show the trading state, or set it: active, reducing or halted."""
     if value is None:
@@ -353,7 +353,7 @@ def _milliseconds(duration: Duration) -> str:
 @contextmanager
 def _channel(target: str | None, directory: Path, endpoint: str) -> Iterator[grpc.Channel]:
     """A channel to the target, or to the stack in `directory`; turns failures into messages and exit codes."""
-    address = target or _stack_endpoint(directory, endpoint)
+    address = target or stack_endpoint(directory, endpoint)
     with grpc.insecure_channel(address) as channel:
         try:
             yield channel
@@ -371,16 +371,16 @@ def _channel(target: str | None, directory: Path, endpoint: str) -> Iterator[grp
             raise typer.Exit(0) from None
 
 
-def _stack_endpoint(directory: Path, endpoint: str) -> str:
-    """An endpoint of the stack that runs in `directory`."""
+def stack_endpoint(directory: Path, endpoint: str, option: str = "--target") -> str:
+    """An endpoint of the stack that runs in `directory`; a message that names the option without one."""
     try:
         stack = json.loads((directory / "stack.json").read_text())
         os.kill(stack["pid"], 0)
         address = stack["endpoints"][endpoint]
     except (FileNotFoundError, ProcessLookupError):
         raise typer.BadParameter(
-            f"no stack runs in {directory}: start one with `pretrade up`, or give --target"
+            f"no stack runs in {directory}: start one with `pretrade up`, or give {option}"
         ) from None
     if not isinstance(address, str):
-        raise typer.BadParameter(f"the stack in {directory} has no {endpoint} endpoint; give --target")
+        raise typer.BadParameter(f"the stack in {directory} has no {endpoint} endpoint; give {option}")
     return address

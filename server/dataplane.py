@@ -127,10 +127,13 @@ class DataPlane:
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
         budget = Budget(arrived, deadline, self._reserve(deadline - arrived))
         with self._admission.admit(order.reduce_only):
-            if not order.message.idempotency_key:
-                return await self._decide(order, budget)
             try:
+                if not order.message.idempotency_key:
+                    return await self._decide(order, budget)
                 return await self._idempotency.once(order.message, deadline, lambda: self._decide(order, budget))
+            except asyncio.CancelledError:
+                self._metrics.cancelled += 1
+                raise
             except TimeoutError as error:
                 self._metrics.late += 1
                 raise DeadlineError("DEADLINE_EXCEEDED", "an earlier call with this key is still under way") from error
@@ -204,7 +207,6 @@ class DataPlane:
             self._note_reply(decision, "audit_late")
             self._abstain_unaudited(decision, pb.REASON_CODE_AUDIT_LATE)
         except asyncio.CancelledError:
-            self._metrics.cancelled += 1
             self._note_reply(decision, "cancelled")
             raise
         now = self._clock()

@@ -41,8 +41,8 @@ _OTHERS = ("PRETRADE_WORKER_", "PRETRADE_LOCAL_", "PRETRADE_SECRETS_DIR")
 """Variables that belong to the feature worker and the embedded stack."""
 
 
-Endpoint = Annotated[str, Field(pattern=r"^[^\s:/]+:\d{1,5}$")]
-"""`host:port`."""
+Endpoint = Annotated[str, Field(pattern=r"^(dns://[^\s/]+/)?[^\s:/]+:\d{1,5}$")]
+"""`host:port`, or `dns://server:port/host:port` to ask a name server other than the machine's."""
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]
 """`SYMBOL.VENUE`."""
 
@@ -60,6 +60,14 @@ class GrpcSettings(BaseModel):
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
     max_streams_per_connection: int = Field(default=1_024, ge=1, le=1_000_000)
     """Calls under way on one connection."""
+    max_pending_calls: int = Field(default=64, ge=1, le=100_000)
+    """Calls that wait to be taken up by the event loop; of more than these some, of twice as many all are refused by
+    the transport, with CANCELLED. A burst needs room; in an overload all of it is waiting time, so a small machine
+    wants no more than it takes up in a quarter of its callers' deadlines."""
+    handshake_seconds: float = Field(default=5.0, ge=0.1, le=120)
+    """How long a new connection may take for its first bytes, in seconds; then it is closed."""
+    keepalive_seconds: float = Field(default=30.0, ge=1, le=7_200)
+    """A connection on which nothing arrives for so long is pinged, and closed if it does not answer within 10 s."""
     read_seconds: float = Field(default=5.0, gt=0, le=600)
     """How long a unary call may take to send its message, in seconds; then it ends DEADLINE_EXCEEDED."""
     drain_seconds: float = Field(default=0.2, ge=0, le=300)
@@ -103,7 +111,7 @@ class ReplicaEndpoints(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     primary: Endpoint = "127.0.0.1:7070"
-    """`host:port` of the primary's gRPC inference service."""
+    """`host:port` of the primary's gRPC inference service; `dns://server/host:port` asks another name server."""
     secondary: Endpoint = "127.0.0.1:7170"
     """`host:port` of the secondary's."""
     challenger: Endpoint = "127.0.0.1:7270"

@@ -28,6 +28,7 @@ from typing import Final
 
 import structlog
 
+from server.audit.journal_file import journals_of
 from server.audit.leftovers import ship_leftovers
 from server.control.file import ControlFile
 from server.control.state import halt_at_start
@@ -259,12 +260,12 @@ class Supervisor:
         self._ship(slot, journal_path(self._settings.journal.path, slot))
 
     def _ship_leftovers_of_others(self) -> None:
-        """Ships what places left that were taken when there were more processes."""
-        path = self._settings.journal.path
-        for found in path.parent.glob(f"{path.name}.*"):
-            suffix = found.name.removeprefix(f"{path.name}.")
-            if suffix.isdecimal() and int(suffix) >= self._count:
-                self._ship(int(suffix), found)
+        """Ships what was left by places that nobody takes now, and by a server of one process."""
+        ours = {journal_path(self._settings.journal.path, slot): slot for slot in range(self._count + 1)}
+        for number, journal in enumerate(journals_of(self._settings.journal.path)):
+            slot = ours.get(journal, self._count + 1 + number)
+            if slot >= self._count:
+                self._ship(slot, journal)
 
     def _ship(self, slot: int, journal: Path) -> None:
         url = self._settings.database_url.get_secret_value()

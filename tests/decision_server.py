@@ -17,6 +17,7 @@ import grpc
 import psutil
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2
 from harness import INSTRUMENTS, MID, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -139,6 +140,17 @@ class DecisionServer:
     def admin(self) -> admin_pb2_grpc.AdminServiceStub:
         """The admin service."""
         return admin_pb2_grpc.AdminServiceStub(self._channels[1])
+
+    def assert_alive(self) -> None:
+        """Asks the health service of the admin port whether the server is alive."""
+        check: grpc.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+        check = self._channels[1].unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        response = check(health_pb2.HealthCheckRequest(service="liveness"), timeout=5.0)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
 
     def decide(self, deadline_seconds: float = 0.5, **changes: Any) -> pb.Decision:
         """Decides a sound limit order at the mid, with `changes`."""

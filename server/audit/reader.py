@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pretrade.audit.v1 import packet_pb2
 from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import JournalError, UnknownDecision
-from server.audit.journal_file import Head, JournalReader, Row
+from server.audit.journal_file import Head, JournalReader, Row, journals_of
 from server.audit.store import Store
 
 
@@ -54,7 +54,7 @@ def get_decision(database_url: str | None, journal_path: Path | None, decision_i
 
     Args:
         database_url: SQLAlchemy URL of the audit database; None to leave it out.
-        journal_path: The journal; None to leave it out.
+        journal_path: The journal, those of all places with it; None to leave it out.
         decision_id: The id in the reply.
 
     Raises:
@@ -72,9 +72,9 @@ def get_decision(database_url: str | None, journal_path: Path | None, decision_i
         if stored is not None:
             packet = packet_pb2.JournalEntry.FromString(stored.row.entry).decision
             return AuditedDecision(packet, stored.reply_status, "database", stored.journal_id, stored.row)
-    if journal_path is not None:
+    for path in journals_of(journal_path) if journal_path is not None else []:
         try:
-            found = _in_journal(journal_path, decision_id)
+            found = _in_journal(path, decision_id)
             looked.append("the journal")
         except JournalError as error:
             found = None
@@ -101,8 +101,8 @@ def verify(database_url: str | None, journal_path: Path | None) -> Iterator[Veri
                     yield Verified("database", journal_id, first, last)
             except sa.exc.SQLAlchemyError as error:
                 yield Unreachable("database", str(error).splitlines()[0])
-    if journal_path is not None:
-        with closing(JournalReader(journal_path)) as journal:
+    for path in journals_of(journal_path) if journal_path is not None else []:
+        with closing(JournalReader(path)) as journal:
             anchor, head = journal.verify(shipped.get(journal.journal_id))
             yield Verified("journal", journal.journal_id, anchor.position + 1 if head != anchor else 0, head.position)
 

@@ -249,7 +249,7 @@ class MicroBatcher:
         rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
         batches_ahead = (len(self._parts) + rows // self._settings.max_rows) / self._settings.slots
         waits = self._active >= self._settings.slots
-        return self._latency.p50 * (batches_ahead + 1 + 0.5 * waits)
+        return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
 
     def submit(self, payload: bytes, deadline: float, lane: Lane = Lane.LIVE) -> asyncio.Future[Result]:
         """Queues a row that somebody waits for.
@@ -348,7 +348,7 @@ class MicroBatcher:
     def _depart_part(self) -> None:
         """Sends the next part of a split batch, unless nobody waits for it any more."""
         rows, split = self._parts.popleft()
-        earliest_useful = self._clock() + self._latency.p50
+        earliest_useful = self._clock() + self._latency.expected
         rows = [row for row in rows if _is_worth_sending(row, earliest_useful)]
         if rows:
             self._depart(_Flight(rows, self._clock(), split.part_ended, divisible=False))
@@ -358,7 +358,7 @@ class MicroBatcher:
     def _take(self) -> list[_Row]:
         """The next batch: live rows by deadline, then canary rows, or shadow rows when none of those waits."""
         rows: list[_Row] = []
-        earliest_useful = self._clock() + self._latency.p50
+        earliest_useful = self._clock() + self._latency.expected
         for lane in (self._live, self._canary):
             while lane and len(rows) < self._settings.max_rows:
                 _, _, row = heapq.heappop(lane)

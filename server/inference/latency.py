@@ -26,10 +26,11 @@ class LatencyWindow:
         self._since_refresh = 0
         self._refreshed = clock()
         self._prior = prior_seconds
-        self._p50 = self._p95 = prior_seconds
+        self._p50 = self._p95 = self._newest = prior_seconds
 
     def add(self, seconds: float) -> None:
         """Adds one sample."""
+        self._newest = seconds
         self._samples.append((self._clock(), seconds))
         self._since_refresh += 1
         if self._since_refresh >= _REFRESH_EVERY or len(self._samples) <= _REFRESH_EVERY:
@@ -52,6 +53,15 @@ class LatencyWindow:
         self._refresh_if_old()
         return self._p95
 
+    @property
+    def expected(self) -> float:
+        """What the next one should take, in seconds: the median, or the newest sample where that is less.
+
+        A recovery shows in the newest sample first. With the median alone a replica that was idle and stumbled over its
+        first batches would be passed over, and so left without the samples that prove it quick, for a whole window.
+        """
+        return min(self.p50, self._newest)
+
     def _refresh_if_old(self) -> None:
         if self._clock() - self._refreshed > 1.0:
             self._refresh()
@@ -64,7 +74,7 @@ class LatencyWindow:
         self._since_refresh = 0
         self._refreshed = now
         if not samples:
-            self._p50 = self._p95 = self._prior
+            self._p50 = self._p95 = self._newest = self._prior
             return
         ordered = sorted(seconds for _, seconds in samples)
         self._p50 = ordered[len(ordered) // 2]

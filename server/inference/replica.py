@@ -119,6 +119,7 @@ class Replica:
         self.transitions: Counter[State] = Counter()
         """Breaker transitions by the state entered."""
         self._recheck = asyncio.Event()
+        self._probed = False
 
     async def __aenter__(self) -> Replica:
         self._channel = grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS)
@@ -223,10 +224,10 @@ class Replica:
         if outcome is Outcome.IGNORED:
             return
         healthy = outcome is Outcome.SUCCESS
-        if healthy != self.healthy:
+        if healthy != self.healthy or not self._probed:
             log = _log.info if healthy else _log.warning
             log("replica health", replica=self.name, healthy=healthy, outcome=outcome.value, detail=detail)
-        self.healthy = healthy
+        self.healthy, self._probed = healthy, True
         if healthy:
             self.proven.set()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NoReturn
 
+import grpc
 import grpc.aio
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -22,6 +24,8 @@ from server.errors import (
 _DOMAIN = "pretrade"
 _RETRY_AFTER_NANOS = 50_000_000
 
+_Wire = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
+
 _CODES: dict[type[PretradeError], int] = {
     InvalidOrderError: code_pb2.INVALID_ARGUMENT,
     KeyReusedError: code_pb2.ALREADY_EXISTS,
@@ -34,6 +38,17 @@ _CODES: dict[type[PretradeError], int] = {
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PretradeError) -> NoReturn:
     """Ends a call with an error's status and its `google.rpc.ErrorInfo`."""
+    await context.abort(*(_overload(error.reason, str(error)) if isinstance(error, OverloadedError) else _wire(error)))
+
+
+@lru_cache(maxsize=16)
+def _overload(reason: str, message: str) -> _Wire:
+    """The same for every call that is shed: made once, since what a refusal costs is taken from the answers."""
+    return _wire(OverloadedError(reason, message))
+
+
+def _wire(error: PretradeError) -> _Wire:
+    """Code, message and trailing metadata of an error."""
     status = status_pb2.Status(code=_CODES[type(error)], message=str(error))
     info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason)
     if error.field:
@@ -44,7 +59,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PretradeErro
         retry.retry_delay.nanos = _RETRY_AFTER_NANOS
         status.details.add().Pack(retry)
     wire = rpc_status.to_status(status)
-    await context.abort(wire.code, wire.details, wire.trailing_metadata)
+    return wire.code, wire.details, wire.trailing_metadata
 
 
 def order_error(error: PretradeError) -> pb.OrderError:

@@ -208,6 +208,7 @@ async def test_an_order_beyond_the_limit_is_refused_and_one_that_reduces_is_not(
         second.cancel()
         await asyncio.wait((first, second))
         assert p.admission.in_flight == 0
+        assert p.metrics.cancelled == 2
 
 
 async def test_orders_that_no_model_could_score_in_time_lower_the_limit(tmp_path: Path) -> None:

@@ -48,3 +48,24 @@ def test_clearing_forgets_at_once(window: LatencyWindow) -> None:
     window.add(0.5)
     window.clear()
     assert window.p50 == 0.002
+
+
+def test_a_recovery_is_expected_from_its_first_quick_sample_on(window: LatencyWindow, clock: Clock) -> None:
+    for _ in range(20):
+        window.add(0.040)
+    assert window.expected == 0.040
+    window.add(0.003)
+    assert (window.p50, window.expected) == (0.040, 0.003)
+
+
+def test_one_slow_sample_changes_no_expectation(window: LatencyWindow) -> None:
+    for _ in range(20):
+        window.add(0.003)
+    window.add(0.040)
+    assert window.expected == 0.003
+
+
+def test_without_samples_the_prior_is_expected(window: LatencyWindow, clock: Clock) -> None:
+    window.add(0.001)
+    clock.now += 3
+    assert window.expected == 0.002

@@ -31,6 +31,8 @@ class DecisionServiceStub:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
+    A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
@@ -68,6 +70,8 @@ class DecisionServiceServicer:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
+    A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
@@ -133,6 +137,8 @@ class DecisionService:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
+    A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.

@@ -34,6 +34,8 @@ class DecisionServiceStub:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
+      A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
@@ -66,6 +68,8 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
+      A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
@@ -94,6 +98,8 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
+      A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.

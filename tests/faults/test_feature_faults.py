@@ -1,0 +1,480 @@
+"""Redis and Kafka under the running feature worker: what a server's copy of the features sees of their faults."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import psutil
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from feature_cache.codec import BookState, CodecError, FeatureSnapshot, decode
+from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.publisher import EventPublisher
+from feature_cache.simulator import simulate
+from feature_cache.store import connect, key_of
+from local.settings import LocalSettings
+from local.stack import Stack
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]
+
+NAMES: Final = tuple(f"{name}.SIM" for name in ("BTCUSDT", "ETHUSDT", "A", "B", "C", "D"))
+TTL: Final = 3.0
+_MAKE_A_LIST: Final = "redis.call('DEL', KEYS[1]); return redis.call('RPUSH', KEYS[1], 'a')"
+Seen = Callable[[str], None]
+Act = Callable[[Redis], Awaitable[object]]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A simulated market through broker and worker into Valkey; every test leaves all of it running."""
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("features"), instruments=NAMES[:2])
+    with Stack(settings, parts={"valkey", "broker", "worker", "market"}) as stack:
+        yield stack
+
+
+def url(stack: Stack) -> str:
+    return str(stack.endpoints.redis_url)
+
+
+@asynccontextmanager
+async def copy_of(redis_url: str, names: tuple[str, ...] = NAMES[:2]) -> AsyncIterator[FeatureCache]:
+    """What a decision server holds."""
+    settings = FeatureCacheSettings(ttl_seconds=TTL, reconcile_interval_seconds=0.2, timeout_seconds=0.3)
+    cache = FeatureCache(redis_url, settings, names)
+    task = asyncio.create_task(cache.run())
+    try:
+        yield cache
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def command(redis: Redis, *arguments: str) -> object:
+    """Sends a command that the client has no method for."""
+    return await redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
+
+
+async def stored(redis: Redis, name: str) -> FeatureSnapshot | None:
+    """The vector under an instrument's key; None when there is none, or something else."""
+    (packed,) = await redis.mget([key_of(name)])
+    try:
+        return decode(packed) if isinstance(packed, bytes) else None
+    except CodecError:
+        return None
+
+
+async def until(condition: Callable[[], object], timeout_seconds: float = 60.0) -> float:
+    """Waits until something holds; returns the seconds it took."""
+    began = time.monotonic()
+    async with asyncio.timeout(timeout_seconds):
+        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
+            await asyncio.sleep(0.01)
+    return time.monotonic() - began
+
+
+def fresh(cache: FeatureCache) -> bool:
+    """Whether every instrument has a known book and a vector younger than a server asks for."""
+    entries = [cache.get(name) for name in cache.instruments]
+    now = time.monotonic()
+    return all(e and e.snapshot.state is not BookState.UNKNOWN and e.age_seconds(now) < 0.5 for e in entries)
+
+
+def gone(cache: FeatureCache) -> bool:
+    return not any(cache.get(name) for name in cache.instruments)
+
+
+def metrics(stack: Stack) -> dict[str, float]:
+    """The worker's metrics, summed over their labels."""
+    with urllib.request.urlopen(f"{stack.endpoints.worker_url}/metrics", timeout=5) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    sums: dict[str, float] = {}
+    for sample in itertools.chain.from_iterable(family.samples for family in families):
+        name = sample.name.removeprefix("pretrade_worker_")
+        sums[name] = sums.get(name, 0.0) + sample.value
+    return sums
+
+
+def health(stack: Stack) -> str:
+    try:
+        with urllib.request.urlopen(f"{stack.endpoints.worker_url}/healthz", timeout=5) as answer:
+            return str(answer.read().decode()).strip()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode().strip()
+
+
+async def until_health(stack: Stack, condition: Callable[[str], bool]) -> str:
+    async with asyncio.timeout(60):
+        while not condition(said := await asyncio.to_thread(health, stack)):  # noqa: ASYNC110 - another process's state
+            await asyncio.sleep(0.05)
+    return said
+
+
+@asynccontextmanager
+async def black_hole(redis_url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A proxy that carries nothing any more, in either direction and without closing, while the event is set."""
+    host, port = redis_url.removeprefix("redis://").partition("/")[0].split(":")
+    silent = asyncio.Event()
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while chunk := await reader.read(65536):
+                if not silent.is_set():
+                    writer.write(chunk)
+        finally:
+            writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, downstream = await asyncio.open_connection(host, int(port))
+        for pair in ((reader, downstream), (upstream, writer)):
+            pumps.add(asyncio.create_task(pump(*pair)))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", silent
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def slowest_get_seconds(cache: FeatureCache, until_: Callable[[], bool]) -> float:
+    """Reads on and on until something holds; returns what the slowest read took."""
+    slowest = 0.0
+    async with asyncio.timeout(30):
+        while not until_():
+            began = time.perf_counter()
+            cache.get(NAMES[0])
+            slowest = max(slowest, time.perf_counter() - began)
+            await asyncio.sleep(0.001)
+    return slowest
+
+
+@pytest.mark.fault(
+    "B1",
+    "Redis killed, then frozen (SIGSTOP), below worker and copy",
+    "reads never wait, vectors serve until their TTL, then they are missing; the worker is not ready; both recover",
+)
+async def test_redis_killed_or_frozen_costs_no_read_any_time_and_everybody_comes_back(stack: Stack, seen: Seen) -> None:
+    valkey = stack["valkey"]
+    async with copy_of(url(stack)) as cache:
+        for fault, heal in ((valkey.kill, valkey.start), (valkey.pause, valkey.resume)):
+            await until(lambda: fresh(cache))
+            await asyncio.to_thread(fault)
+            try:
+                await until(lambda: not cache.connected)
+                assert not gone(cache), "what is known is good until its TTL"
+                slowest = await slowest_get_seconds(cache, lambda: gone(cache))
+                await until_health(stack, lambda said: said.startswith("redis"))
+            finally:
+                await asyncio.to_thread(heal)
+            took = await until(lambda: fresh(cache))
+            seen(f"{fault.__name__}: slowest read {1e3 * slowest:.1f} ms, fresh {took:.1f} s after healing")
+            assert slowest < 0.25
+            await until_health(stack, lambda said: said == "ok")
+
+
+@pytest.mark.fault("B1", "Redis black-holed for the copy", "as killed: found by timeouts, vectors until their TTL")
+async def test_a_black_holed_redis_is_found_out_and_left(stack: Stack, seen: Seen) -> None:
+    async with black_hole(url(stack)) as (proxied, silent), copy_of(proxied) as cache:
+        await until(lambda: fresh(cache))
+        silent.set()
+        found = await until(lambda: not cache.connected)
+        await until(lambda: gone(cache))
+        silent.clear()
+        took = await until(lambda: fresh(cache))
+        seen(f"found out after {found:.1f} s, fresh {took:.1f} s after healing")
+        assert found < 2
+
+
+async def refuse_connections_without_password(redis: Redis) -> None:
+    await redis.config_set("requirepass", "secret")
+    await command(redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await command(redis, "CLIENT", "KILL", "TYPE", "pubsub")
+
+
+REFUSALS: Final[dict[str, tuple[Act, Act, str]]] = {
+    "OOM": (lambda r: r.config_set("maxmemory", 1), lambda r: r.config_set("maxmemory", 0), "OutOfMemory"),
+    "READONLY": (
+        lambda r: command(r, "REPLICAOF", "127.0.0.1", "1"),
+        lambda r: command(r, "REPLICAOF", "NO", "ONE"),
+        "ReadOnly",
+    ),
+    "NOAUTH": (refuse_connections_without_password, lambda r: r.config_set("requirepass", ""), "Authentication"),
+}
+
+
+@pytest.mark.fault(
+    "B2", "Redis refuses: OOM, READONLY, NOAUTH", "named by the worker's health; nothing crashes; refilled"
+)
+async def test_a_redis_that_refuses_is_named_and_refilled_once_it_accepts(stack: Stack, seen: Seen) -> None:
+    pid = stack["worker"].pid
+    async with connect(url(stack), 1.0) as redis, copy_of(url(stack)) as cache:
+        for name, (refuse, accept, said) in REFUSALS.items():
+            await until(lambda: fresh(cache))
+            await refuse(redis)
+            try:
+                await until_health(stack, lambda health, said=said: said in health)  # type: ignore[misc]
+            finally:
+                await accept(redis)
+            took = await until(lambda: fresh(cache))
+            seen(f"{name}: fresh {took:.1f} s after healing")
+    assert stack["worker"].pid == pid
+    assert stack["worker"].alive
+
+
+@pytest.mark.fault("B2", "Redis is LOADING its data", "as a Redis that is away; back once it has loaded")
+async def test_a_redis_that_is_loading_is_waited_for(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory, seen: Seen
+) -> None:
+    keys, load_microseconds = 2_000, 1_000
+    with Stack(LocalSettings(dir=tmp_path_factory.mktemp("master")), parts={"valkey"}) as master:
+        async with connect(url(master), 1.0) as full:
+            await full.mset({f"key-{number}": b"x" * 2_000 for number in range(keys)})
+        async with connect(url(stack), 1.0) as redis, copy_of(url(stack)) as cache:
+            await until(lambda: fresh(cache))
+            await redis.config_set("key-load-delay", load_microseconds)
+            await redis.config_set("loading-process-events-interval-bytes", 4096)
+            await command(redis, "REPLICAOF", *url(master).removeprefix("redis://").removesuffix("/0").split(":"))
+            try:
+                await until_health(stack, lambda said: "loading" in said.lower())
+                await until_health(stack, lambda said: "ReadOnly" in said)
+            finally:
+                await command(redis, "REPLICAOF", "NO", "ONE")
+                await redis.config_set("key-load-delay", 0)
+                await redis.flushall()
+            took = await until(lambda: fresh(cache))
+            seen(f"fresh {took:.1f} s after it accepted writes again")
+
+
+@pytest.mark.fault(
+    "B2",
+    "FLUSHALL, a key evicted, of another type, or garbage",
+    "the copy keeps what it has, counts garbage; the worker's next write refills the key",
+)
+async def test_keys_that_vanish_or_are_spoilt_are_refilled(stack: Stack, seen: Seen) -> None:
+    key = key_of(NAMES[0])
+    spoil: dict[str, Act] = {
+        "FLUSHALL": lambda r: r.flushall(),
+        "evicted": lambda r: r.delete(key),
+        "wrong type": lambda r: command(r, "EVAL", _MAKE_A_LIST, "1", key),
+        "garbage": lambda r: r.set(key, b"PTF1\xff\xff garbage"),
+    }
+    async with connect(url(stack), 1.0) as redis, copy_of(url(stack)) as cache:
+        for name, act in spoil.items():
+            await until(lambda: fresh(cache))
+            before = time.monotonic()
+            await act(redis)
+            assert cache.get(NAMES[0]) is not None
+            async with asyncio.timeout(20):
+                while await stored(redis, NAMES[0]) is None:  # noqa: ASYNC110 - another process's work
+                    await asyncio.sleep(0.005)
+            seen(f"{name}: refilled after {1e3 * (time.monotonic() - before):.0f} ms")
+        assert cache.connected
+
+
+@pytest.mark.fault(
+    "C1",
+    "broker killed and restarted with an empty log, then frozen",
+    "the worker is not ready, idles, joins again by itself and serves known books",
+)
+async def test_a_broker_that_goes_away_is_waited_for_without_a_busy_loop(stack: Stack, seen: Seen) -> None:
+    broker = stack["broker"]
+    worker = psutil.Process(stack["worker"].pid)
+    async with copy_of(url(stack)) as cache:
+        for fault, heal in ((broker.kill, broker.start), (broker.pause, broker.resume)):
+            await until(lambda: fresh(cache))
+            await asyncio.to_thread(fault)
+            try:
+                said = await until_health(stack, lambda said: said != "ok")
+                used, began = worker.cpu_times(), time.monotonic()
+                await until(lambda: gone(cache))
+                share = (sum(worker.cpu_times()[:2]) - sum(used[:2])) / max(time.monotonic() - began, 0.5)
+            finally:
+                await asyncio.to_thread(heal)
+            took = await until(lambda: fresh(cache))
+            await until_health(stack, lambda said: said == "ok")
+            seen(f"{fault.__name__}: {said!r}, {share:.0%} of a core meanwhile, fresh {took:.1f} s after healing")
+            assert share < 0.5
+
+
+@asynccontextmanager
+async def more_workers(stack: Stack, count: int) -> AsyncIterator[list[subprocess.Popen[bytes]]]:
+    """Further workers of the same group."""
+    env = os.environ | {
+        "PRETRADE_WORKER_REDIS_URL": url(stack),
+        "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS": str(stack.endpoints.kafka_bootstrap_servers),
+    }
+    argv = [sys.executable, "-m", "feature_cache"]
+    workers = [subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(count)]  # noqa: ASYNC220
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            await asyncio.to_thread(worker.communicate)
+
+
+def taken(worker: subprocess.Popen[bytes]) -> None:
+    """Waits until a worker has been given a partition."""
+    assert worker.stderr is not None
+    assert any(b"worker.partition_taken" in line for line in worker.stderr)
+
+
+@pytest.mark.fault(
+    "C2",
+    "two workers join and leave; one is frozen beyond its session and wakes up",
+    "what is stored only ever moves to higher sequences, and stays fresh",
+)
+async def test_instruments_move_between_workers_and_no_stored_vector_ever_goes_back(stack: Stack, seen: Seen) -> None:
+    sequences: dict[str, int] = {}
+    changes, backwards = 0, []
+
+    async def watch(redis: Redis) -> None:
+        nonlocal changes
+        while True:
+            for name in NAMES:
+                if found := await stored(redis, name):
+                    before = sequences.get(found.instrument, 0)
+                    changes += found.sequence != before
+                    if found.sequence < before:
+                        backwards.append((found.instrument, before, found.sequence))
+                    sequences[found.instrument] = found.sequence
+            await asyncio.sleep(0.001)
+
+    feed = [
+        sys.executable,
+        "-m",
+        "feature_cache.cli",
+        "simulate",
+        "--kafka",
+        str(stack.endpoints.kafka_bootstrap_servers),
+    ]
+    feed += [argument for name in NAMES[2:] for argument in ("--instruments", name)]
+    others = subprocess.Popen(feed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
+    try:
+        async with connect(url(stack), 1.0) as redis, copy_of(url(stack), NAMES) as cache:
+            watching = asyncio.create_task(watch(redis))
+            await until(lambda: fresh(cache))
+            async with more_workers(stack, 2) as workers:
+                began = time.monotonic()
+                await asyncio.gather(*(asyncio.to_thread(taken, worker) for worker in workers))
+                await until(lambda: fresh(cache))
+                seen(f"joined and fresh after {time.monotonic() - began:.1f} s")
+                stack["worker"].pause()  # its session ends after 6 s, and others take over what it held
+                began = time.monotonic()
+                await until(lambda: not fresh(cache))
+                await until(lambda: fresh(cache))
+                seen(f"frozen worker replaced after {time.monotonic() - began:.1f} s")
+                stack["worker"].resume()
+                await until_health(stack, lambda said: said != "ok")
+                await until_health(stack, lambda said: said == "ok")
+                await until(lambda: fresh(cache))
+            began = time.monotonic()
+            await until(lambda: fresh(cache))
+            seen(f"left, and fresh {time.monotonic() - began:.1f} s later")
+            seen(f"{changes} vectors seen, {len(backwards)} went back")
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    finally:
+        stack["worker"].resume()
+        others.terminate()
+        await asyncio.to_thread(others.wait)
+    assert not backwards
+    assert set(sequences) == set(NAMES)
+
+
+@pytest.mark.fault(
+    "C3", "poison among good records: no protobuf, empty, 1 MB, wrong key", "dead letters; neighbours taken"
+)
+async def test_poison_goes_to_the_dead_letters_while_the_market_goes_on(stack: Stack, seen: Seen) -> None:
+    before = await asyncio.to_thread(metrics, stack)
+    producer = AIOKafkaProducer(bootstrap_servers=stack.endpoints.kafka_bootstrap_servers, max_request_size=2_000_000)
+    await producer.start()
+    try:
+        key = NAMES[0].encode()
+        sound = next(simulate(1, ["OTHER.SIM"])).SerializeToString()
+        for value in (b"\xff\xff", b"", None, b"\xff" * 1_000_000, b'{"e":"trade"}', sound):
+            await producer.send_and_wait("market.events", value, key)
+    finally:
+        await producer.stop()
+    async with copy_of(url(stack)) as cache, asyncio.timeout(30):
+        sent = before["dead_letters_sent_total"] + 6
+        while (now := await asyncio.to_thread(metrics, stack))["dead_letters_sent_total"] < sent:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.1)
+        await until(lambda: fresh(cache))
+    assert now["dead_letters_dropped_total"] == before["dead_letters_dropped_total"]
+    seen("6 dead letters, market fresh")
+
+
+@pytest.mark.fault(
+    "C5",
+    "the topic is deleted and made anew: positions lie beyond the log",
+    "noticed within seconds, counted, books unknown until the new log has told them",
+)
+async def test_a_log_that_shrank_is_noticed_and_read_from_its_beginning(stack: Stack, seen: Seen) -> None:
+    truncations = (await asyncio.to_thread(metrics, stack))["log_truncations_total"]
+    async with copy_of(url(stack)) as cache:
+        await until(lambda: fresh(cache))
+        admin = AIOKafkaAdminClient(bootstrap_servers=stack.endpoints.kafka_bootstrap_servers)
+        await admin.start()
+        try:
+            await admin.delete_topics(["market.events"])
+        finally:
+            await admin.close()
+        async with EventPublisher(str(stack.endpoints.kafka_bootstrap_servers)) as publisher:
+            await publisher.publish([])  # makes the topic, should the market not have
+        began = time.monotonic()
+        async with asyncio.timeout(60):
+            while True:
+                found = (await asyncio.to_thread(metrics, stack))["log_truncations_total"] - truncations
+                if found:
+                    break
+                await asyncio.sleep(0.1)
+        seen(f"noticed after {time.monotonic() - began:.1f} s in {found:.0f} partitions")
+        took = await until(lambda: fresh(cache))
+        seen(f"fresh {took:.1f} s later")
+
+
+@pytest.mark.fault(
+    "C6",
+    "60,000 events at once, 10 s of a market ten times as busy",
+    "conflated: few writes, bounded memory, caught up",
+)
+async def test_a_burst_is_conflated_and_caught_up_with(stack: Stack, seen: Seen) -> None:
+    events = [
+        event for event, _ in zip(simulate(7, ["BURST.SIM"], events_per_second=1500), range(60_000), strict=False)
+    ]
+    worker = psutil.Process(stack["worker"].pid)
+    before, memory = await asyncio.to_thread(metrics, stack), worker.memory_info().rss
+    async with copy_of(url(stack), ("BURST.SIM",)) as cache:
+        await until(lambda: cache.connected)
+        async with EventPublisher(str(stack.endpoints.kafka_bootstrap_servers)) as publisher:
+            await publisher.publish(events, speed=None)
+        assert publisher.failed == 0
+
+        def arrived() -> bool:
+            entry = cache.get("BURST.SIM")
+            return entry is not None and entry.snapshot.publish_time_ns == events[-1].publish_time_ns
+
+        took = await until(arrived)
+    after = await asyncio.to_thread(metrics, stack)
+    written = after["vectors_written_total"] - before["vectors_written_total"]
+    grown = (worker.memory_info().rss - memory) / 2**20
+    seen(f"caught up {took:.1f} s after the last event; {written:.0f} vectors written; {grown:+.0f} MiB")
+    assert written < len(events) / 5
+    assert grown < 100

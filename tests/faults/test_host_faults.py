@@ -1,0 +1,205 @@
+"""What happens around the server process: the clock jumps, the process is not given time, a replica moves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import grpc
+import libfaketime
+import pytest
+from bare_server import is_ready
+from google.protobuf.duration_pb2 import Duration
+from harness import Load, Product, eventually
+from name_server import NameServer, forwarder
+from server_group import Callers, beside, server_environment
+
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.journal_file import JournalReader
+
+pytestmark = pytest.mark.stack
+Seen = Callable[[str], None]
+OPEN, CLOSED = admin_pb2.BREAKER_STATE_OPEN, admin_pb2.BREAKER_STATE_CLOSED
+
+
+@contextmanager
+def server(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of one process that serves."""
+    with (
+        log.open("ab") as errors,
+        subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=errors) as process,
+    ):
+        try:
+            eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()  # its shipping process ends by itself
+
+
+@pytest.mark.fault("F1", "the wall clock jumps by +1 h, then by -2 h", "answers, deadlines and breakers as before")
+def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: Path, seen: Seen) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    library = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    env = server_environment(tmp_path, **beside(product)) | {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    with (
+        server(env, tmp_path / "server.log"),
+        Callers(f"127.0.0.1:{env['PRETRADE_GRPC__PORT']}", count=2) as callers,
+        grpc.insecure_channel(f"127.0.0.1:{env['PRETRADE_ADMIN__PORT']}") as channel,
+    ):
+        admin = admin_pb2_grpc.AdminServiceStub(channel)
+        eventually(lambda: {one.source for one in callers.decisions[-20:]}, lambda found: pb.SOURCE_PRIMARY in found)
+        force = admin_pb2.SetBreakerRequest(
+            replica="challenger",
+            mode=admin_pb2.BREAKER_MODE_FORCED_OPEN,
+            expires_in=Duration(seconds=10),
+            author="t",
+            reason="t",
+        )
+        admin.SetBreaker(force, timeout=5.0)
+        forced = time.monotonic()
+        before = len(callers.decisions)
+        for hours in (1, -1):
+            # The market's clock and the server's are one machine's.
+            clock.write_text(f"{3_600 * hours:+d}")
+            product.market.clock_offset_seconds = 3_600.0 * hours
+            callers.wait_for_more(50)
+            status = admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
+            if time.monotonic() - forced < 9:  # on a machine so busy that it took longer, this says nothing
+                assert status.replicas[2].breaker_mode == admin_pb2.BREAKER_MODE_FORCED_OPEN
+        latest = max(12.0, time.monotonic() - forced + 2.0)
+        eventually(
+            lambda: admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0).replicas[2].breaker_mode,
+            lambda mode: mode == admin_pb2.BREAKER_MODE_AUTOMATIC,
+        )
+        lasted = time.monotonic() - forced
+        assert lasted < latest
+        assert [one.breaker_state for one in status.replicas[:2]] == [CLOSED, CLOSED]
+        decisions = callers.decisions[before:]
+        assert callers.errors == []
+        # While test and server move their clocks one after the other a vector or two may look an hour old.
+        sources = Counter(pb.Source.Name(one.source) for one in decisions)
+        assert sources["SOURCE_PRIMARY"] > 0.8 * len(decisions), sources
+        assert all(one.budget.used_us <= one.budget.allowed_us for one in decisions)
+        seen(f"{len(decisions)} calls, none failed; forced breaker of 10 s over by {lasted:.1f} s; {dict(sources)}")
+    with closing(JournalReader(tmp_path / "journal.db")) as journal:
+        entries = [packet_pb2.JournalEntry.FromString(row.entry) for row in journal.rows_after(0, 100_000)]
+    packets = [entry.decision for entry in entries if entry.HasField("decision")]
+    walls = [packet.decision.decided_at.seconds for packet in packets]
+    monotonic = [packet.decided_monotonic_ns for packet in packets]
+    assert max(walls) - min(walls) > 7_000
+    assert max(monotonic) - min(monotonic) < 120e9
+    backwards = max(earlier - later for earlier, later in pairwise(monotonic))
+    assert backwards < 1e9, "in order of the journal but for orders decided side by side"
+    spread = (max(monotonic) - min(monotonic)) / 1e9
+    seen(f"audit: wall clocks {max(walls) - min(walls)} s apart, monotonic ones {spread:.0f} s")
+
+
+@pytest.mark.fault("F2", "the server stands still for 500 ms, three times", "no breaker opens; stalls are counted")
+def test_a_standstill_of_the_server_opens_no_breaker(product: Product, seen: Seen) -> None:
+    pid = product.stack["server"].pid
+    assert pid is not None
+    opened = {name: transitions(product, name) for name in ("primary", "secondary", "challenger")}
+    stalls = product.metric("pretrade_loop_stalls_total")
+    with Load(product) as load:
+        load.wait_for_more(200)
+        for _ in range(3):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.5)  # the fault itself
+            os.kill(pid, signal.SIGCONT)
+            load.wait_for_more(100)
+        after = load.decisions[-50:]
+    assert {name: transitions(product, name) for name in opened} == opened
+    counted = product.metric("pretrade_loop_stalls_total") - stalls
+    assert counted >= 3
+    codes = Counter(error.code() for error in load.errors)
+    assert set(codes) <= {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert codes.total() <= 3 * load.callers
+    assert pb.SOURCE_PRIMARY in {decision.source for decision in after}
+    seen(f"{int(counted)} stalls counted; {codes.total()} of {len(load.decisions)} calls were too late")
+
+
+def transitions(product: Product, replica: str) -> float:
+    return product.metric("pretrade_breaker_transitions_total", replica=replica, state="open")
+
+
+@pytest.mark.fault("F2", "every core is taken by others for 3 s", "no breaker opens; every call is answered")
+def test_others_who_take_every_core_open_no_breaker(product: Product, seen: Seen) -> None:
+    opened = {name: transitions(product, name) for name in ("primary", "secondary")}
+    hog = [sys.executable, "-c", "while True: pass"]
+    with Load(product, callers=4) as load:
+        load.wait_for_more(100)
+        hogs = [subprocess.Popen(hog) for _ in range(2 * (os.cpu_count() or 1))]
+        try:
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                load.wait_for_more(20)
+            lag = product.metric("pretrade_loop_stalls_total")
+        finally:
+            for process in hogs:
+                process.kill()
+                process.wait()
+        load.wait_for_more(100)
+    assert {name: transitions(product, name) for name in opened} == opened
+    assert not load.errors
+    sources = Counter(pb.Source.Name(decision.source) for decision in load.decisions)
+    seen(f"{len(load.decisions)} calls, all answered: {dict(sources)}; {int(lag)} stalls so far")
+
+
+@pytest.mark.fault("F7", "the replica's name loses its address, then gets another", "reconnected; no call fails")
+def test_a_replica_that_moves_is_found_again(product: Product, tmp_path: Path, seen: Seen) -> None:
+    primary = str(product.stack.endpoints.primary)
+    with NameServer("127.0.0.2") as names, ExitStack() as old, ExitStack() as new:
+        target = names.target(int(primary.rsplit(":", 1)[1]))
+        env = server_environment(tmp_path, **(beside(product) | {"PRETRADE_REPLICAS__PRIMARY": target}))
+        old.enter_context(forwarder("127.0.0.2", primary))
+        with (
+            server(env, tmp_path / "server.log"),
+            Callers(f"127.0.0.1:{env['PRETRADE_GRPC__PORT']}", count=4) as callers,
+        ):
+            answered_by(callers, pb.SOURCE_PRIMARY)
+            names.address = None
+            callers.wait_for_more(100)
+            answered_by(callers, pb.SOURCE_PRIMARY)  # the connection lives on
+            old.close()  # nothing is left there, and the name is empty
+            eventually(
+                lambda: {one.source for one in callers.decisions[-20:]}, lambda found: found == {pb.SOURCE_SECONDARY}
+            )
+            new.enter_context(forwarder("127.0.0.3", primary))
+            names.address = "127.0.0.3"
+            moved = time.monotonic()
+            answered_by(callers, pb.SOURCE_PRIMARY)
+            seen(f"back {time.monotonic() - moved:.1f} s after the name has an address again")
+            old.enter_context(forwarder("127.0.0.4", primary))
+            names.address = "127.0.0.4"
+            before = len(callers.decisions)
+            new.close()  # it moves in one step
+            moved = time.monotonic()
+            eventually(
+                lambda: callers.decisions[before:],
+                lambda found: pb.SOURCE_SECONDARY in {one.source for one in found},
+            )
+            answered_by(callers, pb.SOURCE_PRIMARY)
+            seen(f"back {time.monotonic() - moved:.1f} s after moving in one step")
+        seen(f"{len(callers.decisions)} calls, {len(callers.errors)} failed, {names.queries} look-ups")
+        assert callers.errors == [], Counter(callers.errors)
+
+
+def answered_by(callers: Callers, source: pb.Source.ValueType) -> None:
+    eventually(lambda: {one.source for one in callers.decisions[-20:]}, lambda found: source in found)

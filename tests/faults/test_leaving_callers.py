@@ -1,0 +1,141 @@
+"""Callers that leave, and callers that ask twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import pytest
+from harness import INSTRUMENTS, MID, eventually
+from open_loop import summary
+from rig import CHAMPIONS, OpenRig, Rig
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+
+pytestmark = pytest.mark.stack
+
+SEED: Final = 20_261_121
+LEAVERS: Final = 600
+LONGEST_STAY_SECONDS: Final = 0.03
+Seen = Callable[[str], None]
+
+
+def order(**changes: Any) -> pb.Order:
+    fields: dict[str, Any] = {
+        "instrument": INSTRUMENTS[0],
+        "side": pb.SIDE_BUY,
+        "quantity": 0.01,
+        "limit_price": MID,
+        "strategy": "test",
+    }
+    return pb.Order(**(fields | changes))
+
+
+async def leave_at_random(address: str) -> tuple[Counter[str], set[str]]:
+    """Statuses of callers of which each leaves at a random moment, and the references of those that were answered."""
+    chance = random.Random(SEED)
+    statuses: Counter[str] = Counter()
+    answered: set[str] = set()
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: decision_pb2_grpc.DecisionServiceAsyncStub = decision_pb2_grpc.DecisionServiceStub(channel)
+
+        async def come_and_go(number: int) -> None:
+            request = pb.DecideRequest(order=order(order_ref=f"leaver-{number}"))
+            call = stub.Decide(request, timeout=0.4)
+            asyncio.get_running_loop().call_later(chance.uniform(0, LONGEST_STAY_SECONDS), call.cancel)
+            try:
+                answered.add((await call).decision.order_ref)
+                statuses["OK"] += 1
+            except asyncio.CancelledError:
+                statuses["CANCELLED"] += 1
+
+        for first in range(0, LEAVERS, 10):
+            await asyncio.gather(*(come_and_go(number) for number in range(first, first + 10)))
+    return statuses, answered
+
+
+@pytest.mark.fault(
+    "E5", "callers cancel at every stage", "nobody else harmed, no breaker failure, audit says cancelled"
+)
+def test_callers_that_leave_at_any_moment_harm_nobody(open_rig: OpenRig, seen: Seen) -> None:
+    rig = open_rig()
+    failures = failed_batches(rig)
+    with rig.load(100) as load:
+        eventually(lambda: len(load.calls()), lambda count: count > 20)
+        statuses, answered = asyncio.run(leave_at_random(rig.server.address))
+        ended = len(load.calls())
+        eventually(lambda: len(load.calls()), lambda count: count > ended + 20)
+    assert {call.status for call in load.calls()} == {"OK"}
+    assert statuses["CANCELLED"] > LEAVERS / 10
+    assert failed_batches(rig) == failures, "a caller that leaves is no fault of the replica"
+    rig.server.drain_audit()
+    replies = {
+        packet.order.order_ref: status
+        for packet, status in rig.server.audited()
+        if packet.order.order_ref.startswith("leaver-")
+    }
+    assert answered <= replies.keys()
+    assert {replies[ref] for ref in answered} == {"replied"}
+    gone = Counter(status for ref, status in replies.items() if ref not in answered)
+    counted = rig.server.metric("pretrade_cancelled_total")
+    assert 0 < counted <= statuses["CANCELLED"]
+    seen(f"seed {SEED}: {statuses['CANCELLED']} of {LEAVERS} left, {counted:.0f} of them while being decided")
+    seen(f"rows of those that left: {dict(gone)}")
+    seen(f"bystanders: {summary(load.calls())}")
+    seen(rig.check())
+
+
+def failed_batches(rig: Rig) -> int:
+    outcomes = (dict(rig.server.replica(name).outcomes) for name in CHAMPIONS)
+    return sum(count for found in outcomes for outcome, count in found.items() if outcome != "success")
+
+
+@pytest.mark.fault("D5", "a key 64 times at once from 16 connections", "one decision, one row, told 64 times")
+def test_a_key_asked_for_many_times_at_once_is_decided_once(open_rig: OpenRig, seen: Seen) -> None:
+    rig = open_rig(warm_up_calls=10)
+
+    def ask(number: int) -> bytes:
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        with grpc.insecure_channel(rig.server.address, options=options) as channel:
+            stub = decision_pb2_grpc.DecisionServiceStub(channel)
+            requests = [pb.DecideRequest(order=order(order_ref="same", idempotency_key="k")) for _ in range(4)]
+            calls = [stub.Decide.future(request, timeout=5.0) for request in requests]
+            decisions = {call.result().decision.SerializeToString(deterministic=True) for call in calls}
+            (decision,) = decisions
+            return decision
+
+    with ThreadPoolExecutor(16) as pool:
+        assert len(set(pool.map(ask, range(16)))) == 1
+    rig.server.drain_audit()
+    assert sum(packet.order.order_ref == "same" for packet, _ in rig.server.audited()) == 1
+    assert rig.server.metric("pretrade_idempotent_repeats_total") == 63
+    seen("1 decision, 1 audit row, 63 repeats")
+
+
+@pytest.mark.fault("D5", "a key for another order, also while it is decided", "ALREADY_EXISTS; the first unharmed")
+def test_a_key_for_another_order_is_refused_even_while_the_first_is_decided(open_rig: OpenRig, seen: Seen) -> None:
+    rig = open_rig(warm_up_calls=10)
+    stub = rig.server.decisions
+    for name in CHAMPIONS:
+        rig.stack[name].pause()
+    request = pb.DecideRequest(order=order(order_ref="first", idempotency_key="k"))
+    other = pb.DecideRequest(order=order(order_ref="first", idempotency_key="k", quantity=0.02))
+    first = stub.Decide.future(request, timeout=5.0)
+    # The replicas hang, so the first is still being decided when the others come.
+    eventually(lambda: rig.server.metric("pretrade_in_flight"), lambda in_flight: in_flight == 1)
+    refused, repeat = stub.Decide.future(other, timeout=5.0), stub.Decide.future(request, timeout=5.0)
+    assert refused.code() is grpc.StatusCode.ALREADY_EXISTS
+    assert not first.done(), "refused without waiting"
+    assert repeat.result() == first.result()
+    for name in CHAMPIONS:
+        rig.stack[name].resume()
+    later = stub.Decide.future(other, timeout=5.0)
+    assert later.code() is grpc.StatusCode.ALREADY_EXISTS
+    seen("refused at once while the first was decided, and after; repeat and first got the same decision")
