@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from harness import Load, Product, eventually
@@ -209,3 +210,26 @@ def test_the_whole_fallback_chain_replays_bit_equal(product: Product, audit: aud
         assert replayed.HasField("score") == decision.HasField("score")
         if decision.HasField("score"):
             assert replayed.score == decision.score
+
+
+def test_a_reading_process_that_dies_is_replaced_and_no_decision_notices(
+    product: Product, audit: audit_pb2_grpc.AuditServiceStub
+) -> None:
+    decision = product.decide()
+    get(audit, decision.decision_id)
+    server = psutil.Process(product.stack["server"].pid)
+    readers = [one for one in server.children() if "server.audit.reading_process" in one.cmdline()]
+    assert readers
+    for reader in readers:
+        reader.kill()
+    assert product.decide().decision_id
+
+    def found() -> bool:
+        try:
+            return bool(get(audit, decision.decision_id).decision.position)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False  # only who asks before the death was noticed hears of it
+
+    eventually(found, bool)
