@@ -109,7 +109,7 @@ async def compare(
     call = partial(scenario.call, callers=scenario.callers, deadline_seconds=deadline_seconds)
     for _ in range(rounds):
         for address, measurements in ((target, decided), (echo, echoed)):
-            async with _connected(address) as stub:
+            async with connected(address) as stub:
                 await call(stub, orders, seconds=min(_WARM_UP_SECONDS, seconds))
                 measured = await call(stub, orders, seconds=seconds)
             if not measured.latencies:
@@ -144,7 +144,7 @@ def _total(counts: Iterable[Counter[str]]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def _connected(address: str) -> AsyncIterator[decision_pb2_grpc.DecisionServiceAsyncStub]:
+async def connected(address: str) -> AsyncIterator[decision_pb2_grpc.DecisionServiceAsyncStub]:
     """A stub of the decision service at `HOST:PORT`.
 
     Raises:
@@ -163,7 +163,7 @@ async def _connected(address: str) -> AsyncIterator[decision_pb2_grpc.DecisionSe
 
 async def _typical_response(target: str, orders: Iterable[pb.Order]) -> pb.DecideResponse:
     """Asks for a few decisions; the one of median size is what the echo server repeats."""
-    async with _connected(target) as stub:
+    async with connected(target) as stub:
         try:
             responses = [await stub.Decide(pb.DecideRequest(order=each), timeout=_CONNECT_SECONDS) for each in orders]
         except grpc.aio.AioRpcError as error:

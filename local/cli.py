@@ -75,11 +75,17 @@ def demo(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
+def bench(
+    context: typer.Context,
+    directory: Directory = None,
+    data: Recording = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Compare audit durability fsync, os and off instead.")] = False,
+) -> None:
     """Run the whole stack and the benchmark against it; further options go to the benchmark (--json, --seconds, …)."""
-    from local.bench import run_bench  # noqa: PLC0415 - as above
+    from local.bench import run_audit_bench, run_bench  # noqa: PLC0415 - as above
 
-    raise typer.Exit(run_bench(_given(dir=directory, data=data), context.args))
+    run = run_audit_bench if audit else run_bench
+    raise typer.Exit(run(_given(dir=directory, data=data), context.args))
 
 
 @app.command("bench-features")
