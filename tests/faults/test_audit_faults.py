@@ -154,9 +154,16 @@ def postgres_of(product: Product) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def stop_dead(product: Product) -> None:
+    """Kills PostgreSQL and every process it has started: a backend that is busy outlives its postmaster for long."""
+    for process in product.stack["postgres"].tree():
+        process.kill()
+    product.stack["postgres"].kill()
+
+
 @contextmanager
 def killed(product: Product) -> Iterator[None]:
-    product.stack["postgres"].kill()
+    stop_dead(product)
     yield
     product.stack.restart("postgres")
 
@@ -244,7 +251,7 @@ def test_five_minutes_without_the_database_slow_no_decision_down(
 
         slice_of(10)
         with_database = slice_of(60)
-        own_database.stack["postgres"].kill()
+        stop_dead(own_database)
         without = slice_of(300)
         behind = own_database.status().audit.unshipped
         own_database.stack.restart("postgres")

@@ -123,29 +123,6 @@ async def test_a_database_that_is_down_delays_nothing_and_gets_everything_once_i
     assert stored_in_order(url) == [f"{when}-{i}" for when in ("before", "during", "still") for i in range(500)]
 
 
-async def test_a_database_that_hangs_delays_nothing_and_gets_everything_once_it_goes_on(
-    tmp_path: Path, own_postgres: Stack
-) -> None:
-    url = own_postgres.endpoints.database_url
-    assert url is not None
-    async with journal_in(tmp_path) as journal, Shipper(journal, url, shipping()) as shipper:
-        await append(journal, ["first"])
-        assert await shipper.drain(PATIENCE_SECONDS)
-        # Each of PostgreSQL's processes leads a group of its own.
-        processes = own_postgres["postgres"].tree()
-        for process in processes:
-            process.suspend()
-        try:
-            await append(journal, [f"during-{i}" for i in range(500)])
-            assert not await shipper.drain(0.5)
-            assert journal.written == 501
-        finally:
-            for process in processes:
-                process.resume()
-        assert await shipper.drain(PATIENCE_SECONDS)
-    assert stored_in_order(url) == ["first", *(f"during-{i}" for i in range(500))]
-
-
 async def test_a_killed_shipping_process_is_replaced_and_nothing_is_lost_or_doubled(
     tmp_path: Path, database_url: str
 ) -> None:

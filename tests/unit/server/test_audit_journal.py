@@ -255,7 +255,8 @@ async def test_a_failed_row_that_turns_up_after_all_is_marked_as_not_durable(tmp
 
 
 async def test_acknowledged_rows_that_vanish_keep_the_journal_unwritable(tmp_path: Path) -> None:
-    async with Journal(settings(tmp_path)) as journal:
+    # The first probe is to come after they have vanished.
+    async with Journal(settings(tmp_path, retry_min_seconds=0.5, retry_max_seconds=0.5)) as journal:
         await journal.append_many([b"a", b"b"])
         with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as disk:
             disk.execute("BEGIN IMMEDIATE")
