@@ -126,6 +126,8 @@ class Journal:
         """Times the journal became unwritable since start."""
         self.bytes = 0
         """What the rows of the file fill."""
+        self.on_full: Callable[[], None] = lambda: None
+        """Called on the loop when the rows have come to fill all that they may."""
         self.last_commit_seconds = 0.0
         """Duration of the newest commit."""
 
@@ -249,6 +251,7 @@ class Journal:
         if self.full and not was_full:
             self.outages += 1
             _log.error("audit_journal_full", path=str(self.settings.path), error=self.problem)
+            self.on_full()
         elif was_full and not self.full:
             _log.info("audit_journal_takes_rows_again", path=str(self.settings.path))
 

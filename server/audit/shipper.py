@@ -86,6 +86,7 @@ class Shipper:
 
     async def __aenter__(self) -> Self:
         """Starts shipping; does not wait for the database, nor for the brokers."""
+        self._journal.on_full = self._trim
         self._sql.start()
         if self.topic is not None:
             self.topic.start()
@@ -108,6 +109,6 @@ class Shipper:
         through = self._sql.position - (0 if self._journal.full else self._settings.retained_rows)
         if self.topic is not None and self._journal.bytes < _TOPIC_SHARE * self._journal.settings.max_mebibytes * 2**20:
             through = min(through, self.topic.position)
-        if through - self._trimmed >= _TRIM_EVERY_ROWS:
+        if through - self._trimmed >= (1 if self._journal.full else _TRIM_EVERY_ROWS):
             self._trimmed = through
             self._journal.trim(through)

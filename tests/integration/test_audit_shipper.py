@@ -167,6 +167,21 @@ async def test_shipped_rows_are_trimmed_and_found_in_the_database(tmp_path: Path
     assert [(one.where, one.last) for one in verified] == [("database", 5000), ("journal", 5000)]
 
 
+async def test_a_journal_that_few_large_rows_fill_takes_more_as_soon_as_they_are_shipped(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    packet = packet_pb2.JournalEntry()
+    packet.decision.model_input = bytes(20_000)
+    settings = JournalSettings(path=tmp_path / "journal.db", durability=Durability.OS, max_mebibytes=1)
+    async with Journal(settings) as journal, Shipper(journal, url, shipping()) as shipper:
+        for i in range(300):  # six times as much as fits
+            packet.decision.decision.decision_id = str(i)
+            await until(lambda: not journal.full)
+            await journal.append(packet.SerializeToString())
+        assert journal.outages > 0
+        assert await shipper.drain(PATIENCE_SECONDS)
+    assert stored_in_order(url) == [str(i) for i in range(300)]
+
+
 async def test_verification_beside_a_busy_server_raises_no_false_alarm(tmp_path: Path, database_url: str) -> None:
     path = tmp_path / "journal.db"
     settings = shipping(retained_rows=0, batch_rows=100)
