@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +14,6 @@ from typing import Final
 import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
@@ -311,93 +307,6 @@ async def test_a_broker_that_goes_away_is_waited_for_without_a_busy_loop(stack: 
             assert share < 0.5
 
 
-@asynccontextmanager
-async def more_workers(stack: Stack, count: int) -> AsyncIterator[list[subprocess.Popen[bytes]]]:
-    """Further workers of the same group."""
-    env = os.environ | {
-        "PRETRADE_WORKER_REDIS_URL": url(stack),
-        "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS": str(stack.endpoints.kafka_bootstrap_servers),
-    }
-    argv = [sys.executable, "-m", "feature_cache"]
-    workers = [subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(count)]  # noqa: ASYNC220
-    try:
-        yield workers
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            await asyncio.to_thread(worker.communicate)
-
-
-def taken(worker: subprocess.Popen[bytes]) -> None:
-    """Waits until a worker has been given a partition."""
-    assert worker.stderr is not None
-    assert any(b"worker.partition_taken" in line for line in worker.stderr)
-
-
-@pytest.mark.fault(
-    "C2",
-    "two workers join and leave; one is frozen beyond its session and wakes up",
-    "what is stored only ever moves to higher sequences, and stays fresh",
-)
-async def test_instruments_move_between_workers_and_no_stored_vector_ever_goes_back(stack: Stack, seen: Seen) -> None:
-    sequences: dict[str, int] = {}
-    changes, backwards = 0, []
-
-    async def watch(redis: Redis) -> None:
-        nonlocal changes
-        while True:
-            for name in NAMES:
-                if found := await stored(redis, name):
-                    before = sequences.get(found.instrument, 0)
-                    changes += found.sequence != before
-                    if found.sequence < before:
-                        backwards.append((found.instrument, before, found.sequence))
-                    sequences[found.instrument] = found.sequence
-            await asyncio.sleep(0.001)
-
-    feed = [
-        sys.executable,
-        "-m",
-        "feature_cache.cli",
-        "simulate",
-        "--kafka",
-        str(stack.endpoints.kafka_bootstrap_servers),
-    ]
-    feed += [argument for name in NAMES[2:] for argument in ("--instruments", name)]
-    others = subprocess.Popen(feed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
-    try:
-        async with connect(url(stack), 1.0) as redis, copy_of(url(stack), NAMES) as cache:
-            watching = asyncio.create_task(watch(redis))
-            await until(lambda: fresh(cache))
-            async with more_workers(stack, 2) as workers:
-                began = time.monotonic()
-                await asyncio.gather(*(asyncio.to_thread(taken, worker) for worker in workers))
-                await until(lambda: fresh(cache))
-                seen(f"joined and fresh after {time.monotonic() - began:.1f} s")
-                stack["worker"].pause()  # its session ends after 6 s, and others take over what it held
-                began = time.monotonic()
-                await until(lambda: not fresh(cache))
-                await until(lambda: fresh(cache))
-                seen(f"frozen worker replaced after {time.monotonic() - began:.1f} s")
-                stack["worker"].resume()
-                await until_health(stack, lambda said: said != "ok")
-                await until_health(stack, lambda said: said == "ok")
-                await until(lambda: fresh(cache))
-            began = time.monotonic()
-            await until(lambda: fresh(cache))
-            seen(f"left, and fresh {time.monotonic() - began:.1f} s later")
-            seen(f"{changes} vectors seen, {len(backwards)} went back")
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-    finally:
-        stack["worker"].resume()
-        others.terminate()
-        await asyncio.to_thread(others.wait)
-    assert not backwards
-    assert set(sequences) == set(NAMES)
-
-
 @pytest.mark.fault(
     "C3", "poison among good records: no protobuf, empty, 1 MB, wrong key", "dead letters; neighbours taken"
 )
@@ -419,35 +328,6 @@ async def test_poison_goes_to_the_dead_letters_while_the_market_goes_on(stack: S
         await until(lambda: fresh(cache))
     assert now["dead_letters_dropped_total"] == before["dead_letters_dropped_total"]
     seen("6 dead letters, market fresh")
-
-
-@pytest.mark.fault(
-    "C5",
-    "the topic is deleted and made anew: positions lie beyond the log",
-    "noticed within seconds, counted, books unknown until the new log has told them",
-)
-async def test_a_log_that_shrank_is_noticed_and_read_from_its_beginning(stack: Stack, seen: Seen) -> None:
-    truncations = (await asyncio.to_thread(metrics, stack))["log_truncations_total"]
-    async with copy_of(url(stack)) as cache:
-        await until(lambda: fresh(cache))
-        admin = AIOKafkaAdminClient(bootstrap_servers=stack.endpoints.kafka_bootstrap_servers)
-        await admin.start()
-        try:
-            await admin.delete_topics(["market.events"])
-        finally:
-            await admin.close()
-        async with EventPublisher(str(stack.endpoints.kafka_bootstrap_servers)) as publisher:
-            await publisher.publish([])  # makes the topic, should the market not have
-        began = time.monotonic()
-        async with asyncio.timeout(60):
-            while True:
-                found = (await asyncio.to_thread(metrics, stack))["log_truncations_total"] - truncations
-                if found:
-                    break
-                await asyncio.sleep(0.1)
-        seen(f"noticed after {time.monotonic() - began:.1f} s in {found:.0f} partitions")
-        took = await until(lambda: fresh(cache))
-        seen(f"fresh {took:.1f} s later")
 
 
 @pytest.mark.fault(
