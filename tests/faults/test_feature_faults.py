@@ -13,14 +13,11 @@ from typing import Final
 
 import psutil
 import pytest
-from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from feature_cache.codec import BookState, CodecError, FeatureSnapshot, decode
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.publisher import EventPublisher
-from feature_cache.simulator import simulate
 from feature_cache.store import connect, key_of
 from local.settings import LocalSettings
 from local.stack import Stack
@@ -305,56 +302,3 @@ async def test_a_broker_that_goes_away_is_waited_for_without_a_busy_loop(stack: 
             await until_health(stack, lambda said: said == "ok")
             seen(f"{fault.__name__}: {said!r}, {share:.0%} of a core meanwhile, fresh {took:.1f} s after healing")
             assert share < 0.5
-
-
-@pytest.mark.fault(
-    "C3", "poison among good records: no protobuf, empty, 1 MB, wrong key", "dead letters; neighbours taken"
-)
-async def test_poison_goes_to_the_dead_letters_while_the_market_goes_on(stack: Stack, seen: Seen) -> None:
-    before = await asyncio.to_thread(metrics, stack)
-    producer = AIOKafkaProducer(bootstrap_servers=stack.endpoints.kafka_bootstrap_servers, max_request_size=2_000_000)
-    await producer.start()
-    try:
-        key = NAMES[0].encode()
-        sound = next(simulate(1, ["OTHER.SIM"])).SerializeToString()
-        for value in (b"\xff\xff", b"", None, b"\xff" * 1_000_000, b'{"e":"trade"}', sound):
-            await producer.send_and_wait("market.events", value, key)
-    finally:
-        await producer.stop()
-    async with copy_of(url(stack)) as cache, asyncio.timeout(30):
-        sent = before["dead_letters_sent_total"] + 6
-        while (now := await asyncio.to_thread(metrics, stack))["dead_letters_sent_total"] < sent:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.1)
-        await until(lambda: fresh(cache))
-    assert now["dead_letters_dropped_total"] == before["dead_letters_dropped_total"]
-    seen("6 dead letters, market fresh")
-
-
-@pytest.mark.fault(
-    "C6",
-    "60,000 events at once, 10 s of a market ten times as busy",
-    "conflated: few writes, bounded memory, caught up",
-)
-async def test_a_burst_is_conflated_and_caught_up_with(stack: Stack, seen: Seen) -> None:
-    events = [
-        event for event, _ in zip(simulate(7, ["BURST.SIM"], events_per_second=1500), range(60_000), strict=False)
-    ]
-    worker = psutil.Process(stack["worker"].pid)
-    before, memory = await asyncio.to_thread(metrics, stack), worker.memory_info().rss
-    async with copy_of(url(stack), ("BURST.SIM",)) as cache:
-        await until(lambda: cache.connected)
-        async with EventPublisher(str(stack.endpoints.kafka_bootstrap_servers)) as publisher:
-            await publisher.publish(events, speed=None)
-        assert publisher.failed == 0
-
-        def arrived() -> bool:
-            entry = cache.get("BURST.SIM")
-            return entry is not None and entry.snapshot.publish_time_ns == events[-1].publish_time_ns
-
-        took = await until(arrived)
-    after = await asyncio.to_thread(metrics, stack)
-    written = after["vectors_written_total"] - before["vectors_written_total"]
-    grown = (worker.memory_info().rss - memory) / 2**20
-    seen(f"caught up {took:.1f} s after the last event; {written:.0f} vectors written; {grown:+.0f} MiB")
-    assert written < len(events) / 5
-    assert grown < 100
