@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +12,6 @@ from typing import Final
 
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from feature_cache.codec import BookState, CodecError, FeatureSnapshot, decode
@@ -24,7 +22,7 @@ from local.stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]
 
-NAMES: Final = tuple(f"{name}.SIM" for name in ("BTCUSDT", "ETHUSDT", "A", "B", "C", "D"))
+NAMES: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
 TTL: Final = 3.0
 _MAKE_A_LIST: Final = "redis.call('DEL', KEYS[1]); return redis.call('RPUSH', KEYS[1], 'a')"
 Seen = Callable[[str], None]
@@ -34,7 +32,7 @@ Act = Callable[[Redis], Awaitable[object]]
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A simulated market through broker and worker into Valkey; every test leaves all of it running."""
-    settings = LocalSettings(dir=tmp_path_factory.mktemp("features"), instruments=NAMES[:2])
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("features"), instruments=NAMES)
     with Stack(settings, parts={"valkey", "broker", "worker", "market"}) as stack:
         yield stack
 
@@ -44,7 +42,7 @@ def url(stack: Stack) -> str:
 
 
 @asynccontextmanager
-async def copy_of(redis_url: str, names: tuple[str, ...] = NAMES[:2]) -> AsyncIterator[FeatureCache]:
+async def copy_of(redis_url: str, names: tuple[str, ...] = NAMES) -> AsyncIterator[FeatureCache]:
     """What a decision server holds."""
     settings = FeatureCacheSettings(ttl_seconds=TTL, reconcile_interval_seconds=0.2, timeout_seconds=0.3)
     cache = FeatureCache(redis_url, settings, names)
@@ -88,17 +86,6 @@ def fresh(cache: FeatureCache) -> bool:
 
 def gone(cache: FeatureCache) -> bool:
     return not any(cache.get(name) for name in cache.instruments)
-
-
-def metrics(stack: Stack) -> dict[str, float]:
-    """The worker's metrics, summed over their labels."""
-    with urllib.request.urlopen(f"{stack.endpoints.worker_url}/metrics", timeout=5) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-    sums: dict[str, float] = {}
-    for sample in itertools.chain.from_iterable(family.samples for family in families):
-        name = sample.name.removeprefix("pretrade_worker_")
-        sums[name] = sums.get(name, 0.0) + sample.value
-    return sums
 
 
 def health(stack: Stack) -> str:
