@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,22 +12,17 @@ from typing import Final
 
 import psutil
 import pytest
-from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
-from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from feature_cache.codec import BookState, CodecError, FeatureSnapshot, decode
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.publisher import EventPublisher
-from feature_cache.simulator import simulate
 from feature_cache.store import connect, key_of
 from local.settings import LocalSettings
 from local.stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]
 
-NAMES: Final = tuple(f"{name}.SIM" for name in ("BTCUSDT", "ETHUSDT", "A", "B", "C", "D"))
+NAMES: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
 TTL: Final = 3.0
 _MAKE_A_LIST: Final = "redis.call('DEL', KEYS[1]); return redis.call('RPUSH', KEYS[1], 'a')"
 Seen = Callable[[str], None]
@@ -41,7 +32,7 @@ Act = Callable[[Redis], Awaitable[object]]
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A simulated market through broker and worker into Valkey; every test leaves all of it running."""
-    settings = LocalSettings(dir=tmp_path_factory.mktemp("features"), instruments=NAMES[:2])
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("features"), instruments=NAMES)
     with Stack(settings, parts={"valkey", "broker", "worker", "market"}) as stack:
         yield stack
 
@@ -51,7 +42,7 @@ def url(stack: Stack) -> str:
 
 
 @asynccontextmanager
-async def copy_of(redis_url: str, names: tuple[str, ...] = NAMES[:2]) -> AsyncIterator[FeatureCache]:
+async def copy_of(redis_url: str, names: tuple[str, ...] = NAMES) -> AsyncIterator[FeatureCache]:
     """What a decision server holds."""
     settings = FeatureCacheSettings(ttl_seconds=TTL, reconcile_interval_seconds=0.2, timeout_seconds=0.3)
     cache = FeatureCache(redis_url, settings, names)
@@ -95,17 +86,6 @@ def fresh(cache: FeatureCache) -> bool:
 
 def gone(cache: FeatureCache) -> bool:
     return not any(cache.get(name) for name in cache.instruments)
-
-
-def metrics(stack: Stack) -> dict[str, float]:
-    """The worker's metrics, summed over their labels."""
-    with urllib.request.urlopen(f"{stack.endpoints.worker_url}/metrics", timeout=5) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-    sums: dict[str, float] = {}
-    for sample in itertools.chain.from_iterable(family.samples for family in families):
-        name = sample.name.removeprefix("pretrade_worker_")
-        sums[name] = sums.get(name, 0.0) + sample.value
-    return sums
 
 
 def health(stack: Stack) -> str:
@@ -309,172 +289,3 @@ async def test_a_broker_that_goes_away_is_waited_for_without_a_busy_loop(stack: 
             await until_health(stack, lambda said: said == "ok")
             seen(f"{fault.__name__}: {said!r}, {share:.0%} of a core meanwhile, fresh {took:.1f} s after healing")
             assert share < 0.5
-
-
-@asynccontextmanager
-async def more_workers(stack: Stack, count: int) -> AsyncIterator[list[subprocess.Popen[bytes]]]:
-    """Further workers of the same group."""
-    env = os.environ | {
-        "PRETRADE_WORKER_REDIS_URL": url(stack),
-        "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS": str(stack.endpoints.kafka_bootstrap_servers),
-    }
-    argv = [sys.executable, "-m", "feature_cache"]
-    workers = [subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(count)]  # noqa: ASYNC220
-    try:
-        yield workers
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            await asyncio.to_thread(worker.communicate)
-
-
-def taken(worker: subprocess.Popen[bytes]) -> None:
-    """Waits until a worker has been given a partition."""
-    assert worker.stderr is not None
-    assert any(b"worker.partition_taken" in line for line in worker.stderr)
-
-
-@pytest.mark.fault(
-    "C2",
-    "two workers join and leave; one is frozen beyond its session and wakes up",
-    "what is stored only ever moves to higher sequences, and stays fresh",
-)
-async def test_instruments_move_between_workers_and_no_stored_vector_ever_goes_back(stack: Stack, seen: Seen) -> None:
-    sequences: dict[str, int] = {}
-    changes, backwards = 0, []
-
-    async def watch(redis: Redis) -> None:
-        nonlocal changes
-        while True:
-            for name in NAMES:
-                if found := await stored(redis, name):
-                    before = sequences.get(found.instrument, 0)
-                    changes += found.sequence != before
-                    if found.sequence < before:
-                        backwards.append((found.instrument, before, found.sequence))
-                    sequences[found.instrument] = found.sequence
-            await asyncio.sleep(0.001)
-
-    feed = [
-        sys.executable,
-        "-m",
-        "feature_cache.cli",
-        "simulate",
-        "--kafka",
-        str(stack.endpoints.kafka_bootstrap_servers),
-    ]
-    feed += [argument for name in NAMES[2:] for argument in ("--instruments", name)]
-    others = subprocess.Popen(feed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: ASYNC220
-    try:
-        async with connect(url(stack), 1.0) as redis, copy_of(url(stack), NAMES) as cache:
-            watching = asyncio.create_task(watch(redis))
-            await until(lambda: fresh(cache))
-            async with more_workers(stack, 2) as workers:
-                began = time.monotonic()
-                await asyncio.gather(*(asyncio.to_thread(taken, worker) for worker in workers))
-                await until(lambda: fresh(cache))
-                seen(f"joined and fresh after {time.monotonic() - began:.1f} s")
-                stack["worker"].pause()  # its session ends after 6 s, and others take over what it held
-                began = time.monotonic()
-                await until(lambda: not fresh(cache))
-                await until(lambda: fresh(cache))
-                seen(f"frozen worker replaced after {time.monotonic() - began:.1f} s")
-                stack["worker"].resume()
-                await until_health(stack, lambda said: said != "ok")
-                await until_health(stack, lambda said: said == "ok")
-                await until(lambda: fresh(cache))
-            began = time.monotonic()
-            await until(lambda: fresh(cache))
-            seen(f"left, and fresh {time.monotonic() - began:.1f} s later")
-            seen(f"{changes} vectors seen, {len(backwards)} went back")
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-    finally:
-        stack["worker"].resume()
-        others.terminate()
-        await asyncio.to_thread(others.wait)
-    assert not backwards
-    assert set(sequences) == set(NAMES)
-
-
-@pytest.mark.fault(
-    "C3", "poison among good records: no protobuf, empty, 1 MB, wrong key", "dead letters; neighbours taken"
-)
-async def test_poison_goes_to_the_dead_letters_while_the_market_goes_on(stack: Stack, seen: Seen) -> None:
-    before = await asyncio.to_thread(metrics, stack)
-    producer = AIOKafkaProducer(bootstrap_servers=stack.endpoints.kafka_bootstrap_servers, max_request_size=2_000_000)
-    await producer.start()
-    try:
-        key = NAMES[0].encode()
-        sound = next(simulate(1, ["OTHER.SIM"])).SerializeToString()
-        for value in (b"\xff\xff", b"", None, b"\xff" * 1_000_000, b'{"e":"trade"}', sound):
-            await producer.send_and_wait("market.events", value, key)
-    finally:
-        await producer.stop()
-    async with copy_of(url(stack)) as cache, asyncio.timeout(30):
-        sent = before["dead_letters_sent_total"] + 6
-        while (now := await asyncio.to_thread(metrics, stack))["dead_letters_sent_total"] < sent:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.1)
-        await until(lambda: fresh(cache))
-    assert now["dead_letters_dropped_total"] == before["dead_letters_dropped_total"]
-    seen("6 dead letters, market fresh")
-
-
-@pytest.mark.fault(
-    "C5",
-    "the topic is deleted and made anew: positions lie beyond the log",
-    "noticed within seconds, counted, books unknown until the new log has told them",
-)
-async def test_a_log_that_shrank_is_noticed_and_read_from_its_beginning(stack: Stack, seen: Seen) -> None:
-    truncations = (await asyncio.to_thread(metrics, stack))["log_truncations_total"]
-    async with copy_of(url(stack)) as cache:
-        await until(lambda: fresh(cache))
-        admin = AIOKafkaAdminClient(bootstrap_servers=stack.endpoints.kafka_bootstrap_servers)
-        await admin.start()
-        try:
-            await admin.delete_topics(["market.events"])
-        finally:
-            await admin.close()
-        async with EventPublisher(str(stack.endpoints.kafka_bootstrap_servers)) as publisher:
-            await publisher.publish([])  # makes the topic, should the market not have
-        began = time.monotonic()
-        async with asyncio.timeout(60):
-            while True:
-                found = (await asyncio.to_thread(metrics, stack))["log_truncations_total"] - truncations
-                if found:
-                    break
-                await asyncio.sleep(0.1)
-        seen(f"noticed after {time.monotonic() - began:.1f} s in {found:.0f} partitions")
-        took = await until(lambda: fresh(cache))
-        seen(f"fresh {took:.1f} s later")
-
-
-@pytest.mark.fault(
-    "C6",
-    "60,000 events at once, 10 s of a market ten times as busy",
-    "conflated: few writes, bounded memory, caught up",
-)
-async def test_a_burst_is_conflated_and_caught_up_with(stack: Stack, seen: Seen) -> None:
-    events = [
-        event for event, _ in zip(simulate(7, ["BURST.SIM"], events_per_second=1500), range(60_000), strict=False)
-    ]
-    worker = psutil.Process(stack["worker"].pid)
-    before, memory = await asyncio.to_thread(metrics, stack), worker.memory_info().rss
-    async with copy_of(url(stack), ("BURST.SIM",)) as cache:
-        await until(lambda: cache.connected)
-        async with EventPublisher(str(stack.endpoints.kafka_bootstrap_servers)) as publisher:
-            await publisher.publish(events, speed=None)
-        assert publisher.failed == 0
-
-        def arrived() -> bool:
-            entry = cache.get("BURST.SIM")
-            return entry is not None and entry.snapshot.publish_time_ns == events[-1].publish_time_ns
-
-        took = await until(arrived)
-    after = await asyncio.to_thread(metrics, stack)
-    written = after["vectors_written_total"] - before["vectors_written_total"]
-    grown = (worker.memory_info().rss - memory) / 2**20
-    seen(f"caught up {took:.1f} s after the last event; {written:.0f} vectors written; {grown:+.0f} MiB")
-    assert written < len(events) / 5
-    assert grown < 100
