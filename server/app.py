@@ -280,7 +280,8 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     )
     decisions = _grpc_server(settings, interceptors, metrics.errors)
     decision_pb2_grpc.add_DecisionServiceServicer_to_server(
-        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock), decisions
+        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock, time.time),
+        decisions,
     )
     decision_port = await _listen(
         stack,

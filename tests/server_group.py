@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import psutil
 from bare_server import environment, is_ready
-from harness import INSTRUMENTS, MID, Product, eventually
+from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -146,7 +146,7 @@ def beside(product: Product) -> dict[str, str]:
 class Callers:
     """Callers who ask one decision after another, each over a connection of its own, until stopped.
 
-    With README's retry policy, unless told otherwise.
+    With README's retry policy, unless told otherwise: then a caller whose call failed connects anew before the next.
     """
 
     target: str
@@ -192,3 +192,5 @@ class Callers:
                     self.decisions.append(stub.Decide(pb.DecideRequest(order=order), timeout=_CALL_SECONDS).decision)
                 except grpc.RpcError as error:
                     self.errors.append(f"{error.code().name}: {error.details()}")
+                    if not self.retrying:
+                        grpc.channel_ready_future(channel).result(timeout=PATIENCE_SECONDS)

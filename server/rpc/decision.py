@@ -16,6 +16,7 @@ from server.errors import DeadlineError, InternalError, InvalidOrderError, Pretr
 from server.metrics import DecisionMetrics
 from server.rpc import status
 from server.rpc.convert import OrderReader, order_timeout_seconds
+from server.rpc.remaining import RemainingTime
 
 _log = structlog.get_logger(__name__)
 
@@ -48,12 +49,14 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         metrics: DecisionMetrics,
         stream_settings: StreamSettings,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float],
     ) -> None:
         self._dataplane = dataplane
         self._orders = orders
         self._metrics = metrics
         self._stream_settings = stream_settings
         self._clock = clock
+        self._remaining = RemainingTime(clock, wall_clock)
 
     async def Decide(
         self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
@@ -61,7 +64,8 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         """One order."""
         arrived = self._clock()
         try:
-            decision = await self._decide(request.order, arrived, context.time_remaining())
+            remaining = self._remaining.corrected(context.time_remaining())
+            decision = await self._decide(request.order, arrived, remaining)
         except PretradeError as error:
             await status.abort(context, error)
         return pb.DecideResponse(decision=decision)
@@ -80,7 +84,7 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
                     "BATCH_SIZE", f"orders: must be 1 to {MAX_BATCH}, not {len(request.orders)}", "orders"
                 ),
             )
-        remaining = context.time_remaining()
+        remaining = self._remaining.corrected(context.time_remaining())
         results: list[pb.OrderResult] = []
         for first in range(0, len(request.orders), _BATCH_SLICE):
             taken_up = self._clock()

@@ -76,8 +76,11 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
         forced = time.monotonic()
         before = len(callers.decisions)
         for hours in (1, -1):
+            # In one step: a file that is half written is yet another time.
+            moved = tmp_path / "moved"
+            moved.write_text(f"{3_600 * hours:+d}")
+            moved.replace(clock)
             # The market's clock and the server's are one machine's.
-            clock.write_text(f"{3_600 * hours:+d}")
             product.market.clock_offset_seconds = 3_600.0 * hours
             callers.wait_for_more(50)
             status = admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
