@@ -95,6 +95,8 @@ class Supervisor:
         self._restarts: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leftovers: dict[int, asyncio.Task[None]] = {}
+        self._taking_again = asyncio.Lock()
+        """Held while a process that ended gets its successor, so that a replacement dismisses that and no dead one."""
         self._stop = asyncio.Event()
         self._replace = asyncio.Event()
         """Set by SIGHUP; one that comes during a replacement or at the start is heard after it."""
@@ -212,12 +214,13 @@ class Supervisor:
             )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE_MAX_SECONDS)
-            if self._stop.is_set() or child.dismissed:
-                return
-            try:
-                child = await self._spawn(child.slot)
-            except OSError as error:
-                _log.error("no process can be started", slot=child.slot, error=str(error))
+            async with self._taking_again:
+                if self._stop.is_set() or child.dismissed:
+                    return
+                try:
+                    child = await self._spawn(child.slot)
+                except OSError as error:
+                    _log.error("no process can be started", slot=child.slot, error=str(error))
 
     async def _replace_all(self) -> None:
         """Replaces every process by a new one, one at a time, the new one first; gives up when one does not start."""
@@ -235,12 +238,14 @@ class Supervisor:
                 self._free(free)
                 return
             self._keep(new)
-            await self._dismiss(self._running[slot])
+            await self._dismiss(slot)
         _log.info("replaced all processes", processes=len(self._running))
 
-    async def _dismiss(self, child: _Child) -> None:
-        """Drains a process and frees its place."""
-        child.drain()
+    async def _dismiss(self, slot: int) -> None:
+        """Drains the process in a place and frees the place."""
+        async with self._taking_again:
+            child = self._running[slot]
+            child.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_seconds):
                 await child.process.wait()
@@ -248,7 +253,7 @@ class Supervisor:
             _log.error("a process did not end, killed", slot=child.slot, pid=child.process.pid)
             child.kill()
             await child.process.wait()
-        self._free(child.slot)
+        self._free(slot)
 
     @property
     def _drain_seconds(self) -> float:

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_cache import features
 from feature_cache.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store import CHANNEL, key_of
+from local.ports import free_ports
 from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -62,7 +63,7 @@ class Market:
         now = time.time_ns() + int(self.clock_offset_seconds * 1e9)
         return FeatureSnapshot(
             instrument=instrument,
-            sequence=now,
+            sequence=time.time_ns(),  # counts up whatever the clock does, as the worker's does
             event_time_ns=now,
             book_time_ns=now,
             trade_time_ns=now,
@@ -202,8 +203,15 @@ class Load:
 
 @pytest.fixture(scope="session")
 def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Stack]:
+    decision, admin, metrics = free_ports(3)  # the default ports are those of a user's own stack
     settings = LocalSettings(
-        dir=tmp_path_factory.mktemp("product"), model_store=model_store, instruments=INSTRUMENTS, market=False
+        dir=tmp_path_factory.mktemp("product"),
+        model_store=model_store,
+        instruments=INSTRUMENTS,
+        market=False,
+        decision_port=decision,
+        admin_port=admin,
+        metrics_port=metrics,
     )
     parts = {"valkey", "postgres", "primary", "secondary", "challenger", "server"}
     before = dict(os.environ)

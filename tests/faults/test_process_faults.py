@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -10,8 +11,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Final
 
 import grpc
 import psutil
@@ -27,6 +29,7 @@ from server.audit.journal_file import JournalReader
 
 pytestmark = pytest.mark.stack
 Seen = Callable[[str], None]
+SEED: Final = 20_261_121
 
 
 def replaced_under_load(product: Product, directory: Path, times: int, seen: Seen) -> None:
@@ -161,6 +164,31 @@ def test_a_killed_process_is_started_again_with_its_journal(tmp_path: Path, seen
         assert {decision.decision_id for decision in callers.decisions} <= set(audited)
         assert len(audited) <= len(callers.decisions) + callers.count
         group.verify()
+
+
+@pytest.mark.long
+@pytest.mark.fault("F3", "processes killed -9 while all are replaced, five times", "as many new ones in the end")
+def test_processes_killed_while_all_are_replaced_are_replaced_all_the_same(tmp_path: Path, seen: Seen) -> None:
+    chance = random.Random(SEED)
+    with server_group(tmp_path, 2) as group:
+        for _ in range(5):
+            before = set(group.processes().values())
+            victim = chance.choice(group.pids())
+            group.supervisor.send_signal(signal.SIGHUP)
+            time.sleep(chance.uniform(0.0, 1.5))  # a moment of the replacement: beginning, start, drain
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+            replaced(group, before)
+        assert group.supervisor.poll() is None
+        assert group.stop() == 0
+        group.verify()
+    seen(f"seed {SEED}: two new processes each time, chains sound")
+
+
+def replaced(group: Group, before: set[str]) -> None:
+    """Waits until two processes serve that are none of those before, and no other is left."""
+    eventually(group.processes, lambda found: len(found) == 2 and before.isdisjoint(found.values()))
+    eventually(group.pids, lambda found: len(found) == 2)
 
 
 @pytest.mark.fault("F3", "the supervisor killed -9", "its processes drain and end")
