@@ -153,7 +153,7 @@ class ServerCollector(Collector):
         self._loop = loop
 
     def collect(self) -> Iterator[Metric]:
-        """One scrape."""
+        """One scrape, on a thread of its own: counters to which the event loop may add a key are copied in one step."""
         yield from self._decision_families()
         yield from self._replica_families()
         yield from self._attempt_families()
@@ -168,7 +168,7 @@ class ServerCollector(Collector):
     def _decision_families(self) -> Iterator[Metric]:
         metrics = self._decisions
         decisions = CounterMetricFamily("pretrade_decisions", "Decisions sent.", labels=("source", "action"))
-        for (source, action), count in metrics.decisions.items():
+        for (source, action), count in metrics.decisions.copy().items():
             decisions.add_metric((_short(pb.Source, source), _short(pb.Action, action)), count)
         yield decisions
         yield _counter("pretrade_decision_reasons", "Reasons of decisions.", "reason", pb.ReasonCode, metrics.reasons)
@@ -188,17 +188,17 @@ class ServerCollector(Collector):
                     stages.add_metric((_short(pb.Stage, stage),), *histogram.buckets())
             yield stages
         skips = CounterMetricFamily("pretrade_stage_skips", "Stages passed over.", labels=("stage", "reason"))
-        for (stage, why), count in metrics.skips.items():
+        for (stage, why), count in metrics.skips.copy().items():
             skips.add_metric((_short(pb.Stage, stage), _short(pb.Degradation, why)), count)
         yield skips
         broken = CounterMetricFamily("pretrade_stage_broken", "Stages that broke off with a bug.", labels=("stage",))
-        for name, count in self._chain.broken.items():
+        for name, count in self._chain.broken.copy().items():
             broken.add_metric((name,), count)
         yield broken
         yield CounterMetricFamily("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.", metrics.late)
         yield CounterMetricFamily("pretrade_cancelled", "Calls whose caller had gone.", metrics.cancelled)
         errors = CounterMetricFamily("pretrade_errors", "Calls that got no decision.", labels=("reason",))
-        for reason, count in metrics.errors.items():
+        for reason, count in metrics.errors.copy().items():
             errors.add_metric((reason,), count)
         yield errors
         yield GaugeMetricFamily("pretrade_in_flight", "Decisions under way.", self._admission.in_flight)
@@ -230,9 +230,9 @@ class ServerCollector(Collector):
         p95 = GaugeMetricFamily("pretrade_replica_p95_seconds", "Recent p95 of a batch.", labels=("replica",))
         for replica in self._replicas:
             name = (replica.name,)
-            for outcome, count in replica.outcomes.items():
+            for outcome, count in replica.outcomes.copy().items():
                 outcomes.add_metric((replica.name, outcome.value), count)
-            for entered, count in replica.transitions.items():
+            for entered, count in replica.transitions.copy().items():
                 transitions.add_metric((replica.name, entered.value), count)
             rows.add_metric(name, replica.batcher.rows)
             splits.add_metric(name, replica.batcher.splits)
@@ -249,12 +249,12 @@ class ServerCollector(Collector):
         attempts = CounterMetricFamily(
             "pretrade_attempts", "Model attempts of orders by outcome.", labels=("replica", "outcome")
         )
-        for (replica, outcome), count in self._champion.attempts.items():
+        for (replica, outcome), count in self._champion.attempts.copy().items():
             attempts.add_metric((replica, outcome.value), count)
         second = CounterMetricFamily(
             "pretrade_second_attempts", "Second model attempts: retries and hedges.", labels=("kind", "fate")
         )
-        for (kind, fate), count in self._champion.second_attempts.items():
+        for (kind, fate), count in self._champion.second_attempts.copy().items():
             second.add_metric((kind, fate), count)
         yield from (attempts, second)
 
@@ -324,6 +324,6 @@ def _short(enum: object, value: int) -> str:
 
 def _counter(name: str, documentation: str, label: str, enum: object, counts: Counter[int]) -> Metric:
     family = CounterMetricFamily(name, documentation, labels=(label,))
-    for value, count in counts.items():
+    for value, count in counts.copy().items():
         family.add_metric((_short(enum, value),), count)
     return family
