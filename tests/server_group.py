@@ -43,7 +43,9 @@ RETRY_POLICY = {
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
-    ]
+    ],
+    # A call that fails takes a token, one that succeeds gives half of one back; below half of them nobody retries.
+    "retryThrottling": {"maxTokens": 50, "tokenRatio": 0.5},
 }
 """What README gives callers: a server that drains resets a call that crosses its GOAWAY, with CANCELLED."""
 
