@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
-import logging
-import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from aiokafka.errors import KafkaError
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
-from feature_cache.publisher import EventPublisher, with_resets, with_snapshots
-from feature_cache.session import SessionError, read_session, session_files
-from feature_cache.session import instruments as recorded_instruments
-from feature_cache.simulator import INSTRUMENTS, simulate
-from pretrade.market.v1 import market_pb2 as pb
+if TYPE_CHECKING:
+    from pretrade.market.v1 import market_pb2 as pb
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -52,20 +40,26 @@ def replay(
     instruments: Annotated[list[str] | None, typer.Option(help="Only these, for example BTCUSDT.BINANCE.")] = None,
 ) -> None:
     """Publish recorded exchange sessions to Kafka with their original timing."""
+    # The clients of the brokers and the decoders, which the other commands of `pretrade` do not need.
+    from feature_cache import publication, session  # noqa: PLC0415
+    from feature_cache.publisher import EventPublisher, with_resets, with_snapshots  # noqa: PLC0415
+
     factor = _factor(speed)
     try:
-        files = session_files(paths)
-        chosen = {name for name in recorded_instruments(files) if not instruments or name in instruments}
-    except SessionError as error:
+        files = session.session_files(paths)
+        recorded = session.instruments(files)
+    except session.SessionError as error:
         raise typer.BadParameter(str(error)) from error
-    if not chosen:
-        raise typer.BadParameter(f"no recording of {', '.join(instruments or [])}")
+    chosen = set(instruments or recorded)
+    if missing := chosen.difference(recorded):
+        raise typer.BadParameter(f"no recording of {', '.join(sorted(missing))}; there is {', '.join(recorded)}")
 
     def rounds() -> Iterator[Iterable[pb.MarketEvent]]:
         for _ in itertools.count() if loop else range(1):
-            yield with_snapshots(with_resets(read_session(files, chosen), "replay"))
+            yield with_snapshots(with_resets(session.read_session(files, chosen), "replay"))
 
-    _run(rounds(), factor, EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000), "replayed")
+    publisher = EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000)
+    raise typer.Exit(publication.run(rounds(), factor, publisher, "replayed"))
 
 
 @app.command("simulate")
@@ -80,6 +74,10 @@ def simulate_market(
     instruments: Annotated[list[str] | None, typer.Option(help="SYMBOL.SIM; default BTCUSDT.SIM, ETHUSDT.SIM.")] = None,
 ) -> None:
     """Publish a seeded, simulated market to Kafka."""
+    from feature_cache import publication  # noqa: PLC0415 - as above
+    from feature_cache.publisher import EventPublisher, with_resets  # noqa: PLC0415 - as above
+    from feature_cache.simulator import INSTRUMENTS, simulate  # noqa: PLC0415 - as above
+
     factor = _factor(speed)
     try:
         events = simulate(
@@ -92,7 +90,7 @@ def simulate_market(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     publisher = EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000)
-    _run(iter((with_resets(events, "simulation"),)), factor, publisher, "simulated")
+    raise typer.Exit(publication.run(iter((with_resets(events, "simulation"),)), factor, publisher, "simulated"))
 
 
 def _factor(speed: str) -> float | None:
@@ -105,53 +103,6 @@ def _factor(speed: str) -> float | None:
     if not 0 < factor < float("inf"):
         raise typer.BadParameter("must be a positive number, or max", param_hint="--speed")
     return factor
-
-
-def _run(
-    rounds: Iterator[Iterable[pb.MarketEvent]], speed: float | None, publisher: EventPublisher, participle: str
-) -> None:
-    # The publisher counts what the brokers did not take; aiokafka would write several lines for every attempt.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    console = Console(stderr=True)
-    start = time.monotonic()
-
-    def summary() -> str:
-        seconds = time.monotonic() - start
-        rate = publisher.sent / seconds
-        text = f"{publisher.sent:,} events {participle} to {publisher.topic} in {seconds:,.1f} s ({rate:,.0f}/s)"
-        if publisher.late_seconds > 0.1:
-            text += f", {publisher.late_seconds:,.1f} s behind"
-        return f"{text}, {publisher.failed:,} not delivered" if publisher.failed else text
-
-    failure: str | None = None
-    live = Live(console=console, get_renderable=lambda: Text(summary()))
-    with live if console.is_terminal else contextlib.nullcontext():
-        try:
-            asyncio.run(_publish(publisher, rounds, speed))
-        except KafkaError as error:
-            failure = f"{publisher.bootstrap_servers}: {error}"
-        except SessionError as error:
-            failure = str(error)
-    if not console.is_terminal or failure:
-        print(failure or summary(), file=sys.stderr)
-    if failure or publisher.failed:
-        raise typer.Exit(1)
-
-
-async def _publish(publisher: EventPublisher, rounds: Iterator[Iterable[pb.MarketEvent]], speed: float | None) -> None:
-    """Publishes until the end, SIGINT or SIGTERM; what was sent by then is delivered."""
-    loop = asyncio.get_running_loop()
-
-    async def publish() -> None:
-        async with publisher:
-            for events in rounds:
-                await publisher.publish(events, speed)
-
-    task = asyncio.create_task(publish())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ pipeline as a whole.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
@@ -25,8 +25,8 @@ from feature_cache.store import FeatureStore, connect, key_of
 SCHEMES: Final = ("redis+cluster://", "rediss+cluster://")
 """Schemes of a cluster's URL, which names one or more of its nodes: `redis+cluster://[user:password@]host:port,…`."""
 
-
 _REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+_T = TypeVar("_T")
 
 
 def is_cluster(redis_url: str) -> bool:
@@ -169,44 +169,25 @@ class ClusterFeatureStore:
             RedisError: No node answered; nothing is written.
         """
         newest = {snapshot.instrument: snapshot for snapshot in snapshots}
-        unwritten: list[FeatureSnapshot] = []
-        refused = 0
-        problem: BaseException | None = None
-        await self._discover()
-        parts = [
-            (address, [newest[name] for name in names]) for address, names in self._cluster.by_node(newest).items()
-        ]
-        results = await asyncio.gather(
-            *(self._write_to(address, part) for address, part in parts), return_exceptions=True
+        refused, lost, problem = await self._ask_each(
+            newest, lambda node, names: node.write([newest[name] for name in names])
         )
-        for (_, part), result in zip(parts, results, strict=True):
-            if isinstance(result, (RedisError, OSError)):
-                unwritten += part
-                problem = result
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                refused += result
         if problem is not None:
-            self._discovered = False
-            raise PartialWriteError(unwritten, refused, problem)
-        return refused
+            raise PartialWriteError([newest[name] for name in lost], sum(refused), problem)
+        return sum(refused)
 
     async def write_reports(self, reports: Mapping[str, str], life_ms: int) -> None:
-        """As `FeatureStore.write_reports`; the nodes before one that fails have theirs."""
-        await self._discover()
-        for address, names in self._cluster.by_node(reports).items():
-            if address:
-                await self._store(address).write_reports({name: reports[name] for name in names}, life_ms)
+        """As `FeatureStore.write_reports`; what it raises is about some nodes, and the others have theirs."""
+        _, _, problem = await self._ask_each(
+            reports, lambda node, names: node.write_reports({name: reports[name] for name in names}, life_ms)
+        )
+        if problem is not None:
+            raise problem
 
     async def read_reports(self, instruments: Sequence[str]) -> dict[str, bytes]:
-        """As `FeatureStore.read_reports`."""
-        await self._discover()
-        found: dict[str, bytes] = {}
-        for address, names in self._cluster.by_node(instruments).items():
-            if address:
-                found |= await self._store(address).read_reports(names)
-        return found
+        """As `FeatureStore.read_reports`; a node that does not answer has none."""
+        answers, _, _ = await self._ask_each(instruments, lambda node, names: node.read_reports(names))
+        return {name: report for answer in answers for name, report in answer.items()}
 
     async def check(self) -> None:
         """Sees which nodes hold the slots, and whether they are there. Raises `RedisError` or `TimeoutError`."""
@@ -220,10 +201,36 @@ class ClusterFeatureStore:
             await self._cluster.discover()
             self._discovered = True
 
-    async def _write_to(self, address: str, snapshots: list[FeatureSnapshot]) -> int:
-        if not address:
-            raise ClusterDownError("no node holds these slots")
-        return await self._store(address).write(snapshots)
+    async def _ask_each(
+        self, instruments: Iterable[str], ask: Callable[[FeatureStore, list[str]], Awaitable[_T]]
+    ) -> tuple[list[_T], list[str], RedisError | OSError | None]:
+        """Asks every node for its own instruments, side by side.
+
+        Returns:
+            The answers, the instruments of the nodes that gave none, and why one of them did not.
+
+        Raises:
+            RedisError: It is not known who holds what, and no node tells.
+        """
+        await self._discover()
+        parts = self._cluster.by_node(instruments)
+        answers: list[_T] = []
+        lost = parts.pop("", [])
+        problem: RedisError | OSError | None = ClusterDownError("no node holds these slots") if lost else None
+        results = await asyncio.gather(
+            *(ask(self._store(address), names) for address, names in parts.items()), return_exceptions=True
+        )
+        for names, result in zip(parts.values(), results, strict=True):
+            if isinstance(result, (RedisError, OSError)):
+                lost += names
+                problem = result
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                answers.append(result)
+        if problem is not None:
+            self._discovered = False  # whoever does not answer may not hold them any more
+        return answers, lost, problem
 
     def _store(self, address: str) -> FeatureStore:
         return FeatureStore(self._cluster.client(address), self._ttl_seconds, self._timeout_seconds, sharded=True)

@@ -111,6 +111,7 @@ class Engines:
         if offset < state.next_offset:
             self.repeats += 1
             return
+        was_history = state.next_offset < state.live_from
         state.next_offset = offset + 1
         try:
             engine = self._apply(state, key, value)
@@ -118,7 +119,7 @@ class Engines:
             self.poison[error.reason] += 1
             raise
         finally:
-            if state.next_offset == state.live_from:
+            if was_history and state.next_offset >= state.live_from:  # offsets may have holes
                 self._changed.update(state.engines)
         if state.next_offset > state.live_from:
             self._changed[engine.instrument] = engine

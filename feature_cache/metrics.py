@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from feature_cache.codec import BookState
@@ -149,6 +150,14 @@ class IngestCollector(Collector):
 
 
 class _QuietHandler(WSGIRequestHandler):
+    timeout = 10.0
+    """Seconds that a caller may take to send its request, or to read the answer."""
+
+    def handle(self) -> None:
+        """As the base class, without a traceback for a caller that is slow or gone."""
+        with suppress(TimeoutError, ConnectionError):
+            super().handle()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 — the base class names it so
         """Says nothing: a line for every scrape and probe would drown the log."""
 
@@ -161,7 +170,9 @@ def serve_http(
     problem: Callable[[], str | None],
     not_ready: Callable[[], str | None],
 ) -> Iterator[int]:
-    """Serves `/metrics`, `/healthz` and `/readyz` from a thread of its own while the context is open.
+    """Serves `/metrics`, `/healthz` and `/readyz` while the context is open.
+
+    Each request has a thread: a probe must not wait for a caller that has connected and says nothing.
 
     Args:
         host: Address to listen on.
@@ -187,7 +198,7 @@ def serve_http(
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{reason or 'ok'}\n".encode()]
 
-    with make_server(host, port, answer, handler_class=_QuietHandler) as server:
+    with make_server(host, port, answer, ThreadingWSGIServer, _QuietHandler) as server:
         thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
         thread.start()
         try:

@@ -16,6 +16,7 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AskError, ClusterError
 
 from feature_cache.codec import FeatureSnapshot, encode
 from feature_cache.report import key_of as report_key_of
@@ -102,11 +103,14 @@ class FeatureStore:
             await pipeline.execute()
 
     async def read_reports(self, instruments: Sequence[str]) -> dict[str, bytes]:
-        """The reports that there are, by instrument. Raises as `write` does."""
+        """The reports that there are, by instrument. Raises as `write` does; a value that is no report is none."""
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for instrument in instruments:
                 pipeline.get(report_key_of(instrument))
             values = await pipeline.execute(raise_on_error=False)
+        for value in values:
+            if isinstance(value, (AskError, ClusterError)):
+                raise value
         pairs = zip(instruments, values, strict=True)
         return {instrument: value for instrument, value in pairs if isinstance(value, bytes)}
 

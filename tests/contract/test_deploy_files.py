@@ -32,6 +32,7 @@ Object = dict[str, Any]
 CLIENT: Final = {"pretrade/client": "true"}
 SERVER: Final = {"app.kubernetes.io/part-of": "pretrade", "app.kubernetes.io/name": "server"}
 WORKER: Final = {"app.kubernetes.io/part-of": "pretrade", "app.kubernetes.io/name": "worker"}
+INGEST: Final = {"app.kubernetes.io/part-of": "pretrade", "app.kubernetes.io/name": "ingest"}
 REPLICA: Final = {"app.kubernetes.io/part-of": "pretrade", "app.kubernetes.io/name": "torchserve"}
 REDIS: Final = {"app.kubernetes.io/name": "redis"}
 POSTGRESQL: Final = {"app.kubernetes.io/name": "postgresql"}
@@ -43,12 +44,14 @@ TALKS: Final = {
     ("server", "redis", 6379),
     ("server", "postgresql", 5432),
     ("worker", "kafka", 9092),
+    ("ingest", "kafka", 9092),
     ("worker", "redis", 6379),
 }
 PODS: Final[Mapping[str, Mapping[str, str]]] = {
     "client": CLIENT,
     "server": SERVER,
     "worker": WORKER,
+    "ingest": INGEST,
     "replica": REPLICA,
     "redis": REDIS,
     "postgresql": POSTGRESQL,
@@ -154,6 +157,7 @@ def test_there_is_all_that_the_product_consists_of(objects: list[Object]) -> Non
     assert set(workloads(objects)) == {
         "server",
         "worker",
+        "ingest",
         "primary-torchserve",
         "secondary-torchserve",
         "challenger-torchserve",
@@ -281,13 +285,43 @@ def test_the_worker_starts_with_its_settings(objects: list[Object]) -> None:
     assert settings["metrics_host"] == "0.0.0.0"
 
 
+def test_the_live_feed_starts_with_its_arguments_and_feeds_what_the_servers_decide_on(objects: list[Object]) -> None:
+    ingest, server = workloads(objects)["ingest"], workloads(objects)["server"]
+    assert (ingest["spec"]["replicas"], ingest["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    container = container_of(ingest)
+    python, *module = container["command"]
+    assert python == "python"
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
+    venue = given["exchange"].upper()
+    fed = [f"{symbol}.{venue}" for symbol in given["instruments"].split(",")]
+    assert fed == json.loads(variables_of(objects, server)["PRETRADE_INSTRUMENTS"])
+    assert given["metrics-host"] == "0.0.0.0"
+    assert [port["containerPort"] for port in container["ports"]] == [int(given["metrics-port"])]
+    # Everything is understood; only the brokers are missing.
+    arguments = [argument.replace("=kafka:9092", "=127.0.0.1:1") for argument in container["args"]]
+    done = run(sys.executable, *module, *arguments)
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(": ")[0]) == (1, "127.0.0.1:1"), done.stderr
+
+
+def test_the_live_feed_reaches_the_public_network_and_nobody_else_does(objects: list[Object]) -> None:
+    reaching = {
+        (policy["metadata"]["name"], port["port"])
+        for policy in of_kind(objects, "NetworkPolicy").values()
+        for rule in policy["spec"].get("egress", ())
+        for peer in rule["to"]
+        if "ipBlock" in peer
+        for port in rule["ports"]
+    }
+    assert reaching == {("ingest", 443), ("ingest", 9443)}
+
+
 def test_only_what_must_talk_may_talk(objects: list[Object]) -> None:
     policies = of_kind(objects, "NetworkPolicy").values()
     talks = {
         (source, target, port)
         for source, target in itertools.permutations(PODS, 2)
-        for port in (7001, 7002, 7003, 7004, 7070, 6379, 5432, 9092, 443)
-        if {source, target} & {"server", "worker", "replica"}
+        for port in (7001, 7002, 7003, 7004, 7005, 7070, 6379, 5432, 9092, 443, 9443)
+        if {source, target} & {"server", "worker", "ingest", "replica"}
         and permits(policies, "egress", PODS[source], PODS[target], port)
         and permits(policies, "ingress", PODS[target], PODS[source], port)
     }
@@ -296,7 +330,7 @@ def test_only_what_must_talk_may_talk(objects: list[Object]) -> None:
 
 def test_the_pods_carry_the_labels_that_the_policies_go_by(objects: list[Object]) -> None:
     for name, workload in workloads(objects).items():
-        expected = {"server": SERVER, "worker": WORKER}.get(name, REPLICA)
+        expected = {"server": SERVER, "worker": WORKER, "ingest": INGEST}.get(name, REPLICA)
         assert expected.items() <= labels_of(workload).items()
 
 
@@ -309,7 +343,7 @@ def test_monitoring_reaches_the_metrics_and_nothing_else(objects: list[Object]) 
         for port in rule["ports"]
         if "podSelector" not in peer
     }
-    assert reached == {("server", 7003), ("worker", 7004)}
+    assert reached == {("server", 7003), ("worker", 7004), ("ingest", 7005)}
 
 
 def test_every_disruption_budget_guards_running_pods(objects: list[Object]) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, RedisError
 from valkey_cluster import PRIMARIES, ValkeyCluster, valkey_cluster, wait_until
 
 from feature_cache.cluster import ClusterFeatureStore, PartialWriteError, is_cluster, node_urls, open_store
 from feature_cache.codec import BookState, FeatureSnapshot
 from feature_cache.features import N_FEATURES
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.report import InstrumentReport, ReportReader
 from local.settings import LocalSettings
 from local.stack import Stack
 
@@ -126,6 +127,57 @@ async def test_slots_that_move_are_followed(cluster: ValkeyCluster, seen: Callab
         seen(f"moved there and back in {time.monotonic() - began:.1f} s")
 
 
+async def reported(reader: ReportReader, wanted: dict[str, int]) -> None:
+    """Waits until the reports of these instruments, and no others, tell so many events."""
+    async with asyncio.timeout(20):
+        while {name: report.events for name, report in (await reader.read(list(wanted))).items()} != wanted:  # noqa: ASYNC110 - asks Redis
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.fault("B1", "a Redis Cluster hands slots over to another node", "every worker's reports are found there")
+async def test_reports_are_on_every_node_and_follow_slots_that_move(
+    cluster: ValkeyCluster, seen: Callable[[str], None]
+) -> None:
+    moving, staying = cluster.names_on(0, 3, "REPORT"), cluster.names_on(1, 3, "REPORT")
+    names = moving + staying
+    life_ms = 60_000
+
+    def reports(events: int) -> dict[str, str]:
+        return {
+            name: InstrumentReport(
+                worker="w:1",
+                state=BookState.VALID,
+                unknown_because="",
+                event_age_seconds=0.1,
+                lag_records=0,
+                vector_version="",
+                events=events,
+                gaps=0,
+                crossings=0,
+                resets=0,
+                time_restarts=0,
+            ).model_dump_json()
+            for name in names
+        }
+
+    async with open_store(cluster.url, 60, 2) as store, open_store(cluster.url, 60, 2) as other:
+        reader = ReportReader(other)  # of a process that never writes, and so is not told by a refused write
+        await store.write_reports(reports(1), life_ms)
+        await reported(reader, dict.fromkeys(names, 1))
+        began = time.monotonic()
+        for taking, giving in ((cluster.replica, cluster.nodes[0]), (cluster.nodes[0], cluster.replica)):
+            await asyncio.to_thread(taking.command, "CLUSTER", "FAILOVER")
+            await asyncio.to_thread(wait_until, taking.is_primary)
+            await asyncio.to_thread(wait_until, giving.is_replica)
+            with pytest.raises(MovedError):
+                await store.write_reports(reports(2), life_ms)
+            found = {name: report.events for name, report in (await reader.read(names)).items()}
+            assert found == dict.fromkeys(staying, 2), "the others' are written, and read"
+            await store.write_reports(reports(3), life_ms)
+            await reported(reader, dict.fromkeys(names, 3))
+        seen(f"moved there and back in {time.monotonic() - began:.1f} s")
+
+
 @pytest.mark.fault(
     "B1",
     "a node of a Redis Cluster killed with -9 under a running worker",
@@ -164,6 +216,9 @@ async def _kill_first_primary(cluster: ValkeyCluster, names: list[str]) -> tuple
         outage = time.monotonic() - began
         await until(lambda: cache.connected)
         assert cluster.replica.is_primary()
+        async with open_store(cluster.url, 1, 0.5) as store, asyncio.timeout(20):
+            while (await ReportReader(store).read(names)).keys() != set(names):  # noqa: ASYNC110 - asks Redis
+                await asyncio.sleep(0.1)
         cluster.nodes[0].start()  # comes back as a replica
         return outage, oldest
 
@@ -172,3 +227,4 @@ async def test_a_cluster_that_is_not_there_is_an_error_that_the_writer_expects()
     async with open_store("redis+cluster://127.0.0.1:1", ttl_seconds=1, timeout_seconds=1) as store:
         with pytest.raises(RedisError, match="no node"):
             await store.write([snapshot("A.TEST", 1)])
+        assert await ReportReader(store).read(["A.TEST"]) == {}

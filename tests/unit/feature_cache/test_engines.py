@@ -67,6 +67,15 @@ def test_history_is_not_given_until_the_partition_has_caught_up(engines: Engines
     assert [found.instrument for found in engines.take_changed()] == [BTC]
 
 
+def test_history_ends_where_the_log_has_a_hole_at_its_end(engines: Engines) -> None:
+    rows = records(count=41)
+    engines.assign(0, 0, 40)
+    feed(engines, 0, 0, rows[:39])
+    engines.take(0, 40, *records("ETHUSDT.SIM", 1)[0])  # there is no record 39: it was a transaction's
+    assert engines.caught_up
+    assert {found.instrument for found in engines.take_changed()} == {BTC, "ETHUSDT.SIM"}
+
+
 def test_a_poison_record_at_the_end_of_history_ends_it_too(engines: Engines) -> None:
     rows = records()
     engines.assign(0, 0, 40)
