@@ -36,6 +36,13 @@ the order of what is on its way is known any more; a `BookReset` starts everythi
 Age counts from event time: since publication, plus what the newest message took beyond the clock offset, which is the
 feed's smallest recent lag, taken for at most `lag.MAX_OFFSET_NS`.
 
+The sequence of a snapshot orders what different workers write of one instrument, so it comes from the events alone: it
+is the publish time of the newest event, or one more than before where that is higher. No worker's clock matters, and
+two workers that read the same log agree as soon as both have read one event that was published later than all before
+it. Offsets of the log would order as well, but begin anew with a log that was lost; publish times go on. Only where the
+publisher's clock is set back by more than what a new owner reads again do a former owner's vectors keep the new one's
+out, until they expire.
+
 Source of e_n: Cont, Kukanov, Stoikov, "The Price Impact of Order Book Events" (2014).
 """
 
@@ -61,6 +68,7 @@ MAX_BEHIND_NS: Final = 10_000_000_000
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
 _MAX_DECIMALS: Final = 18
+_LATEST_PUBLISH_NS: Final = 1 << 62  # in the year 2116
 _NO_BID: Final = -(1 << 62)
 _NO_ASK: Final = 1 << 62
 _UNDEFINED: Final = np.full(N_FEATURES, math.nan, dtype=np.float32)
@@ -74,11 +82,9 @@ class FeatureEngine:
 
     Args:
         instrument: `SYMBOL.VENUE`; an event of another one is an error.
-        first_sequence: Sequence of the snapshot before any event. It grows by one with every event, so that starting
-            it at the wall clock in nanoseconds keeps it growing over restarts.
     """
 
-    def __init__(self, instrument: str, first_sequence: int = 0) -> None:
+    def __init__(self, instrument: str) -> None:
         self.instrument = instrument
         self.book = OrderBook()
         self.events = 0
@@ -91,7 +97,7 @@ class FeatureEngine:
         """Times the windows started anew and the book became unknown because event time had run back too far."""
         self.resets = 0
         """`BookReset` events."""
-        self._first_sequence = first_sequence
+        self._sequence = 0
         self._price_decimals = -1
         self._size_decimals = -1
         self._publish_time_ns = 0
@@ -131,6 +137,8 @@ class FeatureEngine:
         kind = event.WhichOneof("event")
         self._check(event, kind)
         self.events += 1
+        # Stale events count too: what is stale depends on where the reading began, which owners differ in.
+        self._sequence = max(self._sequence + 1, event.publish_time_ns)
         if kind == "quote":
             if event.quote.update_id <= self._quote_id:
                 self.stale += 1
@@ -186,7 +194,7 @@ class FeatureEngine:
             values = np.array(self._features(best), dtype=np.float32)
         return FeatureSnapshot(
             instrument=self.instrument,
-            sequence=self._first_sequence + self.events,
+            sequence=self._sequence,
             event_time_ns=self._time_ns,
             book_time_ns=self._book_time_ns,
             trade_time_ns=self._trade_time_ns,
@@ -205,6 +213,8 @@ class FeatureEngine:
             raise EventError("event_time_ns", f"{event.event_time_ns} must be positive")
         if event.receive_time_ns <= 0:
             raise EventError("receive_time_ns", f"{event.receive_time_ns} must be positive")
+        if event.publish_time_ns > _LATEST_PUBLISH_NS:
+            raise EventError("publish_time_ns", f"{event.publish_time_ns} leaves no room for sequences")
         if kind == "quote":
             check_quote(event.quote)
         elif kind == "delta":

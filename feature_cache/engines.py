@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,17 +48,15 @@ class Engines:
     then, its instruments do not count as changed: what they go through is history, which must not replace newer vectors
     written by the partition's former owner.
 
-    Sequences begin at the wall clock in nanoseconds when an engine is made and grow by one with every event, far slower
-    than the clock, so an engine made later always has the higher ones, on whichever worker.
+    Sequences come from the log alone (see `engine`), so on whichever worker and host an instrument is, its newer vector
+    has the higher one.
 
     Args:
         max_instruments: See `WorkerSettings`.
-        wall_ns: Nanoseconds since the Unix epoch.
     """
 
-    def __init__(self, max_instruments: int, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, max_instruments: int) -> None:
         self._max_instruments = max_instruments
-        self._wall_ns = wall_ns
         self._partitions: dict[int, _Partition] = {}
         self._changed: dict[str, FeatureEngine] = {}
         self.writing = asyncio.Lock()
@@ -176,7 +173,7 @@ class Engines:
                 raise PoisonError(
                     "too_many_instruments", f"{instrument} would be one more than {self._max_instruments}"
                 )
-            engine = FeatureEngine(instrument, first_sequence=self._wall_ns())
+            engine = FeatureEngine(instrument)
         if key != instrument.encode():
             raise PoisonError("key", f"is {key!r:.80}, expected the instrument {instrument}")
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,13 +20,8 @@ def records(instrument: str = BTC, count: int = 40) -> list[tuple[bytes, bytes]]
 
 
 @pytest.fixture
-def wall() -> Iterator[int]:
-    return itertools.count(10**18, 10**9)
-
-
-@pytest.fixture
-def engines(wall: Iterator[int]) -> Engines:
-    return Engines(max_instruments=3, wall_ns=lambda: next(wall))
+def engines() -> Engines:
+    return Engines(max_instruments=3)
 
 
 def feed(engines: Engines, partition: int, first_offset: int, rows: list[tuple[bytes, bytes]]) -> None:
@@ -102,15 +96,18 @@ def test_a_revoked_partition_takes_its_instruments_along(engines: Engines) -> No
     assert set(engines.all()) == {"ETHUSDT.SIM"}
 
 
-def test_a_later_engine_has_higher_sequences_than_an_earlier_one_that_saw_more(engines: Engines) -> None:
+def test_owners_of_an_instrument_agree_on_its_sequences_whoever_read_how_much(engines: Engines) -> None:
+    rows = records(count=500)
     engines.assign(0, 0, 0)
-    feed(engines, 0, 0, records(count=500))
-    (earlier,) = engines.take_changed()
-    engines.revoke([0])
-    engines.assign(0, 499, 499)
-    engines.take(0, 499, *records(count=1)[0])
-    (later,) = engines.take_changed()
-    assert later.sequence > earlier.sequence
+    feed(engines, 0, 0, rows[:400])
+    (former,) = engines.take_changed()
+    owner = Engines(max_instruments=3)
+    owner.assign(0, 300, 400)
+    feed(owner, 0, 300, rows[300:400])
+    (caught_up,) = owner.take_changed()
+    owner.take(0, 400, *rows[400])
+    (next_,) = owner.take_changed()
+    assert caught_up.sequence == former.sequence < next_.sequence
 
 
 def test_a_log_that_begins_again_makes_the_instruments_unknown(engines: Engines) -> None:

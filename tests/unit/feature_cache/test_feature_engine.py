@@ -42,6 +42,11 @@ def event(time_ns: int, **body: pb.BookSnapshot | pb.BookDelta | pb.Quote | pb.T
     )
 
 
+def published(one: pb.MarketEvent, time_ns: int) -> pb.MarketEvent:
+    one.publish_time_ns = time_ns
+    return one
+
+
 def snapshot(time_ns: int, update_id: int, bids: Side, asks: Side) -> pb.MarketEvent:
     body = pb.BookSnapshot(
         last_update_id=update_id, bid_ticks=bids, bid_lots=bids.values(), ask_ticks=asks, ask_lots=asks.values()
@@ -339,12 +344,28 @@ def test_a_steady_lag_is_laid_to_the_clocks_only_within_a_bound(lag_seconds: flo
 
 
 def test_sequence_and_publish_time_follow_the_events() -> None:
-    engine = FeatureEngine(NAME, first_sequence=1000)
+    engine = FeatureEngine(NAME)
     engine.on_event(snapshot(START, 10, {99: 5}, {101: 3}))
     engine.on_event(reset(START + MS))
     found = engine.snapshot()
-    assert (found.sequence, found.state) == (1002, BookState.UNKNOWN)
-    assert found.publish_time_ns == START + MS + LATENCY
+    assert found.state is BookState.UNKNOWN
+    assert found.sequence == found.publish_time_ns == START + MS + LATENCY
+
+
+@given(st.lists(st.integers(-5_000, 5_000), min_size=2, max_size=40), st.data())
+def test_sequences_grow_whatever_the_publishers_clock_does(steps_ms: list[int], data: st.DataObject) -> None:
+    engine, later = FeatureEngine(NAME), FeatureEngine(NAME)
+    began = data.draw(st.integers(0, len(steps_ms) - 1))
+    times = list(itertools.accumulate((step * MS for step in steps_ms), initial=START))
+    sequences = []
+    for number, time_ns in enumerate(times):
+        one = published(snapshot(START, 10, {99: 5}, {101: 3}), time_ns)
+        for each in (engine, later) if number >= began else (engine,):
+            each.on_event(one)
+        sequences.append(engine.snapshot().sequence)
+    assert all(one < next_ for one, next_ in itertools.pairwise(sequences))
+    if times.index(max(times)) >= began:
+        assert later.snapshot().sequence == sequences[-1], "who read the latest-published event agrees on what follows"
 
 
 @pytest.mark.parametrize(
@@ -364,6 +385,7 @@ def test_sequence_and_publish_time_follow_the_events() -> None:
         (trade(START, 1, 0, 1, pb.TAKER_SIDE_BUY), "trade.price_ticks"),
         (trade(START, 1, 100, 0, pb.TAKER_SIDE_BUY), "trade.lots"),
         (pb.MarketEvent(instrument="OTHER.TEST"), "instrument"),
+        (published(event(START, reset=pb.BookReset()), (1 << 63) - 1), "publish_time_ns"),
     ],
 )
 def test_an_event_that_breaks_the_contract_changes_nothing(broken: pb.MarketEvent, field_name: str) -> None:
