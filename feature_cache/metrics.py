@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
+from feature_cache import metric_families as families
 from feature_cache.codec import BookState
 
 if TYPE_CHECKING:
@@ -54,68 +54,50 @@ class WorkerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric of the worker."""
         yield from self._instruments()
-        poison = CounterMetricFamily(
-            "pretrade_worker_poison_records", "Records that no retry makes good.", labels=["reason"]
-        )
+        poison = families.WORKER_POISON_RECORDS.family()
         for reason, count in dict(self._engines.poison).items():
             poison.add_metric([reason], count)
         yield poison
-        lag = GaugeMetricFamily(
-            "pretrade_worker_lag_records", "Records between position and end of the log.", labels=["partition"]
-        )
+        lag = families.WORKER_LAG_RECORDS.family()
         for partition, records in dict(self._consumer.lag).items():
             lag.add_metric([str(partition)], records)
         yield lag
-        for name, help_text, count in (
-            ("vectors_written", "Vectors written to Redis.", self._writer.written),
-            ("vectors_refused", "Vectors older than those another worker wrote.", self._writer.refused),
-            ("redis_failures", "Writes or pings that Redis refused or did not answer.", self._writer.failures),
-            ("kafka_failures", "Times the brokers refused or did not answer.", self._consumer.failures),
-            ("log_truncations", "Times the log no longer reached the position.", self._engines.truncations),
-            ("records_repeated", "Records that had been taken before, and were ignored.", self._engines.repeats),
-            ("report_failures", "Reports that Redis did not take.", self._reporter.failures),
-            ("dead_letters_sent", "Poison records sent to the dead-letter topic.", self._dead_letters.sent),
-            ("dead_letters_dropped", "Poison records that could not be sent there.", self._dead_letters.dropped),
-        ):
-            yield CounterMetricFamily(f"pretrade_worker_{name}", help_text, count)
+        yield families.WORKER_VECTORS_WRITTEN.family(self._writer.written)
+        yield families.WORKER_VECTORS_REFUSED.family(self._writer.refused)
+        yield families.WORKER_REDIS_FAILURES.family(self._writer.failures)
+        yield families.WORKER_KAFKA_FAILURES.family(self._consumer.failures)
+        yield families.WORKER_LOG_TRUNCATIONS.family(self._engines.truncations)
+        yield families.WORKER_RECORDS_REPEATED.family(self._engines.repeats)
+        yield families.WORKER_REPORT_FAILURES.family(self._reporter.failures)
+        yield families.WORKER_DEAD_LETTERS_SENT.family(self._dead_letters.sent)
+        yield families.WORKER_DEAD_LETTERS_DROPPED.family(self._dead_letters.dropped)
         if self._feast is not None:
-            yield CounterMetricFamily("pretrade_worker_feast_pushed", "Vectors that Feast took.", self._feast.pushed)
-            yield CounterMetricFamily(
-                "pretrade_worker_feast_failures", "Pushes that Feast refused or did not answer.", self._feast.failures
-            )
+            yield families.WORKER_FEAST_PUSHED.family(self._feast.pushed)
+            yield families.WORKER_FEAST_FAILURES.family(self._feast.failures)
 
     def _instruments(self) -> Iterator[Metric]:
-        counters = {
-            name: CounterMetricFamily(f"pretrade_worker_{name}", help_text, labels=["instrument"])
-            for name, help_text in (
-                ("events", "Market events taken in, stale ones included."),
-                ("book_gaps", "Times the update ids of the book did not follow on."),
-                ("book_crossings", "Times the best bid was above the best ask."),
-                ("stale_events", "Events that were not newer than what was known."),
-                ("future_events", "Events too far ahead of their feed's clock."),
-                ("time_restarts", "Times the windows began anew because event time ran back."),
-                ("feed_resets", "Times the feed said it had lost continuity."),
-            )
-        }
-        valid = GaugeMetricFamily("pretrade_worker_book_valid", "1 while the book is known.", labels=["instrument"])
-        age = GaugeMetricFamily(
-            "pretrade_worker_event_age_seconds", "Age of the newest event from exchange time.", labels=["instrument"]
-        )
+        events = families.WORKER_EVENTS.family()
+        gaps = families.WORKER_BOOK_GAPS.family()
+        crossings = families.WORKER_BOOK_CROSSINGS.family()
+        stale = families.WORKER_STALE_EVENTS.family()
+        future = families.WORKER_FUTURE_EVENTS.family()
+        restarts = families.WORKER_TIME_RESTARTS.family()
+        resets = families.WORKER_FEED_RESETS.family()
+        valid = families.WORKER_BOOK_VALID.family()
+        age = families.WORKER_EVENT_AGE_SECONDS.family()
         now_ns = time.time_ns()
         for instrument, engine in self._engines.all().items():
-            for name, count in (
-                ("events", engine.events),
-                ("book_gaps", engine.book.gaps),
-                ("book_crossings", engine.book.crossings),
-                ("stale_events", engine.stale + engine.book.stale),
-                ("future_events", engine.future),
-                ("time_restarts", engine.time_restarts),
-                ("feed_resets", engine.resets),
-            ):
-                counters[name].add_metric([instrument], count)
-            valid.add_metric([instrument], engine.state is not BookState.UNKNOWN)
-            age.add_metric([instrument], engine.age_seconds(now_ns))
-        yield from (*counters.values(), valid, age)
+            labels = (instrument,)
+            events.add_metric(labels, engine.events)
+            gaps.add_metric(labels, engine.book.gaps)
+            crossings.add_metric(labels, engine.book.crossings)
+            stale.add_metric(labels, engine.stale + engine.book.stale)
+            future.add_metric(labels, engine.future)
+            restarts.add_metric(labels, engine.time_restarts)
+            resets.add_metric(labels, engine.resets)
+            valid.add_metric(labels, engine.state is not BookState.UNKNOWN)
+            age.add_metric(labels, engine.age_seconds(now_ns))
+        yield from (events, gaps, crossings, stale, future, restarts, resets, valid, age)
 
 
 class IngestCollector(Collector):
@@ -127,23 +109,18 @@ class IngestCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric of the feed."""
         feed = self._feed
-        for name, help_text, count in (
-            ("messages", "Messages received.", feed.messages),
-            ("messages_refused", "Messages that were not what the venue documents.", feed.refused),
-            ("events", "Events published.", feed.events),
-            ("events_undelivered", "Events that the brokers did not take.", feed.undelivered),
-            ("connections", "Connections made.", feed.connects),
-            ("connections_lost", "Connections lost, and attempts that failed.", feed.losses),
-            ("book_doubts", "Times a book was found not to be the exchange's.", feed.doubts),
-            ("snapshot_requests", "Snapshots asked for.", feed.requests),
-            ("snapshot_failures", "Snapshots that did not come, or could not be used.", feed.request_failures),
-        ):
-            yield CounterMetricFamily(f"pretrade_ingest_{name}", help_text, count)
-        yield GaugeMetricFamily("pretrade_ingest_connected", "Connections that stand.", feed.connected)
-        newest = GaugeMetricFamily("pretrade_ingest_newest_event_seconds", "Exchange time of the newest event.")
-        newest.add_metric([], feed.newest_event_ns / 1e9)
-        yield newest
-        valid = GaugeMetricFamily("pretrade_ingest_book_valid", "1 while the book is known.", labels=["instrument"])
+        yield families.INGEST_MESSAGES.family(feed.messages)
+        yield families.INGEST_MESSAGES_REFUSED.family(feed.refused)
+        yield families.INGEST_EVENTS.family(feed.events)
+        yield families.INGEST_EVENTS_UNDELIVERED.family(feed.undelivered)
+        yield families.INGEST_CONNECTIONS.family(feed.connects)
+        yield families.INGEST_CONNECTIONS_LOST.family(feed.losses)
+        yield families.INGEST_BOOK_DOUBTS.family(feed.doubts)
+        yield families.INGEST_SNAPSHOT_REQUESTS.family(feed.requests)
+        yield families.INGEST_SNAPSHOT_FAILURES.family(feed.request_failures)
+        yield families.INGEST_CONNECTED.family(feed.connected)
+        yield families.INGEST_NEWEST_EVENT_SECONDS.family(feed.newest_event_ns / 1e9)
+        valid = families.INGEST_BOOK_VALID.family()
         for instrument, known in feed.books.items():
             valid.add_metric([instrument], known)
         yield valid

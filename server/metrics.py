@@ -6,15 +6,20 @@ The decision path only adds to plain integers; the Prometheus families are built
 from __future__ import annotations
 
 import asyncio
+import itertools
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from feature_cache.codec import BookState
+from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server import metric_families as families
+from server.control.state import FLAGS
 from server.inference.breaker import State
 
 if TYPE_CHECKING:
@@ -86,7 +91,7 @@ class DecisionMetrics:
         """Calls that ended DEADLINE_EXCEEDED."""
         self.cancelled = 0
         """Calls whose caller had gone before the reply."""
-        self.errors: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter({"INTERNAL": 0})
         """Calls that got no decision, by reason."""
 
     def observe(self, case: Case, decision: pb.Decision, now: float) -> None:
@@ -161,73 +166,60 @@ class ServerCollector(Collector):
         yield from self._control_families()
         yield from self._journal_families()
         yield from self._feature_families()
-        yield GaugeMetricFamily(
-            "pretrade_event_loop_tasks", "Tasks of the event loop: a leak grows.", len(asyncio.all_tasks(self._loop))
-        )
+        yield families.EVENT_LOOP_TASKS.family(len(asyncio.all_tasks(self._loop)))
 
     def _decision_families(self) -> Iterator[Metric]:
         metrics = self._decisions
-        decisions = CounterMetricFamily("pretrade_decisions", "Decisions sent.", labels=("source", "action"))
-        for (source, action), count in metrics.decisions.copy().items():
-            decisions.add_metric((_short(pb.Source, source), _short(pb.Action, action)), count)
+        decisions = families.DECISIONS.family()
+        for source, action in itertools.product(pb.Source.values(), pb.Action.values()):
+            if source and action:
+                labels = (_short(pb.Source, source), _short(pb.Action, action))
+                decisions.add_metric(labels, metrics.decisions[source, action])
         yield decisions
-        yield _counter("pretrade_decision_reasons", "Reasons of decisions.", "reason", pb.ReasonCode, metrics.reasons)
-        yield _counter(
-            "pretrade_degradations", "Degradations of decisions.", "degradation", pb.Degradation, metrics.degradations
-        )
-        latency = HistogramMetricFamily("pretrade_decision_seconds", "Arrival to hand-over of the reply.")
+        yield _by_name(families.DECISION_REASONS.family(), pb.ReasonCode, metrics.reasons)
+        yield _by_name(families.DEGRADATIONS.family(), pb.Degradation, metrics.degradations)
+        latency = families.DECISION_SECONDS.family()
         latency.add_metric((), *metrics.latency.buckets())
         yield latency
-        for name, documentation, histograms in (
-            ("pretrade_stage_seconds", "Time used by a stage.", metrics.stages),
-            ("pretrade_stage_allowed_seconds", "Time allowed to a stage.", metrics.allowances),
+        for stages, histograms in (
+            (families.STAGE_SECONDS.family(), metrics.stages),
+            (families.STAGE_ALLOWED_SECONDS.family(), metrics.allowances),
         ):
-            stages = HistogramMetricFamily(name, documentation, labels=("stage",))
             for stage, histogram in histograms.items():
                 if stage:
                     stages.add_metric((_short(pb.Stage, stage),), *histogram.buckets())
             yield stages
-        skips = CounterMetricFamily("pretrade_stage_skips", "Stages passed over.", labels=("stage", "reason"))
+        skips = families.STAGE_SKIPS.family()
         for (stage, why), count in metrics.skips.copy().items():
             skips.add_metric((_short(pb.Stage, stage), _short(pb.Degradation, why)), count)
         yield skips
-        broken = CounterMetricFamily("pretrade_stage_broken", "Stages that broke off with a bug.", labels=("stage",))
+        broken = families.STAGE_BROKEN.family()
         for name, count in self._chain.broken.copy().items():
             broken.add_metric((name,), count)
         yield broken
-        yield CounterMetricFamily("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.", metrics.late)
-        yield CounterMetricFamily("pretrade_cancelled", "Calls whose caller had gone.", metrics.cancelled)
-        errors = CounterMetricFamily("pretrade_errors", "Calls that got no decision.", labels=("reason",))
+        yield families.LATE.family(metrics.late)
+        yield families.CANCELLED.family(metrics.cancelled)
+        errors = families.ERRORS.family()
         for reason, count in metrics.errors.copy().items():
             errors.add_metric((reason,), count)
         yield errors
-        yield GaugeMetricFamily("pretrade_in_flight", "Decisions under way.", self._admission.in_flight)
-        yield GaugeMetricFamily("pretrade_admission_limit", "Decisions that may be under way.", self._admission.limit)
-        yield CounterMetricFamily("pretrade_shed", "Calls refused by admission.", self._admission.shed)
-        yield CounterMetricFamily("pretrade_idempotent_repeats", "Calls answered again.", self._idempotency.repeated)
+        yield families.IN_FLIGHT.family(self._admission.in_flight)
+        yield families.ADMISSION_LIMIT.family(self._admission.limit)
+        yield families.SHED.family(self._admission.shed)
+        yield families.IDEMPOTENT_REPEATS.family(self._idempotency.repeated)
 
     def _replica_families(self) -> Iterator[Metric]:
-        outcomes = CounterMetricFamily(
-            "pretrade_replica_batches", "Batches and probes by outcome.", labels=("replica", "outcome")
-        )
-        rows = CounterMetricFamily("pretrade_replica_rows", "Rows scored.", labels=("replica",))
-        splits = CounterMetricFamily(
-            "pretrade_replica_splits", "Batches that failed as a whole and were sent in parts.", labels=("replica",)
-        )
-        displaced = CounterMetricFamily(
-            "pretrade_replica_displaced_rows", "Canary rows given up for live ones.", labels=("replica",)
-        )
-        in_flight = GaugeMetricFamily(
-            "pretrade_replica_in_flight", "Batches in flight, abandoned ones included.", labels=("replica",)
-        )
-        abandoned = GaugeMetricFamily("pretrade_replica_abandoned", "Batches given up.", labels=("replica",))
-        queued = GaugeMetricFamily("pretrade_replica_queued_rows", "Rows waiting.", labels=("replica",))
-        state = GaugeMetricFamily("pretrade_breaker_state", "0 closed, 1 half-open, 2 open.", labels=("replica",))
-        transitions = CounterMetricFamily(
-            "pretrade_breaker_transitions", "Breaker transitions by state entered.", labels=("replica", "state")
-        )
-        healthy = GaugeMetricFamily("pretrade_replica_healthy", "1 while probes succeed.", labels=("replica",))
-        p95 = GaugeMetricFamily("pretrade_replica_p95_seconds", "Recent p95 of a batch.", labels=("replica",))
+        outcomes = families.REPLICA_BATCHES.family()
+        rows = families.REPLICA_ROWS.family()
+        splits = families.REPLICA_SPLITS.family()
+        displaced = families.REPLICA_DISPLACED_ROWS.family()
+        in_flight = families.REPLICA_IN_FLIGHT.family()
+        abandoned = families.REPLICA_ABANDONED.family()
+        queued = families.REPLICA_QUEUED_ROWS.family()
+        state = families.BREAKER_STATE.family()
+        transitions = families.BREAKER_TRANSITIONS.family()
+        healthy = families.REPLICA_HEALTHY.family()
+        p95 = families.REPLICA_P95_SECONDS.family()
         for replica in self._replicas:
             name = (replica.name,)
             for outcome, count in replica.outcomes.copy().items():
@@ -246,72 +238,82 @@ class ServerCollector(Collector):
         yield from (outcomes, rows, splits, displaced, in_flight, abandoned, queued, state, transitions, healthy, p95)
 
     def _attempt_families(self) -> Iterator[Metric]:
-        attempts = CounterMetricFamily(
-            "pretrade_attempts", "Model attempts of orders by outcome.", labels=("replica", "outcome")
-        )
+        attempts = families.ATTEMPTS.family()
         for (replica, outcome), count in self._champion.attempts.copy().items():
             attempts.add_metric((replica, outcome.value), count)
-        second = CounterMetricFamily(
-            "pretrade_second_attempts", "Second model attempts: retries and hedges.", labels=("kind", "fate")
-        )
-        for (kind, fate), count in self._champion.second_attempts.copy().items():
-            second.add_metric((kind, fate), count)
+        second = families.SECOND_ATTEMPTS.family()
+        for labels in itertools.product(("retry", "hedge"), ("granted", "refused", "won")):
+            second.add_metric(labels, self._champion.second_attempts[labels])
         yield from (attempts, second)
 
     def _shadow_families(self) -> Iterator[Metric]:
         shadow = self._shadow
-        rows = CounterMetricFamily("pretrade_shadow_rows", "Rows for the challenger by fate.", labels=("fate",))
+        rows = families.SHADOW_ROWS.family()
         for fate, count in shadow.fates().items():
             rows.add_metric((fate,), count)
         yield rows
 
     def _control_families(self) -> Iterator[Metric]:
         control = self._control
-        yield GaugeMetricFamily("pretrade_control_version", "Version of the control state in force.", control.version)
-        yield CounterMetricFamily("pretrade_control_reloads", "Changes by other processes.", control.reloads)
-        yield CounterMetricFamily("pretrade_control_write_failures", "Failed writes.", control.write_failures)
-        lag = HistogramMetricFamily("pretrade_loop_lag_seconds", "Delay of a timer of the event loop, every 20 ms.")
+        yield families.CONTROL_VERSION.family(control.version)
+        states = families.TRADING_STATE.family()
+        for state in admin_pb2.TradingState.values():
+            if state:
+                states.add_metric((_short(admin_pb2.TradingState, state),), state == control.trading_state)
+        yield states
+        flags = families.FLAG.family()
+        for name in FLAGS:
+            flags.add_metric((name,), getattr(control, name))
+        yield flags
+        yield families.CONTROL_RELOADS.family(control.reloads)
+        yield families.CONTROL_WRITE_FAILURES.family(control.write_failures)
+        lag = families.LOOP_LAG_SECONDS.family()
         lag.add_metric((), *self._decisions.loop_lag.buckets())
         yield lag
-        yield CounterMetricFamily("pretrade_loop_stalls", "Delays of more than 20 ms.", self._loop_lag.stalls)
-        yield CounterMetricFamily(
-            "pretrade_process_restarts", "Times a process in this place ended by itself.", self._restarts
-        )
+        yield families.LOOP_STALLS.family(self._loop_lag.stalls)
+        yield families.PROCESS_RESTARTS.family(self._restarts)
 
     def _journal_families(self) -> Iterator[Metric]:
         journal = self._journal
-        yield GaugeMetricFamily("pretrade_journal_writable", "1 while rows are made durable.", journal.writable)
-        yield CounterMetricFamily("pretrade_journal_rows", "Rows made durable.", journal.written)
-        yield CounterMetricFamily("pretrade_journal_refused", "Rows not made durable.", journal.refused)
-        yield CounterMetricFamily("pretrade_journal_outages", "Times it became unwritable.", journal.outages)
-        yield GaugeMetricFamily("pretrade_journal_bytes", "What the rows of the journal fill.", journal.bytes)
-        yield GaugeMetricFamily("pretrade_journal_full", "1 while the rows fill all that they may.", journal.full)
-        yield GaugeMetricFamily("pretrade_journal_depth", "Rows waiting for the writer.", journal.depth)
-        commits = HistogramMetricFamily("pretrade_journal_commit_seconds", "Time of a group commit.")
+        yield families.JOURNAL_WRITABLE.family(journal.writable)
+        yield families.JOURNAL_ROWS.family(journal.written)
+        yield families.JOURNAL_REFUSED.family(journal.refused)
+        yield families.JOURNAL_OUTAGES.family(journal.outages)
+        yield families.JOURNAL_BYTES.family(journal.bytes)
+        yield families.JOURNAL_FULL.family(journal.full)
+        yield families.JOURNAL_DEPTH.family(journal.depth)
+        commits = families.JOURNAL_COMMIT_SECONDS.family()
         commits.add_metric((), *self._decisions.commits.buckets())
         yield commits
         shipper = self._shipper
-        yield GaugeMetricFamily("pretrade_shipper_unshipped", "Durable rows not yet in SQL.", shipper.unshipped)
-        yield CounterMetricFamily("pretrade_shipper_outages", "Times shipping began to fail.", shipper.outages)
-        yield CounterMetricFamily("pretrade_shipper_restarts", "Times its process was replaced.", shipper.restarts)
+        yield families.SHIPPER_UNSHIPPED.family(shipper.unshipped)
+        yield families.SHIPPER_OUTAGES.family(shipper.outages)
+        yield families.SHIPPER_RESTARTS.family(shipper.restarts)
 
         if (topic := shipper.topic) is not None:
-            yield GaugeMetricFamily("pretrade_topic_unpublished", "Durable rows not yet on the topic.", topic.behind)
-            yield CounterMetricFamily("pretrade_topic_outages", "Times publishing began to fail.", topic.outages)
-            yield CounterMetricFamily("pretrade_topic_restarts", "Times its process was replaced.", topic.restarts)
-            yield CounterMetricFamily("pretrade_topic_skipped", "Rows trimmed before.", topic.skipped)
+            yield families.TOPIC_UNPUBLISHED.family(topic.behind)
+            yield families.TOPIC_OUTAGES.family(topic.outages)
+            yield families.TOPIC_RESTARTS.family(topic.restarts)
+            yield families.TOPIC_SKIPPED.family(topic.skipped)
 
     def _feature_families(self) -> Iterator[Metric]:
-        age = GaugeMetricFamily("pretrade_feature_age_seconds", "Age from event time.", labels=("instrument",))
+        age = families.FEATURE_AGE_SECONDS.family()
+        present = families.FEATURES_PRESENT.family()
+        known = families.FEATURES_BOOK_KNOWN.family()
         now = self._clock()
         for instrument in self._instruments:
             entry = self._feature_cache.get(instrument)
             if entry is not None:
                 age.add_metric((instrument,), entry.age_seconds(now))
-        yield age
-        yield GaugeMetricFamily(
-            "pretrade_feature_cache_connected", "1 while Redis answers.", self._feature_cache.connected
-        )
+            present.add_metric((instrument,), entry is not None)
+            known.add_metric((instrument,), entry is not None and entry.snapshot.state is not BookState.UNKNOWN)
+        yield from (age, present, known)
+        cache = self._feature_cache
+        yield families.FEATURES_TAKEN.family(cache.updates)
+        yield families.FEATURES_REJECTED.family(cache.rejected)
+        yield families.FEATURES_EXPIRED.family(cache.expired)
+        yield families.FEATURE_CACHE_DISCONNECTS.family(cache.disconnects)
+        yield families.FEATURE_CACHE_CONNECTED.family(self._feature_cache.connected)
 
 
 def _short(enum: object, value: int) -> str:
@@ -322,8 +324,9 @@ def _short(enum: object, value: int) -> str:
     return name.removeprefix(prefix)
 
 
-def _counter(name: str, documentation: str, label: str, enum: object, counts: Counter[int]) -> Metric:
-    family = CounterMetricFamily(name, documentation, labels=(label,))
-    for value, count in counts.copy().items():
-        family.add_metric((_short(enum, value),), count)
+def _by_name(family: CounterMetricFamily, enum: object, counts: Counter[int]) -> Metric:
+    """The family with a sample for every value, 0 included: a rate does not see a sample that begins at 1."""
+    for value in enum.values():  # type: ignore[attr-defined]  # as above
+        if value:
+            family.add_metric((_short(enum, value),), counts[value])
     return family

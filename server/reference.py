@@ -1,24 +1,97 @@
-"""The settings and reason codes for people to read, made from the code that defines them.
+"""The settings, reason codes and metrics for people to read, made from the code that defines them.
 
-`python -m server.reference` writes the reason codes into the README between their markers; a test holds the README
-against them.
+`python -m server.reference` writes the reason codes into the README between their markers, and `docs/metrics.md`; a
+test holds both against the code.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, SecretStr
 
+from feature_cache import metric_families as feature_metrics
+from feature_cache.metric_families import Declaration, Histogram
 from pretrade.decision.v1 import decision_pb2 as pb
+from server import metric_families as server_metrics
+from server.metrics import LATENCY_EDGES_SECONDS
 from server.settings import PREFIX, Settings
 
 _MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
 _PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
+
+LABELS: Final = {
+    "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
+    "degradation": "the contract's `Degradation`",
+    "fate": "what became of it: a handful of words in the code",
+    "flag": "the flags of `pretrade flag`",
+    "instrument": "server: `PRETRADE_INSTRUMENTS`; worker: the instruments on its partitions; feed: `--instruments`",
+    "kind": "`retry`, `hedge`",
+    "outcome": "outcomes of a batch, from `success` to `ignored`",
+    "partition": "partitions of the topic `market.events`",
+    "reason": "the contract's `ReasonCode` or `Degradation`; for errors and poison records, codes of ours",
+    "replica": "`primary`, `secondary`, `challenger`",
+    "source": "the contract's `Source`",
+    "stage": "the contract's `Stage`",
+    "state": "of a breaker: `closed`, `half_open`, `open`; of trading: `ACTIVE`, `REDUCING`, `HALTED`",
+}
+"""Every label there is, and what bounds its values: never an order, a strategy or a caller."""
+
+
+def metrics_page() -> str:
+    """Every metric as Markdown tables, a section for each process that shows some."""
+    worker = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_worker_")]
+    ingest = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_ingest_")]
+    edges = ", ".join(f"{edge * 1e3:g}" for edge in LATENCY_EDGES_SECONDS)
+    return "\n".join(
+        (
+            "# Metrics",
+            "",
+            "<!-- Made by `python -m server.reference` from server/metric_families.py and"
+            " feature_cache/metric_families.py. -->",
+            "",
+            "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
+            " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`."
+            " Counters begin at 0 with the process.",
+            "",
+            f"Histograms have buckets up to {edges} ms: a share of answers within one of these budgets is exact.",
+            "",
+            "## Decision server",
+            "",
+            *_metrics_table(server_metrics.METRICS),
+            "",
+            "The metrics of the topic are there where decisions are published to one.",
+            "",
+            "## Feature worker",
+            "",
+            *_metrics_table(worker),
+            "",
+            "The metrics of Feast are there where vectors are pushed to it.",
+            "",
+            "## Live feed",
+            "",
+            *_metrics_table(ingest),
+            "",
+            "## Labels",
+            "",
+            "| label | its values |",
+            "|---|---|",
+            *(f"| `{name}` | {values} |" for name, values in LABELS.items()),
+            "",
+        )
+    )
+
+
+def _metrics_table(metrics: Iterable[Declaration]) -> Iterator[str]:
+    yield from ("| metric | type | labels | unit | meaning |", "|---|---|---|---|---|")
+    for each in metrics:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        series = f"`{each.scraped_name}`" + (" (`_bucket`, `_sum`, `_count`)" if isinstance(each, Histogram) else "")
+        yield f"| {series} | {each.kind} | {labels} | {each.unit} | {each.meaning} |"
 
 
 def settings() -> Iterator[tuple[str, str, str]]:
@@ -73,3 +146,6 @@ def _shown(default: object) -> str:
 if __name__ == "__main__":
     readme = Path(sys.argv[1] if sys.argv[1:] else "README.md")
     readme.write_text(with_reasons(readme.read_text()))
+    page = readme.parent / "docs" / "metrics.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(metrics_page())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from typing import Any, cast
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -15,12 +16,14 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 from harness import DEADLINE_SECONDS, INSTRUMENTS, MID, Product, calm_values, eventually
+from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.schema import CONTROL_CHANGES, DECISIONS
+from server.metric_families import METRICS
 
 pytestmark = pytest.mark.stack
 
@@ -291,3 +294,22 @@ def test_every_change_is_in_the_audit(product: Product) -> None:
     found = eventually(rows, bool)
     engine.dispose()
     assert (found[0]["subject"], found[0]["previous"], found[0]["value"]) == ("flag/shadow", "on", "off")
+
+
+def test_a_scrape_shows_what_is_declared_and_nothing_else(product: Product) -> None:
+    product.decide_until(pb.SOURCE_PRIMARY)
+    with urlopen(f"{product.stack.endpoints.metrics_url}/metrics", timeout=5.0) as response:
+        families = {family.name: family for family in text_string_to_metric_families(response.read().decode())}
+    where_published = {each.name for each in METRICS if each.name.startswith("pretrade_topic_")}
+    assert set(families) == {each.name for each in METRICS} - where_published
+    for metric in METRICS:
+        if metric.name not in where_published:
+            found = {label for sample in families[metric.name].samples for label in sample.labels} - {"le"}
+            assert found <= set(metric.labels), metric.name
+            assert families[metric.name].type == metric.kind
+            assert families[metric.name].documentation == metric.meaning
+    assert sum(len(family.samples) for family in families.values()) < 1_000
+    states = {sample.labels["state"]: sample.value for sample in families["pretrade_trading_state"].samples}
+    assert states == {"ACTIVE": 1, "REDUCING": 0, "HALTED": 0}
+    for name in ("pretrade_features_present", "pretrade_features_book_known"):
+        assert {sample.labels["instrument"] for sample in families[name].samples} == set(INSTRUMENTS)

@@ -1,0 +1,93 @@
+"""Every metric of the decision server; `docs/metrics.md` is made from this."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from feature_cache.metric_families import Counter, Gauge, Histogram, declared
+
+EVENT_LOOP_TASKS: Final = Gauge("pretrade_event_loop_tasks", "Tasks of the event loop: a leak grows.")
+DECISIONS: Final = Counter("pretrade_decisions", "Decisions sent.", ("source", "action"))
+DECISION_REASONS: Final = Counter("pretrade_decision_reasons", "Reasons of decisions.", ("reason",))
+DEGRADATIONS: Final = Counter("pretrade_degradations", "Degradations of decisions.", ("degradation",))
+DECISION_SECONDS: Final = Histogram("pretrade_decision_seconds", "Arrival to hand-over of the reply.")
+STAGE_SECONDS: Final = Histogram("pretrade_stage_seconds", "Time used by a stage.", ("stage",))
+STAGE_ALLOWED_SECONDS: Final = Histogram("pretrade_stage_allowed_seconds", "Time allowed to a stage.", ("stage",))
+STAGE_SKIPS: Final = Counter("pretrade_stage_skips", "Stages passed over.", ("stage", "reason"))
+STAGE_BROKEN: Final = Counter("pretrade_stage_broken", "Stages that broke off with a bug.", ("stage",))
+LATE: Final = Counter("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.")
+CANCELLED: Final = Counter("pretrade_cancelled", "Calls whose caller had gone.")
+ERRORS: Final = Counter("pretrade_errors", "Calls that got no decision.", ("reason",))
+IN_FLIGHT: Final = Gauge("pretrade_in_flight", "Decisions under way.")
+ADMISSION_LIMIT: Final = Gauge("pretrade_admission_limit", "Decisions that may be under way.")
+SHED: Final = Counter("pretrade_shed", "Calls refused by admission.")
+IDEMPOTENT_REPEATS: Final = Counter("pretrade_idempotent_repeats", "Calls answered again.")
+REPLICA_BATCHES: Final = Counter("pretrade_replica_batches", "Batches and probes by outcome.", ("replica", "outcome"))
+REPLICA_ROWS: Final = Counter("pretrade_replica_rows", "Rows scored.", ("replica",))
+REPLICA_SPLITS: Final = Counter(
+    "pretrade_replica_splits", "Batches that failed as a whole and were sent in parts.", ("replica",)
+)
+REPLICA_DISPLACED_ROWS: Final = Counter(
+    "pretrade_replica_displaced_rows", "Canary rows given up for live ones.", ("replica",)
+)
+REPLICA_IN_FLIGHT: Final = Gauge(
+    "pretrade_replica_in_flight", "Batches in flight, abandoned ones included.", ("replica",)
+)
+REPLICA_ABANDONED: Final = Gauge(
+    "pretrade_replica_abandoned", "Batches given up whose answer may still come.", ("replica",)
+)
+REPLICA_QUEUED_ROWS: Final = Gauge("pretrade_replica_queued_rows", "Rows waiting for a batch.", ("replica",))
+BREAKER_STATE: Final = Gauge("pretrade_breaker_state", "0 closed, 1 half-open, 2 open.", ("replica",))
+BREAKER_TRANSITIONS: Final = Counter(
+    "pretrade_breaker_transitions", "Breaker transitions by state entered.", ("replica", "state")
+)
+REPLICA_HEALTHY: Final = Gauge("pretrade_replica_healthy", "1 while probes succeed.", ("replica",))
+REPLICA_P95_SECONDS: Final = Gauge("pretrade_replica_p95_seconds", "Recent p95 of a batch.", ("replica",))
+ATTEMPTS: Final = Counter("pretrade_attempts", "Model attempts of orders by outcome.", ("replica", "outcome"))
+SECOND_ATTEMPTS: Final = Counter(
+    "pretrade_second_attempts", "Second model attempts: retries and hedges.", ("kind", "fate")
+)
+SHADOW_ROWS: Final = Counter("pretrade_shadow_rows", "Rows for the challenger by fate.", ("fate",))
+CONTROL_VERSION: Final = Gauge("pretrade_control_version", "Version of the control state in force.")
+TRADING_STATE: Final = Gauge("pretrade_trading_state", "1 for the state in force, 0 for the others.", ("state",))
+FLAG: Final = Gauge("pretrade_flag", "1 while the flag is on.", ("flag",))
+CONTROL_RELOADS: Final = Counter("pretrade_control_reloads", "Changes of the control state by other processes.")
+CONTROL_WRITE_FAILURES: Final = Counter(
+    "pretrade_control_write_failures", "Changes that could not be written; tried again every second."
+)
+LOOP_LAG_SECONDS: Final = Histogram("pretrade_loop_lag_seconds", "Delay of a timer of the event loop, every 20 ms.")
+LOOP_STALLS: Final = Counter("pretrade_loop_stalls", "Delays of more than 20 ms.")
+PROCESS_RESTARTS: Final = Counter("pretrade_process_restarts", "Times a process in this place ended by itself.")
+JOURNAL_WRITABLE: Final = Gauge("pretrade_journal_writable", "1 while rows are made durable.")
+JOURNAL_ROWS: Final = Counter("pretrade_journal_rows", "Rows made durable.")
+JOURNAL_REFUSED: Final = Counter("pretrade_journal_refused", "Rows not made durable.")
+JOURNAL_OUTAGES: Final = Counter("pretrade_journal_outages", "Times the journal became unwritable.")
+JOURNAL_BYTES: Final = Gauge("pretrade_journal_bytes", "What the rows of the journal fill on disk.")
+JOURNAL_FULL: Final = Gauge("pretrade_journal_full", "1 while the rows fill all that they may.")
+JOURNAL_DEPTH: Final = Gauge("pretrade_journal_depth", "Rows waiting for the writer.")
+JOURNAL_COMMIT_SECONDS: Final = Histogram("pretrade_journal_commit_seconds", "Time of a group commit.")
+SHIPPER_UNSHIPPED: Final = Gauge("pretrade_shipper_unshipped", "Durable rows not yet in SQL.")
+SHIPPER_OUTAGES: Final = Counter("pretrade_shipper_outages", "Times shipping began to fail.")
+SHIPPER_RESTARTS: Final = Counter("pretrade_shipper_restarts", "Times the shipping process was replaced.")
+TOPIC_UNPUBLISHED: Final = Gauge("pretrade_topic_unpublished", "Durable rows not yet on the topic.")
+TOPIC_OUTAGES: Final = Counter("pretrade_topic_outages", "Times publishing began to fail.")
+TOPIC_RESTARTS: Final = Counter("pretrade_topic_restarts", "Times the publishing process was replaced.")
+TOPIC_SKIPPED: Final = Counter(
+    "pretrade_topic_skipped", "Rows that left the journal unpublished, because it was half full."
+)
+FEATURE_AGE_SECONDS: Final = Gauge(
+    "pretrade_feature_age_seconds", "Age of the features from exchange event time.", ("instrument",)
+)
+FEATURES_PRESENT: Final = Gauge(
+    "pretrade_features_present", "1 while there are features within their TTL.", ("instrument",)
+)
+FEATURES_BOOK_KNOWN: Final = Gauge(
+    "pretrade_features_book_known", "1 while there are features, and of a book that is known.", ("instrument",)
+)
+FEATURES_TAKEN: Final = Counter("pretrade_features_taken", "Vectors taken over from Redis.")
+FEATURES_REJECTED: Final = Counter("pretrade_features_rejected", "Values in Redis that were no vector of ours.")
+FEATURES_EXPIRED: Final = Counter("pretrade_features_expired", "Vectors dropped because of their age.")
+FEATURE_CACHE_DISCONNECTS: Final = Counter("pretrade_feature_cache_disconnects", "Times Redis was lost or not reached.")
+FEATURE_CACHE_CONNECTED: Final = Gauge("pretrade_feature_cache_connected", "1 while Redis answers.")
+
+METRICS: Final = declared(globals())
