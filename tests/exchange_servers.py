@@ -8,6 +8,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Final, Self
@@ -247,7 +248,7 @@ class KrakenServer(ExchangeServer):
         levels = {name: [{"price": p, "qty": q} for p, q in side.items()] for name, side in sides.items()}
         entry = {"symbol": pair, **levels, "checksum": self._checksum(pair) ^ wrong}
         if kind == "update":
-            entry["timestamp"] = "2026-01-02T03:04:05.678901Z"
+            entry["timestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return {"channel": "book", "type": kind, "data": [entry]}
 
     def _checksum(self, pair: str) -> int:
