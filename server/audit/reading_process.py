@@ -13,7 +13,6 @@ import signal
 import sys
 import traceback
 from contextlib import closing
-from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -21,10 +20,8 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.errors import AuditError, InvalidRequest, ModelFailed
 from server.audit.models import ModelStore
 from server.audit.query import AuditQuery
-from server.audit.reading import ERRORS, EVENT, POSITION, REQUEST, RESPONSE, Question, Task
+from server.audit.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP, Question, Task
 from server.audit.replay import Replay, Replayer
-
-_NICENESS: Final = 5  # decisions first
 
 
 class Answering:
@@ -75,9 +72,10 @@ class Answering:
         return response.SerializeToString()
 
     def _watch(self, request: audit_pb2.WatchDecisionsRequest) -> bytes:
-        events, position = self._query.after(request.after_position, request.filter)
-        parts = [POSITION.pack(position)]
-        for event in events:
+        step = self._query.journals.after(request)
+        cursor = step.cursor.encode()
+        parts = [STEP.pack(step.more, len(cursor)), cursor]
+        for event in step.events:
             packed = event.SerializeToString()
             parts += (EVENT.pack(len(packed)), packed)
         return b"".join(parts)
@@ -118,7 +116,6 @@ def main() -> None:
     # The server decides when this ends, also where a terminal or a supervisor signals the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(_NICENESS)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with closing(Answering(Task.model_validate_json(questions.readline()))) as answering:

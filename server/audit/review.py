@@ -1,6 +1,6 @@
 """`pretrade audit`, an auditor's part: `list`, `watch`, `outcome`, `replay`.
 
-`list` and `replay` read database and journal themselves; `watch` and `outcome` are clients of `AuditService`.
+`list` and `replay` read database and journals themselves; `watch` and `outcome` are clients of `AuditService`.
 Exit codes: 0 done, 1 refused, or a replay that differs, 2 wrong usage, 3 the server cannot be reached.
 """
 
@@ -130,14 +130,19 @@ def watch_decisions(
     action: Actions = None,
     source: Sources = None,
     by_model: ByModel = "",
-    after: Annotated[int | None, typer.Option(help="Begin after this position of the journal.")] = None,
+    after: Annotated[
+        str, typer.Option(metavar="CURSOR", help="Go on after this event of an earlier watch (--json).")
+    ] = "",
+    from_oldest: Annotated[
+        bool, typer.Option("--from-oldest", help="Begin with the oldest the journals hold, not with what comes.")
+    ] = False,
     as_json: AsJson = False,
     target: Target = None,
     directory: StackDirectory = DEFAULT_DIRECTORY,
 ) -> None:
     """Prints decisions of a running server as they become durable, until Ctrl-C."""
     wanted = _filter(None, None, instrument, strategy, action, source, by_model)
-    request = audit_pb2.WatchDecisionsRequest(filter=wanted, after_position=after)
+    request = audit_pb2.WatchDecisionsRequest(filter=wanted, cursor=after, from_oldest=from_oldest)
     with _service(target, directory) as service:
         for event in service.WatchDecisions(request):
             if as_json:
@@ -146,7 +151,8 @@ def watch_decisions(
                 typer.echo("  ".join(_cells(event.decision)))
             elif event.HasField("missed"):
                 missed = event.missed
-                typer.echo(f"rows {missed.first_position} to {missed.last_position} were trimmed; see `audit list`")
+                rows = f"rows {missed.first_position} to {missed.last_position} of journal {missed.journal_id}"
+                typer.echo(f"{rows} were trimmed; see `audit list`")
             else:
                 unconfirmed = event.reply_unconfirmed
                 typer.echo(f"{unconfirmed.decision_id}: reply unconfirmed ({unconfirmed.cause})")
