@@ -128,6 +128,8 @@ def export_days(
     except ModuleNotFoundError as error:
         raise _failure(f"{error.name} is missing: pip install 'pretrade[export]'") from error
     last = until or dt.datetime.now(dt.UTC)
+    if last.date() < since.date():
+        raise typer.BadParameter("must not be before --since", param_hint="--until")
     rows = size = 0
     try:
         with Console(stderr=True).status("") as status:

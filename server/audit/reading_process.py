@@ -21,7 +21,7 @@ from server.audit.errors import AuditError, InvalidRequest, ModelFailed
 from server.audit.models import ModelStore
 from server.audit.query import AuditQuery
 from server.audit.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP, Question, Task
-from server.audit.replay import Replay, Replayer
+from server.audit.replay import Replay, Replayer, fact_of_reply
 
 
 class Answering:
@@ -81,14 +81,16 @@ class Answering:
         return b"".join(parts)
 
     def _replay(self, request: audit_pb2.ReplayDecisionRequest) -> bytes:
-        packet = self._query.get(request.decision_id).packet
+        recorded = self._query.get(request.decision_id)
         try:
-            return response_of(asyncio.run(self._replayer.replay(packet))).SerializeToString()
+            response = response_of(asyncio.run(self._replayer.replay(recorded.packet)))
         except ModelFailed:
             # Its process may be gone: the next replay starts it anew.
             self._replayer.__exit__()
             self._replayer = self._new_replayer()
             raise
+        response.facts.extend(fact_of_reply(recorded.reply_status))
+        return response.SerializeToString()
 
     def _new_replayer(self) -> Replayer:
         return Replayer(self._query.settings, self._query.packet, self._store.find)

@@ -39,7 +39,7 @@ from server.audit.places import (
     targets,
 )
 from server.audit.query import LARGEST_PAGE, AuditQuery
-from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf
+from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
 
 _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
@@ -213,8 +213,9 @@ def replay(
             what_if = WhatIf(None if model is None else _archive(model, store, store_path), threshold)
         with Replayer(query.settings, query.packet, store.find, what_if) as replayer:
             if decision_id is not None:
-                one = asyncio.run(replayer.replay(query.get(decision_id).packet))
-                _print_replay(one, what_if)
+                recorded = query.get(decision_id)
+                one = asyncio.run(replayer.replay(recorded.packet))
+                _print_replay(one, what_if, recorded.reply_status)
                 raise typer.Exit(int(what_if == AS_RECORDED and one.first_difference is not None))
             wanted = _filter(since, until, instrument, strategy, action, source, by_model)
             packets = (one.packet for one in decisions_of(query, wanted, limit))
@@ -226,7 +227,7 @@ def replay(
     raise typer.Exit(int(what_if == AS_RECORDED and not complete))
 
 
-def _print_replay(one: Replay, what_if: WhatIf) -> None:
+def _print_replay(one: Replay, what_if: WhatIf, reply_status: str) -> None:
     recorded = one.packet.decision
     score = repr(one.score) if one.score == one.score else "none"
     table = Table("", "recorded", "replayed", title=recorded.decision_id, title_justify="left")
@@ -236,7 +237,7 @@ def _print_replay(one: Replay, what_if: WhatIf) -> None:
         "reasons", *(", ".join(_name(pb.ReasonCode, r) for r in said) for said in (recorded.reasons, one.reasons))
     )
     Console().print(table, highlight=False)
-    for fact in one.facts:
+    for fact in (*one.facts, *fact_of_reply(reply_status)):
         typer.echo(f"taken from the packet: {fact}")
     if what_if != AS_RECORDED:
         typer.echo("the same action" if one.action == recorded.action else "another action")

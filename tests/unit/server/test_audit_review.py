@@ -139,6 +139,20 @@ def test_one_decision_replays_bit_equal_from_journal_and_database_alike(audit: A
         assert "bit-equal" in result.output
 
 
+def test_a_replay_says_when_the_caller_heard_something_else(audit: Audit) -> None:
+    assert (
+        "the caller may not have heard it: reply_unconfirmed:cancelled"
+        in audit.run("replay", "decision-00003", models=True).output
+    )
+    late = packet_pb2.JournalEntry()
+    late.reply_unconfirmed.decision_id, late.reply_unconfirmed.cause = "decision-00004", "audit_late"
+    with closing(JournalFile(audit.journal, sync_commits=False)) as journal:
+        journal.append([late.SerializeToString()])
+    result = audit.run("replay", "decision-00004", models=True)
+    assert "the caller heard ABSTAIN" in result.output
+    assert "bit-equal" in result.output
+
+
 def test_all_decisions_replay_bit_equal_and_a_forged_one_is_named(audit: Audit) -> None:
     result = audit.run("replay", models=True)
     assert result.exit_code == 0, result.output

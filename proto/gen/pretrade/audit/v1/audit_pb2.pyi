@@ -445,7 +445,9 @@ class ReplayDecisionResponse(_message.Message):
 
     @_builtins.property
     def facts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was taken from the packet because it cannot be recomputed, for people: timeouts, rates, clocks."""
+        """What was taken from the packet because it cannot be recomputed, for people: timeouts, rates, clocks; and what the
+        caller heard, where that is not the decision.
+        """
 
     def __init__(
         self,
