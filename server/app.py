@@ -34,6 +34,7 @@ from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.admission import Admission
 from server.audit.errors import JournalError
 from server.audit.journal import Journal
+from server.audit.lock import FileLock
 from server.audit.reading import Reading
 from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
@@ -270,7 +271,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     )
     if slot is not None:
         admin.add_insecure_port(slot.admin_address(slot.index))
-    (await _open_audit(settings, stack, journal)).add_to(admin)
+    (await _open_audit(shared, stack, journal)).add_to(admin)
     admin_port = await _listen(
         stack,
         admin,
@@ -344,16 +345,18 @@ def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketW
 
 
 async def _open_audit(settings: Settings, stack: AsyncExitStack, journal: Journal) -> AuditServicer:
-    """The audit service, whose readers are processes of their own."""
+    """The audit service, whose readers are processes of their own and read the journals of all processes."""
+    path = settings.journal.path.absolute()
     task = ReadingTask(
-        journal=settings.journal.path.absolute(),
+        journal=path,
         database_url=settings.database_url.get_secret_value(),
         model_store=settings.replay.model_store,
     )
     lookups, watching, replays = [
         await stack.enter_async_context(Reading(name, task)) for name in ("lookups", "watching", "replays")
     ]
-    return AuditServicer(lookups, watching, replays, journal)
+    recording = stack.enter_context(FileLock(path.with_name(f"{path.name}.outcomes.lock")))
+    return AuditServicer(lookups, watching, replays, journal, recording)
 
 
 def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:

@@ -41,6 +41,7 @@ _PROBLEMS = {
     pb.REASON_CODE_BOOK_UNKNOWN: pb.DEGRADATION_BOOK_UNKNOWN,
 }
 
+_UNAUDITED = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE))
 _OUT_OF_TIME = frozenset(
     (
         pb.DEGRADATION_NO_TIME_FOR_MODEL,
@@ -237,7 +238,8 @@ class DataPlane:
 
     def _after(self, case: Case, answer: Answer, decision: pb.Decision) -> None:
         """What can wait until the decision is durable: cached score, shadow, admission, metrics, the debug line."""
-        if record.is_from_model(answer.source):
+        if record.is_from_model(answer.source) and _UNAUDITED.isdisjoint(decision.reasons):
+            # A score that is used again must be found in the audit, where a replay of its second use looks for it.
             self._cached_scores.remember(case, answer, decision.decision_id)
         if case.features is not None and self._shadow_on():
             self._shadow.mirror(case.features, answer.score, answer.threshold)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Annotated, Any, Final
 
@@ -20,17 +20,18 @@ from rich.table import Table
 from rich.text import Text
 
 from feature_cache import features
-from pretrade.audit.v1 import packet_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.columns import REPLIED
-from server.audit.errors import AuditError
+from server.audit.errors import AuditError, AuditUnavailable
 from server.audit.places import DEFAULT_DIRECTORY as _DEFAULT_DIRECTORY
 from server.audit.places import DatabaseUrl as _DatabaseUrl
 from server.audit.places import JournalPath as _JournalPath
 from server.audit.places import StackDirectory as _StackDirectory
 from server.audit.places import failure as _failure
 from server.audit.places import targets as _targets
-from server.audit.reader import AuditedDecision, Unreachable, get_decision, verify
+from server.audit.query import AuditQuery
+from server.audit.reader import Unreachable, verify
 from server.audit.store import Store
 
 app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
@@ -47,16 +48,21 @@ def show(
     journal: _JournalPath = None,
     directory: _StackDirectory = _DEFAULT_DIRECTORY,
 ) -> None:
-    """Shows one decision: asked, answered, why, known, cost, attempts, evidence."""
-    database_url, journal = _targets(database_url, journal, directory)
+    """Shows one decision: asked, answered, why, known, cost, attempts, outcomes, evidence."""
     try:
-        decision = get_decision(database_url, journal, decision_id)
+        with closing(AuditQuery(*_targets(database_url, journal, directory))) as query:
+            decision = query.get(decision_id)
+            try:
+                outcomes = query.outcomes(decision_id)
+            except AuditUnavailable as error:
+                outcomes = []
+                typer.echo(f"outcomes may be missing: {error}", err=True)
     except (AuditError, ValueError) as error:
         raise _failure(error) from error
     if as_json:
-        typer.echo(json.dumps(to_dict(decision), indent=2, allow_nan=False))
+        typer.echo(json.dumps(to_dict(decision, outcomes), indent=2, allow_nan=False))
     else:
-        Console().print(screen(decision))
+        Console().print(screen(decision, outcomes))
 
 
 @app.command(name="verify")
@@ -122,6 +128,8 @@ def export_days(
     except ModuleNotFoundError as error:
         raise _failure(f"{error.name} is missing: pip install 'pretrade[export]'") from error
     last = until or dt.datetime.now(dt.UTC)
+    if last.date() < since.date():
+        raise typer.BadParameter("must not be before --since", param_hint="--until")
     rows = size = 0
     try:
         with Console(stderr=True).status("") as status:
@@ -134,7 +142,7 @@ def export_days(
     typer.echo(f"{rows:,} decisions, {size / 2**20:,.1f} MiB in {to}")
 
 
-def to_dict(decision: AuditedDecision) -> dict[str, Any]:
+def to_dict(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Outcome]) -> dict[str, Any]:
     """The whole packet in the JSON form of protobuf, with the features by name; undefined ones are null."""
     return {
         "decision_id": decision.packet.decision.decision_id,
@@ -143,16 +151,17 @@ def to_dict(decision: AuditedDecision) -> dict[str, Any]:
         "features": {
             name: value if math.isfinite(value) else None for name, value in _features(decision.packet).items()
         },
+        "outcomes": [MessageToDict(outcome, preserving_proto_field_name=True) for outcome in outcomes],
         "evidence": {
             "found_in": decision.found_in,
             "journal_id": decision.journal_id,
-            "position": decision.row.position,
-            "hash": decision.row.hash.hex(),
+            "position": decision.position,
+            "hash": decision.hash.hex(),
         },
     }
 
 
-def screen(decision: AuditedDecision) -> RenderableType:
+def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Outcome]) -> RenderableType:
     """Everything about one decision, for people."""
     packet = decision.packet
     answer = packet.decision
@@ -175,6 +184,7 @@ def screen(decision: AuditedDecision) -> RenderableType:
     sections += [
         _cost(answer.budget),
         _attempts(packet),
+        *([_section("outcome", _outcomes(outcomes))] if outcomes else []),
         _section("evidence", _evidence(decision)),
     ]
     return Panel(Group(*sections), title=title, title_align="left")
@@ -188,7 +198,7 @@ def _asked(order: pb.Order) -> Iterator[tuple[str, str]]:
     yield "idempotency key", order.idempotency_key or "-"
 
 
-def _answered(decision: AuditedDecision) -> Iterator[tuple[str, str]]:
+def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
     answer = decision.packet.decision
     source = _short(pb.Source.Name(answer.source), "SOURCE_")
     if decision.packet.cached_from_decision_id:
@@ -225,15 +235,25 @@ def _known(packet: packet_pb2.DecisionPacket) -> Iterator[tuple[str, str]]:
     yield "flags on", ", ".join(packet.flags_on) or "none"
 
 
-def _evidence(decision: AuditedDecision) -> Iterator[tuple[str, str]]:
+def _outcomes(outcomes: Sequence[packet_pb2.Outcome]) -> Iterator[tuple[str, str]]:
+    for outcome in outcomes:
+        filled = f"{outcome.filled_quantity:.12g} filled"
+        if outcome.HasField("fill_price"):
+            filled += f" at {outcome.fill_price:.12g}"
+        if outcome.HasField("markout_bps"):
+            filled += f", markout {outcome.markout_bps:.4g} bps"
+        yield outcome.reporter, f"{filled}; recorded {_instant(outcome.recorded_at_ns)}"
+
+
+def _evidence(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
     packet = decision.packet
     yield "instance", f"{packet.instance_id}, settings {packet.config_hash}"
     yield (
         "monotonic clock",
         f"arrived {packet.arrived_monotonic_ns / 1e9:.6f} s, decided {packet.decided_monotonic_ns / 1e9:.6f} s",
     )
-    yield "journal", f"{decision.journal_id}, row {decision.row.position}, durability {packet.durability}"
-    yield "hash", decision.row.hash.hex()
+    yield "journal", f"{decision.journal_id}, row {decision.position}, durability {packet.durability}"
+    yield "hash", decision.hash.hex()
     yield "found in", decision.found_in
 
 

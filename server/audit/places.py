@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from server.audit.journal_file import journals_of
+
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
@@ -40,7 +42,7 @@ def targets(database_url: str | None, journal: Path | None, directory: Path) -> 
     try:
         endpoints = json.loads((directory / "stack.json").read_text())["endpoints"]
     except (OSError, ValueError, KeyError) as error:
-        if left.exists():
+        if any(journal.exists() for journal in journals_of(left)):
             typer.echo(f"no stack runs in {directory}: its database is not reachable, here is its journal", err=True)
             return None, left
         raise failure(f"no stack runs in {directory}: name --database-url or --journal") from error

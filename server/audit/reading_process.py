@@ -13,7 +13,6 @@ import signal
 import sys
 import traceback
 from contextlib import closing
-from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -21,10 +20,8 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.errors import AuditError, InvalidRequest, ModelFailed
 from server.audit.models import ModelStore
 from server.audit.query import AuditQuery
-from server.audit.reading import ERRORS, EVENT, POSITION, REQUEST, RESPONSE, Question, Task
-from server.audit.replay import Replay, Replayer
-
-_NICENESS: Final = 5  # decisions first
+from server.audit.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP, Question, Task
+from server.audit.replay import Replay, Replayer, fact_of_reply
 
 
 class Answering:
@@ -75,22 +72,25 @@ class Answering:
         return response.SerializeToString()
 
     def _watch(self, request: audit_pb2.WatchDecisionsRequest) -> bytes:
-        events, position = self._query.after(request.after_position, request.filter)
-        parts = [POSITION.pack(position)]
-        for event in events:
+        step = self._query.journals.after(request)
+        cursor = step.cursor.encode()
+        parts = [STEP.pack(step.more, len(cursor)), cursor]
+        for event in step.events:
             packed = event.SerializeToString()
             parts += (EVENT.pack(len(packed)), packed)
         return b"".join(parts)
 
     def _replay(self, request: audit_pb2.ReplayDecisionRequest) -> bytes:
-        packet = self._query.get(request.decision_id).packet
+        recorded = self._query.get(request.decision_id)
         try:
-            return response_of(asyncio.run(self._replayer.replay(packet))).SerializeToString()
+            response = response_of(asyncio.run(self._replayer.replay(recorded.packet)))
         except ModelFailed:
             # Its process may be gone: the next replay starts it anew.
             self._replayer.__exit__()
             self._replayer = self._new_replayer()
             raise
+        response.facts.extend(fact_of_reply(recorded.reply_status))
+        return response.SerializeToString()
 
     def _new_replayer(self) -> Replayer:
         return Replayer(self._query.settings, self._query.packet, self._store.find)
@@ -118,7 +118,6 @@ def main() -> None:
     # The server decides when this ends, also where a terminal or a supervisor signals the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(_NICENESS)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with closing(Answering(Task.model_validate_json(questions.readline()))) as answering:

@@ -31,6 +31,7 @@ from feature_cache import features
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import NotReplayable
 from server.audit.models import Archive, RunningModel
 from server.errors import InvalidOrderError
@@ -318,6 +319,15 @@ def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
     if pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
         facts.append(f"strategy {packet.order.strategy!r} was over its rate")
     return tuple(facts)
+
+
+def fact_of_reply(reply_status: str) -> tuple[str, ...]:
+    """What became of the reply, where that is not the decision itself."""
+    if reply_status == REPLIED:
+        return ()
+    if reply_status == unconfirmed_status("audit_late"):
+        return ("the caller heard ABSTAIN: the packet was not durable in time",)
+    return (f"the caller may not have heard it: {reply_status}",)
 
 
 def _broke_off(packet: packet_pb2.DecisionPacket) -> bool:

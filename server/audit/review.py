@@ -1,6 +1,6 @@
 """`pretrade audit`, an auditor's part: `list`, `watch`, `outcome`, `replay`.
 
-`list` and `replay` read database and journal themselves; `watch` and `outcome` are clients of `AuditService`.
+`list` and `replay` read database and journals themselves; `watch` and `outcome` are clients of `AuditService`.
 Exit codes: 0 done, 1 refused, or a replay that differs, 2 wrong usage, 3 the server cannot be reached.
 """
 
@@ -39,7 +39,7 @@ from server.audit.places import (
     targets,
 )
 from server.audit.query import LARGEST_PAGE, AuditQuery
-from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf
+from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
 
 _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
@@ -130,14 +130,19 @@ def watch_decisions(
     action: Actions = None,
     source: Sources = None,
     by_model: ByModel = "",
-    after: Annotated[int | None, typer.Option(help="Begin after this position of the journal.")] = None,
+    after: Annotated[
+        str, typer.Option(metavar="CURSOR", help="Go on after this event of an earlier watch (--json).")
+    ] = "",
+    from_oldest: Annotated[
+        bool, typer.Option("--from-oldest", help="Begin with the oldest the journals hold, not with what comes.")
+    ] = False,
     as_json: AsJson = False,
     target: Target = None,
     directory: StackDirectory = DEFAULT_DIRECTORY,
 ) -> None:
     """Prints decisions of a running server as they become durable, until Ctrl-C."""
     wanted = _filter(None, None, instrument, strategy, action, source, by_model)
-    request = audit_pb2.WatchDecisionsRequest(filter=wanted, after_position=after)
+    request = audit_pb2.WatchDecisionsRequest(filter=wanted, cursor=after, from_oldest=from_oldest)
     with _service(target, directory) as service:
         for event in service.WatchDecisions(request):
             if as_json:
@@ -146,7 +151,8 @@ def watch_decisions(
                 typer.echo("  ".join(_cells(event.decision)))
             elif event.HasField("missed"):
                 missed = event.missed
-                typer.echo(f"rows {missed.first_position} to {missed.last_position} were trimmed; see `audit list`")
+                rows = f"rows {missed.first_position} to {missed.last_position} of journal {missed.journal_id}"
+                typer.echo(f"{rows} were trimmed; see `audit list`")
             else:
                 unconfirmed = event.reply_unconfirmed
                 typer.echo(f"{unconfirmed.decision_id}: reply unconfirmed ({unconfirmed.cause})")
@@ -207,8 +213,9 @@ def replay(
             what_if = WhatIf(None if model is None else _archive(model, store, store_path), threshold)
         with Replayer(query.settings, query.packet, store.find, what_if) as replayer:
             if decision_id is not None:
-                one = asyncio.run(replayer.replay(query.get(decision_id).packet))
-                _print_replay(one, what_if)
+                recorded = query.get(decision_id)
+                one = asyncio.run(replayer.replay(recorded.packet))
+                _print_replay(one, what_if, recorded.reply_status)
                 raise typer.Exit(int(what_if == AS_RECORDED and one.first_difference is not None))
             wanted = _filter(since, until, instrument, strategy, action, source, by_model)
             packets = (one.packet for one in decisions_of(query, wanted, limit))
@@ -220,7 +227,7 @@ def replay(
     raise typer.Exit(int(what_if == AS_RECORDED and not complete))
 
 
-def _print_replay(one: Replay, what_if: WhatIf) -> None:
+def _print_replay(one: Replay, what_if: WhatIf, reply_status: str) -> None:
     recorded = one.packet.decision
     score = repr(one.score) if one.score == one.score else "none"
     table = Table("", "recorded", "replayed", title=recorded.decision_id, title_justify="left")
@@ -230,7 +237,7 @@ def _print_replay(one: Replay, what_if: WhatIf) -> None:
         "reasons", *(", ".join(_name(pb.ReasonCode, r) for r in said) for said in (recorded.reasons, one.reasons))
     )
     Console().print(table, highlight=False)
-    for fact in one.facts:
+    for fact in (*one.facts, *fact_of_reply(reply_status)):
         typer.echo(f"taken from the packet: {fact}")
     if what_if != AS_RECORDED:
         typer.echo("the same action" if one.action == recorded.action else "another action")

@@ -26,7 +26,8 @@ from server.audit.errors import (
     UnknownDecision,
 )
 from server.audit.journal import Journal
-from server.audit.reading import EVENT, POSITION, Question, Reading
+from server.audit.lock import FileLock
+from server.audit.reading import EVENT, STEP, Question, Reading
 
 SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 _MOST_WATCHERS: Final = 16
@@ -53,9 +54,10 @@ class AuditServicer:
 
     Args:
         lookups: Answers what people ask.
-        watching: Reads the journal for watchers, so that a slow database does not hold them up.
+        watching: Reads the journals for watchers, so that a slow database does not hold them up.
         replays: Runs models.
         journal: Makes outcomes durable.
+        recording: The lock that the server's processes record outcomes under.
         wall_clock_ns: Nanoseconds since the Unix epoch.
     """
 
@@ -65,6 +67,7 @@ class AuditServicer:
         watching: Reading,
         replays: Reading,
         journal: Journal,
+        recording: FileLock,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._lookups = lookups
@@ -73,7 +76,7 @@ class AuditServicer:
         self._journal = journal
         self._wall_clock_ns = wall_clock_ns
         self._watchers = 0
-        self._recording = asyncio.Lock()
+        self._recording = recording
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the service, without parsers: requests and responses are bytes."""
@@ -96,34 +99,34 @@ class AuditServicer:
         return method
 
     async def _watch(self, request: bytes, context: _Context) -> AsyncIterator[bytes]:
-        """Sends what the journal holds beyond a position, again and again.
+        """Sends what the journals hold beyond a cursor, again and again.
 
-        Nothing is kept for a watcher but its position: one that does not read holds up nothing but itself.
+        Nothing is kept for a watcher but its cursor: one that does not read holds up nothing but itself.
         """
         if self._watchers >= _MOST_WATCHERS:
             await _abort(context, AuditBusy(f"{self._watchers} watch already"))
         self._watchers += 1
         try:
-            try:
-                wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
-            except DecodeError:
-                await _abort(context, InvalidRequest("the request is not a valid message of this method"))
-            position = wanted.after_position if wanted.HasField("after_position") else self._journal.position
+            wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
+            begun = False
             while True:
-                if position >= self._journal.position:
-                    await asyncio.sleep(_WATCH_SECONDS)
-                    continue
-                wanted.after_position = position
-                try:
-                    answer = await self._watching.ask(Question.WATCH, wanted.SerializeToString())
-                except AuditError as error:
-                    await _abort(context, error)
-                (position,) = POSITION.unpack_from(answer)
-                start = POSITION.size
+                answer = await self._watching.ask(Question.WATCH, wanted.SerializeToString())
+                if not begun:
+                    begun = True
+                    await context.send_initial_metadata(())
+                more, length = STEP.unpack_from(answer)
+                start = STEP.size + length
+                wanted.cursor = answer[STEP.size : start].decode()
                 while start < len(answer):
                     (length,) = EVENT.unpack_from(answer, start)
                     start += EVENT.size + length
                     yield answer[start - length : start]
+                if not more:
+                    await asyncio.sleep(_WATCH_SECONDS)
+        except DecodeError:
+            await _abort(context, InvalidRequest("the request is not a valid message of this method"))
+        except AuditError as error:
+            await _abort(context, error)
         finally:
             self._watchers -= 1
 
@@ -132,7 +135,7 @@ class AuditServicer:
         try:
             outcome = _outcome(request)
             # One after the other, so that two different outcomes of one decision do not pass each other.
-            async with self._recording:
+            async with self._recording.held():
                 known = await self._lookups.ask(Question.RECORDED, outcome.SerializeToString())
                 if known:
                     before = packet_pb2.Outcome.FromString(known)

@@ -143,6 +143,14 @@ def test_only_the_days_asked_for_are_written(url: str, tmp_path: Path) -> None:
     assert [one.name for one in (tmp_path / "cold").iterdir()] == [f"day={YESTERDAY:%Y-%m-%d}"]
 
 
+def test_a_last_day_before_the_first_is_refused(tmp_path: Path) -> None:
+    days = ("--since", "2026-11-21", "--until", "2026-11-20")
+    url = f"sqlite:///{tmp_path / 'audit.db'}"
+    result = CliRunner().invoke(app, ["export", "--database-url", url, "--to", str(tmp_path / "cold"), *days])
+    assert result.exit_code == 2
+    assert "must not be before --since" in result.stderr
+
+
 def test_a_destination_that_cannot_be_written_is_a_clear_error(tmp_path: Path, rows: list[Row]) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
     with closing(Store(url)) as store:

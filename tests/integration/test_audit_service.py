@@ -109,22 +109,24 @@ def test_a_watcher_hears_of_decisions_as_they_become_durable(
     product: Product, audit: audit_pb2_grpc.AuditServiceStub
 ) -> None:
     wanted = audit_pb2.DecisionFilter(strategies=["watched"])
-    before = get(audit, product.decide().decision_id).decision.position
-    watch = audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(filter=wanted, after_position=before), timeout=SECONDS)
+    watch = audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(filter=wanted), timeout=SECONDS)
+    watch.initial_metadata()  # from here on everything is heard
     made = [product.decide(strategy=name).decision_id for name in ("watched", "other", "watched")]
     heard = [next(watch), next(watch)]
     watch.cancel()
     assert [one.decision.packet.decision.decision_id for one in heard] == [made[0], made[2]]
-    assert heard[0].position < heard[1].position
+    assert heard[0].decision.position < heard[1].decision.position
     again = audit.WatchDecisions(
-        audit_pb2.WatchDecisionsRequest(filter=wanted, after_position=heard[0].position), timeout=SECONDS
+        audit_pb2.WatchDecisionsRequest(filter=wanted, cursor=heard[0].cursor), timeout=SECONDS
     )
     assert next(again).decision.packet.decision.decision_id == made[2]
     again.cancel()
+    wrong = audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(cursor="17"), timeout=SECONDS)
+    assert status_of(lambda: next(wrong))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def can_watch(product: Product, audit: audit_pb2_grpc.AuditServiceStub) -> bool:
-    watch = audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(after_position=0), timeout=SECONDS)
+    watch = audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(from_oldest=True), timeout=SECONDS)
     product.decide()
     try:
         return bool(next(watch))
@@ -135,7 +137,7 @@ def can_watch(product: Product, audit: audit_pb2_grpc.AuditServiceStub) -> bool:
 
 
 def test_a_watcher_that_does_not_read_holds_up_nobody(product: Product, audit: audit_pb2_grpc.AuditServiceStub) -> None:
-    idle = [audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(after_position=0), timeout=60.0) for _ in range(15)]
+    idle = [audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(from_oldest=True), timeout=60.0) for _ in range(15)]
     heard = threading.Event()
     watch = audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(), timeout=60.0)
     reader = threading.Thread(target=lambda: heard.set() if next(watch, None) else None)

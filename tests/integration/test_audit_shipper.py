@@ -19,7 +19,8 @@ from local.stack import Stack
 from pretrade.audit.v1 import packet_pb2
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalFile, JournalReader
-from server.audit.reader import Verified, get_decision, verify
+from server.audit.query import AuditQuery
+from server.audit.reader import Verified, verify
 from server.audit.shipper import Shipper
 from server.audit.shipping import Progress, ShippingSettings, Task
 
@@ -91,8 +92,9 @@ async def test_decisions_reach_postgresql_and_unconfirmed_replies_change_their_s
         await journal.append(unconfirmed("d7"))
         assert await shipper.drain(PATIENCE_SECONDS)
         assert (shipper.unshipped, shipper.last_error, shipper.outages) == (0, "", 0)
-        assert get_decision(database_url, None, "d7").reply_status == "reply_unconfirmed:cancelled"
-        assert get_decision(database_url, None, "d8").reply_status == "replied"
+        with closing(AuditQuery(database_url, None)) as query:
+            assert query.get("d7").reply_status == "reply_unconfirmed:cancelled"
+            assert query.get("d8").reply_status == "replied"
     assert stored_in_order(database_url) == ids
     assert [
         (one.where, one.first, one.last)
@@ -161,8 +163,9 @@ async def test_shipped_rows_are_trimmed_and_found_in_the_database(tmp_path: Path
         with closing(JournalReader(path)) as reader:
             await until(lambda: reader.anchor().position >= 3900)
             assert reader.anchor().position <= 4900
-    assert get_decision(url, path, "0").found_in == "database"
-    assert get_decision(None, path, "4950").found_in == "journal"
+    for places, decision_id, found_in in (((url, path), "0", "database"), ((None, path), "4950", "journal")):
+        with closing(AuditQuery(*places)) as query:
+            assert query.get(decision_id).found_in == found_in
     verified = [one for one in verify(url, path) if isinstance(one, Verified)]
     assert [(one.where, one.last) for one in verified] == [("database", 5000), ("journal", 5000)]
 

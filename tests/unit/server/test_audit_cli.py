@@ -128,15 +128,39 @@ def test_a_decision_of_a_moment_ago_is_found_in_the_journal(audit: Audit) -> Non
 
 def test_the_journal_answers_when_the_database_cannot(audit: Audit, tmp_path: Path) -> None:
     broken = Audit(audit.journal, f"sqlite:///{tmp_path / 'missing' / 'audit.db'}")
-    shown = json.loads(broken.run("show", SHIPPED, "--json").output)
+    result = broken.run("show", SHIPPED, "--json")
+    assert result.stderr.startswith("outcomes may be missing: the database: OperationalError")
+    shown = json.loads(result.stdout)
     assert shown["evidence"]["found_in"] == "journal"
     assert shown["reply_status"] == "reply_unconfirmed:cancelled"
+
+
+def test_news_that_was_not_shipped_is_shown_with_a_shipped_decision(audit: Audit) -> None:
+    outcome = packet_pb2.JournalEntry()
+    outcome.outcome.decision_id, outcome.outcome.reporter = SHIPPED, "ems"
+    outcome.outcome.filled_quantity, outcome.outcome.fill_price = 0.25, 67890.0
+    late = packet_pb2.JournalEntry()
+    late.reply_unconfirmed.decision_id, late.reply_unconfirmed.cause = SHIPPED, "audit_late"
+    with closing(JournalFile(audit.journal, sync_commits=False)) as journal:
+        journal.append([outcome.SerializeToString(), late.SerializeToString()])
+    shown = json.loads(audit.run("show", SHIPPED, "--json").output)
+    assert shown["evidence"]["found_in"] == "database"
+    assert shown["reply_status"] == "reply_unconfirmed:audit_late"
+    assert [(one["reporter"], one["fill_price"]) for one in shown["outcomes"]] == [("ems", 67890.0)]
+    assert "0.25 filled at 67890; recorded 1970" in audit.run("show", SHIPPED).output
+
+
+@pytest.mark.parametrize("decision_id", ["", "x" * 65, "nul\0"])
+def test_what_cannot_be_a_decision_id_is_unknown(audit: Audit, decision_id: str) -> None:
+    result = audit.run("show", decision_id)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("pretrade audit: no decision")
 
 
 def test_an_unknown_decision_is_a_clear_error(audit: Audit) -> None:
     result = audit.run("show", "nobody")
     assert result.exit_code == 1
-    assert result.stderr == "pretrade audit: no decision nobody in the database or the journal\n"
+    assert result.stderr == "pretrade audit: no decision nobody in the audit\n"
 
 
 def test_verify_walks_database_and_journal(audit: Audit) -> None:

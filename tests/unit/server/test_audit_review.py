@@ -19,6 +19,7 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.errors import InvalidRequest, OutcomeConflict
 from server.audit.journal_file import JournalFile, JournalReader
+from server.audit.journals import Step
 from server.audit.labels import Label
 from server.audit.models import RunningModel, read_archive
 from server.audit.quality import app
@@ -28,6 +29,7 @@ from server.audit.store import Store
 from server.settings import hash_of
 
 DECISIONS, SHIPPED = 30, 20
+REPLY_LATE = "reply_unconfirmed:audit_late"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,20 @@ def test_one_decision_replays_bit_equal_from_journal_and_database_alike(audit: A
         assert "bit-equal" in result.output
 
 
+def test_a_replay_says_when_the_caller_heard_something_else(audit: Audit) -> None:
+    assert (
+        "the caller may not have heard it: reply_unconfirmed:cancelled"
+        in audit.run("replay", "decision-00003", models=True).output
+    )
+    late = packet_pb2.JournalEntry()
+    late.reply_unconfirmed.decision_id, late.reply_unconfirmed.cause = "decision-00004", "audit_late"
+    with closing(JournalFile(audit.journal, sync_commits=False)) as journal:
+        journal.append([late.SerializeToString()])
+    result = audit.run("replay", "decision-00004", models=True)
+    assert "the caller heard ABSTAIN" in result.output
+    assert "bit-equal" in result.output
+
+
 def test_all_decisions_replay_bit_equal_and_a_forged_one_is_named(audit: Audit) -> None:
     result = audit.run("replay", models=True)
     assert result.exit_code == 0, result.output
@@ -206,6 +222,52 @@ def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:
         said.fill_price = 3.0
         with pytest.raises(OutcomeConflict):
             query.recorded(said)
+
+
+def test_the_journals_of_all_processes_are_one_audit(audit: Audit) -> None:
+    """A second process holds the newest decisions, and what it says of the first one's is heard."""
+    moved = [packet_pb2.JournalEntry(decision=copy.deepcopy(one)) for one in list(audit.packets.values())[:3]]
+    for number, entry in enumerate(moved):
+        entry.decision.decision.decision_id = f"decision-{90 + number:05}"
+    late = packet_pb2.JournalEntry()
+    late.reply_unconfirmed.decision_id, late.reply_unconfirmed.cause = "decision-00029", "audit_late"
+    with closing(JournalFile(audit.journal.with_name(f"{audit.journal.name}.0"), sync_commits=False)) as journal:
+        journal.append([one.SerializeToString() for one in (*moved, late)])
+    with closing(audit.query()) as query:
+        first = query.page(audit_pb2.DecisionFilter(), 5, "")
+        assert [one.packet.decision.decision_id[-2:] for one in first.decisions] == ["92", "91", "90", "29", "28"]
+        assert first.decisions[3].reply_status == query.get("decision-00029").reply_status == REPLY_LATE
+        rest = query.page(audit_pb2.DecisionFilter(), 100, first.next_page_token)
+        assert len(rest.decisions) == DECISIONS - 2
+        assert query.get("decision-00091").found_in == "journal"
+
+
+def test_a_watch_goes_on_in_every_journal_where_it_broke_off(audit: Audit) -> None:
+    def ids(step: Step) -> list[str]:
+        return [one.decision.packet.decision.decision_id for one in step.events if one.HasField("decision")]
+
+    with closing(audit.query()) as query:
+        came = query.journals.after(audit_pb2.WatchDecisionsRequest())
+        assert (came.events, came.more) == ([], False)
+        oldest = query.journals.after(audit_pb2.WatchDecisionsRequest(from_oldest=True))
+        seen = query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=oldest.cursor))
+        assert ids(seen) == list(audit.packets)
+        other = audit.journal.with_name(f"{audit.journal.name}.0")
+        news = packet_pb2.JournalEntry(decision=audit.packets["decision-00000"])
+        with closing(JournalFile(other, sync_commits=False)) as journal:
+            journal.append([news.SerializeToString()])
+        for cursor in (came.cursor, seen.cursor):
+            step = query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=cursor))
+            assert ids(step) == ["decision-00000"]
+            assert query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=step.cursor)).events == []
+        with closing(JournalFile(audit.journal, sync_commits=False)) as journal:
+            journal.trim(through=11, rows=11)
+        again = query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=oldest.cursor))
+        assert (again.events[0].missed.first_position, again.events[0].missed.last_position) == (1, 11)
+        assert ids(again) == [*list(audit.packets)[10:], "decision-00000"]
+        for wrong in ("17", "x:1", oldest.cursor + ","):
+            with pytest.raises(InvalidRequest):
+                query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=wrong))
 
 
 def test_instants_are_iso_8601_or_a_time_ago() -> None:

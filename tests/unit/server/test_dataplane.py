@@ -77,6 +77,7 @@ class Plane:
         )
         self.admission = Admission(AdmissionSettings(max_in_flight=2, min_in_flight=1, reserved_share=0.5), clock)
         self.metrics = DecisionMetrics()
+        self.journal = journal
         self.clock = clock
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         self.dataplane = DataPlane(
@@ -115,9 +116,10 @@ class Plane:
 
 @asynccontextmanager
 async def plane(
-    path: Path, primary: Script, secondary: Script, budget: BudgetSettings = PATIENT
+    path: Path, primary: Script, secondary: Script, budget: BudgetSettings = PATIENT, journal_mebibytes: int = 100
 ) -> AsyncIterator[Plane]:
-    async with Journal(JournalSettings(path=path / "journal.db", durability=Durability.OS)) as journal:
+    settings = JournalSettings(path=path / "journal.db", durability=Durability.OS, max_mebibytes=journal_mebibytes)
+    async with Journal(settings) as journal:
         made = Plane(journal, primary, secondary, budget)
         try:
             yield made
@@ -268,3 +270,24 @@ async def test_a_feed_that_is_late_beyond_the_clocks_offset_decides_nothing_and_
         decision = await p.decide(own_features=False)
         assert list(decision.degradations)[:1] == ([degradation] if degradation else [])
         assert (decision.action == pb.ACTION_TRADE) == (degradation is None)
+
+
+async def test_a_score_whose_decision_is_not_in_the_audit_is_not_used_again(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), fails(Outcome.TRANSPORT), journal_mebibytes=1) as p:
+        p.feature_cache.accept(encode(market(0.1)))
+        note = packet_pb2.ReplyUnconfirmed(decision_id="a" * 2**20)
+        await p.journal.append(packet_pb2.JournalEntry(reply_unconfirmed=note).SerializeToString())
+        unaudited = await p.decide(own_features=False)
+        assert (unaudited.action, unaudited.reasons[-1]) == (pb.ACTION_ABSTAIN, pb.REASON_CODE_AUDIT_UNAVAILABLE)
+        p.journal.trim(p.journal.position)
+        await p.journal.flush()
+        p.primary.script = fails(Outcome.TRANSPORT)
+        assert (await p.decide(own_features=False)).source == pb.SOURCE_NONE
+        p.primary.script = answers(0.75)
+        audited = await p.decide(own_features=False)
+        assert audited.source == pb.SOURCE_PRIMARY
+        p.primary.script = fails(Outcome.TRANSPORT)
+        again = await p.decide(own_features=False)
+        assert again.source == pb.SOURCE_CACHED_SCORE
+    (packet,) = [one for one in packets_in(tmp_path) if one.decision.decision_id == again.decision_id]
+    assert packet.cached_from_decision_id == audited.decision_id

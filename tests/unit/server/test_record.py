@@ -20,6 +20,7 @@ from server import record
 from server.audit.journal import Journal, JournalSettings
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
+from server.settings import Settings, hash_of
 
 SCORED = Answer(
     pb.ACTION_TRADE,
@@ -157,3 +158,11 @@ def test_only_the_replicas_are_a_model() -> None:
         pb.SOURCE_PRIMARY,
         pb.SOURCE_SECONDARY,
     ]
+
+
+def test_settings_in_the_audit_hold_no_password(packets: record.PacketWriter) -> None:
+    urls = {"redis_url": "redis://user:hunter2@r:6379", "database_url": "postgresql+psycopg://user:hunter2@p/audit"}
+    settings = Settings.model_validate(urls)
+    entry = packets.settings(settings.model_dump_json(), "1.0", 1)
+    assert b"hunter2" not in entry
+    assert hash_of(packet_pb2.JournalEntry.FromString(entry).settings.settings_json) == settings.config_hash()

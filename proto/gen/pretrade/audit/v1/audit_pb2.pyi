@@ -246,9 +246,12 @@ class WatchDecisionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: _builtins.int
-    AFTER_POSITION_FIELD_NUMBER: _builtins.int
-    after_position: _builtins.int
-    """Begin after this position of the journal, for example where an earlier watch ended; absent for what comes."""
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FROM_OLDEST_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Go on after the event that carried this `cursor`; empty to begin anew."""
+    from_oldest: _builtins.bool
+    """Without a cursor: begin with the oldest rows the journals hold, not with what comes."""
     @_builtins.property
     def filter(self) -> Global___DecisionFilter:
         """Which ones."""
@@ -257,15 +260,14 @@ class WatchDecisionsRequest(_message.Message):
         self,
         *,
         filter: Global___DecisionFilter | None = ...,
-        after_position: _builtins.int | None = ...,
+        cursor: _builtins.str = ...,
+        from_oldest: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_position", b"_after_position", "after_position", b"after_position", "filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_position", b"_after_position", "after_position", b"after_position", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "filter", b"filter", "from_oldest", b"from_oldest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__after_position: _TypeAlias = _typing.Literal["after_position"]  # noqa: Y015
-    _WhichOneofArgType__after_position: _TypeAlias = _typing.Literal["_after_position", b"_after_position"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_position) -> _WhichOneofReturnType__after_position | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchDecisionsRequest: _TypeAlias = WatchDecisionsRequest  # noqa: Y015
 
@@ -278,9 +280,9 @@ class WatchDecisionsResponse(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     REPLY_UNCONFIRMED_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
-    POSITION_FIELD_NUMBER: _builtins.int
-    position: _builtins.int
-    """Position of the row in the journal; where to go on after a broken stream."""
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where to go on after a broken stream: up to where every journal was looked at."""
     @_builtins.property
     def decision(self) -> Global___AuditedDecision:
         """A decision that matches the filter."""
@@ -299,11 +301,11 @@ class WatchDecisionsResponse(_message.Message):
         decision: Global___AuditedDecision | None = ...,
         reply_unconfirmed: _packet_pb2.ReplyUnconfirmed | None = ...,
         missed: Global___Missed | None = ...,
-        position: _builtins.int = ...,
+        cursor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "missed", b"missed", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "missed", b"missed", "position", b"position", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "decision", b"decision", "event", b"event", "missed", b"missed", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "missed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -313,25 +315,29 @@ Global___WatchDecisionsResponse: _TypeAlias = WatchDecisionsResponse  # noqa: Y0
 
 @_typing.final
 class Missed(_message.Message):
-    """Rows of the journal that a watcher did not get."""
+    """Rows of a journal that a watcher did not get."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    JOURNAL_ID_FIELD_NUMBER: _builtins.int
     FIRST_POSITION_FIELD_NUMBER: _builtins.int
     LAST_POSITION_FIELD_NUMBER: _builtins.int
+    journal_id: _builtins.str
+    """The journal."""
     first_position: _builtins.int
-    """The first."""
+    """Position of the first."""
     last_position: _builtins.int
-    """The last."""
+    """Position of the last."""
     def __init__(
         self,
         *,
+        journal_id: _builtins.str = ...,
         first_position: _builtins.int = ...,
         last_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "last_position", b"last_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "journal_id", b"journal_id", "last_position", b"last_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -439,7 +445,9 @@ class ReplayDecisionResponse(_message.Message):
 
     @_builtins.property
     def facts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was taken from the packet because it cannot be recomputed, for people: timeouts, rates, clocks."""
+        """What was taken from the packet because it cannot be recomputed, for people: timeouts, rates, clocks; and what the
+        caller heard, where that is not the decision.
+        """
 
     def __init__(
         self,

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class AuditServiceStub:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
-    server's journal holds yet. Served beside `AdminService`; loopback only. Work is done outside of the process that
-    decides, a few requests at a time.
+    server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
+    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -73,8 +73,8 @@ class AuditServiceStub:
 
 class AuditServiceServicer:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
-    server's journal holds yet. Served beside `AdminService`; loopback only. Work is done outside of the process that
-    decides, a few requests at a time.
+    server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
+    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -99,8 +99,9 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchDecisions(self, request, context):
-        """Decisions of this server as they become durable. A slow reader is given what it missed from the journal, however
-        long that takes; what was trimmed meanwhile is reported as `Missed`.
+        """Decisions of this server as they become durable, in the order of their journal. A slow reader is given what it
+        missed from the journals, however long that takes; what was trimmed meanwhile is reported as `Missed`. The response
+        headers are sent once it is settled where the watch begins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,8 +159,8 @@ def add_AuditServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
-    server's journal holds yet. Served beside `AdminService`; loopback only. Work is done outside of the process that
-    decides, a few requests at a time.
+    server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
+    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.

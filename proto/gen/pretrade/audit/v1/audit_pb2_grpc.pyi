@@ -28,8 +28,8 @@ GRPC_VERSION: str
 
 class AuditServiceStub:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
-    server's journal holds yet. Served beside `AdminService`; loopback only. Work is done outside of the process that
-    decides, a few requests at a time.
+    server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
+    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -48,8 +48,9 @@ class AuditServiceStub:
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListDecisionsRequest, _audit_pb2.ListDecisionsResponse]
     """Decisions that match a filter, the newest first, page by page."""
     WatchDecisions: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchDecisionsRequest, _audit_pb2.WatchDecisionsResponse]
-    """Decisions of this server as they become durable. A slow reader is given what it missed from the journal, however
-    long that takes; what was trimmed meanwhile is reported as `Missed`.
+    """Decisions of this server as they become durable, in the order of their journal. A slow reader is given what it
+    missed from the journals, however long that takes; what was trimmed meanwhile is reported as `Missed`. The response
+    headers are sent once it is settled where the watch begins.
     """
     RecordOutcome: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RecordOutcomeRequest, _audit_pb2.RecordOutcomeResponse]
     """Records what became of an order. Idempotent: the same outcome again changes nothing."""
@@ -59,8 +60,8 @@ class AuditServiceStub:
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
-    server's journal holds yet. Served beside `AdminService`; loopback only. Work is done outside of the process that
-    decides, a few requests at a time.
+    server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
+    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -76,8 +77,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     ListDecisions: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListDecisionsRequest, _audit_pb2.ListDecisionsResponse]  # type: ignore[assignment]
     """Decisions that match a filter, the newest first, page by page."""
     WatchDecisions: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchDecisionsRequest, _audit_pb2.WatchDecisionsResponse]  # type: ignore[assignment]
-    """Decisions of this server as they become durable. A slow reader is given what it missed from the journal, however
-    long that takes; what was trimmed meanwhile is reported as `Missed`.
+    """Decisions of this server as they become durable, in the order of their journal. A slow reader is given what it
+    missed from the journals, however long that takes; what was trimmed meanwhile is reported as `Missed`. The response
+    headers are sent once it is settled where the watch begins.
     """
     RecordOutcome: _aio.UnaryUnaryMultiCallable[_audit_pb2.RecordOutcomeRequest, _audit_pb2.RecordOutcomeResponse]  # type: ignore[assignment]
     """Records what became of an order. Idempotent: the same outcome again changes nothing."""
@@ -86,8 +88,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
-    server's journal holds yet. Served beside `AdminService`; loopback only. Work is done outside of the process that
-    decides, a few requests at a time.
+    server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
+    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -119,8 +121,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.WatchDecisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_pb2.WatchDecisionsResponse], _abc.AsyncIterator[_audit_pb2.WatchDecisionsResponse]]:
-        """Decisions of this server as they become durable. A slow reader is given what it missed from the journal, however
-        long that takes; what was trimmed meanwhile is reported as `Missed`.
+        """Decisions of this server as they become durable, in the order of their journal. A slow reader is given what it
+        missed from the journals, however long that takes; what was trimmed meanwhile is reported as `Missed`. The response
+        headers are sent once it is settled where the watch begins.
         """
 
     @_abc_1.abstractmethod
