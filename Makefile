@@ -5,7 +5,7 @@ FEAST_VENV ?= .venv-feast
 BIN := $(VENV)/bin
 DURATION ?= 20
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast faults check protos bench bench-features models clean
+.PHONY: help setup demo test feast faults check protos bench bench-edges bench-features models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ models: setup  ## train and export champion and challenger (DATA=dir)
 
 bench: setup  ## decisions a second and latency next to a bare echo server (JSON=file)
 	$(BIN)/pretrade bench $(if $(JSON),--json $(JSON))
+
+bench-edges: setup  ## decisions a second, latency and CPU on both edges, next to bare echoes (DATA=dir JSON=file)
+	$(BIN)/pretrade bench-edges $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 
 bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 _EMBEDDED: Final = "PRETRADE_EMBEDDED"
 _APPLICATION: Final = "server.embedded:application"
-_FILTERS: Final = "type.googleapis.com/envoy.extensions.filters.http."
-_STREAM_WINDOW_BYTES: Final = 256 * 1024
+_EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
+_FILTERS: Final = f"{_EXTENSIONS}filters.http."
+_STREAM_WINDOW_BYTES: Final = 65_536
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
 _DRAIN_SECONDS: Final = 600
 """How long Envoy would go on accepting connections while it drains; the server inside ends that itself."""
@@ -152,7 +153,16 @@ class Envoy:
             "max_concurrent_streams": settings.max_streams_per_connection,
             "initial_stream_window_size": _STREAM_WINDOW_BYTES,
             "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
+            "connection_keepalive": {"interval": f"{settings.keepalive_seconds:g}s", "timeout": "10s"},
         }
+        # Waits for a connection's first bytes, to tell HTTP/1 from HTTP/2.
+        listener["listener_filters"] = [
+            {
+                "name": "hello",
+                "typed_config": {"@type": f"{_EXTENSIONS}filters.listener.http_inspector.v3.HttpInspector"},
+            }
+        ]
+        listener["listener_filters_timeout"] = f"{settings.handshake_seconds:g}s"
         http["request_headers_timeout"] = f"{settings.read_seconds:g}s"
         http["stream_idle_timeout"] = "0s"  # a stream may be silent; who decides ends calls by their deadline
         return config

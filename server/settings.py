@@ -67,7 +67,7 @@ class GrpcSettings(BaseModel):
     max_pending_calls: int = Field(default=64, ge=1, le=100_000)
     """Calls that wait to be taken up by the event loop; of more than these some, of twice as many all are refused by
     the transport, with CANCELLED. A burst needs room; in an overload all of it is waiting time, so a small machine
-    wants no more than it takes up in a quarter of its callers' deadlines."""
+    wants no more than it takes up in a quarter of its callers' deadlines. Not with the edge `envoy`."""
     handshake_seconds: float = Field(default=5.0, ge=0.1, le=120)
     """How long a new connection may take for its first bytes, in seconds; then it is closed."""
     keepalive_seconds: float = Field(default=30.0, ge=1, le=7_200)

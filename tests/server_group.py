@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import grpc
 import psutil
+import pytest
 from bare_server import environment, is_ready
 from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,6 +30,8 @@ from server.audit.reader import Verified, verify
 
 EDGES: Final = ("grpcio", "envoy")
 """Who may speak HTTP/2 with the callers."""
+RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
+"""The same, where that takes more time than it tells."""
 _CALL_SECONDS = 2.0
 _SETTINGS = {
     "PRETRADE_INSTRUMENTS": json.dumps(INSTRUMENTS),

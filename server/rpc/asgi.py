@@ -300,10 +300,12 @@ class GrpcApplication:
             body = await self._rest(call, body)
         elif message["type"] == "http.disconnect":
             raise _CallerGoneError
-        if len(body) < PREFIX_BYTES or len(body) < PREFIX_BYTES + message_length(body):
+        length = message_length(body)
+        self._check_size(length)
+        if len(body) < PREFIX_BYTES + length:
             raise self._refusal(InvalidOrderError("MISSING_REQUEST", "the request ended before its message"))
         call.is_watched = True
-        return self._parsed(method, body[0], body[PREFIX_BYTES : PREFIX_BYTES + message_length(body)], encoding)
+        return self._parsed(method, body[0], body[PREFIX_BYTES : PREFIX_BYTES + length], encoding)
 
     async def _rest(self, call: Call, body: bytes) -> bytes:
         """A request's body to its end."""
