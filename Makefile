@@ -4,6 +4,7 @@ VENV ?= .venv
 FEAST_VENV ?= .venv-feast
 BIN := $(VENV)/bin
 DURATION ?= 20
+EDGE ?= grpcio
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test feast faults check protos bench bench-edges bench-features models clean
 
@@ -27,8 +28,8 @@ feast: setup  ## Feast in an environment of its own, and the tests that its valu
 	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[feast]'; }
 	PRETRADE_FEAST_VENV=$(abspath $(FEAST_VENV)) $(BIN)/python -m pytest tests/integration/test_feast.py
 
-faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part)
-	$(BIN)/python -m pytest tests/faults -m fault $(ARGS)
+faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
+	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
 check: setup  ## lint, types, import direction, contract, generated code
 	.ci/check

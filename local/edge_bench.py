@@ -197,7 +197,7 @@ def _point(
 def _counts(target: _Target) -> tuple[float, float, float]:
     """Errors, decisions, and decisions by a replica's score, so far."""
     name = "pretrade_decisions_total"
-    scored = sum(target.count(name, source=source) for source in ("primary", "secondary"))
+    scored = sum(target.count(name, source=source) for source in ("PRIMARY", "SECONDARY"))
     return target.count("pretrade_errors_total"), target.count(name), scored
 
 
