@@ -309,11 +309,13 @@ async def start(
         (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
         f"{settings.admin.host}:{settings.admin.port}",
     )
+    # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
+    deadline_clock = time.time if envoy is None else clock
     decision_port, refuse = await _open_decisions(
         settings,
         stack,
         stop,
-        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock, time.time),
+        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock, deadline_clock),
         health_servicers[1],
         metrics,
         instance_id,

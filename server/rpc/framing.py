@@ -6,6 +6,7 @@ Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 from __future__ import annotations
 
 import base64
+import contextlib
 import zlib
 from collections.abc import Sequence
 from typing import Final
@@ -75,10 +76,12 @@ def decompressed(payload: bytes, encoding: bytes, max_bytes: int) -> bytes:
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
         raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding: {encoding[:32]!r} is not supported")
-    try:
-        return zlib.decompressobj(bits).decompress(payload, max_bytes + 1)
-    except zlib.error:
-        raise CallError(grpc.StatusCode.INTERNAL, f"the message is not {encoding.decode()}") from None
+    unpacking = zlib.decompressobj(bits)
+    with contextlib.suppress(zlib.error):
+        plain = unpacking.decompress(payload, max_bytes + 1)
+        if unpacking.eof or len(plain) > max_bytes:
+            return plain
+    raise CallError(grpc.StatusCode.INTERNAL, f"the message is not {encoding.decode()}")
 
 
 def status_headers(error: CallError) -> list[Header]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import socket
 import sqlite3
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,7 +25,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from harness import INSTRUMENTS, eventually
-from server_group import EDGES, Group, server_group
+from server_group import EDGES, Group, server_environment, server_group
 from wire import DECIDE, STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -353,3 +356,28 @@ def test_envoy_speaks_grpc_web(envoy: Group, text: bool) -> None:
 def _base64_parts(content: bytes) -> list[bytes]:
     """Padding may stand in the middle: each part was encoded by itself."""
     return [content[start : start + 4] for start in range(0, len(content), 4)]
+
+
+def test_without_envoy_the_start_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "pyvoy.py").write_text("raise ImportError('there is no pyvoy here')")
+    env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy")
+    env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env.get('PYTHONPATH', '')}"
+    ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert b"pip install 'pretrade[envoy]'" in ended.stderr
+
+
+def test_a_server_that_cannot_start_inside_envoy_ends_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy", PRETRADE_METRICS__PORT=port)
+        ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert b"cannot start" in ended.stderr
+
+
+def test_spans_are_refused_in_envoy(tmp_path: Path) -> None:
+    env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy", PRETRADE_TRACING__OTLP_ENDPOINT="127.0.0.1:1")
+    ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert b"tracing" in ended.stderr
