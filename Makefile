@@ -4,8 +4,9 @@ VENV ?= .venv
 FEAST_VENV ?= .venv-feast
 BIN := $(VENV)/bin
 DURATION ?= 20
+EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast faults check protos bench bench-features models clean
+.PHONY: help setup demo test feast faults check protos bench bench-edges bench-features models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,8 +28,8 @@ feast: setup  ## Feast in an environment of its own, and the tests that its valu
 	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[feast]'; }
 	PRETRADE_FEAST_VENV=$(abspath $(FEAST_VENV)) $(BIN)/python -m pytest tests/integration/test_feast.py
 
-faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part)
-	$(BIN)/python -m pytest tests/faults -m fault $(ARGS)
+faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
+	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
 check: setup  ## lint, types, import direction, contract, generated code
 	.ci/check
@@ -41,6 +42,9 @@ models: setup  ## train and export champion and challenger (DATA=dir)
 
 bench: setup  ## decisions a second and latency next to a bare echo server (JSON=file)
 	$(BIN)/pretrade bench $(if $(JSON),--json $(JSON))
+
+bench-edges: setup  ## decisions a second, latency and CPU on both edges, next to bare echoes (DATA=dir JSON=file)
+	$(BIN)/pretrade bench-edges $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 
 bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))

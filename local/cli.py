@@ -90,6 +90,20 @@ def bench(
     raise typer.Exit(run(_given(dir=directory, data=data), context.args))
 
 
+@app.command("bench-edges")
+def bench_edges(
+    data: Recording = None,
+    directory: Directory = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Load of one round, on each server and each echo.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each number of callers; medians are shown.")] = 2,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure the two edges, grpc.aio and Envoy, next to bare echoes behind the same transports."""
+    from local.edge_bench import run_edge_bench  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_edge_bench(_given(dir=directory, data=data), seconds, rounds, json))
+
+
 @app.command("bench-features")
 def bench_features(
     data: Recording = None,

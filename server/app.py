@@ -12,14 +12,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
+from typing import cast
 
 import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
 from fallback.cached_score import CachedScores
@@ -30,7 +31,7 @@ from feature_cache.cluster import open_store
 from feature_cache.l1 import FeatureCache
 from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+from pretrade.decision.v1 import decision_pb2_grpc
 from server.admission import Admission
 from server.audit.errors import JournalError
 from server.audit.journal import Journal
@@ -41,6 +42,7 @@ from server.audit.shipper import Shipper
 from server.control.file import ControlFile
 from server.control.state import ControlState, halt_at_start
 from server.dataplane import DataPlane
+from server.envoy import EnvoyEdge
 from server.health import Component, Health
 from server.idempotency import IdempotencyWindow
 from server.ids import uuid7_source
@@ -52,12 +54,14 @@ from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
 from server.rpc.admin import AdminServicer
+from server.rpc.asgi import GrpcApplication
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
 from server.rpc.audit import AuditServicer
 from server.rpc.convert import OrderReader
+from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
-from server.settings import Settings, control_path
+from server.settings import GrpcSettings, Settings, control_path
 from server.slot import READY, Slot
 from server.tracing import server_interceptors
 
@@ -89,9 +93,9 @@ async def serve(settings: Settings, slot: Slot | None = None) -> None:
     """
     stop = _stop_on_signal(alone=slot is None)
     if slot is not None:
-        _stop_at_end_of_input(stop)
+        stop_at_end_of_input(stop)
     async with AsyncExitStack() as stack:
-        server = await _start(settings, slot, stack, stop)
+        server = await start(settings, slot, stack, stop)
         announcement = asyncio.create_task(server.announce()) if slot is not None else None
         await asyncio.wait((stop,))
         if announcement is not None:
@@ -100,16 +104,27 @@ async def serve(settings: Settings, slot: Slot | None = None) -> None:
     stop.result()
 
 
-class _Server:
-    """The started server, as far as stopping it in order is concerned."""
+class Server:
+    """The started server, as far as stopping it in order is concerned.
+
+    Args:
+        settings: Of the decision port.
+        health_state: Told of the end first.
+        admission: Refuses orders on streams in the end.
+        refuse: Tells callers of the decision port to go elsewhere and gives calls under way so many seconds.
+    """
 
     def __init__(
-        self, settings: Settings, health_state: Health, admission: Admission, decisions: grpc.aio.Server
+        self,
+        settings: GrpcSettings,
+        health_state: Health,
+        admission: Admission,
+        refuse: Callable[[float], Awaitable[None]],
     ) -> None:
-        self._settings = settings.grpc
+        self._settings = settings
         self._health = health_state
         self._admission = admission
-        self._decisions = decisions
+        self._refuse = refuse
 
     async def drain(self) -> None:
         """Health NOT_SERVING → time to notice → no new connections → calls under way finish."""
@@ -117,7 +132,7 @@ class _Server:
         await self._health.drain()
         await asyncio.sleep(self._settings.drain_seconds)
         # Callers hear of it (GOAWAY) before anything is refused: what they sent meanwhile is still answered.
-        stopped = asyncio.create_task(self._decisions.stop(self._settings.grace_seconds))
+        stopped = asyncio.ensure_future(self._refuse(self._settings.grace_seconds))
         await asyncio.wait((stopped,), timeout=self._settings.grace_seconds / 4)
         self._admission.draining = True  # for orders on streams that go on
         await stopped
@@ -129,8 +144,25 @@ class _Server:
             os.write(sys.stdout.fileno(), READY + b"\n")
 
 
-async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, stop: asyncio.Future[None]) -> _Server:
-    """Builds and starts every component."""
+async def start(
+    shared: Settings,
+    slot: Slot | None,
+    stack: AsyncExitStack,
+    stop: asyncio.Future[None],
+    envoy: EnvoyEdge | None = None,
+) -> Server:
+    """Builds and starts every component.
+
+    Args:
+        shared: Settings of all processes of the server.
+        slot: The place of this one; None when it is alone.
+        stack: Ends the components when it is left, in reverse order.
+        stop: Ends the server when it is done; an exception is the reason why it had to end.
+        envoy: The Envoy in whose process this runs; None for a grpc.aio server on the decision port.
+
+    Raises:
+        OSError, AuditError: It could not be started.
+    """
     settings = shared if slot is None else slot.settings(shared)
     clock, uniform, new_id = time.monotonic, random.random, uuid7_source()
     instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}"
@@ -248,7 +280,6 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
     )
     metrics_port = _serve_metrics(settings, stack, collector)
 
-    interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
     admin = _grpc_server(settings, (), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
         AdminServicer(
@@ -279,17 +310,18 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
         f"{settings.admin.host}:{settings.admin.port}",
     )
-    decisions = _grpc_server(settings, interceptors, metrics.errors)
-    decision_pb2_grpc.add_DecisionServiceServicer_to_server(
-        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock, time.time),
-        decisions,
-    )
-    decision_port = await _listen(
+    # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
+    deadline_clock = time.time if envoy is None else clock
+    decision_port, refuse = await _open_decisions(
+        settings,
         stack,
-        decisions,
+        stop,
+        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock, deadline_clock),
         health_servicers[1],
-        (decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,),
-        f"{settings.grpc.host}:{settings.grpc.port}",
+        metrics,
+        instance_id,
+        clock,
+        envoy,
     )
     await stack.enter_async_context(_background(health_state.run(), "health", stop))
     _log.info(
@@ -301,7 +333,7 @@ async def _start(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         metrics=f"{settings.metrics.host}:{metrics_port}",
         durability=settings.journal.durability.value,
     )
-    return _Server(settings, health_state, admission, decisions)
+    return Server(settings.grpc, health_state, admission, refuse)
 
 
 async def _open_replicas(
@@ -370,6 +402,34 @@ def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerC
     return int(server.server_port)
 
 
+async def _open_decisions(
+    settings: Settings,
+    stack: AsyncExitStack,
+    stop: asyncio.Future[None],
+    servicer: DecisionServicer,
+    health_servicer: health.aio.HealthServicer,
+    metrics: DecisionMetrics,
+    instance_id: str,
+    clock: Callable[[], float],
+    envoy: EnvoyEdge | None,
+) -> tuple[int, Callable[[float], Awaitable[None]]]:
+    """Opens the decision port, on grpc.aio or in Envoy; returns it and what makes its callers go elsewhere."""
+    if envoy is None:
+        interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
+        server = _grpc_server(settings, interceptors, metrics.errors)
+        decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, server)
+        at = f"{settings.grpc.host}:{settings.grpc.port}"
+        return await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at), server.stop
+    limits = settings.grpc.max_message_bytes, settings.grpc.read_seconds
+    application = GrpcApplication(*limits, servicer.not_sent, metrics.errors, clock)
+    # As generated code sees it, the application is a server.
+    decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, cast("grpc.aio.Server", application))
+    _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
+    await stack.enter_async_context(_background(application.run(), "calls", stop))
+    envoy.serve(application)
+    return settings.grpc.port, envoy.refuse
+
+
 def _grpc_server(
     settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor], errors: Counter[str]
 ) -> grpc.aio.Server:
@@ -410,9 +470,7 @@ async def _listen(
     Raises:
         OSError: The address cannot be bound.
     """
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    _add_standard_services(server, health_servicer, services)
     try:
         port = server.add_insecure_port(at)
     except RuntimeError as error:
@@ -420,6 +478,16 @@ async def _listen(
     await server.start()
     stack.push_async_callback(server.stop, _LAST_CALLS_SECONDS)
     return port
+
+
+def _add_standard_services(
+    server: grpc.aio.Server, health_servicer: health.aio.HealthServicer, services: tuple[str, ...]
+) -> None:
+    """Adds health and reflection."""
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    servicer = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
 
 
 @contextlib.asynccontextmanager
@@ -473,7 +541,7 @@ def _stop_on_signal(alone: bool) -> asyncio.Future[None]:
     return stop
 
 
-def _stop_at_end_of_input(stop: asyncio.Future[None]) -> None:
+def stop_at_end_of_input(stop: asyncio.Future[None]) -> None:
     """Resolves the future when the supervisor closes our standard input, or is gone."""
     loop = asyncio.get_running_loop()
 

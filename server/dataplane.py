@@ -226,7 +226,13 @@ class DataPlane:
         decision.action = pb.ACTION_ABSTAIN
         decision.reasons.append(reason)
 
-    def not_sent(self, decision: pb.Decision) -> None:
+    def cancelled(self, decision: pb.Decision) -> None:
+        """Takes back a decision whose caller did not wait for it, unless a repeat of the call may hear it."""
+        self._metrics.cancelled += 1
+        if not self._idempotency.remembers(decision.decision_id):
+            self._note_reply(decision, "cancelled")
+
+    def late(self, decision: pb.Decision) -> None:
         """Takes back a decision that could not be sent before its deadline."""
         self._metrics.late += 1
         self._note_reply(decision, "deadline")

@@ -43,6 +43,7 @@ class IdempotencyWindow:
         self._settings = settings
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._decision_ids: set[str] = set()
         self.repeated = 0
         """Calls answered with an earlier call's decision."""
 
@@ -83,7 +84,12 @@ class IdempotencyWindow:
             future.cancel()
             raise
         future.set_result(decision)
+        self._decision_ids.add(decision.decision_id)
         return decision
+
+    def remembers(self, decision_id: str) -> bool:
+        """True while repeats get this decision."""
+        return decision_id in self._decision_ids
 
     def _forget_expired(self) -> None:
         now = self._clock()
@@ -92,6 +98,7 @@ class IdempotencyWindow:
             if entry.expires > now or not entry.decision.done():
                 return
             del self._entries[key]
+            self._decision_ids.discard(entry.decision.result().decision_id)
 
 
 def _digest(order: pb.Order) -> bytes:

@@ -52,6 +52,10 @@ class GrpcSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    edge: Literal["grpcio", "envoy"] = "grpcio"
+    """Who speaks HTTP/2 with the callers: `grpcio`, which runs everywhere, or `envoy`, with the server in its process:
+    faster, and gRPC-Web and JSON as well. That one needs Linux and the extra `envoy`, sets `processes` to 1 where it is
+    unset, and refuses `tracing`."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=7001, ge=0, le=65_535)
@@ -63,7 +67,7 @@ class GrpcSettings(BaseModel):
     max_pending_calls: int = Field(default=64, ge=1, le=100_000)
     """Calls that wait to be taken up by the event loop; of more than these some, of twice as many all are refused by
     the transport, with CANCELLED. A burst needs room; in an overload all of it is waiting time, so a small machine
-    wants no more than it takes up in a quarter of its callers' deadlines."""
+    wants no more than it takes up in a quarter of its callers' deadlines. Not with the edge `envoy`."""
     handshake_seconds: float = Field(default=5.0, ge=0.1, le=120)
     """How long a new connection may take for its first bytes, in seconds; then it is closed."""
     keepalive_seconds: float = Field(default=30.0, ge=1, le=7_200)
@@ -223,6 +227,8 @@ class Settings(BaseSettings):
             )
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
+        if self.grpc.edge == "envoy" and self.tracing.otlp_endpoint is not None:
+            raise ValueError("tracing: not with grpc.edge envoy")
         for limit in self.guards.limits:
             if limit.instrument not in (None, *self.instruments):
                 raise ValueError(f"guards.limits: {limit.instrument} is not one of the instruments")
@@ -265,4 +271,8 @@ def load() -> Settings:
     ]
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
-    return Settings()
+    settings = Settings()
+    if settings.grpc.edge == "envoy" and settings.processes is None:
+        # Envoy's process is always a supervisor's; validated anew, for that is not possible everywhere.
+        settings = Settings(processes=1)
+    return settings

@@ -8,6 +8,8 @@ There is one place more than processes::
     SIGTERM      all drain; a second one ends all at once
 
 A child's standard input is its leash: told to drain by its end, it drains as well when the supervisor itself is killed.
+With the Envoy edge, each process is an Envoy with a server inside. Signals of a terminal's or service's whole group
+would end it undrained, so its process group is its own.
 What a process could not ship before it ended is shipped while its place is free, so no audit row waits for its turn.
 """
 
@@ -24,6 +26,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Coroutine
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import structlog
@@ -32,6 +35,7 @@ from server.audit.journal_file import journals_of
 from server.audit.leftovers import ship_leftovers
 from server.control.file import ControlFile
 from server.control.state import halt_at_start
+from server.envoy import Envoy
 from server.settings import Settings, control_path
 from server.slot import READY, journal_path
 
@@ -91,6 +95,7 @@ class Supervisor:
         self._settings = settings
         self._count = settings.processes
         self._environment = dict(os.environ)
+        self._envoy: Envoy | None = None
         self._running: dict[int, _Child] = {}
         self._restarts: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,6 +122,9 @@ class Supervisor:
         settings = self._settings
         with contextlib.ExitStack() as held:
             held.callback(os.close, _lock(settings.journal.path))
+            if settings.grpc.edge == "envoy":
+                directory = held.enter_context(TemporaryDirectory(prefix="pretrade-envoy-", ignore_cleanup_errors=True))
+                self._envoy = Envoy(settings.grpc, Path(directory))
             for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
                 reservation = held.enter_context(_reserve(section.host, section.port))
                 self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])
@@ -180,12 +188,14 @@ class Supervisor:
     async def _spawn(self, slot: int) -> _Child:
         """Starts a process in a place that is free."""
         await self._end_leftovers(slot)
+        restarts = self._restarts.get(slot, 0)
+        argv = [sys.executable, "-m", "server", "--slot", str(slot), "--restarts", str(restarts)]
+        environment = self._environment
+        if self._envoy is not None:
+            argv, added = self._envoy.command(slot, restarts, int(environment["PRETRADE_GRPC__PORT"]))
+            environment = environment | added
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "server", "--slot", str(slot), "--restarts", str(self._restarts.get(slot, 0))),
-            stdin=PIPE,
-            stdout=PIPE,
-            env=self._environment,
+            *argv, stdin=PIPE, stdout=PIPE, env=environment, process_group=None if self._envoy is None else 0
         )
         child = self._running[slot] = _Child(slot, process)
         self._background(child.follow())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
@@ -18,7 +19,7 @@ import psutil
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
-from harness import INSTRUMENTS, MID, eventually
+from harness import EDGE, INSTRUMENTS, MID, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from local import server
@@ -78,6 +79,7 @@ class DecisionServer:
             "JOURNAL__PATH": str(self.journal_path),
             "INSTRUMENTS": json.dumps(INSTRUMENTS),
             "STARTUP_PATIENCE_SECONDS": "2",
+            "GRPC__EDGE": EDGE,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
         self._env = inherited | {f"PRETRADE_{name}": value for name, value in (ours | dict(settings or {})).items()}
@@ -117,15 +119,20 @@ class DecisionServer:
     def kill(self) -> None:
         """Ends it with SIGKILL."""
         if self._process is not None:
+            deciding = [self.process] if self._process.poll() is None else []
             self._process.kill()
             self._process.wait()
+            for process in deciding:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()  # of a supervisor
             self._process = None
 
     @property
     def process(self) -> psutil.Process:
-        """The running process."""
+        """The running process that decides."""
         assert self._process is not None, "it does not run"
-        return psutil.Process(self._process.pid)
+        started = psutil.Process(self._process.pid)
+        return next((child for child in started.children() if child.name() == "envoy"), started)
 
     @cached_property
     def _channels(self) -> tuple[grpc.Channel, grpc.Channel]:

@@ -34,6 +34,8 @@ T = TypeVar("T")
 INSTRUMENTS: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
 MID: Final = 60_000.0
 DEADLINE_SECONDS: Final = 0.5
+EDGE: Final = os.environ.get("TEST_EDGE", "grpcio")
+"""Who speaks HTTP/2 with the callers in tests that do not say: `make faults EDGE=envoy`."""
 PATIENCE_SECONDS: Final = 30.0
 _OBSERVE_EVERY_SECONDS: Final = 0.02
 _TICK_SECONDS: Final = 0.05
@@ -224,6 +226,7 @@ def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
         "PRETRADE_BATCHER__MAX_PATIENCE_SECONDS": "0.2",
         "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.5",
         "PRETRADE_GRPC__READ_SECONDS": "1",
+        "PRETRADE_GRPC__EDGE": EDGE,
         "PRETRADE_GRPC__MAX_PENDING_CALLS": "1000",
     }
     try:

@@ -13,17 +13,25 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+from urllib.request import urlopen
 
 import grpc
 import psutil
+import pytest
 from bare_server import environment, is_ready
 from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
+from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reader import Verified, verify
 
+EDGES: Final = ("grpcio", "envoy")
+"""Who may speak HTTP/2 with the callers."""
+RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
+"""The same, where that takes more time than it tells."""
 _CALL_SECONDS = 2.0
 _SETTINGS = {
     "PRETRADE_INSTRUMENTS": json.dumps(INSTRUMENTS),
@@ -76,7 +84,14 @@ class Group:
     def pids(self) -> list[int]:
         """Process ids of the server processes."""
         children = psutil.Process(self.supervisor.pid).children()
-        return [child.pid for child in children if "--slot" in child.cmdline()]
+        return [child.pid for child in children if {"--slot", "--config-path"} & set(child.cmdline())]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the series of a metric of the process in place 0 that carry these labels."""
+        with urlopen(f"http://127.0.0.1:{self.env['PRETRADE_METRICS__PORT']}/metrics", timeout=5.0) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def replace(self) -> None:
         """Has every process replaced, and waits until all are new."""

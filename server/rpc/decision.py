@@ -1,12 +1,14 @@
-"""The grpc.aio edge of `DecisionService`. It converts, maps errors and decides nothing."""
+"""The edge of `DecisionService`, on grpc.aio and in Envoy alike. It converts, maps errors and decides nothing."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 import grpc.aio
 import structlog
+from google.protobuf.message import Message
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -20,6 +22,7 @@ from server.rpc.remaining import RemainingTime
 
 _log = structlog.get_logger(__name__)
 
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["DecisionService"].full_name
 MAX_BATCH = 1_024
 """Orders in one `DecideBatch`."""
 _BATCH_SLICE = 64
@@ -40,7 +43,7 @@ class StreamSettings(BaseModel):
 
 
 class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
-    """Serves the contract on grpc.aio."""
+    """Serves the contract."""
 
     def __init__(
         self,
@@ -125,13 +128,30 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         finally:
             reader.cancel()
 
+    def not_sent(self, answer: Message) -> None:
+        """Takes back the decisions in an answer that its caller did not wait for."""
+        match answer:
+            case pb.DecideResponse():
+                self._dataplane.cancelled(answer.decision)
+            case pb.DecideBatchResponse():
+                for result in answer.results:
+                    self._take_back(result)
+            case pb.DecideStreamResponse():
+                self._take_back(answer.result)
+            case _:
+                pass  # of a service that decides nothing
+
+    def _take_back(self, result: pb.OrderResult) -> None:
+        if result.HasField("decision"):
+            self._dataplane.cancelled(result.decision)
+
     def _in_time(self, result: pb.OrderResult, arrived: float) -> pb.OrderResult:
         """The result, or DEADLINE_EXCEEDED when a slow reader kept it waiting past its order's deadline."""
         if not result.HasField("decision"):
             return result
         if self._clock() < arrived + result.decision.budget.allowed_us / 1e6:
             return result
-        self._dataplane.not_sent(result.decision)
+        self._dataplane.late(result.decision)
         late = DeadlineError("DEADLINE_EXCEEDED", "the stream was read too slowly")
         self._metrics.errors[late.reason] += 1
         return pb.OrderResult(order_ref=result.order_ref, error=status.order_error(late))

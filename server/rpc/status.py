@@ -24,7 +24,7 @@ from server.errors import (
 _DOMAIN = "pretrade"
 _RETRY_AFTER_NANOS = 50_000_000
 
-_Wire = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
+Wire = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
 _CODES: dict[type[PretradeError], int] = {
     InvalidOrderError: code_pb2.INVALID_ARGUMENT,
@@ -38,17 +38,21 @@ _CODES: dict[type[PretradeError], int] = {
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PretradeError) -> NoReturn:
     """Ends a call with an error's status and its `google.rpc.ErrorInfo`."""
-    await context.abort(*(_overload(error.reason, str(error)) if isinstance(error, OverloadedError) else _wire(error)))
+    await context.abort(*of(error))
+
+
+def of(error: PretradeError) -> Wire:
+    """Code, message and trailing metadata of a call that ends with this error."""
+    return _overload(error.reason, str(error)) if isinstance(error, OverloadedError) else _wire(error)
 
 
 @lru_cache(maxsize=16)
-def _overload(reason: str, message: str) -> _Wire:
+def _overload(reason: str, message: str) -> Wire:
     """The same for every call that is shed: made once, since what a refusal costs is taken from the answers."""
     return _wire(OverloadedError(reason, message))
 
 
-def _wire(error: PretradeError) -> _Wire:
-    """Code, message and trailing metadata of an error."""
+def _wire(error: PretradeError) -> Wire:
     status = status_pb2.Status(code=_CODES[type(error)], message=str(error))
     info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason)
     if error.field:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from bare_server import environment, is_ready
 from harness import INSTRUMENTS, Product, eventually
-from server_group import Callers, Group, beside, server_group
+from server_group import EDGES, RARELY_ON_ENVOY, Callers, Group, beside, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -32,9 +32,9 @@ Seen = Callable[[str], None]
 SEED: Final = 20_261_121
 
 
-def replaced_under_load(product: Product, directory: Path, times: int, seen: Seen) -> None:
+def replaced_under_load(product: Product, directory: Path, edge: str, times: int, seen: Seen) -> None:
     """Replaces all processes again and again under load: no call may fail, every reply must be audited, once."""
-    with server_group(directory, 2, **beside(product)) as group:
+    with server_group(directory, 2, PRETRADE_GRPC__EDGE=edge, **beside(product)) as group:
         with Callers(group.decision) as callers:
             callers.wait_for_more(200)
             for _ in range(times):
@@ -52,20 +52,27 @@ def replaced_under_load(product: Product, directory: Path, times: int, seen: See
 
 
 @pytest.mark.fault("F3", "rolling restart under load", "no failed call; one audit row for each reply")
-def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: Path, seen: Seen) -> None:
-    replaced_under_load(product, tmp_path, 1, seen)
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
+    replaced_under_load(product, tmp_path, edge, 1, seen)
 
 
 @pytest.mark.long
 @pytest.mark.fault("F3", "ten rolling restarts under load", "no failed call; one audit row for each reply")
-def test_ten_rolling_restarts_under_load_lose_no_call(product: Product, tmp_path: Path, seen: Seen) -> None:
-    replaced_under_load(product, tmp_path, 10, seen)
+@pytest.mark.parametrize("edge", EDGES)
+def test_ten_rolling_restarts_under_load_lose_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
+    replaced_under_load(product, tmp_path, edge, 10, seen)
 
 
 @pytest.mark.fault("F3", "SIGTERM while a caller holds a stream", "ends within drain + grace, rows in SQL, exit 0")
-def test_draining_ends_in_time_whoever_holds_on(tmp_path: Path, seen: Seen) -> None:
+@pytest.mark.parametrize("edge", EDGES)
+def test_draining_ends_in_time_whoever_holds_on(tmp_path: Path, edge: str, seen: Seen) -> None:
     drain, grace = 0.2, 1.0
-    changes = {"PRETRADE_GRPC__GRACE_SECONDS": str(grace), "PRETRADE_GRPC__DRAIN_SECONDS": str(drain)}
+    changes = {
+        "PRETRADE_GRPC__EDGE": edge,
+        "PRETRADE_GRPC__GRACE_SECONDS": str(grace),
+        "PRETRADE_GRPC__DRAIN_SECONDS": str(drain),
+    }
     with server_group(tmp_path, 2, **changes) as group, grpc.insecure_channel(group.decision) as channel:
         answers = decision_pb2_grpc.DecisionServiceStub(channel).DecideStream(never_ending())
         answered = next(answers).result
@@ -88,9 +95,9 @@ def never_ending() -> Iterator[pb.DecideStreamRequest]:
 
 
 @pytest.mark.fault("F3", "SIGTERM twice", "the second one ends all processes at once")
-@pytest.mark.parametrize("processes", [None, 2])
-def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, seen: Seen) -> None:
-    env = environment(tmp_path, PRETRADE_GRPC__DRAIN_SECONDS="60")
+@pytest.mark.parametrize(("processes", "edge"), [(None, "grpcio"), (2, "grpcio"), (1, "envoy")])
+def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, edge: str, seen: Seen) -> None:
+    env = environment(tmp_path, PRETRADE_GRPC__DRAIN_SECONDS="60", PRETRADE_GRPC__EDGE=edge)
     argv = [sys.executable, "-m", "server", *(("--processes", str(processes)) if processes else ())]
     with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE) as server:
         try:
@@ -110,8 +117,9 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, se
 
 
 @pytest.mark.fault("F3", "SIGTERM during start", "ends at once, leaves no process, and the next start works")
-def test_sigterm_during_start_is_clean(tmp_path: Path, seen: Seen) -> None:
-    env = environment(tmp_path)
+@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) -> None:
+    env = environment(tmp_path, PRETRADE_GRPC__EDGE=edge)
     argv = [sys.executable, "-m", "server", "--processes", "2"]
     endings = []
     for after_seconds in (None, 0.0, 0.7):
@@ -143,8 +151,9 @@ def session_members(session: int) -> list[int]:
 
 
 @pytest.mark.fault("F3", "one of two processes killed -9", "the other answers; its place and journal are taken again")
-def test_a_killed_process_is_started_again_with_its_journal(tmp_path: Path, seen: Seen) -> None:
-    with server_group(tmp_path, 2) as group:
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_killed_process_is_started_again_with_its_journal(tmp_path: Path, edge: str, seen: Seen) -> None:
+    with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
         before = group.processes()
         with Callers(group.decision, retrying=False) as callers:
             callers.wait_for_more(100)
@@ -192,8 +201,9 @@ def replaced(group: Group, before: set[str]) -> None:
 
 
 @pytest.mark.fault("F3", "the supervisor killed -9", "its processes drain and end")
-def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path) -> None:
-    with server_group(tmp_path, 2) as group:
+@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str) -> None:
+    with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
         family = psutil.Process(group.supervisor.pid).children(recursive=True)
         group.supervisor.kill()
         group.supervisor.wait()
@@ -202,8 +212,9 @@ def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("F3", "a replacement that cannot start", "the old processes go on")
-def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path) -> None:
-    with server_group(tmp_path, 2) as group:
+@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path, edge: str) -> None:
+    with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
         before = group.processes()
         (tmp_path / "journal.db.2").write_bytes(b"not a journal")
         group.supervisor.send_signal(signal.SIGHUP)

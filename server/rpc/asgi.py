@@ -1,0 +1,378 @@
+"""gRPC over ASGI: serves the servicers of the grpc.aio edge behind Envoy.
+
+Envoy terminates HTTP/2 (flow control, limits, TLS, floods) and hands every call to this application in its own process,
+through `pyvoy`; see `server/envoy.py`. What is ours is in `framing.py`, and what becomes of a call here::
+
+    read the request → the servicer's method → the answer, or a status
+
+Nothing tells the application that a caller has gone, or that a call's deadline has passed: whoever asks `receive` hears
+of the first, and of the second nobody but a clock. One task looks after all calls that take longer than most, and
+cancels those that nobody waits for, as grpc.aio does; the fast ones pay nothing. One whose caller went in the meantime
+fails to be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from server.errors import DeadlineError, InvalidOrderError, PretradeError
+from server.rpc import status
+from server.rpc.framing import (
+    ENCODINGS,
+    PREFIX_BYTES,
+    CallError,
+    Metadata,
+    decompressed,
+    framed,
+    message_length,
+    status_headers,
+    timeout_and_encoding,
+)
+
+_log = structlog.get_logger(__name__)
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_LOOK_SECONDS: Final = 0.025
+"""How often calls that take longer than this are looked after; asking for one caller costs 0.1 ms."""
+_CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
+_START: Final = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)],
+    "trailers": True,
+}
+_OK_STATUS: Final = (b"grpc-status", b"0")
+_OK: Final = {"type": "http.response.trailers", "headers": [_OK_STATUS], "more_trailers": False}
+_UNKNOWN_METHOD: Final = CallError(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+_FAILED: Final = CallError(grpc.StatusCode.INTERNAL, "the call failed; see the server's log")
+_TOO_LATE: Final = CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+_STOPPED: Final = CallError(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
+
+
+class _CallerGoneError(Exception):
+    """Nobody hears the answer."""
+
+
+class Call:
+    """One call, as far as our servicers and grpc's own use `grpc.aio.ServicerContext`.
+
+    Args:
+        receive: Gives its requests.
+        clock: Monotonic seconds.
+    """
+
+    __slots__ = ("_clock", "_task", "arrived", "deadline", "ended", "is_unary", "is_watched", "receive", "write")
+
+    def __init__(self, receive: Receive, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._task = asyncio.current_task()
+        self.receive = receive
+        self.arrived = clock()
+        self.deadline: float | None = None
+        """Monotonic seconds; None without one."""
+        self.is_unary = True
+        self.is_watched = False
+        """True while its requests are read and its answer is not: then anybody may ask `receive`."""
+        self.ended: CallError | _CallerGoneError | None = None
+        """Why it was cancelled."""
+        self.write: Callable[[Any], Awaitable[None]]
+        """Sends one message of a stream of answers."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the caller's deadline; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - self._clock())
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        """Ends the call with a status."""
+        raise CallError(code, details, trailing_metadata)
+
+    def end(self, reason: CallError | _CallerGoneError) -> None:
+        """Cancels it; the first reason counts."""
+        assert self._task is not None
+        if self.ended is None:
+            self.ended = reason
+            self._task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method and who answers it: one of the three."""
+
+    parse: Any
+    serialize: Any
+    answer: Any
+    answers_one: Any
+    answers_stream: Any
+
+
+class GrpcApplication:
+    """Serves method handlers, registered the way generated code does it, as an ASGI application.
+
+    Args:
+        max_message_bytes: Largest request.
+        read_seconds: How long a unary call may take to send its message.
+        not_sent: Told of every answer that its caller did not wait for.
+        errors: Counts the calls that end here, by reason.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        max_message_bytes: int,
+        read_seconds: float,
+        not_sent: Callable[[Any], None],
+        errors: Counter[str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._read_seconds = read_seconds
+        self._not_sent = not_sent
+        self._errors = errors
+        self._clock = clock
+        self._methods: dict[str, _Method] = {}
+        self._calls: dict[Call, None] = {}
+        """Those under way, in the order of their arrival."""
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Nothing: the same methods come as registered ones."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Serves the methods of a service."""
+        for name, handler in handlers.items():
+            self._methods[f"/{service}/{name}"] = _Method(
+                handler.request_deserializer,
+                handler.response_serializer,
+                handler.unary_unary,
+                handler.unary_stream,
+                handler.stream_stream,
+            )
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way."""
+        return len(self._calls)
+
+    async def run(self) -> None:
+        """Looks after slow calls, for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for call in self._slow():
+                await self._look_after(call)
+
+    def _slow(self) -> list[Call]:
+        before = self._clock() - _LOOK_SECONDS
+        return list(itertools.takewhile(lambda call: call.arrived <= before, self._calls))
+
+    async def _look_after(self, call: Call) -> None:
+        now = self._clock()
+        if call.deadline is not None and now >= call.deadline:
+            call.end(_TOO_LATE)
+        elif call.is_watched:
+            try:
+                message = await call.receive()
+            except OSError:
+                call.end(_CallerGoneError())
+            else:
+                if message["type"] == "http.disconnect":
+                    call.end(_CallerGoneError())
+        elif call.is_unary and call in self._calls and now - call.arrived >= self._read_seconds:
+            slow = DeadlineError("REQUEST_TOO_SLOW", "the request's message did not arrive in time")
+            call.end(self._refusal(slow))
+
+    def end_all(self) -> None:
+        """Ends every call that is still under way with UNAVAILABLE."""
+        for call in self._calls:
+            call.end(_STOPPED)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one call."""
+        call = Call(receive, self._clock)
+        self._calls[call] = None
+        try:
+            method = self._methods.get(scope["path"])
+            if method is None:
+                raise _UNKNOWN_METHOD
+            timeout, encoding = timeout_and_encoding(scope["headers"])
+            if timeout is not None:
+                call.deadline = call.arrived + timeout
+            if method.answer is not None:
+                await self._answer(call, send, method, encoding)
+            else:
+                await self._stream(call, send, method, encoding)
+        except CallError as error:
+            await _refuse(send, error)
+        except _CallerGoneError:
+            pass
+        except asyncio.CancelledError:
+            if call.ended is None:
+                raise  # not by us
+            if isinstance(call.ended, CallError):
+                await _refuse(send, call.ended)
+        except Exception:
+            self._errors["INTERNAL"] += 1
+            _log.exception("call failed", method=scope["path"][:200])
+            await _refuse(send, _FAILED)
+        finally:
+            del self._calls[call]
+
+    async def _answer(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
+        """A call with one answer."""
+        answer = await method.answer(await self._request(call, method, encoding), call)
+        call.is_watched = False
+        try:
+            await send(_START)
+            await send({"type": "http.response.body", "body": framed(method.serialize(answer))})
+            await send(_OK)
+        except (OSError, asyncio.CancelledError):
+            self._not_sent(answer)
+            raise _CallerGoneError from None
+
+    async def _stream(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
+        """A call with a stream of answers."""
+        call.is_unary = False
+        problem: CallError | None = None
+
+        async def write(answer: Any) -> None:
+            frame = framed(method.serialize(answer))
+            try:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            except (OSError, asyncio.CancelledError):
+                self._not_sent(answer)
+                raise _CallerGoneError from None
+
+        async def requests() -> AsyncIterator[Any]:
+            nonlocal problem
+            try:
+                async for request in self._requests(call, method, encoding):
+                    yield request
+            except CallError as error:
+                problem = error  # said after the answers that are due
+
+        call.write = write
+        if method.answers_stream is not None:
+            answers = method.answers_stream(requests(), call)
+        else:
+            answers = method.answers_one(await self._request(call, method, encoding), call)
+        try:
+            with contextlib.suppress(OSError):  # then the first answer says so, too
+                await send(_START)
+            if isinstance(answers, AsyncIterator):
+                async with contextlib.aclosing(answers):  # type: ignore[type-var]  # a generator
+                    async for answer in answers:
+                        await write(answer)
+            else:
+                await answers
+            if problem is not None:
+                raise problem
+        except CallError as error:
+            trailers = status_headers(error)
+        except asyncio.CancelledError:
+            if not isinstance(call.ended, CallError):
+                raise
+            trailers = status_headers(call.ended)
+        else:
+            trailers = [_OK_STATUS]
+        call.is_watched = False
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
+
+    async def _request(self, call: Call, method: _Method, encoding: bytes) -> Any:
+        """The only request of a call; what follows it is ignored."""
+        message = await call.receive()
+        body = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._rest(call, body)
+        elif message["type"] == "http.disconnect":
+            raise _CallerGoneError
+        length = message_length(body)
+        self._check_size(length)
+        if len(body) < PREFIX_BYTES + length:
+            raise self._refusal(InvalidOrderError("MISSING_REQUEST", "the request ended before its message"))
+        call.is_watched = True
+        return self._parsed(method, body[0], body[PREFIX_BYTES : PREFIX_BYTES + length], encoding)
+
+    async def _rest(self, call: Call, body: bytes) -> bytes:
+        """A request's body to its end."""
+        whole = bytearray(body)
+        while True:
+            if len(whole) >= PREFIX_BYTES:
+                self._check_size(message_length(whole))
+            self._check_size(len(whole) - PREFIX_BYTES)
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise _CallerGoneError
+            whole += message["body"]
+            if not message.get("more_body"):
+                return bytes(whole)
+
+    async def _requests(self, call: Call, method: _Method, encoding: bytes) -> AsyncIterator[Any]:
+        """The requests of a stream."""
+        buffer = bytearray()
+        more = True
+        while more:
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                call.end(_CallerGoneError())
+                return
+            buffer += message["body"]
+            more = message.get("more_body", False)
+            while len(buffer) >= PREFIX_BYTES:
+                length = message_length(buffer)
+                self._check_size(length)
+                end = PREFIX_BYTES + length
+                if len(buffer) < end:
+                    break
+                compressed, payload = buffer[0], bytes(buffer[PREFIX_BYTES:end])
+                del buffer[:end]
+                yield self._parsed(method, compressed, payload, encoding)
+        call.is_watched = True
+        if buffer:
+            raise self._refusal(InvalidOrderError("MISSING_REQUEST", "the request ended before its message"))
+
+    def _parsed(self, method: _Method, compressed: int, payload: bytes, encoding: bytes) -> Any:
+        self._check_size(len(payload))
+        if compressed:
+            payload = decompressed(payload, encoding, self._max_message_bytes)
+            self._check_size(len(payload))
+        try:
+            return method.parse(payload)
+        except DecodeError:
+            malformed = InvalidOrderError("MALFORMED_REQUEST", "the request is not a valid message of this method")
+            raise self._refusal(malformed) from None
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_message_bytes:
+            self._errors["MESSAGE_TOO_LARGE"] += 1
+            raise CallError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"Received message larger than max ({size} vs. {self._max_message_bytes})",
+            )
+
+    def _refusal(self, error: PretradeError) -> CallError:
+        """The status of a call that gets no further than here."""
+        self._errors[error.reason] += 1
+        return CallError(*status.of(error))
+
+
+async def _refuse(send: Send, error: CallError) -> None:
+    """Ends a call, of which nothing was answered yet, with a status other than OK."""
+    headers = [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *status_headers(error)]
+    with contextlib.suppress(OSError):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,95 @@
+"""gRPC's own part of a call over HTTP/2: headers, framed messages, status trailers. Knows no server.
+
+Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import zlib
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import quote
+
+import grpc
+
+PREFIX_BYTES: Final = 5
+"""Before each message: whether it is compressed, and its length as 4 bytes, big-endian."""
+ENCODINGS: Final = b"identity,gzip,deflate"
+_UNITS: Final = {b"H": 3_600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_WINDOW_BITS: Final = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
+_UNESCAPED: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+Header = tuple[bytes, bytes]
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class CallError(Exception):
+    """A call that ends with a status other than OK."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata = ()) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
+        self.trailing_metadata = trailing_metadata
+
+
+def framed(message: bytes) -> bytes:
+    """A message, uncompressed, behind its prefix."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def message_length(frame: bytes | bytearray) -> int:
+    """The length that a prefix announces."""
+    return int.from_bytes(frame[1:PREFIX_BYTES], "big")
+
+
+def timeout_and_encoding(headers: Sequence[Header]) -> tuple[float | None, bytes]:
+    """What a call's headers say of its timeout, in seconds, and of how its messages are compressed.
+
+    Raises:
+        CallError: The timeout is none.
+    """
+    timeout: float | None = None
+    encoding = b"identity"
+    for name, value in headers:
+        if name == b"grpc-timeout":
+            unit = _UNITS.get(value[-1:])
+            if unit is None or not value[:-1].isdigit():
+                raise CallError(grpc.StatusCode.INTERNAL, f"grpc-timeout: {value[:32]!r} is not a timeout")
+            # More digits than gRPC allows are no harm: the distant future has no end.
+            timeout = float(value[:-1]) * unit
+        elif name == b"grpc-encoding":
+            encoding = value
+    return timeout, encoding
+
+
+def decompressed(payload: bytes, encoding: bytes, max_bytes: int) -> bytes:
+    """A compressed message's bytes; one more than `max_bytes` at most, however many there would be.
+
+    Raises:
+        CallError: It is not what its encoding says, or that is unknown.
+    """
+    if encoding == b"identity":
+        raise CallError(grpc.StatusCode.INTERNAL, "a compressed message without grpc-encoding")
+    bits = _WINDOW_BITS.get(encoding)
+    if bits is None:
+        raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding: {encoding[:32]!r} is not supported")
+    unpacking = zlib.decompressobj(bits)
+    with contextlib.suppress(zlib.error):
+        plain = unpacking.decompress(payload, max_bytes + 1)
+        if unpacking.eof or len(plain) > max_bytes:
+            return plain
+    raise CallError(grpc.StatusCode.INTERNAL, f"the message is not {encoding.decode()}")
+
+
+def status_headers(error: CallError) -> list[Header]:
+    """The trailers of a call that ends with a status other than OK."""
+    headers = [(b"grpc-status", str(error.code.value[0]).encode())]
+    if error.details:
+        headers.append((b"grpc-message", quote(error.details, safe=_UNESCAPED).encode()))
+    for name, value in error.trailing_metadata:
+        wire = base64.b64encode(value).rstrip(b"=") if isinstance(value, bytes) else value.encode()
+        headers.append((name.encode(), wire))
+    return headers

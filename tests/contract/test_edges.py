@@ -1,0 +1,383 @@
+"""What callers see of the decision port, whoever speaks HTTP/2 there: one suite for both edges."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import h2.errors
+import httpx
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from harness import INSTRUMENTS, eventually
+from server_group import EDGES, Group, server_environment, server_group
+from wire import DECIDE, STREAM, Caller, framed
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.audit.columns import REPLIED
+
+pytestmark = pytest.mark.stack
+_ROOT: Final = Path(__file__).parents[2]
+_SECONDS: Final = 2.0
+_MAX_BYTES: Final = 1_048_576
+
+
+@pytest.fixture(scope="module", params=EDGES)
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    directory = tmp_path_factory.mktemp(f"edge-{request.param}")
+    with server_group(directory, 1, PRETRADE_GRPC__EDGE=request.param, PRETRADE_GRPC__READ_SECONDS="0.5") as group:
+        yield group
+
+
+@pytest.fixture(scope="module")
+def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    with server_group(tmp_path_factory.mktemp("envoy"), 1, PRETRADE_GRPC__EDGE="envoy") as group:
+        yield group
+
+
+@pytest.fixture
+def channel(group: Group) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(group.decision) as channel:
+        yield channel
+
+
+@pytest.fixture
+def decisions(channel: grpc.Channel) -> decision_pb2_grpc.DecisionServiceStub:
+    return decision_pb2_grpc.DecisionServiceStub(channel)
+
+
+def order(ref: str = "one", **changes: Any) -> pb.Order:
+    fields: dict[str, Any] = {
+        "order_ref": ref,
+        "instrument": INSTRUMENTS[0],
+        "side": pb.SIDE_BUY,
+        "quantity": 1.0,
+        "strategy": "test",
+    }
+    return pb.Order(**(fields | changes))
+
+
+def wire(ref: str = "one", **changes: Any) -> bytes:
+    return framed(pb.DecideRequest(order=order(ref, **changes)).SerializeToString())
+
+
+def test_a_sound_order_is_decided(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
+    decision = decisions.Decide(pb.DecideRequest(order=order()), timeout=_SECONDS).decision
+    assert decision.order_ref == "one"
+    assert decision.action == pb.ACTION_ABSTAIN, "there are no features"
+
+
+def test_an_error_has_its_status_its_words_and_its_details(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        decisions.Decide(pb.DecideRequest(order=order(instrument="100 % ÄPFEL")), timeout=_SECONDS)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "'100 % ÄPFEL' is not configured" in str(refused.value.details())
+    status = rpc_status.from_call(refused.value)  # type: ignore[arg-type]  # it is a call as well
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == (
+        "UNKNOWN_INSTRUMENT",
+        "pretrade",
+        {"field": "instrument"},
+    )
+
+
+@pytest.mark.parametrize("timeout", ["0n", "0m", "0S", "0H"])
+def test_a_deadline_that_has_passed_gets_no_decision(group: Group, timeout: str) -> None:
+    with Caller(group.decision) as caller:
+        reply = caller.call(wire(), extra=[("grpc-timeout", timeout)])
+    assert (reply.status, reply.body) == (grpc.StatusCode.DEADLINE_EXCEEDED.value[0], b"")
+
+
+@pytest.mark.parametrize("timeout", ["2S", "2000m", "2000000u", "99999999n", "1M", "99999999H", "9" * 99 + "S"])
+def test_every_form_of_a_timeout_is_understood(group: Group, timeout: str) -> None:
+    with Caller(group.decision) as caller:
+        reply = caller.call(wire(), extra=[("grpc-timeout", timeout)])
+    assert reply.status == 0, reply
+    allowed = pb.DecideResponse.FromString(reply.body[5:]).decision.budget.allowed_us
+    if timeout == "99999999n":
+        assert 90_000 < allowed <= 101_000  # grpc.aio counts in whole milliseconds
+    else:
+        assert allowed == 1_500_000, "the server's cap"
+
+
+@pytest.mark.parametrize("timeout", ["", "1", "m", "-1S", "1.5S", "5x", "abc"])
+def test_a_timeout_that_is_none_is_refused(group: Group, timeout: str) -> None:
+    with Caller(group.decision) as caller:
+        reply = caller.call(wire(), extra=[("grpc-timeout", timeout)])
+    assert (reply.status, reply.body) == (grpc.StatusCode.INTERNAL.value[0], b"")
+
+
+def test_metadata_of_any_kind_is_no_obstacle(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
+    metadata: tuple[tuple[str, str | bytes], ...] = (
+        *(("x-trace", "a b"), ("x-trace", "again")),
+        *(("x-bytes-bin", b"\x00\xff\x80"), ("x-long", "y" * 4_000)),
+    )
+    assert decisions.Decide(pb.DecideRequest(order=order()), timeout=_SECONDS, metadata=metadata).HasField("decision")
+
+
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_requests_are_read(
+    decisions: decision_pb2_grpc.DecisionServiceStub, algorithm: grpc.Compression
+) -> None:
+    request = pb.DecideBatchRequest(orders=[order(f"{i}") for i in range(50)])
+    answer = decisions.DecideBatch(request, timeout=_SECONDS, compression=algorithm)
+    assert [result.order_ref for result in answer.results] == [f"{i}" for i in range(50)]
+
+
+def test_what_cannot_be_read_gets_its_status(group: Group) -> None:
+    codes = grpc.StatusCode
+    gzip = [("grpc-encoding", "gzip")]
+    cases = [
+        (codes.RESOURCE_EXHAUSTED, framed(bytes(_MAX_BYTES + 1)), DECIDE, []),
+        (codes.RESOURCE_EXHAUSTED, framed(b"x", length=2_000_000_000), DECIDE, []),
+        (codes.INTERNAL, framed(b"never gzip", compressed=1), DECIDE, gzip),
+        (codes.INTERNAL, framed(b"how?", compressed=1), DECIDE, []),
+        (codes.UNIMPLEMENTED, wire(), "/pretrade.decision.v1.DecisionService/Guess", []),
+        (codes.UNIMPLEMENTED, wire(), "/no.such/Service", []),
+        (codes.INVALID_ARGUMENT, framed(b"\xff\xff"), DECIDE, []),
+        (codes.INVALID_ARGUMENT, wire()[:-3], DECIDE, []),
+        (codes.INVALID_ARGUMENT, b"", DECIDE, []),
+        (codes.INVALID_ARGUMENT, framed(b"\xff\xff"), STREAM, []),
+    ]
+    for code, body, path, extra in cases:
+        with Caller(group.decision) as caller:
+            reply = caller.call(body, path, extra)
+        assert (reply.status, reply.body) == (code.value[0], b""), (code, body[:20], path, reply)
+
+
+def test_a_request_that_does_not_end_is_ended(group: Group) -> None:
+    with Caller(group.decision) as caller:
+        streams = [caller.begin(), caller.begin()]
+        caller.send(streams[1], wire()[:9])
+        started = time.monotonic()
+        for stream in streams:
+            assert caller.reply(stream).status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert time.monotonic() - started < 1.5, "0.5 s are allowed"
+        assert caller.call(wire()).status == 0, "the connection is still good"
+
+
+def test_a_request_in_many_pieces_is_whole(group: Group) -> None:
+    with Caller(group.decision) as caller:
+        stream = caller.begin()
+        for byte in wire()[:-1]:
+            caller.send(stream, bytes((byte,)))
+        caller.send(stream, wire()[-1:], end=True)
+        assert caller.reply(stream).status == 0
+
+
+def test_a_batch_is_answered_in_its_order(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
+    orders = [order(f"{i}", quantity=-1.0 if i == 70 else 1.0) for i in range(200)]
+    answer = decisions.DecideBatch(pb.DecideBatchRequest(orders=orders), timeout=_SECONDS)
+    assert [result.order_ref for result in answer.results] == [f"{i}" for i in range(200)]
+    assert [i for i, result in enumerate(answer.results) if result.HasField("error")] == [70]
+
+
+def test_a_stream_answers_while_it_is_open(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
+    asked: list[str] = []
+
+    def one_after_another() -> Iterator[pb.DecideStreamRequest]:
+        for number in range(30):
+            eventually(lambda: len(answered), lambda count, number=number: count == number)  # type: ignore[misc]
+            asked.append(f"{number}")
+            yield pb.DecideStreamRequest(order=order(f"{number}"))
+
+    answered: list[str] = []
+    answered.extend(answer.result.order_ref for answer in decisions.DecideStream(one_after_another(), timeout=30.0))
+    assert answered == asked == [f"{number}" for number in range(30)]
+
+
+def test_a_stream_answers_each_order_once(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
+    requests = (pb.DecideStreamRequest(order=order(f"{number}")) for number in range(1_000))
+    answered = [answer.result.order_ref for answer in decisions.DecideStream(requests, timeout=30.0)]
+    assert sorted(answered, key=int) == [f"{number}" for number in range(1_000)]
+
+
+def test_garbage_ends_a_stream_after_the_answers_due(group: Group) -> None:
+    sound = framed(pb.DecideStreamRequest(order=order("before")).SerializeToString())
+    with Caller(group.decision) as caller:
+        stream = caller.begin(STREAM)
+        caller.send(stream, sound + framed(b"\xff\xff\xff\xff"))
+        reply = caller.reply(stream)
+    assert reply.status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert pb.DecideStreamResponse.FromString(reply.body[5:]).result.order_ref == "before"
+
+
+def test_a_stream_ends_at_its_deadline(decisions: decision_pb2_grpc.DecisionServiceStub, group: Group) -> None:
+    with Caller(group.decision) as caller:
+        stream = caller.begin(STREAM, extra=[("grpc-timeout", "200m")])
+        caller.flush()
+        reply = caller.reply(stream)
+    assert reply.status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+def test_nobody_is_said_to_have_heard_what_he_did_not_wait_for(group: Group) -> None:
+    with Caller(group.decision) as caller:
+        for number in range(60):
+            stream = caller.begin()
+            caller.http.send_data(stream, wire(f"gone-{number}"), end_stream=True)
+            caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+            caller.flush()
+        assert caller.call(wire("stayed")).status == 0
+    statuses = eventually(lambda: reply_statuses(group), lambda found: "stayed" in found)
+    assert statuses["stayed"] == REPLIED
+    eventually(
+        lambda: [ref for ref, status in reply_statuses(group).items() if ref.startswith("gone") and status == REPLIED],
+        lambda wrong: not wrong,
+    )
+
+
+def test_a_closed_connection_ends_its_calls(group: Group) -> None:
+    with grpc.insecure_channel(group.decision) as channel:
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        before = group.metric("pretrade_event_loop_tasks")
+        with Caller(group.decision) as caller:
+            for number in range(20):
+                caller.begin(STREAM)
+                caller.begin("/grpc.health.v1.Health/Watch", extra=[("x-number", f"{number}")])
+            caller.flush()
+            eventually(lambda: group.metric("pretrade_event_loop_tasks"), lambda tasks: tasks >= before + 20)
+        eventually(lambda: group.metric("pretrade_event_loop_tasks"), lambda tasks: tasks <= before + 2)
+
+
+def health_stub(channel: grpc.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)  # its types know no methods
+
+
+def reply_statuses(group: Group) -> dict[str, str]:
+    """Reply status in SQL by order reference."""
+    try:
+        with closing(sqlite3.connect(group.directory / "audit.db")) as database:
+            return dict(database.execute("SELECT order_ref, reply_status FROM decisions"))
+    except sqlite3.OperationalError:  # no tables yet
+        return {}
+
+
+def test_health_can_be_checked_and_watched(channel: grpc.Channel) -> None:
+    health = health_stub(channel)
+    for service in ("", "pretrade.decision.v1.DecisionService"):
+        assert health.Check(health_pb2.HealthCheckRequest(service=service), timeout=_SECONDS).status == 1
+    with pytest.raises(grpc.RpcError) as unknown:
+        health.Check(health_pb2.HealthCheckRequest(service="no.such"), timeout=_SECONDS)
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=_SECONDS)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+
+
+def test_grpcurl_finds_its_way_by_reflection(group: Group) -> None:
+    def grpcurl(*arguments: str) -> str:
+        argv = ["grpcurl", "-plaintext", "-max-time", "10", *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    listed = grpcurl(group.decision, "list").split()
+    assert {"grpc.health.v1.Health", "pretrade.decision.v1.DecisionService"} <= set(listed)
+    assert "SIDE_BUY" in grpcurl(group.decision, "describe", "pretrade.decision.v1.Side")
+    asked = {
+        "order": {"order_ref": "c", "instrument": INSTRUMENTS[0], "side": "SIDE_BUY", "quantity": 1, "strategy": "t"}
+    }
+    answer = json.loads(grpcurl("-d", json.dumps(asked), group.decision, "pretrade.decision.v1.DecisionService/Decide"))
+    assert answer["decision"]["order_ref"] == "c"
+
+
+@pytest.fixture(scope="module")
+def grpc_js(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The caller of tests/grpc_js, installed."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm")
+    folder = tmp_path_factory.mktemp("grpc_js")
+    for file in (_ROOT / "tests/grpc_js").iterdir():
+        shutil.copy(file, folder)
+    install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
+    if subprocess.run(install, cwd=folder, capture_output=True, timeout=120, check=False).returncode:
+        pytest.skip("npm cannot install @grpc/grpc-js here")
+    return folder
+
+
+def test_grpc_js_calls_every_method(group: Group, grpc_js: Path) -> None:
+    argv = ["node", str(grpc_js / "caller.js"), group.decision, str(_ROOT / "proto")]
+    answer = json.loads(subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout)
+    assert answer["decided"] == "one"
+    assert answer["refused"] == {"code": grpc.StatusCode.INVALID_ARGUMENT.value[0], "details": 1}
+    assert [ref for ref, _ in answer["batch"]] == ["a", "b", "c"]
+    assert sorted(answer["streamed"]["refs"]) == [f"s{number}" for number in range(10)]
+    assert answer["streamed"]["code"] == 0
+
+
+def test_envoy_speaks_json(envoy: Group) -> None:
+    url = f"http://{envoy.decision}/pretrade.decision.v1.DecisionService/"
+    sound = {"order_ref": "j", "instrument": INSTRUMENTS[0], "side": "SIDE_BUY", "quantity": 1, "strategy": "t"}
+    decided = httpx.post(f"{url}Decide", json={"order": sound})
+    assert decided.status_code == 200
+    assert decided.json()["decision"]["order_ref"] == "j"
+    refused = httpx.post(f"{url}Decide", json={"order": sound | {"quantity": -1}})
+    assert (refused.status_code, refused.json()["code"]) == (400, grpc.StatusCode.INVALID_ARGUMENT.value[0])
+    assert refused.json()["details"][0]["reason"] == "INVALID_QUANTITY"
+    batch = httpx.post(f"{url}DecideBatch", json={"orders": [sound, sound | {"order_ref": "k"}]}).json()
+    assert [result["order_ref"] for result in batch["results"]] == ["j", "k"]
+    assert httpx.post(f"{url}Decide", content="{", headers={"content-type": "application/json"}).status_code == 400
+    assert httpx.post(f"{url}Decide", json={"no_such_field": 1}).status_code in (200, 400)
+    health = httpx.post(f"http://{envoy.decision}/grpc.health.v1.Health/Check", json={})
+    assert health.json() == {"status": "SERVING"}
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_envoy_speaks_grpc_web(envoy: Group, text: bool) -> None:
+    kind = "application/grpc-web-text" if text else "application/grpc-web+proto"
+    body = base64.b64encode(wire("web")) if text else wire("web")
+    headers = {"content-type": kind, "accept": kind, "x-grpc-web": "1"}
+    answer = httpx.post(f"http://{envoy.decision}{DECIDE}", content=body, headers=headers)
+    assert answer.headers["content-type"].startswith(kind)
+    content = b"".join(map(base64.b64decode, _base64_parts(answer.content))) if text else answer.content
+    _, length = struct.unpack_from(">BI", content)
+    assert pb.DecideResponse.FromString(content[5 : 5 + length]).decision.order_ref == "web"
+    assert content[5 + length] == 0x80, "trailers"
+    assert b"grpc-status:0" in content[5 + length :].replace(b" ", b"")
+
+
+def _base64_parts(content: bytes) -> list[bytes]:
+    """Padding may stand in the middle: each part was encoded by itself."""
+    return [content[start : start + 4] for start in range(0, len(content), 4)]
+
+
+def test_without_envoy_the_start_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "pyvoy.py").write_text("raise ImportError('there is no pyvoy here')")
+    env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy")
+    env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env.get('PYTHONPATH', '')}"
+    ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert b"pip install 'pretrade[envoy]'" in ended.stderr
+
+
+def test_a_server_that_cannot_start_inside_envoy_ends_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy", PRETRADE_METRICS__PORT=port)
+        ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert b"cannot start" in ended.stderr
+
+
+def test_spans_are_refused_in_envoy(tmp_path: Path) -> None:
+    env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy", PRETRADE_TRACING__OTLP_ENDPOINT="127.0.0.1:1")
+    ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert b"tracing" in ended.stderr
