@@ -45,6 +45,9 @@ _PAUSE_MIN_SECONDS: Final = 0.2
 _PAUSE_MAX_SECONDS: Final = 10.0
 _SOUND_SECONDS: Final = 10.0
 """A process that was ready for so long did not die of its start."""
+_LOAD_SECONDS: Final = 60.0
+"""What a new process may take on a busy machine, beyond its patience with replicas and features; the old ones serve
+meanwhile, and one that cannot start ends by itself."""
 _KILL_SECONDS: Final = 10.0
 """Beyond what draining may take by the settings."""
 
@@ -239,7 +242,7 @@ class Supervisor:
             free = next(index for index in range(self._count + 1) if index not in self._running)
             new = await self._spawn(free)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.startup_patience_seconds + _KILL_SECONDS):
+                async with asyncio.timeout(self._settings.startup_patience_seconds + _LOAD_SECONDS):
                     await new.ready_or_ended.wait()
             if new.ready_since is None:
                 _log.error("the new process does not serve, the old ones stay", slot=free, code=new.process.returncode)
