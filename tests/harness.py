@@ -147,17 +147,17 @@ class Product:
         return eventually(lambda: self.decide(**changes), lambda decision: decision.source == source)
 
 
-def eventually(observe: Callable[[], T], accept: Callable[[T], bool]) -> T:
-    """Observes until it is accepted, for `PATIENCE_SECONDS` at most.
+def eventually(observe: Callable[[], T], accept: Callable[[T], bool], patience_seconds: float = PATIENCE_SECONDS) -> T:
+    """Observes until it is accepted, for so long at most.
 
     Not without a pause: whoever observes shares the machine, and often the server, with what is observed.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while True:
         seen = observe()
         if accept(seen):
             return seen
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s; last seen: {seen}"
+        assert time.monotonic() < deadline, f"not within {patience_seconds} s; last seen: {seen}"
         time.sleep(_OBSERVE_EVERY_SECONDS)
 
 

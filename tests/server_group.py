@@ -33,6 +33,8 @@ EDGES: Final = ("grpcio", "envoy")
 RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
 """The same, where that takes more time than it tells."""
 _CALL_SECONDS = 2.0
+_REPLACEMENT_SECONDS = 120.0
+"""Process after process loads, on a machine that has other work."""
 _SETTINGS = {
     "PRETRADE_INSTRUMENTS": json.dumps(INSTRUMENTS),
     # What starts takes the cores from what serves: this is about who answers, not how fast.
@@ -97,8 +99,15 @@ class Group:
         """Has every process replaced, and waits until all are new."""
         before = self.processes()
         self.supervisor.send_signal(signal.SIGHUP)
-        old = set(before.values())
-        eventually(self.processes, lambda found: len(found) == len(before) and old.isdisjoint(found.values()))
+        self.wait_until_replaced(set(before.values()))
+
+    def wait_until_replaced(self, before: set[str]) -> None:
+        """Waits until as many processes serve as before, none of them the same."""
+        eventually(
+            self.processes,
+            lambda found: len(found) == len(before) and before.isdisjoint(found.values()),
+            _REPLACEMENT_SECONDS,
+        )
 
     def log(self) -> str:
         return (self.directory / "server.log").read_text()

@@ -187,17 +187,12 @@ def test_processes_killed_while_all_are_replaced_are_replaced_all_the_same(tmp_p
             time.sleep(chance.uniform(0.0, 1.5))  # a moment of the replacement: beginning, start, drain
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-            replaced(group, before)
+            group.wait_until_replaced(before)
+            eventually(group.pids, lambda pids: len(pids) == 2)
         assert group.supervisor.poll() is None
         assert group.stop() == 0
         group.verify()
     seen(f"seed {SEED}: two new processes each time, chains sound")
-
-
-def replaced(group: Group, before: set[str]) -> None:
-    """Waits until two processes serve that are none of those before, and no other is left."""
-    eventually(group.processes, lambda found: len(found) == 2 and before.isdisjoint(found.values()))
-    eventually(group.pids, lambda found: len(found) == 2)
 
 
 @pytest.mark.fault("F3", "the supervisor killed -9", "its processes drain and end")
