@@ -35,11 +35,17 @@ def is_cluster(redis_url: str) -> bool:
 
 
 def check_url(redis_url: str) -> None:
-    """Raises ValueError when a URL is neither that of a Redis nor that of a Redis Cluster."""
-    if is_cluster(redis_url):
-        _split(redis_url)
-    elif not redis_url.startswith(_REDIS_SCHEMES):
+    """Raises ValueError when a URL is neither that of a Redis nor that of a Redis Cluster; it never quotes the URL."""
+    if not redis_url.startswith(_REDIS_SCHEMES + SCHEMES):
         raise ValueError(f"must begin with {' or '.join(_REDIS_SCHEMES + SCHEMES)}")
+    for url in node_urls(redis_url) if is_cluster(redis_url) else [redis_url]:
+        try:
+            # Connects nowhere yet.
+            connect(url, 1.0).connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise ValueError("its host, port or an option cannot be read") from None
+        except TypeError:
+            raise ValueError("it has an option that no Redis client knows") from None
 
 
 def node_urls(redis_url: str) -> list[str]:
@@ -55,6 +61,8 @@ def _split(redis_url: str) -> tuple[str, list[str], str]:
     addresses = [address for address in hosts.split(",") if address]
     if not addresses:
         raise ValueError("a Redis Cluster's URL must name a node")
+    if not all(port.isdecimal() and host for host, _, port in (address.rpartition(":") for address in addresses)):
+        raise ValueError("each node of a Redis Cluster must be host:port")
     if url.path not in ("", "/", "/0"):
         raise ValueError("a Redis Cluster has no database but 0")
     query = f"?{url.query}" if url.query else ""

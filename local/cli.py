@@ -130,10 +130,15 @@ def features(
 ) -> None:
     """Watch one instrument's features as they change, with the state of its book and its worker's lag."""
     from feature_cache import logs  # noqa: PLC0415 - as above
+    from feature_cache.cluster import check_url  # noqa: PLC0415 - as above
     from feature_cache.watch import watch  # noqa: PLC0415 - as above
 
     logs.configure("error", "features")  # what is printed is the features
     url = redis or server_cli.stack_endpoint(directory, "redis_url", "--redis")
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--redis") from error
     console = Console()
     once = once or not (as_json or console.is_terminal)
     try:

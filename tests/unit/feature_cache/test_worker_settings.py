@@ -43,7 +43,13 @@ def test_an_unknown_variable_refuses_to_start(
         ("METRICS_PORT", "70000"),
         ("LOG_LEVEL", "loud"),
         ("FLUSH_INTERVAL_SECONDS", "nan"),
+        ("REDIS_URL", "127.0.0.1:6379"),
+        ("REDIS_URL", "redis://h:port"),
+        ("REDIS_URL", "redis://h:1?max_conections=3"),
         ("REDIS_URL", "redis+cluster://"),
+        ("REDIS_URL", "redis+cluster://a"),
+        ("REDIS_URL", "redis+cluster://a:1,b:c"),
+        ("REDIS_URL", "redis+cluster://a:1?max_conections=3"),
         ("FEAST_URL", "feast:6566"),
     ],
 )
@@ -56,6 +62,27 @@ def test_a_wrong_value_refuses_to_start_and_is_named(
     monkeypatch.setattr("sys.argv", ["feature_cache"])
     assert main() == 2
     assert PREFIX + name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["redis://me:se/cret@h:1/0", "redis+cluster://me:se/cret@a:1,b:2"])
+def test_a_password_is_not_told_when_its_url_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    monkeypatch.setenv(PREFIX + "REDIS_URL", url)
+    monkeypatch.setattr("sys.argv", ["feature_cache"])
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert "PRETRADE_WORKER_REDIS_URL" in said
+    assert "cret" not in said
+
+
+def test_urls_of_a_redis_and_of_a_cluster_are_taken() -> None:
+    for url in (
+        "rediss://me:pw@h/3?ssl_ca_certs=x",
+        "unix:///run/redis.sock",
+        "redis+cluster://me:pw@a:1,b:2?protocol=3",
+    ):
+        assert WorkerSettings(redis_url=url).redis_url == url
 
 
 def test_help_describes_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
