@@ -20,7 +20,6 @@ from pretrade.decision.v1 import decision_pb2 as pb
 
 _DECIDE: Final = "/pretrade.decision.v1.DecisionService/Decide"
 _MOST_CONNECTIONS: Final = 16
-_RATE: Final = re.compile(r"finished in ([\d.]+)(m?s), ")
 _DONE: Final = re.compile(r"requests: .*?(\d+) done, (\d+) succeeded")
 _FATAL_SECONDS: Final = 30.0
 
@@ -59,14 +58,14 @@ def call_decide(target: str, order: pb.Order, callers: int, seconds: float) -> R
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
         argv = [
-            *("h2load", "-c", str(connections), "-m", str(callers // connections), "-D", f"{seconds:g}"),
+            *("h2load", "-c", str(connections), "-m", str(callers // connections), "-D", f"{1e3 * seconds:.0f}ms"),
             *("-d", str(body), "-H", "content-type: application/grpc", "-H", "te: trailers"),
             *(f"--log-file={log}", f"http://{target}{_DECIDE}"),
         ]
         limit = seconds + _FATAL_SECONDS
         ended = subprocess.run(argv, capture_output=True, text=True, timeout=limit, check=False)  # noqa: S603
-        rate, done = _RATE.search(ended.stdout), _DONE.search(ended.stdout)
-        if ended.returncode or rate is None or done is None or not int(done[2]):
+        done = _DONE.search(ended.stdout)
+        if ended.returncode or done is None or not int(done[2]):
             raise RuntimeError(f"h2load against {target}: {ended.stdout[-500:]}{ended.stderr[-500:]}")
         micros = np.loadtxt(log, dtype=np.int64, usecols=2, ndmin=1)
     p50, p99, p999 = np.percentile(micros, (50, 99, 99.9)) / 1e3

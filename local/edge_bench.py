@@ -138,7 +138,7 @@ async def _measure(stack: Stack, directory: Path, seconds: float, rounds: int, c
         response = await asyncio.to_thread(_warm_up, targets["grpcio"].address, order)
         echoes = {
             "grpcio": await opened.enter_async_context(echo_server(response)),
-            "envoy": await opened.enter_async_context(_envoy_echo(response)),
+            "envoy": await opened.enter_async_context(envoy_echo(response)),
         }
         for callers in CALLERS:
             with console.status(f"{callers} callers"):
@@ -250,7 +250,8 @@ def _warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
 
 
 @asynccontextmanager
-async def _envoy_echo(response: pb.DecideResponse) -> AsyncIterator[str]:
+async def envoy_echo(response: pb.DecideResponse) -> AsyncIterator[str]:
+    """The bare echo inside Envoy, which answers with `response`; yields its `HOST:PORT`."""
     from pyvoy import PyvoyServer  # noqa: PLC0415 - an extra that nothing else here needs
 
     env = {RESPONSE: response.SerializeToString().hex()}
