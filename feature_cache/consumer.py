@@ -28,6 +28,7 @@ DEAD_LETTER_SUFFIX: Final = ".dlq"
 _BATCH: Final = 500
 _CHECK_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
+_LEAVE_SECONDS: Final = 8.0  # a member that is just joining does so first, which takes seconds
 _SECOND_LOOK_SECONDS: Final = 0.25
 _LOOKS: Final = 4
 _RECONNECT_SECONDS: Final = (0.2, 5.0)
@@ -79,7 +80,7 @@ class MarketEventConsumer:
         self._wall_ns = wall_ns
         self._assigned = False
         self._answered = -float("inf")
-        self._take_over_error: KafkaError | None = None
+        self._take_over_error: Exception | None = None
         self._committed: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self._refused: set[int] = set()  # partitions in which a fetch was out of range
@@ -87,7 +88,9 @@ class MarketEventConsumer:
         self.written: dict[int, int] = {}
         """Offset of the next record by partition, as of the last write to Redis; what may be committed."""
         self.lag: dict[int, int] = {}
-        """Records between position and end of the log by partition, about a second old."""
+        """Records between position and end of the log by partition, about a second old. The embedded broker's end lies
+        before its last batch, so that the lag may be too low by that many records: nothing but this figure and its
+        limit for readiness, which is far larger than a batch, depends on it."""
         self.failures = 0
         """Times the brokers did not answer, or refused."""
 
@@ -147,12 +150,15 @@ class MarketEventConsumer:
             self._engines.revoke(self._engines.positions())
             # Whatever goes wrong here must not replace what ended the consumption, a cancellation above all.
             with contextlib.suppress(KafkaError, OSError):
-                async with asyncio.timeout(_ANSWER_SECONDS):
+                async with asyncio.timeout(_LEAVE_SECONDS):
                     await consumer.stop()
+            self._engines.revoke(self._engines.positions())  # of a rebalance that was still under way
 
     async def _poll(self, consumer: AIOKafkaConsumer) -> None:
         take = self._engines.take
         while True:
+            if self._take_over_error is not None:
+                raise self._take_over_error
             try:
                 batches = await consumer.getmany(timeout_ms=1000, max_records=_BATCH)
             except NoOffsetForPartitionError:
@@ -162,8 +168,6 @@ class MarketEventConsumer:
                 self._refused.update(partition.partition for partition in error.args[0])
                 await asyncio.sleep(_SECOND_LOOK_SECONDS)
                 continue
-            if self._take_over_error is not None:
-                raise self._take_over_error
             for partition, records in batches.items():
                 for record in records:
                     try:
@@ -198,7 +202,6 @@ class MarketEventConsumer:
         positions = self._engines.positions()
         for partition in assigned:
             if self._has_shrunk(partition.partition, positions, starts[partition], ends[partition]):
-                _log.warning("worker.log_truncated", partition=partition.partition)
                 await self._rewind(consumer, [partition])
         self.lag = {
             partition.partition: max(0, end - positions[partition.partition])
@@ -250,7 +253,7 @@ class MarketEventConsumer:
         """Finds where to begin in each partition and goes there."""
         try:
             await self._rewind(consumer, list(partitions))
-        except KafkaError as error:
+        except Exception as error:
             self._take_over_error = error  # aiokafka swallows what a rebalance listener raises
         else:
             self._answered = self._monotonic()
@@ -269,11 +272,15 @@ class MarketEventConsumer:
             offset = end if start is None or start.timestamp < 0 else min(start.offset, end)
             consumer.seek(topic_partition, offset)
             partition = topic_partition.partition
+            # An end never goes back, whoever has held the partition since, unless the log is another.
+            lost = partition in self._engines.positions() or end < self._ends.get(partition, 0)
             for known in (self._committed, self.written, self._ends, self._looks):
                 known.pop(partition, None)
             self._refused.discard(partition)
-            take_over = self._engines.begin_again if partition in self._engines.positions() else self._engines.assign
+            take_over = self._engines.begin_again if lost else self._engines.assign
             take_over(partition, offset, end)
+            if lost:
+                _log.warning("worker.log_truncated", partition=partition, offset=offset, end=end)
             _log.info("worker.partition_taken", partition=partition, offset=offset, end=end)
 
 

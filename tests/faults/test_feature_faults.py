@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import psutil
 import pytest
+from feature_conditions import Seen, copy_of, fresh, gone, stored, until, until_health, url
 from redis.asyncio import Redis
 
-from feature_cache.codec import BookState, CodecError, FeatureSnapshot, decode
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.l1 import FeatureCache
 from feature_cache.store import connect, key_of
 from local.settings import LocalSettings
 from local.stack import Stack
@@ -23,9 +21,7 @@ from local.stack import Stack
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]
 
 NAMES: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
-TTL: Final = 3.0
 _MAKE_A_LIST: Final = "redis.call('DEL', KEYS[1]); return redis.call('RPUSH', KEYS[1], 'a')"
-Seen = Callable[[str], None]
 Act = Callable[[Redis], Awaitable[object]]
 
 
@@ -37,71 +33,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def url(stack: Stack) -> str:
-    return str(stack.endpoints.redis_url)
-
-
-@asynccontextmanager
-async def copy_of(redis_url: str, names: tuple[str, ...] = NAMES) -> AsyncIterator[FeatureCache]:
-    """What a decision server holds."""
-    settings = FeatureCacheSettings(ttl_seconds=TTL, reconcile_interval_seconds=0.2, timeout_seconds=0.3)
-    cache = FeatureCache(redis_url, settings, names)
-    task = asyncio.create_task(cache.run())
-    try:
-        yield cache
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 async def command(redis: Redis, *arguments: str) -> object:
     """Sends a command that the client has no method for."""
     return await redis.execute_command(*arguments)  # type: ignore[no-untyped-call]
-
-
-async def stored(redis: Redis, name: str) -> FeatureSnapshot | None:
-    """The vector under an instrument's key; None when there is none, or something else."""
-    (packed,) = await redis.mget([key_of(name)])
-    try:
-        return decode(packed) if isinstance(packed, bytes) else None
-    except CodecError:
-        return None
-
-
-async def until(condition: Callable[[], object], timeout_seconds: float = 60.0) -> float:
-    """Waits until something holds; returns the seconds it took."""
-    began = time.monotonic()
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.01)
-    return time.monotonic() - began
-
-
-def fresh(cache: FeatureCache) -> bool:
-    """Whether every instrument has a known book and a vector younger than a server asks for."""
-    entries = [cache.get(name) for name in cache.instruments]
-    now = time.monotonic()
-    return all(e and e.snapshot.state is not BookState.UNKNOWN and e.age_seconds(now) < 0.5 for e in entries)
-
-
-def gone(cache: FeatureCache) -> bool:
-    return not any(cache.get(name) for name in cache.instruments)
-
-
-def health(stack: Stack) -> str:
-    try:
-        with urllib.request.urlopen(f"{stack.endpoints.worker_url}/healthz", timeout=5) as answer:
-            return str(answer.read().decode()).strip()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.read().decode().strip()
-
-
-async def until_health(stack: Stack, condition: Callable[[str], bool]) -> str:
-    async with asyncio.timeout(60):
-        while not condition(said := await asyncio.to_thread(health, stack)):  # noqa: ASYNC110 - another process's state
-            await asyncio.sleep(0.05)
-    return said
 
 
 @asynccontextmanager
@@ -150,7 +84,7 @@ async def slowest_get_seconds(cache: FeatureCache, until_: Callable[[], bool]) -
 )
 async def test_redis_killed_or_frozen_costs_no_read_any_time_and_everybody_comes_back(stack: Stack, seen: Seen) -> None:
     valkey = stack["valkey"]
-    async with copy_of(url(stack)) as cache:
+    async with copy_of(url(stack), NAMES) as cache:
         for fault, heal in ((valkey.kill, valkey.start), (valkey.pause, valkey.resume)):
             await until(lambda: fresh(cache))
             await asyncio.to_thread(fault)
@@ -169,7 +103,7 @@ async def test_redis_killed_or_frozen_costs_no_read_any_time_and_everybody_comes
 
 @pytest.mark.fault("B1", "Redis black-holed for the copy", "as killed: found by timeouts, vectors until their TTL")
 async def test_a_black_holed_redis_is_found_out_and_left(stack: Stack, seen: Seen) -> None:
-    async with black_hole(url(stack)) as (proxied, silent), copy_of(proxied) as cache:
+    async with black_hole(url(stack)) as (proxied, silent), copy_of(proxied, NAMES) as cache:
         await until(lambda: fresh(cache))
         silent.set()
         found = await until(lambda: not cache.connected)
@@ -202,7 +136,7 @@ REFUSALS: Final[dict[str, tuple[Act, Act, str]]] = {
 )
 async def test_a_redis_that_refuses_is_named_and_refilled_once_it_accepts(stack: Stack, seen: Seen) -> None:
     pid = stack["worker"].pid
-    async with connect(url(stack), 1.0) as redis, copy_of(url(stack)) as cache:
+    async with connect(url(stack), 1.0) as redis, copy_of(url(stack), NAMES) as cache:
         for name, (refuse, accept, said) in REFUSALS.items():
             await until(lambda: fresh(cache))
             await refuse(redis)
@@ -224,7 +158,7 @@ async def test_a_redis_that_is_loading_is_waited_for(
     with Stack(LocalSettings(dir=tmp_path_factory.mktemp("master")), parts={"valkey"}) as master:
         async with connect(url(master), 1.0) as full:
             await full.mset({f"key-{number}": b"x" * 2_000 for number in range(keys)})
-        async with connect(url(stack), 1.0) as redis, copy_of(url(stack)) as cache:
+        async with connect(url(stack), 1.0) as redis, copy_of(url(stack), NAMES) as cache:
             await until(lambda: fresh(cache))
             await redis.config_set("key-load-delay", load_microseconds)
             await redis.config_set("loading-process-events-interval-bytes", 4096)
@@ -253,7 +187,7 @@ async def test_keys_that_vanish_or_are_spoilt_are_refilled(stack: Stack, seen: S
         "wrong type": lambda r: command(r, "EVAL", _MAKE_A_LIST, "1", key),
         "garbage": lambda r: r.set(key, b"PTF1\xff\xff garbage"),
     }
-    async with connect(url(stack), 1.0) as redis, copy_of(url(stack)) as cache:
+    async with connect(url(stack), 1.0) as redis, copy_of(url(stack), NAMES) as cache:
         for name, act in spoil.items():
             await until(lambda: fresh(cache))
             before = time.monotonic()
@@ -274,7 +208,7 @@ async def test_keys_that_vanish_or_are_spoilt_are_refilled(stack: Stack, seen: S
 async def test_a_broker_that_goes_away_is_waited_for_without_a_busy_loop(stack: Stack, seen: Seen) -> None:
     broker = stack["broker"]
     worker = psutil.Process(stack["worker"].pid)
-    async with copy_of(url(stack)) as cache:
+    async with copy_of(url(stack), NAMES) as cache:
         for fault, heal in ((broker.kill, broker.start), (broker.pause, broker.resume)):
             await until(lambda: fresh(cache))
             await asyncio.to_thread(fault)

@@ -180,9 +180,9 @@ async def test_a_log_that_was_lost_makes_books_unknown_until_the_new_one_has_tol
         assert entry.snapshot.bid < entry.snapshot.ask
     await until_ready(stack, wanted=True)
     now = await asyncio.to_thread(metrics, stack)
-    counted = sum(now[name] - before[name] for name in ("kafka_failures_total", "log_truncations_total"))
+    counted = now["log_truncations_total"] - before["log_truncations_total"]
     assert counted > 0
-    seen(f"unknown {noticed:.1f} s after the restart, counted {counted:.0f} times, valid again with the snapshot")
+    seen(f"unknown {noticed:.1f} s after the restart, {counted:.0f} lost logs counted, valid again with the snapshot")
 
 
 @pytest.mark.fault(
