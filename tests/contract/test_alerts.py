@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import typer.main
 import yaml
+from dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from feature_cache import metric_families as feature_metrics
-from feature_cache.metric_families import Histogram
 from local.cli import app
-from server import metric_families as server_metrics
 
 ROOT: Final = Path(__file__).parents[2]
-RULES: Final = ROOT / "k8s" / "observability" / "prometheus"
 RUNBOOK: Final = (ROOT / "docs" / "runbook.md").read_text()
 SECTIONS: Final = {title.lower(): body for title, _, body in (s.partition("\n") for s in RUNBOOK.split("\n## ")[1:])}
-
-
-def rules() -> Iterator[dict[str, Any]]:
-    for path in sorted(RULES.glob("*.rules.yaml")):
-        for group in yaml.safe_load(path.read_text())["groups"]:
-            yield from group["rules"]
 
 
 ALERTS: Final = [rule for rule in rules() if "alert" in rule]
@@ -112,9 +103,28 @@ def complaint_about(arguments: list[str]) -> str | None:
 
 
 def test_the_rules_ask_for_metrics_that_there_are() -> None:
-    asked = set(re.findall(r"\b(pretrade_\w+)", "".join(rule["expr"] for rule in rules())))
-    there = set()
-    for metric in (*server_metrics.METRICS, *feature_metrics.METRICS):
-        suffixes = ("_bucket", "_sum", "_count") if isinstance(metric, Histogram) else ("",)
-        there |= {f"{metric.scraped_name}{suffix}" for suffix in suffixes}
-    assert asked <= there
+    assert series_asked_for(" ".join(rule["expr"] for rule in rules())) <= series_that_exist()
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_asks_for_metrics_that_there_are(path: Path) -> None:
+    asked = [query for query in queries() if query.dashboard == path.stem]
+    assert asked
+    for query in asked:
+        assert series_asked_for(query.expression) <= series_that_exist(), query
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_grafana_finds_the_data_source_and_room_for_every_panel(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    sources = yaml.safe_load((OBSERVABILITY / "grafana/provisioning/datasources/prometheus.yaml").read_text())
+    known = {source["uid"] for source in sources["datasources"]}
+    places: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        assert {panel["datasource"]["uid"], *(target["datasource"]["uid"] for target in panel["targets"])} <= known
+        box = panel["gridPos"]
+        cells = {(x, y) for x in range(box["x"], box["x"] + box["w"]) for y in range(box["y"], box["y"] + box["h"])}
+        assert box["x"] + box["w"] <= 24
+        assert not cells & places, panel["title"]
+        places |= cells
+    assert len({json.loads(each.read_text())["uid"] for each in DASHBOARDS}) == len(DASHBOARDS)
