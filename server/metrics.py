@@ -10,11 +10,12 @@ import itertools
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from fallback.chain import StageName
 from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -194,8 +195,8 @@ class ServerCollector(Collector):
             skips.add_metric((_short(pb.Stage, stage), _short(pb.Degradation, why)), count)
         yield skips
         broken = families.STAGE_BROKEN.family()
-        for name, count in self._chain.broken.copy().items():
-            broken.add_metric((name,), count)
+        for name in get_args(StageName):
+            broken.add_metric((name,), self._chain.broken[name])
         yield broken
         yield families.LATE.family(metrics.late)
         yield families.CANCELLED.family(metrics.cancelled)

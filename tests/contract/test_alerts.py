@@ -1,0 +1,130 @@
+"""Rules and runbook: every alert is tested, and leads to a section that holds commands that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import typer.main
+import yaml
+from dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from local.cli import app
+
+ROOT: Final = Path(__file__).parents[2]
+RUNBOOK: Final = (ROOT / "docs" / "runbook.md").read_text()
+SECTIONS: Final = {title.lower(): body for title, _, body in (s.partition("\n") for s in RUNBOOK.split("\n## ")[1:])}
+
+
+ALERTS: Final = [rule for rule in rules() if "alert" in rule]
+SLOS: Final = {rule["labels"]["slo"] for rule in rules() if rule.get("record") == "pretrade:slo_budget:ratio"}
+
+
+def promtool(*arguments: str) -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed; it comes with Debian's package `prometheus`")
+    done = subprocess.run([program, *arguments], cwd=RULES, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_takes_the_rules() -> None:
+    promtool("check", "rules", *(path.name for path in RULES.glob("*.rules.yaml")))
+
+
+def test_each_alert_fires_when_it_should_and_nothing_else_does() -> None:
+    promtool("test", "rules", "alerts.test.yaml")
+
+
+@pytest.mark.long
+def test_budgets_page_when_they_burn_and_not_for_few_calls() -> None:
+    promtool("test", "rules", "slo.test.yaml")
+
+
+def test_no_alert_is_untested() -> None:
+    tested = "".join(path.read_text() for path in RULES.glob("*.test.yaml"))
+    missing = [rule["alert"] for rule in ALERTS if f'{{alertname="{rule["alert"]}"' not in tested]
+    assert not missing
+    assert [slo for slo in SLOS if f'slo="{slo}"' not in tested] == []
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_an_alert_says_how_urgent_it_is_and_leads_to_its_section(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"page", "ticket"}
+    assert rule["annotations"]["summary"]
+    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    assert page == "docs/runbook.md"
+    assert (SLOS if anchor == "{{ $labels.slo }}" else {anchor}) <= set(SECTIONS)
+
+
+def test_no_section_is_about_an_alert_that_is_gone() -> None:
+    assert set(SECTIONS) == {"quick card", *SLOS} | {
+        rule["alert"].lower() for rule in ALERTS if not rule["alert"].startswith("BudgetBurns")
+    }
+
+
+def test_every_link_within_the_runbook_leads_somewhere() -> None:
+    assert set(re.findall(r"\]\(#([\w-]+)\)", RUNBOOK)) <= set(SECTIONS)
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"\$ (pretrade [^\n`]+)", RUNBOOK))))
+def test_a_command_of_the_runbook_is_one_that_the_tool_takes(line: str) -> None:
+    complaint = complaint_about(shlex.split(line)[1:])
+    assert complaint is None, complaint
+
+
+def test_a_command_that_the_tool_does_not_take_is_noticed() -> None:
+    assert complaint_about(["breaker", "primary", "ajar"]) is not None
+    assert complaint_about(["audit", "list", "--status", "unconfirmed"]) is not None
+    assert complaint_about(["reboot"]) is not None
+
+
+def complaint_about(arguments: list[str]) -> str | None:
+    """What the tool would say against these arguments, without running the command."""
+    command, parent = typer.main.get_command(app), None
+    try:
+        while isinstance(command, TyperGroup):
+            parent = command.make_context(command.name, arguments, parent=parent)
+            _, found, arguments = command.resolve_command(parent, [*parent._protected_args, *parent.args])
+            assert found is not None
+            command = found
+        command.make_context(command.name, arguments, parent=parent)
+    except TyperException as error:
+        return str(error)
+    return None
+
+
+def test_the_rules_ask_for_metrics_that_there_are() -> None:
+    assert series_asked_for(" ".join(rule["expr"] for rule in rules())) <= series_that_exist()
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_asks_for_metrics_that_there_are(path: Path) -> None:
+    asked = [query for query in queries() if query.dashboard == path.stem]
+    assert asked
+    for query in asked:
+        assert series_asked_for(query.expression) <= series_that_exist(), query
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_grafana_finds_the_data_source_and_room_for_every_panel(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    sources = yaml.safe_load((OBSERVABILITY / "grafana/provisioning/datasources/prometheus.yaml").read_text())
+    known = {source["uid"] for source in sources["datasources"]}
+    places: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        assert {panel["datasource"]["uid"], *(target["datasource"]["uid"] for target in panel["targets"])} <= known
+        box = panel["gridPos"]
+        cells = {(x, y) for x in range(box["x"], box["x"] + box["w"]) for y in range(box["y"], box["y"] + box["h"])}
+        assert box["x"] + box["w"] <= 24
+        assert not cells & places, panel["title"]
+        places |= cells
+    assert len({json.loads(each.read_text())["uid"] for each in DASHBOARDS}) == len(DASHBOARDS)

@@ -1,0 +1,56 @@
+"""The dashboards' panels and the names that their queries may ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+
+from feature_cache import metric_families as feature_metrics
+from feature_cache.metric_families import Histogram
+from server import metric_families as server_metrics
+
+OBSERVABILITY: Final = Path(__file__).parents[1] / "k8s" / "observability"
+RULES: Final = OBSERVABILITY / "prometheus"
+DASHBOARDS: Final = sorted((OBSERVABILITY / "grafana" / "dashboards").glob("*.json"))
+
+
+class Query(NamedTuple):
+    dashboard: str
+    panel: str
+    expression: str
+    """As Prometheus takes it: Grafana's variable for the interval of a rate is 1m."""
+
+
+def rules() -> Iterator[dict[str, Any]]:
+    """Every rule, recording and alerting."""
+    for path in sorted(RULES.glob("*.rules.yaml")):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            yield from group["rules"]
+
+
+def queries() -> Iterator[Query]:
+    """Every query of every panel."""
+    for path in DASHBOARDS:
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                expression = target["expr"].replace("$__rate_interval", "1m")
+                yield Query(path.stem, panel["title"], expression)
+
+
+def series_that_exist() -> set[str]:
+    """What a scrape shows, and what the rules record."""
+    there = {rule["record"] for rule in rules() if "record" in rule}
+    for metric in (*server_metrics.METRICS, *feature_metrics.METRICS):
+        suffixes = ("_bucket", "_sum", "_count") if isinstance(metric, Histogram) else ("",)
+        there |= {f"{metric.scraped_name}{suffix}" for suffix in suffixes}
+    return there
+
+
+def series_asked_for(expression: str) -> set[str]:
+    """The names of ours in an expression."""
+    return set(re.findall(r"\bpretrade[_:][\w:]+", expression))

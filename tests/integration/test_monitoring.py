@@ -1,0 +1,157 @@
+"""A real Prometheus scrapes the whole stack: every query of every dashboard, and every rule, has an answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import grpc
+import pytest
+import yaml
+from dashboards import RULES, queries
+from harness import eventually
+
+from local.endpoints import StackFile
+from local.ports import free_ports
+from local.settings import LocalSettings
+from local.stack import Stack
+from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(400)]
+
+
+class Prometheus:
+    """A server of ours, and what it answers."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The samples of an instant query."""
+        with urlopen(f"{self._url}/api/v1/query?{urlencode({'query': expression})}", timeout=10) as response:
+            result: list[dict[str, Any]] = json.load(response)["data"]["result"]
+        return result
+
+    def alerts(self) -> set[tuple[str, str]]:
+        """(name, replica or nothing) of the alerts that are pending or firing."""
+        with urlopen(f"{self._url}/api/v1/alerts", timeout=10) as response:
+            alerts = json.load(response)["data"]["alerts"]
+        return {(alert["labels"]["alertname"], alert["labels"].get("replica", "")) for alert in alerts}
+
+    def failed_rules(self) -> list[str]:
+        """Errors of the rules' last evaluations; rules not evaluated yet count as failed."""
+        with urlopen(f"{self._url}/api/v1/rules", timeout=10) as response:
+            groups = json.load(response)["data"]["groups"]
+        return [f"{rule['name']}: {rule}" for group in groups for rule in group["rules"] if rule["health"] != "ok"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("monitored")
+
+
+@pytest.fixture(scope="module")
+def stack(directory: Path, model_store: Path) -> Iterator[Stack]:
+    with Stack(LocalSettings(dir=directory, model_store=model_store)) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def orders(stack: Stack) -> Iterator[None]:
+    """A trickle of orders for as long as the tests of this file run."""
+    done = threading.Event()
+
+    def send() -> None:
+        with grpc.insecure_channel(str(stack.endpoints.decision)) as channel:
+            stub = decision_pb2_grpc.DecisionServiceStub(channel)
+            order = decision_pb2.Order(
+                instrument=stack.endpoints.instruments[0], side=decision_pb2.SIDE_BUY, quantity=0.01, strategy="test"
+            )
+            while not done.wait(0.05):
+                stub.Decide(decision_pb2.DecideRequest(order=order), timeout=2.0)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    yield
+    done.set()
+    sender.join()
+
+
+@pytest.fixture(scope="module")
+def prometheus(stack: Stack, orders: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not installed; it is Debian's package of that name")
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((RULES / "prometheus.yaml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = []
+    for path in RULES.glob("*.rules.yaml"):
+        rules = yaml.safe_load(path.read_text())
+        for group in rules["groups"]:
+            group["interval"] = "1s"
+        (folder / path.name).write_text(yaml.safe_dump(rules))
+        config["rule_files"].append(str(folder / path.name))
+    addresses = {"pretrade-server": stack.endpoints.metrics_url, "pretrade-worker": stack.endpoints.worker_url}
+    for job in config["scrape_configs"]:
+        job["static_configs"][0]["targets"] = [str(addresses[job["job_name"]]).removeprefix("http://")]
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    (port,) = free_ports(1)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={folder / 'prometheus.yaml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        server = Prometheus(port)
+
+        def scraped() -> bool:
+            try:
+                return len(server.query("rate(pretrade_decisions_total[1m])")) > 0
+            except OSError:
+                return False
+
+        try:
+            eventually(scraped, lambda there: there)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_both_targets_are_scraped(prometheus: Prometheus) -> None:
+    up = eventually(lambda: prometheus.query("up == 1"), lambda samples: len(samples) == 2)
+    assert {sample["metric"]["job"] for sample in up} == {"pretrade-server", "pretrade-worker"}
+
+
+def test_every_rule_can_be_evaluated(prometheus: Prometheus) -> None:
+    eventually(prometheus.failed_rules, lambda failed: not failed)
+
+
+@pytest.mark.parametrize("query", sorted(set(queries())), ids=lambda query: f"{query.dashboard}: {query.panel}")
+def test_every_panel_has_something_to_show(prometheus: Prometheus, query: Any) -> None:
+    samples = eventually(lambda: prometheus.query(query.expression), lambda found: len(found) > 0)
+    assert samples
+
+
+def test_a_killed_primary_is_told_and_nothing_else(prometheus: Prometheus, directory: Path) -> None:
+    before = prometheus.alerts()
+    running = StackFile.read(directory)
+    assert running is not None
+    os.kill(running.processes["primary"], signal.SIGKILL)
+    alerts = eventually(prometheus.alerts, lambda alerts: ("ReplicaDown", "primary") in alerts)
+    assert alerts - before == {("ReplicaDown", "primary")}
