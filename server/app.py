@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from typing import cast
 
@@ -419,7 +420,7 @@ async def _open_decisions(
         server = _grpc_server(settings, interceptors, metrics.errors)
         decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
-        return await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at), server.stop
+        return await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at), partial(_end, server)
     limits = settings.grpc.max_message_bytes, settings.grpc.read_seconds
     application = GrpcApplication(*limits, servicer.not_sent, metrics.errors, clock)
     # As generated code sees it, the application is a server.
@@ -476,8 +477,15 @@ async def _listen(
     except RuntimeError as error:
         raise OSError(f"{services[0]}: cannot listen on {at}: {error}") from error
     await server.start()
-    stack.push_async_callback(server.stop, _LAST_CALLS_SECONDS)
+    stack.push_async_callback(_end, server, _LAST_CALLS_SECONDS)
     return port
+
+
+async def _end(server: grpc.aio.Server, grace_seconds: float) -> None:
+    """Stops a server. gRPC may never be done with that; what comes after, the journal above all, must not wait."""
+    _, stopping = await asyncio.wait((asyncio.create_task(server.stop(grace_seconds)),), timeout=grace_seconds + 1.0)
+    if stopping:
+        _log.warning("the transport did not end in time", grace_seconds=grace_seconds)
 
 
 def _add_standard_services(
