@@ -31,12 +31,14 @@ NAME = "WATCH.SIM"
 def vector(sequence: int, now_ns: int, spread: float = 1.5) -> FeatureSnapshot:
     values = np.full(N_FEATURES, np.nan, dtype=np.float32)
     values[INDEX["spread_bps"]] = spread
-    return FeatureSnapshot(NAME, sequence, now_ns, now_ns, 0, now_ns, 0, 99.5, np.nan, BookState.VALID, values)
+    # Young for a minute, for the command may take long to start on a busy machine.
+    published = now_ns + 60 * 10**9
+    return FeatureSnapshot(NAME, sequence, now_ns, now_ns, 0, published, 0, 99.5, np.nan, BookState.VALID, values)
 
 
 def write(redis: Redis, snapshot: FeatureSnapshot) -> None:
     packed = encode(snapshot)
-    redis.set(vector_key_of(NAME), packed, px=10_000)
+    redis.set(vector_key_of(NAME), packed, px=120_000)
     redis.publish(CHANNEL, packed)
 
 
