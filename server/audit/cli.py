@@ -291,7 +291,7 @@ def _section(title: str, lines: Iterator[tuple[str, str]] | list[tuple[str, str]
     table = Table.grid(padding=(0, 2))
     table.add_column(width=9, style="bold cyan")
     table.add_column(width=16, style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")
     for i, (name, value) in enumerate(lines):
         # What callers sent is shown as it is: neither markup nor a terminal's control sequences.
         table.add_row(

@@ -18,6 +18,8 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 
 SECONDS = 30.0
+OF_BARE_SERVERS = {"PRETRADE_INSTRUMENTS": '["BTCUSDT.BINANCE"]'}
+"""The instrument that `bare_server.decide` asks about."""
 
 
 @contextmanager
@@ -63,7 +65,7 @@ def record(
 
 @pytest.mark.timeout(120)
 def test_every_process_sees_the_audit_of_all_before_anything_was_shipped(tmp_path: Path) -> None:
-    with server_group(tmp_path, 2) as group, nothing_shipped(group), ExitStack() as stack:
+    with server_group(tmp_path, 2, **OF_BARE_SERVERS) as group, nothing_shipped(group), ExitStack() as stack:
         both = services(group, stack)
         watch = both[0].WatchDecisions(audit_pb2.WatchDecisionsRequest(), timeout=120.0)
         watch.initial_metadata()  # from here on everything is heard
@@ -89,7 +91,7 @@ def test_every_process_sees_the_audit_of_all_before_anything_was_shipped(tmp_pat
 
 @pytest.mark.timeout(120)
 def test_two_processes_never_take_different_outcomes_of_one_decision(tmp_path: Path) -> None:
-    with server_group(tmp_path, 2) as group, nothing_shipped(group), ExitStack() as stack:
+    with server_group(tmp_path, 2, **OF_BARE_SERVERS) as group, nothing_shipped(group), ExitStack() as stack:
         both = services(group, stack)
         for _ in range(10):
             decision_id = decide(int(group.env["PRETRADE_GRPC__PORT"])).decision_id

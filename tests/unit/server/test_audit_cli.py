@@ -107,6 +107,14 @@ def test_one_screen_shows_what_was_asked_known_and_answered_why_and_at_what_cost
         assert name in result.output
 
 
+def test_a_narrow_terminal_cuts_nothing_off(audit: Audit) -> None:
+    shown = json.loads(audit.run("show", RECENT, "--json").output)["evidence"]["hash"]
+    targets = ("--journal", str(audit.journal), "--database-url", audit.database_url)
+    lines = CliRunner().invoke(app, ["show", RECENT, *targets], env={"COLUMNS": "80"}).output.splitlines()
+    start = next(number for number, line in enumerate(lines) if " hash " in line)
+    assert shown in "".join(line.strip("│ ").removeprefix("hash").strip() for line in lines[start : start + 2])
+
+
 def test_what_callers_wrote_is_neither_markup_nor_a_control_sequence(audit: Audit) -> None:
     assert "[red]ref\N{REPLACEMENT CHARACTER}[31m" in audit.run("show", RECENT).output
 
