@@ -33,6 +33,9 @@ _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
 _FILTERS: Final = f"{_EXTENSIONS}filters.http."
 _STREAM_WINDOW_BYTES: Final = 65_536
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
+_RUNTIME: Final = {"overload.premature_reset_total_stream_count": 10_000}
+"""Envoy closes a connection most of whose calls were reset within a second, and looks from the 500th call on. Deadlines
+of 25 ms that pass are such resets: a bad minute of ours must not cost a caller its connection."""
 _DRAIN_SECONDS: Final = 600
 """How long Envoy would go on accepting connections while it drains; the server inside ends that itself."""
 _LOOK_SECONDS: Final = 0.01
@@ -128,6 +131,7 @@ class Envoy:
         pyvoy = self._pyvoy(_APPLICATION, address=settings.host, port=port, worker_threads=1, lifespan=True)
         config: dict[str, Any] = pyvoy.get_envoy_config()
         config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
+        config["layered_runtime"] = {"layers": [{"name": "ours", "static_layer": _RUNTIME}]}
         (listener,) = config["static_resources"]["listeners"]
         http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
         http["stat_prefix"] = _STATISTICS
