@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
@@ -26,6 +27,8 @@ from pretrade.decision.v1 import decision_pb2
 if TYPE_CHECKING:
     from server.rpc.asgi import GrpcApplication
     from server.settings import GrpcSettings
+
+_log = structlog.get_logger(__name__)
 
 _EMBEDDED: Final = "PRETRADE_EMBEDDED"
 _APPLICATION: Final = "server.embedded:application"
@@ -235,11 +238,16 @@ class EnvoyEdge:
         return int(found[1]) if found else 0
 
     async def _ask(self, method: str, path: str) -> bytes:
-        """What Envoy's admin interface answers, which is there as long as this process is."""
-        async with asyncio.timeout(_ADMIN_SECONDS):
-            reader, writer = await asyncio.open_unix_connection(self._admin)
-            try:
-                writer.write(f"{method} {path} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n".encode())
-                return await reader.read()
-            finally:
-                writer.close()
+        """What Envoy's admin interface answers; nothing where it does not, for a drain goes on without it."""
+        request = f"{method} {path} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n"
+        try:
+            async with asyncio.timeout(_ADMIN_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(self._admin)
+                try:
+                    writer.write(request.encode())
+                    return await reader.read()
+                finally:
+                    writer.close()
+        except OSError as error:  # a TimeoutError is one, too
+            _log.warning("Envoy does not answer", path=path, error=repr(error))
+            return b""
