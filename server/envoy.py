@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
     from server.rpc.asgi import GrpcApplication
     from server.settings import GrpcSettings
 
+_log = structlog.get_logger(__name__)
+
 _EMBEDDED: Final = "PRETRADE_EMBEDDED"
 _APPLICATION: Final = "server.embedded:application"
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
 _FILTERS: Final = f"{_EXTENSIONS}filters.http."
 _STREAM_WINDOW_BYTES: Final = 65_536
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
+_RUNTIME: Final = {"overload.premature_reset_total_stream_count": 10_000}
+"""Envoy closes a connection most of whose calls were reset within a second, and looks from the 500th call on. Deadlines
+of 25 ms that pass are such resets: a bad minute of ours must not cost a caller its connection."""
 _DRAIN_SECONDS: Final = 600
 """How long Envoy would go on accepting connections while it drains; the server inside ends that itself."""
 _LOOK_SECONDS: Final = 0.01
@@ -128,6 +134,7 @@ class Envoy:
         pyvoy = self._pyvoy(_APPLICATION, address=settings.host, port=port, worker_threads=1, lifespan=True)
         config: dict[str, Any] = pyvoy.get_envoy_config()
         config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
+        config["layered_runtime"] = {"layers": [{"name": "ours", "static_layer": _RUNTIME}]}
         (listener,) = config["static_resources"]["listeners"]
         http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
         http["stat_prefix"] = _STATISTICS
@@ -231,11 +238,16 @@ class EnvoyEdge:
         return int(found[1]) if found else 0
 
     async def _ask(self, method: str, path: str) -> bytes:
-        """What Envoy's admin interface answers, which is there as long as this process is."""
-        async with asyncio.timeout(_ADMIN_SECONDS):
-            reader, writer = await asyncio.open_unix_connection(self._admin)
-            try:
-                writer.write(f"{method} {path} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n".encode())
-                return await reader.read()
-            finally:
-                writer.close()
+        """What Envoy's admin interface answers; nothing where it does not, for a drain goes on without it."""
+        request = f"{method} {path} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n"
+        try:
+            async with asyncio.timeout(_ADMIN_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(self._admin)
+                try:
+                    writer.write(request.encode())
+                    return await reader.read()
+                finally:
+                    writer.close()
+        except OSError as error:  # a TimeoutError is one, too
+            _log.warning("Envoy does not answer", path=path, error=repr(error))
+            return b""

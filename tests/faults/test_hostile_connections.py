@@ -11,7 +11,7 @@ from typing import Final
 
 import h2.errors
 import pytest
-from harness import INSTRUMENTS, MID, eventually
+from harness import EDGE, INSTRUMENTS, MID, eventually
 from open_loop import summary
 from rig import ROOMY, OpenRig, Rig
 from wire import STREAM, Caller, framed
@@ -84,7 +84,8 @@ def test_answers_that_nobody_reads_fill_no_memory(open_rig: OpenRig, seen: Seen)
         decided = rig.server.metric("pretrade_decision_seconds_count") - decided
         seen(f"of the stream {taken} orders were let in, and {decided:.0f} decided with all others")
         assert taken < 50_000
-        assert decided < 256 + 500 + len(rig.calls())
+        # grpc.aio lets 64 KiB of answers wait for a reader, Envoy 1 MiB.
+        assert decided < (256 + 500 if EDGE == "grpcio" else 5_000) + len(rig.calls())
 
 
 @pytest.mark.fault("E2", "1,000 idle connections", "memory bounded, others unaffected")
@@ -132,10 +133,11 @@ def test_a_flood_of_pings_ends_the_connection(open_rig: OpenRig, seen: Seen) -> 
             except ConnectionError:
                 break
             caller.read(lambda: caller.goaway is not None, 0.01)
-        assert caller.goaway is not None
-        code, text = caller.goaway
-        assert (code, text) == (h2.errors.ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings")
-        seen(f"after {sent} pings")
+        seen(f"after {sent} pings: GOAWAY {caller.goaway}")
+        if EDGE == "grpcio":
+            assert caller.goaway == (h2.errors.ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings")
+        else:
+            assert sent < 100_000, "Envoy closes the connection without a word"
 
 
 @pytest.mark.fault("E2", "20,000 rapid resets (CVE-2023-44487)", "memory bounded; others answered, or refused at once")
