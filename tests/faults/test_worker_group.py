@@ -1,4 +1,7 @@
-"""Several workers of one group: members that join, leave, freeze and die, and what is stored meanwhile."""
+"""Several workers of one group: members that join, leave, freeze and die, and what is stored meanwhile.
+
+They end one after the other, since the embedded broker does not bear two at once: see `local.broker`.
+"""
 
 from __future__ import annotations
 
