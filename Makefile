@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast faults check protos bench bench-edges bench-features models clean
+.PHONY: help setup demo test feast faults check check-deploy protos bench bench-edges bench-features models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ faults: setup  ## the whole fault matrix with real processes, and its table (ARG
 
 check: setup  ## lint, types, import direction, contract, generated code
 	.ci/check
+
+check-deploy: setup  ## every file of the deployment, offline: one table
+	$(BIN)/python .ci/check-deploy
 
 protos: setup  ## regenerate the stubs in proto/gen
 	.ci/protos

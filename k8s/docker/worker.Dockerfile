@@ -1,6 +1,7 @@
 # The feature worker. Build from the root of the repository:
 #   docker build --file k8s/docker/worker.Dockerfile --tag pretrade-worker:dev .
-FROM python:3.11-slim-bookworm AS build
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE} AS build
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
@@ -9,7 +10,7 @@ COPY . .
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir '.[worker]'
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PRETRADE_WORKER_METRICS_PORT=7004
 WORKDIR /tmp

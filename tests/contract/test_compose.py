@@ -1,0 +1,135 @@
+"""What compose.yaml promises: settings that the programs take, names that resolve, nothing open to the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+ROOT: Final = Path(__file__).parents[2]
+TEXT: Final = (ROOT / "compose.yaml").read_text()
+SERVICES: Final[dict[str, dict[str, Any]]] = yaml.safe_load(TEXT)["services"]
+OURS: Final = ("server", "worker", "market", "primary", "secondary", "challenger")
+
+
+def settings(service: str, module: str) -> dict[str, Any]:
+    """What a program of ours makes of its service's environment."""
+    given = {name: value.replace(":?choose one", "") for name, value in SERVICES[service]["environment"].items()}
+    given = {name: value.replace("${DATABASE_PASSWORD}", "word") for name, value in given.items()}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+    code = f"from {module}.settings import load; print(load().model_dump_json())"
+    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, Any] = json.loads(done.stdout)
+    return loaded
+
+
+def test_the_whole_system_is_there() -> None:
+    assert {*OURS, "kafka", "redis", "postgres", "prometheus", "grafana", "otel-collector", "jaeger"} == set(SERVICES)
+
+
+def test_every_image_can_be_given_by_its_digest_and_none_is_the_latest() -> None:
+    for name, service in SERVICES.items():
+        matched = re.fullmatch(r"\$\{[A-Z_]+_IMAGE:-([^}]+)\}", service["image"])
+        assert matched, name
+        assert ":" in matched[1], name
+        assert not matched[1].endswith(":latest"), name
+
+
+def test_no_port_is_open_to_the_network() -> None:
+    published = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_what_is_ours_is_confined(service: str) -> None:
+    assert SERVICES[service]["read_only"] is True
+    assert SERVICES[service]["cap_drop"] == ["ALL"]
+    assert SERVICES[service]["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_whoever_waits_for_health_waits_for_somebody_who_tells() -> None:
+    of_the_image = {"primary", "secondary", "challenger", "server", "worker"}
+    for service in SERVICES.values():
+        for name, how in service.get("depends_on", {}).items():
+            assert how == {"condition": "service_healthy"}
+            assert name in of_the_image or "test" in SERVICES[name]["healthcheck"], name
+
+
+def test_no_password_is_in_the_file() -> None:
+    for line in TEXT.splitlines():
+        if re.search(r"password", line, re.IGNORECASE) and not line.startswith("#"):
+            assert "${DATABASE_PASSWORD:?" in line, line
+
+
+def test_the_server_takes_its_settings_and_finds_everybody() -> None:
+    loaded = settings("server", "server")
+    assert loaded["grpc"]["host"] == loaded["metrics"]["host"] == "0.0.0.0"
+    assert [f"127.0.0.1:{loaded['grpc']['port']}:{loaded['grpc']['port']}"] == SERVICES["server"]["ports"]
+    endpoints = [loaded["replicas"][each] for each in ("primary", "secondary", "challenger")]
+    hosts = {each.split(":")[0] for each in (*endpoints, loaded["tracing"]["otlp_endpoint"])}
+    assert hosts <= set(SERVICES)
+    assert {each.split(":")[1] for each in endpoints} == {"7070"}
+    (volume,) = SERVICES["server"]["volumes"]
+    assert str(Path(loaded["journal"]["path"]).parent) == volume.split(":")[1]
+    for variable in ("PRETRADE_REDIS_URL", "PRETRADE_DATABASE_URL"):
+        assert re.search(r"(//|@)(redis|postgres):", SERVICES["server"]["environment"][variable])
+
+
+def test_the_worker_takes_its_settings_and_finds_everybody() -> None:
+    loaded = settings("worker", "feature_cache")
+    assert loaded["kafka_bootstrap_servers"].split(":")[0] in SERVICES
+    assert loaded["metrics_host"] == "0.0.0.0"
+
+
+def test_the_market_feeds_the_instruments_that_are_decided() -> None:
+    market = SERVICES["market"]
+    done = subprocess.run(
+        [sys.executable, *market["entrypoint"][1:], *market["command"], "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    from feature_cache.simulator import INSTRUMENTS  # noqa: PLC0415 - beside what it is compared with
+
+    simulated = {each if isinstance(each, str) else each.name for each in INSTRUMENTS}
+    assert set(settings("server", "server")["instruments"]) == simulated
+
+
+def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
+    config = yaml.safe_load((ROOT / "k8s/observability/prometheus/prometheus.yaml").read_text())
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
+    assert targets == {
+        "pretrade-server": [f"server:{settings('server', 'server')['metrics']['port']}"],
+        "pretrade-worker": [f"worker:{settings('worker', 'feature_cache')['metrics_port']}"],
+    }
+
+
+def test_every_file_that_is_mounted_exists_and_is_where_the_programs_look() -> None:
+    mounted = [v for service in SERVICES.values() for v in service.get("volumes", ()) if v.startswith("./")]
+    assert mounted
+    for volume in mounted:
+        source, _, mode = volume.split(":")
+        assert (ROOT / source).is_dir()
+        assert mode == "ro"
+    provider = yaml.safe_load((ROOT / "k8s/observability/grafana/provisioning/dashboards/pretrade.yaml").read_text())
+    path = provider["providers"][0]["options"]["path"]
+    assert f"./k8s/observability/grafana/dashboards:{path}:ro" in SERVICES["grafana"]["volumes"]
+
+
+def test_the_collector_uses_only_what_it_declares() -> None:
+    config = yaml.safe_load((ROOT / "k8s/observability/otel/collector.yaml").read_text())
+    for pipeline in config["service"]["pipelines"].values():
+        for kind in ("receivers", "processors", "exporters"):
+            assert set(pipeline[kind]) <= set(config[kind])
+    assert set(config["service"]["extensions"]) <= set(config["extensions"])
+    assert config["exporters"]["otlp/jaeger"]["endpoint"].split(":")[0] in SERVICES
