@@ -17,7 +17,7 @@ from contextlib import closing
 from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
-from server.audit.errors import AuditError, InvalidRequest, ModelFailed
+from server.audit.errors import AuditError, AuditUnavailable, InvalidRequest, ModelFailed
 from server.audit.models import ModelStore
 from server.audit.query import AuditQuery
 from server.audit.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP, Question, Task
@@ -66,9 +66,11 @@ class Answering:
             raise InvalidRequest("the request is not a valid message of this method") from error
 
     def _get(self, request: audit_pb2.GetDecisionRequest) -> bytes:
-        response = audit_pb2.GetDecisionResponse(
-            decision=self._query.get(request.decision_id), outcomes=self._query.outcomes(request.decision_id)
-        )
+        response = audit_pb2.GetDecisionResponse(decision=self._query.get(request.decision_id))
+        try:
+            response.outcomes.extend(self._query.outcomes(request.decision_id))
+        except AuditUnavailable as error:
+            response.incomplete = str(error)
         return response.SerializeToString()
 
     def _watch(self, request: audit_pb2.WatchDecisionsRequest) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -16,6 +16,7 @@ from server_group import Group, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
+from server.audit.store import Store
 
 SECONDS = 30.0
 OF_BARE_SERVERS = {"PRETRADE_INSTRUMENTS": '["BTCUSDT.BINANCE"]'}
@@ -91,6 +92,8 @@ def test_every_process_sees_the_audit_of_all_before_anything_was_shipped(tmp_pat
 
 @pytest.mark.timeout(120)
 def test_two_processes_never_take_different_outcomes_of_one_decision(tmp_path: Path) -> None:
+    with closing(Store(f"sqlite:///{tmp_path / 'audit.db'}")) as store:
+        store.migrate()  # without the tables nobody could say that there is no outcome yet
     with server_group(tmp_path, 2, **OF_BARE_SERVERS) as group, nothing_shipped(group), ExitStack() as stack:
         both = services(group, stack)
         for _ in range(10):
