@@ -99,7 +99,8 @@ def prometheus(stack: Stack, orders: None, tmp_path_factory: pytest.TempPathFact
         rules = yaml.safe_load(path.read_text())
         for group in rules["groups"]:
             group["interval"] = "1s"
-        (folder / path.name).write_text(yaml.safe_dump(rules))
+        # A window's first point comes with the clock's next full step, for which nobody waits here.
+        (folder / path.name).write_text(yaml.safe_dump(rules, width=10_000).replace(":5m]", ":5s]"))
         config["rule_files"].append(str(folder / path.name))
     addresses = {"pretrade-server": stack.endpoints.metrics_url, "pretrade-worker": stack.endpoints.worker_url}
     for job in config["scrape_configs"]:
