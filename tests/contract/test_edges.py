@@ -284,7 +284,7 @@ def test_health_can_be_checked_and_watched(channel: grpc.Channel) -> None:
 
 def test_grpcurl_finds_its_way_by_reflection(group: Group) -> None:
     def grpcurl(*arguments: str) -> str:
-        argv = ["grpcurl", "-plaintext", "-max-time", "10", *arguments]
+        argv = [str(Path(sys.executable).with_name("grpcurl")), "-plaintext", "-max-time", "10", *arguments]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
 
     listed = grpcurl(group.decision, "list").split()
