@@ -212,6 +212,7 @@ def slow_to_commit(product: Product) -> Iterator[None]:
         connection.execute("SELECT pg_reload_conf()")
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "D1", "PostgreSQL killed, frozen, out of connections, its commits hang", "no decision differs; drains in order"
 )

@@ -77,6 +77,7 @@ async def slowest_get_seconds(cache: FeatureCache, until_: Callable[[], bool]) -
     return slowest
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "B1",
     "Redis killed, then frozen (SIGSTOP), below worker and copy",
@@ -150,6 +151,7 @@ async def test_a_redis_that_refuses_is_named_and_refilled_once_it_accepts(stack:
     assert stack["worker"].alive
 
 
+@pytest.mark.long
 @pytest.mark.fault("B2", "Redis is LOADING its data", "as a Redis that is away; back once it has loaded")
 async def test_a_redis_that_is_loading_is_waited_for(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory, seen: Seen
@@ -200,6 +202,7 @@ async def test_keys_that_vanish_or_are_spoilt_are_refilled(stack: Stack, seen: S
         assert cache.connected
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "C1",
     "broker killed and restarted with an empty log, then frozen",

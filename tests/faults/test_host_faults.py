@@ -47,6 +47,7 @@ def server(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes
                 process.kill()  # its shipping process ends by itself
 
 
+@pytest.mark.long
 @pytest.mark.fault("F1", "the wall clock jumps by +1 h, then by -2 h", "answers, deadlines and breakers as before")
 def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: Path, seen: Seen) -> None:
     clock = tmp_path / "clock"

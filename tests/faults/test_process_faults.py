@@ -64,6 +64,7 @@ def test_ten_rolling_restarts_under_load_lose_no_call(product: Product, tmp_path
     replaced_under_load(product, tmp_path, edge, 10, seen)
 
 
+@pytest.mark.long
 @pytest.mark.fault("F3", "SIGTERM while a caller holds a stream", "ends within drain + grace, rows in SQL, exit 0")
 @pytest.mark.parametrize("edge", EDGES)
 def test_draining_ends_in_time_whoever_holds_on(tmp_path: Path, edge: str, seen: Seen) -> None:
@@ -116,6 +117,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, ed
             server.kill()
 
 
+@pytest.mark.long
 @pytest.mark.fault("F3", "SIGTERM during start", "ends at once, leaves no process, and the next start works")
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) -> None:
@@ -206,6 +208,7 @@ def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str
         assert not alive
 
 
+@pytest.mark.long
 @pytest.mark.fault("F3", "a replacement that cannot start", "the old processes go on")
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path, edge: str) -> None:

@@ -67,6 +67,7 @@ CUT: Final[dict[str, Script]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "A5",
     "RST_STREAM in data, GOAWAY, garbage frames, half a message, closed, silent",
@@ -114,6 +115,7 @@ MALFORMED: Final[dict[str, Callable[[int], bytes]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "A6", "malformed replies: empty, JSON, wrong shape, wrong header, 10 MB", "BAD_ANSWER; retry answers"
 )

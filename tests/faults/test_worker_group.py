@@ -181,6 +181,7 @@ async def watching(stack: Stack) -> AsyncIterator[Watch]:
     assert not watch.backwards
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "C2",
     "a worker joins, and leaves again",
