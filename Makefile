@@ -21,8 +21,8 @@ $(BIN)/.installed: pyproject.toml
 demo: setup  ## the whole stack on this machine, with orders and a replica failure (DATA=dir DURATION=s JSON=file)
 	$(BIN)/pretrade demo --duration $(DURATION) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 
-test: setup  ## every test, against real servers
-	$(BIN)/python -m pytest
+test: setup  ## every test but the longest faults, against real servers; two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
 	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[feast]'; }
