@@ -39,9 +39,12 @@ def test_a_store_holds_both_models(store: Path) -> None:
         "challenger.mar",
         "challenger.json",
         "inputs.json",
+        "versions",
     }
     for name in NAMES:
         described = json.loads((store / f"{name}.json").read_text())
+        kept = store / "versions" / f"{described['version']}.mar"
+        assert kept.read_bytes() == (store / f"{name}.mar").read_bytes()
         assert described["data"]["source"] == "simulated, 200 s, seed 3"
 
 
