@@ -138,6 +138,7 @@ def test_a_flood_of_pings_ends_the_connection(open_rig: OpenRig, seen: Seen) -> 
             assert caller.goaway == (h2.errors.ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings")
 
 
+@pytest.mark.long  # a flood: what it leaves to others depends on what else runs
 @pytest.mark.fault("E2", "20,000 rapid resets (CVE-2023-44487)", "memory bounded; others answered, or refused at once")
 def test_streams_that_are_reset_at_once_harm_nobody(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED)
