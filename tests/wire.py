@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -150,7 +151,8 @@ class Caller:
                 continue
             for event in self.http.receive_data(wire):
                 self._take(event)
-            self.flush()
+            with suppress(ConnectionError):  # the server may close first; what it said before is still to be read
+                self.flush()
         return True
 
     def _take(self, event: h2.events.Event) -> None:
