@@ -26,12 +26,29 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
-    server within 0.2 s, survive a restart, and are logged with author and reason.
+    """What on-call needs at 3 a.m.
+
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
+    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
+    to the others when Redis is back; the trading state can then only be made stricter than the one last known of all.
+
+    Every request that changes something carries:
+
+    * `author` (1 to 64 characters; ignored where the caller's identity is known, which is then the author), `reason` (1 to
+    256 characters);
+    * `expires_in`, where it makes sense: after this time (> 0, at most 7 days) what was set without an end is in force again;
+    * `expected_control_version`: the change is refused with ABORTED unless this is the control state's version; absent:
+    whatever it is;
+    * `dry_run`: true to change nothing and be told what would change.
+
+    Every reply to one carries the `change`, with the versions before and after and what differs.
 
     * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
-    * NOT_FOUND: no such replica or flag.
+    * NOT_FOUND: no such replica, flag, model or canary.
+    * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
+    * UNIMPLEMENTED: this server cannot do it.
     """
 
     def __init__(self, channel):
@@ -44,6 +61,31 @@ class AdminServiceStub:
                 '/pretrade.admin.v1.AdminService/GetStatus',
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.GetControl = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/GetControl',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetControlRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetControlResponse.FromString,
+                _registered_method=True)
+        self.ListChanges = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ListChanges',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
+        self.ListReplicas = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ListReplicas',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListReplicasRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListReplicasResponse.FromString,
+                _registered_method=True)
+        self.DrainReplica = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/DrainReplica',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DrainReplicaRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DrainReplicaResponse.FromString,
+                _registered_method=True)
+        self.ResumeReplica = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ResumeReplica',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ResumeReplicaRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ResumeReplicaResponse.FromString,
                 _registered_method=True)
         self.SetBreaker = channel.unary_unary(
                 '/pretrade.admin.v1.AdminService/SetBreaker',
@@ -65,19 +107,127 @@ class AdminServiceStub:
                 request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetTradingStateRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetTradingStateResponse.FromString,
                 _registered_method=True)
+        self.SetChain = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/SetChain',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainResponse.FromString,
+                _registered_method=True)
+        self.ReloadConfiguration = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ReloadConfiguration',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.FromString,
+                _registered_method=True)
+        self.StartCanary = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/StartCanary',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.StartCanaryRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.StartCanaryResponse.FromString,
+                _registered_method=True)
+        self.SetCanaryWeight = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/SetCanaryWeight',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetCanaryWeightRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetCanaryWeightResponse.FromString,
+                _registered_method=True)
+        self.PromoteCanary = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/PromoteCanary',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.PromoteCanaryRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.PromoteCanaryResponse.FromString,
+                _registered_method=True)
+        self.AbortCanary = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/AbortCanary',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.AbortCanaryRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.AbortCanaryResponse.FromString,
+                _registered_method=True)
+        self.GetCanary = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/GetCanary',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCanaryRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCanaryResponse.FromString,
+                _registered_method=True)
+        self.RollBack = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/RollBack',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.RollBackResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/ListModels',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/LoadModel',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.SetModelAlias = channel.unary_unary(
+                '/pretrade.admin.v1.AdminService/SetModelAlias',
+                request_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasRequest.SerializeToString,
+                response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
-    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
-    server within 0.2 s, survive a restart, and are logged with author and reason.
+    """What on-call needs at 3 a.m.
+
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
+    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
+    to the others when Redis is back; the trading state can then only be made stricter than the one last known of all.
+
+    Every request that changes something carries:
+
+    * `author` (1 to 64 characters; ignored where the caller's identity is known, which is then the author), `reason` (1 to
+    256 characters);
+    * `expires_in`, where it makes sense: after this time (> 0, at most 7 days) what was set without an end is in force again;
+    * `expected_control_version`: the change is refused with ABORTED unless this is the control state's version; absent:
+    whatever it is;
+    * `dry_run`: true to change nothing and be told what would change.
+
+    Every reply to one carries the `change`, with the versions before and after and what differs.
 
     * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
-    * NOT_FOUND: no such replica or flag.
+    * NOT_FOUND: no such replica, flag, model or canary.
+    * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
+    * UNIMPLEMENTED: this server cannot do it.
     """
 
     def GetStatus(self, request, context):
         """State of replicas, breakers, flags, features and the audit journal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetControl(self, request, context):
+        """The control state: everything that was set, until when, and whether it is up to date.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """Changes of the control state and of the configuration, the newest first: what this server's journals hold and what any
+        server shipped to the audit database.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReplicas(self, request, context):
+        """Every replica with its breaker, primary first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainReplica(self, request, context):
+        """Sends a replica no more orders; what is under way on it finishes. It is probed all the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeReplica(self, request, context):
+        """Gives a drained replica its orders back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +261,84 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetChain(self, request, context):
+        """Sets which stages of the fallback chain may answer, in which order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadConfiguration(self, request, context):
+        """Reads this server's configuration anew, in all of its processes, and puts what may change while it runs in force. All
+        of it or nothing; what needs a restart is refused by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartCanary(self, request, context):
+        """Begins to give a model version a small part of the orders, and then more as its evidence allows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCanaryWeight(self, request, context):
+        """Sets the canary's share of the orders by hand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteCanary(self, request, context):
+        """Makes the canary the champion now, whatever its step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortCanary(self, request, context):
+        """Ends the canary: all orders go to the champion.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCanary(self, request, context):
+        """The canary, its step, its verdict and the evidence for it; or the last one that ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """Makes the previous champion the champion again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Every model version in the registry, with its aliases and where it is loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders by that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetModelAlias(self, request, context):
+        """Points an alias at a version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -118,6 +346,31 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetControl': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetControl,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetControlRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetControlResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListChangesRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListChangesResponse.SerializeToString,
+            ),
+            'ListReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReplicas,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListReplicasRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListReplicasResponse.SerializeToString,
+            ),
+            'DrainReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainReplica,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DrainReplicaRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DrainReplicaResponse.SerializeToString,
+            ),
+            'ResumeReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeReplica,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ResumeReplicaRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ResumeReplicaResponse.SerializeToString,
             ),
             'SetBreaker': grpc.unary_unary_rpc_method_handler(
                     servicer.SetBreaker,
@@ -139,6 +392,61 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetTradingStateRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetTradingStateResponse.SerializeToString,
             ),
+            'SetChain': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetChain,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainResponse.SerializeToString,
+            ),
+            'ReloadConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadConfiguration,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.SerializeToString,
+            ),
+            'StartCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartCanary,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.StartCanaryRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.StartCanaryResponse.SerializeToString,
+            ),
+            'SetCanaryWeight': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCanaryWeight,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetCanaryWeightRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetCanaryWeightResponse.SerializeToString,
+            ),
+            'PromoteCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteCanary,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.PromoteCanaryRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.PromoteCanaryResponse.SerializeToString,
+            ),
+            'AbortCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortCanary,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.AbortCanaryRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.AbortCanaryResponse.SerializeToString,
+            ),
+            'GetCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCanary,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCanaryRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCanaryResponse.SerializeToString,
+            ),
+            'RollBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.RollBackRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.RollBackResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.LoadModelRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'SetModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelAlias,
+                    request_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasRequest.FromString,
+                    response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pretrade.admin.v1.AdminService', rpc_method_handlers)
@@ -148,12 +456,29 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """What on-call needs at 3 a.m. Changes take effect at once in the process that answers, in every other process of the same
-    server within 0.2 s, survive a restart, and are logged with author and reason.
+    """What on-call needs at 3 a.m.
+
+    The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
+    that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
+    within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
+    to the others when Redis is back; the trading state can then only be made stricter than the one last known of all.
+
+    Every request that changes something carries:
+
+    * `author` (1 to 64 characters; ignored where the caller's identity is known, which is then the author), `reason` (1 to
+    256 characters);
+    * `expires_in`, where it makes sense: after this time (> 0, at most 7 days) what was set without an end is in force again;
+    * `expected_control_version`: the change is refused with ABORTED unless this is the control state's version; absent:
+    whatever it is;
+    * `dry_run`: true to change nothing and be told what would change.
+
+    Every reply to one carries the `change`, with the versions before and after and what differs.
 
     * ABORTED: `expected_control_version` was given and somebody else made a change since.
     * INVALID_ARGUMENT: the message names the field and the rule.
-    * NOT_FOUND: no such replica or flag.
+    * NOT_FOUND: no such replica, flag, model or canary.
+    * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
+    * UNIMPLEMENTED: this server cannot do it.
     """
 
     @staticmethod
@@ -173,6 +498,141 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/GetStatus',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetControl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/GetControl',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetControlRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetControlResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ListChanges',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListChangesRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ListReplicas',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListReplicasRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/DrainReplica',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.DrainReplicaRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.DrainReplicaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ResumeReplica',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ResumeReplicaRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ResumeReplicaResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -281,6 +741,303 @@ class AdminService:
             '/pretrade.admin.v1.AdminService/SetTradingState',
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetTradingStateRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.SetTradingStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetChain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/SetChain',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetChainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ReloadConfiguration',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ReloadConfigurationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/StartCanary',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.StartCanaryRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.StartCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCanaryWeight(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/SetCanaryWeight',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetCanaryWeightRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetCanaryWeightResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/PromoteCanary',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.PromoteCanaryRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.PromoteCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/AbortCanary',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.AbortCanaryRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.AbortCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/GetCanary',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCanaryRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.GetCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/RollBack',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.RollBackRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.RollBackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/ListModels',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/LoadModel',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.LoadModelRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.admin.v1.AdminService/SetModelAlias',
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasRequest.SerializeToString,
+            pretrade_dot_admin_dot_v1_dot_admin__pb2.SetModelAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -120,6 +120,7 @@ class DecisionPacket(_message.Message):
     MID_PRICE_FIELD_NUMBER: _builtins.int
     CACHED_FROM_DECISION_ID_FIELD_NUMBER: _builtins.int
     MODEL_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    CHAIN_STAGES_FIELD_NUMBER: _builtins.int
     model_input: _builtins.bytes
     """The feature vector as the model saw it (turned for the side), little-endian float32; empty without features."""
     feature_set_id: _builtins.str
@@ -162,6 +163,12 @@ class DecisionPacket(_message.Message):
     def flags_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Flags that were on."""
 
+    @_builtins.property
+    def chain_stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Stages of the chain that might answer, in the order they were asked, where on-call had set others than the settings
+        name; empty for those of the settings.
+        """
+
     def __init__(
         self,
         *,
@@ -181,10 +188,11 @@ class DecisionPacket(_message.Message):
         mid_price: _builtins.float = ...,
         cached_from_decision_id: _builtins.str = ...,
         model_expires_at: _builtins.int = ...,
+        chain_stages: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "features", b"features", "order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "config_hash", b"config_hash", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "trading_state", b"trading_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_monotonic_ns", b"arrived_monotonic_ns", "attempts", b"attempts", "cached_from_decision_id", b"cached_from_decision_id", "chain_stages", b"chain_stages", "config_hash", b"config_hash", "decided_monotonic_ns", b"decided_monotonic_ns", "decision", b"decision", "durability", b"durability", "feature_set_id", b"feature_set_id", "features", b"features", "flags_on", b"flags_on", "instance_id", b"instance_id", "mid_price", b"mid_price", "model_expires_at", b"model_expires_at", "model_input", b"model_input", "order", b"order", "trading_state", b"trading_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +331,10 @@ class ControlChange(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CHANGED_AT_NS_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_NS_FIELD_NUMBER: _builtins.int
+    DIFF_FIELD_NUMBER: _builtins.int
     change_id: _builtins.str
     """Unique, time-ordered."""
     subject: _builtins.str
@@ -339,6 +351,16 @@ class ControlChange(_message.Message):
     """Wall clock, nanoseconds since the Unix epoch."""
     instance_id: _builtins.str
     """The server process."""
+    previous_version: _builtins.int
+    """Version of the control state before; 0 when it is not known."""
+    version: _builtins.int
+    """Version after."""
+    expires_at_ns: _builtins.int
+    """When it reverts by itself, wall clock, nanoseconds since the Unix epoch; 0 without an end."""
+    @_builtins.property
+    def diff(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What differs, a line each for people."""
+
     def __init__(
         self,
         *,
@@ -350,10 +372,14 @@ class ControlChange(_message.Message):
         reason: _builtins.str = ...,
         changed_at_ns: _builtins.int = ...,
         instance_id: _builtins.str = ...,
+        previous_version: _builtins.int = ...,
+        version: _builtins.int = ...,
+        expires_at_ns: _builtins.int = ...,
+        diff: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "change_id", b"change_id", "changed_at_ns", b"changed_at_ns", "instance_id", b"instance_id", "previous", b"previous", "reason", b"reason", "subject", b"subject", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "change_id", b"change_id", "changed_at_ns", b"changed_at_ns", "diff", b"diff", "expires_at_ns", b"expires_at_ns", "instance_id", b"instance_id", "previous", b"previous", "previous_version", b"previous_version", "reason", b"reason", "subject", b"subject", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

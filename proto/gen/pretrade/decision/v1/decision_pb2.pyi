@@ -243,6 +243,10 @@ class _DegradationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degradati
     """The rules baseline could not judge: a feature it needs is undefined."""
     DEGRADATION_STAGE_BROKEN: _Degradation.ValueType  # 20
     """A stage broke off with an error that the server's log explains; the next one was asked."""
+    DEGRADATION_PRIMARY_DRAINED: _Degradation.ValueType  # 21
+    """The primary is drained: on-call sends it no orders."""
+    DEGRADATION_SECONDARY_DRAINED: _Degradation.ValueType  # 22
+    """The secondary is drained: on-call sends it no orders."""
 
 class Degradation(_Degradation, metaclass=_DegradationEnumTypeWrapper):
     """What did not go as it should on the way to the answer."""
@@ -289,6 +293,10 @@ DEGRADATION_RULES_UNDECIDED: Degradation.ValueType  # 19
 """The rules baseline could not judge: a feature it needs is undefined."""
 DEGRADATION_STAGE_BROKEN: Degradation.ValueType  # 20
 """A stage broke off with an error that the server's log explains; the next one was asked."""
+DEGRADATION_PRIMARY_DRAINED: Degradation.ValueType  # 21
+"""The primary is drained: on-call sends it no orders."""
+DEGRADATION_SECONDARY_DRAINED: Degradation.ValueType  # 22
+"""The secondary is drained: on-call sends it no orders."""
 Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 class _Stage:
@@ -671,6 +679,7 @@ class Decision(_message.Message):
     FEATURE_AGE_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     DECIDED_AT_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """Unique, time-ordered (UUIDv7); the key of the audit packet."""
     order_ref: _builtins.str
@@ -687,6 +696,8 @@ class Decision(_message.Message):
     """Name of the model that scored; empty for rules and abstain."""
     model_version: _builtins.str
     """Version of that model: the first 16 hex digits of its content hash."""
+    control_version: _builtins.int
+    """Version of the control state that the decision obeyed: flags, trading state, breakers, chain, canary."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[Global___ReasonCode.ValueType]:
         """Why the action is what it is; at least one."""
@@ -725,10 +736,11 @@ class Decision(_message.Message):
         feature_age: _duration_pb2.Duration | None = ...,
         budget: Global___Budget | None = ...,
         decided_at: _timestamp_pb2.Timestamp | None = ...,
+        control_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "budget", b"budget", "decided_at", b"decided_at", "feature_age", b"feature_age", "score", b"score", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "action", b"action", "budget", b"budget", "decided_at", b"decided_at", "decision_id", b"decision_id", "degradations", b"degradations", "feature_age", b"feature_age", "model_name", b"model_name", "model_version", b"model_version", "order_ref", b"order_ref", "reasons", b"reasons", "score", b"score", "source", b"source", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_threshold", b"_threshold", "action", b"action", "budget", b"budget", "control_version", b"control_version", "decided_at", b"decided_at", "decision_id", b"decision_id", "degradations", b"degradations", "feature_age", b"feature_age", "model_name", b"model_name", "model_version", b"model_version", "order_ref", b"order_ref", "reasons", b"reasons", "score", b"score", "source", b"source", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
