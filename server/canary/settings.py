@@ -1,0 +1,81 @@
+"""Settings of the canary and of the shadow traffic it is judged by."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Tolerance = Annotated[float, Field(ge=0, le=0.99)]
+
+
+class CanarySettings(BaseModel):
+    """How a model version earns its traffic, and what it loses it by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    steps: tuple[float, ...] = Field(default=(0.01, 0.05, 0.25, 0.5, 1.0), min_length=1)
+    """Share of the order flows at each step, increasing to 1; a JSON list."""
+    dwell_seconds: float = Field(default=300.0, ge=0, le=604_800)
+    """Least time at a step, in seconds."""
+    patience_seconds: float = Field(default=3_600.0, gt=0, le=2_592_000)
+    """A step at which there is no proof after this time, in seconds, ends the canary."""
+    min_orders: int = Field(default=100, ge=1, le=1_000_000)
+    """Orders that the canary must have been asked for at a step, by the process that takes the next one."""
+    min_pairs: int = Field(default=500, ge=1, le=10_000_000)
+    """Rows that both models must have scored at a step, likewise."""
+    min_outcomes: int = Field(default=0, ge=0, le=10_000_000)
+    """Rows whose outcome must be known at a step, likewise; with 0 outcomes can only speak against the canary."""
+    false_rollback_probability: float = Field(default=0.001, gt=0, lt=0.5)
+    """Of rolling a canary back that is within every tolerance all the time; over its life, all checks and processes."""
+    false_step_probability: float = Field(default=0.05, gt=0, lt=0.5)
+    """Of taking a step with a canary that is beyond a tolerance all the time."""
+    max_error_excess: Tolerance = 0.02
+    """Tolerance: share of failed batches, less the champion's."""
+    max_fallback_share: Tolerance = 0.05
+    """Tolerance: share of the canary's orders that it did not answer in time."""
+    slow_seconds: float = Field(default=0.01, gt=0, le=10)
+    """A batch that takes longer than this is slow, in seconds: of a decision's budget, what a model may take."""
+    max_slow_excess: Tolerance = 0.1
+    """Tolerance: share of slow batches, less the champion's."""
+    max_disagreement: Tolerance = 0.3
+    """Tolerance: share of rows on which one model says TRADE and the other NO_TRADE."""
+    max_score_shift: Tolerance = 0.2
+    """Tolerance: mean absolute difference of the scores of a row."""
+    max_rank_disagreement: float = Field(default=0.0, ge=-0.99, le=0.99)
+    """Tolerance: share of the pairs of rows that the two models order differently, less the share that they order
+    alike (Kendall's tau, negated); 0 for scores that have nothing to do with each other."""
+    max_brier_excess: Tolerance = 0.02
+    """Tolerance: Brier score, less the champion's, where outcomes are known."""
+    max_bad_trade_excess: Tolerance = 0.05
+    """Tolerance: share of rows with TRADE that turned out not to be eligible, less the champion's."""
+    archive_url: str = "{version}.mar"
+    """Where TorchServe finds the archive of a version: a file in its model store, or a URL that it may load from."""
+    load_seconds: float = Field(default=60.0, gt=0, le=600)
+    """How long loading a version into one replica may take, in seconds."""
+    keep_previous_seconds: float = Field(default=3_600.0, ge=0, le=2_592_000)
+    """How long the champion's predecessor stays loaded after a promotion, in seconds."""
+
+    @field_validator("steps")
+    @classmethod
+    def _increase_to_one(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
+        check_steps(steps)
+        return steps
+
+
+class ShadowSettings(BaseModel):
+    """Rows that the model which did not decide scores too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    sample_share: Share = 1.0
+    """Share of the decisions that are mirrored."""
+    keep_pairs: bool = True
+    """Keep what both models said in the audit."""
+
+
+def check_steps(steps: tuple[float, ...]) -> None:
+    """Raises ValueError unless the steps increase from above 0 to 1."""
+    if not steps or steps[-1] != 1.0 or any(a >= b for a, b in zip((0.0, *steps), steps, strict=False)):
+        raise ValueError("must increase from above 0 to 1")
