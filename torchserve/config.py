@@ -53,11 +53,16 @@ class TorchServeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     archive: Path
-    """The `.mar` file; its name without the suffix is the model's name."""
+    """The `.mar` file. Others may be loaded from its folder while the process runs, see `management_port`."""
+    model_name: str | None = None
+    """Name under which the model is served; None for the archive's name without the suffix."""
     directory: Path
     """Where this process keeps its files. Made when missing; two processes never share one."""
     grpc_port: Port
     """Port of the inference service on 127.0.0.1."""
+    management_port: Port | None = None
+    """Port of the gRPC management service on 127.0.0.1, which then may load and unload models of the archive's folder;
+    None for no changes while it runs."""
     metrics_port: Port | None = None
     """Port of the Prometheus metrics on 127.0.0.1; None for no metrics."""
     heap_mebibytes: int = Field(default=96, ge=48, le=4096)
@@ -86,8 +91,8 @@ def prepare(settings: TorchServeSettings) -> Launch:
 
     To be called while no process runs in that directory; one that ended may be started again with the same answer.
     The process runs in the foreground, logs to its standard output, and is stopped by SIGTERM; its Python worker
-    ends with it, also after a SIGKILL. One port is opened besides those in the settings: TorchServe insists on a gRPC
-    management service, which gets a free port on 127.0.0.1 and, like its HTTP twin, may not change models.
+    ends with it, also after a SIGKILL. TorchServe insists on a gRPC management service: without a port in the settings
+    it gets a free one on 127.0.0.1 and, like its HTTP twin, may not change models.
 
     Raises:
         FileNotFoundError: There is no such archive.
@@ -144,12 +149,13 @@ def store_directory(root: Path, data: Path | None) -> Path:
 def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) -> dict[str, object]:
     """The lines of `config.properties`; `temporary` holds the sockets."""
     properties: dict[str, object] = {
-        "load_models": f"{archive.stem}={archive.name}",
+        "load_models": f"{settings.model_name or archive.stem}={archive.name}",
         "default_workers_per_model": 1,
         "grpc_inference_address": "127.0.0.1",
         "grpc_inference_port": settings.grpc_port,
         "grpc_management_address": "127.0.0.1",
-        "grpc_management_port": 0,
+        "grpc_management_port": settings.management_port or 0,
+        "enable_model_api": str(settings.management_port is not None).lower(),
         # HTTP is not used; a socket file keeps it off the network.
         "inference_address": f"unix:{temporary / 'inference.sock'}",
         "management_address": f"unix:{temporary / 'management.sock'}",

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from feature_cache import features
 from torchserve import handler
+from torchserve.canned import canned_scores
 from torchserve.dataset import LABEL, Samples
 from torchserve.training import TrainedModel, TrainingSettings
 
@@ -54,6 +55,7 @@ def metadata_of(
         "calibration": {"slope": model.slope, "intercept": model.intercept},
         "network": model.network,
         "expires_at": expires_at,
+        "canned": canned_scores(model, samples),
         "metrics": {part: asdict(metrics) for part, metrics in model.metrics.items()},
         "data": {"source": samples.source, "samples": len(samples.rows), "sha256": samples.sha256()},
         "training": settings.model_dump(),

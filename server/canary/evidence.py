@@ -3,7 +3,7 @@
 Every check compares the canary with the champion on the same ground and is one `SequentialTest` of the mean difference
 against its tolerance:
 
-* *errors*, *slow*: batches of either model at the same time, one of each, whether their rows were orders or shadow rows;
+* *errors*, *slow*: batches of either model at the same time, one of each, of orders or of shadow rows;
 * *fallback*: the canary's orders, those that it left to the champion against none;
 * *disagreement*, *score_shift*, *rank*: rows that both scored, whichever of them decided. For *rank* two such rows in a
   row make one observation: are they ordered alike?

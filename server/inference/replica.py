@@ -78,7 +78,8 @@ class Replica:
         name: `primary`, `secondary` or `challenger`.
         endpoint: `host:port` of TorchServe's gRPC inference service.
         model_name: The registered model.
-        expected_version: The only model version whose scores are used; None takes what the replica serves.
+        wanted_version: The only model version that is asked and whose scores are used; None takes what the replica
+            serves.
         settings, batcher_settings, breaker_settings: Limits.
         clock: Monotonic seconds, the event loop's own.
         random: Uniform in [0, 1).
@@ -90,7 +91,7 @@ class Replica:
         name: str,
         endpoint: str,
         model_name: str,
-        expected_version: str | None,
+        wanted_version: str | None,
         settings: ReplicaSettings,
         batcher_settings: BatcherSettings,
         breaker_settings: BreakerSettings,
@@ -100,8 +101,11 @@ class Replica:
     ) -> None:
         self.name = name
         self.endpoint = endpoint
-        self._model_name = model_name
-        self._expected_version = expected_version
+        self.model_name = model_name
+        self.wanted_version = wanted_version
+        """May change at any time; a batch under way keeps the version that it was sent for."""
+        self.observe_batch: Callable[[Outcome, float], None] = lambda outcome, seconds: None
+        """Told how each batch ended and what it took, in seconds; probes are none."""
         self._settings = settings
         self._clock = clock
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
@@ -145,17 +149,16 @@ class Replica:
         Raises:
             BatchFailedError: No usable answer, by class.
         """
+        wanted = self.wanted_version
         try:
             answer = await self._stub.Predictions(
-                wire.request(self._model_name, rows), timeout=self._settings.call_bound_seconds
+                wire.request(self.model_name, rows, wanted or ""), timeout=self._settings.call_bound_seconds
             )
         except grpc.aio.AioRpcError as error:
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
-        batch = wire.parse_answer(self._model_name, len(rows), answer.prediction)
-        if self._expected_version is not None and batch.model.version != self._expected_version:
-            raise BatchFailedError(
-                Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {self._expected_version}"
-            )
+        batch = wire.parse_answer(self.model_name, len(rows), answer.prediction)
+        if wanted is not None and batch.model.version != wanted:
+            raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {wanted}")
         if self.model != batch.model:
             _log.info("model", replica=self.name, version=batch.model.version, threshold=batch.model.threshold)
             self.model = batch.model
@@ -168,6 +171,7 @@ class Replica:
         def report(outcome: Outcome, seconds: float) -> None:
             self.outcomes[outcome] += 1
             self.breaker.record(outcome, seconds, generation)
+            self.observe_batch(outcome, seconds)
             if self.breaker.suspicious:
                 self._recheck.set()
 

@@ -47,9 +47,14 @@ class ScoreBatch:
     """float32[rows]; not yet checked."""
 
 
-def request(model_name: str, rows: list[bytes]) -> inference_pb2.PredictionsRequest:
-    """The request for a batch. Each row is `ROW_BYTES` of little-endian float32, turned for its order's side."""
-    return inference_pb2.PredictionsRequest(model_name=model_name, input={"input": b"".join(rows)})
+def request(model_name: str, rows: list[bytes], version: str = "") -> inference_pb2.PredictionsRequest:
+    """The request for a batch, of one version or of the default one.
+
+    Each row is `ROW_BYTES` of little-endian float32, turned for its order's side.
+    """
+    return inference_pb2.PredictionsRequest(
+        model_name=model_name, model_version=version, input={"input": b"".join(rows)}
+    )
 
 
 def parse_answer(model_name: str, n_rows: int, answer: bytes) -> ScoreBatch:

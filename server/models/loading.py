@@ -1,0 +1,198 @@
+"""Loads model versions into TorchServe while it runs, and lets none near an order before it has proven itself.
+
+A version is registered beside those that are there, under the name that the replica is asked for; requests name the
+version that they mean. It is then warmed up and asked for its canned scores, which must be those it gave when it was
+exported. Everything here may be done again: what is there already stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import grpc.aio
+import numpy as np
+import structlog
+
+from pretrade.wire.torchserve import inference_pb2_grpc, management_pb2, management_pb2_grpc
+from server.inference import wire
+from server.inference.outcome import BatchFailedError
+from server.models.registry import ModelRecord, ModelUnusableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from server.inference.replica import Replica
+
+_log = structlog.get_logger(__name__)
+
+_TOLERANCE: Final = 1e-6
+"""Of a canned score: a matrix product rounds by the shape of its batch."""
+_WARM_UP_ROWS: Final = (1, 16, 64, 256)
+_WARM_UP_ROUNDS: Final = 5
+_AGAIN_SECONDS: Final = 0.2
+_CALL_SECONDS: Final = 10.0
+
+
+class LoadError(Exception):
+    """A replica did not get a version, or gives other scores with it than it should."""
+
+
+class ModelLoader:
+    """Loads versions into replicas.
+
+    Args:
+        management: `host:port` of each replica's gRPC management service, by the replica's name; a replica that is not
+            named is loaded by somebody else and only checked.
+        archive_url: Where TorchServe finds a version; holds `{version}`.
+        timeout_seconds: For one version and replica.
+    """
+
+    def __init__(self, management: Mapping[str, str], archive_url: str, timeout_seconds: float) -> None:
+        self._management = management
+        self._archive_url = archive_url
+        self._timeout_seconds = timeout_seconds
+
+    def manages(self, replica: str) -> bool:
+        """True when versions can be loaded into this replica."""
+        return replica in self._management
+
+    async def load(self, replica: Replica, record: ModelRecord) -> None:
+        """Has the replica serve a version beside what it serves, warm and checked. Cancelling leaves it registered.
+
+        Raises:
+            ModelUnusableError: This server cannot use the version.
+            LoadError: It is not there in time, or gives other scores than it should.
+        """
+        if record.problem:
+            raise ModelUnusableError(f"model {record.version}: {record.problem}")
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                if self.manages(replica.name):
+                    await self._register(replica, record.version)
+                await self._prove(replica, record)
+        except TimeoutError:
+            raise LoadError(
+                f"{replica.name}: model {record.version} not served within {self._timeout_seconds:g} s"
+            ) from None
+        _log.info("model loaded", replica=replica.name, version=record.version, canned_scores=len(record.canned_scores))
+
+    async def unload(self, replica: Replica, version: str) -> None:
+        """Takes a version away that no order is sent to; one that is not there is fine.
+
+        Raises:
+            LoadError: TorchServe refuses, or cannot be reached.
+        """
+        if not self.manages(replica.name):
+            return
+        request = management_pb2.UnregisterModelRequest(model_name=replica.model_name, model_version=version)
+        async with self._channel(replica) as channel:
+            stub = management_pb2_grpc.ManagementAPIsServiceStub(channel)
+            try:
+                await stub.UnregisterModel(request, timeout=_CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise _refused(replica, f"unload {version}", error) from error
+        _log.info("model unloaded", replica=replica.name, version=version)
+
+    async def make_default(self, replica: Replica, version: str) -> None:
+        """Has requests that name no version answered by this one, those of other clients and of people.
+
+        Raises:
+            LoadError: TorchServe refuses, or cannot be reached.
+        """
+        if not self.manages(replica.name):
+            return
+        request = management_pb2.SetDefaultRequest(model_name=replica.model_name, model_version=version)
+        async with self._channel(replica) as channel:
+            try:
+                await management_pb2_grpc.ManagementAPIsServiceStub(channel).SetDefault(request, timeout=_CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                raise _refused(replica, f"make {version} the default", error) from error
+
+    async def loaded(self, replica: Replica) -> list[str]:
+        """The versions that a replica has registered; none when that cannot be found out."""
+        if not self.manages(replica.name):
+            return [replica.model.version] if replica.model is not None else []
+        request = management_pb2.DescribeModelRequest(model_name=replica.model_name, model_version="all")
+        async with self._channel(replica) as channel:
+            try:
+                response = await management_pb2_grpc.ManagementAPIsServiceStub(channel).DescribeModel(
+                    request, timeout=_CALL_SECONDS
+                )
+            except grpc.aio.AioRpcError:
+                return []
+        return [model["modelVersion"] for model in json.loads(response.msg)]
+
+    def _channel(self, replica: Replica) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self._management[replica.name])
+
+    async def _register(self, replica: Replica, version: str) -> None:
+        request = management_pb2.RegisterModelRequest(
+            url=self._archive_url.format(version=version),
+            model_name=replica.model_name,
+            batch_size=1,
+            initial_workers=1,
+            synchronous=True,
+        )
+        async with self._channel(replica) as channel:
+            try:
+                await management_pb2_grpc.ManagementAPIsServiceStub(channel).RegisterModel(
+                    request, timeout=self._timeout_seconds
+                )
+            except grpc.aio.AioRpcError as error:
+                if not _is_registered(error):
+                    raise _refused(replica, f"load {version}", error) from error
+
+    async def _prove(self, replica: Replica, record: ModelRecord) -> None:
+        """Warms the version up and compares its canned scores."""
+        async with grpc.aio.insecure_channel(replica.endpoint) as channel:
+            stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
+
+            async def scores(rows: list[bytes]) -> wire.ScoreBatch:
+                request = wire.request(replica.model_name, rows, record.version)
+                answer = await stub.Predictions(request, timeout=_CALL_SECONDS)
+                return wire.parse_answer(replica.model_name, len(rows), answer.prediction)
+
+            zeros = bytes(wire.ROW_BYTES)
+            while True:
+                try:
+                    await scores([zeros])
+                    break
+                except (grpc.aio.AioRpcError, BatchFailedError) as error:
+                    # Registered by another process whose workers are still starting, or not there at all.
+                    detail = str(error.details() if isinstance(error, grpc.aio.AioRpcError) else error)
+                    _log.debug("model not served yet", replica=replica.name, version=record.version, detail=detail)
+                    await asyncio.sleep(_AGAIN_SECONDS)
+            try:
+                for rows in _WARM_UP_ROWS:
+                    for _ in range(_WARM_UP_ROUNDS):
+                        await scores([zeros] * rows)
+                canned = [row.tobytes() for row in record.canned_rows.astype("<f4")] or [zeros]
+                answer = await scores(canned)
+            except (grpc.aio.AioRpcError, BatchFailedError) as error:
+                detail = str(error.details() if isinstance(error, grpc.aio.AioRpcError) else error)
+                raise LoadError(f"{replica.name}: model {record.version} fails: {detail}") from error
+        _compare(replica.name, record, answer)
+
+
+def _compare(replica: str, record: ModelRecord, answer: wire.ScoreBatch) -> None:
+    """Raises `LoadError` unless the answer is that of the version."""
+    if answer.model.version != record.version:
+        raise LoadError(f"{replica}: asked model {record.version}, {answer.model.version} answered")
+    if answer.model.threshold != np.float32(record.threshold):
+        raise LoadError(f"{replica}: model {record.version} has threshold {answer.model.threshold}")
+    if len(record.canned_scores):
+        difference = float(np.max(np.abs(answer.scores - record.canned_scores)))
+        if not difference <= _TOLERANCE:  # also for NaN
+            raise LoadError(f"{replica}: model {record.version} is {difference:.3g} off its canned scores")
+
+
+def _is_registered(error: grpc.aio.AioRpcError) -> bool:
+    return "already registered" in (error.details() or "")
+
+
+def _refused(replica: Replica, what: str, error: grpc.aio.AioRpcError) -> LoadError:
+    return LoadError(f"{replica.name} did not {what}: {error.code().name}: {(error.details() or '').splitlines()[:1]}")

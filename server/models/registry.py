@@ -1,0 +1,186 @@
+"""The model registry: every version under its content hash, and names for some of them.
+
+A folder that all servers see::
+
+    versions/<version>.mar   archives, never changed once they are there
+    aliases/<alias>          one line, a version; replaced whole
+
+Whoever trains puts archives into it (`torchserve/export.py`); servers read them and move the aliases. An alias says what
+a model server should be started with; which version decides orders is part of the control state.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cache import features
+from server.audit.errors import ModelUnknown
+from server.audit.models import read_archive
+
+VERSIONS: Final = "versions"
+_ALIASES: Final = "aliases"
+ALIASES: Final = ("champion", "challenger", "previous")
+_HEX_DIGITS: Final = frozenset("0123456789abcdef")
+
+
+class ModelUnusableError(Exception):
+    """The version cannot score what this server would ask it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What a version says of itself."""
+
+    version: str
+    """First 16 hex digits of its content hash."""
+    name: str
+    feature_set: str
+    """Id and fingerprint, for example `mf1/5c6f81d2`."""
+    threshold: float
+    created_at: float
+    """When its archive was written, seconds since the Unix epoch."""
+    expires_at: int
+    """Unix seconds; 0 for never."""
+    canned_rows: NDArray[np.float32]
+    """float32[n, N_FEATURES] that it was asked to score when it was exported; n is 0 where it was not."""
+    canned_scores: NDArray[np.float32]
+    """float32[n], its answers then."""
+    problem: str = ""
+    """Why this server cannot use it; empty when it can."""
+
+
+class Registry:
+    """One registry on disk; everything here blocks.
+
+    Args:
+        root: Its folder; one that does not exist holds nothing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def records(self) -> list[ModelRecord]:
+        """Every version, the newest first."""
+        found = (self.describe(path.stem) for path in (self.root / VERSIONS).glob("*.mar") if is_version(path.stem))
+        return sorted(found, key=lambda record: (-record.created_at, record.version))
+
+    def aliases(self) -> Mapping[str, str]:
+        """The version of every alias that is set."""
+        versions = {alias: self._read_alias(alias) for alias in ALIASES}
+        return {alias: version for alias, version in versions.items() if version is not None}
+
+    def resolve(self, version_or_alias: str) -> str:
+        """The version that is meant.
+
+        Raises:
+            ModelUnknown: It is neither a version in the registry nor an alias of one.
+        """
+        version = self._read_alias(version_or_alias) if version_or_alias in ALIASES else version_or_alias
+        if version is None or not is_version(version) or not self.path(version).is_file():
+            raise ModelUnknown(f"no model {version_or_alias!r} in {self.root}")
+        return version
+
+    def path(self, version: str) -> Path:
+        """Where a version's archive is."""
+        return self.root / VERSIONS / f"{version}.mar"
+
+    def describe(self, version: str) -> ModelRecord:
+        """What a version says of itself; one that is damaged or of another feature set has a `problem`.
+
+        Raises:
+            ModelUnknown: There is no such version.
+        """
+        path = self.path(version)
+        try:
+            created_at = path.stat().st_mtime
+        except OSError as error:
+            raise ModelUnknown(f"no model {version} in {self.root}") from error
+        try:
+            archive = read_archive(path)
+            return _record(version, archive.name, json.loads(archive.files["metadata.json"]), created_at)
+        except (ModelUnknown, ValueError, KeyError, TypeError, binascii.Error) as error:
+            nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
+            return ModelRecord(version, "", "", 0.0, created_at, 0, *nothing, problem=f"unreadable: {error}")
+
+    def usable(self, version: str) -> ModelRecord:
+        """The record of a version that this server can use.
+
+        Raises:
+            ModelUnknown: There is no such version.
+            ModelUnusableError: It is damaged, or wants other features than ours.
+        """
+        record = self.describe(version)
+        if record.problem:
+            raise ModelUnusableError(f"model {version}: {record.problem}")
+        return record
+
+    def set_alias(self, alias: str, version: str) -> str | None:
+        """Points an alias at a version, durably, and returns the one before.
+
+        Raises:
+            ValueError: There is no such alias.
+            ModelUnknown: There is no such version.
+            ModelUnusableError: It is damaged, or wants other features than ours.
+            OSError: It cannot be written; nothing changed.
+        """
+        if alias not in ALIASES:
+            raise ValueError(f"alias: one of {', '.join(ALIASES)}")
+        self.usable(version)
+        before = self._read_alias(alias)
+        path = self.root / _ALIASES / alias
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_name(f"{alias}.{os.getpid()}.new")
+        with unfinished.open("w") as file:
+            file.write(f"{version}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        return before
+
+    def _read_alias(self, alias: str) -> str | None:
+        try:
+            version = (self.root / _ALIASES / alias).read_text().strip()
+        except OSError:
+            return None
+        return version if is_version(version) else None
+
+
+def is_version(text: str) -> bool:
+    """True for 16 hexadecimal digits."""
+    return len(text) == 16 and _HEX_DIGITS.issuperset(text)
+
+
+def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: float) -> ModelRecord:
+    fingerprint = int(metadata["feature_set_fingerprint"])
+    feature_set = f"{metadata['feature_set']}/{fingerprint:08x}"
+    canned = metadata.get("canned", {"rows": "", "scores": []})
+    rows = np.frombuffer(base64.b64decode(canned["rows"], validate=True), dtype="<f4")
+    scores = np.array(canned["scores"], dtype=np.float32)
+    if fingerprint != features.FINGERPRINT:
+        problem = f"it wants features {feature_set}, ours are {features.VERSION}"
+        rows, scores = rows[:0], scores[:0]
+    else:
+        problem = ""
+        if len(rows) != len(scores) * features.N_FEATURES:
+            raise ValueError(f"{len(rows)} values for {len(scores)} canned scores")
+    return ModelRecord(
+        version,
+        name,
+        feature_set,
+        float(metadata["threshold"]),
+        created_at,
+        int(metadata["expires_at"]),
+        rows.reshape(-1, features.N_FEATURES),
+        scores,
+        problem,
+    )
