@@ -58,7 +58,7 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         return asyncio.run(Supervisor(settings).run())
     slot = None
     if arguments.slot is not None:
-        slot = of_child(arguments.slot, arguments.restarts, settings)
+        slot = of_child(arguments.slot, arguments.restarts, arguments.keys, settings)
         structlog.contextvars.bind_contextvars(process=slot.index)
     # What start-up leaves behind lives as long as the process; the collector need not look at it again.
     gc.freeze()
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     # How the supervisor starts its children.
     parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--keys", type=int, help=argparse.SUPPRESS)
     return parser
 
 

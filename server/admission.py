@@ -17,6 +17,11 @@ _STEEPEST_FALL: Final = 0.7
 _DROPPED: Final = math.inf
 
 
+def overloaded() -> OverloadedError:
+    """What a call is told that is shed, here or in the gate."""
+    return OverloadedError("TOO_MANY_IN_FLIGHT", "too many decisions are under way; try again shortly")
+
+
 class AdmissionSettings(BaseModel):
     """Bounds of admission."""
 
@@ -90,7 +95,7 @@ class Admission:
             limit -= int(limit * self._settings.reserved_share)
         if self.in_flight >= limit:
             self.shed += 1
-            raise OverloadedError("TOO_MANY_IN_FLIGHT", "too many decisions are under way; try again shortly")
+            raise overloaded()
         self.in_flight += 1
         return self
 

@@ -63,6 +63,7 @@ from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
 from server.settings import GrpcSettings, Settings, control_path
+from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
 from server.tracing import server_interceptors
 
@@ -219,7 +220,7 @@ async def start(
     }
     chain = Chain({name: stages[name] for name in settings.chain.stages}, clock)
     admission = Admission(settings.admission, clock)
-    idempotency = IdempotencyWindow(settings.idempotency, clock)
+    idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
     shadow = Shadow(challenger)
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
     _record_settings(shared, stack, packets, journal)
@@ -319,6 +320,7 @@ async def start(
         stop,
         DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock, deadline_clock),
         health_servicers[1],
+        admission,
         metrics,
         instance_id,
         clock,
@@ -357,6 +359,13 @@ async def _open_replicas(
         await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
         await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
     )
+
+
+def _shared_keys(settings: Settings, slot: Slot | None, clock: Callable[[], float]) -> SharedKeys | None:
+    """The idempotency keys of all processes, where there are several."""
+    if slot is None or slot.keys is None:
+        return None
+    return SharedKeys(slot.keys, settings.idempotency.window_seconds, clock)
 
 
 def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
@@ -409,6 +418,7 @@ async def _open_decisions(
     stop: asyncio.Future[None],
     servicer: DecisionServicer,
     health_servicer: health.aio.HealthServicer,
+    admission: Admission,
     metrics: DecisionMetrics,
     instance_id: str,
     clock: Callable[[], float],
@@ -422,11 +432,12 @@ async def _open_decisions(
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         return await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at), partial(_end, server)
     limits = settings.grpc.max_message_bytes, settings.grpc.read_seconds
-    application = GrpcApplication(*limits, servicer.not_sent, metrics.errors, clock)
+    application = GrpcApplication(*limits, servicer.not_sent, metrics, clock, time.time)
     # As generated code sees it, the application is a server.
     decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, cast("grpc.aio.Server", application))
     _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
     await stack.enter_async_context(_background(application.run(), "calls", stop))
+    await stack.enter_async_context(_background(envoy.watch_gate(admission, metrics), "gate", stop))
     envoy.serve(application)
     return settings.grpc.port, envoy.refuse
 

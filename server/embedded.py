@@ -1,15 +1,17 @@
 """The decision server inside Envoy's process: the ASGI application that `server/envoy.py` has Envoy load.
 
-Its lifespan is the server's. Ready, it says so on standard output; it drains when its standard input ends, as a process
-of `python -m server --slot` does, and ends Envoy when it is done.
+Its lifespan is the server's. Ready, it says so on standard output; it drains when its standard input ends or a SIGTERM
+comes, as a process of `python -m server --slot` does, and ends Envoy when it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
+import threading
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -43,7 +45,7 @@ class _Application:
         await receive()
         settings = load()
         logs.configure(settings.log_level, "server")
-        slot = of_child(self._embedding.slot, self._embedding.restarts, settings)
+        slot = of_child(self._embedding.slot, self._embedding.restarts, self._embedding.keys, settings)
         structlog.contextvars.bind_contextvars(process=slot.index)
         stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
@@ -63,13 +65,13 @@ class _Application:
                 os._exit(1)
         await send({"type": "lifespan.shutdown.complete"})
 
-    @staticmethod
     async def _serve(
-        server: Server, stop: asyncio.Future[None], stack: AsyncExitStack, shut_down: asyncio.Future[Any]
+        self, server: Server, stop: asyncio.Future[None], stack: AsyncExitStack, shut_down: asyncio.Future[Any]
     ) -> None:
         """Serves until told to stop, and then until Envoy is about to end."""
         announcement = asyncio.create_task(server.announce())
         stop_at_end_of_input(stop)
+        _stop_on_sigterm(stop)
         await asyncio.wait((stop, shut_down), return_when=asyncio.FIRST_COMPLETED)
         announcement.cancel()
         if shut_down.done():
@@ -78,8 +80,24 @@ class _Application:
         await server.drain()
         await stack.aclose()
         stop.result()
-        os.kill(os.getpid(), signal.SIGTERM)
+        await self._edge.end()
         await shut_down
+
+
+def _stop_on_sigterm(stop: asyncio.Future[None]) -> None:
+    """Resolves the future on SIGTERM, which is blocked in all of Envoy's threads: one of ours waits for it."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    def wait() -> None:
+        signal.sigwait({signal.SIGTERM})
+        with contextlib.suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(end)
+
+    threading.Thread(target=wait, name="sigterm", daemon=True).start()
 
 
 application = _Application()

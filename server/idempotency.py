@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import KeyReusedError, OverloadedError
+from server.shared_keys import BusyError, Claim, SharedKeys
 
-if TYPE_CHECKING:
-    from pretrade.decision.v1 import decision_pb2 as pb
+_ASK_AGAIN_SECONDS: Final = 0.001
+_SLACK_SECONDS: Final = 0.1
+"""A process that was given no time may still decide so long after its deadline."""
 
 
 class IdempotencySettings(BaseModel):
-    """How long and how many keys are remembered, by this server process."""
+    """How long and how many keys are remembered."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     window_seconds: float = Field(default=10.0, gt=0, le=86_400)
     """How long a key is remembered, in seconds."""
     max_keys: int = Field(default=200_000, ge=1, le=10_000_000)
-    """Keys remembered at once; an order with a new key beyond it is shed, since the promise could not be kept."""
+    """Keys remembered at once by one process; an order with a new key beyond it is shed, since the promise could not be
+    kept."""
+    shared_keys: int = Field(default=65_536, ge=1_024, le=16_777_216)
+    """The same of all `processes` together, in memory that they share, 1 KiB each."""
 
 
 class _Entry:
@@ -37,11 +44,20 @@ class _Entry:
 
 
 class IdempotencyWindow:
-    """Remembers decisions by key for a while, so that a caller's retry gets the first call's decision."""
+    """Remembers decisions by key for a while, so that a caller's retry gets the first call's decision.
 
-    def __init__(self, settings: IdempotencySettings, clock: Callable[[], float]) -> None:
+    Args:
+        settings: Bounds.
+        clock: Monotonic seconds, the event loop's own.
+        shared: What all processes of the server remember; None for a server of one.
+    """
+
+    def __init__(
+        self, settings: IdempotencySettings, clock: Callable[[], float], shared: SharedKeys | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._shared = shared
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._decision_ids: set[str] = set()
         self.repeated = 0
@@ -78,7 +94,10 @@ class IdempotencyWindow:
         future: asyncio.Future[pb.Decision] = asyncio.get_running_loop().create_future()
         self._entries[key] = _Entry(digest, future, self._clock() + self._settings.window_seconds)
         try:
-            decision = await decide()
+            if self._shared is None:
+                decision = await decide()
+            else:
+                decision = await self._once_in_all(self._shared, key, digest, deadline, decide)
         except BaseException:
             del self._entries[key]
             future.cancel()
@@ -86,6 +105,41 @@ class IdempotencyWindow:
         future.set_result(decision)
         self._decision_ids.add(decision.decision_id)
         return decision
+
+    async def _once_in_all(
+        self,
+        shared: SharedKeys,
+        key: str,
+        digest: bytes,
+        deadline: float,
+        decide: Callable[[], Awaitable[pb.Decision]],
+    ) -> pb.Decision:
+        """The decision of whichever process was first."""
+        while True:
+            with contextlib.suppress(BusyError):
+                found = shared.claim(key, digest, deadline + _SLACK_SECONDS)
+                break
+            await self._a_moment(deadline)
+        if not isinstance(found, Claim):
+            self.repeated += 1
+            return pb.Decision.FromString(found)
+        try:
+            decision = await decide()
+        except BaseException:
+            with contextlib.suppress(BusyError):  # then it is free when its deadline has passed
+                shared.release(found)
+            raise
+        wire = decision.SerializeToString()
+        while True:
+            with contextlib.suppress(BusyError):
+                shared.decided(found, wire)
+                return decision
+            await self._a_moment(deadline)
+
+    async def _a_moment(self, deadline: float) -> None:
+        if self._clock() >= deadline:
+            raise TimeoutError
+        await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
     def remembers(self, decision_id: str) -> bool:
         """True while repeats get this decision."""

@@ -28,6 +28,8 @@ class Slot:
     """Process id of the supervisor, which tells servers of one machine apart."""
     restarts: int = 0
     """Times that this place's process ended by itself and was started again."""
+    keys: int | None = None
+    """Memory of the idempotency keys that all processes share, as a file descriptor."""
 
     def settings(self, shared: Settings) -> Settings:
         """The settings of the process in this place: its own journal and its own metrics port."""
@@ -41,9 +43,9 @@ class Slot:
         return f"unix-abstract:pretrade-{self.supervisor}-{index}"
 
 
-def of_child(index: int, restarts: int, shared: Settings) -> Slot:
+def of_child(index: int, restarts: int, keys: int | None, shared: Settings) -> Slot:
     """The place of this process, a child of the supervisor."""
-    return Slot(index, shared.processes or 1, os.getppid(), restarts)
+    return Slot(index, shared.processes or 1, os.getppid(), restarts, keys)
 
 
 def journal_path(shared: Path, index: int) -> Path:

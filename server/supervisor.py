@@ -8,8 +8,8 @@ There is one place more than processes::
     SIGTERM      all drain; a second one ends all at once
 
 A child's standard input is its leash: told to drain by its end, it drains as well when the supervisor itself is killed.
-With the Envoy edge, each process is an Envoy with a server inside. Signals of a terminal's or service's whole group
-would end it undrained, so its process group is its own.
+With the Envoy edge, each process is an Envoy with a server inside. Envoy itself would end undrained on SIGTERM, so that
+is blocked in it and the server inside waits for it; SIGINT of a terminal does not reach its process group.
 What a process could not ship before it ended is shipped while its place is free, so no audit row waits for its turn.
 """
 
@@ -24,7 +24,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -37,6 +37,7 @@ from server.control.file import ControlFile
 from server.control.state import halt_at_start
 from server.envoy import Envoy
 from server.settings import Settings, control_path
+from server.shared_keys import make_memory
 from server.slot import READY, journal_path
 
 _log = structlog.get_logger(__name__)
@@ -99,6 +100,7 @@ class Supervisor:
         self._count = settings.processes
         self._environment = dict(os.environ)
         self._envoy: Envoy | None = None
+        self._keys = -1
         self._running: dict[int, _Child] = {}
         self._restarts: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,9 +127,11 @@ class Supervisor:
         settings = self._settings
         with contextlib.ExitStack() as held:
             held.callback(os.close, _lock(settings.journal.path))
+            self._keys = make_memory(settings.idempotency.shared_keys)
+            held.callback(os.close, self._keys)
             if settings.grpc.edge == "envoy":
                 directory = held.enter_context(TemporaryDirectory(prefix="pretrade-envoy-", ignore_cleanup_errors=True))
-                self._envoy = Envoy(settings.grpc, Path(directory))
+                self._envoy = Envoy(settings.grpc, settings.admission, Path(directory))
             for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
                 reservation = held.enter_context(_reserve(section.host, section.port))
                 self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])
@@ -192,14 +196,21 @@ class Supervisor:
         """Starts a process in a place that is free."""
         await self._end_leftovers(slot)
         restarts = self._restarts.get(slot, 0)
-        argv = [sys.executable, "-m", "server", "--slot", str(slot), "--restarts", str(restarts)]
+        argv = [sys.executable, "-m", "server", "--slot", str(slot)]
+        argv += ["--restarts", str(restarts), "--keys", str(self._keys)]
         environment = self._environment
         if self._envoy is not None:
-            argv, added = self._envoy.command(slot, restarts, int(environment["PRETRADE_GRPC__PORT"]))
+            argv, added = self._envoy.command(slot, restarts, self._keys, int(environment["PRETRADE_GRPC__PORT"]))
             environment = environment | added
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=PIPE, stdout=PIPE, env=environment, process_group=None if self._envoy is None else 0
-        )
+        with _blocked(set() if self._envoy is None else {signal.SIGTERM}):
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=PIPE,
+                stdout=PIPE,
+                env=environment,
+                pass_fds=(self._keys,),
+                process_group=None if self._envoy is None else 0,
+            )
         child = self._running[slot] = _Child(slot, process)
         self._background(child.follow())
         return child
@@ -318,6 +329,16 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@contextlib.contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Blocks signals in this thread and in what it starts meanwhile; one that comes for us is heard afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reserve(host: str, port: int) -> socket.socket:

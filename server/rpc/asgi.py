@@ -16,10 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -32,12 +31,15 @@ from server.rpc.framing import (
     PREFIX_BYTES,
     CallError,
     Metadata,
+    call_headers,
     decompressed,
     framed,
     message_length,
     status_headers,
-    timeout_and_encoding,
 )
+
+if TYPE_CHECKING:
+    from server.metrics import DecisionMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +49,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _LOOK_SECONDS: Final = 0.025
 """How often calls that take longer than this are looked after; asking for one caller costs 0.1 ms."""
+_LONGEST_WAIT_SECONDS: Final = 10.0
 _CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 _START: Final = {
     "type": "http.response.start",
@@ -125,8 +128,9 @@ class GrpcApplication:
         max_message_bytes: Largest request.
         read_seconds: How long a unary call may take to send its message.
         not_sent: Told of every answer that its caller did not wait for.
-        errors: Counts the calls that end here, by reason.
+        metrics: Counts the calls that end here.
         clock: Monotonic seconds.
+        wall_clock: Seconds of the clock by which Envoy says when a call arrived.
     """
 
     def __init__(
@@ -134,14 +138,16 @@ class GrpcApplication:
         max_message_bytes: int,
         read_seconds: float,
         not_sent: Callable[[Any], None],
-        errors: Counter[str],
+        metrics: DecisionMetrics,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float],
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._read_seconds = read_seconds
         self._not_sent = not_sent
-        self._errors = errors
+        self._metrics = metrics
         self._clock = clock
+        self._wall_clock = wall_clock
         self._methods: dict[str, _Method] = {}
         self._calls: dict[Call, None] = {}
         """Those under way, in the order of their arrival."""
@@ -207,9 +213,12 @@ class GrpcApplication:
             method = self._methods.get(scope["path"])
             if method is None:
                 raise _UNKNOWN_METHOD
-            timeout, encoding = timeout_and_encoding(scope["headers"])
+            timeout, encoding, arrived = call_headers(scope["headers"])
             if timeout is not None:
-                call.deadline = call.arrived + timeout
+                call.deadline = call.arrived - self._waited(arrived) + timeout
+                if call.deadline <= call.arrived:
+                    self._metrics.late += 1
+                    raise self._refusal(DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival"))
             if method.answer is not None:
                 await self._answer(call, send, method, encoding)
             else:
@@ -224,11 +233,21 @@ class GrpcApplication:
             if isinstance(call.ended, CallError):
                 await _refuse(send, call.ended)
         except Exception:
-            self._errors["INTERNAL"] += 1
+            self._metrics.errors["INTERNAL"] += 1
             _log.exception("call failed", method=scope["path"][:200])
             await _refuse(send, _FAILED)
         finally:
             del self._calls[call]
+
+    def _waited(self, arrived: float | None) -> float:
+        """How long a call waited to be taken up, in seconds.
+
+        Envoy tells by the wall clock, which may step meanwhile: longer than anybody waits is not true.
+        """
+        if arrived is None:
+            return 0.0
+        waited = self._wall_clock() - arrived
+        return waited if 0.0 < waited < _LONGEST_WAIT_SECONDS else 0.0
 
     async def _answer(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with one answer."""
@@ -358,7 +377,7 @@ class GrpcApplication:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_message_bytes:
-            self._errors["MESSAGE_TOO_LARGE"] += 1
+            self._metrics.errors["MESSAGE_TOO_LARGE"] += 1
             raise CallError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"Received message larger than max ({size} vs. {self._max_message_bytes})",
@@ -366,7 +385,7 @@ class GrpcApplication:
 
     def _refusal(self, error: PretradeError) -> CallError:
         """The status of a call that gets no further than here."""
-        self._errors[error.reason] += 1
+        self._metrics.errors[error.reason] += 1
         return CallError(*status.of(error))
 
 

@@ -9,7 +9,7 @@ import base64
 import contextlib
 import zlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 import grpc
@@ -17,6 +17,8 @@ import grpc
 PREFIX_BYTES: Final = 5
 """Before each message: whether it is compressed, and its length as 4 bytes, big-endian."""
 ENCODINGS: Final = b"identity,gzip,deflate"
+ARRIVED: Final = b"x-pretrade-arrived"
+"""Header that Envoy adds: when the call's headers arrived, in seconds of the wall clock."""
 _UNITS: Final = {b"H": 3_600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _WINDOW_BITS: Final = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
 _UNESCAPED: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
@@ -45,14 +47,26 @@ def message_length(frame: bytes | bytearray) -> int:
     return int.from_bytes(frame[1:PREFIX_BYTES], "big")
 
 
-def timeout_and_encoding(headers: Sequence[Header]) -> tuple[float | None, bytes]:
-    """What a call's headers say of its timeout, in seconds, and of how its messages are compressed.
+class CallHeaders(NamedTuple):
+    """What a call's headers say."""
+
+    timeout: float | None
+    """Seconds; None without one."""
+    encoding: bytes
+    """How its messages are compressed."""
+    arrived: float | None
+    """When they arrived, in seconds of the wall clock; None if nobody said."""
+
+
+def call_headers(headers: Sequence[Header]) -> CallHeaders:
+    """Reads those headers of a call that mean something to gRPC.
 
     Raises:
         CallError: The timeout is none.
     """
     timeout: float | None = None
     encoding = b"identity"
+    arrived: float | None = None
     for name, value in headers:
         if name == b"grpc-timeout":
             unit = _UNITS.get(value[-1:])
@@ -62,7 +76,9 @@ def timeout_and_encoding(headers: Sequence[Header]) -> tuple[float | None, bytes
             timeout = float(value[:-1]) * unit
         elif name == b"grpc-encoding":
             encoding = value
-    return timeout, encoding
+        elif name == ARRIVED:
+            arrived = float(value)
+    return CallHeaders(timeout, encoding, arrived)
 
 
 def decompressed(payload: bytes, encoding: bytes, max_bytes: int) -> bytes:

@@ -58,7 +58,7 @@ def test_a_call_that_is_shed_learns_when_to_try_again(open_rig: OpenRig, seen: S
     assert status.details[0].Unpack(info)
     assert status.details[1].Unpack(retry)
     assert info.reason == "TOO_MANY_IN_FLIGHT"
-    assert rig.server.metric("pretrade_shed_total") == 1
+    eventually(lambda: rig.server.metric("pretrade_shed_total"), lambda shed: shed == 1)
     assert first.result().decision.action
     seen(f"{info.reason}, try again after {retry.retry_delay.nanos // 1_000_000} ms")
 

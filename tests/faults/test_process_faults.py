@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -139,6 +140,52 @@ def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) ->
     assert endings == [-signal.SIGTERM, 0, 0]
     with server_group(tmp_path, 2) as group:
         assert group.stop() == 0
+
+
+@pytest.mark.fault(
+    "D5",
+    "a key on 24 connections to two processes, and again when both were replaced",
+    "one decision and row, told 48x",
+)
+@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: str, seen: Seen) -> None:
+    order = pb.Order(
+        order_ref="same", instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=1.0, strategy="t", idempotency_key="k"
+    )
+    changes = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_IDEMPOTENCY__WINDOW_SECONDS": "600"}
+    with server_group(tmp_path, 2, **changes) as group:
+
+        def ask(_: int) -> bytes:
+            with grpc.insecure_channel(group.decision, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+                decide = decision_pb2_grpc.DecisionServiceStub(channel).Decide
+                answer = decide(pb.DecideRequest(order=order), timeout=10.0, wait_for_ready=True)
+                return answer.decision.SerializeToString(deterministic=True)
+
+        with ThreadPoolExecutor(24) as pool:
+            told = set(pool.map(ask, range(24)))
+            group.replace()
+            told |= set(pool.map(ask, range(24)))
+        (decision,) = told
+        assert group.stop() == 0
+        assert group.audited() == {pb.Decision.FromString(decision).decision_id: 1}
+        seen("1 decision, 1 audit row, told 48 times")
+
+
+@pytest.mark.fault("F3", "SIGTERM to every process at once, as a service manager sends it", "drained; audited; exit 0")
+@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+def test_processes_that_are_told_to_end_themselves_drain(tmp_path: Path, edge: str, seen: Seen) -> None:
+    with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
+        with Callers(group.decision) as callers:
+            callers.wait_for_more(100)
+            for pid in (*group.pids(), group.supervisor.pid):
+                os.kill(pid, signal.SIGTERM)
+            assert group.supervisor.wait(60) == 0
+        answered = [decision.decision_id for decision in callers.decisions]
+        assert group.log().count('"draining"') == 2
+        audited = group.audited()
+        assert {audited[decision_id] for decision_id in answered} == {1}
+        group.verify()
+        seen(f"{len(answered)} answers, each in the audit")
 
 
 def session_members(session: int) -> list[int]:

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.rpc.framing import (
+    ARRIVED,
     CallError,
+    call_headers,
     decompressed,
     framed,
     message_length,
     status_headers,
-    timeout_and_encoding,
 )
 
 
@@ -35,23 +36,23 @@ def test_a_frame_says_how_long_its_message_is(message: bytes) -> None:
     [(b"1H", 3_600.0), (b"2M", 120.0), (b"3S", 3.0), (b"25m", 0.025), (b"7u", 7e-6), (b"9n", 9e-9), (b"0S", 0.0)],
 )
 def test_every_unit_of_a_timeout_is_known(value: bytes, seconds: float) -> None:
-    timeout, encoding = timeout_and_encoding([(b"grpc-timeout", value), (b"grpc-encoding", b"gzip")])
-    assert timeout == pytest.approx(seconds, rel=1e-12)
-    assert encoding == b"gzip"
+    found = call_headers([(b"grpc-timeout", value), (b"grpc-encoding", b"gzip"), (ARRIVED, b"1790000000.250000")])
+    assert found.timeout == pytest.approx(seconds, rel=1e-12)
+    assert (found.encoding, found.arrived) == (b"gzip", 1_790_000_000.25)
 
 
 def test_a_call_without_such_headers_has_no_timeout_and_is_not_compressed() -> None:
-    assert timeout_and_encoding([(b"te", b"trailers")]) == (None, b"identity")
+    assert call_headers([(b"te", b"trailers")]) == (None, b"identity", None)
 
 
 def test_a_timeout_beyond_all_numbers_has_no_end() -> None:
-    assert timeout_and_encoding([(b"grpc-timeout", b"9" * 400 + b"S")])[0] == math.inf
+    assert call_headers([(b"grpc-timeout", b"9" * 400 + b"S")])[0] == math.inf
 
 
 @given(st.binary(max_size=12).filter(lambda value: value[-1:] not in (b"H", b"M", b"S", b"m", b"u", b"n")))
 def test_a_timeout_without_a_unit_is_none(value: bytes) -> None:
     with pytest.raises(CallError) as refused:
-        timeout_and_encoding([(b"grpc-timeout", value)])
+        call_headers([(b"grpc-timeout", value)])
     assert refused.value.code is grpc.StatusCode.INTERNAL
 
 

@@ -1,0 +1,90 @@
+"""The gate: admission in Envoy, for the calls that wait until the event loop takes them up.
+
+`admission.py` sees a call when Python does. In an overload that is too late: what waits before it makes every answer
+late, and to refuse a call there costs as much as ten of Envoy's own refusals. So Envoy counts the calls from their
+headers to the end of their answers, and refuses those beyond a limit at once, with the status that admission gives.
+
+The limit follows the same target as admission's. Per window of 0.05 s, with w = the 90th percentile of all times::
+
+    limit ← limit · g + √(limit · g)    where g = target / w, between 0.5 and 2;  min_in_flight ≤ limit ≤ max_in_flight
+
+It is Envoy's adaptive concurrency filter with a target in place of the lowest latency it ever saw. Streams, health and
+reflection are no concern of the gate: what decides orders on a stream admits each by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from server.admission import AdmissionSettings, overloaded
+from server.rpc import status
+from server.rpc.framing import CallError, status_headers
+
+_FILTER: Final = "gate"
+_TYPE: Final = "type.googleapis.com/envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency"
+_FILTER_CONFIG: Final = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
+_TOO_MANY_REQUESTS: Final = 429
+_WINDOW: Final = "0.05s"
+_PERCENTILE: Final = 90
+REASON: Final = overloaded().reason
+REFUSED: Final = "adaptive_concurrency.gradient_controller.rq_blocked"
+"""Envoy's own count of refused calls, past the statistics' prefix."""
+
+
+def http_filter(settings: AdmissionSettings) -> dict[str, Any]:
+    """The filter that counts and refuses."""
+    return {
+        "name": _FILTER,
+        "typed_config": {
+            "@type": _TYPE,
+            "gradient_controller_config": {
+                "sample_aggregate_percentile": {"value": _PERCENTILE},
+                "concurrency_limit_params": {
+                    "max_concurrency_limit": settings.max_in_flight,
+                    "concurrency_update_interval": _WINDOW,
+                },
+                "min_rtt_calc_params": {
+                    "fixed_value": f"{settings.target_seconds:.9f}s",
+                    "min_concurrency": settings.min_in_flight,
+                    "buffer": {"value": 0},
+                },
+            },
+            "concurrency_limit_exceeded_status": {"code": _TOO_MANY_REQUESTS},
+        },
+    }
+
+
+def routes(service: ServiceDescriptor) -> list[dict[str, Any]]:
+    """The routes of a service's unary methods, which pass the gate, and of all else, which does not.
+
+    An application is not a route, but filters look for one.
+    """
+    unary = [
+        {"match": {"path": f"/{service.full_name}/{method.name}"}, "non_forwarding_action": {}}
+        for method in service.methods
+        if not method.server_streaming
+    ]
+    beside = {_FILTER: {"@type": _FILTER_CONFIG, "disabled": True}}
+    return [*unary, {"match": {"prefix": "/"}, "non_forwarding_action": {}, "typed_per_filter_config": beside}]
+
+
+def reply() -> dict[str, Any]:
+    """What a refused call hears: the status that admission would give it; over JSON, HTTP 429."""
+    error = CallError(*status.of(overloaded()))
+    headers = [{"header": {"key": name.decode(), "value": value.decode()}} for name, value in status_headers(error)]
+    code = {"default_value": _TOO_MANY_REQUESTS, "runtime_key": "pretrade.gate.status"}
+    return {
+        "mappers": [
+            {
+                "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": code}}},
+                "body": {"inline_string": error.details},
+                "headers_to_add": [
+                    header | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+                    for header in headers
+                    if header["header"]["key"] != "grpc-message"  # made of the body
+                ],
+            }
+        ]
+    }
