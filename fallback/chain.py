@@ -55,20 +55,31 @@ class Chain:
     """Asks stages in order until one answers.
 
     Args:
-        stages: By name, in the order they are asked.
+        stages: By name.
+        usual: Those that are asked, in this order, until told otherwise.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, stages: Mapping[StageName, Stage], clock: Callable[[], float]) -> None:
-        self._stages = tuple(stages.items())
+    def __init__(
+        self, stages: Mapping[StageName, Stage], usual: tuple[StageName, ...], clock: Callable[[], float]
+    ) -> None:
+        self._known = stages
+        self._asked = self._usual = tuple((name, stages[name]) for name in usual)
         self._clock = clock
         self._next_report = -math.inf
         self.broken: Counter[StageName] = Counter()
         """Times that a stage broke off with an error, by stage."""
 
+    def ask_in_order(self, names: tuple[StageName, ...]) -> None:
+        """Asks these stages in this order from the next case on; the others are not asked."""
+        self._asked = tuple((name, self._known[name]) for name in names)
+
     async def decide(self, case: Case) -> Answer:
         """The answer of the first stage that has one, else ABSTAIN. Cancelling it is safe at any moment."""
-        for name, stage in self._stages:
+        asked = self._asked
+        if asked != self._usual:
+            case.stages = tuple(name for name, _ in asked)
+        for name, stage in asked:
             try:
                 answer = await stage.answer(case)
             except Exception:

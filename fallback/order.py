@@ -51,6 +51,7 @@ class Case:
         "order",
         "snapshot",
         "snapshot_age_seconds",
+        "stages",
     )
 
     def __init__(self, order: Order, budget: Budget) -> None:
@@ -66,6 +67,8 @@ class Case:
         """Current mid in quote currency from a fresh, known book; NaN otherwise."""
         self.degradations: list[pb.Degradation.ValueType] = []
         self.attempts: list[Attempt] = []
+        self.stages: tuple[str, ...] = ()
+        """Stages of the chain that might answer, where they are not the usual ones."""
 
 
 @dataclass(slots=True)

@@ -134,10 +134,19 @@ class Cluster:
         """Instruments by the address of the node that holds them; those that no node holds are under an empty one."""
         owned: dict[str, list[str]] = {}
         for instrument in instruments:
-            slot = key_slot(key_of(instrument).encode())
-            owner = next((address for first, last, address in self._slots if first <= slot <= last), "")
-            owned.setdefault(owner, []).append(instrument)
+            owned.setdefault(self._owner_of(key_of(instrument)), []).append(instrument)
         return owned
+
+    def owner_of(self, key: str) -> str:
+        """`host:port` of the node that holds a key. Raises `RedisError` when none does."""
+        owner = self._owner_of(key)
+        if not owner:
+            raise ClusterDownError("no node holds this slot")
+        return owner
+
+    def _owner_of(self, key: str) -> str:
+        slot = key_slot(key.encode())
+        return next((address for first, last, address in self._slots if first <= slot <= last), "")
 
     @property
     def owners(self) -> set[str]:

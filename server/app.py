@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -41,7 +41,10 @@ from server.audit.reading import Reading
 from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
 from server.control.file import ControlFile
+from server.control.flags import provider_from
+from server.control.shared import SharedControl
 from server.control.state import ControlState, halt_at_start
+from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
 from server.dataplane import DataPlane
 from server.envoy import EnvoyEdge
 from server.health import Component, Health
@@ -62,6 +65,7 @@ from server.rpc.convert import OrderReader
 from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
+from server.rpc.steering import Steering
 from server.settings import GrpcSettings, Settings, control_path
 from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
@@ -192,17 +196,7 @@ async def start(
 
     control_file = ControlFile(control_path(shared))
     if slot is None:
-        halt_at_start(settings.control, control_file)
-    control = ControlState(
-        settings.control,
-        control_file,
-        {replica.name: replica.breaker for replica in replicas},
-        journal,
-        instance_id,
-        new_id,
-        time.time_ns,
-    )
-    await stack.enter_async_context(_background(control.watch(), "control", stop))
+        halt_at_start(settings.control, control_file, new_id)
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     champion = Champion(
         primary,
@@ -218,7 +212,20 @@ async def start(
         "cached_score": cached_scores,
         "rules": RulesBaseline(settings.rules, clock),
     }
-    chain = Chain({name: stages[name] for name in settings.chain.stages}, clock)
+    chain = Chain(stages, settings.chain.stages, clock)
+    control = await _open_control(
+        settings,
+        control_file,
+        breaker_subjects({replica.name: replica.breaker for replica in replicas})
+        | drain_subjects({replica.name: replica for replica in replicas})
+        | chain_subjects(chain, settings.chain.stages),
+        journal,
+        instance_id,
+        new_id,
+        clock,
+        stack,
+    )
+    await stack.enter_async_context(_background(control.watch(), "control", stop))
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
     shadow = Shadow(challenger)
@@ -236,6 +243,7 @@ async def start(
         packets=packets,
         shadow=shadow,
         shadow_on=lambda: control.shadow,
+        control_stale=lambda: control.stale,
         metrics=metrics,
         budget_settings=settings.budget,
         log_decisions=settings.log_level == "debug",
@@ -249,6 +257,7 @@ async def start(
             "journal": Component(lambda: journal.problem, required=True),
             "audit_store": Component(lambda: shipper.last_error, required=False),
             "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
+            "control": Component(lambda: control.problem, required=False),
             "feature_cache": Component(lambda: _feature_problem(feature_cache, settings.instruments), required=False),
             **{
                 replica.name: Component(_replica_problem(replica), required=False)
@@ -282,12 +291,14 @@ async def start(
     )
     metrics_port = _serve_metrics(settings, stack, collector)
 
+    audit = await _open_audit(shared, stack, journal)
     admin = _grpc_server(settings, (), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
-        AdminServicer(
+        AdminServicer(  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED
             instance_id=instance_id,
             control=control,
-            replicas=replicas,
+            steering=Steering(control, {replica.name: replica for replica in replicas}),
+            changes=audit.changes,
             journal=journal,
             unshipped=lambda: shipper.unshipped,
             feature_cache=feature_cache,
@@ -304,7 +315,7 @@ async def start(
     )
     if slot is not None:
         admin.add_insecure_port(slot.admin_address(slot.index))
-    (await _open_audit(shared, stack, journal)).add_to(admin)
+    audit.add_to(admin)
     admin_port = await _listen(
         stack,
         admin,
@@ -366,6 +377,31 @@ def _shared_keys(settings: Settings, slot: Slot | None, clock: Callable[[], floa
     if slot is None or slot.keys is None:
         return None
     return SharedKeys(slot.keys, settings.idempotency.window_seconds, clock)
+
+
+async def _open_control(
+    settings: Settings,
+    file: ControlFile,
+    subjects: Mapping[str, Subject],
+    journal: Journal,
+    instance_id: str,
+    new_id: Callable[[], str],
+    clock: Callable[[], float],
+    stack: AsyncExitStack,
+) -> ControlState:
+    """The control state, as all servers know it where Redis answers."""
+    shared = provider = None
+    if settings.control.store == "redis":
+        shared = SharedControl(settings.redis_url.get_secret_value(), settings.control.shared, clock)
+        stack.push_async_callback(shared.aclose)
+    if settings.control.flag_provider is not None:
+        provider = provider_from(settings.control.flag_provider, settings.control.flag_provider_options)
+        stack.callback(provider.shutdown)
+    control = ControlState(
+        settings.control, file, subjects, journal, instance_id, new_id, time.time_ns, clock, shared, provider
+    )
+    await control.synchronise()
+    return control
 
 
 def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:

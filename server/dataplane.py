@@ -80,6 +80,7 @@ class DataPlane:
         packets: PacketWriter,
         shadow: Shadow,
         shadow_on: Callable[[], bool],
+        control_stale: Callable[[], bool],
         metrics: DecisionMetrics,
         budget_settings: BudgetSettings,
         log_decisions: bool,
@@ -97,6 +98,7 @@ class DataPlane:
         self._packets = packets
         self._shadow = shadow
         self._shadow_on = shadow_on
+        self._control_stale = control_stale
         self._metrics = metrics
         self._cap_seconds = budget_settings.cap_seconds
         self._fallback_reserve_seconds = budget_settings.fallback_reserve_seconds
@@ -152,6 +154,8 @@ class DataPlane:
     async def _decide(self, order: Order, budget: Budget) -> pb.Decision:
         """Life of a request, a line a step."""
         case = Case(order, budget)
+        if self._control_stale():
+            case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
         budget.charge(pb.STAGE_ADMISSION, budget.allowed, self._clock() - budget.arrived)
         self._look_up_features(case)
         answer = await self._chain.decide(case)

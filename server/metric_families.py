@@ -51,7 +51,12 @@ SHADOW_ROWS: Final = Counter("pretrade_shadow_rows", "Rows for the challenger by
 CONTROL_VERSION: Final = Gauge("pretrade_control_version", "Version of the control state in force.")
 TRADING_STATE: Final = Gauge("pretrade_trading_state", "1 for the state in force, 0 for the others.", ("state",))
 FLAG: Final = Gauge("pretrade_flag", "1 while the flag is on.", ("flag",))
-CONTROL_RELOADS: Final = Counter("pretrade_control_reloads", "Changes of the control state by other processes.")
+CONTROL_RELOADS: Final = Counter(
+    "pretrade_control_reloads", "Changes of the control state by other processes and servers."
+)
+CONTROL_STALE: Final = Gauge("pretrade_control_stale", "1 while other servers' changes may be unknown: no Redis.")
+CONTROL_PENDING: Final = Gauge("pretrade_control_pending", "Changes in force on this server alone: no Redis.")
+CONTROL_OUTAGES: Final = Counter("pretrade_control_outages", "Times the control state was not shared any more.")
 CONTROL_WRITE_FAILURES: Final = Counter(
     "pretrade_control_write_failures", "Changes that could not be written; tried again every second."
 )

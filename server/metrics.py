@@ -20,7 +20,7 @@ from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server import metric_families as families
-from server.control.state import FLAGS
+from server.control.flags import FLAGS
 from server.inference.breaker import State
 
 if TYPE_CHECKING:
@@ -266,8 +266,12 @@ class ServerCollector(Collector):
         for name in FLAGS:
             flags.add_metric((name,), getattr(control, name))
         yield flags
-        yield families.CONTROL_RELOADS.family(control.reloads)
-        yield families.CONTROL_WRITE_FAILURES.family(control.write_failures)
+        store = control.store
+        yield families.CONTROL_RELOADS.family(store.reloads)
+        yield families.CONTROL_WRITE_FAILURES.family(store.write_failures)
+        yield families.CONTROL_STALE.family(store.stale)
+        yield families.CONTROL_PENDING.family(store.pending)
+        yield families.CONTROL_OUTAGES.family(store.shared.outages if store.shared is not None else 0)
         lag = families.LOOP_LAG_SECONDS.family()
         lag.add_metric((), *self._decisions.loop_lag.buckets())
         yield lag

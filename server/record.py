@@ -9,7 +9,7 @@ from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.control.state import ControlState, trading_state_name
+from server.control.state import ControlState
 
 if TYPE_CHECKING:
     from fallback.budget import Budget
@@ -76,6 +76,7 @@ class PacketWriter:
 
     def packet(self, case: Case, answer: Answer, message: pb.Decision, now: float) -> bytes:
         """The serialized journal entry of a decision made at the monotonic instant `now`."""
+        message.control_version = self._control.version
         entry = packet_pb2.JournalEntry()
         packet = entry.decision
         packet.order.CopyFrom(case.order.message)
@@ -107,8 +108,9 @@ class PacketWriter:
         packet.decided_monotonic_ns = int(now * 1e9)
         packet.instance_id = self._instance_id
         packet.config_hash = self._config_hash
-        packet.trading_state = trading_state_name(self._control.trading_state)
+        packet.trading_state = self._control.trading_state_name
         packet.flags_on.extend(self._control.flags_on)
+        packet.chain_stages.extend(case.stages)
         packet.durability = self._durability
         if not math.isnan(case.mid):
             packet.mid_price = case.mid

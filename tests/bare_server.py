@@ -28,6 +28,7 @@ def environment(directory: Path, **changes: str) -> dict[str, str]:
         "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
         "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
         "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.2",
+        "PRETRADE_CONTROL__SHARED__KEY": f"control:{directory}",
     }
     return {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")} | ours | changes
 

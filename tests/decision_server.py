@@ -78,6 +78,8 @@ class DecisionServer:
             "DATABASE_URL": self.database_url,
             "JOURNAL__PATH": str(self.journal_path),
             "INSTRUMENTS": json.dumps(INSTRUMENTS),
+            # What another test steered must not steer this one.
+            "CONTROL__SHARED__KEY": f"control:{self.journal_path}",
             "STARTUP_PATIENCE_SECONDS": "2",
             "GRPC__EDGE": EDGE,
         }

@@ -9,7 +9,7 @@ import numpy as np
 
 from fallback.budget import Budget
 from fallback.cached_score import CachedScores
-from fallback.chain import Chain
+from fallback.chain import Chain, Stage, StageName
 from fallback.guards import Guards
 from fallback.order import Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
@@ -37,7 +37,7 @@ class Desk:
     def __init__(self, directory: Path, running: RunningModel | None = None) -> None:
         journal = Journal(JournalSettings(path=directory / "journal.db"))
         file = ControlFile(directory / "control.json")
-        self.control = ControlState(ControlSettings(), file, {}, journal, "server-1", str, lambda: 0)
+        self.control = ControlState(ControlSettings(), file, {}, journal, "server-1", str, lambda: 0, lambda: 0.0)
         self.running = running
         self.packets: dict[str, packet_pb2.DecisionPacket] = {}
         self.now = 1_000.0
@@ -46,7 +46,8 @@ class Desk:
         self._guards = Guards(SETTINGS.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
         self._cached = CachedScores(SETTINGS.cached_score, self._clock)
         rules = RulesBaseline(SETTINGS.rules, self._clock)
-        self._chain = Chain({"model": self, "cached_score": self._cached, "rules": rules}, self._clock)
+        stages: dict[StageName, Stage] = {"model": self, "cached_score": self._cached, "rules": rules}
+        self._chain = Chain(stages, ("model", "cached_score", "rules"), self._clock)
         self._rng = np.random.default_rng(7)
 
     def _clock(self) -> float:

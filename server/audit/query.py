@@ -19,9 +19,11 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit import outcomes
+from server.audit.changes import list_changes
 from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import AuditUnavailable, InvalidRequest, OutcomeConflict, UnknownDecision
 from server.audit.journal_file import Head, JournalReader, Row
@@ -119,6 +121,10 @@ class AuditQuery:
             next_page_token=_token(ids[size - 1]) if len(ids) > size else "",
             incomplete="; ".join(problems),
         )
+
+    def changes(self, request: admin_pb2.ListChangesRequest) -> admin_pb2.ListChangesResponse:
+        """One page of the changes that operators made, the newest first. Raises as `list_changes` does."""
+        return list_changes(request, self._store, self.journals, self._shipped())
 
     def settings(self, config_hash: str) -> packet_pb2.SettingsInForce | None:
         """The settings with this hash, or None."""

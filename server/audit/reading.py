@@ -78,6 +78,8 @@ class Question(enum.IntEnum):
     RECORDED = 3
     """`Outcome` → the `Outcome` recorded before, or nothing."""
     REPLAY = 4
+    CHANGES = 5
+    """`pretrade.admin.v1.ListChangesRequest` → `ListChangesResponse`."""
 
 
 class Task(BaseModel):

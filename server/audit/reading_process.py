@@ -16,6 +16,7 @@ from contextlib import closing
 
 from google.protobuf.message import DecodeError
 
+from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.errors import AuditError, AuditUnavailable, InvalidRequest, ModelFailed
 from server.audit.models import ModelStore
@@ -62,6 +63,8 @@ class Answering:
                     return b"" if before is None else before.SerializeToString()
                 case Question.REPLAY:
                     return self._replay(audit_pb2.ReplayDecisionRequest.FromString(request))
+                case Question.CHANGES:
+                    return self._query.changes(admin_pb2.ListChangesRequest.FromString(request)).SerializeToString()
         except DecodeError as error:
             raise InvalidRequest("the request is not a valid message of this method") from error
 

@@ -187,14 +187,15 @@ class Replayer:
         """What the recorded source answers to the case, or why it cannot have answered."""
         source = packet.decision.source
         stage = _STAGES.get(source)
-        if stage is not None and stage not in settings.chain.stages:
+        stages = tuple(packet.chain_stages) or settings.chain.stages
+        if stage is not None and stage not in stages:
             return Difference("source", _name(pb.Source, source), f"no stage {stage} in the chain")
         if source in _REPLICAS:
             return self._model_answer(packet)
         if source == pb.SOURCE_CACHED_SCORE:
             return await self._cached_answer(case, packet, settings)
         by_rules = None
-        if "rules" in settings.chain.stages and (source == pb.SOURCE_RULES or not _broke_off(packet)):
+        if "rules" in stages and (source == pb.SOURCE_RULES or not _broke_off(packet)):
             by_rules = await RulesBaseline(settings.rules, lambda: case.budget.arrived).answer(case)
         return by_rules or Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
 

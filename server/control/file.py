@@ -9,13 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
+
+from server.control.model import Kept
 
 _log = structlog.get_logger(__name__)
 
@@ -23,42 +25,9 @@ _LOCK_SECONDS: Final = 1.0
 """A process that was stopped while it held the lock must not keep on-call from halting trading."""
 _LOCK_POLL_SECONDS: Final = 0.005
 
-TradingStateName = Literal["ACTIVE", "REDUCING", "HALTED"]
-
 
 class UnreadableControlError(Exception):
     """The file is there and does not hold a control state."""
-
-
-class ForcedBreaker(BaseModel):
-    """A breaker that somebody drives."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["forced_open", "forced_closed", "metrics_only"]
-    seconds: float | None = Field(default=None, gt=0)
-    """For how long; None until changed."""
-    expires_at: float | None = None
-    """When that is over, in seconds since the Unix epoch."""
-
-    def remaining_seconds(self, wall_seconds: float) -> float | None:
-        """Seconds left, at most as many as were asked for whatever the wall clock did since; None without an end."""
-        if self.seconds is None or self.expires_at is None:
-            return None
-        return min(self.seconds, self.expires_at - wall_seconds)
-
-
-class Control(BaseModel):
-    """Everything that on-call can switch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: int = Field(default=0, ge=0)
-    """Grows with every change."""
-    trading_state: TradingStateName
-    flags: Mapping[str, bool]
-    breakers: Mapping[str, ForcedBreaker] = {}
-    """By replica; a replica that is not named drives its own."""
 
 
 class ControlFile:
@@ -68,7 +37,7 @@ class ControlFile:
         self.path = path
         self._seen: tuple[int, int, int] | None = None
 
-    def read(self) -> Control | None:
+    def read(self) -> Kept | None:
         """What the file holds; None when there is none.
 
         Raises:
@@ -77,14 +46,14 @@ class ControlFile:
         try:
             with self.path.open("rb") as file:
                 self._seen = _identity(os.fstat(file.fileno()))
-                return Control.model_validate_json(file.read())
+                return Kept.model_validate_json(file.read())
         except FileNotFoundError:
             self._seen = None
             return None
         except (OSError, ValidationError) as error:
             raise UnreadableControlError(f"{self.path}: {_first_line(error)}") from error
 
-    def read_if_changed(self) -> Control | None:
+    def read_if_changed(self) -> Kept | None:
         """What the file holds when it is another one than at the last look; None when it is not, or there is none.
 
         Raises:
@@ -96,12 +65,12 @@ class ControlFile:
             return None
         return None if seen == self._seen else self.read()
 
-    def change(self, change: Callable[[Control | None], Control]) -> Control:
+    def change(self, change: Callable[[Kept | None], Kept]) -> Kept:
         """Replaces the file's state by what `change` makes of it, durably; one process at a time.
 
         Args:
             change: Gets what the file holds, None when there is none or it is unreadable. What it raises is passed on,
-                and nothing changes.
+                and nothing changes; neither does it when it returns what it got.
 
         Returns:
             The new state.
@@ -116,6 +85,8 @@ class ControlFile:
                 _log.error("control state unreadable, written anew", error=str(error))
                 current = None
             new = change(current)
+            if new == current:
+                return new
             unfinished = self.path.with_name(f"{self.path.name}.new")
             with unfinished.open("w") as file:
                 file.write(new.model_dump_json())

@@ -1,47 +1,55 @@
-"""What on-call can switch: flags, the trading state and forced breakers, the same in every process of a server.
+"""The control state as a process obeys it: in force at once here, soon everywhere, kept over restarts.
 
 Read on the decision path as plain attributes. Every change has an author and a reason, is logged, and goes into the
-audit journal of the process that made it. It is in force there at once; the others read the file that it is written to.
+audit journal of the process that made it.
 
-The file survives a restart: a server that was halted comes back halted. One that cannot be read at start halts trading;
-one that becomes unreadable later changes nothing.
+A change is in force here before it is written anywhere: on-call must be able to halt trading whatever is broken.
+Without Redis the trading state can only be made stricter than the one that was last known of all servers. A server
+whose file cannot be read at start is halted until it knows better.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
+from openfeature.provider import FeatureProvider
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from server.audit.errors import JournalError
-from server.control.file import Control, ControlFile, ForcedBreaker, TradingStateName, UnreadableControlError
-from server.inference.breaker import Mode
+from server.control.errors import (
+    ChangeRefusedError,
+    ControlChangedError,
+    InvalidChangeError,
+    UnknownSubjectError,
+)
+from server.control.file import ControlFile
+from server.control.flags import FLAGS, ControlProvider, Flags
+from server.control.model import STRICTNESS, TRADING_STATE, Change, Kept, Setting, Temporary
+from server.control.records import describe, record
+from server.control.shared import SharedControl, SharedSettings, UnreachableError
+from server.control.store import ControlStore
+from server.control.subjects import OFF, ON, Subject, flag_subject, one_of
 
 if TYPE_CHECKING:
     from server.audit.journal import Journal
-    from server.inference.breaker import Breaker
 
 _log = structlog.get_logger(__name__)
 
-FLAGS = {
-    "shadow": "Mirror decided rows to the challenger.",
-    "cached_score": "Let the last good score answer when no replica can.",
-}
-"""Every flag and what it does."""
-
-_WATCH_SECONDS: Final = 0.05
-"""Between two looks at the file: what another process changed is in force here after this at the latest."""
-_REWRITE_SECONDS: Final = 1.0
-"""Between two attempts to write what could not be written."""
+_LOOK_SECONDS: Final = 0.05
+"""Between two looks whether a temporary value is over."""
+_AGAIN_SECONDS: Final = 1.0
+"""Between two attempts to remove one that is."""
 
 
 class ControlSettings(BaseModel):
-    """Control state at start."""
+    """Control state."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -50,323 +58,292 @@ class ControlSettings(BaseModel):
     cached_score: bool = Field(default=True)
     """Let the last good score answer when no replica can."""
     halted: bool = Field(default=False)
-    """Start with trading state HALTED, whatever it was before."""
+    """Start with trading state HALTED, whatever it was before: of all servers that share the control state."""
+    store: Literal["redis", "file"] = "redis"
+    """Where the state is: in the Redis of `redis_url`, shared by all servers there, with a copy beside the journal; or
+    in that file alone, shared by the processes of this server."""
+    shared: SharedSettings = SharedSettings()
+    flag_provider: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    """`module:callable` of another OpenFeature provider for the flags, for example
+    `openfeature.contrib.provider.flagd:FlagdProvider`; they then cannot be set here. Unset: the control state."""
+    flag_provider_options: Mapping[str, Any] = {}
+    """What that callable is given, a JSON object."""
 
-    def control(self) -> Control:
-        """The state before the first change."""
-        return Control(
-            trading_state="HALTED" if self.halted else "ACTIVE", flags={name: getattr(self, name) for name in FLAGS}
-        )
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A change as somebody asks for it."""
 
-class UnknownFlagError(KeyError):
-    """There is no flag of this name."""
-
-
-class ControlChangedError(Exception):
-    """The control state is not the one that the change was meant for."""
+    subject: str
+    value: str | None
+    """None: as the settings say."""
+    author: str
+    reason: str
+    expires_in_seconds: float | None = None
+    expected_version: int | None = None
+    """The change is refused unless this is the version in force."""
+    dry_run: bool = False
 
 
 class ControlState:
     """The control state as one process obeys it.
 
     Args:
-        settings: Values before the first change, and what a flag's default is.
-        file: Where it is kept and shared.
-        breakers: Those that can be forced, by replica.
-        journal: Makes changes durable.
+        settings: Values while nobody set others.
+        file: Where it is kept and shared with the other processes of this server.
+        subjects: What can be steered besides trading state and flags.
+        journal: Makes changes durable in the audit.
         instance_id: This server process.
         new_id: Makes a unique, time-ordered id.
         wall_clock_ns: Nanoseconds since the Unix epoch.
+        clock: Monotonic seconds.
+        shared: Where all servers share it; None: in the file alone.
+        flag_provider: Says what the flags are; None: this state.
     """
 
     def __init__(
         self,
         settings: ControlSettings,
         file: ControlFile,
-        breakers: Mapping[str, Breaker],
+        subjects: Mapping[str, Subject],
         journal: Journal,
         instance_id: str,
         new_id: Callable[[], str],
         wall_clock_ns: Callable[[], int],
+        clock: Callable[[], float],
+        shared: SharedControl | None = None,
+        flag_provider: FeatureProvider | None = None,
     ) -> None:
-        self.shadow = settings.shadow
-        self.cached_score = settings.cached_score
+        self.version = 0
+        """Version of the state in force."""
         self.trading_state: admin_pb2.TradingState.ValueType = admin_pb2.TRADING_STATE_HALTED
-        self._defaults = settings
-        self._file = file
-        self._breakers = breakers
+        self.trading_state_name = "HALTED"
+        defaults = {name: bool(getattr(settings, name)) for name in FLAGS}
+        self.shadow, self.cached_score = defaults["shadow"], defaults["cached_score"]
+        self.flags_on = tuple(name for name in FLAGS if defaults[name])
+        """Names of the flags that are on."""
+        self._set_flags = dict(defaults)
+        self.flags = Flags(defaults, flag_provider or ControlProvider(self._set_flags.get), self._obey_flags)
+        usual = "HALTED" if settings.halted else "ACTIVE"
+        self._subjects = {
+            TRADING_STATE: Subject(usual, one_of(*STRICTNESS), self._obey_trading_state),
+            **{flag_subject(name): self._flag(name, is_on) for name, is_on in defaults.items()},
+            **subjects,
+        }
         self._journal = journal
         self._instance_id = instance_id
         self._new_id = new_id
         self._wall_clock_ns = wall_clock_ns
-        self._control = settings.control()
-        self._unwritten: list[Callable[[Control], Control]] = []
-        """Changes in force here that the file does not hold yet."""
-        self._changes: set[asyncio.Task[None]] = set()
-        self._writing = asyncio.Lock()
-        self._written = True
-        self.write_failures = 0
-        """Times that the file could not be written since start."""
-        self.reloads = 0
-        """Changes taken over from other processes since start."""
-        self._restore()
+        self._clock = clock
+        self._obeyed: dict[str, tuple[str, str]] = {}
+        """Value and id of the temporary value in force, by subject."""
+        self._ends: dict[str, float] = {}
+        """Monotonic instants at which temporary values are over, by id."""
+        self._next_end = math.inf
+        self._finishing: set[asyncio.Task[admin_pb2.Change]] = set()
+        self.store = ControlStore(file, shared, usual, self._is_over, self._obey)
+        self.store.restore()
+        self._obey()
 
     @property
-    def version(self) -> int:
-        """Version of the state in force."""
-        return self._control.version
+    def stale(self) -> bool:
+        """True when other servers may have made changes that are not known here."""
+        return self.store.stale
 
     @property
-    def flags_on(self) -> list[str]:
-        """Names of the flags that are on."""
-        return [name for name in FLAGS if getattr(self, name)]
+    def problem(self) -> str:
+        """What is wrong; empty when nothing is."""
+        shared = self.store.shared
+        return (shared.problem if shared is not None else "") or self.flags.problem
 
-    def flag(self, name: str) -> admin_pb2.Flag:
-        """One flag.
+    def value(self, subject: str) -> str:
+        """The value in force. Raises `KeyError` for what cannot be steered."""
+        return self._obeyed[subject][0]
 
-        Raises:
-            UnknownFlagError: There is no such flag.
-        """
-        if name not in FLAGS:
-            raise UnknownFlagError(name)
-        return admin_pb2.Flag(
-            name=name,
-            enabled=getattr(self, name),
-            default_enabled=getattr(self._defaults, name),
-            description=FLAGS[name],
+    def usual(self, subject: str) -> str:
+        """The value while nobody set another. Raises `KeyError` for what cannot be steered."""
+        return self._subjects[subject].usual
+
+    def settings(self) -> Mapping[str, Setting]:
+        """What somebody set, by subject."""
+        return self.store.in_force().settings
+
+    def reverts_in_seconds(self, subject: str) -> float | None:
+        """Seconds until a temporary value is over; None without one."""
+        end = self._ends.get(self._obeyed[subject][1])
+        return None if end is None else max(0.0, end - self._clock())
+
+    def status(self) -> admin_pb2.ControlStatus:
+        """Where the state comes from."""
+        shared = self.store.shared
+        status = admin_pb2.ControlStatus(
+            shared=shared is not None, stale=self.stale, pending=self.store.pending, problem=self.problem
         )
+        age = None if shared is None else shared.age_seconds
+        if age is not None:
+            status.age.FromNanoseconds(int(age * 1e9))
+        return status
 
-    async def set_flag(
-        self, name: str, enabled: bool, author: str, reason: str, expected_version: int | None = None
-    ) -> admin_pb2.Flag:
-        """Sets a flag at once and returns it when the change is written and recorded.
-
-        Raises:
-            UnknownFlagError: There is no such flag.
-            ControlChangedError: The state's version is not the expected one.
-        """
-        previous = self.flag(name).enabled
-
-        def change(control: Control) -> Control:
-            return control.model_copy(update={"flags": {**control.flags, name: enabled}})
-
-        values = _on_off(previous), _on_off(enabled)
-        await self._change(change, f"flag/{name}", values, author, reason, expected_version)
-        return self.flag(name)
-
-    async def set_trading_state(
-        self,
-        state: admin_pb2.TradingState.ValueType,
-        author: str,
-        reason: str,
-        expected_version: int | None = None,
-    ) -> admin_pb2.TradingState.ValueType:
-        """Sets the trading state at once and returns the one before, when the change is written and recorded.
-
-        Raises:
-            ControlChangedError: The state's version is not the expected one.
-        """
-        previous, name = self.trading_state, trading_state_name(state)
-
-        def change(control: Control) -> Control:
-            return control.model_copy(update={"trading_state": name})
-
-        values = trading_state_name(previous), name
-        await self._change(change, "trading_state", values, author, reason, expected_version)
-        return previous
-
-    async def force_breaker(
-        self,
-        replica: str,
-        mode: Mode,
-        expires_in_seconds: float | None,
-        author: str,
-        reason: str,
-        expected_version: int | None = None,
-    ) -> None:
-        """Sets who drives a replica's breaker at once, in every process; returns when it is written and recorded.
-
-        Raises:
-            KeyError: There is no such replica.
-            ControlChangedError: The state's version is not the expected one.
-        """
-        previous = self._breakers[replica].mode
-        forced = None
-        if mode is not Mode.AUTOMATIC:
-            expires_at = None if expires_in_seconds is None else self._wall_seconds() + expires_in_seconds
-            forced = ForcedBreaker.model_validate(
-                {"mode": mode.value, "seconds": expires_in_seconds, "expires_at": expires_at}
-            )
-
-        def change(control: Control) -> Control:
-            others = {name: kept for name, kept in control.breakers.items() if name != replica}
-            return control.model_copy(update={"breakers": others | ({replica: forced} if forced else {})})
-
-        value = mode.value if expires_in_seconds is None else f"{mode.value} for {expires_in_seconds:g} s"
-        await self._change(change, f"breaker/{replica}", (previous.value, value), author, reason, expected_version)
+    async def synchronise(self) -> None:
+        """Takes over what all servers share, if that can be reached at once; called before serving."""
+        await self.store.synchronise()
 
     async def watch(self) -> None:
-        """Takes over what other processes change, and writes what could not be written, until cancelled."""
-        loop = asyncio.get_running_loop()
-        next_rewrite = 0.0
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            async with self._writing:
-                try:
-                    changed = await asyncio.to_thread(self._file.read_if_changed)
-                except UnreadableControlError as error:
-                    _log.error("control state unreadable, the last one stays in force", error=str(error))
-                    continue
-                if changed is not None:
-                    self.reloads += 1
-                    self._apply(self._with_unwritten(changed))
-                    _log.info("control state taken over", version=self.version, **self._summary())
-                if self._unwritten and loop.time() >= next_rewrite:
-                    next_rewrite = loop.time() + _REWRITE_SECONDS
-                    await self._write()
+        """Takes over what others change, and ends what is over, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.store.watch_file())
+            if self.store.shared is not None:
+                tasks.create_task(self.store.watch_shared(self.store.shared))
+            if not self.flags.is_ours:
+                tasks.create_task(self.flags.run())
+            tasks.create_task(self._watch_ends())
 
-    async def _change(
-        self,
-        change: Callable[[Control], Control],
-        subject: str,
-        values: tuple[str, str],
-        author: str,
-        reason: str,
-        expected_version: int | None,
-    ) -> None:
-        """Makes a change: in force, written, recorded.
+    async def change(self, wanted: Wanted) -> admin_pb2.Change:
+        """Makes a change, and returns it when it is shared as far as possible, written and recorded.
 
-        It is in force in this process before anything is written: with a disk that hangs or is full on-call must still
-        be able to halt trading. Cancelling gives up the waiting, not the change.
+        It is in force in this process at once, except for a trading state that is less strict than the one that all
+        servers know, and where a version is expected: these wait for Redis. Cancelling gives up the waiting, not the
+        change.
+
+        Raises:
+            UnknownSubjectError: There is no such thing.
+            InvalidChangeError: It breaks a rule.
+            ControlChangedError: The version in force is not the expected one.
+            ChangeRefusedError: It cannot be made in the state that things are in.
         """
-        if expected_version not in (None, self.version):
-            raise ControlChangedError(f"the control state's version is {self.version}, not {expected_version}")
-        if expected_version is None:
-            self._put_in_force(change)
-        record = packet_pb2.ControlChange(
-            change_id=self._new_id(),
-            subject=subject,
-            previous=values[0],
-            value=values[1],
-            author=author,
-            reason=reason,
-            changed_at_ns=self._wall_clock_ns(),
-            instance_id=self._instance_id,
+        self._check(wanted)
+        change = self._change(wanted)
+        if wanted.dry_run:
+            before = self.store.in_force()
+            if wanted.expected_version not in (None, before.version):
+                raise ControlChangedError(before.version, wanted.expected_version or 0)
+            message = describe(self._subjects, before, before.with_change(change), change, self._is_over)
+            message.version, message.dry_run, message.change_id = before.version, True, ""
+            return message
+        if wanted.expected_version is None:
+            self.store.put_in_force(change)
+        task = asyncio.create_task(self._finish(change, wanted.expected_version))
+        self._finishing.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _check(self, wanted: Wanted) -> None:
+        subject = self._subjects.get(wanted.subject)
+        if subject is None:
+            raise UnknownSubjectError(f"{wanted.subject}: there are {', '.join(self._subjects)}")
+        if wanted.value is not None and (problem := subject.check(wanted.value)):
+            raise InvalidChangeError(f"{wanted.subject}: {problem}")
+        if wanted.value is None and wanted.expires_in_seconds is not None:
+            raise InvalidChangeError(f"{wanted.subject}: what the settings say cannot be set for a time")
+        if wanted.subject.startswith("flag/") and not self.flags.is_ours:
+            raise ChangeRefusedError(f"flags are set in {self.flags.provider_name}, not here")
+
+    def _change(self, wanted: Wanted) -> Change:
+        seconds = wanted.expires_in_seconds
+        return Change(
+            id=self._new_id(),
+            subject=wanted.subject,
+            value=wanted.value,
+            seconds=seconds,
+            expires_at=None if seconds is None else self._wall_clock_ns() / 1e9 + seconds,
+            author=wanted.author,
+            reason=wanted.reason,
         )
-        task = asyncio.create_task(self._finish(change, record, expected_version))
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        await asyncio.shield(task)
 
-    async def _finish(
-        self, change: Callable[[Control], Control], record: packet_pb2.ControlChange, expected_version: int | None
-    ) -> None:
-        """Writes and records a change; puts it in force first when that had to wait for the version in the file."""
-        async with self._writing:
-            if expected_version is not None:
-                await self._expect(expected_version)
-                self._put_in_force(change)
-            await self._write()
-        await self._record(record)
+    async def _finish(self, change: Change, expected_version: int | None) -> admin_pb2.Change:
+        """Shares, writes and records a change."""
+        before, after, local = await self.store.bring(change, expected_version)
+        message = describe(self._subjects, before, after, change, self._is_over)
+        message.local = local
+        await self._record(message)
+        return message
 
-    async def _expect(self, version: int) -> None:
-        """Raises `ControlChangedError` when another process has made a change that is not in force here yet."""
+    def _finished(self, task: asyncio.Task[admin_pb2.Change]) -> None:
+        self._finishing.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where its caller has gone
+
+    async def _watch_ends(self) -> None:
+        """Ends what is over: at once here, and then in the state, where one process of all does it and records it."""
+        loop, next_attempt = asyncio.get_running_loop(), -math.inf
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._clock() >= self._next_end:
+                self._obey()
+            over = [
+                (subject, setting.temporary)
+                for subject, setting in self.store.control.settings.items()
+                if setting.temporary is not None and subject in self._subjects and self._is_over(setting.temporary)
+            ]
+            if over and loop.time() >= next_attempt:
+                next_attempt = loop.time() + _AGAIN_SECONDS
+                for subject, temporary in over:
+                    await self._end(subject, temporary)
+
+    async def _end(self, subject: str, temporary: Temporary) -> None:
+        end = Change(
+            id=f"{temporary.id}.end",
+            subject=subject,
+            ends=temporary.id,
+            author="expiry",
+            reason=f"set for {temporary.seconds:g} s by {temporary.author}: {temporary.reason}"[:256],
+        )
         try:
-            changed = await asyncio.to_thread(self._file.read_if_changed)
-        except UnreadableControlError:
-            changed = None
-        if changed is not None:
-            self._apply(self._with_unwritten(changed))
-        if self.version != version:
-            raise ControlChangedError(f"the control state's version is {self.version}, not {version}")
+            made = await self.store.end(end)
+        except (UnreachableError, OSError):
+            return  # logged where it was noticed
+        if made is not None:
+            await self._record(describe(self._subjects, *made, end, self._is_over))
 
-    def _put_in_force(self, change: Callable[[Control], Control]) -> None:
-        self._unwritten.append(change)
-        self._apply(change(self._control))
+    def _obey(self) -> None:
+        """Puts what is known in force."""
+        control = self.store.in_force()
+        temporaries = [setting.temporary for setting in control.settings.values() if setting.temporary is not None]
+        for name, subject in self._subjects.items():
+            temporary = control.temporary(name, self._is_over)
+            value = control.value(name, self._is_over)
+            if value is None or subject.check(value):
+                value = subject.usual  # of a version that knows more than this one
+            obeyed = value, "" if temporary is None else temporary.id
+            if self._obeyed.get(name) != obeyed:
+                self._obeyed[name] = obeyed
+                subject.obey(value, None if temporary is None else self._ends[temporary.id] - self._clock())
+        self._ends = {one.id: self._ends[one.id] for one in temporaries if one.id in self._ends}
+        self._next_end = min((end for end in self._ends.values() if end > self._clock()), default=math.inf)
+        self.version = control.version
 
-    async def _write(self) -> None:
-        """Writes the changes that are in force here and not in the file."""
-        pending, known = list(self._unwritten), self._control
-        if not pending:
-            return  # somebody who had the lock before has written it
+    def _is_over(self, temporary: Temporary) -> bool:
+        """By the monotonic clock from when it is first seen, whatever the wall clock does then."""
+        end = self._ends.get(temporary.id)
+        if end is None:
+            remaining = temporary.remaining_seconds(self._wall_clock_ns() / 1e9)
+            end = self._ends[temporary.id] = self._clock() + remaining
+        return self._clock() >= end
 
-        def all_of_them(control: Control | None) -> Control:
-            new = control or known
-            for change in pending:
-                new = change(new)
-            return new.model_copy(update={"version": max(new.version, known.version) + 1})
+    def _obey_trading_state(self, value: str, _seconds: float | None) -> None:
+        self.trading_state_name = value
+        self.trading_state = admin_pb2.TradingState.Value(f"TRADING_STATE_{value}")
 
-        try:
-            written = await asyncio.to_thread(self._file.change, all_of_them)
-        except OSError as error:
-            self.write_failures += 1
-            if self._written:
-                _log.error(
-                    "control state not written: in force in this process only, tried again",
-                    path=str(self._file.path),
-                    error=str(error),
-                )
-            self._written = False
-            return
-        if not self._written:
-            self._written = True
-            _log.info("control state written again", version=written.version)
-        del self._unwritten[: len(pending)]
-        self._apply(self._with_unwritten(written))
+    def _flag(self, name: str, default: bool) -> Subject:
+        def obey(value: str, _seconds: float | None) -> None:
+            self._set_flags[name] = value == ON
+            if self.flags.is_ours:
+                self.flags.evaluate()
 
-    def _with_unwritten(self, control: Control) -> Control:
-        for change in self._unwritten:
-            control = change(control)
-        return control
+        return Subject(ON if default else OFF, one_of(ON, OFF), obey)
 
-    def _restore(self) -> None:
-        """Takes over what was in force before the restart; HALTED when that cannot be read."""
-        try:
-            kept = self._file.read()
-        except UnreadableControlError as error:
-            self._control = self._control.model_copy(update={"trading_state": "HALTED"})
-            self._apply(self._control)
-            _log.error("control state unreadable, trading halted", error=str(error))
-            return
-        self._apply(kept or self._control)
-        if kept is not None:
-            _log.info("control state restored", version=self.version, **self._summary())
+    def _obey_flags(self, values: Mapping[str, bool]) -> None:
+        self.shadow, self.cached_score = values["shadow"], values["cached_score"]
+        self.flags_on = tuple(name for name in FLAGS if values[name])
 
-    def _apply(self, control: Control) -> None:
-        """Puts a state in force."""
-        before, self._control = self._control, control
-        self.trading_state = admin_pb2.TradingState.Value(f"TRADING_STATE_{control.trading_state}")
-        for name in FLAGS:
-            setattr(self, name, control.flags.get(name, getattr(self._defaults, name)))
-        for name, breaker in self._breakers.items():
-            forced = control.breakers.get(name)
-            if control is before or forced != before.breakers.get(name):
-                self._force(breaker, forced)
-
-    def _force(self, breaker: Breaker, forced: ForcedBreaker | None) -> None:
-        remaining = None if forced is None else forced.remaining_seconds(self._wall_seconds())
-        if forced is None or (remaining is not None and remaining <= 0):
-            breaker.force(Mode.AUTOMATIC)
-        else:
-            breaker.force(Mode(forced.mode), remaining)
-
-    def _wall_seconds(self) -> float:
-        return self._wall_clock_ns() / 1e9
-
-    def _summary(self) -> dict[str, object]:
-        return {
-            "trading_state": self._control.trading_state,
-            "flags_on": self.flags_on,
-            "breakers": {name: forced.mode for name, forced in self._control.breakers.items()},
-        }
-
-    async def _record(self, change: packet_pb2.ControlChange) -> None:
+    async def _record(self, change: admin_pb2.Change) -> None:
         """Logs a change and makes it durable.
 
         A journal that cannot be written does not undo the change. The log line and an error beside it are then all
         there is.
         """
+        change.instance_id = self._instance_id
+        change.changed_at.FromNanoseconds(self._wall_clock_ns())
         _log.warning(
             "change",
             subject=change.subject,
@@ -374,15 +351,16 @@ class ControlState:
             value=change.value,
             author=change.author,
             reason=change.reason,
+            version=change.version,
         )
         try:
-            entry = packet_pb2.JournalEntry(control_change=change).SerializeToString()
+            entry = packet_pb2.JournalEntry(control_change=record(change)).SerializeToString()
             await self._journal.append(entry, even_if_full=True)
         except JournalError as error:
             _log.error("change not recorded", change_id=change.change_id, subject=change.subject, error=str(error))
 
 
-def halt_at_start(settings: ControlSettings, file: ControlFile) -> None:
+def halt_at_start(settings: ControlSettings, file: ControlFile, new_id: Callable[[], str]) -> None:
     """Makes a server halted that is to start so; called once for all its processes, before the first.
 
     Raises:
@@ -390,20 +368,14 @@ def halt_at_start(settings: ControlSettings, file: ControlFile) -> None:
     """
     if not settings.halted:
         return
+    halt = Change(
+        id=new_id(), subject=TRADING_STATE, value="HALTED", author="server", reason="its settings say to start halted"
+    )
 
-    def halted(control: Control | None) -> Control:
-        control = control or settings.control()
-        return control.model_copy(update={"trading_state": "HALTED", "version": control.version + 1})
+    def halted(found: Kept | None) -> Kept:
+        found = found or Kept()
+        if settings.store == "redis":
+            return found.merged(Kept(pending=(halt,)))
+        return Kept(control=found.control.with_change(halt))
 
     file.change(halted)
-
-
-def trading_state_name(state: admin_pb2.TradingState.ValueType) -> TradingStateName:
-    """`ACTIVE`, `REDUCING` or `HALTED`."""
-    name = admin_pb2.TradingState.Name(state).removeprefix("TRADING_STATE_")
-    assert name in ("ACTIVE", "REDUCING", "HALTED")
-    return name  # type: ignore[return-value]  # asserted
-
-
-def _on_off(enabled: bool) -> str:
-    return "on" if enabled else "off"

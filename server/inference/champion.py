@@ -31,7 +31,7 @@ _FAILURE = {
 class _Seat:
     """A replica's place in the stage: how its part in a decision is named."""
 
-    __slots__ = ("breaker_open", "failure_index", "replica", "source", "stage")
+    __slots__ = ("breaker_open", "drained", "failure_index", "replica", "source", "stage")
 
     def __init__(
         self,
@@ -39,12 +39,14 @@ class _Seat:
         source: pb.Source.ValueType,
         stage: pb.Stage.ValueType,
         breaker_open: pb.Degradation.ValueType,
+        drained: pb.Degradation.ValueType,
         failure_index: int,
     ) -> None:
         self.replica = replica
         self.source = source
         self.stage = stage
         self.breaker_open = breaker_open
+        self.drained = drained
         self.failure_index = failure_index
 
 
@@ -78,8 +80,22 @@ class Champion:
         random: Callable[[], float],
     ) -> None:
         self._seats = (
-            _Seat(primary, pb.SOURCE_PRIMARY, pb.STAGE_PRIMARY, pb.DEGRADATION_PRIMARY_BREAKER_OPEN, 0),
-            _Seat(secondary, pb.SOURCE_SECONDARY, pb.STAGE_SECONDARY, pb.DEGRADATION_SECONDARY_BREAKER_OPEN, 1),
+            _Seat(
+                primary,
+                pb.SOURCE_PRIMARY,
+                pb.STAGE_PRIMARY,
+                pb.DEGRADATION_PRIMARY_BREAKER_OPEN,
+                pb.DEGRADATION_PRIMARY_DRAINED,
+                0,
+            ),
+            _Seat(
+                secondary,
+                pb.SOURCE_SECONDARY,
+                pb.STAGE_SECONDARY,
+                pb.DEGRADATION_SECONDARY_BREAKER_OPEN,
+                pb.DEGRADATION_SECONDARY_DRAINED,
+                1,
+            ),
         )
         self._retry_budget = retry_budget
         self._hedge = hedge
@@ -128,13 +144,13 @@ class Champion:
         return None
 
     def _passing(self, case: Case) -> list[_Seat]:
-        """The seats whose breakers let an order pass; the others go into the case."""
+        """The seats that an order may go to; the others go into the case."""
         seats = []
         for seat in self._seats:
             if seat.replica.available:
                 seats.append(seat)
             else:
-                _pass_over(case, seat, 0.0, seat.breaker_open)
+                _pass_over(case, seat, 0.0, seat.drained if seat.replica.drained else seat.breaker_open)
         return seats
 
     def _allowance(self, left: float, others: Sequence[_Seat]) -> float:

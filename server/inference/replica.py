@@ -116,6 +116,8 @@ class Replica:
         """The model of the last sound answer; None before the first."""
         self.healthy = False
         """True while the last probe got a sound answer."""
+        self.drained = False
+        """True while on-call sends it no orders."""
         self.proven = asyncio.Event()
         """Set by the first sound answer."""
         self.outcomes: Counter[Outcome] = Counter()
@@ -140,8 +142,8 @@ class Replica:
 
     @property
     def available(self) -> bool:
-        """True when the breaker lets a live row pass."""
-        return self.breaker.passes
+        """True when it is not drained and the breaker lets a live row pass."""
+        return not self.drained and self.breaker.passes
 
     async def _score(self, rows: list[bytes]) -> ScoreBatch:
         """One call to TorchServe.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.duration_pb2 import Duration
 
 from feature_cache.codec import BookState
 from feature_cache.features import VERSION
@@ -17,41 +16,38 @@ from feature_cache.report import InstrumentReport, ReportReader
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.admission import Admission
+from server.audit.errors import AuditError
 from server.audit.journal import Journal
-from server.control.state import FLAGS, ControlChangedError, ControlState, UnknownFlagError
+from server.control.errors import (
+    ChangeRefusedError,
+    ControlChangedError,
+    ControlError,
+    InvalidChangeError,
+    UnknownSubjectError,
+)
+from server.control.state import ControlState
 from server.health import Health
-from server.inference.breaker import Mode, State
-from server.inference.replica import Replica
 from server.metrics import DecisionMetrics
+from server.rpc.audit import abort
+from server.rpc.steering import Steering, duration
 from server.slot import Slot
 
 _Context = grpc.aio.ServicerContext[object, object]
 
-_LONGEST_SECONDS = 7 * 86_400
 _OTHERS_SECONDS = 0.5
 """How long another process may take to say how it is."""
-_STATES = {
-    State.CLOSED: pb.BREAKER_STATE_CLOSED,
-    State.OPEN: pb.BREAKER_STATE_OPEN,
-    State.HALF_OPEN: pb.BREAKER_STATE_HALF_OPEN,
-}
-_MODES = {
-    pb.BREAKER_MODE_AUTOMATIC: Mode.AUTOMATIC,
-    pb.BREAKER_MODE_FORCED_OPEN: Mode.FORCED_OPEN,
-    pb.BREAKER_MODE_FORCED_CLOSED: Mode.FORCED_CLOSED,
-    pb.BREAKER_MODE_METRICS_ONLY: Mode.METRICS_ONLY,
-}
-_MODE_MESSAGES = {mode: message for message, mode in _MODES.items()}
 _BOOKS = {
     BookState.UNKNOWN: pb.BOOK_STATE_UNKNOWN,
     BookState.VALID: pb.BOOK_STATE_VALID,
     BookState.LOCKED: pb.BOOK_STATE_LOCKED,
 }
-_ROLES = {
-    "primary": pb.REPLICA_ROLE_PRIMARY,
-    "secondary": pb.REPLICA_ROLE_SECONDARY,
-    "challenger": pb.REPLICA_ROLE_CHALLENGER,
+_CODES = {
+    UnknownSubjectError: grpc.StatusCode.NOT_FOUND,
+    InvalidChangeError: grpc.StatusCode.INVALID_ARGUMENT,
+    ControlChangedError: grpc.StatusCode.ABORTED,
+    ChangeRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
 }
+_T = TypeVar("_T")
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -62,7 +58,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         *,
         instance_id: str,
         control: ControlState,
-        replicas: tuple[Replica, ...],
+        steering: Steering,
+        changes: Callable[[bytes], Awaitable[bytes]],
         journal: Journal,
         unshipped: Callable[[], int],
         feature_cache: FeatureCache,
@@ -77,7 +74,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> None:
         self._instance_id = instance_id
         self._control = control
-        self._replicas = {replica.name: replica for replica in replicas}
+        self._steering = steering
+        self._changes = changes
         self._journal = journal
         self._unshipped = unshipped
         self._feature_cache = feature_cache
@@ -98,8 +96,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             instance_id=self._instance_id,
             ready=self._health.ready,
             trading_state=self._control.trading_state,
-            replicas=[_replica_status(replica) for replica in self._replicas.values()],
-            flags=[self._control.flag(name) for name in FLAGS],
+            replicas=self._steering.replicas(),
+            flags=self._steering.flags(),
             features=[self._feature_status(instrument, reports.get(instrument)) for instrument in self._instruments],
             audit=pb.AuditStatus(
                 writable=not self._journal.problem,
@@ -114,10 +112,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 pb.ComponentHealth(name=name, healthy=not problem, detail=problem)
                 for name, problem in self._health.problems().items()
             ],
-            uptime=_duration(self._clock() - self._started),
+            uptime=duration(self._clock() - self._started),
             control_version=self._control.version,
             processes=await self._processes(request.this_process_only),
             process_count=1 if self._slot is None else self._slot.processes,
+            control=self._control.status(),
+            chain_stages=self._steering.chain(),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:
@@ -128,12 +128,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             instance_id=self._instance_id,
             answered=True,
             ready=self._health.ready,
-            uptime=_duration(self._clock() - self._started),
+            uptime=duration(self._clock() - self._started),
             decisions=sum(self._metrics.by_source().values()),
             in_flight=self._admission.in_flight,
             unshipped=self._unshipped(),
             restarts=0 if slot is None else slot.restarts,
             control_version=self._control.version,
+            control_stale=self._control.stale,
         )
         if this_one_only or slot is None:
             return [this]
@@ -141,63 +142,50 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         answers = await asyncio.gather(*(_ask(slot.admin_address(index), index) for index in others))
         return sorted((this, *filter(None, answers)), key=lambda process: process.index)
 
+    async def GetControl(self, request: pb.GetControlRequest, context: _Context) -> pb.GetControlResponse:
+        """Everything that somebody set."""
+        return self._steering.control()
+
+    async def ListChanges(self, request: pb.ListChangesRequest, context: _Context) -> pb.ListChangesResponse:
+        """The on-call's history."""
+        try:
+            return pb.ListChangesResponse.FromString(await self._changes(request.SerializeToString()))
+        except AuditError as error:
+            await abort(context, error)
+
+    async def ListReplicas(self, request: pb.ListReplicasRequest, context: _Context) -> pb.ListReplicasResponse:
+        """Every replica."""
+        return self._steering.replica_list()
+
+    async def DrainReplica(self, request: pb.DrainReplicaRequest, context: _Context) -> pb.DrainReplicaResponse:
+        """Sends a replica no more orders."""
+        return await _answer(self._steering.drain(request, request.author), context)
+
+    async def ResumeReplica(self, request: pb.ResumeReplicaRequest, context: _Context) -> pb.ResumeReplicaResponse:
+        """Gives a replica its orders back."""
+        return await _answer(self._steering.resume(request, request.author), context)
+
     async def SetBreaker(self, request: pb.SetBreakerRequest, context: _Context) -> pb.SetBreakerResponse:
         """Forces a breaker, or hands it back."""
-        await _require_author(request.author, request.reason, context)
-        replica = self._replicas.get(request.replica)
-        if replica is None:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, f"replica: one of {', '.join(self._replicas)}")
-        mode = _MODES.get(request.mode)
-        if mode is None:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "mode: must be one of the breaker modes")
-        expires_in = None
-        if request.HasField("expires_in"):
-            expires_in = request.expires_in.seconds + request.expires_in.nanos / 1e9
-            if not 0 < expires_in <= _LONGEST_SECONDS:
-                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "expires_in: must be > 0 and at most 7 days")
-        try:
-            await self._control.force_breaker(
-                replica.name, mode, expires_in, request.author, request.reason, _expected_version(request)
-            )
-        except ControlChangedError as error:
-            await _abort(context, grpc.StatusCode.ABORTED, str(error))
-        return pb.SetBreakerResponse(replica=_replica_status(replica))
+        return await _answer(self._steering.set_breaker(request, request.author), context)
 
     async def ListFlags(self, request: pb.ListFlagsRequest, context: _Context) -> pb.ListFlagsResponse:
         """Every flag."""
-        return pb.ListFlagsResponse(
-            flags=[self._control.flag(name) for name in FLAGS],
-            trading_state=self._control.trading_state,
-            control_version=self._control.version,
-        )
+        return self._steering.flag_list()
 
     async def SetFlag(self, request: pb.SetFlagRequest, context: _Context) -> pb.SetFlagResponse:
         """Sets one flag."""
-        await _require_author(request.author, request.reason, context)
-        try:
-            flag = await self._control.set_flag(
-                request.name, request.enabled, request.author, request.reason, _expected_version(request)
-            )
-        except ControlChangedError as error:
-            await _abort(context, grpc.StatusCode.ABORTED, str(error))
-        except UnknownFlagError:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, f"name: one of {', '.join(FLAGS)}")
-        return pb.SetFlagResponse(flag=flag)
+        return await _answer(self._steering.set_flag(request, request.author), context)
 
     async def SetTradingState(
         self, request: pb.SetTradingStateRequest, context: _Context
     ) -> pb.SetTradingStateResponse:
         """Sets the trading state."""
-        await _require_author(request.author, request.reason, context)
-        if request.state not in (pb.TRADING_STATE_ACTIVE, pb.TRADING_STATE_REDUCING, pb.TRADING_STATE_HALTED):
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "state: must be ACTIVE, REDUCING or HALTED")
-        try:
-            previous = await self._control.set_trading_state(
-                request.state, request.author, request.reason, _expected_version(request)
-            )
-        except ControlChangedError as error:
-            await _abort(context, grpc.StatusCode.ABORTED, str(error))
-        return pb.SetTradingStateResponse(previous=previous, state=self._control.trading_state)
+        return await _answer(self._steering.set_trading_state(request, request.author), context)
+
+    async def SetChain(self, request: pb.SetChainRequest, context: _Context) -> pb.SetChainResponse:
+        """Sets who may answer, in which order."""
+        return await _answer(self._steering.set_chain(request, request.author), context)
 
     def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
         status = pb.FeatureStatus(instrument=instrument)
@@ -218,7 +206,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         status.vector_version = VERSION  # every vector of another version is refused
         status.sequence = entry.snapshot.sequence
         age = entry.age_seconds(self._clock())
-        status.age.CopyFrom(_duration(age))
+        status.age.CopyFrom(duration(age))
         if entry.snapshot.state is BookState.UNKNOWN:
             status.problem = "book unknown"
         else:
@@ -245,44 +233,9 @@ async def _ask(address: str, index: int) -> pb.ProcessStatus | None:
     return answer
 
 
-def _replica_status(replica: Replica) -> pb.ReplicaStatus:
-    return pb.ReplicaStatus(
-        name=replica.name,
-        role=_ROLES[replica.name],
-        endpoint=replica.endpoint,
-        breaker_state=_STATES[replica.breaker.state],
-        breaker_mode=_MODE_MESSAGES[replica.breaker.mode],
-        healthy=replica.healthy,
-        model_version=replica.model.version if replica.model else "",
-        in_flight=replica.batcher.in_flight,
-        abandoned=replica.batcher.abandoned,
-        queued=replica.batcher.queued,
-        p50=_duration(replica.latency.p50),
-        p95=_duration(replica.latency.p95),
-        batches=replica.batcher.batches,
-        rows=replica.batcher.rows,
-        shed=replica.batcher.shed,
-        outcomes={outcome.value: count for outcome, count in replica.outcomes.items()},
-    )
-
-
-def _expected_version(request: pb.SetBreakerRequest | pb.SetFlagRequest | pb.SetTradingStateRequest) -> int | None:
-    return request.expected_control_version if request.HasField("expected_control_version") else None
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration
-
-
-async def _require_author(author: str, reason: str, context: _Context) -> None:
-    """Every change says who and why."""
-    if not 0 < len(author) <= 64:
-        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "author: must be 1 to 64 characters")
-    if not 0 < len(reason) <= 256:
-        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "reason: must be 1 to 256 characters")
-
-
-async def _abort(context: _Context, code: grpc.StatusCode, message: str) -> NoReturn:
-    await context.abort(code, message)
+async def _answer(answer: Awaitable[_T], context: _Context) -> _T:
+    """The answer, or the status of why there is none."""
+    try:
+        return await answer
+    except ControlError as error:
+        await context.abort(_CODES[type(error)], str(error))

@@ -89,12 +89,16 @@ class AuditServicer:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
+    async def changes(self, request: bytes) -> bytes:
+        """Answers `AdminService.ListChanges`. Raises `AuditError`."""
+        return await self._lookups.ask(Question.CHANGES, request)
+
     def _asks(self, reading: Reading, question: Question) -> Callable[[bytes, _Context], Any]:
         async def method(request: bytes, context: _Context) -> bytes:
             try:
                 return await reading.ask(question, request)
             except AuditError as error:
-                await _abort(context, error)
+                await abort(context, error)
 
         return method
 
@@ -104,7 +108,7 @@ class AuditServicer:
         Nothing is kept for a watcher but its cursor: one that does not read holds up nothing but itself.
         """
         if self._watchers >= _MOST_WATCHERS:
-            await _abort(context, AuditBusy(f"{self._watchers} watch already"))
+            await abort(context, AuditBusy(f"{self._watchers} watch already"))
         self._watchers += 1
         try:
             wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
@@ -124,9 +128,9 @@ class AuditServicer:
                 if not more:
                     await asyncio.sleep(_WATCH_SECONDS)
         except DecodeError:
-            await _abort(context, InvalidRequest("the request is not a valid message of this method"))
+            await abort(context, InvalidRequest("the request is not a valid message of this method"))
         except AuditError as error:
-            await _abort(context, error)
+            await abort(context, error)
         finally:
             self._watchers -= 1
 
@@ -144,7 +148,7 @@ class AuditServicer:
                 await self._journal.append(packet_pb2.JournalEntry(outcome=outcome).SerializeToString())
             return audit_pb2.RecordOutcomeResponse(outcome=outcome).SerializeToString()
         except AuditError as error:
-            await _abort(context, error)
+            await abort(context, error)
 
 
 def _outcome(request: bytes) -> packet_pb2.Outcome:
@@ -179,7 +183,7 @@ def _is_name(text: str) -> bool:
     return 0 < len(text) <= _MAX_NAME and text.isprintable()
 
 
-async def _abort(context: _Context, error: AuditError) -> NoReturn:
+async def abort(context: _Context, error: AuditError) -> NoReturn:
     """Ends a call with an error's status."""
     code = _CODES.get(type(error))
     if code is None:

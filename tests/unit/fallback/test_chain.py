@@ -35,7 +35,8 @@ class Buggy:
 
 def chain_of(*stages: Stage, clock: Clock | None = None) -> Chain:
     names: tuple[StageName, ...] = ("model", "cached_score", "rules")
-    return Chain(dict(zip(names, stages, strict=False)), clock or Clock())
+    known = dict(zip(names, stages, strict=False))
+    return Chain(known, tuple(known), clock or Clock())
 
 
 RULES_TRADE = Answer(pb.ACTION_TRADE, pb.SOURCE_RULES, pb.REASON_CODE_RULES_PASSED)

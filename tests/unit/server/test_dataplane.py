@@ -61,6 +61,7 @@ class Plane:
             "server-1",
             lambda: next(ids),
             time.time_ns,
+            clock,
         )
         patient = BatcherSettings(min_patience_seconds=10, max_patience_seconds=10)
         self.primary = ScriptedReplica("primary", primary, patient)
@@ -87,6 +88,7 @@ class Plane:
             max_feature_age_seconds=1.0,
             chain=Chain(
                 {"model": champion, "cached_score": cached_scores, "rules": RulesBaseline(RulesSettings(), clock)},
+                ("model", "cached_score", "rules"),
                 clock,
             ),
             cached_scores=cached_scores,
@@ -97,6 +99,7 @@ class Plane:
             packets=PacketWriter("server-1", "hash", "os", control),
             shadow=Shadow(self.secondary),
             shadow_on=lambda: False,
+            control_stale=lambda: False,
             metrics=self.metrics,
             budget_settings=budget,
             log_decisions=False,

@@ -93,6 +93,7 @@ def packets(tmp_path: Path) -> record.PacketWriter:
         "server-1",
         str,
         lambda: 0,
+        lambda: 0.0,
     )
     return record.PacketWriter("server-1", "hash", "fsync", control)
 
