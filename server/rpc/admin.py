@@ -23,6 +23,7 @@ from server.health import Health
 from server.inference.breaker import Mode, State
 from server.inference.replica import Replica
 from server.metrics import DecisionMetrics
+from server.security.identity import CALLER, MAX_NAME, author
 from server.slot import Slot
 
 _Context = grpc.aio.ServicerContext[object, object]
@@ -143,7 +144,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def SetBreaker(self, request: pb.SetBreakerRequest, context: _Context) -> pb.SetBreakerResponse:
         """Forces a breaker, or hands it back."""
-        await _require_author(request.author, request.reason, context)
+        await _require_author(author(request.author), request.reason, context)
         replica = self._replicas.get(request.replica)
         if replica is None:
             await _abort(context, grpc.StatusCode.NOT_FOUND, f"replica: one of {', '.join(self._replicas)}")
@@ -157,7 +158,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "expires_in: must be > 0 and at most 7 days")
         try:
             await self._control.force_breaker(
-                replica.name, mode, expires_in, request.author, request.reason, _expected_version(request)
+                replica.name, mode, expires_in, author(request.author), request.reason, _expected_version(request)
             )
         except ControlChangedError as error:
             await _abort(context, grpc.StatusCode.ABORTED, str(error))
@@ -173,10 +174,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def SetFlag(self, request: pb.SetFlagRequest, context: _Context) -> pb.SetFlagResponse:
         """Sets one flag."""
-        await _require_author(request.author, request.reason, context)
+        await _require_author(author(request.author), request.reason, context)
         try:
             flag = await self._control.set_flag(
-                request.name, request.enabled, request.author, request.reason, _expected_version(request)
+                request.name, request.enabled, author(request.author), request.reason, _expected_version(request)
             )
         except ControlChangedError as error:
             await _abort(context, grpc.StatusCode.ABORTED, str(error))
@@ -188,12 +189,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: pb.SetTradingStateRequest, context: _Context
     ) -> pb.SetTradingStateResponse:
         """Sets the trading state."""
-        await _require_author(request.author, request.reason, context)
+        await _require_author(author(request.author), request.reason, context)
         if request.state not in (pb.TRADING_STATE_ACTIVE, pb.TRADING_STATE_REDUCING, pb.TRADING_STATE_HALTED):
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "state: must be ACTIVE, REDUCING or HALTED")
         try:
             previous = await self._control.set_trading_state(
-                request.state, request.author, request.reason, _expected_version(request)
+                request.state, author(request.author), request.reason, _expected_version(request)
             )
         except ControlChangedError as error:
             await _abort(context, grpc.StatusCode.ABORTED, str(error))
@@ -276,9 +277,9 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-async def _require_author(author: str, reason: str, context: _Context) -> None:
-    """Every change says who and why."""
-    if not 0 < len(author) <= 64:
+async def _require_author(who: str, reason: str, context: _Context) -> None:
+    """Every change says who and why; who is known is not asked."""
+    if not 0 < len(who) <= (64 if CALLER.get() is None else MAX_NAME):
         await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "author: must be 1 to 64 characters")
     if not 0 < len(reason) <= 256:
         await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "reason: must be 1 to 256 characters")
