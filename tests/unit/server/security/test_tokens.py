@@ -45,7 +45,8 @@ class Rig:
         self.verifier = TokenVerifier(settings, self.keys, lambda: self.revoked, lambda: self.now)
 
     def token(self, **changes: Any) -> str:
-        return self.issuer.token("alice", **({"roles": ["viewer"], "iat": NOW, "exp": NOW + 600} | changes))
+        claims: dict[str, Any] = {"roles": ["viewer"], "iat": NOW, "exp": NOW + 600}
+        return self.issuer.token("alice", **(claims | changes))
 
     def reason(self, token: str) -> str:
         with pytest.raises(UnauthenticatedError) as error:
