@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
 from server import cli as server_cli
 from server.audit import quality
+from server.security import client
 
 app = typer.Typer(
     name="pretrade",
@@ -30,6 +32,46 @@ Recording = Annotated[
     Path | None, typer.Option("--data", help="Directory of a recorded session to replay; without it, the simulator.")
 ]
 Speed = Annotated[str | None, typer.Option(help="Speed of the market data: a factor, or max. [1]")]
+
+
+@app.callback()
+def credentials(
+    tls_ca: Annotated[
+        Path | None, typer.Option(envvar=client.CA, help="Authority of the server's certificate; every call uses TLS.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(envvar=client.CERTIFICATE, help="Our client certificate.")] = None,
+    key: Annotated[Path | None, typer.Option(envvar=client.KEY, help="Its private key.")] = None,
+    tls_name: Annotated[
+        str | None, typer.Option(envvar=client.TLS_NAME, help="Name in the server's certificate, if not the host's.")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar=client.TOKEN_FILE, help=f"File of our token; or {client.TOKEN} with the token itself."),
+    ] = None,
+) -> None:
+    """Trade, no trade, or abstain? Answered for every order inside its deadline, with proof of why.
+
+    The options stand before the command and are for those that call a server.
+    """
+    given = {client.CA: tls_ca, client.CERTIFICATE: cert, client.KEY: key, client.TLS_NAME: tls_name}
+    for name, value in (given | {client.TOKEN_FILE: token_file}).items():
+        if value is not None:
+            os.environ[name] = str(value)
+
+
+@app.command("trial-credentials")
+def trial_credentials(
+    directory: Annotated[Path, typer.Argument(help="Where they are written.")],
+    host: Annotated[list[str] | None, typer.Option(help="Name or address of the server; can be repeated.")] = None,
+) -> None:
+    """Make certificates and tokens for TRIALS on this machine, good for a day: never for production.
+
+    `source DIRECTORY/trial.env` has a server ask for them, and this command show them.
+    """
+    from server.security import trial  # noqa: PLC0415 - cryptography, which the other commands do not need
+
+    trial.write(directory.resolve(), host or ["localhost", "127.0.0.1"])
+    print(f"{directory}: for trials only, until this time tomorrow; then: source {directory / 'trial.env'}")
 
 
 @app.command()

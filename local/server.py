@@ -14,6 +14,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from local.endpoints import Endpoints
 from local.errors import NotReadyError
 from local.ports import LOOPBACK
+from server.security.client import ClientCredentials
 
 _PROBE_TIMEOUT_SECONDS: Final = 2.0
 
@@ -58,8 +59,9 @@ def ready(port: int) -> None:
 
     Raises:
         NotReadyError: It is not serving, or not there yet.
+        CredentialsError: The credentials of the environment cannot be used.
     """
-    with grpc.insecure_channel(address(port)) as channel:
+    with ClientCredentials.from_environment().channel(address(port)) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=HealthCheckRequest.SerializeToString,

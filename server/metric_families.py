@@ -94,5 +94,18 @@ FEATURES_REJECTED: Final = Counter("pretrade_features_rejected", "Values in Redi
 FEATURES_EXPIRED: Final = Counter("pretrade_features_expired", "Vectors dropped because of their age.")
 FEATURE_CACHE_DISCONNECTS: Final = Counter("pretrade_feature_cache_disconnects", "Times Redis was lost or not reached.")
 FEATURE_CACHE_CONNECTED: Final = Gauge("pretrade_feature_cache_connected", "1 while Redis answers.")
+ACCESS_REFUSED: Final = Counter(
+    "pretrade_access_refused", "Calls refused for want of credentials, roles or patience.", ("plane", "reason")
+)
+TOKENS_VERIFIED: Final = Counter("pretrade_tokens_verified", "Signatures of tokens verified; known tokens cost none.")
+CREDENTIALS_VERSION: Final = Gauge(
+    "pretrade_credentials_version", "Grows with every replacement that came into force.", ("file",)
+)
+CREDENTIALS_FAILURES: Final = Counter(
+    "pretrade_credentials_failures", "Replacements that were no good; the last ones stay in force.", ("file",)
+)
+CERTIFICATE_EXPIRY_SECONDS: Final = Gauge(
+    "pretrade_certificate_expiry_seconds", "When the server's certificate expires, Unix time."
+)
 
 METRICS: Final = declared(globals())

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from server.inference.replica import Replica
     from server.inference.shadow import Shadow
     from server.loop_lag import LoopLag
+    from server.security.security import Security
 
 LATENCY_EDGES_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.010, 0.025, 0.050, 0.100, 0.250, 1.0)
 """Bucket edges; the budgets people ask about are edges, so that a share within a budget is exact."""
@@ -138,6 +139,7 @@ class ServerCollector(Collector):
         shipper: Shipper,
         feature_cache: FeatureCache,
         instruments: tuple[str, ...],
+        security: Security,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -155,6 +157,7 @@ class ServerCollector(Collector):
         self._shipper = shipper
         self._feature_cache = feature_cache
         self._instruments = instruments
+        self._security = security
         self._clock = clock
         self._loop = loop
 
@@ -167,6 +170,7 @@ class ServerCollector(Collector):
         yield from self._control_families()
         yield from self._journal_families()
         yield from self._feature_families()
+        yield from self._security.metrics()
         yield families.EVENT_LOOP_TASKS.family(len(asyncio.all_tasks(self._loop)))
 
     def _decision_families(self) -> Iterator[Metric]:

@@ -35,10 +35,18 @@ from server.inference.breaker import BreakerSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings
 from server.rpc.decision import StreamSettings
+from server.security.settings import AccessSettings, TlsSettings, TokenSettings, check
 
 PREFIX = "PRETRADE_"
-_OTHERS = ("PRETRADE_WORKER_", "PRETRADE_LOCAL_", "PRETRADE_SECRETS_DIR")
-"""Variables that belong to the feature worker and the embedded stack."""
+_OTHERS = (
+    "PRETRADE_WORKER_",
+    "PRETRADE_LOCAL_",
+    "PRETRADE_SECRETS_DIR",
+    "PRETRADE_CLIENT_",
+    "PRETRADE_TARGET",
+    "PRETRADE_ADMIN_TARGET",
+)
+"""Variables that belong to the feature worker, the embedded stack and the `pretrade` command."""
 
 
 Endpoint = Annotated[str, Field(pattern=r"^(dns://[^\s/]+/)?[^\s:/]+:\d{1,5}$")]
@@ -86,15 +94,15 @@ class AdminSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address to listen on; loopback only, since the admin plane has no credentials yet."""
+    """Address to listen on; loopback only, unless `access.admin` asks for credentials."""
     port: int = Field(default=7002, ge=0, le=65_535)
     """Port to listen on; 0 for any free one."""
 
     @field_validator("host")
     @classmethod
-    def _loopback_only(cls, host: str) -> str:
-        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
-            raise ValueError("the admin plane listens on loopback only: it has no credentials")
+    def _is_address(cls, host: str) -> str:
+        if host != "localhost":
+            ipaddress.ip_address(host)
         return host
 
 
@@ -199,6 +207,9 @@ class Settings(BaseSettings):
     decisions_topic: TopicSettings = TopicSettings()
     replay: ReplaySettings = ReplaySettings()
     tracing: TracingSettings = TracingSettings()
+    tls: TlsSettings = TlsSettings()
+    tokens: TokenSettings = TokenSettings()
+    access: AccessSettings = AccessSettings()
 
     @field_validator("redis_url")
     @classmethod
@@ -229,6 +240,7 @@ class Settings(BaseSettings):
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
         if self.grpc.edge == "envoy" and self.tracing.otlp_endpoint is not None:
             raise ValueError("tracing: not with grpc.edge envoy")
+        check(self.tls, self.tokens, self.access, {"decision": self.grpc.host, "admin": self.admin.host})
         for limit in self.guards.limits:
             if limit.instrument not in (None, *self.instruments):
                 raise ValueError(f"guards.limits: {limit.instrument} is not one of the instruments")

@@ -132,7 +132,7 @@ class Supervisor:
             held.callback(os.close, self._keys)
             if settings.grpc.edge == "envoy":
                 directory = held.enter_context(TemporaryDirectory(prefix="pretrade-envoy-", ignore_cleanup_errors=True))
-                self._envoy = Envoy(settings.grpc, settings.admission, Path(directory))
+                self._envoy = Envoy(settings, Path(directory))
             for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
                 reservation = held.enter_context(_reserve(section.host, section.port))
                 self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])

@@ -40,6 +40,7 @@ from server.audit.places import (
 )
 from server.audit.query import LARGEST_PAGE, AuditQuery
 from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
+from server.security.client import ClientCredentials, CredentialsError
 
 _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
@@ -301,9 +302,15 @@ def decisions_of(
 def _service(target: str | None, directory: Path) -> Iterator[audit_pb2_grpc.AuditServiceStub]:
     """A running server's service; turns failures into messages and exit codes."""
     address = admin_target(target, directory)
-    with grpc.insecure_channel(address) as channel:
+    try:
+        opened = ClientCredentials.from_environment().channel(address)
+    except CredentialsError as error:
+        raise typer.BadParameter(str(error)) from None
+    with opened as channel:
         try:
             yield audit_pb2_grpc.AuditServiceStub(channel)
+        except CredentialsError as error:
+            raise typer.BadParameter(str(error)) from None
         except grpc.RpcError as error:
             typer.echo(f"pretrade audit: {error.code().name}: {error.details()}", err=True)
             raise typer.Exit(3 if error.code() is grpc.StatusCode.UNAVAILABLE else 1) from None

@@ -30,6 +30,7 @@ from server.health import Health
 from server.metrics import DecisionMetrics
 from server.rpc.audit import abort
 from server.rpc.steering import Steering, duration
+from server.security.identity import author
 from server.slot import Slot
 
 _Context = grpc.aio.ServicerContext[object, object]
@@ -159,15 +160,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def DrainReplica(self, request: pb.DrainReplicaRequest, context: _Context) -> pb.DrainReplicaResponse:
         """Sends a replica no more orders."""
-        return await _answer(self._steering.drain(request, request.author), context)
+        return await _answer(self._steering.drain(request, author(request.author)), context)
 
     async def ResumeReplica(self, request: pb.ResumeReplicaRequest, context: _Context) -> pb.ResumeReplicaResponse:
         """Gives a replica its orders back."""
-        return await _answer(self._steering.resume(request, request.author), context)
+        return await _answer(self._steering.resume(request, author(request.author)), context)
 
     async def SetBreaker(self, request: pb.SetBreakerRequest, context: _Context) -> pb.SetBreakerResponse:
         """Forces a breaker, or hands it back."""
-        return await _answer(self._steering.set_breaker(request, request.author), context)
+        return await _answer(self._steering.set_breaker(request, author(request.author)), context)
 
     async def ListFlags(self, request: pb.ListFlagsRequest, context: _Context) -> pb.ListFlagsResponse:
         """Every flag."""
@@ -175,17 +176,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def SetFlag(self, request: pb.SetFlagRequest, context: _Context) -> pb.SetFlagResponse:
         """Sets one flag."""
-        return await _answer(self._steering.set_flag(request, request.author), context)
+        return await _answer(self._steering.set_flag(request, author(request.author)), context)
 
     async def SetTradingState(
         self, request: pb.SetTradingStateRequest, context: _Context
     ) -> pb.SetTradingStateResponse:
         """Sets the trading state."""
-        return await _answer(self._steering.set_trading_state(request, request.author), context)
+        return await _answer(self._steering.set_trading_state(request, author(request.author)), context)
 
     async def SetChain(self, request: pb.SetChainRequest, context: _Context) -> pb.SetChainResponse:
         """Sets who may answer, in which order."""
-        return await _answer(self._steering.set_chain(request, request.author), context)
+        return await _answer(self._steering.set_chain(request, author(request.author)), context)
 
     def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
         status = pb.FeatureStatus(instrument=instrument)

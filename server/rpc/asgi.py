@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+from urllib.parse import unquote_to_bytes
 
 import grpc
 import structlog
@@ -37,6 +39,7 @@ from server.rpc.framing import (
     message_length,
     status_headers,
 )
+from server.security.access import AccessControl, Attempt
 
 if TYPE_CHECKING:
     from server.metrics import DecisionMetrics
@@ -57,6 +60,7 @@ _START: Final = {
     "headers": [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)],
     "trailers": True,
 }
+_CERTIFICATE: Final = re.compile(rb'(?:^|;)Cert="([^"]*)"')
 _OK_STATUS: Final = (b"grpc-status", b"0")
 _OK: Final = {"type": "http.response.trailers", "headers": [_OK_STATUS], "more_trailers": False}
 _UNKNOWN_METHOD: Final = CallError(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
@@ -131,6 +135,7 @@ class GrpcApplication:
         metrics: Counts the calls that end here.
         clock: Monotonic seconds.
         wall_clock: Seconds of the clock by which Envoy says when a call arrived.
+        access: Asked about every call; None for an open port.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class GrpcApplication:
         metrics: DecisionMetrics,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        access: AccessControl | None = None,
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._read_seconds = read_seconds
@@ -148,6 +154,7 @@ class GrpcApplication:
         self._metrics = metrics
         self._clock = clock
         self._wall_clock = wall_clock
+        self._access = access
         self._methods: dict[str, _Method] = {}
         self._calls: dict[Call, None] = {}
         """Those under way, in the order of their arrival."""
@@ -215,10 +222,9 @@ class GrpcApplication:
                 raise _UNKNOWN_METHOD
             timeout, encoding, arrived = call_headers(scope["headers"])
             if timeout is not None:
-                call.deadline = call.arrived - self._waited(arrived) + timeout
-                if call.deadline <= call.arrived:
-                    self._metrics.late += 1
-                    raise self._refusal(DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival"))
+                call.deadline = self._deadline(call, timeout, arrived)
+            if self._access is not None:
+                await self._admit(self._access, scope)
             if method.answer is not None:
                 await self._answer(call, send, method, encoding)
             else:
@@ -239,6 +245,14 @@ class GrpcApplication:
         finally:
             del self._calls[call]
 
+    def _deadline(self, call: Call, timeout: float, arrived: float | None) -> float:
+        """A call's deadline; raises where it has passed."""
+        deadline = call.arrived - self._waited(arrived) + timeout
+        if deadline <= call.arrived:
+            self._metrics.late += 1
+            raise self._refusal(DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival"))
+        return deadline
+
     def _waited(self, arrived: float | None) -> float:
         """How long a call waited to be taken up, in seconds.
 
@@ -248,6 +262,20 @@ class GrpcApplication:
             return 0.0
         waited = self._wall_clock() - arrived
         return waited if 0.0 < waited < _LONGEST_WAIT_SECONDS else 0.0
+
+    async def _admit(self, access: AccessControl, scope: Scope) -> None:
+        """Asks whether a call may pass, before anything of it but its headers is read."""
+        headers = scope["headers"]
+        attempt = Attempt(
+            method=scope["path"],
+            authorization=_header(headers, b"authorization").decode("latin-1"),
+            peer=lambda: str((scope.get("client") or ("unknown",))[0]),
+            certificate=lambda: _certificate(_header(headers, b"x-forwarded-client-cert")),
+        )
+        try:
+            await access.admit(attempt)
+        except PretradeError as error:
+            raise CallError(*status.of(error)) from None
 
     async def _answer(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with one answer."""
@@ -395,3 +423,17 @@ async def _refuse(send: Send, error: CallError) -> None:
     with contextlib.suppress(OSError):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes:
+    """A header's value; empty without."""
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""
+
+
+def _certificate(forwarded: bytes) -> bytes | None:
+    """The client's certificate in PEM, as Envoy forwards it, and nobody else: it takes away what a client sends."""
+    found = _CERTIFICATE.search(forwarded)
+    return None if found is None else unquote_to_bytes(found[1])

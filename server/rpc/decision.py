@@ -43,7 +43,17 @@ class StreamSettings(BaseModel):
 
 
 class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
-    """Serves the contract."""
+    """Serves the contract.
+
+    Args:
+        dataplane: Decides.
+        orders: Reads and checks orders.
+        metrics: Counts errors.
+        stream_settings: Bounds of a stream.
+        clock: Monotonic seconds.
+        wall_clock: What the transport reckons deadlines by.
+        charge: Takes one order out of the caller's bucket; raises `RateLimitedError` when it is empty.
+    """
 
     def __init__(
         self,
@@ -53,6 +63,7 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         stream_settings: StreamSettings,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        charge: Callable[[], None] = lambda: None,
     ) -> None:
         self._dataplane = dataplane
         self._orders = orders
@@ -60,6 +71,7 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         self._stream_settings = stream_settings
         self._clock = clock
         self._remaining = RemainingTime(clock, wall_clock)
+        self._charge = charge
 
     async def Decide(
         self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
@@ -167,6 +179,7 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
     async def _decide(self, message: pb.Order, arrived: float, remaining: float | None) -> pb.Decision:
         """Convert, take the shortest of the deadlines given, decide."""
         try:
+            self._charge()
             order = self._orders.read(message)
             own = order_timeout_seconds(message)
             timeout = own if remaining is None else remaining if own is None else min(own, remaining)

@@ -12,13 +12,17 @@ from grpc_status import rpc_status
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import (
+    CredentialsUnknownError,
     DeadlineError,
     DrainingError,
     InternalError,
     InvalidOrderError,
     KeyReusedError,
     OverloadedError,
+    PermissionDeniedError,
     PretradeError,
+    RateLimitedError,
+    UnauthenticatedError,
 )
 
 _DOMAIN = "pretrade"
@@ -32,6 +36,10 @@ _CODES: dict[type[PretradeError], int] = {
     OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     DeadlineError: code_pb2.DEADLINE_EXCEEDED,
     DrainingError: code_pb2.UNAVAILABLE,
+    UnauthenticatedError: code_pb2.UNAUTHENTICATED,
+    PermissionDeniedError: code_pb2.PERMISSION_DENIED,
+    RateLimitedError: code_pb2.RESOURCE_EXHAUSTED,
+    CredentialsUnknownError: code_pb2.UNAVAILABLE,
     InternalError: code_pb2.INTERNAL,
 }
 
@@ -53,19 +61,25 @@ def _overload(reason: str, message: str) -> Wire:
 
 
 def _wire(error: PretradeError) -> Wire:
-    status = status_pb2.Status(code=_CODES[type(error)], message=str(error))
+    status = status_pb2.Status(code=code(error), message=str(error))
     info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason)
     if error.field:
         info.metadata["field"] = error.field
     status.details.add().Pack(info)
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | RateLimitedError):
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.nanos = _RETRY_AFTER_NANOS
+        nanos = int(error.retry_after_seconds * 1e9) if isinstance(error, RateLimitedError) else _RETRY_AFTER_NANOS
+        retry.retry_delay.FromNanoseconds(nanos)
         status.details.add().Pack(retry)
     wire = rpc_status.to_status(status)
     return wire.code, wire.details, wire.trailing_metadata
 
 
+def code(error: PretradeError) -> int:
+    """The `google.rpc.Code` of an error."""
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+
+
 def order_error(error: PretradeError) -> pb.OrderError:
     """The same, for one order of a batch or stream."""
-    return pb.OrderError(code=_CODES[type(error)], reason=error.reason, field=error.field, message=str(error))
+    return pb.OrderError(code=code(error), reason=error.reason, field=error.field, message=str(error))

@@ -59,6 +59,7 @@ class JournalEntry(_message.Message):
     CONTROL_CHANGE_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    ACCESS_REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> Global___DecisionPacket:
         """A decision, written before its reply."""
@@ -79,6 +80,10 @@ class JournalEntry(_message.Message):
     def outcome(self) -> Global___Outcome:
         """What became of an order."""
 
+    @_builtins.property
+    def access_refused(self) -> Global___AccessRefused:
+        """An attempt that was refused for want of credentials, roles or patience."""
+
     def __init__(
         self,
         *,
@@ -87,12 +92,13 @@ class JournalEntry(_message.Message):
         control_change: Global___ControlChange | None = ...,
         settings: Global___SettingsInForce | None = ...,
         outcome: Global___Outcome | None = ...,
+        access_refused: Global___AccessRefused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome", "access_refused"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -471,3 +477,53 @@ class Outcome(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__markout_bps) -> _WhichOneofReturnType__markout_bps | None: ...
 
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+@_typing.final
+class AccessRefused(_message.Message):
+    """An attempt to call what the caller may not call. Nothing of his credentials is in it but the name that they proved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLANE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REFUSED_AT_NS_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    UNRECORDED_BEFORE_FIELD_NUMBER: _builtins.int
+    plane: _builtins.str
+    """The port: `decision` or `admin`."""
+    method: _builtins.str
+    """The method, `/package.Service/Method`."""
+    peer: _builtins.str
+    """Address that it came from, without the port."""
+    caller: _builtins.str
+    """Who it was; empty when the credentials were missing or no good."""
+    reason: _builtins.str
+    """Why, for example `TOKEN_EXPIRED` or `ROLE_MISSING`."""
+    refused_at_ns: _builtins.int
+    """Wall clock, nanoseconds since the Unix epoch."""
+    instance_id: _builtins.str
+    """The server process."""
+    unrecorded_before: _builtins.int
+    """Attempts refused before this one that are in no entry: only some a second are recorded."""
+    def __init__(
+        self,
+        *,
+        plane: _builtins.str = ...,
+        method: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        refused_at_ns: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        unrecorded_before: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "instance_id", b"instance_id", "method", b"method", "peer", b"peer", "plane", b"plane", "reason", b"reason", "refused_at_ns", b"refused_at_ns", "unrecorded_before", b"unrecorded_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessRefused: _TypeAlias = AccessRefused  # noqa: Y015

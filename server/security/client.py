@@ -1,0 +1,133 @@
+"""Credentials of the `pretrade` command and of whoever else calls a server from here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from server.security.settings import is_loopback
+
+CA = "PRETRADE_CLIENT_CA"
+CERTIFICATE = "PRETRADE_CLIENT_CERTIFICATE"
+KEY = "PRETRADE_CLIENT_KEY"
+TLS_NAME = "PRETRADE_CLIENT_TLS_NAME"
+TOKEN = "PRETRADE_CLIENT_TOKEN"  # noqa: S105 - the variable's name
+TOKEN_FILE = "PRETRADE_CLIENT_TOKEN_FILE"  # noqa: S105
+
+
+class CredentialsError(Exception):
+    """The credentials cannot be used; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCredentials:
+    """What a caller shows, and whom it believes."""
+
+    ca: Path | None = None
+    """Authorities of servers, in PEM; with it every connection is TLS."""
+    certificate: Path | None = None
+    """Its own certificate."""
+    key: Path | None = None
+    """That certificate's private key."""
+    tls_name: str | None = None
+    """The name in the server's certificate, where it is not the host's."""
+    token_file: Path | None = None
+    """Its token; read for every call, so that it may be replaced."""
+    token: str | None = None
+    """The token itself, where it is in no file."""
+
+    def __repr__(self) -> str:
+        return f"ClientCredentials(ca={self.ca}, certificate={self.certificate}, token_file={self.token_file})"
+
+    @classmethod
+    def from_environment(cls) -> ClientCredentials:
+        """Those that the variables name."""
+
+        def path(name: str) -> Path | None:
+            return Path(value) if (value := os.environ.get(name)) else None
+
+        return cls(
+            path(CA),
+            path(CERTIFICATE),
+            path(KEY),
+            os.environ.get(TLS_NAME) or None,
+            path(TOKEN_FILE),
+            os.environ.get(TOKEN) or None,
+        )
+
+    def channel(self, address: str) -> grpc.Channel:
+        """A channel to `host:port`.
+
+        Raises:
+            CredentialsError: A file cannot be read, or a token would travel in the open.
+        """
+        if self.ca is None:
+            if (self.token or self.token_file) and not is_loopback(address.rpartition(":")[0].strip("[]")):
+                raise CredentialsError(f"a token is not sent to {address} without TLS: name the authority (--tls-ca)")
+            channel = grpc.insecure_channel(address)
+        else:
+            options = [("grpc.ssl_target_name_override", self.tls_name)] if self.tls_name else []
+            channel = grpc.secure_channel(address, self._tls(self.ca), options)
+        if self.token or self.token_file:
+            return grpc.intercept_channel(channel, _Bearer(self._bearer))
+        return channel
+
+    def _tls(self, ca: Path) -> grpc.ChannelCredentials:
+        try:
+            key = None if self.key is None else self.key.read_bytes()
+            certificate = None if self.certificate is None else self.certificate.read_bytes()
+            return grpc.ssl_channel_credentials(ca.read_bytes(), key, certificate)
+        except OSError as error:
+            raise CredentialsError(str(error)) from error
+
+    def _bearer(self) -> str:
+        if self.token is not None:
+            return self.token
+        assert self.token_file is not None
+        try:
+            return self.token_file.read_text().strip()
+        except OSError as error:
+            raise CredentialsError(str(error)) from error
+
+
+class _Details(NamedTuple):
+    method: str
+    timeout: float | None
+    metadata: Sequence[tuple[str, str | bytes]]
+    credentials: grpc.CallCredentials | None
+    wait_for_ready: bool | None
+    compression: grpc.Compression | None
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the token to every call. Call credentials of gRPC's own would not go over loopback without TLS."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    def _call(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        metadata = (*(details.metadata or ()), ("authorization", f"Bearer {self._token()}"))
+        with_token = _Details(
+            details.method,
+            details.timeout,
+            metadata,
+            details.credentials,
+            details.wait_for_ready,
+            details.compression,
+        )
+        return continuation(with_token, request)
+
+    intercept_unary_unary = _call  # type: ignore[assignment]  # one body for four signatures
+    intercept_unary_stream = _call  # type: ignore[assignment]
+    intercept_stream_unary = _call  # type: ignore[assignment]
+    intercept_stream_stream = _call  # type: ignore[assignment]

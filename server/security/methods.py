@@ -1,0 +1,43 @@
+"""Which role every method asks for. A method that is not here asks for `admin`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from server.security.identity import Role
+
+_ADMIN: Final = "/pretrade.admin.v1.AdminService/"
+_AUDIT: Final = "/pretrade.audit.v1.AuditService/"
+_DECISION: Final = "/pretrade.decision.v1.DecisionService/"
+HEALTH: Final = "/grpc.health.v1.Health/"
+"""Of everybody."""
+
+_ANY_ROLE: Final = frozenset(Role)
+_READS: Final = frozenset({Role.VIEWER})
+_STEERS: Final = frozenset({Role.OPERATOR})
+
+ROLES: Final = {
+    f"{_DECISION}Decide": frozenset({Role.TRADER}),
+    f"{_DECISION}DecideBatch": frozenset({Role.TRADER}),
+    f"{_DECISION}DecideStream": frozenset({Role.TRADER}),
+    f"{_ADMIN}GetStatus": _READS,
+    f"{_ADMIN}ListFlags": _READS,
+    f"{_ADMIN}SetBreaker": _STEERS,
+    f"{_ADMIN}SetFlag": _STEERS,
+    f"{_ADMIN}SetTradingState": _STEERS,
+    f"{_AUDIT}GetDecision": _READS,
+    f"{_AUDIT}ListDecisions": _READS,
+    f"{_AUDIT}WatchDecisions": _READS,
+    f"{_AUDIT}ReplayDecision": _READS,
+    f"{_AUDIT}RecordOutcome": frozenset({Role.TRADER, Role.OPERATOR}),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ANY_ROLE,
+}
+"""By full method: the roles of which a caller needs one."""
+
+OF_SIBLINGS: Final = frozenset({f"{_ADMIN}GetStatus"})
+"""What the processes of one server ask each other, on a socket of their machine."""
+
+
+def roles(method: str) -> frozenset[Role]:
+    """The roles of which a caller of this method needs one."""
+    return ROLES.get(method, frozenset({Role.ADMIN}))

@@ -1,0 +1,180 @@
+"""Security of a server process, put together from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Final, Literal
+
+import grpc
+from prometheus_client.metrics_core import Metric
+
+from server import metric_families as families
+from server.errors import RateLimitedError
+from server.health import Component
+from server.security.access import AccessControl
+from server.security.identity import CALLER, Policy
+from server.security.keys import Keys, open_keys
+from server.security.rates import Rates
+from server.security.refusals import Refusals
+from server.security.settings import AccessSettings, Credential, TlsSettings, TokenSettings
+from server.security.tls import Material, grpc_credentials, open_material
+from server.security.tokens import TokenVerifier, revocations
+from server.security.watched import Watched
+
+Plane = Literal["decision", "admin"]
+
+_BURST_SECONDS: Final = 2.0
+_BURST_FAILURES_SECONDS: Final = 4.0
+_DAY_SECONDS: Final = 86_400.0
+
+
+class Security:
+    """Certificates, keys, policy and access control of both ports.
+
+    Args:
+        tls: Certificates.
+        tokens: Whose tokens are believed.
+        access: What each port asks for, and who is what.
+        record: Makes an entry of the audit journal durable.
+        instance_id: This server process.
+        clock: Monotonic seconds.
+        publish: Gets the certificates besides, at the start and with every replacement.
+        wall_clock: Seconds since the Unix epoch.
+
+    Raises:
+        OSError: A file cannot be read, or is no good.
+    """
+
+    def __init__(
+        self,
+        tls: TlsSettings,
+        tokens: TokenSettings,
+        access: AccessSettings,
+        record: Callable[[bytes], Awaitable[None]],
+        instance_id: str,
+        clock: Callable[[], float],
+        publish: Callable[[Material], None] | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._tls = tls
+        self._access = access
+        self._clock = clock
+        self._wall_clock = wall_clock
+        try:
+            self.material = open_material(tls, publish or (lambda material: None))
+            self._keys: Keys | None = open_keys(tokens, tls.refresh_seconds, clock)
+            paths = [path for path in (tokens.revoked,) if path is not None]
+            self._revoked = Watched("revoked tokens", paths, lambda text=b"": revocations(text))
+            paths = [path for path in (access.policy,) if path is not None]
+            self._policy = Watched("access policy", paths, lambda text=b"{}": Policy.parse(text, access.roles))
+        except ValueError as error:
+            raise OSError(f"credentials: {error}") from error
+        failures = access.failures_per_second
+        self._failures = Rates(failures, failures * _BURST_FAILURES_SECONDS, clock)
+        self.refusals = Refusals(
+            record, Rates(failures, failures * _BURST_FAILURES_SECONDS, clock), instance_id, time.time_ns
+        )
+        self.verifier: TokenVerifier | None = None
+        if self._keys is not None:
+            self.verifier = TokenVerifier(tokens, self._keys, lambda: self._revoked.value, wall_clock)
+            self._keys.changed = self.verifier.forget
+        rate = access.decisions_per_second
+        self._decisions = None if rate is None else Rates(rate, rate * _BURST_SECONDS, clock)
+
+    async def run(self) -> None:
+        """Keeps files and keys up to date, until cancelled."""
+        verifier = self.verifier
+        async with asyncio.TaskGroup() as group:
+            for watched in self._watched():
+                forget = verifier.forget if verifier is not None and watched is self._revoked else _nothing
+                group.create_task(watched.watch(self._tls.refresh_seconds, forget))
+            if self._keys is not None:
+                group.create_task(self._keys.run())
+            await asyncio.Event().wait()
+
+    def access(self, plane: Plane) -> AccessControl | None:
+        """What guards a port; None when it is open."""
+        credential: Credential = getattr(self._access, plane)
+        if credential == "open":
+            return None
+        rate, material = self._access.admin_calls_per_second, self.material
+        return AccessControl(
+            plane=plane,
+            credential=credential,
+            siblings=plane == "admin",
+            verifier=self.verifier,
+            keys=self._keys,
+            material=None if material is None else lambda: material.value,
+            policy=lambda: self._policy.value,
+            calls=Rates(rate, rate * _BURST_SECONDS, self._clock) if plane == "admin" else None,
+            failures=self._failures,
+            refusals=self.refusals,
+            wall_clock=self._wall_clock,
+        )
+
+    def credentials(self, plane: Plane) -> grpc.ServerCredentials | None:
+        """TLS of a port on grpc.aio; None without."""
+        if self.material is None:
+            return None
+        return grpc_credentials(self.material, getattr(self._access, plane) == "certificate")
+
+    @property
+    def charge(self) -> Callable[[], None]:
+        """Takes one order out of the caller's bucket; raises `RateLimitedError` when it is empty."""
+        return _nothing if self._decisions is None else partial(self._charge, self._decisions)
+
+    def _charge(self, decisions: Rates) -> None:
+        caller = CALLER.get()
+        if caller is not None and not decisions.take(caller.name):
+            reason = "RATE_LIMITED"
+            self.refusals.counts["decision", reason] += 1  # too many to record each
+            raise RateLimitedError(
+                reason, f"more than {decisions.per_second:g} orders a second", 1 / decisions.per_second
+            )
+
+    def components(self) -> dict[str, Component]:
+        """What is unhealthy when files or keys cannot be renewed."""
+        components = {}
+        if self.material is not None:
+            components["certificates"] = Component(partial(self._certificate_problem, self.material), required=False)
+        if (keys := self._keys) is not None:
+            components["token_keys"] = Component(lambda: keys.problem, required=False)
+        if self._access.policy is not None:
+            components["access_policy"] = Component(lambda: self._policy.problem, required=False)
+        return components
+
+    def _certificate_problem(self, material: Watched[Material]) -> str:
+        days = (material.value.expires_at - self._wall_clock()) / _DAY_SECONDS
+        if material.problem:
+            return material.problem
+        if days < self._tls.warn_days:
+            return f"expires in {days:.1f} days" if days > 0 else "has expired"
+        return ""
+
+    def metrics(self) -> Iterator[Metric]:
+        """One scrape."""
+        refused = families.ACCESS_REFUSED.family()
+        for (plane, reason), count in self.refusals.counts.copy().items():
+            refused.add_metric((plane, reason), count)
+        yield refused
+        yield families.TOKENS_VERIFIED.family(0 if self.verifier is None else self.verifier.verified)
+        versions, failures = families.CREDENTIALS_VERSION.family(), families.CREDENTIALS_FAILURES.family()
+        for watched in self._watched():
+            versions.add_metric((watched.name,), watched.version)
+            failures.add_metric((watched.name,), watched.failures)
+        if self._keys is not None:
+            failures.add_metric(("token keys",), self._keys.failures)
+        yield versions
+        yield failures
+        if self.material is not None:
+            yield families.CERTIFICATE_EXPIRY_SECONDS.family(self.material.value.expires_at)
+
+    def _watched(self) -> list[Watched[Material] | Watched[frozenset[str]] | Watched[Policy]]:
+        return [*([self.material] if self.material is not None else []), self._revoked, self._policy]
+
+
+def _nothing() -> None:
+    """For a bucket that nobody set up."""

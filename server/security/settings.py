@@ -1,0 +1,156 @@
+"""Settings of TLS, tokens and access; how they must fit together."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.security.identity import Role
+
+Credential = Literal["open", "token", "certificate"]
+Algorithm = Literal["RS256", "ES256"]
+_PRINCIPAL: Final = r"^(sub|claim|uri|dns|cn):.+$"
+Principal = Annotated[str, Field(pattern=_PRINCIPAL, max_length=300)]
+
+
+class TlsSettings(BaseModel):
+    """TLS of the decision and the admin port, from version 1.2 on.
+
+    Files are PEM and may be replaced at any time: the next connection gets what is new; open ones go on. What is no
+    good leaves the last in force.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    certificate: Path | None = None
+    """The server's certificate, followed by the intermediate ones; unset: no TLS."""
+    key: Path | None = None
+    """Its private key, not encrypted."""
+    client_ca: Path | None = None
+    """Authorities whose client certificates identify callers where `access` says `certificate`."""
+    client_crl: Path | None = None
+    """Revocation lists of these authorities: a revoked certificate is refused, on open connections as well."""
+    refresh_seconds: float = Field(default=1.0, ge=0.05, le=3_600)
+    """Time between two looks at the files, in seconds."""
+    warn_days: float = Field(default=14.0, ge=0, le=366)
+    """The component `certificates` is unhealthy when the certificate expires within so many days."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> TlsSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs certificate")
+        if self.client_crl is not None and self.client_ca is None:
+            raise ValueError("client_crl needs client_ca")
+        return self
+
+
+class TokenSettings(BaseModel):
+    """JSON Web Tokens of callers: `authorization: Bearer …`.
+
+    They need `exp`, `iat`, `iss`, `aud`, `sub` and a known `kid`, and are signed with a public-key algorithm.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    issuer: str | None = Field(default=None, min_length=1)
+    """The only `iss` that is believed."""
+    audience: str = Field(default="pretrade", min_length=1)
+    """Must be in `aud`."""
+    jwks: str | None = None
+    """The issuer's public keys: a file, or an `https://` URL (`http://` on loopback)."""
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
+    """Signatures that are believed; a JSON list."""
+    roles_claim: str = Field(default="roles", min_length=1)
+    """The claim whose value, or list of values, is looked up in `access.roles` as `claim:<value>`."""
+    leeway_seconds: float = Field(default=5.0, ge=0, le=60)
+    """How far the issuer's clock and ours may differ, in seconds."""
+    max_lifetime_seconds: float = Field(default=86_400.0, ge=60, le=31_622_400)
+    """A token that is valid for longer than this, from `iat` to `exp`, is refused; in seconds."""
+    revoked: Path | None = None
+    """File of the `jti` of tokens that no longer count, one a line; replaced at any time."""
+    refresh_seconds: float = Field(default=300.0, ge=0.05, le=86_400)
+    """Time between two looks at a URL's keys, in seconds; a file is looked at every `tls.refresh_seconds`."""
+    refetch_seconds: float = Field(default=10.0, ge=0.05, le=3_600)
+    """An unknown `kid` has the keys fetched at once, but not sooner than this after the last time, in seconds."""
+    max_key_age_seconds: float = Field(default=86_400.0, ge=1, le=31_622_400)
+    """Keys of a URL that could not be fetched again for so long no longer count, in seconds."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> TokenSettings:
+        if self.jwks is None:
+            return self
+        if self.issuer is None:
+            raise ValueError("jwks needs issuer")
+        url = urlsplit(self.jwks)
+        if url.scheme not in ("", "https") and not (url.scheme == "http" and is_loopback(url.hostname or "")):
+            raise ValueError("jwks: must be a file or an https URL")
+        return self
+
+
+class AccessSettings(BaseModel):
+    """Who may call what. Health checks are for everybody, on both ports and at any rate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    decision: Credential = "open"
+    """What identifies the callers of the decision port: nothing, a `token`, or a client `certificate`."""
+    admin: Credential = "open"
+    """The same of the admin port; `open` on loopback only."""
+    roles: dict[Principal, Role | tuple[Role, ...]] = {}
+    """What callers are: a JSON object from `sub:…`, `claim:…` (of a token), `uri:…`, `dns:…` or `cn:…` (of a
+    certificate's names) to `trader` (asks for decisions, reports outcomes), `viewer` (reads), `operator` (steers, too)
+    or `admin` (everything), or to a list of these."""
+    policy: Path | None = None
+    """A JSON file with further `roles`, and `denied`, a list of principals that are nobody; replaced at any time."""
+    decisions_per_second: float | None = Field(default=None, gt=0, le=1e6)
+    """Orders a second that one caller may ask about, in each server process, on whatever connection or stream; more get
+    RESOURCE_EXHAUSTED. Unset: any number. Twice as many may come at once."""
+    admin_calls_per_second: float = Field(default=50.0, gt=0, le=1e6)
+    """Calls a second of one identified caller of the admin port."""
+    failures_per_second: float = Field(default=5.0, gt=0, le=1e6)
+    """Attempts with unknown credentials that are looked into, for one address; more are refused unseen. Four times as
+    many may come at once. As many refusals a second are recorded in the audit, in each server process."""
+
+
+def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts: dict[str, str]) -> None:
+    """Refuses what would leave a port open, or closed to everybody.
+
+    Args:
+        tls: Certificates.
+        tokens: Whose tokens are believed.
+        access: What each port asks for.
+        hosts: The address that each of `decision` and `admin` listens on.
+
+    Raises:
+        ValueError: They do not fit together.
+    """
+    for plane, host in hosts.items():
+        credential: Credential = getattr(access, plane)
+        if credential == "token" and tokens.jwks is None:
+            raise ValueError(f"access.{plane}: a token needs tokens.jwks and tokens.issuer")
+        if credential == "token" and tls.certificate is None and not is_loopback(host):
+            raise ValueError(f"access.{plane}: tokens are sent over TLS only: set tls.certificate and tls.key")
+        if credential == "certificate" and tls.client_ca is None:
+            raise ValueError(f"access.{plane}: a certificate needs tls.client_ca")
+        if credential != "open" and not access.roles and access.policy is None:
+            raise ValueError(f"access.{plane}: nobody has a role: set access.roles or access.policy")
+    if access.admin == "open" and not is_loopback(hosts["admin"]):
+        raise ValueError("admin.host: without credentials (access.admin) the admin plane listens on loopback only")
+    if access.decisions_per_second is not None and access.decision == "open":
+        raise ValueError("access.decisions_per_second: nobody is known on a decision port that is open")
+
+
+def is_loopback(host: str) -> bool:
+    """True when nobody beyond this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,68 @@
+"""A port that would be open to everybody, or closed to all, refuses to start."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings
+
+_TLS = {"certificate": "/c.pem", "key": "/k.pem"}
+_TOKENS = {"jwks": "/jwks.json", "issuer": "us"}
+_ROLES = {"claim:on-call": "operator"}
+
+
+def settings(**sections: object) -> Settings:
+    return Settings.model_validate(sections)
+
+
+def test_the_default_is_loopback_without_credentials() -> None:
+    assert settings().access.admin == "open"
+    assert settings().admin.host == "127.0.0.1"
+
+
+def test_with_credentials_the_admin_plane_may_listen_anywhere() -> None:
+    access = {"admin": "token", "roles": _ROLES}
+    found = settings(admin={"host": "0.0.0.0"}, tls=_TLS, tokens=_TOKENS, access=access)
+    assert found.admin.host == "0.0.0.0"
+    certificates = settings(
+        admin={"host": "::"}, tls=_TLS | {"client_ca": "/ca.pem"}, access={"admin": "certificate", "roles": _ROLES}
+    )
+    assert certificates.access.admin == "certificate"
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"admin": {"host": "0.0.0.0"}}, "loopback only"),
+        ({"admin": {"host": "0.0.0.0"}, "tls": _TLS}, "loopback only"),
+        (
+            {"admin": {"host": "10.0.0.1"}, "tokens": _TOKENS, "access": {"admin": "token", "roles": _ROLES}},
+            "over TLS only",
+        ),
+        (
+            {"grpc": {"host": "0.0.0.0"}, "tokens": _TOKENS, "access": {"decision": "token", "roles": _ROLES}},
+            "over TLS only",
+        ),
+        ({"access": {"admin": "token", "roles": _ROLES}}, "needs tokens.jwks"),
+        ({"access": {"admin": "certificate", "roles": _ROLES}, "tls": _TLS}, "needs tls.client_ca"),
+        ({"access": {"admin": "token"}, "tokens": _TOKENS}, "nobody has a role"),
+        ({"access": {"decisions_per_second": 5}}, "nobody is known"),
+        ({"access": {"roles": {"claim:x": "root"}}}, "roles"),
+        ({"access": {"roles": {"x": "admin"}}}, "roles"),
+        ({"access": {"admin": "password"}}, "admin"),
+        ({"tls": {"certificate": "/c.pem"}}, "belong together"),
+        ({"tls": {"client_ca": "/ca.pem"}}, "client_ca needs certificate"),
+        ({"tls": _TLS | {"client_crl": "/crl.pem"}}, "client_crl needs client_ca"),
+        ({"tokens": {"jwks": "/jwks.json"}}, "jwks needs issuer"),
+        ({"tokens": _TOKENS | {"jwks": "http://issuer.example/jwks"}}, "https"),
+        ({"tokens": _TOKENS | {"jwks": "file:///etc/jwks"}}, "https"),
+        ({"tokens": _TOKENS | {"algorithms": ["HS256"]}}, "algorithms"),
+        ({"tokens": _TOKENS | {"algorithms": ["none"]}}, "algorithms"),
+        ({"tokens": _TOKENS | {"algorithms": []}}, "algorithms"),
+        ({"tokens": _TOKENS | {"leeway_seconds": 3600}}, "leeway"),
+    ],
+)
+def test_settings_that_do_not_fit_together_refuse_to_start(sections: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        settings(**sections)
