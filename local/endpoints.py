@@ -37,6 +37,8 @@ class Endpoints(BaseModel):
     """Path of the audit journal."""
     model_store: str | None
     """Folder of the models' archives, every version that was trained there."""
+    management: Mapping[str, str] = {}
+    """gRPC address of the management service of each TorchServe that the stack runs, by part."""
     instruments: tuple[str, ...]
 
     @property

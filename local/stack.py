@@ -241,6 +241,7 @@ class Stack:
             worker_url=worker.url(ports["worker"]) if "worker" in parts else None,
             journal=str(self._directory / "server" / "journal.sqlite") if serving else None,
             model_store=str(self._model_store.resolve()),
+            management={name: torchserve.address(ports[f"{name}_management"]) for name in _MODELS if name in parts},
             instruments=self._instruments,
         )
 
@@ -334,10 +335,17 @@ class Stack:
         return postgres.address(port)
 
     def _start_replica(self, name: str) -> str:
-        port = self._ports[name]
-        archive = self._model_store / f"{_MODELS[name]}.mar"
-        launch = prepare(TorchServeSettings(archive=archive, directory=self._directory / name, grpc_port=port))
-        self._run(self._process(name, launch.argv, env=launch.env, ready=partial(torchserve.ready, port, archive.stem)))
+        port, model = self._ports[name], _MODELS[name]
+        launch = prepare(
+            TorchServeSettings(
+                archive=torchserve.archive(self._model_store, model),
+                model_name=model,
+                directory=self._directory / name,
+                grpc_port=port,
+                management_port=self._ports[f"{name}_management"],
+            )
+        )
+        self._run(self._process(name, launch.argv, env=launch.env, ready=partial(torchserve.ready, port, model)))
         return torchserve.address(port)
 
     def _start_worker(self) -> str:
@@ -426,5 +434,6 @@ def _choose_ports(settings: LocalSettings) -> dict[str, int]:
         "admin": settings.admin_port or default_port(7002),
         "metrics": settings.metrics_port or default_port(7003),
     }
-    ours = ("valkey", "broker", "postgres", "primary", "secondary", "challenger", "worker", *wanted)
+    management = (f"{name}_management" for name in _MODELS)
+    ours = ("valkey", "broker", "postgres", *_MODELS, *management, "worker", *wanted)
     return {name: wanted.get(name) or free for name, free in zip(ours, free_ports(len(ours)), strict=True)}

@@ -14,6 +14,9 @@ from local.errors import NotReadyError
 from local.ports import LOOPBACK
 from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.audit.errors import ModelUnknown
+from server.audit.models import read_archive
+from server.models.registry import ModelUnusableError, Registry
 
 _PROBE_TIMEOUT_SECONDS: Final = 2.0
 
@@ -21,6 +24,24 @@ _PROBE_TIMEOUT_SECONDS: Final = 2.0
 def address(port: int) -> str:
     """The gRPC address of a TorchServe on this port."""
     return f"{LOOPBACK}:{port}"
+
+
+def archive(store: Path, model: str) -> Path:
+    """What to start a replica with: the version that the registry's alias points to, else the one trained last.
+
+    An alias that points to a version which this code cannot use, of another feature set say, counts for nothing.
+    """
+    registry = Registry(store)
+    version = registry.aliases().get(model)
+    if version is not None:
+        try:
+            return registry.path(registry.usable(version).version)
+        except (ModelUnknown, ModelUnusableError):
+            pass
+    trained = store / f"{model}.mar"
+    kept = registry.path(read_archive(trained).version) if trained.is_file() else trained
+    # By its version where that is kept: others can be loaded beside it from the same folder.
+    return kept if kept.is_file() else trained
 
 
 def training_argv(store: Path, data: Path | None) -> list[str]:

@@ -240,7 +240,7 @@ async def start(
     await stack.enter_async_context(_background(control.watch(), "control", stop))
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
-    shadow = Shadow(challenger)
+    shadow = Shadow([challenger])
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
     _record_settings(shared, stack, packets, journal)
     dataplane = DataPlane(

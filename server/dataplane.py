@@ -248,11 +248,12 @@ class DataPlane:
 
     def _after(self, case: Case, answer: Answer, decision: pb.Decision) -> None:
         """What can wait until the decision is durable: cached score, shadow, admission, metrics, the debug line."""
-        if record.is_from_model(answer.source) and _UNAUDITED.isdisjoint(decision.reasons):
-            # A score that is used again must be found in the audit, where a replay of its second use looks for it.
+        if answer.source in record.CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decision.reasons):
+            # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
+            # of a model on trial is not: its flows are its own.
             self._cached_scores.remember(case, answer, decision.decision_id)
         if case.features is not None and self._shadow_on():
-            self._shadow.mirror(case.features, answer.score, answer.threshold)
+            self._shadow.mirror(case, answer, decision.decision_id)
         now = self._clock()
         if not record.is_from_model(answer.source) and not _OUT_OF_TIME.isdisjoint(case.degradations):
             self._admission.dropped(case.budget.allowed)

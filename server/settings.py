@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,7 @@ from server.admission import AdmissionSettings
 from server.audit.journal import JournalSettings
 from server.audit.reading import ReplaySettings
 from server.audit.shipping import ShippingSettings, TopicSettings
+from server.canary.settings import CanarySettings, ShadowSettings
 from server.control.state import ControlSettings
 from server.idempotency import IdempotencySettings
 from server.inference.batcher import BatcherSettings
@@ -51,6 +53,7 @@ _OTHERS = (
 
 Endpoint = Annotated[str, Field(pattern=r"^(dns://[^\s/]+/)?[^\s:/]+:\d{1,5}$")]
 """`host:port`, or `dns://server:port/host:port` to ask a name server other than the machine's."""
+ReplicaName = Literal["primary", "secondary", "challenger"]
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]
 """`SYMBOL.VENUE`."""
 
@@ -133,7 +136,11 @@ class ReplicaEndpoints(BaseModel):
     challenger_model: str = Field(default="challenger", min_length=1)
     """Name of the model on the challenger."""
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
-    """The only champion version whose scores are used: 16 hex digits. Unset: what the replicas serve."""
+    """The only champion version whose scores are used: 16 hex digits. Unset: what was promoted last, or else what the
+    replicas serve."""
+    management: Mapping[ReplicaName, Endpoint] = {}
+    """`host:port` of the gRPC management service of TorchServe, as a JSON object by replica (`primary`, `secondary`,
+    `challenger`): where versions are loaded while it runs. A replica that is not named is loaded by somebody else."""
 
 
 class TracingSettings(BaseModel):
@@ -202,6 +209,8 @@ class Settings(BaseSettings):
     rules: RulesSettings = RulesSettings()
     guards: GuardSettings = GuardSettings()
     control: ControlSettings = ControlSettings()
+    shadow: ShadowSettings = ShadowSettings()
+    canary: CanarySettings = CanarySettings()
     journal: JournalSettings = JournalSettings()
     shipping: ShippingSettings = ShippingSettings()
     decisions_topic: TopicSettings = TopicSettings()

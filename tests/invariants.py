@@ -30,7 +30,7 @@ from server.audit.columns import REPLIED
 _SLACK_SECONDS: Final = 0.005
 _LISTENING_SECONDS: Final = 0.01
 """What the load generator takes to read a burst of replies; one that came after the deadline would be an error."""
-_MODEL_SOURCES: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY)
+_MODEL_SOURCES: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY)
 _SCORED_SOURCES: Final = (*_MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}

@@ -25,7 +25,7 @@ def canned_scores(model: TrainedModel, samples: Samples) -> dict[str, Any]:
     rows = np.concatenate([samples.rows[taken], edges]).astype("<f4")
     margin = (
         handler.xgboost_margin(model.weights)
-        if model.kind == "xgboost"
+        if model.network is None
         else handler.torch_margin(model.weights, model.network)
     )
     scores = handler.calibrated(margin(rows), model.slope, model.intercept)

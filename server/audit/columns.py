@@ -38,6 +38,8 @@ class Shipment:
         self.changes: list[Columns] = []
         self.settings: list[Columns] = []
         self.outcomes: list[Columns] = []
+        self.pairs: list[Columns] = []
+        self.canary_events: list[Columns] = []
         for row in rows:
             self.entries.append(
                 {"journal_id": journal_id, "position": row.position, "entry": row.entry, "hash": row.hash}
@@ -56,6 +58,10 @@ class Shipment:
                         self.settings.append(_settings_columns(entry.settings))
                     case "outcome":
                         self.outcomes.append(_outcome_columns(entry.outcome) | at)
+                    case "score_pairs":
+                        self.pairs += [_pair_columns(pair) for pair in entry.score_pairs.pairs]
+                    case "canary_event":
+                        self.canary_events.append(_canary_columns(entry.canary_event))
             except (DecodeError, ValueError, OverflowError):
                 continue
 
@@ -165,6 +171,40 @@ def _outcome_columns(outcome: packet_pb2.Outcome) -> Columns:
         "filled_quantity": outcome.filled_quantity,
         "fill_price": outcome.fill_price if outcome.HasField("fill_price") else None,
         "markout_bps": outcome.markout_bps if outcome.HasField("markout_bps") else None,
+    }
+
+
+def _pair_columns(pair: packet_pb2.ScorePair) -> Columns:
+    return {
+        "decision_id": _text(pair.decision_id),
+        "challenger_version": _text(pair.challenger_version),
+        "champion_version": _text(pair.champion_version),
+        "champion_score": pair.champion_score,
+        "challenger_score": pair.challenger_score,
+        "champion_trades": pair.champion_trades,
+        "challenger_trades": pair.challenger_trades,
+        "challenger_decided": pair.challenger_decided,
+        "challenger_us": pair.challenger_us,
+        "recorded_at": _instant(pair.recorded_at_ns),
+    }
+
+
+def _canary_columns(event: packet_pb2.CanaryEvent) -> Columns:
+    return {
+        "event_id": _text(event.event_id),
+        "canary_id": _text(event.canary_id),
+        "at": _instant(event.at_ns),
+        "event": _text(event.event),
+        "model_version": _text(event.model_version),
+        "champion_version": _text(event.champion_version),
+        "previous_weight": event.previous_weight,
+        "weight": event.weight,
+        "verdict": _text(event.verdict),
+        "reason": _text(event.reason),
+        "orders": event.orders,
+        "author": _text(event.author),
+        "instance_id": _text(event.instance_id),
+        "entry": event.SerializeToString(),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import psycopg
 import sqlalchemy as sa
 
+from server.audit.canaries import SCORE_PAIRS
 from server.audit.schema import DECISIONS, JOURNAL_ENTRIES, SHIPMENTS
 
 _KEYS: Final = {JOURNAL_ENTRIES: JOURNAL_ENTRIES.c.shipped_at, DECISIONS: DECISIONS.c.decided_at}
@@ -64,6 +65,7 @@ def remove_days(engine: sa.Engine, retention_days: int) -> dt.date:
             rest = f"{table.name}_other" if connection.dialect.name == "postgresql" else table.name
             delete = sa.text(f"DELETE FROM {rest} WHERE {key.name} < :before")  # noqa: S608 - our own names
             connection.execute(delete.bindparams(sa.bindparam("before", before, key.type)))
+        connection.execute(sa.delete(SCORE_PAIRS).where(SCORE_PAIRS.c.recorded_at < before))
     return first
 
 

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
@@ -44,10 +44,15 @@ _PROBLEMS: Final = {
     pb.DEGRADATION_FEATURES_STALE: pb.REASON_CODE_FEATURES_STALE,
     pb.DEGRADATION_BOOK_UNKNOWN: pb.REASON_CODE_BOOK_UNKNOWN,
 }
-_REPLICAS: Final = {pb.SOURCE_PRIMARY: "primary", pb.SOURCE_SECONDARY: "secondary"}
+_REPLICAS: Final = {
+    pb.SOURCE_PRIMARY: "primary",
+    pb.SOURCE_SECONDARY: "secondary",
+    pb.SOURCE_CANARY: "challenger",
+}
 _STAGES: Final = {
     pb.SOURCE_PRIMARY: "model",
     pb.SOURCE_SECONDARY: "model",
+    pb.SOURCE_CANARY: "model",
     pb.SOURCE_CACHED_SCORE: "cached_score",
     pb.SOURCE_RULES: "rules",
 }
@@ -212,6 +217,9 @@ class Replayer:
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayable("the packet does not say in which batch the model scored")
         identity, score = self._model(version).score(packet.model_input, attempt.batch_rows, attempt.batch_index)
+        if self._what_if.model is None:
+            # A version may be served under another name than it was made for: a canary is.
+            identity = replace(identity, name=packet.decision.model_name)
         return self._held(identity, score, source)
 
     def _held(self, identity: ModelIdentity, score: float, source: pb.Source.ValueType) -> Answer:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.audit import days
+from server.audit.canaries import CANARY_EVENTS, SCORE_PAIRS
 from server.audit.columns import Columns, Shipment
 from server.audit.errors import JournalCorrupted
 from server.audit.journal_file import Head, Row, follow
@@ -62,7 +63,17 @@ class Store:
         insert = postgresql.insert if self._copies else sqlite.insert
         self._inserts: dict[sa.Table, Any] = {
             table: insert(table).on_conflict_do_nothing()
-            for table in (SHIPMENTS, JOURNAL_ENTRIES, DECISIONS, CONTROL_CHANGES, SETTINGS, OUTCOMES, LABELS)
+            for table in (
+                SHIPMENTS,
+                JOURNAL_ENTRIES,
+                DECISIONS,
+                CONTROL_CHANGES,
+                SETTINGS,
+                OUTCOMES,
+                LABELS,
+                SCORE_PAIRS,
+                CANARY_EVENTS,
+            )
         }
         self._partitioned: set[dt.date] = set()
         previous = SHIPMENTS.c.shipped_at
@@ -148,6 +159,10 @@ class Store:
                 connection.execute(self._inserts[SETTINGS], shipment.settings)
             if shipment.outcomes:
                 connection.execute(self._inserts[OUTCOMES], shipment.outcomes)
+            if shipment.pairs:
+                connection.execute(self._inserts[SCORE_PAIRS], shipment.pairs)
+            if shipment.canary_events:
+                connection.execute(self._inserts[CANARY_EVENTS], shipment.canary_events)
             if shipment.statuses:
                 connection.execute(_SET_REPLY_STATUS, shipment.statuses)
         return True

@@ -78,6 +78,8 @@ class Scored:
     """Rows in the batch that was answered: a matrix product rounds by its shape."""
     batch_index: int = field(default=0, compare=False)
     """This row's place in it."""
+    batch_seconds: float = field(default=0.0, compare=False)
+    """From the batch's leaving to its answer."""
 
 
 Result = Scored | Outcome
@@ -380,7 +382,7 @@ class MicroBatcher:
         """Waits for one batch, for as long as the call takes."""
         outcome = Outcome.IGNORED
         try:
-            outcome = self._hand_out(flight.rows, await self._send([row.payload for row in flight.rows]))
+            outcome = self._hand_out(flight, await self._send([row.payload for row in flight.rows]))
         except BatchFailedError as failure:
             outcome = failure.outcome
             if outcome in _BLAMES_CONTENT and flight.divisible and not flight.abandoned:
@@ -392,13 +394,13 @@ class MicroBatcher:
         finally:
             self._land(flight, outcome)
 
-    def _hand_out(self, rows: list[_Row], answer: ScoreBatch) -> Outcome:
+    def _hand_out(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
         """Gives each row its score; an unusable one fails its own row only. BAD_ANSWER when none was usable."""
-        outcome = Outcome.BAD_ANSWER
+        outcome, rows, seconds = Outcome.BAD_ANSWER, flight.rows, self._clock() - flight.started
         for index, (row, score) in enumerate(zip(rows, answer.scores.tolist(), strict=True)):
             if 0.0 <= score <= 1.0:  # False for NaN
                 outcome = Outcome.SUCCESS
-                self.rows += _resolve(row, Scored(score, answer.model, len(rows), index))
+                self.rows += _resolve(row, Scored(score, answer.model, len(rows), index, seconds))
             else:
                 _resolve(row, Outcome.BAD_ANSWER)
         return outcome

@@ -18,6 +18,8 @@ from server.inference.retry_budget import RetryBudget
 if TYPE_CHECKING:
     from server.inference.replica import Replica
 
+_MOST_ATTEMPTS = 2
+"""For one order, wherever they are made."""
 _FAILURE = {
     Outcome.OVERLOAD: (pb.DEGRADATION_PRIMARY_OVERLOADED, pb.DEGRADATION_SECONDARY_OVERLOADED),
     Outcome.MODEL_ERROR: (pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_SECONDARY_FAILED),
@@ -52,6 +54,8 @@ class _Seat:
 
 class Champion:
     """Scores with the champion. At most two attempts, the second on the other replica and only if it can still finish.
+
+    An attempt that was made before, at a model on trial, counts.
 
     A replica that is full or whose breaker is open is passed over, which costs nothing. The first attempt is made where
     the expected time fits into the attempt's, the second where the p95 fits too and the retry budget grants it.
@@ -117,6 +121,7 @@ class Champion:
         payload = case.features.astype("<f4", copy=False).tobytes()
         seats = self._passing(case)
         tried = False
+        left = _MOST_ATTEMPTS - len(case.attempts)
         for place, seat in enumerate(seats):
             batcher = seat.replica.batcher
             now = self._clock()
@@ -132,7 +137,7 @@ class Champion:
                 if not tried:
                     self._retry_budget.count_attempt()
                 hedged = False
-                if self._hedge and not tried and place + 1 < len(seats):
+                if self._hedge and not tried and left == _MOST_ATTEMPTS and place + 1 < len(seats):
                     answer, hedged = await self._hedged_attempt(case, seat, seats[place + 1], payload, now, allowed)
                 else:
                     answer = await self._attempt(case, seat, payload, now, allowed)
@@ -141,6 +146,8 @@ class Champion:
                         self.second_attempts["retry", "won"] += 1
                     return answer
                 tried = True
+                if (left := left - 1) == 0:
+                    return None
         return None
 
     def _passing(self, case: Case) -> list[_Seat]:

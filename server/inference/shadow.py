@@ -1,33 +1,87 @@
-"""Shadow calls: decided rows mirrored to the challenger, after the reply, never waited for."""
+"""Shadow calls: decided rows mirrored to the model that did not decide, after the reply, never waited for."""
 
 from __future__ import annotations
 
 import asyncio
-import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import Result, Scored
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from fallback.order import Answer, Case
     from server.inference.replica import Replica
+
+_CHAMPION_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What one model says of a row."""
+
+    version: str
+    score: float
+    threshold: float
+
+    @property
+    def trades(self) -> bool:
+        """True for TRADE."""
+        return self.score >= self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A row that both the champion and a challenger scored."""
+
+    decision_id: str
+    instrument: str
+    side: pb.Side.ValueType
+    mid: float
+    """When it was decided; NaN when unknown."""
+    champion: Opinion
+    challenger: Opinion
+    challenger_decided: bool
+    """True when the challenger's score decided, as a canary's, and the champion's is the shadow."""
+    challenger_seconds: float
+    """Time of the challenger's batch, from its leaving to its answer; for a canary's own order that of its attempt."""
 
 
 class Shadow:
-    """Sends rows to the challenger and compares what it says with what was decided.
+    """Sends rows to the model that did not decide, and compares what it says with what was decided.
 
-    A challenger that is slow, hung or broken costs a decision nothing: its queue is bounded and rows beyond it are shed
-    and counted. The challenger's breaker applies, so a dead one is not even asked.
+    What the champion decided goes to every challenger; what a canary decided goes to the champion. A model that is
+    slow, hung or broken costs a decision nothing: its queue is bounded, and rows beyond it are shed and counted. Its
+    breaker applies, so a dead one is not even asked.
+
+    Args:
+        challengers: Each gets every sampled row.
+        champions: Replicas of the champion; one that is available gets a canary's rows.
+        sample_share: Share of the decisions that are mirrored; a canary's own always are.
+        random: Uniform in [0, 1).
+        observe: Told of every row that two models scored.
     """
 
-    def __init__(self, challenger: Replica) -> None:
-        self._challenger = challenger
+    def __init__(
+        self,
+        challengers: Sequence[Replica],
+        champions: Sequence[Replica] = (),
+        sample_share: float = 1.0,
+        random: Callable[[], float] = lambda: 0.0,
+        observe: Callable[[Pair], None] = lambda pair: None,
+    ) -> None:
+        self._challengers = tuple(challengers)
+        self._champions = tuple(champions)
+        self._sample_share = sample_share
+        self._random = random
+        self._observe = observe
         self.offered = 0
-        """Rows that should have been mirrored."""
+        """Rows that should have been mirrored, counted for each model they should have gone to."""
         self.refused = 0
-        """Rows not sent because the challenger's breaker was open."""
+        """Rows not sent because the breaker of their model was open."""
+        self.shed = 0
+        """Rows not sent because the queue of their model was full."""
         self.agreed = 0
         """Rows on which champion and challenger fell on the same side of their thresholds."""
         self.disagreed = 0
@@ -44,30 +98,66 @@ class Shadow:
             "disagreed": self.disagreed,
             "uncompared": self.uncompared,
             "failed": self.failed,
-            "shed": self._challenger.batcher.shed,
+            "shed": self.shed,
             "refused": self.refused,
         }
 
-    def mirror(self, features: NDArray[np.float32], champion_score: float, champion_threshold: float) -> None:
-        """Offers one row (float32[N_FEATURES], turned for the side) with the champion's score, NaN for none."""
+    def mirror(self, case: Case, answer: Answer, decision_id: str) -> None:
+        """Offers the row of a case that has features to those who did not decide it."""
+        decided = Opinion(answer.model_version, answer.score, answer.threshold)
+        if answer.source == pb.SOURCE_CANARY:
+            champion = next((one for one in self._champions if one.available), None)
+            if champion is None:
+                self.offered += 1
+                self.refused += 1
+                return
+            seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
+            self._send(champion, case, decision_id, decided, True, seconds)
+            return
+        if self._sample_share < 1.0 and self._random() >= self._sample_share:
+            return
+        scored = decided if answer.source in _CHAMPION_SOURCES else None
+        for challenger in self._challengers:
+            self._send(challenger, case, decision_id, scored, False, 0.0)
+
+    def _send(
+        self,
+        replica: Replica,
+        case: Case,
+        decision_id: str,
+        decided: Opinion | None,
+        challenger_decided: bool,
+        seconds: float,
+    ) -> None:
         self.offered += 1
-        if not self._challenger.available:
+        if not replica.available:
             self.refused += 1
             return
-        future = self._challenger.batcher.submit_shadow(features.astype("<f4", copy=False).tobytes())
-        if future is not None:
-            champion_trades = None if math.isnan(champion_score) else champion_score >= champion_threshold
-            future.add_done_callback(lambda done: self._compare(done, champion_trades))
-
-    def _compare(self, done: asyncio.Future[Result], champion_trades: bool | None) -> None:
-        if done.cancelled():
+        assert case.features is not None
+        future = replica.batcher.submit_shadow(case.features.astype("<f4", copy=False).tobytes())
+        if future is None:
+            self.shed += 1
             return
-        result = done.result()
-        if not isinstance(result, Scored):
-            self.failed += 1
-        elif champion_trades is None:
-            self.uncompared += 1
-        elif (result.score >= result.model.threshold) == champion_trades:
-            self.agreed += 1
-        else:
-            self.disagreed += 1
+        order, mid = case.order, case.mid
+
+        def compare(done: asyncio.Future[Result]) -> None:
+            if done.cancelled():
+                return
+            result = done.result()
+            if not isinstance(result, Scored):
+                self.failed += 1
+                return
+            if decided is None:
+                self.uncompared += 1
+                return
+            other = Opinion(result.model.version, result.score, result.model.threshold)
+            if other.trades == decided.trades:
+                self.agreed += 1
+            else:
+                self.disagreed += 1
+            champion, challenger = (other, decided) if challenger_decided else (decided, other)
+            took = seconds if challenger_decided else result.batch_seconds
+            pair = Pair(decision_id, order.instrument, order.side, mid, champion, challenger, challenger_decided, took)
+            self._observe(pair)
+
+        future.add_done_callback(compare)

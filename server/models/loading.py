@@ -130,6 +130,8 @@ class ModelLoader:
         return grpc.aio.insecure_channel(self._management[replica.name])
 
     async def _register(self, replica: Replica, version: str) -> None:
+        if version in await self.loaded(replica):
+            return
         request = management_pb2.RegisterModelRequest(
             url=self._archive_url.format(version=version),
             model_name=replica.model_name,
@@ -143,7 +145,8 @@ class ModelLoader:
                     request, timeout=self._timeout_seconds
                 )
             except grpc.aio.AioRpcError as error:
-                if not _is_registered(error):
+                # TorchServe 0.12 has no code and no words for what is there already: another process was faster.
+                if version not in await self.loaded(replica):
                     raise _refused(replica, f"load {version}", error) from error
 
     async def _prove(self, replica: Replica, record: ModelRecord) -> None:
@@ -190,9 +193,6 @@ def _compare(replica: str, record: ModelRecord, answer: wire.ScoreBatch) -> None
             raise LoadError(f"{replica}: model {record.version} is {difference:.3g} off its canned scores")
 
 
-def _is_registered(error: grpc.aio.AioRpcError) -> bool:
-    return "already registered" in (error.details() or "")
-
-
 def _refused(replica: Replica, what: str, error: grpc.aio.AioRpcError) -> LoadError:
-    return LoadError(f"{replica.name} did not {what}: {error.code().name}: {(error.details() or '').splitlines()[:1]}")
+    said, _, _ = (error.details() or "").partition("\n")
+    return LoadError(f"{replica.name} did not {what}: {error.code().name} {said}")

@@ -5,8 +5,8 @@ A folder that all servers see::
     versions/<version>.mar   archives, never changed once they are there
     aliases/<alias>          one line, a version; replaced whole
 
-Whoever trains puts archives into it (`torchserve/export.py`); servers read them and move the aliases. An alias says what
-a model server should be started with; which version decides orders is part of the control state.
+Whoever trains puts archives into it (`torchserve/export.py`); servers read them and move the aliases. An alias says
+what a model server should be started with; which version decides orders is part of the control state.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ class Registry:
             raise ModelUnknown(f"no model {version} in {self.root}") from error
         try:
             archive = read_archive(path)
+            if archive.version != version:
+                raise ModelUnknown(f"its name says {version}, its content is {archive.version}")
             return _record(version, archive.name, json.loads(archive.files["metadata.json"]), created_at)
         except (ModelUnknown, ValueError, KeyError, TypeError, binascii.Error) as error:
             nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)

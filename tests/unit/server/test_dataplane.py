@@ -97,7 +97,7 @@ class Plane:
             ),
             journal=journal,
             packets=PacketWriter("server-1", "hash", "os", control),
-            shadow=Shadow(self.secondary),
+            shadow=Shadow([self.secondary]),
             shadow_on=lambda: False,
             control_stale=lambda: False,
             metrics=self.metrics,

@@ -158,6 +158,7 @@ def test_only_the_replicas_are_a_model() -> None:
     assert [source for source in pb.Source.values() if record.is_from_model(source)] == [
         pb.SOURCE_PRIMARY,
         pb.SOURCE_SECONDARY,
+        pb.SOURCE_CANARY,
     ]
 
 

@@ -52,14 +52,17 @@ def test_the_version_changes_with_all_that_can_change_a_score(
     models: dict[str, TrainedModel], samples: Samples, settings: TrainingSettings, tmp_path: Path
 ) -> None:
     model = models["champion"]
+    known = metadata_of(model, samples, settings)
     changed = [
-        model,
-        replace(model, weights=models["challenger"].weights),
-        replace(model, slope=model.slope + 1e-9),
-        replace(model, threshold=0.5),
-        replace(model, kind="torch"),
+        (model, known),
+        (replace(model, weights=models["challenger"].weights), known),
+        *(
+            (one, metadata_of(one, samples, settings))
+            for one in (replace(model, slope=model.slope + 1e-9), replace(model, threshold=0.5))
+        ),
+        (model, known | {"kind": "torch"}),
     ]
-    versions = [write_archive(one, metadata_of(one, samples, settings), tmp_path) for one in changed]
+    versions = [write_archive(one, metadata, tmp_path) for one, metadata in changed]
     versions.append(write_archive(model, metadata_of(model, samples, settings, expires_at=1), tmp_path))
     assert len(set(versions)) == len(versions)
 

@@ -74,16 +74,16 @@ def test_what_turns_worse_after_a_long_good_time_is_found_within_two_windows() -
 
 def test_what_is_never_worse_is_proven_soon_and_anew_after_a_restart() -> None:
     test = SequentialTest(0.05, 1e-4, 0.05, 100)
-    needed = 0
-    while not test.kept:
-        test.add(0.0)
-        needed += 1
-        assert needed <= 150
-    test.restart()
-    assert not test.kept
-    for _ in range(needed):
-        test.add(0.0)
-    assert test.kept
+    kept = []
+    for _ in range(2):
+        test.restart()
+        for _ in range(150):
+            kept.append(test.kept)
+            test.add(0.0)
+        kept.append(test.kept)
+    assert kept[0] is kept[151] is False
+    assert kept[150] is kept[-1] is True
+    assert kept[:151] == kept[151:]
     assert not test.exceeded
 
 

@@ -60,6 +60,8 @@ class JournalEntry(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     ACCESS_REFUSED_FIELD_NUMBER: _builtins.int
+    SCORE_PAIRS_FIELD_NUMBER: _builtins.int
+    CANARY_EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> Global___DecisionPacket:
         """A decision, written before its reply."""
@@ -84,6 +86,14 @@ class JournalEntry(_message.Message):
     def access_refused(self) -> Global___AccessRefused:
         """An attempt that was refused for want of credentials, roles or patience."""
 
+    @_builtins.property
+    def score_pairs(self) -> Global___ScorePairs:
+        """What champion and challenger said of the same rows."""
+
+    @_builtins.property
+    def canary_event(self) -> Global___CanaryEvent:
+        """A turn in the life of a canary, with the evidence for it."""
+
     def __init__(
         self,
         *,
@@ -93,12 +103,14 @@ class JournalEntry(_message.Message):
         settings: Global___SettingsInForce | None = ...,
         outcome: Global___Outcome | None = ...,
         access_refused: Global___AccessRefused | None = ...,
+        score_pairs: Global___ScorePairs | None = ...,
+        canary_event: Global___CanaryEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome", "access_refused"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome", "access_refused", "score_pairs", "canary_event"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -527,3 +539,210 @@ class AccessRefused(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AccessRefused: _TypeAlias = AccessRefused  # noqa: Y015
+
+@_typing.final
+class ScorePairs(_message.Message):
+    """Rows that both the champion and a challenger scored; one entry holds many, since nobody waits for them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScorePair]:
+        """The rows."""
+
+    def __init__(
+        self,
+        *,
+        pairs: _abc.Iterable[Global___ScorePair] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScorePairs: _TypeAlias = ScorePairs  # noqa: Y015
+
+@_typing.final
+class ScorePair(_message.Message):
+    """What both models said of one row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    CHAMPION_VERSION_FIELD_NUMBER: _builtins.int
+    CHALLENGER_VERSION_FIELD_NUMBER: _builtins.int
+    CHAMPION_SCORE_FIELD_NUMBER: _builtins.int
+    CHALLENGER_SCORE_FIELD_NUMBER: _builtins.int
+    CHAMPION_TRADES_FIELD_NUMBER: _builtins.int
+    CHALLENGER_TRADES_FIELD_NUMBER: _builtins.int
+    CHALLENGER_DECIDED_FIELD_NUMBER: _builtins.int
+    CHALLENGER_US_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_NS_FIELD_NUMBER: _builtins.int
+    decision_id: _builtins.str
+    """The decision for which the row was made."""
+    champion_version: _builtins.str
+    """The champion's model version."""
+    challenger_version: _builtins.str
+    """The challenger's."""
+    champion_score: _builtins.float
+    """The champion's score, in [0, 1]."""
+    challenger_score: _builtins.float
+    """The challenger's."""
+    champion_trades: _builtins.bool
+    """True when the champion's score is at or above its threshold."""
+    challenger_trades: _builtins.bool
+    """True when the challenger's is at or above its own."""
+    challenger_decided: _builtins.bool
+    """True when the challenger decided, as a canary, and the champion's score is the shadow."""
+    challenger_us: _builtins.int
+    """Time of the challenger's batch in microseconds; of its attempt when it decided."""
+    recorded_at_ns: _builtins.int
+    """Wall clock, nanoseconds since the Unix epoch, when both scores were known."""
+    def __init__(
+        self,
+        *,
+        decision_id: _builtins.str = ...,
+        champion_version: _builtins.str = ...,
+        challenger_version: _builtins.str = ...,
+        champion_score: _builtins.float = ...,
+        challenger_score: _builtins.float = ...,
+        champion_trades: _builtins.bool = ...,
+        challenger_trades: _builtins.bool = ...,
+        challenger_decided: _builtins.bool = ...,
+        challenger_us: _builtins.int = ...,
+        recorded_at_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenger_decided", b"challenger_decided", "challenger_score", b"challenger_score", "challenger_trades", b"challenger_trades", "challenger_us", b"challenger_us", "challenger_version", b"challenger_version", "champion_score", b"champion_score", "champion_trades", b"champion_trades", "champion_version", b"champion_version", "decision_id", b"decision_id", "recorded_at_ns", b"recorded_at_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScorePair: _TypeAlias = ScorePair  # noqa: Y015
+
+@_typing.final
+class CanaryEvent(_message.Message):
+    """A turn in the life of a canary."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    CANARY_ID_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    CHAMPION_VERSION_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    PREVIOUS_WEIGHT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    AT_NS_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Unique, time-ordered."""
+    canary_id: _builtins.str
+    """The canary."""
+    model_version: _builtins.str
+    """Its model version."""
+    champion_version: _builtins.str
+    """The version that it is compared with."""
+    event: _builtins.str
+    """`started`, `advanced`, `weighted`, `promoted`, `rolled_back`, `aborted`."""
+    previous_weight: _builtins.float
+    """Share of the order flows before, in [0, 1]."""
+    weight: _builtins.float
+    """Share after."""
+    verdict: _builtins.str
+    """What the evidence said: `no evidence`, `better or equal`, `worse`."""
+    reason: _builtins.str
+    """Why, for people."""
+    orders: _builtins.int
+    """Orders that this process gave to the canary so far."""
+    author: _builtins.str
+    """Who: an operator, or `server`."""
+    at_ns: _builtins.int
+    """Wall clock, nanoseconds since the Unix epoch."""
+    instance_id: _builtins.str
+    """The server process."""
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CanaryCheckRecord]:
+        """The checks, as this process had them."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        canary_id: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        champion_version: _builtins.str = ...,
+        event: _builtins.str = ...,
+        previous_weight: _builtins.float = ...,
+        weight: _builtins.float = ...,
+        verdict: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CanaryCheckRecord] | None = ...,
+        orders: _builtins.int = ...,
+        author: _builtins.str = ...,
+        at_ns: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "author", b"author", "canary_id", b"canary_id", "champion_version", b"champion_version", "checks", b"checks", "event", b"event", "event_id", b"event_id", "instance_id", b"instance_id", "model_version", b"model_version", "orders", b"orders", "previous_weight", b"previous_weight", "reason", b"reason", "verdict", b"verdict", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryEvent: _TypeAlias = CanaryEvent  # noqa: Y015
+
+@_typing.final
+class CanaryCheckRecord(_message.Message):
+    """One comparison of a canary with the champion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    CHAMPION_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """For example `rank`."""
+    canary: _builtins.float
+    """The canary's mean at this step; absent without samples."""
+    champion: _builtins.float
+    """The champion's."""
+    tolerance: _builtins.float
+    """Tolerance of the difference."""
+    samples: _builtins.int
+    """Observations at this step."""
+    verdict: _builtins.str
+    """What it says."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        canary: _builtins.float | None = ...,
+        champion: _builtins.float | None = ...,
+        tolerance: _builtins.float = ...,
+        samples: _builtins.int = ...,
+        verdict: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_canary", b"_canary", "_champion", b"_champion", "canary", b"canary", "champion", b"champion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_canary", b"_canary", "_champion", b"_champion", "canary", b"canary", "champion", b"champion", "name", b"name", "samples", b"samples", "tolerance", b"tolerance", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__canary: _TypeAlias = _typing.Literal["canary"]  # noqa: Y015
+    _WhichOneofArgType__canary: _TypeAlias = _typing.Literal["_canary", b"_canary"]  # noqa: Y015
+    _WhichOneofReturnType__champion: _TypeAlias = _typing.Literal["champion"]  # noqa: Y015
+    _WhichOneofArgType__champion: _TypeAlias = _typing.Literal["_champion", b"_champion"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__canary) -> _WhichOneofReturnType__canary | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__champion) -> _WhichOneofReturnType__champion | None: ...
+
+Global___CanaryCheckRecord: _TypeAlias = CanaryCheckRecord  # noqa: Y015

@@ -93,6 +93,8 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     """The rules baseline."""
     SOURCE_NONE: _Source.ValueType  # 5
     """Nobody: the answer is ABSTAIN."""
+    SOURCE_CANARY: _Source.ValueType  # 6
+    """A model version on trial, which gets the orders of some flows; see `Canary` in `admin.proto`."""
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Who answered, best first."""
@@ -109,6 +111,8 @@ SOURCE_RULES: Source.ValueType  # 4
 """The rules baseline."""
 SOURCE_NONE: Source.ValueType  # 5
 """Nobody: the answer is ABSTAIN."""
+SOURCE_CANARY: Source.ValueType  # 6
+"""A model version on trial, which gets the orders of some flows; see `Canary` in `admin.proto`."""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 class _ReasonCode:
@@ -247,6 +251,8 @@ class _DegradationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degradati
     """The primary is drained: on-call sends it no orders."""
     DEGRADATION_SECONDARY_DRAINED: _Degradation.ValueType  # 22
     """The secondary is drained: on-call sends it no orders."""
+    DEGRADATION_CANARY_PASSED_OVER: _Degradation.ValueType  # 23
+    """The order is one of those that go to the model on trial, which did not answer it soon enough; the champion was asked."""
 
 class Degradation(_Degradation, metaclass=_DegradationEnumTypeWrapper):
     """What did not go as it should on the way to the answer."""
@@ -297,6 +303,8 @@ DEGRADATION_PRIMARY_DRAINED: Degradation.ValueType  # 21
 """The primary is drained: on-call sends it no orders."""
 DEGRADATION_SECONDARY_DRAINED: Degradation.ValueType  # 22
 """The secondary is drained: on-call sends it no orders."""
+DEGRADATION_CANARY_PASSED_OVER: Degradation.ValueType  # 23
+"""The order is one of those that go to the model on trial, which did not answer it soon enough; the champion was asked."""
 Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 class _Stage:
@@ -323,6 +331,8 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     """Durable audit."""
     STAGE_ADMISSION: _Stage.ValueType  # 8
     """From arrival to admission: reading the order, and an earlier call with the same idempotency key."""
+    STAGE_CANARY: _Stage.ValueType  # 9
+    """Attempt on the model on trial."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """A part of the request path, as accounted in the budget."""
@@ -345,6 +355,8 @@ STAGE_AUDIT: Stage.ValueType  # 7
 """Durable audit."""
 STAGE_ADMISSION: Stage.ValueType  # 8
 """From arrival to admission: reading the order, and an earlier call with the same idempotency key."""
+STAGE_CANARY: Stage.ValueType  # 9
+"""Attempt on the model on trial."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final

@@ -1,0 +1,96 @@
+"""How fast the error budget burns: over hours and minutes for the server, over seconds while a canary is on trial.
+
+An alarm needs two windows (Source: Beyer et al., "The Site Reliability Workbook", chapter 5): the long one says that it
+matters, the short one that it is still going on. Both want a minimum of events.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_LONGEST_SECONDS = 6 * 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BurnRule:
+    """An alarm while the budget burns this many times as fast as it may, over both windows."""
+
+    rate: float
+    long_seconds: float
+    short_seconds: float
+    min_events: int
+    """In the long window; the short one wants a tenth of them."""
+
+    def __str__(self) -> str:
+        """For people, for example `14.4x over 3600 s and 300 s`."""
+        return f"{self.rate:g}x over {self.long_seconds:g} s and {self.short_seconds:g} s"
+
+
+class SloSettings(BaseModel):
+    """The objective: decisions that a model answers in time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objective: float = Field(default=0.999, gt=0, lt=1)
+    """Share of the calls that a model must answer in time; the rest is the error budget."""
+    min_events: int = Field(default=1_000, ge=1)
+    """Calls in a long window before its burn rate says anything."""
+    canary_rate: float = Field(default=50.0, gt=1)
+    """A canary is rolled back while the budget burns this many times as fast as it may, over the next two."""
+    canary_long_seconds: float = Field(default=10.0, ge=2, le=3_600)
+    """Long window of that rule, in seconds."""
+    canary_short_seconds: float = Field(default=2.0, ge=1, le=3_600)
+    """Short window of that rule, in seconds."""
+    canary_min_events: int = Field(default=100, ge=1)
+    """Calls in its long window before that rule says anything."""
+
+    def rules(self) -> tuple[BurnRule, ...]:
+        """The rules of the whole server."""
+        return (BurnRule(14.4, 3_600, 300, self.min_events), BurnRule(6, 21_600, 1_800, self.min_events))
+
+    def canary_rule(self) -> BurnRule:
+        """The one that watches a canary."""
+        return BurnRule(self.canary_rate, self.canary_long_seconds, self.canary_short_seconds, self.canary_min_events)
+
+
+class BurnRate:
+    """Burn rates from cumulative counts, sampled once a second or so.
+
+    Args:
+        objective: Share of good events that was promised.
+    """
+
+    def __init__(self, objective: float) -> None:
+        self._budget = 1.0 - objective
+        self._samples: deque[tuple[float, int, int]] = deque()
+        """(monotonic instant, good, bad) since start."""
+
+    def sample(self, now: float, good: int, bad: int) -> None:
+        """Notes how many events there have been until now."""
+        self._samples.append((now, good, bad))
+        while self._samples[0][0] < now - _LONGEST_SECONDS - 1:
+            self._samples.popleft()
+
+    def rate(self, window_seconds: float, min_events: int, since: float = float("-inf")) -> float:
+        """How many times as fast as it may the budget burns in a window, of which nothing before `since` counts.
+
+        0 with too few events. A window that is longer than what is known is as long as that.
+        """
+        if not self._samples:
+            return 0.0
+        now, good, bad = self._samples[-1]
+        first = bisect_left(self._samples, max(now - window_seconds, since), key=lambda sample: sample[0])
+        _, good_then, bad_then = self._samples[min(first, len(self._samples) - 1)]
+        failed, events = bad - bad_then, good + bad - good_then - bad_then
+        return failed / events / self._budget if events >= max(1, min_events) else 0.0
+
+    def fires(self, rule: BurnRule, since: float = float("-inf")) -> bool:
+        """True while a rule's alarm is on."""
+        return (
+            self.rate(rule.long_seconds, rule.min_events, since) >= rule.rate
+            and self.rate(rule.short_seconds, max(1, rule.min_events // 10), since) >= rule.rate
+        )

@@ -1,0 +1,62 @@
+"""What the market made of decided rows: the mid a few seconds later, from the features that the server has anyway.
+
+The label is the model's own: the side-signed markout of the mid over the next 5 s, *eligible* when it is not worse than
+-1 bp. Unlike `server/audit/labels.py`, which goes by the exchange's clock over recorded events, this one is there while
+a canary is on trial, and about as exact as the features are fresh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.labels import HORIZON_SECONDS, WORST_MARKOUT_BPS
+
+if TYPE_CHECKING:
+    from feature_cache.l1 import FeatureCache
+    from server.inference.shadow import Pair
+
+_MOST_WAITING = 65_536
+_OLDEST_SECONDS = 1.0
+"""Features that are older at the end of the horizon say nothing."""
+
+
+class Markouts:
+    """Pairs that wait for the end of their horizon.
+
+    Args:
+        feature_cache: Where the mids are.
+        observe: Told of every pair whose outcome is known: True when it was eligible.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, feature_cache: FeatureCache, observe: Callable[[Pair, bool], None], clock: Callable[[], float]
+    ) -> None:
+        self._feature_cache = feature_cache
+        self._observe = observe
+        self._clock = clock
+        self._waiting: deque[tuple[float, Pair]] = deque(maxlen=_MOST_WAITING)
+        self.unknown = 0
+        """Pairs whose outcome could not be known."""
+
+    def add(self, pair: Pair) -> None:
+        """A pair that was decided just now; the oldest is forgotten when too many wait."""
+        if pair.mid > 0:  # False for NaN
+            self._waiting.append((self._clock() + HORIZON_SECONDS, pair))
+
+    def settle(self) -> None:
+        """Looks at the market for the pairs whose time has come."""
+        now = self._clock()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, pair = self._waiting.popleft()
+            entry = self._feature_cache.get(pair.instrument)
+            mid = entry.snapshot.mid if entry is not None and entry.age_seconds(now) <= _OLDEST_SECONDS else math.nan
+            if not mid > 0:
+                self.unknown += 1
+                continue
+            markout_bps = 1e4 * (mid / pair.mid - 1) * (1 if pair.side == pb.SIDE_BUY else -1)
+            self._observe(pair, markout_bps >= WORST_MARKOUT_BPS)

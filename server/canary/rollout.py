@@ -1,0 +1,453 @@
+"""Moves a canary on or out, in every process by its own evidence and for all of them through the control state.
+
+A process that finds the canary worse ends it for everybody at once. Taking a step is refused by the control state when
+anything in it changed meanwhile, so nobody moves on what somebody else has just rolled back. Nothing begins a canary
+but an operator: a version that was rolled back stays out until somebody starts it again.
+
+The version on trial is served by the challenger's replica, apart from what decides everybody else's orders. To become
+the champion it is loaded beside the old one into the secondary and then the primary, warmed up and checked; only then
+do requests name it. The old one stays loaded for a while, so that going back is a change of the name and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from pretrade.audit.v1 import packet_pb2
+from server.audit.errors import JournalError, ModelUnknown
+from server.canary.burn import BurnRate, SloSettings
+from server.canary.events import event_of
+from server.canary.evidence import Evidence, ScoredPair, Side, Verdict
+from server.canary.markouts import Markouts
+from server.canary.plan import Canary, StateName
+from server.canary.settings import CanarySettings
+from server.inference.outcome import Outcome
+from server.models.loading import LoadError
+from server.models.registry import ModelUnusableError
+
+if TYPE_CHECKING:
+    from pretrade.admin.v1 import admin_pb2
+    from server.audit.journal import Journal
+    from server.canary.pairs import PairRecorder
+    from server.canary.routing import CanaryRouting
+    from server.inference.replica import Replica
+    from server.inference.shadow import Pair
+    from server.models.loading import ModelLoader
+    from server.models.registry import Registry
+
+_log = structlog.get_logger(__name__)
+
+SERVER: Final = "server"
+"""Author of what no operator did."""
+_LOOK_SECONDS: Final = 0.1
+_SLOW_LOOK_SECONDS: Final = 1.0
+_AGAIN_SECONDS: Final = 5.0
+"""Between two attempts at what failed."""
+_AFFECTED: Final = 1_000
+"""Newest decisions of the canary whose ids are kept."""
+
+SetCanary = Callable[[Canary, str, str, bool], Awaitable["admin_pb2.Change"]]
+"""Puts a canary into the control state: it, author, reason, and whether nothing else may have changed meanwhile."""
+SetChampion = Callable[[str, str, str], Awaitable["admin_pb2.Change"]]
+"""Puts the champion's version into the control state, with author and reason."""
+
+
+class CanaryError(Exception):
+    """What was asked for cannot be done as things are."""
+
+
+class Rollout:
+    """The canary as this process sees it.
+
+    Args:
+        settings, slo: Limits.
+        processes: Processes that judge the canary by evidence of their own.
+        registry: The models; None without a model store.
+        loader: Loads versions into replicas.
+        primary, secondary, challenger: The replicas.
+        champion_version: The champion's version while none was promoted; None for what the replicas serve.
+        set_canary, set_champion: Change the control state.
+        counts: Calls that a model answered in time, and all others, since start.
+        journal: Where the canary's turns are kept.
+        recorder: Keeps the pairs; None to keep none.
+        new_id: Makes a unique, time-ordered id.
+        instance_id: This process.
+        clock: Monotonic seconds.
+        wall_clock_ns: Nanoseconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: CanarySettings,
+        slo: SloSettings,
+        processes: int,
+        registry: Registry | None,
+        loader: ModelLoader,
+        primary: Replica,
+        secondary: Replica,
+        challenger: Replica,
+        routing: CanaryRouting,
+        markouts: Callable[[Callable[[Pair, bool], None]], Markouts],
+        champion_version: str | None,
+        set_canary: SetCanary,
+        set_champion: SetChampion,
+        counts: Callable[[], tuple[int, int]],
+        journal: Journal,
+        recorder: PairRecorder | None,
+        new_id: Callable[[], str],
+        instance_id: str,
+        clock: Callable[[], float],
+        wall_clock_ns: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._slo = slo
+        self._processes = processes
+        self._registry = registry
+        self._loader = loader
+        self._champions = (primary, secondary)
+        self._challenger = challenger
+        self._routing = routing
+        self._markouts = markouts(self._observe_outcome)
+        self._usual_champion = champion_version
+        self._set_canary = set_canary
+        self._set_champion = set_champion
+        self._counts = counts
+        self._journal = journal
+        self._recorder = recorder
+        self._new_id = new_id
+        self._instance_id = instance_id
+        self._clock = clock
+        self._wall_clock_ns = wall_clock_ns
+        self.burn = BurnRate(slo.objective)
+        self.canary: Canary | None = None
+        """The one that is under way or ended last; None when there never was one."""
+        self.evidence = Evidence(settings, processes)
+        """What this process knows of it."""
+        self.decisions = 0
+        """Decisions of this process that it answered."""
+        self.affected: deque[str] = deque(maxlen=_AFFECTED)
+        """Their ids, the newest last."""
+        self.events: Counter[str] = Counter()
+        """Turns of canaries that this process brought about, since start."""
+        self._began = 0.0
+        self._promotion: asyncio.Task[None] | None = None
+        self._next_attempt = -float("inf")
+        self._repairs: set[asyncio.Task[None]] = set()
+        routing.observe = self._observe_order
+        challenger.observe_batch = lambda outcome, seconds: self._observe_batch(Side.CANARY, outcome, seconds)
+        for replica in self._champions:
+            replica.observe_batch = lambda outcome, seconds: self._observe_batch(Side.CHAMPION, outcome, seconds)
+
+    @property
+    def champion_version(self) -> str:
+        """The version that decides without a canary; empty when none has answered yet."""
+        primary, secondary = self._champions
+        if primary.wanted_version is not None:
+            return primary.wanted_version
+        model = primary.model or secondary.model
+        return "" if model is None else model.version
+
+    # What the control state says.
+
+    def obey_canary(self, canary: Canary | None) -> None:
+        """Puts what the control state says of the canary in force in this process."""
+        before, self.canary = self.canary, canary
+        if canary is None or not canary.running:
+            self._routing.canary = None
+            self._challenger.wanted_version = None
+            if self._promotion is not None and (canary is None or canary.state != "promoted"):
+                self._promotion.cancel()
+            return
+        if before is None or before.canary_id != canary.canary_id:
+            self.evidence = Evidence(self._settings, self._processes)
+            self.decisions = 0
+            self.affected.clear()
+            self._began = self._clock()
+        elif before.step_started_at != canary.step_started_at:
+            self.evidence.restart()
+        self._challenger.wanted_version = canary.model_version
+        self._routing.canary = canary
+
+    def obey_champion(self, version: str) -> None:
+        """Has orders decided by this version from now on; empty for what the settings say."""
+        for replica in self._champions:
+            replica.wanted_version = version or self._usual_champion
+
+    # What the decision path says.
+
+    def observe_pair(self, pair: Pair) -> None:
+        """A row that both models scored."""
+        if self._recorder is not None:
+            self._recorder.add(pair)
+        canary = self._routing.canary
+        if (
+            canary is not None
+            and pair.challenger.version == canary.model_version
+            and pair.champion.version == canary.champion_version
+        ):
+            self.evidence.observe_pair(_scored(pair))
+            self._markouts.add(pair)
+
+    def observe_decision(self, decision_id: str) -> None:
+        """A decision that the canary answered."""
+        self.decisions += 1
+        self.affected.append(decision_id)
+
+    def _observe_outcome(self, pair: Pair, eligible: bool) -> None:
+        canary = self._routing.canary
+        if canary is not None and pair.challenger.version == canary.model_version:
+            self.evidence.observe_outcome(_scored(pair), eligible)
+
+    def _observe_order(self, answered: bool) -> None:
+        self.evidence.observe_order(answered)
+
+    def _observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
+        if self._routing.canary is not None:
+            self.evidence.observe_batch(side, outcome, seconds)
+
+    # What follows from it.
+
+    async def run(self) -> None:
+        """Looks at the evidence ten times a second, until cancelled."""
+        next_slow_look = 0.0
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_SECONDS)
+                try:
+                    self._markouts.settle()
+                    if self._clock() >= next_slow_look:
+                        next_slow_look = self._clock() + _SLOW_LOOK_SECONDS
+                        self._look_around()
+                    if self.canary is not None and self.canary.running:
+                        await self._judge(self.canary)
+                except Exception:
+                    # A fault of ours must not take the server down with it; the next look may do better.
+                    _log.exception("canary not judged")
+        finally:
+            for task in (*self._repairs, *((self._promotion,) if self._promotion else ())):
+                task.cancel()
+
+    def _look_around(self) -> None:
+        """What is done once a second, canary or not."""
+        self.burn.sample(self._clock(), *self._counts())
+        if self._recorder is not None:
+            self._recorder.flush()
+        if self._clock() < self._next_attempt:
+            return
+        for replica in self._champions:
+            # Started again, it knows the versions of its start alone.
+            if replica.wanted_version is not None and not replica.healthy and self._loader.manages(replica.name):
+                self._next_attempt = self._clock() + _AGAIN_SECONDS
+                self._spawn(self._repair(replica, replica.wanted_version))
+
+    async def _judge(self, canary: Canary) -> None:
+        if not self._challenger.available and any(replica.available for replica in self._champions):
+            # Nothing is sent to it any more: its being out is all there is to be seen.
+            self.evidence.observe_batch(Side.CANARY, Outcome.TRANSPORT, 0.0)
+        verdict, now = self.evidence.verdict, self._wall_seconds()
+        burning = [rule for rule in self._slo.rules() if self.burn.fires(rule)]
+        if self.burn.fires(self._slo.canary_rule(), since=self._began):
+            burning.append(self._slo.canary_rule())
+        if verdict is Verdict.WORSE:
+            await self.end(canary, "rolled_back", SERVER, self.evidence.reason)
+        elif burning:
+            await self.end(canary, "rolled_back", SERVER, f"the error budget burns: {', '.join(map(str, burning))}")
+        elif canary.held or self._promotion is not None:
+            return
+        elif verdict is Verdict.BETTER_OR_EQUAL and now - canary.step_started_at >= self._settings.dwell_seconds:
+            if self._clock() < self._next_attempt:
+                return
+            self._next_attempt = self._clock() + _LOOK_SECONDS * 5  # somebody else may have been faster
+            if canary.at_last_step:
+                self._promotion = self._spawn(self._promote_quietly(canary))
+            else:
+                await self._advance(canary, now)
+        elif now - canary.step_started_at > self._settings.patience_seconds:
+            why = f"not proven within {self._settings.patience_seconds:g} s: {self.evidence.reason}"
+            await self.end(canary, "rolled_back", SERVER, why)
+
+    async def _advance(self, canary: Canary, now: float) -> None:
+        after = canary.advanced(now)
+        reason = f"{canary.weight:.0%} of the flows: {self.evidence.reason}"
+        event = self._event("advanced", canary, after, SERVER, reason)
+        try:
+            await self._set_canary(after, SERVER, reason, True)
+        except Exception as error:
+            # Another process was faster, or Redis is away: the next look sees what is in force by then.
+            _log.info("canary not moved on", error=str(error))
+            return
+        self._keep(event)
+
+    async def end(self, canary: Canary, state: StateName, author: str, reason: str) -> admin_pb2.Change:
+        """Ends a canary for everybody, at once."""
+        after = canary.ended(state, reason, self._wall_seconds())
+        event = self._event(state, canary, after, author, reason)
+        # In force here before anything is written: what is worse gets no more orders, whatever else is broken.
+        self.obey_canary(after)
+        change = await self._set_canary(after, author, reason[:256], False)
+        self._keep(event)
+        if state != "promoted":
+            self._spawn(self._unload(self._challenger, canary.model_version))
+        return change
+
+    async def start(self, canary: Canary) -> admin_pb2.Change:
+        """Loads a version onto the challenger's replica, checks it, and gives it its first orders.
+
+        Raises:
+            CanaryError: It cannot be begun as things are.
+            ModelUnknown, ModelUnusableError, LoadError: The version is not fit.
+        """
+        if self.canary is not None and self.canary.running:
+            raise CanaryError(f"canary {self.canary.canary_id} is under way; abort it first")
+        if canary.model_version == canary.champion_version:
+            raise CanaryError(f"{canary.model_version} is the champion")
+        record = await asyncio.to_thread(self.registry.usable, canary.model_version)
+        await self._loader.load(self._challenger, record)
+        now = self._wall_seconds()
+        canary = canary.model_copy(update={"started_at": now, "step_started_at": now})
+        change = await self._set_canary(canary, canary.author, canary.reason, False)
+        self._keep(self._event("started", canary, canary, canary.author, canary.reason))
+        return change
+
+    async def promote(self, canary: Canary, author: str, reason: str) -> admin_pb2.Change:
+        """Makes the canary the champion.
+
+        Raises:
+            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
+        """
+        await self.make_champion(canary.model_version, author, reason)
+        return await self.end(canary, "promoted", author, reason)
+
+    async def make_champion(self, version: str, author: str, reason: str) -> admin_pb2.Change:
+        """Loads a version where the champion is served, and has it decide.
+
+        Raises:
+            CanaryError: There is no champion to take its place.
+            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
+        """
+        previous = self.champion_version
+        if not previous:
+            raise CanaryError("no champion has answered yet")
+        await self.load(version, reversed(self._champions))
+        change = await self._set_champion(version, author, reason)
+        await asyncio.to_thread(self._move_aliases, version, previous)
+        for replica in self._champions:
+            with contextlib.suppress(LoadError):
+                await self._loader.make_default(replica, version)
+            if previous != version:
+                self._spawn(self._unload_later(replica, previous))
+        return change
+
+    async def load(self, version: str, replicas: object) -> None:
+        """Loads a version into replicas, one after the other.
+
+        Raises:
+            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded into one of them.
+        """
+        record = await asyncio.to_thread(self.registry.usable, version)
+        for replica in replicas:  # type: ignore[attr-defined]  # any iterable of replicas
+            await self._loader.load(replica, record)
+
+    @property
+    def registry(self) -> Registry:
+        """The models.
+
+        Raises:
+            CanaryError: This server knows no model store.
+        """
+        if self._registry is None:
+            raise CanaryError("this server has no model store (PRETRADE_REPLAY__MODEL_STORE)")
+        return self._registry
+
+    def _move_aliases(self, champion: str, previous: str) -> None:
+        try:
+            self.registry.set_alias("champion", champion)
+            if previous != champion:
+                self.registry.set_alias("previous", previous)
+        except (OSError, ModelUnknown, ModelUnusableError, CanaryError) as error:
+            _log.error("model aliases not moved: a replica that starts will have the old one", error=str(error))
+
+    async def _promote_quietly(self, canary: Canary) -> None:
+        """Promotes on evidence; what fails is tried again until the canary's patience is over."""
+        reason = f"{canary.weight:.0%} of the flows: {self.evidence.reason}"
+        try:
+            await self.promote(canary, SERVER, reason)
+        except (LoadError, ModelUnknown, ModelUnusableError, CanaryError) as error:
+            _log.error("canary not promoted, tried again", error=str(error))
+            self._next_attempt = self._clock() + _AGAIN_SECONDS
+        finally:
+            self._promotion = None
+
+    async def _repair(self, replica: Replica, version: str) -> None:
+        try:
+            await self.load(version, (replica,))
+        except (LoadError, ModelUnknown, ModelUnusableError, CanaryError) as error:
+            _log.warning("model not loaded, tried again", replica=replica.name, error=str(error))
+
+    async def _unload(self, replica: Replica, version: str) -> None:
+        try:
+            await self._loader.unload(replica, version)
+        except LoadError as error:
+            _log.warning("model not unloaded", error=str(error))
+
+    async def _unload_later(self, replica: Replica, version: str) -> None:
+        await asyncio.sleep(self._settings.keep_previous_seconds)
+        if replica.wanted_version != version:
+            await self._unload(replica, version)
+
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        async def do() -> None:
+            try:
+                await work
+            except Exception:
+                _log.exception("canary's task failed")
+
+        task = asyncio.create_task(do())
+        self._repairs.add(task)
+        task.add_done_callback(self._repairs.discard)
+        return task
+
+    def _event(self, name: str, before: Canary, after: Canary, author: str, reason: str) -> packet_pb2.CanaryEvent:
+        """A turn, with the evidence of this moment."""
+        event = event_of(self.evidence, name, before, after, author, reason)
+        event.event_id, event.at_ns = self._new_id(), self._wall_clock_ns()
+        event.orders, event.instance_id = self.decisions, self._instance_id
+        return event
+
+    def keep_weighted(self, before: Canary, after: Canary, author: str, reason: str) -> None:
+        """Keeps that an operator set the canary's weight."""
+        self._keep(self._event("weighted", before, after, author, reason))
+
+    def _keep(self, event: packet_pb2.CanaryEvent) -> None:
+        self.events[event.event] += 1
+        log = _log.error if event.event == "rolled_back" else _log.warning
+        log(
+            "canary",
+            turn=event.event,
+            canary_id=event.canary_id,
+            version=event.model_version,
+            weight=event.weight,
+            verdict=event.verdict,
+            reason=event.reason,
+            decisions=event.orders,
+            author=event.author,
+        )
+        try:
+            self._journal.append(packet_pb2.JournalEntry(canary_event=event).SerializeToString(), even_if_full=True)
+        except JournalError as error:
+            _log.error("canary's turn not recorded", event_id=event.event_id, error=str(error))
+
+    def _wall_seconds(self) -> float:
+        return self._wall_clock_ns() / 1e9
+
+
+def _scored(pair: Pair) -> ScoredPair:
+    challenger, champion = pair.challenger, pair.champion
+    return ScoredPair(challenger.score, challenger.threshold, champion.score, champion.threshold)

@@ -1,0 +1,101 @@
+"""The model stage while a version is on trial: some flows ask it first, and nobody is worse off for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fallback.budget import BudgetSettings
+from fallback.order import Answer, Attempt, Case, held_against
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.batcher import Lane, Scored
+from server.inference.outcome import Outcome
+
+if TYPE_CHECKING:
+    from server.canary.plan import Canary
+    from server.inference.champion import Champion
+    from server.inference.replica import Replica
+
+
+class CanaryRouting:
+    """Asks the canary where the order's flow is one of its own, and else, or when it does not answer, the champion.
+
+    The canary gets no more time than leaves the champion an attempt, and is passed over where there is not as much or
+    its breaker is open. An order that it was asked for costs one attempt of the two that an order has.
+
+    Args:
+        replica: Where the canary is served.
+        champion: The model stage without a canary.
+        reserve_seconds: What an attempt at the champion takes at present.
+        budget_settings: How the time left is divided.
+        clock: Monotonic seconds, the event loop's own.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        champion: Champion,
+        reserve_seconds: Callable[[], float],
+        budget_settings: BudgetSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._replica = replica
+        self._champion = champion
+        self._reserve_seconds = reserve_seconds
+        self._share = budget_settings.first_attempt_share
+        self.observe: Callable[[bool], None] = lambda answered: None
+        """Told of every order that belongs to the canary: True when it answered."""
+        self._clock = clock
+        self.canary: Canary | None = None
+        """The version on trial; None without one."""
+        self.orders = 0
+        """Orders that belonged to a canary, since start."""
+        self.answered = 0
+        """Those that it answered."""
+
+    async def answer(self, case: Case) -> Answer | None:
+        """The canary's or the champion's answer, or None. Cancelling it harms no other caller."""
+        canary = self.canary
+        if canary is None or case.features is None or not canary.takes(case.order.instrument, case.order.strategy):
+            return await self._champion.answer(case)
+        answer = await self._ask(case, canary.model_version)
+        return answer if answer is not None else await self._champion.answer(case)
+
+    async def _ask(self, case: Case, version: str) -> Answer | None:
+        """One attempt at the canary; written into the ledger and the case."""
+        self.orders += 1
+        replica, now = self._replica, self._clock()
+        left = case.budget.for_models(now)
+        reserve = self._reserve_seconds()
+        allowed = min(left * self._share, left - reserve)
+        if (
+            allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
+            or not replica.available
+            or replica.batcher.full_for(Lane.CANARY)
+        ):
+            case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_CANARY_PASSED_OVER)
+            case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
+            if allowed >= reserve:  # else there is not even time for two such as the champion
+                self.observe(False)
+            return None
+        assert case.features is not None
+        payload = case.features.astype("<f4", copy=False).tobytes()
+        result = await replica.batcher.submit(payload, now + allowed, Lane.CANARY)
+        used = self._clock() - now
+        case.budget.charge(pb.STAGE_CANARY, allowed, used)
+        if isinstance(result, Scored) and result.model.version != version:
+            result = Outcome.BAD_ANSWER
+        if not isinstance(result, Scored):
+            case.attempts.append(Attempt(replica.name, result.value, used, ""))
+            case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
+            self.observe(False)
+            return None
+        self.answered += 1
+        self.observe(True)
+        model = result.model
+        attempt = Attempt(replica.name, Outcome.SUCCESS.value, used, version, result.batch_rows, result.batch_index)
+        case.attempts.append(attempt)
+        action, reason = held_against(result.score, model.threshold)
+        return Answer(
+            action, pb.SOURCE_CANARY, reason, result.score, model.threshold, model.name, version, model.expires_at
+        )

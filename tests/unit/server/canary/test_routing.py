@@ -1,0 +1,162 @@
+"""Orders of a canary's flows: it answers them, or the champion does in time; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from cases import new_case
+from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+
+from fallback.budget import BudgetSettings
+from fallback.order import Case
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.canary.plan import Canary
+from server.canary.routing import CanaryRouting
+from server.inference.batcher import BatcherSettings
+from server.inference.breaker import Mode
+from server.inference.champion import Champion
+from server.inference.outcome import Outcome
+from server.inference.retry_budget import RetryBudget, RetrySettings
+
+VERSION, OTHER = "bb" * 8, "cc" * 8
+CANARY = Canary.start("one", VERSION, "aa" * 8, (1.0,), "ann", "better", now=0.0)
+PASSED_OVER = [pb.DEGRADATION_CANARY_PASSED_OVER]
+
+
+class Desk:
+    """The model stage with a canary that takes every order."""
+
+    def __init__(self, canary: Script, champion: Script, batcher: BatcherSettings) -> None:
+        self.clock = asyncio.get_running_loop().time
+        self.canary = ScriptedReplica("challenger", canary, batcher)
+        self.primary = ScriptedReplica("primary", champion)
+        self.secondary = ScriptedReplica("secondary", champion)
+        budget = BudgetSettings()
+        retry = RetryBudget(RetrySettings(share=1, per_second=1_000), self.clock)
+        self.champion = Champion(self.primary, self.secondary, retry, False, budget, self.clock, lambda: 0.5)
+        self.routing = CanaryRouting(self.canary, self.champion, lambda: self.primary.latency.p95, budget, self.clock)
+        self.routing.canary = CANARY
+        self.observed: list[bool] = []
+        self.routing.observe = self.observed.append
+
+    def case(self, timeout_seconds: float = 0.05, strategy: str = "alpha") -> Case:
+        return new_case(arrived=self.clock(), timeout_seconds=timeout_seconds, strategy=strategy)
+
+
+@asynccontextmanager
+async def desk(
+    canary: Script, champion: Script | None = None, batcher: BatcherSettings | None = None
+) -> AsyncIterator[Desk]:
+    made = Desk(canary, champion or answers(0.25), batcher or BatcherSettings())
+    try:
+        yield made
+    finally:
+        for replica in (made.canary, made.primary, made.secondary):
+            await replica.batcher.close()
+
+
+async def test_the_canary_answers_an_order_of_its_flow() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        case = d.case()
+        answer = await d.routing.answer(case)
+        assert answer is not None
+        assert (answer.action, answer.source, answer.model_version) == (pb.ACTION_TRADE, pb.SOURCE_CANARY, VERSION)
+        assert case.degradations == []
+        assert [(one.replica, one.outcome) for one in case.attempts] == [("challenger", "success")]
+        assert [use[0] for use in case.budget.uses] == [pb.STAGE_CANARY]
+        assert (d.observed, d.primary.calls) == ([True], 0)
+
+
+async def test_other_flows_never_see_it() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        d.routing.canary = CANARY.weighted(0.3, held=True, now=0.0)
+        sources = set()
+        for number in range(40):
+            case = d.case(strategy=f"s{number}")
+            answer = await d.routing.answer(case)
+            assert answer is not None
+            taken = d.routing.canary.takes(case.order.instrument, case.order.strategy)
+            assert (answer.source == pb.SOURCE_CANARY) == taken
+            sources.add(answer.source)
+        assert sources == {pb.SOURCE_CANARY, pb.SOURCE_PRIMARY}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        hangs,
+        fails(Outcome.MODEL_ERROR),
+        fails(Outcome.BAD_ANSWER),
+        answers(float("nan"), version=VERSION),
+        answers(0.9, version=OTHER),
+    ],
+    ids=["hangs", "fails", "garbage", "nan", "other-version"],
+)
+async def test_the_champion_answers_in_time_for_a_canary_that_does_not(broken: Script) -> None:
+    async with desk(broken) as d:
+        for _ in range(5):
+            case = d.case()
+            answer = await d.routing.answer(case)
+            assert answer is not None
+            assert answer.source == pb.SOURCE_PRIMARY
+            assert case.degradations == PASSED_OVER
+            assert d.clock() < case.budget.deadline
+            assert len(case.attempts) <= 2
+        assert d.observed == [False] * 5
+
+
+async def test_an_order_has_two_attempts_the_canarys_included() -> None:
+    async with desk(fails(Outcome.MODEL_ERROR), fails(Outcome.MODEL_ERROR)) as d:
+        case = d.case()
+        assert await d.routing.answer(case) is None
+        assert [one.replica for one in case.attempts] == ["challenger", "primary"]
+        assert d.secondary.calls == 0
+
+
+async def test_a_canary_whose_breaker_is_open_costs_nothing_and_counts_as_its_failure() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        d.canary.breaker.force(Mode.FORCED_OPEN)
+        case = d.case()
+        answer = await d.routing.answer(case)
+        assert answer is not None
+        assert (answer.source, d.canary.calls, d.observed) == (pb.SOURCE_PRIMARY, 0, [False])
+        assert case.degradations == PASSED_OVER
+
+
+async def test_an_order_without_time_for_both_goes_to_the_champion_and_speaks_against_nobody() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        case = d.case(timeout_seconds=0.0075)
+        answer = await d.routing.answer(case)
+        assert answer is not None
+        assert (answer.source, d.canary.calls, d.observed) == (pb.SOURCE_PRIMARY, 0, [])
+
+
+async def test_an_order_without_features_is_nobodys_business() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        case = new_case(arrived=d.clock(), problem=pb.REASON_CODE_FEATURES_STALE)
+        assert await d.routing.answer(case) is None
+        assert (d.canary.calls, d.observed) == (0, [])
+
+
+async def test_its_orders_leave_before_shadow_rows() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        for _ in range(1_000):
+            d.canary.batcher.submit_shadow(bytes(100))
+        case = d.case()
+        answer = await d.routing.answer(case)
+        assert answer is not None
+        assert answer.source == pb.SOURCE_CANARY
+        assert case.attempts[0].batch_rows == 1
+
+
+async def test_a_caller_that_leaves_takes_its_row_along() -> None:
+    async with desk(hangs) as d:
+        call = asyncio.create_task(d.routing.answer(d.case()))
+        await asyncio.sleep(0.001)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert d.observed == []

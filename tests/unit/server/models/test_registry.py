@@ -1,0 +1,126 @@
+"""The model registry: versions by hash, aliases, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feature_cache import features
+from local.torchserve import archive
+from local.variants import inverted, late, recalibrated
+from server.audit.errors import ModelUnknown
+from server.models.registry import ModelUnusableError, Registry
+
+
+@pytest.fixture
+def registry(tmp_path: Path, model_store: Path) -> Registry:
+    shutil.copytree(model_store, tmp_path / "store")
+    return Registry(tmp_path / "store")
+
+
+def trained(registry: Registry, name: str) -> str:
+    version: str = json.loads((registry.root / f"{name}.json").read_text())["version"]
+    return version
+
+
+def test_every_version_is_listed_with_what_it_says_of_itself(registry: Registry) -> None:
+    records = {record.version: record for record in registry.records()}
+    assert set(records) == {trained(registry, "champion"), trained(registry, "challenger")}
+    for name in ("champion", "challenger"):
+        record = records[trained(registry, name)]
+        assert (record.name, record.problem, record.feature_set) == (name, "", features.VERSION)
+        assert record.canned_rows.shape == (16, features.N_FEATURES)
+        assert np.isnan(record.canned_rows[-1]).all()
+        assert ((record.canned_scores >= 0) & (record.canned_scores <= 1)).all()
+
+
+def test_an_alias_points_to_a_version_until_it_points_to_another(registry: Registry) -> None:
+    one, two = trained(registry, "champion"), trained(registry, "challenger")
+    assert registry.set_alias("champion", one) is None
+    assert registry.set_alias("champion", two) == one
+    assert registry.aliases() == {"champion": two}
+    assert registry.resolve("champion") == two
+    assert registry.resolve(one) == one
+
+
+@pytest.mark.parametrize("name", ["", "previous", "nobody", "00" * 8, "../../etc/passwd", "AB" * 8])
+def test_what_is_not_there_is_not_found(registry: Registry, name: str) -> None:
+    with pytest.raises(ModelUnknown):
+        registry.resolve(name)
+
+
+def test_an_alias_is_refused_to_what_is_unknown_damaged_or_of_another_feature_set(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = trained(registry, "champion")
+    with pytest.raises(ValueError, match="one of"):
+        registry.set_alias("favourite", version)
+    with pytest.raises(ModelUnknown):
+        registry.set_alias("champion", "00" * 8)
+    with registry.path("22" * 8).open("wb") as file:
+        file.write(b"no zip")
+    assert {record.version for record in registry.records() if record.problem} == {"22" * 8}
+    with pytest.raises(ModelUnusableError, match="unreadable"):
+        registry.set_alias("champion", "22" * 8)
+    monkeypatch.setattr(features, "FINGERPRINT", features.FINGERPRINT ^ 1)
+    with pytest.raises(ModelUnusableError, match="it wants features mf1"):
+        registry.set_alias("champion", version)
+    assert registry.aliases() == {}
+
+
+def test_an_archive_under_another_versions_name_is_not_that_version(registry: Registry) -> None:
+    shutil.copy(registry.path(trained(registry, "champion")), registry.path("11" * 8))
+    assert "its name says" in registry.describe("11" * 8).problem
+
+
+def test_a_reader_never_sees_half_an_alias(registry: Registry) -> None:
+    versions = [trained(registry, "champion"), trained(registry, "challenger")]
+    registry.set_alias("champion", versions[0])
+    done = threading.Event()
+
+    def change() -> None:
+        for number in range(40):
+            registry.set_alias("champion", versions[number % 2])
+        done.set()
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        seen.add(registry.aliases().get("champion"))
+    writer.join()
+    assert seen <= set(versions)
+
+
+def test_a_replica_starts_with_the_alias_and_else_with_what_was_trained(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = trained(registry, "champion"), trained(registry, "challenger")
+    assert archive(registry.root, "champion") == registry.path(one)
+    registry.set_alias("champion", two)
+    assert archive(registry.root, "champion") == registry.path(two)
+    registry.path(one).unlink()
+    registry.path(two).unlink()
+    assert archive(registry.root, "champion") == registry.root / "champion.mar"
+
+
+def test_variants_are_sound_versions_that_differ_in_one_thing(registry: Registry) -> None:
+    first = registry.usable(trained(registry, "champion"))
+    surer, mirrored, slow = (
+        registry.usable(version)
+        for version in (
+            recalibrated(registry, first.version),
+            inverted(registry, first.version),
+            late(registry, first.version, 0.02),
+        )
+    )
+    assert len({first.version, surer.version, mirrored.version, slow.version}) == 4
+    np.testing.assert_allclose(mirrored.canned_scores, 1 - first.canned_scores, atol=1e-6)
+    np.testing.assert_array_equal(slow.canned_scores, first.canned_scores)
+    assert 0 < np.abs(surer.canned_scores - first.canned_scores).max() < 0.02
+    assert recalibrated(registry, first.version) == surer.version, "the same change gives the same version"
