@@ -32,7 +32,6 @@ from feature_cache.cluster import open_store
 from feature_cache.l1 import FeatureCache
 from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.decision.v1 import decision_pb2_grpc
 from server.admission import Admission
 from server.audit.errors import JournalError
 from server.audit.journal import Journal
@@ -418,13 +417,13 @@ async def _open_decisions(
     if envoy is None:
         interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
         server = _grpc_server(settings, interceptors, metrics.errors)
-        decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, server)
+        servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         return await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at), partial(_end, server)
     limits = settings.grpc.max_message_bytes, settings.grpc.read_seconds
     application = GrpcApplication(*limits, servicer.not_sent, metrics.errors, clock)
     # As generated code sees it, the application is a server.
-    decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, cast("grpc.aio.Server", application))
+    servicer.add_to(cast("grpc.aio.Server", application))
     _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
     await stack.enter_async_context(_background(application.run(), "calls", stop))
     envoy.serve(application)

@@ -14,6 +14,7 @@ from server.errors import KeyReusedError, OverloadedError
 
 if TYPE_CHECKING:
     from pretrade.decision.v1 import decision_pb2 as pb
+    from server.record import Decided
 
 
 class IdempotencySettings(BaseModel):
@@ -30,7 +31,7 @@ class IdempotencySettings(BaseModel):
 class _Entry:
     __slots__ = ("decision", "digest", "expires")
 
-    def __init__(self, digest: bytes, decision: asyncio.Future[pb.Decision], expires: float) -> None:
+    def __init__(self, digest: bytes, decision: asyncio.Future[Decided], expires: float) -> None:
         self.digest = digest
         self.decision = decision
         self.expires = expires
@@ -50,7 +51,7 @@ class IdempotencyWindow:
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def once(self, order: pb.Order, deadline: float, decide: Callable[[], Awaitable[pb.Decision]]) -> pb.Decision:
+    async def once(self, order: pb.Order, deadline: float, decide: Callable[[], Awaitable[Decided]]) -> Decided:
         """The decision of the first call with this key; makes it with `decide` if this is the first.
 
         A call that fails or is cancelled leaves the key free again, and a repeat that was waiting for it then decides
@@ -75,7 +76,7 @@ class IdempotencyWindow:
                 return entry.decision.result()
         if len(self._entries) >= self._settings.max_keys:
             raise OverloadedError("TOO_MANY_IDEMPOTENCY_KEYS", f"{self._settings.max_keys} keys are remembered")
-        future: asyncio.Future[pb.Decision] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
         self._entries[key] = _Entry(digest, future, self._clock() + self._settings.window_seconds)
         try:
             decision = await decide()
