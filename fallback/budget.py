@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
 
+Use = tuple[pb.Stage.ValueType, float, float, pb.Degradation.ValueType]
+"""(stage, seconds allowed, seconds used, why it was skipped or UNSPECIFIED)."""
+
 
 class BudgetSettings(BaseModel):
     """How a decision's time is divided."""
@@ -38,8 +41,8 @@ class Budget:
         self.deadline = deadline
         self.reserve_seconds = reserve_seconds
         """What model attempts may not touch."""
-        self.uses: list[tuple[pb.Stage.ValueType, float, float, pb.Degradation.ValueType]] = []
-        """(stage, seconds allowed, seconds used, why it was skipped or UNSPECIFIED) in the order of the stages."""
+        self.uses: list[Use] = []
+        """In the order of the stages."""
 
     @property
     def allowed(self) -> float:

@@ -122,4 +122,4 @@ def for_sell(values: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         A new float32[..., N_FEATURES].
     """
-    return values[..., _SELL_ORDER] * _SELL_SIGN
+    return values.take(_SELL_ORDER, axis=-1) * _SELL_SIGN

@@ -32,7 +32,6 @@ from feature_cache.cluster import open_store
 from feature_cache.l1 import FeatureCache
 from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.decision.v1 import decision_pb2_grpc
 from server.admission import Admission
 from server.audit.errors import JournalError
 from server.audit.journal import Journal
@@ -489,7 +488,7 @@ async def _open_decisions(
     if envoy is None:
         interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
         server = _grpc_server(settings, (*interceptors, *_access(security, "decision")), metrics.errors)
-        decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, server)
+        servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
         port = await _listen(stack, server, health_servicer, (DECISION_SERVICE,), at, credentials)
@@ -498,7 +497,7 @@ async def _open_decisions(
     access = security.access("decision")
     application = GrpcApplication(*limits, servicer.not_sent, metrics, clock, time.time, access)
     # As generated code sees it, the application is a server.
-    decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, cast("grpc.aio.Server", application))
+    servicer.add_to(cast("grpc.aio.Server", application))
     _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
     await stack.enter_async_context(_background(application.run(), "calls", stop))
     await stack.enter_async_context(_background(envoy.watch_gate(admission, metrics), "gate", stop))

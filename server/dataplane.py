@@ -15,10 +15,11 @@ from fallback.order import Answer, Case, Order
 from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
-from server import record
 from server.audit.errors import JournalError
+from server.deadlines import Deadlines
 from server.errors import DeadlineError
 from server.inference.latency import LatencyWindow
+from server.record import CHAMPION_SOURCES, Decided, is_from_model
 
 if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
@@ -104,12 +105,13 @@ class DataPlane:
         self._fallback_reserve_seconds = budget_settings.fallback_reserve_seconds
         self._audit_reserve_seconds = budget_settings.audit_reserve_seconds
         self._audit_times = LatencyWindow(clock, prior_seconds=0.0)
+        self._audit_deadlines = Deadlines(clock)
         self._log_decisions = log_decisions
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
         self._new_id = new_id
 
-    async def decide(self, order: Order, arrived: float, timeout_seconds: float | None) -> pb.Decision:
+    async def decide(self, order: Order, arrived: float, timeout_seconds: float | None) -> Decided:
         """The decision of one order, durable when this returns.
 
         Args:
@@ -151,7 +153,7 @@ class DataPlane:
         recent = min(self._audit_times.p95 + self._reply_reserve_seconds, allowed_seconds / 2)
         return self._fallback_reserve_seconds + max(self._audit_reserve_seconds, recent)
 
-    async def _decide(self, order: Order, budget: Budget) -> pb.Decision:
+    async def _decide(self, order: Order, budget: Budget) -> Decided:
         """Life of a request, a line a step."""
         case = Case(order, budget)
         if self._control_stale():
@@ -160,9 +162,9 @@ class DataPlane:
         self._look_up_features(case)
         answer = await self._chain.decide(case)
         action, reasons = self._guards.apply(case, answer)
-        decision = await self._make_durable(case, answer, action, reasons)
-        self._after(case, answer, decision)
-        return decision
+        decided = await self._make_durable(case, answer, action, reasons)
+        self._after(case, answer, decided)
+        return decided
 
     def _look_up_features(self, case: Case) -> None:
         """Fills in what is known of the instrument. Missing or stale features are a degradation, not an error."""
@@ -197,84 +199,80 @@ class DataPlane:
 
     async def _make_durable(
         self, case: Case, answer: Answer, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType]
-    ) -> pb.Decision:
+    ) -> Decided:
         """Writes the packet and returns the decision once it is on disk; ABSTAIN where that fails or takes too long."""
         started = self._clock()
         durable_until = case.budget.deadline - self._reply_reserve_seconds
-        decision = record.decision(case, answer, action, reasons, self._new_id(), started, time.time_ns())
+        decided = Decided(
+            case, answer, action, reasons, self._new_id(), started, time.time_ns(), self._packets.control_version
+        )
         try:
-            async with asyncio.timeout_at(durable_until):
-                await self._journal.append(self._packets.packet(case, answer, decision, started))
+            durable = self._journal.append(self._packets.packet(case, answer, decided, started))
+            self._audit_deadlines.watch(durable, durable_until, late=False)
+            if not await durable:
+                # The packet may still become durable, as the decision that was not given: the note says what was.
+                self._note_reply(decided, "audit_late")
+                decided.abstain(pb.REASON_CODE_AUDIT_LATE)
         except JournalError:
-            self._abstain_unaudited(decision, pb.REASON_CODE_AUDIT_UNAVAILABLE)
-        except TimeoutError:
-            # The packet may still become durable, as the decision that was not given: the note says what was.
-            self._note_reply(decision, "audit_late")
-            self._abstain_unaudited(decision, pb.REASON_CODE_AUDIT_LATE)
+            decided.abstain(pb.REASON_CODE_AUDIT_UNAVAILABLE)
         except asyncio.CancelledError:
-            self._note_reply(decision, "cancelled")
+            self._note_reply(decided, "cancelled")
             raise
         now = self._clock()
         self._audit_times.add(now - started)
-        record.charge_audit(decision, case.budget, durable_until - started, started, now)
+        decided.charge_audit(case.budget, durable_until - started, started, now)
         if now >= case.budget.deadline:
             self._metrics.late += 1
             self._admission.dropped(case.budget.allowed)
-            self._note_reply(decision, "deadline")
+            self._note_reply(decided, "deadline")
             raise DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
-        return decision
+        return decided
 
-    @staticmethod
-    def _abstain_unaudited(decision: pb.Decision, reason: pb.ReasonCode.ValueType) -> None:
-        """No durable audit, no trade."""
-        decision.action = pb.ACTION_ABSTAIN
-        decision.reasons.append(reason)
-
-    def cancelled(self, decision: pb.Decision) -> None:
+    def cancelled(self, decided: Decided) -> None:
         """Takes back a decision whose caller did not wait for it, unless a repeat of the call may hear it."""
         self._metrics.cancelled += 1
-        if not self._idempotency.remembers(decision.decision_id):
-            self._note_reply(decision, "cancelled")
+        if not self._idempotency.remembers(decided.decision_id):
+            self._note_reply(decided, "cancelled")
 
-    def late(self, decision: pb.Decision) -> None:
+    def late(self, decided: Decided) -> None:
         """Takes back a decision that could not be sent before its deadline."""
         self._metrics.late += 1
-        self._note_reply(decision, "deadline")
+        self._note_reply(decided, "deadline")
 
-    def _note_reply(self, decision: pb.Decision, cause: str) -> None:
+    def _note_reply(self, decided: Decided, cause: str) -> None:
         """Notes in the journal that this decision was not the reply; nobody waits for the note."""
         with contextlib.suppress(JournalError):
-            self._journal.append(self._packets.unconfirmed(decision.decision_id, cause), even_if_full=True)
+            self._journal.append(self._packets.unconfirmed(decided.decision_id, cause), even_if_full=True)
 
-    def _after(self, case: Case, answer: Answer, decision: pb.Decision) -> None:
+    def _after(self, case: Case, answer: Answer, decided: Decided) -> None:
         """What can wait until the decision is durable: cached score, shadow, admission, metrics, the debug line."""
-        if answer.source in record.CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decision.reasons):
+        if answer.source in CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decided.reasons):
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
-            self._cached_scores.remember(case, answer, decision.decision_id)
+            self._cached_scores.remember(case, answer, decided.decision_id)
         if case.features is not None and self._shadow_on():
-            self._shadow.mirror(case, answer, decision.decision_id)
+            self._shadow.mirror(case, answer, decided.decision_id)
         now = self._clock()
-        if not record.is_from_model(answer.source) and not _OUT_OF_TIME.isdisjoint(case.degradations):
+        if not is_from_model(answer.source) and not _OUT_OF_TIME.isdisjoint(case.degradations):
             self._admission.dropped(case.budget.allowed)
         else:
             self._admission.answered(now - case.budget.arrived)
-        self._metrics.observe(case, decision, now)
+        self._metrics.observe(case, decided, now)
         if self._log_decisions:
-            _log_decision(case, decision)
+            _log_decision(case, decided)
 
 
-def _log_decision(case: Case, decision: pb.Decision) -> None:
+def _log_decision(case: Case, decided: Decided) -> None:
     """The canonical line of one decision."""
     _log.debug(
         "decision",
-        decision_id=decision.decision_id,
-        order_ref=decision.order_ref,
+        decision_id=decided.decision_id,
+        order_ref=decided.order_ref,
         strategy=case.order.strategy,
         instrument=case.order.instrument,
-        action=pb.Action.Name(decision.action),
-        source=pb.Source.Name(decision.source),
-        reasons=[pb.ReasonCode.Name(reason) for reason in decision.reasons],
-        degradations=[pb.Degradation.Name(degradation) for degradation in decision.degradations],
-        used_us=decision.budget.used_us,
+        action=pb.Action.Name(decided.action),
+        source=pb.Source.Name(decided.source),
+        reasons=[pb.ReasonCode.Name(reason) for reason in decided.reasons],
+        degradations=[pb.Degradation.Name(degradation) for degradation in case.degradations],
+        used_us=decided.used_us,
     )

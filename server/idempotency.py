@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import KeyReusedError, OverloadedError
+from server.record import Decided
 from server.shared_keys import BusyError, Claim, SharedKeys
 
 _ASK_AGAIN_SECONDS: Final = 0.001
@@ -37,7 +38,7 @@ class IdempotencySettings(BaseModel):
 class _Entry:
     __slots__ = ("decision", "digest", "expires")
 
-    def __init__(self, digest: bytes, decision: asyncio.Future[pb.Decision], expires: float) -> None:
+    def __init__(self, digest: bytes, decision: asyncio.Future[Decided], expires: float) -> None:
         self.digest = digest
         self.decision = decision
         self.expires = expires
@@ -66,7 +67,7 @@ class IdempotencyWindow:
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def once(self, order: pb.Order, deadline: float, decide: Callable[[], Awaitable[pb.Decision]]) -> pb.Decision:
+    async def once(self, order: pb.Order, deadline: float, decide: Callable[[], Awaitable[Decided]]) -> Decided:
         """The decision of the first call with this key; makes it with `decide` if this is the first.
 
         A call that fails or is cancelled leaves the key free again, and a repeat that was waiting for it then decides
@@ -91,7 +92,7 @@ class IdempotencyWindow:
                 return entry.decision.result()
         if len(self._entries) >= self._settings.max_keys:
             raise OverloadedError("TOO_MANY_IDEMPOTENCY_KEYS", f"{self._settings.max_keys} keys are remembered")
-        future: asyncio.Future[pb.Decision] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
         self._entries[key] = _Entry(digest, future, self._clock() + self._settings.window_seconds)
         try:
             if self._shared is None:
@@ -112,8 +113,8 @@ class IdempotencyWindow:
         key: str,
         digest: bytes,
         deadline: float,
-        decide: Callable[[], Awaitable[pb.Decision]],
-    ) -> pb.Decision:
+        decide: Callable[[], Awaitable[Decided]],
+    ) -> Decided:
         """The decision of whichever process was first."""
         while True:
             with contextlib.suppress(BusyError):
@@ -122,17 +123,16 @@ class IdempotencyWindow:
             await self._a_moment(deadline)
         if not isinstance(found, Claim):
             self.repeated += 1
-            return pb.Decision.FromString(found)
+            return Decided.repeated(found)
         try:
             decision = await decide()
         except BaseException:
             with contextlib.suppress(BusyError):  # then it is free when its deadline has passed
                 shared.release(found)
             raise
-        wire = decision.SerializeToString()
         while True:
             with contextlib.suppress(BusyError):
-                shared.decided(found, wire)
+                shared.decided(found, decision.wire)
                 return decision
             await self._a_moment(deadline)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from server.inference.replica import Replica
     from server.inference.shadow import Shadow
     from server.loop_lag import LoopLag
+    from server.record import Decided
     from server.security.security import Security
 
 LATENCY_EDGES_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.010, 0.025, 0.050, 0.100, 0.250, 1.0)
@@ -96,10 +97,10 @@ class DecisionMetrics:
         self.errors: Counter[str] = Counter({"INTERNAL": 0})
         """Calls that got no decision, by reason."""
 
-    def observe(self, case: Case, decision: pb.Decision, now: float) -> None:
+    def observe(self, case: Case, decided: Decided, now: float) -> None:
         """Counts one decision that is about to be sent."""
-        self.decisions[decision.source, decision.action] += 1
-        for reason in decision.reasons:
+        self.decisions[decided.source, decided.action] += 1
+        for reason in decided.reasons:
             self.reasons[reason] += 1
         for degradation in case.degradations:
             self.degradations[degradation] += 1

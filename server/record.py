@@ -1,19 +1,29 @@
-"""Puts a decision into the contract's words: the reply and the audit packet."""
+"""Puts a decision into the contract's words: the reply and the audit packet.
+
+Both are written as bytes, and only once: the packet holds those of the reply. What the caller gets differs from what
+was recorded by its ledger alone, which then also says what the audit cost.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState
+from server.protowire import prefixed, template, varint
 
 if TYPE_CHECKING:
-    from fallback.budget import Budget
-    from fallback.order import Answer, Case
+    from fallback.budget import Budget, Use
+    from fallback.order import Answer, Attempt, Case
+    from feature_cache.codec import FeatureSnapshot
 
 _BOOK_AGE = features.INDEX["book_age_ms"]
 _BOOK_STATES = {
@@ -23,104 +33,192 @@ _BOOK_STATES = {
 }
 CHAMPION_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
 _MODEL_SOURCES = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
+_double: Final = struct.Struct("<d").pack
+_float: Final = struct.Struct("<f").pack
+
+_OUTCOME: Final = template(pb.Decision.DESCRIPTOR, "decision_id", "order_ref", "action", "reasons")
+_MODEL: Final = template(pb.Decision.DESCRIPTOR, "source", "model_name", "model_version")
+_SCORE: Final = template(pb.Decision.DESCRIPTOR, "score", "threshold")
+_DEGRADATIONS: Final = template(pb.Decision.DESCRIPTOR, "degradations")
+_FEATURE_AGE: Final = template(pb.Decision.DESCRIPTOR, "feature_age")
+_DECIDED_AT: Final = template(pb.Decision.DESCRIPTOR, "decided_at", "control_version")
+_LEDGER: Final = template(pb.Decision.DESCRIPTOR, "budget")
+_BUDGET: Final = template(pb.Budget.DESCRIPTOR, "allowed_us", "used_us")
+_USES: Final = template(pb.Budget.DESCRIPTOR, "stages")
+_USE: Final = template(pb.StageUse.DESCRIPTOR, "stage", "allowed_us", "used_us")
+_SKIPPED: Final = template(pb.StageUse.DESCRIPTOR, "skipped")
+_INSTANT: Final = template(Timestamp.DESCRIPTOR, "seconds", "nanos")
+"""A `Duration` has the same fields."""
+
+_ENTRY: Final = template(packet_pb2.JournalEntry.DESCRIPTOR, "decision")
+_PACKET: Final = template(
+    packet_pb2.DecisionPacket.DESCRIPTOR, "order", "decision", "arrived_monotonic_ns", "decided_monotonic_ns"
+)
+_MODEL_INPUT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "model_input", "feature_set_id")
+_PROVENANCE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "features")
+_FROM_CALLER: Final = template(packet_pb2.FeatureProvenance.DESCRIPTOR, "from_caller") % varint(True)
+_KNOWN: Final = template(
+    packet_pb2.FeatureProvenance.DESCRIPTOR, "sequence", "event_time_ns", "book_state", "book_age_ms"
+)
+_AGE: Final = template(packet_pb2.FeatureProvenance.DESCRIPTOR, "age_us", "age_seconds")
+_ATTEMPTS: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "attempts")
+_ATTEMPT: Final = template(packet_pb2.Attempt.DESCRIPTOR, "replica", "outcome", "model_version")
+_ATTEMPT_COST: Final = template(packet_pb2.Attempt.DESCRIPTOR, "used_us", "batch_rows", "batch_index")
+_SERVER: Final = template(
+    packet_pb2.DecisionPacket.DESCRIPTOR, "instance_id", "config_hash", "durability", "trading_state"
+)
+_FLAG_ON: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "flags_on")
+_CHAIN_STAGE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chain_stages")
+_MID: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "mid_price")
+_SOURCE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_from_decision_id", "model_expires_at")
 
 
-def decision(
-    case: Case,
-    answer: Answer,
-    action: pb.Action.ValueType,
-    reasons: list[pb.ReasonCode.ValueType],
-    decision_id: str,
-    now: float,
-    wall_ns: int,
-) -> pb.Decision:
-    """The decision at the monotonic instant `now`, without the cost of what follows (audit and reply)."""
-    message = pb.Decision(
-        decision_id=decision_id,
-        order_ref=case.order.message.order_ref,
-        action=action,
-        source=answer.source,
-        reasons=reasons,
-        degradations=case.degradations,
-        model_name=answer.model_name,
-        model_version=answer.model_version,
+class Decided:
+    """A decision, ready to be recorded and sent.
+
+    `wire` is the serialised `Decision`. It holds the ledger as it is: up to now in the packet, with the audit's cost in
+    the reply.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_rest",
+        "_uses",
+        "action",
+        "allowed_us",
+        "decision_id",
+        "order_ref",
+        "reasons",
+        "source",
+        "used_us",
+        "wire",
     )
-    if not math.isnan(answer.score):
-        message.score = answer.score
-        message.threshold = answer.threshold
-    if not math.isnan(case.feature_age_seconds):
-        message.feature_age.FromNanoseconds(int(case.feature_age_seconds * 1e9))
-    message.decided_at.seconds, message.decided_at.nanos = divmod(wall_ns, 1_000_000_000)
-    budget = message.budget
-    budget.allowed_us = _microseconds(case.budget.allowed)
-    for use in case.budget.uses:
-        _add_use(budget, use)
-    budget.used_us = _microseconds(now - case.budget.arrived)
-    return message
 
+    def __init__(
+        self,
+        case: Case,
+        answer: Answer,
+        action: pb.Action.ValueType,
+        reasons: list[pb.ReasonCode.ValueType],
+        decision_id: str,
+        now: float,
+        wall_ns: int,
+        control_version: int = 0,
+    ) -> None:
+        """The decision at the monotonic instant `now`, without the cost of what follows (audit and reply)."""
+        self.decision_id = decision_id
+        self.order_ref = case.order.message.order_ref
+        self.action = action
+        self.source = answer.source
+        self.reasons = reasons
+        seconds, nanos = divmod(wall_ns, 1_000_000_000)
+        rest = _model(answer.source, answer.model_name, answer.model_version) + _DECIDED_AT % (
+            prefixed(_INSTANT % (varint(seconds), varint(nanos))),
+            varint(control_version),
+        )
+        if not math.isnan(answer.score):
+            rest += _SCORE % (_double(answer.score), _double(answer.threshold))
+        if not math.isnan(case.feature_age_seconds):
+            rest += _FEATURE_AGE % prefixed(_duration(int(case.feature_age_seconds * 1e9)))
+        if case.degradations:
+            rest += _DEGRADATIONS % prefixed(bytes(case.degradations))
+        self._rest = rest
+        budget = case.budget
+        self._arrived = budget.arrived
+        self.allowed_us = _microseconds(budget.allowed)
+        self._uses = b"".join(map(_use, budget.uses))
+        self._write(now)
 
-def charge_audit(message: pb.Decision, budget: Budget, allowed: float, started: float, now: float) -> None:
-    """Adds the cost of the durable audit to the ledger and the reply."""
-    budget.charge(pb.STAGE_AUDIT, allowed, now - started)
-    _add_use(message.budget, budget.uses[-1])
-    message.budget.used_us = _microseconds(now - budget.arrived)
+    @classmethod
+    def repeated(cls, wire: bytes) -> Decided:
+        """A decision made before, by another process perhaps; nothing is charged to it."""
+        message = pb.Decision.FromString(wire)
+        decided = cls.__new__(cls)
+        decided.decision_id = message.decision_id
+        decided.order_ref = message.order_ref
+        decided.action = message.action
+        decided.source = message.source
+        decided.reasons = list(message.reasons)
+        decided.allowed_us = message.budget.allowed_us
+        decided.used_us = message.budget.used_us
+        decided.wire = wire
+        return decided
+
+    def charge_audit(self, budget: Budget, allowed: float, started: float, now: float) -> None:
+        """Adds the cost of the durable audit to the ledger and the reply."""
+        budget.charge(pb.STAGE_AUDIT, allowed, now - started)
+        self._uses += _use(budget.uses[-1])
+        self._write(now)
+
+    def abstain(self, reason: pb.ReasonCode.ValueType) -> None:
+        """Makes it an abstention, for one reason more; to be followed by `charge_audit`."""
+        self.action = pb.ACTION_ABSTAIN
+        self.reasons.append(reason)
+
+    def _write(self, now: float) -> None:
+        self.used_us = _microseconds(now - self._arrived)
+        ledger = _BUDGET % (varint(self.allowed_us), varint(self.used_us)) + self._uses
+        self.wire = b"".join(
+            (
+                _OUTCOME
+                % (
+                    prefixed(self.decision_id.encode()),
+                    prefixed(self.order_ref.encode()),
+                    varint(self.action),
+                    prefixed(bytes(self.reasons)),
+                ),
+                self._rest,
+                _LEDGER % prefixed(ledger),
+            )
+        )
 
 
 class PacketWriter:
-    """Fills audit packets; holds what all packets of this process share."""
+    """Writes audit packets; holds what all packets of this process share."""
 
     def __init__(self, instance_id: str, config_hash: str, durability: str, control: ControlState) -> None:
         self._instance_id = instance_id
         self._config_hash = config_hash
         self._durability = durability
         self._control = control
+        self._known: dict[str, tuple[FeatureSnapshot, bytes]] = {}
+        """The newest snapshot of an instrument, and what packets say of it."""
 
-    def packet(self, case: Case, answer: Answer, message: pb.Decision, now: float) -> bytes:
-        """The serialized journal entry of a decision made at the monotonic instant `now`."""
-        message.control_version = self._control.version
-        entry = packet_pb2.JournalEntry()
-        packet = entry.decision
-        packet.order.CopyFrom(case.order.message)
-        packet.decision.CopyFrom(message)
+    def packet(self, case: Case, answer: Answer, decided: Decided, now: float) -> bytes:
+        """The serialised journal entry of a decision made at the monotonic instant `now`."""
+        parts = [
+            _PACKET
+            % (
+                prefixed(case.order.message.SerializeToString()),
+                prefixed(decided.wire),
+                varint(int(case.budget.arrived * 1e9)),
+                varint(int(now * 1e9)),
+            ),
+            self._server(),
+            _stages(tuple(case.stages)),
+        ]
         if case.features is not None:
-            packet.model_input = case.features.tobytes()
-            packet.feature_set_id = features.FEATURE_SET_ID
-        if case.order.caller_features is not None:
-            packet.features.from_caller = True
-        snapshot = case.snapshot
-        if snapshot is not None:
-            provenance = packet.features
-            provenance.sequence = snapshot.sequence
-            provenance.event_time_ns = snapshot.event_time_ns
-            provenance.age_us = int(case.snapshot_age_seconds * 1e6)
-            provenance.age_seconds = case.snapshot_age_seconds
-            provenance.book_state = _BOOK_STATES[snapshot.state]
-            provenance.book_age_ms = snapshot.values[_BOOK_AGE]
-        for attempt in case.attempts:
-            packet.attempts.add(
-                replica=attempt.replica,
-                outcome=attempt.outcome,
-                used_us=_microseconds(attempt.used_seconds),
-                model_version=attempt.model_version,
-                batch_rows=attempt.batch_rows,
-                batch_index=attempt.batch_index,
-            )
-        packet.arrived_monotonic_ns = int(case.budget.arrived * 1e9)
-        packet.decided_monotonic_ns = int(now * 1e9)
-        packet.instance_id = self._instance_id
-        packet.config_hash = self._config_hash
-        packet.trading_state = self._control.trading_state_name
-        packet.flags_on.extend(self._control.flags_on)
-        packet.chain_stages.extend(case.stages)
-        packet.durability = self._durability
+            parts.append(_MODEL_INPUT % (prefixed(case.features.tobytes()), _FEATURE_SET))
+        provenance = b"" if case.order.caller_features is None else _FROM_CALLER
+        if case.snapshot is not None:
+            age = _AGE % (varint(int(case.snapshot_age_seconds * 1e6)), _double(case.snapshot_age_seconds))
+            provenance += self._about(case.snapshot) + age
+        if provenance:
+            parts.append(_PROVENANCE % prefixed(provenance))
+        parts.extend(map(_attempt, case.attempts))
         if not math.isnan(case.mid):
-            packet.mid_price = case.mid
-        packet.cached_from_decision_id = answer.cached_from
-        packet.model_expires_at = answer.model_expires_at
-        return entry.SerializeToString()
+            parts.append(_MID % _double(case.mid))
+        if answer.cached_from or answer.model_expires_at:
+            parts.append(_SOURCE % (prefixed(answer.cached_from.encode()), varint(answer.model_expires_at)))
+        return _ENTRY % prefixed(b"".join(parts))
+
+    @property
+    def control_version(self) -> int:
+        """Version of the control state that decisions are made under."""
+        return self._control.version
 
     def settings(self, settings_json: str, software_version: str, wall_ns: int) -> bytes:
-        """The serialized journal entry of the settings that packets name by their hash."""
+        """The serialised journal entry of the settings that packets name by their hash."""
         return packet_pb2.JournalEntry(
             settings=packet_pb2.SettingsInForce(
                 config_hash=self._config_hash,
@@ -133,10 +231,30 @@ class PacketWriter:
 
     @staticmethod
     def unconfirmed(decision_id: str, cause: str) -> bytes:
-        """The serialized journal entry that marks a decision's reply as unconfirmed."""
+        """The serialised journal entry that marks a decision's reply as unconfirmed."""
         return packet_pb2.JournalEntry(
             reply_unconfirmed=packet_pb2.ReplyUnconfirmed(decision_id=decision_id, cause=cause)
         ).SerializeToString()
+
+    def _server(self) -> bytes:
+        """What holds for all packets while the control state is what it is."""
+        control = self._control
+        return _server(
+            self._instance_id, self._config_hash, self._durability, control.trading_state_name, tuple(control.flags_on)
+        )
+
+    def _about(self, snapshot: FeatureSnapshot) -> bytes:
+        """What the server knew of the instrument: the same until its next snapshot."""
+        known = self._known.get(snapshot.instrument)
+        if known is None or known[0] is not snapshot:
+            about = _KNOWN % (
+                varint(snapshot.sequence),
+                varint(snapshot.event_time_ns),
+                varint(_BOOK_STATES[snapshot.state]),
+                _float(snapshot.values[_BOOK_AGE]),
+            )
+            known = self._known[snapshot.instrument] = (snapshot, about)
+        return known[1]
 
 
 def is_from_model(source: pb.Source.ValueType) -> bool:
@@ -144,9 +262,57 @@ def is_from_model(source: pb.Source.ValueType) -> bool:
     return source in _MODEL_SOURCES
 
 
-def _add_use(message: pb.Budget, use: tuple[pb.Stage.ValueType, float, float, pb.Degradation.ValueType]) -> None:
+_FEATURE_SET: Final = prefixed(features.FEATURE_SET_ID.encode())
+
+
+@lru_cache(maxsize=256)
+def _model(source: pb.Source.ValueType, name: str, version: str) -> bytes:
+    return _MODEL % (varint(source), prefixed(name.encode()), prefixed(version.encode()))
+
+
+@lru_cache(maxsize=256)
+def _server(
+    instance_id: str,
+    config_hash: str,
+    durability: str,
+    trading_state: str,
+    flags_on: tuple[str, ...],
+) -> bytes:
+    texts = (instance_id, config_hash, durability, trading_state)
+    flags = (_FLAG_ON % prefixed(flag.encode()) for flag in flags_on)
+    return b"".join((_SERVER % tuple(prefixed(one.encode()) for one in texts), *flags))
+
+
+@lru_cache(maxsize=256)
+def _stages(names: tuple[str, ...]) -> bytes:
+    return b"".join(_CHAIN_STAGE % prefixed(name.encode()) for name in names)
+
+
+@lru_cache(maxsize=256)
+def _attempt_head(replica: str, outcome: str, model_version: str) -> bytes:
+    return _ATTEMPT % tuple(prefixed(one.encode()) for one in (replica, outcome, model_version))
+
+
+def _attempt(attempt: Attempt) -> bytes:
+    cost = _ATTEMPT_COST % (
+        varint(_microseconds(attempt.used_seconds)),
+        varint(attempt.batch_rows),
+        varint(attempt.batch_index),
+    )
+    return _ATTEMPTS % prefixed(_attempt_head(attempt.replica, attempt.outcome, attempt.model_version) + cost)
+
+
+def _use(use: Use) -> bytes:
     stage, allowed, used, skipped = use
-    message.stages.add(stage=stage, allowed_us=_microseconds(allowed), used_us=_microseconds(used), skipped=skipped)
+    content = _USE % (varint(stage), varint(_microseconds(allowed)), varint(_microseconds(used)))
+    return _USES % prefixed(content + _SKIPPED % varint(skipped) if skipped else content)
+
+
+def _duration(nanoseconds: int) -> bytes:
+    """Seconds and nanoseconds, both with the sign of the whole."""
+    seconds, nanos = divmod(abs(nanoseconds), 1_000_000_000)
+    sign = -1 if nanoseconds < 0 else 1
+    return _INSTANT % (varint(sign * seconds), varint(sign * nanos))
 
 
 def _microseconds(seconds: float) -> int:

@@ -96,10 +96,10 @@ class Desk:
         answer = await self._chain.decide(case)
         action, reasons = self._guards.apply(case, answer)
         decision_id = f"decision-{len(self.packets):05}"
-        message = record.decision(case, answer, action, reasons, decision_id, self.now, 1_700_000_000_000_000_000)
+        decided = record.Decided(case, answer, action, reasons, decision_id, self.now, 1_700_000_000_000_000_000)
         if record.is_from_model(answer.source):
             self._cached.remember(case, answer, decision_id)
-        entry = packet_pb2.JournalEntry.FromString(self._writer.packet(case, answer, message, self.now))
+        entry = packet_pb2.JournalEntry.FromString(self._writer.packet(case, answer, decided, self.now))
         self.packets[decision_id] = entry.decision
         return entry.decision
 

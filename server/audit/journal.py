@@ -4,7 +4,8 @@ Life of a row::
 
     append() ─▶ queue ─▶ writer thread: everything queued, one INSERT, one sync ─▶ event loop: the callers' futures
 
-Appends that arrive during a sync share the next one (group commit), so the cost of a sync is divided by the load.
+Appends that arrive during a sync share the next one (group commit), so the cost of a sync is divided by the load. Those
+of one turn of the event loop are handed over together: waking the writer takes longer than writing a row.
 
 States::
 
@@ -34,7 +35,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -106,7 +107,9 @@ class Journal:
     def __init__(self, settings: JournalSettings, on_commit: Callable[[int, float], None] | None = None) -> None:
         self.settings: Final = settings
         self._on_commit = on_commit
-        self._work: queue.SimpleQueue[_Append | _Trim | _Stop] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[list[_Append] | _Trim | _Stop] = queue.SimpleQueue()
+        self._gathered: list[_Append] = []
+        """Appended in this turn of the event loop, and not handed to the writer yet."""
         self._open = False
         self.writable = False
         """True when the last write succeeded."""
@@ -175,6 +178,7 @@ class Journal:
         await self._stop()
 
     async def _stop(self) -> None:
+        self._hand_over()
         self._work.put(_Stop())
         try:
             await asyncio.shield(self._stopped)
@@ -182,11 +186,11 @@ class Journal:
             self._thread.join()
             os.close(self._lock)
 
-    def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[None]:
+    def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[bool]:
         """Appends one serialised `JournalEntry`; see `append_many`."""
         return self.append_many((entry,), even_if_full=even_if_full)
 
-    def append_many(self, entries: Sequence[bytes], *, even_if_full: bool = False) -> asyncio.Future[None]:
+    def append_many(self, entries: Sequence[bytes], *, even_if_full: bool = False) -> asyncio.Future[bool]:
         """Appends serialised `JournalEntry` messages, in order and in one commit.
 
         Args:
@@ -194,7 +198,7 @@ class Journal:
             even_if_full: True for what is no decision, and must be said also when no decision can be taken.
 
         Returns:
-            A future that resolves when all of them are durable (at once with durability `off`) and fails with
+            A future that resolves to True when all of them are durable (at once with durability `off`) and fails with
             `JournalUnwritable` when none of them is. Cancelling it gives up the waiting, not the rows, and harms no
             other caller. It need not be awaited.
 
@@ -208,11 +212,25 @@ class Journal:
             self.refused += len(entries)
             raise self._refusal()
         self.depth += len(entries)
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._work.put(_Append(entries, future))
+        future = self._gather(entries)
         if self.settings.durability is Durability.OFF:
-            future.set_result(None)
+            future.set_result(True)
         return future
+
+    def _gather(self, entries: Sequence[bytes]) -> asyncio.Future[bool]:
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over)
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._gathered.append(_Append(entries, future))
+        if len(self._gathered) >= self.settings.batch_rows:
+            self._hand_over()
+        return future
+
+    def _hand_over(self) -> None:
+        """Gives the writer what was gathered."""
+        if self._gathered:
+            self._work.put(self._gathered)
+            self._gathered = []
 
     async def flush(self) -> None:
         """Waits until everything appended so far is durable. Safe to cancel.
@@ -223,9 +241,7 @@ class Journal:
         """
         if not (self._open and self.writable):
             raise self._refusal()
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._work.put(_Append((), future))
-        await future
+        await self._gather(())
 
     def trim(self, through: int) -> None:
         """Asks the writer to remove the rows up to position `through`, in small steps between batches.
@@ -233,6 +249,7 @@ class Journal:
         A trim that fails is forgotten: the next one covers it.
         """
         if self._open and self.writable:
+            self._hand_over()
             self._work.put(_Trim(through))
 
     def _refusal(self) -> JournalError:
@@ -262,7 +279,7 @@ class Journal:
         self._measured(self.bytes + grown)
         for append in appends:
             if not append.future.done():
-                append.future.set_result(None)
+                append.future.set_result(True)
         if rows:
             self.written += rows
             self.batches += 1
@@ -314,10 +331,9 @@ class Journal:
             post(_resolve, self._stopped, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Append:
+class _Append(NamedTuple):
     entries: Sequence[bytes]
-    future: asyncio.Future[None]
+    future: asyncio.Future[bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +358,7 @@ class _Writer:
     def __init__(
         self,
         journal: Journal,
-        work: queue.SimpleQueue[_Append | _Trim | _Stop],
+        work: queue.SimpleQueue[list[_Append] | _Trim | _Stop],
         post: Callable[..., object],
     ) -> None:
         self._journal = journal
@@ -389,11 +405,9 @@ class _Writer:
         """Waits for work and takes what is there: appends up to a batch, and what stood behind them."""
         work = self._work.get()
         appends: list[_Append] = []
-        rows = 0
-        while isinstance(work, _Append):
-            appends.append(work)
-            rows += len(work.entries)
-            if rows >= self._settings.batch_rows:
+        while isinstance(work, list):
+            appends += work
+            if sum(len(append.entries) for append in appends) >= self._settings.batch_rows:
                 return appends, None
             try:
                 work = self._work.get_nowait()
@@ -487,8 +501,8 @@ class _Writer:
             except queue.Empty:
                 return True
             match work:
-                case _Append():
-                    self._post(self._journal._fail, [work], self._journal.last_error)
+                case list():
+                    self._post(self._journal._fail, work, self._journal.last_error)
                 case _Stop():
                     return False
         return True

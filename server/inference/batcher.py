@@ -26,6 +26,7 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from server.deadlines import Deadlines
 from server.inference.latency import LatencyWindow
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -103,13 +104,12 @@ class Lane(enum.Enum):
 
 
 class _Row:
-    __slots__ = ("deadline", "future", "payload", "timer")
+    __slots__ = ("deadline", "future", "payload")
 
     def __init__(self, payload: bytes, deadline: float, future: asyncio.Future[Result]) -> None:
         self.payload = payload
         self.deadline = deadline
         self.future = future
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class _Flight:
@@ -193,6 +193,7 @@ class MicroBatcher:
         self._settings = settings
         self._clock = clock
         self._stalled_seconds = stalled_seconds
+        self._deadlines = Deadlines(clock)
         self._lanes: dict[Lane, list[tuple[float, int, _Row]]] = {lane: [] for lane in Lane}
         self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
         self._parts: deque[tuple[list[_Row], _Split]] = deque()
@@ -272,7 +273,7 @@ class MicroBatcher:
             future.set_result(Outcome.OVERLOAD)
             return future
         row = _Row(payload, deadline, future)
-        row.timer = loop.call_at(deadline, _resolve, row, Outcome.TIMEOUT)
+        self._deadlines.watch(future, deadline, late=Outcome.TIMEOUT)
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
             self._displace()
@@ -479,8 +480,6 @@ def _is_worth_sending(row: _Row, earliest_useful: float) -> bool:
 
 def _resolve(row: _Row, result: Result) -> bool:
     """Resolves a row; False when its caller has gone or its time was up."""
-    if row.timer is not None:
-        row.timer.cancel()
     if row.future.done():
         return False
     row.future.set_result(result)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
+import grpc
 import grpc.aio
 import structlog
-from google.protobuf.message import Message
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from pretrade.decision.v1 import decision_pb2_grpc
 from server.dataplane import DataPlane
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
 from server.metrics import DecisionMetrics
+from server.protowire import prefixed, template
+from server.record import Decided
 from server.rpc import status
 from server.rpc.convert import OrderReader, order_timeout_seconds
 from server.rpc.remaining import RemainingTime
@@ -28,8 +30,29 @@ MAX_BATCH = 1_024
 _BATCH_SLICE = 64
 """Orders of a batch that are decided at once: more would hold up everybody else, and miss their own deadlines."""
 
-_UNREFERENCED = pb.OrderResult(
-    error=status.order_error(InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref"))
+_DECIDED: Final = template(pb.DecideResponse.DESCRIPTOR, "decision")
+_RESULTS: Final = template(pb.DecideBatchResponse.DESCRIPTOR, "results")
+_RESULT: Final = template(pb.DecideStreamResponse.DESCRIPTOR, "result")
+_ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decision")
+
+
+class Reply:
+    """A serialised answer, and the decisions in it."""
+
+    __slots__ = ("decisions", "wire")
+
+    def __init__(self, wire: bytes, *decisions: Decided) -> None:
+        self.wire = wire
+        self.decisions = decisions
+
+
+def _refused(order_ref: str, error: PretradeError) -> Reply:
+    """The result of an order that got no decision."""
+    return Reply(pb.OrderResult(order_ref=order_ref, error=status.order_error(error)).SerializeToString())
+
+
+_UNREFERENCED: Final = _refused(
+    "", InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
 )
 
 
@@ -42,8 +65,8 @@ class StreamSettings(BaseModel):
     """Orders of one stream under way at once; the server reads no further until one is answered."""
 
 
-class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
-    """Serves the contract.
+class DecisionServicer:
+    """Serves the contract. Its answers are bytes already: what generated code would serialise is written once.
 
     Args:
         dataplane: Decides.
@@ -73,23 +96,38 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         self._remaining = RemainingTime(clock, wall_clock)
         self._charge = charge
 
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serves the methods of the contract on this server."""
+        serialize = attrgetter("wire")
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, pb.DecideRequest.FromString, serialize),
+            "DecideBatch": grpc.unary_unary_rpc_method_handler(
+                self.DecideBatch, pb.DecideBatchRequest.FromString, serialize
+            ),
+            "DecideStream": grpc.stream_stream_rpc_method_handler(
+                self.DecideStream, pb.DecideStreamRequest.FromString, serialize
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        server.add_registered_method_handlers(SERVICE, handlers)
+
     async def Decide(
-        self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, pb.DecideResponse]
-    ) -> pb.DecideResponse:
+        self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, Reply]
+    ) -> Reply:
         """One order."""
         arrived = self._clock()
         try:
             remaining = self._remaining.corrected(context.time_remaining())
-            decision = await self._decide(request.order, arrived, remaining)
+            decided = await self._decide(request.order, arrived, remaining)
         except PretradeError as error:
             await status.abort(context, error)
-        return pb.DecideResponse(decision=decision)
+        return Reply(_DECIDED % prefixed(decided.wire), decided)
 
     async def DecideBatch(
         self,
         request: pb.DecideBatchRequest,
-        context: grpc.aio.ServicerContext[pb.DecideBatchRequest, pb.DecideBatchResponse],
-    ) -> pb.DecideBatchResponse:
+        context: grpc.aio.ServicerContext[pb.DecideBatchRequest, Reply],
+    ) -> Reply:
         """Many orders under one deadline, each with its own result."""
         arrived = self._clock()
         if not 0 < len(request.orders) <= MAX_BATCH:
@@ -100,21 +138,22 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
                 ),
             )
         remaining = self._remaining.corrected(context.time_remaining())
-        results: list[pb.OrderResult] = []
+        results: list[Reply] = []
         for first in range(0, len(request.orders), _BATCH_SLICE):
             taken_up = self._clock()
             left = None if remaining is None else arrived + remaining - taken_up
             orders = request.orders[first : first + _BATCH_SLICE]
             results += await asyncio.gather(*(self._result(order, taken_up, left) for order in orders))
-        return pb.DecideBatchResponse(results=results)
+        wire = b"".join(_RESULTS % prefixed(result.wire) for result in results)
+        return Reply(wire, *(decided for result in results for decided in result.decisions))
 
     async def DecideStream(
         self,
         request_iterator: AsyncIterator[pb.DecideStreamRequest],
-        context: grpc.aio.ServicerContext[pb.DecideStreamRequest, pb.DecideStreamResponse],
-    ) -> AsyncIterator[pb.DecideStreamResponse]:
+        context: grpc.aio.ServicerContext[pb.DecideStreamRequest, Reply],
+    ) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
-        ready: asyncio.Queue[tuple[pb.OrderResult, float] | None] = asyncio.Queue()
+        ready: asyncio.Queue[tuple[Reply, float] | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
 
         async def decide(order: pb.Order, arrived: float) -> None:
@@ -135,48 +174,40 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         try:
             while (entry := await ready.get()) is not None:
                 room.release()
-                yield pb.DecideStreamResponse(result=self._in_time(*entry))
+                result = self._in_time(*entry)
+                yield Reply(_RESULT % prefixed(result.wire), *result.decisions)
             await reader
         finally:
             reader.cancel()
 
-    def not_sent(self, answer: Message) -> None:
+    def not_sent(self, answer: object) -> None:
         """Takes back the decisions in an answer that its caller did not wait for."""
-        match answer:
-            case pb.DecideResponse():
-                self._dataplane.cancelled(answer.decision)
-            case pb.DecideBatchResponse():
-                for result in answer.results:
-                    self._take_back(result)
-            case pb.DecideStreamResponse():
-                self._take_back(answer.result)
-            case _:
-                pass  # of a service that decides nothing
+        if isinstance(answer, Reply):  # else it is of a service that decides nothing
+            for decided in answer.decisions:
+                self._dataplane.cancelled(decided)
 
-    def _take_back(self, result: pb.OrderResult) -> None:
-        if result.HasField("decision"):
-            self._dataplane.cancelled(result.decision)
-
-    def _in_time(self, result: pb.OrderResult, arrived: float) -> pb.OrderResult:
+    def _in_time(self, result: Reply, arrived: float) -> Reply:
         """The result, or DEADLINE_EXCEEDED when a slow reader kept it waiting past its order's deadline."""
-        if not result.HasField("decision"):
+        if not result.decisions:
             return result
-        if self._clock() < arrived + result.decision.budget.allowed_us / 1e6:
+        (decided,) = result.decisions
+        if self._clock() < arrived + decided.allowed_us / 1e6:
             return result
-        self._dataplane.late(result.decision)
+        self._dataplane.late(decided)
         late = DeadlineError("DEADLINE_EXCEEDED", "the stream was read too slowly")
         self._metrics.errors[late.reason] += 1
-        return pb.OrderResult(order_ref=result.order_ref, error=status.order_error(late))
+        return _refused(decided.order_ref, late)
 
-    async def _result(self, order: pb.Order, arrived: float, remaining: float | None) -> pb.OrderResult:
+    async def _result(self, order: pb.Order, arrived: float, remaining: float | None) -> Reply:
         """What became of one order of a batch or stream."""
         try:
-            decision = await self._decide(order, arrived, remaining)
+            decided = await self._decide(order, arrived, remaining)
         except PretradeError as error:
-            return pb.OrderResult(order_ref=order.order_ref[:64], error=status.order_error(error))
-        return pb.OrderResult(order_ref=order.order_ref, decision=decision)
+            return _refused(order.order_ref[:64], error)
+        order_ref = prefixed(order.order_ref.encode())
+        return Reply(_ORDER_DECIDED % (order_ref, prefixed(decided.wire)), decided)
 
-    async def _decide(self, message: pb.Order, arrived: float, remaining: float | None) -> pb.Decision:
+    async def _decide(self, message: pb.Order, arrived: float, remaining: float | None) -> Decided:
         """Convert, take the shortest of the deadlines given, decide."""
         try:
             self._charge()

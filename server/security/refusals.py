@@ -27,7 +27,7 @@ class Refusals:
 
     def __init__(
         self,
-        record: Callable[[bytes], Awaitable[None]],
+        record: Callable[[bytes], Awaitable[object]],
         rates: Rates,
         instance_id: str,
         wall_clock_ns: Callable[[], int],

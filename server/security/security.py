@@ -53,7 +53,7 @@ class Security:
         tls: TlsSettings,
         tokens: TokenSettings,
         access: AccessSettings,
-        record: Callable[[bytes], Awaitable[None]],
+        record: Callable[[bytes], Awaitable[object]],
         instance_id: str,
         clock: Callable[[], float],
         publish: Callable[[Material], None] | None = None,

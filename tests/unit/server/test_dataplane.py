@@ -114,7 +114,8 @@ class Plane:
         own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
         message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1, strategy="alpha")
         order = Order(message, INSTRUMENT, pb.SIDE_BUY, 1.0, 100.0, "alpha", reduce_only, own)
-        return await self.dataplane.decide(order, self.clock(), timeout_seconds)
+        decided = await self.dataplane.decide(order, self.clock(), timeout_seconds)
+        return pb.Decision.FromString(decided.wire)
 
 
 @asynccontextmanager

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from cases import Clock
+from cases import Clock, new_case
 
+from fallback.order import Answer
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import DeadlineError, KeyReusedError, OverloadedError
 from server.idempotency import IdempotencySettings, IdempotencyWindow
+from server.record import Decided
 
 SETTINGS = IdempotencySettings(window_seconds=60, max_keys=3)
 
@@ -38,9 +40,10 @@ class Decider:
         self.made = 0
         self.gate: asyncio.Event | None = None
 
-    async def __call__(self) -> pb.Decision:
+    async def __call__(self) -> Decided:
         self.made += 1
-        decision = pb.Decision(decision_id=f"decision-{self.made}")
+        answer = Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
+        decision = Decided(new_case(), answer, answer.action, [answer.reason], f"decision-{self.made}", 1_000.0, 0)
         if self.gate is not None:
             await self.gate.wait()
         return decision
@@ -51,7 +54,7 @@ def soon() -> float:
 
 
 async def once(
-    window: IdempotencyWindow, decide: Callable[[], Awaitable[pb.Decision]], message: pb.Order | None = None
+    window: IdempotencyWindow, decide: Callable[[], Awaitable[Decided]], message: pb.Order | None = None
 ) -> str:
     return (await window.once(message or order(), soon(), decide)).decision_id
 
@@ -104,7 +107,7 @@ async def test_a_repeat_may_allow_another_time(window: IdempotencyWindow) -> Non
 
 
 async def test_a_first_call_that_fails_frees_the_key(window: IdempotencyWindow) -> None:
-    async def fail() -> pb.Decision:
+    async def fail() -> Decided:
         raise DeadlineError("DEADLINE_EXCEEDED", "too late")
 
     decide = Decider()

@@ -34,16 +34,20 @@ SCORED = Answer(
 ABSTAINED = Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
 
 
-def decided(answer: Answer = SCORED, age_seconds: float = math.nan) -> pb.Decision:
+def decided(answer: Answer = SCORED, age_seconds: float = math.nan) -> record.Decided:
     case = new_case()
     case.feature_age_seconds = age_seconds
-    return record.decision(
+    return record.Decided(
         case, answer, answer.action, [answer.reason], "decision-1", 1_000.01, 1_700_000_000_123_456_789
     )
 
 
+def read(decided: record.Decided) -> pb.Decision:
+    return pb.Decision.FromString(decided.wire)
+
+
 def test_a_scored_decision_carries_score_threshold_and_model() -> None:
-    message = decided(age_seconds=0.25)
+    message = read(decided(age_seconds=0.25))
     assert (message.score, message.threshold) == (0.75, 0.5)
     assert (message.model_name, message.model_version) == ("champion", "ab" * 8)
     assert message.feature_age.ToNanoseconds() == 250_000_000
@@ -53,7 +57,7 @@ def test_a_scored_decision_carries_score_threshold_and_model() -> None:
 
 
 def test_an_abstention_carries_none() -> None:
-    message = decided(ABSTAINED)
+    message = read(decided(ABSTAINED))
     assert not message.HasField("score")
     assert not message.HasField("threshold")
     assert not message.HasField("feature_age")
@@ -75,9 +79,11 @@ def test_the_stages_together_never_use_more_than_the_whole(
         started = now + between
         now = started + used
         case.budget.charge(pb.STAGE_PRIMARY, allowed, now - started)
-    message = record.decision(case, ABSTAINED, ABSTAINED.action, [ABSTAINED.reason], "decision-1", now, 0)
+    made = record.Decided(case, ABSTAINED, ABSTAINED.action, [ABSTAINED.reason], "decision-1", now, 0)
+    message = read(made)
     assert sum(stage.used_us for stage in message.budget.stages) <= message.budget.used_us + 1
-    record.charge_audit(message, case.budget, audit, now, now + audit)
+    made.charge_audit(case.budget, audit, now, now + audit)
+    message = read(made)
     assert [stage.stage for stage in message.budget.stages] == [pb.STAGE_PRIMARY] * len(steps) + [pb.STAGE_AUDIT]
     assert sum(stage.used_us for stage in message.budget.stages) <= message.budget.used_us + 1
 
@@ -108,11 +114,11 @@ def test_a_packet_holds_what_proves_the_decision(packets: record.PacketWriter) -
     case.snapshot, case.snapshot_age_seconds = snapshot(), 0.25
     case.attempts.append(Attempt("primary", "transport", 0.001, ""))
     case.attempts.append(Attempt("secondary", "success", 0.002, "ab" * 8, 7, 5))
-    message = decided()
-    entry = packet_pb2.JournalEntry.FromString(packets.packet(case, SCORED, message, 1_000.01))
+    made = decided()
+    entry = packet_pb2.JournalEntry.FromString(packets.packet(case, SCORED, made, 1_000.01))
     packet = entry.decision
     assert packet.order == case.order.message
-    assert packet.decision == message
+    assert packet.decision == read(made)
     assert np.frombuffer(packet.model_input, dtype="<f4").tolist() == list(range(features.N_FEATURES))
     assert packet.feature_set_id == "mf1"
     assert (packet.features.sequence, packet.features.age_us, packet.features.from_caller) == (42, 250_000, False)

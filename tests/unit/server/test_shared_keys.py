@@ -19,6 +19,7 @@ from cases import Clock
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import KeyReusedError, OverloadedError
 from server.idempotency import IdempotencySettings, IdempotencyWindow
+from server.record import Decided
 from server.shared_keys import BusyError, Claim, SharedKeys, make_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes share a port on Linux only")
@@ -189,12 +190,12 @@ async def test_repeats_on_another_process_wait_for_the_first_ones_decision(memor
     windows = [IdempotencyWindow(settings, clock, SharedKeys(memory, 60.0, clock)) for _ in range(3)]
     made, deciding, may_decide = 0, asyncio.Event(), asyncio.Event()
 
-    async def decide() -> pb.Decision:
+    async def decide() -> Decided:
         nonlocal made
         made += 1
         deciding.set()
         await may_decide.wait()
-        return pb.Decision(decision_id=f"decision-{made}")
+        return Decided.repeated(pb.Decision(decision_id=f"decision-{made}").SerializeToString())
 
     calls = [asyncio.create_task(windows[number % 3].once(order(), clock() + 30, decide)) for number in range(12)]
     await deciding.wait()
@@ -211,11 +212,11 @@ async def test_a_call_that_failed_leaves_the_key_to_any_process(memory: int) -> 
     clock = asyncio.get_running_loop().time
     one, other = (IdempotencyWindow(IdempotencySettings(), clock, SharedKeys(memory, 10.0, clock)) for _ in range(2))
 
-    async def fail() -> pb.Decision:
+    async def fail() -> Decided:
         raise OverloadedError("TOO_MANY_IN_FLIGHT", "")
 
-    async def decide() -> pb.Decision:
-        return pb.Decision(decision_id="decided")
+    async def decide() -> Decided:
+        return Decided.repeated(pb.Decision(decision_id="decided").SerializeToString())
 
     with pytest.raises(OverloadedError):
         await one.once(order(), clock() + 30, fail)
