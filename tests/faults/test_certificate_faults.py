@@ -39,8 +39,8 @@ def pair(server: SecureServer, lifetime: dt.timedelta = _SOON) -> KeyPair:
     return server.authority.certify("pretrade", dns=["localhost"], ips=["127.0.0.1"], lifetime=lifetime)
 
 
-def served_serial(server: SecureServer, address: str) -> int:
-    """Serial number of the certificate that a new connection is shown."""
+def client_context(server: SecureServer) -> ssl.SSLContext:
+    """A client with a certificate that is good, and nobody's in particular."""
     context = ssl.create_default_context(cadata=server.authority.pem.decode())
     probe = server.authority.certify("probe")
     certificate, key = server.path("probe.pem"), server.path("probe.key")
@@ -48,6 +48,12 @@ def served_serial(server: SecureServer, address: str) -> int:
     write_private(key, probe.key.decode())
     context.load_cert_chain(certificate, key)
     context.set_alpn_protocols(["h2"])
+    return context
+
+
+def served_serial(server: SecureServer, address: str) -> int:
+    """Serial number of the certificate that a new connection is shown."""
+    context = client_context(server)
     host, port = address.split(":")
     with (
         socket.create_connection((host, int(port)), timeout=5) as plain,
@@ -246,7 +252,7 @@ def test_what_a_client_says_of_its_certificate_is_not_believed(server: SecureSer
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_tls_from_1_2_on(server: SecureServer, version: ssl.TLSVersion) -> None:
-    context = ssl.create_default_context(cadata=server.authority.pem.decode())
+    context = client_context(server)
     context.minimum_version = context.maximum_version = version
     for address in (server.decision, server.admin):
         host, port = address.split(":")
