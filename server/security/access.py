@@ -9,7 +9,13 @@ from typing import Final
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from server.errors import PermissionDeniedError, PretradeError, RateLimitedError, UnauthenticatedError
+from server.errors import (
+    CredentialsUnknownError,
+    PermissionDeniedError,
+    PretradeError,
+    RateLimitedError,
+    UnauthenticatedError,
+)
 from server.security import methods
 from server.security.identity import CALLER, MAX_NAME, Caller, Policy, Role
 from server.security.keys import Keys
@@ -142,7 +148,7 @@ class AccessControl:
             try:
                 try:
                     token = self._verifier.verify(text)
-                except UnknownKeyError:
+                except (UnknownKeyError, CredentialsUnknownError):
                     if not await self._keys.refresh():
                         raise
                     token = self._verifier.verify(text)

@@ -137,6 +137,8 @@ class UrlKeys:
         self._clock = clock
         self._keys: KeySet | None = None
         self._fetched_at = self._asked_at = -float("inf")
+        self._answers = 0
+        """Attempts that have ended, well or not."""
         self._asking = asyncio.Lock()
         self.problem = "not fetched yet"
         self.failures = 0
@@ -150,7 +152,10 @@ class UrlKeys:
 
     async def refresh(self) -> bool:
         """Fetches, unless somebody did within `refetch_seconds`."""
+        answers = self._answers
         async with self._asking:
+            if self._answers > answers:
+                return not self.problem  # somebody did while we waited
             if self._clock() - self._asked_at < self._settings.refetch_seconds:
                 return False
             return await self._fetch()
@@ -170,12 +175,14 @@ class UrlKeys:
             keys = await asyncio.to_thread(_get, self._url)
         except (OSError, ValueError, HTTPException) as error:
             self.failures += 1
+            self._answers += 1
             problem = f"{type(error).__name__}: {error}"[:300]
             if problem != self.problem:
                 _log.error("no token keys, the last ones count on", url=self._url, problem=problem)
             self.problem = problem
             return False
         self._fetched_at = self._clock()
+        self._answers += 1
         if self.problem:
             _log.info("token keys fetched", url=self._url, keys=sorted(keys))
         self.problem = ""

@@ -15,16 +15,35 @@ HEALTH: Final = "/grpc.health.v1.Health/"
 _ANY_ROLE: Final = frozenset(Role)
 _READS: Final = frozenset({Role.VIEWER})
 _STEERS: Final = frozenset({Role.OPERATOR})
+_DEPLOYS: Final = frozenset({Role.ADMIN})
 
 ROLES: Final = {
     f"{_DECISION}Decide": frozenset({Role.TRADER}),
     f"{_DECISION}DecideBatch": frozenset({Role.TRADER}),
     f"{_DECISION}DecideStream": frozenset({Role.TRADER}),
     f"{_ADMIN}GetStatus": _READS,
+    f"{_ADMIN}GetControl": _READS,
+    f"{_ADMIN}ListChanges": _READS,
+    f"{_ADMIN}ListReplicas": _READS,
     f"{_ADMIN}ListFlags": _READS,
+    f"{_ADMIN}GetCanary": _READS,
+    f"{_ADMIN}ListModels": _READS,
+    # What on-call does at 3 a.m.; of a canary only what ends it.
+    f"{_ADMIN}DrainReplica": _STEERS,
+    f"{_ADMIN}ResumeReplica": _STEERS,
     f"{_ADMIN}SetBreaker": _STEERS,
     f"{_ADMIN}SetFlag": _STEERS,
     f"{_ADMIN}SetTradingState": _STEERS,
+    f"{_ADMIN}AbortCanary": _STEERS,
+    f"{_ADMIN}RollBack": _STEERS,
+    # What changes who decides.
+    f"{_ADMIN}SetChain": _DEPLOYS,
+    f"{_ADMIN}ReloadConfiguration": _DEPLOYS,
+    f"{_ADMIN}StartCanary": _DEPLOYS,
+    f"{_ADMIN}SetCanaryWeight": _DEPLOYS,
+    f"{_ADMIN}PromoteCanary": _DEPLOYS,
+    f"{_ADMIN}LoadModel": _DEPLOYS,
+    f"{_ADMIN}SetModelAlias": _DEPLOYS,
     f"{_AUDIT}GetDecision": _READS,
     f"{_AUDIT}ListDecisions": _READS,
     f"{_AUDIT}WatchDecisions": _READS,
@@ -40,4 +59,4 @@ OF_SIBLINGS: Final = frozenset({f"{_ADMIN}GetStatus"})
 
 def roles(method: str) -> frozenset[Role]:
     """The roles of which a caller of this method needs one."""
-    return ROLES.get(method, frozenset({Role.ADMIN}))
+    return ROLES.get(method, _DEPLOYS)

@@ -1,0 +1,263 @@
+"""F5: certificates that are replaced, expired, revoked, somebody else's, or missing."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
+
+import grpc
+import pytest
+from cryptography import x509
+from harness import PATIENCE_SECONDS, eventually
+from secure_server import SecureServer, decide, halt, refused, status
+from server_group import EDGES
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.security.tls import write_private
+from server.security.trial import KeyPair, TrialAuthority
+
+pytestmark = pytest.mark.stack
+_CODES = grpc.StatusCode
+_SOON = dt.timedelta(days=3)
+
+
+@pytest.fixture(scope="module", params=EDGES)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
+    server = SecureServer(tmp_path_factory.mktemp(f"certificates-{request.param}"), "certificate")
+    with server.running(GRPC__EDGE=request.param):
+        yield server
+
+
+def pair(server: SecureServer, lifetime: dt.timedelta = _SOON) -> KeyPair:
+    return server.authority.certify("pretrade", dns=["localhost"], ips=["127.0.0.1"], lifetime=lifetime)
+
+
+def client_context(server: SecureServer) -> ssl.SSLContext:
+    """A client with a certificate that is good, and nobody's in particular."""
+    context = ssl.create_default_context(cadata=server.authority.pem.decode())
+    probe = server.authority.certify("probe")
+    certificate, key = server.path("probe.pem"), server.path("probe.key")
+    certificate.write_bytes(probe.certificate)
+    write_private(key, probe.key.decode())
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def served_serial(server: SecureServer, address: str) -> int:
+    """Serial number of the certificate that a new connection is shown."""
+    context = client_context(server)
+    host, port = address.split(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=host) as tls,
+    ):
+        der = tls.getpeercert(binary_form=True)
+        assert der is not None
+        return x509.load_der_x509_certificate(der).serial_number
+
+
+@pytest.mark.fault("F5", "server certificate replaced 5 times under load", "new handshakes get it; no call fails")
+def test_a_certificate_is_replaced_under_load(server: SecureServer, seen: Callable[[str], None]) -> None:
+    trader = server.authority.certify("trader")
+    errors: list[str] = []
+    decided = [0, 0]
+    stopped = threading.Event()
+
+    def on_one_connection() -> None:
+        with server.channel(server.decision, pair=trader) as channel:
+            while not stopped.is_set():
+                try:
+                    decide(channel)
+                    decided[0] += 1
+                except grpc.RpcError as error:
+                    errors.append(f"{error.code()}: {error.details()}")
+
+    def on_new_connections() -> None:
+        while not stopped.is_set():
+            with server.channel(server.decision, pair=trader) as channel:
+                try:
+                    decide(channel)
+                    decided[1] += 1
+                except grpc.RpcError as error:
+                    errors.append(f"{error.code()}: {error.details()}")
+
+    threads = [threading.Thread(target=target) for target in (on_one_connection, on_new_connections)]
+    for thread in threads:
+        thread.start()
+    took = []
+    try:
+        for _ in range(5):
+            new = pair(server)
+            before = sum(decided)
+            started = time.monotonic()
+            server.install(new)
+            eventually(lambda: served_serial(server, server.decision), lambda serial, new=new: serial == new.serial)  # type: ignore[misc]
+            took.append(time.monotonic() - started)
+            eventually(lambda: served_serial(server, server.admin), lambda serial, new=new: serial == new.serial)  # type: ignore[misc]
+            eventually(lambda: sum(decided), lambda count, before=before: count > before + 10)  # type: ignore[misc]
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+    assert errors == []
+    assert min(decided) > 0
+    seen(
+        f"{decided[0]} calls on one connection, {decided[1]} on as many, none failed; in force after {max(took):.2f} s"
+    )
+
+
+@pytest.mark.fault(
+    "F5", "certificate expired, of another key, half written, gone", "the last one stays; counted, logged, unhealthy"
+)
+def test_a_certificate_that_is_no_good_is_not_taken(server: SecureServer, seen: Callable[[str], None]) -> None:
+    sound = pair(server)
+    server.install(sound)
+    eventually(lambda: served_serial(server, server.decision), lambda serial: serial == sound.serial)
+    operator = server.authority.certify("operator")
+    expired, other = pair(server, lifetime=-_SOON), pair(server)
+    bad = {
+        "expired": (expired.certificate, expired.key),
+        "of another key": (other.certificate, sound.key),
+        "half written": (other.certificate[:300], other.key),
+        "no key": (sound.certificate, b"-----BEGIN PRIVATE KEY-----\nhello\n-----END PRIVATE KEY-----\n"),
+        "empty": (b"", b""),
+    }
+
+    def problem(channel: grpc.Channel) -> str:
+        return next((part.detail for part in status(channel).components if part.name == "certificates"), "")
+
+    with server.channel(server.admin, pair=operator) as channel:
+        assert problem(channel) == ""
+        for what, (certificate, key) in bad.items():
+            failures = server.metric("pretrade_credentials_failures_total", file="certificates")
+            version = server.metric("pretrade_credentials_version", file="certificates")
+            write_private(server.path("server.pem"), certificate.decode())
+            write_private(server.path("server.key"), key.decode())
+            eventually(
+                lambda: server.metric("pretrade_credentials_failures_total", file="certificates"),
+                lambda count, failures=failures: count > failures,  # type: ignore[misc]
+            )
+            assert served_serial(server, server.decision) == sound.serial, what
+            assert served_serial(server, server.admin) == sound.serial, what
+            assert server.metric("pretrade_credentials_version", file="certificates") == version
+            assert eventually(lambda: problem(channel), bool), what
+        server.install(sound)
+        eventually(lambda: problem(channel), lambda found: found == "")
+    log = server.log()
+    assert "not replaced, the last one stays in force" in log
+    assert not any(key.decode().splitlines()[1] in log for _, key in bad.values() if len(key) > 100)
+    seen(f"{len(bad)} of {len(bad)} left the last one in force, on both ports")
+
+
+@pytest.mark.fault(
+    "F5", "client without certificate, of another authority, expired", "no connection; audited by nobody"
+)
+def test_a_client_that_nobody_vouches_for_does_not_get_in(server: SecureServer, seen: Callable[[str], None]) -> None:
+    stranger = TrialAuthority("somebody else")
+    clients = {
+        "none": None,
+        "of another authority": stranger.certify("operator"),
+        "expired": server.authority.certify("operator", lifetime=-_SOON),
+    }
+    for what, client in clients.items():
+        for address in (server.decision, server.admin):
+            with server.channel(address, pair=client) as channel:
+                assert refused(decide if address == server.decision else halt, channel) is _CODES.UNAVAILABLE, what
+    trader = server.authority.certify("trader")
+    with server.channel(server.decision, pair=trader, ca=stranger.pem) as channel:
+        assert refused(decide, channel) is _CODES.UNAVAILABLE, "the caller does not believe the server"
+    with grpc.insecure_channel(server.decision) as channel:
+        assert refused(decide, channel) is _CODES.UNAVAILABLE, "in the open"
+    with server.channel(server.decision, pair=trader) as channel:
+        decide(channel)
+    seen("3 kinds of clients on 2 ports: UNAVAILABLE in the handshake")
+
+
+@pytest.mark.fault("F5", "client certificate revoked", "UNAUTHENTICATED or no connection; others go on")
+def test_a_revoked_client_does_not_get_in(server: SecureServer, seen: Callable[[str], None]) -> None:
+    stolen, other = server.authority.certify("operator"), server.authority.certify("operator")
+    with contextlib.ExitStack() as stack:
+        connected = stack.enter_context(server.channel(server.admin, pair=stolen))
+        halt(connected)
+        started = time.monotonic()
+        write_private(server.path("crl.pem"), server.authority.revoking([stolen]).decode())
+
+        def refused_now() -> grpc.StatusCode:
+            try:
+                status(connected)
+            except grpc.RpcError as error:
+                found: grpc.StatusCode = error.code()
+                return found
+            return _CODES.OK
+
+        eventually(refused_now, lambda code: code is _CODES.UNAUTHENTICATED)
+        took = time.monotonic() - started
+        anew = stack.enter_context(server.channel(server.admin, pair=stolen))
+        assert refused(status, anew) is _CODES.UNAUTHENTICATED
+        decides = stack.enter_context(server.channel(server.decision, pair=stolen))
+        assert refused(decide, decides) in {_CODES.UNAUTHENTICATED, _CODES.UNAVAILABLE}
+        halt(stack.enter_context(server.channel(server.admin, pair=other)))
+    entries = eventually(server.refusals, lambda found: any(one.reason == "CERTIFICATE_REVOKED" for one in found))
+    assert {one.peer for one in entries} == {"127.0.0.1"}
+    seen(f"refused on the open connection after {took:.2f} s")
+
+
+@pytest.mark.fault("F5", "revocation list of another authority", "the last one stays")
+def test_a_revocation_list_of_somebody_else_is_not_taken(server: SecureServer) -> None:
+    failures = server.metric("pretrade_credentials_failures_total", file="certificates")
+    write_private(server.path("crl.pem"), TrialAuthority("pretrade trial").revoking(()).decode())
+    eventually(
+        lambda: server.metric("pretrade_credentials_failures_total", file="certificates"),
+        lambda count: count > failures,
+    )
+    write_private(server.path("crl.pem"), server.authority.revoking(()).decode())
+
+
+def test_a_certificates_names_give_its_role(server: SecureServer) -> None:
+    named = server.authority.certify("whoever", uris=["spiffe://pretrade/on-call"])
+    with server.channel(server.admin, pair=named) as channel:
+        halt(channel)
+    nobody, viewer = server.authority.certify("nobody"), server.authority.certify("viewer")
+    for client in (nobody, viewer):
+        with server.channel(server.admin, pair=client) as channel:
+            assert refused(halt, channel) is _CODES.PERMISSION_DENIED
+    with server.channel(server.decision, pair=viewer) as channel:
+        assert refused(decide, channel) is _CODES.PERMISSION_DENIED
+    with server.channel(server.decision, pair=server.authority.certify("trader")) as channel:
+        decide(channel)
+
+    def authors() -> list[str]:
+        return [entry.control_change.author for entry in server.entries() if entry.HasField("control_change")]
+
+    eventually(authors, lambda found: "spiffe://pretrade/on-call" in found)
+
+
+def test_what_a_client_says_of_its_certificate_is_not_believed(server: SecureServer) -> None:
+    """Envoy forwards certificates in a header that a client could send as well."""
+    with server.channel(server.decision, pair=server.authority.certify("nobody")) as channel:
+        forged = quote(server.authority.certify("trader").certificate.decode(), safe="")
+        metadata = (("x-forwarded-client-cert", f'Hash=0;Cert="{forged}"'),)
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        code = refused(lambda: stub.Decide(pb.DecideRequest(), timeout=5.0, metadata=metadata))
+        assert code is _CODES.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_from_1_2_on(server: SecureServer, version: ssl.TLSVersion) -> None:
+    context = client_context(server)
+    context.minimum_version = context.maximum_version = version
+    for address in (server.decision, server.admin):
+        host, port = address.split(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname=host) as tls,
+        ):
+            assert tls.version() == {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]

@@ -1,0 +1,227 @@
+"""Credentials of callers, processes and people: rates, sockets between processes, the command line, no secret told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+from grpc_status import rpc_status
+from harness import INSTRUMENTS, eventually
+from secure_server import SECONDS, SecureServer, bearer, decide, halt, refused, status
+from server_group import RARELY_ON_ENVOY
+
+from pretrade.admin.v1 import admin_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.security.tls import write_private
+
+pytestmark = pytest.mark.stack
+_CODES = grpc.StatusCode
+_PASSWORD = "hunter2-is-the-password"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
+    """A server of two processes whose settings hold secrets."""
+    server = SecureServer(tmp_path_factory.mktemp("two"), "token")
+    secrets = server.path("secrets")
+    secrets.mkdir()
+    write_private(secrets / "PRETRADE_REDIS_URL", f"redis://:{_PASSWORD}@127.0.0.1:9/0")
+    server.env.pop("PRETRADE_REDIS_URL")
+    with server.running(PROCESSES="2", SECRETS_DIR=str(secrets)):
+        yield server
+
+
+def test_processes_see_each_other_and_nobody_steers_by_their_sockets(two: SecureServer) -> None:
+    token = two.token("operator")
+
+    def processes() -> list[admin_pb2.ProcessStatus]:
+        with two.channel(two.admin) as channel:
+            return [one for one in status(channel, token).processes if one.ready]
+
+    found = eventually(processes, lambda found: len(found) == 2)
+    for one in found:
+        with grpc.insecure_channel(f"unix-abstract:pretrade-{two.process.pid}-{one.index}") as channel:
+            assert refused(halt, channel) is _CODES.PERMISSION_DENIED
+            assert refused(halt, channel, token) is _CODES.PERMISSION_DENIED, "whatever is shown there"
+
+
+def test_no_secret_is_in_what_the_server_says_or_keeps(two: SecureServer) -> None:
+    token = two.token("viewer")
+    with two.channel(two.admin) as channel:
+        shown = str(status(channel, token))
+    with urlopen(f"http://127.0.0.1:{two.env['PRETRADE_METRICS__PORT']}/metrics", timeout=5.0) as response:
+        metrics = response.read().decode()
+    entries = eventually(two.entries, lambda found: any(entry.HasField("settings") for entry in found))
+    help_page = subprocess.run(
+        [sys.executable, "-m", "server", "--help"], env=two.env, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    wrong = subprocess.run(
+        [sys.executable, "-m", "server"],
+        env=two.env | {"PRETRADE_REDIS_URL": f"http://:{_PASSWORD}@127.0.0.1", "PRETRADE_DATABASE_URL": _PASSWORD},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert wrong.returncode == 2
+    key = two.path("server.key").read_text().splitlines()[1]
+    said = {
+        "log": two.log(),
+        "status": shown,
+        "metrics": metrics,
+        "journal and SQL": "".join(map(str, entries)),
+        "help": help_page,
+        "an error": wrong.stderr + wrong.stdout,
+    }
+    kept = b"".join(path.read_bytes() for path in two.directory.glob("*.db*") if path.is_file())
+    for secret in (_PASSWORD, key, token, token.rpartition(".")[2]):
+        for what, text in said.items():
+            assert secret not in text, what
+        assert secret.encode() not in kept, "on disk"
+
+
+def pretrade(server: SecureServer, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command."""
+    clean = {name: value for name, value in server.env.items() if not name.startswith("PRETRADE_")}
+    argv = [sys.executable, "-m", "local", *arguments]
+    return subprocess.run(argv, env=clean | env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_shows_credentials(two: SecureServer) -> None:
+    token_file = two.path("operator.token")
+    write_private(token_file, two.token("operator", sub="carol") + "\n")
+    given = ("--tls-ca", str(two.path("ca.pem")), "--token-file", str(token_file))
+    shown = pretrade(two, *given, "status", "--target", two.admin, "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["process_count"] == 2
+    variables = {"PRETRADE_CLIENT_CA": str(two.path("ca.pem")), "PRETRADE_CLIENT_TOKEN": two.token("viewer")}
+    looked = pretrade(two, "state", "--target", two.admin, **variables)
+    assert (looked.returncode, looked.stdout.strip()) == (0, "ACTIVE"), looked.stderr
+    denied = pretrade(two, "flag", "shadow", "off", "--reason", "test", "--target", two.admin, **variables)
+    assert denied.returncode == 1
+    assert "PERMISSION_DENIED" in denied.stderr
+    audited = pretrade(two, "audit", "watch", "--help", **variables)
+    assert audited.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ((), "cannot be reached"),
+        (("--tls-ca", "nowhere.pem"), "nowhere.pem"),
+        (("--token-file", "nowhere.token"), "nowhere.token"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_credentials(
+    two: SecureServer, given: tuple[str, ...], problem: str
+) -> None:
+    ended = pretrade(two, *given, "state", "--target", two.admin)
+    assert ended.returncode in (2, 3)
+    assert problem in ended.stderr.replace("\n", " ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_command_sends_no_token_in_the_open(two: SecureServer) -> None:
+    ended = pretrade(two, "state", "--target", "192.0.2.1:7002", PRETRADE_CLIENT_TOKEN="secret")
+    assert ended.returncode == 2
+    assert "without TLS" in ended.stderr
+
+
+def test_trial_credentials_are_all_that_a_trial_needs(two: SecureServer, tmp_path: Path) -> None:
+    made = pretrade(two, "trial-credentials", str(tmp_path / "trial"))
+    assert made.returncode == 0, made.stderr
+    assert "trials only" in made.stdout
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "trial").iterdir())
+    script = f'set -a; . {tmp_path / "trial" / "trial.env"}; exec "{sys.executable}" -c "{_CHECK}"'
+    checked = subprocess.run(
+        ["bash", "-c", script], env=two.env | {"PRETRADE_REDIS_URL": "redis://127.0.0.1:9/0"}, timeout=60, check=False
+    )
+    assert checked.returncode == 0
+
+
+_CHECK = """
+import server.settings, server.security.security as s
+import time
+found = server.settings.load()
+assert found.access.admin == 'token'
+security = s.Security(found.tls, found.tokens, found.access, None, 'x', time.monotonic)
+assert security.material and security.verifier
+"""
+
+
+@pytest.fixture(scope="module", params=RARELY_ON_ENVOY)
+def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
+    server = SecureServer(tmp_path_factory.mktemp(f"limited-{request.param}"), "token")
+    with server.running(GRPC__EDGE=request.param, ACCESS__DECISIONS_PER_SECOND="2", ACCESS__ADMIN_CALLS_PER_SECOND="2"):
+        yield server
+
+
+def order(number: int) -> pb.Order:
+    return pb.Order(order_ref=f"{number}", instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=1.0, strategy="test")
+
+
+def test_a_caller_who_asks_too_often_is_told_when_to_come_back(limited: SecureServer) -> None:
+    greedy, modest = limited.token("trader", sub="greedy"), limited.token("trader", sub="modest")
+    codes: Counter[grpc.StatusCode] = Counter()
+    started = time.monotonic()
+    with limited.channel(limited.decision) as channel:
+        for _ in range(40):
+            try:
+                decide(channel, greedy)
+                codes[_CODES.OK] += 1
+            except grpc.RpcError as error:
+                codes[error.code()] += 1
+                if error.code() is _CODES.RESOURCE_EXHAUSTED:
+                    details = rpc_status.from_call(error).details  # type: ignore[arg-type]  # it is a call as well
+                    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+                    assert details[0].Unpack(info)
+                    assert details[1].Unpack(retry)
+                    assert (info.reason, retry.retry_delay.ToMilliseconds()) == ("RATE_LIMITED", 500)
+        elapsed = time.monotonic() - started
+        assert set(codes) == {_CODES.OK, _CODES.RESOURCE_EXHAUSTED}
+        assert 4 <= codes[_CODES.OK] <= 4 + 2 * elapsed + 1
+        decide(channel, modest)
+        assert limited._serves(), "health is for everybody, at any rate"
+    assert limited.metric("pretrade_access_refused_total", reason="RATE_LIMITED") >= codes[_CODES.RESOURCE_EXHAUSTED]
+
+
+def test_orders_count_and_not_calls(limited: SecureServer) -> None:
+    token = limited.token("trader", sub="batches")
+    with limited.channel(limited.decision) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        batch = pb.DecideBatchRequest(orders=[order(number) for number in range(40)])
+        results = stub.DecideBatch(batch, timeout=SECONDS, metadata=bearer(token)).results
+        assert 4 <= sum(result.HasField("decision") for result in results) < 40
+        assert {result.error.code for result in results} == {0, code_pb2.RESOURCE_EXHAUSTED}
+        streamed = stub.DecideStream(
+            (pb.DecideStreamRequest(order=order(number)) for number in range(40)),
+            timeout=SECONDS,
+            metadata=bearer(limited.token("trader", sub="streams")),
+        )
+        answered = [answer.result for answer in streamed]
+        assert len(answered) == 40
+        assert 4 <= sum(result.HasField("decision") for result in answered) < 40
+
+
+def test_the_admin_plane_has_rates_of_its_own(limited: SecureServer) -> None:
+    token = limited.token("viewer", sub="dashboard")
+    with limited.channel(limited.admin) as channel:
+        codes: Counter[grpc.StatusCode] = Counter()
+        for _ in range(40):
+            try:
+                status(channel, token)
+                codes[_CODES.OK] += 1
+            except grpc.RpcError as error:
+                codes[error.code()] += 1
+        assert set(codes) == {_CODES.OK, _CODES.RESOURCE_EXHAUSTED}
+        halt(channel, limited.token("operator", sub="on-call"))
