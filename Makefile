@@ -40,8 +40,8 @@ check-deploy: setup  ## every file of the deployment, offline: one table
 protos: setup  ## regenerate the stubs in proto/gen
 	.ci/protos
 
-models: setup  ## train and export champion and challenger (DATA=dir)
-	$(BIN)/python -m torchserve $(if $(DATA),--data $(DATA))
+models: setup  ## train, evaluate and export champion and challenger, with their cards (DATA=dir)
+	$(BIN)/pretrade train --install --force $(if $(DATA),--data $(DATA))
 
 bench: setup  ## decisions a second and latency next to a bare echo server (JSON=file)
 	$(BIN)/pretrade bench $(if $(JSON),--json $(JSON))

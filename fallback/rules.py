@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from fallback.order import Answer, Case
@@ -63,7 +65,7 @@ class RulesBaseline:
     async def answer(self, case: Case) -> Answer | None:
         """TRADE or NO_TRADE, or None when there are no features or one that a rule needs is undefined."""
         started = self._clock()
-        passed = self._passes(case)
+        passed = None if case.features is None else self.passes(case.features)
         case.budget.charge(pb.STAGE_RULES, max(0.0, case.budget.remaining(started)), self._clock() - started)
         if passed is None:
             case.degradations.append(pb.DEGRADATION_RULES_UNDECIDED)
@@ -72,10 +74,12 @@ class RulesBaseline:
             return Answer(pb.ACTION_TRADE, pb.SOURCE_RULES, pb.REASON_CODE_RULES_PASSED)
         return Answer(pb.ACTION_NO_TRADE, pb.SOURCE_RULES, pb.REASON_CODE_RULES_OBJECTED)
 
-    def _passes(self, case: Case) -> bool | None:
-        values = case.features
-        if values is None:
-            return None
+    def passes(self, values: NDArray[np.float32]) -> bool | None:
+        """Whether every rule agrees, or None when a feature that a rule needs is undefined.
+
+        Args:
+            values: float32[N_FEATURES], turned for the side of the order.
+        """
         if any(math.isnan(values[i]) for i, _ in (*self._at_most, *self._at_least)):
             return None
         return all(values[i] <= limit for i, limit in self._at_most) and all(

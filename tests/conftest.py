@@ -88,6 +88,9 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eligible=markout >= -0.5,
         markout_bps=markout,
         time_ns=np.arange(n, dtype=np.int64) * 100_000_000,
+        sell=np.arange(n) % 2 == 1,
+        instrument=np.zeros(n, dtype=np.int16),
+        instruments=("RANDOM.SIM",),
         source="random rows",
     )
     settings = TrainingSettings(trees=20, epochs=2)

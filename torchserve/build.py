@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
 
 import feature_cache
-from feature_cache.session import read_session, session_files
-from feature_cache.simulator import simulate
-from pretrade.market.v1 import market_pb2 as pb
-from torchserve.dataset import collect
+from feature_cache.session import session_files
+from torchserve.dataset import Samples
+from torchserve.sources import SIMULATED_SECONDS, Report, load_samples, sha256_of
 
 NAMES: Final = ("champion", "challenger")
-SIMULATED_SECONDS: Final = 1_200.0
-"""Length of the simulated session that stands in for a recorded one."""
 
 _INPUTS_FILE: Final = "inputs.json"
 _LIBRARIES: Final = ("numpy", "scikit-learn", "torch", "xgboost-cpu")
-_EVENTS_PER_REPORT: Final = 20_000
-
-Report = Callable[[str], None]
 
 
 def build_models(
@@ -32,6 +24,7 @@ def build_models(
     *,
     seed: int = 1,
     simulated_seconds: float = SIMULATED_SECONDS,
+    samples: Samples | None = None,
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """Trains both models and writes `NAME.mar` and `NAME.json` of each into a store.
@@ -44,6 +37,7 @@ def build_models(
         out: The store, made when missing.
         seed: Of the simulation and of all that is random in training.
         simulated_seconds: Length of the simulated session.
+        samples: What `load_samples` gives for these arguments, where they are at hand already.
         report: Is told what is being done.
 
     Returns:
@@ -63,13 +57,8 @@ def build_models(
     from torchserve.export import metadata_of, write_archive  # noqa: PLC0415
     from torchserve.training import TrainingSettings, train  # noqa: PLC0415
 
-    if files is None:
-        source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
-        events = simulate(seed, duration_seconds=simulated_seconds)
-    else:
-        source = "recorded: " + ", ".join(path.name for path in files)
-        events = read_session(files)
-    samples = collect(_counted(events, report), source)
+    if samples is None:
+        samples = load_samples(files or [], seed=seed, simulated_seconds=simulated_seconds, report=report)
     settings = TrainingSettings(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     # Until the last file is written, the store is nobody's.
@@ -87,9 +76,9 @@ def _inputs(files: list[Path] | None, seed: int, simulated_seconds: float) -> di
     packages = (Path(feature_cache.__file__).parent, Path(__file__).parent)
     code = [path for package in packages for path in sorted(package.rglob("*.py"))]
     return {
-        "data": {path.name: _sha256([path]) for path in files} if files else f"simulated {simulated_seconds:.0f} s",
+        "data": {path.name: sha256_of([path]) for path in files} if files else f"simulated {simulated_seconds:.0f} s",
         "seed": seed,
-        "code": _sha256(code),
+        "code": sha256_of(code),
         "libraries": {name: installed_version(name) for name in _LIBRARIES},
     }
 
@@ -102,17 +91,3 @@ def _holds(store: Path, inputs: dict[str, Any]) -> bool:
     return made_from == inputs and all(
         (store / f"{name}{suffix}").is_file() for name in NAMES for suffix in (".mar", ".json")
     )
-
-
-def _sha256(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _counted(events: Iterable[pb.MarketEvent], report: Report) -> Iterator[pb.MarketEvent]:
-    for number, event in enumerate(events):
-        if number % _EVENTS_PER_REPORT == 0:
-            report(f"replaying: {number:,} events")
-        yield event

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache import features
+from feature_cache.book import EventError
 from feature_cache.engine import FeatureEngine
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -50,8 +51,20 @@ class Samples:
     """float64[n], side-signed."""
     time_ns: NDArray[np.int64]
     """int64[n], event time of the instant."""
+    sell: NDArray[np.bool_]
+    """bool[n], the side of the order."""
+    instrument: NDArray[np.int16]
+    """int16[n], index into `instruments`."""
+    instruments: tuple[str, ...]
     source: str
     """Where the events came from, for people."""
+    source_sha256: str = ""
+    """Hash of what they came from: of a recording's files, or of a simulation's arguments and code."""
+
+    def take(self, index: NDArray[np.intp]) -> Samples:
+        """These samples alone, in this order."""
+        columns = ("rows", "eligible", "markout_bps", "time_ns", "sell", "instrument")
+        return replace(self, **{name: getattr(self, name)[index] for name in columns})
 
     def sha256(self) -> str:
         """Hash of everything a model can learn from these samples."""
@@ -61,12 +74,13 @@ class Samples:
         return digest.hexdigest()
 
 
-def collect(events: Iterable[pb.MarketEvent], source: str) -> Samples:
+def collect(events: Iterable[pb.MarketEvent], source: str, source_sha256: str = "") -> Samples:
     """Replays a session through the feature engine and labels both sides of every decision instant.
 
     Args:
         events: One or more instruments in the order in which they were received.
         source: See `Samples.source`.
+        source_sha256: See `Samples.source_sha256`.
 
     Returns:
         Samples of all instruments; none when the session is shorter than the label's horizon.
@@ -77,18 +91,24 @@ def collect(events: Iterable[pb.MarketEvent], source: str) -> Samples:
         if instants is None:
             instants = instruments[event.instrument] = _Instants(event.instrument, event.event_time_ns)
         instants.on_event(event)
-    sides = [side for _, instants in sorted(instruments.items()) for side in instants.sides()]
-    rows = np.concatenate([np.empty((0, features.N_FEATURES), np.float32), *(rows for rows, _, _ in sides)])
-    markout = np.concatenate([np.empty(0, np.float64), *(markout for _, markout, _ in sides)])
-    time = np.concatenate([np.empty(0, np.int64), *(time for _, _, time in sides)])
-    order = np.argsort(time, kind="stable")
-    return Samples(
-        rows=rows[order],
-        eligible=markout[order] >= WORST_MARKOUT_BPS,
-        markout_bps=markout[order],
-        time_ns=time[order],
+    names = tuple(sorted(instruments))
+    sides = [(number, *side) for number, name in enumerate(names) for side in instruments[name].sides()]
+    empty = (np.int16(0), False, np.empty((0, features.N_FEATURES), np.float32), np.empty(0), np.empty(0, np.int64))
+    instrument, sell, rows, markout, time = zip(empty, *sides, strict=True)
+    lengths = [len(part) for part in time]
+    samples = Samples(
+        rows=np.concatenate(rows),
+        eligible=np.concatenate(markout) >= WORST_MARKOUT_BPS,
+        markout_bps=np.concatenate(markout),
+        time_ns=np.concatenate(time),
+        sell=np.repeat(np.array(sell, np.bool_), lengths),
+        instrument=np.repeat(np.array(instrument, np.int16), lengths),
+        instruments=names,
         source=source,
+        source_sha256=source_sha256,
     )
+    # At one instant by instrument, the buy before the sell.
+    return samples.take(np.argsort(samples.time_ns, kind="stable"))
 
 
 class _Instants:
@@ -111,10 +131,14 @@ class _Instants:
                 self._values.append(values)
                 self._mids.append(snapshot.mid if fresh else math.nan)
                 self._next_ns += STEP_NS
-        self._engine.on_event(event)
+        try:
+            self._engine.on_event(event)
+        except EventError:
+            # Nor does the worker take it in. What it means for the book the next event tells.
+            return
 
-    def sides(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]]:
-        """Rows, side-signed markouts in bps and times of the buys, then of the sells."""
+    def sides(self) -> Iterator[tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]]:
+        """Whether it is the sells, rows, side-signed markouts in bps and times: of the buys, then of the sells."""
         if len(self._mids) <= _HORIZON_STEPS:
             return
         mids = np.array(self._mids)
@@ -122,5 +146,5 @@ class _Instants:
         usable = np.flatnonzero(np.isfinite(markout))
         rows = np.array(self._values)[usable]
         time = self._first + usable.astype(np.int64) * STEP_NS
-        yield rows, markout[usable], time
-        yield features.for_sell(rows), -markout[usable], time
+        yield False, rows, markout[usable], time
+        yield True, features.for_sell(rows), -markout[usable], time

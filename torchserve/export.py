@@ -10,9 +10,10 @@ The archive is a zip in the layout of `torch-model-archiver`, which itself stamp
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -57,14 +58,27 @@ def metadata_of(
         "expires_at": expires_at,
         "canned": canned_scores(model, samples),
         "metrics": {part: asdict(metrics) for part, metrics in model.metrics.items()},
-        "data": {"source": samples.source, "samples": len(samples.rows), "sha256": samples.sha256()},
-        "training": settings.model_dump(),
+        "reference": {name: asdict(histogram) for name, histogram in model.reference.items()},
+        "data": {
+            "source": samples.source,
+            "source_sha256": samples.source_sha256,
+            "samples": len(samples.rows),
+            "sha256": samples.sha256(),
+        },
+        "training": settings.model_dump(mode="json"),
+        "rounds": model.rounds,
         "libraries": {name: installed_version(name) for name in ("numpy", "torch", "xgboost-cpu")},
     }
 
 
-def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path) -> str:
-    """Writes `NAME.mar`, beside it `NAME.json` (the metadata with the version), and `versions/VERSION.mar`.
+def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path, *, install: bool = True) -> str:
+    """Writes `versions/VERSION.mar` and `.json` (the metadata with the version), and installs them.
+
+    Args:
+        model: The model.
+        metadata: See `metadata_of`.
+        directory: The store, made when missing.
+        install: Whether to write them as `NAME.mar` and `NAME.json`, too, which replicas of that name start with.
 
     Returns:
         The version: 16 hexadecimal digits.
@@ -89,23 +103,27 @@ def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path
         handler.WEIGHTS_FILE: model.weights,
         _MANIFEST: json.dumps(manifest, indent=2).encode(),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    archive = directory / f"{model.name}.mar"
-    # Written aside and renamed, so that a server which starts meanwhile never reads half an archive.
-    partial = archive.with_suffix(".mar.partial")
-    with zipfile.ZipFile(partial, "w") as archived:
+    described = (json.dumps({"version": version, **metadata}, indent=2) + "\n").encode()
+    # Kept when `NAME.mar` is replaced: a decision may have to be recomputed long after its model was.
+    kept = directory / VERSIONS_DIRECTORY / version
+    written = {kept.with_suffix(".mar"): _zipped(files), kept.with_suffix(".json"): described}
+    if install:
+        written |= {directory / f"{model.name}{path.suffix}": content for path, content in written.items()}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in written.items():
+        # Written aside and renamed, so that a server which starts meanwhile never reads half an archive.
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+    return version
+
+
+def _zipped(files: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archived:
         for name, content in files.items():
             entry = zipfile.ZipInfo(name, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archived.writestr(entry, content)
-    partial.replace(archive)
-    # Kept when `NAME.mar` is replaced: a decision may have to be recomputed long after its model was.
-    kept = directory / VERSIONS_DIRECTORY / f"{version}.mar"
-    kept.parent.mkdir(exist_ok=True)
-    if not kept.exists():
-        shutil.copyfile(archive, partial)
-        partial.rename(kept)
-    described = {"version": version, **metadata}
-    (directory / f"{model.name}.json").write_text(json.dumps(described, indent=2) + "\n")
-    return version
+    return packed.getvalue()

@@ -1,37 +1,36 @@
 """Fits, calibrates and measures the two models: the champion (XGBoost) and the challenger (a small Torch network).
 
-Samples are split once, in time order: the first part fits the model, the second calibrates it and sets its threshold,
-the third measures it. Between two parts lies a gap as long as the label looks ahead, so that no label of one part is
-made of prices of the next.
+Samples are split in time order into four parts: the first fits the model, the second says when to stop, the third
+calibrates it and sets its threshold, the fourth measures it. Between two parts lies a gap: as long as the label looks
+ahead, so that no label of one part is made of prices of the next (purging), and as long again, because prices just
+after a label's are still much like it (embargo).
+
+The calibration is Platt's curve, not isotonic regression: with two parameters it follows minutes of samples that
+overlap without following their noise, and it keeps the ranking, so that a threshold chosen on the same part is the one
+that the margins alone would give. Isotonic steps would tie the best scores together, which is where the threshold lies.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-import torch
-import xgboost
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
-from torchserve.handler import MarginFunction, calibrated, standardised, torch_margin, xgboost_margin
+from torchserve.fitting import Fitted, Labelled, NetworkSettings, TreeSettings, fit_network, fit_xgboost
+from torchserve.handler import MarginFunction, calibrated
+from torchserve.reference import ReferenceHistogram, reference_histograms
 
 Kind = Literal["xgboost", "torch"]
 
 KINDS: Final[dict[str, Kind]] = {"champion": "xgboost", "challenger": "torch"}
 """Model name → what it is."""
-
-_CLIP: Final = 8.0
-"""Standardised inputs of the network are held within ±8, so that an outlier moves a score no further than that."""
 
 
 class TrainingSettings(BaseModel):
@@ -41,24 +40,38 @@ class TrainingSettings(BaseModel):
 
     seed: int = Field(default=1, ge=0, le=2**31 - 1)
     """Seed of everything random."""
-    train_fraction: float = Field(default=0.6, gt=0, lt=1)
+    train_fraction: float = Field(default=0.5, gt=0, lt=1)
     """Share of the time span that fits the model."""
+    stopping_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the time span that says when to stop."""
     calibration_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the time span that calibrates it; the rest measures it."""
+    """Share of the time span that calibrates it and sets the threshold; the rest measures it."""
+    embargo_seconds: float = Field(default=LABEL_HORIZON_NS / 1e9, ge=0)
+    """Gap between two parts, beyond the label's horizon."""
     target_precision: float = Field(default=0.95, gt=0, lt=1)
     """Share of TRADE answers that shall be right."""
     minimum_coverage: float = Field(default=0.05, gt=0, lt=1)
     """Smallest share of samples a threshold must let through: the precision of fewer is chance."""
-    trees: int = Field(default=80, ge=1, le=10_000)
-    """Trees of the champion."""
-    epochs: int = Field(default=15, ge=1, le=1_000)
-    """Passes of the challenger over its samples."""
+    trees: int = Field(default=200, ge=1, le=10_000)
+    """Most trees of the champion."""
+    epochs: int = Field(default=30, ge=1, le=1_000)
+    """Most passes of the challenger over its samples."""
+    xgboost: TreeSettings = TreeSettings()
+    """How the champion learns."""
+    torch: NetworkSettings = NetworkSettings()
+    """How the challenger learns."""
+
+    @property
+    def gap_ns(self) -> int:
+        """Between two parts: the label's horizon and the embargo."""
+        return LABEL_HORIZON_NS + round(self.embargo_seconds * 1e9)
 
 
 class Split(NamedTuple):
     """Indices into the samples: intp[n] each."""
 
     train: NDArray[np.intp]
+    stopping: NDArray[np.intp]
     calibration: NDArray[np.intp]
     test: NDArray[np.intp]
 
@@ -83,6 +96,23 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibratedModel:
+    """A fitted model with its calibration and threshold."""
+
+    fitted: Fitted
+    slope: float
+    intercept: float
+    threshold: float
+    """See `TrainedModel.threshold`."""
+    target_precision_reached: bool
+    """See `TrainedModel.target_precision_reached`."""
+
+    def scores(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32[n, n_features] → float32[n], through the code that serves the model, on the bytes it will serve."""
+        return calibrated(self.fitted.margin()(rows), self.slope, self.intercept)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedModel:
     """A model with all that its archive needs."""
 
@@ -92,6 +122,8 @@ class TrainedModel:
     """UBJSON (XGBoost) or a Torch state dict."""
     network: dict[str, Any] | None
     """See `handler.torch_margin`; None for XGBoost."""
+    rounds: int
+    """Trees, or passes over the samples, that were kept."""
     slope: float
     intercept: float
     """Calibration: score = 1 / (1 + exp(-(slope * margin + intercept)))."""
@@ -103,74 +135,119 @@ class TrainedModel:
     best precision it has."""
     metrics: dict[str, Metrics]
     """By part: `calibration`, `test`."""
+    reference: dict[str, ReferenceHistogram]
+    """Of the features in the part that fitted the model, and of the scores in the calibration part."""
 
 
 def split_by_time(time_ns: NDArray[np.int64], settings: TrainingSettings) -> Split:
-    """Cuts the samples' time span into three parts in time order.
+    """Cuts the samples' time span into four parts in time order.
 
     Args:
         time_ns: int64[n], decision instants.
-        settings: The fractions.
+        settings: The fractions, and the gap between two parts.
 
     Returns:
-        Parts such that every sample of one is more than the label's horizon after every sample of the part before.
+        Parts such that every sample of one is more than the gap after every sample of the part before.
 
     Raises:
         SamplesError: A part is empty.
     """
     start, end = (int(time_ns.min()), int(time_ns.max())) if len(time_ns) else (0, 0)
-    first = start + int((end - start) * settings.train_fraction)
-    second = start + int((end - start) * (settings.train_fraction + settings.calibration_fraction))
-    split = Split(
-        train=np.flatnonzero(time_ns < first),
-        calibration=np.flatnonzero((time_ns > first + LABEL_HORIZON_NS) & (time_ns < second)),
-        test=np.flatnonzero(time_ns > second + LABEL_HORIZON_NS),
-    )
+    fractions = (settings.train_fraction, settings.stopping_fraction, settings.calibration_fraction)
+    split = Split(*cut(time_ns, start, end + 1, (*fractions, 1.0), settings.gap_ns))
     for name, part in split._asdict().items():
         if not len(part):
             raise SamplesError(f"the {name} part is empty: {len(time_ns)} samples over {(end - start) / 1e9:.1f} s")
     return split
 
 
-def train(name: str, samples: Samples, settings: TrainingSettings) -> TrainedModel:
-    """Fits, calibrates and measures the model of this name. The same samples and settings give the same bytes.
+def cut(
+    time_ns: NDArray[np.int64], start_ns: int, end_ns: int, fractions: Sequence[float], gap_ns: int
+) -> list[NDArray[np.intp]]:
+    """Indices of the samples in [start, end), in one part for each fraction of that span.
+
+    There is a gap before all parts but the first; what exceeds the span is cut off.
+    """
+    parts = []
+    begin = start_ns
+    for number, fraction in enumerate(fractions):
+        stop = min(end_ns, begin + round((end_ns - start_ns) * fraction))
+        first = begin + gap_ns if number else begin - 1
+        parts.append(np.flatnonzero((time_ns > first) & (time_ns < stop)))
+        begin = stop
+    return parts
+
+
+def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | None = None) -> TrainedModel:
+    """Fits, calibrates and measures a model. The same samples and settings give the same bytes.
+
+    Args:
+        name: The model's name in the model server: which replicas' place it is for.
+        samples: In time order.
+        settings: How.
+        kind: What it is; None for what is usual for the name.
 
     Raises:
         SamplesError: Too short a time span, or a part in which every label is the same.
     """
+    kind = kind or KINDS[name]
     split = split_by_time(samples.time_ns, settings)
-    for part_name, part in split._asdict().items():
-        if len(np.unique(samples.eligible[part])) < 2:
-            raise SamplesError(f"every sample of the {part_name} part has the same label")
-    kind = KINDS[name]
-    rows, eligible = samples.rows[split.train], samples.eligible[split.train]
-    margin: MarginFunction
-    network: dict[str, Any] | None
-    if kind == "xgboost":
-        weights, network = _fit_xgboost(rows, eligible, settings), None
-        margin = xgboost_margin(weights)
-    else:
-        weights, network = _fit_network(rows, eligible, settings)
-        margin = torch_margin(weights, network)
-
-    # Calibrated and measured through the code that serves the model, on the bytes it will serve.
-    margins = {part: margin(samples.rows[getattr(split, part)]) for part in ("calibration", "test")}
-    labels = {part: samples.eligible[getattr(split, part)] for part in margins}
-    slope, intercept = fit_platt(margins["calibration"], labels["calibration"])
-    scores = {part: calibrated(values, slope, intercept) for part, values in margins.items()}
-    threshold, reached = choose_threshold(scores["calibration"], labels["calibration"], settings)
+    check_labels(samples, split)
+    model = fit(kind, samples, split, settings)
+    scores = {
+        part: model.scores(samples.rows[index])
+        for part, index in (("calibration", split.calibration), ("test", split.test))
+    }
     return TrainedModel(
         name=name,
         kind=kind,
-        weights=weights,
-        network=network,
-        slope=slope,
-        intercept=intercept,
-        threshold=threshold,
+        weights=model.fitted.weights,
+        network=model.fitted.network,
+        rounds=model.fitted.rounds,
+        slope=model.slope,
+        intercept=model.intercept,
+        threshold=model.threshold,
         target_precision=settings.target_precision,
-        target_precision_reached=reached,
-        metrics={part: measure(scores[part], labels[part], threshold) for part in scores},
+        target_precision_reached=model.target_precision_reached,
+        metrics={
+            part: measure(scores[part], samples.eligible[getattr(split, part)], model.threshold) for part in scores
+        },
+        reference=reference_histograms(samples.rows[split.train], scores["calibration"]),
     )
+
+
+def check_labels(samples: Samples, split: Split) -> None:
+    """Raises SamplesError when every sample of a part has the same label."""
+    for part_name, part in split._asdict().items():
+        if len(np.unique(samples.eligible[part])) < 2:
+            raise SamplesError(f"every sample of the {part_name} part has the same label")
+
+
+def fit(kind: Kind, samples: Samples, split: Split, settings: TrainingSettings) -> CalibratedModel:
+    """Fits and calibrates a model on the first three parts of a split."""
+    fitting, stopping = labelled(samples, split.train), labelled(samples, split.stopping)
+    if kind == "xgboost":
+        fitted = fit_xgboost(fitting, stopping, settings.xgboost, trees=settings.trees, seed=settings.seed)
+    else:
+        fitted = fit_network(fitting, stopping, settings.torch, epochs=settings.epochs, seed=settings.seed)
+    calibration = labelled(samples, split.calibration)
+    slope, intercept, threshold, reached = calibrate(fitted.margin(), calibration, settings)
+    return CalibratedModel(fitted, slope, intercept, threshold, reached)
+
+
+def calibrate(
+    margin: MarginFunction, calibration: Labelled, settings: TrainingSettings
+) -> tuple[float, float, float, bool]:
+    """Slope, intercept, threshold, and whether it reaches the target precision, from samples the model has not seen."""
+    margins = margin(calibration.rows)
+    slope, intercept = fit_platt(margins, calibration.eligible)
+    scores = calibrated(margins, slope, intercept)
+    return slope, intercept, *choose_threshold(scores, calibration.eligible, settings)
+
+
+def labelled(samples: Samples, index: NDArray[np.intp]) -> Labelled:
+    """A part of the samples as an estimator sees it."""
+    return Labelled(samples.rows[index], samples.eligible[index])
 
 
 def fit_platt(margin: NDArray[np.float32], eligible: NDArray[np.bool_]) -> tuple[float, float]:
@@ -227,74 +304,3 @@ def measure(scores: NDArray[np.float32], eligible: NDArray[np.bool_], threshold:
         precision=float(eligible[trade].mean()) if trade.any() else None,
         coverage=float(trade.mean()),
     )
-
-
-def _fit_xgboost(rows: NDArray[np.float32], eligible: NDArray[np.bool_], settings: TrainingSettings) -> bytes:
-    booster = xgboost.train(
-        {
-            "objective": "binary:logistic",
-            "tree_method": "hist",
-            "max_depth": 3,
-            "eta": 0.05,
-            # Neighbouring samples share most of their label's horizon: a leaf of a few is one observation.
-            "min_child_weight": 100,
-            "subsample": 0.7,
-            "colsample_bytree": 0.7,
-            "lambda": 5.0,
-            "seed": settings.seed,
-            "nthread": 1,
-        },
-        xgboost.DMatrix(rows, label=eligible, nthread=1),
-        num_boost_round=settings.trees,
-    )
-    return bytes(booster.save_raw(raw_format="ubj"))
-
-
-def _fit_network(
-    rows: NDArray[np.float32], eligible: NDArray[np.bool_], settings: TrainingSettings
-) -> tuple[bytes, dict[str, Any]]:
-    # A feature that is never defined in training carries nothing: it becomes a constant.
-    undefined = np.isnan(rows).all(axis=0)
-    median = np.nanmedian(np.where(undefined, np.float32(0), rows), axis=0).astype(np.float32)
-    filled = np.where(np.isnan(rows), median, rows)
-    mean = filled.mean(axis=0, dtype=np.float64).astype(np.float32)
-    deviation = filled.std(axis=0, dtype=np.float64).astype(np.float32)
-    scale = np.where(deviation > 0, deviation, np.float32(1))
-    inputs = torch.from_numpy(standardised(rows, median, mean, scale, _CLIP))
-    labels = torch.from_numpy(eligible.astype(np.float32))
-    layers = [rows.shape[1], 32, 16, 1]
-    with _deterministic_torch(settings.seed):
-        parts: list[torch.nn.Module] = []
-        for width, next_width in itertools.pairwise(layers):
-            parts += [torch.nn.Linear(width, next_width), torch.nn.ReLU()]
-        model = torch.nn.Sequential(*parts[:-1])
-        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-        loss = torch.nn.BCEWithLogitsLoss()
-        for _ in range(settings.epochs):
-            for batch in torch.split(torch.randperm(len(inputs)), 512):
-                optimiser.zero_grad()
-                loss(model(inputs[batch])[:, 0], labels[batch]).backward()
-                optimiser.step()
-        buffer = io.BytesIO()
-        torch.save(model.state_dict(), buffer)
-    network = {
-        "layers": layers,
-        "median": median.tolist(),
-        "mean": mean.tolist(),
-        "scale": scale.tolist(),
-        "clip": _CLIP,
-    }
-    return buffer.getvalue(), network
-
-
-@contextmanager
-def _deterministic_torch(seed: int) -> Iterator[None]:
-    """One thread and a fixed seed inside; the process's own state again outside."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)

@@ -90,7 +90,21 @@ def test_the_metadata_beside_an_archive_says_what_it_is(store: Path, samples: Sa
     assert described["label"] == LABEL
     assert described["data"] == {
         "source": "simulated for tests",
+        "source_sha256": "",
         "samples": len(samples.rows),
         "sha256": samples.sha256(),
     }
     assert set(described["metrics"]) == {"calibration", "test"}
+    assert set(described["reference"]) == {*features.NAMES, "score"}
+
+
+def test_a_version_that_is_not_installed_leaves_what_the_stack_starts_with(
+    models: dict[str, TrainedModel], samples: Samples, settings: TrainingSettings, tmp_path: Path
+) -> None:
+    model = models["champion"]
+    installed = write_archive(model, metadata_of(model, samples, settings), tmp_path)
+    metadata = metadata_of(model, samples, settings, expires_at=1)
+    published = write_archive(model, metadata, tmp_path, install=False)
+    assert json.loads((tmp_path / "champion.json").read_text())["version"] == installed != published
+    described = json.loads((tmp_path / "versions" / f"{published}.json").read_text())
+    assert described == json.loads(json.dumps({"version": published, **metadata}))

@@ -35,13 +35,26 @@ def test_no_label_of_a_part_reaches_into_the_next(
     except SamplesError:
         return
     for earlier, later in itertools.pairwise(parts):
-        assert time_ns[earlier].max() + LABEL_HORIZON_NS < time_ns[later].min()
+        assert time_ns[earlier].max() + LABEL_HORIZON_NS + 5_000_000_000 < time_ns[later].min()
 
 
 def test_the_parts_of_a_session_are_in_order_and_hold_almost_all_of_it(samples: Samples) -> None:
     parts = split_by_time(samples.time_ns, TrainingSettings())
-    assert parts.train.max() < parts.calibration.min() <= parts.calibration.max() < parts.test.min()
-    assert sum(map(len, parts)) > 0.9 * len(samples.rows)
+    for earlier, later in itertools.pairwise(parts):
+        assert earlier.max() < later.min()
+    assert sum(map(len, parts)) > 0.8 * len(samples.rows)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_learning_stops_where_samples_that_fit_nothing_say(
+    name: str, samples: Samples, settings: TrainingSettings
+) -> None:
+    most = settings.model_copy(update={"trees": 400, "epochs": 60})
+    # Labels that mean nothing: whatever is learnt from them is wrong elsewhere.
+    shuffled = np.random.default_rng(1).permutation(samples.eligible)
+    stopped = train(name, replace(samples, eligible=shuffled), most)
+    assert 1 <= stopped.rounds < {"champion": 200, "challenger": 30}[name]
+    assert stopped.metrics["test"].auc < 0.6
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -83,13 +96,13 @@ def test_training_leaves_torch_as_it_was(samples: Samples, settings: TrainingSet
 
 
 def test_too_short_a_session_is_refused(samples: Samples, settings: TrainingSettings) -> None:
-    few = replace(samples, rows=samples.rows[:40], eligible=samples.eligible[:40], time_ns=samples.time_ns[:40])
+    few = samples.take(np.arange(40))
     with pytest.raises(SamplesError, match="part is empty: 40 samples"):
         train("champion", few, settings)
 
 
 def test_a_session_without_samples_is_refused(samples: Samples, settings: TrainingSettings) -> None:
-    none = replace(samples, rows=samples.rows[:0], eligible=samples.eligible[:0], time_ns=samples.time_ns[:0])
+    none = samples.take(np.arange(0))
     with pytest.raises(SamplesError, match="0 samples"):
         train("champion", none, settings)
 

@@ -1,0 +1,141 @@
+"""A dataset file holds just the samples it was made of, and says what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from feature_cache import features
+from feature_cache.session import read_session, session_files
+from feature_cache.simulator import simulate
+from local.cli import app
+from pretrade.market.v1 import market_pb2 as pb
+from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError, collect
+from torchserve.sources import load_samples, read_dataset, write_dataset
+
+SHARED = Path(__file__).parents[3] / "../shared/data"
+
+
+def test_what_is_written_is_read_back_to_the_bit(samples: Samples, tmp_path: Path) -> None:
+    write_dataset(samples, tmp_path / "a.parquet")
+    read = read_dataset(tmp_path / "a.parquet")
+    for column in ("rows", "eligible", "markout_bps", "time_ns", "sell", "instrument"):
+        before, after = getattr(samples, column), getattr(read, column)
+        assert before.dtype == after.dtype
+        np.testing.assert_array_equal(before, after)
+    assert (read.instruments, read.source, read.sha256()) == (samples.instruments, samples.source, samples.sha256())
+    write_dataset(read, tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_the_columns_are_for_people_too(samples: Samples, tmp_path: Path) -> None:
+    write_dataset(samples, tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.column_names == ["time", "instrument", "sell", "eligible", "markout_bps", *features.NAMES]
+    assert set(table.column("instrument").to_pylist()) == {"BTCUSDT.SIM"}
+    assert samples.eligible[samples.sell].mean() == pytest.approx(
+        np.array(table.column("eligible"))[np.array(table.column("sell"))].mean()
+    )
+
+
+def test_a_file_of_another_feature_set_or_content_is_refused(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    write_dataset(samples, path)
+    table = pq.read_table(path)
+    swapped = table.set_column(3, "eligible", table.column("eligible").take(np.arange(len(table))[::-1].copy()))
+    pq.write_table(swapped, tmp_path / "changed.parquet")
+    with pytest.raises(SamplesError, match="not those that its metadata tells of"):
+        read_dataset(tmp_path / "changed.parquet")
+    monkeypatch.setattr(features, "FINGERPRINT", 1)
+    with pytest.raises(SamplesError, match="feature_set_fingerprint"):
+        read_dataset(path)
+    (tmp_path / "text.parquet").write_text("text")
+    with pytest.raises(SamplesError, match="not a dataset of pretrade"):
+        read_dataset(tmp_path / "text.parquet")
+
+
+def test_nothing_that_happens_later_changes_what_is_known_now() -> None:
+    events = list(simulate(11, duration_seconds=24))
+    cut_ns = events[0].event_time_ns + 12_000_000_000
+    changed = []
+    for event in events:
+        later = pb.MarketEvent()
+        later.CopyFrom(event)
+        if event.event_time_ns >= cut_ns and later.WhichOneof("event") in ("quote", "trade"):
+            # Every price from here on is another one, in another direction, and sizes are a hundredfold.
+            if later.WhichOneof("event") == "quote":
+                later.quote.bid_ticks += 10**9
+                later.quote.ask_ticks += 10**9
+                later.quote.bid_lots *= 100
+            else:
+                later.trade.price_ticks += 10**9
+                later.trade.lots *= 100
+        changed.append(later)
+    real, other = collect(events, "real"), collect(changed, "changed")
+    known, other_known = real.time_ns <= cut_ns, other.time_ns <= cut_ns
+    assert known.sum() == other_known.sum() > 100
+    np.testing.assert_array_equal(real.rows[known], other.rows[other_known])
+    past, other_past = (samples.time_ns + LABEL_HORIZON_NS <= cut_ns for samples in (real, other))
+    np.testing.assert_array_equal(real.markout_bps[past], other.markout_bps[other_past])
+    # And it does change what is known later, and the labels that look beyond.
+    assert not np.array_equal(real.markout_bps[known], other.markout_bps[other_known])
+
+
+def test_both_sides_of_an_instant_are_told_apart(samples: Samples) -> None:
+    assert samples.sell.sum() * 2 == len(samples.sell)
+    np.testing.assert_array_equal(samples.markout_bps[samples.sell], -samples.markout_bps[~samples.sell])
+
+
+def test_a_recording_of_our_own_format_and_one_of_binance_give_samples(tmp_path: Path) -> None:
+    if not SHARED.exists():
+        pytest.skip("the recorded sessions are not here")
+    for folder, instrument in (("kraken_v1", "XBT"), ("binance_spot", "BTCUSDT.BINANCE")):
+        path = SHARED / folder
+        if folder == "binance_spot":
+            files = [next(path.glob("btcusdt_20240808*"))]
+            head = []
+            for event in read_session(files):
+                head.append(event)
+                if event.event_time_ns > head[0].event_time_ns + 20_000_000_000:
+                    break
+            samples = collect(head, "head")
+        else:
+            samples = load_samples([path])
+            assert samples.source_sha256 == load_samples(session_files([path])).source_sha256
+        assert len(samples.rows) > 100, folder
+        assert any(instrument in name for name in samples.instruments)
+
+
+def test_the_command_builds_a_file_that_show_describes(tmp_path: Path) -> None:
+    out = tmp_path / "made" / "simulated.parquet"
+    built = CliRunner().invoke(app, ["dataset", "build", "--out", str(out), "--seconds", "60"])
+    assert built.exit_code == 0, built.output
+    samples = read_dataset(out)
+    assert samples.source == "simulated, 60 s, seed 1"
+    shown = CliRunner().invoke(app, ["dataset", "show", str(out)])
+    assert samples.sha256() in shown.output.replace("\n", "")
+    assert samples.source_sha256 in built.output.replace("\n", "")
+    refused = CliRunner().invoke(app, ["dataset", "build", "--out", str(tmp_path / "x.csv")])
+    assert refused.exit_code == 2
+
+
+def test_the_hash_of_what_samples_came_from_follows_seed_and_length() -> None:
+    hashes = {
+        load_samples([], seed=seed, simulated_seconds=seconds).source_sha256
+        for seed, seconds in ((1, 6.0), (1, 6.0), (2, 6.0), (1, 7.0))
+    }
+    assert len(hashes) == 3
+
+
+def test_samples_of_a_part_are_those_of_the_part(samples: Samples) -> None:
+    index = np.array([5, 2, 9])
+    part = samples.take(index)
+    np.testing.assert_array_equal(part.rows, samples.rows[index])
+    assert replace(part, source="x").sha256() == part.sha256() != samples.sha256()

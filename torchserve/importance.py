@@ -1,0 +1,67 @@
+"""What a model looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from feature_cache import features
+from torchserve.handler import MarginFunction, torch_margin
+
+SHAP: Final = "mean absolute SHAP value, in log odds (TreeSHAP of XGBoost)"
+PERMUTATION: Final = "loss of AUC when the feature's values are shuffled"
+
+
+def importance_of(
+    described: Mapping[str, Any], weights: bytes, rows: NDArray[np.float32], eligible: NDArray[np.bool_]
+) -> tuple[dict[str, float], str]:
+    """Feature → importance, the largest first, and what that number is.
+
+    Args:
+        described: A model's metadata.
+        weights: Its weights.
+        rows: float32[n, N_FEATURES], samples that it was not fitted on.
+        eligible: bool[n], their labels, both of which occur.
+    """
+    if described["kind"] == "xgboost":
+        return shap_importance(weights, rows), SHAP
+    margin = torch_margin(weights, described["network"])
+    return permutation_importance(margin, rows, eligible, described["training"]["seed"]), PERMUTATION
+
+
+def shap_importance(weights: bytes, rows: NDArray[np.float32]) -> dict[str, float]:
+    """Feature → mean absolute contribution to the margin of a boosted tree ensemble, the largest first.
+
+    Source: Lundberg et al., From local explanations to global understanding with explainable AI for trees (2020).
+    """
+    import xgboost  # noqa: PLC0415 - only this model needs it
+
+    booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(weights))
+    contributions = booster.predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True)
+    return _ranked(np.abs(contributions[:, :-1]).mean(axis=0, dtype=np.float64))
+
+
+def permutation_importance(
+    margin: MarginFunction, rows: NDArray[np.float32], eligible: NDArray[np.bool_], seed: int
+) -> dict[str, float]:
+    """Feature → how much AUC is lost without it, the largest first; both labels must occur.
+
+    Source: L. Breiman, Random Forests (2001).
+    """
+    random = np.random.default_rng(seed)
+    whole = roc_auc_score(eligible, margin(rows))
+    lost = np.empty(rows.shape[1])
+    for column in range(rows.shape[1]):
+        shuffled = rows.copy()
+        random.shuffle(shuffled[:, column])
+        lost[column] = whole - roc_auc_score(eligible, margin(shuffled))
+    return _ranked(lost)
+
+
+def _ranked(values: NDArray[Any]) -> dict[str, float]:
+    order = np.argsort(-values, kind="stable")
+    return {features.NAMES[i]: float(values[i]) for i in order}

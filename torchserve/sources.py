@@ -1,0 +1,148 @@
+"""Where samples come from: a recording, a simulation, or a dataset file made of either."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from feature_cache import features, simulator
+from feature_cache.session import read_session, session_files
+from pretrade.market.v1 import market_pb2 as pb
+from torchserve.dataset import LABEL, LABEL_HORIZON_NS, STEP_NS, Samples, SamplesError, collect
+
+SUFFIX: Final = ".parquet"
+SIMULATED_SECONDS: Final = 1_200.0
+"""Length of the simulated session that stands in for a recorded one."""
+
+_EVENTS_PER_REPORT: Final = 20_000
+_METADATA_KEY: Final = b"pretrade"
+
+Report = Callable[[str], None]
+
+
+def load_samples(
+    data: list[Path],
+    *,
+    seed: int = 1,
+    simulated_seconds: float = SIMULATED_SECONDS,
+    report: Report = lambda _: None,
+) -> Samples:
+    """Samples of a dataset file, of recordings, or of the simulator.
+
+    Args:
+        data: One `.parquet` of `write_dataset`, or recordings: `.gz` files or folders of them, as `pretrade ingest
+            --record` writes them or as `feature_cache.session` describes. Empty for a simulation.
+        seed: Of the simulation.
+        simulated_seconds: Its length.
+        report: Is told what is being done.
+
+    Raises:
+        feature_cache.session.SessionError: A recording cannot be read.
+        SamplesError: A dataset file cannot be used.
+    """
+    if len(data) == 1 and data[0].suffix == SUFFIX:
+        return read_dataset(data[0])
+    if data:
+        files = session_files(data)
+        source = "recorded: " + ", ".join(path.name for path in files)
+        return collect(_counted(read_session(files), report), source, sha256_of(files))
+    source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
+    code = sha256_of([Path(simulator.__file__)])
+    origin = hashlib.sha256(f"{source} {code}".encode()).hexdigest()
+    return collect(_counted(simulator.simulate(seed, duration_seconds=simulated_seconds), report), source, origin)
+
+
+def write_dataset(samples: Samples, path: Path) -> None:
+    """Writes samples as Parquet: a row a sample, its columns named, and what they are in the file's metadata.
+
+    The same samples give the same bytes.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - a build without a file does not need it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    described = {
+        "feature_set": features.FEATURE_SET_ID,
+        "feature_set_fingerprint": features.FINGERPRINT,
+        "label": LABEL,
+        "label_horizon_ns": LABEL_HORIZON_NS,
+        "step_ns": STEP_NS,
+        "source": samples.source,
+        "source_sha256": samples.source_sha256,
+        "samples_sha256": samples.sha256(),
+        "instruments": list(samples.instruments),
+    }
+    names = pa.DictionaryArray.from_arrays(pa.array(samples.instrument), pa.array(samples.instruments, pa.string()))
+    columns = {
+        "time": pa.array(samples.time_ns, pa.timestamp("ns", tz="UTC")),
+        "instrument": names,
+        "sell": pa.array(samples.sell),
+        "eligible": pa.array(samples.eligible),
+        "markout_bps": pa.array(samples.markout_bps),
+        # NaN stays NaN and does not become null: a model is fed what it was trained on.
+        **{name: pa.array(samples.rows[:, i]) for i, name in enumerate(features.NAMES)},
+    }
+    table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(described, sort_keys=True).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+
+
+def read_dataset(path: Path) -> Samples:
+    """Reads what `write_dataset` wrote.
+
+    Raises:
+        SamplesError: It cannot be read, is of another feature set or label, or its content is not what it says.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - as above
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        table = pq.read_table(path)
+        described = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise SamplesError(f"{path} is not a dataset of pretrade: {error}") from error
+    expected = {
+        "feature_set": features.FEATURE_SET_ID,
+        "feature_set_fingerprint": features.FINGERPRINT,
+        "label": LABEL,
+        "step_ns": STEP_NS,
+    }
+    for key, wanted in expected.items():
+        if described.get(key) != wanted:
+            raise SamplesError(f"{path} has {key} {described.get(key)!r}, this code {wanted!r}: build it anew")
+    named = table.column("instrument").combine_chunks()
+    samples = Samples(
+        rows=np.column_stack([table.column(name).to_numpy() for name in features.NAMES]).astype(np.float32, order="C"),
+        eligible=table.column("eligible").to_numpy(),
+        markout_bps=table.column("markout_bps").to_numpy(),
+        time_ns=table.column("time").cast(pa.int64()).to_numpy(),
+        sell=table.column("sell").to_numpy(),
+        instrument=named.indices.to_numpy(zero_copy_only=False).astype(np.int16),
+        instruments=tuple(described["instruments"]),
+        source=described["source"],
+        source_sha256=described["source_sha256"],
+    )
+    if tuple(named.dictionary.to_pylist()) != samples.instruments or samples.sha256() != described["samples_sha256"]:
+        raise SamplesError(f"{path}: the samples are not those that its metadata tells of")
+    return samples
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """One hash of the content of several files, in this order."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _counted(events: Iterable[pb.MarketEvent], report: Report) -> Iterator[pb.MarketEvent]:
+    for number, event in enumerate(events):
+        if number % _EVENTS_PER_REPORT == 0:
+            report(f"replaying: {number:,} events")
+        yield event

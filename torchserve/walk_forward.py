@@ -1,0 +1,270 @@
+"""Walk-forward evaluation: models and baselines on blocks of time that lie after all they were made from.
+
+The span after a first part is cut into blocks. For each, everything is done anew on what came before, as it would have
+been at that time: fit, early stopping, calibration, threshold. History ends a gap before the block: the label's horizon
+(purging: no label is made of the block's prices) and an embargo as long. Nothing is ever fitted on what lies after a
+block, so no other embargo is needed. The decisions on all blocks together are what is reported::
+
+    |---------- history ----------| gap |- block 1 -|
+    |---------------- history ----------------| gap |- block 2 -|
+
+Source of purging and embargo: M. López de Prado, Advances in Financial Machine Learning (2018), chapter 7.
+
+Baselines: *always trade*; the *rules* that answer when no model can; *logistic regression* on the same features,
+calibrated and cut alike. A model *beats* a baseline when it is more precise at equal coverage: at its own for the
+scores of logistic regression (its best-ranked samples, as many in each block) and for always trading (whose precision
+is the base rate at any coverage), at the rules' own for the rules. The comparison is of what was measured; whether the
+interval of the difference excludes zero is said beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from torchserve.dataset import Samples, SamplesError
+from torchserve.evaluation import Blocks, BootstrapSettings, Decided, Estimate, Figures, top_share
+from torchserve.fitting import Labelled, fit_logistic
+from torchserve.handler import calibrated
+from torchserve.sources import Report
+from torchserve.training import Kind, Split, TrainingSettings, calibrate, check_labels, cut, fit
+
+ALWAYS: Final = "always trade"
+RULES: Final = "rules"
+LOGISTIC: Final = "logistic regression"
+BASELINES: Final = (ALWAYS, RULES, LOGISTIC)
+
+Rules = Callable[[NDArray[np.float32]], NDArray[np.bool_]]
+"""float32[n, n_features] turned for the side → bool[n]: what the rules baseline would trade."""
+
+
+class WalkForwardSettings(BaseModel):
+    """How the walk is cut, and its figures are made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    blocks: int = Field(default=5, ge=1, le=100)
+    """Blocks of equal length."""
+    first_fraction: float = Field(default=0.4, gt=0, lt=1)
+    """Share of the time span that lies before the first block."""
+    train_fraction: float = Field(default=0.7, gt=0, lt=1)
+    """Share of a block's history that fits."""
+    stopping_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of it that says when to stop; the rest calibrates and sets the threshold."""
+    bootstrap: BootstrapSettings = BootstrapSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """One decider on one block."""
+
+    start_ns: int
+    end_ns: int
+    samples: int
+    base_rate: float
+    threshold: float | None
+    """What its history's calibration part made of it; None for a decider without scores."""
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A model held against one baseline at equal coverage."""
+
+    baseline: str
+    precision_difference: Estimate
+    """Model less baseline."""
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the model is more precise."""
+        return self.precision_difference.value is not None and self.precision_difference.value > 0
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the interval of the difference lies above zero."""
+        return self.precision_difference.low is not None and self.precision_difference.low > 0
+
+
+@dataclass(frozen=True, slots=True)
+class WalkForward:
+    """The decisions of every decider on all blocks, and what they amount to."""
+
+    samples: Samples
+    """Those of all blocks."""
+    settings: WalkForwardSettings
+    blocks: int
+    independent_blocks: int
+    """See `Blocks.count`."""
+    base_rate: Estimate
+    decided: dict[str, Decided]
+    """By decider: models by their kind, then the baselines."""
+    figures: dict[str, Figures]
+    """By decider, over all blocks."""
+    by_block: dict[str, list[BlockReport]]
+    comparisons: dict[str, list[Comparison]]
+    """By kind of model."""
+
+    def beats_baselines(self, kind: str) -> bool:
+        """Whether a model is more precise than every baseline."""
+        return all(comparison.beaten for comparison in self.comparisons[kind])
+
+    def summary(self) -> dict[str, Any]:
+        """All figures, for JSON. An estimate is [value, low, high], with null for what is not defined."""
+        return {
+            "samples": len(self.samples.rows),
+            "blocks": self.blocks,
+            "independent_blocks": self.independent_blocks,
+            "base_rate": self.base_rate,
+            "settings": self.settings.model_dump(mode="json"),
+            "figures": {name: asdict(figures) for name, figures in self.figures.items()},
+            "by_block": {name: [asdict(block) for block in blocks] for name, blocks in self.by_block.items()},
+            "comparisons": {
+                kind: {one.baseline: one.precision_difference for one in comparisons}
+                for kind, comparisons in self.comparisons.items()
+            },
+            "beats_baselines": {kind: self.beats_baselines(kind) for kind in self.comparisons},
+        }
+
+
+def walk_forward(
+    samples: Samples,
+    kinds: Sequence[Kind],
+    training: TrainingSettings,
+    settings: WalkForwardSettings,
+    rules: Rules,
+    report: Report = lambda _: None,
+) -> WalkForward:
+    """Evaluates models of these kinds, and the baselines.
+
+    Raises:
+        SamplesError: Too short a time span, or a part of it in which every label is the same.
+    """
+    splits = block_splits(samples.time_ns, training, settings)
+    tested = np.concatenate([split.test for split in splits])
+    by_block: dict[str, list[Decided]] = {name: [] for name in (*kinds, *BASELINES)}
+    thresholds: dict[str, list[float | None]] = {name: [] for name in by_block}
+    for number, split in enumerate(splits, start=1):
+        check_labels(samples, split._replace(test=split.train))  # a block may well be all of one kind
+        rows = samples.rows[split.test]
+        for kind in kinds:
+            report(f"walk-forward, block {number} of {len(splits)}: {kind}")
+            model = fit(kind, samples, split, training)
+            scores = model.scores(rows)
+            by_block[kind].append(Decided(scores >= np.float32(model.threshold), scores))
+            thresholds[kind].append(model.threshold)
+        report(f"walk-forward, block {number} of {len(splits)}: baselines")
+        by_block[LOGISTIC].append(_logistic(samples, split, training, rows, thresholds[LOGISTIC]))
+        known = np.concatenate([split.train, split.stopping, split.calibration])
+        base_rate = np.full(len(rows), samples.eligible[known].mean(), np.float32)
+        by_block[ALWAYS].append(Decided(np.ones(len(rows), np.bool_), base_rate))
+        by_block[RULES].append(Decided(rules(rows)))
+        thresholds[ALWAYS].append(None)
+        thresholds[RULES].append(None)
+
+    report("walk-forward: figures")
+    whole = samples.take(tested)
+    blocks = Blocks(whole, settings.bootstrap)
+    decided = {name: _joined(parts) for name, parts in by_block.items()}
+    return WalkForward(
+        samples=whole,
+        settings=settings,
+        blocks=len(splits),
+        independent_blocks=blocks.count,
+        base_rate=blocks.base_rate(),
+        decided=decided,
+        figures={name: blocks.figures(one) for name, one in decided.items()},
+        by_block={
+            name: [
+                _report(samples.take(split.test), one, threshold)
+                for split, one, threshold in zip(splits, parts, thresholds[name], strict=True)
+            ]
+            for name, parts in by_block.items()
+        },
+        comparisons={kind: _compared(kind, by_block, blocks) for kind in kinds},
+    )
+
+
+def block_splits(time_ns: NDArray[np.int64], training: TrainingSettings, settings: WalkForwardSettings) -> list[Split]:
+    """A split for each block: three parts of its history, and the block as `test`.
+
+    Raises:
+        SamplesError: A part is empty.
+    """
+    start, end = (int(time_ns.min()), int(time_ns.max()) + 1) if len(time_ns) else (0, 0)
+    first = start + round((end - start) * settings.first_fraction)
+    edges = np.linspace(first, end, settings.blocks + 1).round().astype(np.int64)
+    fractions = (settings.train_fraction, settings.stopping_fraction, 1.0)
+    splits = []
+    for begin, stop in itertools.pairwise(edges):
+        train, stopping, calibration = cut(time_ns, start, int(begin) - training.gap_ns, fractions, training.gap_ns)
+        split = Split(train, stopping, calibration, np.flatnonzero((time_ns >= begin) & (time_ns < stop)))
+        if not all(map(len, split)):
+            raise SamplesError(f"{(end - start) / 1e9:.1f} s are too short for {settings.blocks} walk-forward blocks")
+        splits.append(split)
+    return splits
+
+
+def _logistic(
+    samples: Samples,
+    split: Split,
+    training: TrainingSettings,
+    rows: NDArray[np.float32],
+    thresholds: list[float | None],
+) -> Decided:
+    # It needs no early stopping, so it may learn from all that a model has learnt from.
+    index = np.concatenate([split.train, split.stopping])
+    margin = fit_logistic(Labelled(samples.rows[index], samples.eligible[index]))
+    calibration = Labelled(samples.rows[split.calibration], samples.eligible[split.calibration])
+    slope, intercept, threshold, _ = calibrate(margin, calibration, training)
+    thresholds.append(threshold)
+    scores = calibrated(margin(rows), slope, intercept)
+    return Decided(scores >= np.float32(threshold), scores)
+
+
+def _joined(parts: list[Decided]) -> Decided:
+    scores = [part.score for part in parts if part.score is not None]
+    return Decided(
+        np.concatenate([part.trade for part in parts]), np.concatenate(scores) if len(scores) == len(parts) else None
+    )
+
+
+def _report(samples: Samples, decided: Decided, threshold: float | None) -> BlockReport:
+    blocks = Blocks(samples, BootstrapSettings(resamples=0))
+    return BlockReport(
+        start_ns=int(samples.time_ns.min()),
+        end_ns=int(samples.time_ns.max()),
+        samples=len(samples.rows),
+        base_rate=float(samples.eligible.mean()),
+        threshold=threshold,
+        figures=blocks.figures(decided),
+    )
+
+
+def _compared(kind: Kind, by_block: dict[str, list[Decided]], blocks: Blocks) -> list[Comparison]:
+    own = np.concatenate([part.trade for part in by_block[kind]])
+    everything = np.ones(len(own), np.bool_)
+    logistic = np.concatenate(
+        [_top(theirs, ours.trade) for ours, theirs in zip(by_block[kind], by_block[LOGISTIC], strict=True)]
+    )
+    rules = np.concatenate([part.trade for part in by_block[RULES]])
+    at_the_rules = np.concatenate(
+        [_top(ours, theirs.trade) for ours, theirs in zip(by_block[kind], by_block[RULES], strict=True)]
+    )
+    return [
+        Comparison(ALWAYS, blocks.precision_difference(own, everything)),
+        Comparison(RULES, blocks.precision_difference(at_the_rules, rules)),
+        Comparison(LOGISTIC, blocks.precision_difference(own, logistic)),
+    ]
+
+
+def _top(decided: Decided, trade: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The best-ranked samples of a decider with scores, as many as another trades."""
+    assert decided.score is not None
+    return top_share(decided.score, float(trade.mean()))
