@@ -15,6 +15,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.dataplane import DataPlane
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
+from server.explaining import Explaining
 from server.metrics import DecisionMetrics
 from server.rpc import status
 from server.rpc.convert import OrderReader, order_timeout_seconds
@@ -61,6 +62,7 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         orders: OrderReader,
         metrics: DecisionMetrics,
         stream_settings: StreamSettings,
+        explaining: Explaining,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         charge: Callable[[], None] = lambda: None,
@@ -69,6 +71,7 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
         self._orders = orders
         self._metrics = metrics
         self._stream_settings = stream_settings
+        self._explaining = explaining
         self._clock = clock
         self._remaining = RemainingTime(clock, wall_clock)
         self._charge = charge
@@ -83,7 +86,18 @@ class DecisionServicer(decision_pb2_grpc.DecisionServiceServicer):
             decision = await self._decide(request.order, arrived, remaining)
         except PretradeError as error:
             await status.abort(context, error)
+        if request.explain:
+            return await self._explained(decision, None if remaining is None else arrived + remaining)
         return pb.DecideResponse(decision=decision)
+
+    async def _explained(self, decision: pb.Decision, deadline: float | None) -> pb.DecideResponse:
+        """The reply with its explanation, or with the reason why that is not there."""
+        try:
+            explanation = await self._explaining.explanation(decision, deadline)
+        except asyncio.CancelledError:
+            self._dataplane.cancelled(decision)
+            raise
+        return pb.DecideResponse(decision=decision, explanation=explanation)
 
     async def DecideBatch(
         self,
