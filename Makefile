@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 FEAST_VENV ?= .venv-feast
+MLSERVER_VENV ?= .venv-mlserver
 BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast faults check check-deploy protos bench bench-edges bench-features models clean
+.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-features models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,6 +28,10 @@ test: setup  ## every test but the longest faults, against real servers; two fil
 feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
 	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[feast]'; }
 	PRETRADE_FEAST_VENV=$(abspath $(FEAST_VENV)) $(BIN)/python -m pytest tests/integration/test_feast.py
+
+mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
+	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/mlserver.txt; }
+	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest tests/integration/test_open_inference.py
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)

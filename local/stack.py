@@ -343,6 +343,7 @@ class Stack:
                 directory=self._directory / name,
                 grpc_port=port,
                 management_port=self._ports[f"{name}_management"],
+                open_inference=self._settings.open_inference,
             )
         )
         self._run(self._process(name, launch.argv, env=launch.env, ready=partial(torchserve.ready, port, model)))

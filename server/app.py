@@ -46,10 +46,13 @@ from server.control.state import ControlState, halt_at_start
 from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
 from server.dataplane import DataPlane
 from server.envoy import EnvoyEdge
+from server.explaining import Explaining
 from server.health import Component, Health
 from server.idempotency import IdempotencyWindow
 from server.ids import uuid7_source
 from server.inference.champion import Champion
+from server.inference.codec import TORCHSERVE, Codec, ProtocolName
+from server.inference.oip import ModelDescription, OpenInference
 from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
 from server.inference.shadow import Shadow
@@ -283,6 +286,7 @@ async def start(
     # Nothing is healthy until it is proven; the servicers start as SERVING.
     await health_state.update()
 
+    audit, explaining = await _open_audit(shared, stack, journal, metrics, clock)
     collector = ServerCollector(
         decisions=metrics,
         admission=admission,
@@ -304,7 +308,6 @@ async def start(
     )
     metrics_port = _serve_metrics(settings, stack, collector)
 
-    audit = await _open_audit(shared, stack, journal)
     admin = _grpc_server(settings, _access(security, "admin"), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
         AdminServicer(  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED
@@ -348,6 +351,7 @@ async def start(
             OrderReader(settings.instruments),
             metrics,
             settings.stream,
+            explaining,
             clock,
             deadline_clock,
             security.charge,
@@ -380,12 +384,17 @@ async def _open_replicas(
     uniform: Callable[[], float],
     stalled_seconds: Callable[[float], float],
 ) -> tuple[Replica, Replica, Replica]:
-    """Primary, secondary and challenger."""
+    """Primary, secondary and challenger.
+
+    Raises:
+        OSError, ValueError: A model that is served by the Open Inference Protocol is not described.
+    """
     endpoints = settings.replicas
 
     async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
         sections = (settings.replica, settings.batcher, settings.breaker)
-        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds)
+        codec = _codec(settings, name)
+        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec)
         return await stack.enter_async_context(replica)
 
     return (
@@ -427,6 +436,16 @@ async def _open_control(
     return control
 
 
+def _codec(settings: Settings, replica: str) -> Codec:
+    """What a replica speaks."""
+    protocol: ProtocolName = getattr(settings.replicas, f"{replica}_protocol")
+    if protocol == "torchserve":
+        return TORCHSERVE
+    description = settings.oip.challenger if replica == "challenger" else settings.oip.champion
+    assert description is not None
+    return OpenInference(protocol, settings.oip, ModelDescription.read(description))
+
+
 def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
     """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
     entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
@@ -445,19 +464,27 @@ def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketW
     stack.callback(recording.cancel)
 
 
-async def _open_audit(settings: Settings, stack: AsyncExitStack, journal: Journal) -> AuditServicer:
-    """The audit service, whose readers are processes of their own and read the journals of all processes."""
+async def _open_audit(
+    settings: Settings,
+    stack: AsyncExitStack,
+    journal: Journal,
+    metrics: DecisionMetrics,
+    clock: Callable[[], float],
+) -> tuple[AuditServicer, Explaining]:
+    """The audit service, and explanations beside replies; readers are processes of their own and read all journals."""
     path = settings.journal.path.absolute()
     task = ReadingTask(
         journal=path,
         database_url=settings.database_url.get_secret_value(),
         model_store=settings.replay.model_store,
     )
-    lookups, watching, replays = [
-        await stack.enter_async_context(Reading(name, task)) for name in ("lookups", "watching", "replays")
+    lookups, watching, replays, explanations = [
+        await stack.enter_async_context(Reading(name, task))
+        for name in ("lookups", "watching", "replays", "explanations")
     ]
     recording = stack.enter_context(FileLock(path.with_name(f"{path.name}.outcomes.lock")))
-    return AuditServicer(lookups, watching, replays, journal, recording)
+    servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording)
+    return servicer, Explaining(explanations, settings.explain, metrics.explanations, clock)
 
 
 def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+from server.audit.explanation_table import explanation_table
 from server.security.client import ClientCredentials, CredentialsError
 
 _RPC_SECONDS = 3.0
@@ -95,6 +96,7 @@ def decide(
     idempotency_key: Annotated[str, typer.Option("--key", help="Idempotency key.")] = "",
     reduce_only: Annotated[bool, typer.Option(help="The order only reduces an exposure.")] = False,
     timeout_ms: Annotated[float, typer.Option(min=0.001, help="Deadline in milliseconds.")] = 1000.0,
+    explain: Annotated[bool, typer.Option(help="Also say why the model scored so; the first is late.")] = False,
     target: Target = None,
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
@@ -113,11 +115,14 @@ def decide(
     with _channel(target, directory, "decision") as channel:
         grpc.channel_ready_future(channel).result(_RPC_SECONDS)
         stub = decision_pb2_grpc.DecisionServiceStub(channel)
-        decision = stub.Decide(decision_pb2.DecideRequest(order=order), timeout=timeout_ms / 1e3).decision
+        request = decision_pb2.DecideRequest(order=order, explain=explain)
+        response = stub.Decide(request, timeout=timeout_ms / 1e3)
     if as_json:
-        print(MessageToJson(decision))
+        print(MessageToJson(response if explain else response.decision))
         return
-    Console().print(_decision_table(decision))
+    Console().print(_decision_table(response.decision))
+    if explain:
+        Console().print(explanation_table(response.explanation))
 
 
 def status(

@@ -18,6 +18,7 @@ STAGE_BROKEN: Final = Counter("pretrade_stage_broken", "Stages that broke off wi
 LATE: Final = Counter("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.")
 CANCELLED: Final = Counter("pretrade_cancelled", "Calls whose caller had gone.")
 ERRORS: Final = Counter("pretrade_errors", "Calls that got no decision.", ("reason",))
+EXPLANATIONS: Final = Counter("pretrade_explanations", "Explanations asked for beside replies.", ("status",))
 IN_FLIGHT: Final = Gauge("pretrade_in_flight", "Decisions under way.")
 ADMISSION_LIMIT: Final = Gauge("pretrade_admission_limit", "Decisions that may be under way.")
 SHED: Final = Counter("pretrade_shed", "Calls refused by admission.")

@@ -94,6 +94,8 @@ class DecisionMetrics:
         """Calls that ended DEADLINE_EXCEEDED."""
         self.cancelled = 0
         """Calls whose caller had gone before the reply."""
+        self.explanations: Counter[int] = Counter()
+        """Explanations asked for beside replies, by status."""
         self.errors: Counter[str] = Counter({"INTERNAL": 0})
         """Calls that got no decision, by reason."""
 
@@ -209,6 +211,7 @@ class ServerCollector(Collector):
         for reason, count in metrics.errors.copy().items():
             errors.add_metric((reason,), count)
         yield errors
+        yield _by_name(families.EXPLANATIONS.family(), pb.ExplanationStatus, metrics.explanations)
         yield families.IN_FLIGHT.family(self._admission.in_flight)
         yield families.ADMISSION_LIMIT.family(self._admission.limit)
         yield families.SHED.family(self._admission.shed)

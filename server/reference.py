@@ -40,6 +40,7 @@ LABELS: Final = {
     "source": "the contract's `Source`",
     "stage": "the contract's `Stage`",
     "state": "of a breaker: `closed`, `half_open`, `open`; of trading: `ACTIVE`, `REDUCING`, `HALTED`",
+    "status": "the contract's `ExplanationStatus`",
 }
 """Every label there is, and what bounds its values: never an order, a strategy or a caller."""
 

@@ -31,9 +31,12 @@ from server.audit.reading import ReplaySettings
 from server.audit.shipping import ShippingSettings, TopicSettings
 from server.canary.settings import CanarySettings, ShadowSettings
 from server.control.state import ControlSettings
+from server.explaining import ExplainSettings
 from server.idempotency import IdempotencySettings
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
+from server.inference.codec import ProtocolName
+from server.inference.oip import OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings
 from server.rpc.decision import StreamSettings
@@ -131,6 +134,13 @@ class ReplicaEndpoints(BaseModel):
     """`host:port` of the secondary's."""
     challenger: Endpoint = "127.0.0.1:7270"
     """`host:port` of the challenger's."""
+    primary_protocol: ProtocolName = "torchserve"
+    """What the primary speaks: `torchserve`, `oip` (Open Inference Protocol: Triton, KServe, MLServer; see the section
+    `oip`) or `torchserve-oip` (TorchServe's dialect of that)."""
+    secondary_protocol: ProtocolName = "torchserve"
+    """What the secondary speaks."""
+    challenger_protocol: ProtocolName = "torchserve"
+    """What the challenger speaks."""
     champion_model: str = Field(default="champion", min_length=1)
     """Name of the model on primary and secondary."""
     challenger_model: str = Field(default="challenger", min_length=1)
@@ -194,6 +204,7 @@ class Settings(BaseSettings):
     admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()
     replicas: ReplicaEndpoints = ReplicaEndpoints()
+    oip: OpenInferenceSettings = OpenInferenceSettings()
     replica: ReplicaSettings = ReplicaSettings()
     batcher: BatcherSettings = BatcherSettings()
     breaker: BreakerSettings = BreakerSettings()
@@ -215,6 +226,7 @@ class Settings(BaseSettings):
     shipping: ShippingSettings = ShippingSettings()
     decisions_topic: TopicSettings = TopicSettings()
     replay: ReplaySettings = ReplaySettings()
+    explain: ExplainSettings = ExplainSettings()
     tracing: TracingSettings = TracingSettings()
     tls: TlsSettings = TlsSettings()
     tokens: TokenSettings = TokenSettings()
@@ -247,6 +259,11 @@ class Settings(BaseSettings):
             )
         if self.budget.reply_reserve_seconds >= self.budget.audit_reserve_seconds:
             raise ValueError("budget: reply_reserve_seconds must be less than audit_reserve_seconds")
+        spoken = self.replicas
+        if self.oip.champion is None and {spoken.primary_protocol, spoken.secondary_protocol} != {"torchserve"}:
+            raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
+        if self.oip.challenger is None and spoken.challenger_protocol != "torchserve":
+            raise ValueError("oip.challenger: needed by a challenger that speaks the Open Inference Protocol")
         if self.grpc.edge == "envoy" and self.tracing.otlp_endpoint is not None:
             raise ValueError("tracing: not with grpc.edge envoy")
         check(self.tls, self.tokens, self.access, {"decision": self.grpc.host, "admin": self.admin.host})

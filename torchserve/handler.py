@@ -1,17 +1,23 @@
 """The handler inside every archive: rows in, calibrated scores out. Self-contained, because the archive is.
 
 Request: the entry `input` holds little-endian float32 rows, `float32[n, n_features]`, row-major, already turned for the
-side of the order, NaN where undefined. Answer, little-endian::
+side of the order, NaN where undefined; the entry `feature_set`, where it is sent, the fingerprint of the feature set in
+8 hexadecimal digits, and must be the model's. Answer, little-endian::
 
     magic "PTS1" | n_rows u32 | version 8 bytes | threshold f32 | feature-set fingerprint u32 | expires_at u64
     | scores f32[n_rows]
 
 `version` is the first 8 bytes of the hash of everything in the archive that can change a score; `expires_at` is in Unix
 seconds, 0 for never. A score is the calibrated probability 1 / (1 + exp(-(slope * margin + intercept))).
+
+TorchServe's endpoint of the Open Inference Protocol hands over JSON: one input tensor, FP32 `[n, n_features]`, or BYTES
+`[1]` with the rows as above in base64, since JSON has no NaN. The answer is one FP32 tensor `score` `[n]`.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import gc
 import hashlib
 import json
@@ -32,6 +38,10 @@ WEIGHTS_FILE: Final = "weights.bin"
 
 MarginFunction = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """float32[n, n_features] → float32[n]: the model's log odds before calibration."""
+
+ExplainFunction = Callable[[NDArray[np.float32]], tuple[float, NDArray[np.float64]]]
+"""float32[n_features] → base, float64[n_features]: what the margin is without knowing anything of the row, and what
+each feature adds to that; together they are the margin."""
 
 
 def content_version(handler: bytes, metadata: bytes, weights: bytes) -> str:
@@ -56,6 +66,73 @@ def xgboost_margin(weights: bytes) -> MarginFunction:
         return scores
 
     return margin
+
+
+def tree_shap(weights: bytes) -> ExplainFunction:
+    """Shapley values of a boosted tree ensemble, by XGBoost itself; the base is the mean over its training data.
+
+    Source: Lundberg et al., From local explanations to global understanding with explainable AI for trees (2020).
+    """
+    import xgboost  # noqa: PLC0415  as above
+
+    booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(weights))
+
+    def explain(row: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
+        (values,) = booster.predict(xgboost.DMatrix(row[None], nthread=1), pred_contribs=True).astype(np.float64)
+        return float(values[-1]), values[:-1]
+
+    return explain
+
+
+def integrated_gradients(weights: bytes, network: dict[str, Any]) -> ExplainFunction:
+    """Gradients of a multilayer perceptron integrated along the line from the mean of its training data to the row.
+
+    The network is linear between the points of the line at which one of its units switches. Those are found layer by
+    layer, so the integral is a finite sum and exact.
+
+    Source: Sundararajan et al., Axiomatic Attribution for Deep Networks (2017).
+    """
+    import io  # noqa: PLC0415  as below
+
+    import torch  # noqa: PLC0415
+
+    state = torch.load(io.BytesIO(weights), weights_only=True)
+    layers = [
+        (state[f"{place}.weight"].double().numpy(), state[f"{place}.bias"].double().numpy())
+        for place in range(0, 2 * (len(network["layers"]) - 1), 2)
+    ]
+    median, mean, scale = (np.array(network[name], dtype=np.float32) for name in ("median", "mean", "scale"))
+
+    def explain(row: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
+        # The line runs from 0, the standardised mean, to `end`; `at` holds where on it, from 0 to 1, a unit switches.
+        end = standardised(row[None], median, mean, scale, network["clip"])[0].astype(np.float64)
+        at = np.array([0.0, 1.0])
+        for depth in range(1, len(layers)):
+            before = _preactivations(layers[:depth], at[:, None] * end)
+            start, stop = before[:-1], before[1:]
+            switching = (start < 0) != (stop < 0)
+            share = start[switching] / (start[switching] - stop[switching])
+            place = np.nonzero(switching)[0]
+            at = np.unique(np.concatenate([at, at[place] + share * np.diff(at)[place]]))
+        middle = (at[:-1] + at[1:]) / 2
+        gradient = np.ones((len(middle), 1))
+        for depth in range(len(layers), 0, -1):
+            gradient = gradient @ layers[depth - 1][0]
+            if depth > 1:
+                gradient *= _preactivations(layers[: depth - 1], middle[:, None] * end) > 0
+        base = float(_preactivations(layers, np.zeros((1, len(end))))[0, 0])
+        return base, end * (np.diff(at) @ gradient)
+
+    return explain
+
+
+def _preactivations(
+    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]], inputs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What the last of these layers computes, before its units switch: float64[n, units]."""
+    for depth, (weight, bias) in enumerate(layers):
+        inputs = (inputs if depth == 0 else np.maximum(inputs, 0.0)) @ weight.T + bias
+    return inputs
 
 
 def torch_margin(weights: bytes, network: dict[str, Any]) -> MarginFunction:
@@ -127,6 +204,9 @@ class ModelHandler:
         if version != declared:
             raise RuntimeError(f"the archive says version {declared}, its files are {version}")
         metadata = json.loads(metadata_bytes)
+        self._weights, self._metadata, self._version = weights, metadata, version
+        self._explain: ExplainFunction | None = None
+        self._feature_set = f"{metadata['feature_set_fingerprint']:08x}"
         self._n_features: int = len(metadata["feature_names"])
         self._margin = (
             xgboost_margin(weights) if metadata["kind"] == "xgboost" else torch_margin(weights, metadata["network"])
@@ -147,25 +227,82 @@ class ModelHandler:
         gc.collect()
         gc.freeze()
 
-    def handle(self, requests: list[dict[str, Any]], _context: Any) -> list[bytes]:
+    def handle(self, requests: list[dict[str, Any]], _context: Any) -> list[bytes | dict[str, Any]]:
         """One answer for each request of TorchServe's batch (of one: batching happens in front of it).
 
         Raises:
-            PredictionException: With HTTP status 400 (gRPC INVALID_ARGUMENT) for bytes that are not whole rows.
+            PredictionException: With HTTP status 400 (gRPC INVALID_ARGUMENT) for anything but whole rows of the model's
+                feature set.
         """
-        return [self._answer(request.get("input")) for request in requests]
+        return [self._answer(request) for request in requests]
 
     def score(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32[n, n_features] → calibrated float32[n] within [0, 1]."""
         return calibrated(self._margin(rows), self._slope, self._intercept)
 
-    def _answer(self, packed: bytes | bytearray | None) -> bytes:
-        row_bytes = 4 * self._n_features
-        if not isinstance(packed, bytes | bytearray) or not packed or len(packed) % row_bytes:
-            from ts.utils.util import PredictionException  # noqa: PLC0415  training uses this module without TorchServe
+    def explain(self, row: NDArray[np.float32]) -> dict[str, Any]:
+        """Why the model scores a row, float32[n_features], as it does; not called by TorchServe.
 
-            length = len(packed) if isinstance(packed, bytes | bytearray) else "no"
-            raise PredictionException(f"`input` has {length} bytes, not a positive multiple of {row_bytes}", 400)
-        rows = np.frombuffer(packed, dtype="<f4").reshape(-1, self._n_features)
+        Returns:
+            `method`, `margin` (log odds before calibration), `base`, and `contributions`, one a feature, whose sum with
+            the base is the margin.
+        """
+        is_trees = self._metadata["kind"] == "xgboost"
+        if self._explain is None:
+            self._explain = (
+                tree_shap(self._weights) if is_trees else integrated_gradients(self._weights, self._metadata["network"])
+            )
+        base, contributions = self._explain(row)
+        return {
+            "method": "tree_shap" if is_trees else "integrated_gradients",
+            "margin": float(self._margin(row[None])[0]),
+            "base": base,
+            "contributions": contributions.tolist(),
+        }
+
+    def _answer(self, request: dict[str, Any]) -> bytes | dict[str, Any]:
+        body = request.get("body")
+        if isinstance(body, dict):
+            scores = self.score(self._rows(self._packed(body)))
+            output = {"name": "score", "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
+            return {
+                "id": str(body.get("id", "")),
+                "model_name": str(body.get("model_name", "")),
+                "model_version": self._version,
+                "outputs": [output],
+            }
+        feature_set = request.get("feature_set")
+        if feature_set is not None and bytes(feature_set) != self._feature_set.encode():
+            raise _refused(f"`feature_set` is {bytes(feature_set)[:64]!r}, this model's is {self._feature_set}")
+        rows = self._rows(request.get("input"))
         scores = self.score(rows)
         return HEADER.pack(MAGIC, len(rows), *self._header_tail) + scores.astype("<f4", copy=False).tobytes()
+
+    def _packed(self, body: dict[str, Any]) -> bytes:
+        """The rows in a request of the Open Inference Protocol."""
+        try:
+            (tensor,) = body["inputs"]
+            if tensor["datatype"] == "BYTES":
+                (encoded,) = tensor["data"]
+                return base64.b64decode(encoded, validate=True)
+            shape = tensor["shape"]
+            if tensor["datatype"] == "FP32" and len(shape) == 2 and shape[1] == self._n_features:
+                return np.array(tensor["data"], dtype="<f4").reshape(shape).tobytes()
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise _refused(f"not one FP32 or BYTES tensor: {error!r}") from error
+        raise _refused(f"{tensor['datatype']} {shape} instead of FP32 [n, {self._n_features}] or BYTES [1]")
+
+    def _rows(self, packed: object) -> NDArray[np.float32]:
+        row_bytes = 4 * self._n_features
+        if not isinstance(packed, bytes | bytearray) or not packed or len(packed) % row_bytes:
+            length = len(packed) if isinstance(packed, bytes | bytearray) else "no"
+            raise _refused(f"`input` has {length} bytes, not a positive multiple of {row_bytes}")
+        return np.frombuffer(packed, dtype="<f4").reshape(-1, self._n_features)
+
+
+def _refused(why: str) -> Exception:
+    """The error that TorchServe answers with the caller's status, and this message."""
+    from ts.utils.util import PredictionException  # noqa: PLC0415  training uses this module without TorchServe
+
+    refusal: Exception = PredictionException(why, 400)
+    return refusal

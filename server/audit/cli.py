@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -24,11 +25,16 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.columns import REPLIED
 from server.audit.errors import AuditError, AuditUnavailable
+from server.audit.explain import Explainer
+from server.audit.explanation_table import explanation_table
+from server.audit.models import ModelStore
 from server.audit.places import DEFAULT_DIRECTORY as _DEFAULT_DIRECTORY
 from server.audit.places import DatabaseUrl as _DatabaseUrl
 from server.audit.places import JournalPath as _JournalPath
+from server.audit.places import Models as _Models
 from server.audit.places import StackDirectory as _StackDirectory
 from server.audit.places import failure as _failure
+from server.audit.places import model_store as _model_store
 from server.audit.places import targets as _targets
 from server.audit.query import AuditQuery
 from server.audit.reader import Unreachable, verify
@@ -44,6 +50,10 @@ _COLOURS: Final = {pb.ACTION_TRADE: "green", pb.ACTION_NO_TRADE: "yellow", pb.AC
 def show(
     decision_id: Annotated[str, typer.Argument(help="The decision id of the reply.")],
     as_json: Annotated[bool, typer.Option("--json", help="The whole packet as JSON.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also what each feature did to the score, by the model version it names.")
+    ] = False,
+    models: _Models = None,
     database_url: _DatabaseUrl = None,
     journal: _JournalPath = None,
     directory: _StackDirectory = _DEFAULT_DIRECTORY,
@@ -57,12 +67,23 @@ def show(
             except AuditUnavailable as error:
                 outcomes = []
                 typer.echo(f"outcomes may be missing: {error}", err=True)
+            explanation = _explanation(decision, query, models or _model_store(directory)) if explain else None
     except (AuditError, ValueError) as error:
         raise _failure(error) from error
     if as_json:
-        typer.echo(json.dumps(to_dict(decision, outcomes), indent=2, allow_nan=False))
+        document = to_dict(decision, outcomes)
+        if explanation is not None:
+            document["explanation"] = MessageToDict(explanation, preserving_proto_field_name=True)
+        typer.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         Console().print(screen(decision, outcomes))
+        if explanation is not None:
+            Console().print(explanation_table(explanation))
+
+
+def _explanation(decision: audit_pb2.AuditedDecision, query: AuditQuery, models: Path) -> pb.Explanation:
+    with Explainer(query.packet, ModelStore([models]).find) as explainer:
+        return explainer.explain(decision.packet)
 
 
 @app.command(name="verify")

@@ -1,13 +1,15 @@
 """Runs the handler of an unpacked model archive: `python -m server.audit.model_process DIRECTORY VERSION`.
 
-A child of whoever replays. Frames on standard input hold the bytes that TorchServe would hand to the handler as
-`input`, frames on standard output its answers; a frame is a little-endian u32 length and so many bytes. Ends with its
-input.
+A child of whoever replays or explains. A request on standard input is a byte, SCORE or EXPLAIN, and a frame with the
+bytes that TorchServe would hand to the handler as `input`; a frame is a little-endian u32 length and so many bytes. A
+frame on standard output holds the answer: the handler's own, or its explanation as JSON, empty when the archive is
+older than explanations. Ends with its input.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import struct
 import sys
@@ -15,6 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import numpy as np
+
+SCORE: Final = 0
+EXPLAIN: Final = 1
+_REQUEST: Final = struct.Struct("<BI")
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -23,11 +30,21 @@ def main(directory: Path, version: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not look like an answer
     handler = _handler(directory, version)
-    while header := sys.stdin.buffer.read(_LENGTH.size):
-        rows = sys.stdin.buffer.read(_LENGTH.unpack(header)[0])
-        (answer,) = handler.handle([{"input": rows}], None)
+    while header := sys.stdin.buffer.read(_REQUEST.size):
+        question, length = _REQUEST.unpack(header)
+        rows = sys.stdin.buffer.read(length)
+        if question == EXPLAIN:
+            answer = _explanation(handler, rows)
+        else:
+            (answer,) = handler.handle([{"input": rows}], None)
         answers.write(_LENGTH.pack(len(answer)) + answer)
         answers.flush()
+
+
+def _explanation(handler: Any, row: bytes) -> bytes:
+    if not hasattr(handler, "explain"):
+        return b""
+    return json.dumps(handler.explain(np.frombuffer(row, dtype="<f4"))).encode()
 
 
 def _handler(directory: Path, version: str) -> Any:

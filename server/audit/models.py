@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from server.audit.errors import ModelFailed, ModelUnknown
+from server.audit.model_process import EXPLAIN, SCORE
 from server.inference import wire
 from server.inference.outcome import BatchFailedError
 from server.inference.wire import ModelIdentity
@@ -27,6 +28,7 @@ from server.inference.wire import ModelIdentity
 _FILES: Final = ("handler.py", "metadata.json", "weights.bin")
 """What decides a score, in the order in which it is hashed."""
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
+_REQUEST: Final = struct.Struct("<BI")
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -38,6 +40,22 @@ class Archive:
     version: str
     """16 hexadecimal digits: the hash of `files`."""
     files: Mapping[str, bytes]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """What its rows hold."""
+        return tuple(json.loads(self.files["metadata.json"])["feature_names"])
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Why a model scored a row as it did, in log odds before calibration."""
+
+    method: str
+    margin: float
+    base: float
+    contributions: tuple[float, ...]
+    """One a feature; with the base they sum to the margin."""
 
 
 class ModelStore:
@@ -136,15 +154,30 @@ class RunningModel:
         batch = bytearray(batch_rows * wire.ROW_BYTES)
         batch[batch_index * wire.ROW_BYTES : (batch_index + 1) * wire.ROW_BYTES] = row
         try:
-            answer = wire.parse_answer(self.archive.name, batch_rows, self._exchange(bytes(batch)))
+            answer = wire.parse_answer(self.archive.name, batch_rows, self._exchange(SCORE, bytes(batch)))
         except (OSError, BatchFailedError) as error:
             raise ModelFailed(f"{self.archive.name} {self.archive.version} gave no score: {error}") from error
         return answer.model, float(answer.scores[batch_index])
 
-    def _exchange(self, request: bytes) -> bytes:
+    def explain(self, row: bytes) -> Attribution:
+        """Why it scores one row, little-endian float32, as it does.
+
+        Raises:
+            ModelFailed: It cannot say.
+        """
+        try:
+            answer = self._exchange(EXPLAIN, row)
+        except OSError as error:
+            raise ModelFailed(f"{self.archive.name} {self.archive.version} gave no explanation: {error}") from error
+        if not answer:
+            raise ModelFailed(f"the archive of {self.archive.name} {self.archive.version} is older than explanations")
+        said = json.loads(answer)
+        return Attribution(said["method"], said["margin"], said["base"], tuple(said["contributions"]))
+
+    def _exchange(self, question: int, request: bytes) -> bytes:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(_LENGTH.pack(len(request)) + request)
+        self._process.stdin.write(_REQUEST.pack(question, len(request)) + request)
         self._process.stdin.flush()
         header = self._process.stdout.read(_LENGTH.size)
         if len(header) < _LENGTH.size:

@@ -31,6 +31,10 @@ StackDirectory = Annotated[
     Path,
     typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", show_envvar=True, help="Where `pretrade up` keeps its files."),
 ]
+Models = Annotated[
+    Path | None,
+    typer.Option(envvar="PRETRADE_REPLAY__MODEL_STORE", show_envvar=True, help="Model store. [the stack's]"),
+]
 DEFAULT_DIRECTORY: Final = Path(".pretrade")
 
 

@@ -64,8 +64,8 @@ class ReplaySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model_store: Path | None = None
-    """Folder, with all folders below it, that holds the archives of every model version to replay. Unset: a decision
-    that a model made cannot be replayed here."""
+    """Folder, with all folders below it, that holds the archives of every model version to replay or explain. Unset: a
+    decision that a model made can be neither here."""
 
 
 class Question(enum.IntEnum):
@@ -80,6 +80,7 @@ class Question(enum.IntEnum):
     REPLAY = 4
     CHANGES = 5
     """`pretrade.admin.v1.ListChangesRequest` → `ListChangesResponse`."""
+    EXPLAIN = 6
 
 
 class Task(BaseModel):
@@ -119,7 +120,10 @@ class Reading:
         for exchange in self._exchanges:
             exchange.cancel()
         await asyncio.gather(*self._exchanges, return_exceptions=True)
+        process = self._process
         self._end()
+        if process is not None:
+            await process.wait()
 
     async def ask(self, question: Question, request: bytes) -> bytes:
         """The answer to a question. Cancelling gives up the waiting and harms no other caller.

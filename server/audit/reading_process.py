@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.errors import AuditError, AuditUnavailable, InvalidRequest, ModelFailed
+from server.audit.explain import Explainer
 from server.audit.models import ModelStore
 from server.audit.query import AuditQuery
 from server.audit.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP, Question, Task
@@ -36,13 +37,15 @@ class Answering:
         self._query = AuditQuery(task.database_url, task.journal)
         self._store = ModelStore([] if task.model_store is None else [task.model_store])
         self._replayer = self._new_replayer()
+        self._explainer = Explainer(self._query.packet, self._store.find)
 
     def close(self) -> None:
         """Closes connections and ends models."""
         self._replayer.__exit__()
+        self._explainer.__exit__()
         self._query.close()
 
-    def answer(self, question: Question, request: bytes) -> bytes:
+    def answer(self, question: Question, request: bytes) -> bytes:  # noqa: PLR0911 - one for each question
         """The serialised answer.
 
         Raises:
@@ -63,6 +66,8 @@ class Answering:
                     return b"" if before is None else before.SerializeToString()
                 case Question.REPLAY:
                     return self._replay(audit_pb2.ReplayDecisionRequest.FromString(request))
+                case Question.EXPLAIN:
+                    return self._explain(audit_pb2.ExplainDecisionRequest.FromString(request))
                 case Question.CHANGES:
                     return self._query.changes(admin_pb2.ListChangesRequest.FromString(request)).SerializeToString()
         except DecodeError as error:
@@ -96,6 +101,12 @@ class Answering:
             raise
         response.facts.extend(fact_of_reply(recorded.reply_status))
         return response.SerializeToString()
+
+    def _explain(self, request: audit_pb2.ExplainDecisionRequest) -> bytes:
+        # A decision that was just made is in the journal, whatever the database does.
+        recorded = self._query.journals.find(request.decision_id, []) if request.decision_id else None
+        packet = (recorded or self._query.get(request.decision_id)).packet
+        return audit_pb2.ExplainDecisionResponse(explanation=self._explainer.explain(packet)).SerializeToString()
 
     def _new_replayer(self) -> Replayer:
         return Replayer(self._query.settings, self._query.packet, self._store.find)

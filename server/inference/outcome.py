@@ -51,6 +51,12 @@ _BY_MESSAGE: Final = (
     ("invalid model predict output", Outcome.MODEL_ERROR),
     ("number of batch response mismatched", Outcome.MODEL_ERROR),
     ("unsupported model output data type", Outcome.MODEL_ERROR),
+    # Triton's full queue and a model that is loading or was unloaded; the code is UNAVAILABLE. From its source.
+    ("exceeds maximum queue size", Outcome.OVERLOAD),
+    ("model is not available", Outcome.MODEL_ERROR),
+    ("unknown model", Outcome.MODEL_ERROR),
+    # What a server in Python, MLServer for one, says when its model raised; the code is UNKNOWN.
+    ("unexpected <class", Outcome.MODEL_ERROR),
     # Our own end's words for an answer beyond its limit; the code is RESOURCE_EXHAUSTED.
     ("received message larger than max", Outcome.BAD_ANSWER),
 )
@@ -71,7 +77,7 @@ _CUT: Final = "stream removed"
 
 
 def classify(code: grpc.StatusCode, details: str) -> Outcome:
-    """The class of a failed TorchServe 0.12 call, from the first line of its message, else from its status code."""
+    """The class of a failed call, from the first line of its message (TorchServe 0.12's and others'), else its code."""
     message = details.partition("\n")[0].lower()
     if code is grpc.StatusCode.INTERNAL and message.startswith(_CUT):
         return Outcome.TRANSPORT

@@ -1,4 +1,4 @@
-"""One TorchServe replica: its channel, breaker, batcher, latency and health."""
+"""One replica of a model server: its channel, breaker, batcher, latency and health."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache import features
-from pretrade.wire.torchserve import inference_pb2_grpc
-from server.inference import wire
 from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
+from server.inference.codec import TORCHSERVE, Codec
 from server.inference.latency import LatencyWindow
 from server.inference.outcome import BatchFailedError, Outcome, classify
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -70,13 +69,13 @@ class ReplicaSettings(BaseModel):
 
 
 class Replica:
-    """Scores rows on one TorchServe model, and knows how it is doing.
+    """Scores rows on one model of one server, and knows how it is doing.
 
     `async with` opens the channel and starts probing; leaving it ends both. Used from one event loop.
 
     Args:
         name: `primary`, `secondary` or `challenger`.
-        endpoint: `host:port` of TorchServe's gRPC inference service.
+        endpoint: `host:port` of the server's gRPC inference service.
         model_name: The registered model.
         wanted_version: The only model version that is asked and whose scores are used; None takes what the replica
             serves.
@@ -84,6 +83,7 @@ class Replica:
         clock: Monotonic seconds, the event loop's own.
         random: Uniform in [0, 1).
         stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
+        codec: The server's protocol.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Replica:
         clock: Callable[[], float],
         random: Callable[[], float],
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
+        codec: Codec = TORCHSERVE,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -108,6 +109,7 @@ class Replica:
         """Told how each batch ended and what it took, in seconds; probes are none."""
         self._settings = settings
         self._clock = clock
+        self._codec = codec
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
         self.breaker = Breaker(name, breaker_settings, clock, random, self._on_transition)
         self.batcher = MicroBatcher(self._score, self._begin, self.latency, batcher_settings, clock, stalled_seconds)
@@ -129,7 +131,7 @@ class Replica:
 
     async def __aenter__(self) -> Replica:
         self._channel = grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS)
-        self._stub = inference_pb2_grpc.InferenceAPIsServiceStub(self._channel)
+        self._call = self._codec.open(self._channel)
         self._prober = asyncio.create_task(self._probe_forever(), name=f"probe-{self.name}")
         return self
 
@@ -146,19 +148,18 @@ class Replica:
         return not self.drained and self.breaker.passes
 
     async def _score(self, rows: list[bytes]) -> ScoreBatch:
-        """One call to TorchServe.
+        """One call to the server.
 
         Raises:
             BatchFailedError: No usable answer, by class.
         """
         wanted = self.wanted_version
         try:
-            answer = await self._stub.Predictions(
-                wire.request(self.model_name, rows, wanted or ""), timeout=self._settings.call_bound_seconds
-            )
+            request = self._codec.request(self.model_name, rows, wanted or "")
+            answer = await self._call(request, timeout=self._settings.call_bound_seconds)
         except grpc.aio.AioRpcError as error:
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
-        batch = wire.parse_answer(self.model_name, len(rows), answer.prediction)
+        batch = self._codec.parse(self.model_name, len(rows), answer)
         if wanted is not None and batch.model.version != wanted:
             raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {wanted}")
         if self.model != batch.model:

@@ -1,6 +1,7 @@
 """What pretrade and its TorchServe handler say to each other.
 
-A request carries rows of little-endian float32 in one `input` entry. The answer is a 32-byte header, little-endian::
+A request carries rows of little-endian float32 in the entry `input`, and which features they are of in the entry
+`feature_set`, so that a model refuses rows it was not trained on. The answer is a 32-byte header, little-endian::
 
     magic "PTS1" | rows u32 | version 8 bytes | threshold f32 | feature-set fingerprint u32 | expires_at u64
 
@@ -23,6 +24,7 @@ from server.inference.outcome import BatchFailedError, Outcome
 _HEADER: Final = struct.Struct("<4sI8sfIQ")
 _MAGIC: Final = b"PTS1"
 ROW_BYTES: Final = 4 * features.N_FEATURES
+_FEATURE_SET: Final = f"{features.FINGERPRINT:08x}".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,8 @@ def request(model_name: str, rows: list[bytes], version: str = "") -> inference_
 
     Each row is `ROW_BYTES` of little-endian float32, turned for its order's side.
     """
-    return inference_pb2.PredictionsRequest(
-        model_name=model_name, model_version=version, input={"input": b"".join(rows)}
-    )
+    entries = {"input": b"".join(rows), "feature_set": _FEATURE_SET}
+    return inference_pb2.PredictionsRequest(model_name=model_name, model_version=version, input=entries)
 
 
 def parse_answer(model_name: str, n_rows: int, answer: bytes) -> ScoreBatch:

@@ -56,6 +56,7 @@ class AuditServicer:
         lookups: Answers what people ask.
         watching: Reads the journals for watchers, so that a slow database does not hold them up.
         replays: Runs models.
+        explanations: Runs them to explain decisions, also those that callers wait for.
         journal: Makes outcomes durable.
         recording: The lock that the server's processes record outcomes under.
         wall_clock_ns: Nanoseconds since the Unix epoch.
@@ -66,6 +67,7 @@ class AuditServicer:
         lookups: Reading,
         watching: Reading,
         replays: Reading,
+        explanations: Reading,
         journal: Journal,
         recording: FileLock,
         wall_clock_ns: Callable[[], int] = time.time_ns,
@@ -73,6 +75,7 @@ class AuditServicer:
         self._lookups = lookups
         self._watching = watching
         self._replays = replays
+        self._explanations = explanations
         self._journal = journal
         self._wall_clock_ns = wall_clock_ns
         self._watchers = 0
@@ -86,6 +89,7 @@ class AuditServicer:
             "WatchDecisions": grpc.unary_stream_rpc_method_handler(self._watch),
             "RecordOutcome": grpc.unary_unary_rpc_method_handler(self._record_outcome),
             "ReplayDecision": grpc.unary_unary_rpc_method_handler(self._asks(self._replays, Question.REPLAY)),
+            "ExplainDecision": grpc.unary_unary_rpc_method_handler(self._asks(self._explanations, Question.EXPLAIN)),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 

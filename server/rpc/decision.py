@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.dataplane import DataPlane
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
+from server.explaining import Explaining
 from server.metrics import DecisionMetrics
 from server.protowire import prefixed, template
 from server.record import Decided
@@ -84,6 +85,7 @@ class DecisionServicer:
         orders: OrderReader,
         metrics: DecisionMetrics,
         stream_settings: StreamSettings,
+        explaining: Explaining,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         charge: Callable[[], None] = lambda: None,
@@ -92,6 +94,7 @@ class DecisionServicer:
         self._orders = orders
         self._metrics = metrics
         self._stream_settings = stream_settings
+        self._explaining = explaining
         self._clock = clock
         self._remaining = RemainingTime(clock, wall_clock)
         self._charge = charge
@@ -121,7 +124,20 @@ class DecisionServicer:
             decided = await self._decide(request.order, arrived, remaining)
         except PretradeError as error:
             await status.abort(context, error)
+        if request.explain:
+            return await self._explained(decided, None if remaining is None else arrived + remaining)
         return Reply(_DECIDED % prefixed(decided.wire), decided)
+
+    async def _explained(self, decided: Decided, deadline: float | None) -> Reply:
+        """The reply with its explanation, or with the reason why that is not there."""
+        decision = pb.Decision.FromString(decided.wire)
+        try:
+            explanation = await self._explaining.explanation(decision, deadline)
+        except asyncio.CancelledError:
+            self._dataplane.cancelled(decided)
+            raise
+        response = pb.DecideResponse(decision=decision, explanation=explanation)
+        return Reply(response.SerializeToString(), decided)
 
     async def DecideBatch(
         self,

@@ -48,6 +48,7 @@ ROLES: Final = {
     f"{_AUDIT}ListDecisions": _READS,
     f"{_AUDIT}WatchDecisions": _READS,
     f"{_AUDIT}ReplayDecision": _READS,
+    f"{_AUDIT}ExplainDecision": _READS,
     f"{_AUDIT}RecordOutcome": frozenset({Role.TRADER, Role.OPERATOR}),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ANY_ROLE,
 }

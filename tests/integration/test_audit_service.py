@@ -187,7 +187,7 @@ def test_an_outcome_is_recorded_once_and_a_different_one_refused(
 
 def test_what_is_no_message_of_the_method_is_refused(product: Product) -> None:
     with grpc.insecure_channel(str(product.stack.endpoints.admin)) as channel:
-        for method in ("GetDecision", "ListDecisions", "RecordOutcome", "ReplayDecision"):
+        for method in ("GetDecision", "ListDecisions", "RecordOutcome", "ReplayDecision", "ExplainDecision"):
             call: Any = channel.unary_unary(f"/pretrade.audit.v1.AuditService/{method}")
             assert status_of(partial(call, b"\xff\xff", timeout=SECONDS))[0] is grpc.StatusCode.INVALID_ARGUMENT
 

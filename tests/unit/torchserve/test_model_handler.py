@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +32,7 @@ def scores_in(answer: bytes) -> NDArray[np.float32]:
 
 def ask(handler: ModelHandler, rows: NDArray[np.float32]) -> bytes:
     (answer,) = handler.handle([{"input": bytearray(rows.astype("<f4").tobytes())}], None)
+    assert isinstance(answer, bytes)
     return answer
 
 
@@ -120,3 +125,122 @@ def test_calibration_holds_for_log_odds_of_any_size() -> None:
     assert scores[[0, -1]].tolist() == [0.0, 1.0]
     assert scores[3] == 0.5
     assert scores[4] == pytest.approx(1 / (1 + np.exp(-2.0)), abs=1e-7)
+
+
+@pytest.mark.parametrize("feature_set", [b"mf1", b"", b"00000000", bytearray(b"0badc0de")])
+def test_rows_of_another_feature_set_are_refused(feature_set: bytes, store: Path, load: Load) -> None:
+    from ts.utils.util import PredictionException  # noqa: PLC0415  as above
+
+    handler = load(store / "champion.mar")
+    rows = bytes(4 * features.N_FEATURES)
+    ours = f"{features.FINGERPRINT:08x}"
+    (answer,) = handler.handle([{"input": rows, "feature_set": bytearray(ours.encode())}], None)
+    assert isinstance(answer, bytes)
+    assert scores_in(answer).shape == (1,)
+    with pytest.raises(PredictionException, match=f"`feature_set` is .*, this model's is {ours}") as refusal:
+        handler.handle([{"input": rows, "feature_set": feature_set}], None)
+    assert refusal.value.error_code == 400
+
+
+def inferred(handler: ModelHandler, tensor: Mapping[str, object]) -> Any:
+    body = {"id": "7", "model_name": "champion", "inputs": [{"name": "input", **tensor}]}
+    (answer,) = handler.handle([{"body": body}], None)
+    return answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_open_inference_protocol_gives_the_same_scores(
+    name: str, store: Path, load: Load, samples: Samples
+) -> None:
+    handler = load(store / f"{name}.mar")
+    rows = samples.rows[:64].astype("<f4")
+    encoded = base64.b64encode(rows.tobytes()).decode()
+    answer = inferred(handler, {"datatype": "BYTES", "shape": [1], "data": [encoded]})
+    (output,) = answer["outputs"]
+    assert (answer["id"], answer["model_name"]) == ("7", "champion")
+    assert answer["model_version"] == json.loads((store / f"{name}.json").read_text())["version"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("score", "FP32", [64])
+    np.testing.assert_array_equal(np.array(output["data"], dtype="<f4"), scores_in(ask(handler, rows)))
+    finite = samples.rows[np.isfinite(samples.rows).all(axis=1)][:5].astype("<f4")
+    assert len(finite) == 5
+    tensor = {"datatype": "FP32", "shape": list(finite.shape), "data": finite.ravel().tolist()}
+    (output,) = inferred(handler, tensor)["outputs"]
+    np.testing.assert_array_equal(np.array(output["data"], dtype="<f4"), scores_in(ask(handler, finite)))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {},
+        {"datatype": "BYTES", "shape": [1], "data": ["not base64!"]},
+        {"datatype": "BYTES", "shape": [2], "data": ["", ""]},
+        {"datatype": "BYTES", "shape": [1], "data": ["AAAA"]},
+        {"datatype": "FP32", "shape": [1, 24], "data": [0.0] * 24},
+        {"datatype": "FP32", "shape": [25], "data": [0.0] * 25},
+        {"datatype": "FP32", "shape": [2, 25], "data": [0.0] * 25},
+        {"datatype": "FP32", "shape": [1, 25], "data": ["x"] * 25},
+        {"datatype": "INT64", "shape": [1, 25], "data": [0] * 25},
+    ],
+)
+def test_a_wrong_tensor_is_refused_as_the_callers_fault(tensor: dict[str, object], store: Path, load: Load) -> None:
+    from ts.utils.util import PredictionException  # noqa: PLC0415  as above
+
+    with pytest.raises(PredictionException) as refusal:
+        inferred(load(store / "champion.mar"), tensor)
+    assert refusal.value.error_code == 400
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_features_contribute_sums_to_the_margin(name: str, store: Path, load: Load, samples: Samples) -> None:
+    handler = load(store / f"{name}.mar")
+    undefined = np.isnan(samples.rows).any(axis=1)
+    rows = np.concatenate([samples.rows[undefined][:10], samples.rows[~undefined][:40]])
+    rows = np.concatenate([rows, np.full((1, features.N_FEATURES), 1e30, dtype=np.float32)])
+    explained = [handler.explain(row) for row in rows]
+    margins = np.array([one["margin"] for one in explained])
+    sums = np.array([one["base"] + sum(one["contributions"]) for one in explained])
+    np.testing.assert_allclose(sums, margins, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        calibrated(margins.astype(np.float32), handler._slope, handler._intercept),
+        handler.score(rows),
+        rtol=0,
+        atol=1e-6,
+    )
+    assert {len(one["contributions"]) for one in explained} == {features.N_FEATURES}
+    assert len({one["base"] for one in explained}) == 1
+    assert np.ptp(margins) > 0.1
+
+
+def test_the_networks_contributions_are_its_gradients_integrated(
+    store: Path, load: Load, samples: Samples, models: dict[str, TrainedModel]
+) -> None:
+    network = models["challenger"].network
+    assert network is not None
+    row = samples.rows[len(samples.rows) // 2]
+    explained = load(store / "challenger.mar").explain(row)
+    state = torch.load(io.BytesIO(models["challenger"].weights), weights_only=True)
+    layers: list[torch.nn.Module] = []
+    for inputs, outputs in itertools.pairwise(network["layers"]):
+        layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers[:-1])
+    model.load_state_dict(state)
+    model.double()
+    filled = np.where(np.isnan(row), network["median"], row)
+    end = np.clip((filled - np.array(network["mean"])) / np.array(network["scale"]), -network["clip"], network["clip"])
+    steps = 20_000
+    line = (torch.arange(steps, dtype=torch.float64)[:, None] + 0.5) / steps * torch.from_numpy(end)
+    line.requires_grad_(True)
+    (gradients,) = torch.autograd.grad(model(line).sum(), line)
+    expected = end * gradients.mean(dim=0).numpy()
+    np.testing.assert_allclose(explained["contributions"], expected, rtol=0, atol=1e-4)
+    assert np.ptp(expected) > 0.01
+
+
+def test_a_feature_that_no_tree_looks_at_contributes_nothing(store: Path, load: Load, samples: Samples) -> None:
+    handler = load(store / "champion.mar")
+    booster = xgboost.Booster(model_file=bytearray(zipfile.ZipFile(store / "champion.mar").read("weights.bin")))
+    used = {int(name.removeprefix("f")) for name in booster.get_score()}
+    unused = sorted(set(range(features.N_FEATURES)) - used)
+    contributions = np.array(handler.explain(samples.rows[-1])["contributions"])
+    assert not contributions[unused].any()
+    assert contributions[sorted(used)].any()

@@ -73,6 +73,11 @@ NO_WORKER = (
             "CLIENT: Received message larger than max (10485760 vs. 65536)",
             Outcome.BAD_ANSWER,
         ),
+        # Other servers: MLServer when its model raised, Triton when it is full or has no model.
+        (StatusCode.UNKNOWN, "Unexpected <class 'ValueError'>: a model's mistake", Outcome.MODEL_ERROR),
+        (StatusCode.UNAVAILABLE, "[request id: 1] Exceeds maximum queue size", Outcome.OVERLOAD),
+        (StatusCode.UNAVAILABLE, "Request for unknown model: 'champion' is not found", Outcome.MODEL_ERROR),
+        (StatusCode.NOT_FOUND, "Model champion not found", Outcome.MODEL_ERROR),
         # Not TorchServe at all.
         (StatusCode.UNIMPLEMENTED, "Method not found!", Outcome.MODEL_ERROR),
         (StatusCode.INTERNAL, "", Outcome.MODEL_ERROR),

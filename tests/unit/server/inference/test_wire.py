@@ -96,4 +96,4 @@ def test_a_request_is_the_rows_one_after_the_other() -> None:
     rows = [bytes([number]) * wire.ROW_BYTES for number in (1, 2, 3)]
     message = wire.request("champion", rows)
     assert message.model_name == "champion"
-    assert dict(message.input) == {"input": b"".join(rows)}
+    assert dict(message.input) == {"input": b"".join(rows), "feature_set": f"{features.FINGERPRINT:08x}".encode()}

@@ -69,6 +69,11 @@ class AuditServiceStub:
                 request_serializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ReplayDecisionRequest.SerializeToString,
                 response_deserializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ReplayDecisionResponse.FromString,
                 _registered_method=True)
+        self.ExplainDecision = channel.unary_unary(
+                '/pretrade.audit.v1.AuditService/ExplainDecision',
+                request_serializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ExplainDecisionRequest.SerializeToString,
+                response_deserializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ExplainDecisionResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -121,6 +126,13 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainDecision(self, request, context):
+        """Says what each feature did to the score of a decision, with the model version that the packet names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +160,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ReplayDecision,
                     request_deserializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ReplayDecisionRequest.FromString,
                     response_serializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ReplayDecisionResponse.SerializeToString,
+            ),
+            'ExplainDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainDecision,
+                    request_deserializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ExplainDecisionRequest.FromString,
+                    response_serializer=pretrade_dot_audit_dot_v1_dot_audit__pb2.ExplainDecisionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -295,6 +312,33 @@ class AuditService:
             '/pretrade.audit.v1.AuditService/ReplayDecision',
             pretrade_dot_audit_dot_v1_dot_audit__pb2.ReplayDecisionRequest.SerializeToString,
             pretrade_dot_audit_dot_v1_dot_audit__pb2.ReplayDecisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.audit.v1.AuditService/ExplainDecision',
+            pretrade_dot_audit_dot_v1_dot_audit__pb2.ExplainDecisionRequest.SerializeToString,
+            pretrade_dot_audit_dot_v1_dot_audit__pb2.ExplainDecisionResponse.FromString,
             options,
             channel_credentials,
             insecure,

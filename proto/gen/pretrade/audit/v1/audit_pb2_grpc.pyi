@@ -56,6 +56,8 @@ class AuditServiceStub:
     """Records what became of an order. Idempotent: the same outcome again changes nothing."""
     ReplayDecision: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ReplayDecisionRequest, _audit_pb2.ReplayDecisionResponse]
     """Recomputes a decision from its packet with the model version, settings and guards it names."""
+    ExplainDecision: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ExplainDecisionRequest, _audit_pb2.ExplainDecisionResponse]
+    """Says what each feature did to the score of a decision, with the model version that the packet names."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -85,6 +87,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Records what became of an order. Idempotent: the same outcome again changes nothing."""
     ReplayDecision: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReplayDecisionRequest, _audit_pb2.ReplayDecisionResponse]  # type: ignore[assignment]
     """Recomputes a decision from its packet with the model version, settings and guards it names."""
+    ExplainDecision: _aio.UnaryUnaryMultiCallable[_audit_pb2.ExplainDecisionRequest, _audit_pb2.ExplainDecisionResponse]  # type: ignore[assignment]
+    """Says what each feature did to the score of a decision, with the model version that the packet names."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
@@ -141,5 +145,13 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ReplayDecisionResponse, _abc.Awaitable[_audit_pb2.ReplayDecisionResponse]]:
         """Recomputes a decision from its packet with the model version, settings and guards it names."""
+
+    @_abc_1.abstractmethod
+    def ExplainDecision(
+        self,
+        request: _audit_pb2.ExplainDecisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ExplainDecisionResponse, _abc.Awaitable[_audit_pb2.ExplainDecisionResponse]]:
+        """Says what each feature did to the score of a decision, with the model version that the packet names."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

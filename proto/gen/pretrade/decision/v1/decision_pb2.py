@@ -26,51 +26,57 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/decision/v1/decision.proto\x12\x14pretrade.decision.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\";\n\rDecideRequest\x12*\n\x05order\x18\x01 \x01(\x0b\x32\x1b.pretrade.decision.v1.Order\"B\n\x0e\x44\x65\x63ideResponse\x12\x30\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1e.pretrade.decision.v1.Decision\"A\n\x12\x44\x65\x63ideBatchRequest\x12+\n\x06orders\x18\x01 \x03(\x0b\x32\x1b.pretrade.decision.v1.Order\"I\n\x13\x44\x65\x63ideBatchResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.pretrade.decision.v1.OrderResult\"A\n\x13\x44\x65\x63ideStreamRequest\x12*\n\x05order\x18\x01 \x01(\x0b\x32\x1b.pretrade.decision.v1.Order\"I\n\x14\x44\x65\x63ideStreamResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.pretrade.decision.v1.OrderResult\"\x92\x01\n\x0bOrderResult\x12\x11\n\torder_ref\x18\x01 \x01(\t\x12\x32\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1e.pretrade.decision.v1.DecisionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .pretrade.decision.v1.OrderErrorH\x00\x42\t\n\x07outcome\"J\n\nOrderError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xb7\x02\n\x05Order\x12\x11\n\torder_ref\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12(\n\x04side\x18\x03 \x01(\x0e\x32\x1a.pretrade.decision.v1.Side\x12\x10\n\x08quantity\x18\x04 \x01(\x01\x12\x18\n\x0blimit_price\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08strategy\x18\x06 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\t\x12\x35\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32#.pretrade.decision.v1.FeatureVector\x12\x13\n\x0breduce_only\x18\t \x01(\x08\x12*\n\x07timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\n\x0c_limit_price\"7\n\rFeatureVector\x12\x16\n\x0e\x66\x65\x61ture_set_id\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x02\"\x90\x04\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x11\n\torder_ref\x18\x02 \x01(\t\x12,\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1c.pretrade.decision.v1.Action\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12,\n\x06source\x18\x06 \x01(\x0e\x32\x1c.pretrade.decision.v1.Source\x12\x31\n\x07reasons\x18\x07 \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\x12\x37\n\x0c\x64\x65gradations\x18\x08 \x03(\x0e\x32!.pretrade.decision.v1.Degradation\x12\x12\n\nmodel_name\x18\t \x01(\t\x12\x15\n\rmodel_version\x18\n \x01(\t\x12.\n\x0b\x66\x65\x61ture_age\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\x06\x62udget\x18\x0c \x01(\x0b\x32\x1c.pretrade.decision.v1.Budget\x12.\n\ndecided_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63ontrol_version\x18\x0e \x01(\x04\x42\x08\n\x06_scoreB\x0c\n\n_threshold\"]\n\x06\x42udget\x12\x12\n\nallowed_us\x18\x01 \x01(\r\x12\x0f\n\x07used_us\x18\x02 \x01(\r\x12.\n\x06stages\x18\x03 \x03(\x0b\x32\x1e.pretrade.decision.v1.StageUse\"\x8f\x01\n\x08StageUse\x12*\n\x05stage\x18\x01 \x01(\x0e\x32\x1b.pretrade.decision.v1.Stage\x12\x12\n\nallowed_us\x18\x02 \x01(\r\x12\x0f\n\x07used_us\x18\x03 \x01(\r\x12\x32\n\x07skipped\x18\x04 \x01(\x0e\x32!.pretrade.decision.v1.Degradation*9\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x0c\n\x08SIDE_BUY\x10\x01\x12\r\n\tSIDE_SELL\x10\x02*[\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43TION_TRADE\x10\x01\x12\x13\n\x0f\x41\x43TION_NO_TRADE\x10\x02\x12\x12\n\x0e\x41\x43TION_ABSTAIN\x10\x03*\x99\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_PRIMARY\x10\x01\x12\x14\n\x10SOURCE_SECONDARY\x10\x02\x12\x17\n\x13SOURCE_CACHED_SCORE\x10\x03\x12\x10\n\x0cSOURCE_RULES\x10\x04\x12\x0f\n\x0bSOURCE_NONE\x10\x05\x12\x11\n\rSOURCE_CANARY\x10\x06*\xd3\x04\n\nReasonCode\x12\x1b\n\x17REASON_CODE_UNSPECIFIED\x10\x00\x12+\n\'REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD\x10\x01\x12%\n!REASON_CODE_SCORE_BELOW_THRESHOLD\x10\x02\x12\x1c\n\x18REASON_CODE_RULES_PASSED\x10\x03\x12\x1e\n\x1aREASON_CODE_RULES_OBJECTED\x10\x04\x12\x19\n\x15REASON_CODE_NO_SOURCE\x10\x05\x12\x1e\n\x1aREASON_CODE_TRADING_HALTED\x10\n\x12 \n\x1cREASON_CODE_TRADING_REDUCING\x10\x0b\x12 \n\x1cREASON_CODE_FEATURES_MISSING\x10\x0c\x12\x1e\n\x1aREASON_CODE_FEATURES_STALE\x10\r\x12\x1c\n\x18REASON_CODE_BOOK_UNKNOWN\x10\x0e\x12\x1c\n\x18REASON_CODE_PRICE_COLLAR\x10\x0f\x12\x1e\n\x1aREASON_CODE_NOTIONAL_LIMIT\x10\x10\x12\x1e\n\x1aREASON_CODE_QUANTITY_LIMIT\x10\x11\x12\x1d\n\x19REASON_CODE_STRATEGY_RATE\x10\x12\x12\x1d\n\x19REASON_CODE_MODEL_EXPIRED\x10\x13\x12!\n\x1dREASON_CODE_AUDIT_UNAVAILABLE\x10\x14\x12\x1a\n\x16REASON_CODE_AUDIT_LATE\x10\x15*\xc6\x06\n\x0b\x44\x65gradation\x12\x1b\n\x17\x44\x45GRADATION_UNSPECIFIED\x10\x00\x12$\n DEGRADATION_PRIMARY_BREAKER_OPEN\x10\x01\x12&\n\"DEGRADATION_SECONDARY_BREAKER_OPEN\x10\x02\x12\x1e\n\x1a\x44\x45GRADATION_PRIMARY_FAILED\x10\x03\x12 \n\x1c\x44\x45GRADATION_SECONDARY_FAILED\x10\x04\x12\x1f\n\x1b\x44\x45GRADATION_PRIMARY_TIMEOUT\x10\x05\x12!\n\x1d\x44\x45GRADATION_SECONDARY_TIMEOUT\x10\x06\x12\"\n\x1e\x44\x45GRADATION_PRIMARY_OVERLOADED\x10\x07\x12$\n DEGRADATION_SECONDARY_OVERLOADED\x10\x08\x12\"\n\x1e\x44\x45GRADATION_PRIMARY_BAD_ANSWER\x10\t\x12$\n DEGRADATION_SECONDARY_BAD_ANSWER\x10\n\x12&\n\"DEGRADATION_RETRY_BUDGET_EXHAUSTED\x10\x0b\x12!\n\x1d\x44\x45GRADATION_NO_TIME_FOR_MODEL\x10\x0c\x12 \n\x1c\x44\x45GRADATION_FEATURES_MISSING\x10\r\x12\x1e\n\x1a\x44\x45GRADATION_FEATURES_STALE\x10\x0e\x12\x1c\n\x18\x44\x45GRADATION_BOOK_UNKNOWN\x10\x0f\x12\x1f\n\x1b\x44\x45GRADATION_NO_CACHED_SCORE\x10\x10\x12 \n\x1c\x44\x45GRADATION_CACHED_SCORE_OFF\x10\x11\x12\x1d\n\x19\x44\x45GRADATION_CONTROL_STALE\x10\x12\x12\x1f\n\x1b\x44\x45GRADATION_RULES_UNDECIDED\x10\x13\x12\x1c\n\x18\x44\x45GRADATION_STAGE_BROKEN\x10\x14\x12\x1f\n\x1b\x44\x45GRADATION_PRIMARY_DRAINED\x10\x15\x12!\n\x1d\x44\x45GRADATION_SECONDARY_DRAINED\x10\x16\x12\"\n\x1e\x44\x45GRADATION_CANARY_PASSED_OVER\x10\x17*\xcd\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_FEATURES\x10\x01\x12\x11\n\rSTAGE_PRIMARY\x10\x02\x12\x13\n\x0fSTAGE_SECONDARY\x10\x03\x12\x16\n\x12STAGE_CACHED_SCORE\x10\x04\x12\x0f\n\x0bSTAGE_RULES\x10\x05\x12\x10\n\x0cSTAGE_GUARDS\x10\x06\x12\x0f\n\x0bSTAGE_AUDIT\x10\x07\x12\x13\n\x0fSTAGE_ADMISSION\x10\x08\x12\x10\n\x0cSTAGE_CANARY\x10\t2\xb5\x02\n\x0f\x44\x65\x63isionService\x12S\n\x06\x44\x65\x63ide\x12#.pretrade.decision.v1.DecideRequest\x1a$.pretrade.decision.v1.DecideResponse\x12\x62\n\x0b\x44\x65\x63ideBatch\x12(.pretrade.decision.v1.DecideBatchRequest\x1a).pretrade.decision.v1.DecideBatchResponse\x12i\n\x0c\x44\x65\x63ideStream\x12).pretrade.decision.v1.DecideStreamRequest\x1a*.pretrade.decision.v1.DecideStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pretrade/decision/v1/decision.proto\x12\x14pretrade.decision.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"L\n\rDecideRequest\x12*\n\x05order\x18\x01 \x01(\x0b\x32\x1b.pretrade.decision.v1.Order\x12\x0f\n\x07\x65xplain\x18\x02 \x01(\x08\"z\n\x0e\x44\x65\x63ideResponse\x12\x30\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1e.pretrade.decision.v1.Decision\x12\x36\n\x0b\x65xplanation\x18\x02 \x01(\x0b\x32!.pretrade.decision.v1.Explanation\"\xec\x01\n\x0b\x45xplanation\x12\x37\n\x06status\x18\x01 \x01(\x0e\x32\'.pretrade.decision.v1.ExplanationStatus\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06margin\x18\x03 \x01(\x01\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\x01\x12\x39\n\rcontributions\x18\x05 \x03(\x0b\x32\".pretrade.decision.v1.Contribution\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\t\x12\x0f\n\x07message\x18\x08 \x01(\t\"S\n\x0c\x43ontribution\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x63ontribution\x18\x03 \x01(\x01\x42\x08\n\x06_value\"A\n\x12\x44\x65\x63ideBatchRequest\x12+\n\x06orders\x18\x01 \x03(\x0b\x32\x1b.pretrade.decision.v1.Order\"I\n\x13\x44\x65\x63ideBatchResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.pretrade.decision.v1.OrderResult\"A\n\x13\x44\x65\x63ideStreamRequest\x12*\n\x05order\x18\x01 \x01(\x0b\x32\x1b.pretrade.decision.v1.Order\"I\n\x14\x44\x65\x63ideStreamResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.pretrade.decision.v1.OrderResult\"\x92\x01\n\x0bOrderResult\x12\x11\n\torder_ref\x18\x01 \x01(\t\x12\x32\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1e.pretrade.decision.v1.DecisionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .pretrade.decision.v1.OrderErrorH\x00\x42\t\n\x07outcome\"J\n\nOrderError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xb7\x02\n\x05Order\x12\x11\n\torder_ref\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12(\n\x04side\x18\x03 \x01(\x0e\x32\x1a.pretrade.decision.v1.Side\x12\x10\n\x08quantity\x18\x04 \x01(\x01\x12\x18\n\x0blimit_price\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08strategy\x18\x06 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\t\x12\x35\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32#.pretrade.decision.v1.FeatureVector\x12\x13\n\x0breduce_only\x18\t \x01(\x08\x12*\n\x07timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\n\x0c_limit_price\"7\n\rFeatureVector\x12\x16\n\x0e\x66\x65\x61ture_set_id\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x02\"\x90\x04\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x11\n\torder_ref\x18\x02 \x01(\t\x12,\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1c.pretrade.decision.v1.Action\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12,\n\x06source\x18\x06 \x01(\x0e\x32\x1c.pretrade.decision.v1.Source\x12\x31\n\x07reasons\x18\x07 \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\x12\x37\n\x0c\x64\x65gradations\x18\x08 \x03(\x0e\x32!.pretrade.decision.v1.Degradation\x12\x12\n\nmodel_name\x18\t \x01(\t\x12\x15\n\rmodel_version\x18\n \x01(\t\x12.\n\x0b\x66\x65\x61ture_age\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\x06\x62udget\x18\x0c \x01(\x0b\x32\x1c.pretrade.decision.v1.Budget\x12.\n\ndecided_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63ontrol_version\x18\x0e \x01(\x04\x42\x08\n\x06_scoreB\x0c\n\n_threshold\"]\n\x06\x42udget\x12\x12\n\nallowed_us\x18\x01 \x01(\r\x12\x0f\n\x07used_us\x18\x02 \x01(\r\x12.\n\x06stages\x18\x03 \x03(\x0b\x32\x1e.pretrade.decision.v1.StageUse\"\x8f\x01\n\x08StageUse\x12*\n\x05stage\x18\x01 \x01(\x0e\x32\x1b.pretrade.decision.v1.Stage\x12\x12\n\nallowed_us\x18\x02 \x01(\r\x12\x0f\n\x07used_us\x18\x03 \x01(\r\x12\x32\n\x07skipped\x18\x04 \x01(\x0e\x32!.pretrade.decision.v1.Degradation*\xb7\x01\n\x11\x45xplanationStatus\x12\"\n\x1e\x45XPLANATION_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45XPLANATION_STATUS_READY\x10\x01\x12\x1b\n\x17\x45XPLANATION_STATUS_LATE\x10\x02\x12\x1f\n\x1b\x45XPLANATION_STATUS_NO_MODEL\x10\x03\x12\"\n\x1e\x45XPLANATION_STATUS_UNAVAILABLE\x10\x04*9\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x0c\n\x08SIDE_BUY\x10\x01\x12\r\n\tSIDE_SELL\x10\x02*[\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43TION_TRADE\x10\x01\x12\x13\n\x0f\x41\x43TION_NO_TRADE\x10\x02\x12\x12\n\x0e\x41\x43TION_ABSTAIN\x10\x03*\x99\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_PRIMARY\x10\x01\x12\x14\n\x10SOURCE_SECONDARY\x10\x02\x12\x17\n\x13SOURCE_CACHED_SCORE\x10\x03\x12\x10\n\x0cSOURCE_RULES\x10\x04\x12\x0f\n\x0bSOURCE_NONE\x10\x05\x12\x11\n\rSOURCE_CANARY\x10\x06*\xd3\x04\n\nReasonCode\x12\x1b\n\x17REASON_CODE_UNSPECIFIED\x10\x00\x12+\n\'REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD\x10\x01\x12%\n!REASON_CODE_SCORE_BELOW_THRESHOLD\x10\x02\x12\x1c\n\x18REASON_CODE_RULES_PASSED\x10\x03\x12\x1e\n\x1aREASON_CODE_RULES_OBJECTED\x10\x04\x12\x19\n\x15REASON_CODE_NO_SOURCE\x10\x05\x12\x1e\n\x1aREASON_CODE_TRADING_HALTED\x10\n\x12 \n\x1cREASON_CODE_TRADING_REDUCING\x10\x0b\x12 \n\x1cREASON_CODE_FEATURES_MISSING\x10\x0c\x12\x1e\n\x1aREASON_CODE_FEATURES_STALE\x10\r\x12\x1c\n\x18REASON_CODE_BOOK_UNKNOWN\x10\x0e\x12\x1c\n\x18REASON_CODE_PRICE_COLLAR\x10\x0f\x12\x1e\n\x1aREASON_CODE_NOTIONAL_LIMIT\x10\x10\x12\x1e\n\x1aREASON_CODE_QUANTITY_LIMIT\x10\x11\x12\x1d\n\x19REASON_CODE_STRATEGY_RATE\x10\x12\x12\x1d\n\x19REASON_CODE_MODEL_EXPIRED\x10\x13\x12!\n\x1dREASON_CODE_AUDIT_UNAVAILABLE\x10\x14\x12\x1a\n\x16REASON_CODE_AUDIT_LATE\x10\x15*\xc6\x06\n\x0b\x44\x65gradation\x12\x1b\n\x17\x44\x45GRADATION_UNSPECIFIED\x10\x00\x12$\n DEGRADATION_PRIMARY_BREAKER_OPEN\x10\x01\x12&\n\"DEGRADATION_SECONDARY_BREAKER_OPEN\x10\x02\x12\x1e\n\x1a\x44\x45GRADATION_PRIMARY_FAILED\x10\x03\x12 \n\x1c\x44\x45GRADATION_SECONDARY_FAILED\x10\x04\x12\x1f\n\x1b\x44\x45GRADATION_PRIMARY_TIMEOUT\x10\x05\x12!\n\x1d\x44\x45GRADATION_SECONDARY_TIMEOUT\x10\x06\x12\"\n\x1e\x44\x45GRADATION_PRIMARY_OVERLOADED\x10\x07\x12$\n DEGRADATION_SECONDARY_OVERLOADED\x10\x08\x12\"\n\x1e\x44\x45GRADATION_PRIMARY_BAD_ANSWER\x10\t\x12$\n DEGRADATION_SECONDARY_BAD_ANSWER\x10\n\x12&\n\"DEGRADATION_RETRY_BUDGET_EXHAUSTED\x10\x0b\x12!\n\x1d\x44\x45GRADATION_NO_TIME_FOR_MODEL\x10\x0c\x12 \n\x1c\x44\x45GRADATION_FEATURES_MISSING\x10\r\x12\x1e\n\x1a\x44\x45GRADATION_FEATURES_STALE\x10\x0e\x12\x1c\n\x18\x44\x45GRADATION_BOOK_UNKNOWN\x10\x0f\x12\x1f\n\x1b\x44\x45GRADATION_NO_CACHED_SCORE\x10\x10\x12 \n\x1c\x44\x45GRADATION_CACHED_SCORE_OFF\x10\x11\x12\x1d\n\x19\x44\x45GRADATION_CONTROL_STALE\x10\x12\x12\x1f\n\x1b\x44\x45GRADATION_RULES_UNDECIDED\x10\x13\x12\x1c\n\x18\x44\x45GRADATION_STAGE_BROKEN\x10\x14\x12\x1f\n\x1b\x44\x45GRADATION_PRIMARY_DRAINED\x10\x15\x12!\n\x1d\x44\x45GRADATION_SECONDARY_DRAINED\x10\x16\x12\"\n\x1e\x44\x45GRADATION_CANARY_PASSED_OVER\x10\x17*\xcd\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_FEATURES\x10\x01\x12\x11\n\rSTAGE_PRIMARY\x10\x02\x12\x13\n\x0fSTAGE_SECONDARY\x10\x03\x12\x16\n\x12STAGE_CACHED_SCORE\x10\x04\x12\x0f\n\x0bSTAGE_RULES\x10\x05\x12\x10\n\x0cSTAGE_GUARDS\x10\x06\x12\x0f\n\x0bSTAGE_AUDIT\x10\x07\x12\x13\n\x0fSTAGE_ADMISSION\x10\x08\x12\x10\n\x0cSTAGE_CANARY\x10\t2\xb5\x02\n\x0f\x44\x65\x63isionService\x12S\n\x06\x44\x65\x63ide\x12#.pretrade.decision.v1.DecideRequest\x1a$.pretrade.decision.v1.DecideResponse\x12\x62\n\x0b\x44\x65\x63ideBatch\x12(.pretrade.decision.v1.DecideBatchRequest\x1a).pretrade.decision.v1.DecideBatchResponse\x12i\n\x0c\x44\x65\x63ideStream\x12).pretrade.decision.v1.DecideStreamRequest\x1a*.pretrade.decision.v1.DecideStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pretrade.decision.v1.decision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SIDE']._serialized_start=1907
-  _globals['_SIDE']._serialized_end=1964
-  _globals['_ACTION']._serialized_start=1966
-  _globals['_ACTION']._serialized_end=2057
-  _globals['_SOURCE']._serialized_start=2060
-  _globals['_SOURCE']._serialized_end=2213
-  _globals['_REASONCODE']._serialized_start=2216
-  _globals['_REASONCODE']._serialized_end=2811
-  _globals['_DEGRADATION']._serialized_start=2814
-  _globals['_DEGRADATION']._serialized_end=3652
-  _globals['_STAGE']._serialized_start=3655
-  _globals['_STAGE']._serialized_end=3860
+  _globals['_EXPLANATIONSTATUS']._serialized_start=2305
+  _globals['_EXPLANATIONSTATUS']._serialized_end=2488
+  _globals['_SIDE']._serialized_start=2490
+  _globals['_SIDE']._serialized_end=2547
+  _globals['_ACTION']._serialized_start=2549
+  _globals['_ACTION']._serialized_end=2640
+  _globals['_SOURCE']._serialized_start=2643
+  _globals['_SOURCE']._serialized_end=2796
+  _globals['_REASONCODE']._serialized_start=2799
+  _globals['_REASONCODE']._serialized_end=3394
+  _globals['_DEGRADATION']._serialized_start=3397
+  _globals['_DEGRADATION']._serialized_end=4235
+  _globals['_STAGE']._serialized_start=4238
+  _globals['_STAGE']._serialized_end=4443
   _globals['_DECIDEREQUEST']._serialized_start=126
-  _globals['_DECIDEREQUEST']._serialized_end=185
-  _globals['_DECIDERESPONSE']._serialized_start=187
-  _globals['_DECIDERESPONSE']._serialized_end=253
-  _globals['_DECIDEBATCHREQUEST']._serialized_start=255
-  _globals['_DECIDEBATCHREQUEST']._serialized_end=320
-  _globals['_DECIDEBATCHRESPONSE']._serialized_start=322
-  _globals['_DECIDEBATCHRESPONSE']._serialized_end=395
-  _globals['_DECIDESTREAMREQUEST']._serialized_start=397
-  _globals['_DECIDESTREAMREQUEST']._serialized_end=462
-  _globals['_DECIDESTREAMRESPONSE']._serialized_start=464
-  _globals['_DECIDESTREAMRESPONSE']._serialized_end=537
-  _globals['_ORDERRESULT']._serialized_start=540
-  _globals['_ORDERRESULT']._serialized_end=686
-  _globals['_ORDERERROR']._serialized_start=688
-  _globals['_ORDERERROR']._serialized_end=762
-  _globals['_ORDER']._serialized_start=765
-  _globals['_ORDER']._serialized_end=1076
-  _globals['_FEATUREVECTOR']._serialized_start=1078
-  _globals['_FEATUREVECTOR']._serialized_end=1133
-  _globals['_DECISION']._serialized_start=1136
-  _globals['_DECISION']._serialized_end=1664
-  _globals['_BUDGET']._serialized_start=1666
-  _globals['_BUDGET']._serialized_end=1759
-  _globals['_STAGEUSE']._serialized_start=1762
-  _globals['_STAGEUSE']._serialized_end=1905
-  _globals['_DECISIONSERVICE']._serialized_start=3863
-  _globals['_DECISIONSERVICE']._serialized_end=4172
+  _globals['_DECIDEREQUEST']._serialized_end=202
+  _globals['_DECIDERESPONSE']._serialized_start=204
+  _globals['_DECIDERESPONSE']._serialized_end=326
+  _globals['_EXPLANATION']._serialized_start=329
+  _globals['_EXPLANATION']._serialized_end=565
+  _globals['_CONTRIBUTION']._serialized_start=567
+  _globals['_CONTRIBUTION']._serialized_end=650
+  _globals['_DECIDEBATCHREQUEST']._serialized_start=652
+  _globals['_DECIDEBATCHREQUEST']._serialized_end=717
+  _globals['_DECIDEBATCHRESPONSE']._serialized_start=719
+  _globals['_DECIDEBATCHRESPONSE']._serialized_end=792
+  _globals['_DECIDESTREAMREQUEST']._serialized_start=794
+  _globals['_DECIDESTREAMREQUEST']._serialized_end=859
+  _globals['_DECIDESTREAMRESPONSE']._serialized_start=861
+  _globals['_DECIDESTREAMRESPONSE']._serialized_end=934
+  _globals['_ORDERRESULT']._serialized_start=937
+  _globals['_ORDERRESULT']._serialized_end=1083
+  _globals['_ORDERERROR']._serialized_start=1085
+  _globals['_ORDERERROR']._serialized_end=1159
+  _globals['_ORDER']._serialized_start=1162
+  _globals['_ORDER']._serialized_end=1473
+  _globals['_FEATUREVECTOR']._serialized_start=1475
+  _globals['_FEATUREVECTOR']._serialized_end=1530
+  _globals['_DECISION']._serialized_start=1533
+  _globals['_DECISION']._serialized_end=2061
+  _globals['_BUDGET']._serialized_start=2063
+  _globals['_BUDGET']._serialized_end=2156
+  _globals['_STAGEUSE']._serialized_start=2159
+  _globals['_STAGEUSE']._serialized_end=2302
+  _globals['_DECISIONSERVICE']._serialized_start=4446
+  _globals['_DECISIONSERVICE']._serialized_end=4755
 # @@protoc_insertion_point(module_scope)

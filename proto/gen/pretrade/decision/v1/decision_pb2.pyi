@@ -23,6 +23,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ExplanationStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExplanationStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExplanationStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPLANATION_STATUS_UNSPECIFIED: _ExplanationStatus.ValueType  # 0
+    """Never sent."""
+    EXPLANATION_STATUS_READY: _ExplanationStatus.ValueType  # 1
+    """It is here."""
+    EXPLANATION_STATUS_LATE: _ExplanationStatus.ValueType  # 2
+    """It was not ready before the reply had to leave; ask again."""
+    EXPLANATION_STATUS_NO_MODEL: _ExplanationStatus.ValueType  # 3
+    """No model scored the order."""
+    EXPLANATION_STATUS_UNAVAILABLE: _ExplanationStatus.ValueType  # 4
+    """It cannot be made; `message` says why, for example that the server has no archive of that model version."""
+
+class ExplanationStatus(_ExplanationStatus, metaclass=_ExplanationStatusEnumTypeWrapper):
+    """What became of the explanation of a decision."""
+
+EXPLANATION_STATUS_UNSPECIFIED: ExplanationStatus.ValueType  # 0
+"""Never sent."""
+EXPLANATION_STATUS_READY: ExplanationStatus.ValueType  # 1
+"""It is here."""
+EXPLANATION_STATUS_LATE: ExplanationStatus.ValueType  # 2
+"""It was not ready before the reply had to leave; ask again."""
+EXPLANATION_STATUS_NO_MODEL: ExplanationStatus.ValueType  # 3
+"""No model scored the order."""
+EXPLANATION_STATUS_UNAVAILABLE: ExplanationStatus.ValueType  # 4
+"""It cannot be made; `message` says why, for example that the server has no archive of that model version."""
+Global___ExplanationStatus: _TypeAlias = ExplanationStatus  # noqa: Y015
+
 class _Side:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -366,6 +398,11 @@ class DecideRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    explain: _builtins.bool
+    """True to be told why the model scored as it did. The order is decided, audited and timed as it would be without it;
+    only the reply then waits for the explanation, for a bounded time that ends before the call's deadline.
+    """
     @_builtins.property
     def order(self) -> Global___Order:
         """The order to decide."""
@@ -374,10 +411,11 @@ class DecideRequest(_message.Message):
         self,
         *,
         order: Global___Order | None = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explain", b"explain", "order", b"order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,22 +428,116 @@ class DecideResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> Global___Decision:
         """The decision, always set."""
+
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Why the model scored as it did; set exactly when it was asked for. `AuditService.ExplainDecision` gives it later."""
 
     def __init__(
         self,
         *,
         decision: Global___Decision | None = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "explanation", b"explanation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecideResponse: _TypeAlias = DecideResponse  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """What each feature did to a model's score. Numbers are log odds before calibration, which is monotonic: what raises the
+    margin raises the score.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    status: Global___ExplanationStatus.ValueType
+    """Whether there is one; the other fields are set accordingly."""
+    method: _builtins.str
+    """`tree_shap` or `integrated_gradients`."""
+    margin: _builtins.float
+    """What the model computed: `base` and all contributions together."""
+    base: _builtins.float
+    """The margin of the data that the model was trained on: its mean (`tree_shap`), or the margin of the mean row
+    (`integrated_gradients`).
+    """
+    decision_id: _builtins.str
+    """The decision whose score this explains: this one, or for a cached score the one that it came from."""
+    model_version: _builtins.str
+    """Version of the model that scored."""
+    message: _builtins.str
+    """For people; empty when READY."""
+    @_builtins.property
+    def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
+        """One a feature, in the order of the feature set."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ExplanationStatus.ValueType = ...,
+        method: _builtins.str = ...,
+        margin: _builtins.float = ...,
+        base: _builtins.float = ...,
+        contributions: _abc.Iterable[Global___Contribution] | None = ...,
+        decision_id: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "contributions", b"contributions", "decision_id", b"decision_id", "margin", b"margin", "message", b"message", "method", b"method", "model_version", b"model_version", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class Contribution(_message.Message):
+    """One feature's part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    CONTRIBUTION_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    """The feature."""
+    value: _builtins.float
+    """Its value as the model saw it, turned for the side of the order; absent where it was undefined."""
+    contribution: _builtins.float
+    """What it adds to the margin."""
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        value: _builtins.float | None = ...,
+        contribution: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "contribution", b"contribution", "feature", b"feature", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___Contribution: _TypeAlias = Contribution  # noqa: Y015
 
 @_typing.final
 class DecideBatchRequest(_message.Message):

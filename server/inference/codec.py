@@ -1,0 +1,57 @@
+"""How rows travel to a model server and scores come back: one codec for each protocol, behind the same replica."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, Protocol
+
+import grpc.aio
+
+from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
+from server.inference import wire
+from server.inference.wire import ScoreBatch
+
+ProtocolName = Literal["torchserve", "oip", "torchserve-oip"]
+"""`torchserve`: its own `Predictions`. `oip`: the Open Inference Protocol of Triton, KServe and MLServer.
+`torchserve-oip`: TorchServe's dialect of that."""
+
+Call = grpc.aio.UnaryUnaryMultiCallable[Any, Any]
+"""A method of a server; request and response are those of one codec."""
+
+
+class Codec(Protocol):
+    """The words of one protocol. Outcomes of failed calls are classed by `outcome.classify`, whatever the protocol."""
+
+    def open(self, channel: grpc.aio.Channel) -> Call:
+        """The method that scores."""
+
+    def request(self, model_name: str, rows: list[bytes], version: str) -> Any:
+        """The request for a batch, of one version of the model, or of the server's choice where that is empty.
+
+        Each row is `wire.ROW_BYTES` of little-endian float32, turned for its order's side.
+        """
+
+    def parse(self, model_name: str, n_rows: int, answer: Any) -> ScoreBatch:
+        """Parses the answer to a batch of `n_rows`, at a cost that `n_rows` and the largest message bound.
+
+        Raises:
+            BatchFailedError: BAD_ANSWER, with what is wrong.
+        """
+
+
+class TorchServe:
+    """TorchServe's own protocol, with the header that our handler puts before the scores."""
+
+    def open(self, channel: grpc.aio.Channel) -> Call:
+        """See `Codec`."""
+        return inference_pb2_grpc.InferenceAPIsServiceStub(channel).Predictions
+
+    def request(self, model_name: str, rows: list[bytes], version: str) -> inference_pb2.PredictionsRequest:
+        """See `Codec`."""
+        return wire.request(model_name, rows, version)
+
+    def parse(self, model_name: str, n_rows: int, answer: inference_pb2.PredictionResponse) -> ScoreBatch:
+        """See `Codec`."""
+        return wire.parse_answer(model_name, n_rows, answer.prediction)
+
+
+TORCHSERVE: Final = TorchServe()

@@ -1,0 +1,174 @@
+"""The Open Inference Protocol (KServe v2, gRPC): model servers that know nothing of pretrade.
+
+Such a server answers with scores and the name of a version. What pretrade's own handler says of itself with every
+answer, the threshold and the feature set above all, comes from a description of the model: the `NAME.json` that lies
+beside every exported archive, or a file of one's own with the fields of `ModelDescription`. An answer counts only while
+the server says that it serves the version described.
+
+A request holds one FP32 tensor `[rows, features]`, with NaN where a feature is undefined. An answer holds one FP32 or
+FP64 tensor: `[rows]` or `[rows, 1]` scores, or `[rows, 2]` probabilities of both classes, the second being the score.
+Scores are calibrated probabilities; `python -m torchserve.mlserver` writes the champion as an XGBoost model that gives
+those. They equal the handler's to 1e-6 and not to the last bit, which a replay of such a decision then shows.
+
+TorchServe speaks a dialect, under a service name of its own: it drops raw contents, and cannot carry NaN, since every
+value passes through JSON. Its rows are therefore one BYTES element, which the handler takes apart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Self
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
+
+from feature_cache import features
+from pretrade.wire.oip.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from server.inference.codec import Call, ProtocolName
+from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.wire import ModelIdentity, ScoreBatch
+
+_SERVICES: Final[dict[ProtocolName, str]] = {
+    "oip": "inference.GRPCInferenceService",
+    "torchserve-oip": "org.pytorch.serve.grpc.openinference.GRPCInferenceService",
+}
+_DTYPES: Final = {"FP32": "<f4", "FP64": "<f8"}
+
+
+class OpenInferenceSettings(BaseModel):
+    """Replicas that speak the Open Inference Protocol."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    input_name: str = Field(default="input", min_length=1, max_length=128)
+    """Name of the input tensor; Triton's backends insist on theirs, for example `input__0`."""
+    output_name: str = Field(default="", max_length=128)
+    """Name of the output tensor with the scores, for example `output__0`; empty for the first one that is sent."""
+    champion: FilePath | None = None
+    """Description of the champion, JSON: `version`, `threshold`, `feature_set_fingerprint`, and where they are wanted
+    `expires_at` and `served_version`. The exported `champion.json` is one."""
+    challenger: FilePath | None = None
+    """The same of the challenger."""
+
+    @field_validator("champion", "challenger")
+    @classmethod
+    def _describes_a_model(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            ModelDescription.read(path)
+        return path
+
+
+class ModelDescription(BaseModel):
+    """What a server of the protocol does not say of its model. Other fields are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    version: str = Field(pattern="^[0-9a-f]{16}$")
+    """Names the model in decisions and audit: 16 hex digits."""
+    threshold: float = Field(ge=0, le=1)
+    """TRADE at or above it."""
+    feature_set_fingerprint: int
+    """Of the feature set that it was trained on, see `features.FINGERPRINT`."""
+    expires_at: int = Field(default=0, ge=0)
+    """Unix seconds after which its scores must not be used; 0 for never."""
+    served_version: str | None = None
+    """What the server calls this version, for example `1` in a Triton repository; unset: `version`."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a description.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is none, or of a model for other features than ours.
+        """
+        try:
+            described = cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} does not describe a model: {error}") from error
+        if described.feature_set_fingerprint != features.FINGERPRINT:
+            raise ValueError(
+                f"{path}: feature set {described.feature_set_fingerprint:08x}, ours is {features.FINGERPRINT:08x}"
+            )
+        return described
+
+
+class OpenInference:
+    """The codec of the protocol and of TorchServe's dialect.
+
+    Args:
+        protocol: `oip` or `torchserve-oip`.
+        settings: Names of the tensors.
+        description: The model.
+    """
+
+    def __init__(self, protocol: ProtocolName, settings: OpenInferenceSettings, description: ModelDescription) -> None:
+        self._method = f"/{_SERVICES[protocol]}/ModelInfer"
+        self._packed = protocol == "torchserve-oip"
+        self._settings = settings
+        self._description = description
+        self._served_version = description.served_version or description.version
+
+    def open(self, channel: grpc.aio.Channel) -> Call:
+        """See `Codec`."""
+        return channel.unary_unary(
+            self._method,
+            request_serializer=ModelInferRequest.SerializeToString,
+            response_deserializer=ModelInferResponse.FromString,
+        )
+
+    def request(self, model_name: str, rows: list[bytes], version: str) -> ModelInferRequest:
+        """See `Codec`."""
+        content = b"".join(rows)
+        served = self._served_version if version == self._description.version else version
+        request = ModelInferRequest(model_name=model_name, model_version=served)
+        if self._settings.output_name:
+            request.outputs.add(name=self._settings.output_name)
+        if self._packed:
+            contents = InferTensorContents(bytes_contents=[content])
+            request.inputs.add(name=self._settings.input_name, datatype="BYTES", shape=[1], contents=contents)
+        else:
+            shape = [len(rows), features.N_FEATURES]
+            request.inputs.add(name=self._settings.input_name, datatype="FP32", shape=shape)
+            request.raw_input_contents.append(content)
+        return request
+
+    def parse(self, model_name: str, n_rows: int, answer: ModelInferResponse) -> ScoreBatch:
+        """See `Codec`."""
+        if answer.model_version != self._served_version:
+            raise _bad(f"model version {answer.model_version[:64]!r}, described is {self._served_version!r}")
+        described = self._description
+        identity = ModelIdentity(
+            model_name, described.version, float(np.float32(described.threshold)), described.expires_at
+        )
+        return ScoreBatch(identity, self._scores(n_rows, answer))
+
+    def _scores(self, n_rows: int, answer: ModelInferResponse) -> NDArray[np.float32]:
+        wanted = self._settings.output_name
+        places = (place for place, output in enumerate(answer.outputs) if output.name == wanted or not wanted)
+        place = next(places, None)
+        if place is None:
+            raise _bad(f"no output {wanted!r}" if wanted else "no output")
+        output = answer.outputs[place]
+        shape = tuple(output.shape)
+        if output.datatype not in _DTYPES or shape not in ((n_rows,), (n_rows, 1), (n_rows, 2)):
+            raise _bad(f"{output.datatype[:16]} {list(shape[:4])} for {n_rows} rows")
+        dtype = np.dtype(_DTYPES[output.datatype])
+        values: NDArray[np.floating]
+        if place < len(answer.raw_output_contents):
+            raw = answer.raw_output_contents[place]
+            if len(raw) != dtype.itemsize * n_rows * (shape[1:] or (1,))[0]:
+                raise _bad(f"{len(raw)} bytes for {output.datatype} {list(shape)}")
+            values = np.frombuffer(raw, dtype=dtype)
+        else:
+            contents = output.contents
+            values = np.array(contents.fp32_contents if output.datatype == "FP32" else contents.fp64_contents, dtype)
+            if len(values) != n_rows * (shape[1:] or (1,))[0]:
+                raise _bad(f"{len(values)} values for {output.datatype} {list(shape)}")
+        return values.reshape(n_rows, -1)[:, -1].astype(np.float32)
+
+
+def _bad(detail: str) -> BatchFailedError:
+    return BatchFailedError(Outcome.BAD_ANSWER, detail)

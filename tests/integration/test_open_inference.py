@@ -1,0 +1,255 @@
+"""The same scores whatever a replica speaks: 10,000 rows through the batcher to real servers, against the handler.
+
+MLServer runs where its own environment is: `make mlserver` makes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import subprocess
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from harness import eventually
+from numpy.typing import NDArray
+
+from feature_cache import features
+from feature_cache.simulator import simulate
+from local.ports import free_ports
+from local.settings import LocalSettings
+from local.stack import Stack
+from server.inference.batcher import BatcherSettings, Scored
+from server.inference.breaker import BreakerSettings
+from server.inference.codec import TORCHSERVE, Codec, ProtocolName
+from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
+from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.replica import Replica, ReplicaSettings
+from torchserve.dataset import collect
+from torchserve.handler import ModelHandler
+from torchserve.mlserver import write_folder
+
+ROOT = Path(__file__).parents[2]
+MLSERVER = Path(os.environ.get("MLSERVER_VENV", ROOT / ".venv-mlserver")) / "bin" / "mlserver"
+REPLICAS = {"champion": "primary", "challenger": "challenger"}
+ROWS = 10_000
+
+pytestmark = pytest.mark.stack
+needs_mlserver = pytest.mark.skipif(
+    not MLSERVER.exists(), reason="MLServer's own environment is not there: make mlserver"
+)
+
+
+@pytest.fixture(scope="module")
+def rows() -> NDArray[np.float32]:
+    """Real rows, undefined values included, and as many of nothing but extremes as it takes."""
+    real = collect(simulate(8, ["ETHUSDT.SIM"], duration_seconds=60), "test").rows
+    assert np.isnan(real).any()
+    random = np.random.default_rng(1)
+    odd = random.choice(
+        np.array([np.nan, 0.0, -0.0, 1e-30, 1e30, -1e30, 1.0], dtype=np.float32), (ROWS, features.N_FEATURES)
+    )
+    return np.concatenate([real, odd])[:ROWS]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Stack]:
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("oip"), model_store=model_store, open_inference=True)
+    with Stack(settings, parts=set(REPLICAS.values())) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def mlserver(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[str]:
+    """`HOST:PORT` of an MLServer that serves the champion with its stock XGBoost runtime."""
+    folder = tmp_path_factory.mktemp("mlserver")
+    write_folder(model_store / "champion.mar", folder)
+    http, grpc_port, metrics = free_ports(3)
+    settings: dict[str, Any] = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc_port, "metrics_port": metrics}
+    (folder / "settings.json").write_text(
+        json.dumps(settings | {"parallel_workers": 0, "environments_dir": str(folder)})
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with (folder / "mlserver.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(MLSERVER), "start", str(folder)], env=environment, cwd=folder, stdout=log, stderr=log
+        )
+    try:
+        codec = OpenInference("oip", OpenInferenceSettings(), described(model_store, "champion"))
+        address = f"127.0.0.1:{grpc_port}"
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "mlserver.log").read_text()[-2_000:]
+            return asyncio.run(probed(codec, address))
+
+        eventually(answers, bool)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def described(store: Path, model: str) -> ModelDescription:
+    return ModelDescription.read(store / f"{model}.json")
+
+
+def another_version(description: ModelDescription) -> ModelDescription:
+    return description.model_copy(update={"version": "0" * 16})
+
+
+async def probed(codec: Codec, address: str) -> bool:
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            await codec.open(channel)(codec.request("champion", [bytes(100)], ""), timeout=2.0)
+        except grpc.aio.AioRpcError:
+            return False
+    return True
+
+
+def expected(store: Path, model: str, rows: NDArray[np.float32], directory: Path) -> NDArray[np.float32]:
+    """Scores of the archive's handler in this process, in batches as they will be served."""
+    with zipfile.ZipFile(store / f"{model}.mar") as archive:
+        archive.extractall(directory)
+    manifest = json.loads((directory / "MAR-INF" / "MANIFEST.json").read_text())
+    handler = ModelHandler()
+    handler.initialize(SimpleNamespace(system_properties={"model_dir": str(directory)}, manifest=manifest))
+    gc.unfreeze()
+    return np.concatenate([handler.score(rows[first : first + 256]) for first in range(0, len(rows), 256)])
+
+
+@asynccontextmanager
+async def replica_at(address: str, model: str, codec: Codec, version: str | None) -> AsyncIterator[Replica]:
+    patient = BatcherSettings(min_patience_seconds=10, max_patience_seconds=10, max_queued_rows=ROWS)
+    loop = asyncio.get_running_loop()
+    replica = Replica(
+        "primary",
+        address,
+        model,
+        version,
+        ReplicaSettings(call_bound_seconds=20, probe_timeout_seconds=10),
+        patient,
+        BreakerSettings(slow_seconds=10),
+        loop.time,
+        lambda: 0.5,
+        codec=codec,
+    )
+    async with replica:
+        await asyncio.wait_for(replica.proven.wait(), 30)
+        yield replica
+
+
+async def served(
+    address: str, model: str, codec: Codec, version: str, rows: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    async with replica_at(address, model, codec, version) as replica:
+        deadline = asyncio.get_running_loop().time() + 60
+        futures = [replica.batcher.submit(row.astype("<f4").tobytes(), deadline) for row in rows]
+        results = await asyncio.gather(*futures)
+        assert replica.model is not None
+        assert replica.model.version == version
+        assert replica.batcher.batches < len(rows) / 100
+    scored = [result for result in results if isinstance(result, Scored)]
+    assert len(scored) == len(rows)
+    return np.array([result.score for result in scored], dtype=np.float32)
+
+
+def codec_of(protocol: ProtocolName, store: Path, model: str) -> Codec:
+    return (
+        TORCHSERVE
+        if protocol == "torchserve"
+        else OpenInference(protocol, OpenInferenceSettings(), described(store, model))
+    )
+
+
+@pytest.mark.parametrize(("model", "protocol"), [*itertools.product(REPLICAS, ("torchserve", "torchserve-oip"))])
+async def test_torchserve_gives_the_scores_of_the_handler_in_both_protocols(
+    model: str, protocol: ProtocolName, stack: Stack, model_store: Path, rows: NDArray[np.float32], tmp_path: Path
+) -> None:
+    address = str(getattr(stack.endpoints, REPLICAS[model]))
+    version = described(model_store, model).version
+    scores = await served(address, model, codec_of(protocol, model_store, model), version, rows)
+    np.testing.assert_allclose(scores, expected(model_store, model, rows, tmp_path), rtol=0, atol=1e-6)
+    assert np.ptp(scores) > 0.1
+
+
+@needs_mlserver
+async def test_mlserver_gives_the_scores_of_the_handler(
+    mlserver: str, model_store: Path, rows: NDArray[np.float32], tmp_path: Path
+) -> None:
+    description = described(model_store, "champion")
+    codec = OpenInference("oip", OpenInferenceSettings(), description)
+    scores = await served(mlserver, "champion", codec, description.version, rows)
+    np.testing.assert_allclose(scores, expected(model_store, "champion", rows, tmp_path), rtol=0, atol=1e-6)
+
+
+async def outcome_of(address: str, codec: Codec, model: str = "champion", row: bytes = bytes(100)) -> Outcome:
+    """What becomes of one batch of one row."""
+    async with replica_at_once(address, model, codec) as replica:
+        try:
+            await replica._score([row])
+        except BatchFailedError as failure:
+            return failure.outcome
+    return Outcome.SUCCESS
+
+
+@asynccontextmanager
+async def replica_at_once(address: str, model: str, codec: Codec) -> AsyncIterator[Replica]:
+    """A replica whose first probe may still be under way."""
+    loop = asyncio.get_running_loop()
+    settings = ReplicaSettings(call_bound_seconds=5, probe_interval_seconds=60)
+    sections = (settings, BatcherSettings(), BreakerSettings())
+    async with Replica("primary", address, model, None, *sections, loop.time, lambda: 0.5, codec=codec) as replica:
+        yield replica
+
+
+def failures(address: str, codec: OpenInference, other: OpenInference) -> Callable[[], Any]:
+    async def collected() -> dict[str, Outcome]:
+        return {
+            "sound": await outcome_of(address, codec),
+            "no such model": await outcome_of(address, codec, model="nope"),
+            "short row": await outcome_of(address, codec, row=bytes(96)),
+            "another version": await outcome_of(address, other),
+            "nobody there": await outcome_of(f"127.0.0.1:{free_ports(1)[0]}", codec),
+        }
+
+    return collected
+
+
+EXPECTED_FAILURES = {
+    "sound": Outcome.SUCCESS,
+    "no such model": Outcome.MODEL_ERROR,
+    "short row": Outcome.MODEL_ERROR,
+    "another version": Outcome.BAD_ANSWER,
+    "nobody there": Outcome.TRANSPORT,
+}
+
+
+async def test_failures_of_torchserves_dialect_are_classed_by_their_meaning(stack: Stack, model_store: Path) -> None:
+    description = described(model_store, "champion")
+    codec = OpenInference("torchserve-oip", OpenInferenceSettings(), description)
+    other = OpenInference("torchserve-oip", OpenInferenceSettings(), another_version(description))
+    assert await failures(str(stack.endpoints.primary), codec, other)() == EXPECTED_FAILURES
+
+
+@needs_mlserver
+async def test_failures_of_mlserver_are_classed_by_their_meaning(mlserver: str, model_store: Path) -> None:
+    description = described(model_store, "champion")
+    codec = OpenInference("oip", OpenInferenceSettings(), description)
+    other = OpenInference("oip", OpenInferenceSettings(), another_version(description))
+    assert await failures(mlserver, codec, other)() == EXPECTED_FAILURES
+    named = OpenInference("oip", OpenInferenceSettings(output_name="nope"), description)
+    assert await outcome_of(mlserver, named) is Outcome.MODEL_ERROR

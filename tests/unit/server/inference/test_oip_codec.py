@@ -1,0 +1,191 @@
+"""The Open Inference Protocol as pretrade speaks it: sound answers are read, anything else is a bad answer."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from feature_cache import features
+from pretrade.wire.oip.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
+from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.wire import ROW_BYTES, ModelIdentity
+from server.settings import ReplicaEndpoints, Settings
+
+VERSION = "0123456789abcdef"
+DESCRIPTION = {"version": VERSION, "threshold": 0.75, "feature_set_fingerprint": features.FINGERPRINT, "expires_at": 9}
+MODEL = ModelDescription.model_validate(DESCRIPTION)
+OIP = OpenInference("oip", OpenInferenceSettings(), MODEL)
+NAMED = OpenInference("oip", OpenInferenceSettings(input_name="input__0", output_name="score"), MODEL)
+FLOAT32 = np.array([0.25, 1.0, 0.125], dtype="<f4")
+
+
+def answer(
+    values: Any = FLOAT32,
+    *,
+    shape: tuple[int, ...] = (3,),
+    datatype: str = "FP32",
+    raw: bool = True,
+    version: str = VERSION,
+    name: str = "predict",
+) -> ModelInferResponse:
+    response = ModelInferResponse(model_name="champion", model_version=version)
+    output = response.outputs.add(name=name, datatype=datatype, shape=shape)
+    if raw:
+        response.raw_output_contents.append(np.asarray(values).tobytes())
+    elif datatype == "FP32":
+        output.contents.fp32_contents.extend(values)
+    else:
+        output.contents.fp64_contents.extend(values)
+    return response
+
+
+def test_a_request_is_one_tensor_of_the_rows() -> None:
+    rows = [bytes([number]) * ROW_BYTES for number in (1, 2)]
+    request = NAMED.request("champion", rows, "")
+    (tensor,) = request.inputs
+    assert (request.model_name, request.model_version) == ("champion", "")
+    assert (tensor.name, tensor.datatype) == ("input__0", "FP32")
+    assert list(tensor.shape) == [2, features.N_FEATURES]
+    assert list(request.raw_input_contents) == [b"".join(rows)]
+    assert [output.name for output in request.outputs] == ["score"]
+
+
+def test_torchserves_dialect_packs_the_rows_into_one_element() -> None:
+    rows = [bytes([number]) * ROW_BYTES for number in (1, 2)]
+    request = OpenInference("torchserve-oip", OpenInferenceSettings(), MODEL).request("champion", rows, VERSION)
+    (tensor,) = request.inputs
+    assert request.model_version == VERSION
+    assert (tensor.datatype, list(tensor.shape)) == ("BYTES", [1])
+    assert tensor.contents == InferTensorContents(bytes_contents=[b"".join(rows)])
+    assert not request.raw_input_contents
+    assert not request.outputs
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("FP64", "<f8")])
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_a_sound_answer_is_read_back(raw: bool, datatype: str, dtype: str, shape: tuple[int, ...]) -> None:
+    batch = OIP.parse("champion", 3, answer(FLOAT32.astype(dtype), shape=shape, datatype=datatype, raw=raw))
+    assert batch.model == ModelIdentity("champion", VERSION, 0.75, 9)
+    assert batch.scores.dtype == np.float32
+    np.testing.assert_array_equal(batch.scores, FLOAT32)
+
+
+def test_of_two_classes_the_second_is_the_score() -> None:
+    probabilities = np.stack([1 - FLOAT32, FLOAT32], axis=1)
+    np.testing.assert_array_equal(OIP.parse("champion", 3, answer(probabilities, shape=(3, 2))).scores, FLOAT32)
+
+
+def test_the_output_that_was_named_is_taken_wherever_it_is() -> None:
+    response = answer(np.zeros(3, "<f4"), name="class")
+    response.outputs.add(name="score", datatype="FP32", shape=(3,))
+    response.raw_output_contents.append(FLOAT32.tobytes())
+    np.testing.assert_array_equal(NAMED.parse("champion", 3, response).scores, FLOAT32)
+
+
+def test_a_server_may_have_its_own_name_for_the_version() -> None:
+    described = ModelDescription.model_validate({**DESCRIPTION, "served_version": "1"})
+    codec = OpenInference("oip", OpenInferenceSettings(), described)
+    assert codec.request("champion", [bytes(ROW_BYTES)], VERSION).model_version == "1"
+    assert codec.request("champion", [bytes(ROW_BYTES)], "fedcba9876543210").model_version == "fedcba9876543210"
+    assert codec.parse("champion", 3, answer(version="1")).model.version == VERSION
+    with pytest.raises(BatchFailedError, match="model version"):
+        codec.parse("champion", 3, answer(version=VERSION))
+
+
+@pytest.mark.parametrize(
+    ("response", "what"),
+    [
+        (ModelInferResponse(model_version=VERSION), "no output"),
+        (answer(version="fedcba9876543210"), "model version 'fedcba9876543210'"),
+        (answer(version=""), "model version ''"),
+        (answer(shape=(2,)), r"FP32 \[2\] for 3 rows"),
+        (answer(shape=(3, 3)), r"FP32 \[3, 3\] for 3 rows"),
+        (answer(shape=()), r"FP32 \[\] for 3 rows"),
+        (answer(shape=(3, 1, 1)), r"FP32 \[3, 1, 1\] for 3 rows"),
+        (answer(datatype="INT64"), "INT64"),
+        (answer(FLOAT32[:2]), "8 bytes"),
+        (answer(FLOAT32, shape=(3, 2)), "12 bytes"),
+        (answer(FLOAT32, datatype="FP64"), "12 bytes"),
+        (answer(FLOAT32[:2], raw=False), "2 values"),
+        (answer([], raw=False), "0 values"),
+    ],
+)
+def test_a_wrong_answer_says_what_is_wrong(response: ModelInferResponse, what: str) -> None:
+    with pytest.raises(BatchFailedError, match=what) as caught:
+        OIP.parse("champion", 3, response)
+    assert caught.value.outcome is Outcome.BAD_ANSWER
+
+
+@given(data=st.data())
+def test_a_changed_byte_gives_a_bad_answer_or_well_formed_scores(data: st.DataObject) -> None:
+    packed = bytearray(answer().SerializeToString())
+    packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        response = ModelInferResponse.FromString(bytes(packed))
+    except Exception:
+        return  # refused by the transport
+    try:
+        outcome, shape = Outcome.SUCCESS, OIP.parse("champion", 3, response).scores.shape
+    except BatchFailedError as failure:
+        outcome, shape = failure.outcome, (3,)
+    assert outcome in (Outcome.SUCCESS, Outcome.BAD_ANSWER)
+    assert shape == (3,)
+
+
+def test_the_wire_is_that_of_the_protocol() -> None:
+    # Field numbers of the published protocol: what another implementation would send and read.
+    request = OIP.request("m", [bytes(ROW_BYTES)], "")
+    packed = request.SerializeToString()
+    assert packed.startswith(b"\x0a\x01m")  # 1: model_name
+    assert b"\x2a" + bytes([len(request.inputs[0].SerializeToString())]) in packed  # 5: inputs
+    assert packed.endswith(b"\x3a" + bytes([ROW_BYTES]) + bytes(ROW_BYTES))  # 7: raw_input_contents
+    assert ModelInferRequest.FromString(packed) == request
+    raw = b"\x12\x10" + VERSION.encode() + b"\x2a\x0d\x0a\x01s\x12\x04FP32\x1a\x02\x01\x01"
+    response = ModelInferResponse.FromString(raw + b"\x32\x04" + struct.pack("<f", 0.5))
+    assert OIP.parse("m", 1, response).scores.tolist() == [0.5]
+
+
+def settings_with(path: Path) -> Settings:
+    return Settings(
+        replicas=ReplicaEndpoints(primary_protocol="oip"), oip=OpenInferenceSettings.model_validate({"champion": path})
+    )
+
+
+def test_a_description_is_read_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "champion.json"
+    path.write_text(json.dumps({**DESCRIPTION, "name": "champion", "metrics": {}}))
+    assert ModelDescription.read(path) == MODEL
+    assert settings_with(path).oip.champion == path
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"version": "latest"},
+        {"threshold": 1.5},
+        {"feature_set_fingerprint": features.FINGERPRINT ^ 1},
+        {"feature_set_fingerprint": None},
+    ],
+)
+def test_a_wrong_description_refuses_to_start(wrong: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "champion.json"
+    path.write_text(json.dumps(DESCRIPTION | wrong))
+    with pytest.raises(ValidationError, match=r"champion\.json"):
+        settings_with(path)
+
+
+def test_a_replica_that_speaks_it_needs_a_description() -> None:
+    with pytest.raises(ValidationError, match=r"oip\.champion"):
+        Settings(replicas=ReplicaEndpoints(secondary_protocol="oip"))
+    with pytest.raises(ValidationError, match=r"oip\.challenger"):
+        Settings(replicas=ReplicaEndpoints(challenger_protocol="torchserve-oip"))

@@ -1,0 +1,96 @@
+"""`python -m torchserve.mlserver ARCHIVE DIRECTORY`: a champion as a plain XGBoost model, for other model servers.
+
+Writes the folder that MLServer serves (`mlserver start DIRECTORY`)::
+
+    model.json            the trees, as XGBoost's own JSON; Triton's FIL backend and KServe read it too
+    model-settings.json   what MLServer needs to know
+    champion.json         the description that the decision server wants, see `PRETRADE_OIP__CHAMPION`
+
+The calibration is folded into the trees: every leaf times the slope, and the intercept into the base score. What such a
+server predicts is therefore the score itself, but for float32 rounding (less than 1e-6).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+import xgboost
+
+from torchserve import handler
+
+_LEAF: Final = -1
+"""Child of a node that has none."""
+
+
+def write_folder(archive: Path, directory: Path) -> str:
+    """Writes an archive's model as an MLServer folder.
+
+    Returns:
+        The model's name.
+
+    Raises:
+        OSError, zipfile.BadZipFile: The archive cannot be read.
+        ValueError: Its model is not made of trees, or its calibration cannot be folded into them.
+    """
+    with zipfile.ZipFile(archive) as archived:
+        manifest = json.loads(archived.read("MAR-INF/MANIFEST.json"))["model"]
+        metadata = json.loads(archived.read(handler.METADATA_FILE))
+        weights = archived.read(handler.WEIGHTS_FILE)
+    name, version = manifest["modelName"], manifest["modelVersion"]
+    if metadata["kind"] != "xgboost":
+        raise ValueError(f"{name} is a {metadata['kind']} model: only boosted trees can be served by XGBoost")
+    calibration = metadata["calibration"]
+    if set(calibration) != {"slope", "intercept"}:
+        raise ValueError(f"{name} is not calibrated by a slope and an intercept: trees cannot hold its calibration")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "model.json").write_text(json.dumps(calibrated_trees(weights, **calibration)))
+    settings = {
+        "name": name,
+        "implementation": "mlserver_xgboost.XGBoostModel",
+        "parameters": {"uri": "./model.json", "version": version},
+    }
+    (directory / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (directory / f"{name}.json").write_text(json.dumps({"version": version, **metadata}, indent=2) + "\n")
+    return str(name)
+
+
+def calibrated_trees(weights: bytes, slope: float, intercept: float) -> dict[str, Any]:
+    """A logistic booster, saved as UBJSON, as XGBoost's JSON with Platt's calibration in it."""
+    booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(weights))
+    document: dict[str, Any] = json.loads(booster.save_raw(raw_format="json"))
+    learner = document["learner"]
+    # `binary:logistic` and `reg:logistic` compute the same; the second is what servers take for a model whose
+    # prediction is the probability and not a class.
+    learner["objective"]["name"] = "reg:logistic"
+    parameters = learner["learner_model_param"]
+    base = float(parameters["base_score"].strip("[]"))
+    margin = slope * math.log(base / (1 - base)) + intercept
+    parameters["base_score"] = f"[{1 / (1 + math.exp(-margin)):.9E}]"
+    for tree in learner["gradient_booster"]["model"]["trees"]:
+        for node, child in enumerate(tree["left_children"]):
+            tree["base_weights"][node] *= slope
+            if child == _LEAF:
+                tree["split_conditions"][node] *= slope
+    return document
+
+
+def main(
+    archive: Annotated[Path, typer.Argument(exists=True, help="The `.mar` of a champion.")],
+    directory: Annotated[Path, typer.Argument(help="The folder; made when missing.")],
+) -> None:
+    """Writes a champion as a plain XGBoost model, for MLServer, Triton or KServe."""
+    try:
+        name = write_folder(archive, directory)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        typer.echo(f"{archive}: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"mlserver start {directory}   # serves {name}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
