@@ -39,6 +39,8 @@ from server.audit.lock import FileLock
 from server.audit.reading import Reading
 from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
+from server.canary.assembly import assemble
+from server.canary.subjects import canary_subjects
 from server.control.file import ControlFile
 from server.control.flags import provider_from
 from server.control.shared import SharedControl
@@ -55,7 +57,6 @@ from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
-from server.inference.shadow import Shadow
 from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
@@ -64,6 +65,7 @@ from server.rpc.admin import AdminServicer
 from server.rpc.asgi import GrpcApplication
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
 from server.rpc.audit import AuditServicer
+from server.rpc.canary import CanarySteering
 from server.rpc.convert import OrderReader
 from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
@@ -206,7 +208,7 @@ async def start(
         )
     )
     replicas = await _open_replicas(settings, stack, clock, uniform, loop_lag.stalled_seconds)
-    primary, secondary, challenger = replicas
+    primary, secondary, *_ = replicas
 
     control_file = ControlFile(control_path(shared))
     if slot is None:
@@ -221,8 +223,22 @@ async def start(
         clock,
         uniform,
     )
+    canary = assemble(
+        settings,
+        replicas,
+        champion,
+        feature_cache,
+        metrics,
+        journal,
+        lambda: control,
+        instance_id,
+        new_id,
+        clock,
+        uniform,
+    )
+    shadow, rollout = canary.shadow, canary.rollout
     stages: dict[StageName, Stage] = {
-        "model": champion,
+        "model": canary.routing,
         "cached_score": cached_scores,
         "rules": RulesBaseline(settings.rules, clock),
     }
@@ -232,7 +248,8 @@ async def start(
         control_file,
         breaker_subjects({replica.name: replica.breaker for replica in replicas})
         | drain_subjects({replica.name: replica for replica in replicas})
-        | chain_subjects(chain, settings.chain.stages),
+        | chain_subjects(chain, settings.chain.stages)
+        | canary_subjects(rollout, settings.replicas.champion_version),
         journal,
         instance_id,
         new_id,
@@ -240,9 +257,9 @@ async def start(
         stack,
     )
     await stack.enter_async_context(_background(control.watch(), "control", stop))
+    await stack.enter_async_context(_background(rollout.run(), "canary", stop))
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
-    shadow = Shadow([challenger])
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
     _record_settings(shared, stack, packets, journal)
     dataplane = DataPlane(
@@ -273,10 +290,7 @@ async def start(
             "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
             "control": Component(lambda: control.problem, required=False),
             "feature_cache": Component(lambda: _feature_problem(feature_cache, settings.instruments), required=False),
-            **{
-                replica.name: Component(_replica_problem(replica), required=False)
-                for replica in (primary, secondary, challenger)
-            },
+            **{replica.name: Component(_replica_problem(replica), required=False) for replica in replicas},
             **security.components(),
         },
         health_servicers,
@@ -308,12 +322,14 @@ async def start(
     )
     metrics_port = _serve_metrics(settings, stack, collector)
 
+    by_name = {replica.name: replica for replica in replicas}
     admin = _grpc_server(settings, _access(security, "admin"), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
         AdminServicer(  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED
             instance_id=instance_id,
             control=control,
-            steering=Steering(control, {replica.name: replica for replica in replicas}),
+            steering=Steering(control, by_name),
+            canaries=CanarySteering(rollout, canary.loader, control, by_name, settings.canary.steps, new_id, time.time),
             changes=audit.changes,
             journal=journal,
             unshipped=lambda: shipper.unshipped,
@@ -383,8 +399,8 @@ async def _open_replicas(
     clock: Callable[[], float],
     uniform: Callable[[], float],
     stalled_seconds: Callable[[float], float],
-) -> tuple[Replica, Replica, Replica]:
-    """Primary, secondary and challenger.
+) -> tuple[Replica, ...]:
+    """Primary, secondary and challenger, and the other challengers.
 
     Raises:
         OSError, ValueError: A model that is served by the Open Inference Protocol is not described.
@@ -393,7 +409,7 @@ async def _open_replicas(
 
     async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
         sections = (settings.replica, settings.batcher, settings.breaker)
-        codec = _codec(settings, name)
+        codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
         replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec)
         return await stack.enter_async_context(replica)
 
@@ -401,6 +417,7 @@ async def _open_replicas(
         await opened("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
         await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
         await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
+        *[await opened(name, other.endpoint, other.model, None) for name, other in endpoints.other_challengers.items()],
     )
 
 

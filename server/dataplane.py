@@ -250,7 +250,7 @@ class DataPlane:
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
             self._cached_scores.remember(case, answer, decided.decision_id)
-        if case.features is not None and self._shadow_on():
+        if case.features is not None and (self._shadow_on() or answer.source == pb.SOURCE_CANARY):
             self._shadow.mirror(case, answer, decided.decision_id)
         now = self._clock()
         if not is_from_model(answer.source) and not _OUT_OF_TIME.isdisjoint(case.degradations):

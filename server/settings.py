@@ -29,6 +29,7 @@ from server.admission import AdmissionSettings
 from server.audit.journal import JournalSettings
 from server.audit.reading import ReplaySettings
 from server.audit.shipping import ShippingSettings, TopicSettings
+from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
 from server.control.state import ControlSettings
 from server.explaining import ExplainSettings
@@ -123,6 +124,17 @@ class MetricsSettings(BaseModel):
     """Port to listen on; 0 for any free one."""
 
 
+class OtherChallenger(BaseModel):
+    """A challenger besides the first, which gets shadow rows and nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    endpoint: Endpoint
+    """`host:port` of its gRPC inference service."""
+    model: str = Field(default="challenger", min_length=1)
+    """Name of its model."""
+
+
 class ReplicaEndpoints(BaseModel):
     """Where the models are served."""
 
@@ -145,6 +157,8 @@ class ReplicaEndpoints(BaseModel):
     """Name of the model on primary and secondary."""
     challenger_model: str = Field(default="challenger", min_length=1)
     """Name of the model on the challenger."""
+    other_challengers: Mapping[Annotated[str, Field(pattern="^challenger-[a-z0-9-]{1,32}$")], OtherChallenger] = {}
+    """Further challengers by name, `challenger-…`; a JSON object."""
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
     """The only champion version whose scores are used: 16 hex digits. Unset: what was promoted last, or else what the
     replicas serve."""
@@ -222,6 +236,7 @@ class Settings(BaseSettings):
     control: ControlSettings = ControlSettings()
     shadow: ShadowSettings = ShadowSettings()
     canary: CanarySettings = CanarySettings()
+    slo: SloSettings = SloSettings()
     journal: JournalSettings = JournalSettings()
     shipping: ShippingSettings = ShippingSettings()
     decisions_topic: TopicSettings = TopicSettings()

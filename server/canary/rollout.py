@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -67,7 +67,7 @@ class Rollout:
 
     Args:
         settings, slo: Limits.
-        processes: Processes that judge the canary by evidence of their own.
+        processes: Those of this server; each judges the canary by evidence of its own.
         registry: The models; None without a model store.
         loader: Loads versions into replicas.
         primary, secondary, challenger: The replicas.
@@ -108,7 +108,7 @@ class Rollout:
     ) -> None:
         self._settings = settings
         self._slo = slo
-        self._processes = processes
+        self._judges = settings.judges or processes
         self._registry = registry
         self._loader = loader
         self._champions = (primary, secondary)
@@ -128,7 +128,7 @@ class Rollout:
         self.burn = BurnRate(slo.objective)
         self.canary: Canary | None = None
         """The one that is under way or ended last; None when there never was one."""
-        self.evidence = Evidence(settings, processes)
+        self.evidence = Evidence(settings, self._judges)
         """What this process knows of it."""
         self.decisions = 0
         """Decisions of this process that it answered."""
@@ -136,10 +136,12 @@ class Rollout:
         """Their ids, the newest last."""
         self.events: Counter[str] = Counter()
         """Turns of canaries that this process brought about, since start."""
-        self._began = 0.0
-        self._promotion: asyncio.Task[None] | None = None
+        self._champion: str | None = champion_version
+        """What the control state says; None for what the replicas serve."""
+        self._joined_at = 0.0
+        self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
-        self._repairs: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         routing.observe = self._observe_order
         challenger.observe_batch = lambda outcome, seconds: self._observe_batch(Side.CANARY, outcome, seconds)
         for replica in self._champions:
@@ -148,16 +150,20 @@ class Rollout:
     @property
     def champion_version(self) -> str:
         """The version that decides without a canary; empty when none has answered yet."""
+        if self._champion is not None:
+            return self._champion
         primary, secondary = self._champions
-        if primary.wanted_version is not None:
-            return primary.wanted_version
         model = primary.model or secondary.model
         return "" if model is None else model.version
 
     # What the control state says.
 
     def obey_canary(self, canary: Canary | None) -> None:
-        """Puts what the control state says of the canary in force in this process."""
+        """Puts what the control state says of the canary in force in this process.
+
+        One that ended gets no more orders from this moment on; a new one gets its first when the challenger's replica
+        of this server has been seen to serve it.
+        """
         before, self.canary = self.canary, canary
         if canary is None or not canary.running:
             self._routing.canary = None
@@ -166,19 +172,45 @@ class Rollout:
                 self._promotion.cancel()
             return
         if before is None or before.canary_id != canary.canary_id:
-            self.evidence = Evidence(self._settings, self._processes)
+            self._routing.canary = None
+            self.evidence = Evidence(self._settings, self._judges)
             self.decisions = 0
             self.affected.clear()
-            self._began = self._clock()
-        elif before.step_started_at != canary.step_started_at:
+            self._spawn(self._join(canary))
+            return
+        if before.step_started_at != canary.step_started_at:
             self.evidence.restart()
-        self._challenger.wanted_version = canary.model_version
-        self._routing.canary = canary
+        if self._routing.canary is not None:
+            self._routing.canary = canary
 
     def obey_champion(self, version: str) -> None:
-        """Has orders decided by this version from now on; empty for what the settings say."""
+        """Has orders decided by this version, as soon as a replica serves it; empty for what the settings say."""
+        self._champion = version or self._usual_champion
         for replica in self._champions:
-            replica.wanted_version = version or self._usual_champion
+            if self._champion is None or self._registry is None:
+                replica.wanted_version = self._champion
+            elif replica.wanted_version != self._champion:
+                self._spawn(self._switch(replica, self._champion))
+
+    async def _join(self, canary: Canary) -> None:
+        """Has the challenger's replica of this server serve the canary, and then gives it its orders."""
+        while self.canary is not None and self.canary.running and self.canary.canary_id == canary.canary_id:
+            if await self._loads(self._challenger, canary.model_version):
+                if (now := self.canary) is not None and now.running and now.canary_id == canary.canary_id:
+                    self._challenger.wanted_version = now.model_version
+                    self._routing.canary = now
+                    self._joined_at = self._clock()
+                return
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _switch(self, replica: Replica, version: str) -> None:
+        """Has a champion's replica of this server decide by a version, once it serves it."""
+        while self._champion == version and replica.wanted_version != version:
+            if await self._loads(replica, version):
+                if self._champion == version:
+                    replica.wanted_version = version
+                return
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     # What the decision path says.
 
@@ -231,7 +263,7 @@ class Rollout:
                     # A fault of ours must not take the server down with it; the next look may do better.
                     _log.exception("canary not judged")
         finally:
-            for task in (*self._repairs, *((self._promotion,) if self._promotion else ())):
+            for task in (*self._tasks, *((self._promotion,) if self._promotion else ())):
                 task.cancel()
 
     def _look_around(self) -> None:
@@ -245,15 +277,17 @@ class Rollout:
             # Started again, it knows the versions of its start alone.
             if replica.wanted_version is not None and not replica.healthy and self._loader.manages(replica.name):
                 self._next_attempt = self._clock() + _AGAIN_SECONDS
-                self._spawn(self._repair(replica, replica.wanted_version))
+                self._spawn(self._loads(replica, replica.wanted_version))
 
     async def _judge(self, canary: Canary) -> None:
+        if self._routing.canary is None:
+            return  # not served here yet
         if not self._challenger.available and any(replica.available for replica in self._champions):
             # Nothing is sent to it any more: its being out is all there is to be seen.
             self.evidence.observe_batch(Side.CANARY, Outcome.TRANSPORT, 0.0)
         verdict, now = self.evidence.verdict, self._wall_seconds()
         burning = [rule for rule in self._slo.rules() if self.burn.fires(rule)]
-        if self.burn.fires(self._slo.canary_rule(), since=self._began):
+        if self.burn.fires(self._slo.canary_rule(), since=self._joined_at):
             burning.append(self._slo.canary_rule())
         if verdict is Verdict.WORSE:
             await self.end(canary, "rolled_back", SERVER, self.evidence.reason)
@@ -345,14 +379,14 @@ class Rollout:
                 self._spawn(self._unload_later(replica, previous))
         return change
 
-    async def load(self, version: str, replicas: object) -> None:
+    async def load(self, version: str, replicas: Iterable[Replica]) -> None:
         """Loads a version into replicas, one after the other.
 
         Raises:
             ModelUnknown, ModelUnusableError, LoadError: It could not be loaded into one of them.
         """
         record = await asyncio.to_thread(self.registry.usable, version)
-        for replica in replicas:  # type: ignore[attr-defined]  # any iterable of replicas
+        for replica in replicas:
             await self._loader.load(replica, record)
 
     @property
@@ -385,11 +419,14 @@ class Rollout:
         finally:
             self._promotion = None
 
-    async def _repair(self, replica: Replica, version: str) -> None:
+    async def _loads(self, replica: Replica, version: str) -> bool:
+        """True when the replica serves the version."""
         try:
             await self.load(version, (replica,))
         except (LoadError, ModelUnknown, ModelUnusableError, CanaryError) as error:
-            _log.warning("model not loaded, tried again", replica=replica.name, error=str(error))
+            _log.warning("model not served, tried again", replica=replica.name, version=version, error=str(error))
+            return False
+        return True
 
     async def _unload(self, replica: Replica, version: str) -> None:
         try:
@@ -402,17 +439,16 @@ class Rollout:
         if replica.wanted_version != version:
             await self._unload(replica, version)
 
-    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
-        async def do() -> None:
-            try:
-                await work
-            except Exception:
-                _log.exception("canary's task failed")
-
-        task = asyncio.create_task(do())
-        self._repairs.add(task)
-        task.add_done_callback(self._repairs.discard)
+    def _spawn(self, work: Coroutine[None, None, object]) -> asyncio.Task[object]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("canary's task failed", error=repr(error), exc_info=error)
 
     def _event(self, name: str, before: Canary, after: Canary, author: str, reason: str) -> packet_pb2.CanaryEvent:
         """A turn, with the evidence of this moment."""

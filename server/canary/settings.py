@@ -29,6 +29,9 @@ class CanarySettings(BaseModel):
     """Rows whose outcome must be known at a step, likewise; with 0 outcomes can only speak against the canary."""
     false_rollback_probability: float = Field(default=0.001, gt=0, lt=0.5)
     """Of rolling a canary back that is within every tolerance all the time; over its life, all checks and processes."""
+    judges: int | None = Field(default=None, ge=1, le=10_000)
+    """Processes, of all servers that share the control state, that judge a canary by evidence of their own. Unset: the
+    processes of this server."""
     false_step_probability: float = Field(default=0.05, gt=0, lt=0.5)
     """Of taking a step with a canary that is beyond a tolerance all the time."""
     max_error_excess: Tolerance = 0.02

@@ -61,6 +61,7 @@ class Shadow:
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
         observe: Told of every row that two models scored.
+        observe_decision: Told of every decision of a canary.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Shadow:
         sample_share: float = 1.0,
         random: Callable[[], float] = lambda: 0.0,
         observe: Callable[[Pair], None] = lambda pair: None,
+        observe_decision: Callable[[str], None] = lambda decision_id: None,
     ) -> None:
         self._challengers = tuple(challengers)
         self._champions = tuple(champions)
         self._sample_share = sample_share
         self._random = random
         self._observe = observe
+        self._observe_decision = observe_decision
         self.offered = 0
         """Rows that should have been mirrored, counted for each model they should have gone to."""
         self.refused = 0
@@ -106,6 +109,7 @@ class Shadow:
         """Offers the row of a case that has features to those who did not decide it."""
         decided = Opinion(answer.model_version, answer.score, answer.threshold)
         if answer.source == pb.SOURCE_CANARY:
+            self._observe_decision(decision_id)
             champion = next((one for one in self._champions if one.available), None)
             if champion is None:
                 self.offered += 1

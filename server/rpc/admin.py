@@ -29,6 +29,7 @@ from server.control.state import ControlState
 from server.health import Health
 from server.metrics import DecisionMetrics
 from server.rpc.audit import abort
+from server.rpc.canary import CanarySteering
 from server.rpc.steering import Steering, duration
 from server.security.identity import author
 from server.slot import Slot
@@ -60,6 +61,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         instance_id: str,
         control: ControlState,
         steering: Steering,
+        canaries: CanarySteering,
         changes: Callable[[bytes], Awaitable[bytes]],
         journal: Journal,
         unshipped: Callable[[], int],
@@ -76,6 +78,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._instance_id = instance_id
         self._control = control
         self._steering = steering
+        self._canaries = canaries
         self._changes = changes
         self._journal = journal
         self._unshipped = unshipped
@@ -119,6 +122,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             process_count=1 if self._slot is None else self._slot.processes,
             control=self._control.status(),
             chain_stages=self._steering.chain(),
+            canary=self._canaries.current(),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:
@@ -187,6 +191,44 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def SetChain(self, request: pb.SetChainRequest, context: _Context) -> pb.SetChainResponse:
         """Sets who may answer, in which order."""
         return await _answer(self._steering.set_chain(request, author(request.author)), context)
+
+    async def StartCanary(self, request: pb.StartCanaryRequest, context: _Context) -> pb.StartCanaryResponse:
+        """Begins to give a model version orders."""
+        return await _answer(self._canaries.start(request, request.author), context)
+
+    async def SetCanaryWeight(
+        self, request: pb.SetCanaryWeightRequest, context: _Context
+    ) -> pb.SetCanaryWeightResponse:
+        """Sets the canary's share by hand."""
+        return await _answer(self._canaries.set_weight(request, request.author), context)
+
+    async def PromoteCanary(self, request: pb.PromoteCanaryRequest, context: _Context) -> pb.PromoteCanaryResponse:
+        """Makes the canary the champion now."""
+        return await _answer(self._canaries.promote(request, request.author), context)
+
+    async def AbortCanary(self, request: pb.AbortCanaryRequest, context: _Context) -> pb.AbortCanaryResponse:
+        """Ends the canary."""
+        return await _answer(self._canaries.abort(request, request.author), context)
+
+    async def GetCanary(self, request: pb.GetCanaryRequest, context: _Context) -> pb.GetCanaryResponse:
+        """The canary with its evidence."""
+        return await _answer(self._canaries.get(request), context)
+
+    async def RollBack(self, request: pb.RollBackRequest, context: _Context) -> pb.RollBackResponse:
+        """Makes the champion's predecessor the champion again."""
+        return await _answer(self._canaries.roll_back(request, request.author), context)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
+        """Every version in the registry."""
+        return await _answer(self._canaries.list_models(), context)
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: _Context) -> pb.LoadModelResponse:
+        """Loads a version into replicas."""
+        return await _answer(self._canaries.load_model(request, request.author), context)
+
+    async def SetModelAlias(self, request: pb.SetModelAliasRequest, context: _Context) -> pb.SetModelAliasResponse:
+        """Points an alias at a version."""
+        return await _answer(self._canaries.set_alias(request, request.author), context)
 
     def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
         status = pb.FeatureStatus(instrument=instrument)

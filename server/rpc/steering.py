@@ -190,7 +190,7 @@ class Steering:
         replica = self._replicas[name]
         status = pb.ReplicaStatus(
             name=name,
-            role=_ROLES[name],
+            role=_ROLES.get(name, pb.REPLICA_ROLE_CHALLENGER),
             endpoint=replica.endpoint,
             breaker_state=_STATES[replica.breaker.state],
             breaker_mode=_MODE_MESSAGES[replica.breaker.mode],

@@ -1,0 +1,134 @@
+"""Puts the parts of canary and shadow together, for the composition root."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pretrade.admin.v1 import admin_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.canary.markouts import Markouts
+from server.canary.pairs import PairRecorder
+from server.canary.rollout import Rollout
+from server.canary.routing import CanaryRouting
+from server.canary.subjects import CANARY, CHAMPION
+from server.control.state import Wanted
+from server.inference.shadow import Shadow
+from server.models.loading import ModelLoader
+from server.models.registry import Registry
+
+if TYPE_CHECKING:
+    from feature_cache.l1 import FeatureCache
+    from server.audit.journal import Journal
+    from server.canary.plan import Canary
+    from server.control.state import ControlState
+    from server.inference.champion import Champion
+    from server.inference.replica import Replica
+    from server.metrics import DecisionMetrics
+    from server.settings import Settings
+
+_MODEL_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY))
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryParts:
+    """What the rest of the server knows of it."""
+
+    routing: CanaryRouting
+    """The model stage of the chain."""
+    shadow: Shadow
+    rollout: Rollout
+    loader: ModelLoader
+    recorder: PairRecorder | None
+
+
+def assemble(
+    settings: Settings,
+    replicas: tuple[Replica, ...],
+    champion: Champion,
+    feature_cache: FeatureCache,
+    metrics: DecisionMetrics,
+    journal: Journal,
+    control: Callable[[], ControlState],
+    instance_id: str,
+    new_id: Callable[[], str],
+    clock: Callable[[], float],
+    uniform: Callable[[], float],
+) -> CanaryParts:
+    """Makes the parts.
+
+    Args:
+        settings: Of the server.
+        replicas: Primary, secondary, the challenger where a canary is served, and any others.
+        champion: The model stage without a canary.
+        feature_cache: Where the market's outcomes are read.
+        metrics: Where the error budget is read.
+        journal: Where pairs and turns are kept.
+        control: The control state, which obeys none of this before it is made.
+        instance_id: This server process.
+        new_id: Makes a unique, time-ordered id.
+        clock: Monotonic seconds, the event loop's own.
+        uniform: Uniform in [0, 1).
+    """
+    primary, secondary, challenger, *_ = replicas
+    store = settings.replay.model_store
+    management = {str(name): endpoint for name, endpoint in settings.replicas.management.items()}
+    loader = ModelLoader(management, settings.canary.archive_url, settings.canary.load_seconds)
+    recorder = PairRecorder(journal, time.time_ns) if settings.shadow.keep_pairs else None
+
+    def reserve_seconds() -> float:
+        replica = primary if primary.available else secondary
+        return max(replica.batcher.expected_seconds, replica.latency.p95)
+
+    routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, clock)
+
+    def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
+        state = control()
+        value, expected = canary.model_dump_json(), state.version if unchanged else None
+        return state.change(Wanted(CANARY, value, author, reason, expected_version=expected))
+
+    def set_champion(version: str, author: str, reason: str) -> Awaitable[admin_pb2.Change]:
+        return control().change(Wanted(CHAMPION, version, author, reason))
+
+    def counts() -> tuple[int, int]:
+        good = bad = 0
+        for (source, _), count in metrics.decisions.items():
+            if source in _MODEL_SOURCES:
+                good += count
+            else:
+                bad += count
+        return good, bad + metrics.late
+
+    rollout = Rollout(
+        settings=settings.canary,
+        slo=settings.slo,
+        processes=settings.processes or 1,
+        registry=Registry(store) if store is not None else None,
+        loader=loader,
+        primary=primary,
+        secondary=secondary,
+        challenger=challenger,
+        routing=routing,
+        markouts=lambda observe: Markouts(feature_cache, observe, clock),
+        champion_version=settings.replicas.champion_version,
+        set_canary=set_canary,
+        set_champion=set_champion,
+        counts=counts,
+        journal=journal,
+        recorder=recorder,
+        new_id=new_id,
+        instance_id=instance_id,
+        clock=clock,
+        wall_clock_ns=time.time_ns,
+    )
+    shadow = Shadow(
+        replicas[2:],
+        (primary, secondary),
+        settings.shadow.sample_share,
+        uniform,
+        rollout.observe_pair,
+        rollout.observe_decision,
+    )
+    return CanaryParts(routing, shadow, rollout, loader, recorder)

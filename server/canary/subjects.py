@@ -1,0 +1,47 @@
+"""The canary and the champion as subjects of the control state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
+
+from server.canary.plan import Canary
+from server.control.subjects import Subject
+from server.models.registry import is_version
+
+if TYPE_CHECKING:
+    from server.canary.rollout import Rollout
+
+CANARY: Final = "canary"
+"""Its value is a `Canary` as JSON; empty when there never was one."""
+CHAMPION: Final = "model/champion"
+"""Its value is the version that decides; empty for what the replicas serve."""
+
+
+def canary_subjects(rollout: Rollout, champion_version: str | None) -> dict[str, Subject]:
+    """What the control state says about models.
+
+    Args:
+        rollout: Obeys it.
+        champion_version: The champion's version while none was promoted; None for what the replicas serve.
+    """
+
+    def check_canary(value: str) -> str:
+        try:
+            _canary(value)
+        except ValidationError:
+            return "must be a canary"
+        return ""
+
+    def check_version(value: str) -> str:
+        return "" if not value or is_version(value) else "must be 16 hexadecimal digits"
+
+    return {
+        CANARY: Subject("", check_canary, lambda value, _seconds: rollout.obey_canary(_canary(value))),
+        CHAMPION: Subject(champion_version or "", check_version, lambda value, _seconds: rollout.obey_champion(value)),
+    }
+
+
+def _canary(value: str) -> Canary | None:
+    return Canary.model_validate_json(value) if value else None

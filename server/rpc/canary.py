@@ -1,0 +1,323 @@
+"""What `AdminService` says and does about models and canaries, in messages; knows no call and no status."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pretrade.admin.v1 import admin_pb2 as pb
+from server.audit.errors import ModelUnknown
+from server.canary.evidence import Check, Verdict
+from server.canary.plan import Canary
+from server.canary.rollout import CanaryError, Rollout
+from server.canary.settings import check_steps
+from server.canary.subjects import CANARY, CHAMPION
+from server.control.errors import ChangeRefusedError, ControlChangedError, InvalidChangeError, UnknownSubjectError
+from server.control.state import ControlState, Wanted
+from server.inference.replica import Replica
+from server.models.loading import LoadError, ModelLoader
+from server.models.registry import ALIASES, ModelRecord, ModelUnusableError
+from server.rpc.steering import Asking, check_author
+
+T = TypeVar("T")
+
+_MOST_AFFECTED: Final = 1_000
+_STATES: Final = {
+    "running": pb.CANARY_STATE_RUNNING,
+    "promoted": pb.CANARY_STATE_PROMOTED,
+    "rolled_back": pb.CANARY_STATE_ROLLED_BACK,
+    "aborted": pb.CANARY_STATE_ABORTED,
+}
+_VERDICTS: Final = {
+    Verdict.NO_EVIDENCE: pb.CANARY_VERDICT_NO_EVIDENCE,
+    Verdict.BETTER_OR_EQUAL: pb.CANARY_VERDICT_BETTER_OR_EQUAL,
+    Verdict.WORSE: pb.CANARY_VERDICT_WORSE,
+}
+
+
+class CanarySteering:
+    """The part of `AdminService` that is about models and canaries.
+
+    What it raises is a `ControlError`; a change that was asked for with `dry_run` is not made.
+
+    Args:
+        rollout: The canary.
+        loader: Knows what is loaded.
+        control: The control state.
+        replicas: By name, primary first.
+        steps: Share of the flows at each step, where a request names none.
+        new_id: Makes a unique, time-ordered id.
+        wall_seconds: Seconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        loader: ModelLoader,
+        control: ControlState,
+        replicas: Mapping[str, Replica],
+        steps: tuple[float, ...],
+        new_id: Callable[[], str],
+        wall_seconds: Callable[[], float],
+    ) -> None:
+        self._rollout = rollout
+        self._loader = loader
+        self._control = control
+        self._replicas = replicas
+        self._steps = steps
+        self._new_id = new_id
+        self._wall_seconds = wall_seconds
+
+    def current(self) -> pb.Canary | None:
+        """The canary that is under way, without its evidence."""
+        canary = self._rollout.canary
+        return self._message(canary, checks=False) if canary is not None and canary.running else None
+
+    async def get(self, request: pb.GetCanaryRequest) -> pb.GetCanaryResponse:
+        """The canary with its evidence, as this process has it."""
+        if request.affected_decisions > _MOST_AFFECTED:
+            raise InvalidChangeError(f"affected_decisions: must be 0 to {_MOST_AFFECTED:,}")
+        canary = self._rollout.canary
+        if canary is None:
+            return pb.GetCanaryResponse()
+        affected = list(self._rollout.affected)[::-1][: request.affected_decisions]
+        return pb.GetCanaryResponse(canary=self._message(canary), affected_decision_ids=affected)
+
+    async def start(self, request: pb.StartCanaryRequest, author: str) -> pb.StartCanaryResponse:
+        """Loads and checks a version, and gives it its first orders."""
+        check_author(author, request.reason)
+        steps = tuple(request.steps) or self._steps
+        try:
+            check_steps(steps)
+        except ValueError as error:
+            raise InvalidChangeError(f"steps: {error}") from None
+        if request.HasField("expires_in"):
+            raise InvalidChangeError("expires_in: a canary ends by its settings' patience")
+        champion = self._rollout.champion_version
+        if not champion:
+            raise ChangeRefusedError("no champion has answered yet: there is nothing to compare a canary with")
+        version = await self._resolve(request.model_version)
+        canary = Canary.start(self._new_id(), version, champion, steps, author, request.reason, self._wall_seconds())
+        if request.dry_run:
+            change = await self._put(request, author, CANARY, canary.model_dump_json())
+            return pb.StartCanaryResponse(canary=self._message(canary, checks=False), change=change)
+        self._expect(request)
+        change = await _refused(self._rollout.start(canary))
+        return pb.StartCanaryResponse(canary=self._message(self._rollout.canary or canary), change=change)
+
+    async def set_weight(self, request: pb.SetCanaryWeightRequest, author: str) -> pb.SetCanaryWeightResponse:
+        """Sets the canary's share by hand."""
+        check_author(author, request.reason)
+        if not 0 <= request.weight <= 1:
+            raise InvalidChangeError("weight: must be 0 to 1")
+        before = self._running()
+        after = before.weighted(request.weight, request.hold, self._wall_seconds())
+        change = await self._put(request, author, CANARY, after.model_dump_json())
+        if not request.dry_run:
+            self._rollout.keep_weighted(before, after, author, request.reason)
+        return pb.SetCanaryWeightResponse(canary=self._message(after), change=change)
+
+    async def promote(self, request: pb.PromoteCanaryRequest, author: str) -> pb.PromoteCanaryResponse:
+        """Makes the canary the champion now."""
+        check_author(author, request.reason)
+        canary = self._running()
+        if request.dry_run:
+            change = await self._put(request, author, CHAMPION, canary.model_version)
+        else:
+            self._expect(request)
+            change = await _refused(self._rollout.promote(canary, author, request.reason))
+        return pb.PromoteCanaryResponse(canary=self._message(self._rollout.canary or canary), change=change)
+
+    async def abort(self, request: pb.AbortCanaryRequest, author: str) -> pb.AbortCanaryResponse:
+        """Ends the canary."""
+        check_author(author, request.reason)
+        canary = self._running()
+        if request.dry_run:
+            after = canary.ended("aborted", request.reason, self._wall_seconds())
+            change = await self._put(request, author, CANARY, after.model_dump_json())
+        else:
+            self._expect(request)
+            change = await self._rollout.end(canary, "aborted", author, request.reason)
+        return pb.AbortCanaryResponse(canary=self._message(self._rollout.canary or canary), change=change)
+
+    async def roll_back(self, request: pb.RollBackRequest, author: str) -> pb.RollBackResponse:
+        """Makes the champion's predecessor the champion again."""
+        check_author(author, request.reason)
+        canary = self._rollout.canary
+        if canary is not None and canary.running:
+            raise ChangeRefusedError(f"canary {canary.canary_id} is under way; abort it first")
+        before = self._rollout.champion_version
+        version = await self._resolve("previous")
+        change = await self._make_champion(request, author, version)
+        return pb.RollBackResponse(previous_version=before, model_version=version, change=change)
+
+    async def list_models(self) -> pb.ListModelsResponse:
+        """Every version in the registry."""
+        try:
+            registry = self._rollout.registry
+        except CanaryError as error:
+            raise ChangeRefusedError(str(error)) from None
+        records, aliases = await asyncio.to_thread(lambda: (registry.records(), registry.aliases()))
+        loaded = {name: await self._loader.loaded(replica) for name, replica in self._replicas.items()}
+        return pb.ListModelsResponse(models=[_model(record, aliases, loaded) for record in records])
+
+    async def load_model(self, request: pb.LoadModelRequest, author: str) -> pb.LoadModelResponse:
+        """Loads a version; it gets no orders by that."""
+        check_author(author, request.reason)
+        names = list(request.replicas) or ["primary", "secondary"]
+        if unknown := set(names) - set(self._replicas):
+            raise UnknownSubjectError(f"replicas: {', '.join(sorted(unknown))}; one of {', '.join(self._replicas)}")
+        version = await self._resolve(request.model_version)
+        if not request.dry_run:
+            await _refused(self._rollout.load(version, [self._replicas[name] for name in names]))
+        change = pb.Change(
+            subject=f"model/{version}",
+            value=f"loaded on {', '.join(names)}",
+            previous_version=self._control.version,
+            version=self._control.version,
+            diff=[f"model/{version}: loaded on {', '.join(names)}"],
+            author=author,
+            reason=request.reason,
+            dry_run=request.dry_run,
+        )
+        return pb.LoadModelResponse(model=await self._known(version), change=change)
+
+    async def set_alias(self, request: pb.SetModelAliasRequest, author: str) -> pb.SetModelAliasResponse:
+        """Points an alias at a version; that of the champion makes it decide, loaded and checked."""
+        check_author(author, request.reason)
+        if request.alias not in ALIASES:
+            raise InvalidChangeError(f"alias: one of {', '.join(ALIASES)}")
+        version = await self._resolve(request.model_version)
+        if request.alias == "champion":
+            change = await self._make_champion(request, author, version)
+        else:
+            registry = self._rollout.registry
+            previous = registry.aliases().get(request.alias, "")
+            if not request.dry_run:
+                await _refused(asyncio.to_thread(registry.set_alias, request.alias, version))
+            change = pb.Change(
+                subject=f"model/{request.alias}",
+                previous=previous,
+                value=version,
+                previous_version=self._control.version,
+                version=self._control.version,
+                diff=[f"model/{request.alias}: {previous} → {version}"],
+                author=author,
+                reason=request.reason,
+                dry_run=request.dry_run,
+            )
+        return pb.SetModelAliasResponse(model=await self._known(version), change=change)
+
+    async def _make_champion(self, request: Asking, author: str, version: str) -> pb.Change:
+        if request.dry_run:
+            return await self._put(request, author, CHAMPION, version)
+        self._expect(request)
+        return await _refused(self._rollout.make_champion(version, author, request.reason))
+
+    async def _resolve(self, version_or_alias: str) -> str:
+        try:
+            return await asyncio.to_thread(self._rollout.registry.resolve, version_or_alias)
+        except ModelUnknown as error:
+            raise UnknownSubjectError(str(error)) from None
+        except CanaryError as error:
+            raise ChangeRefusedError(str(error)) from None
+
+    async def _known(self, version: str) -> pb.ModelVersion:
+        registry = self._rollout.registry
+        record, aliases = await asyncio.to_thread(lambda: (registry.describe(version), registry.aliases()))
+        loaded = {name: await self._loader.loaded(replica) for name, replica in self._replicas.items()}
+        return _model(record, aliases, loaded)
+
+    def _running(self) -> Canary:
+        canary = self._rollout.canary
+        if canary is None or not canary.running:
+            raise ChangeRefusedError("no canary is under way")
+        return canary
+
+    def _expect(self, request: Asking) -> None:
+        """Refuses a change that was meant for another state; what takes long is checked before it begins."""
+        if request.HasField("expected_control_version") and request.expected_control_version != self._control.version:
+            raise ControlChangedError(self._control.version, request.expected_control_version)
+
+    async def _put(self, request: Asking, author: str, subject: str, value: str) -> pb.Change:
+        expected = request.expected_control_version if request.HasField("expected_control_version") else None
+        return await self._control.change(
+            Wanted(subject, value, author, request.reason, expected_version=expected, dry_run=request.dry_run)
+        )
+
+    def _message(self, canary: Canary, checks: bool = True) -> pb.Canary:
+        message = pb.Canary(
+            canary_id=canary.canary_id,
+            model_version=canary.model_version,
+            champion_version=canary.champion_version,
+            state=_STATES[canary.state],
+            weight=canary.weight,
+            steps=canary.steps,
+            step=canary.step,
+            held=canary.held,
+            started_at=_instant(canary.started_at),
+            step_started_at=_instant(canary.step_started_at),
+            author=canary.author,
+            reason=canary.reason,
+        )
+        if canary.ended_at is not None:
+            message.ended_at.CopyFrom(_instant(canary.ended_at))
+        known = self._rollout.canary
+        if known is not None and known.canary_id == canary.canary_id:
+            evidence = self._rollout.evidence
+            message.decisions = self._rollout.decisions
+            message.verdict = _VERDICTS[evidence.verdict]
+            message.verdict_reason = canary.ending or evidence.reason
+            if checks:
+                message.checks.extend(_check(check) for check in evidence.checks.values())
+        return message
+
+
+async def _refused(work: Awaitable[T]) -> T:
+    """What comes of it, or a refusal in the control state's words."""
+    try:
+        return await work
+    except ModelUnknown as error:
+        raise UnknownSubjectError(str(error)) from error
+    except (CanaryError, LoadError, ModelUnusableError, OSError) as error:
+        raise ChangeRefusedError(str(error)) from error
+
+
+def _check(check: Check) -> pb.CanaryCheck:
+    message = pb.CanaryCheck(
+        name=check.name,
+        verdict=_VERDICTS[check.verdict],
+        limit=check.tolerance,
+        samples=check.samples,
+        minimum_samples=check.minimum,
+        detail=str(check),
+    )
+    if check.samples:
+        message.canary, message.champion = check.canary, check.champion
+    return message
+
+
+def _model(record: ModelRecord, aliases: Mapping[str, str], loaded: Mapping[str, list[str]]) -> pb.ModelVersion:
+    message = pb.ModelVersion(
+        model_version=record.version,
+        name=record.name,
+        aliases=[alias for alias, version in aliases.items() if version == record.version],
+        loaded_on=[name for name, versions in loaded.items() if record.version in versions],
+        feature_set=record.feature_set,
+        threshold=record.threshold,
+        created_at=_instant(record.created_at),
+        problem=record.problem,
+    )
+    if record.expires_at:
+        message.expires_at.CopyFrom(_instant(record.expires_at))
+    return message
+
+
+def _instant(seconds: float) -> Timestamp:
+    message = Timestamp()
+    message.FromNanoseconds(math.floor(seconds * 1e9))
+    return message

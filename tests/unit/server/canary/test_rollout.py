@@ -1,0 +1,427 @@
+"""A canary's way, judged by one process and obeyed by two; in virtual time, with scripted model servers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import new_case
+from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+from virtual_time import until
+
+from fallback.budget import BudgetSettings
+from fallback.order import Case
+from feature_cache import features
+from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from pretrade.admin.v1 import admin_pb2
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.journal import Journal, JournalSettings
+from server.canary.burn import SloSettings
+from server.canary.markouts import Markouts
+from server.canary.pairs import PairRecorder
+from server.canary.plan import Canary
+from server.canary.rollout import CanaryError, Rollout
+from server.canary.routing import CanaryRouting
+from server.canary.settings import CanarySettings
+from server.inference.champion import Champion
+from server.inference.outcome import Outcome
+from server.inference.retry_budget import RetryBudget, RetrySettings
+from server.inference.shadow import Shadow
+from server.inference.wire import ModelIdentity, ScoreBatch
+from server.models.loading import LoadError, ModelLoader
+from server.models.registry import ModelRecord, Registry
+
+OLD, NEW = "aa" * 8, "bb" * 8
+SETTINGS = CanarySettings(
+    steps=(0.05, 0.25, 0.5, 1.0),
+    dwell_seconds=5,
+    patience_seconds=300,
+    keep_previous_seconds=10,
+    min_orders=10,
+    min_pairs=50,
+    max_fallback_share=0.1,
+    max_error_excess=0.1,
+)
+WALL_SECONDS = 1_700_000_000.0
+
+
+def scores(version: str, of: Callable[[float], float], after_seconds: float = 0.001) -> Script:
+    """A model whose score is a function of the row's first feature."""
+
+    async def script(rows: list[bytes]) -> ScoreBatch:
+        await asyncio.sleep(after_seconds)
+        first = (float(np.frombuffer(row, dtype="<f4")[0]) for row in rows)
+        return ScoreBatch(ModelIdentity("model", version, 0.5, 0), np.array([of(x) for x in first], dtype=np.float32))
+
+    return script
+
+
+class ScriptedRegistry(Registry):
+    """Two sound versions without archives; `set_alias` is remembered."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("nowhere"))
+        self.set: dict[str, str] = {}
+
+    def usable(self, version: str) -> ModelRecord:
+        nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
+        return ModelRecord(version, "model", features.VERSION, 0.5, 0.0, 0, *nothing)
+
+    def set_alias(self, alias: str, version: str) -> str | None:
+        self.set[alias] = version
+        return None
+
+
+class Entries(Journal):
+    """Keeps what is appended; it has no thread and no file, which know no virtual time."""
+
+    def __init__(self) -> None:
+        super().__init__(JournalSettings())
+        self.entries: list[packet_pb2.JournalEntry] = []
+        self.writable = True
+
+    def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[None]:
+        self.entries.append(packet_pb2.JournalEntry.FromString(entry))
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        written.set_result(None)
+        return written
+
+
+class ScriptedLoader(ModelLoader):
+    """Loads in no time, or not at all; `tests/integration/test_model_loading.py` has the real one load."""
+
+    def __init__(self) -> None:
+        super().__init__({}, "", 1.0)
+        self.versions: dict[str, set[str]] = {"primary": {OLD}, "secondary": {OLD}, "challenger": set()}
+        self.broken = False
+
+    def manages(self, replica: str) -> bool:
+        return True
+
+    async def load(self, replica: object, record: ModelRecord) -> None:
+        await asyncio.sleep(0.1)
+        if self.broken:
+            raise LoadError("no memory")
+        self.versions[replica.name].add(record.version)  # type: ignore[attr-defined]
+
+    async def unload(self, replica: object, version: str) -> None:
+        self.versions[replica.name].discard(version)  # type: ignore[attr-defined]
+
+    async def make_default(self, replica: object, version: str) -> None:
+        return None
+
+
+class Process:
+    """One server process: model servers, routing, shadow and rollout, without a transport."""
+
+    def __init__(self, control: Control, journal: Journal, settings: CanarySettings) -> None:
+        self.clock = asyncio.get_running_loop().time
+        self.loader, self.registry = ScriptedLoader(), ScriptedRegistry()
+        good = scores(OLD, lambda x: x)
+        self.primary, self.secondary = (ScriptedReplica(name, good) for name in ("primary", "secondary"))
+        self.challenger = ScriptedReplica("challenger", scores(NEW, lambda x: x))
+        for replica in (self.primary, self.secondary):
+            replica.model = ModelIdentity("model", OLD, 0.5, 0)
+        budget = BudgetSettings()
+        retry = RetryBudget(RetrySettings(), self.clock)
+        champion = Champion(self.primary, self.secondary, retry, False, budget, self.clock, lambda: 0.5)
+        self.routing = CanaryRouting(self.challenger, champion, lambda: self.primary.latency.p95, budget, self.clock)
+        self.counts = [0, 0]
+        cache = FeatureCache("redis://unused", FeatureCacheSettings(), ("BTCUSDT.BINANCE",))
+        ids = (f"{number:08}" for number in itertools.count())
+        self.rollout = Rollout(
+            settings=settings,
+            slo=SloSettings(),
+            processes=2,
+            registry=self.registry,
+            loader=self.loader,
+            primary=self.primary,
+            secondary=self.secondary,
+            challenger=self.challenger,
+            routing=self.routing,
+            markouts=lambda observe: Markouts(cache, observe, self.clock),
+            champion_version=None,
+            set_canary=control.set_canary,
+            set_champion=control.set_champion,
+            counts=lambda: (self.counts[0], self.counts[1]),
+            journal=journal,
+            recorder=PairRecorder(journal, lambda: int(self.wall() * 1e9)),
+            new_id=lambda: next(ids),
+            instance_id="server-1",
+            clock=self.clock,
+            wall_clock_ns=lambda: int(self.wall() * 1e9),
+        )
+        self.shadow = Shadow(
+            [self.challenger],
+            (self.primary, self.secondary),
+            observe=self.rollout.observe_pair,
+            observe_decision=self.rollout.observe_decision,
+        )
+        self.sources: list[pb.Source.ValueType] = []
+        self._random = random.Random(1)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def wall(self) -> float:
+        return WALL_SECONDS + self.clock()
+
+    async def trade(self, per_second: float = 100.0) -> None:
+        """Orders of a thousand flows, until cancelled."""
+        for number in itertools.count():
+            await asyncio.sleep(1 / per_second)
+            task = asyncio.create_task(self._order(number))
+            self._tasks = [one for one in self._tasks if not one.done()] + [task]
+
+    async def _order(self, number: int) -> None:
+        values = np.zeros(features.N_FEATURES, dtype=np.float32)
+        values[0] = self._random.random()
+        case: Case = new_case(arrived=self.clock(), strategy=f"s{number % 1_000}", values=values)
+        answer = await self.routing.answer(case)
+        if answer is None:
+            self.counts[1] += 1
+            return
+        self.counts[0] += 1
+        self.sources.append(answer.source)
+        assert self.clock() < case.budget.deadline
+        self.shadow.mirror(case, answer, f"decision-{number}")
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for replica in (self.primary, self.secondary, self.challenger):
+            await replica.batcher.close()
+
+
+class Control:
+    """The control state of all processes, in a single variable."""
+
+    def __init__(self) -> None:
+        self.processes: list[Process] = []
+        self.version = 0
+        self.champion = ""
+        self.canary: Canary | None = None
+        self.refuse_steps = False
+
+    async def set_canary(self, canary: Canary, author: str, reason: str, unchanged: bool) -> admin_pb2.Change:
+        if unchanged and self.refuse_steps:
+            raise CanaryError("somebody was faster")
+        self.canary, self.version = canary, self.version + 1
+        for process in self.processes:
+            process.rollout.obey_canary(canary)
+        return admin_pb2.Change(version=self.version)
+
+    async def set_champion(self, version: str, author: str, reason: str) -> admin_pb2.Change:
+        self.champion, self.version = version, self.version + 1
+        for process in self.processes:
+            process.rollout.obey_champion(version)
+        return admin_pb2.Change(version=self.version)
+
+
+class World:
+    """A control state with two processes, of which the first has the orders."""
+
+    def __init__(self, settings: CanarySettings) -> None:
+        self.control = Control()
+        self.journal = Entries()
+        self.one, self.two = (Process(self.control, self.journal, settings) for _ in range(2))
+        self.control.processes = [self.one, self.two]
+
+    def state(self) -> str:
+        return self.control.canary.state if self.control.canary is not None else ""
+
+    def events(self) -> list[packet_pb2.CanaryEvent]:
+        return [entry.canary_event for entry in self.journal.entries if entry.HasField("canary_event")]
+
+    async def start(self, steps: tuple[float, ...] = SETTINGS.steps) -> None:
+        now = self.one.wall()
+        await self.one.rollout.start(Canary.start("canary-1", NEW, OLD, steps, "ann", "better", now))
+
+
+@asynccontextmanager
+async def world(settings: CanarySettings = SETTINGS) -> AsyncIterator[World]:
+    made = World(settings)
+    work: list[Awaitable[None]] = [made.one.trade(), made.one.rollout.run(), made.two.rollout.run()]
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        yield made
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await made.one.close()
+        await made.two.close()
+
+
+async def test_a_good_canary_becomes_the_champion_step_by_step() -> None:
+    async with world() as w:
+        await w.start()
+        began, weights = w.one.clock(), set()
+        while w.state() == "running":
+            await asyncio.sleep(0.05)
+            assert w.control.canary is not None
+            weights.add(w.control.canary.weight)
+        assert (w.state(), w.control.champion) == ("promoted", NEW)
+        assert w.one.clock() - began >= 4 * SETTINGS.dwell_seconds
+        assert weights - {0.0} == set(SETTINGS.steps)
+        for process in (w.one, w.two):
+            await until(lambda process=process: process.primary.wanted_version == NEW)  # type: ignore[misc]
+            assert process.routing.canary is None
+        assert w.one.registry.set == {"champion": NEW, "previous": OLD}
+        assert w.one.loader.versions["primary"] == {OLD, NEW}, "the old one stays for a while"
+        assert w.one.challenger.wanted_version is None
+        await until(lambda: w.one.loader.versions == {"primary": {NEW}, "secondary": {NEW}, "challenger": {NEW}})
+
+
+@pytest.mark.parametrize(
+    ("script", "guilty"),
+    [
+        (scores(NEW, lambda x: 1 - x), {"rank", "disagreement", "score_shift"}),
+        (scores(NEW, lambda x: x, after_seconds=0.022), {"slow"}),
+        (fails(Outcome.MODEL_ERROR), {"errors", "fallback"}),
+        (hangs, {"errors", "fallback"}),
+        (answers(0.7, version="cc" * 8), {"fallback"}),
+    ],
+    ids=["inverted", "late", "fails", "hangs", "other-version"],
+)
+async def test_a_bad_canary_is_out_within_seconds_in_every_process(script: Script, guilty: set[str]) -> None:
+    async with world() as w:
+        w.one.challenger.script = script
+        began = w.one.clock()
+        await w.start(steps=(0.25, 1.0))
+        await until(lambda: w.state() == "rolled_back")
+        assert w.one.clock() - began <= 10
+        for process in (w.one, w.two):
+            assert process.routing.canary is None
+            assert process.challenger.wanted_version is None
+        assert w.control.champion == ""
+        started, ended = w.events()
+        assert (started.event, ended.event, ended.author) == ("started", "rolled_back", "server")
+        assert {check.name for check in ended.checks if check.verdict == "worse"} & guilty
+        assert ended.orders == len(w.one.rollout.affected) == w.one.rollout.decisions
+        answered_before = w.one.rollout.decisions
+        await asyncio.sleep(30)
+        assert w.state() == "rolled_back", "nobody but an operator begins again"
+        assert w.one.rollout.decisions == answered_before
+        assert set(w.one.sources[-100:]) == {pb.SOURCE_PRIMARY}
+        await until(lambda: NEW not in w.one.loader.versions["challenger"])
+
+
+async def test_a_canary_that_turns_bad_late_is_out_as_soon() -> None:
+    async with world() as w:
+        await w.start()
+        await until(lambda: w.control.canary is not None and w.control.canary.weight == 0.5)
+        turned = w.one.clock()
+        w.one.challenger.script = scores(NEW, lambda x: 1 - x)
+        await until(lambda: w.state() == "rolled_back")
+        assert w.one.clock() - turned <= 10
+
+
+async def test_a_process_without_evidence_obeys_and_does_not_judge() -> None:
+    async with world() as w:
+        await w.start()
+        await until(lambda: w.two.routing.canary is not None)
+        assert w.two.challenger.wanted_version == NEW
+        await until(lambda: w.control.canary is not None and w.control.canary.step == 1)
+        assert w.two.routing.canary is not None
+        assert w.two.routing.canary.step == 1
+        assert w.two.rollout.events == {}
+
+
+async def test_nobody_takes_a_step_that_the_control_state_refuses() -> None:
+    async with world() as w:
+        w.control.refuse_steps = True
+        await w.start()
+        await asyncio.sleep(60)
+        assert w.control.canary is not None
+        assert (w.state(), w.control.canary.step) == ("running", 0)
+
+
+async def test_a_held_canary_stays_where_it_is_and_is_still_watched() -> None:
+    async with world() as w:
+        await w.start()
+        assert w.control.canary is not None
+        await w.control.set_canary(w.control.canary.weighted(0.1, True, w.one.wall()), "ann", "wait", False)
+        await asyncio.sleep(120)
+        assert w.control.canary.weight == 0.1
+        w.one.challenger.script = scores(NEW, lambda x: 1 - x)
+        await until(lambda: w.state() == "rolled_back")
+
+
+async def test_what_cannot_be_proven_ends_when_patience_is_over() -> None:
+    settings = SETTINGS.model_copy(update={"patience_seconds": 60.0, "min_outcomes": 1_000})
+    async with world(settings) as w:
+        await w.start()
+        await asyncio.sleep(59)
+        assert w.state() == "running"
+        await until(lambda: w.state() == "rolled_back")
+        assert "not proven within 60 s" in w.events()[-1].reason
+        assert w.events()[-1].verdict == "no evidence"
+
+
+async def test_a_burning_error_budget_ends_it() -> None:
+    async with world() as w:
+        await w.start()
+        await asyncio.sleep(4)
+        w.one.counts[1] += 500
+        began = w.one.clock()
+        await until(lambda: w.state() == "rolled_back")
+        assert w.one.clock() - began <= 3
+        assert "the error budget burns: 50x" in w.events()[-1].reason
+
+
+async def test_a_canary_that_cannot_be_loaded_does_not_begin() -> None:
+    async with world() as w:
+        w.one.loader.broken = True
+        with pytest.raises(LoadError):
+            await w.start()
+        assert w.state() == ""
+        w.one.loader.broken = False
+        await w.start()
+        with pytest.raises(CanaryError, match="under way"):
+            await w.start()
+        assert w.control.canary is not None
+        await w.one.rollout.end(w.control.canary, "aborted", "ann", "enough")
+        with pytest.raises(CanaryError, match="is the champion"):
+            await w.one.rollout.start(Canary.start("two", OLD, OLD, (1.0,), "ann", "again", 0.0))
+
+
+async def test_a_process_whose_replica_has_not_loaded_it_gives_it_no_orders_yet() -> None:
+    async with world() as w:
+        w.two.loader.broken = True
+        await w.start(steps=(0.5, 1.0))
+        await asyncio.sleep(4)
+        assert w.one.routing.canary is not None
+        assert w.two.routing.canary is None
+        w.two.loader.broken = False
+        await until(lambda: w.two.routing.canary is not None)
+
+
+async def test_a_champion_that_a_replica_has_not_loaded_leaves_it_with_the_old_one() -> None:
+    async with world() as w:
+        w.two.loader.broken = True
+        await w.one.rollout.make_champion(NEW, "ann", "straight on")
+        await until(lambda: w.one.primary.wanted_version == NEW)
+        assert w.two.primary.wanted_version is None
+        w.two.loader.broken = False
+        await until(lambda: w.two.primary.wanted_version == NEW)
+        await w.one.rollout.make_champion(OLD, "ann", "back")
+        await until(lambda: w.one.primary.wanted_version == w.two.secondary.wanted_version == OLD)
+        assert w.one.registry.set == {"champion": OLD, "previous": NEW}
+
+
+async def test_pairs_are_kept_with_who_decided() -> None:
+    async with world() as w:
+        await w.start(steps=(0.5, 1.0))
+        await asyncio.sleep(10)
+    pairs = [pair for entry in w.journal.entries for pair in entry.score_pairs.pairs]
+    assert len(pairs) > 500
+    assert {pair.challenger_decided for pair in pairs} == {True, False}
+    assert {(pair.champion_version, pair.challenger_version) for pair in pairs} == {(OLD, NEW)}
+    assert len({pair.decision_id for pair in pairs}) == len(pairs)
