@@ -56,6 +56,7 @@ from server.inference.oip import ModelDescription, OpenInference
 from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
 from server.inference.shadow import Shadow
+from server.inference.token import ReplicaToken
 from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
@@ -70,7 +71,7 @@ from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
 from server.rpc.steering import Steering
 from server.security.security import Plane, Security
-from server.settings import GrpcSettings, Settings, control_path
+from server.settings import GrpcSettings, ReplicaName, Settings, control_path
 from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
 from server.tracing import server_interceptors
@@ -391,10 +392,12 @@ async def _open_replicas(
     """
     endpoints = settings.replicas
 
-    async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
+    async def opened(name: ReplicaName, endpoint: str, model: str, version: str | None) -> Replica:
         sections = (settings.replica, settings.batcher, settings.breaker)
         codec = _codec(settings, name)
-        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec)
+        path = endpoints.token_files.get(name)
+        token = None if path is None else ReplicaToken(name, path, time.time)
+        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec, token)
         return await stack.enter_async_context(replica)
 
     return (
@@ -625,7 +628,12 @@ async def _background(work: Coroutine[None, None, None], name: str, stop: asynci
 
 
 def _replica_problem(replica: Replica) -> Callable[[], str]:
-    return lambda: "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+    def problem() -> str:
+        if replica.token is not None and replica.token.problem:
+            return replica.token.problem
+        return "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+
+    return problem
 
 
 def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) -> str:
