@@ -39,6 +39,8 @@ class Endpoints(BaseModel):
     """Folder of the models' archives, every version that was trained there."""
     management: Mapping[str, str] = {}
     """gRPC address of the management service of each TorchServe that the stack runs, by part."""
+    token_files: Mapping[str, str] = {}
+    """`key_file.json` of each TorchServe that asks for tokens, by part."""
     instruments: tuple[str, ...]
 
     @property

@@ -50,6 +50,7 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
         "PRETRADE_JOURNAL__PATH": endpoints.journal,
         "PRETRADE_REPLAY__MODEL_STORE": endpoints.model_store,
         "PRETRADE_REPLICAS__MANAGEMENT": json.dumps(endpoints.management),
+        "PRETRADE_REPLICAS__TOKEN_FILES": json.dumps(endpoints.token_files),
         "PRETRADE_INSTRUMENTS": json.dumps(endpoints.instruments),
     }
     return os.environ | {name: value for name, value in values.items() if value is not None}

@@ -59,6 +59,9 @@ _STOP_ORDER: Final = (
     ("valkey", "broker", "postgres", "primary", "secondary", "challenger"),
 )
 
+_TOKEN_MINUTES: Final = 365 * 24 * 60
+"""A replica's tokens are renewed by starting it anew; a server says so a week before they expire."""
+
 _LOCK_SECONDS: Final = 10.0
 """How long the guard of a stack that was killed may still hold its directory."""
 
@@ -241,6 +244,11 @@ class Stack:
             worker_url=worker.url(ports["worker"]) if "worker" in parts else None,
             journal=str(self._directory / "server" / "journal.sqlite") if serving else None,
             model_store=str(self._model_store.resolve()),
+            token_files={
+                name: str(self._directory / name / torchserve.TOKEN_FILE)
+                for name in _MODELS
+                if name in parts and self._settings.replica_tokens
+            },
             management={name: torchserve.address(ports[f"{name}_management"]) for name in _MODELS if name in parts},
             instruments=self._instruments,
         )
@@ -344,9 +352,12 @@ class Stack:
                 grpc_port=port,
                 management_port=self._ports[f"{name}_management"],
                 open_inference=self._settings.open_inference,
+                token_minutes=_TOKEN_MINUTES if self._settings.replica_tokens else None,
             )
         )
-        self._run(self._process(name, launch.argv, env=launch.env, ready=partial(torchserve.ready, port, model)))
+        token_file = Path(path) if (path := self.endpoints.token_files.get(name)) else None
+        ready = partial(torchserve.ready, port, model, token_file)
+        self._run(self._process(name, launch.argv, env=launch.env, ready=ready))
         return torchserve.address(port)
 
     def _start_worker(self) -> str:

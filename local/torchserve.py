@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,8 @@ from server.audit.errors import ModelUnknown
 from server.audit.models import read_archive
 from server.models.registry import ModelUnusableError, Registry
 
+TOKEN_FILE: Final = "key_file.json"  # noqa: S105 - a name
+"""Where a TorchServe that asks for tokens writes them, in its working directory."""
 _PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 
@@ -50,15 +53,25 @@ def training_argv(store: Path, data: Path | None) -> list[str]:
     return [sys.executable, "-m", "torchserve", "--out", str(store), *recorded]
 
 
-def ready(port: int, model: str) -> None:
+def ready(port: int, model: str, token_file: Path | None = None) -> None:
     """Asks for the score of one row; its Ping says OK before there is a model, and when there is none.
 
     Raises:
-        NotReadyError: There was no score.
+        NotReadyError: There was no score, or no token in the file.
     """
     row = np.zeros(N_FEATURES, dtype="<f4").tobytes()
     with grpc.insecure_channel(address(port)) as channel:
         request = PredictionsRequest(model_name=model, input={"input": row})
-        call = InferenceAPIsServiceStub(channel).Predictions.future(request, timeout=_PROBE_TIMEOUT_SECONDS)
+        call = InferenceAPIsServiceStub(channel).Predictions.future(
+            request, timeout=_PROBE_TIMEOUT_SECONDS, metadata=None if token_file is None else _token(token_file)
+        )
         if call.code() is not grpc.StatusCode.OK:
             raise NotReadyError(f"{call.code().name}: {call.details()}")
+
+
+def _token(path: Path) -> tuple[tuple[str, str], ...]:
+    try:
+        key = json.loads(path.read_text())["inference"]["key"]
+    except (OSError, ValueError) as error:
+        raise NotReadyError(f"{path}: {type(error).__name__}") from error
+    return (("authorization", f"Bearer {key}"),)

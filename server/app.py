@@ -57,6 +57,7 @@ from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
+from server.inference.token import ReplicaToken
 from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
@@ -406,11 +407,14 @@ async def _open_replicas(
         OSError, ValueError: A model that is served by the Open Inference Protocol is not described.
     """
     endpoints = settings.replicas
+    token_files = {str(name): path for name, path in endpoints.token_files.items()}
 
     async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
         sections = (settings.replica, settings.batcher, settings.breaker)
         codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
-        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec)
+        path = token_files.get(name)
+        token = None if path is None else ReplicaToken(name, path, time.time)
+        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec, token)
         return await stack.enter_async_context(replica)
 
     return (
@@ -642,7 +646,12 @@ async def _background(work: Coroutine[None, None, None], name: str, stop: asynci
 
 
 def _replica_problem(replica: Replica) -> Callable[[], str]:
-    return lambda: "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+    def problem() -> str:
+        if replica.token is not None and replica.token.problem:
+            return replica.token.problem
+        return "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+
+    return problem
 
 
 def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) -> str:

@@ -165,6 +165,8 @@ class ReplicaEndpoints(BaseModel):
     management: Mapping[ReplicaName, Endpoint] = {}
     """`host:port` of the gRPC management service of TorchServe, as a JSON object by replica (`primary`, `secondary`,
     `challenger`): where versions are loaded while it runs. A replica that is not named is loaded by somebody else."""
+    token_files: Mapping[ReplicaName, Path] = {}
+    """The `key_file.json` of each TorchServe that asks for its tokens, as a JSON object by replica."""
 
 
 class TracingSettings(BaseModel):

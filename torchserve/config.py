@@ -65,6 +65,9 @@ class TorchServeSettings(BaseModel):
     None for no changes while it runs."""
     metrics_port: Port | None = None
     """Port of the Prometheus metrics on 127.0.0.1; None for no metrics."""
+    token_minutes: int | None = Field(default=None, ge=1, le=5_256_000)
+    """Calls need a token, which is in `key_file.json` of the directory, for its owner alone, and good for so many
+    minutes; a new one is written when the process starts. None: anybody who reaches the ports may call."""
     heap_mebibytes: int = Field(default=96, ge=48, le=4096)
     """The JVM's largest heap, in MiB."""
     job_queue_size: int = Field(default=16, ge=1, le=10_000)
@@ -138,7 +141,7 @@ def prepare(settings: TorchServeSettings) -> Launch:
         "-s",
         str(archive.parent),
         "-ncs",
-        "--disable-token-auth",
+        *(("--disable-token-auth",) if settings.token_minutes is None else ()),
     )
     return Launch(argv=argv, env=_environment(temporary))
 
@@ -179,6 +182,8 @@ def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) ->
     }
     if settings.open_inference:
         properties["ts_open_inference_protocol"] = "true"
+    if settings.token_minutes is not None:
+        properties["token_expiration_min"] = settings.token_minutes
     if settings.metrics_port is not None:
         properties["enable_metrics_api"] = "true"
         properties["metrics_mode"] = "prometheus"

@@ -19,6 +19,7 @@ from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.latency import LatencyWindow
 from server.inference.outcome import BatchFailedError, Outcome, classify
+from server.inference.token import ReplicaToken
 from server.inference.wire import ModelIdentity, ScoreBatch
 
 _log = structlog.get_logger(__name__)
@@ -84,6 +85,7 @@ class Replica:
         random: Uniform in [0, 1).
         stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
         codec: The server's protocol.
+        token: What it wants to be shown; None for nothing.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ class Replica:
         random: Callable[[], float],
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
         codec: Codec = TORCHSERVE,
+        token: ReplicaToken | None = None,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
+        self.token = token
         self.model_name = model_name
         self.wanted_version = wanted_version
         """May change at any time; a batch under way keeps the version that it was sent for."""
@@ -155,8 +159,11 @@ class Replica:
         """
         wanted = self.wanted_version
         try:
-            request = self._codec.request(self.model_name, rows, wanted or "")
-            answer = await self._call(request, timeout=self._settings.call_bound_seconds)
+            answer = await self._call(
+                self._codec.request(self.model_name, rows, wanted or ""),
+                timeout=self._settings.call_bound_seconds,
+                metadata=None if self.token is None else self.token.inference,
+            )
         except grpc.aio.AioRpcError as error:
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
         batch = self._codec.parse(self.model_name, len(rows), answer)
@@ -183,6 +190,8 @@ class Replica:
     async def _probe_forever(self) -> None:
         """Probes with a canned row: regularly while closed, and as the breaker permits while it is not."""
         while True:
+            if self.token is not None:
+                await self.token.refresh()
             await self._probe()
             probed_at = self._clock()
             while (wait := self._next_probe(probed_at) - self._clock()) > _CLOCK_RESOLUTION_SECONDS:

@@ -19,6 +19,7 @@ import structlog
 from pretrade.wire.torchserve import inference_pb2_grpc, management_pb2, management_pb2_grpc
 from server.inference import wire
 from server.inference.outcome import BatchFailedError
+from server.inference.token import ManagementToken
 from server.models.registry import ModelRecord, ModelUnusableError
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class ModelLoader:
         return [model["modelVersion"] for model in json.loads(response.msg)]
 
     def _channel(self, replica: Replica) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(self._management[replica.name])
+        shown = None if replica.token is None else (ManagementToken(replica.token),)
+        return grpc.aio.insecure_channel(self._management[replica.name], interceptors=shown)
 
     async def _register(self, replica: Replica, version: str) -> None:
         if version in await self.loaded(replica):
@@ -156,7 +158,8 @@ class ModelLoader:
 
             async def scores(rows: list[bytes]) -> wire.ScoreBatch:
                 request = wire.request(replica.model_name, rows, record.version)
-                answer = await stub.Predictions(request, timeout=_CALL_SECONDS)
+                shown = None if replica.token is None else replica.token.inference
+                answer = await stub.Predictions(request, timeout=_CALL_SECONDS, metadata=shown)
                 return wire.parse_answer(replica.model_name, len(rows), answer.prediction)
 
             zeros = bytes(wire.ROW_BYTES)

@@ -90,11 +90,16 @@ def test_no_secret_is_in_what_the_server_says_or_keeps(two: SecureServer) -> Non
         assert secret.encode() not in kept, "on disk"
 
 
+def without_settings(server: SecureServer) -> dict[str, str]:
+    return {name: value for name, value in server.env.items() if not name.startswith("PRETRADE_")}
+
+
 def pretrade(server: SecureServer, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the command."""
-    clean = {name: value for name, value in server.env.items() if not name.startswith("PRETRADE_")}
     argv = [sys.executable, "-m", "local", *arguments]
-    return subprocess.run(argv, env=clean | env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        argv, env=without_settings(server) | env, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_the_command_shows_credentials(two: SecureServer) -> None:
@@ -103,7 +108,7 @@ def test_the_command_shows_credentials(two: SecureServer) -> None:
     given = ("--tls-ca", str(two.path("ca.pem")), "--token-file", str(token_file))
     shown = pretrade(two, *given, "status", "--target", two.admin, "--json")
     assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout)["process_count"] == 2
+    assert json.loads(shown.stdout)["processCount"] == 2
     variables = {"PRETRADE_CLIENT_CA": str(two.path("ca.pem")), "PRETRADE_CLIENT_TOKEN": two.token("viewer")}
     looked = pretrade(two, "state", "--target", two.admin, **variables)
     assert (looked.returncode, looked.stdout.strip()) == (0, "ACTIVE"), looked.stderr
@@ -143,9 +148,7 @@ def test_trial_credentials_are_all_that_a_trial_needs(two: SecureServer, tmp_pat
     assert "trials only" in made.stdout
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "trial").iterdir())
     script = f'set -a; . {tmp_path / "trial" / "trial.env"}; exec "{sys.executable}" -c "{_CHECK}"'
-    checked = subprocess.run(
-        ["bash", "-c", script], env=two.env | {"PRETRADE_REDIS_URL": "redis://127.0.0.1:9/0"}, timeout=60, check=False
-    )
+    checked = subprocess.run(["bash", "-c", script], env=without_settings(two), timeout=60, check=False)
     assert checked.returncode == 0
 
 
