@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -40,11 +40,12 @@ from server.audit.lock import FileLock
 from server.audit.reading import Reading
 from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
+from server.control.configuration import Configuration
 from server.control.file import ControlFile
 from server.control.flags import provider_from
 from server.control.shared import SharedControl
 from server.control.state import ControlState, halt_at_start
-from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
+from server.control.subjects import breaker_subjects, chain_subjects, drain_subjects
 from server.dataplane import DataPlane
 from server.envoy import EnvoyEdge
 from server.health import Component, Health
@@ -68,7 +69,7 @@ from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
 from server.rpc.steering import Steering
 from server.security.security import Plane, Security
-from server.settings import GrpcSettings, Settings, control_path
+from server.settings import GrpcSettings, Settings, control_path, load
 from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
 from server.tracing import server_interceptors
@@ -206,9 +207,6 @@ async def start(
     replicas = await _open_replicas(settings, stack, clock, uniform, loop_lag.stalled_seconds)
     primary, secondary, challenger = replicas
 
-    control_file = ControlFile(control_path(shared))
-    if slot is None:
-        halt_at_start(settings.control, control_file, new_id)
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     champion = Champion(
         primary,
@@ -219,30 +217,25 @@ async def start(
         clock,
         uniform,
     )
+    rules = RulesBaseline(settings.rules, clock)
     stages: dict[StageName, Stage] = {
         "model": champion,
         "cached_score": cached_scores,
-        "rules": RulesBaseline(settings.rules, clock),
+        "rules": rules,
     }
     chain = Chain(stages, settings.chain.stages, clock)
-    control = await _open_control(
-        settings,
-        control_file,
-        breaker_subjects({replica.name: replica.breaker for replica in replicas})
-        | drain_subjects({replica.name: replica for replica in replicas})
-        | chain_subjects(chain, settings.chain.stages),
-        journal,
-        instance_id,
-        new_id,
-        clock,
-        stack,
-    )
+    configuration = Configuration(shared, load, shared.journal.path)
+    control = await _open_control(shared, slot, replicas, chain, configuration, journal, instance_id, new_id, stack)
     await stack.enter_async_context(_background(control.watch(), "control", stop))
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
     shadow = Shadow([challenger])
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
-    _record_settings(shared, stack, packets, journal)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, time.time)
+
+    record_settings = partial(_record_settings, stack, packets, journal)
+    record_settings(shared)
+    configuration.on_reload(partial(_reconfigure, cached_scores, rules, guards, packets, record_settings))
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -250,7 +243,7 @@ async def start(
         max_feature_age_seconds=settings.features.max_age_seconds,
         chain=chain,
         cached_scores=cached_scores,
-        guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
+        guards=guards,
         journal=journal,
         packets=packets,
         shadow=shadow,
@@ -311,6 +304,7 @@ async def start(
         AdminServicer(  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED
             instance_id=instance_id,
             control=control,
+            configuration=configuration,
             steering=Steering(control, {replica.name: replica for replica in replicas}),
             changes=audit.changes,
             journal=journal,
@@ -405,15 +399,31 @@ def _shared_keys(settings: Settings, slot: Slot | None, clock: Callable[[], floa
 
 async def _open_control(
     settings: Settings,
-    file: ControlFile,
-    subjects: Mapping[str, Subject],
+    slot: Slot | None,
+    replicas: Iterable[Replica],
+    chain: Chain,
+    configuration: Configuration,
     journal: Journal,
     instance_id: str,
     new_id: Callable[[], str],
-    clock: Callable[[], float],
     stack: AsyncExitStack,
 ) -> ControlState:
-    """The control state, as all servers know it where Redis answers."""
+    """The control state, as all servers know it where Redis answers.
+
+    Raises:
+        OSError: The server is to start halted, and that cannot be written.
+        FlagProviderError: There is no such provider of flags.
+    """
+    file, clock = ControlFile(control_path(settings)), time.monotonic
+    if slot is None:
+        halt_at_start(settings.control, file, new_id)
+    by_name = {replica.name: replica for replica in replicas}
+    subjects = {
+        **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),
+        **drain_subjects(by_name),
+        **chain_subjects(chain, settings.chain.stages),
+        **configuration.subjects(),
+    }
     shared = provider = None
     if settings.control.store == "redis":
         shared = SharedControl(settings.redis_url.get_secret_value(), settings.control.shared, clock)
@@ -428,7 +438,23 @@ async def _open_control(
     return control
 
 
-def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
+def _reconfigure(
+    cached_scores: CachedScores,
+    rules: RulesBaseline,
+    guards: Guards,
+    packets: PacketWriter,
+    record_settings: Callable[[Settings], None],
+    settings: Settings,
+) -> None:
+    """Puts those sections in force that may change without a restart."""
+    cached_scores.configure(settings.cached_score)
+    rules.configure(settings.rules)
+    guards.configure(settings.guards)
+    packets.config_hash = settings.config_hash()
+    record_settings(settings)
+
+
+def _record_settings(stack: AsyncExitStack, packets: PacketWriter, journal: Journal, settings: Settings) -> None:
     """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
     entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
 

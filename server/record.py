@@ -71,7 +71,8 @@ class PacketWriter:
 
     def __init__(self, instance_id: str, config_hash: str, durability: str, control: ControlState) -> None:
         self._instance_id = instance_id
-        self._config_hash = config_hash
+        self.config_hash = config_hash
+        """Of the settings in force."""
         self._durability = durability
         self._control = control
 
@@ -108,7 +109,7 @@ class PacketWriter:
         packet.arrived_monotonic_ns = int(case.budget.arrived * 1e9)
         packet.decided_monotonic_ns = int(now * 1e9)
         packet.instance_id = self._instance_id
-        packet.config_hash = self._config_hash
+        packet.config_hash = self.config_hash
         packet.trading_state = self._control.trading_state_name
         packet.flags_on.extend(self._control.flags_on)
         packet.chain_stages.extend(case.stages)
@@ -123,7 +124,7 @@ class PacketWriter:
         """The serialized journal entry of the settings that packets name by their hash."""
         return packet_pb2.JournalEntry(
             settings=packet_pb2.SettingsInForce(
-                config_hash=self._config_hash,
+                config_hash=self.config_hash,
                 settings_json=settings_json,
                 software_version=software_version,
                 instance_id=self._instance_id,
