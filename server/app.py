@@ -41,6 +41,7 @@ from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
 from server.canary.assembly import assemble
 from server.canary.subjects import canary_subjects
+from server.control.configuration import Configuration
 from server.control.file import ControlFile
 from server.control.flags import provider_from
 from server.control.shared import SharedControl
@@ -73,7 +74,7 @@ from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
 from server.rpc.steering import Steering
 from server.security.security import Plane, Security
-from server.settings import GrpcSettings, Settings, control_path
+from server.settings import GrpcSettings, Settings, control_path, load
 from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
 from server.tracing import server_interceptors
@@ -157,7 +158,7 @@ class Server:
             os.write(sys.stdout.fileno(), READY + b"\n")
 
 
-async def start(
+async def start(  # noqa: PLR0915 - the one place that knows every part
     shared: Settings,
     slot: Slot | None,
     stack: AsyncExitStack,
@@ -211,9 +212,6 @@ async def start(
     replicas = await _open_replicas(settings, stack, clock, uniform, loop_lag.stalled_seconds)
     primary, secondary, *_ = replicas
 
-    control_file = ControlFile(control_path(shared))
-    if slot is None:
-        halt_at_start(settings.control, control_file, new_id)
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     champion = Champion(
         primary,
@@ -238,31 +236,32 @@ async def start(
         uniform,
     )
     shadow, rollout = canary.shadow, canary.rollout
+    rules = RulesBaseline(settings.rules, clock)
     stages: dict[StageName, Stage] = {
         "model": canary.routing,
         "cached_score": cached_scores,
-        "rules": RulesBaseline(settings.rules, clock),
+        "rules": rules,
     }
     chain = Chain(stages, settings.chain.stages, clock)
-    control = await _open_control(
-        settings,
-        control_file,
-        breaker_subjects({replica.name: replica.breaker for replica in replicas})
-        | drain_subjects({replica.name: replica for replica in replicas})
-        | chain_subjects(chain, settings.chain.stages)
-        | canary_subjects(rollout, settings.replicas.champion_version),
-        journal,
-        instance_id,
-        new_id,
-        clock,
-        stack,
-    )
+    configuration = Configuration(shared, load, shared.journal.path)
+    subjects = {
+        **breaker_subjects({replica.name: replica.breaker for replica in replicas}),
+        **drain_subjects({replica.name: replica for replica in replicas}),
+        **chain_subjects(chain, settings.chain.stages),
+        **canary_subjects(rollout, settings.replicas.champion_version),
+        **configuration.subjects(),
+    }
+    control = await _open_control(shared, slot, subjects, journal, instance_id, new_id, stack)
     await stack.enter_async_context(_background(control.watch(), "control", stop))
     await stack.enter_async_context(_background(rollout.run(), "canary", stop))
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
-    _record_settings(shared, stack, packets, journal)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, time.time)
+
+    record_settings = partial(_record_settings, stack, packets, journal)
+    record_settings(shared)
+    configuration.on_reload(partial(_reconfigure, cached_scores, rules, guards, packets, record_settings))
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -270,7 +269,7 @@ async def start(
         max_feature_age_seconds=settings.features.max_age_seconds,
         chain=chain,
         cached_scores=cached_scores,
-        guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
+        guards=guards,
         journal=journal,
         packets=packets,
         shadow=shadow,
@@ -326,9 +325,10 @@ async def start(
     by_name = {replica.name: replica for replica in replicas}
     admin = _grpc_server(settings, _access(security, "admin"), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
-        AdminServicer(  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED
+        AdminServicer(
             instance_id=instance_id,
             control=control,
+            configuration=configuration,
             steering=Steering(control, by_name),
             canaries=CanarySteering(rollout, canary.loader, control, by_name, settings.canary.steps, new_id, time.time),
             changes=audit.changes,
@@ -434,15 +434,22 @@ def _shared_keys(settings: Settings, slot: Slot | None, clock: Callable[[], floa
 
 async def _open_control(
     settings: Settings,
-    file: ControlFile,
+    slot: Slot | None,
     subjects: Mapping[str, Subject],
     journal: Journal,
     instance_id: str,
     new_id: Callable[[], str],
-    clock: Callable[[], float],
     stack: AsyncExitStack,
 ) -> ControlState:
-    """The control state, as all servers know it where Redis answers."""
+    """The control state, as all servers know it where Redis answers.
+
+    Raises:
+        OSError: The server is to start halted, and that cannot be written.
+        FlagProviderError: There is no such provider of flags.
+    """
+    file, clock = ControlFile(control_path(settings)), time.monotonic
+    if slot is None:
+        halt_at_start(settings.control, file, new_id)
     shared = provider = None
     if settings.control.store == "redis":
         shared = SharedControl(settings.redis_url.get_secret_value(), settings.control.shared, clock)
@@ -467,7 +474,23 @@ def _codec(settings: Settings, replica: str) -> Codec:
     return OpenInference(protocol, settings.oip, ModelDescription.read(description))
 
 
-def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
+def _reconfigure(
+    cached_scores: CachedScores,
+    rules: RulesBaseline,
+    guards: Guards,
+    packets: PacketWriter,
+    record_settings: Callable[[Settings], None],
+    settings: Settings,
+) -> None:
+    """Puts those sections in force that may change without a restart."""
+    cached_scores.configure(settings.cached_score)
+    rules.configure(settings.rules)
+    guards.configure(settings.guards)
+    packets.config_hash = settings.config_hash()
+    record_settings(settings)
+
+
+def _record_settings(stack: AsyncExitStack, packets: PacketWriter, journal: Journal, settings: Settings) -> None:
     """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
     entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
 

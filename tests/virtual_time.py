@@ -23,7 +23,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
-    def run_in_executor(  # type: ignore[override]  # a loop gives back a future, this one a done one
+    def run_in_executor(  # a loop gives back a future, this one a done one
         self, _executor: object, function: Callable[..., T], *arguments: object
     ) -> asyncio.Future[T]:
         """Does at once what is given to a thread: threads know no virtual time."""

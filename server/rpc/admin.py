@@ -18,6 +18,7 @@ from pretrade.admin.v1 import admin_pb2_grpc
 from server.admission import Admission
 from server.audit.errors import AuditError
 from server.audit.journal import Journal
+from server.control.configuration import Configuration
 from server.control.errors import (
     ChangeRefusedError,
     ControlChangedError,
@@ -30,7 +31,7 @@ from server.health import Health
 from server.metrics import DecisionMetrics
 from server.rpc.audit import abort
 from server.rpc.canary import CanarySteering
-from server.rpc.steering import Steering, duration
+from server.rpc.steering import Steering, check_author, duration
 from server.security.identity import author
 from server.slot import Slot
 
@@ -60,6 +61,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         *,
         instance_id: str,
         control: ControlState,
+        configuration: Configuration,
         steering: Steering,
         canaries: CanarySteering,
         changes: Callable[[bytes], Awaitable[bytes]],
@@ -77,6 +79,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> None:
         self._instance_id = instance_id
         self._control = control
+        self._configuration = configuration
         self._steering = steering
         self._canaries = canaries
         self._changes = changes
@@ -140,6 +143,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             restarts=0 if slot is None else slot.restarts,
             control_version=self._control.version,
             control_stale=self._control.stale,
+            config_hash=self._configuration.settings.config_hash(),
         )
         if this_one_only or slot is None:
             return [this]
@@ -194,21 +198,21 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def StartCanary(self, request: pb.StartCanaryRequest, context: _Context) -> pb.StartCanaryResponse:
         """Begins to give a model version orders."""
-        return await _answer(self._canaries.start(request, request.author), context)
+        return await _answer(self._canaries.start(request, author(request.author)), context)
 
     async def SetCanaryWeight(
         self, request: pb.SetCanaryWeightRequest, context: _Context
     ) -> pb.SetCanaryWeightResponse:
         """Sets the canary's share by hand."""
-        return await _answer(self._canaries.set_weight(request, request.author), context)
+        return await _answer(self._canaries.set_weight(request, author(request.author)), context)
 
     async def PromoteCanary(self, request: pb.PromoteCanaryRequest, context: _Context) -> pb.PromoteCanaryResponse:
         """Makes the canary the champion now."""
-        return await _answer(self._canaries.promote(request, request.author), context)
+        return await _answer(self._canaries.promote(request, author(request.author)), context)
 
     async def AbortCanary(self, request: pb.AbortCanaryRequest, context: _Context) -> pb.AbortCanaryResponse:
         """Ends the canary."""
-        return await _answer(self._canaries.abort(request, request.author), context)
+        return await _answer(self._canaries.abort(request, author(request.author)), context)
 
     async def GetCanary(self, request: pb.GetCanaryRequest, context: _Context) -> pb.GetCanaryResponse:
         """The canary with its evidence."""
@@ -216,7 +220,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def RollBack(self, request: pb.RollBackRequest, context: _Context) -> pb.RollBackResponse:
         """Makes the champion's predecessor the champion again."""
-        return await _answer(self._canaries.roll_back(request, request.author), context)
+        return await _answer(self._canaries.roll_back(request, author(request.author)), context)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
         """Every version in the registry."""
@@ -224,11 +228,22 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: _Context) -> pb.LoadModelResponse:
         """Loads a version into replicas."""
-        return await _answer(self._canaries.load_model(request, request.author), context)
+        return await _answer(self._canaries.load_model(request, author(request.author)), context)
 
     async def SetModelAlias(self, request: pb.SetModelAliasRequest, context: _Context) -> pb.SetModelAliasResponse:
         """Points an alias at a version."""
-        return await _answer(self._canaries.set_alias(request, request.author), context)
+        return await _answer(self._canaries.set_alias(request, author(request.author)), context)
+
+    async def ReloadConfiguration(
+        self, request: pb.ReloadConfigurationRequest, context: _Context
+    ) -> pb.ReloadConfigurationResponse:
+        """Reads the configuration file anew."""
+        return await _answer(self._reload(request), context)
+
+    async def _reload(self, request: pb.ReloadConfigurationRequest) -> pb.ReloadConfigurationResponse:
+        who = author(request.author)
+        check_author(who, request.reason)
+        return await self._configuration.reload(self._control, request, who)
 
     def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
         status = pb.FeatureStatus(instrument=instrument)

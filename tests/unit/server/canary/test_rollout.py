@@ -87,10 +87,10 @@ class Entries(Journal):
         self.entries: list[packet_pb2.JournalEntry] = []
         self.writable = True
 
-    def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[None]:
+    def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[bool]:
         self.entries.append(packet_pb2.JournalEntry.FromString(entry))
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        written.set_result(None)
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        written.set_result(True)
         return written
 
 
