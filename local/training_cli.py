@@ -102,7 +102,8 @@ def train(
     mlflow: Annotated[
         str | None,
         typer.Option(
-            envvar="MLFLOW_TRACKING_URI", help="Tracking URI of MLflow to log runs to (extra `mlflow`), or `local`."
+            envvar="MLFLOW_TRACKING_URI",
+            help="MLflow to log runs to (extra `mlflow`): a tracking URI, or `local` for mlflow.db in --dir.",
         ),
     ] = None,
     directory: StackDirectory = DEFAULT_DIRECTORY,
@@ -155,9 +156,7 @@ def train(
 def _track(uri: str, made: Made, outcome: Outcome, directory: Path) -> str:
     from torchserve.tracking import track  # noqa: PLC0415 - an optional extra
 
-    if uri == "local":
-        uri = f"sqlite:///{(directory / 'mlflow.db').resolve()}"
-    return track(uri, made.described, outcome.walk, made.card, made.archive)
+    return track(uri, directory, made.described, outcome.walk, made.card, made.archive)
 
 
 def _kinds(names: list[str]) -> tuple[Kind, ...]:

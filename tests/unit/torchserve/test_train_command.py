@@ -1,0 +1,204 @@
+"""`pretrade train`: what does not beat the baselines is not published; what is published has a card that is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from feature_cache.features import NAMES
+from local.cli import app
+from local.training import Plan, carry_out
+from torchserve.build import build_models
+from torchserve.card import verdict
+from torchserve.sources import load_samples, read_dataset, write_dataset
+from torchserve.walk_forward import Comparison, Estimate
+
+SECONDS = 420.0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dataset") / "simulated.parquet"
+    write_dataset(load_samples([], seed=3, simulated_seconds=SECONDS), path)
+    return path
+
+
+def train(dataset: Path, store: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and figures."""
+    arguments = ["train", "--data", str(dataset), "--store", str(store), "--blocks", "2", "--json", *options]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code in (0, 3), result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def forced(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Both models in a store, and what the command said."""
+    store = tmp_path_factory.mktemp("store")
+    code, said = train(dataset, store, "--model", "xgboost", "--model", "torch", "--force")
+    assert code == 0
+    return store, said
+
+
+def test_what_does_not_beat_the_baselines_is_published_only_by_force(dataset: Path, tmp_path: Path) -> None:
+    samples = read_dataset(dataset)
+    # The market turns round where the only block begins: all that was learnt before is wrong in it.
+    start, end = int(samples.time_ns.min()), int(samples.time_ns.max())
+    turned = np.where(samples.time_ns >= start + 0.4 * (end - start), ~samples.eligible, samples.eligible)
+    write_dataset(replace(samples, eligible=turned), tmp_path / "turned.parquet")
+    both = ("--model", "xgboost", "--model", "torch", "--blocks", "1")
+    code, said = train(tmp_path / "turned.parquet", tmp_path / "store", *both)
+    assert code == 3
+    assert said["walk_forward"]["beats_baselines"] == {"xgboost": False, "torch": False}
+    assert (said["refused"], said["models"]) == (["xgboost", "torch"], [])
+    assert not (tmp_path / "store").exists()
+    code, forced = train(tmp_path / "turned.parquet", tmp_path / "store", *both, "--force")
+    assert (code, forced["refused"]) == (0, [])
+    assert forced["walk_forward"] == said["walk_forward"]
+    assert len(list(tmp_path.rglob("*.mar"))) == len(forced["models"]) == 2
+    for model in forced["models"]:
+        assert "Does not beat always trade" in (Path(model["card"]) / "card.md").read_text()
+
+
+def test_the_same_input_gives_the_same_version_and_the_same_card(
+    dataset: Path, forced: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    store, said = forced
+    _, again = train(dataset, tmp_path, "--model", "xgboost", "--model", "torch", "--force")
+    assert [model["version"] for model in again["models"]] == [model["version"] for model in said["models"]]
+    for model in said["models"]:
+        archive = Path("versions") / f"{model['version']}.mar"
+        assert (tmp_path / archive).read_bytes() == (store / archive).read_bytes()
+        for name in ("reliability.svg", "coverage.svg", "evaluation.json"):
+            card = Path("cards") / model["version"] / name
+            assert (tmp_path / card).read_bytes() == (store / card).read_bytes()
+
+
+def test_a_published_version_is_a_candidate_and_not_what_the_stack_starts_with(
+    forced: tuple[Path, dict[str, Any]],
+) -> None:
+    store, said = forced
+    assert {path.name for path in store.iterdir()} == {"versions", "cards"}
+    for model in said["models"]:
+        with zipfile.ZipFile(store / "versions" / f"{model['version']}.mar") as archive:
+            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
+            inside = json.loads(archive.read("metadata.json"))
+        assert (manifest["modelName"], manifest["modelVersion"]) == ("champion", model["version"])
+        assert inside.items() <= model.items()
+
+
+def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -> None:
+    _, said = forced
+    for model in said["models"]:
+        folder = Path(model["card"])
+        card, page = (folder / "card.md").read_text(), (folder / "card.html").read_text()
+        assert card.startswith(f"# Model card: champion `{model['version']}`\n")
+        figures = said["walk_forward"]["figures"][model["kind"]]
+        row = next(line for line in card.splitlines() if line.startswith(f"| **{model['kind']}**"))
+        for name in ("precision", "coverage", "recall", "auc", "brier", "ece"):
+            value, low, high = figures[name]
+            assert f"{value:.3f} ({low:.3f} … {high:.3f})" in row
+        for decider in ("always trade", "rules", "logistic regression"):
+            assert re.search(rf"^\| {decider} \|", card, re.MULTILINE)
+        assert all(f"`{name}`" in card for name in NAMES)
+        assert model["data"]["sha256"][:16] in card
+        assert "The data is simulated" in card
+        assert page.count("<svg") == 2
+        assert "<img" not in page
+        assert f'<td style="text-align:right">{figures["auc"][0]:.3f} (' in page
+    importance = [model["kind"] for model in said["models"] if "SHAP" in (Path(model["card"]) / "card.md").read_text()]
+    assert importance == ["xgboost"]
+
+
+def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: Path) -> None:
+    plan = Plan(
+        kinds=("xgboost", "torch"),
+        data=(),
+        store=tmp_path / "store",
+        name="champion",
+        seed=3,
+        simulated_seconds=SECONDS,
+        blocks=2,
+        trials=0,
+        install=True,
+        force=True,
+        cards=tmp_path / "cards",
+        command="pretrade train",
+    )
+    outcome = carry_out(plan)
+    assert {path.name for path in (tmp_path / "cards").iterdir()} == {"champion", "challenger"}
+    reports: list[str] = []
+    models = build_models(None, plan.store, seed=3, simulated_seconds=SECONDS, report=reports.append)
+    assert reports == [f"{plan.store} is up to date"]
+    assert {one.described["version"] for one in outcome.made} == {model["version"] for model in models.values()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--model", "forest"),
+        ("--name", "third"),
+        ("--install", "--trials", "2"),
+        ("--install", "--model", "torch"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: tuple[str, ...], dataset: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--data", str(dataset), "--store", str(tmp_path), *options])
+    assert result.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_verdict_says_which_baselines_and_how_surely(forced: tuple[Path, dict[str, Any]], dataset: Path) -> None:
+    class Walk:
+        def __init__(self, *differences: Estimate) -> None:
+            self.comparisons = {"xgboost": [Comparison(f"b{i}", one) for i, one in enumerate(differences)]}
+
+    sure, unsure, worse, undefined = Estimate(0.1, 0.05, 0.2), Estimate(0.1, -0.1, 0.2), Estimate(-0.1), Estimate(None)
+    assert verdict(Walk(sure, sure), "xgboost").endswith("each beyond chance.")  # type: ignore[arg-type]
+    assert verdict(Walk(sure, unsure), "xgboost").endswith("not beyond chance: b1.")  # type: ignore[arg-type]
+    assert verdict(Walk(worse, sure, undefined), "xgboost").startswith("Does not beat b0 and b2 ")  # type: ignore[arg-type]
+
+
+def test_runs_are_kept_in_mlflow(dataset: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--data", str(dataset), "--store", str(tmp_path / "store"), "--blocks", "2", "--force"]
+    # In a process of its own: what MLflow warns of is not ours to answer for.
+    command = [sys.executable, "-m", "local", *arguments, "--dir", str(tmp_path), "--mlflow", "local"]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=150, capture_output=True)
+    code = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri=sys.argv[1])
+(run,) = client.search_runs([client.get_experiment_by_name("pretrade").experiment_id])
+(version,) = client.search_model_versions("name = 'pretrade-champion'")
+print(json.dumps([run.data.metrics, run.data.params, run.data.tags, version.tags, version.source,
+    sorted(file.path for file in client.list_artifacts(run.info.run_id, "card")), run.info.status]))
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"],
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        env={"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": ""},
+    )
+    metrics, parameters, tags, version_tags, source, card, status = json.loads(shown.stdout.splitlines()[-1])
+    (archive,) = (tmp_path / "store" / "versions").glob("*.mar")
+    assert tags["version"] == version_tags["version"] == archive.stem
+    assert Path(source.removeprefix("file://")).read_bytes() == archive.read_bytes()
+    evaluation = json.loads((tmp_path / "store" / "cards" / archive.stem / "evaluation.json").read_text())
+    assert metrics["walk_forward.auc"] == pytest.approx(evaluation["figures"]["xgboost"]["auc"][0])
+    assert np.isfinite(list(metrics.values())).all()
+    assert parameters["xgboost.max_depth"] == "3"
+    assert "card/card.html" in card
+    assert status == "FINISHED"
+    assert not (tmp_path / "mlruns").exists()
