@@ -18,10 +18,7 @@ from feature_cache.features import NAMES
 from local.cli import app
 from local.training import Plan, carry_out
 from torchserve.build import build_models
-from torchserve.card import verdict
-from torchserve.evaluation import Estimate
 from torchserve.sources import load_samples, read_dataset, write_dataset
-from torchserve.walk_forward import Comparison
 
 SECONDS = 420.0
 
@@ -161,30 +158,19 @@ def test_what_makes_no_sense_is_refused(options: tuple[str, ...], dataset: Path,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_verdict_says_which_baselines_and_how_surely(forced: tuple[Path, dict[str, Any]], dataset: Path) -> None:
-    class Walk:
-        def __init__(self, *differences: Estimate) -> None:
-            self.comparisons = {"xgboost": [Comparison(f"b{i}", one) for i, one in enumerate(differences)]}
-
-    sure, unsure, worse, undefined = Estimate(0.1, 0.05, 0.2), Estimate(0.1, -0.1, 0.2), Estimate(-0.1), Estimate(None)
-    assert verdict(Walk(sure, sure), "xgboost").endswith("each beyond chance.")  # type: ignore[arg-type]
-    assert verdict(Walk(sure, unsure), "xgboost").endswith("not beyond chance: b1.")  # type: ignore[arg-type]
-    assert verdict(Walk(worse, sure, undefined), "xgboost").startswith("Does not beat b0 and b2 ")  # type: ignore[arg-type]
-
-
 def test_runs_are_kept_in_mlflow(forced: tuple[Path, dict[str, Any]]) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415 - after it was imported without its warnings
 
     store, said = forced
     directory = store.parent / "dir"
     client = MlflowClient(tracking_uri=f"sqlite:///{directory}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("pretrade").experiment_id])
+    experiment = client.get_experiment_by_name("pretrade")
+    assert experiment is not None
+    runs = {run.data.tags["version"]: run for run in client.search_runs([experiment.experiment_id])}
     registered = {one.tags["version"]: one for one in client.search_model_versions("name = 'pretrade-champion'")}
-    assert (
-        set(registered) == {model["version"] for model in said["models"]} == {run.data.tags["version"] for run in runs}
-    )
+    assert set(registered) == set(runs) == {model["version"] for model in said["models"]}
     for model in said["models"]:
-        (run,) = (run for run in runs if run.data.tags["version"] == model["version"])
+        run = runs[model["version"]]
         auc = said["walk_forward"]["figures"][model["kind"]]["auc"][0]
         assert run.data.metrics["walk_forward.auc"] == pytest.approx(auc)
         assert np.isfinite(list(run.data.metrics.values())).all()

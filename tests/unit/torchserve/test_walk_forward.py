@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from feature_cache.features import INDEX, N_FEATURES
 from local.training import rules_trades
+from torchserve.card import verdict
 from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
-from torchserve.evaluation import BootstrapSettings
+from torchserve.evaluation import BootstrapSettings, Estimate
 from torchserve.search import search
 from torchserve.training import TrainingSettings
 from torchserve.walk_forward import (
@@ -24,6 +25,7 @@ from torchserve.walk_forward import (
     BASELINES,
     LOGISTIC,
     RULES,
+    Comparison,
     WalkForward,
     WalkForwardSettings,
     block_splits,
@@ -136,6 +138,17 @@ def test_every_figure_is_of_the_blocks_together(walk: WalkForward) -> None:
     # 540 s of blocks in spans of 10 s.
     assert walk.independent_blocks == pytest.approx(54, abs=1)
     assert json.loads(json.dumps(walk.summary()))["beats_baselines"] == {"xgboost": False, "torch": False}
+
+
+def test_a_verdict_says_which_baselines_and_how_surely(walk: WalkForward) -> None:
+    def said(*differences: Estimate) -> str:
+        comparisons = [Comparison(f"b{number}", one) for number, one in enumerate(differences)]
+        return verdict(replace(walk, comparisons={"xgboost": comparisons}), "xgboost")
+
+    sure, unsure, worse, undefined = Estimate(0.1, 0.05, 0.2), Estimate(0.1, -0.1, 0.2), Estimate(-0.1), Estimate(None)
+    assert said(sure, sure).endswith("each beyond chance.")
+    assert said(sure, unsure).endswith("not beyond chance: b1.")
+    assert said(worse, sure, undefined).startswith("Does not beat b0 and b2 ")
 
 
 def test_a_session_too_short_for_its_blocks_is_refused() -> None:
