@@ -111,7 +111,8 @@ def train(
 ) -> None:
     """Train models, hold them against the baselines in a walk-forward evaluation, and publish them with their cards.
 
-    Prints the version of each. Exit code 3: a model does not beat the baselines and was not published (see --force).
+    Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`. Exit
+    code 3: a model does not beat the baselines and was not published (see --force).
     """
     from local.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
@@ -214,7 +215,6 @@ def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
     columns = {
         "precision": "precision",
         "coverage": "coverage",
-        "recall": "recall",
         "auc": "AUC",
         "brier": "Brier",
         "ece": "ECE",

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from feature_cache.features import NAMES
 from local.cli import app
 from local.training import Plan, carry_out
+from server.models.registry import Registry
 from torchserve.build import build_models
 from torchserve.sources import load_samples, read_dataset, write_dataset
 
@@ -88,13 +89,16 @@ def test_a_published_version_is_a_candidate_and_not_what_the_stack_starts_with(
     forced: tuple[Path, dict[str, Any]],
 ) -> None:
     store, said = forced
-    assert {path.name for path in store.iterdir()} == {"versions", "cards"}
+    assert {path.name for path in store.iterdir()} == {"versions", "cards", "aliases"}
+    registry = Registry(store)
+    assert registry.aliases() == {"candidate": said["models"][-1]["version"]}
     for model in said["models"]:
         with zipfile.ZipFile(store / "versions" / f"{model['version']}.mar") as archive:
             manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
             inside = json.loads(archive.read("metadata.json"))
         assert (manifest["modelName"], manifest["modelVersion"]) == ("champion", model["version"])
         assert inside.items() <= model.items()
+        assert registry.usable(model["version"]).threshold == model["threshold"]
 
 
 def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -> None:
