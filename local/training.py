@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallback.rules import RulesBaseline, RulesSettings
+from server.models.registry import CANDIDATE, Registry
 from torchserve.build import NAMES, build_models
 from torchserve.card import CardFacts, write_card
 from torchserve.dataset import Samples
@@ -132,6 +133,7 @@ def _publish(
             model = train(plan.name, samples, training, kind)
             metadata = metadata_of(model, samples, training)
             version = write_archive(model, metadata, plan.store, install=False)
+            Registry(plan.store).set_alias(CANDIDATE, version)
             written.append({"version": version, **metadata})
     return written
 

@@ -102,7 +102,8 @@ def train(
     mlflow: Annotated[
         str | None,
         typer.Option(
-            envvar="MLFLOW_TRACKING_URI", help="Tracking URI of MLflow to log runs to (extra `mlflow`), or `local`."
+            envvar="MLFLOW_TRACKING_URI",
+            help="MLflow to log runs to (extra `mlflow`): a tracking URI, or `local` for mlflow.db in --dir.",
         ),
     ] = None,
     directory: StackDirectory = DEFAULT_DIRECTORY,
@@ -110,7 +111,8 @@ def train(
 ) -> None:
     """Train models, hold them against the baselines in a walk-forward evaluation, and publish them with their cards.
 
-    Prints the version of each. Exit code 3: a model does not beat the baselines and was not published (see --force).
+    Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`. Exit
+    code 3: a model does not beat the baselines and was not published (see --force).
     """
     from local.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
@@ -155,9 +157,7 @@ def train(
 def _track(uri: str, made: Made, outcome: Outcome, directory: Path) -> str:
     from torchserve.tracking import track  # noqa: PLC0415 - an optional extra
 
-    if uri == "local":
-        uri = f"sqlite:///{(directory / 'mlflow.db').resolve()}"
-    return track(uri, made.described, outcome.walk, made.card, made.archive)
+    return track(uri, directory, made.described, outcome.walk, made.card, made.archive)
 
 
 def _kinds(names: list[str]) -> tuple[Kind, ...]:
@@ -215,7 +215,6 @@ def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
     columns = {
         "precision": "precision",
         "coverage": "coverage",
-        "recall": "recall",
         "auc": "AUC",
         "brier": "Brier",
         "ece": "ECE",

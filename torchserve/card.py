@@ -233,7 +233,7 @@ def _reference(facts: CardFacts) -> Iterable[str]:
     yield from _table(
         ("feature", "undefined", "deciles"),
         (
-            [f"`{name}`", f"{one['undefined']:.3f}", " ".join(f"{edge:.3g}" for edge in one["edges"]) or "–"]
+            [f"`{name}`", f"{one['undefined']:.3f}", " ".join(f"{edge + 0.0:.3g}" for edge in one["edges"]) or "–"]
             for name, one in facts.described["reference"].items()
         ),
     )

@@ -111,6 +111,8 @@ def write_archive(model: TrainedModel, metadata: dict[str, Any], directory: Path
         written |= {directory / f"{model.name}{path.suffix}": content for path, content in written.items()}
     kept.parent.mkdir(parents=True, exist_ok=True)
     for path, content in written.items():
+        if path.parent == kept.parent and path.exists():  # the same content, by its name
+            continue
         # Written aside and renamed, so that a server which starts meanwhile never reads half an archive.
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(content)

@@ -15,11 +15,17 @@ from torchserve.walk_forward import WalkForward
 EXPERIMENT: Final = "pretrade"
 
 
-def track(uri: str, described: Mapping[str, Any], walk: WalkForward, card: Path, archive: Path) -> str:
+LOCAL: Final = "local"
+"""Instead of a URI: a store of our own."""
+
+
+def track(uri: str, directory: Path, described: Mapping[str, Any], walk: WalkForward, card: Path, archive: Path) -> str:
     """Logs a run and registers the model.
 
     Args:
-        uri: Of MLflow's tracking server or store: `sqlite:///mlflow.db`, `http://…`.
+        uri: Of MLflow's tracking server or store, for example `http://HOST:PORT`; or `LOCAL`: a database file
+            `mlflow.db` and files below `directory`.
+        directory: See there.
         described: The model's metadata with its version.
         walk: Its evaluation.
         card: Folder of its card.
@@ -37,9 +43,14 @@ def track(uri: str, described: Mapping[str, Any], walk: WalkForward, card: Path,
     from mlflow import MlflowClient  # noqa: PLC0415 - an optional extra
 
     kind = described["kind"]
+    artifacts = None
+    if uri == LOCAL:
+        directory.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{(directory / 'mlflow.db').resolve()}"
+        artifacts = (directory / "mlflow").resolve().as_uri()  # else they would be put into the current folder
     client = MlflowClient(tracking_uri=uri)
     known = client.get_experiment_by_name(EXPERIMENT)
-    experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
+    experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     name, version = f"pretrade-{described['name']}", described["version"]
     tags = {"version": version, "data_sha256": described["data"]["sha256"], "source": described["data"]["source"]}
     run = client.create_run(experiment, run_name=f"{name}-{version}", tags=tags).info.run_id
@@ -51,8 +62,8 @@ def track(uri: str, described: Mapping[str, Any], walk: WalkForward, card: Path,
     client.log_artifact(run, str(archive), "archive")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    artifacts = client.get_run(run).info.artifact_uri
-    client.create_model_version(name, f"{artifacts}/archive/{archive.name}", run, tags={"version": version})
+    source = f"{client.get_run(run).info.artifact_uri}/archive/{archive.name}"
+    client.create_model_version(name, source, run, tags={"version": version})
     client.set_terminated(run)
     return str(run)
 

@@ -1,6 +1,7 @@
 # TorchServe with the models inside, so that the image's digest says what scores. Build from the root of the repository,
 # after `make models`:
 #   docker build --file k8s/docker/torchserve.Dockerfile --tag pretrade-torchserve:dev .
+# Of `make models DATA=…/NAME`: --build-arg MODELS=.pretrade/models/NAME.
 # For the CPU build of torch, which is much smaller, pass its package index: --build-arg PIP_EXTRA_INDEX_URL=…
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
@@ -20,7 +21,8 @@ RUN python -c "import re, tomllib; \
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
-COPY .pretrade/models/*.mar /models/
+ARG MODELS=.pretrade/models/simulated
+COPY ${MODELS}/*.mar /models/
 COPY k8s/replica/config.properties k8s/replica/log4j2.xml /etc/torchserve/
 ENV JAVA_HOME=/opt/venv/java PATH=/opt/venv/bin:/opt/venv/java/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \

@@ -29,7 +29,9 @@ from server.audit.models import read_archive
 
 VERSIONS: Final = "versions"
 _ALIASES: Final = "aliases"
-ALIASES: Final = ("champion", "challenger", "previous")
+CANDIDATE: Final = "candidate"
+"""What was trained last, and has not been given an order yet."""
+ALIASES: Final = ("champion", "challenger", "previous", CANDIDATE)
 _HEX_DIGITS: Final = frozenset("0123456789abcdef")
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from torchserve.config import TorchServeSettings, prepare
+from torchserve.config import TorchServeSettings, prepare, store_directory
 
 ROOT: Final = Path(__file__).parents[2]
 K8S: Final = ROOT / "k8s"
@@ -453,3 +453,12 @@ def test_the_readiness_check_of_a_replica_takes_only_what_its_image_holds() -> N
         "feature_cache",
         "typing_extensions",
     }
+
+
+def test_the_model_servers_image_holds_what_make_models_made() -> None:
+    made = store_directory(Path(".pretrade"), None).as_posix()
+    dockerfile = (K8S / "docker" / "torchserve.Dockerfile").read_text()
+    assert f"ARG MODELS={made}\nCOPY ${{MODELS}}/*.mar /models/\n" in dockerfile
+    let_through = (K8S / "docker" / "torchserve.Dockerfile.dockerignore").read_text().splitlines()
+    (pattern,) = (line.removeprefix("!") for line in let_through if line.endswith(".mar"))
+    assert Path(f"{made}/champion.mar").match(pattern)

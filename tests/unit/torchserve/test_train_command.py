@@ -1,0 +1,187 @@
+"""`pretrade train`: what does not beat the baselines is not published; what is published has a card that is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from feature_cache.features import NAMES
+from local.cli import app
+from local.training import Plan, carry_out
+from server.models.registry import Registry
+from torchserve.build import build_models
+from torchserve.sources import load_samples, read_dataset, write_dataset
+
+SECONDS = 420.0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dataset") / "simulated.parquet"
+    write_dataset(load_samples([], seed=3, simulated_seconds=SECONDS), path)
+    return path
+
+
+def train(dataset: Path, store: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and figures."""
+    arguments = ["train", "--data", str(dataset), "--store", str(store), "--blocks", "2", "--json", *options]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow warns of when it is imported is not ours to answer for
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code in (0, 3), result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def forced(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Both models in a store, and what the command said."""
+    store = tmp_path_factory.mktemp("made") / "store"
+    both = ("--model", "xgboost", "--model", "torch", "--force")
+    code, said = train(dataset, store, *both, "--dir", str(store.parent / "dir"), "--mlflow", "local")
+    assert code == 0
+    return store, said
+
+
+def test_what_does_not_beat_the_baselines_is_published_only_by_force(dataset: Path, tmp_path: Path) -> None:
+    samples = read_dataset(dataset)
+    # The market turns round where the only block begins: all that was learnt before is wrong in it.
+    start, end = int(samples.time_ns.min()), int(samples.time_ns.max())
+    turned = np.where(samples.time_ns >= start + 0.4 * (end - start), ~samples.eligible, samples.eligible)
+    write_dataset(replace(samples, eligible=turned), tmp_path / "turned.parquet")
+    both = ("--model", "xgboost", "--model", "torch", "--blocks", "1")
+    code, said = train(tmp_path / "turned.parquet", tmp_path / "store", *both)
+    assert code == 3
+    assert said["walk_forward"]["beats_baselines"] == {"xgboost": False, "torch": False}
+    assert (said["refused"], said["models"]) == (["xgboost", "torch"], [])
+    assert not (tmp_path / "store").exists()
+    code, forced = train(tmp_path / "turned.parquet", tmp_path / "store", *both, "--force")
+    assert (code, forced["refused"]) == (0, [])
+    assert forced["walk_forward"] == said["walk_forward"]
+    assert len(list(tmp_path.rglob("*.mar"))) == len(forced["models"]) == 2
+    for model in forced["models"]:
+        assert "Does not beat always trade" in (Path(model["card"]) / "card.md").read_text()
+
+
+def test_the_same_input_gives_the_same_version_and_the_same_card(
+    dataset: Path, forced: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    store, said = forced
+    _, again = train(dataset, tmp_path, "--model", "xgboost", "--model", "torch", "--force")
+    assert [model["version"] for model in again["models"]] == [model["version"] for model in said["models"]]
+    for model in said["models"]:
+        archive = Path("versions") / f"{model['version']}.mar"
+        assert (tmp_path / archive).read_bytes() == (store / archive).read_bytes()
+        for name in ("reliability.svg", "coverage.svg", "evaluation.json"):
+            card = Path("cards") / model["version"] / name
+            assert (tmp_path / card).read_bytes() == (store / card).read_bytes()
+
+
+def test_a_published_version_is_a_candidate_and_not_what_the_stack_starts_with(
+    forced: tuple[Path, dict[str, Any]],
+) -> None:
+    store, said = forced
+    assert {path.name for path in store.iterdir()} == {"versions", "cards", "aliases"}
+    registry = Registry(store)
+    assert registry.aliases() == {"candidate": said["models"][-1]["version"]}
+    for model in said["models"]:
+        with zipfile.ZipFile(store / "versions" / f"{model['version']}.mar") as archive:
+            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
+            inside = json.loads(archive.read("metadata.json"))
+        assert (manifest["modelName"], manifest["modelVersion"]) == ("champion", model["version"])
+        assert inside.items() <= model.items()
+        assert registry.usable(model["version"]).threshold == model["threshold"]
+
+
+def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -> None:
+    _, said = forced
+    for model in said["models"]:
+        folder = Path(model["card"])
+        card, page = (folder / "card.md").read_text(), (folder / "card.html").read_text()
+        assert card.startswith(f"# Model card: champion `{model['version']}`\n")
+        figures = said["walk_forward"]["figures"][model["kind"]]
+        row = next(line for line in card.splitlines() if line.startswith(f"| **{model['kind']}**"))
+        for name in ("precision", "coverage", "recall", "auc", "brier", "ece"):
+            value, low, high = figures[name]
+            assert f"{value:.3f} ({low:.3f} … {high:.3f})" in row
+        for decider in ("always trade", "rules", "logistic regression"):
+            assert re.search(rf"^\| {decider} \|", card, re.MULTILINE)
+        assert all(f"`{name}`" in card for name in NAMES)
+        assert model["data"]["sha256"][:16] in card
+        assert "The data is simulated" in card
+        assert page.count("<svg") == 2
+        assert "<img" not in page
+        assert f'<td style="text-align:right">{figures["auc"][0]:.3f} (' in page
+    importance = [model["kind"] for model in said["models"] if "SHAP" in (Path(model["card"]) / "card.md").read_text()]
+    assert importance == ["xgboost"]
+
+
+def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: Path) -> None:
+    plan = Plan(
+        kinds=("xgboost", "torch"),
+        data=(),
+        store=tmp_path / "store",
+        name="champion",
+        seed=3,
+        simulated_seconds=SECONDS,
+        blocks=2,
+        trials=0,
+        install=True,
+        force=True,
+        cards=tmp_path / "cards",
+        command="pretrade train",
+    )
+    outcome = carry_out(plan)
+    assert {path.name for path in (tmp_path / "cards").iterdir()} == {"champion", "challenger"}
+    reports: list[str] = []
+    models = build_models(None, plan.store, seed=3, simulated_seconds=SECONDS, report=reports.append)
+    assert reports == [f"{plan.store} is up to date"]
+    assert {one.described["version"] for one in outcome.made} == {model["version"] for model in models.values()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--model", "forest"),
+        ("--name", "third"),
+        ("--install", "--trials", "2"),
+        ("--install", "--model", "torch"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: tuple[str, ...], dataset: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--data", str(dataset), "--store", str(tmp_path), *options])
+    assert result.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_are_kept_in_mlflow(forced: tuple[Path, dict[str, Any]]) -> None:
+    from mlflow import MlflowClient  # noqa: PLC0415 - after it was imported without its warnings
+
+    store, said = forced
+    directory = store.parent / "dir"
+    client = MlflowClient(tracking_uri=f"sqlite:///{directory}/mlflow.db")
+    experiment = client.get_experiment_by_name("pretrade")
+    assert experiment is not None
+    runs = {run.data.tags["version"]: run for run in client.search_runs([experiment.experiment_id])}
+    registered = {one.tags["version"]: one for one in client.search_model_versions("name = 'pretrade-champion'")}
+    assert set(registered) == set(runs) == {model["version"] for model in said["models"]}
+    for model in said["models"]:
+        run = runs[model["version"]]
+        auc = said["walk_forward"]["figures"][model["kind"]]["auc"][0]
+        assert run.data.metrics["walk_forward.auc"] == pytest.approx(auc)
+        assert np.isfinite(list(run.data.metrics.values())).all()
+        assert run.data.params["xgboost.max_depth"] == "3"
+        assert run.info.status == "FINISHED"
+        assert "card/card.html" in {file.path for file in client.list_artifacts(run.info.run_id, "card")}
+        kept = Path(str(registered[model["version"]].source).removeprefix("file://"))
+        assert kept.read_bytes() == Path(model["archive"]).read_bytes()
+        assert kept.is_relative_to(directory)
+    assert not Path("mlruns").exists()

@@ -1,0 +1,176 @@
+"""A walk forward never knows the future, and a model is as good as what it beats."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from feature_cache.features import INDEX, N_FEATURES
+from local.training import rules_trades
+from torchserve.card import verdict
+from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
+from torchserve.evaluation import BootstrapSettings, Estimate
+from torchserve.search import search
+from torchserve.training import TrainingSettings
+from torchserve.walk_forward import (
+    ALWAYS,
+    BASELINES,
+    LOGISTIC,
+    RULES,
+    Comparison,
+    WalkForward,
+    WalkForwardSettings,
+    block_splits,
+    walk_forward,
+)
+
+WALK = WalkForwardSettings(blocks=3, bootstrap=BootstrapSettings(resamples=50))
+TRAINING = TrainingSettings(seed=2, trees=30, epochs=3)
+SECOND = 1_000_000_000
+
+
+def nothing(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.zeros(len(rows), np.bool_)
+
+
+def made_up(seed: int, *, curved: bool) -> Samples:
+    """Fifteen minutes in which one feature decides: along a line, or only where it is far from zero."""
+    random = np.random.default_rng(seed)
+    n = 6_000
+    rows = random.normal(size=(n, N_FEATURES)).astype(np.float32)
+    signal = np.abs(rows[:, 0]) - 0.8 if curved else rows[:, 0]
+    markout = 2 * signal + random.normal(size=n)
+    return Samples(
+        rows=rows,
+        eligible=markout >= -1,
+        markout_bps=markout.astype(np.float64),
+        time_ns=np.arange(n, dtype=np.int64) * 150_000_000,
+        sell=np.arange(n) % 2 == 1,
+        instrument=np.zeros(n, np.int16),
+        instruments=("MADE.UP",),
+        source="made up",
+    )
+
+
+@pytest.fixture(scope="module")
+def walk() -> WalkForward:
+    return walk_forward(made_up(1, curved=True), ["xgboost", "torch"], TRAINING, WALK, nothing)
+
+
+@hypothesis_settings(deadline=None)
+@given(st.integers(100, 2_000), st.integers(1, 8), st.floats(0.2, 0.8), st.floats(0, 20))
+def test_all_that_a_block_is_decided_from_lies_a_gap_before_it(
+    seconds: int, blocks: int, first: float, embargo: float
+) -> None:
+    time_ns = np.arange(0, seconds * SECOND, SECOND // 2, dtype=np.int64)
+    training = TrainingSettings(embargo_seconds=embargo)
+    try:
+        splits = block_splits(time_ns, training, WalkForwardSettings(blocks=blocks, first_fraction=first))
+    except SamplesError:
+        return
+    for split in splits:
+        for earlier, later in itertools.pairwise(split):
+            # No label of an earlier part is made of a price of a later one, and an embargo lies between.
+            assert time_ns[earlier].max() + LABEL_HORIZON_NS + round(embargo * SECOND) < time_ns[later].min()
+    tested = np.concatenate([split.test for split in splits])
+    assert (np.diff(tested) == 1).all()
+    assert tested[-1] == len(time_ns) - 1
+
+
+def test_labels_that_mean_nothing_are_not_foretold() -> None:
+    samples = made_up(3, curved=True)
+    shuffled = np.random.default_rng(4).permutation(samples.eligible)
+    found = walk_forward(replace(samples, eligible=shuffled), ["xgboost", "torch"], TRAINING, WALK, nothing)
+    for kind in ("xgboost", "torch"):
+        auc = found.figures[kind].auc
+        assert auc.value == pytest.approx(0.5, abs=0.05)
+
+
+def test_what_happens_in_a_block_teaches_nothing_before_it(walk: WalkForward) -> None:
+    samples = made_up(1, curved=True)
+    begins = walk.by_block["xgboost"][-1].start_ns
+    last = samples.time_ns >= begins
+    changed = replace(samples, eligible=np.where(last, ~samples.eligible, samples.eligible))
+    again = walk_forward(changed, ["xgboost", "torch"], TRAINING, WALK, nothing)
+    for kind in ("xgboost", "torch", LOGISTIC):
+        np.testing.assert_array_equal(again.decided[kind].score, walk.decided[kind].score)
+        assert again.by_block[kind][:-1] == walk.by_block[kind][:-1]
+        assert again.by_block[kind][-1] != walk.by_block[kind][-1]
+
+
+def test_a_model_that_knows_a_curve_beats_every_baseline_beyond_chance(walk: WalkForward) -> None:
+    comparisons = {one.baseline: one for one in walk.comparisons["xgboost"]}
+    assert set(comparisons) == set(BASELINES)
+    assert comparisons[ALWAYS].beyond_chance
+    assert comparisons[LOGISTIC].beyond_chance
+    # Rules that trade nothing have no precision to beat.
+    assert not comparisons[RULES].beaten
+    assert not walk.beats_baselines("xgboost")
+
+
+def test_a_model_does_not_beat_rules_that_know_the_answer() -> None:
+    samples = made_up(1, curved=True)
+    perfect = walk_forward(samples, ["xgboost"], TRAINING, WALK, lambda rows: np.abs(rows[:, 0]) > 1.5)
+    random = np.random.default_rng(5)
+    ignorant = walk_forward(samples, ["xgboost"], TRAINING, WALK, lambda rows: random.random(len(rows)) < 0.3)
+    against_perfect, against_ignorant = (
+        next(one for one in found.comparisons["xgboost"] if one.baseline == RULES) for found in (perfect, ignorant)
+    )
+    assert not against_perfect.beyond_chance
+    assert against_ignorant.beyond_chance
+    assert ignorant.beats_baselines("xgboost")
+
+
+def test_every_figure_is_of_the_blocks_together(walk: WalkForward) -> None:
+    assert walk.blocks == 3
+    assert sum(block.samples for block in walk.by_block["torch"]) == len(walk.samples.rows)
+    assert walk.figures[ALWAYS].precision.value == walk.base_rate.value == pytest.approx(walk.samples.eligible.mean())
+    decided = walk.decided["xgboost"]
+    assert walk.figures["xgboost"].precision.value == pytest.approx(walk.samples.eligible[decided.trade].mean())
+    # 540 s of blocks in spans of 10 s.
+    assert walk.independent_blocks == pytest.approx(54, abs=1)
+    assert json.loads(json.dumps(walk.summary()))["beats_baselines"] == {"xgboost": False, "torch": False}
+
+
+def test_a_verdict_says_which_baselines_and_how_surely(walk: WalkForward) -> None:
+    def said(*differences: Estimate) -> str:
+        comparisons = [Comparison(f"b{number}", one) for number, one in enumerate(differences)]
+        return verdict(replace(walk, comparisons={"xgboost": comparisons}), "xgboost")
+
+    sure, unsure, worse, undefined = Estimate(0.1, 0.05, 0.2), Estimate(0.1, -0.1, 0.2), Estimate(-0.1), Estimate(None)
+    assert said(sure, sure).endswith("each beyond chance.")
+    assert said(sure, unsure).endswith("not beyond chance: b1.")
+    assert said(worse, sure, undefined).startswith("Does not beat b0 and b2 ")
+
+
+def test_a_session_too_short_for_its_blocks_is_refused() -> None:
+    with pytest.raises(SamplesError, match="too short for 3 walk-forward blocks"):
+        walk_forward(made_up(1, curved=True).take(np.arange(600)), ["xgboost"], TRAINING, WALK, nothing)
+
+
+def test_the_rules_of_the_baseline_are_those_of_the_fallback() -> None:
+    calm = np.zeros((3, N_FEATURES), np.float32)
+    calm[1, INDEX["spread_bps"]] = 50
+    calm[2, INDEX["ofi_1s"]] = np.nan
+    assert rules_trades()(calm).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["xgboost", "torch"])
+def test_a_search_repeats_itself_and_looks_at_nothing_that_the_walk_tests(kind: str) -> None:
+    samples = made_up(6, curved=True)
+    chosen = "xgboost" if kind == "xgboost" else "torch"
+    found = search(chosen, samples, TRAINING, WALK, trials=3)  # type: ignore[arg-type]
+    first = block_splits(samples.time_ns, TRAINING, WALK)[0].test.min()
+    later = np.arange(len(samples.rows)) >= first
+    changed = replace(samples, eligible=np.where(later, ~samples.eligible, samples.eligible))
+    assert search(chosen, changed, TRAINING, WALK, trials=3) == found  # type: ignore[arg-type]
+    untouched = "torch" if kind == "xgboost" else "xgboost"
+    assert getattr(found, untouched) == getattr(TRAINING, untouched)
