@@ -143,19 +143,10 @@ def torch_margin(weights: bytes, network: dict[str, Any]) -> MarginFunction:
         network: `layers` (sizes, input first), and for every feature `median` (put where NaN is), `mean` and `scale`
             of the training data; standardised values are held within ±`clip`.
     """
-    import io  # noqa: PLC0415  only this model needs them
-    import itertools  # noqa: PLC0415
-
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415  only this model needs it
 
     torch.set_num_threads(1)
-    layers: list[torch.nn.Module] = []
-    with torch.device("meta"):  # the shapes alone: no weights are drawn that the saved ones replace
-        for inputs, outputs in itertools.pairwise(network["layers"]):
-            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-    model = torch.nn.Sequential(*layers[:-1])
-    model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True), assign=True)
-    model.eval()
+    model = perceptron(weights, network["layers"])
     median, mean, scale = (np.array(network[name], dtype=np.float32) for name in ("median", "mean", "scale"))
 
     def margin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -165,6 +156,22 @@ def torch_margin(weights: bytes, network: dict[str, Any]) -> MarginFunction:
         return scores
 
     return margin
+
+
+def perceptron(weights: bytes, sizes: list[int]) -> Any:
+    """The network of a state dict: linear layers of these sizes, input first, with rectifiers between them."""
+    import io  # noqa: PLC0415  as above
+    import itertools  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    layers: list[torch.nn.Module] = []
+    with torch.device("meta"):  # the shapes alone: no weights are drawn that the saved ones replace
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers[:-1])
+    model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True), assign=True)
+    return model.eval()
 
 
 def standardised(
