@@ -31,7 +31,7 @@ feast: setup  ## Feast in an environment of its own, and the tests that its valu
 
 mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/mlserver.txt; }
-	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest tests/integration/test_open_inference.py
+	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)

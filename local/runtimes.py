@@ -28,7 +28,11 @@ def champion_margins(weights: bytes, n_features: int) -> Mapping[str, MarginFunc
     booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(weights))
     booster.set_param({"nthread": 1})
     builders: Mapping[str, tuple[str, Callable[[], MarginFunction]]] = {
-        "xgboost inplace_predict (the handler)": ("xgboost", lambda: xgboost_margin(weights)),
+        "xgboost C API (the handler)": ("xgboost", lambda: xgboost_margin(weights)),
+        "xgboost inplace_predict": (
+            "xgboost",
+            lambda: lambda rows: booster.inplace_predict(rows, predict_type="margin", validate_features=False),
+        ),
         "xgboost DMatrix": (
             "xgboost",
             lambda: lambda rows: booster.predict(xgboost.DMatrix(rows, nthread=1), output_margin=True),
