@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-flips bench-features models clean
+.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-flips bench-features models clean bench-serving
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ feast: setup  ## Feast in an environment of its own, and the tests that its valu
 
 mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/mlserver.txt; }
-	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest tests/integration/test_open_inference.py
+	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
@@ -56,6 +56,8 @@ bench-edges: setup  ## decisions a second, latency and CPU on both edges, next t
 
 bench-flips: setup  ## how fast a change reaches every process of two servers under load (JSON=file)
 	$(BIN)/pretrade bench-flips $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows and by setting (JSON=file)
+	$(BIN)/pretrade bench-serving $(if $(JSON),--json $(JSON))
 
 bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))

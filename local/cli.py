@@ -175,6 +175,21 @@ def bench_features(
     raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
 
 
+@app.command("bench-serving")
+def bench_serving(
+    store: Annotated[
+        Path | None, typer.Option(help="Directory of champion.mar and challenger.mar. [that of `make models`]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each load.")] = 2.0,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure model serving: runtimes in process, TorchServe calls by rows, and what each of its settings does."""
+    from local.serving_bench import run_serving_bench  # noqa: PLC0415 - as above
+    from torchserve.config import store_directory  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), seconds, json))
+
+
 @app.command()
 def features(
     instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],

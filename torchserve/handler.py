@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ctypes
 import gc
 import hashlib
 import json
@@ -35,6 +36,12 @@ MAGIC: Final = b"PTS1"
 HANDLER_FILE: Final = "handler.py"
 METADATA_FILE: Final = "metadata.json"
 WEIGHTS_FILE: Final = "weights.bin"
+
+_RAW_MARGIN: Final = (
+    b'{"type": 1, "training": false, "iteration_begin": 0, "iteration_end": 0, "missing": NaN, "strict_shape": false, '
+    b'"cache_id": 0}'
+)
+"""How XGBoost is to predict: margins, by all trees, with NaN for what is missing."""
 
 MarginFunction = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """float32[n, n_features] → float32[n]: the model's log odds before calibration."""
@@ -54,17 +61,41 @@ def content_version(handler: bytes, metadata: bytes, weights: bytes) -> str:
 
 
 def xgboost_margin(weights: bytes) -> MarginFunction:
-    """Margins of a boosted tree ensemble saved as UBJSON; NaN is its missing value."""
+    """Margins of a boosted tree ensemble saved as UBJSON; NaN is its missing value.
+
+    `Booster.inplace_predict` spends 0.1 ms in Python on every call. This calls the same function of XGBoost's C API, as
+    documented, and gives the same bits.
+
+    Raises:
+        RuntimeError: It does not, with this version of XGBoost.
+    """
     import xgboost  # noqa: PLC0415  each archive loads only the library of its own model
+    from xgboost.libpath import find_lib_path  # noqa: PLC0415
 
     booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(weights))
     # A loaded model forgets the parameter it was constructed with.
     booster.set_param({"nthread": 1})
+    library = ctypes.CDLL(find_lib_path()[0])
+    library.XGBGetLastError.restype = ctypes.c_char_p
+    shape, dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
+    margins = ctypes.POINTER(ctypes.c_float)()
+    results = ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(margins)
 
     def margin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = booster.inplace_predict(rows, predict_type="margin", validate_features=False)
-        return scores
+        rows = np.ascontiguousarray(rows, dtype="<f4")
+        array = b'{"data": [%d, true], "shape": [%d, %d], "typestr": "<f4", "version": 3}' % (
+            rows.ctypes.data,
+            *rows.shape,
+        )
+        if library.XGBoosterPredictFromDense(booster.handle, array, _RAW_MARGIN, None, *results) != 0:
+            raise RuntimeError(library.XGBGetLastError().decode())
+        # The memory is the booster's, until its next prediction.
+        return np.ctypeslib.as_array(margins, (len(rows),)).copy()
 
+    canned = np.full((3, booster.num_features()), np.nan, dtype=np.float32)
+    canned[1:] = [[0.0], [1.0]]
+    if not np.array_equal(margin(canned), booster.inplace_predict(canned, predict_type="margin")):
+        raise RuntimeError(f"XGBoost {xgboost.__version__} predicts otherwise through its C API")
     return margin
 
 
@@ -143,19 +174,10 @@ def torch_margin(weights: bytes, network: dict[str, Any]) -> MarginFunction:
         network: `layers` (sizes, input first), and for every feature `median` (put where NaN is), `mean` and `scale`
             of the training data; standardised values are held within ±`clip`.
     """
-    import io  # noqa: PLC0415  only this model needs them
-    import itertools  # noqa: PLC0415
-
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415  only this model needs it
 
     torch.set_num_threads(1)
-    layers: list[torch.nn.Module] = []
-    with torch.device("meta"):  # the shapes alone: no weights are drawn that the saved ones replace
-        for inputs, outputs in itertools.pairwise(network["layers"]):
-            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
-    model = torch.nn.Sequential(*layers[:-1])
-    model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True), assign=True)
-    model.eval()
+    model = perceptron(weights, network["layers"])
     median, mean, scale = (np.array(network[name], dtype=np.float32) for name in ("median", "mean", "scale"))
 
     def margin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -165,6 +187,22 @@ def torch_margin(weights: bytes, network: dict[str, Any]) -> MarginFunction:
         return scores
 
     return margin
+
+
+def perceptron(weights: bytes, sizes: list[int]) -> Any:
+    """The network of a state dict: linear layers of these sizes, input first, with rectifiers between them."""
+    import io  # noqa: PLC0415  as above
+    import itertools  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    layers: list[torch.nn.Module] = []
+    with torch.device("meta"):  # the shapes alone: no weights are drawn that the saved ones replace
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers[:-1])
+    model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True), assign=True)
+    return model.eval()
 
 
 def standardised(

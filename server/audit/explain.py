@@ -15,7 +15,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.errors import ModelFailed, NotReplayable
 from server.audit.models import Archive, RunningModel
 
-SCORED: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CACHED_SCORE))
+SCORED: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY, pb.SOURCE_CACHED_SCORE))
 """Sources whose score a model gave."""
 _MOST_RUNNING: Final = 2
 """Models kept loaded, some 150 MiB each: the one that decides and the one on trial."""

@@ -21,20 +21,24 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from harness import eventually
+from decision_server import DecisionServer
+from harness import INSTRUMENTS, eventually
 from numpy.typing import NDArray
+from rig import ROOMY
 
 from feature_cache import features
 from feature_cache.simulator import simulate
 from local.ports import free_ports
 from local.settings import LocalSettings
 from local.stack import Stack
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import BatcherSettings, Scored
 from server.inference.breaker import BreakerSettings
 from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.replica import Replica, ReplicaSettings
+from server.rpc.decision import MAX_BATCH
 from torchserve.dataset import collect
 from torchserve.handler import ModelHandler
 from torchserve.mlserver import write_folder
@@ -65,7 +69,7 @@ def rows() -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Stack]:
     settings = LocalSettings(dir=tmp_path_factory.mktemp("oip"), model_store=model_store, open_inference=True)
-    with Stack(settings, parts=set(REPLICAS.values())) as stack:
+    with Stack(settings, parts={"valkey", *REPLICAS.values()}) as stack:
         yield stack
 
 
@@ -253,3 +257,58 @@ async def test_failures_of_mlserver_are_classed_by_their_meaning(mlserver: str, 
     assert await failures(mlserver, codec, other)() == EXPECTED_FAILURES
     named = OpenInference("oip", OpenInferenceSettings(output_name="nope"), description)
     assert await outcome_of(mlserver, named) is Outcome.MODEL_ERROR
+
+
+def decided(server: DecisionServer, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The primary's scores of orders that bring these rows along; who was answered by somebody else asks again."""
+    scores = np.full(len(rows), np.nan, dtype=np.float32)
+    waiting = list(range(len(rows)))
+
+    def ask() -> list[int]:
+        for first in range(0, len(waiting), MAX_BATCH):
+            some = waiting[first : first + MAX_BATCH]
+            request = pb.DecideBatchRequest(orders=[order(rows[index]) for index in some])
+            answer = server.decisions.DecideBatch(request, timeout=60.0)
+            for index, result in zip(some, answer.results, strict=True):
+                if result.decision.source == pb.SOURCE_PRIMARY:
+                    scores[index] = result.decision.score
+        waiting[:] = [index for index in waiting if np.isnan(scores[index])]
+        return waiting
+
+    eventually(ask, lambda left: not left, patience_seconds=120)
+    return scores
+
+
+def order(row: NDArray[np.float32]) -> pb.Order:
+    vector = pb.FeatureVector(feature_set_id=features.FEATURE_SET_ID, values=row.tolist())
+    return pb.Order(instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=0.01, strategy="test", features=vector)
+
+
+@pytest.mark.parametrize(
+    ("model", "protocol", "count"),
+    [
+        ("champion", "torchserve-oip", 1_000),
+        *(
+            pytest.param(model, protocol, ROWS, marks=pytest.mark.long)
+            for model, protocol in itertools.product(REPLICAS, ("torchserve", "torchserve-oip"))
+        ),
+    ],
+)
+def test_a_decision_server_gives_the_scores_of_the_handler(
+    model: str, protocol: ProtocolName, count: int, stack: Stack, model_store: Path, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(3)
+    rows = random.normal(size=(count, features.N_FEATURES)).astype(np.float32)
+    rows = np.clip(rows, features.LOWEST, features.HIGHEST)  # callers' own features are finite and possible
+    settings = {
+        **ROOMY,
+        "REPLICAS__PRIMARY_PROTOCOL": protocol,
+        "REPLICAS__CHAMPION_MODEL": model,
+        "OIP__CHAMPION": str(model_store / f"{model}.json"),
+    }
+    redis_url, primary = str(stack.endpoints.redis_url), str(getattr(stack.endpoints, REPLICAS[model]))
+    with DecisionServer(tmp_path / "server", redis_url, primary=primary, settings=settings) as server:
+        eventually(lambda: server.replica("primary").healthy, bool)
+        scores = decided(server, rows)
+    np.testing.assert_allclose(scores, expected(model_store, model, rows, tmp_path), rtol=0, atol=1e-6)
+    assert np.ptp(scores) > 0.1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from feature_cache import features
 from torchserve.dataset import Samples
-from torchserve.handler import HEADER, ModelHandler, calibrated
+from torchserve.handler import HEADER, ModelHandler, calibrated, xgboost_margin
 from torchserve.training import TrainedModel
 
 Load = Callable[[Path], ModelHandler]
@@ -244,3 +244,19 @@ def test_a_feature_that_no_tree_looks_at_contributes_nothing(store: Path, load: 
     contributions = np.array(handler.explain(samples.rows[-1])["contributions"])
     assert not contributions[unused].any()
     assert contributions[sorted(used)].any()
+
+
+def test_the_champions_margins_are_xgboosts_to_the_last_bit(samples: Samples, models: dict[str, TrainedModel]) -> None:
+    weights = models["champion"].weights
+    booster = xgboost.Booster(model_file=bytearray(weights))
+    margin = xgboost_margin(weights)
+    before = margin(samples.rows[:5])
+    kept = before.copy()
+    for count in (1, 7, 64, 256, len(samples.rows)):
+        rows = samples.rows[:count]
+        expected = booster.inplace_predict(rows, predict_type="margin")
+        np.testing.assert_array_equal(margin(rows), expected)
+        np.testing.assert_array_equal(margin(np.asfortranarray(rows)), expected)
+    np.testing.assert_array_equal(before, kept)  # not the booster's own memory, which later calls fill
+    with pytest.raises(RuntimeError, match="olumns"):
+        margin(samples.rows[:3, :-1])
