@@ -40,6 +40,8 @@ _EMBEDDED: Final = "PRETRADE_EMBEDDED"
 _APPLICATION: Final = "server.embedded:application"
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
 _FILTERS: Final = f"{_EXTENSIONS}filters.http."
+_WEB: Final = "grpc_web"
+_JSON: Final = "json"
 _STREAM_WINDOW_BYTES: Final = 65_536
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
 _RUNTIME: Final = {"overload.premature_reset_total_stream_count": 2_000, "http.max_requests_per_io_cycle": 8}
@@ -165,10 +167,11 @@ class Envoy:
         http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
         http["stat_prefix"] = _STATISTICS
         http["http_filters"] = [
-            {"name": "grpc_web", "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
+            {"name": _WEB, "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
             gate.http_filter(self._admission),
+            _arrival_time(),
             {
-                "name": "json",
+                "name": _JSON,
                 "typed_config": {
                     "@type": f"{_FILTERS}grpc_json_transcoder.v3.GrpcJsonTranscoder",
                     "proto_descriptor_bin": _descriptors(_FILES),
@@ -181,9 +184,8 @@ class Envoy:
             *http["http_filters"],
         ]
         (host,) = http["route_config"]["virtual_hosts"]
-        host["routes"] = gate.routes(decision_pb2.DESCRIPTOR.services_by_name["DecisionService"])
+        host["routes"] = gate.routes(decision_pb2.DESCRIPTOR.services_by_name["DecisionService"], (_WEB, _JSON))
         http["local_reply_config"] = gate.reply()
-        http["early_header_mutation_extensions"] = [_arrival_time()]
         http["http2_protocol_options"] = {
             "max_concurrent_streams": settings.max_streams_per_connection,
             "initial_stream_window_size": _STREAM_WINDOW_BYTES,
@@ -211,11 +213,12 @@ class Envoy:
 def _arrival_time() -> dict[str, Any]:
     """Tells the server when a call's headers came: it may have to wait until Python takes it up."""
     header = {"key": ARRIVED.decode(), "value": "%START_TIME(%s.%6f)%"}
+    action = {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
     return {
         "name": "arrived",
         "typed_config": {
-            "@type": f"{_EXTENSIONS}http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            "mutations": [{"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}],
+            "@type": f"{_FILTERS}header_mutation.v3.HeaderMutation",
+            "mutations": {"request_mutations": [{"append": action}]},
         },
     }
 

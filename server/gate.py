@@ -14,6 +14,7 @@ reflection are no concern of the gate: what decides orders on a stream admits ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -56,18 +57,29 @@ def http_filter(settings: AdmissionSettings) -> dict[str, Any]:
     }
 
 
-def routes(service: ServiceDescriptor) -> list[dict[str, Any]]:
+def routes(service: ServiceDescriptor, translators: Sequence[str]) -> list[dict[str, Any]]:
     """The routes of a service's unary methods, which pass the gate, and of all else, which does not.
 
-    An application is not a route, but filters look for one.
+    A filter that a call's route disables is not even made for it, so calls in gRPC's own form skip the others.
+
+    Args:
+        service: What the gate protects.
+        translators: Names of the filters that translate what is not in gRPC's own form.
     """
-    unary = [
-        {"match": {"path": f"/{service.full_name}/{method.name}"}, "non_forwarding_action": {}}
-        for method in service.methods
-        if not method.server_streaming
+    paths = [f"/{service.full_name}/{method.name}" for method in service.methods if not method.server_streaming]
+    pure: dict[str, Any] = {"grpc": {}}
+    return [
+        *(_route(pure | {"path": path}, translators) for path in paths),
+        _route(pure | {"prefix": "/"}, (*translators, _FILTER)),
+        *(_route({"path": path}, ()) for path in paths),
+        _route({"prefix": "/"}, (_FILTER,)),
     ]
-    beside = {_FILTER: {"@type": _FILTER_CONFIG, "disabled": True}}
-    return [*unary, {"match": {"prefix": "/"}, "non_forwarding_action": {}, "typed_per_filter_config": beside}]
+
+
+def _route(match: Mapping[str, Any], disabled: Sequence[str]) -> dict[str, Any]:
+    """A route to nowhere: an application is none, but filters look for one."""
+    config = {"@type": _FILTER_CONFIG, "disabled": True}
+    return {"match": match, "non_forwarding_action": {}, "typed_per_filter_config": dict.fromkeys(disabled, config)}
 
 
 def reply() -> dict[str, Any]:

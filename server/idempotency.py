@@ -64,6 +64,11 @@ class IdempotencyWindow:
         self.repeated = 0
         """Calls answered with an earlier call's decision."""
 
+    @property
+    def unshared(self) -> int:
+        """Decisions with a key that only this process remembers, against the promise; 0 where there is but one."""
+        return 0 if self._shared is None else self._shared.unshared
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -21,8 +21,11 @@ ERRORS: Final = Counter("pretrade_errors", "Calls that got no decision.", ("reas
 EXPLANATIONS: Final = Counter("pretrade_explanations", "Explanations asked for beside replies.", ("status",))
 IN_FLIGHT: Final = Gauge("pretrade_in_flight", "Decisions under way.")
 ADMISSION_LIMIT: Final = Gauge("pretrade_admission_limit", "Decisions that may be under way.")
-SHED: Final = Counter("pretrade_shed", "Calls refused by admission.")
+SHED: Final = Counter("pretrade_shed", "Calls refused by admission; with Envoy also before they are taken up.")
 IDEMPOTENT_REPEATS: Final = Counter("pretrade_idempotent_repeats", "Calls answered again.")
+IDEMPOTENT_UNSHARED: Final = Counter(
+    "pretrade_idempotent_unshared", "Decisions with a key that were too long for the memory all processes share."
+)
 REPLICA_BATCHES: Final = Counter("pretrade_replica_batches", "Batches and probes by outcome.", ("replica", "outcome"))
 REPLICA_ROWS: Final = Counter("pretrade_replica_rows", "Rows scored.", ("replica",))
 REPLICA_SPLITS: Final = Counter(

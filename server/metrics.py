@@ -216,6 +216,7 @@ class ServerCollector(Collector):
         yield families.ADMISSION_LIMIT.family(self._admission.limit)
         yield families.SHED.family(self._admission.shed)
         yield families.IDEMPOTENT_REPEATS.family(self._idempotency.repeated)
+        yield families.IDEMPOTENT_UNSHARED.family(self._idempotency.unshared)
 
     def _replica_families(self) -> Iterator[Metric]:
         outcomes = families.REPLICA_BATCHES.family()

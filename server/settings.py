@@ -91,7 +91,8 @@ class GrpcSettings(BaseModel):
     max_pending_calls: int = Field(default=64, ge=1, le=100_000)
     """Calls that wait to be taken up by the event loop; of more than these some, of twice as many all are refused by
     the transport, with CANCELLED. A burst needs room; in an overload all of it is waiting time, so a small machine
-    wants no more than it takes up in a quarter of its callers' deadlines. Not with the edge `envoy`."""
+    wants no more than it takes up in a quarter of its callers' deadlines. With the edge `envoy`, what waits is
+    bounded by `admission`, and refused like any other call beyond it."""
     handshake_seconds: float = Field(default=5.0, ge=0.1, le=120)
     """How long a new connection may take for its first bytes, in seconds; then it is closed."""
     keepalive_seconds: float = Field(default=30.0, ge=1, le=7_200)
@@ -222,7 +223,7 @@ class Settings(BaseSettings):
     processes: int | None = Field(default=None, ge=1, le=64)
     """Server processes that share the ports, each with a journal of its own, `<journal>.<i>`, and the metrics port
     `metrics.port` + i, with i from 0 to this number; under a supervisor that starts dead ones again and replaces all on
-    SIGHUP. Linux only. Unset: one process, alone. Idempotency keys and limits per second hold within a process."""
+    SIGHUP. Linux only. Unset: one process, alone. Limits per second hold within a process."""
     startup_patience_seconds: float = Field(default=5.0, ge=0, le=600)
     """How long to wait for replicas and features before serving degraded, in seconds."""
     grpc: GrpcSettings = GrpcSettings()

@@ -83,7 +83,7 @@ class SharedKeys:
         self._digests = len(columns) * 8 * entries
         self._decisions = self._digests + _DIGEST_BYTES * entries
         self.unshared = 0
-        """Decisions that only the process knows that made them."""
+        """Decisions, too long for the table, that only the process knows that made them."""
 
     def claim(self, key: str, digest: bytes, deadline: float) -> Claim | bytes:
         """What is known of a key; if that is nothing, the right to decide, until `deadline` (monotonic seconds).

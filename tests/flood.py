@@ -21,6 +21,8 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from hpack.huffman import HuffmanEncoder
+from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from wire import DECIDE, framed
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -99,6 +101,25 @@ def _text(text: str) -> bytes:
     return bytes([len(raw)]) + raw
 
 
+def _spellings(name: str) -> tuple[bytes, bytes]:
+    """A header's name in the two ways in which HTTP/2 spells it out: with Huffman's code (Envoy) and without (gRPC)."""
+    short = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(name.encode())
+    return bytes([0x80 | len(short)]) + short, _text(name)
+
+
+_STATUS: Final = _spellings("grpc-status")
+_DETAILS: Final = _spellings("grpc-status-details-bin")
+
+
+def _after(block: bytes, spellings: tuple[bytes, bytes]) -> int:
+    """Where the value of a header begins; 0 where there is no such header."""
+    for spelling in spellings:
+        place = block.find(spelling)
+        if place >= 0:
+            return place + len(spelling)
+    return 0
+
+
 class _Connection:
     """One connection and its calls."""
 
@@ -165,10 +186,10 @@ class _Connection:
                 break
             if kind == _HEADERS and flags & _END_STREAM:
                 block = wire[at + 9 : end]
-                place = block.find(b"grpc-status") + 11
-                assert place > 10, block
+                place = _after(block, _STATUS)
+                assert place, block
                 digits = block[place + 1 : place + 1 + block[place]]
-                ended.append((stream, int(digits), b"grpc-status-details-bin" in block))
+                ended.append((stream, int(digits), _after(block, _DETAILS) > 0))
             elif kind == _RST_STREAM:
                 ended.append((stream, -1, False))
             elif kind == _WINDOW_UPDATE:

@@ -339,6 +339,60 @@ def test_envoy_speaks_json(envoy: Group) -> None:
     assert health.json() == {"status": "SERVING"}
 
 
+def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_path: Path) -> None:
+    limit = 4
+    changes = {
+        "PRETRADE_GRPC__EDGE": "envoy",
+        "PRETRADE_GRPC__READ_SECONDS": "60",
+        "PRETRADE_ADMISSION__MAX_IN_FLIGHT": f"{limit}",
+        "PRETRADE_ADMISSION__MIN_IN_FLIGHT": f"{limit}",
+    }
+    with (
+        server_group(tmp_path, 1, **changes) as group,
+        Caller(group.decision) as slow,
+        grpc.insecure_channel(group.decision) as channel,
+    ):
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        request = pb.DecideRequest(order=order())
+        stub.Decide(request, timeout=_SECONDS)
+        begun = [slow.begin() for _ in range(limit)]  # without their messages
+        slow.flush()
+        eventually(lambda: refusal(stub, request), lambda refused: refused is not None)
+        refused = refusal(stub, request)
+        assert refused is not None
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        details = rpc_status.from_call(refused)
+        assert details is not None
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        assert details.details[0].Unpack(info)
+        assert details.details[1].Unpack(retry)
+        assert (info.domain, info.reason) == ("pretrade", "TOO_MANY_IN_FLIGHT")
+        assert retry.retry_delay.nanos == 50_000_000
+        assert httpx.post(f"http://{group.decision}{DECIDE}", json={}).status_code == 429
+        web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
+        assert httpx.post(f"http://{group.decision}{DECIDE}", content=wire(), headers=web).headers["grpc-status"] == "8"
+        # Others than unary decisions pass the gate.
+        assert health_stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_SECONDS).status == 1
+        streamed = stub.DecideStream(iter([pb.DecideStreamRequest(order=order("s"))]), timeout=_SECONDS)
+        assert [answer.result.HasField("decision") for answer in streamed] == [True]
+        eventually(lambda: group.metric("pretrade_errors_total", reason="TOO_MANY_IN_FLIGHT"), lambda count: count >= 4)
+        assert group.metric("pretrade_shed_total") >= 4
+        assert "refused before they are taken up" in group.log()
+        for stream in begun:
+            slow.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+        slow.flush()
+        eventually(lambda: refusal(stub, request), lambda refused: refused is None)
+
+
+def refusal(stub: decision_pb2_grpc.DecisionServiceStub, request: pb.DecideRequest) -> Any:
+    """How a call is refused; None when it is not."""
+    try:
+        stub.Decide(request, timeout=_SECONDS)
+    except grpc.RpcError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("text", [False, True])
 def test_envoy_speaks_grpc_web(envoy: Group, text: bool) -> None:
     kind = "application/grpc-web-text" if text else "application/grpc-web+proto"

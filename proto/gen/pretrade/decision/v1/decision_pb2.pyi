@@ -735,8 +735,8 @@ class Order(_message.Message):
     """The strategy that wants to trade: 1 to 64 characters."""
     idempotency_key: _builtins.str
     """While the server remembers a key, the same key with the same order returns the same decision and audit row, and the
-    same key with another order fails with ALREADY_EXISTS. Each server process remembers its own: a repeat on another
-    connection may reach another process and is then decided anew. At most 64 characters; empty for no idempotency.
+    same key with another order fails with ALREADY_EXISTS. All processes of a server remember it, and those that replace
+    them; a server on another machine does not. At most 64 characters; empty for no idempotency.
     """
     reduce_only: _builtins.bool
     """True when the order can only reduce an existing exposure. The caller vouches for it; trading state REDUCING lets only
