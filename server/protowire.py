@@ -13,7 +13,6 @@ from typing import Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-_SMALL: Final = 65_536
 _64_BITS: Final = (1 << 64) - 1
 _PREFIXED: Final = frozenset((FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_MESSAGE))
 _WIRE_TYPES: Final = {
@@ -23,21 +22,21 @@ _WIRE_TYPES: Final = {
 }
 
 
-def _encoded(number: int) -> bytes:
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
-
-
-_VARINTS: Final = tuple(_encoded(number) for number in range(_SMALL))
+_PAIRS: Final = tuple(bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(1 << 14))
+"""The lowest 14 bits of an integer that has more."""
+_LAST: Final = tuple(
+    bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7)) for number in range(1 << 14)
+)
+"""The highest 14 bits of an integer, or all of them."""
 
 
 def varint(number: int) -> bytes:
     """An integer, bool or enum; a negative one as its two's complement in 64 bits."""
-    return _VARINTS[number] if 0 <= number < _SMALL else _encoded(number & _64_BITS)
+    if 0 <= number < 0x4000:
+        return _LAST[number]
+    if number < 0:
+        number &= _64_BITS
+    return _PAIRS[number & 0x3FFF] + varint(number >> 14)
 
 
 def prefixed(content: bytes) -> bytes:

@@ -21,7 +21,7 @@ from server.control.state import ControlState
 from server.protowire import prefixed, template, varint
 
 if TYPE_CHECKING:
-    from fallback.budget import Budget, Use
+    from fallback.budget import Budget
     from fallback.order import Answer, Attempt, Case
     from feature_cache.codec import FeatureSnapshot
 
@@ -82,6 +82,7 @@ class Decided:
 
     __slots__ = (
         "_arrived",
+        "_head",
         "_rest",
         "_uses",
         "action",
@@ -126,7 +127,8 @@ class Decided:
         budget = case.budget
         self._arrived = budget.arrived
         self.allowed_us = _microseconds(budget.allowed)
-        self._uses = b"".join(map(_use, budget.uses))
+        self._uses = b"".join([_use(*use) for use in budget.uses])
+        self._write_head()
         self._write(now)
 
     @classmethod
@@ -147,30 +149,28 @@ class Decided:
     def charge_audit(self, budget: Budget, allowed: float, started: float, now: float) -> None:
         """Adds the cost of the durable audit to the ledger and the reply."""
         budget.charge(pb.STAGE_AUDIT, allowed, now - started)
-        self._uses += _use(budget.uses[-1])
+        self._uses += _use(*budget.uses[-1])
         self._write(now)
 
     def abstain(self, reason: pb.ReasonCode.ValueType) -> None:
         """Makes it an abstention, for one reason more; to be followed by `charge_audit`."""
         self.action = pb.ACTION_ABSTAIN
         self.reasons.append(reason)
+        self._write_head()
+
+    def _write_head(self) -> None:
+        """Everything but the ledger."""
+        self._head = self._rest + _OUTCOME % (
+            prefixed(self.decision_id.encode()),
+            prefixed(self.order_ref.encode()),
+            varint(self.action),
+            prefixed(bytes(self.reasons)),
+        )
 
     def _write(self, now: float) -> None:
         self.used_us = _microseconds(now - self._arrived)
         ledger = _BUDGET % (varint(self.allowed_us), varint(self.used_us)) + self._uses
-        self.wire = b"".join(
-            (
-                _OUTCOME
-                % (
-                    prefixed(self.decision_id.encode()),
-                    prefixed(self.order_ref.encode()),
-                    varint(self.action),
-                    prefixed(bytes(self.reasons)),
-                ),
-                self._rest,
-                _LEDGER % prefixed(ledger),
-            )
-        )
+        self.wire = self._head + _LEDGER % prefixed(ledger)
 
 
 class PacketWriter:
@@ -303,10 +303,11 @@ def _attempt(attempt: Attempt) -> bytes:
     return _ATTEMPTS % prefixed(_attempt_head(attempt.replica, attempt.outcome, attempt.model_version) + cost)
 
 
-def _use(use: Use) -> bytes:
-    stage, allowed, used, skipped = use
+def _use(stage: pb.Stage.ValueType, allowed: float, used: float, skipped: pb.Degradation.ValueType) -> bytes:
     content = _USE % (varint(stage), varint(_microseconds(allowed)), varint(_microseconds(used)))
-    return _USES % prefixed(content + _SKIPPED % varint(skipped) if skipped else content)
+    if skipped:
+        content += _SKIPPED % varint(skipped)
+    return _USES % prefixed(content)
 
 
 def _duration(nanoseconds: int) -> bytes:
@@ -317,4 +318,4 @@ def _duration(nanoseconds: int) -> bytes:
 
 
 def _microseconds(seconds: float) -> int:
-    return max(0, int(seconds * 1e6))
+    return int(seconds * 1e6) if seconds > 0 else 0
