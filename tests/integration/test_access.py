@@ -55,6 +55,23 @@ def test_processes_see_each_other_and_nobody_steers_by_their_sockets(two: Secure
             assert refused(halt, channel, token) is _CODES.PERMISSION_DENIED, "whatever is shown there"
 
 
+def test_refusals_can_be_listed(two: SecureServer) -> None:
+    with two.channel(two.admin) as channel:
+        assert refused(halt, channel, two.token("viewer", sub="eve\x07")) is _CODES.UNAUTHENTICATED
+        assert refused(halt, channel, two.token("viewer", sub="eve")) is _CODES.PERMISSION_DENIED
+    where = ("audit", "refusals", "--database-url", two.env["PRETRADE_DATABASE_URL"])
+
+    def listed() -> list[dict[str, object]]:
+        return [json.loads(line) for line in pretrade(two, *where, "--json").stdout.splitlines()]
+
+    found = eventually(listed, lambda rows: {"ROLE_MISSING", "MALFORMED_TOKEN"} <= {row["reason"] for row in rows})
+    newest = next(row for row in found if row["caller"] == "eve")
+    assert (newest["plane"], newest["peer"]) == ("admin", "127.0.0.1")
+    assert newest["method"] == "/pretrade.admin.v1.AdminService/SetTradingState"
+    shown = pretrade(two, *where, "--since", "1h", "--limit", "5")
+    assert "ROLE_MISSING" in shown.stdout
+
+
 def test_no_secret_is_in_what_the_server_says_or_keeps(two: SecureServer) -> None:
     token = two.token("viewer")
     with two.channel(two.admin) as channel:
