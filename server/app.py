@@ -396,9 +396,9 @@ async def _open_security(
     envoy: EnvoyEdge | None,
 ) -> Security:
     """Certificates, keys and policies, kept up to date."""
-    record = partial(journal.append, even_if_full=True)
     publish = None if envoy is None else envoy.publish
-    security = Security(settings.tls, settings.tokens, settings.access, record, instance_id, clock, publish)
+    # Not even if full: whoever is refused must not fill the disk.
+    security = Security(settings.tls, settings.tokens, settings.access, journal.append, instance_id, clock, publish)
     await stack.enter_async_context(_background(security.run(), "security", stop))
     return security
 
