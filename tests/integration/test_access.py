@@ -145,8 +145,12 @@ def test_the_command_shows_credentials(two: SecureServer) -> None:
     denied = pretrade(two, "flag", "shadow", "off", "--reason", "test", "--target", two.admin, **variables)
     assert denied.returncode == 1
     assert "PERMISSION_DENIED" in denied.stderr
-    audited = pretrade(two, "audit", "watch", "--help", **variables)
-    assert audited.returncode == 0
+    trader = variables | {"PRETRADE_CLIENT_TOKEN": two.token("trader")}
+    asked = pretrade(two, "decide", INSTRUMENTS[0], "buy", "1", "--target", two.decision, "--json", **trader)
+    assert json.loads(asked.stdout)["action"] == "ACTION_ABSTAIN", asked.stderr
+    outcome = ("audit", "outcome", "nobody-decided-this", "--filled", "0", "--reporter", "ems", "--target", two.admin)
+    assert "PERMISSION_DENIED" in pretrade(two, *outcome, **variables).stderr
+    assert "NOT_FOUND" in pretrade(two, *outcome, **trader).stderr
 
 
 @pytest.mark.parametrize(
