@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from harness import PATIENCE_SECONDS, eventually
 from secure_server import SecureServer, decide, halt, refused, status
-from server_group import EDGES
+from server_group import RARELY_ON_ENVOY
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -28,7 +28,7 @@ _CODES = grpc.StatusCode
 _SOON = dt.timedelta(days=3)
 
 
-@pytest.fixture(scope="module", params=EDGES)
+@pytest.fixture(scope="module", params=RARELY_ON_ENVOY)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     server = SecureServer(tmp_path_factory.mktemp(f"certificates-{request.param}"), "certificate")
     with server.running(GRPC__EDGE=request.param):
