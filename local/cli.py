@@ -91,6 +91,13 @@ def up(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Decision server processes; `kill -HUP` of the server replaces them.")
     ] = None,
+    replica_tokens: Annotated[
+        bool,
+        typer.Option(
+            envvar="PRETRADE_LOCAL_REPLICA_TOKENS",
+            help="Have TorchServe ask for its own tokens, which the decision server shows it.",
+        ),
+    ] = True,
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: databases, broker, models, feature worker, decision server.
 
@@ -100,9 +107,8 @@ def up(
     from local.up import run_up  # noqa: PLC0415 - the servers' clients, which the other commands do not need
 
     market = False if no_market else None
-    raise typer.Exit(
-        run_up(_given(dir=directory, data=data, speed=speed, market=market, processes=processes), part or ())
-    )
+    given = _given(dir=directory, data=data, speed=speed, market=market, processes=processes)
+    raise typer.Exit(run_up(given | {"replica_tokens": replica_tokens}, part or ()))
 
 
 @app.command()

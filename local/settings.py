@@ -56,7 +56,7 @@ class LocalSettings(BaseSettings):
     """gRPC address of a TorchServe that serves `challenger`, instead of our own."""
 
     replica_tokens: bool = False
-    """Whether our replicas ask for tokens, which the decision server then shows them."""
+    """Whether our replicas ask for tokens, which the decision server then shows them; `pretrade up` says yes."""
 
     decision_port: OptionalPort = 0
     """Port of the decision service on 127.0.0.1; 0 for its default if that is free, else any free one."""

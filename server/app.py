@@ -190,16 +190,7 @@ async def start(  # noqa: PLR0915 - the one place that knows every part
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
-    security = Security(
-        settings.tls,
-        settings.tokens,
-        settings.access,
-        partial(journal.append, even_if_full=True),
-        instance_id,
-        clock,
-        None if envoy is None else envoy.publish,
-    )
-    await stack.enter_async_context(_background(security.run(), "security", stop))
+    security = await _open_security(settings, stack, stop, journal, instance_id, clock, envoy)
     feature_cache = FeatureCache(settings.redis_url.get_secret_value(), settings.feature_cache, settings.instruments)
     await stack.enter_async_context(_background(feature_cache.run(), "feature-cache", stop))
     store = await stack.enter_async_context(
@@ -282,7 +273,7 @@ async def start(  # noqa: PLR0915 - the one place that knows every part
         new_id=new_id,
     )
 
-    health_servicers = (health.aio.HealthServicer(), health.aio.HealthServicer())
+    health_servicers = (health.aio.HealthServicer(), health.aio.HealthServicer(), health.aio.HealthServicer())
     health_state = Health(
         {
             "journal": Component(lambda: journal.problem, required=True),
@@ -357,6 +348,7 @@ async def start(  # noqa: PLR0915 - the one place that knows every part
         f"{settings.admin.host}:{settings.admin.port}",
         security.credentials("admin"),
     )
+    await _open_probes(settings, stack, health_servicers[2], metrics)
     # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
     deadline_clock = time.time if envoy is None else clock
     decision_port, refuse = await _open_decisions(
@@ -392,6 +384,32 @@ async def start(  # noqa: PLR0915 - the one place that knows every part
         durability=settings.journal.durability.value,
     )
     return Server(settings.grpc, health_state, admission, refuse)
+
+
+async def _open_security(
+    settings: Settings,
+    stack: AsyncExitStack,
+    stop: asyncio.Future[None],
+    journal: Journal,
+    instance_id: str,
+    clock: Callable[[], float],
+    envoy: EnvoyEdge | None,
+) -> Security:
+    """Certificates, keys and policies, kept up to date."""
+    publish = None if envoy is None else envoy.publish
+    # Not even if full: whoever is refused must not fill the disk.
+    security = Security(settings.tls, settings.tokens, settings.access, journal.append, instance_id, clock, publish)
+    await stack.enter_async_context(_background(security.run(), "security", stop))
+    return security
+
+
+async def _open_probes(
+    settings: Settings, stack: AsyncExitStack, health_servicer: health.aio.HealthServicer, metrics: DecisionMetrics
+) -> None:
+    """Opens the port of health checks alone, where there is to be one."""
+    if settings.grpc.health_port is not None:
+        at = f"{settings.grpc.host}:{settings.grpc.health_port}"
+        await _listen(stack, _grpc_server(settings, (), metrics.errors), health_servicer, (), at, None)
 
 
 async def _open_replicas(
@@ -627,7 +645,7 @@ async def _listen(
     try:
         port = server.add_insecure_port(at) if credentials is None else server.add_secure_port(at, credentials)
     except RuntimeError as error:
-        raise OSError(f"{services[0]}: cannot listen on {at}: {error}") from error
+        raise OSError(f"{' and '.join(services) or 'health'}: cannot listen on {at}: {error}") from error
     await server.start()
     stack.push_async_callback(_end, server, _LAST_CALLS_SECONDS)
     return port

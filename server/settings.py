@@ -84,6 +84,9 @@ class GrpcSettings(BaseModel):
     """Address to listen on."""
     port: int = Field(default=7001, ge=0, le=65_535)
     """Port to listen on; 0 for any free one."""
+    health_port: int | None = Field(default=None, ge=1, le=65_535)
+    """Port of the same address for health checks alone, without TLS and credentials: for probes that know neither, as a
+    kubelet's. Unset: none."""
     max_message_bytes: int = Field(default=1_048_576, ge=1_024, le=67_108_864)
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
     max_streams_per_connection: int = Field(default=1_024, ge=1, le=1_000_000)

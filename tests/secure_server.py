@@ -43,6 +43,7 @@ class SecureServer:
     directory: Path
     credential: str
     """`token` or `certificate`."""
+    tls: bool = True
     authority: TrialAuthority = field(default_factory=TrialAuthority)
     issuer: TrialIssuer = field(default_factory=TrialIssuer)
     env: dict[str, str] = field(init=False)
@@ -77,6 +78,8 @@ class SecureServer:
         }
         changes = {f"PRETRADE_{name}": str(value) for name, value in credentials.items()}
         self.env = environment(self.directory, **changes)
+        if not self.tls:
+            self.env = {name: value for name, value in self.env.items() if not name.startswith("PRETRADE_TLS__")}
 
     def path(self, name: str) -> Path:
         """One of its files."""
@@ -125,7 +128,9 @@ class SecureServer:
         return False
 
     def channel(self, address: str, *, pair: KeyPair | None = None, ca: bytes | None = None) -> grpc.Channel:
-        """A TLS channel of its own."""
+        """A channel of its own, over TLS where the server speaks it."""
+        if not self.tls:
+            return grpc.insecure_channel(address)
         certificate, key = (None, None) if pair is None else (pair.certificate, pair.key)
         credentials = grpc.ssl_channel_credentials(ca or self.authority.pem, key, certificate)
         return grpc.secure_channel(address, credentials, [("grpc.use_local_subchannel_pool", 1)])

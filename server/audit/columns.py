@@ -40,6 +40,7 @@ class Shipment:
         self.outcomes: list[Columns] = []
         self.pairs: list[Columns] = []
         self.canary_events: list[Columns] = []
+        self.refusals: list[Columns] = []
         for row in rows:
             self.entries.append(
                 {"journal_id": journal_id, "position": row.position, "entry": row.entry, "hash": row.hash}
@@ -62,6 +63,8 @@ class Shipment:
                         self.pairs += [_pair_columns(pair) for pair in entry.score_pairs.pairs]
                     case "canary_event":
                         self.canary_events.append(_canary_columns(entry.canary_event))
+                    case "access_refused":
+                        self.refusals.append(_refusal_columns(entry.access_refused) | at)
             except (DecodeError, ValueError, OverflowError):
                 continue
 
@@ -218,4 +221,17 @@ def _change_columns(change: packet_pb2.ControlChange) -> Columns:
         "author": _text(change.author),
         "reason": _text(change.reason),
         "instance_id": _text(change.instance_id),
+    }
+
+
+def _refusal_columns(refused: packet_pb2.AccessRefused) -> Columns:
+    return {
+        "refused_at": _instant(refused.refused_at_ns),
+        "plane": _text(refused.plane),
+        "method": _text(refused.method),
+        "peer": _text(refused.peer),
+        "caller": _text(refused.caller),
+        "reason": _text(refused.reason),
+        "unrecorded_before": refused.unrecorded_before,
+        "instance_id": _text(refused.instance_id),
     }

@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
 
+import sqlalchemy as sa
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from feature_cache.session import SessionError, read_session, session_files
@@ -31,11 +33,41 @@ from server.audit.labels import (
 )
 from server.audit.places import DEFAULT_DIRECTORY, DatabaseUrl, JournalPath, StackDirectory, failure, targets
 from server.audit.query import AuditQuery
+from server.audit.refusals import refusals
 from server.audit.review import Since, Until, decisions_of
+from server.audit.store import Store
 
 __all__ = ["app"]
 
 _MOST_DECISIONS: Final = 10_000_000
+
+
+@app.command(name="refusals")
+def list_refusals(
+    since: Since = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    database_url: DatabaseUrl = None,
+    directory: StackDirectory = DEFAULT_DIRECTORY,
+) -> None:
+    """Lists calls that were refused for want of credentials, roles or patience, the newest first."""
+    database_url, _ = targets(database_url, None, directory)
+    if database_url is None:
+        raise failure("refusals are in the database: name --database-url")
+    table = Table("refused (UTC)", "port", "method", "from", "caller", "reason", "more before")
+    try:
+        with closing(Store(database_url)) as store, store.connect() as connection:
+            for row in refusals(connection, since, limit):
+                if as_json:
+                    typer.echo(json.dumps(row | {"refused_at": row["refused_at"].isoformat()}))
+                    continue
+                at = row["refused_at"].replace(tzinfo=None).isoformat(" ", "milliseconds")
+                cells = (row["plane"], row["method"].rpartition(".")[2], row["peer"], row["caller"], row["reason"])
+                table.add_row(at, *(escape(cell) for cell in cells), str(row["unrecorded_before"]))
+    except (ValueError, sa.exc.SQLAlchemyError) as error:
+        raise failure(str(error).splitlines()[0]) from error
+    if not as_json:
+        Console(width=None if Console().is_terminal else 200).print(table)
 
 
 @app.command()

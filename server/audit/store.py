@@ -24,6 +24,7 @@ from server.audit.columns import Columns, Shipment
 from server.audit.errors import JournalCorrupted
 from server.audit.journal_file import Head, Row, follow
 from server.audit.outcomes import LABELS, OUTCOMES, SETTINGS
+from server.audit.refusals import ACCESS_REFUSALS
 from server.audit.schema import CONTROL_CHANGES, DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES, SHIPMENTS, migrate
 
 _SET_REPLY_STATUS: Final = (
@@ -73,6 +74,7 @@ class Store:
                 LABELS,
                 SCORE_PAIRS,
                 CANARY_EVENTS,
+                ACCESS_REFUSALS,
             )
         }
         self._partitioned: set[dt.date] = set()
@@ -163,6 +165,8 @@ class Store:
                 connection.execute(self._inserts[SCORE_PAIRS], shipment.pairs)
             if shipment.canary_events:
                 connection.execute(self._inserts[CANARY_EVENTS], shipment.canary_events)
+            if shipment.refusals:
+                connection.execute(self._inserts[ACCESS_REFUSALS], shipment.refusals)
             if shipment.statuses:
                 connection.execute(_SET_REPLY_STATUS, shipment.statuses)
         return True

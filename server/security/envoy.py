@@ -21,15 +21,10 @@ def publish(directory: Path, material: Material) -> None:
     Raises:
         OSError: They cannot be written.
     """
-    clients: dict[str, Any] = {}
+    # Revocations are ours to judge, on both edges: Envoy would refuse everybody once a list is out of date.
     if material.client_ca is not None:
-        clients["trusted_ca"] = _inline(material.client_ca)
-    if material.client_crl is not None:
-        clients["crl"] = _inline(material.client_crl)
-        clients["only_verify_leaf_cert_crl"] = True
+        _write(directory, _CLIENTS, {"validation_context": {"trusted_ca": _inline(material.client_ca)}})
     server = {"certificate_chain": _inline(material.chain), "private_key": _inline(material.key)}
-    if clients:
-        _write(directory, _CLIENTS, {"validation_context": clients})
     _write(directory, _SERVER, {"tls_certificate": server})
 
 

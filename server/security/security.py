@@ -152,6 +152,8 @@ class Security:
             return material.problem
         if days < self._tls.warn_days:
             return f"expires in {days:.1f} days" if days > 0 else "has expired"
+        if material.value.revocations_until < self._wall_clock():
+            return "client_crl is out of date; the last known revocations hold"
         return ""
 
     def metrics(self) -> Iterator[Metric]:

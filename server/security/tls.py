@@ -28,9 +28,10 @@ class Material:
     key: bytes
     chain: bytes
     client_ca: bytes | None
-    client_crl: bytes | None
     revoked: frozenset[tuple[bytes, int]]
     """Issuer's name in DER, and serial number."""
+    revocations_until: float
+    """Unix seconds at which the first of the revocation lists is out of date; infinite without."""
     expires_at: float
     """Unix seconds; that of the first of the chain to expire."""
 
@@ -83,12 +84,15 @@ def _material(chain: bytes, key: bytes, client_ca: bytes | None = None, client_c
         if certificate.not_valid_before_utc > now:
             raise ValueError(f"certificate: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC")
     authorities = [] if client_ca is None else _certificates(client_ca, "client_ca")
+    lists = [] if client_crl is None else list(_revocations(client_crl, authorities))
     return Material(
         key=key,
         chain=chain,
         client_ca=client_ca,
-        client_crl=client_crl,
-        revoked=frozenset() if client_crl is None else frozenset(_revoked(client_crl, authorities)),
+        revoked=frozenset((one.issuer.public_bytes(), revoked.serial_number) for one in lists for revoked in one),
+        revocations_until=min(
+            (one.next_update_utc.timestamp() for one in lists if one.next_update_utc is not None), default=float("inf")
+        ),
         expires_at=min(certificate.not_valid_after_utc for certificate in certificates).timestamp(),
     )
 
@@ -104,8 +108,8 @@ def _der(key: object) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined,no-any-return]
 
 
-def _revoked(pem: bytes, authorities: list[x509.Certificate]) -> Iterator[tuple[bytes, int]]:
-    """What the lists revoke; each must be signed by an authority of ours."""
+def _revocations(pem: bytes, authorities: list[x509.Certificate]) -> Iterator[x509.CertificateRevocationList]:
+    """The lists in a file; each must be signed by an authority of ours."""
     end = b"-----END X509 CRL-----"
     parts = pem.split(end)[:-1]
     if not parts:
@@ -118,9 +122,7 @@ def _revoked(pem: bytes, authorities: list[x509.Certificate]) -> Iterator[tuple[
         issuers = [one for one in authorities if one.subject == revocations.issuer]
         if not any(_is_signed(revocations, issuer) for issuer in issuers):
             raise ValueError("client_crl: not signed by an authority of client_ca")
-        issuer = revocations.issuer.public_bytes()
-        for revoked in revocations:
-            yield issuer, revoked.serial_number
+        yield revocations
 
 
 def _is_signed(revocations: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:

@@ -6,15 +6,17 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from harness import eventually
+from harness import INSTRUMENTS, eventually
 from secure_server import SecureServer, bearer, decide, halt, refused, secret_in, status
 from server_group import EDGES
 
@@ -191,6 +193,21 @@ def test_keys_and_revocations_are_taken_over(server: SecureServer, seen: Callabl
         assert code(old) is _CODES.UNAUTHENTICATED, "its key is no longer the issuer's"
         server.path("jwks.json").write_text(jwks((server.issuer, newer)))
         eventually(lambda: code(old), lambda found: found is _CODES.OK)
+
+
+def test_json_callers_show_the_same_credentials(server: SecureServer) -> None:
+    if server.env["PRETRADE_GRPC__EDGE"] != "envoy":
+        pytest.skip("grpc.aio speaks no JSON")
+    trusting = ssl.create_default_context(cadata=server.authority.pem.decode())
+    order = {"order_ref": "j", "instrument": INSTRUMENTS[0], "side": "SIDE_BUY", "quantity": 1, "strategy": "t"}
+    with httpx.Client(
+        verify=trusting, base_url=f"https://{server.decision}/pretrade.decision.v1.DecisionService"
+    ) as web:
+        assert web.post("/Decide", json={"order": order}).status_code == 401
+        viewer = dict(bearer(server.token("viewer")))
+        assert web.post("/Decide", json={"order": order}, headers=viewer).status_code == 403
+        trader = dict(bearer(server.token("trader")))
+        assert web.post("/Decide", json={"order": order}, headers=trader).json()["decision"]["order_ref"] == "j"
 
 
 def test_health_is_for_everybody(server: SecureServer) -> None:

@@ -9,16 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from harness import INSTRUMENTS, eventually
 from secure_server import SECONDS, SecureServer, bearer, decide, halt, refused, status
 from server_group import RARELY_ON_ENVOY
 
+from local.ports import free_ports
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -37,7 +40,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     secrets.mkdir()
     write_private(secrets / "PRETRADE_REDIS_URL", f"redis://:{_PASSWORD}@127.0.0.1:9/0")
     server.env.pop("PRETRADE_REDIS_URL")
-    with server.running(PROCESSES="2", SECRETS_DIR=str(secrets)):
+    with server.running(PROCESSES="2", SECRETS_DIR=str(secrets), GRPC__HEALTH_PORT=str(free_ports(1)[0])):
         yield server
 
 
@@ -53,6 +56,33 @@ def test_processes_see_each_other_and_nobody_steers_by_their_sockets(two: Secure
         with grpc.insecure_channel(f"unix-abstract:pretrade-{two.process.pid}-{one.index}") as channel:
             assert refused(halt, channel) is _CODES.PERMISSION_DENIED
             assert refused(halt, channel, token) is _CODES.PERMISSION_DENIED, "whatever is shown there"
+
+
+def test_refusals_can_be_listed(two: SecureServer) -> None:
+    with two.channel(two.admin) as channel:
+        assert refused(halt, channel, two.token("viewer", sub="eve\x07")) is _CODES.UNAUTHENTICATED
+        assert refused(halt, channel, two.token("viewer", sub="eve")) is _CODES.PERMISSION_DENIED
+    where = ("audit", "refusals", "--database-url", two.env["PRETRADE_DATABASE_URL"])
+
+    def listed() -> list[dict[str, object]]:
+        return [json.loads(line) for line in pretrade(two, *where, "--json").stdout.splitlines()]
+
+    found = eventually(listed, lambda rows: {"ROLE_MISSING", "MALFORMED_TOKEN"} <= {row["reason"] for row in rows})
+    newest = next(row for row in found if row["caller"] == "eve")
+    assert (newest["plane"], newest["peer"]) == ("admin", "127.0.0.1")
+    assert newest["method"] == "/pretrade.admin.v1.AdminService/SetTradingState"
+    shown = pretrade(two, *where, "--since", "1h", "--limit", "5")
+    assert "ROLE_MISSING" in shown.stdout
+
+
+def test_a_probe_without_tls_learns_of_health_and_of_nothing_else(two: SecureServer) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{two.env['PRETRADE_GRPC__HEALTH_PORT']}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its types know no methods
+        for service in ("", "liveness", "pretrade.decision.v1.DecisionService"):
+            found = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=SECONDS)
+            assert found.status == health_pb2.HealthCheckResponse.SERVING
+        assert refused(decide, channel) is _CODES.UNIMPLEMENTED
+        assert refused(status, channel) is _CODES.UNIMPLEMENTED
 
 
 def test_no_secret_is_in_what_the_server_says_or_keeps(two: SecureServer) -> None:
@@ -115,8 +145,12 @@ def test_the_command_shows_credentials(two: SecureServer) -> None:
     denied = pretrade(two, "flag", "shadow", "off", "--reason", "test", "--target", two.admin, **variables)
     assert denied.returncode == 1
     assert "PERMISSION_DENIED" in denied.stderr
-    audited = pretrade(two, "audit", "watch", "--help", **variables)
-    assert audited.returncode == 0
+    trader = variables | {"PRETRADE_CLIENT_TOKEN": two.token("trader")}
+    asked = pretrade(two, "decide", INSTRUMENTS[0], "buy", "1", "--target", two.decision, "--json", **trader)
+    assert json.loads(asked.stdout)["action"] == "ACTION_ABSTAIN", asked.stderr
+    outcome = ("audit", "outcome", "nobody-decided-this", "--filled", "0", "--reporter", "ems", "--target", two.admin)
+    assert "PERMISSION_DENIED" in pretrade(two, *outcome, **variables).stderr
+    assert "NOT_FOUND" in pretrade(two, *outcome, **trader).stderr
 
 
 @pytest.mark.parametrize(

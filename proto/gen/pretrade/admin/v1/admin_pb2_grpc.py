@@ -49,6 +49,7 @@ class AdminServiceStub:
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
     * UNIMPLEMENTED: this server cannot do it.
+    * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
     """
 
     def __init__(self, channel):
@@ -188,6 +189,7 @@ class AdminServiceServicer:
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
     * UNIMPLEMENTED: this server cannot do it.
+    * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
     """
 
     def GetStatus(self, request, context):
@@ -479,6 +481,7 @@ class AdminService:
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
     * UNIMPLEMENTED: this server cannot do it.
+    * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
     """
 
     @staticmethod

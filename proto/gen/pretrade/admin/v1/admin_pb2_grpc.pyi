@@ -50,6 +50,7 @@ class AdminServiceStub:
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
     * UNIMPLEMENTED: this server cannot do it.
+    * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
     """
 
     @_typing.overload
@@ -128,6 +129,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
     * UNIMPLEMENTED: this server cannot do it.
+    * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -202,6 +204,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
     * UNIMPLEMENTED: this server cannot do it.
+    * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
     """
 
     @_abc_1.abstractmethod

@@ -28,7 +28,7 @@ if _version_not_supported:
 class AuditServiceStub:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
     server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
-    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
+    beside `AdminService`, under the same access control. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -79,7 +79,7 @@ class AuditServiceStub:
 class AuditServiceServicer:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
     server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
-    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
+    beside `AdminService`, under the same access control. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -177,7 +177,7 @@ def add_AuditServiceServicer_to_server(servicer, server):
 class AuditService:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
     server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
-    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
+    beside `AdminService`, under the same access control. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.

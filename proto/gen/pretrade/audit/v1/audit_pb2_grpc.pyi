@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class AuditServiceStub:
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
     server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
-    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
+    beside `AdminService`, under the same access control. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -63,7 +63,7 @@ class AuditServiceStub:
 class AuditServiceAsyncStub(AuditServiceStub):
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
     server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
-    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
+    beside `AdminService`, under the same access control. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.
@@ -93,7 +93,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The audit of this server: what was shipped to the database (of every server that ships there), and what only this
     server's journals hold yet, one of each of its processes. Whichever process answers, it sees all of them. Served
-    beside `AdminService`; loopback only. Work is done outside of the process that decides, a few requests at a time.
+    beside `AdminService`, under the same access control. Work is done outside of the process that decides, a few requests at a time.
 
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such decision.

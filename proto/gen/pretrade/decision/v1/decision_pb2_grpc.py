@@ -30,8 +30,10 @@ class DecisionServiceStub:
     that the call got no decision:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
-    * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
-    A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
+    accepts. The first two carry `google.rpc.RetryInfo` besides.
+    * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
+    * PERMISSION_DENIED: the credentials are good, and their roles not enough.
     * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
@@ -69,8 +71,10 @@ class DecisionServiceServicer:
     that the call got no decision:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
-    * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
-    A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
+    accepts. The first two carry `google.rpc.RetryInfo` besides.
+    * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
+    * PERMISSION_DENIED: the credentials are good, and their roles not enough.
     * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
@@ -136,8 +140,10 @@ class DecisionService:
     that the call got no decision:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
-    * RESOURCE_EXHAUSTED: shed by admission control, or the message is larger than the server accepts.
-    A call shed by admission carries `google.rpc.RetryInfo` besides.
+    * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
+    accepts. The first two carry `google.rpc.RetryInfo` besides.
+    * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
+    * PERMISSION_DENIED: the credentials are good, and their roles not enough.
     * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
