@@ -13,6 +13,7 @@ from rich.console import Console
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
 from local import training_cli
+from server import canary_cli
 from server import cli as server_cli
 from server.audit import quality
 from server.security import client
@@ -196,6 +197,8 @@ app.command("simulate")(feature_cli.simulate_market)
 for command in (server_cli.decide, server_cli.status, server_cli.breaker, server_cli.flag, server_cli.state):
     app.command()(command)
 app.add_typer(quality.app)
+app.add_typer(canary_cli.canary_app)
+app.add_typer(canary_cli.models_app)
 app.add_typer(training_cli.dataset_app)
 app.command()(training_cli.train)
 
