@@ -162,6 +162,20 @@ def bench_features(
     raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
 
 
+@app.command("canary-demo")
+def canary_demo(
+    rate: Annotated[float, typer.Option(min=10, help="Orders a second.")] = 200.0,
+    only: Annotated[list[str] | None, typer.Option(help="good, late or inverted; can be repeated. [all]")] = None,
+    data: Recording = None,
+    directory: Directory = None,
+    json: Annotated[Path | None, typer.Option(help="File for the results and the affected decisions.")] = None,
+) -> None:
+    """Run the whole stack and three canaries, each to its end: a good one, one that is late, one that is inverted."""
+    from local.canaries import run_canaries  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_canaries(_given(dir=directory, data=data), rate, only or [], json))
+
+
 @app.command()
 def features(
     instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
