@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-flips bench-features models clean bench-serving
+.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-flips bench-features models clean bench-serving canaries
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ $(BIN)/.installed: pyproject.toml
 
 demo: setup  ## the whole stack on this machine, with orders and a replica failure (DATA=dir DURATION=s JSON=file)
 	$(BIN)/pretrade demo --duration $(DURATION) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+
+canaries: setup  ## three canaries on the whole stack, each to its end: good, late, inverted (DATA=dir JSON=file)
+	$(BIN)/pretrade canary-demo $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 
 test: setup  ## every test but the longest faults, against real servers; two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile

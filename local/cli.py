@@ -13,8 +13,8 @@ from rich.console import Console
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
 from local import training_cli
+from server import canary_cli, steering_cli
 from server import cli as server_cli
-from server import steering_cli
 from server.audit import quality
 from server.security import client
 
@@ -196,6 +196,20 @@ def bench_serving(
     raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), seconds, json))
 
 
+@app.command("canary-demo")
+def canary_demo(
+    rate: Annotated[float, typer.Option(min=10, help="Orders a second.")] = 200.0,
+    only: Annotated[list[str] | None, typer.Option(help="good, late or inverted; can be repeated. [all]")] = None,
+    data: Recording = None,
+    directory: Directory = None,
+    json: Annotated[Path | None, typer.Option(help="File for the results and the affected decisions.")] = None,
+) -> None:
+    """Run the whole stack and three canaries, each to its end: a good one, one that is late, one that is inverted."""
+    from local.canaries import run_canaries  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_canaries(_given(dir=directory, data=data), rate, only or [], json))
+
+
 @app.command()
 def features(
     instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
@@ -235,6 +249,8 @@ for steer in (steering_cli.breaker, steering_cli.flag, steering_cli.state, steer
 app.add_typer(steering_cli.replica_app)
 app.add_typer(steering_cli.config_app)
 app.add_typer(quality.app)
+app.add_typer(canary_cli.canary_app)
+app.add_typer(canary_cli.models_app)
 app.add_typer(training_cli.dataset_app)
 app.command()(training_cli.train)
 

@@ -151,24 +151,32 @@ class Replica:
         """True when it is not drained and the breaker lets a live row pass."""
         return not self.drained and self.breaker.passes
 
-    async def _score(self, rows: list[bytes]) -> ScoreBatch:
-        """One call to the server.
+    async def ask(self, rows: list[bytes], version: str | None) -> ScoreBatch:
+        """One call of its own, past the batcher and unknown to the breaker.
+
+        Args:
+            rows: Encoded rows.
+            version: The version that is to answer; None for the server's choice.
 
         Raises:
             BatchFailedError: No usable answer, by class.
         """
-        wanted = self.wanted_version
         try:
             answer = await self._call(
-                self._codec.request(self.model_name, rows, wanted or ""),
+                self._codec.request(self.model_name, rows, version or ""),
                 timeout=self._settings.call_bound_seconds,
                 metadata=None if self.token is None else self.token.inference,
             )
         except grpc.aio.AioRpcError as error:
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
         batch = self._codec.parse(self.model_name, len(rows), answer)
-        if wanted is not None and batch.model.version != wanted:
-            raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {wanted}")
+        if version is not None and batch.model.version != version:
+            raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {version}")
+        return batch
+
+    async def _score(self, rows: list[bytes]) -> ScoreBatch:
+        """One call for the batcher or the prober; raises `BatchFailedError`."""
+        batch = await self.ask(rows, self.wanted_version)
         if self.model != batch.model:
             _log.info("model", replica=self.name, version=batch.model.version, threshold=batch.model.threshold)
             self.model = batch.model

@@ -16,7 +16,7 @@ import grpc.aio
 import numpy as np
 import structlog
 
-from pretrade.wire.torchserve import inference_pb2_grpc, management_pb2, management_pb2_grpc
+from pretrade.wire.torchserve import management_pb2, management_pb2_grpc
 from server.inference import wire
 from server.inference.outcome import BatchFailedError
 from server.inference.token import ManagementToken
@@ -153,41 +153,28 @@ class ModelLoader:
 
     async def _prove(self, replica: Replica, record: ModelRecord) -> None:
         """Warms the version up and compares its canned scores."""
-        async with grpc.aio.insecure_channel(replica.endpoint) as channel:
-            stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
-
-            async def scores(rows: list[bytes]) -> wire.ScoreBatch:
-                request = wire.request(replica.model_name, rows, record.version)
-                shown = None if replica.token is None else replica.token.inference
-                answer = await stub.Predictions(request, timeout=_CALL_SECONDS, metadata=shown)
-                return wire.parse_answer(replica.model_name, len(rows), answer.prediction)
-
-            zeros = bytes(wire.ROW_BYTES)
-            while True:
-                try:
-                    await scores([zeros])
-                    break
-                except (grpc.aio.AioRpcError, BatchFailedError) as error:
-                    # Registered by another process whose workers are still starting, or not there at all.
-                    detail = str(error.details() if isinstance(error, grpc.aio.AioRpcError) else error)
-                    _log.debug("model not served yet", replica=replica.name, version=record.version, detail=detail)
-                    await asyncio.sleep(_AGAIN_SECONDS)
+        zeros = bytes(wire.ROW_BYTES)
+        while True:
             try:
-                for rows in _WARM_UP_ROWS:
-                    for _ in range(_WARM_UP_ROUNDS):
-                        await scores([zeros] * rows)
-                canned = [row.tobytes() for row in record.canned_rows.astype("<f4")] or [zeros]
-                answer = await scores(canned)
-            except (grpc.aio.AioRpcError, BatchFailedError) as error:
-                detail = str(error.details() if isinstance(error, grpc.aio.AioRpcError) else error)
-                raise LoadError(f"{replica.name}: model {record.version} fails: {detail}") from error
+                await replica.ask([zeros], record.version)
+                break
+            except BatchFailedError as error:
+                # Registered by another process whose workers are still starting, or not there at all.
+                _log.debug("model not served yet", replica=replica.name, version=record.version, detail=str(error))
+                await asyncio.sleep(_AGAIN_SECONDS)
+        try:
+            for rows in _WARM_UP_ROWS:
+                for _ in range(_WARM_UP_ROUNDS):
+                    await replica.ask([zeros] * rows, record.version)
+            canned = [row.tobytes() for row in record.canned_rows.astype("<f4")] or [zeros]
+            answer = await replica.ask(canned, record.version)
+        except BatchFailedError as error:
+            raise LoadError(f"{replica.name}: model {record.version} fails: {error}") from error
         _compare(replica.name, record, answer)
 
 
 def _compare(replica: str, record: ModelRecord, answer: wire.ScoreBatch) -> None:
     """Raises `LoadError` unless the answer is that of the version."""
-    if answer.model.version != record.version:
-        raise LoadError(f"{replica}: asked model {record.version}, {answer.model.version} answered")
     if answer.model.threshold != np.float32(record.threshold):
         raise LoadError(f"{replica}: model {record.version} has threshold {answer.model.threshold}")
     if len(record.canned_scores):

@@ -19,8 +19,14 @@ from server.models.registry import ModelUnusableError, Registry
 
 @pytest.fixture
 def registry(tmp_path: Path, model_store: Path) -> Registry:
-    shutil.copytree(model_store, tmp_path / "store")
-    return Registry(tmp_path / "store")
+    registry = Registry(tmp_path / "store")
+    registry.path("").parent.mkdir(parents=True)
+    for name in ("champion", "challenger"):  # other tests may have added versions
+        for suffix in (".mar", ".json"):
+            shutil.copy(model_store / f"{name}{suffix}", registry.root)
+        version = trained(registry, name)
+        shutil.copy(Registry(model_store).path(version), registry.path(version))
+    return registry
 
 
 def trained(registry: Registry, name: str) -> str:

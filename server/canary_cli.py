@@ -1,0 +1,338 @@
+"""`pretrade canary` and `pretrade models`: a model version's way to the orders, and back. Clients of the admin service.
+
+What may hurt is said first and asked for; without a terminal to ask on it needs `--yes`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import time
+from collections.abc import Iterable
+from typing import Annotated, Final
+
+import typer
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from server.cli import _USER as USER
+from server.cli import DEFAULT_DIRECTORY, AdminTarget, AsJson, Author, Directory, Reason, enum_name
+from server.cli import _channel as connected
+
+_RPC_SECONDS: Final = 3.0
+_LOAD_SECONDS: Final = 180.0
+"""A version may have to be loaded, warmed up and checked on two replicas."""
+_REFRESH_SECONDS: Final = 0.5
+_EXIT_CODES: Final = (
+    "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
+    "`canary status`: 0 running or promoted, 5 rolled back or aborted, 6 there never was one."
+)
+ROLLED_BACK, NO_CANARY = 5, 6
+_REASON: Final = "from the command line"
+
+canary_app = typer.Typer(name="canary", no_args_is_help=True, help="Give a model version orders, a few at first.")
+models_app = typer.Typer(name="models", no_args_is_help=True, help="Model versions, their aliases, and loading them.")
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+Version = Annotated[str, typer.Argument(help="A version of `pretrade models list`, or an alias.")]
+
+
+@canary_app.command(epilog=_EXIT_CODES)
+def start(
+    version: Version,
+    steps: Annotated[
+        str | None, typer.Option(help="Percent of the order flows at each step, up to 100, like 1,5,25,50,100.")
+    ] = None,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Load and check a version, and give it the first share of the order flows; more as its evidence allows."""
+    request = admin_pb2.StartCanaryRequest(
+        model_version=version, steps=_shares(steps), author=author, reason=reason, dry_run=dry_run
+    )
+    with connected(target, directory, "admin") as channel:
+        if not dry_run:
+            _confirm(f"{version} then decides orders.", yes)
+        response = admin_pb2_grpc.AdminServiceStub(channel).StartCanary(request, timeout=_LOAD_SECONDS)
+    _show(response, response.canary, response.change, as_json)
+
+
+@canary_app.command(epilog=_EXIT_CODES)
+def status(
+    affected: Annotated[int, typer.Option(min=0, max=1_000, help="List so many of the decisions it made.")] = 0,
+    watch: Annotated[bool | None, typer.Option("--watch/--once", help="Keep refreshing until it ends.")] = None,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Show the canary, or the one that ended last: its step, its verdict, and the evidence for it."""
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+
+        def ask() -> admin_pb2.GetCanaryResponse:
+            return stub.GetCanary(admin_pb2.GetCanaryRequest(affected_decisions=affected), timeout=_RPC_SECONDS)
+
+        found = ask()
+        if watch and not as_json and found.HasField("canary"):
+            with Live(canary_view(found.canary), refresh_per_second=4) as live:
+                while found.canary.state == admin_pb2.CANARY_STATE_RUNNING:
+                    time.sleep(_REFRESH_SECONDS)
+                    found = ask()
+                    live.update(canary_view(found.canary))
+    if as_json:
+        print(MessageToJson(found, always_print_fields_with_no_presence=True))
+    elif not found.HasField("canary"):
+        print("there never was a canary")
+    elif not watch:
+        Console().print(canary_view(found.canary))
+    if not as_json:
+        for decision_id in found.affected_decision_ids:
+            print(decision_id)
+    raise typer.Exit(_code(found))
+
+
+@canary_app.command(epilog=_EXIT_CODES)
+def weight(
+    percent: Annotated[float, typer.Argument(min=0, max=100, help="Percent of the order flows.")],
+    hold: Annotated[bool, typer.Option("--hold/--go-on", help="Hold it there, or let it take its steps.")] = True,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Set the canary's share of the order flows by hand."""
+    request = admin_pb2.SetCanaryWeightRequest(
+        weight=percent / 100, hold=hold, author=author, reason=reason, dry_run=dry_run
+    )
+    with connected(target, directory, "admin") as channel:
+        if not dry_run:
+            _confirm(f"The canary then decides {percent:g} % of the order flows.", yes)
+        response = admin_pb2_grpc.AdminServiceStub(channel).SetCanaryWeight(request, timeout=_RPC_SECONDS)
+    _show(response, response.canary, response.change, as_json)
+
+
+@canary_app.command(epilog=_EXIT_CODES)
+def promote(
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Make the canary the champion now, whatever its evidence."""
+    request = admin_pb2.PromoteCanaryRequest(author=author, reason=reason, dry_run=dry_run)
+    with connected(target, directory, "admin") as channel:
+        if not dry_run:
+            _confirm("The canary then decides every order, whatever its evidence.", yes)
+        response = admin_pb2_grpc.AdminServiceStub(channel).PromoteCanary(request, timeout=_LOAD_SECONDS)
+    _show(response, response.canary, response.change, as_json)
+
+
+@canary_app.command(epilog=_EXIT_CODES)
+def abort(
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """End the canary: all orders go to the champion. Never asks: it only makes things safer."""
+    request = admin_pb2.AbortCanaryRequest(author=author, reason=reason, dry_run=dry_run)
+    with connected(target, directory, "admin") as channel:
+        response = admin_pb2_grpc.AdminServiceStub(channel).AbortCanary(request, timeout=_RPC_SECONDS)
+    _show(response, response.canary, response.change, as_json)
+
+
+@canary_app.command(epilog=_EXIT_CODES)
+def rollback(
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Make the champion's predecessor the champion again."""
+    request = admin_pb2.RollBackRequest(author=author, reason=reason, dry_run=dry_run)
+    with connected(target, directory, "admin") as channel:
+        if not dry_run:
+            _confirm("The champion's predecessor then decides every order.", yes)
+        response = admin_pb2_grpc.AdminServiceStub(channel).RollBack(request, timeout=_LOAD_SECONDS)
+    if as_json:
+        print(MessageToJson(response))
+    else:
+        print(f"champion: {response.previous_version} → {response.model_version}{_dry(response.change)}")
+
+
+@models_app.command("list", epilog=_EXIT_CODES)
+def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIRECTORY, as_json: AsJson = False) -> None:
+    """List every version in the registry, the newest first, with its aliases and where it is loaded."""
+    with connected(target, directory, "admin") as channel:
+        found = admin_pb2_grpc.AdminServiceStub(channel).ListModels(
+            admin_pb2.ListModelsRequest(), timeout=_LOAD_SECONDS
+        )
+    if as_json:
+        print(MessageToJson(found, always_print_fields_with_no_presence=True))
+        return
+    Console().print(_model_table(found.models))
+
+
+@models_app.command(epilog=_EXIT_CODES)
+def load(
+    version: Version,
+    replica: Annotated[
+        list[str] | None, typer.Option(help="Load it into this one; can be repeated. [primary and secondary]")
+    ] = None,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Load a version beside what is served, warm it up and check its canned scores. It gets no orders by that."""
+    request = admin_pb2.LoadModelRequest(
+        model_version=version, replicas=replica or (), author=author, reason=reason, dry_run=dry_run
+    )
+    with connected(target, directory, "admin") as channel:
+        response = admin_pb2_grpc.AdminServiceStub(channel).LoadModel(request, timeout=_LOAD_SECONDS)
+    if as_json:
+        print(MessageToJson(response))
+    else:
+        Console().print(_model_table([response.model]))
+
+
+@models_app.command(epilog=_EXIT_CODES)
+def alias(
+    name: Annotated[str, typer.Argument(help="champion, challenger or previous.")],
+    version: Version,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at a version. That of the champion makes the version decide every order, without a canary."""
+    request = admin_pb2.SetModelAliasRequest(
+        alias=name, model_version=version, author=author, reason=reason, dry_run=dry_run
+    )
+    with connected(target, directory, "admin") as channel:
+        if name == "champion" and not dry_run:
+            _confirm(f"{version} then decides every order, without having been a canary.", yes)
+        response = admin_pb2_grpc.AdminServiceStub(channel).SetModelAlias(request, timeout=_LOAD_SECONDS)
+    if as_json:
+        print(MessageToJson(response))
+    else:
+        print("\n".join(response.change.diff) + _dry(response.change))
+
+
+def canary_view(canary: admin_pb2.Canary) -> Group:
+    """A canary for a terminal: where it is, and its evidence."""
+    state = enum_name(admin_pb2.CanaryState, canary.state)
+    steps = " → ".join(
+        f"[bold]{share:.0%}[/]" if index == canary.step else f"{share:.0%}" for index, share in enumerate(canary.steps)
+    )
+    colour = {"PROMOTED": "green", "ROLLED_BACK": "red", "ABORTED": "yellow"}.get(state, "bold")
+    lines = [
+        f"canary [bold]{canary.model_version}[/] against {canary.champion_version}: [{colour}]{state}[/]"
+        f"  {canary.weight:.0%} of the flows{' (held)' if canary.held else ''}   {steps}",
+        f"begun {_time(canary.started_at.ToDatetime(dt.UTC))} by {canary.author}: {canary.reason}",
+        f"verdict [bold]{_words(canary.verdict)}[/]: {canary.verdict_reason}",
+        f"decisions of this process: {canary.decisions:,}",
+    ]
+    if canary.HasField("ended_at"):
+        lines.append(f"ended {_time(canary.ended_at.ToDatetime(dt.UTC))}")
+    table = Table("check", "canary", "champion", "tolerance", "samples", "needed", "verdict")
+    for check in canary.checks:
+        known = check.HasField("canary")
+        table.add_row(
+            check.name,
+            f"{check.canary:.4g}" if known else "",
+            f"{check.champion:.4g}" if known else "",
+            f"{check.limit:g}",
+            f"{check.samples:,}",
+            f"{check.minimum_samples:,}" if check.minimum_samples else "",
+            _words(check.verdict),
+        )
+    return Group(*lines, table)
+
+
+def _model_table(models: Iterable[admin_pb2.ModelVersion]) -> Table:
+    table = Table("version", "model", "aliases", "loaded on", "features", "threshold", "written", "problem")
+    for model in models:
+        table.add_row(
+            model.model_version,
+            model.name,
+            ", ".join(model.aliases),
+            ", ".join(model.loaded_on),
+            model.feature_set,
+            f"{model.threshold:.4f}",
+            _time(model.created_at.ToDatetime(dt.UTC)),
+            f"[red]{model.problem}[/]" if model.problem else "",
+        )
+    return table
+
+
+def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change, as_json: bool) -> None:
+    if as_json:
+        print(MessageToJson(response))
+        return
+    state = enum_name(admin_pb2.CanaryState, canary.state)
+    print(f"canary {canary.model_version}: {state}, {canary.weight:.0%} of the flows{_dry(change)}")
+
+
+def _dry(change: admin_pb2.Change) -> str:
+    return "  (dry run: nothing was changed)" if change.dry_run else ""
+
+
+def _code(found: admin_pb2.GetCanaryResponse) -> int:
+    if not found.HasField("canary"):
+        return NO_CANARY
+    ended = found.canary.state in (admin_pb2.CANARY_STATE_ROLLED_BACK, admin_pb2.CANARY_STATE_ABORTED)
+    return ROLLED_BACK if ended else 0
+
+
+def _shares(steps: str | None) -> list[float]:
+    try:
+        return [float(step) / 100 for step in steps.split(",")] if steps else []
+    except ValueError:
+        raise typer.BadParameter("must be percentages with commas between", param_hint="--steps") from None
+
+
+def _confirm(risk: str, yes: bool) -> None:
+    """Asks, unless told not to; without a terminal that is a no."""
+    if yes:
+        return
+    typer.echo(risk, err=True)
+    if not sys.stdin.isatty():
+        typer.echo("not confirmed: no terminal to ask on, give --yes", err=True)
+        raise typer.Exit(1)
+    if not typer.confirm("Go on?", err=True):
+        raise typer.Exit(1)
+
+
+def _words(verdict: admin_pb2.CanaryVerdict.ValueType) -> str:
+    return enum_name(admin_pb2.CanaryVerdict, verdict).replace("_", " ").lower()
+
+
+def _time(instant: dt.datetime) -> str:
+    return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S")
