@@ -65,11 +65,15 @@ class CachedScores:
     def __init__(
         self, settings: CachedScoreSettings, clock: Callable[[], float], enabled: Callable[[], bool] = lambda: True
     ) -> None:
-        self._settings = settings
         self._clock = clock
         self._enabled = enabled
-        self._moves = tuple((features.INDEX[name], move) for name, move in settings.max_feature_move.items())
         self._scores: dict[tuple[str, pb.Side.ValueType], _Score] = {}
+        self.configure(settings)
+
+    def configure(self, settings: CachedScoreSettings) -> None:
+        """Goes by these limits from the next case on."""
+        self._settings = settings
+        self._moves = tuple((features.INDEX[name], move) for name, move in settings.max_feature_move.items())
 
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Keeps a model's answer. The caller's own features are not kept: they are not the server's view."""

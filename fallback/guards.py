@@ -74,13 +74,17 @@ class Guards:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self._settings = settings
-        self._limits = {(limit.instrument, limit.strategy): limit for limit in settings.limits}
+        self.configure(settings)
         self._trading_state = trading_state
         self._clock = clock
         self._wall_clock = wall_clock
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Strategy → (tokens left, instant they were counted), the longest unused first."""
+
+    def configure(self, settings: GuardSettings) -> None:
+        """Goes by these limits from the next answer on."""
+        self._settings = settings
+        self._limits = {(limit.instrument, limit.strategy): limit for limit in settings.limits}
 
     def apply(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         """The action after all guards, and the reasons: the answer's own first, then each objection."""

@@ -51,6 +51,11 @@ class RulesBaseline:
     """Answers by the rules above. Pure: the same features give the same answer."""
 
     def __init__(self, settings: RulesSettings, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.configure(settings)
+
+    def configure(self, settings: RulesSettings) -> None:
+        """Goes by these limits from the next case on."""
         self._at_most = (
             (_SPREAD, settings.max_spread_bps),
             (_VOLATILITY, settings.max_volatility_bps),
@@ -60,7 +65,6 @@ class RulesBaseline:
             (_IMBALANCE, -settings.max_adverse_imbalance),
             (_OFI, -settings.max_adverse_ofi),
         )
-        self._clock = clock
 
     async def answer(self, case: Case) -> Answer | None:
         """TRADE or NO_TRADE, or None when there are no features or one that a rule needs is undefined."""

@@ -14,6 +14,7 @@ from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
 from local import training_cli
 from server import cli as server_cli
+from server import steering_cli
 from server.audit import quality
 from server.security import client
 
@@ -21,7 +22,6 @@ app = typer.Typer(
     name="pretrade",
     help="Trade, no trade, or abstain? Answered for every order inside its deadline, with proof of why.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -147,6 +147,20 @@ def bench_edges(
     raise typer.Exit(run_edge_bench(_given(dir=directory, data=data), seconds, rounds, json))
 
 
+@app.command("bench-flips")
+def bench_flips(
+    flips: Annotated[int, typer.Option(min=1, help="Changes to measure.")] = 100,
+    callers: Annotated[int, typer.Option(min=0, help="Callers on each server meanwhile.")] = 4,
+    data: Recording = None,
+    directory: Directory = None,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure how fast a change reaches every process of two servers with two processes each, while they decide."""
+    from local.flip_bench import run_flip_bench  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_flip_bench(_given(dir=directory, data=data), flips, callers, json))
+
+
 @app.command("bench-features")
 def bench_features(
     data: Recording = None,
@@ -193,8 +207,12 @@ def features(
 app.command()(ingest_cli.ingest)
 app.command()(feature_cli.replay)
 app.command("simulate")(feature_cli.simulate_market)
-for command in (server_cli.decide, server_cli.status, server_cli.breaker, server_cli.flag, server_cli.state):
+for command in (server_cli.decide, server_cli.status):
     app.command()(command)
+for steer in (steering_cli.breaker, steering_cli.flag, steering_cli.state, steering_cli.chain, steering_cli.changes):
+    app.command(epilog=steering_cli.EXIT_CODES)(steer)
+app.add_typer(steering_cli.replica_app)
+app.add_typer(steering_cli.config_app)
 app.add_typer(quality.app)
 app.add_typer(training_cli.dataset_app)
 app.command()(training_cli.train)

@@ -265,7 +265,9 @@ class _Screen:
         with Live(console=self._console, auto_refresh=False) as live:
             while True:
                 status = await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=2.0)
-                live.update(Group(self._orders(), replica_table(status), self._line(), *self._events), refresh=True)
+                live.update(
+                    Group(self._orders(), replica_table(status.replicas), self._line(), *self._events), refresh=True
+                )
                 await asyncio.sleep(0.25)
 
     def _orders(self) -> Table:

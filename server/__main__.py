@@ -20,6 +20,7 @@ from feature_cache import logs
 from server import reference
 from server.app import ComponentEndedError, serve
 from server.audit.errors import AuditError
+from server.control.flags import FlagProviderError
 from server.settings import Settings, load
 from server.slot import of_child
 from server.supervisor import Supervisor
@@ -45,7 +46,7 @@ def main() -> int:
     logs.configure(settings.log_level, "server")
     try:
         return _run(settings, arguments)
-    except (OSError, AuditError) as error:
+    except (OSError, AuditError, FlagProviderError) as error:
         _log.error("cannot start", error=str(error))
         return 1
     except ComponentEndedError as error:

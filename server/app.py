@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -41,6 +41,7 @@ from server.audit.reading import Task as ReadingTask
 from server.audit.shipper import Shipper
 from server.canary.assembly import assemble
 from server.canary.subjects import canary_subjects
+from server.control.configuration import Configuration
 from server.control.file import ControlFile
 from server.control.flags import provider_from
 from server.control.shared import SharedControl
@@ -73,7 +74,7 @@ from server.rpc.decision import DecisionServicer
 from server.rpc.parsing import ParsingInterceptor
 from server.rpc.steering import Steering
 from server.security.security import Plane, Security
-from server.settings import GrpcSettings, Settings, control_path
+from server.settings import GrpcSettings, Settings, control_path, load
 from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
 from server.tracing import server_interceptors
@@ -211,9 +212,6 @@ async def start(
     replicas = await _open_replicas(settings, stack, clock, uniform, loop_lag.stalled_seconds)
     primary, secondary, *_ = replicas
 
-    control_file = ControlFile(control_path(shared))
-    if slot is None:
-        halt_at_start(settings.control, control_file, new_id)
     cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     champion = Champion(
         primary,
@@ -238,23 +236,23 @@ async def start(
         uniform,
     )
     shadow, rollout = canary.shadow, canary.rollout
+    rules = RulesBaseline(settings.rules, clock)
     stages: dict[StageName, Stage] = {
         "model": canary.routing,
         "cached_score": cached_scores,
-        "rules": RulesBaseline(settings.rules, clock),
+        "rules": rules,
     }
     chain = Chain(stages, settings.chain.stages, clock)
+    configuration = Configuration(shared, load, shared.journal.path)
     control = await _open_control(
-        settings,
-        control_file,
-        breaker_subjects({replica.name: replica.breaker for replica in replicas})
-        | drain_subjects({replica.name: replica for replica in replicas})
-        | chain_subjects(chain, settings.chain.stages)
-        | canary_subjects(rollout, settings.replicas.champion_version),
+        shared,
+        slot,
+        replicas,
+        chain,
+        canary_subjects(rollout, settings.replicas.champion_version) | configuration.subjects(),
         journal,
         instance_id,
         new_id,
-        clock,
         stack,
     )
     await stack.enter_async_context(_background(control.watch(), "control", stop))
@@ -262,7 +260,9 @@ async def start(
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
-    _record_settings(shared, stack, packets, journal)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, time.time)
+
+    _obey_configuration(configuration, cached_scores, rules, guards, packets, journal, stack)
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -270,7 +270,7 @@ async def start(
         max_feature_age_seconds=settings.features.max_age_seconds,
         chain=chain,
         cached_scores=cached_scores,
-        guards=Guards(settings.guards, lambda: control.trading_state, clock, time.time),
+        guards=guards,
         journal=journal,
         packets=packets,
         shadow=shadow,
@@ -326,9 +326,10 @@ async def start(
     by_name = {replica.name: replica for replica in replicas}
     admin = _grpc_server(settings, _access(security, "admin"), metrics.errors)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
-        AdminServicer(  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED
+        AdminServicer(
             instance_id=instance_id,
             control=control,
+            configuration=configuration,
             steering=Steering(control, by_name),
             canaries=CanarySteering(rollout, canary.loader, control, by_name, settings.canary.steps, new_id, time.time),
             changes=audit.changes,
@@ -434,15 +435,31 @@ def _shared_keys(settings: Settings, slot: Slot | None, clock: Callable[[], floa
 
 async def _open_control(
     settings: Settings,
-    file: ControlFile,
-    subjects: Mapping[str, Subject],
+    slot: Slot | None,
+    replicas: Iterable[Replica],
+    chain: Chain,
+    others: Mapping[str, Subject],
     journal: Journal,
     instance_id: str,
     new_id: Callable[[], str],
-    clock: Callable[[], float],
     stack: AsyncExitStack,
 ) -> ControlState:
-    """The control state, as all servers know it where Redis answers."""
+    """The control state, as all servers know it where Redis answers.
+
+    Raises:
+        OSError: The server is to start halted, and that cannot be written.
+        FlagProviderError: There is no such provider of flags.
+    """
+    file, clock = ControlFile(control_path(settings)), time.monotonic
+    if slot is None:
+        halt_at_start(settings.control, file, new_id)
+    by_name = {replica.name: replica for replica in replicas}
+    subjects = {
+        **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),
+        **drain_subjects(by_name),
+        **chain_subjects(chain, settings.chain.stages),
+        **others,
+    }
     shared = provider = None
     if settings.control.store == "redis":
         shared = SharedControl(settings.redis_url.get_secret_value(), settings.control.shared, clock)
@@ -465,6 +482,28 @@ def _codec(settings: Settings, replica: str) -> Codec:
     description = settings.oip.challenger if replica == "challenger" else settings.oip.champion
     assert description is not None
     return OpenInference(protocol, settings.oip, ModelDescription.read(description))
+
+
+def _obey_configuration(
+    configuration: Configuration,
+    cached_scores: CachedScores,
+    rules: RulesBaseline,
+    guards: Guards,
+    packets: PacketWriter,
+    journal: Journal,
+    stack: AsyncExitStack,
+) -> None:
+    """Records the settings in force, and puts those sections in force at a reload that need no restart."""
+
+    def obey(settings: Settings) -> None:
+        cached_scores.configure(settings.cached_score)
+        rules.configure(settings.rules)
+        guards.configure(settings.guards)
+        packets.config_hash = settings.config_hash()
+        _record_settings(settings, stack, packets, journal)
+
+    _record_settings(configuration.settings, stack, packets, journal)
+    configuration.on_reload(obey)
 
 
 def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:

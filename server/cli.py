@@ -1,6 +1,6 @@
-"""Commands for a running server: `decide`, `status`, `breaker`, `flag`, `state`. Clients of the public gRPC API only.
+"""Commands for a running server: `decide`, `status`. Clients of the public gRPC API only.
 
-Exit codes: 0 done, 1 the server said no, 2 wrong usage, 3 the server could not be reached.
+Exit codes: 0 done, 1 the server said no, 2 wrong usage, 3 the server could not be reached, 4 somebody else was first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +29,7 @@ from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.audit.explanation_table import explanation_table
 from server.security.client import ClientCredentials, CredentialsError
 
-_RPC_SECONDS = 3.0
+RPC_SECONDS = 3.0
 _REFRESH_SECONDS = 0.5
 
 Directory = Annotated[
@@ -42,10 +42,8 @@ AdminTarget = Annotated[
     str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_ADMIN_TARGET")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Author = Annotated[str, typer.Option(help="Who asks, for the audit.")]
-Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
 DEFAULT_DIRECTORY = Path(".pretrade")
-_USER = os.environ.get("USER") or getpass.getuser()
+USER = os.environ.get("USER") or getpass.getuser()
 
 
 class SideName(enum.StrEnum):
@@ -53,38 +51,6 @@ class SideName(enum.StrEnum):
 
     BUY = "buy"
     SELL = "sell"
-
-
-class BreakerName(enum.StrEnum):
-    """Breaker modes on the command line."""
-
-    AUTO = "auto"
-    OPEN = "open"
-    CLOSED = "closed"
-    METRICS_ONLY = "metrics-only"
-
-
-class OnOff(enum.StrEnum):
-    """A flag's value on the command line."""
-
-    ON = "on"
-    OFF = "off"
-
-
-class StateName(enum.StrEnum):
-    """Trading states on the command line."""
-
-    ACTIVE = "active"
-    REDUCING = "reducing"
-    HALTED = "halted"
-
-
-_MODES = {
-    BreakerName.AUTO: admin_pb2.BREAKER_MODE_AUTOMATIC,
-    BreakerName.OPEN: admin_pb2.BREAKER_MODE_FORCED_OPEN,
-    BreakerName.CLOSED: admin_pb2.BREAKER_MODE_FORCED_CLOSED,
-    BreakerName.METRICS_ONLY: admin_pb2.BREAKER_MODE_METRICS_ONLY,
-}
 
 
 def decide(
@@ -112,8 +78,8 @@ def decide(
         idempotency_key=idempotency_key,
         reduce_only=reduce_only,
     )
-    with _channel(target, directory, "decision") as channel:
-        grpc.channel_ready_future(channel).result(_RPC_SECONDS)
+    with connected(target, directory, "decision") as channel:
+        grpc.channel_ready_future(channel).result(RPC_SECONDS)
         stub = decision_pb2_grpc.DecisionServiceStub(channel)
         request = decision_pb2.DecideRequest(order=order, explain=explain)
         response = stub.Decide(request, timeout=timeout_ms / 1e3)
@@ -134,11 +100,11 @@ def status(
     ] = None,
 ) -> None:
     """Show replicas, breakers, flags, features and the audit journal."""
-    with _channel(target, directory, "admin") as channel:
+    with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
 
         def ask() -> admin_pb2.GetStatusResponse:
-            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_RPC_SECONDS)
+            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=RPC_SECONDS)
 
         if as_json:
             print(MessageToJson(ask(), always_print_fields_with_no_presence=True))
@@ -152,81 +118,12 @@ def status(
                 live.update(status_view(ask()))
 
 
-def breaker(
-    replica: Annotated[str, typer.Argument(help="primary, secondary or challenger.")],
-    mode: Annotated[BreakerName, typer.Argument(help="Who drives it.")],
-    expires_in_seconds: Annotated[
-        float | None, typer.Option("--for", min=0.1, help="Back to automatic after this many seconds.")
-    ] = None,
-    author: Author = _USER,
-    reason: Reason = "set from the command line",
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-) -> None:
-    """Force a replica's breaker open or closed, or hand it back."""
-    request = admin_pb2.SetBreakerRequest(replica=replica, mode=_MODES[mode], author=author, reason=reason)
-    if expires_in_seconds is not None:
-        duration = Duration()
-        duration.FromNanoseconds(int(expires_in_seconds * 1e9))
-        request.expires_in.CopyFrom(duration)
-    with _channel(target, directory, "admin") as channel:
-        changed = admin_pb2_grpc.AdminServiceStub(channel).SetBreaker(request, timeout=_RPC_SECONDS).replica
-    driven = enum_name(admin_pb2.BreakerMode, changed.breaker_mode)
-    left_alone = enum_name(admin_pb2.BreakerState, changed.breaker_state)
-    print(f"{changed.name}: {driven}; left to itself it would be {left_alone}")
-
-
-def flag(
-    name: Annotated[str | None, typer.Argument(help="The flag; none lists them.")] = None,
-    value: Annotated[OnOff | None, typer.Argument(help="The value to set.")] = None,
-    author: Author = _USER,
-    reason: Reason = "set from the command line",
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-) -> None:
-    """List the flags, or set one."""
-    with _channel(target, directory, "admin") as channel:
-        stub = admin_pb2_grpc.AdminServiceStub(channel)
-        if name is None or value is None:
-            flags = list(stub.ListFlags(admin_pb2.ListFlagsRequest(), timeout=_RPC_SECONDS).flags)
-        else:
-            request = admin_pb2.SetFlagRequest(name=name, enabled=value is OnOff.ON, author=author, reason=reason)
-            flags = [stub.SetFlag(request, timeout=_RPC_SECONDS).flag]
-    shown = [entry for entry in flags if name in (None, entry.name)]
-    if not shown:
-        raise typer.BadParameter(f"no flag {name!r}; there are {', '.join(entry.name for entry in flags)}")
-    for entry in shown:
-        print(f"{entry.name}: {'on' if entry.enabled else 'off'}  ({entry.description})")
-
-
-def state(
-    value: Annotated[StateName | None, typer.Argument(help="The state to set; none shows it.")] = None,
-    author: Author = _USER,
-    reason: Reason = "set from the command line",
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-) -> None:
-    """Show the trading state, or set it: active, reducing or halted."""
-    if value is None:
-        with _channel(target, directory, "admin") as channel:
-            found = admin_pb2_grpc.AdminServiceStub(channel).ListFlags(
-                admin_pb2.ListFlagsRequest(), timeout=_RPC_SECONDS
-            )
-        print(enum_name(admin_pb2.TradingState, found.trading_state))
-        return
-    wanted = admin_pb2.TradingState.Value(f"TRADING_STATE_{value.upper()}")
-    request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason)
-    with _channel(target, directory, "admin") as channel:
-        changed = admin_pb2_grpc.AdminServiceStub(channel).SetTradingState(request, timeout=_RPC_SECONDS)
-    print(f"{enum_name(admin_pb2.TradingState, changed.previous)} → {enum_name(admin_pb2.TradingState, changed.state)}")
-
-
 def status_view(status: admin_pb2.GetStatusResponse) -> Group:
     """The status as tables for a terminal."""
     parts = (
         f"[bold]{status.instance_id}[/]  {'ready' if status.ready else '[red]not ready[/]'}  "
         f"trading [bold]{enum_name(admin_pb2.TradingState, status.trading_state)}[/]  up {status.uptime.seconds} s",
-        replica_table(status),
+        replica_table(status.replicas),
         _feature_table(status),
         _counts_line(status),
     )
@@ -253,12 +150,12 @@ def _process_table(status: admin_pb2.GetStatusResponse) -> Table:
     return table
 
 
-def replica_table(status: admin_pb2.GetStatusResponse) -> Table:
+def replica_table(replicas: Iterable[admin_pb2.ReplicaStatus]) -> Table:
     """The replicas as a table for a terminal."""
     table = Table()
     for column in ("replica", "healthy", "breaker", "in flight", "queued", "p50", "p95", "rows", "model"):
         table.add_column(column, no_wrap=True)
-    for replica in status.replicas:
+    for replica in replicas:
         table.add_row(
             replica.name,
             "yes" if replica.healthy else "[red]no[/]",
@@ -274,12 +171,15 @@ def replica_table(status: admin_pb2.GetStatusResponse) -> Table:
 
 
 def _breaker(replica: admin_pb2.ReplicaStatus) -> str:
-    """What the breaker does to a call, and why when somebody forced it."""
+    """What becomes of a call, and why when somebody set it so."""
+    ends = f" for {replica.reverts_in.seconds} s yet" if replica.HasField("reverts_in") else ""
+    if replica.drained:
+        return f"[yellow]DRAINED{ends}[/]"
     state = enum_name(admin_pb2.BreakerState, replica.breaker_state)
     if replica.breaker_mode == admin_pb2.BREAKER_MODE_AUTOMATIC:
         return state if state == "CLOSED" else f"[red]{state}[/]"
     mode = enum_name(admin_pb2.BreakerMode, replica.breaker_mode)
-    return f"[yellow]{mode}[/]" + (f" (else {state})" if state != "CLOSED" else "")
+    return f"[yellow]{mode}{ends}[/]" + (f" (else {state})" if state != "CLOSED" else "")
 
 
 def _feature_table(status: admin_pb2.GetStatusResponse) -> Table:
@@ -313,11 +213,15 @@ def _book(feature: admin_pb2.FeatureStatus) -> str:
 def _counts_line(status: admin_pb2.GetStatusResponse) -> str:
     sources = "  ".join(f"{count.source} {count.decisions}" for count in status.sources)
     flags = "  ".join(f"{entry.name} {'on' if entry.enabled else 'off'}" for entry in status.flags)
+    control = f"version {status.control_version}, chain {' → '.join(status.chain_stages)}"
+    if status.control.stale:
+        control += f"  [red]Redis not heard: others may have changed it[/], {status.control.pending} changes wait"
     audit = f"{status.audit.written} rows, {status.audit.unshipped} not yet in SQL"
     if not status.audit.writable:
         audit += f" [red]not writable: {status.audit.last_error}[/]"
     unhealthy = "  ".join(f"[red]{part.name}: {part.detail}[/]" for part in status.components if not part.healthy)
-    return f"decisions  {sources}\nflags  {flags}\naudit  {audit}" + (f"\n{unhealthy}" if unhealthy else "")
+    lines = (f"decisions  {sources}", f"flags  {flags}", f"control  {control}", f"audit  {audit}", unhealthy)
+    return "\n".join(filter(None, lines))
 
 
 def _decision_table(decision: decision_pb2.Decision) -> Table:
@@ -357,7 +261,7 @@ def _milliseconds(duration: Duration) -> str:
 
 
 @contextmanager
-def _channel(target: str | None, directory: Path, endpoint: str) -> Iterator[grpc.Channel]:
+def connected(target: str | None, directory: Path, endpoint: str) -> Iterator[grpc.Channel]:
     """A channel to the target, or to the stack in `directory`; turns failures into messages and exit codes."""
     address = target or stack_endpoint(directory, endpoint)
     try:
@@ -378,7 +282,7 @@ def _channel(target: str | None, directory: Path, endpoint: str) -> Iterator[grp
                 typer.echo(f"{address} cannot be reached: {details}", err=True)
                 raise typer.Exit(3) from None
             typer.echo(f"{code.name}: {details}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(4 if code is grpc.StatusCode.ABORTED else 1) from None
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
 

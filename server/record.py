@@ -178,7 +178,8 @@ class PacketWriter:
 
     def __init__(self, instance_id: str, config_hash: str, durability: str, control: ControlState) -> None:
         self._instance_id = instance_id
-        self._config_hash = config_hash
+        self.config_hash = config_hash
+        """Of the settings in force."""
         self._durability = durability
         self._control = control
         self._known: dict[str, tuple[FeatureSnapshot, bytes]] = {}
@@ -221,7 +222,7 @@ class PacketWriter:
         """The serialised journal entry of the settings that packets name by their hash."""
         return packet_pb2.JournalEntry(
             settings=packet_pb2.SettingsInForce(
-                config_hash=self._config_hash,
+                config_hash=self.config_hash,
                 settings_json=settings_json,
                 software_version=software_version,
                 instance_id=self._instance_id,
@@ -240,7 +241,7 @@ class PacketWriter:
         """What holds for all packets while the control state is what it is."""
         control = self._control
         return _server(
-            self._instance_id, self._config_hash, self._durability, control.trading_state_name, tuple(control.flags_on)
+            self._instance_id, self.config_hash, self._durability, control.trading_state_name, tuple(control.flags_on)
         )
 
     def _about(self, snapshot: FeatureSnapshot) -> bytes:

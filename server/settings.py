@@ -1,8 +1,9 @@
 """All settings of the decision server: one section a component, composed here.
 
 Values come from `PRETRADE_*` environment variables (`__` between section and field, for example
-`PRETRADE_BUDGET__CAP_SECONDS=0.02`) or, for secrets, from files of the same name in the directory
-`PRETRADE_SECRETS_DIR`. A wrong value, an unknown field or an unknown variable refuses to start.
+`PRETRADE_BUDGET__CAP_SECONDS=0.02`), for secrets from files of the same name in the directory `PRETRADE_SECRETS_DIR`,
+and where neither says anything from the TOML file `PRETRADE_CONFIG_FILE` (a table a section). A wrong value, an unknown
+field or an unknown variable refuses to start. `pretrade config reload` has a running server read the file anew.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScoreSettings
@@ -44,7 +51,9 @@ from server.rpc.decision import StreamSettings
 from server.security.settings import AccessSettings, TlsSettings, TokenSettings, check
 
 PREFIX = "PRETRADE_"
+CONFIG_FILE = "PRETRADE_CONFIG_FILE"
 _OTHERS = (
+    CONFIG_FILE,
     "PRETRADE_WORKER_",
     "PRETRADE_LOCAL_",
     "PRETRADE_SECRETS_DIR",
@@ -289,6 +298,20 @@ class Settings(BaseSettings):
                 raise ValueError(f"guards.limits: {limit.instrument} is not one of the instruments")
         return self
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment, then secrets, then the configuration file."""
+        sources = (init_settings, env_settings, file_secret_settings)
+        path = os.environ.get(CONFIG_FILE)
+        return sources if path is None else (*sources, TomlConfigSettingsSource(settings_cls, Path(path)))
+
     def config_hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the settings, secrets masked; stamped into every packet."""
         return hash_of(self.model_dump_json())
@@ -315,7 +338,7 @@ def load() -> Settings:
 
     Raises:
         pydantic.ValidationError: A value is wrong or a field unknown.
-        ValueError: A `PRETRADE_*` variable names no setting.
+        ValueError: A `PRETRADE_*` variable names no setting, or the configuration file cannot be read.
     """
     unknown = [
         name
@@ -326,7 +349,13 @@ def load() -> Settings:
     ]
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
-    settings = Settings()
+    path = os.environ.get(CONFIG_FILE)
+    try:
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(2, "no such file")
+        settings = Settings()
+    except (OSError, TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
     if settings.grpc.edge == "envoy" and settings.processes is None:
         # Envoy's process is always a supervisor's; validated anew, for that is not possible everywhere.
         settings = Settings(processes=1)

@@ -62,7 +62,8 @@ class DecisionServer:
         self.address = f"127.0.0.1:{decision}"
         """`host:port` of the decision service."""
         self._decision_port = decision
-        self._admin_address = f"127.0.0.1:{admin}"
+        self.admin_address = f"127.0.0.1:{admin}"
+        """`host:port` of the admin service."""
         self._metrics_url = f"http://127.0.0.1:{metrics}/metrics"
         self.database_url = f"sqlite:///{directory / 'audit.db'}"
         self.journal_path = directory / "journal.db"
@@ -138,7 +139,7 @@ class DecisionServer:
 
     @cached_property
     def _channels(self) -> tuple[grpc.Channel, grpc.Channel]:
-        return grpc.insecure_channel(self.address), grpc.insecure_channel(self._admin_address)
+        return grpc.insecure_channel(self.address), grpc.insecure_channel(self.admin_address)
 
     @cached_property
     def decisions(self) -> decision_pb2_grpc.DecisionServiceStub:

@@ -180,17 +180,21 @@ class Flags:
         self.problem = problem
 
 
+class FlagProviderError(Exception):
+    """There is no such provider of flags."""
+
+
 def provider_from(path: str, options: Mapping[str, Any]) -> FeatureProvider:
     """The provider that `module:callable` makes with these options.
 
     Raises:
-        ValueError: There is no such callable, or it refuses.
+        FlagProviderError: There is no such callable, or it refuses.
     """
     module, _, name = path.partition(":")
     try:
         provider = getattr(importlib.import_module(module), name)(**options)
     except (ImportError, AttributeError, TypeError, OpenFeatureError) as error:
-        raise ValueError(f"control.flag_provider: {path}: {error}") from error
+        raise FlagProviderError(f"control.flag_provider: {path}: {error}") from error
     if not callable(getattr(provider, "resolve_boolean_details", None)):
-        raise ValueError(f"control.flag_provider: {path} makes no OpenFeature provider")
+        raise FlagProviderError(f"control.flag_provider: {path} makes no OpenFeature provider")
     return provider  # type: ignore[no-any-return]  # has what a provider has

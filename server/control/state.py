@@ -83,6 +83,8 @@ class Wanted:
     expected_version: int | None = None
     """The change is refused unless this is the version in force."""
     dry_run: bool = False
+    detail: tuple[str, ...] = ()
+    """What the value stands for, a line each."""
 
 
 class ControlState:
@@ -219,10 +221,11 @@ class ControlState:
                 raise ControlChangedError(before.version, wanted.expected_version or 0)
             message = describe(self._subjects, before, before.with_change(change), change, self._is_over)
             message.version, message.dry_run, message.change_id = before.version, True, ""
+            message.diff.extend(wanted.detail)
             return message
         if wanted.expected_version is None:
             self.store.put_in_force(change)
-        task = asyncio.create_task(self._finish(change, wanted.expected_version))
+        task = asyncio.create_task(self._finish(change, wanted))
         self._finishing.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
@@ -250,11 +253,12 @@ class ControlState:
             reason=wanted.reason,
         )
 
-    async def _finish(self, change: Change, expected_version: int | None) -> admin_pb2.Change:
+    async def _finish(self, change: Change, wanted: Wanted) -> admin_pb2.Change:
         """Shares, writes and records a change."""
-        before, after, local = await self.store.bring(change, expected_version)
+        before, after, local = await self.store.bring(change, wanted.expected_version)
         message = describe(self._subjects, before, after, change, self._is_over)
         message.local = local
+        message.diff.extend(wanted.detail)
         await self._record(message)
         return message
 

@@ -18,6 +18,7 @@ from pretrade.admin.v1 import admin_pb2_grpc
 from server.admission import Admission
 from server.audit.errors import AuditError
 from server.audit.journal import Journal
+from server.control.configuration import Configuration
 from server.control.errors import (
     ChangeRefusedError,
     ControlChangedError,
@@ -30,7 +31,7 @@ from server.health import Health
 from server.metrics import DecisionMetrics
 from server.rpc.audit import abort
 from server.rpc.canary import CanarySteering
-from server.rpc.steering import Steering, duration
+from server.rpc.steering import Steering, check_author, duration
 from server.security.identity import author
 from server.slot import Slot
 
@@ -60,6 +61,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         *,
         instance_id: str,
         control: ControlState,
+        configuration: Configuration,
         steering: Steering,
         canaries: CanarySteering,
         changes: Callable[[bytes], Awaitable[bytes]],
@@ -77,6 +79,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> None:
         self._instance_id = instance_id
         self._control = control
+        self._configuration = configuration
         self._steering = steering
         self._canaries = canaries
         self._changes = changes
@@ -140,6 +143,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             restarts=0 if slot is None else slot.restarts,
             control_version=self._control.version,
             control_stale=self._control.stale,
+            config_hash=self._configuration.settings.config_hash(),
         )
         if this_one_only or slot is None:
             return [this]
@@ -229,6 +233,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def SetModelAlias(self, request: pb.SetModelAliasRequest, context: _Context) -> pb.SetModelAliasResponse:
         """Points an alias at a version."""
         return await _answer(self._canaries.set_alias(request, request.author), context)
+
+    async def ReloadConfiguration(
+        self, request: pb.ReloadConfigurationRequest, context: _Context
+    ) -> pb.ReloadConfigurationResponse:
+        """Reads the configuration file anew."""
+        return await _answer(self._reload(request), context)
+
+    async def _reload(self, request: pb.ReloadConfigurationRequest) -> pb.ReloadConfigurationResponse:
+        who = author(request.author)
+        check_author(who, request.reason)
+        return await self._configuration.reload(self._control, request, who)
 
     def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
         status = pb.FeatureStatus(instrument=instrument)

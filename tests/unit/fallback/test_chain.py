@@ -98,3 +98,16 @@ async def test_a_cancelled_caller_is_no_bug() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not chain.broken
+
+
+async def test_on_call_may_choose_the_stages_and_their_order_and_the_case_says_so() -> None:
+    asked: list[str] = []
+    chain = chain_of(Scripted("a", asked, None), Scripted("b", asked, None), Scripted("c", asked, None))
+    chain.ask_in_order(("rules", "model"))
+    case = new_case()
+    assert (await chain.decide(case)).source == pb.SOURCE_NONE
+    assert (asked, case.stages) == (["c", "a"], ("rules", "model"))
+    chain.ask_in_order(("model", "cached_score", "rules"))
+    usual = new_case()
+    await chain.decide(usual)
+    assert (asked[2:], usual.stages) == (["a", "b", "c"], ())

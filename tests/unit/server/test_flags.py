@@ -10,7 +10,7 @@ import pytest
 from openfeature.event import ProviderEventDetails
 from openfeature.provider.in_memory_provider import InMemoryFlag, InMemoryProvider
 
-from server.control.flags import ControlProvider, Flags, provider_from
+from server.control.flags import ControlProvider, FlagProviderError, Flags, provider_from
 
 DEFAULTS = {"shadow": True, "cached_score": True}
 
@@ -117,7 +117,7 @@ async def test_a_provider_that_does_not_start_is_tried_again_and_flags_stay() ->
     ],
 )
 def test_a_provider_that_cannot_be_made_is_refused_by_name(path: str, options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"control\.flag_provider"):
+    with pytest.raises(FlagProviderError, match=r"control\.flag_provider"):
         provider_from(path, options)
 
 

@@ -202,3 +202,14 @@ def test_a_model_is_found_by_its_version_also_where_another_has_its_name(model_s
 def test_the_version_is_computed_as_the_handler_computes_it() -> None:
     parts = (b"handler", b"metadata", b"weights")
     assert models.content_version(parts) == handler.content_version(*parts)
+
+
+async def test_a_decision_of_another_chain_than_the_settings_name_replays_by_that_chain(
+    desk: Desk, replayer: Replayer
+) -> None:
+    desk._chain.ask_in_order(("rules", "model"))
+    packet = await desk.decide(values(3, **CALM))
+    assert (packet.decision.source, list(packet.chain_stages)) == (pb.SOURCE_RULES, ["rules", "model"])
+    assert (await replayer.replay(packet)).first_difference is None
+    del packet.chain_stages[0]
+    assert field_of(await replayer.replay(packet)) == "source"

@@ -366,3 +366,21 @@ async def test_attempts_retries_and_hedges_are_counted_by_what_became_of_them() 
         await s.champion.answer(s.case())
         assert s.champion.second_attempts == {("hedge", "granted"): 1, ("hedge", "won"): 1}
         assert s.champion.attempts == {("primary", Outcome.IGNORED): 1, ("secondary", Outcome.SUCCESS): 1}
+
+
+async def test_a_drained_replica_gets_no_orders_and_is_named() -> None:
+    async with stage(TRADES, TRADES) as s:
+        s.primary.drained = True
+        case = s.case()
+        answer = await s.champion.answer(case)
+        assert answer is not None
+        assert (answer.source, s.primary.calls) == (pb.SOURCE_SECONDARY, 0)
+        assert case.degradations == [pb.DEGRADATION_PRIMARY_DRAINED]
+        s.secondary.drained = True
+        drained = s.case()
+        assert await s.champion.answer(drained) is None
+        assert drained.degradations == [pb.DEGRADATION_PRIMARY_DRAINED, pb.DEGRADATION_SECONDARY_DRAINED]
+        s.primary.drained = False
+        back = await s.champion.answer(s.case())
+        assert back is not None
+        assert back.source == pb.SOURCE_PRIMARY

@@ -253,7 +253,7 @@ class Change(_message.Message):
     """Unique, time-ordered; empty for a dry run."""
     subject: _builtins.str
     """What was changed: `trading_state`, `flag/<name>`, `breaker/<replica>`, `drain/<replica>`, `chain`, `canary`,
-    `model/<alias>`, `configuration`.
+    `model/<alias>`, `configuration/<server>`.
     """
     previous: _builtins.str
     """Value before."""
@@ -262,7 +262,7 @@ class Change(_message.Message):
     previous_version: _builtins.int
     """Version of the control state before; 0 when it is not known."""
     version: _builtins.int
-    """Version after; the same for a dry run, and where nothing differs."""
+    """Version after; the same for a dry run."""
     author: _builtins.str
     """Who: the caller's identity, what the request said, or `expiry` or `server`."""
     reason: _builtins.str
@@ -1610,7 +1610,6 @@ class ReloadConfigurationRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPECTED_CONFIG_HASH_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
-    THIS_PROCESS_ONLY_FIELD_NUMBER: _builtins.int
     author: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -1619,8 +1618,6 @@ class ReloadConfigurationRequest(_message.Message):
     """The reload is refused with ABORTED unless the configuration in force has this hash; empty: whatever it is."""
     dry_run: _builtins.bool
     """See the service."""
-    this_process_only: _builtins.bool
-    """True to leave the other processes of the server out: what its processes ask of one another."""
     def __init__(
         self,
         *,
@@ -1628,11 +1625,10 @@ class ReloadConfigurationRequest(_message.Message):
         reason: _builtins.str = ...,
         expected_config_hash: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
-        this_process_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "dry_run", b"dry_run", "expected_config_hash", b"expected_config_hash", "reason", b"reason", "this_process_only", b"this_process_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "dry_run", b"dry_run", "expected_config_hash", b"expected_config_hash", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1653,7 +1649,7 @@ class ReloadConfigurationResponse(_message.Message):
     """Hash of the configuration in force; for a dry run, of the one that would be."""
     @_builtins.property
     def change(self) -> Global___Change:
-        """The change. Its versions are those of the control state, which a reload does not change."""
+        """The change; `diff` names every setting that differs."""
 
     def __init__(
         self,

@@ -1,0 +1,159 @@
+"""The configuration file, read anew while the server runs.
+
+Some sections may change without a restart (`RELOADABLE`): those that decide what is answered and hold no resource. A
+reload is all or nothing, and holds from the next decision on. It is asked for in one process, which checks the file and
+then makes a change of the control state, for this server alone; the other processes obey that by reading the file, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from pretrade.admin.v1 import admin_pb2
+from server.control.errors import ChangeRefusedError, InvalidChangeError
+from server.control.state import ControlState, Wanted
+from server.control.subjects import Subject
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+RELOADABLE: Final = ("cached_score", "guards", "rules")
+"""Sections that may change without a restart."""
+
+
+class Configuration:
+    """The settings in force, and how they become others.
+
+    Args:
+        settings: Of all processes of this server.
+        load: Reads them anew; raises as `server.settings.load`.
+        journal_path: What tells servers of a machine apart.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], Settings], journal_path: Path) -> None:
+        self.settings = settings
+        self._load = load
+        digest = hashlib.sha256(str(journal_path.absolute()).encode()).hexdigest()[:8]
+        self.subject: Final = f"configuration/{socket.gethostname()}-{digest}"
+        """What a reload of this server is called."""
+        self._obey: list[Callable[[Settings], None]] = []
+        self._checked: Settings | None = None
+        """What a reload of this process is about to put in force."""
+        self._reading: set[asyncio.Task[None]] = set()
+        self.failures = 0
+        """Reloads that were refused or failed since start."""
+
+    def on_reload(self, obey: Callable[[Settings], None]) -> None:
+        """Has someone told of new settings."""
+        self._obey.append(obey)
+
+    def subjects(self) -> dict[str, Subject]:
+        """What can be steered. A value is the hash of the settings to obey."""
+
+        def check(value: str) -> str:
+            return "" if len(value) <= 16 else "must be the hash of a configuration"
+
+        return {self.subject: Subject(self.settings.config_hash(), check, lambda value, _seconds: self._ask_for(value))}
+
+    async def reload(
+        self, control: ControlState, request: admin_pb2.ReloadConfigurationRequest, author: str
+    ) -> admin_pb2.ReloadConfigurationResponse:
+        """Reads the file and puts it in force in all processes.
+
+        Raises:
+            ChangeRefusedError: The file cannot be read, is wrong, or asks for a restart; nothing changed.
+            InvalidChangeError: Another configuration was expected.
+        """
+        before = self.settings
+        if request.expected_config_hash not in ("", before.config_hash()):
+            raise InvalidChangeError(
+                f"expected_config_hash: in force is {before.config_hash()}, not {request.expected_config_hash}"
+            )
+        new = await self._read()
+        detail = differences(before, new)
+        wanted = Wanted(
+            self.subject, new.config_hash(), author, request.reason, dry_run=request.dry_run, detail=tuple(detail)
+        )
+        self._checked = new
+        try:
+            change = await control.change(wanted)
+        finally:
+            self._checked = None
+        return admin_pb2.ReloadConfigurationResponse(
+            previous_config_hash=before.config_hash(), config_hash=new.config_hash(), change=change
+        )
+
+    async def _read(self) -> Settings:
+        try:
+            new = await asyncio.to_thread(self._load)
+            if fixed := sorted({line.partition(":")[0] for line in differences(self.settings, new, RELOADABLE)}):
+                raise ChangeRefusedError(f"needs a restart: {', '.join(fixed)}")
+        except (ValueError, ChangeRefusedError) as error:
+            self.failures += 1
+            reason = _line(error)
+            _log.error("configuration not reloaded, the last one stays in force", problem=reason)
+            raise ChangeRefusedError(reason) from None
+        return new
+
+    def _ask_for(self, config_hash: str) -> None:
+        """Somebody wants the configuration of this hash in force here."""
+        if config_hash == self.settings.config_hash() or not self._obey:
+            return  # as it is, or what was asked for before the start: what was read then is newer
+        if self._checked is not None and self._checked.config_hash() == config_hash:
+            self._put_in_force(self._checked)
+            return
+        task = asyncio.create_task(self._follow(config_hash))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+
+    async def _follow(self, config_hash: str) -> None:
+        try:
+            new = await self._read()
+        except ChangeRefusedError:
+            return
+        if new.config_hash() != config_hash:
+            self.failures += 1
+            _log.error("the configuration file is not the one to obey any more", wanted=config_hash)
+            return
+        self._put_in_force(new)
+
+    def _put_in_force(self, settings: Settings) -> None:
+        for line in differences(self.settings, settings):
+            _log.warning("configuration", change=line)
+        self.settings = settings
+        for obey in self._obey:
+            obey(settings)
+
+
+def differences(before: Settings, after: Settings, without: tuple[str, ...] = ()) -> list[str]:
+    """What differs, a line each, secrets masked."""
+    old, new = (json.loads(settings.model_dump_json(exclude=set(without))) for settings in (before, after))
+    return list(_differences("", old, new))
+
+
+def _differences(path: str, old: Any, new: Any) -> list[str]:
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for name in sorted({*old, *new}):
+            lines += _differences(f"{path}.{name}".lstrip("."), old.get(name), new.get(name))
+        return lines
+    return [f"{path}: {json.dumps(old)} → {json.dumps(new)}"]
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return " ".join(str(error).split())

@@ -1,0 +1,423 @@
+"""Commands that steer running servers: `breaker`, `flag`, `state`, `replica`, `chain`, `changes`, `config`.
+
+Every change says who and why, can be tried with `--dry-run`, and can be held to a version of the control state with
+`--expect`. What may hurt is shown first and asked for; without a terminal to ask on it needs `--yes`. What was
+confirmed is what happens, or nothing: a change that somebody makes meanwhile ends it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import re
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from server.cli import (
+    DEFAULT_DIRECTORY,
+    RPC_SECONDS,
+    USER,
+    AdminTarget,
+    AsJson,
+    Directory,
+    connected,
+    enum_name,
+    replica_table,
+)
+
+EXIT_CODES: Final = (
+    "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
+    "4 somebody else made a change since: look again."
+)
+_CHAMPIONS: Final = ("primary", "secondary")
+_STRICTNESS: Final = ("active", "reducing", "halted")
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_SPAN_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def _span(text: str | float) -> float:
+    """Seconds in a span of time as people write it: `90`, `90s`, `10m`, `2h`, `1d`."""
+    match = _SPAN.fullmatch(str(text))
+    if match is None or not float(match[1]):
+        raise typer.BadParameter("must be a span of time like 90, 90s, 10m, 2h or 1d")
+    return float(match[1]) * _SPAN_SECONDS[match[2]]
+
+
+Author = Annotated[str, typer.Option(help="Who asks, for the audit; a server that knows who calls takes that.")]
+Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
+For = Annotated[
+    float | None,
+    typer.Option("--for", parser=_span, metavar="TIME", help="Reverts by itself after this time: 90, 10m, 2h, 1d."),
+]
+Expect = Annotated[
+    int | None, typer.Option("--expect", metavar="VERSION", help="Only if this is the control state's version.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+ReplicaName = Annotated[
+    str,
+    typer.Argument(
+        help="primary, secondary or challenger.", autocompletion=lambda: ["primary", "secondary", "challenger"]
+    ),
+]
+_REASON: Final = "set from the command line"
+
+
+class BreakerName(enum.StrEnum):
+    """Breaker modes on the command line."""
+
+    AUTO = "auto"
+    OPEN = "open"
+    CLOSED = "closed"
+    METRICS_ONLY = "metrics-only"
+
+
+class OnOff(enum.StrEnum):
+    """A flag's value on the command line."""
+
+    ON = "on"
+    OFF = "off"
+
+
+class StateName(enum.StrEnum):
+    """Trading states on the command line."""
+
+    ACTIVE = "active"
+    REDUCING = "reducing"
+    HALTED = "halted"
+
+
+class StageArgument(enum.StrEnum):
+    """Stages of the chain on the command line."""
+
+    MODEL = "model"
+    CACHED_SCORE = "cached_score"
+    RULES = "rules"
+
+
+_MODES = {
+    BreakerName.AUTO: admin_pb2.BREAKER_MODE_AUTOMATIC,
+    BreakerName.OPEN: admin_pb2.BREAKER_MODE_FORCED_OPEN,
+    BreakerName.CLOSED: admin_pb2.BREAKER_MODE_FORCED_CLOSED,
+    BreakerName.METRICS_ONLY: admin_pb2.BREAKER_MODE_METRICS_ONLY,
+}
+
+
+def breaker(
+    replica: ReplicaName,
+    mode: Annotated[BreakerName, typer.Argument(help="Who drives it.")],
+    expires_in_seconds: For = None,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Force a replica's breaker open or closed, or hand it back. Asks before no champion is left, and for closed."""
+    request = admin_pb2.SetBreakerRequest(replica=replica, mode=_MODES[mode], author=author, reason=reason)
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        risk = ""
+        if mode is BreakerName.CLOSED:
+            risk = f"{replica} then gets every order, whatever it answers."
+        elif mode is BreakerName.OPEN:
+            risk = _without(stub, replica)
+        response = _changed(stub.SetBreaker, request, risk, expires_in_seconds, expect, dry_run, yes)
+    if as_json or dry_run:
+        _show(response, response.change, as_json)
+        return
+    changed = response.replica
+    driven = enum_name(admin_pb2.BreakerMode, changed.breaker_mode)
+    left_alone = enum_name(admin_pb2.BreakerState, changed.breaker_state)
+    print(f"{changed.name}: {driven}; left to itself it would be {left_alone}")
+    _show(response, response.change, as_json)
+
+
+def flag(
+    name: Annotated[
+        str | None, typer.Argument(help="The flag; none lists them.", autocompletion=lambda: ["shadow", "cached_score"])
+    ] = None,
+    value: Annotated[OnOff | None, typer.Argument(help="The value to set.")] = None,
+    expires_in_seconds: For = None,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """List the flags, or set one."""
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        if name is not None and value is not None:
+            request = admin_pb2.SetFlagRequest(name=name, enabled=value is OnOff.ON, author=author, reason=reason)
+            response = _changed(stub.SetFlag, request, "", expires_in_seconds, expect, dry_run, True)
+            _show(response, response.change, as_json)
+            return
+        found = stub.ListFlags(admin_pb2.ListFlagsRequest(), timeout=RPC_SECONDS)
+    if name is not None and name not in [entry.name for entry in found.flags]:
+        raise typer.BadParameter(f"no flag {name!r}; there are {', '.join(entry.name for entry in found.flags)}")
+    if as_json:
+        print(MessageToJson(found, always_print_fields_with_no_presence=True))
+        return
+    for entry in found.flags:
+        if name in (None, entry.name):
+            ends = f", for {entry.reverts_in.seconds} s yet" if entry.HasField("reverts_in") else ""
+            print(f"{entry.name}: {'on' if entry.enabled else 'off'}{ends}  ({entry.description})")
+
+
+def state(
+    value: Annotated[StateName | None, typer.Argument(help="The state to set; none shows it.")] = None,
+    expires_in_seconds: For = None,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Show the trading state, or set it: active, reducing or halted. Asks before it becomes less strict."""
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        found = stub.ListFlags(admin_pb2.ListFlagsRequest(), timeout=RPC_SECONDS)
+        now = enum_name(admin_pb2.TradingState, found.trading_state)
+        if value is None:
+            print(MessageToJson(found, always_print_fields_with_no_presence=True) if as_json else now)
+            return
+        wanted = admin_pb2.TradingState.Value(f"TRADING_STATE_{value.upper()}")
+        request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason)
+        looser = _STRICTNESS.index(value.value) < _STRICTNESS.index(now.lower())
+        risk = "Orders may trade again." if looser else ""
+        if expires_in_seconds is not None and value is not StateName.ACTIVE:
+            risk = risk or "Orders may trade again by themselves when the time is over."
+        response = _changed(stub.SetTradingState, request, risk, expires_in_seconds, expect, dry_run, yes)
+    if not as_json and not dry_run:
+        states = (enum_name(admin_pb2.TradingState, one) for one in (response.previous, response.state))
+        print(" → ".join(states))
+    _show(response, response.change, as_json)
+
+
+def chain(
+    stages: Annotated[
+        list[StageArgument] | None, typer.Argument(help="Who may answer, in this order; none shows it.")
+    ] = None,
+    usual: Annotated[bool, typer.Option("--usual", help="The stages of the server's settings.")] = False,
+    expires_in_seconds: For = None,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Show which stages may answer, or set them and their order; abstaining comes last. Asks first."""
+    if stages and usual:
+        raise typer.BadParameter("either stages or --usual")
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        if not stages and not usual:
+            found = stub.GetStatus(admin_pb2.GetStatusRequest(this_process_only=True), timeout=RPC_SECONDS)
+            print(" → ".join((*found.chain_stages, "abstain")))
+            return
+        request = admin_pb2.SetChainRequest(stages=[one.value for one in stages or ()], author=author, reason=reason)
+        risk = "Every order is answered by other sources, or in another order."
+        response = _changed(stub.SetChain, request, risk, expires_in_seconds, expect, dry_run, yes)
+    _show(response, response.change, as_json)
+
+
+replica_app = typer.Typer(name="replica", help=f"List replicas; drain one, and give it orders again. {EXIT_CODES}")
+config_app = typer.Typer(name="config", help=f"The servers' configuration. {EXIT_CODES}")
+
+
+@replica_app.command("list", epilog=EXIT_CODES)
+def replica_list(target: AdminTarget = None, directory: Directory = DEFAULT_DIRECTORY, as_json: AsJson = False) -> None:
+    """Show every replica with its breaker."""
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        found = stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS)
+    if as_json:
+        print(MessageToJson(found, always_print_fields_with_no_presence=True))
+        return
+    Console().print(replica_table(found.replicas))
+
+
+@replica_app.command("drain", epilog=EXIT_CODES)
+def replica_drain(
+    replica: ReplicaName,
+    expires_in_seconds: For = None,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Send a replica no more orders; what is under way on it finishes. Asks before no champion is left."""
+    request = admin_pb2.DrainReplicaRequest(replica=replica, author=author, reason=reason)
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        risk = _without(stub, replica)
+        response = _changed(stub.DrainReplica, request, risk, expires_in_seconds, expect, dry_run, yes)
+    _show(response, response.change, as_json)
+
+
+@replica_app.command("resume", epilog=EXIT_CODES)
+def replica_resume(
+    replica: ReplicaName,
+    author: Author = USER,
+    reason: Reason = _REASON,
+    expect: Expect = None,
+    dry_run: DryRun = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Give a drained replica its orders back."""
+    request = admin_pb2.ResumeReplicaRequest(replica=replica, author=author, reason=reason)
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        response = _changed(stub.ResumeReplica, request, "", None, expect, dry_run, True)
+    _show(response, response.change, as_json)
+
+
+def changes(
+    subject: Annotated[
+        str, typer.Argument(help="Only this, or below it: trading_state, flag, breaker/primary, …")
+    ] = "",
+    since: Annotated[
+        float | None, typer.Option(parser=_span, metavar="TIME", help="Only of the last 10m, 2h, 1d, ….")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="The most to show.")] = 50,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was changed, when, by whom and why, the newest first."""
+    request = admin_pb2.ListChangesRequest(page_size=limit, subject=subject)
+    if since is not None:
+        request.since.FromDatetime(dt.datetime.now(dt.UTC) - dt.timedelta(seconds=since))
+    with connected(target, directory, "admin") as channel:
+        found = admin_pb2_grpc.AdminServiceStub(channel).ListChanges(request, timeout=10 * RPC_SECONDS)
+    if as_json:
+        print(MessageToJson(found))
+        return
+    table = Table("when (UTC)", "version", "change", "by", "why")
+    for change in found.changes:
+        when = f"{change.changed_at.ToDatetime():%Y-%m-%d %H:%M:%S}"
+        what = "\n".join(change.diff) or f"{change.subject}: {change.value} again"
+        table.add_row(when, str(change.version or ""), *map(escape, (what, change.author, change.reason)))
+    Console().print(table)
+    for problem in found.problems:
+        typer.echo(f"missing: {problem}", err=True)
+
+
+@config_app.command("reload", epilog=EXIT_CODES)
+def config_reload(
+    author: Author = USER,
+    reason: Reason = _REASON,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    target: AdminTarget = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: AsJson = False,
+) -> None:
+    """Have a server read its file PRETRADE_CONFIG_FILE anew, in all of its processes. Asks first."""
+    request = admin_pb2.ReloadConfigurationRequest(author=author, reason=reason)
+    with connected(target, directory, "admin") as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        request.dry_run = True
+        would = stub.ReloadConfiguration(request, timeout=RPC_SECONDS)
+        if not dry_run and not yes:
+            _confirm(would.change, "Orders are decided by these settings then.")
+        if not dry_run:
+            request.dry_run, request.expected_config_hash = False, would.previous_config_hash
+            would = stub.ReloadConfiguration(request, timeout=RPC_SECONDS)
+    _show(would, would.change, as_json)
+
+
+def _confirm(would: admin_pb2.Change, risk: str) -> None:
+    """Shows what would change and asks. Raises `typer.Exit` unless the answer is yes."""
+    for line in would.diff or ("nothing would change",):
+        typer.echo(line)
+    typer.echo(risk)
+    if not sys.stdin.isatty():
+        typer.echo("nobody to ask: give --yes", err=True)
+        raise typer.Exit(2)
+    if not typer.confirm("Do it?"):
+        typer.echo("nothing changed")
+        raise typer.Exit(1)
+
+
+def _changed(
+    call: Callable[..., Any],
+    request: Any,
+    risk: str,
+    expires_in_seconds: float | None,
+    expect: int | None,
+    dry_run: bool,
+    yes: bool,
+) -> Any:
+    """Makes a change, once it is confirmed where it is a risk; the response."""
+    if expires_in_seconds is not None:
+        duration = Duration()
+        duration.FromNanoseconds(int(expires_in_seconds * 1e9))
+        request.expires_in.CopyFrom(duration)
+    if expect is not None:
+        request.expected_control_version = expect
+    if risk and not yes and not dry_run:
+        request.dry_run = True
+        would = call(request, timeout=RPC_SECONDS).change
+        request.dry_run = False
+        request.expected_control_version = would.version
+        _confirm(would, risk)
+    request.dry_run = dry_run
+    return call(request, timeout=RPC_SECONDS)
+
+
+def _without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:
+    """The risk of taking a replica out: none while another champion gets orders."""
+    if replica not in _CHAMPIONS:
+        return ""
+    found = stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS).replicas
+    others = [one for one in found if one.name in _CHAMPIONS and one.name != replica]
+    if any(one.healthy and not one.drained and _passes(one) for one in others):
+        return ""
+    return "No champion is left then: cached scores, rules or nobody will answer."
+
+
+def _passes(replica: admin_pb2.ReplicaStatus) -> bool:
+    if replica.breaker_mode == admin_pb2.BREAKER_MODE_AUTOMATIC:
+        return replica.breaker_state == admin_pb2.BREAKER_STATE_CLOSED
+    return replica.breaker_mode != admin_pb2.BREAKER_MODE_FORCED_OPEN
+
+
+def _show(response: Message, change: admin_pb2.Change, as_json: bool) -> None:
+    """Prints what was changed, or would be."""
+    if as_json:
+        print(MessageToJson(response))
+        return
+    for line in change.diff or (f"{change.subject}: {change.value}, as before",):
+        print(f"{line}{'  (dry run)' if change.dry_run else ''}")
+    print(f"control state: version {change.version}")
+    if change.local:
+        typer.echo("Redis cannot be reached: in force on this server alone, on the others when it can", err=True)

@@ -1,0 +1,148 @@
+"""`pretrade breaker | flag | state | replica | chain | changes` against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from decision_server import DecisionServer
+from harness import eventually
+from typer.testing import CliRunner, Result
+
+from local.cli import app
+from local.stack import Stack
+from pretrade.admin.v1 import admin_pb2
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def shared_server(servers: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecisionServer]:
+    with DecisionServer(tmp_path_factory.mktemp("steered"), str(servers.endpoints.redis_url)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: DecisionServer) -> Iterator[DecisionServer]:
+    yield shared_server
+    for words in (
+        ("state", "active"),
+        ("chain", "--usual"),
+        ("flag", "shadow", "on"),
+        ("replica", "resume", "primary"),
+    ):
+        assert run(shared_server, *words, *(("--yes",) if words[0] in ("state", "chain") else ())).exit_code == 0
+
+
+def run(server: DecisionServer, *words: str) -> Result:
+    return CliRunner().invoke(app, [*words, "--target", server.admin_address], env={"COLUMNS": "200"})
+
+
+def version(server: DecisionServer) -> int:
+    return server.status().control_version
+
+
+def test_what_hurts_is_asked_for_and_what_protects_is_not(server: DecisionServer) -> None:
+    halted = run(server, "state", "halted", "--reason", "incident", "--author", "ann")
+    assert (halted.exit_code, halted.stdout.splitlines()[0]) == (0, "ACTIVE → HALTED")
+    assert server.status().trading_state == admin_pb2.TRADING_STATE_HALTED
+    before = version(server)
+    for words in (
+        ("state", "active"),
+        ("breaker", "primary", "closed"),
+        ("breaker", "primary", "open"),
+        ("replica", "drain", "secondary"),
+        ("chain", "rules"),
+    ):
+        refused = run(server, *words)
+        assert (refused.exit_code, "--yes" in refused.output) == (2, True), words
+    assert version(server) == before
+    assert run(server, "replica", "drain", "challenger").exit_code == 0
+    assert run(server, "state", "active", "--yes").exit_code == 0
+    assert server.status().trading_state == admin_pb2.TRADING_STATE_ACTIVE
+
+
+@pytest.mark.parametrize(("answer", "code", "state"), [("y", 0, "ACTIVE"), ("n", 1, "HALTED")])
+def test_on_a_terminal_it_asks_and_does_as_it_is_told(
+    server: DecisionServer, answer: str, code: int, state: str
+) -> None:
+    run(server, "state", "halted")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "local", "state", "active", "--target", server.admin_address]
+    try:
+        asked = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True)
+        os.write(ours, f"{answer}\n".encode())
+        said, _ = asked.communicate(timeout=120)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert asked.returncode == code
+    assert "trading_state: HALTED → ACTIVE\nOrders may trade again." in said
+    assert run(server, "state").stdout.strip() == state
+
+
+def test_a_dry_run_says_what_would_change_and_an_old_version_is_refused(server: DecisionServer) -> None:
+    before = version(server)
+    tried = run(server, "flag", "shadow", "off", "--for", "10m", "--dry-run")
+    assert (tried.exit_code, tried.stdout.splitlines()[0]) == (
+        0,
+        "flag/shadow: on → off for 600 s, then on  (dry run)",
+    )
+    assert version(server) == before
+    old = run(server, "flag", "shadow", "off", "--expect", str(before + 7))
+    assert (old.exit_code, "ABORTED" in old.output) == (4, True)
+    assert run(server, "flag", "shadow", "off", "--expect", str(before)).exit_code == 0
+    assert not server.status().flags[0].enabled
+
+
+def test_what_is_set_for_a_time_reverts_by_itself(server: DecisionServer) -> None:
+    assert run(server, "flag", "shadow", "off", "--for", "1s").exit_code == 0
+    eventually(lambda: server.status().flags[0].enabled, bool)
+    eventually(lambda: run(server, "changes", "flag/shadow").stdout, lambda shown: "expiry" in shown)
+
+
+def test_a_drained_replica_and_another_chain_are_shown_and_obeyed(server: DecisionServer) -> None:
+    drained = run(server, "replica", "drain", "primary", "--yes", "--json")
+    assert json.loads(drained.stdout)["replica"]["drained"] is True
+    assert "DRAINED" in run(server, "replica", "list").stdout
+    assert run(server, "chain").stdout.strip() == "model → cached_score → rules → abstain"
+    assert run(server, "chain", "rules", "model", "--yes").exit_code == 0
+    assert run(server, "chain").stdout.strip() == "rules → model → abstain"
+    assert run(server, "chain", "rules", "rules", "--yes").exit_code == 1
+    assert run(server, "chain", "sorcery", "--yes").exit_code == 2
+
+
+def test_the_history_says_who_why_and_what_and_survives_a_restart(server: DecisionServer, tmp_path: Path) -> None:
+    run(server, "state", "reducing", "--author", "ben", "--reason", "thin [market]")
+    run(server, "state", "halted", "--author", "ann", "--reason", "it got worse")
+    server.stop()
+    server.start()
+    shown = json.loads(run(server, "changes", "trading_state", "--json", "--limit", "2").stdout)
+    assert [(one["author"], one["reason"], one["diff"]) for one in shown["changes"]] == [
+        ("ann", "it got worse", ["trading_state: REDUCING → HALTED"]),
+        ("ben", "thin [market]", ["trading_state: ACTIVE → REDUCING"]),
+    ]
+    token = shown["nextPageToken"]
+    page = server.admin.ListChanges(admin_pb2.ListChangesRequest(page_size=1, page_token=token), timeout=10)
+    assert page.changes[0].changed_at.ToNanoseconds() > 0
+    assert run(server, "changes", "no_such_thing").exit_code == 0
+    server.drain_audit()
+    assert json.loads(run(server, "changes", "trading_state", "--json", "--limit", "2").stdout) == shown
+
+
+def test_a_server_that_is_not_there_has_an_exit_code_of_its_own() -> None:
+    for words in (("state",), ("flag",), ("replica", "list"), ("changes",)):
+        assert CliRunner().invoke(app, [*words, "--target", "127.0.0.1:9"]).exit_code == 3
+    assert CliRunner().invoke(app, ["flag", "shadow", "off", "--for", "soon"]).exit_code == 2
+
+
+def test_the_help_documents_the_exit_codes_and_completion_can_be_installed() -> None:
+    for words in (["state"], ["breaker"], ["replica", "drain"], ["changes"]):
+        assert "Exit codes" in CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"}).stdout
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
