@@ -149,7 +149,7 @@ class SharedControl:
                 if self._redis is None:
                     self._redis = await self._connected()
                 found = await ask(self._redis)
-        except (RedisError, OSError, TimeoutError, ValidationError, _NoStateError) as error:
+        except Exception as error:  # whatever a client raises whose connection dies under it
             if not self.problem:
                 self.outages += 1
                 _log.warning("control state not shared any more", key=self.settings.key, error=_reason(error))
