@@ -53,7 +53,7 @@ class SharedSettings(BaseModel):
     """Key in the Redis of `redis_url`; servers that name the same one are steered together."""
     timeout_seconds: float = Field(default=0.3, gt=0, le=10)
     """A Redis that does not answer within this, in seconds, cannot be reached: a change then holds on this server."""
-    stale_seconds: float = Field(default=2.0, ge=1, le=600)
+    stale_seconds: float = Field(default=3.0, ge=1, le=600)
     """Not having heard Redis for so long, in seconds, the control state may be out of date: every decision says so."""
     reconnect_seconds: float = Field(default=0.2, gt=0, le=10)
     """Pause between two attempts to reach Redis, in seconds."""
