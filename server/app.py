@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -158,7 +158,7 @@ class Server:
             os.write(sys.stdout.fileno(), READY + b"\n")
 
 
-async def start(  # noqa: PLR0915 - the one place that knows every part
+async def start(
     shared: Settings,
     slot: Slot | None,
     stack: AsyncExitStack,
@@ -235,14 +235,17 @@ async def start(  # noqa: PLR0915 - the one place that knows every part
     }
     chain = Chain(stages, settings.chain.stages, clock)
     configuration = Configuration(shared, load, shared.journal.path)
-    subjects = {
-        **breaker_subjects({replica.name: replica.breaker for replica in replicas}),
-        **drain_subjects({replica.name: replica for replica in replicas}),
-        **chain_subjects(chain, settings.chain.stages),
-        **canary_subjects(rollout, settings.replicas.champion_version),
-        **configuration.subjects(),
-    }
-    control = await _open_control(shared, slot, subjects, journal, instance_id, new_id, stack)
+    control = await _open_control(
+        shared,
+        slot,
+        replicas,
+        chain,
+        canary_subjects(rollout, settings.replicas.champion_version) | configuration.subjects(),
+        journal,
+        instance_id,
+        new_id,
+        stack,
+    )
     await stack.enter_async_context(_background(control.watch(), "control", stop))
     await stack.enter_async_context(_background(rollout.run(), "canary", stop))
     admission = Admission(settings.admission, clock)
@@ -250,9 +253,7 @@ async def start(  # noqa: PLR0915 - the one place that knows every part
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
     guards = Guards(settings.guards, lambda: control.trading_state, clock, time.time)
 
-    record_settings = partial(_record_settings, stack, packets, journal)
-    record_settings(shared)
-    configuration.on_reload(partial(_reconfigure, cached_scores, rules, guards, packets, record_settings))
+    _obey_configuration(configuration, cached_scores, rules, guards, packets, journal, stack)
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -453,7 +454,9 @@ def _shared_keys(settings: Settings, slot: Slot | None, clock: Callable[[], floa
 async def _open_control(
     settings: Settings,
     slot: Slot | None,
-    subjects: Mapping[str, Subject],
+    replicas: Iterable[Replica],
+    chain: Chain,
+    others: Mapping[str, Subject],
     journal: Journal,
     instance_id: str,
     new_id: Callable[[], str],
@@ -468,6 +471,13 @@ async def _open_control(
     file, clock = ControlFile(control_path(settings)), time.monotonic
     if slot is None:
         halt_at_start(settings.control, file, new_id)
+    by_name = {replica.name: replica for replica in replicas}
+    subjects = {
+        **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),
+        **drain_subjects(by_name),
+        **chain_subjects(chain, settings.chain.stages),
+        **others,
+    }
     shared = provider = None
     if settings.control.store == "redis":
         shared = SharedControl(settings.redis_url.get_secret_value(), settings.control.shared, clock)
@@ -492,23 +502,29 @@ def _codec(settings: Settings, replica: str) -> Codec:
     return OpenInference(protocol, settings.oip, ModelDescription.read(description))
 
 
-def _reconfigure(
+def _obey_configuration(
+    configuration: Configuration,
     cached_scores: CachedScores,
     rules: RulesBaseline,
     guards: Guards,
     packets: PacketWriter,
-    record_settings: Callable[[Settings], None],
-    settings: Settings,
+    journal: Journal,
+    stack: AsyncExitStack,
 ) -> None:
-    """Puts those sections in force that may change without a restart."""
-    cached_scores.configure(settings.cached_score)
-    rules.configure(settings.rules)
-    guards.configure(settings.guards)
-    packets.config_hash = settings.config_hash()
-    record_settings(settings)
+    """Records the settings in force, and puts those sections in force at a reload that need no restart."""
+
+    def obey(settings: Settings) -> None:
+        cached_scores.configure(settings.cached_score)
+        rules.configure(settings.rules)
+        guards.configure(settings.guards)
+        packets.config_hash = settings.config_hash()
+        _record_settings(settings, stack, packets, journal)
+
+    _record_settings(configuration.settings, stack, packets, journal)
+    configuration.on_reload(obey)
 
 
-def _record_settings(stack: AsyncExitStack, packets: PacketWriter, journal: Journal, settings: Settings) -> None:
+def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
     """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
     entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
 

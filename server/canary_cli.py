@@ -19,9 +19,8 @@ from rich.live import Live
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.cli import _USER as USER
-from server.cli import DEFAULT_DIRECTORY, AdminTarget, AsJson, Author, Directory, Reason, enum_name
-from server.cli import _channel as connected
+from server.cli import DEFAULT_DIRECTORY, USER, AdminTarget, AsJson, Directory, connected, enum_name
+from server.steering_cli import Author, Reason
 
 _RPC_SECONDS: Final = 3.0
 _LOAD_SECONDS: Final = 180.0

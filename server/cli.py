@@ -11,8 +11,9 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToJson
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -31,6 +33,9 @@ from server.security.client import ClientCredentials, CredentialsError
 
 RPC_SECONDS = 3.0
 _REFRESH_SECONDS = 0.5
+_MINUTE_SECONDS = 60.0
+_CHANGES_SECONDS = 5.0
+_CHANGES = 5
 
 Directory = Annotated[
     Path, typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack, for its ports.")
@@ -112,10 +117,46 @@ def status(
         if not (sys.stdout.isatty() if watch is None else watch):
             Console().print(status_view(ask()))
             return
+        history = History()
         with Live(status_view(ask()), refresh_per_second=4) as live:
             while True:
+                found = ask()
+                history.add(time.monotonic(), found, stub)
+                live.update(Group(status_view(found), history.view()))
                 time.sleep(_REFRESH_SECONDS)
-                live.update(status_view(ask()))
+
+
+class History:
+    """What a live view knows beyond the last answer: decisions by source over a minute, and the newest changes."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, dict[str, int]]] = deque()
+        self._changes: list[admin_pb2.Change] = []
+        self._next_look = 0.0
+
+    def add(self, now: float, status: admin_pb2.GetStatusResponse, stub: admin_pb2_grpc.AdminServiceStub) -> None:
+        """Adds an answer, and looks for changes now and then: they are read from the audit."""
+        self._counts.append((now, {count.source: count.decisions for count in status.sources}))
+        while now - self._counts[0][0] > _MINUTE_SECONDS:
+            self._counts.popleft()
+        if now >= self._next_look:
+            self._next_look = now + _CHANGES_SECONDS
+            request = admin_pb2.ListChangesRequest(page_size=_CHANGES)
+            with suppress(grpc.RpcError):  # the audit may be busy or away
+                self._changes = list(stub.ListChanges(request, timeout=RPC_SECONDS).changes)
+
+    def view(self) -> Group:
+        """Both for a terminal."""
+        (began, first), (ended, last) = self._counts[0], self._counts[-1]
+        # A process that was started anew, or another one that answers, counts from the beginning.
+        made = {source: max(0, count - first.get(source, 0)) for source, count in last.items()}
+        rates = "  ".join(f"{source} {count}" for source, count in made.items())
+        lines = [f"last {ended - began:.0f} s  {rates}"]
+        for change in self._changes:
+            what = "; ".join(change.diff) or f"{change.subject}: {change.value} again"
+            by = escape(f"{what}  ({change.author}: {change.reason})")
+            lines.append(f"[dim]{change.changed_at.ToDatetime():%H:%M:%S}[/]  {by}")
+        return Group(*lines)
 
 
 def status_view(status: admin_pb2.GetStatusResponse) -> Group:

@@ -204,8 +204,6 @@ def state(
         request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason)
         looser = _STRICTNESS.index(value.value) < _STRICTNESS.index(now.lower())
         risk = "Orders may trade again." if looser else ""
-        if expires_in_seconds is not None and value is not StateName.ACTIVE:
-            risk = risk or "Orders may trade again by themselves when the time is over."
         response = _changed(stub.SetTradingState, request, risk, expires_in_seconds, expect, dry_run, yes)
     if not as_json and not dry_run:
         states = (enum_name(admin_pb2.TradingState, one) for one in (response.previous, response.state))

@@ -53,7 +53,7 @@ class SharedSettings(BaseModel):
     """Key in the Redis of `redis_url`; servers that name the same one are steered together."""
     timeout_seconds: float = Field(default=0.3, gt=0, le=10)
     """A Redis that does not answer within this, in seconds, cannot be reached: a change then holds on this server."""
-    stale_seconds: float = Field(default=2.0, ge=1, le=600)
+    stale_seconds: float = Field(default=3.0, ge=1, le=600)
     """Not having heard Redis for so long, in seconds, the control state may be out of date: every decision says so."""
     reconnect_seconds: float = Field(default=0.2, gt=0, le=10)
     """Pause between two attempts to reach Redis, in seconds."""
@@ -149,7 +149,7 @@ class SharedControl:
                 if self._redis is None:
                     self._redis = await self._connected()
                 found = await ask(self._redis)
-        except (RedisError, OSError, TimeoutError, ValidationError, _NoStateError) as error:
+        except Exception as error:  # whatever a client raises whose connection dies under it
             if not self.problem:
                 self.outages += 1
                 _log.warning("control state not shared any more", key=self.settings.key, error=_reason(error))

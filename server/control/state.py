@@ -46,6 +46,9 @@ _LOOK_SECONDS: Final = 0.05
 """Between two looks whether a temporary value is over."""
 _AGAIN_SECONDS: Final = 1.0
 """Between two attempts to remove one that is."""
+_DOUBT_SECONDS: Final = 60.0
+"""What was over when it was first seen is left in the state for so long: our wall clock may be ahead, and the servers
+whose clocks are right then remove it when it is time."""
 
 
 class ControlSettings(BaseModel):
@@ -142,6 +145,8 @@ class ControlState:
         self._ends: dict[str, float] = {}
         """Monotonic instants at which temporary values are over, by id."""
         self._next_end = math.inf
+        self._doubted_until: dict[str, float] = {}
+        """Monotonic instants until which temporary values are left in the state, by id."""
         self._finishing: set[asyncio.Task[admin_pb2.Change]] = set()
         self.store = ControlStore(file, shared, usual, self._is_over, self._obey)
         self.store.restore()
@@ -277,7 +282,7 @@ class ControlState:
             over = [
                 (subject, setting.temporary)
                 for subject, setting in self.store.control.settings.items()
-                if setting.temporary is not None and subject in self._subjects and self._is_over(setting.temporary)
+                if setting.temporary is not None and subject in self._subjects and self._may_end(setting.temporary)
             ]
             if over and loop.time() >= next_attempt:
                 next_attempt = loop.time() + _AGAIN_SECONDS
@@ -313,6 +318,7 @@ class ControlState:
                 self._obeyed[name] = obeyed
                 subject.obey(value, None if temporary is None else self._ends[temporary.id] - self._clock())
         self._ends = {one.id: self._ends[one.id] for one in temporaries if one.id in self._ends}
+        self._doubted_until = {one: until for one, until in self._doubted_until.items() if one in self._ends}
         self._next_end = min((end for end in self._ends.values() if end > self._clock()), default=math.inf)
         self.version = control.version
 
@@ -322,7 +328,12 @@ class ControlState:
         if end is None:
             remaining = temporary.remaining_seconds(self._wall_clock_ns() / 1e9)
             end = self._ends[temporary.id] = self._clock() + remaining
+            if remaining <= 0:
+                self._doubted_until[temporary.id] = self._clock() + _DOUBT_SECONDS
         return self._clock() >= end
+
+    def _may_end(self, temporary: Temporary) -> bool:
+        return self._is_over(temporary) and self._clock() >= self._doubted_until.get(temporary.id, -math.inf)
 
     def _obey_trading_state(self, value: str, _seconds: float | None) -> None:
         self.trading_state_name = value
