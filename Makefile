@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 FEAST_VENV ?= .venv-feast
 MLSERVER_VENV ?= .venv-mlserver
+DEPLOY_VENV ?= .venv-deploy
 BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
@@ -39,8 +40,13 @@ faults: setup  ## the whole fault matrix with real processes, and its table (ARG
 check: setup  ## lint, types, import direction, contract, generated code
 	.ci/check
 
-check-deploy: setup  ## every file of the deployment, offline: one table
-	$(BIN)/python .ci/check-deploy
+check-deploy: setup $(DEPLOY_VENV)/.installed  ## every file of the deployment, offline: one table
+	DEPLOY_VENV=$(DEPLOY_VENV) $(BIN)/python .ci/check-deploy
+
+$(DEPLOY_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[deploy]'
+	@touch $@
 
 protos: setup  ## regenerate the stubs in proto/gen
 	.ci/protos
