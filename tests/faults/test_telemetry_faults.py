@@ -87,7 +87,9 @@ def test_scrapers_that_never_read_cost_no_decision(open_rig: OpenRig, seen: Seen
 )
 def test_a_log_that_nobody_reads_stops_no_decision(tmp_path: Path, seen: Seen) -> None:
     reading, writing = os.pipe()
-    env = environment(tmp_path, PRETRADE_LOG_LEVEL="debug")
+    # Time enough for a slow disk: what is tested is whether it answers.
+    patient = {"PRETRADE_BUDGET__CAP_SECONDS": "5", "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "4"}
+    env = environment(tmp_path, PRETRADE_LOG_LEVEL="debug", **patient)
     port = int(env["PRETRADE_GRPC__PORT"])
     order = pb.Order(instrument="BTCUSDT.BINANCE", side=pb.SIDE_BUY, quantity=1.0, strategy="test")
     with subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=writing) as process:
