@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-features models clean
+.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-features bench-observability models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ bench: setup  ## decisions a second and latency next to a bare echo server (JSON
 
 bench-edges: setup  ## decisions a second, latency and CPU on both edges, next to bare echoes (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-edges $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+
+bench-observability: setup  ## what metrics, traces of 1 % and logs cost a decision (EDGE=envoy JSON=file)
+	$(BIN)/pretrade bench-observability --edge $(EDGE) $(if $(JSON),--json $(JSON))
 
 bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
