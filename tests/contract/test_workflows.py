@@ -98,7 +98,17 @@ exit {code}
 """
     )
     tool.chmod(0o755)
-    command = [ROOT / ".ci/verdict", "--within", "1", "--every", "0.01", "--", tool, "canary", "status"]
+    command: list[str | Path] = [
+        ROOT / ".ci/verdict",
+        "--within",
+        "1",
+        "--every",
+        "0.01",
+        "--",
+        tool,
+        "canary",
+        "status",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -123,7 +133,7 @@ def test_a_rollout_ends_with_a_canary_that_is_not_promoted(
 
 def test_a_rollout_without_a_canary_goes_on_and_one_without_an_answer_does_not(tmp_path: Path) -> None:
     assert verdict(tmp_path, admin_pb2.GetCanaryResponse(), code=6).returncode == 0
-    silent = [ROOT / ".ci/verdict", "--within", "0", "--", "false"]
+    silent: list[str | Path] = [ROOT / ".ci/verdict", "--within", "0", "--", "false"]
     assert subprocess.run(silent, capture_output=True, check=False).returncode == 1
 
 
@@ -132,14 +142,20 @@ def test_an_image_is_pinned_by_what_was_verified(tmp_path: Path) -> None:
     overlay.write_text((ROOT / "k8s/overlays/prod/kustomization.yaml").read_text())
     digest = f"sha256:{'0a' * 32}"
     for name in ("server", "worker", "torchserve"):
-        pin = [ROOT / ".ci/pin-image", overlay, f"pretrade-{name}", f"ghcr.io/us/pretrade-{name}", digest]
+        pin: list[str | Path] = [
+            ROOT / ".ci/pin-image",
+            overlay,
+            f"pretrade-{name}",
+            f"ghcr.io/us/pretrade-{name}",
+            digest,
+        ]
         subprocess.run(pin, check=True)
     images = yaml.safe_load(overlay.read_text())["images"]
     assert {image["newName"] for image in images} == {
         f"ghcr.io/us/pretrade-{name}" for name in ("server", "worker", "torchserve")
     }
     assert all(set(image) == {"name", "newName", "digest"} and image["digest"] == digest for image in images)
-    wrong = [ROOT / ".ci/pin-image", overlay, "pretrade-server", "x", "latest"]
+    wrong: list[str | Path] = [ROOT / ".ci/pin-image", overlay, "pretrade-server", "x", "latest"]
     assert subprocess.run(wrong, capture_output=True, check=False).returncode == 1
 
 
