@@ -182,8 +182,9 @@ class TracingSettings(BaseModel):
     their trace; 0 for none."""
     slow_seconds: float = Field(default=0.01, gt=0, le=10)
     """A decision that takes longer is traced, in seconds."""
-    max_per_second: float = Field(default=50.0, ge=1, le=100_000)
-    """Traces a second at most; the rest is counted."""
+    max_per_second: float = Field(default=20.0, ge=1, le=100_000)
+    """Traces a second at most, since a trace costs 0.5 ms of a core and the worst of times makes the most of them; the
+    rest is counted."""
 
 
 class FeatureSettings(BaseModel):
