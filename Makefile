@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 FEAST_VENV ?= .venv-feast
 MLSERVER_VENV ?= .venv-mlserver
+DEPLOY_VENV ?= .venv-deploy
 BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-flips bench-features models clean bench-serving canaries
+.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-flips bench-features models clean bench-serving canaries bench-observability
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,8 +43,13 @@ faults: setup  ## the whole fault matrix with real processes, and its table (ARG
 check: setup  ## lint, types, import direction, contract, generated code
 	.ci/check
 
-check-deploy: setup  ## every file of the deployment, offline: one table
-	$(BIN)/python .ci/check-deploy
+check-deploy: setup $(DEPLOY_VENV)/.installed  ## every file of the deployment, offline: one table
+	DEPLOY_VENV=$(DEPLOY_VENV) $(BIN)/python .ci/check-deploy
+
+$(DEPLOY_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[deploy]'
+	@touch $@
 
 protos: setup  ## regenerate the stubs in proto/gen
 	.ci/protos
@@ -61,6 +67,8 @@ bench-flips: setup  ## how fast a change reaches every process of two servers un
 	$(BIN)/pretrade bench-flips $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows and by setting (JSON=file)
 	$(BIN)/pretrade bench-serving $(if $(JSON),--json $(JSON))
+bench-observability: setup  ## what metrics, traces of 1 % and logs cost a decision (EDGE=envoy JSON=file)
+	$(BIN)/pretrade bench-observability --edge $(EDGE) $(if $(JSON),--json $(JSON))
 
 bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -14,6 +14,22 @@ if TYPE_CHECKING:
 
     from fallback.budget import Budget
     from feature_cache.codec import FeatureSnapshot
+
+
+class CallContext(NamedTuple):
+    """Which call of the caller's an order came with: W3C Trace Context, and an id of the caller's own."""
+
+    trace_id: str = ""
+    """32 hex digits; empty when nobody traces."""
+    span_id: str = ""
+    """The caller's span, 16 hex digits; empty when the trace begins here."""
+    sampled: bool = False
+    """True when the caller keeps this trace."""
+    correlation_id: str = ""
+    """What the caller calls this piece of work; empty when it does not say."""
+
+
+NO_CONTEXT: Final = CallContext()
 
 
 @dataclass(slots=True)
@@ -31,6 +47,7 @@ class Order:
     reduce_only: bool
     caller_features: NDArray[np.float32] | None
     """float32[N_FEATURES] in market orientation, finite; None to use the server's."""
+    context: CallContext = NO_CONTEXT
 
 
 class Case:
@@ -83,6 +100,12 @@ class Attempt:
     """Rows in the batch that was answered; 0 without an answer."""
     batch_index: int = 0
     """This order's row in it."""
+    span_id: str = ""
+    """Its span in the call's trace, 16 hex digits; empty when nobody traces."""
+    queued_seconds: float = math.nan
+    """How long the row waited for its batch; NaN without an answer."""
+    call_parent: str = ""
+    """`traceparent` that the batch's call carried: that of its first row; empty without an answer or a trace."""
 
 
 @dataclass(slots=True)

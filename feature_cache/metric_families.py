@@ -59,7 +59,10 @@ class Gauge(_Declared):
 
 @dataclass(frozen=True, slots=True)
 class Histogram(_Declared):
-    """Counts of observations by bucket."""
+    """Counts of observations by bucket; a time's buckets are the budgets."""
+
+    edges: tuple[float, ...] = ()
+    """Upper edges of its buckets where it is no time."""
 
     kind: ClassVar[str] = "histogram"
 

@@ -167,6 +167,20 @@ def bench_flips(
     raise typer.Exit(run_flip_bench(_given(dir=directory, data=data), flips, callers, json))
 
 
+@app.command("bench-observability")
+def bench_observability(
+    directory: Directory = None,
+    edge: Annotated[str, typer.Option(help="`grpcio` or `envoy`.")] = "grpcio",
+    seconds: Annotated[float, typer.Option(min=0.5, help="Load of one round, on each of the two servers.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of rounds of each number of callers.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure what metrics, traces of 1 % and logs cost, against a server that has none of them."""
+    from local.observability_bench import run_observability_bench  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_observability_bench(_given(dir=directory), edge, seconds, rounds, json))
+
+
 @app.command("bench-features")
 def bench_features(
     data: Recording = None,

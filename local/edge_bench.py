@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.request import urlopen
 
@@ -76,22 +77,27 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
+class Target:
+    """A server under load."""
+
     address: str
     metrics_url: str
     process: psutil.Process
 
     def count(self, name: str, **labels: str) -> float:
+        """The sum of the series of a metric that carry these labels."""
         with urlopen(self.metrics_url, timeout=5.0) as response:  # noqa: S310 - our own
             families = list(text_string_to_metric_families(response.read().decode()))
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def cpu_seconds(self) -> float:
+        """What it and all its processes have used so far."""
         family = [self.process, *self.process.children(recursive=True)]
         return sum(sum(process.cpu_times()[:2]) for process in family)
 
     def memory_bytes(self) -> int:
+        """What it and all its processes hold."""
         return sum(process.memory_info().rss for process in [self.process, *self.process.children(recursive=True)])
 
 
@@ -112,7 +118,7 @@ def run_edge_bench(given: Mapping[str, Any], seconds: float, rounds: int, report
         console.print(_table(results, f"{generator}, {rounds} rounds of {seconds:g} s"))
         if report is not None:
             document = {
-                "commit": _commit(),
+                "commit": commit(),
                 "generator": generator,
                 "rounds": rounds,
                 "seconds": seconds,
@@ -131,11 +137,13 @@ async def _measure(stack: Stack, directory: Path, seconds: float, rounds: int, c
     instruments = stack.endpoints.instruments
     order = OrderFlow(instruments, ref_prefix=f"bench-{time.time_ns():x}-").next({})
     order.ClearField("idempotency_key")
-    load: Load = h2load.call_decide if h2load.is_installed() else _call_decide
+    load: Load = h2load.call_decide if h2load.is_installed() else call_decide_from_python
     results = []
     async with AsyncExitStack() as opened:
-        targets = {edge: opened.enter_context(_server(stack, directory / f"edge-{edge}", edge)) for edge in EDGES}
-        response = await asyncio.to_thread(_warm_up, targets["grpcio"].address, order)
+        targets = {
+            edge: opened.enter_context(decision_server(stack, directory / f"edge-{edge}", edge)) for edge in EDGES
+        }
+        response = await asyncio.to_thread(warm_up, targets["grpcio"].address, order)
         echoes = {
             "grpcio": await opened.enter_async_context(echo_server(response)),
             "envoy": await opened.enter_async_context(envoy_echo(response)),
@@ -153,7 +161,7 @@ def _point(
     callers: int,
     seconds: float,
     rounds: int,
-    targets: Mapping[str, _Target],
+    targets: Mapping[str, Target],
     echoes: Mapping[str, str],
 ) -> list[Result]:
     """One number of callers on each of the four, in turn."""
@@ -194,7 +202,7 @@ def _point(
     ]
 
 
-def _counts(target: _Target) -> tuple[float, float, float]:
+def _counts(target: Target) -> tuple[float, float, float]:
     """Errors, decisions, and decisions by a replica's score, so far."""
     name = "pretrade_decisions_total"
     scored = sum(target.count(name, source=source) for source in ("PRIMARY", "SECONDARY"))
@@ -202,8 +210,10 @@ def _counts(target: _Target) -> tuple[float, float, float]:
 
 
 @contextmanager
-def _server(stack: Stack, directory: Path, edge: str) -> Iterator[_Target]:
-    """A decision server on an edge, in front of the stack's replicas and features."""
+def decision_server(
+    stack: Stack, directory: Path, edge: str, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Target]:
+    """A decision server on an edge, with settings of its own, in front of the stack's replicas and features."""
     directory.mkdir(parents=True, exist_ok=True)
     names = ("decision", "admin", "metrics")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -212,13 +222,14 @@ def _server(stack: Stack, directory: Path, edge: str) -> Iterator[_Target]:
         "PRETRADE_GRPC__EDGE": edge,
         "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
         "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
+        **settings,
     }
     with (directory / "server.log").open("wb") as log:
         process = subprocess.Popen(server.argv(None), env=env, stderr=log)  # noqa: S603 - our own module
     try:
         _wait_until_ready(process, ports["decision"])
         metrics = f"http://127.0.0.1:{ports['metrics']}/metrics"
-        yield _Target(server.address(ports["decision"]), metrics, psutil.Process(process.pid))
+        yield Target(server.address(ports["decision"]), metrics, psutil.Process(process.pid))
     finally:
         process.terminate()
         try:
@@ -238,7 +249,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
             time.sleep(_LOOK_SECONDS)
 
 
-def _warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
+def warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
     """Decides until a replica has answered, for a while; a typical response."""
     until = time.monotonic() + _STOP_SECONDS
     with grpc.insecure_channel(address) as channel:
@@ -259,7 +270,7 @@ async def envoy_echo(response: pb.DecideResponse) -> AsyncIterator[str]:
         yield f"{echo.listener_address}:{echo.listener_port}"
 
 
-def _call_decide(target: str, order: pb.Order, callers: int, seconds: float) -> h2load.Run:
+def call_decide_from_python(target: str, order: pb.Order, callers: int, seconds: float) -> h2load.Run:
     """What h2load does, by callers in a process of their own."""
 
     async def call() -> h2load.Run:
@@ -289,6 +300,7 @@ def _table(results: list[Result], title: str) -> Table:
     return table
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is measured."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603

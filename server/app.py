@@ -48,6 +48,7 @@ from server.control.shared import SharedControl
 from server.control.state import ControlState, halt_at_start
 from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
 from server.dataplane import DataPlane
+from server.decision_log import decision_log
 from server.envoy import EnvoyEdge
 from server.explaining import Explaining
 from server.health import Component, Health
@@ -62,11 +63,13 @@ from server.inference.token import ReplicaToken
 from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics, ServerCollector
 from server.record import PacketWriter
+from server.reports import DecisionReports
 from server.rpc.access import AccessInterceptor
 from server.rpc.admin import AdminServicer
 from server.rpc.asgi import GrpcApplication
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
 from server.rpc.audit import AuditServicer
+from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.convert import OrderReader
 from server.rpc.decision import SERVICE as DECISION_SERVICE
@@ -77,7 +80,7 @@ from server.security.security import Plane, Security
 from server.settings import GrpcSettings, Settings, control_path, load
 from server.shared_keys import SharedKeys
 from server.slot import READY, Slot
-from server.tracing import server_interceptors
+from server.tracing import Tracing, open_tracing
 
 _log = structlog.get_logger(__name__)
 
@@ -181,12 +184,9 @@ async def start(
     clock, uniform, new_id = time.monotonic, random.random, uuid7_source()
     instance_id = f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}"
     metrics = DecisionMetrics()
-    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
-    await stack.enter_async_context(_background(loop_lag.run(), "loop-lag", stop))
+    loop_lag = await _watch_loop(stack, clock, metrics, stop)
 
-    journal = await stack.enter_async_context(
-        Journal(settings.journal, on_commit=lambda _rows, seconds: metrics.commits.observe(seconds))
-    )
+    journal = await stack.enter_async_context(Journal(settings.journal, on_commit=metrics.committed))
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
@@ -250,6 +250,7 @@ async def start(
     await stack.enter_async_context(_background(rollout.run(), "canary", stop))
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(settings, slot, clock))
+    reports, tracing = _open_reports(settings, stack, instance_id)
     packets = PacketWriter(instance_id, shared.config_hash(), settings.journal.durability.value, control)
     guards = Guards(settings.guards, lambda: control.trading_state, clock, time.time)
 
@@ -269,7 +270,7 @@ async def start(
         control_stale=lambda: control.stale,
         metrics=metrics,
         budget_settings=settings.budget,
-        log_decisions=settings.log_level == "debug",
+        reports=reports,
         clock=clock,
         new_id=new_id,
     )
@@ -292,7 +293,7 @@ async def start(
     # Nothing is healthy until it is proven; the servicers start as SERVING.
     await health_state.update()
 
-    audit, explaining = await _open_audit(shared, stack, journal, metrics, clock)
+    audit, explaining, readings = await _open_audit(shared, stack, journal, metrics, clock)
     collector = ServerCollector(
         decisions=metrics,
         admission=admission,
@@ -306,6 +307,9 @@ async def start(
         shadow=shadow,
         journal=journal,
         shipper=shipper,
+        reports=reports,
+        exporter=None if tracing is None else tracing.exporter,
+        readings=readings,
         feature_cache=feature_cache,
         instruments=settings.instruments,
         security=security,
@@ -361,6 +365,8 @@ async def start(
             OrderReader(settings.instruments),
             metrics,
             settings.stream,
+            CallContexts(tracing=tracing is not None),
+            reports,
             explaining,
             clock,
             deadline_clock,
@@ -370,7 +376,6 @@ async def start(
         admission,
         security,
         metrics,
-        instance_id,
         clock,
         envoy,
     )
@@ -524,6 +529,24 @@ def _obey_configuration(
     configuration.on_reload(obey)
 
 
+async def _watch_loop(
+    stack: AsyncExitStack, clock: Callable[[], float], metrics: DecisionMetrics, stop: asyncio.Future[None]
+) -> LoopLag:
+    """What measures the event loop's own delays."""
+    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
+    await stack.enter_async_context(_background(loop_lag.run(), "loop-lag", stop))
+    return loop_lag
+
+
+def _open_reports(
+    settings: Settings, stack: AsyncExitStack, instance_id: str
+) -> tuple[DecisionReports, Tracing | None]:
+    """What is told of single decisions, in the log and, where a collector is named, in traces."""
+    tracing = stack.enter_context(open_tracing(settings.tracing, instance_id))
+    log = stack.enter_context(decision_log(settings.decision_log, everything=settings.log_level == "debug"))
+    return DecisionReports((log,) if tracing is None else (log, tracing.outlet)), tracing
+
+
 def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
     """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
     entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
@@ -548,21 +571,22 @@ async def _open_audit(
     journal: Journal,
     metrics: DecisionMetrics,
     clock: Callable[[], float],
-) -> tuple[AuditServicer, Explaining]:
-    """The audit service, and explanations beside replies; readers are processes of their own and read all journals."""
+) -> tuple[AuditServicer, Explaining, list[Reading]]:
+    """The audit service, explanations beside replies, and the processes that read all journals for them."""
     path = settings.journal.path.absolute()
     task = ReadingTask(
         journal=path,
         database_url=settings.database_url.get_secret_value(),
         model_store=settings.replay.model_store,
     )
-    lookups, watching, replays, explanations = [
+    readings = [
         await stack.enter_async_context(Reading(name, task))
         for name in ("lookups", "watching", "replays", "explanations")
     ]
+    lookups, watching, replays, explanations = readings
     recording = stack.enter_context(FileLock(path.with_name(f"{path.name}.outcomes.lock")))
     servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording)
-    return servicer, Explaining(explanations, settings.explain, metrics.explanations, clock)
+    return servicer, Explaining(explanations, settings.explain, metrics.explanations, clock), readings
 
 
 def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:
@@ -585,14 +609,12 @@ async def _open_decisions(
     admission: Admission,
     security: Security,
     metrics: DecisionMetrics,
-    instance_id: str,
     clock: Callable[[], float],
     envoy: EnvoyEdge | None,
 ) -> tuple[int, Callable[[float], Awaitable[None]]]:
     """Opens the decision port, on grpc.aio or in Envoy; returns it and what makes its callers go elsewhere."""
     if envoy is None:
-        interceptors = stack.enter_context(server_interceptors(settings.tracing, instance_id))
-        server = _grpc_server(settings, (*interceptors, *_access(security, "decision")), metrics.errors)
+        server = _grpc_server(settings, _access(security, "decision"), metrics.errors)
         servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
@@ -621,7 +643,7 @@ def _grpc_server(
 ) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers."""
     return grpc.aio.server(
-        interceptors=(*interceptors, ParsingInterceptor(settings.grpc.read_seconds, errors)),
+        interceptors=(ParsingInterceptor(settings.grpc.read_seconds, errors),),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),

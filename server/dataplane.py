@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import structlog
-
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import Answer, Case, Order
 from feature_cache import features
@@ -32,8 +30,8 @@ if TYPE_CHECKING:
     from server.inference.shadow import Shadow
     from server.metrics import DecisionMetrics
     from server.record import PacketWriter
+    from server.reports import DecisionReports
 
-_log = structlog.get_logger(__name__)
 _BOOK_AGE = features.INDEX["book_age_ms"]
 _TRADE_AGE = features.INDEX["trade_age_ms"]
 _PROBLEMS = {
@@ -61,7 +59,7 @@ class DataPlane:
     Args:
         budget_settings: Cap and reserves of a decision's time.
         max_feature_age_seconds: Older features are stale.
-        log_decisions: Write a debug line for every decision.
+        reports: Tells of decisions in logs and traces.
         clock: Monotonic seconds, the event loop's own.
         new_id: Unique, time-ordered decision ids.
         Everything else: the collaborators, one a step of `_decide`.
@@ -84,7 +82,7 @@ class DataPlane:
         control_stale: Callable[[], bool],
         metrics: DecisionMetrics,
         budget_settings: BudgetSettings,
-        log_decisions: bool,
+        reports: DecisionReports,
         clock: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
@@ -106,7 +104,7 @@ class DataPlane:
         self._audit_reserve_seconds = budget_settings.audit_reserve_seconds
         self._audit_times = LatencyWindow(clock, prior_seconds=0.0)
         self._audit_deadlines = Deadlines(clock)
-        self._log_decisions = log_decisions
+        self._reports = reports
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
         self._new_id = new_id
@@ -225,7 +223,9 @@ class DataPlane:
             self._metrics.late += 1
             self._admission.dropped(case.budget.allowed)
             self._note_reply(decided, "deadline")
-            raise DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
+            late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
+            late.case = case
+            raise late
         return decided
 
     def cancelled(self, decided: Decided) -> None:
@@ -245,7 +245,7 @@ class DataPlane:
             self._journal.append(self._packets.unconfirmed(decided.decision_id, cause), even_if_full=True)
 
     def _after(self, case: Case, answer: Answer, decided: Decided) -> None:
-        """What can wait until the decision is durable: cached score, shadow, admission, metrics, the debug line."""
+        """What can wait until the decision is durable: cached score, shadow, admission, metrics, reports."""
         if answer.source in CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decided.reasons):
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
@@ -258,21 +258,4 @@ class DataPlane:
         else:
             self._admission.answered(now - case.budget.arrived)
         self._metrics.observe(case, decided, now)
-        if self._log_decisions:
-            _log_decision(case, decided)
-
-
-def _log_decision(case: Case, decided: Decided) -> None:
-    """The canonical line of one decision."""
-    _log.debug(
-        "decision",
-        decision_id=decided.decision_id,
-        order_ref=decided.order_ref,
-        strategy=case.order.strategy,
-        instrument=case.order.instrument,
-        action=pb.Action.Name(decided.action),
-        source=pb.Source.Name(decided.source),
-        reasons=[pb.ReasonCode.Name(reason) for reason in decided.reasons],
-        degradations=[pb.Degradation.Name(degradation) for degradation in case.degradations],
-        used_us=decided.used_us,
-    )
+        self._reports.decided(case, decided, now)

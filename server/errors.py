@@ -15,6 +15,11 @@ PretradeError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fallback.order import Case
+
 
 class PretradeError(Exception):
     """A call that gets no decision.
@@ -22,7 +27,10 @@ class PretradeError(Exception):
     Attributes:
         reason: Stable, machine-readable, UPPER_SNAKE_CASE.
         field: The field to blame; empty when there is none.
+        case: What was known of the order when it ended, where that is worth telling.
     """
+
+    case: Case | None = None
 
     def __init__(self, reason: str, message: str, field: str = "") -> None:
         super().__init__(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from feature_cache.metric_families import Counter, Gauge, Histogram, declared
+from server.histogram import ROW_EDGES
 
 EVENT_LOOP_TASKS: Final = Gauge("pretrade_event_loop_tasks", "Tasks of the event loop: a leak grows.")
 DECISIONS: Final = Counter("pretrade_decisions", "Decisions sent.", ("source", "action"))
@@ -47,6 +48,13 @@ BREAKER_TRANSITIONS: Final = Counter(
 )
 REPLICA_HEALTHY: Final = Gauge("pretrade_replica_healthy", "1 while probes succeed.", ("replica",))
 REPLICA_P95_SECONDS: Final = Gauge("pretrade_replica_p95_seconds", "Recent p95 of a batch.", ("replica",))
+REPLICA_QUEUE_WAIT_SECONDS: Final = Histogram(
+    "pretrade_replica_queue_wait_seconds", "Time of an order's row until its batch left.", ("replica",)
+)
+REPLICA_BATCH_ROWS: Final = Histogram("pretrade_replica_batch_rows", "Rows of a batch.", ("replica",), ROW_EDGES)
+REPLICA_BATCH_SECONDS: Final = Histogram(
+    "pretrade_replica_batch_seconds", "Time of a batch, until its answer or until it was given up.", ("replica",)
+)
 ATTEMPTS: Final = Counter("pretrade_attempts", "Model attempts of orders by outcome.", ("replica", "outcome"))
 SECOND_ATTEMPTS: Final = Counter(
     "pretrade_second_attempts", "Second model attempts: retries and hedges.", ("kind", "fate")
@@ -74,7 +82,8 @@ JOURNAL_OUTAGES: Final = Counter("pretrade_journal_outages", "Times the journal 
 JOURNAL_BYTES: Final = Gauge("pretrade_journal_bytes", "What the rows of the journal fill on disk.")
 JOURNAL_FULL: Final = Gauge("pretrade_journal_full", "1 while the rows fill all that they may.")
 JOURNAL_DEPTH: Final = Gauge("pretrade_journal_depth", "Rows waiting for the writer.")
-JOURNAL_COMMIT_SECONDS: Final = Histogram("pretrade_journal_commit_seconds", "Time of a group commit.")
+JOURNAL_COMMIT_SECONDS: Final = Histogram("pretrade_journal_commit_seconds", "Time of a group commit, fsync included.")
+JOURNAL_COMMIT_ROWS: Final = Histogram("pretrade_journal_commit_rows", "Rows of a group commit.", (), ROW_EDGES)
 SHIPPER_UNSHIPPED: Final = Gauge("pretrade_shipper_unshipped", "Durable rows not yet in SQL.")
 SHIPPER_OUTAGES: Final = Counter("pretrade_shipper_outages", "Times shipping began to fail.")
 SHIPPER_RESTARTS: Final = Counter("pretrade_shipper_restarts", "Times the shipping process was replaced.")
@@ -111,5 +120,18 @@ CREDENTIALS_FAILURES: Final = Counter(
 CERTIFICATE_EXPIRY_SECONDS: Final = Gauge(
     "pretrade_certificate_expiry_seconds", "When the server's certificate expires, Unix time."
 )
+REPORTS_CHOSEN: Final = Counter(
+    "pretrade_reports_chosen", "Decisions chosen to be told of, lost ones included.", ("outlet", "cause")
+)
+REPORTS_LOST: Final = Counter(
+    "pretrade_reports_lost", "Of these, those beyond the outlet's rate or queue.", ("outlet",)
+)
+SPANS_EXPORTED: Final = Counter("pretrade_spans_exported", "Spans that the collector took.")
+SPANS_NOT_EXPORTED: Final = Counter("pretrade_spans_not_exported", "Spans that the collector did not take in time.")
+READER_QUESTIONS: Final = Counter(
+    "pretrade_reader_questions", "Questions to a process that reads the audit.", ("reader",)
+)
+READER_ENDED: Final = Counter("pretrade_reader_ended", "Times a process that reads the audit ended.", ("reader",))
+READER_WAITING: Final = Gauge("pretrade_reader_waiting", "Questions that have no answer yet.", ("reader",))
 
 METRICS: Final = declared(globals())

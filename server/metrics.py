@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, get_args
 
 from prometheus_client.core import CounterMetricFamily
@@ -21,7 +20,9 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server import metric_families as families
 from server.control.flags import FLAGS
+from server.histogram import ROW_EDGES, Histogram
 from server.inference.breaker import State
+from server.reports import Cause, DecisionReports
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from feature_cache.l1 import FeatureCache
     from server.admission import Admission
     from server.audit.journal import Journal
+    from server.audit.reading import Reading
     from server.audit.shipper import Shipper
     from server.control.state import ControlState
     from server.idempotency import IdempotencyWindow
@@ -40,34 +42,9 @@ if TYPE_CHECKING:
     from server.loop_lag import LoopLag
     from server.record import Decided
     from server.security.security import Security
-
-LATENCY_EDGES_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.010, 0.025, 0.050, 0.100, 0.250, 1.0)
-"""Bucket edges; the budgets people ask about are edges, so that a share within a budget is exact."""
+    from server.tracing import CountingExporter
 
 _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
-
-
-class Histogram:
-    """Counts of observed seconds by bucket, and their sum."""
-
-    __slots__ = ("_counts", "_sum")
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(LATENCY_EDGES_SECONDS) + 1)
-        self._sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Adds one observation."""
-        self._counts[bisect_left(LATENCY_EDGES_SECONDS, seconds)] += 1
-        self._sum += seconds
-
-    def buckets(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative (upper edge, count) pairs and the sum, as Prometheus wants them."""
-        total, pairs = 0, []
-        for edge, count in zip((*map(str, LATENCY_EDGES_SECONDS), "+Inf"), self._counts, strict=True):
-            total += count
-            pairs.append((edge, float(total)))
-        return pairs, self._sum
 
 
 class DecisionMetrics:
@@ -87,7 +64,9 @@ class DecisionMetrics:
         self.skips: Counter[tuple[int, int]] = Counter()
         """By (stage, why it was passed over)."""
         self.commits = Histogram()
-        """Journal commits."""
+        """Journal commits, in seconds."""
+        self.commit_rows = Histogram(ROW_EDGES)
+        """Rows of a journal commit."""
         self.loop_lag = Histogram()
         """Delays of a timer of the event loop."""
         self.late = 0
@@ -113,6 +92,11 @@ class DecisionMetrics:
             else:
                 self.stages[stage].observe(used)
                 self.allowances[stage].observe(allowed)
+
+    def committed(self, rows: int, seconds: float) -> None:
+        """Counts one journal commit."""
+        self.commits.observe(seconds)
+        self.commit_rows.observe(rows)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""
@@ -140,6 +124,9 @@ class ServerCollector(Collector):
         shadow: Shadow,
         journal: Journal,
         shipper: Shipper,
+        reports: DecisionReports,
+        exporter: CountingExporter | None,
+        readings: Sequence[Reading],
         feature_cache: FeatureCache,
         instruments: tuple[str, ...],
         security: Security,
@@ -158,6 +145,9 @@ class ServerCollector(Collector):
         self._shadow = shadow
         self._journal = journal
         self._shipper = shipper
+        self._reports = reports
+        self._exporter = exporter
+        self._readings = readings
         self._feature_cache = feature_cache
         self._instruments = instruments
         self._security = security
@@ -174,6 +164,7 @@ class ServerCollector(Collector):
         yield from self._journal_families()
         yield from self._feature_families()
         yield from self._security.metrics()
+        yield from self._telling_families()
         yield families.EVENT_LOOP_TASKS.family(len(asyncio.all_tasks(self._loop)))
 
     def _decision_families(self) -> Iterator[Metric]:
@@ -230,6 +221,11 @@ class ServerCollector(Collector):
         transitions = families.BREAKER_TRANSITIONS.family()
         healthy = families.REPLICA_HEALTHY.family()
         p95 = families.REPLICA_P95_SECONDS.family()
+        histograms = [
+            families.REPLICA_QUEUE_WAIT_SECONDS.family(),
+            families.REPLICA_BATCH_ROWS.family(),
+            families.REPLICA_BATCH_SECONDS.family(),
+        ]
         for replica in self._replicas:
             name = (replica.name,)
             for outcome, count in replica.outcomes.copy().items():
@@ -245,7 +241,12 @@ class ServerCollector(Collector):
             state.add_metric(name, _STATES[replica.breaker.state])
             healthy.add_metric(name, replica.healthy)
             p95.add_metric(name, replica.latency.p95)
+            batcher = replica.batcher
+            counted = (batcher.queue_waits, batcher.batch_sizes, batcher.batch_times)
+            for family, histogram in zip(histograms, counted, strict=True):
+                family.add_metric(name, *histogram.buckets())
         yield from (outcomes, rows, splits, displaced, in_flight, abandoned, queued, state, transitions, healthy, p95)
+        yield from histograms
 
     def _attempt_families(self) -> Iterator[Metric]:
         attempts = families.ATTEMPTS.family()
@@ -299,6 +300,9 @@ class ServerCollector(Collector):
         commits = families.JOURNAL_COMMIT_SECONDS.family()
         commits.add_metric((), *self._decisions.commits.buckets())
         yield commits
+        rows = families.JOURNAL_COMMIT_ROWS.family()
+        rows.add_metric((), *self._decisions.commit_rows.buckets())
+        yield rows
         shipper = self._shipper
         yield families.SHIPPER_UNSHIPPED.family(shipper.unshipped)
         yield families.SHIPPER_OUTAGES.family(shipper.outages)
@@ -328,6 +332,25 @@ class ServerCollector(Collector):
         yield families.FEATURES_EXPIRED.family(cache.expired)
         yield families.FEATURE_CACHE_DISCONNECTS.family(cache.disconnects)
         yield families.FEATURE_CACHE_CONNECTED.family(self._feature_cache.connected)
+
+    def _telling_families(self) -> Iterator[Metric]:
+        chosen, lost = families.REPORTS_CHOSEN.family(), families.REPORTS_LOST.family()
+        for outlet in self._reports.outlets:
+            for cause in get_args(Cause):
+                chosen.add_metric((outlet.name, cause), outlet.chosen[cause])
+            lost.add_metric((outlet.name,), outlet.lost)
+        yield from (chosen, lost)
+        if (exporter := self._exporter) is not None:
+            yield families.SPANS_EXPORTED.family(exporter.exported)
+            yield families.SPANS_NOT_EXPORTED.family(exporter.failed)
+        asked, ended, waiting = (
+            family.family() for family in (families.READER_QUESTIONS, families.READER_ENDED, families.READER_WAITING)
+        )
+        for reading in self._readings:
+            asked.add_metric((reading.name,), reading.asked)
+            ended.add_metric((reading.name,), reading.ended)
+            waiting.add_metric((reading.name,), reading.waiting)
+        yield from (asked, ended, waiting)
 
 
 def _short(enum: object, value: int) -> str:

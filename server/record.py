@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fallback.order import NO_CONTEXT
 from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.audit.v1 import packet_pb2
@@ -71,6 +72,7 @@ _FLAG_ON: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "flags_on")
 _CHAIN_STAGE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chain_stages")
 _MID: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "mid_price")
 _SOURCE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_from_decision_id", "model_expires_at")
+_CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "correlation_id")
 
 
 class Decided:
@@ -211,6 +213,8 @@ class PacketWriter:
             parts.append(_MID % _double(case.mid))
         if answer.cached_from or answer.model_expires_at:
             parts.append(_SOURCE % (prefixed(answer.cached_from.encode()), varint(answer.model_expires_at)))
+        if (context := case.order.context) is not NO_CONTEXT:
+            parts.append(_CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode())))
         return _ENTRY % prefixed(b"".join(parts))
 
     @property

@@ -18,7 +18,7 @@ from feature_cache import metric_families as feature_metrics
 from feature_cache.metric_families import Declaration, Histogram
 from pretrade.decision.v1 import decision_pb2 as pb
 from server import metric_families as server_metrics
-from server.metrics import LATENCY_EDGES_SECONDS
+from server.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
 from server.settings import PREFIX, Settings
 
 _MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
@@ -26,15 +26,18 @@ _PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision
 
 LABELS: Final = {
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
+    "cause": "`failed`, `degraded`, `slow`, `caller` (it keeps the trace), `sample`",
     "degradation": "the contract's `Degradation`",
     "fate": "what became of it: a handful of words in the code",
     "file": "what may be replaced at any time: `certificates`, `token keys`, `revoked tokens`, `access policy`",
     "flag": "the flags of `pretrade flag`",
     "instrument": "server: `PRETRADE_INSTRUMENTS`; worker: the instruments on its partitions; feed: `--instruments`",
     "kind": "`retry`, `hedge`",
+    "outlet": "`log`, `traces`",
     "outcome": "outcomes of a batch, from `success` to `ignored`",
     "partition": "partitions of the topic `market.events`",
     "plane": "`decision`, `admin`",
+    "reader": "`lookups`, `watching`, `replays`, `explanations`",
     "reason": "the contract's `ReasonCode` or `Degradation`; for errors and poison records, codes of ours",
     "replica": "`primary`, `secondary`, `challenger`",
     "source": "the contract's `Source`",
@@ -50,6 +53,7 @@ def metrics_page() -> str:
     worker = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_worker_")]
     ingest = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_ingest_")]
     edges = ", ".join(f"{edge * 1e3:g}" for edge in LATENCY_EDGES_SECONDS)
+    rows = ", ".join(f"{edge:g}" for edge in ROW_EDGES)
     return "\n".join(
         (
             "# Metrics",
@@ -61,13 +65,15 @@ def metrics_page() -> str:
             " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`."
             " Counters begin at 0 with the process.",
             "",
-            f"Histograms have buckets up to {edges} ms: a share of answers within one of these budgets is exact.",
+            f"Histograms have buckets up to {edges} ms: a share of answers within one of these budgets is exact."
+            f" Those that count rows have them up to {rows}.",
             "",
             "## Decision server",
             "",
             *_metrics_table(server_metrics.METRICS),
             "",
-            "The metrics of the topic are there where decisions are published to one.",
+            "The metrics of the topic are there where decisions are published to one, those of spans where a collector"
+            " is named.",
             "",
             "## Feature worker",
             "",

@@ -39,6 +39,7 @@ from server.audit.shipping import ShippingSettings, TopicSettings
 from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
 from server.control.state import ControlSettings
+from server.decision_log import DecisionLogSettings
 from server.explaining import ExplainSettings
 from server.idempotency import IdempotencySettings
 from server.inference.batcher import BatcherSettings
@@ -78,8 +79,8 @@ class GrpcSettings(BaseModel):
 
     edge: Literal["grpcio", "envoy"] = "grpcio"
     """Who speaks HTTP/2 with the callers: `grpcio`, which runs everywhere, or `envoy`, with the server in its process:
-    faster, and gRPC-Web and JSON as well. That one needs Linux and the extra `envoy`, sets `processes` to 1 where it is
-    unset, and refuses `tracing`."""
+    faster, and gRPC-Web and JSON as well. That one needs Linux and the extra `envoy`, and sets `processes` to 1 where
+    it is unset."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=7001, ge=0, le=65_535)
@@ -183,14 +184,20 @@ class ReplicaEndpoints(BaseModel):
 
 
 class TracingSettings(BaseModel):
-    """Spans of calls."""
+    """Spans of decisions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     otlp_endpoint: str | None = None
     """`host:port` of an OTLP gRPC collector; unset: no tracing and no cost."""
-    sample_ratio: float = Field(default=0.01, ge=0, le=1)
-    """Share of traces that are kept when the caller did not decide."""
+    one_in: int = Field(default=100, ge=0)
+    """One of so many good decisions is traced, beside every slow, failed or degraded one and those whose callers keep
+    their trace; 0 for none."""
+    slow_seconds: float = Field(default=0.01, gt=0, le=10)
+    """A decision that takes longer is traced, in seconds."""
+    max_per_second: float = Field(default=20.0, ge=1, le=100_000)
+    """Traces a second at most, since a trace costs 0.5 ms of a core and the worst of times makes the most of them; the
+    rest is counted."""
 
 
 class FeatureSettings(BaseModel):
@@ -261,6 +268,7 @@ class Settings(BaseSettings):
     tls: TlsSettings = TlsSettings()
     tokens: TokenSettings = TokenSettings()
     access: AccessSettings = AccessSettings()
+    decision_log: DecisionLogSettings = DecisionLogSettings()
 
     @field_validator("redis_url")
     @classmethod
@@ -294,8 +302,6 @@ class Settings(BaseSettings):
             raise ValueError("oip.champion: needed by replicas that speak the Open Inference Protocol")
         if self.oip.challenger is None and spoken.challenger_protocol != "torchserve":
             raise ValueError("oip.challenger: needed by a challenger that speaks the Open Inference Protocol")
-        if self.grpc.edge == "envoy" and self.tracing.otlp_endpoint is not None:
-            raise ValueError("tracing: not with grpc.edge envoy")
         check(self.tls, self.tokens, self.access, {"decision": self.grpc.host, "admin": self.admin.host})
         for limit in self.guards.limits:
             if limit.instrument not in (None, *self.instruments):

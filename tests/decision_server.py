@@ -64,7 +64,7 @@ class DecisionServer:
         self._decision_port = decision
         self.admin_address = f"127.0.0.1:{admin}"
         """`host:port` of the admin service."""
-        self._metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+        self.metrics_url = f"http://127.0.0.1:{metrics}/metrics"
         self.database_url = f"sqlite:///{directory / 'audit.db'}"
         self.journal_path = directory / "journal.db"
         self.log_path = directory / "server.log"
@@ -212,7 +212,7 @@ class DecisionServer:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the series of a metric that carry these labels; 0 when there is none."""
-        with urlopen(self._metrics_url, timeout=5.0) as response:
+        with urlopen(self.metrics_url, timeout=5.0) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())

@@ -23,7 +23,7 @@ FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
 ARG MODELS=.pretrade/models/simulated
 COPY ${MODELS}/*.mar /models/
-COPY k8s/replica/config.properties k8s/replica/log4j2.xml /etc/torchserve/
+COPY k8s/torchserve/config.properties k8s/torchserve/log4j2.xml /etc/torchserve/
 ENV JAVA_HOME=/opt/venv/java PATH=/opt/venv/bin:/opt/venv/java/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \

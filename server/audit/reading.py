@@ -102,11 +102,16 @@ class Reading:
     """
 
     def __init__(self, name: str, task: Task) -> None:
-        self._name = name
+        self.name = name
         self._task = task
         self._process: Process | None = None
         self._turn = asyncio.Lock()
-        self._waiting = 0
+        self.waiting = 0
+        """Questions that have no answer yet."""
+        self.asked = 0
+        """Questions so far."""
+        self.ended = 0
+        """Times the process ended while it was asked."""
         self._exchanges: set[asyncio.Task[tuple[int, bytes]]] = set()
 
     async def __aenter__(self) -> Self:
@@ -132,9 +137,10 @@ class Reading:
             AuditBusy: Too many wait already.
             AuditError: One of `ERRORS`.
         """
-        if self._waiting >= _MOST_WAITING:
-            raise AuditBusy(f"{self._waiting} requests wait already")
-        self._waiting += 1
+        if self.waiting >= _MOST_WAITING:
+            raise AuditBusy(f"{self.waiting} requests wait already")
+        self.waiting += 1
+        self.asked += 1
         # A task of its own, because half an exchange would leave the answer to the next caller.
         exchange = asyncio.create_task(self._exchange(question, request))
         self._exchanges.add(exchange)
@@ -146,7 +152,7 @@ class Reading:
 
     def _done(self, exchange: asyncio.Task[tuple[int, bytes]]) -> None:
         self._exchanges.discard(exchange)
-        self._waiting -= 1
+        self.waiting -= 1
         if not exchange.cancelled():
             exchange.exception()  # seen, also where its caller has gone
 
@@ -161,7 +167,8 @@ class Reading:
                 status, length = RESPONSE.unpack(await process.stdout.readexactly(RESPONSE.size))
                 return status, await process.stdout.readexactly(length)
             except (OSError, asyncio.IncompleteReadError) as error:
-                _log.error("audit_reading_ended", name=self._name, error=repr(error))
+                _log.error("audit_reading_ended", name=self.name, error=repr(error))
+                self.ended += 1
                 self._end()
                 raise AuditUnavailable("the process that reads the audit ended; ask again") from error
 

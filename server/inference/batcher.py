@@ -19,6 +19,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -27,6 +28,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.deadlines import Deadlines
+from server.histogram import ROW_EDGES, Histogram
 from server.inference.latency import LatencyWindow
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -81,7 +83,14 @@ class Scored:
     """This row's place in it."""
     batch_seconds: float = field(default=0.0, compare=False)
     """From the batch's leaving to its answer."""
+    queued_seconds: float = field(default=math.nan, compare=False)
+    """How long it waited for its batch to leave."""
+    call_parent: str = field(default="", compare=False)
+    """The `traceparent` that the call carried."""
 
+
+CALL_PARENT: Final[ContextVar[str]] = ContextVar("call_parent", default="")
+"""While a batch is sent: the `traceparent` its call carries, that of its first row. The others know it afterwards."""
 
 Result = Scored | Outcome
 """What a row's future resolves to: a score, or why there is none. It never raises but for cancellation."""
@@ -104,12 +113,22 @@ class Lane(enum.Enum):
 
 
 class _Row:
-    __slots__ = ("deadline", "future", "payload")
+    __slots__ = ("deadline", "future", "payload", "queued_at", "traceparent")
 
-    def __init__(self, payload: bytes, deadline: float, future: asyncio.Future[Result]) -> None:
+    def __init__(
+        self,
+        payload: bytes,
+        deadline: float,
+        future: asyncio.Future[Result],
+        queued_at: float = math.nan,
+        traceparent: str = "",
+    ) -> None:
         self.payload = payload
         self.deadline = deadline
         self.future = future
+        self.queued_at = queued_at
+        """NaN for a shadow row, which waits on purpose."""
+        self.traceparent = traceparent
 
 
 class _Flight:
@@ -216,6 +235,12 @@ class MicroBatcher:
         """Canary rows given up for a live row because the queue was full."""
         self.splits = 0
         """Batches that failed as a whole and were sent once more in parts."""
+        self.queue_waits = Histogram()
+        """Seconds that live and canary rows waited for their batch to leave."""
+        self.batch_sizes = Histogram(ROW_EDGES)
+        """Rows of the batches that left."""
+        self.batch_times = Histogram()
+        """Seconds of the batches that ended, or until they were given up."""
 
     @property
     def in_flight(self) -> int:
@@ -254,13 +279,16 @@ class MicroBatcher:
         waits = self._active >= self._settings.slots
         return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
 
-    def submit(self, payload: bytes, deadline: float, lane: Lane = Lane.LIVE) -> asyncio.Future[Result]:
+    def submit(
+        self, payload: bytes, deadline: float, lane: Lane = Lane.LIVE, traceparent: str = ""
+    ) -> asyncio.Future[Result]:
         """Queues a row that somebody waits for.
 
         Args:
             payload: One encoded row.
             deadline: Instant after which the caller has no use for a score.
             lane: Whose it is.
+            traceparent: W3C context of the attempt; empty when nobody traces.
 
         Returns:
             A future of the score or of the reason why there is none; it is resolved at `deadline` at the latest.
@@ -272,7 +300,7 @@ class MicroBatcher:
         if self._closed or self.full_for(lane):
             future.set_result(Outcome.OVERLOAD)
             return future
-        row = _Row(payload, deadline, future)
+        row = _Row(payload, deadline, future, self._clock(), traceparent)
         self._deadlines.watch(future, deadline, late=Outcome.TIMEOUT)
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
@@ -376,12 +404,17 @@ class MicroBatcher:
     def _depart(self, flight: _Flight) -> None:
         """Sends one batch."""
         self._active += 1
+        self.batch_sizes.observe(len(flight.rows))
+        for row in flight.rows:
+            if row.queued_at == row.queued_at:  # not NaN
+                self.queue_waits.observe(flight.started - row.queued_at)
         self._watch(flight)
         self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
 
     async def _fly(self, flight: _Flight) -> None:
         """Waits for one batch, for as long as the call takes."""
         outcome = Outcome.IGNORED
+        CALL_PARENT.set(flight.rows[0].traceparent)
         try:
             outcome = self._hand_out(flight, await self._send([row.payload for row in flight.rows]))
         except BatchFailedError as failure:
@@ -398,10 +431,12 @@ class MicroBatcher:
     def _hand_out(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
         """Gives each row its score; an unusable one fails its own row only. BAD_ANSWER when none was usable."""
         outcome, rows, seconds = Outcome.BAD_ANSWER, flight.rows, self._clock() - flight.started
+        call_parent = rows[0].traceparent
         for index, (row, score) in enumerate(zip(rows, answer.scores.tolist(), strict=True)):
             if 0.0 <= score <= 1.0:  # False for NaN
                 outcome = Outcome.SUCCESS
-                self.rows += _resolve(row, Scored(score, answer.model, len(rows), index, seconds))
+                queued = flight.started - row.queued_at
+                self.rows += _resolve(row, Scored(score, answer.model, len(rows), index, seconds, queued, call_parent))
             else:
                 _resolve(row, Outcome.BAD_ANSWER)
         return outcome
@@ -433,6 +468,7 @@ class MicroBatcher:
         else:
             self._active -= 1
             seconds = self._clock() - flight.started
+            self.batch_times.observe(seconds)
             if seconds > self._settings.min_patience_seconds:
                 seconds -= self._stalled_seconds(flight.started)
             if outcome is Outcome.SUCCESS:
@@ -459,6 +495,7 @@ class MicroBatcher:
         self._active -= 1
         self._abandoned += 1
         seconds = self._clock() - flight.started
+        self.batch_times.observe(seconds)
         # Its true time is longer, but this much makes the next batch's patience grow with a replica that became slow.
         self._latency.add(seconds)
         for row in flight.rows:

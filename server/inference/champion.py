@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -168,24 +169,26 @@ class Champion:
 
     async def _attempt(self, case: Case, seat: _Seat, payload: bytes, now: float, allowed: float) -> Answer | None:
         """One attempt on one replica, written into the ledger and the case."""
-        result = await seat.replica.batcher.submit(payload, now + allowed)
+        span_id, traceparent = _span(case)
+        result = await seat.replica.batcher.submit(payload, now + allowed, traceparent=traceparent)
         used = self._clock() - now
         case.budget.charge(seat.stage, allowed, used)
-        return self._outcome(case, seat, result, used)
+        return self._outcome(case, seat, result, used, span_id)
 
     async def _hedged_attempt(
         self, case: Case, seat: _Seat, spare: _Seat, payload: bytes, now: float, allowed: float
     ) -> tuple[Answer | None, bool]:
         """The first attempt, and beside it a second one should it take long. True when there was a second one."""
         patience = min(allowed, self._first_attempts.p95)
-        first = seat.replica.batcher.submit(payload, now + allowed)
+        (first_span, first_parent), (hedge_span, hedge_parent) = _span(case), _span(case)
+        first = seat.replica.batcher.submit(payload, now + allowed, traceparent=first_parent)
         hedge: asyncio.Future[Result] | None = None
         try:
             await asyncio.wait((first,), timeout=patience)
             hedged_at = self._clock()
             hedge_allowed = max(now + allowed - hedged_at, self._allowance(case.budget.for_models(hedged_at), ()))
             if not first.done() and self._may_hedge(spare, hedge_allowed):
-                hedge = spare.replica.batcher.submit(payload, hedged_at + hedge_allowed)
+                hedge = spare.replica.batcher.submit(payload, hedged_at + hedge_allowed, traceparent=hedge_parent)
                 await asyncio.wait((first, hedge), return_when=asyncio.FIRST_COMPLETED)
                 if not any(future.done() and isinstance(future.result(), Scored) for future in (first, hedge)):
                     await asyncio.wait((first, hedge))
@@ -199,13 +202,15 @@ class Champion:
         self._first_attempts.add(ended_at - now)
         if hedge is None:
             case.budget.charge(seat.stage, allowed, ended_at - now)
-            return self._outcome(case, seat, first.result(), ended_at - now), False
+            return self._outcome(case, seat, first.result(), ended_at - now, first_span), False
         case.budget.charge(seat.stage, patience, hedged_at - now)
         case.budget.charge(spare.stage, hedge_allowed, ended_at - hedged_at)
         if first.cancelled():
             case.degradations.append(_FAILURE[Outcome.TIMEOUT][seat.failure_index])
-        first_answer = self._outcome(case, seat, None if first.cancelled() else first.result(), ended_at - now)
-        hedge_answer = self._outcome(case, spare, None if hedge.cancelled() else hedge.result(), ended_at - hedged_at)
+        first_result = None if first.cancelled() else first.result()
+        hedge_result = None if hedge.cancelled() else hedge.result()
+        first_answer = self._outcome(case, seat, first_result, ended_at - now, first_span)
+        hedge_answer = self._outcome(case, spare, hedge_result, ended_at - hedged_at, hedge_span)
         if first_answer is None and hedge_answer is not None:
             self.second_attempts["hedge", "won"] += 1
         return first_answer or hedge_answer, True
@@ -221,13 +226,21 @@ class Champion:
         self.second_attempts[kind, "granted" if granted else "refused"] += 1
         return granted
 
-    def _outcome(self, case: Case, seat: _Seat, result: Result | None, used: float) -> Answer | None:
+    def _outcome(self, case: Case, seat: _Seat, result: Result | None, used: float, span_id: str) -> Answer | None:
         """Writes an attempt's result into the case; None when it was given up because the other one had answered."""
         if isinstance(result, Scored):
             model = result.model
             self.attempts[seat.replica.name, Outcome.SUCCESS] += 1
             attempt = Attempt(
-                seat.replica.name, Outcome.SUCCESS.value, used, model.version, result.batch_rows, result.batch_index
+                seat.replica.name,
+                Outcome.SUCCESS.value,
+                used,
+                model.version,
+                result.batch_rows,
+                result.batch_index,
+                span_id,
+                result.queued_seconds,
+                result.call_parent,
             )
             case.attempts.append(attempt)
             action, reason = held_against(result.score, model.threshold)
@@ -236,12 +249,21 @@ class Champion:
             )
         if result is None:
             self.attempts[seat.replica.name, Outcome.IGNORED] += 1
-            case.attempts.append(Attempt(seat.replica.name, Outcome.IGNORED.value, used, ""))
+            case.attempts.append(Attempt(seat.replica.name, Outcome.IGNORED.value, used, "", span_id=span_id))
             return None
         self.attempts[seat.replica.name, result] += 1
-        case.attempts.append(Attempt(seat.replica.name, result.value, used, ""))
+        case.attempts.append(Attempt(seat.replica.name, result.value, used, "", span_id=span_id))
         case.degradations.append(_FAILURE[result][seat.failure_index])
         return None
+
+
+def _span(case: Case) -> tuple[str, str]:
+    """The id of an attempt's span, and the `traceparent` that leads to it; both empty when nobody traces."""
+    trace_id = case.order.context.trace_id
+    if not trace_id:
+        return "", ""
+    span_id = f"{random.getrandbits(64) or 1:016x}"
+    return span_id, f"00-{trace_id}-{span_id}-01"
 
 
 def _pass_over(case: Case, seat: _Seat, allowed: float, reason: pb.Degradation.ValueType) -> None:

@@ -14,7 +14,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache import features
-from server.inference.batcher import BatcherSettings, MicroBatcher, Report
+from server.inference.batcher import CALL_PARENT, BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.latency import LatencyWindow
@@ -165,7 +165,7 @@ class Replica:
             answer = await self._call(
                 self._codec.request(self.model_name, rows, version or ""),
                 timeout=self._settings.call_bound_seconds,
-                metadata=None if self.token is None else self.token.inference,
+                metadata=self._metadata(CALL_PARENT.get()),
             )
         except grpc.aio.AioRpcError as error:
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
@@ -181,6 +181,13 @@ class Replica:
             _log.info("model", replica=self.name, version=batch.model.version, threshold=batch.model.threshold)
             self.model = batch.model
         return batch
+
+    def _metadata(self, traceparent: str) -> tuple[tuple[str, str], ...] | None:
+        """What a call carries besides its rows: TorchServe's token, and the trace it belongs to."""
+        metadata = () if self.token is None else self.token.inference
+        if traceparent:
+            metadata = (*metadata, ("traceparent", traceparent))
+        return metadata or None
 
     def _begin(self) -> Report:
         """Starts the account of one batch: its outcome counts for the breaker generation it left in."""

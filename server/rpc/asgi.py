@@ -49,6 +49,7 @@ _log = structlog.get_logger(__name__)
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 _LOOK_SECONDS: Final = 0.025
 """How often calls that take longer than this are looked after; asking for one caller costs 0.1 ms."""
@@ -78,13 +79,26 @@ class Call:
 
     Args:
         receive: Gives its requests.
+        headers: Its metadata.
         clock: Monotonic seconds.
     """
 
-    __slots__ = ("_clock", "_task", "arrived", "deadline", "ended", "is_unary", "is_watched", "receive", "write")
+    __slots__ = (
+        "_clock",
+        "_headers",
+        "_task",
+        "arrived",
+        "deadline",
+        "ended",
+        "is_unary",
+        "is_watched",
+        "receive",
+        "write",
+    )
 
-    def __init__(self, receive: Receive, clock: Callable[[], float]) -> None:
+    def __init__(self, receive: Receive, headers: Headers, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._headers = headers
         self._task = asyncio.current_task()
         self.receive = receive
         self.arrived = clock()
@@ -101,6 +115,10 @@ class Call:
     def time_remaining(self) -> float | None:
         """Seconds to the caller's deadline; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - self._clock())
+
+    def invocation_metadata(self) -> Headers:
+        """What the caller sent besides its message, pseudo headers and all, as bytes."""
+        return self._headers
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """Ends the call with a status."""
@@ -214,7 +232,7 @@ class GrpcApplication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one call."""
-        call = Call(receive, self._clock)
+        call = Call(receive, scope["headers"], self._clock)
         self._calls[call] = None
         try:
             method = self._methods.get(scope["path"])

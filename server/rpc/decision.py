@@ -12,6 +12,7 @@ import grpc.aio
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from fallback.order import CallContext
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.dataplane import DataPlane
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
@@ -19,7 +20,9 @@ from server.explaining import Explaining
 from server.metrics import DecisionMetrics
 from server.protowire import prefixed, template
 from server.record import Decided
+from server.reports import DecisionReports
 from server.rpc import status
+from server.rpc.call_context import CallContexts, CallMetadata
 from server.rpc.convert import OrderReader, order_timeout_seconds
 from server.rpc.remaining import RemainingTime
 
@@ -85,6 +88,8 @@ class DecisionServicer:
         orders: OrderReader,
         metrics: DecisionMetrics,
         stream_settings: StreamSettings,
+        contexts: CallContexts,
+        reports: DecisionReports,
         explaining: Explaining,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -95,6 +100,8 @@ class DecisionServicer:
         self._metrics = metrics
         self._stream_settings = stream_settings
         self._explaining = explaining
+        self._contexts = contexts
+        self._reports = reports
         self._clock = clock
         self._remaining = RemainingTime(clock, wall_clock)
         self._charge = charge
@@ -121,7 +128,8 @@ class DecisionServicer:
         arrived = self._clock()
         try:
             remaining = self._remaining.corrected(context.time_remaining())
-            decided = await self._decide(request.order, arrived, remaining)
+            called = self._contexts.of(context.invocation_metadata())
+            decided = await self._decide(request.order, arrived, remaining, called)
         except PretradeError as error:
             await status.abort(context, error)
         if request.explain:
@@ -154,12 +162,13 @@ class DecisionServicer:
                 ),
             )
         remaining = self._remaining.corrected(context.time_remaining())
+        metadata = context.invocation_metadata()
         results: list[Reply] = []
         for first in range(0, len(request.orders), _BATCH_SLICE):
             taken_up = self._clock()
             left = None if remaining is None else arrived + remaining - taken_up
             orders = request.orders[first : first + _BATCH_SLICE]
-            results += await asyncio.gather(*(self._result(order, taken_up, left) for order in orders))
+            results += await asyncio.gather(*(self._result(order, taken_up, left, metadata) for order in orders))
         wire = b"".join(_RESULTS % prefixed(result.wire) for result in results)
         return Reply(wire, *(decided for result in results for decided in result.decisions))
 
@@ -170,10 +179,11 @@ class DecisionServicer:
     ) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
         ready: asyncio.Queue[tuple[Reply, float] | None] = asyncio.Queue()
+        metadata = context.invocation_metadata()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
 
         async def decide(order: pb.Order, arrived: float) -> None:
-            result = await self._result(order, arrived, None) if order.order_ref else _UNREFERENCED
+            result = await self._result(order, arrived, None, metadata) if order.order_ref else _UNREFERENCED
             ready.put_nowait((result, arrived))
 
         async def read() -> None:
@@ -214,27 +224,36 @@ class DecisionServicer:
         self._metrics.errors[late.reason] += 1
         return _refused(decided.order_ref, late)
 
-    async def _result(self, order: pb.Order, arrived: float, remaining: float | None) -> Reply:
+    async def _result(self, order: pb.Order, arrived: float, remaining: float | None, metadata: CallMetadata) -> Reply:
         """What became of one order of a batch or stream."""
         try:
-            decided = await self._decide(order, arrived, remaining)
+            decided = await self._decide(order, arrived, remaining, self._contexts.of(metadata))
         except PretradeError as error:
             return _refused(order.order_ref[:64], error)
         order_ref = prefixed(order.order_ref.encode())
         return Reply(_ORDER_DECIDED % (order_ref, prefixed(decided.wire)), decided)
 
-    async def _decide(self, message: pb.Order, arrived: float, remaining: float | None) -> Decided:
+    async def _decide(self, message: pb.Order, arrived: float, remaining: float | None, called: CallContext) -> Decided:
         """Convert, take the shortest of the deadlines given, decide."""
         try:
             self._charge()
             order = self._orders.read(message)
+            order.context = called
             own = order_timeout_seconds(message)
             timeout = own if remaining is None else remaining if own is None else min(own, remaining)
             return await self._dataplane.decide(order, arrived, timeout)
         except PretradeError as error:
             self._metrics.errors[error.reason] += 1
+            self._reports.failed(message, called, error, arrived, self._clock())
             raise
         except Exception as error:
             self._metrics.errors["INTERNAL"] += 1
-            _log.exception("decision failed", order_ref=message.order_ref[:64])
-            raise InternalError("INTERNAL", "the decision failed; see the server's log") from error
+            _log.exception(
+                "decision failed",
+                order_ref=message.order_ref[:64],
+                trace_id=called.trace_id,
+                correlation_id=called.correlation_id,
+            )
+            failure = InternalError("INTERNAL", "the decision failed; see the server's log")
+            self._reports.failed(message, called, failure, arrived, self._clock())
+            raise failure from error

@@ -16,7 +16,7 @@ import yaml
 ROOT: Final = Path(__file__).parents[2]
 TEXT: Final = (ROOT / "compose.yaml").read_text()
 SERVICES: Final[dict[str, dict[str, Any]]] = yaml.safe_load(TEXT)["services"]
-OURS: Final = ("server", "worker", "market", "primary", "secondary", "challenger")
+OURS: Final = ("server", "worker", "market", "ingest", "primary", "secondary", "challenger")
 
 
 def settings(service: str, module: str) -> dict[str, Any]:
@@ -107,11 +107,23 @@ def test_the_market_feeds_the_instruments_that_are_decided() -> None:
 
 def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
     config = yaml.safe_load((ROOT / "k8s/observability/prometheus/prometheus.yaml").read_text())
-    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
-    assert targets == {
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    live = jobs.pop("pretrade-ingest")["dns_sd_configs"][0]
+    assert live["names"] == ["ingest"]
+    assert f"--metrics-port={live['port']}" in SERVICES["ingest"]["command"]
+    assert {name: job["static_configs"][0]["targets"] for name, job in jobs.items()} == {
         "pretrade-server": [f"server:{settings('server', 'server')['metrics']['port']}"],
         "pretrade-worker": [f"worker:{settings('worker', 'feature_cache')['metrics_port']}"],
     }
+
+
+def test_a_live_feed_is_only_there_when_asked_for_and_takes_its_arguments() -> None:
+    feed = SERVICES["ingest"]
+    assert feed["profiles"] == ["live"]
+    arguments = [each.replace("=kafka:9092", "=127.0.0.1:1") for each in feed["command"]]
+    python = [sys.executable, *feed["entrypoint"][1:], *arguments]
+    done = subprocess.run(python, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(": ")[0]) == (1, "127.0.0.1:1"), done.stderr
 
 
 def test_every_file_that_is_mounted_exists_and_is_where_the_programs_look() -> None:

@@ -428,10 +428,3 @@ def test_a_server_that_cannot_start_inside_envoy_ends_it(tmp_path: Path) -> None
         ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert b"cannot start" in ended.stderr
-
-
-def test_spans_are_refused_in_envoy(tmp_path: Path) -> None:
-    env = server_environment(tmp_path, PRETRADE_GRPC__EDGE="envoy", PRETRADE_TRACING__OTLP_ENDPOINT="127.0.0.1:1")
-    ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
-    assert ended.returncode == 2
-    assert b"tracing" in ended.stderr

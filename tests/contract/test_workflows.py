@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import yaml
+from google.protobuf.json_format import MessageToJson
+
+from pretrade.admin.v1 import admin_pb2
 
 ROOT: Final = Path(__file__).parents[2]
 WORKFLOWS: Final = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -74,3 +78,94 @@ def test_dependabot_watches_everything_that_is_pinned() -> None:
     assert {each["package-ecosystem"] for each in updates} == {"pip", "github-actions", "docker", "docker-compose"}
     for each in updates:
         assert (ROOT / each["directory"].lstrip("/")).is_dir()
+
+
+# --- The rollout
+
+
+def verdict(tmp_path: Path, *answers: admin_pb2.GetCanaryResponse, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """What the rollout makes of answers as `pretrade` prints them, one after another, the last again and again."""
+    for number, answer in enumerate(answers):
+        (tmp_path / f"{number}.json").write_text(MessageToJson(answer, always_print_fields_with_no_presence=True))
+    tool = tmp_path / "tool"
+    tool.write_text(
+        f"""#!/bin/sh
+cd {tmp_path}
+n=$(cat asked 2> /dev/null || echo 0); echo $((n + 1)) > asked
+[ "$*" = "canary status --once --json" ] || exit 2
+cat $n.json 2> /dev/null || cat {len(answers) - 1}.json
+exit {code}
+"""
+    )
+    tool.chmod(0o755)
+    command: list[str | Path] = [
+        ROOT / ".ci/verdict",
+        "--within",
+        "1",
+        "--every",
+        "0.01",
+        "--",
+        tool,
+        "canary",
+        "status",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def canary(state: admin_pb2.CanaryState.ValueType) -> admin_pb2.GetCanaryResponse:
+    return admin_pb2.GetCanaryResponse(canary=admin_pb2.Canary(state=state, weight=0.25, verdict_reason="because"))
+
+
+def test_a_rollout_waits_until_the_canary_is_promoted(tmp_path: Path) -> None:
+    done = verdict(tmp_path, canary(admin_pb2.CANARY_STATE_RUNNING), canary(admin_pb2.CANARY_STATE_PROMOTED))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("CANARY_STATE_RUNNING, 25%")
+
+
+@pytest.mark.parametrize(
+    "state", [admin_pb2.CANARY_STATE_ROLLED_BACK, admin_pb2.CANARY_STATE_ABORTED, admin_pb2.CANARY_STATE_RUNNING]
+)
+def test_a_rollout_ends_with_a_canary_that_is_not_promoted(
+    tmp_path: Path, state: admin_pb2.CanaryState.ValueType
+) -> None:
+    assert verdict(tmp_path, canary(state), code=5).returncode == 1
+
+
+def test_a_rollout_without_a_canary_goes_on_and_one_without_an_answer_does_not(tmp_path: Path) -> None:
+    assert verdict(tmp_path, admin_pb2.GetCanaryResponse(), code=6).returncode == 0
+    silent: list[str | Path] = [ROOT / ".ci/verdict", "--within", "0", "--", "false"]
+    assert subprocess.run(silent, capture_output=True, check=False).returncode == 1
+
+
+def test_an_image_is_pinned_by_what_was_verified(tmp_path: Path) -> None:
+    overlay = tmp_path / "kustomization.yaml"
+    overlay.write_text((ROOT / "k8s/overlays/prod/kustomization.yaml").read_text())
+    digest = f"sha256:{'0a' * 32}"
+    for name in ("server", "worker", "torchserve"):
+        pin: list[str | Path] = [
+            ROOT / ".ci/pin-image",
+            overlay,
+            f"pretrade-{name}",
+            f"ghcr.io/us/pretrade-{name}",
+            digest,
+        ]
+        subprocess.run(pin, check=True)
+    images = yaml.safe_load(overlay.read_text())["images"]
+    assert {image["newName"] for image in images} == {
+        f"ghcr.io/us/pretrade-{name}" for name in ("server", "worker", "torchserve")
+    }
+    assert all(set(image) == {"name", "newName", "digest"} and image["digest"] == digest for image in images)
+    wrong: list[str | Path] = [ROOT / ".ci/pin-image", overlay, "pretrade-server", "x", "latest"]
+    assert subprocess.run(wrong, capture_output=True, check=False).returncode == 1
+
+
+def test_a_rollout_goes_on_only_after_the_verdict_and_back_otherwise() -> None:
+    names = [step.get("run", "") for step in jobs(ROOT / ".github/workflows/rollout.yml")["roll-out"]["steps"]]
+    order = [
+        next(i for i, run in enumerate(names) if f".ci/roll-out {step}" in run)
+        for step in ("one", "watch", "all", "back")
+    ]
+    assert order == sorted(order)
+    watch = (ROOT / ".ci/roll-out").read_text().partition("  watch)")[2].partition(";;")[0]
+    assert ".ci/verdict" in watch
+    assert "firing" in watch

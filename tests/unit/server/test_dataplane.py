@@ -41,6 +41,7 @@ from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
 from server.metrics import DecisionMetrics
 from server.record import PacketWriter
+from server.reports import DecisionReports
 
 INSTRUMENT = "BTCUSDT.BINANCE"
 PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_seconds=0.1)
@@ -102,7 +103,7 @@ class Plane:
             control_stale=lambda: False,
             metrics=self.metrics,
             budget_settings=budget,
-            log_decisions=False,
+            reports=DecisionReports(()),
             clock=clock,
             new_id=lambda: next(ids),
         )

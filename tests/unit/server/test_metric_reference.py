@@ -12,7 +12,7 @@ from prometheus_client.core import HistogramMetricFamily
 from feature_cache import metric_families as feature_metrics
 from feature_cache.metric_families import Counter, Declaration
 from server import metric_families as server_metrics
-from server.metrics import LATENCY_EDGES_SECONDS, Histogram
+from server.histogram import LATENCY_EDGES_SECONDS, Histogram
 from server.reference import LABELS, metrics_page
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"

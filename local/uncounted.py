@@ -1,0 +1,26 @@
+"""Makes a decision server that counts nothing and tells of nothing: what `pretrade bench-observability` compares with.
+
+Imported before the server, by a `sitecustomize` that only the benchmark puts in the way, inside Envoy as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.histogram import Histogram
+from server.metrics import DecisionMetrics
+from server.reports import DecisionReports
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+for owner, names in (
+    (Histogram, ("observe",)),
+    (DecisionMetrics, ("observe",)),
+    (DecisionReports, ("decided", "failed")),
+):
+    for name in names:
+        assert callable(getattr(owner, name))
+        setattr(owner, name, _nothing)

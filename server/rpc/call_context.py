@@ -1,0 +1,59 @@
+"""Reads what a call brings along besides its orders: W3C Trace Context and the caller's correlation id."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from fallback.order import NO_CONTEXT, CallContext
+
+CORRELATION_ID: Final = "x-correlation-id"
+"""Metadata key of the caller's own id for the work that a call is part of; 1 to 64 printable ASCII characters."""
+TRACEPARENT: Final = "traceparent"
+
+CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]] | None
+"""As grpc.aio and ASGI give it."""
+
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)(?:00(?=.{53}\Z)|(?!00)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"
+)
+_CORRELATION: Final = re.compile(r"[!-~]{1,64}")
+
+
+class CallContexts:
+    """Reads contexts from metadata. What is not well formed counts as not sent: no order fails for it.
+
+    Args:
+        tracing: Whether calls are traced here: one without a trace then begins its own.
+    """
+
+    def __init__(self, tracing: bool) -> None:
+        self._tracing = tracing
+
+    def of(self, metadata: CallMetadata) -> CallContext:
+        """The context of one order of a call."""
+        trace_id = span_id = correlation_id = ""
+        sampled = False
+        for key, value in metadata or ():
+            if key in _TRACEPARENT_KEYS:
+                if found := _TRACEPARENT.fullmatch(_text(value)):
+                    trace_id, span_id = found[1], found[2]
+                    sampled = bool(int(found[3], 16) & 1)
+            elif key in _CORRELATION_KEYS and _CORRELATION.fullmatch(_text(value)):
+                correlation_id = _text(value)
+        if not trace_id:
+            if self._tracing:
+                trace_id = f"{random.getrandbits(128) or 1:032x}"
+            elif not correlation_id:
+                return NO_CONTEXT
+        return CallContext(trace_id, span_id, sampled, correlation_id)
+
+
+_TRACEPARENT_KEYS: Final = frozenset((TRACEPARENT, TRACEPARENT.encode()))
+_CORRELATION_KEYS: Final = frozenset((CORRELATION_ID, CORRELATION_ID.encode()))
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")

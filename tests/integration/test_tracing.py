@@ -1,0 +1,172 @@
+"""Spans, logs and audit of one call belong together: from the caller's own span to TorchServe's call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from harness import DEADLINE_SECONDS, INSTRUMENTS, MID, eventually
+from opentelemetry.instrumentation.grpc import client_interceptor
+from opentelemetry.instrumentation.grpc.grpcext import intercept_channel
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from otlp_collector import OtlpCollector, Received
+from rig import ROOMY, OpenRig, Rig
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+
+pytestmark = pytest.mark.stack
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+OTLP = "TRACING__OTLP_ENDPOINT"
+
+
+@pytest.fixture
+def collector() -> Iterator[OtlpCollector]:
+    with OtlpCollector() as collector:
+        yield collector
+
+
+def settings(collector: OtlpCollector, **others: str) -> dict[str, str]:
+    return (
+        ROOMY
+        | {
+            OTLP: collector.address,
+            "TRACING__ONE_IN": "0",
+            "TRACING__SLOW_SECONDS": "10",
+            "DECISION_LOG__ONE_IN": "0",
+            "DECISION_LOG__SLOW_SECONDS": "10",
+        }
+        | others
+    )
+
+
+def order(ref: str) -> pb.Order:
+    return pb.Order(
+        order_ref=ref, instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=0.01, limit_price=MID, strategy="test"
+    )
+
+
+def decide(rig: Rig, ref: str, *metadata: tuple[str, str]) -> pb.Decision:
+    request = pb.DecideRequest(order=order(ref))
+    return rig.server.decisions.Decide(request, timeout=DEADLINE_SECONDS, metadata=metadata).decision
+
+
+def whole(collector: OtlpCollector, trace_id: str) -> dict[str, Received]:
+    """The spans of a trace by name, once its root is there."""
+    name = "pretrade.decision.v1.DecisionService/Decide"
+    spans = eventually(
+        lambda: collector.trace(trace_id), lambda found: {"audit", name} <= {each.span.name for each in found}
+    )
+    return {each.span.name.removeprefix("pretrade.decision.v1."): each for each in spans}
+
+
+def test_a_decision_that_retried_is_one_tree_from_caller_to_torchserve(
+    open_rig: OpenRig, collector: OtlpCollector
+) -> None:
+    rig = open_rig(settings(collector), warm_up_calls=5)
+    callers = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(callers))
+    rig.stack["primary"].pause()
+    with grpc.insecure_channel(rig.server.address) as channel:
+        interceptor = client_interceptor(tracer_provider=provider)  # type: ignore[no-untyped-call]
+        instrumented = intercept_channel(channel, interceptor)  # type: ignore[no-untyped-call]
+        stub = decision_pb2_grpc.DecisionServiceStub(instrumented)
+        request = pb.DecideRequest(order=order("retried"))
+        correlated = (("x-correlation-id", "basket-7"),)
+        decision = stub.Decide(request, timeout=DEADLINE_SECONDS, metadata=correlated).decision
+    assert decision.source == pb.SOURCE_SECONDARY
+
+    (caller,) = callers.get_finished_spans()
+    trace_id = f"{caller.context.trace_id:032x}"
+    spans = whole(collector, trace_id)
+    root = spans.pop("DecisionService/Decide")
+    assert list(spans) == ["admission", "features", "primary", "secondary", "guards", "audit"]
+    assert root.parent_id == f"{caller.context.span_id:016x}"
+    assert {each.parent_id for each in spans.values()} == {root.span_id}
+    assert {each.trace_id for each in spans.values()} == {trace_id}
+    assert root.resource["service.name"] == "pretrade"
+    said = root.attributes
+    assert (said["pretrade.decision_id"], said["pretrade.source"]) == (decision.decision_id, "SECONDARY")
+    assert (said["pretrade.cause"], said["pretrade.correlation_id"]) == ("degraded", "basket-7")
+    assert "PRIMARY_TIMEOUT" in said["pretrade.degradations"]
+    assert not root.failed, "it was answered"
+    primary, secondary = spans["primary"], spans["secondary"]
+    assert (primary.failed, primary.attributes["pretrade.outcome"]) == (True, "timeout")
+    assert (secondary.failed, secondary.attributes["pretrade.outcome"]) == (False, "success")
+    assert secondary.attributes["pretrade.batch_rows"] >= 1
+    assert primary.span.kind == secondary.span.kind == 3, "calls to somebody"
+    for one, other in zip(list(spans.values())[:-1], list(spans.values())[1:], strict=True):
+        assert one.span.end_time_unix_nano <= other.span.start_time_unix_nano
+    assert root.span.start_time_unix_nano <= primary.span.start_time_unix_nano
+    assert caller.start_time is not None
+    assert caller.start_time <= root.span.start_time_unix_nano <= root.span.end_time_unix_nano
+
+    (line,) = eventually(lambda: lines(rig, "retried"), bool)
+    assert line["level"] == "warning"
+    assert (line["trace_id"], line["decision_id"]) == (trace_id, decision.decision_id)
+    assert (line["correlation_id"], line["attempts"]) == ("basket-7", ["primary timeout", "secondary success"])
+    rig.server.drain_audit()
+    (packet,) = [packet for packet, _ in rig.server.audited() if packet.order.order_ref == "retried"]
+    assert (packet.trace_id, packet.correlation_id) == (trace_id, "basket-7")
+
+
+def test_good_decisions_are_told_of_when_their_caller_keeps_the_trace_and_not_otherwise(
+    open_rig: OpenRig, collector: OtlpCollector
+) -> None:
+    rig = open_rig(settings(collector), warm_up_calls=5)
+    assert decide(rig, "dropped", ("traceparent", f"00-{TRACE[::-1]}-{SPAN}-00")).source == pb.SOURCE_PRIMARY
+    assert decide(rig, "kept", ("traceparent", f"00-{TRACE}-{SPAN}-01")).source == pb.SOURCE_PRIMARY
+    root = whole(collector, TRACE)["DecisionService/Decide"]
+    assert (root.parent_id, root.attributes["pretrade.cause"]) == (SPAN, "caller")
+    assert not collector.trace(TRACE[::-1]), "and it came before"
+    assert not lines(rig, "kept"), "a line a decision would be too many"
+    assert rig.server.metric("pretrade_reports_chosen_total", outlet="traces", cause="caller") == 1
+
+
+def test_one_in_n_good_decisions_is_told_of(open_rig: OpenRig, collector: OtlpCollector) -> None:
+    rig = open_rig(settings(collector, TRACING__ONE_IN="4", DECISION_LOG__ONE_IN="8"), warm_up_calls=0)
+    decisions = [decide(rig, f"good-{number}") for number in range(16)]
+    assert {decision.source for decision in decisions} == {pb.SOURCE_PRIMARY}
+    eventually(lambda: len(good(rig)), lambda count: count == 2)
+    traced = eventually(
+        lambda: {each.trace_id for each in collector.spans if each.parent_id == ""}, lambda traces: len(traces) >= 4
+    )
+    assert len(traced) == 4
+    assert rig.server.metric("pretrade_reports_chosen_total", outlet="traces", cause="sample") == 4
+    assert rig.server.metric("pretrade_reports_chosen_total", outlet="log", cause="sample") == 2
+    assert rig.server.metric("pretrade_reports_lost_total") == 0
+
+
+def test_a_call_that_got_no_decision_is_a_failed_span_and_a_line(open_rig: OpenRig, collector: OtlpCollector) -> None:
+    rig = open_rig(settings(collector), warm_up_calls=5)
+    with pytest.raises(grpc.RpcError):
+        decide_with_nothing_left(rig)
+    root = eventually(lambda: collector.trace(TRACE), bool)[0]
+    assert root.failed
+    assert root.span.status.message == "DEADLINE_EXPIRED"
+    (line,) = eventually(lambda: lines(rig, "late"), bool)
+    assert (line["error"], line["cause"]) == ("DEADLINE_EXPIRED", "failed")
+
+
+def decide_with_nothing_left(rig: Rig) -> None:
+    """Its deadline has passed before it can be read."""
+    late = order("late")
+    late.timeout.nanos = 1
+    request = pb.DecideRequest(order=late)
+    rig.server.decisions.Decide(request, timeout=5.0, metadata=(("traceparent", f"00-{TRACE}-{SPAN}-00"),))
+
+
+def lines(rig: Rig, order_ref: str) -> list[dict[str, Any]]:
+    """The canonical lines of an order."""
+    return [line for line in rig.server.log("decision") if line["order_ref"] == order_ref]
+
+
+def good(rig: Rig) -> list[dict[str, Any]]:
+    """The canonical lines of good decisions."""
+    return [line for line in rig.server.log("decision") if line["cause"] == "sample"]
