@@ -300,6 +300,7 @@ async def start(
         idempotency=idempotency,
         loop_lag=loop_lag,
         control=control,
+        configuration=configuration,
         champion=champion,
         chain=chain,
         restarts=0 if slot is None else slot.restarts,

@@ -68,6 +68,9 @@ CONTROL_RELOADS: Final = Counter(
 )
 CONTROL_STALE: Final = Gauge("pretrade_control_stale", "1 while other servers' changes may be unknown: no Redis.")
 CONTROL_PENDING: Final = Gauge("pretrade_control_pending", "Changes in force on this server alone: no Redis.")
+CONFIG_RELOAD_FAILURES: Final = Counter(
+    "pretrade_config_reload_failures", "Reloads of the configuration that were refused; the last one stays in force."
+)
 CONTROL_OUTAGES: Final = Counter("pretrade_control_outages", "Times the control state was not shared any more.")
 CONTROL_WRITE_FAILURES: Final = Counter(
     "pretrade_control_write_failures", "Changes that could not be written; tried again every second."

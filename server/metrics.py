@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from server.audit.journal import Journal
     from server.audit.reading import Reading
     from server.audit.shipper import Shipper
+    from server.control.configuration import Configuration
     from server.control.state import ControlState
     from server.idempotency import IdempotencyWindow
     from server.inference.champion import Champion
@@ -117,6 +118,7 @@ class ServerCollector(Collector):
         idempotency: IdempotencyWindow,
         loop_lag: LoopLag,
         control: ControlState,
+        configuration: Configuration,
         champion: Champion,
         chain: Chain,
         restarts: int,
@@ -138,6 +140,7 @@ class ServerCollector(Collector):
         self._idempotency = idempotency
         self._loop_lag = loop_lag
         self._control = control
+        self._configuration = configuration
         self._champion = champion
         self._chain = chain
         self._restarts = restarts
@@ -279,6 +282,7 @@ class ServerCollector(Collector):
         store = control.store
         yield families.CONTROL_RELOADS.family(store.reloads)
         yield families.CONTROL_WRITE_FAILURES.family(store.write_failures)
+        yield families.CONFIG_RELOAD_FAILURES.family(self._configuration.failures)
         yield families.CONTROL_STALE.family(store.stale)
         yield families.CONTROL_PENDING.family(store.pending)
         yield families.CONTROL_OUTAGES.family(store.shared.outages if store.shared is not None else 0)
