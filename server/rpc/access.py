@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -61,8 +62,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def _many(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
         async def admitted(request: Any, context: _Context) -> AsyncIterator[Any]:
             await self._admit(method, context)
-            async for answer in behaviour(request, context):
-                yield answer
+            async with contextlib.aclosing(behaviour(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
 
         return admitted
 
