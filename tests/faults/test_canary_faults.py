@@ -54,8 +54,10 @@ def open_canary(open_rig: OpenRig, stack: Stack) -> tuple[Rig, str]:
 @pytest.mark.fault(
     "A15", "a canary that gets every order fails", "every order is answered in time; rolled back <= 10 s"
 )
-def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(fault: str, open_rig: OpenRig, seen: Seen) -> None:
-    opened, version = open_canary(open_rig, SETTINGS)
+def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(
+    fault: str, open_rig: OpenRig, replica_stack: Stack, seen: Seen
+) -> None:
+    opened, version = open_canary(open_rig, replica_stack)
     with opened.load(RATE) as load:
         wait_for_more(load, 60)
         opened.proxies["challenger"].apply(FAULTS[fault])
