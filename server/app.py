@@ -305,7 +305,7 @@ async def start(
         chain=chain,
         restarts=0 if slot is None else slot.restarts,
         replicas=replicas,
-        shadow=shadow,
+        canary=canary,
         journal=journal,
         shipper=shipper,
         reports=reports,

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.cli import DEFAULT_DIRECTORY, USER, AdminTarget, AsJson, Directory, connected, enum_name
-from server.steering_cli import Author, Reason
+from server.steering_cli import Author, DryRun, Reason, Yes
 
 _RPC_SECONDS: Final = 3.0
 _LOAD_SECONDS: Final = 180.0
@@ -36,8 +36,6 @@ _REASON: Final = "from the command line"
 canary_app = typer.Typer(name="canary", no_args_is_help=True, help="Give a model version orders, a few at first.")
 models_app = typer.Typer(name="models", no_args_is_help=True, help="Model versions, their aliases, and loading them.")
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
 Version = Annotated[str, typer.Argument(help="A version of `pretrade models list`, or an alias.")]
 
 

@@ -60,6 +60,20 @@ SECOND_ATTEMPTS: Final = Counter(
     "pretrade_second_attempts", "Second model attempts: retries and hedges.", ("kind", "fate")
 )
 SHADOW_ROWS: Final = Counter("pretrade_shadow_rows", "Rows for the challenger by fate.", ("fate",))
+SHADOW_PAIRS: Final = Counter("pretrade_shadow_pairs", "Rows that two models scored, for the audit.", ("fate",))
+CANARY_WEIGHT: Final = Gauge("pretrade_canary_weight", "Share of the order flows that a canary gets here.")
+CANARY_ORDERS: Final = Counter("pretrade_canary_orders", "Orders of a canary's flows by fate.", ("fate",))
+CANARY_TURNS: Final = Counter("pretrade_canary_turns", "Turns of canaries that this process brought about.", ("turn",))
+CANARY_VERDICT: Final = Gauge(
+    "pretrade_canary_verdict", "1 for what this process's evidence says of a running canary.", ("verdict",)
+)
+CANARY_EXCESS: Final = Gauge(
+    "pretrade_canary_excess", "Mean of a check at this step, the canary's less the champion's.", ("check",)
+)
+CANARY_SAMPLES: Final = Gauge("pretrade_canary_samples", "Observations of a check at this step.", ("check",))
+SLO_BURN_RATE: Final = Gauge(
+    "pretrade_slo_burn_rate", "How many times as fast as it may the error budget burns in this process.", ("window",)
+)
 CONTROL_VERSION: Final = Gauge("pretrade_control_version", "Version of the control state in force.")
 TRADING_STATE: Final = Gauge("pretrade_trading_state", "1 for the state in force, 0 for the others.", ("state",))
 FLAG: Final = Gauge("pretrade_flag", "1 while the flag is on.", ("flag",))

@@ -19,6 +19,8 @@ from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server import metric_families as families
+from server.canary.events import TURNS
+from server.canary.evidence import Verdict
 from server.control.flags import FLAGS
 from server.histogram import ROW_EDGES, Histogram
 from server.inference.breaker import State
@@ -34,12 +36,12 @@ if TYPE_CHECKING:
     from server.audit.journal import Journal
     from server.audit.reading import Reading
     from server.audit.shipper import Shipper
+    from server.canary.assembly import CanaryParts
     from server.control.configuration import Configuration
     from server.control.state import ControlState
     from server.idempotency import IdempotencyWindow
     from server.inference.champion import Champion
     from server.inference.replica import Replica
-    from server.inference.shadow import Shadow
     from server.loop_lag import LoopLag
     from server.record import Decided
     from server.security.security import Security
@@ -123,7 +125,7 @@ class ServerCollector(Collector):
         chain: Chain,
         restarts: int,
         replicas: tuple[Replica, ...],
-        shadow: Shadow,
+        canary: CanaryParts,
         journal: Journal,
         shipper: Shipper,
         reports: DecisionReports,
@@ -145,7 +147,7 @@ class ServerCollector(Collector):
         self._chain = chain
         self._restarts = restarts
         self._replicas = replicas
-        self._shadow = shadow
+        self._canary = canary
         self._journal = journal
         self._shipper = shipper
         self._reports = reports
@@ -163,6 +165,7 @@ class ServerCollector(Collector):
         yield from self._replica_families()
         yield from self._attempt_families()
         yield from self._shadow_families()
+        yield from self._canary_families()
         yield from self._control_families()
         yield from self._journal_families()
         yield from self._feature_families()
@@ -261,11 +264,39 @@ class ServerCollector(Collector):
         yield from (attempts, second)
 
     def _shadow_families(self) -> Iterator[Metric]:
-        shadow = self._shadow
         rows = families.SHADOW_ROWS.family()
-        for fate, count in shadow.fates().items():
+        for fate, count in self._canary.shadow.fates().items():
             rows.add_metric((fate,), count)
-        yield rows
+        pairs = families.SHADOW_PAIRS.family()
+        recorder = self._canary.recorder
+        for fate, count in (("recorded", recorder.recorded), ("lost", recorder.lost)) if recorder else ():
+            pairs.add_metric((fate,), count)
+        yield from (rows, pairs)
+
+    def _canary_families(self) -> Iterator[Metric]:
+        routing, rollout = self._canary.routing, self._canary.rollout
+        canary = routing.canary
+        yield families.CANARY_WEIGHT.family(0.0 if canary is None else canary.weight)
+        orders = families.CANARY_ORDERS.family()
+        orders.add_metric(("answered",), routing.answered)
+        orders.add_metric(("passed_over",), routing.orders - routing.answered)
+        turns = families.CANARY_TURNS.family()
+        for turn in TURNS:
+            turns.add_metric((turn,), rollout.events[turn])
+        verdicts, excess = families.CANARY_VERDICT.family(), families.CANARY_EXCESS.family()
+        samples = families.CANARY_SAMPLES.family()
+        if canary is not None:
+            found = rollout.evidence.verdict
+            for verdict in Verdict:
+                verdicts.add_metric((verdict.value.replace(" ", "_"),), verdict is found)
+            for check in rollout.evidence.checks.values():
+                samples.add_metric((check.name,), check.samples)
+                if check.samples:
+                    excess.add_metric((check.name,), check.canary - check.champion)
+        burn = families.SLO_BURN_RATE.family()
+        for seconds, rate in rollout.burn_rates.items():
+            burn.add_metric((f"{seconds}s",), rate)
+        yield from (orders, turns, verdicts, excess, samples, burn)
 
     def _control_families(self) -> Iterator[Metric]:
         control = self._control

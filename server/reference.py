@@ -27,6 +27,7 @@ _PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision
 LABELS: Final = {
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
     "cause": "`failed`, `degraded`, `slow`, `caller` (it keeps the trace), `sample`",
+    "check": "what a canary is compared by, from `errors` to `bad_trades`",
     "degradation": "the contract's `Degradation`",
     "fate": "what became of it: a handful of words in the code",
     "file": "what may be replaced at any time: `certificates`, `token keys`, `revoked tokens`, `access policy`",
@@ -44,6 +45,9 @@ LABELS: Final = {
     "stage": "the contract's `Stage`",
     "state": "of a breaker: `closed`, `half_open`, `open`; of trading: `ACTIVE`, `REDUCING`, `HALTED`",
     "status": "the contract's `ExplanationStatus`",
+    "turn": "what can happen to a canary, from `started` to `aborted`",
+    "verdict": "`no_evidence`, `better_or_equal`, `worse`",
+    "window": "over which it was measured, like `300s`",
 }
 """Every label there is, and what bounds its values: never an order, a strategy or a caller."""
 

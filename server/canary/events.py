@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pretrade.audit.v1 import packet_pb2
 
 if TYPE_CHECKING:
     from server.canary.evidence import Evidence
     from server.canary.plan import Canary
+
+TURNS: Final = ("started", "advanced", "weighted", "promoted", "rolled_back", "aborted")
+"""What can happen to a canary."""
 
 
 def event_of(

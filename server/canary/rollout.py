@@ -49,6 +49,7 @@ _LOOK_SECONDS: Final = 0.1
 _SLOW_LOOK_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 5.0
 """Between two attempts at what failed."""
+_BURN_WINDOWS_SECONDS: Final = (10, 300, 1_800, 3_600, 21_600)
 _AFFECTED: Final = 1_000
 """Newest decisions of the canary whose ids are kept."""
 
@@ -126,6 +127,8 @@ class Rollout:
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
         self.burn = BurnRate(slo.objective)
+        self.burn_rates = dict.fromkeys(_BURN_WINDOWS_SECONDS, 0.0)
+        """By window in seconds, a second old at most."""
         self.canary: Canary | None = None
         """The one that is under way or ended last; None when there never was one."""
         self.evidence = Evidence(settings, self._judges)
@@ -269,6 +272,8 @@ class Rollout:
     def _look_around(self) -> None:
         """What is done once a second, canary or not."""
         self.burn.sample(self._clock(), *self._counts())
+        for seconds in self.burn_rates:
+            self.burn_rates[seconds] = self.burn.rate(seconds, 1)
         if self._recorder is not None:
             self._recorder.flush()
         if self._clock() < self._next_attempt:

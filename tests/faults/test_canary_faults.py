@@ -1,0 +1,83 @@
+"""A canary in trouble: nobody's order waits for it, and it is out within seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import eventually
+from rig import ROOMY, OpenRig, Rig, wait_for_more
+from tcp_proxy import Fault
+
+from local.stack import Stack
+from local.variants import recalibrated
+from pretrade.admin.v1 import admin_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.models.registry import Registry
+
+pytestmark = [pytest.mark.stack, pytest.mark.long]
+
+RATE = 60.0
+ROLLED_BACK_SECONDS = 10.0
+SETTINGS = ROOMY | {"CANARY__SLOW_SECONDS": "0.05", "SLO__MIN_EVENTS": "100000", "SLO__CANARY_MIN_EVENTS": "100000"}
+"""Without the error budget: what is tested is that the canary's own evidence is enough."""
+
+Seen = Callable[[str], None]
+FAULTS = {
+    "hangs": Fault(hold_requests=True, hold_replies=True),
+    "is 100 ms late": Fault(latency_seconds=0.1),
+    "has its answers cut": Fault(reset_replies_after=0),
+}
+
+
+def open_canary(open_rig: OpenRig, stack: Stack) -> tuple[Rig, str]:
+    """A rig whose challenger is behind a proxy and serves a canary that gets every order."""
+    endpoints = stack.endpoints
+    models = {
+        "REPLAY__MODEL_STORE": str(endpoints.model_store),
+        "REPLICAS__MANAGEMENT": json.dumps(endpoints.management),
+    }
+    rig = open_rig(SETTINGS | models, proxied=("challenger",))
+    registry = Registry(Path(str(endpoints.model_store)))
+    champion: str = json.loads((registry.root / "champion.json").read_text())["version"]
+    version = recalibrated(registry, champion)
+    request = admin_pb2.StartCanaryRequest(model_version=version, steps=(1.0,), author="test", reason="fault")
+    rig.server.admin.StartCanary(request, timeout=120.0)
+    rig.server.decide_until(pb.SOURCE_CANARY)
+    return rig, version
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault(
+    "A15", "a canary that gets every order fails", "every order is answered in time; rolled back <= 10 s"
+)
+def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(
+    fault: str, open_rig: OpenRig, replica_stack: Stack, seen: Seen
+) -> None:
+    opened, version = open_canary(open_rig, replica_stack)
+    with opened.load(RATE) as load:
+        wait_for_more(load, 60)
+        opened.proxies["challenger"].apply(FAULTS[fault])
+        began = time.monotonic()
+
+        def state() -> admin_pb2.Canary:
+            return opened.server.admin.GetCanary(admin_pb2.GetCanaryRequest(), timeout=5.0).canary
+
+        ended = eventually(state, lambda canary: canary.state == admin_pb2.CANARY_STATE_ROLLED_BACK)
+        took = time.monotonic() - began
+        wait_for_more(load, 60)
+        opened.proxies["challenger"].heal()
+        opened.server.wait_until_well("challenger")
+    calls = load.calls()
+    assert took <= ROLLED_BACK_SECONDS
+    assert {call.status for call in calls} == {"OK"}
+    sources = {call.decision.source for call in calls if call.decision}
+    assert sources <= {pb.SOURCE_CANARY, pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY}
+    assert {call.decision.source for call in calls[-30:] if call.decision} == {pb.SOURCE_PRIMARY}
+    answered = sum(call.decision.source == pb.SOURCE_CANARY for call in calls if call.decision)
+    seen(f"{fault}: rolled back after {took:.1f} s ({ended.verdict_reason}); {answered} of {len(calls)} answered by it")
+    seen(opened.check())
+    assert version == ended.model_version

@@ -1,0 +1,185 @@
+"""A canary on a whole server with real model servers: begun, obeyed, judged, ended, and in the audit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from harness import Product, eventually
+
+from feature_cache import features
+from local.variants import inverted, recalibrated
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.canaries import CANARY_EVENTS, SCORE_PAIRS
+from server.audit.schema import DECISIONS
+from server.models.registry import Registry
+
+pytestmark = pytest.mark.stack
+
+LOAD_SECONDS = 120.0
+"""Two TorchServe workers may have to start, on a machine with other work."""
+
+
+@pytest.fixture
+def registry(product: Product) -> Registry:
+    store = product.stack.endpoints.model_store
+    assert store is not None
+    return Registry(Path(store))
+
+
+@pytest.fixture
+def champion(registry: Registry) -> str:
+    version: str = json.loads((registry.root / "champion.json").read_text())["version"]
+    return version
+
+
+@pytest.fixture
+def admin(product: Product) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
+    """The admin service; whatever canary a test leaves is ended."""
+    yield product.admin
+    found = product.admin.GetCanary(admin_pb2.GetCanaryRequest(), timeout=5.0)
+    if found.canary.state == admin_pb2.CANARY_STATE_RUNNING:
+        product.admin.AbortCanary(admin_pb2.AbortCanaryRequest(author="test", reason="heal"), timeout=30.0)
+
+
+def start(
+    admin: admin_pb2_grpc.AdminServiceStub, version: str, *steps: float, dry_run: bool = False
+) -> admin_pb2.StartCanaryResponse:
+    request = admin_pb2.StartCanaryRequest(
+        model_version=version, steps=steps, author="ann", reason="looks better", dry_run=dry_run
+    )
+    return admin.StartCanary(request, timeout=LOAD_SECONDS)
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as refused:
+        call()
+    return refused.value.code(), refused.value.details() or ""
+
+
+def canary_of(admin: admin_pb2_grpc.AdminServiceStub) -> admin_pb2.Canary:
+    return admin.GetCanary(admin_pb2.GetCanaryRequest(), timeout=5.0).canary
+
+
+class Traders:
+    """Orders on ever other features, several at a time."""
+
+    def __init__(self, product: Product) -> None:
+        self._product = product
+        self._random = np.random.default_rng(3)
+        self._numbers = count()
+        self.decisions: list[pb.Decision] = []
+
+    def trade(self, orders: int) -> list[pb.Decision]:
+        """Decides so many orders; every one of them is answered."""
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(lambda _: self._decide(), range(orders)))
+        self.decisions += made
+        return made
+
+    def _decide(self) -> pb.Decision:
+        values = np.clip(self._random.normal(size=features.N_FEATURES), features.LOWEST, features.HIGHEST)
+        vector = pb.FeatureVector(feature_set_id=features.FEATURE_SET_ID, values=values.astype(np.float32).tolist())
+        return self._product.decide(features=vector, strategy=f"s{next(self._numbers) % 50}")
+
+
+def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_audit(
+    product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
+) -> None:
+    version, traders = inverted(registry, champion), Traders(product)
+    product.decide_until(pb.SOURCE_PRIMARY)
+    started = start(admin, version, 0.5, 1.0)
+    assert (started.canary.model_version, started.canary.champion_version) == (version, champion)
+    assert (started.change.subject, started.change.author) == ("canary", "ann")
+
+    def trade_on() -> admin_pb2.Canary:
+        traders.trade(40)
+        return canary_of(admin)
+
+    ended = eventually(trade_on, lambda canary: canary.state == admin_pb2.CANARY_STATE_ROLLED_BACK)
+    assert ended.verdict == admin_pb2.CANARY_VERDICT_WORSE
+    guilty = {check.name for check in ended.checks if check.verdict == admin_pb2.CANARY_VERDICT_WORSE}
+    assert guilty & {"rank", "disagreement", "score_shift"}
+    assert ended.weight == 0
+    assert {decision.source for decision in traders.trade(40)} == {pb.SOURCE_PRIMARY}
+
+    affected = {one.decision_id: one for one in traders.decisions if one.source == pb.SOURCE_CANARY}
+    assert all(one.model_version == version for one in affected.values())
+    request = admin_pb2.GetCanaryRequest(affected_decisions=1_000)
+    assert set(admin.GetCanary(request, timeout=5.0).affected_decision_ids) == set(affected)
+    url = product.stack.endpoints.database_url
+    assert url is not None
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as sql:
+
+            def in_sql() -> tuple[set[str], list[str], int]:
+                mine = sa.select(DECISIONS.c.decision_id).where(DECISIONS.c.model_version == version)
+                turns = sa.select(CANARY_EVENTS.c.event).where(CANARY_EVENTS.c.model_version == version)
+                pairs = sa.select(sa.func.count()).select_from(SCORE_PAIRS)
+                pairs = pairs.where(SCORE_PAIRS.c.challenger_version == version)
+                found = set(sql.scalars(mine)), list(sql.scalars(turns.order_by("at"))), sql.scalar(pairs) or 0
+                sql.rollback()
+                return found
+
+            _, turns, pairs = eventually(in_sql, lambda found: found[0] >= set(affected) and len(found[1]) == 2)
+    finally:
+        engine.dispose()
+    assert turns == ["started", "rolled_back"]
+    assert pairs > 0
+
+
+def test_a_canary_decides_its_flows_until_an_operator_ends_it(
+    product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
+) -> None:
+    version, traders = recalibrated(registry, champion), Traders(product)
+    product.decide_until(pb.SOURCE_PRIMARY)
+    told = start(admin, version, 0.5, 1.0, dry_run=True)
+    assert told.change.dry_run
+    assert canary_of(admin).model_version != version
+    start(admin, version, 0.5, 1.0)
+    code, why = refusal(lambda: start(admin, version))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "is under way" in why
+    eventually(lambda: {one.source for one in traders.trade(50)}, lambda found: pb.SOURCE_CANARY in found)
+    both = {one.source for one in traders.trade(100)}
+    assert both == {pb.SOURCE_PRIMARY, pb.SOURCE_CANARY}
+    assert product.metric("pretrade_canary_weight") == 0.5
+    held = admin.SetCanaryWeight(
+        admin_pb2.SetCanaryWeightRequest(weight=1.0, hold=True, author="ann", reason="all of it"), timeout=5.0
+    )
+    assert (held.canary.weight, held.canary.held) == (1.0, True)
+    assert {one.source for one in traders.trade(50)} == {pb.SOURCE_CANARY}
+    assert product.status().canary.model_version == version
+    aborted = admin.AbortCanary(admin_pb2.AbortCanaryRequest(author="ann", reason="enough"), timeout=30.0)
+    assert aborted.canary.state == admin_pb2.CANARY_STATE_ABORTED
+    assert {one.source for one in traders.trade(50)} == {pb.SOURCE_PRIMARY}
+    code, why = refusal(lambda: admin.PromoteCanary(admin_pb2.PromoteCanaryRequest(author="a", reason="b"), timeout=5))
+    assert (code, why) == (grpc.StatusCode.FAILED_PRECONDITION, "no canary is under way")
+
+
+def test_models_are_listed_and_what_is_none_is_refused(
+    admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
+) -> None:
+    listed = {one.model_version: one for one in admin.ListModels(admin_pb2.ListModelsRequest(), timeout=60.0).models}
+    assert set(listed) == {record.version for record in registry.records()}
+    assert set(listed[champion].loaded_on) == {"primary", "secondary"}
+    assert listed[champion].feature_set == features.VERSION
+    assert refusal(lambda: start(admin, "00" * 8))[0] is grpc.StatusCode.NOT_FOUND
+    assert refusal(lambda: start(admin, champion))[0] is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(lambda: start(admin, champion, 0.5, 0.1))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    nobody = admin_pb2.StartCanaryRequest(model_version=champion, reason="x")
+    assert refusal(lambda: admin.StartCanary(nobody, timeout=5.0))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    alias = admin_pb2.SetModelAliasRequest(alias="favourite", model_version=champion, author="a", reason="b")
+    assert refusal(lambda: admin.SetModelAlias(alias, timeout=5.0))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    back = admin_pb2.RollBackRequest(author="a", reason="b")
+    if "previous" not in registry.aliases():
+        assert refusal(lambda: admin.RollBack(back, timeout=5.0))[0] is grpc.StatusCode.NOT_FOUND
