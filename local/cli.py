@@ -200,14 +200,14 @@ def bench_serving(
     store: Annotated[
         Path | None, typer.Option(help="Directory of champion.mar and challenger.mar. [that of `make models`]")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each load.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each setting takes next to ours.")] = 5,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure model serving: runtimes in process, TorchServe calls by rows, and what each of its settings does."""
     from local.serving_bench import run_serving_bench  # noqa: PLC0415 - as above
     from torchserve.config import store_directory  # noqa: PLC0415 - as above
 
-    raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), seconds, json))
+    raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), rounds, json))
 
 
 @app.command("canary-demo")

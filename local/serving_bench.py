@@ -1,8 +1,8 @@
 """`pretrade bench-serving`: what a call to a model server costs, what in process, and what each of its settings does.
 
-Three tables: runtimes in this process, TorchServe calls of 1 to 256 rows, and TorchServe as `torchserve.config` starts
-it next to the same with one thing changed. Our own configuration is measured between the others again and again: how
-far those figures lie apart is what the machine alone does.
+Three tables: runtimes in this process, TorchServe calls of 1 to 256 rows, and TorchServe with one thing changed next to
+one as `torchserve.config` starts it. Those two take turns of half a second, and ratios of neighbouring turns are
+compared: what else the machine does hits both alike. The first variant changes nothing, and shows how much that leaves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,17 @@ from local.process import Process
 from local.runtimes import champion_margins, metadata_and_weights, network_margins
 from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.inference import wire
 from torchserve.config import TorchServeSettings, prepare
 
 ROWS: Final = (1, 8, 32, 64, 256)
 _CALLERS: Final = 4
 _TIMED: Final = 200
-"""Calls of one runtime with so many rows."""
+"""Calls of one runtime or server with so many rows."""
+_TURNS: Final = 5
+"""In which a server's are made."""
 _WARM_UP_SECONDS: Final = 1.0
+_TURN_SECONDS: Final = 0.5
 _MODELS: Final = ("champion", "challenger")
 
 
@@ -60,8 +64,8 @@ class Variant:
     prometheus: bool = False
 
 
-OURS: Final = Variant("ours")
 VARIANTS: Final = (
+    Variant("nothing changed"),
     Variant("both JIT compilers", without=("-XX:TieredStopAtLevel",)),
     Variant("G1 collector", without=("-XX:+UseSerialGC",), jvm=("-XX:+UseG1GC",)),
     Variant("heap 512 MiB", without=("-Xmx",), jvm=("-Xmx512m",)),
@@ -103,13 +107,18 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """One variant."""
+    """One variant, and ours in turn with it."""
 
     name: str
     start_seconds: float
     memory_mebibytes: float
-    alone: Load
-    together: Load
+    turns: list[tuple[Load, Load]]
+    """(ours, the variant), with one caller and with several."""
+
+    def ratios(self, callers: int, figure: str) -> list[float]:
+        """The variant's figure over ours, in every turn with so many callers; in order."""
+        pairs = [(ours, variant) for ours, variant in self.turns if ours.callers == callers]
+        return sorted(getattr(variant, figure) / getattr(ours, figure) for ours, variant in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +134,12 @@ class Timing:
     """Of a score, from the handler's."""
 
 
-def run_serving_bench(store: Path, seconds: float, report: Path | None) -> int:
+def run_serving_bench(store: Path, rounds: int, report: Path | None) -> int:
     """Measures, prints and returns the exit code.
 
     Args:
         store: Directory of `champion.mar` and `challenger.mar`.
-        seconds: Length of each load.
+        rounds: Turns of half a second that each variant and ours take, with one caller and with several.
         report: JSON file for all figures.
     """
     console = Console()
@@ -145,21 +154,20 @@ def run_serving_bench(store: Path, seconds: float, report: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="pretrade-serving-") as directory, closing(Guard(grace_seconds=2)) as guard:
         launch = partial(_torchserve, guard, Path(directory))
         with console.status("calls of TorchServe"):
-            served = [timing for model, archive in archives.items() for timing in _served(launch, archive, model)]
+            served = list(_served(launch, archives))
         console.print(_timings(served, "a TorchServe call over gRPC, one caller"))
-        configured = []
-        for number, variant in enumerate(VARIANTS):
-            for each in (OURS, variant) if number % 3 == 0 else (variant,):
-                with console.status(each.name):
-                    configured.append(_configured(launch, archives["champion"], each, seconds))
-        configured.append(_configured(launch, archives["champion"], OURS, seconds))
+        with launch(archives["champion"], Variant("ours")) as ours:
+            configured = []
+            for variant in VARIANTS:
+                with console.status(variant.name):
+                    configured.append(_configured(launch, archives["champion"], ours, variant, rounds))
     console.print(_configurations(configured))
     if report is not None:
         document = {
             "commit": _commit(),
             "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "grpc": grpc.__version__},
             "load_average": os.getloadavg(),
-            "seconds": seconds,
+            "rounds": rounds,
             "runtimes": [asdict(timing) for timing in runtimes],
             "served": [asdict(timing) for timing in served],
             "configurations": [asdict(each) for each in configured],
@@ -234,40 +242,59 @@ def _probabilities(margins: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
-    for _ in range(_TIMED // 10):
-        call()
-    times = []
-    for _ in range(_TIMED):
+    _seconds(call, _TIMED // 10)
+    return statistics.median(_seconds(call, _TIMED))
+
+
+def _seconds(call: Callable[[], object], times: int) -> list[float]:
+    taken = []
+    for _ in range(times):
         started = time.perf_counter()
         call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        taken.append(time.perf_counter() - started)
+    return taken
 
 
-def _served(launch: _Launch, archive: Path, model: str) -> Iterator[Timing]:
-    metadata, _ = metadata_and_weights(archive)
-    rows = _rows(len(metadata["feature_names"]))
-    with launch(archive, OURS) as running:
-        _load(running, _request(model, rows[:1]), 1, _WARM_UP_SECONDS)
-        with grpc.insecure_channel(torchserve.address(running.port)) as channel:
-            call = InferenceAPIsServiceStub(channel).Predictions
-            for count in ROWS:
-                seconds = _median_seconds(partial(call, _request(model, rows[:count]), timeout=10.0))
-                yield Timing(f"{model} ({metadata['kind']})", count, 1e6 * seconds, 1e6 * seconds / count, 0.0)
+def _served(launch: _Launch, archives: Mapping[str, Path]) -> Iterator[Timing]:
+    """Calls of every model and number of rows, in turn."""
+    with ExitStack() as opened:
+        calls: dict[tuple[str, int], Callable[[], object]] = {}
+        for model, archive in archives.items():
+            metadata, _ = metadata_and_weights(archive)
+            rows = _rows(len(metadata["feature_names"]))
+            running = opened.enter_context(launch(archive, Variant("ours")))
+            _load(running, _request(model, rows[:1]), 1, _WARM_UP_SECONDS)
+            channel = opened.enter_context(grpc.insecure_channel(torchserve.address(running.port)))
+            predict = InferenceAPIsServiceStub(channel).Predictions
+            name = f"{model} ({metadata['kind']})"
+            calls |= {(name, n): partial(predict, _request(model, rows[:n]), timeout=10.0) for n in ROWS}
+        taken: dict[tuple[str, int], list[float]] = {point: [] for point in calls}
+        for _ in range(_TURNS):
+            for point, call in calls.items():
+                taken[point] += _seconds(call, _TIMED // _TURNS)
+    for (name, count), seconds in taken.items():
+        median = statistics.median(seconds)
+        yield Timing(name, count, 1e6 * median, 1e6 * median / count, 0.0)
 
 
 def _request(model: str, rows: NDArray[np.float32]) -> PredictionsRequest:
-    return PredictionsRequest(model_name=model, input={"input": rows.tobytes()})
+    return wire.request(model, [rows.tobytes()])
 
 
-def _configured(launch: _Launch, archive: Path, variant: Variant, seconds: float) -> Configured:
+def _configured(launch: _Launch, archive: Path, ours: _Running, variant: Variant, rounds: int) -> Configured:
     metadata, _ = metadata_and_weights(archive)
     request = _request(archive.stem, _rows(len(metadata["feature_names"]))[:1])
     with launch(archive, variant) as running:
-        _load(running, request, _CALLERS, _WARM_UP_SECONDS)
-        alone, together = (_load(running, request, callers, seconds) for callers in (1, _CALLERS))
+        for one in (ours, running):
+            _load(one, request, _CALLERS, _WARM_UP_SECONDS)
+        turns = []
+        for number in range(rounds):
+            for callers in (1, _CALLERS):
+                order = (ours, running) if number % 2 else (running, ours)
+                loads = {one.port: _load(one, request, callers, _TURN_SECONDS) for one in order}
+                turns.append((loads[ours.port], loads[running.port]))
         memory = running.process.memory_bytes() / 2**20
-    return Configured(variant.name, running.start_seconds, memory, alone, together)
+    return Configured(variant.name, running.start_seconds, memory, turns)
 
 
 def _load(running: _Running, request: PredictionsRequest, callers: int, seconds: float) -> Load:
@@ -315,25 +342,32 @@ def _timings(timings: list[Timing], title: str) -> Table:
 
 
 def _configurations(configured: list[Configured]) -> Table:
-    title = f"TorchServe with one thing changed: one caller, and {_CALLERS}"
-    table = Table(title=title, caption="ms; CPU in µs a call", box=SIMPLE)
-    headings = ("", "up after s", "MiB", "calls/s", "p50", "p99", "CPU", "calls/s", "p50", "p99", "CPU", "refused")
-    for heading in headings:
+    table = Table(
+        title="TorchServe with one thing changed, over ours",
+        caption=f"ratios: median (lowest to highest turn); CPU of all its processes; one caller, and {_CALLERS}",
+        box=SIMPLE,
+    )
+    headings = (
+        "",
+        "up after s",
+        "MiB",
+        "calls/s, 1",
+        "CPU a call, 1",
+        f"calls/s, {_CALLERS}",
+        f"CPU a call, {_CALLERS}",
+    )
+    for heading in (*headings, "p99", "refused"):
         table.add_column(heading, justify="right" if heading else "left")
+    figures = ((1, "calls_per_second"), (1, "cpu_us"), (_CALLERS, "calls_per_second"), (_CALLERS, "cpu_us"))
     for each in configured:
-        loads = (
-            cell
-            for load in (each.alone, each.together)
-            for cell in (
-                f"{load.calls_per_second:,.0f}",
-                f"{load.p50_ms:.2f}",
-                f"{load.p99_ms:.2f}",
-                f"{load.cpu_us:,.0f}",
-            )
-        )
-        cells = (f"{each.start_seconds:.1f}", f"{each.memory_mebibytes:,.0f}", *loads)
-        table.add_row(each.name, *cells, str(each.alone.refused + each.together.refused))
+        cells = (_spread(each.ratios(callers, figure)) for callers, figure in (*figures, (_CALLERS, "p99_ms")))
+        refused = sum(variant.refused for _, variant in each.turns)
+        table.add_row(each.name, f"{each.start_seconds:.1f}", f"{each.memory_mebibytes:,.0f}", *cells, str(refused))
     return table
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
 
 
 def _commit() -> str:

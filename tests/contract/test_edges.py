@@ -83,6 +83,15 @@ def test_a_sound_order_is_decided(decisions: decision_pb2_grpc.DecisionServiceSt
     assert decision.action == pb.ACTION_ABSTAIN, "there are no features"
 
 
+def test_an_explanation_is_there_when_it_was_asked_for(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
+    asked = decisions.Decide(pb.DecideRequest(order=order(), explain=True), timeout=_SECONDS)
+    assert asked.decision.action == pb.ACTION_ABSTAIN
+    assert asked.explanation.status == pb.EXPLANATION_STATUS_NO_MODEL
+    assert "NONE" in asked.explanation.message
+    plain = decisions.Decide(pb.DecideRequest(order=order()), timeout=_SECONDS)
+    assert not plain.HasField("explanation")
+
+
 def test_an_error_has_its_status_its_words_and_its_details(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         decisions.Decide(pb.DecideRequest(order=order(instrument="100 % ÄPFEL")), timeout=_SECONDS)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import grpc
 import psutil
 import pytest
+from google.protobuf.json_format import Parse
 from harness import Product, eventually
 from typer.testing import CliRunner
 
 from feature_cache import features
+from local.cli import app as pretrade
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -113,3 +115,23 @@ def test_a_decision_is_explained_on_the_command_line(product: Product) -> None:
     document = json.loads(unknown.stdout)["explanation"]
     assert document["status"] == "EXPLANATION_STATUS_UNAVAILABLE"
     assert decision.model_version in document["message"]
+
+
+def test_a_decision_asked_for_on_the_command_line_comes_with_its_explanation(
+    product: Product, audit: audit_pb2_grpc.AuditServiceStub
+) -> None:
+    decision = product.decide_until(pb.SOURCE_PRIMARY)
+    assert_explains(explained(audit, decision), decision)
+    command = ["decide", product.order().instrument, "buy", "0.01", "--limit", str(product.order().limit_price)]
+    command += ["--explain", "--timeout-ms", "5000", "--target", str(product.stack.endpoints.decision)]
+
+    def asked() -> pb.DecideResponse:
+        answered = CliRunner().invoke(pretrade, [*command, "--json"])
+        assert answered.exit_code == 0, answered.output
+        return Parse(answered.stdout, pb.DecideResponse())
+
+    response = eventually(asked, lambda seen: seen.explanation.status == pb.EXPLANATION_STATUS_READY)
+    assert_explains(response.explanation, response.decision)
+    shown = CliRunner().invoke(pretrade, command)
+    assert shown.exit_code == 0, shown.output
+    assert "spread_bps" in shown.output or "LATE" in shown.output

@@ -204,7 +204,7 @@ async def outcome_of(address: str, codec: Codec, model: str = "champion", row: b
     """What becomes of one batch of one row."""
     async with replica_at_once(address, model, codec) as replica:
         try:
-            await replica._score([row])
+            await replica.ask([row], None)
         except BatchFailedError as failure:
             return failure.outcome
     return Outcome.SUCCESS
