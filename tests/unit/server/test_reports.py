@@ -99,20 +99,17 @@ def test_more_than_the_rate_is_lost_and_counted() -> None:
 
 
 def test_an_outlet_that_hangs_fills_its_queue_and_no_more() -> None:
-    hanging = threading.Event()
-    one = Outlet(
-        "stuck",
-        lambda report: hanging.wait() and None,
-        one_in=1,
-        slow_seconds=1e9,
-        follows_caller=False,
-        max_per_second=1e6,
-    )
+    released = threading.Event()
+
+    def hang(report: Report) -> None:
+        released.wait()
+
+    one = Outlet("stuck", hang, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
     with one:
         for number in range(5_000):
             DecisionReports((one,)).decided(case(), DECIDED, number * 1e-3)
         assert 3_900 <= one.lost <= 4_000
-        hanging.set()
+        released.set()
 
 
 def test_a_report_that_cannot_be_written_ends_no_other() -> None:
