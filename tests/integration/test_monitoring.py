@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,16 +19,32 @@ from urllib.request import urlopen
 import grpc
 import pytest
 import yaml
-from dashboards import RULES, queries
+from dashboards import OBSERVABILITY, RULES, queries
 from harness import eventually
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 from local.endpoints import StackFile
 from local.ports import free_ports
 from local.settings import LocalSettings
 from local.stack import Stack
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+from server.cli import status_view
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(400)]
+
+
+def adapter_rules() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((OBSERVABILITY / "prometheus-adapter.yaml").read_text())["rules"][
+        "custom"
+    ]
+    return found
+
+
+POD = {"namespace": "pretrade", "pod": "server-0"}
+"""What Kubernetes' service discovery adds, and the autoscaler's queries go by."""
 
 
 class Prometheus:
@@ -103,8 +121,11 @@ def prometheus(stack: Stack, orders: None, tmp_path_factory: pytest.TempPathFact
         (folder / path.name).write_text(yaml.safe_dump(rules, width=10_000).replace(":5m]", ":5s]"))
         config["rule_files"].append(str(folder / path.name))
     addresses = {"pretrade-server": stack.endpoints.metrics_url, "pretrade-worker": stack.endpoints.worker_url}
+    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in addresses]
     for job in config["scrape_configs"]:
-        job["static_configs"][0]["targets"] = [str(addresses[job["job_name"]]).removeprefix("http://")]
+        (static,) = job["static_configs"]
+        static["targets"] = [str(addresses[job["job_name"]]).removeprefix("http://")]
+        static["labels"] = POD
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     (port,) = free_ports(1)
     with (folder / "log").open("w") as log:
@@ -147,6 +168,39 @@ def test_every_rule_can_be_evaluated(prometheus: Prometheus) -> None:
 def test_every_panel_has_something_to_show(prometheus: Prometheus, query: Any) -> None:
     samples = eventually(lambda: prometheus.query(query.expression), lambda found: len(found) > 0)
     assert samples
+
+
+@pytest.mark.parametrize("rule", adapter_rules(), ids=lambda rule: rule["name"]["as"])
+def test_the_autoscaler_gets_a_number_for_every_server(prometheus: Prometheus, rule: dict[str, Any]) -> None:
+    """What the Prometheus adapter makes of its configuration."""
+    series = re.match(r"\w+", rule["seriesQuery"])
+    assert series is not None
+    query = rule["metricsQuery"].replace("<<.Series>>", series[0]).replace("<<.GroupBy>>", "namespace, pod")
+    query = query.replace("<<.LabelMatchers>>", ",".join(f'{name}="{value}"' for name, value in POD.items()))
+    (sample,) = eventually(lambda: prometheus.query(query), lambda found: len(found) == 1)
+    assert {name: sample["metric"][name] for name in POD} == POD
+    assert 0 <= float(sample["value"][1]) < 1_000
+
+
+def test_what_on_call_sees(prometheus: Prometheus, stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first dashboard as a table, and the live status as a picture, where Grafana cannot run."""
+    shown = Table("panel", "series", "value", title="On call", box=SIMPLE)
+    for query in queries():
+        if query.dashboard == "on-call":
+            for sample in prometheus.query(query.expression):
+                labels = {name: value for name, value in sample["metric"].items() if name not in {"__name__", *POD}}
+                value = f"{float(sample['value'][1]):.4g}"
+                shown.add_row(query.panel, " ".join(f"{name}={value}" for name, value in labels.items()), value)
+    with grpc.insecure_channel(str(stack.endpoints.admin)) as channel:
+        status = admin_pb2_grpc.AdminServiceStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
+    picture = Console(record=True, width=110, file=io.StringIO())
+    picture.print(status_view(status))
+    picture.print(shown)
+    assert "Servers up" in picture.export_text(clear=False)
+    if directory := os.environ.get("PRETRADE_TEST_ON_CALL"):
+        picture.save_svg(str(Path(directory) / "on-call.svg"), title="pretrade status, and the dashboard On call")
+    with capsys.disabled():
+        Console().print(shown)
 
 
 def test_a_killed_primary_is_told_and_nothing_else(prometheus: Prometheus, directory: Path) -> None:
