@@ -29,6 +29,8 @@ _FILTER_CONFIG: Final = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 _TOO_MANY_REQUESTS: Final = 429
 _WINDOW: Final = "0.05s"
 _PERCENTILE: Final = 90
+REDUCE_ONLY: Final = "pretrade-reduce-only"
+"""Metadata of a call with such orders alone: the gate cannot read them, and lets the call pass to admission's lane."""
 REASON: Final = overloaded().reason
 REFUSED: Final = "adaptive_concurrency.gradient_controller.rq_blocked"
 """Envoy's own count of refused calls, past the statistics' prefix."""
@@ -68,7 +70,9 @@ def routes(service: ServiceDescriptor, translators: Sequence[str]) -> list[dict[
     """
     paths = [f"/{service.full_name}/{method.name}" for method in service.methods if not method.server_streaming]
     pure: dict[str, Any] = {"grpc": {}}
+    reducing = {"headers": [{"name": REDUCE_ONLY, "present_match": True}]}
     return [
+        *(_route(pure | reducing | {"path": path}, (*translators, _FILTER)) for path in paths),
         *(_route(pure | {"path": path}, translators) for path in paths),
         _route(pure | {"prefix": "/"}, (*translators, _FILTER)),
         *(_route({"path": path}, ()) for path in paths),

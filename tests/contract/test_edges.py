@@ -380,7 +380,10 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
         assert httpx.post(f"http://{group.decision}{DECIDE}", json={}).status_code == 429
         web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
         assert httpx.post(f"http://{group.decision}{DECIDE}", content=wire(), headers=web).headers["grpc-status"] == "8"
-        # Others than unary decisions pass the gate.
+        # What can only reduce an exposure passes the gate, and so does all that is no unary decision.
+        reducing = pb.DecideRequest(order=order("r", reduce_only=True))
+        marked = (("pretrade-reduce-only", "1"),)
+        assert stub.Decide(reducing, timeout=_SECONDS, metadata=marked).decision.order_ref == "r"
         assert health_stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_SECONDS).status == 1
         streamed = stub.DecideStream(iter([pb.DecideStreamRequest(order=order("s"))]), timeout=_SECONDS)
         assert [answer.result.HasField("decision") for answer in streamed] == [True]
