@@ -382,7 +382,9 @@ def test_the_server_starts_with_the_settings_and_the_secret(objects: list[Object
     settings = json.loads(dumped)
 
     ports = {port["name"]: port["containerPort"] for port in container_of(server)["ports"]}
-    assert ports == {"decision": settings["grpc"]["port"], "metrics": settings["metrics"]["port"]}
+    health_port = settings["grpc"]["health_port"]
+    health = {} if health_port is None else {"health": health_port}
+    assert ports == {"decision": settings["grpc"]["port"], "metrics": settings["metrics"]["port"]} | health
     assert settings["grpc"]["host"] == settings["metrics"]["host"] == "0.0.0.0"
     services = of_kind(objects, "Service")
     (inference,) = primary_of(objects)["ports"]

@@ -119,3 +119,27 @@ async def test_what_is_about_to_expire_is_unhealthy(settings: TlsSettings, autho
     assert "expires in 1.0 days" in problem(0.0, warn_days=2.0)
     assert problem(1.1, warn_days=0.0) == "has expired"
     assert "out of date" in problem(1.1, warn_days=-5.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "section"),
+    [("policy.json", {"access": {"policy": True}}), ("jwks.json", {"tokens": {"jwks": True, "issuer": "us"}})],
+)
+@pytest.mark.parametrize("contents", [None, "{", '{"roles": 7}'])
+def test_files_that_are_no_good_keep_a_server_from_starting(
+    tmp_path: Path, file: str, section: dict[str, dict[str, object]], contents: str | None
+) -> None:
+    async def record(entry: bytes) -> None:
+        return None
+
+    path = tmp_path / file
+    if contents is not None:
+        path.write_text(contents)
+    named = {
+        name: {field: str(path) if value is True else value for field, value in values.items()}
+        for name, values in section.items()
+    }
+    tokens = TokenSettings.model_validate(named.get("tokens", {}))
+    access = AccessSettings.model_validate(named.get("access", {}))
+    with pytest.raises(OSError, match=r"No such file|credentials: "):
+        Security(TlsSettings(), tokens, access, record, "test", time.monotonic)
