@@ -354,7 +354,7 @@ async def test_a_held_canary_stays_where_it_is_and_is_still_watched() -> None:
         await w.start()
         assert w.control.canary is not None
         await w.control.set_canary(w.control.canary.weighted(0.1, True, w.one.wall()), "ann", "wait", False)
-        await asyncio.sleep(120)
+        await asyncio.sleep(40)
         assert w.control.canary.weight == 0.1
         w.one.challenger.script = scores(NEW, lambda x: 1 - x)
         await until(lambda: w.state() == "rolled_back")
