@@ -240,7 +240,7 @@ async def start(
         slot,
         replicas,
         chain,
-        canary_subjects(rollout, settings.replicas.champion_version) | configuration.subjects(),
+        canary_subjects(rollout, canary.deployment, settings.replicas.champion_version) | configuration.subjects(),
         journal,
         instance_id,
         new_id,
@@ -327,7 +327,9 @@ async def start(
             control=control,
             configuration=configuration,
             steering=Steering(control, by_name),
-            canaries=CanarySteering(rollout, canary.loader, control, by_name, settings.canary.steps, new_id, time.time),
+            canaries=CanarySteering(
+                rollout, canary.deployment, control, by_name, settings.canary.steps, new_id, time.time
+            ),
             changes=audit.changes,
             journal=journal,
             unshipped=lambda: shipper.unshipped,

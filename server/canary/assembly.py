@@ -16,6 +16,7 @@ from server.canary.routing import CanaryRouting
 from server.canary.subjects import CANARY, CHAMPION
 from server.control.state import Wanted
 from server.inference.shadow import Shadow
+from server.models.deployment import Deployment
 from server.models.loading import ModelLoader
 from server.models.registry import Registry
 
@@ -40,7 +41,7 @@ class CanaryParts:
     """The model stage of the chain."""
     shadow: Shadow
     rollout: Rollout
-    loader: ModelLoader
+    deployment: Deployment
     recorder: PairRecorder | None
 
 
@@ -101,20 +102,24 @@ def assemble(
                 bad += count
         return good, bad + metrics.late
 
+    deployment = Deployment(
+        Registry(store) if store is not None else None,
+        loader,
+        (primary, secondary),
+        settings.replicas.champion_version,
+        set_champion,
+        settings.canary.keep_previous_seconds,
+        clock,
+    )
     rollout = Rollout(
         settings=settings.canary,
         slo=settings.slo,
         processes=settings.processes or 1,
-        registry=Registry(store) if store is not None else None,
-        loader=loader,
-        primary=primary,
-        secondary=secondary,
+        deployment=deployment,
         challenger=challenger,
         routing=routing,
         markouts=lambda observe: Markouts(feature_cache, observe, clock),
-        champion_version=settings.replicas.champion_version,
         set_canary=set_canary,
-        set_champion=set_champion,
         counts=counts,
         journal=journal,
         recorder=recorder,
@@ -131,4 +136,4 @@ def assemble(
         rollout.observe_pair,
         rollout.observe_decision,
     )
-    return CanaryParts(routing, shadow, rollout, loader, recorder)
+    return CanaryParts(routing, shadow, rollout, deployment, recorder)

@@ -4,23 +4,21 @@ A process that finds the canary worse ends it for everybody at once. Taking a st
 anything in it changed meanwhile, so nobody moves on what somebody else has just rolled back. Nothing begins a canary
 but an operator: a version that was rolled back stays out until somebody starts it again.
 
-The version on trial is served by the challenger's replica, apart from what decides everybody else's orders. To become
-the champion it is loaded beside the old one into the secondary and then the primary, warmed up and checked; only then
-do requests name it. The old one stays loaded for a while, so that going back is a change of the name and nothing else.
+The version on trial is served by the challenger's replica, apart from what decides everybody else's orders; how it
+becomes the champion is in `server/models/deployment.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalError, ModelUnknown
+from server.audit.errors import JournalError
 from server.canary.burn import BurnRate, SloSettings
 from server.canary.events import event_of
 from server.canary.evidence import Evidence, ScoredPair, Side, Verdict
@@ -28,8 +26,7 @@ from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
-from server.models.loading import LoadError
-from server.models.registry import ModelUnusableError
+from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
 if TYPE_CHECKING:
     from pretrade.admin.v1 import admin_pb2
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
     from server.canary.routing import CanaryRouting
     from server.inference.replica import Replica
     from server.inference.shadow import Pair
-    from server.models.loading import ModelLoader
-    from server.models.registry import Registry
 
 _log = structlog.get_logger(__name__)
 
@@ -47,16 +42,12 @@ SERVER: Final = "server"
 """Author of what no operator did."""
 _LOOK_SECONDS: Final = 0.1
 _SLOW_LOOK_SECONDS: Final = 1.0
-_AGAIN_SECONDS: Final = 5.0
-"""Between two attempts at what failed."""
 _BURN_WINDOWS_SECONDS: Final = (10, 300, 1_800, 3_600, 21_600)
 _AFFECTED: Final = 1_000
 """Newest decisions of the canary whose ids are kept."""
 
 SetCanary = Callable[[Canary, str, str, bool], Awaitable["admin_pb2.Change"]]
 """Puts a canary into the control state: it, author, reason, and whether nothing else may have changed meanwhile."""
-SetChampion = Callable[[str, str, str], Awaitable["admin_pb2.Change"]]
-"""Puts the champion's version into the control state, with author and reason."""
 
 
 class CanaryError(Exception):
@@ -69,11 +60,11 @@ class Rollout:
     Args:
         settings, slo: Limits.
         processes: Those of this server; each judges the canary by evidence of its own.
-        registry: The models; None without a model store.
-        loader: Loads versions into replicas.
-        primary, secondary, challenger: The replicas.
-        champion_version: The champion's version while none was promoted; None for what the replicas serve.
-        set_canary, set_champion: Change the control state.
+        deployment: The champion's replicas, and the versions on them.
+        challenger: Where the canary is served.
+        routing: Gives it its orders.
+        markouts: Makes what knows the outcomes of decided rows, told whom to tell.
+        set_canary: Changes the control state.
         counts: Calls that a model answered in time, and all others, since start.
         journal: Where the canary's turns are kept.
         recorder: Keeps the pairs; None to keep none.
@@ -89,16 +80,11 @@ class Rollout:
         settings: CanarySettings,
         slo: SloSettings,
         processes: int,
-        registry: Registry | None,
-        loader: ModelLoader,
-        primary: Replica,
-        secondary: Replica,
+        deployment: Deployment,
         challenger: Replica,
         routing: CanaryRouting,
         markouts: Callable[[Callable[[Pair, bool], None]], Markouts],
-        champion_version: str | None,
         set_canary: SetCanary,
-        set_champion: SetChampion,
         counts: Callable[[], tuple[int, int]],
         journal: Journal,
         recorder: PairRecorder | None,
@@ -110,15 +96,11 @@ class Rollout:
         self._settings = settings
         self._slo = slo
         self._judges = settings.judges or processes
-        self._registry = registry
-        self._loader = loader
-        self._champions = (primary, secondary)
+        self._deployment = deployment
         self._challenger = challenger
         self._routing = routing
         self._markouts = markouts(self._observe_outcome)
-        self._usual_champion = champion_version
         self._set_canary = set_canary
-        self._set_champion = set_champion
         self._counts = counts
         self._journal = journal
         self._recorder = recorder
@@ -139,25 +121,13 @@ class Rollout:
         """Their ids, the newest last."""
         self.events: Counter[str] = Counter()
         """Turns of canaries that this process brought about, since start."""
-        self._champion: str | None = champion_version
-        """What the control state says; None for what the replicas serve."""
         self._joined_at = 0.0
         self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
-        self._tasks: set[asyncio.Task[object]] = set()
         routing.observe = self._observe_order
         challenger.observe_batch = lambda outcome, seconds: self._observe_batch(Side.CANARY, outcome, seconds)
-        for replica in self._champions:
+        for replica in deployment.champions:
             replica.observe_batch = lambda outcome, seconds: self._observe_batch(Side.CHAMPION, outcome, seconds)
-
-    @property
-    def champion_version(self) -> str:
-        """The version that decides without a canary; empty when none has answered yet."""
-        if self._champion is not None:
-            return self._champion
-        primary, secondary = self._champions
-        model = primary.model or secondary.model
-        return "" if model is None else model.version
 
     # What the control state says.
 
@@ -179,41 +149,23 @@ class Rollout:
             self.evidence = Evidence(self._settings, self._judges)
             self.decisions = 0
             self.affected.clear()
-            self._spawn(self._join(canary))
+            self._deployment.spawn(self._join(canary))
             return
         if before.step_started_at != canary.step_started_at:
             self.evidence.restart()
         if self._routing.canary is not None:
             self._routing.canary = canary
 
-    def obey_champion(self, version: str) -> None:
-        """Has orders decided by this version, as soon as a replica serves it; empty for what the settings say."""
-        self._champion = version or self._usual_champion
-        for replica in self._champions:
-            if self._champion is None or self._registry is None:
-                replica.wanted_version = self._champion
-            elif replica.wanted_version != self._champion:
-                self._spawn(self._switch(replica, self._champion))
-
     async def _join(self, canary: Canary) -> None:
         """Has the challenger's replica of this server serve the canary, and then gives it its orders."""
         while self.canary is not None and self.canary.running and self.canary.canary_id == canary.canary_id:
-            if await self._loads(self._challenger, canary.model_version):
+            if await self._deployment.loads(self._challenger, canary.model_version):
                 if (now := self.canary) is not None and now.running and now.canary_id == canary.canary_id:
                     self._challenger.wanted_version = now.model_version
                     self._routing.canary = now
                     self._joined_at = self._clock()
                 return
-            await asyncio.sleep(_AGAIN_SECONDS)
-
-    async def _switch(self, replica: Replica, version: str) -> None:
-        """Has a champion's replica of this server decide by a version, once it serves it."""
-        while self._champion == version and replica.wanted_version != version:
-            if await self._loads(replica, version):
-                if self._champion == version:
-                    replica.wanted_version = version
-                return
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(AGAIN_SECONDS)
 
     # What the decision path says.
 
@@ -266,8 +218,7 @@ class Rollout:
                     # A fault of ours must not take the server down with it; the next look may do better.
                     _log.exception("canary not judged")
         finally:
-            for task in (*self._tasks, *((self._promotion,) if self._promotion else ())):
-                task.cancel()
+            self._deployment.close()
 
     def _look_around(self) -> None:
         """What is done once a second, canary or not."""
@@ -276,18 +227,12 @@ class Rollout:
             self.burn_rates[seconds] = self.burn.rate(seconds, 1)
         if self._recorder is not None:
             self._recorder.flush()
-        if self._clock() < self._next_attempt:
-            return
-        for replica in self._champions:
-            # Started again, it knows the versions of its start alone.
-            if replica.wanted_version is not None and not replica.healthy and self._loader.manages(replica.name):
-                self._next_attempt = self._clock() + _AGAIN_SECONDS
-                self._spawn(self._loads(replica, replica.wanted_version))
+        self._deployment.repair()
 
     async def _judge(self, canary: Canary) -> None:
         if self._routing.canary is None:
-            return  # not served here yet
-        if not self._challenger.available and any(replica.available for replica in self._champions):
+            return  # not served here yet, and judged by those that serve it
+        if not self._challenger.available and any(replica.available for replica in self._deployment.champions):
             # Nothing is sent to it any more: its being out is all there is to be seen.
             self.evidence.observe_batch(Side.CANARY, Outcome.TRANSPORT, 0.0)
         verdict, now = self.evidence.verdict, self._wall_seconds()
@@ -305,7 +250,7 @@ class Rollout:
                 return
             self._next_attempt = self._clock() + _LOOK_SECONDS * 5  # somebody else may have been faster
             if canary.at_last_step:
-                self._promotion = self._spawn(self._promote_quietly(canary))
+                self._promotion = self._deployment.spawn(self._promote_quietly(canary))
             else:
                 await self._advance(canary, now)
         elif now - canary.step_started_at > self._settings.patience_seconds:
@@ -333,7 +278,10 @@ class Rollout:
         change = await self._set_canary(after, author, reason[:256], False)
         self._keep(event)
         if state != "promoted":
-            self._spawn(self._unload(self._challenger, canary.model_version))
+            if self._deployment.champion_version == canary.model_version:
+                # Somebody else was promoting it at this very moment.
+                await self._deployment.make_champion(canary.champion_version, author, reason[:256])
+            self._deployment.spawn(self._deployment.unload(self._challenger, canary.model_version))
         return change
 
     async def start(self, canary: Canary) -> admin_pb2.Change:
@@ -347,8 +295,7 @@ class Rollout:
             raise CanaryError(f"canary {self.canary.canary_id} is under way; abort it first")
         if canary.model_version == canary.champion_version:
             raise CanaryError(f"{canary.model_version} is the champion")
-        record = await asyncio.to_thread(self.registry.usable, canary.model_version)
-        await self._loader.load(self._challenger, record)
+        await self._deployment.load(canary.model_version, (self._challenger,))
         now = self._wall_seconds()
         canary = canary.model_copy(update={"started_at": now, "step_started_at": now})
         change = await self._set_canary(canary, canary.author, canary.reason, False)
@@ -361,99 +308,19 @@ class Rollout:
         Raises:
             ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
         """
-        await self.make_champion(canary.model_version, author, reason)
+        await self._deployment.make_champion(canary.model_version, author, reason)
         return await self.end(canary, "promoted", author, reason)
-
-    async def make_champion(self, version: str, author: str, reason: str) -> admin_pb2.Change:
-        """Loads a version where the champion is served, and has it decide.
-
-        Raises:
-            CanaryError: There is no champion to take its place.
-            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
-        """
-        previous = self.champion_version
-        if not previous:
-            raise CanaryError("no champion has answered yet")
-        await self.load(version, reversed(self._champions))
-        change = await self._set_champion(version, author, reason)
-        await asyncio.to_thread(self._move_aliases, version, previous)
-        for replica in self._champions:
-            with contextlib.suppress(LoadError):
-                await self._loader.make_default(replica, version)
-            if previous != version:
-                self._spawn(self._unload_later(replica, previous))
-        return change
-
-    async def load(self, version: str, replicas: Iterable[Replica]) -> None:
-        """Loads a version into replicas, one after the other.
-
-        Raises:
-            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded into one of them.
-        """
-        record = await asyncio.to_thread(self.registry.usable, version)
-        for replica in replicas:
-            await self._loader.load(replica, record)
-
-    @property
-    def registry(self) -> Registry:
-        """The models.
-
-        Raises:
-            CanaryError: This server knows no model store.
-        """
-        if self._registry is None:
-            raise CanaryError("this server has no model store (PRETRADE_REPLAY__MODEL_STORE)")
-        return self._registry
-
-    def _move_aliases(self, champion: str, previous: str) -> None:
-        try:
-            self.registry.set_alias("champion", champion)
-            if previous != champion:
-                self.registry.set_alias("previous", previous)
-        except (OSError, ModelUnknown, ModelUnusableError, CanaryError) as error:
-            _log.error("model aliases not moved: a replica that starts will have the old one", error=str(error))
 
     async def _promote_quietly(self, canary: Canary) -> None:
         """Promotes on evidence; what fails is tried again until the canary's patience is over."""
         reason = f"{canary.weight:.0%} of the flows: {self.evidence.reason}"
         try:
             await self.promote(canary, SERVER, reason)
-        except (LoadError, ModelUnknown, ModelUnusableError, CanaryError) as error:
+        except NOT_LOADED as error:
             _log.error("canary not promoted, tried again", error=str(error))
-            self._next_attempt = self._clock() + _AGAIN_SECONDS
+            self._next_attempt = self._clock() + AGAIN_SECONDS
         finally:
             self._promotion = None
-
-    async def _loads(self, replica: Replica, version: str) -> bool:
-        """True when the replica serves the version."""
-        try:
-            await self.load(version, (replica,))
-        except (LoadError, ModelUnknown, ModelUnusableError, CanaryError) as error:
-            _log.warning("model not served, tried again", replica=replica.name, version=version, error=str(error))
-            return False
-        return True
-
-    async def _unload(self, replica: Replica, version: str) -> None:
-        try:
-            await self._loader.unload(replica, version)
-        except LoadError as error:
-            _log.warning("model not unloaded", error=str(error))
-
-    async def _unload_later(self, replica: Replica, version: str) -> None:
-        await asyncio.sleep(self._settings.keep_previous_seconds)
-        if replica.wanted_version != version:
-            await self._unload(replica, version)
-
-    def _spawn(self, work: Coroutine[None, None, object]) -> asyncio.Task[object]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("canary's task failed", error=repr(error), exc_info=error)
 
     def _event(self, name: str, before: Canary, after: Canary, author: str, reason: str) -> packet_pb2.CanaryEvent:
         """A turn, with the evidence of this moment."""

@@ -12,6 +12,7 @@ from server.models.registry import is_version
 
 if TYPE_CHECKING:
     from server.canary.rollout import Rollout
+    from server.models.deployment import Deployment
 
 CANARY: Final = "canary"
 """Its value is a `Canary` as JSON; empty when there never was one."""
@@ -19,11 +20,12 @@ CHAMPION: Final = "model/champion"
 """Its value is the version that decides; empty for what the replicas serve."""
 
 
-def canary_subjects(rollout: Rollout, champion_version: str | None) -> dict[str, Subject]:
+def canary_subjects(rollout: Rollout, deployment: Deployment, champion_version: str | None) -> dict[str, Subject]:
     """What the control state says about models.
 
     Args:
-        rollout: Obeys it.
+        rollout: Obeys what it says of the canary.
+        deployment: Obeys what it says of the champion.
         champion_version: The champion's version while none was promoted; None for what the replicas serve.
     """
 
@@ -39,7 +41,7 @@ def canary_subjects(rollout: Rollout, champion_version: str | None) -> dict[str,
 
     return {
         CANARY: Subject("", check_canary, lambda value, _seconds: rollout.obey_canary(_canary(value))),
-        CHAMPION: Subject(champion_version or "", check_version, lambda value, _seconds: rollout.obey_champion(value)),
+        CHAMPION: Subject(champion_version or "", check_version, lambda value, _seconds: deployment.obey(value)),
     }
 
 

@@ -19,7 +19,8 @@ from server.canary.subjects import CANARY, CHAMPION
 from server.control.errors import ChangeRefusedError, ControlChangedError, InvalidChangeError, UnknownSubjectError
 from server.control.state import ControlState, Wanted
 from server.inference.replica import Replica
-from server.models.loading import LoadError, ModelLoader
+from server.models.deployment import Deployment, DeploymentError
+from server.models.loading import LoadError
 from server.models.registry import ALIASES, ModelRecord, ModelUnusableError
 from server.rpc.steering import Asking, check_author
 
@@ -46,7 +47,7 @@ class CanarySteering:
 
     Args:
         rollout: The canary.
-        loader: Knows what is loaded.
+        deployment: The models and where they are loaded.
         control: The control state.
         replicas: By name, primary first.
         steps: Share of the flows at each step, where a request names none.
@@ -57,7 +58,7 @@ class CanarySteering:
     def __init__(
         self,
         rollout: Rollout,
-        loader: ModelLoader,
+        deployment: Deployment,
         control: ControlState,
         replicas: Mapping[str, Replica],
         steps: tuple[float, ...],
@@ -65,7 +66,7 @@ class CanarySteering:
         wall_seconds: Callable[[], float],
     ) -> None:
         self._rollout = rollout
-        self._loader = loader
+        self._deployment = deployment
         self._control = control
         self._replicas = replicas
         self._steps = steps
@@ -97,7 +98,7 @@ class CanarySteering:
             raise InvalidChangeError(f"steps: {error}") from None
         if request.HasField("expires_in"):
             raise InvalidChangeError("expires_in: a canary ends by its settings' patience")
-        champion = self._rollout.champion_version
+        champion = self._deployment.champion_version
         if not champion:
             raise ChangeRefusedError("no champion has answered yet: there is nothing to compare a canary with")
         version = await self._resolve(request.model_version)
@@ -150,7 +151,7 @@ class CanarySteering:
         canary = self._rollout.canary
         if canary is not None and canary.running:
             raise ChangeRefusedError(f"canary {canary.canary_id} is under way; abort it first")
-        before = self._rollout.champion_version
+        before = self._deployment.champion_version
         version = await self._resolve("previous")
         change = await self._make_champion(request, author, version)
         return pb.RollBackResponse(previous_version=before, model_version=version, change=change)
@@ -158,11 +159,11 @@ class CanarySteering:
     async def list_models(self) -> pb.ListModelsResponse:
         """Every version in the registry."""
         try:
-            registry = self._rollout.registry
-        except CanaryError as error:
+            registry = self._deployment.registry
+        except DeploymentError as error:
             raise ChangeRefusedError(str(error)) from None
         records, aliases = await asyncio.to_thread(lambda: (registry.records(), registry.aliases()))
-        loaded = {name: await self._loader.loaded(replica) for name, replica in self._replicas.items()}
+        loaded = {name: await self._deployment.loader.loaded(replica) for name, replica in self._replicas.items()}
         return pb.ListModelsResponse(models=[_model(record, aliases, loaded) for record in records])
 
     async def load_model(self, request: pb.LoadModelRequest, author: str) -> pb.LoadModelResponse:
@@ -173,7 +174,7 @@ class CanarySteering:
             raise UnknownSubjectError(f"replicas: {', '.join(sorted(unknown))}; one of {', '.join(self._replicas)}")
         version = await self._resolve(request.model_version)
         if not request.dry_run:
-            await _refused(self._rollout.load(version, [self._replicas[name] for name in names]))
+            await _refused(self._deployment.load(version, [self._replicas[name] for name in names]))
         change = pb.Change(
             subject=f"model/{version}",
             value=f"loaded on {', '.join(names)}",
@@ -195,7 +196,7 @@ class CanarySteering:
         if request.alias == "champion":
             change = await self._make_champion(request, author, version)
         else:
-            registry = self._rollout.registry
+            registry = self._deployment.registry
             previous = registry.aliases().get(request.alias, "")
             if not request.dry_run:
                 await _refused(asyncio.to_thread(registry.set_alias, request.alias, version))
@@ -216,20 +217,20 @@ class CanarySteering:
         if request.dry_run:
             return await self._put(request, author, CHAMPION, version)
         self._expect(request)
-        return await _refused(self._rollout.make_champion(version, author, request.reason))
+        return await _refused(self._deployment.make_champion(version, author, request.reason))
 
     async def _resolve(self, version_or_alias: str) -> str:
         try:
-            return await asyncio.to_thread(self._rollout.registry.resolve, version_or_alias)
+            return await asyncio.to_thread(self._deployment.registry.resolve, version_or_alias)
         except ModelUnknown as error:
             raise UnknownSubjectError(str(error)) from None
-        except CanaryError as error:
+        except DeploymentError as error:
             raise ChangeRefusedError(str(error)) from None
 
     async def _known(self, version: str) -> pb.ModelVersion:
-        registry = self._rollout.registry
+        registry = self._deployment.registry
         record, aliases = await asyncio.to_thread(lambda: (registry.describe(version), registry.aliases()))
-        loaded = {name: await self._loader.loaded(replica) for name, replica in self._replicas.items()}
+        loaded = {name: await self._deployment.loader.loaded(replica) for name, replica in self._replicas.items()}
         return _model(record, aliases, loaded)
 
     def _running(self) -> Canary:
@@ -283,7 +284,7 @@ async def _refused(work: Awaitable[T]) -> T:
         return await work
     except ModelUnknown as error:
         raise UnknownSubjectError(str(error)) from error
-    except (CanaryError, LoadError, ModelUnusableError, OSError) as error:
+    except (CanaryError, DeploymentError, LoadError, ModelUnusableError, OSError) as error:
         raise ChangeRefusedError(str(error)) from error
 
 

@@ -265,3 +265,73 @@ def test_a_url_that_is_not_for_us_is_refused_without_showing_it(url: str) -> Non
     with pytest.raises(ValueError, match=r"SQLite and PostgreSQL|malformed") as caught:
         Store(url)
     assert "secret" not in str(caught.value)
+
+
+def pairs(*decision_ids: str) -> packet_pb2.JournalEntry:
+    entry = packet_pb2.JournalEntry()
+    for decision_id in decision_ids:
+        entry.score_pairs.pairs.add(
+            decision_id=decision_id,
+            champion_version="aa" * 8,
+            challenger_version="bb" * 8,
+            champion_score=0.25,
+            challenger_score=0.75,
+            champion_trades=False,
+            challenger_trades=True,
+            challenger_decided=True,
+            challenger_us=1_500,
+            recorded_at_ns=1_700_000_000_123_456_789,
+        )
+    return entry
+
+
+def test_pairs_of_scores_join_with_decisions_and_what_became_of_them(store: Store, sql: sa.Connection) -> None:
+    start = store.shipped(JOURNAL, START)
+    outcome = packet_pb2.JournalEntry(
+        outcome=packet_pb2.Outcome(decision_id="d1", reporter="ems", filled_quantity=1.0, markout_bps=-3.5)
+    )
+    rows = chained(start, decision("d1"), decision("d2"), pairs("d1", "d2"), pairs("d1"), outcome)
+    assert store.write(JOURNAL, start, rows)
+    query = (
+        "SELECT p.decision_id, p.champion_score, p.challenger_score, p.challenger_decided, p.challenger_us, d.action,"
+        " o.markout_bps FROM score_pairs p JOIN decisions d USING (decision_id)"
+        " LEFT JOIN outcomes o USING (decision_id) ORDER BY p.decision_id"
+    )
+    found = [tuple(row) for row in sql.execute(sa.text(query))]
+    assert found == [
+        ("d1", 0.25, 0.75, True, 1_500, "NO_TRADE", -3.5),
+        ("d2", 0.25, 0.75, True, 1_500, "NO_TRADE", None),
+    ]
+
+
+def test_the_turns_of_a_canary_are_kept_with_their_evidence(store: Store, sql: sa.Connection) -> None:
+    start = store.shipped(JOURNAL, START)
+    event = packet_pb2.CanaryEvent(
+        event_id="e1",
+        canary_id="c1",
+        model_version="bb" * 8,
+        champion_version="aa" * 8,
+        event="rolled_back",
+        previous_weight=0.25,
+        verdict="worse",
+        reason="rank 0.9 against 0.1",
+        checks=[packet_pb2.CanaryCheckRecord(name="rank", canary=0.9, champion=0.1, samples=40, verdict="worse")],
+        orders=17,
+        author="server",
+        at_ns=1_700_000_000_123_456_789,
+        instance_id="server-1",
+    )
+    rows = chained(start, packet_pb2.JournalEntry(canary_event=event))
+    assert store.write(JOURNAL, start, rows)
+    row = sql.execute(sa.text("SELECT * FROM canary_events")).mappings().one()
+    expected = {"event_id": "e1", "event": "rolled_back", "previous_weight": 0.25, "weight": 0.0, "orders": 17}
+    assert {name: row[name] for name in expected} == expected
+    assert packet_pb2.CanaryEvent.FromString(bytes(row["entry"])) == event
+
+
+def test_pairs_go_with_the_days_of_their_decisions_and_turns_stay(store: Store, sql: sa.Connection) -> None:
+    start = store.shipped(JOURNAL, START)
+    turn = packet_pb2.JournalEntry(canary_event=packet_pb2.CanaryEvent(event_id="e1", at_ns=1_700_000_000 * 10**9))
+    store.write(JOURNAL, start, chained(start, pairs("d1"), turn))
+    store.remove_days(30)  # of 2023
+    assert (count(sql, "score_pairs"), count(sql, "canary_events")) == (0, 1)

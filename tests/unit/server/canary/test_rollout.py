@@ -35,6 +35,7 @@ from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
+from server.models.deployment import Deployment
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelRecord, Registry
 
@@ -136,20 +137,25 @@ class Process:
         self.counts = [0, 0]
         cache = FeatureCache("redis://unused", FeatureCacheSettings(), ("BTCUSDT.BINANCE",))
         ids = (f"{number:08}" for number in itertools.count())
+        champions = (self.primary, self.secondary)
+        self.deployment = Deployment(
+            self.registry,
+            self.loader,
+            champions,
+            None,
+            control.set_champion,
+            settings.keep_previous_seconds,
+            self.clock,
+        )
         self.rollout = Rollout(
             settings=settings,
             slo=SloSettings(),
             processes=2,
-            registry=self.registry,
-            loader=self.loader,
-            primary=self.primary,
-            secondary=self.secondary,
+            deployment=self.deployment,
             challenger=self.challenger,
             routing=self.routing,
             markouts=lambda observe: Markouts(cache, observe, self.clock),
-            champion_version=None,
             set_canary=control.set_canary,
-            set_champion=control.set_champion,
             counts=lambda: (self.counts[0], self.counts[1]),
             journal=journal,
             recorder=PairRecorder(journal, lambda: int(self.wall() * 1e9)),
@@ -220,7 +226,7 @@ class Control:
     async def set_champion(self, version: str, author: str, reason: str) -> admin_pb2.Change:
         self.champion, self.version = version, self.version + 1
         for process in self.processes:
-            process.rollout.obey_champion(version)
+            process.deployment.obey(version)
         return admin_pb2.Change(version=self.version)
 
 
@@ -348,7 +354,7 @@ async def test_a_held_canary_stays_where_it_is_and_is_still_watched() -> None:
         await w.start()
         assert w.control.canary is not None
         await w.control.set_canary(w.control.canary.weighted(0.1, True, w.one.wall()), "ann", "wait", False)
-        await asyncio.sleep(120)
+        await asyncio.sleep(40)
         assert w.control.canary.weight == 0.1
         w.one.challenger.script = scores(NEW, lambda x: 1 - x)
         await until(lambda: w.state() == "rolled_back")
@@ -406,12 +412,12 @@ async def test_a_process_whose_replica_has_not_loaded_it_gives_it_no_orders_yet(
 async def test_a_champion_that_a_replica_has_not_loaded_leaves_it_with_the_old_one() -> None:
     async with world() as w:
         w.two.loader.broken = True
-        await w.one.rollout.make_champion(NEW, "ann", "straight on")
+        await w.one.deployment.make_champion(NEW, "ann", "straight on")
         await until(lambda: w.one.primary.wanted_version == NEW)
         assert w.two.primary.wanted_version is None
         w.two.loader.broken = False
         await until(lambda: w.two.primary.wanted_version == NEW)
-        await w.one.rollout.make_champion(OLD, "ann", "back")
+        await w.one.deployment.make_champion(OLD, "ann", "back")
         await until(lambda: w.one.primary.wanted_version == w.two.secondary.wanted_version == OLD)
         assert w.one.registry.set == {"champion": OLD, "previous": NEW}
 
@@ -425,3 +431,16 @@ async def test_pairs_are_kept_with_who_decided() -> None:
     assert {pair.challenger_decided for pair in pairs} == {True, False}
     assert {(pair.champion_version, pair.challenger_version) for pair in pairs} == {(OLD, NEW)}
     assert len({pair.decision_id for pair in pairs}) == len(pairs)
+
+
+async def test_a_promotion_that_crosses_a_rollback_is_taken_back() -> None:
+    async with world() as w:
+        await w.start(steps=(0.5, 1.0))
+        running = w.control.canary
+        assert running is not None
+        # One process has just made it the champion when the other finds it worse.
+        await w.two.deployment.make_champion(NEW, "server", "proven")
+        await until(lambda: w.one.primary.wanted_version == NEW)
+        await w.one.rollout.end(running, "rolled_back", "server", "worse")
+        await until(lambda: w.one.primary.wanted_version == w.two.secondary.wanted_version == OLD)
+        assert (w.state(), w.control.champion) == ("rolled_back", OLD)

@@ -1,0 +1,198 @@
+"""Which version the champion's replicas decide by, and how another one takes its place.
+
+A version is loaded beside the old one into the secondary and then the primary, warmed up and checked; only then does
+the control state name it, and in every process a replica is switched when it has been seen to serve it. The old one
+stays loaded for a while, so that going back is a change of the name and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from server.audit.errors import ModelUnknown
+from server.models.loading import LoadError, ModelLoader
+from server.models.registry import ModelUnusableError
+
+if TYPE_CHECKING:
+    from pretrade.admin.v1 import admin_pb2
+    from server.inference.replica import Replica
+    from server.models.registry import Registry
+
+_log = structlog.get_logger(__name__)
+
+AGAIN_SECONDS: Final = 5.0
+"""Between two attempts at what failed."""
+
+SetChampion = Callable[[str, str, str], Awaitable["admin_pb2.Change"]]
+"""Puts the champion's version into the control state, with author and reason."""
+
+
+class DeploymentError(Exception):
+    """What was asked for cannot be done as things are."""
+
+
+NOT_LOADED: Final = (LoadError, ModelUnknown, ModelUnusableError, DeploymentError)
+"""Why a version may not be loaded."""
+
+
+class Deployment:
+    """The champion's replicas and the versions on them.
+
+    Args:
+        registry: The models; None without a model store: versions are then loaded by somebody else.
+        loader: Loads versions into replicas.
+        champions: Primary and secondary.
+        champion_version: The champion's version while none was promoted; None for what the replicas serve.
+        set_champion: Changes the control state.
+        keep_previous_seconds: How long the champion's predecessor stays loaded.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        registry: Registry | None,
+        loader: ModelLoader,
+        champions: tuple[Replica, Replica],
+        champion_version: str | None,
+        set_champion: SetChampion,
+        keep_previous_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.loader: Final = loader
+        self.champions: Final = champions
+        self._registry = registry
+        self._usual = champion_version
+        self._champion = champion_version
+        self._set_champion = set_champion
+        self._keep_previous_seconds = keep_previous_seconds
+        self._clock = clock
+        self._next_repair = -float("inf")
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    @property
+    def registry(self) -> Registry:
+        """The models.
+
+        Raises:
+            DeploymentError: This server knows no model store.
+        """
+        if self._registry is None:
+            raise DeploymentError("this server has no model store (PRETRADE_REPLAY__MODEL_STORE)")
+        return self._registry
+
+    @property
+    def champion_version(self) -> str:
+        """The version that decides without a canary; empty when none has answered yet."""
+        if self._champion is not None:
+            return self._champion
+        primary, secondary = self.champions
+        model = primary.model or secondary.model
+        return "" if model is None else model.version
+
+    def obey(self, version: str) -> None:
+        """Has orders decided by this version, as soon as a replica serves it; empty for what the settings say."""
+        self._champion = version or self._usual
+        for replica in self.champions:
+            if self._champion is None or self._registry is None:
+                replica.wanted_version = self._champion
+            elif replica.wanted_version != self._champion:
+                self.spawn(self._switch(replica, self._champion))
+
+    def repair(self) -> None:
+        """Loads the champion again where a replica has lost it: started anew, it knows the version of its start."""
+        if self._clock() < self._next_repair:
+            return
+        for replica in self.champions:
+            if replica.wanted_version is not None and not replica.healthy and self.loader.manages(replica.name):
+                self._next_repair = self._clock() + AGAIN_SECONDS
+                self.spawn(self.loads(replica, replica.wanted_version))
+
+    async def make_champion(self, version: str, author: str, reason: str) -> admin_pb2.Change:
+        """Loads a version where the champion is served, and has it decide.
+
+        Raises:
+            DeploymentError: There is no champion to take its place.
+            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
+        """
+        previous = self.champion_version
+        if not previous:
+            raise DeploymentError("no champion has answered yet")
+        await self.load(version, reversed(self.champions))
+        change = await self._set_champion(version, author, reason)
+        await asyncio.to_thread(self._move_aliases, version, previous)
+        for replica in self.champions:
+            with contextlib.suppress(LoadError):
+                await self.loader.make_default(replica, version)
+            if previous != version:
+                self.spawn(self._unload_later(replica, previous))
+        return change
+
+    async def load(self, version: str, replicas: Iterable[Replica]) -> None:
+        """Loads a version into replicas, one after the other.
+
+        Raises:
+            DeploymentError, ModelUnknown, ModelUnusableError, LoadError: It could not be loaded into one of them.
+        """
+        record = await asyncio.to_thread(self.registry.usable, version)
+        for replica in replicas:
+            await self.loader.load(replica, record)
+
+    async def loads(self, replica: Replica, version: str) -> bool:
+        """Loads a version into a replica; True when it serves it."""
+        try:
+            await self.load(version, (replica,))
+        except NOT_LOADED as error:
+            _log.warning("model not served, tried again", replica=replica.name, version=version, error=str(error))
+            return False
+        return True
+
+    async def unload(self, replica: Replica, version: str) -> None:
+        """Takes a version away that no order is sent to; what fails is logged."""
+        try:
+            await self.loader.unload(replica, version)
+        except LoadError as error:
+            _log.warning("model not unloaded", error=str(error))
+
+    def spawn(self, work: Coroutine[None, None, object]) -> asyncio.Task[object]:
+        """Has something done in the background, until `close`."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def close(self) -> None:
+        """Gives up what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("deployment's task failed", error=repr(error), exc_info=error)
+
+    async def _switch(self, replica: Replica, version: str) -> None:
+        """Has a replica decide by a version once it serves it."""
+        while self._champion == version and replica.wanted_version != version:
+            if await self.loads(replica, version):
+                if self._champion == version:
+                    replica.wanted_version = version
+                return
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def _move_aliases(self, champion: str, previous: str) -> None:
+        try:
+            self.registry.set_alias("champion", champion)
+            if previous != champion:
+                self.registry.set_alias("previous", previous)
+        except (OSError, ModelUnknown, ModelUnusableError) as error:
+            _log.error("model aliases not moved: a replica that starts will have the old one", error=str(error))
+
+    async def _unload_later(self, replica: Replica, version: str) -> None:
+        await asyncio.sleep(self._keep_previous_seconds)
+        if replica.wanted_version != version:
+            await self.unload(replica, version)

@@ -1,0 +1,134 @@
+"""What is kept of pairs, and what the market makes of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from cases import Clock
+
+from feature_cache import features
+from feature_cache.codec import BookState, FeatureSnapshot, encode
+from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.errors import JournalUnwritable
+from server.audit.journal import Journal, JournalSettings
+from server.canary.markouts import Markouts
+from server.canary.pairs import PairRecorder
+from server.inference.shadow import Opinion, Pair
+
+INSTRUMENT = "BTCUSDT.BINANCE"
+
+
+def pair(decision_id: str = "one", side: pb.Side.ValueType = pb.SIDE_BUY, mid: float = 100.0) -> Pair:
+    return Pair(
+        decision_id, INSTRUMENT, side, mid, Opinion("aa" * 8, 0.9, 0.5), Opinion("bb" * 8, 0.2, 0.4), False, 0.0015
+    )
+
+
+class Entries(Journal):
+    """Takes entries, or refuses them; without a thread and a file."""
+
+    def __init__(self) -> None:
+        super().__init__(JournalSettings())
+        self.entries: list[packet_pb2.JournalEntry] = []
+        self.writable, self.broken = True, False
+
+    def append(self, entry: bytes, *, even_if_full: bool = False) -> object:  # type: ignore[override]  # nobody waits
+        if self.broken:
+            raise JournalUnwritable("no disk")
+        self.entries.append(packet_pb2.JournalEntry.FromString(entry))
+        return None
+
+
+def test_many_pairs_are_one_entry() -> None:
+    journal = Entries()
+    recorder = PairRecorder(journal, lambda: 42)
+    for number in range(300):
+        recorder.add(pair(str(number)))
+    assert journal.entries == []
+    recorder.flush()
+    assert [len(entry.score_pairs.pairs) for entry in journal.entries] == [256, 44]
+    first = journal.entries[0].score_pairs.pairs[0]
+    assert (first.decision_id, first.champion_score, first.challenger_score) == ("0", 0.9, 0.2)
+    assert (first.champion_trades, first.challenger_trades, first.challenger_decided) == (True, False, False)
+    assert (first.challenger_us, first.recorded_at_ns) == (1_500, 42)
+    assert (recorder.recorded, recorder.lost) == (300, 0)
+
+
+def test_pairs_that_cannot_be_kept_are_counted_and_no_more_than_so_many_wait() -> None:
+    journal = Entries()
+    recorder = PairRecorder(journal, lambda: 42)
+    for number in range(5_000):
+        recorder.add(pair(str(number)))
+    assert recorder.lost == 5_000 - 4_096
+    journal.broken = True
+    recorder.flush()
+    assert (recorder.recorded, recorder.lost) == (0, 5_000)
+    journal.broken, journal.writable = False, False
+    recorder.add(pair())
+    recorder.flush()
+    assert (journal.entries, recorder.lost) == ([], 5_001)
+
+
+class Market:
+    """A feature cache whose vectors the test sends, and the outcomes that were heard of."""
+
+    def __init__(self) -> None:
+        self.clock, self.sequence = Clock(), 0
+        self.cache = FeatureCache(
+            "redis://unused", FeatureCacheSettings(), (INSTRUMENT,), monotonic=self.clock, wall_ns=self.wall_ns
+        )
+        self.heard: list[tuple[str, bool]] = []
+        self.markouts = Markouts(
+            self.cache, lambda one, eligible: self.heard.append((one.decision_id, eligible)), self.clock
+        )
+
+    def wall_ns(self) -> int:
+        return int((1_700_000_000 + self.clock.now) * 1e9)
+
+    def quote(self, mid: float) -> None:
+        """A vector of this moment."""
+        self.sequence += 1
+        now = self.wall_ns()
+        values = np.zeros(features.N_FEATURES, dtype=np.float32)
+        snapshot = FeatureSnapshot(
+            INSTRUMENT, self.sequence, now, now, now, now, 0, mid - 0.5, mid + 0.5, BookState.VALID, values
+        )
+        assert self.cache.accept(encode(snapshot))
+
+    def pass_by(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+
+def test_the_market_five_seconds_later_says_what_was_eligible() -> None:
+    market = Market()
+    for decision_id, side in (("buy", pb.SIDE_BUY), ("sell", pb.SIDE_SELL)):
+        market.markouts.add(pair(decision_id, side, mid=100.0))
+    market.pass_by(4.9)
+    market.quote(100.02)
+    market.markouts.settle()
+    assert market.heard == []
+    market.pass_by(0.2)
+    market.markouts.settle()
+    assert market.heard == [("buy", True), ("sell", False)], "two basis points up"
+
+
+def test_a_basis_point_against_an_order_is_still_eligible() -> None:
+    market = Market()
+    market.markouts.add(pair("just", mid=100.0))
+    market.pass_by(5.0)
+    market.quote(99.9905)
+    market.markouts.settle()
+    assert market.heard == [("just", True)]
+
+
+def test_without_a_fresh_book_or_a_mid_nothing_is_said() -> None:
+    market = Market()
+    market.markouts.add(pair("unknown when decided", mid=math.nan))
+    market.markouts.add(pair("unknown since"))
+    market.quote(100.0)
+    market.pass_by(6.5)
+    market.markouts.settle()
+    assert (market.heard, market.markouts.unknown) == ([], 1)
