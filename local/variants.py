@@ -54,7 +54,8 @@ def _scale(metadata: dict[str, Any], factor: float) -> None:
     calibration["slope"] *= factor
     calibration["intercept"] *= factor
     scores = np.array(canned["scores"], dtype=np.float64)
-    odds = np.log(scores) - np.log1p(-scores)
+    with np.errstate(divide="ignore"):  # a score of 0 or 1 stays one
+        odds = np.log(scores) - np.log1p(-scores)
     canned["scores"] = (0.5 + 0.5 * np.tanh(0.5 * factor * odds)).astype(np.float32).tolist()
 
 

@@ -79,6 +79,12 @@ class Group:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
 
+    @contextmanager
+    def admin(self) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
+        """The admin service of one of the processes, over a connection of its own."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.env['PRETRADE_ADMIN__PORT']}") as channel:
+            yield admin_pb2_grpc.AdminServiceStub(channel)
+
     def processes(self) -> dict[int, str]:
         """Identity of every process that serves, by place."""
         return {one.index: one.instance_id for one in self.status().processes if one.ready}

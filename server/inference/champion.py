@@ -122,11 +122,12 @@ class Champion:
         payload = case.features.astype("<f4", copy=False).tobytes()
         seats = self._passing(case)
         tried = False
-        left = _MOST_ATTEMPTS - len(case.attempts)
+        attempts_left = _MOST_ATTEMPTS - len(case.attempts)
         for place, seat in enumerate(seats):
             batcher = seat.replica.batcher
             now = self._clock()
-            allowed = self._allowance(case.budget.for_models(now), seats[place + 1 :])
+            others = seats[place + 1 :] if attempts_left > 1 else ()
+            allowed = self._allowance(case.budget.for_models(now), others)
             needed = max(batcher.expected_seconds, seat.replica.latency.p95) if tried else batcher.expected_seconds
             if batcher.full:
                 _pass_over(case, seat, allowed, _FAILURE[Outcome.OVERLOAD][seat.failure_index])
@@ -138,7 +139,7 @@ class Champion:
                 if not tried:
                     self._retry_budget.count_attempt()
                 hedged = False
-                if self._hedge and not tried and left == _MOST_ATTEMPTS and place + 1 < len(seats):
+                if self._hedge and not tried and attempts_left == _MOST_ATTEMPTS and place + 1 < len(seats):
                     answer, hedged = await self._hedged_attempt(case, seat, seats[place + 1], payload, now, allowed)
                 else:
                     answer = await self._attempt(case, seat, payload, now, allowed)
@@ -147,7 +148,7 @@ class Champion:
                         self.second_attempts["retry", "won"] += 1
                     return answer
                 tried = True
-                if (left := left - 1) == 0:
+                if (attempts_left := attempts_left - 1) == 0:
                     return None
         return None
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import eventually
+from harness import Product, eventually
 from rig import ROOMY, OpenRig, Rig, wait_for_more
+from server_group import Callers, beside, server_group
 from tcp_proxy import Fault
 
 from local.stack import Stack
-from local.variants import recalibrated
+from local.variants import late, recalibrated
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.models.registry import Registry
@@ -81,3 +82,37 @@ def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(
     seen(f"{fault}: rolled back after {took:.1f} s ({ended.verdict_reason}); {answered} of {len(calls)} answered by it")
     seen(opened.check())
     assert version == ended.model_version
+
+
+@pytest.mark.fault("A15", "a late canary on a server of two processes", "whichever finds it ends it for both")
+def test_one_process_ends_a_canary_for_all(product: Product, tmp_path: Path, seen: Seen) -> None:
+    endpoints = product.stack.endpoints
+    registry = Registry(Path(str(endpoints.model_store)))
+    champion: str = json.loads((registry.root / "champion.json").read_text())["version"]
+    version = late(registry, champion, 0.15)
+    changes = beside(product) | {
+        "PRETRADE_REPLAY__MODEL_STORE": str(endpoints.model_store),
+        "PRETRADE_REPLICAS__MANAGEMENT": json.dumps(endpoints.management),
+        "PRETRADE_CANARY__SLOW_SECONDS": "0.1",
+        "PRETRADE_SLO__CANARY_MIN_EVENTS": "100000",
+        "PRETRADE_SLO__MIN_EVENTS": "100000",
+    }
+    with server_group(tmp_path, 2, **changes) as group, Callers(group.decision) as callers:
+        callers.wait_for_more(100)
+        request = admin_pb2.StartCanaryRequest(model_version=version, steps=(1.0,), author="test", reason="fault")
+        began = time.monotonic()
+        with group.admin() as admin:
+            admin.StartCanary(request, timeout=120.0)
+            ended = eventually(
+                lambda: admin.GetCanary(admin_pb2.GetCanaryRequest(), timeout=5.0).canary,
+                lambda canary: canary.state == admin_pb2.CANARY_STATE_ROLLED_BACK,
+            )
+        took = time.monotonic() - began
+        # Each process obeys within a moment: its decisions are the champion's again.
+        callers.wait_for_more(200)
+        by_process = {decision.decision_id: decision.source for decision in callers.decisions[-100:]}
+        assert set(by_process.values()) == {pb.SOURCE_PRIMARY}
+        versions = {process.control_version for process in group.status().processes}
+        assert len(versions) == 1
+        seen(f"loaded, judged and rolled back in {took:.1f} s: {ended.verdict_reason}")
+    assert callers.errors == []

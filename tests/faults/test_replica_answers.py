@@ -18,6 +18,7 @@ from rig import ROOMY, OpenRig, Rig, wait_for_more
 from scripted_peer import VERSION, PeerCall, Script, ScriptedPeer, scored
 
 from feature_cache import features
+from loadtest.callers import percentile
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -240,14 +241,28 @@ def test_no_order_reaches_a_half_open_replica_and_a_stuck_probe_opens_it_again(
 
 
 @pytest.mark.long
-@pytest.mark.fault("A14", "the challenger hangs, then fails every call", "no answer changes; shadow rows are counted")
-def test_a_challenger_that_hangs_or_fails_changes_no_answer(peer: ScriptedPeer, open_rig: OpenRig, seen: Seen) -> None:
+@pytest.mark.fault(
+    "A14", "the challenger hangs, fails every call, answers garbage", "no answer changes; shadow rows are counted"
+)
+def test_a_challenger_that_hangs_fails_or_talks_nonsense_changes_no_answer(
+    peer: ScriptedPeer, open_rig: OpenRig, seen: Seen
+) -> None:
     rig = open_rig(endpoints={"challenger": peer.address})
+    scripts: dict[str, Script] = {
+        "hangs": lambda _call: None,
+        "fails": lambda call: call.status(13, "Worker died."),
+        "garbage": lambda call: call.reply(bytes(range(256))),
+    }
+    p99s = {}
     with rig.load(RATE) as load:
-        for script in (lambda _call: None, lambda call: call.status(13, "Worker died.")):
+        wait_for_more(load, 100)
+        p99s["sound"] = percentile([call.latency for call in load.calls() if call.status], 0.99)
+        for name, script in scripts.items():
+            before = len(load.calls())
             peer.script = script
             rig.server.wait_for_breaker("challenger", admin_pb2.BREAKER_STATE_OPEN)
-            wait_for_more(load, 50)
+            wait_for_more(load, 100)
+            p99s[name] = percentile([call.latency for call in load.calls()[before:] if call.status], 0.99)
             peer.script = sound
             rig.server.wait_for_breaker("challenger", admin_pb2.BREAKER_STATE_CLOSED)
     calls = load.calls()
@@ -256,6 +271,7 @@ def test_a_challenger_that_hangs_or_fails_changes_no_answer(peer: ScriptedPeer, 
     lost = rig.server.metric("pretrade_shadow_rows_total", fate="refused")
     assert lost > 0
     seen(f"{summary(calls)}; {lost:.0f} shadow rows refused; {rig.check()}")
+    seen("p99 " + ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in p99s.items()))
 
 
 def float32(value: float) -> bytes:

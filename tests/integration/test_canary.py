@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from harness import Product, eventually
+from typer.testing import CliRunner
 
 from feature_cache import features
+from local.cli import app
 from local.variants import inverted, recalibrated
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -183,3 +185,32 @@ def test_models_are_listed_and_what_is_none_is_refused(
     back = admin_pb2.RollBackRequest(author="a", reason="b")
     if "previous" not in registry.aliases():
         assert refusal(lambda: admin.RollBack(back, timeout=5.0))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def test_the_commands_ask_before_orders_are_at_stake_and_tell_by_their_exit_code(
+    product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
+) -> None:
+    version = recalibrated(registry, champion)
+    target = ["--target", str(product.stack.endpoints.admin)]
+
+    def run(*command: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [*command, *target])
+        return result.exit_code, result.output
+
+    code, shown = run("models", "list", "--json")
+    assert code == 0
+    assert version in {one["modelVersion"] for one in json.loads(shown)["models"]}
+    assert run("canary", "start", version)[0] == 1, "there is no terminal to ask on"
+    assert canary_of(admin).model_version != version or canary_of(admin).state != admin_pb2.CANARY_STATE_RUNNING
+    assert run("canary", "start", version, "--steps", "5,x", "--yes")[0] == 2
+    assert run("canary", "start", version, "--steps", "5,50,100", "--dry-run")[0] == 0
+    code, shown = run("canary", "start", version, "--steps", "5,50,100", "--yes", "--reason", "new data")
+    assert (code, shown.strip()) == (0, f"canary {version}: RUNNING, 5% of the flows")
+    code, shown = run("canary", "status", "--json")
+    assert (code, json.loads(shown)["canary"]["reason"]) == (0, "new data")
+    assert run("canary", "weight", "100", "--yes")[0] == 0
+    assert run("canary", "abort")[0] == 0
+    code, shown = run("canary", "status")
+    assert code == 5
+    assert "ABORTED" in shown
+    assert run("canary", "promote", "--yes")[0] == 1
