@@ -48,6 +48,8 @@ _RUNTIME: Final = {"overload.premature_reset_total_stream_count": 2_000, "http.m
 """Envoy closes a connection most of whose calls were reset within a second, and looks from the 500th call on. Deadlines
 of 25 ms that pass are such resets: a bad minute of ours must not cost a caller its connection. And of the calls that
 came with one read, it begins eight at a time: those that were reset with that same read never reach us."""
+_GIVE_BACK: Final = {"bytes_to_release": 32 * 1024 * 1024, "memory_release_interval": "1s"}
+"""What a flood of calls took is the system's again soon after it."""
 _DRAIN_SECONDS: Final = 600
 """How long Envoy would go on accepting connections while it drains; the server inside ends that itself."""
 _LOOK_SECONDS: Final = 0.01
@@ -162,6 +164,7 @@ class Envoy:
         pyvoy = self._pyvoy(_APPLICATION, address=settings.host, port=port, worker_threads=1, lifespan=True)
         config: dict[str, Any] = pyvoy.get_envoy_config()
         config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
+        config["memory_allocator_manager"] = _GIVE_BACK
         config["layered_runtime"] = {"layers": [{"name": "ours", "static_layer": _RUNTIME}]}
         (listener,) = config["static_resources"]["listeners"]
         http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
