@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Case:
     """
 
     __slots__ = (
+        "_row",
         "attempts",
         "budget",
         "degradations",
@@ -77,6 +79,7 @@ class Case:
         self.snapshot: FeatureSnapshot | None = None
         self.snapshot_age_seconds = math.nan
         self.features: NDArray[np.float32] | None = None
+        self._row: bytes | None = None
         self.features_problem: pb.ReasonCode.ValueType | None = None
         self.feature_age_seconds = math.nan
         """The snapshot's age; NaN when the caller brought the features."""
@@ -86,6 +89,13 @@ class Case:
         self.attempts: list[Attempt] = []
         self.stages: tuple[str, ...] = ()
         """Stages of the chain that might answer, where they are not the usual ones."""
+
+    def row(self) -> bytes:
+        """The features as a model gets them and the audit keeps them: little-endian float32. There must be some."""
+        if self._row is None:
+            assert self.features is not None
+            self._row = self.features.astype(features.ROW, copy=False).tobytes()
+        return self._row
 
 
 @dataclass(slots=True)

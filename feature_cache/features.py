@@ -42,6 +42,8 @@ NAMES: Final[tuple[str, ...]] = (
     "trade_age_ms",
 )
 N_FEATURES: Final = len(NAMES)
+ROW: Final = np.dtype("<f4")
+"""How a value is stored wherever a vector is bytes."""
 INDEX: Final[dict[str, int]] = {name: i for i, name in enumerate(NAMES)}
 
 FINGERPRINT: Final = zlib.crc32(f"{FEATURE_SET_ID}:{','.join(NAMES)}".encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import sys
 
@@ -61,8 +60,6 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.slot is not None:
         slot = of_child(arguments.slot, arguments.restarts, arguments.keys, settings)
         structlog.contextvars.bind_contextvars(process=slot.index)
-    # What start-up leaves behind lives as long as the process; the collector need not look at it again.
-    gc.freeze()
     uvloop.run(serve(settings, slot))
     return 0
 

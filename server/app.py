@@ -51,6 +51,7 @@ from server.dataplane import DataPlane
 from server.decision_log import decision_log
 from server.envoy import EnvoyEdge
 from server.explaining import Explaining
+from server.garbage import spare_the_hot_path
 from server.health import Component, Health
 from server.idempotency import IdempotencyWindow
 from server.ids import uuid7_source
@@ -113,6 +114,7 @@ async def serve(settings: Settings, slot: Slot | None = None) -> None:
         stop_at_end_of_input(stop)
     async with AsyncExitStack() as stack:
         server = await start(settings, slot, stack, stop)
+        spare_the_hot_path()
         announcement = asyncio.create_task(server.announce()) if slot is not None else None
         await asyncio.wait((stop,))
         if announcement is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
+    from feature_cache.codec import FeatureSnapshot
     from feature_cache.l1 import FeatureCache
     from server.admission import Admission
     from server.audit.journal import Journal
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from server.reports import DecisionReports
 
 _BOOK_AGE = features.INDEX["book_age_ms"]
-_TRADE_AGE = features.INDEX["trade_age_ms"]
+_AGES = slice(_BOOK_AGE, features.INDEX["trade_age_ms"] + 1)
+assert features.NAMES[_AGES] == ("book_age_ms", "trade_age_ms"), "they grow with the snapshot's own age"
 _PROBLEMS = {
     pb.REASON_CODE_FEATURES_MISSING: pb.DEGRADATION_FEATURES_MISSING,
     pb.REASON_CODE_FEATURES_STALE: pb.DEGRADATION_FEATURES_STALE,
@@ -51,6 +53,20 @@ _OUT_OF_TIME = frozenset(
     )
 )
 """What keeps a model from answering when too many ask it at once."""
+
+
+class _Market:
+    """What a snapshot says, in the form that decisions take it: the same for all of them until the next snapshot."""
+
+    __slots__ = ("book_age_seconds", "for_buy", "for_sell", "is_known", "mid", "snapshot")
+
+    def __init__(self, snapshot: FeatureSnapshot) -> None:
+        self.snapshot = snapshot
+        self.is_known = snapshot.state is not BookState.UNKNOWN
+        self.book_age_seconds = float(snapshot.values[_BOOK_AGE]) / 1e3
+        self.mid = snapshot.mid
+        self.for_buy = snapshot.values
+        self.for_sell = features.for_sell(snapshot.values)
 
 
 class DataPlane:
@@ -89,6 +105,8 @@ class DataPlane:
         self._admission = admission
         self._idempotency = idempotency
         self._feature_cache = feature_cache
+        self._markets: dict[str, _Market] = {}
+        """The newest of each instrument."""
         self._max_feature_age_seconds = max_feature_age_seconds
         self._chain = chain
         self._cached_scores = cached_scores
@@ -168,32 +186,40 @@ class DataPlane:
         """Fills in what is known of the instrument. Missing or stale features are a degradation, not an error."""
         started = self._clock()
         problem: pb.ReasonCode.ValueType | None = None
-        entry = self._feature_cache.get(case.order.instrument)
+        order = case.order
+        entry = self._feature_cache.get(order.instrument)
         if entry is None:
             problem = pb.REASON_CODE_FEATURES_MISSING
         else:
-            snapshot = case.snapshot = entry.snapshot
+            case.snapshot = entry.snapshot
+            market = self._market(entry.snapshot)
             age = case.snapshot_age_seconds = entry.age_seconds(started)
-            if snapshot.state is BookState.UNKNOWN:
+            if not market.is_known:
                 problem = pb.REASON_CODE_BOOK_UNKNOWN
-            elif age + float(snapshot.values[_BOOK_AGE]) / 1e3 > self._max_feature_age_seconds:
+            elif age + market.book_age_seconds > self._max_feature_age_seconds:
                 # The book's own age: trades go on arriving while the book's feed is dead.
                 problem = pb.REASON_CODE_FEATURES_STALE
             else:
-                case.mid = snapshot.mid
-            if case.order.caller_features is None:
+                case.mid = market.mid
+            if order.caller_features is None:
                 case.feature_age_seconds = age
-        values = case.order.caller_features
-        if values is None and problem is None and entry is not None:
-            values = entry.snapshot.values.copy()
-            values[_BOOK_AGE] += age * 1e3
-            values[_TRADE_AGE] += age * 1e3
-        if values is not None:
-            case.features = features.for_sell(values) if case.order.side == pb.SIDE_SELL else values
+                if problem is None:
+                    values = (market.for_sell if order.side == pb.SIDE_SELL else market.for_buy).copy()
+                    values[_AGES] += age * 1e3
+                    case.features = values
+        if order.caller_features is not None:
+            own = order.caller_features
+            case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
         if problem is not None:
             case.features_problem = problem
             case.degradations.append(_PROBLEMS[problem])
         case.budget.charge(pb.STAGE_FEATURES, case.budget.remaining(started), self._clock() - started)
+
+    def _market(self, snapshot: FeatureSnapshot) -> _Market:
+        market = self._markets.get(snapshot.instrument)
+        if market is None or market.snapshot is not snapshot:
+            market = self._markets[snapshot.instrument] = _Market(snapshot)
+        return market
 
     async def _make_durable(
         self, case: Case, answer: Answer, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType]

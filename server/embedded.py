@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import threading
@@ -21,6 +20,7 @@ import structlog
 from feature_cache import logs
 from server.app import Server, start, stop_at_end_of_input
 from server.envoy import Embedding, EnvoyEdge
+from server.garbage import spare_the_hot_path
 from server.rpc.asgi import Receive, Scope, Send
 from server.settings import load
 from server.slot import of_child
@@ -56,8 +56,7 @@ class _Application:
                 _log.error("cannot start", error=str(error))
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            # As in `python -m server`.
-            gc.freeze()
+            spare_the_hot_path()
             await send({"type": "lifespan.startup.complete"})
             try:
                 await self._serve(server, stop, stack, asyncio.ensure_future(receive()))

@@ -22,7 +22,9 @@ from server.control.state import ControlState
 from server.protowire import prefixed, template, varint
 
 if TYPE_CHECKING:
-    from fallback.budget import Budget
+    from collections.abc import Sequence
+
+    from fallback.budget import Budget, Use
     from fallback.order import Answer, Attempt, Case
     from feature_cache.codec import FeatureSnapshot
 
@@ -34,6 +36,7 @@ _BOOK_STATES = {
 }
 CHAMPION_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
 _MODEL_SOURCES = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
+_ZERO: Final = varint(0)
 _double: Final = struct.Struct("<d").pack
 _float: Final = struct.Struct("<f").pack
 
@@ -128,8 +131,8 @@ class Decided:
         self._rest = rest
         budget = case.budget
         self._arrived = budget.arrived
-        self.allowed_us = _microseconds(budget.allowed)
-        self._uses = b"".join([_use(*use) for use in budget.uses])
+        self.allowed_us = max(0, int(budget.allowed * 1e6))
+        self._uses = _uses(budget.uses)
         self._write_head()
         self._write(now)
 
@@ -151,7 +154,7 @@ class Decided:
     def charge_audit(self, budget: Budget, allowed: float, started: float, now: float) -> None:
         """Adds the cost of the durable audit to the ledger and the reply."""
         budget.charge(pb.STAGE_AUDIT, allowed, now - started)
-        self._uses += _use(*budget.uses[-1])
+        self._uses += _uses(budget.uses[-1:])
         self._write(now)
 
     def abstain(self, reason: pb.ReasonCode.ValueType) -> None:
@@ -170,7 +173,7 @@ class Decided:
         )
 
     def _write(self, now: float) -> None:
-        self.used_us = _microseconds(now - self._arrived)
+        self.used_us = max(0, int((now - self._arrived) * 1e6))
         ledger = _BUDGET % (varint(self.allowed_us), varint(self.used_us)) + self._uses
         self.wire = self._head + _LEDGER % prefixed(ledger)
 
@@ -201,7 +204,7 @@ class PacketWriter:
             _stages(tuple(case.stages)),
         ]
         if case.features is not None:
-            parts.append(_MODEL_INPUT % (prefixed(case.features.tobytes()), _FEATURE_SET))
+            parts.append(_MODEL_INPUT % (prefixed(case.row()), _FEATURE_SET))
         provenance = b"" if case.order.caller_features is None else _FROM_CALLER
         if case.snapshot is not None:
             age = _AGE % (varint(int(case.snapshot_age_seconds * 1e6)), _double(case.snapshot_age_seconds))
@@ -300,18 +303,21 @@ def _attempt_head(replica: str, outcome: str, model_version: str) -> bytes:
 
 def _attempt(attempt: Attempt) -> bytes:
     cost = _ATTEMPT_COST % (
-        varint(_microseconds(attempt.used_seconds)),
+        _microseconds(attempt.used_seconds),
         varint(attempt.batch_rows),
         varint(attempt.batch_index),
     )
     return _ATTEMPTS % prefixed(_attempt_head(attempt.replica, attempt.outcome, attempt.model_version) + cost)
 
 
-def _use(stage: pb.Stage.ValueType, allowed: float, used: float, skipped: pb.Degradation.ValueType) -> bytes:
-    content = _USE % (varint(stage), varint(_microseconds(allowed)), varint(_microseconds(used)))
-    if skipped:
-        content += _SKIPPED % varint(skipped)
-    return _USES % prefixed(content)
+def _uses(uses: Sequence[Use]) -> bytes:
+    written = []
+    for stage, allowed, used, skipped in uses:
+        content = _USE % (varint(stage), _microseconds(allowed), _microseconds(used))
+        if skipped:
+            content += _SKIPPED % varint(skipped)
+        written.append(_USES % prefixed(content))
+    return b"".join(written)
 
 
 def _duration(nanoseconds: int) -> bytes:
@@ -321,5 +327,5 @@ def _duration(nanoseconds: int) -> bytes:
     return _INSTANT % (varint(sign * seconds), varint(sign * nanos))
 
 
-def _microseconds(seconds: float) -> int:
-    return int(seconds * 1e6) if seconds > 0 else 0
+def _microseconds(seconds: float) -> bytes:
+    return varint(int(seconds * 1e6)) if seconds > 0 else _ZERO

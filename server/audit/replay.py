@@ -349,7 +349,7 @@ def _recorded_problem(packet: packet_pb2.DecisionPacket) -> int:
 
 
 def _bytes(case: Case) -> bytes:
-    return b"" if case.features is None else case.features.astype("<f4", copy=False).tobytes()
+    return b"" if case.features is None else case.row()
 
 
 def _number(value: float, present: bool = True) -> str:

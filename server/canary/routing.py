@@ -78,8 +78,7 @@ class CanaryRouting:
             if allowed >= reserve:  # else there is not even time for two such as the champion
                 self.observe(False)
             return None
-        assert case.features is not None
-        payload = case.features.astype("<f4", copy=False).tobytes()
+        payload = case.row()
         result = await replica.batcher.submit(payload, now + allowed, Lane.CANARY)
         used = self._clock() - now
         case.budget.charge(pb.STAGE_CANARY, allowed, used)

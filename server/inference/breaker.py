@@ -103,6 +103,8 @@ class Breaker:
         self._random = random
         self._on_transition = on_transition
         self._circuit = pybreaker.CircuitBreaker(name=name)
+        self._closed = True
+        """The circuit's state is CLOSED; asked for every order."""
         self._mode = Mode.AUTOMATIC
         self._mode_expires = float("inf")
         self.generation = 0
@@ -130,10 +132,9 @@ class Breaker:
     @property
     def passes(self) -> bool:
         """True when a live call may go through. Never true for half-open."""
-        mode = self._mode if self._mode is Mode.AUTOMATIC else self.mode
-        if mode is Mode.AUTOMATIC:
+        if self._mode is Mode.AUTOMATIC or self.mode is Mode.AUTOMATIC:
             return self._closed
-        return mode is not Mode.FORCED_OPEN
+        return self._mode is not Mode.FORCED_OPEN
 
     @property
     def suspicious(self) -> bool:
@@ -210,11 +211,6 @@ class Breaker:
             self._window = _Window(self._settings.window_seconds)
             self._move(self._circuit.close)
 
-    @property
-    def _closed(self) -> bool:
-        # Without the enum: this is asked for every order.
-        return self._circuit.current_state == pybreaker.STATE_CLOSED
-
     def _open(self) -> None:
         settings = self._settings
         if self._closed and self._clock() - self._closed_at >= settings.window_seconds:
@@ -229,6 +225,7 @@ class Breaker:
     def _move(self, transition: Callable[[], object]) -> None:
         previous = self.state
         transition()
+        self._closed = self.state is State.CLOSED
         self.generation += 1
         self._on_transition(previous, self.state)
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
-from typing import Final
-
-_REFRESH_EVERY: Final = 16
 
 
 class LatencyWindow:
     """Median and 95th percentile of the samples of the last seconds.
 
-    Percentiles are recomputed with each of the first 16 samples, then every 16 samples, or when read after the last
-    computation grew older than a second. The window is short, so that a replica that was slow is not condemned by its
-    past.
+    The samples are kept in order of their size as well as of their age, so that a new one costs two insertions and not
+    a sort. Old ones go with a new one, or when a percentile is read a second after the last of that. The window is
+    short, so that a replica that was slow is not condemned by its past.
     """
 
     def __init__(
@@ -22,24 +20,28 @@ class LatencyWindow:
     ) -> None:
         self._clock = clock
         self._window_seconds = window_seconds
-        self._samples: deque[tuple[float, float]] = deque(maxlen=max_samples)
-        self._since_refresh = 0
+        self._max_samples = max_samples
+        self._samples: deque[tuple[float, float]] = deque()
+        self._ordered: list[float] = []
         self._refreshed = clock()
         self._prior = prior_seconds
         self._p50 = self._p95 = self._newest = prior_seconds
 
     def add(self, seconds: float) -> None:
         """Adds one sample."""
+        now = self._clock()
         self._newest = seconds
-        self._samples.append((self._clock(), seconds))
-        self._since_refresh += 1
-        if self._since_refresh >= _REFRESH_EVERY or len(self._samples) <= _REFRESH_EVERY:
-            self._refresh()
+        self._samples.append((now, seconds))
+        insort(self._ordered, seconds)
+        if len(self._samples) > self._max_samples:
+            self._drop_oldest()
+        self._refresh(now)
 
     def clear(self) -> None:
         """Forgets all samples."""
         self._samples.clear()
-        self._refresh()
+        self._ordered.clear()
+        self._refresh(self._clock())
 
     @property
     def p50(self) -> float:
@@ -63,19 +65,21 @@ class LatencyWindow:
         return min(self.p50, self._newest)
 
     def _refresh_if_old(self) -> None:
-        if self._clock() - self._refreshed > 1.0:
-            self._refresh()
-
-    def _refresh(self) -> None:
         now = self._clock()
-        samples = self._samples
+        if now - self._refreshed > 1.0:
+            self._refresh(now)
+
+    def _refresh(self, now: float) -> None:
+        samples, ordered = self._samples, self._ordered
         while samples and now - samples[0][0] > self._window_seconds:
-            samples.popleft()
-        self._since_refresh = 0
+            self._drop_oldest()
         self._refreshed = now
-        if not samples:
+        if not ordered:
             self._p50 = self._p95 = self._newest = self._prior
             return
-        ordered = sorted(seconds for _, seconds in samples)
         self._p50 = ordered[len(ordered) // 2]
         self._p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+
+    def _drop_oldest(self) -> None:
+        _, seconds = self._samples.popleft()
+        del self._ordered[bisect_left(self._ordered, seconds)]

@@ -137,8 +137,7 @@ class Shadow:
         if not replica.available:
             self.refused += 1
             return
-        assert case.features is not None
-        future = replica.batcher.submit_shadow(case.features.astype("<f4", copy=False).tobytes())
+        future = replica.batcher.submit_shadow(case.row())
         if future is None:
             self.shed += 1
             return
