@@ -20,6 +20,7 @@ from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.wire.torchserve.inference_pb2 import PredictionResponse, PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.audit.models import content_version
 from server.inference import wire
 from server.inference.outcome import BatchFailedError, Outcome, classify
 
@@ -68,10 +69,13 @@ CHANNEL_OPTIONS: Final = (("grpc.max_receive_message_length", 65_536), ("grpc.us
 def torchserve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A TorchServe whose handler does as it is told."""
     store = tmp_path_factory.mktemp("obedient")
-    model = {"modelName": "champion", "handler": "handler.py", "modelVersion": "1.0"}
+    files = {"handler.py": _HANDLER.encode(), "metadata.json": b"{}", "weights.bin": b""}
+    version = content_version(files.values())
+    model = {"modelName": "champion", "handler": "handler.py", "modelVersion": version}
     manifest = {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
     with zipfile.ZipFile(store / "champion.mar", "w") as archive:
-        archive.writestr("handler.py", _HANDLER)
+        for name, content in files.items():
+            archive.writestr(name, content)
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
     settings = LocalSettings(dir=tmp_path_factory.mktemp("outcomes"), model_store=store)
     with Stack(settings, parts={"primary"}) as stack:
