@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-
-import structlog
-from structlog.typing import FilteringBoundLogger
+from urllib.parse import unquote
 
 from server.errors import (
     CredentialsUnknownError,
@@ -25,8 +23,6 @@ from server.security.settings import Credential
 from server.security.tls import ClientCertificate, Material
 from server.security.tokens import TokenVerifier, UnknownKeyError
 
-_log: FilteringBoundLogger = structlog.get_logger(__name__)
-
 _BEARER: Final = "bearer "
 _SIBLING: Final = Caller("sibling", frozenset({Role.VIEWER}))
 _MAX_CERTIFICATES: Final = 1_000
@@ -43,7 +39,7 @@ class Attempt:
     authorization: str
     """The header's value; empty without."""
     peer: Callable[[], str]
-    """The address it came from, without the port; `unix…` for a socket of this machine."""
+    """The address it came from, without the port; `unix:…` for a socket of this machine."""
     certificate: Callable[[], bytes | None]
     """The client's certificate in PEM, verified by the transport; None without."""
 
@@ -130,7 +126,7 @@ class AccessControl:
             raise PermissionDeniedError("ROLE_MISSING", f"needs the role {' or '.join(sorted(wanted))}")
 
     async def _caller(self, attempt: Attempt) -> Caller:
-        if self._siblings and attempt.peer().startswith("unix"):
+        if self._siblings and attempt.peer().startswith("unix:"):
             return _SIBLING
         if self._credential == "certificate":
             return self._of_certificate(attempt)
@@ -198,6 +194,5 @@ def peer_host(peer: str) -> str:
     """A peer as gRPC names it, without its port: `127.0.0.1`; sockets of this machine as they are."""
     kind, _, address = peer.partition(":")
     if kind not in ("ipv4", "ipv6"):
-        return peer or "unix"
-    host = address.rpartition(":")[0].replace("%5B", "[").replace("%5D", "]")
-    return host.strip("[]")
+        return peer or "unknown"  # never a socket of this machine, unless gRPC says so
+    return unquote(address.rpartition(":")[0]).strip("[]")
