@@ -89,6 +89,18 @@ async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replay
         assert replay.action == packet.decision.action
 
 
+async def test_a_canarys_decision_replays_though_it_is_served_under_another_name(
+    desk: Desk, replayer: Replayer
+) -> None:
+    packet = await desk.decide(values(3))
+    packet.decision.source = pb.SOURCE_CANARY
+    packet.decision.model_name = "on trial"
+    packet.attempts[0].replica = "challenger"
+    assert (await replayer.replay(packet)).first_difference is None
+    packet.attempts[0].replica = "primary"
+    assert field_of(await replayer.replay(packet)) == "attempts"
+
+
 async def test_what_cannot_be_recomputed_is_named(desk: Desk, replayer: Replayer) -> None:
     desk.model_answers = False
     packet = await desk.decide(values(8, **CALM))
