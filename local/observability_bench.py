@@ -212,6 +212,7 @@ def _table(results: list[Result], title: str) -> Table:
         title=title,
         caption="metrics scraped every 5 s, 1 % of decisions traced, logs; against none of these. ms; CPU in µs",
         box=SIMPLE,
+        padding=0,
     )
     for heading in ("callers", "dec./s on", "off", "cost", "p99 on", "off", "CPU on", "off", "cost", "spans"):
         table.add_column(heading, justify="right")

@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 
 _NAME: Final = "pretrade.decision.v1.DecisionService/Decide"
 _KEPT: Final = TraceFlags(TraceFlags.SAMPLED)
-_MODEL_STAGES: Final = {pb.STAGE_PRIMARY: "primary", pb.STAGE_SECONDARY: "secondary"}
+_MODEL_STAGES: Final = {
+    pb.STAGE_PRIMARY: "primary",
+    pb.STAGE_SECONDARY: "secondary",
+    pb.STAGE_CANARY: "challenger",
+}
+"""The replica that is asked in a stage."""
 _FLUSH_MILLISECONDS: Final = 1_000
 
 

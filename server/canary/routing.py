@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
 
@@ -78,21 +79,31 @@ class CanaryRouting:
             if allowed >= reserve:  # else there is not even time for two such as the champion
                 self.observe(False)
             return None
-        payload = case.row()
-        result = await replica.batcher.submit(payload, now + allowed, Lane.CANARY)
+        span_id, traceparent = attempt_span(case)
+        result = await replica.batcher.submit(case.row(), now + allowed, Lane.CANARY, traceparent)
         used = self._clock() - now
         case.budget.charge(pb.STAGE_CANARY, allowed, used)
         if isinstance(result, Scored) and result.model.version != version:
             result = Outcome.BAD_ANSWER
         if not isinstance(result, Scored):
-            case.attempts.append(Attempt(replica.name, result.value, used, ""))
+            case.attempts.append(Attempt(replica.name, result.value, used, "", span_id=span_id))
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
             self.observe(False)
             return None
         self.answered += 1
         self.observe(True)
         model = result.model
-        attempt = Attempt(replica.name, Outcome.SUCCESS.value, used, version, result.batch_rows, result.batch_index)
+        attempt = Attempt(
+            replica.name,
+            Outcome.SUCCESS.value,
+            used,
+            version,
+            result.batch_rows,
+            result.batch_index,
+            span_id,
+            result.queued_seconds,
+            result.call_parent,
+        )
         case.attempts.append(attempt)
         action, reason = held_against(result.score, model.threshold)
         return Answer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Result, Scored
 from server.inference.latency import LatencyWindow
 from server.inference.outcome import Outcome
@@ -170,7 +170,7 @@ class Champion:
 
     async def _attempt(self, case: Case, seat: _Seat, payload: bytes, now: float, allowed: float) -> Answer | None:
         """One attempt on one replica, written into the ledger and the case."""
-        span_id, traceparent = _span(case)
+        span_id, traceparent = attempt_span(case)
         result = await seat.replica.batcher.submit(payload, now + allowed, traceparent=traceparent)
         used = self._clock() - now
         case.budget.charge(seat.stage, allowed, used)
@@ -181,7 +181,7 @@ class Champion:
     ) -> tuple[Answer | None, bool]:
         """The first attempt, and beside it a second one should it take long. True when there was a second one."""
         patience = min(allowed, self._first_attempts.p95)
-        (first_span, first_parent), (hedge_span, hedge_parent) = _span(case), _span(case)
+        (first_span, first_parent), (hedge_span, hedge_parent) = attempt_span(case), attempt_span(case)
         first = seat.replica.batcher.submit(payload, now + allowed, traceparent=first_parent)
         hedge: asyncio.Future[Result] | None = None
         try:
@@ -256,15 +256,6 @@ class Champion:
         case.attempts.append(Attempt(seat.replica.name, result.value, used, "", span_id=span_id))
         case.degradations.append(_FAILURE[result][seat.failure_index])
         return None
-
-
-def _span(case: Case) -> tuple[str, str]:
-    """The id of an attempt's span, and the `traceparent` that leads to it; both empty when nobody traces."""
-    trace_id = case.order.context.trace_id
-    if not trace_id:
-        return "", ""
-    span_id = f"{random.getrandbits(64) or 1:016x}"
-    return span_id, f"00-{trace_id}-{span_id}-01"
 
 
 def _pass_over(case: Case, seat: _Seat, allowed: float, reason: pb.Degradation.ValueType) -> None:
