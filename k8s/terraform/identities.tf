@@ -2,7 +2,6 @@
 
 locals {
   peer_exports = var.peer_region == null ? null : "arn:${data.aws_partition.current.partition}:s3:::${var.name}-exports-${data.aws_caller_identity.current.account_id}-${var.peer_region}"
-  kafka_arn    = "arn:${data.aws_partition.current.partition}:kafka:${var.region}:${data.aws_caller_identity.current.account_id}"
 }
 
 data "aws_iam_policy_document" "assumed_by" {
@@ -71,70 +70,7 @@ resource "aws_iam_role_policy_attachment" "rds_monitoring" {
   policy_arn = "arn:${data.aws_partition.current.partition}:iam::aws:policy/service-role/AmazonRDSEnhancedMonitoringRole"
 }
 
-# --- Pods
-
-data "aws_iam_policy_document" "pod" {
-  for_each = {
-    worker = {
-      read  = ["market.events"]
-      write = ["market.events.dead-letters"]
-    }
-    ingest = {
-      read  = []
-      write = ["market.events"]
-    }
-    server = {
-      read  = []
-      write = ["decisions"]
-    }
-  }
-  statement {
-    sid       = "Connect"
-    actions   = ["kafka-cluster:Connect"]
-    resources = [aws_msk_cluster.this.arn]
-  }
-  statement {
-    sid       = "Write"
-    actions   = ["kafka-cluster:DescribeTopic", "kafka-cluster:WriteData"]
-    resources = [for topic in each.value.write : "${local.kafka_arn}:topic/${var.name}/*/${topic}"]
-  }
-  dynamic "statement" {
-    for_each = length(each.value.read) > 0 ? [1] : []
-    content {
-      sid       = "Read"
-      actions   = ["kafka-cluster:DescribeTopic", "kafka-cluster:ReadData"]
-      resources = [for topic in each.value.read : "${local.kafka_arn}:topic/${var.name}/*/${topic}"]
-    }
-  }
-  dynamic "statement" {
-    for_each = length(each.value.read) > 0 ? [1] : []
-    content {
-      sid       = "Group"
-      actions   = ["kafka-cluster:AlterGroup", "kafka-cluster:DescribeGroup"]
-      resources = ["${local.kafka_arn}:group/${var.name}/*/pretrade-features"]
-    }
-  }
-}
-
-resource "aws_iam_role" "pod" {
-  for_each           = data.aws_iam_policy_document.pod
-  name               = "${var.name}-${each.key}"
-  assume_role_policy = data.aws_iam_policy_document.assumed_by["pods"].json
-}
-
-resource "aws_iam_role_policy" "pod" {
-  for_each = data.aws_iam_policy_document.pod
-  role     = aws_iam_role.pod[each.key].id
-  policy   = each.value.json
-}
-
-resource "aws_eks_pod_identity_association" "pod" {
-  for_each        = aws_iam_role.pod
-  cluster_name    = aws_eks_cluster.this.name
-  namespace       = "pretrade"
-  service_account = each.key
-  role_arn        = each.value.arn
-}
+# --- Pods: servers, workers and feeds need nothing of AWS; who exports the audit does
 
 # Who exports the audit may add to the bucket, and neither read nor delete.
 data "aws_iam_policy_document" "export" {
@@ -163,6 +99,13 @@ resource "aws_iam_role" "export" {
 resource "aws_iam_role_policy" "export" {
   role   = aws_iam_role.export.id
   policy = data.aws_iam_policy_document.export.json
+}
+
+resource "aws_eks_pod_identity_association" "export" {
+  cluster_name    = aws_eks_cluster.this.name
+  namespace       = "pretrade"
+  service_account = "export"
+  role_arn        = aws_iam_role.export.arn
 }
 
 # --- The exports' copy in the peer region

@@ -4,8 +4,8 @@ output "cluster" {
 }
 
 output "kafka_bootstrap_servers" {
-  description = "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS, with TLS and IAM."
-  value       = aws_msk_cluster.this.bootstrap_brokers_sasl_iam
+  description = "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS."
+  value       = aws_msk_cluster.this.bootstrap_brokers
 }
 
 output "redis_endpoint" {
