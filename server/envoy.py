@@ -170,8 +170,8 @@ class Envoy:
         http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
         http["stat_prefix"] = _STATISTICS
         http["http_filters"] = [
-            {"name": _WEB, "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
             gate.http_filter(self._admission),
+            {"name": _WEB, "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
             _arrival_time(),
             {
                 "name": _JSON,

@@ -144,7 +144,11 @@ def test_a_flood_of_pings_ends_the_connection(open_rig: OpenRig, seen: Seen) -> 
 def test_streams_that_are_reset_at_once_harm_nobody(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED)
     message = framed(pb.DecideRequest(order=order("reset")).SerializeToString())
-    with unharmed(rig, seen, 48 * MEGABYTE, refused=0.5), Caller(rig.server.address) as caller:
+    # Envoy closes such a connection by its thousandth reset.
+    with (
+        unharmed(rig, seen, 48 * MEGABYTE, refused=0.5 if EDGE == "grpcio" else 0.0),
+        Caller(rig.server.address) as caller,
+    ):
         started, resets = time.monotonic(), 0
         try:
             while resets < 20_000 and caller.goaway is None and not caller.closed:
