@@ -37,6 +37,7 @@ EVERYTHING: Final = "everything on"
 WITHOUT: Final[Mapping[str, Mapping[str, str]]] = {
     EVERYTHING: {},
     "no shadow rows": {"PRETRADE_CONTROL__SHADOW": "false", "PRETRADE_CONTROL__STORE": "file"},
+    "a tenth of the shadow rows": {"PRETRADE_SHADOW__SAMPLE_SHARE": "0.1"},
     "audit os": {"PRETRADE_JOURNAL__DURABILITY": "os"},
     "audit off": {"PRETRADE_JOURNAL__DURABILITY": "off"},
 }
