@@ -38,6 +38,7 @@ WITHOUT: Final[Mapping[str, Mapping[str, str]]] = {
     EVERYTHING: {},
     "no shadow rows": {"PRETRADE_CONTROL__SHADOW": "false", "PRETRADE_CONTROL__STORE": "file"},
     "a tenth of the shadow rows": {"PRETRADE_SHADOW__SAMPLE_SHARE": "0.1"},
+    "pairs not kept": {"PRETRADE_SHADOW__KEEP_PAIRS": "false"},
     "audit os": {"PRETRADE_JOURNAL__DURABILITY": "os"},
     "audit off": {"PRETRADE_JOURNAL__DURABILITY": "off"},
 }
