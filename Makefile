@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-flips bench-features models clean bench-serving canaries bench-observability
+.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ bench: setup  ## decisions a second and latency next to a bare echo server (JSON
 
 bench-edges: setup  ## decisions a second, latency and CPU on both edges, next to bare echoes (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-edges $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+
+bench-costs: setup  ## where the CPU of a decision goes, by process and thread, and what each optional part costs (EDGE=envoy JSON=file)
+	$(BIN)/pretrade bench-costs --edge $(EDGE) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
 
 bench-flips: setup  ## how fast a change reaches every process of two servers under load (JSON=file)
 	$(BIN)/pretrade bench-flips $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))

@@ -153,6 +153,22 @@ def bench_edges(
     raise typer.Exit(run_edge_bench(_given(dir=directory, data=data), seconds, rounds, json))
 
 
+@app.command("bench-costs")
+def bench_costs(
+    data: Recording = None,
+    directory: Directory = None,
+    edge: Annotated[str, typer.Option(help="`grpcio` or `envoy`.")] = "envoy",
+    callers: Annotated[int, typer.Option(min=1, help="Calls under way at once.")] = 64,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Load of one round, on each server.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure where the CPU of a decision goes, by process and thread, and what each optional part of it costs."""
+    from local.cost_bench import run_cost_bench  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_cost_bench(_given(dir=directory, data=data), edge, callers, seconds, rounds, json))
+
+
 @app.command("bench-flips")
 def bench_flips(
     flips: Annotated[int, typer.Option(min=1, help="Changes to measure.")] = 100,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import Result, Scored
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 _CHAMPION_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
 
 
-@dataclass(frozen=True, slots=True)
-class Opinion:
+class Opinion(NamedTuple):
     """What one model says of a row."""
 
     version: str
@@ -31,8 +29,7 @@ class Opinion:
         return self.score >= self.threshold
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """A row that both the champion and a challenger scored."""
 
     decision_id: str
