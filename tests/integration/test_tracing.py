@@ -22,6 +22,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 pytestmark = pytest.mark.stack
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+FAILED = TRACE.replace("4", "7")
 OTLP = "TRACING__OTLP_ENDPOINT"
 
 
@@ -116,7 +117,7 @@ def test_a_decision_that_retried_is_one_tree_from_caller_to_torchserve(
     assert (packet.trace_id, packet.correlation_id) == (trace_id, "basket-7")
 
 
-def test_good_decisions_are_told_of_when_their_caller_keeps_the_trace_and_not_otherwise(
+def test_what_failed_or_the_caller_keeps_is_told_of_and_other_good_decisions_are_not(
     open_rig: OpenRig, collector: OtlpCollector
 ) -> None:
     rig = open_rig(settings(collector), warm_up_calls=5)
@@ -127,6 +128,14 @@ def test_good_decisions_are_told_of_when_their_caller_keeps_the_trace_and_not_ot
     assert not collector.trace(TRACE[::-1]), "and it came before"
     assert not lines(rig, "kept"), "a line a decision would be too many"
     assert rig.server.metric("pretrade_reports_chosen_total", outlet="traces", cause="caller") == 1
+
+    with pytest.raises(grpc.RpcError):
+        decide_with_nothing_left(rig)
+    root = eventually(lambda: collector.trace(FAILED), bool)[0]
+    assert root.failed
+    assert root.span.status.message == "DEADLINE_EXPIRED"
+    (line,) = eventually(lambda: lines(rig, "late"), bool)
+    assert (line["error"], line["cause"]) == ("DEADLINE_EXPIRED", "failed")
 
 
 def test_one_in_n_good_decisions_is_told_of(open_rig: OpenRig, collector: OtlpCollector) -> None:
@@ -143,23 +152,12 @@ def test_one_in_n_good_decisions_is_told_of(open_rig: OpenRig, collector: OtlpCo
     assert rig.server.metric("pretrade_reports_lost_total") == 0
 
 
-def test_a_call_that_got_no_decision_is_a_failed_span_and_a_line(open_rig: OpenRig, collector: OtlpCollector) -> None:
-    rig = open_rig(settings(collector), warm_up_calls=5)
-    with pytest.raises(grpc.RpcError):
-        decide_with_nothing_left(rig)
-    root = eventually(lambda: collector.trace(TRACE), bool)[0]
-    assert root.failed
-    assert root.span.status.message == "DEADLINE_EXPIRED"
-    (line,) = eventually(lambda: lines(rig, "late"), bool)
-    assert (line["error"], line["cause"]) == ("DEADLINE_EXPIRED", "failed")
-
-
 def decide_with_nothing_left(rig: Rig) -> None:
     """Its deadline has passed before it can be read."""
     late = order("late")
     late.timeout.nanos = 1
     request = pb.DecideRequest(order=late)
-    rig.server.decisions.Decide(request, timeout=5.0, metadata=(("traceparent", f"00-{TRACE}-{SPAN}-00"),))
+    rig.server.decisions.Decide(request, timeout=5.0, metadata=(("traceparent", f"00-{FAILED}-{SPAN}-00"),))
 
 
 def lines(rig: Rig, order_ref: str) -> list[dict[str, Any]]:
