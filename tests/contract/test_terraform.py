@@ -1,4 +1,4 @@
-"""What the Terraform files promise the rest of the repository; their format and policies are checked by check-deploy."""
+"""What the Terraform files promise the rest of the repository; check-deploy checks their format and policies."""
 
 from __future__ import annotations
 

@@ -75,7 +75,13 @@ def test_an_image_is_verified_by_the_identity_that_signed_it() -> None:
 
 def test_dependabot_watches_everything_that_is_pinned() -> None:
     updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
-    assert {each["package-ecosystem"] for each in updates} == {"pip", "github-actions", "docker", "docker-compose"}
+    assert {each["package-ecosystem"] for each in updates} == {
+        "pip",
+        "github-actions",
+        "docker",
+        "docker-compose",
+        "terraform",
+    }
     for each in updates:
         assert (ROOT / each["directory"].lstrip("/")).is_dir()
 

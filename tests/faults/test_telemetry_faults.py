@@ -61,6 +61,7 @@ def test_a_collector_that_never_answers_costs_no_decision(open_rig: OpenRig, see
         )
 
 
+@pytest.mark.long
 @pytest.mark.fault("F8", "nobody listens at the collector's address", "every decision as ever; the stop is not delayed")
 def test_a_collector_that_is_gone_costs_no_decision(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY | EVERYTHING | {"TRACING__OTLP_ENDPOINT": NOWHERE}, warm_up_calls=20)
@@ -68,6 +69,7 @@ def test_a_collector_that_is_gone_costs_no_decision(open_rig: OpenRig, seen: See
     seen(f"{DECISIONS} of {DECISIONS} by the primary, p99 {1e3 * percentile(seconds, 0.99):.0f} ms")
 
 
+@pytest.mark.long
 @pytest.mark.fault("F8", "50 scrapers that ask for metrics and never read", "every decision as ever; others are served")
 def test_scrapers_that_never_read_cost_no_decision(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY, warm_up_calls=20)
@@ -88,7 +90,7 @@ def test_scrapers_that_never_read_cost_no_decision(open_rig: OpenRig, seen: Seen
 def test_a_log_that_nobody_reads_stops_no_decision(tmp_path: Path, seen: Seen) -> None:
     reading, writing = os.pipe()
     # Time enough for a slow disk: what is tested is whether it answers.
-    patient = {"PRETRADE_BUDGET__CAP_SECONDS": "5", "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "4"}
+    patient = {"PRETRADE_BUDGET__CAP_SECONDS": "5", "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "1"}
     env = environment(tmp_path, PRETRADE_LOG_LEVEL="debug", **patient)
     port = int(env["PRETRADE_GRPC__PORT"])
     order = pb.Order(instrument="BTCUSDT.BINANCE", side=pb.SIDE_BUY, quantity=1.0, strategy="test")

@@ -197,7 +197,7 @@ def test_what_on_call_sees(prometheus: Prometheus, stack: Stack, capsys: pytest.
     picture.print(status_view(status))
     picture.print(shown)
     assert "Servers up" in picture.export_text(clear=False)
-    if directory := os.environ.get("PRETRADE_TEST_ON_CALL"):
+    if directory := os.environ.get("TEST_ON_CALL"):
         picture.save_svg(str(Path(directory) / "on-call.svg"), title="pretrade status, and the dashboard On call")
     with capsys.disabled():
         Console().print(shown)
