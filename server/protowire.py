@@ -32,11 +32,12 @@ _LAST: Final = tuple(
 
 def varint(number: int) -> bytes:
     """An integer, bool or enum; a negative one as its two's complement in 64 bits."""
-    if 0 <= number < 0x4000:
+    if 0 <= number < 1 << 14:
         return _LAST[number]
-    if number < 0:
-        number &= _64_BITS
-    return _PAIRS[number & 0x3FFF] + varint(number >> 14)
+    if 0 <= number < 1 << 28:
+        return _PAIRS[number & 0x3FFF] + _LAST[number >> 14]
+    number &= _64_BITS
+    return _PAIRS[number & 0x3FFF] + _PAIRS[number >> 14 & 0x3FFF] + varint(number >> 28)
 
 
 def prefixed(content: bytes) -> bytes:

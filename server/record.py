@@ -49,7 +49,12 @@ _DECIDED_AT: Final = template(pb.Decision.DESCRIPTOR, "decided_at", "control_ver
 _LEDGER: Final = template(pb.Decision.DESCRIPTOR, "budget")
 _BUDGET: Final = template(pb.Budget.DESCRIPTOR, "allowed_us", "used_us")
 _USES: Final = template(pb.Budget.DESCRIPTOR, "stages")
-_USE: Final = template(pb.StageUse.DESCRIPTOR, "stage", "allowed_us", "used_us")
+_STAGE: Final = template(pb.StageUse.DESCRIPTOR, "stage")
+_USE_OF: Final = {
+    stage: _STAGE % varint(stage) + template(pb.StageUse.DESCRIPTOR, "allowed_us", "used_us")
+    for stage in pb.Stage.values()
+}
+"""By stage."""
 _SKIPPED: Final = template(pb.StageUse.DESCRIPTOR, "skipped")
 _INSTANT: Final = template(Timestamp.DESCRIPTOR, "seconds", "nanos")
 """A `Duration` has the same fields."""
@@ -313,7 +318,7 @@ def _attempt(attempt: Attempt) -> bytes:
 def _uses(uses: Sequence[Use]) -> bytes:
     written = []
     for stage, allowed, used, skipped in uses:
-        content = _USE % (varint(stage), _microseconds(allowed), _microseconds(used))
+        content = _USE_OF[stage] % (_microseconds(allowed), _microseconds(used))
         if skipped:
             content += _SKIPPED % varint(skipped)
         written.append(_USES % prefixed(content))

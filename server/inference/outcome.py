@@ -15,6 +15,9 @@ import grpc
 class Outcome(enum.Enum):
     """Class of one call's outcome."""
 
+    __hash__ = object.__hash__
+    """A member equals only itself; outcomes are counted for every order, and `Enum` hashes names, in Python."""
+
     SUCCESS = "success"
     OVERLOAD = "overload"
     """The replica, or our queue for it, is full: another replica may do better; not the replica's fault."""
