@@ -45,12 +45,13 @@ class _Unfailing(io.TextIOBase):
         return len(text)
 
     def _write_to_pipe(self, text: str, poll: select.poll) -> None:
-        """A pipe that is ready takes PIPE_BUF bytes without waiting; what is longer goes in pieces."""
-        for start in range(0, len(text), _PIECE):
+        """A pipe that is ready takes PIPE_BUF bytes without waiting, and as one; what is longer goes in pieces."""
+        piece = len(text) if len(text.encode(errors="replace")) <= select.PIPE_BUF else _PIECE
+        for start in range(0, len(text), piece):
             if not poll.poll(0):
                 self.dropped += 1
                 return
-            self._stream.write(text[start : start + _PIECE])
+            self._stream.write(text[start : start + piece])
             self._stream.flush()
 
     def flush(self) -> None:

@@ -269,6 +269,9 @@ def _outcomes(outcomes: Sequence[packet_pb2.Outcome]) -> Iterator[tuple[str, str
 def _evidence(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
     packet = decision.packet
     yield "instance", f"{packet.instance_id}, settings {packet.config_hash}"
+    if packet.trace_id or packet.correlation_id:
+        named = (("trace", packet.trace_id), ("correlation id", packet.correlation_id))
+        yield "call", ", ".join(f"{name} {value}" for name, value in named if value)
     yield (
         "monotonic clock",
         f"arrived {packet.arrived_monotonic_ns / 1e9:.6f} s, decided {packet.decided_monotonic_ns / 1e9:.6f} s",

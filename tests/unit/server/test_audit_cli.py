@@ -46,6 +46,7 @@ def decision(decision_id: str) -> packet_pb2.JournalEntry:
     packet.attempts.add(replica="secondary", outcome="success", used_us=700, model_version="0123456789abcdef")
     packet.instance_id, packet.config_hash, packet.trading_state = "server-1", "c0ffee", "ACTIVE"
     packet.mid_price = 67890.5
+    packet.trace_id, packet.correlation_id = "4bf92f3577b34da6a3ce929d0e0e4736", "basket-7"
     return entry
 
 
@@ -99,6 +100,7 @@ def test_one_screen_shows_what_was_asked_known_and_answered_why_and_at_what_cost
         "CACHED_SCORE_OFF",
         "timeout",
         "c0ffee",
+        "trace 4bf92f3577b34da6a3ce929d0e0e4736, correlation id basket-7",
         "row 3",
         "journal",
     ):
