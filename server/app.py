@@ -648,7 +648,7 @@ def _grpc_server(
 ) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers."""
     return grpc.aio.server(
-        interceptors=(ParsingInterceptor(settings.grpc.read_seconds, errors),),
+        interceptors=(*interceptors, ParsingInterceptor(settings.grpc.read_seconds, errors)),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),

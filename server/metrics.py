@@ -375,9 +375,9 @@ class ServerCollector(Collector):
                 chosen.add_metric((outlet.name, cause), outlet.chosen[cause])
             lost.add_metric((outlet.name,), outlet.lost)
         yield from (chosen, lost)
-        if (exporter := self._exporter) is not None:
-            yield families.SPANS_EXPORTED.family(exporter.exported)
-            yield families.SPANS_NOT_EXPORTED.family(exporter.failed)
+        exporter = self._exporter
+        yield families.SPANS_EXPORTED.family(None if exporter is None else exporter.exported)
+        yield families.SPANS_NOT_EXPORTED.family(None if exporter is None else exporter.failed)
         asked, ended, waiting = (
             family.family() for family in (families.READER_QUESTIONS, families.READER_ENDED, families.READER_WAITING)
         )

@@ -171,8 +171,8 @@ class Security:
             failures.add_metric(("token keys",), self._keys.failures)
         yield versions
         yield failures
-        if self.material is not None:
-            yield families.CERTIFICATE_EXPIRY_SECONDS.family(self.material.value.expires_at)
+        material = self.material
+        yield families.CERTIFICATE_EXPIRY_SECONDS.family(None if material is None else material.value.expires_at)
 
     def _watched(self) -> list[Watched[Material] | Watched[frozenset[str]] | Watched[Policy]]:
         return [*([self.material] if self.material is not None else []), self._revoked, self._policy]
