@@ -112,7 +112,7 @@ def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_
         traders.trade(40)
         return canary_of(admin)
 
-    ended = eventually(trade_on, lambda canary: canary.state == admin_pb2.CANARY_STATE_ROLLED_BACK)
+    ended = eventually(trade_on, lambda canary: canary.state == admin_pb2.CANARY_STATE_ROLLED_BACK, LOAD_SECONDS)
     assert ended.verdict == admin_pb2.CANARY_VERDICT_WORSE
     guilty = {check.name for check in ended.checks if check.verdict == admin_pb2.CANARY_VERDICT_WORSE}
     assert guilty & {"rank", "disagreement", "score_shift"}
@@ -145,6 +145,7 @@ def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_
     assert pairs > 0
 
 
+@pytest.mark.long
 def test_a_canary_decides_its_flows_until_an_operator_ends_it(
     product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
 ) -> None:
@@ -157,7 +158,7 @@ def test_a_canary_decides_its_flows_until_an_operator_ends_it(
     code, why = refusal(lambda: start(admin, version))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "is under way" in why
-    eventually(lambda: {one.source for one in traders.trade(50)}, lambda found: pb.SOURCE_CANARY in found)
+    eventually(lambda: {one.source for one in traders.trade(50)}, lambda found: pb.SOURCE_CANARY in found, LOAD_SECONDS)
     assert product.metric("pretrade_canary_weight") == 0.5
     plan = Canary.start(canary_id, version, champion, (0.5, 1.0), "ann", "looks better", now=0.0)
     answered = [traders.strategies[one.decision_id] for one in traders.decisions if one.source == pb.SOURCE_CANARY]
@@ -193,6 +194,7 @@ def test_models_are_listed_and_what_is_none_is_refused(
         assert refusal(lambda: admin.RollBack(back, timeout=5.0))[0] is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.long
 def test_the_commands_ask_before_orders_are_at_stake_and_tell_by_their_exit_code(
     product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
 ) -> None:
