@@ -236,9 +236,9 @@ class Rollout:
             # Nothing is sent to it any more: its being out is all there is to be seen.
             self.evidence.observe_batch(Side.CANARY, Outcome.TRANSPORT, 0.0)
         verdict, now = self.evidence.verdict, self._wall_seconds()
-        burning = [rule for rule in self._slo.rules() if self.burn.fires(rule)]
-        if self.burn.fires(self._slo.canary_rule(), since=self._joined_at):
-            burning.append(self._slo.canary_rule())
+        # What burned before its first order is not its doing.
+        rules = (*self._slo.rules(), self._slo.canary_rule())
+        burning = [rule for rule in rules if self.burn.fires(rule, since=self._joined_at)]
         if verdict is Verdict.WORSE:
             await self.end(canary, "rolled_back", SERVER, self.evidence.reason)
         elif burning:

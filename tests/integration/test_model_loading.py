@@ -89,6 +89,7 @@ async def test_a_version_is_loaded_beside_the_other_and_asked_for_by_name(
     assert await loader.loaded(replica) == [first]
 
 
+@pytest.mark.long
 async def test_a_version_that_gives_other_scores_than_when_it_was_exported_is_refused(
     registry: Registry, first: str, replica: Replica, loader: ModelLoader
 ) -> None:
@@ -101,6 +102,7 @@ async def test_a_version_that_gives_other_scores_than_when_it_was_exported_is_re
     await loader.unload(replica, second)
 
 
+@pytest.mark.long
 async def test_what_is_no_model_is_refused_and_changes_nothing(
     registry: Registry, first: str, replica: Replica, loader: ModelLoader
 ) -> None:
