@@ -43,7 +43,7 @@ def build(
     recordings: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Recordings (*.gz), or folders of them: what `pretrade ingest --record` writes. Default: the simulator."
+            help="Recordings (*.gz) or folders of them, as `pretrade ingest --record` writes. Default: the simulator."
         ),
     ] = None,
     seed: Seed = 1,
@@ -123,7 +123,7 @@ def train(
     kinds = _kinds(model or (["xgboost", "torch"] if install else ["xgboost"]))
     if name not in ("champion", "challenger"):
         raise typer.BadParameter(f"{name} is neither champion nor challenger", param_hint="--name")
-    if install and (trials or set(kinds) != {"xgboost", "torch"} or len(data or ()) > 1):
+    if install and (trials or set(kinds) != {"xgboost", "torch"} or len(data or ()) > 1 or _is_dataset(data)):
         raise typer.BadParameter("the stack starts with both models of one recording, without a search")
     plan = Plan(
         kinds=kinds,
@@ -177,8 +177,11 @@ def _store(directory: Path, data: list[Path] | None) -> Path:
     running = model_store(directory)
     if running != directory / "models":
         return running
-    recorded = data[0] if data and data[0].suffix != SUFFIX else None
-    return store_directory(directory, recorded)
+    return store_directory(directory, data[0] if data and not _is_dataset(data) else None)
+
+
+def _is_dataset(data: list[Path] | None) -> bool:
+    return data is not None and any(path.suffix == SUFFIX for path in data)
 
 
 def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:
