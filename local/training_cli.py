@@ -43,7 +43,7 @@ def build(
     recordings: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Recordings (*.gz), or folders of them: what `pretrade ingest --record` writes. [the simulator]"
+            help="Recordings (*.gz) or folders of them, as `pretrade ingest --record` writes. Default: the simulator."
         ),
     ] = None,
     seed: Seed = 1,
@@ -74,14 +74,17 @@ def show(file: Annotated[Path, typer.Argument(help="A dataset file.")]) -> None:
 
 def train(
     model: Annotated[
-        list[str] | None, typer.Option(help="xgboost or torch; can be repeated. [xgboost; both with --install]")
+        list[str] | None, typer.Option(help="xgboost or torch; can be repeated. Default: xgboost; with --install both.")
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="A dataset file, or recordings (*.gz) or folders of them; can be repeated. [the simulator]"),
+        typer.Option(
+            help="A dataset file, or recordings (*.gz) or folders of them; can be repeated. Default: the simulator."
+        ),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="The model store. [that of the running stack, else the one it would make]")
+        Path | None,
+        typer.Option(help="The model store. Default: that of the running stack, else the one it would make."),
     ] = None,
     name: Annotated[str, typer.Option(help="Whose place the model is for: champion or challenger.")] = "champion",
     seed: Seed = 1,
@@ -97,7 +100,7 @@ def train(
         bool, typer.Option("--force", help="Write a model that does not beat the baselines, too; its card says so.")
     ] = False,
     cards: Annotated[
-        Path | None, typer.Option(help="Write the cards here, by model name. [the store, by version]")
+        Path | None, typer.Option(help="Write the cards here, by model name. Default: in the store, by version.")
     ] = None,
     mlflow: Annotated[
         str | None,
@@ -111,15 +114,16 @@ def train(
 ) -> None:
     """Train models, hold them against the baselines in a walk-forward evaluation, and publish them with their cards.
 
-    Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`. Exit
-    code 3: a model does not beat the baselines and was not published (see --force).
+    Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`.
+
+    Exit code 3: a model does not beat the baselines and was not published (see --force).
     """
     from local.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
     kinds = _kinds(model or (["xgboost", "torch"] if install else ["xgboost"]))
     if name not in ("champion", "challenger"):
         raise typer.BadParameter(f"{name} is neither champion nor challenger", param_hint="--name")
-    if install and (trials or set(kinds) != {"xgboost", "torch"} or len(data or ()) > 1):
+    if install and (trials or set(kinds) != {"xgboost", "torch"} or len(data or ()) > 1 or _is_dataset(data)):
         raise typer.BadParameter("the stack starts with both models of one recording, without a search")
     plan = Plan(
         kinds=kinds,
@@ -173,8 +177,11 @@ def _store(directory: Path, data: list[Path] | None) -> Path:
     running = model_store(directory)
     if running != directory / "models":
         return running
-    recorded = data[0] if data and data[0].suffix != SUFFIX else None
-    return store_directory(directory, recorded)
+    return store_directory(directory, data[0] if data and not _is_dataset(data) else None)
+
+
+def _is_dataset(data: list[Path] | None) -> bool:
+    return data is not None and any(path.suffix == SUFFIX for path in data)
 
 
 def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:

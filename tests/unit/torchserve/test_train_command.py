@@ -154,6 +154,7 @@ def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: 
         ("--name", "third"),
         ("--install", "--trials", "2"),
         ("--install", "--model", "torch"),
+        ("--install",),  # of a dataset file
     ],
 )
 def test_what_makes_no_sense_is_refused(options: tuple[str, ...], dataset: Path, tmp_path: Path) -> None:
