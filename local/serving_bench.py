@@ -45,7 +45,8 @@ _TIMED: Final = 200
 """Calls of one runtime or server with so many rows."""
 _TURNS: Final = 5
 """In which a server's are made."""
-_WARM_UP_SECONDS: Final = 1.0
+_WARM_UP_CALLS: Final = 2_000
+"""Until then a JVM compiles what it runs."""
 _TURN_SECONDS: Final = 0.5
 _MODELS: Final = ("champion", "challenger")
 
@@ -158,6 +159,7 @@ def run_serving_bench(store: Path, rounds: int, report: Path | None) -> int:
         console.print(_timings(served, "a TorchServe call over gRPC, one caller"))
         with launch(archives["champion"], Variant("ours")) as ours:
             configured = []
+            _warm_up(ours, _one_row(archives["champion"]))
             for variant in VARIANTS:
                 with console.status(variant.name):
                     configured.append(_configured(launch, archives["champion"], ours, variant, rounds))
@@ -263,7 +265,7 @@ def _served(launch: _Launch, archives: Mapping[str, Path]) -> Iterator[Timing]:
             metadata, _ = metadata_and_weights(archive)
             rows = _rows(len(metadata["feature_names"]))
             running = opened.enter_context(launch(archive, Variant("ours")))
-            _load(running, _request(model, rows[:1]), 1, _WARM_UP_SECONDS)
+            _warm_up(running, _request(model, rows[:1]))
             channel = opened.enter_context(grpc.insecure_channel(torchserve.address(running.port)))
             predict = InferenceAPIsServiceStub(channel).Predictions
             name = f"{model} ({metadata['kind']})"
@@ -281,12 +283,15 @@ def _request(model: str, rows: NDArray[np.float32]) -> PredictionsRequest:
     return wire.request(model, [rows.tobytes()])
 
 
-def _configured(launch: _Launch, archive: Path, ours: _Running, variant: Variant, rounds: int) -> Configured:
+def _one_row(archive: Path) -> PredictionsRequest:
     metadata, _ = metadata_and_weights(archive)
-    request = _request(archive.stem, _rows(len(metadata["feature_names"]))[:1])
+    return _request(archive.stem, _rows(len(metadata["feature_names"]))[:1])
+
+
+def _configured(launch: _Launch, archive: Path, ours: _Running, variant: Variant, rounds: int) -> Configured:
+    request = _one_row(archive)
     with launch(archive, variant) as running:
-        for one in (ours, running):
-            _load(one, request, _CALLERS, _WARM_UP_SECONDS)
+        _warm_up(running, request)
         turns = []
         for number in range(rounds):
             for callers in (1, _CALLERS):
@@ -295,6 +300,11 @@ def _configured(launch: _Launch, archive: Path, ours: _Running, variant: Variant
                 turns.append((loads[ours.port], loads[running.port]))
         memory = running.process.memory_bytes() / 2**20
     return Configured(variant.name, running.start_seconds, memory, turns)
+
+
+def _warm_up(running: _Running, request: PredictionsRequest) -> None:
+    with grpc.insecure_channel(torchserve.address(running.port)) as channel:
+        _seconds(partial(InferenceAPIsServiceStub(channel).Predictions, request, timeout=10.0), _WARM_UP_CALLS)
 
 
 def _load(running: _Running, request: PredictionsRequest, callers: int, seconds: float) -> Load:

@@ -1,4 +1,37 @@
-"""How one TorchServe process is started: its files, its command line and its environment."""
+"""How one TorchServe process is started: its files, its command line and its environment.
+
+What each setting does, one changed at a time, in one run on two cores that other work shared: loads of one row by one
+and by four callers, latencies in ms, CPU of JVM and worker in µs a call. How long a start took says how busy the
+machine was: compare a line with the nearest `ours`, and those that were up after 3 s with each other. All figures of
+the run are in `loadtest/results/serving-ddc340c.json`; `make bench-serving` has since learnt to take turns with ours.
+
+======================  =====  ====  =======  =====  =====  =====  =======  =====  =====  =====
+..                         up  memory           one caller                  four callers
+----------------------  -----  ----  ----------------------------  ----------------------------
+one thing changed           s   MiB  calls/s    p50    p99    CPU  calls/s    p50    p99    CPU
+======================  =====  ====  =======  =====  =====  =====  =======  =====  =====  =====
+ours                      3.1   424      931   0.98    4.4    925    1,542   2.50    5.1    688
+heap 512 MiB              3.6   524      999   0.93    3.5    861    1,500   2.54    5.6    693
+Netty threads: shipped    3.1   424      709   1.12    5.3  1,102    1,621   2.34    5.4    699
+logs: shipped             3.0   425      714   1.30    5.2  1,280    1,297   3.04    4.6    842
+system metrics: shipped   3.0   421      947   0.96    4.7    973    1,626   2.15    9.7    677
+ours                      4.0   420      592   1.25    6.9  1,316    1,302   2.58   11.0    785
+both JIT compilers        9.1   440      481   1.21   12.1  1,623      936   3.19   22.1  1,372
+G1 collector              6.9   433      778   1.11    5.6  1,029    1,249   3.05   10.5    683
+ours                      7.0   418      656   0.97    9.1    903    1,092   2.80   11.1    641
+Prometheus endpoint       4.5   419      694   1.05    7.7  1,020    1,159   2.83    8.5    627
+job queue 100: shipped    5.1   400      807   0.99    7.3    919    1,433   2.73    5.3    581
+job tickets               8.4   386      608   1.00   10.0    975      942   2.53   24.3    693
+ours                     11.7   385      482   1.05   12.0  1,037    1,410   2.68    7.8    592
+2 workers                13.7   638      436   1.45   11.4  1,621    1,512   2.30   10.1    829
+======================  =====  ====  =======  =====  =====  =====  =======  =====  =====  =====
+
+So: TorchServe's own logs cost a third of the CPU; its default of as many Netty threads as cores costs one caller a
+fifth; the second JIT compiler takes the CPU that calls need, for as long as these loads lasted; a second worker costs
+220 MiB and on two cores gives nothing. Heap, collector, metrics and tickets make no difference that this run can tell
+from the machine's. The queue is short because what waits in it is late: a full one refuses at once, and the other
+replica answers.
+"""
 
 from __future__ import annotations
 
