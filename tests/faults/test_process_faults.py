@@ -60,6 +60,7 @@ def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # twenty processes load
 @pytest.mark.fault("F3", "ten rolling restarts under load", "no failed call; one audit row for each reply")
 @pytest.mark.parametrize("edge", EDGES)
 def test_ten_rolling_restarts_under_load_lose_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
