@@ -5,7 +5,7 @@ what is undefined. Half a count is added to every bin, since an empty one would 
 
 A fixed limit such as 0.1 is a matter of luck: without drift PSI is about (1/n + 1/m) · χ² of bins - 1 degrees of
 freedom (Yurdakul 2018, "Statistical properties of population stability index"), so that 0.1 is ordinary for 200 rows
-and a landslide for 100,000. The limit here is a quantile of what samples of the same sizes from the reference itself give.
+and a landslide for 100,000. The limit here is a quantile of what samples of the same sizes from the reference give.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def _drift(
 
 def _rounded(count: int) -> int:
     """To two digits, downwards: simulated limits are kept by it."""
-    step = 10 ** max(0, len(str(count)) - 2)
+    step = int(10 ** max(0, len(str(count)) - 2))
     return max(2, count // step * step)
 
 

@@ -46,9 +46,8 @@ def test_brier_and_calibration_error_are_what_independent_libraries_compute() ->
     random = np.random.default_rng(4)
     scores = random.uniform(size=2_000)
     eligible = random.uniform(size=2_000) < scores**1.5
-    found = quality(
-        [LabelledDecision("TRADE", "PRIMARY", float(s), bool(e)) for s, e in zip(scores, eligible, strict=True)]
-    )
+    pairs = zip(scores.tolist(), eligible.tolist(), strict=True)
+    found = quality([LabelledDecision("TRADE", "PRIMARY", score, label) for score, label in pairs])
     assert found.brier == pytest.approx(brier_score_loss(eligible, scores), abs=1e-9)
     metric = BinaryCalibrationError(n_bins=10, norm="l1")
     error = metric(torch.tensor(scores, dtype=torch.float64), torch.tensor(eligible.astype(int)))
