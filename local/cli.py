@@ -15,7 +15,7 @@ from feature_cache import ingest_cli
 from local import training_cli
 from server import canary_cli, steering_cli
 from server import cli as server_cli
-from server.audit import quality
+from server.drift import cli as drift_cli
 from server.security import client
 
 app = typer.Typer(
@@ -278,7 +278,7 @@ for steer in (steering_cli.breaker, steering_cli.flag, steering_cli.state, steer
     app.command(epilog=steering_cli.EXIT_CODES)(steer)
 app.add_typer(steering_cli.replica_app)
 app.add_typer(steering_cli.config_app)
-app.add_typer(quality.app)
+app.add_typer(drift_cli.app)
 app.add_typer(canary_cli.canary_app)
 app.add_typer(canary_cli.models_app)
 app.add_typer(training_cli.dataset_app)

@@ -49,6 +49,7 @@ from server.control.state import ControlState, halt_at_start
 from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
 from server.dataplane import DataPlane
 from server.decision_log import decision_log
+from server.drift.watch import DriftWatch
 from server.envoy import EnvoyEdge
 from server.explaining import Explaining
 from server.garbage import spare_the_hot_path
@@ -295,7 +296,7 @@ async def start(
     # Nothing is healthy until it is proven; the servicers start as SERVING.
     await health_state.update()
 
-    audit, explaining, readings = await _open_audit(shared, stack, journal, metrics, clock)
+    audit, explaining, readings, drift = await _open_audit(shared, stack, stop, journal, metrics, clock)
     collector = ServerCollector(
         decisions=metrics,
         admission=admission,
@@ -313,6 +314,7 @@ async def start(
         reports=reports,
         exporter=None if tracing is None else tracing.exporter,
         readings=readings,
+        drift=drift,
         feature_cache=feature_cache,
         instruments=settings.instruments,
         security=security,
@@ -337,6 +339,7 @@ async def start(
             unshipped=lambda: shipper.unshipped,
             feature_cache=feature_cache,
             reports=ReportReader(store),
+            drift=drift,
             instruments=settings.instruments,
             max_feature_age_seconds=settings.features.max_age_seconds,
             health=health_state,
@@ -573,11 +576,12 @@ def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketW
 async def _open_audit(
     settings: Settings,
     stack: AsyncExitStack,
+    stop: asyncio.Future[None],
     journal: Journal,
     metrics: DecisionMetrics,
     clock: Callable[[], float],
-) -> tuple[AuditServicer, Explaining, list[Reading]]:
-    """The audit service, explanations beside replies, and the processes that read all journals for them."""
+) -> tuple[AuditServicer, Explaining, list[Reading], DriftWatch]:
+    """The audit service, explanations beside replies, the processes that read all journals, and who watches drift."""
     path = settings.journal.path.absolute()
     task = ReadingTask(
         journal=path,
@@ -586,12 +590,14 @@ async def _open_audit(
     )
     readings = [
         await stack.enter_async_context(Reading(name, task))
-        for name in ("lookups", "watching", "replays", "explanations")
+        for name in ("lookups", "watching", "replays", "explanations", "drift")
     ]
-    lookups, watching, replays, explanations = readings
+    lookups, watching, replays, explanations, comparing = readings
+    drift = DriftWatch(comparing, settings.drift)
+    await stack.enter_async_context(_background(drift.run(), "drift", stop))
     recording = stack.enter_context(FileLock(path.with_name(f"{path.name}.outcomes.lock")))
     servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording)
-    return servicer, Explaining(explanations, settings.explain, metrics.explanations, clock), readings
+    return servicer, Explaining(explanations, settings.explain, metrics.explanations, clock), readings, drift
 
 
 def _serve_metrics(settings: Settings, stack: AsyncExitStack, collector: ServerCollector) -> int:

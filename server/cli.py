@@ -167,8 +167,18 @@ def status_view(status: admin_pb2.GetStatusResponse) -> Group:
         replica_table(status.replicas),
         _feature_table(status),
         _counts_line(status),
+        _drift_line(status.drift),
     )
     return Group(*parts, _process_table(status)) if status.process_count > 1 else Group(*parts)
+
+
+def _drift_line(drift: admin_pb2.DriftStatus) -> str:
+    if drift.problem:
+        return f"[dim]drift: {escape(drift.problem)}[/]"
+    drifted = [f"{one.name} {one.psi:.2f} (limit {one.limit:.2f})" for one in drift.features if one.drifted]
+    if not drifted:
+        return f"[dim]drift: none in {drift.rows:,} inputs of model {drift.model_version}[/]"
+    return f"[red]drift[/] in {drift.rows:,} inputs of model {drift.model_version}: {', '.join(drifted)}"
 
 
 def _process_table(status: admin_pb2.GetStatusResponse) -> Table:

@@ -145,6 +145,14 @@ REPORTS_LOST: Final = Counter(
 )
 SPANS_EXPORTED: Final = Counter("pretrade_spans_exported", "Spans that the collector took.")
 SPANS_NOT_EXPORTED: Final = Counter("pretrade_spans_not_exported", "Spans that the collector did not take in time.")
+DRIFT_PSI: Final = Gauge(
+    "pretrade_drift_psi", "Population stability of recent inputs, and of the score, against the model's.", ("feature",)
+)
+DRIFT_LIMIT: Final = Gauge(
+    "pretrade_drift_psi_limit", "What as many values without drift exceed once in a hundred comparisons.", ("feature",)
+)
+DRIFT_UNDEFINED: Final = Gauge("pretrade_drift_undefined_ratio", "Share of undefined values.", ("feature",))
+DRIFT_ROWS: Final = Gauge("pretrade_drift_rows", "Different inputs in the newest comparison; 0 without one.")
 READER_QUESTIONS: Final = Counter(
     "pretrade_reader_questions", "Questions to a process that reads the audit.", ("reader",)
 )

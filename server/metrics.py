@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from server.canary.assembly import CanaryParts
     from server.control.configuration import Configuration
     from server.control.state import ControlState
+    from server.drift.watch import DriftWatch
     from server.idempotency import IdempotencyWindow
     from server.inference.champion import Champion
     from server.inference.replica import Replica
@@ -131,6 +132,7 @@ class ServerCollector(Collector):
         reports: DecisionReports,
         exporter: CountingExporter | None,
         readings: Sequence[Reading],
+        drift: DriftWatch,
         feature_cache: FeatureCache,
         instruments: tuple[str, ...],
         security: Security,
@@ -153,6 +155,7 @@ class ServerCollector(Collector):
         self._reports = reports
         self._exporter = exporter
         self._readings = readings
+        self._drift = drift
         self._feature_cache = feature_cache
         self._instruments = instruments
         self._security = security
@@ -386,6 +389,20 @@ class ServerCollector(Collector):
             ended.add_metric((reading.name,), reading.ended)
             waiting.add_metric((reading.name,), reading.waiting)
         yield from (asked, ended, waiting)
+        yield from self._drifts()
+
+    def _drifts(self) -> Iterator[Metric]:
+        psi, limit, undefined = (
+            family.family() for family in (families.DRIFT_PSI, families.DRIFT_LIMIT, families.DRIFT_UNDEFINED)
+        )
+        state = self._drift.state
+        for one in state.drifts:
+            psi.add_metric((one.name,), one.psi)
+            undefined.add_metric((one.name,), one.undefined)
+            if one.limit is not None:
+                limit.add_metric((one.name,), one.limit)
+        yield from (psi, limit, undefined)
+        yield families.DRIFT_ROWS.family(state.rows if state.drifts else 0)
 
 
 def _short(enum: object, value: int) -> str:

@@ -40,6 +40,7 @@ from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
 from server.control.state import ControlSettings
 from server.decision_log import DecisionLogSettings
+from server.drift.watch import DriftSettings
 from server.explaining import ExplainSettings
 from server.idempotency import IdempotencySettings
 from server.inference.batcher import BatcherSettings
@@ -264,6 +265,7 @@ class Settings(BaseSettings):
     decisions_topic: TopicSettings = TopicSettings()
     replay: ReplaySettings = ReplaySettings()
     explain: ExplainSettings = ExplainSettings()
+    drift: DriftSettings = DriftSettings()
     tracing: TracingSettings = TracingSettings()
     tls: TlsSettings = TlsSettings()
     tokens: TokenSettings = TokenSettings()

@@ -112,7 +112,7 @@ def label(
             found = query.labelled(since, until, horizon_seconds)
     except (AuditError, SessionError, ValueError) as error:
         raise failure(error) from error
-    report = _by_source(found)
+    report = by_source(found)
     if as_json:
         typer.echo(json.dumps({source: asdict(one) for source, one in report.items()}, indent=2))
     else:
@@ -133,7 +133,7 @@ async def _label_from_kafka(labeller: Labeller, bootstrap_servers: str, topic: s
         raise failure(f"Kafka: {error}") from error
 
 
-def _by_source(found: list[LabelledDecision]) -> dict[str, Quality]:
+def by_source(found: list[LabelledDecision]) -> dict[str, Quality]:
     groups: dict[str, list[LabelledDecision]] = defaultdict(list)
     for one in found:
         groups["all"].append(one)

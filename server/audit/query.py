@@ -11,7 +11,7 @@ import base64
 import binascii
 import datetime as dt
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,26 @@ class AuditQuery:
         if problems:
             raise AuditUnavailable("; ".join(problems))
         raise UnknownDecision(f"no decision {decision_id} in the audit")
+
+    def newest(
+        self, wanted: audit_pb2.DecisionFilter, limit: int, incomplete: Callable[[str], object] = lambda _: None
+    ) -> Iterator[audit_pb2.AuditedDecision]:
+        """The newest decisions that match, page by page; `incomplete` hears what cannot be read.
+
+        Raises:
+            InvalidRequest: The filter breaks a rule.
+            AuditUnavailable: There is nothing that can be read.
+        """
+        token = ""
+        while limit > 0:
+            page = self.page(wanted, min(limit, LARGEST_PAGE), token)
+            if page.incomplete:
+                incomplete(page.incomplete)
+            yield from page.decisions
+            limit -= len(page.decisions)
+            token = page.next_page_token
+            if not token:
+                return
 
     def page(self, wanted: audit_pb2.DecisionFilter, size: int, token: str) -> audit_pb2.ListDecisionsResponse:
         """One page of the decisions that match, the newest first.

@@ -81,6 +81,8 @@ class Question(enum.IntEnum):
     CHANGES = 5
     """`pretrade.admin.v1.ListChangesRequest` → `ListChangesResponse`."""
     EXPLAIN = 6
+    DRIFT = 7
+    """`DriftRequest` as JSON → `DriftState` as JSON (`server/drift/watch.py`)."""
 
 
 class Task(BaseModel):

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import closing
 
@@ -24,6 +25,8 @@ from server.audit.models import ModelStore
 from server.audit.query import AuditQuery
 from server.audit.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP, Question, Task
 from server.audit.replay import Replay, Replayer, fact_of_reply
+from server.drift.summary import metadata_of, summarise
+from server.drift.watch import DriftRequest, packed
 
 
 class Answering:
@@ -68,6 +71,8 @@ class Answering:
                     return self._replay(audit_pb2.ReplayDecisionRequest.FromString(request))
                 case Question.EXPLAIN:
                     return self._explain(audit_pb2.ExplainDecisionRequest.FromString(request))
+                case Question.DRIFT:
+                    return self._drift(DriftRequest.model_validate_json(request))
                 case Question.CHANGES:
                     return self._query.changes(admin_pb2.ListChangesRequest.FromString(request)).SerializeToString()
         except DecodeError as error:
@@ -107,6 +112,12 @@ class Answering:
         recorded = self._query.journals.find(request.decision_id, []) if request.decision_id else None
         packet = (recorded or self._query.get(request.decision_id)).packet
         return audit_pb2.ExplainDecisionResponse(explanation=self._explainer.explain(packet)).SerializeToString()
+
+    def _drift(self, request: DriftRequest) -> bytes:
+        wanted = audit_pb2.DecisionFilter()
+        wanted.since.FromNanoseconds(time.time_ns() - int(request.window_seconds * 1e9))
+        packets = (one.packet for one in self._query.newest(wanted, request.max_decisions))
+        return packed(summarise(packets, lambda version: metadata_of(self._store.find(version).files)))
 
     def _new_replayer(self) -> Replayer:
         return Replayer(self._query.settings, self._query.packet, self._store.find)

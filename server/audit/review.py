@@ -39,7 +39,7 @@ from server.audit.places import (
     model_store,
     targets,
 )
-from server.audit.query import LARGEST_PAGE, AuditQuery
+from server.audit.query import AuditQuery
 from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
 from server.security.client import ClientCredentials, CredentialsError
 
@@ -283,17 +283,8 @@ def _query(database_url: str | None, journal: Path | None, directory: Path) -> I
 def decisions_of(
     query: AuditQuery, wanted: audit_pb2.DecisionFilter, limit: int
 ) -> Iterator[audit_pb2.AuditedDecision]:
-    """The newest that match, page by page."""
-    token = ""
-    while limit > 0:
-        page = query.page(wanted, min(limit, LARGEST_PAGE), token)
-        if page.incomplete:
-            typer.echo(f"incomplete: {page.incomplete}", err=True)
-        yield from page.decisions
-        limit -= len(page.decisions)
-        token = page.next_page_token
-        if not token:
-            return
+    """The newest that match; says what is missing."""
+    return query.newest(wanted, limit, lambda what: typer.echo(f"incomplete: {what}", err=True))
 
 
 @contextmanager

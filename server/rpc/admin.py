@@ -27,6 +27,7 @@ from server.control.errors import (
     UnknownSubjectError,
 )
 from server.control.state import ControlState
+from server.drift.watch import DriftState, DriftWatch
 from server.health import Health
 from server.metrics import DecisionMetrics
 from server.rpc.audit import abort
@@ -69,6 +70,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         unshipped: Callable[[], int],
         feature_cache: FeatureCache,
         reports: ReportReader,
+        drift: DriftWatch,
         instruments: tuple[str, ...],
         max_feature_age_seconds: float,
         health: Health,
@@ -87,6 +89,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._unshipped = unshipped
         self._feature_cache = feature_cache
         self._reports = reports
+        self._drift = drift
         self._instruments = instruments
         self._max_feature_age_seconds = max_feature_age_seconds
         self._health = health
@@ -126,6 +129,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             control=self._control.status(),
             chain_stages=self._steering.chain(),
             canary=self._canaries.current(),
+            drift=_drift_status(self._drift.state),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:
@@ -289,6 +293,18 @@ async def _ask(address: str, index: int) -> pb.ProcessStatus | None:
     answer = status.processes[0]
     answer.answered = False
     return answer
+
+
+def _drift_status(state: DriftState) -> pb.DriftStatus:
+    return pb.DriftStatus(
+        model_version=state.model_version,
+        problem=state.problem,
+        rows=state.rows,
+        features=[
+            pb.FeatureDrift(name=one.name, psi=one.psi, limit=one.limit, undefined=one.undefined, drifted=one.drifted)
+            for one in state.drifts
+        ],
+    )
 
 
 async def _answer(answer: Awaitable[_T], context: _Context) -> _T:

@@ -755,6 +755,7 @@ class GetStatusResponse(_message.Message):
     CONTROL_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
     CHAIN_STAGES_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
@@ -811,6 +812,10 @@ class GetStatusResponse(_message.Message):
     def chain_stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Stages of the fallback chain that may answer, in the order they are asked."""
 
+    @_builtins.property
+    def drift(self) -> Global___DriftStatus:
+        """What recent decisions look like beside what their model learnt from, as the process that answers last compared them."""
+
     def __init__(
         self,
         *,
@@ -830,14 +835,91 @@ class GetStatusResponse(_message.Message):
         control: Global___ControlStatus | None = ...,
         canary: Global___Canary | None = ...,
         chain_stages: _abc.Iterable[_builtins.str] | None = ...,
+        drift: Global___DriftStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "control", b"control", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "control", b"control", "drift", b"drift", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "components", b"components", "control", b"control", "control_version", b"control_version", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class DriftStatus(_message.Message):
+    """Recent decisions beside the reference of the model that scored most of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The model's version; empty before the first comparison."""
+    problem: _builtins.str
+    """Why there is no comparison; empty when there is one."""
+    rows: _builtins.int
+    """Different inputs that were looked at."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
+        """Every feature, and `score`."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        features: _abc.Iterable[Global___FeatureDrift] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "model_version", b"model_version", "problem", b"problem", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriftStatus: _TypeAlias = DriftStatus  # noqa: Y015
+
+@_typing.final
+class FeatureDrift(_message.Message):
+    """One feature beside its reference."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PSI_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    UNDEFINED_FIELD_NUMBER: _builtins.int
+    DRIFTED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The feature, or `score`."""
+    psi: _builtins.float
+    """Population stability index."""
+    limit: _builtins.float
+    """What as many values without drift exceed in one comparison of a hundred; absent with too few values to say."""
+    undefined: _builtins.float
+    """Share of undefined values."""
+    drifted: _builtins.bool
+    """True when the index is beyond its limit."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        psi: _builtins.float = ...,
+        limit: _builtins.float | None = ...,
+        undefined: _builtins.float = ...,
+        drifted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "drifted", b"drifted", "limit", b"limit", "name", b"name", "psi", b"psi", "undefined", b"undefined"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___FeatureDrift: _TypeAlias = FeatureDrift  # noqa: Y015
 
 @_typing.final
 class ProcessStatus(_message.Message):
