@@ -35,6 +35,9 @@ def run_flip_bench(given: Mapping[str, Any], flips: int, callers: int, json: Pat
         own = LocalSettings(
             dir=settings.dir / "bench" / "second-server",
             market=False,
+            decision_port=0,  # those of the environment are the first server's
+            admin_port=0,
+            metrics_port=0,
             processes=_PROCESSES,
             instruments=shared.instruments,
             redis_url=shared.redis_url,

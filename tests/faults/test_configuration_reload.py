@@ -25,7 +25,7 @@ BROKEN = {
     "a wrong type": "[guards]\nmax_notional = 'much'\n",
     "a negative limit": "[guards]\nmax_notional = -5.0\n",
     "not UTF-8": "[guards]\nmax_notional = 5.0 # \udcff\n",
-    "what needs a restart": "[grpc]\nport = 1\n[budget]\ncap_seconds = 0.02\n",
+    "what needs a restart": "[admission]\nmax_in_flight = 7\n",
 }
 
 
@@ -33,6 +33,14 @@ def reload(group: Group, **changes: object) -> admin_pb2.ReloadConfigurationResp
     request = admin_pb2.ReloadConfigurationRequest(author="ann", reason="limits", **changes)  # type: ignore[arg-type]
     with grpc.insecure_channel(f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}") as channel:
         return admin_pb2_grpc.AdminServiceStub(channel).ReloadConfiguration(request, timeout=10.0)
+
+
+def hashes(group: Group) -> set[str]:
+    """Of the configuration in force, by every process."""
+    status = eventually(
+        group.status, lambda status: len(status.processes) == 2 and not any(one.problem for one in status.processes)
+    )
+    return {one.config_hash for one in status.processes}
 
 
 def replace(path: Path, content: str) -> None:
@@ -55,9 +63,9 @@ def test_a_broken_file_changes_nothing_and_a_sound_one_holds_in_every_process(
     path = tmp_path / "pretrade.toml"
     replace(path, "")
     with server_group(tmp_path, 2, PRETRADE_CONFIG_FILE=str(path)) as group:
-        before = {one.config_hash for one in group.status().processes}
+        before = hashes(group)
         assert len(before) == 1
-        with Callers(group.decision) as callers:
+        with Callers(group.decision, count=2) as callers:
             for name, content in BROKEN.items():
                 replace(path, content)
                 with pytest.raises(grpc.RpcError) as refused:
@@ -70,19 +78,17 @@ def test_a_broken_file_changes_nothing_and_a_sound_one_holds_in_every_process(
             with pytest.raises(grpc.RpcError):
                 reload(group)
             path.unlink(missing_ok=True)
-            assert {one.config_hash for one in group.status().processes} == before
+            assert hashes(group) == before
             assert group.status().control_version == 0
             assert "configuration not reloaded" in group.log()
 
             replace(path, GOOD)
             tried = reload(group, dry_run=True)
             assert "guards.max_notional: 1000000.0 → 1000.0" in tried.change.diff
-            assert {one.config_hash for one in group.status().processes} == before
+            assert hashes(group) == before
             began = time.monotonic()
             made = reload(group, expected_config_hash=tried.previous_config_hash)
-            eventually(
-                lambda: {one.config_hash for one in group.status().processes}, lambda all_: all_ == {made.config_hash}
-            )
+            eventually(lambda: hashes(group), {made.config_hash}.__eq__)
             took = time.monotonic() - began
             with pytest.raises(grpc.RpcError) as outdated:
                 reload(group, expected_config_hash=tried.previous_config_hash)
