@@ -41,7 +41,7 @@ Version = Annotated[str, typer.Argument(help="A version of `pretrade models list
 
 @canary_app.command(epilog=_EXIT_CODES)
 def start(
-    version: Version,
+    version: Version = "candidate",
     steps: Annotated[
         str | None, typer.Option(help="Percent of the order flows at each step, up to 100, like 1,5,25,50,100.")
     ] = None,
@@ -53,7 +53,7 @@ def start(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Load and check a version, and give it the first share of the order flows; more as its evidence allows."""
+    """Load and check a version (by default the one trained last), and give it the first share of the order flows; more as its evidence allows."""
     request = admin_pb2.StartCanaryRequest(
         model_version=version, steps=_shares(steps), author=author, reason=reason, dry_run=dry_run
     )
