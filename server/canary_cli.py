@@ -53,7 +53,10 @@ def start(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Load and check a version (by default the one trained last), and give it the first share of the order flows; more as its evidence allows."""
+    """Load and check a version, and give it the first share of the order flows; more as its evidence allows.
+
+    Without one it is the version trained last.
+    """
     request = admin_pb2.StartCanaryRequest(
         model_version=version, steps=_shares(steps), author=author, reason=reason, dry_run=dry_run
     )
