@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import socket
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
@@ -16,11 +20,17 @@ _FIRST: Final = 20_000
 _COUNT: Final = 12_000
 
 
-def default_port(port: int) -> int | None:
-    """The port if nobody listens on it now, else None."""
+def default_port(port: int, held: ExitStack) -> int | None:
+    """The port, unless somebody listens on it or another stack of this machine is about to: until `held` is closed."""
+    try:
+        claim = os.open(Path(tempfile.gettempdir()) / f"pretrade-{port}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    except OSError:  # another user's
+        return None
+    held.callback(os.close, claim)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             candidate.bind((LOOPBACK, port))
         except OSError:
             return None

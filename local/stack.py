@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,7 @@ class Stack:
         self._endpoints: Endpoints | None = None
         self._cancelled = threading.Event()
         self._lock: int | None = None
+        self._claims = ExitStack()
         self._guard: Guard | None = None
 
     def __enter__(self) -> Self:
@@ -158,7 +160,7 @@ class Stack:
             self._take_directory()
             (self._directory / STACK_FILE).unlink(missing_ok=True)  # of a stack that was killed
             self._guard = Guard(grace_seconds=self._settings.guard_grace_seconds, held=self._lock)
-            self._ports = _choose_ports(self._settings)
+            self._ports = _choose_ports(self._settings, self._claims)
             self._endpoints = self._choose_endpoints()
             self._start_parts()
             self._write_file()
@@ -179,6 +181,7 @@ class Stack:
         if self._guard is not None:
             self._guard.close()
             self._guard = None
+        self._claims.close()
         os.close(self._lock)
         self._lock = None
 
@@ -439,12 +442,12 @@ def _external_parts(settings: LocalSettings) -> set[str]:
     return {part for part, address in given.items() if address is not None}
 
 
-def _choose_ports(settings: LocalSettings) -> dict[str, int]:
+def _choose_ports(settings: LocalSettings, claims: ExitStack) -> dict[str, int]:
     """A port for everything that listens: the user's, the server's default where it is free, or any free one."""
     wanted = {
-        "decision": settings.decision_port or default_port(7001),
-        "admin": settings.admin_port or default_port(7002),
-        "metrics": settings.metrics_port or default_port(7003),
+        "decision": settings.decision_port or default_port(7001, claims),
+        "admin": settings.admin_port or default_port(7002, claims),
+        "metrics": settings.metrics_port or default_port(7003, claims),
     }
     management = (f"{name}_management" for name in _MODELS)
     ours = ("valkey", "broker", "postgres", *_MODELS, *management, "worker", *wanted)

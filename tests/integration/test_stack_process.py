@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ import pytest
 
 from local.errors import NotReadyError, PartFailedError, StartCancelledError
 from local.guard import Guard
-from local.ports import free_ports
+from local.ports import default_port, free_ports
 from local.process import Process
 
 pytestmark = pytest.mark.stack
@@ -255,3 +256,12 @@ def test_free_ports_are_different_and_can_be_listened_on() -> None:
     ports = free_ports(50)
     assert len(set(ports)) == 50
     assert all(20_000 <= port < 32_000 for port in ports)
+
+
+def test_a_default_port_is_one_stacks_until_it_has_ended() -> None:
+    (port,) = free_ports(1)
+    with ExitStack() as one, ExitStack() as other:
+        assert default_port(port, one) == port
+        assert default_port(port, other) is None
+        one.close()
+        assert default_port(port, other) == port
