@@ -52,6 +52,7 @@ def code(stack: Stack, metadata: tuple[tuple[str, str], ...]) -> tuple[grpc.Stat
     return codes[0], codes[1]
 
 
+@pytest.mark.long
 async def test_the_server_shows_its_tokens_and_others_have_none(stack: Stack) -> None:
     path = Path(stack.endpoints.token_files["challenger"])
     denied, fine = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.OK
@@ -82,6 +83,7 @@ async def test_the_server_shows_its_tokens_and_others_have_none(stack: Stack) ->
         assert code(stack, before) == (denied, denied), "the old ones are over"
 
 
+@pytest.mark.long
 def test_the_key_file_is_for_its_owner_alone(stack: Stack) -> None:
     assert Path(stack.endpoints.token_files["challenger"]).stat().st_mode & 0o077 == 0
 
