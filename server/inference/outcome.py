@@ -54,7 +54,7 @@ _BY_MESSAGE: Final = (
     ("invalid model predict output", Outcome.MODEL_ERROR),
     ("number of batch response mismatched", Outcome.MODEL_ERROR),
     ("unsupported model output data type", Outcome.MODEL_ERROR),
-    # Triton's full queue and a model that is loading or was unloaded; the code is UNAVAILABLE. From its source.
+    # Triton's full queue and a model that is loading or was unloaded; the code is UNAVAILABLE. By its documentation.
     ("exceeds maximum queue size", Outcome.OVERLOAD),
     ("model is not available", Outcome.MODEL_ERROR),
     ("unknown model", Outcome.MODEL_ERROR),

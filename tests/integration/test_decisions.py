@@ -300,11 +300,7 @@ def test_a_scrape_shows_what_is_declared_and_nothing_else(product: Product) -> N
     product.decide_until(pb.SOURCE_PRIMARY)
     with urlopen(f"{product.stack.endpoints.metrics_url}/metrics", timeout=5.0) as response:
         families = {family.name: family for family in text_string_to_metric_families(response.read().decode())}
-    where_configured = {
-        each.name
-        for each in METRICS
-        if each.name.startswith(("pretrade_topic_", "pretrade_spans_", "pretrade_certificate_"))
-    }
+    where_configured = {each.name for each in METRICS if each.name.startswith("pretrade_topic_")}
     assert set(families) == {each.name for each in METRICS} - where_configured
     for metric in METRICS:
         if metric.name not in where_configured:
