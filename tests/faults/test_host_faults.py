@@ -167,6 +167,7 @@ def test_others_who_take_every_core_open_no_breaker(product: Product, seen: Seen
     seen(f"{len(load.decisions)} calls, all answered: {dict(sources)}; {int(lag)} stalls so far")
 
 
+@pytest.mark.long
 @pytest.mark.fault("F7", "the replica's name loses its address, then gets another", "reconnected; no call fails")
 def test_a_replica_that_moves_is_found_again(product: Product, tmp_path: Path, seen: Seen) -> None:
     primary = str(product.stack.endpoints.primary)
