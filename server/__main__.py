@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from feature_cache import logs
 from server import reference
-from server.app import ComponentEndedError, serve
+from server.app import serve
 from server.audit.errors import AuditError
 from server.control.flags import FlagProviderError
+from server.process import ComponentEndedError
 from server.settings import Settings, load
 from server.slot import of_child
 from server.supervisor import Supervisor

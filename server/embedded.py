@@ -18,12 +18,13 @@ from typing import Any
 import structlog
 
 from feature_cache import logs
-from server.app import Server, start, stop_at_end_of_input
+from server.app import Server, start
 from server.envoy import Embedding, EnvoyEdge
 from server.garbage import spare_the_hot_path
 from server.rpc.asgi import Receive, Scope, Send
 from server.settings import load
 from server.slot import of_child
+from server.stopping import stop_at_end_of_input
 
 _log = structlog.get_logger(__name__)
 

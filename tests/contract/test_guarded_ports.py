@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.app import _access, _grpc_server
+from server.rpc.ports import access, grpc_server
 from server.security.security import Plane, Security
 from server.security.trial import ISSUER, TrialIssuer, jwks
 from server.settings import Settings
@@ -42,7 +42,7 @@ async def test_a_port_asks_for_credentials(plane: Plane, tmp_path: Path) -> None
         return None
 
     security = Security(settings.tls, settings.tokens, settings.access, record, "test", time.monotonic)
-    server = _grpc_server(settings, _access(security, plane), Counter())
+    server = grpc_server(settings, access(security, plane), Counter())
     add: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server
     add(Admin(), server)  # type: ignore[abstract]  # the other methods answer UNIMPLEMENTED
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)

@@ -1,0 +1,192 @@
+"""Puts the request path and what it stands on together, for the composition root."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fallback.cached_score import CachedScores
+from fallback.chain import Chain, Stage, StageName
+from fallback.guards import Guards
+from fallback.rules import RulesBaseline
+from feature_cache.cluster import ClusterFeatureStore, open_store
+from feature_cache.l1 import FeatureCache
+from feature_cache.store import FeatureStore
+from server.admission import Admission
+from server.audit.journal import Journal
+from server.audit.shipper import Shipper
+from server.canary.assembly import CanaryParts, assemble
+from server.canary.subjects import canary_subjects
+from server.control.assembly import obey_configuration, open_control
+from server.control.configuration import Configuration
+from server.control.state import ControlState
+from server.dataplane import DataPlane
+from server.decision_log import decision_log
+from server.idempotency import IdempotencyWindow
+from server.inference.assembly import open_replicas
+from server.inference.champion import Champion
+from server.inference.replica import Replica
+from server.inference.retry_budget import RetryBudget
+from server.loop_lag import LoopLag
+from server.record import PacketWriter
+from server.reports import DecisionReports
+from server.security.security import Security
+from server.settings import load
+from server.shared_keys import SharedKeys
+from server.tracing import Tracing, open_tracing
+
+if TYPE_CHECKING:
+    from server.envoy import EnvoyEdge
+    from server.process import Process
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What the request path stands on."""
+
+    loop_lag: LoopLag
+    journal: Journal
+    shipper: Shipper
+    security: Security
+    feature_cache: FeatureCache
+    feature_store: FeatureStore | ClusterFeatureStore
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPath:
+    """The request path, and those of its parts that are steered and measured."""
+
+    dataplane: DataPlane
+    replicas: tuple[Replica, ...]
+    champion: Champion
+    canary: CanaryParts
+    chain: Chain
+    configuration: Configuration
+    control: ControlState
+    admission: Admission
+    idempotency: IdempotencyWindow
+    reports: DecisionReports
+    tracing: Tracing | None
+
+
+async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundation:
+    """The event loop's own delays, the journal and its way to the database, credentials and policies, and features.
+
+    Args:
+        process: What they are built with.
+        envoy: The Envoy in whose process this runs, which then is told of certificates.
+
+    Raises:
+        OSError, AuditError: One could not be started.
+    """
+    settings, stack, clock, metrics = process.settings, process.stack, process.clock, process.metrics
+    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
+    await process.background(loop_lag.run(), "loop-lag")
+    journal = await stack.enter_async_context(Journal(settings.journal, on_commit=metrics.committed))
+    shipper = await stack.enter_async_context(
+        Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
+    )
+    publish = None if envoy is None else envoy.publish
+    # Not even if full: whoever is refused must not fill the disk.
+    security = Security(
+        settings.tls, settings.tokens, settings.access, journal.append, process.instance_id, clock, publish
+    )
+    await process.background(security.run(), "security")
+    redis_url = settings.redis_url.get_secret_value()
+    feature_cache = FeatureCache(redis_url, settings.feature_cache, settings.instruments)
+    await process.background(feature_cache.run(), "feature-cache")
+    feature_store = await stack.enter_async_context(
+        open_store(redis_url, settings.feature_cache.ttl_seconds, settings.feature_cache.timeout_seconds)
+    )
+    return Foundation(loop_lag, journal, shipper, security, feature_cache, feature_store)
+
+
+async def open_request_path(process: Process, base: Foundation) -> RequestPath:
+    """Everything that a decision passes through, and what steers it.
+
+    Raises:
+        OSError, ValueError, FlagProviderError: A part of it could not be started.
+    """
+    settings, clock, uniform = process.settings, process.clock, process.uniform
+    replicas = await open_replicas(process, base.loop_lag.stalled_seconds)
+    primary, secondary, *_ = replicas
+    cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
+    budget = RetryBudget(settings.retry, clock)
+    champion = Champion(primary, secondary, budget, settings.retry.hedge, settings.budget, clock, uniform)
+    canary = assemble(
+        settings,
+        replicas,
+        champion,
+        base.feature_cache,
+        process.metrics,
+        base.journal,
+        lambda: control,
+        process.instance_id,
+        process.new_id,
+        clock,
+        uniform,
+    )
+    rules = RulesBaseline(settings.rules, clock)
+    stages: dict[StageName, Stage] = {"model": canary.routing, "cached_score": cached_scores, "rules": rules}
+    chain = Chain(stages, settings.chain.stages, clock)
+    configuration = Configuration(process.shared, load, process.shared.journal.path)
+    canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
+    control = await open_control(process, replicas, chain, canary_steering | configuration.subjects(), base.journal)
+    await process.background(control.watch(), "control")
+    await process.background(canary.rollout.run(), "canary")
+    admission = Admission(settings.admission, clock)
+    idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(process))
+    reports, tracing = _open_reports(process)
+    durability = settings.journal.durability.value
+    packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, time.time)
+    obey_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
+    dataplane = DataPlane(
+        admission=admission,
+        idempotency=idempotency,
+        feature_cache=base.feature_cache,
+        max_feature_age_seconds=settings.features.max_age_seconds,
+        chain=chain,
+        cached_scores=cached_scores,
+        guards=guards,
+        journal=base.journal,
+        packets=packets,
+        shadow=canary.shadow,
+        shadow_on=lambda: control.shadow,
+        control_stale=lambda: control.stale,
+        metrics=process.metrics,
+        budget_settings=settings.budget,
+        reports=reports,
+        clock=clock,
+        new_id=process.new_id,
+    )
+    return RequestPath(
+        dataplane=dataplane,
+        replicas=replicas,
+        champion=champion,
+        canary=canary,
+        chain=chain,
+        configuration=configuration,
+        control=control,
+        admission=admission,
+        idempotency=idempotency,
+        reports=reports,
+        tracing=tracing,
+    )
+
+
+def _shared_keys(process: Process) -> SharedKeys | None:
+    """The idempotency keys of all processes, where there are several."""
+    slot = process.slot
+    if slot is None or slot.keys is None:
+        return None
+    return SharedKeys(slot.keys, process.settings.idempotency.window_seconds, process.clock)
+
+
+def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:
+    """What is told of single decisions, in the log and, where a collector is named, in traces."""
+    settings, stack = process.settings, process.stack
+    tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id))
+    log = stack.enter_context(decision_log(settings.decision_log, everything=settings.log_level == "debug"))
+    return DecisionReports((log,) if tracing is None else (log, tracing.outlet)), tracing

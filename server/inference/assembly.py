@@ -1,0 +1,67 @@
+"""Opens the replicas, for the composition root."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from server.inference.codec import TORCHSERVE, Codec, ProtocolName
+from server.inference.oip import ModelDescription, OpenInference
+from server.inference.replica import Replica
+from server.inference.token import ReplicaToken
+
+if TYPE_CHECKING:
+    from server.process import Process
+    from server.settings import Settings
+
+
+async def open_replicas(process: Process, stalled_seconds: Callable[[float], float]) -> tuple[Replica, ...]:
+    """Primary, secondary and challenger, and the other challengers.
+
+    Args:
+        process: What they are built with.
+        stalled_seconds: How long the event loop has stood still since an instant.
+
+    Raises:
+        OSError, ValueError: A model that is served by the Open Inference Protocol is not described.
+    """
+    settings, clock, uniform = process.settings, process.clock, process.uniform
+    endpoints = settings.replicas
+    token_files = {str(name): path for name, path in endpoints.token_files.items()}
+
+    async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
+        sections = (settings.replica, settings.batcher, settings.breaker)
+        codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
+        path = token_files.get(name)
+        token = None if path is None else ReplicaToken(name, path, time.time)
+        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec, token)
+        return await process.stack.enter_async_context(replica)
+
+    return (
+        await opened("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
+        await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
+        await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
+        *[await opened(name, other.endpoint, other.model, None) for name, other in endpoints.other_challengers.items()],
+    )
+
+
+def problem_of(replica: Replica) -> Callable[[], str]:
+    """Says what is wrong with a replica, as health is to tell it; empty when nothing is."""
+
+    def problem() -> str:
+        if replica.token is not None and replica.token.problem:
+            return replica.token.problem
+        return "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+
+    return problem
+
+
+def _codec(settings: Settings, replica: str) -> Codec:
+    """What a replica speaks."""
+    protocol: ProtocolName = getattr(settings.replicas, f"{replica}_protocol")
+    if protocol == "torchserve":
+        return TORCHSERVE
+    description = settings.oip.challenger if replica == "challenger" else settings.oip.champion
+    assert description is not None
+    return OpenInference(protocol, settings.oip, ModelDescription.read(description))
