@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test feast mlserver faults check check-deploy protos bench bench-edges bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability
+.PHONY: help setup demo test test-long feast mlserver faults check check-deploy protos bench bench-edges bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ feast: setup  ## Feast in an environment of its own, and the tests that its valu
 mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
 	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/mlserver.txt; }
 	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py
+
+test-long: setup  ## the longest of the tests, which `make test` leaves out
+	$(BIN)/python -m pytest -m long tests/unit tests/contract tests/integration $(ARGS)
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)

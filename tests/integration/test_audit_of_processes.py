@@ -90,6 +90,7 @@ def test_every_process_sees_the_audit_of_all_before_anything_was_shipped(tmp_pat
                 assert service.ReplayDecision(request, timeout=SECONDS).equal
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_two_processes_never_take_different_outcomes_of_one_decision(tmp_path: Path) -> None:
     with closing(Store(f"sqlite:///{tmp_path / 'audit.db'}")) as store:

@@ -19,7 +19,10 @@ RECORDED = Path(__file__).parents[3] / "shared/data/binance_spot"
     "data",
     [
         None,
-        pytest.param(RECORDED, marks=pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} is not there")),
+        pytest.param(
+            RECORDED,
+            marks=[pytest.mark.long, pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} is not there")],
+        ),
     ],
     ids=["simulated", "recorded"],
 )

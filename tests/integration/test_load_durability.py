@@ -7,10 +7,13 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from loadtest.bench import echo_server
 from pretrade.decision.v1 import decision_pb2 as pb
 
 
+@pytest.mark.long
 async def test_every_server_is_measured_in_every_round_and_held_to_the_last(tmp_path: Path) -> None:
     response = pb.DecideResponse(decision=pb.Decision(action=pb.ACTION_TRADE, source=pb.SOURCE_RULES))
     async with echo_server(response) as first, echo_server(response) as second:

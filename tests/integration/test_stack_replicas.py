@@ -58,6 +58,7 @@ def test_killing_a_replica_ends_its_python_worker_and_a_restart_serves_the_same_
     assert predict(stack.endpoints.primary, "champion") == before
 
 
+@pytest.mark.long
 def test_a_stopped_replica_leaves_no_worker(stack: Stack) -> None:
     tree = stack["secondary"].tree()
     assert len(tree) > 1

@@ -76,6 +76,7 @@ def test_a_missing_recording_is_an_error_and_leaves_no_store(tmp_path: Path) -> 
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.long
 def test_the_card_of_the_recorded_session_is_what_its_command_makes(tmp_path: Path) -> None:
     if not RECORDED.exists():
         pytest.skip("the recorded session is not here")
