@@ -172,7 +172,9 @@ def bench_costs(
 @app.command("bench-flips")
 def bench_flips(
     flips: Annotated[int, typer.Option(min=1, help="Changes to measure.")] = 100,
-    callers: Annotated[int, typer.Option(min=0, help="Callers on each server meanwhile.")] = 4,
+    callers: Annotated[
+        int, typer.Option(min=0, help="Callers on each server meanwhile; more than 1 saturate two cores.")
+    ] = 1,
     data: Recording = None,
     directory: Directory = None,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
