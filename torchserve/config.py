@@ -3,7 +3,7 @@
 What each setting does, one changed at a time, in one run on two cores that other work shared: loads of one row by one
 and by four callers, latencies in ms, CPU of JVM and worker in µs a call. How long a start took says how busy the
 machine was: compare a line with the nearest `ours`, and those that were up after 3 s with each other. All figures of
-the run are in `loadtest/results/serving-ddc340c.json`; `make bench-serving` has since learnt to take turns with ours.
+the run are in `loadtest/results/serving-fbc77d0.json`; `make bench-serving` has since learnt to take turns with ours.
 
 ======================  =====  ====  =======  =====  =====  =====  =======  =====  =====  =====
 ..                         up  memory           one caller                  four callers
