@@ -68,6 +68,7 @@ async def test_k6_sends_orders_at_the_rate_and_checks_every_decision(tmp_path: P
     assert metrics["checks"]["passes"] == 2 * metrics["iterations"]["count"]
 
 
+@pytest.mark.long
 async def test_k6_fails_when_orders_get_no_decision(tmp_path: Path) -> None:
     """No server meets a deadline of a microsecond, and nothing listens on port 1."""
     async with echo_server(RESPONSE) as target:

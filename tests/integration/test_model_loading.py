@@ -20,7 +20,7 @@ from server.inference.replica import Replica, ReplicaSettings
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelUnusableError, Registry
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ MLSERVER = Path(os.environ.get("MLSERVER_VENV", ROOT / ".venv-mlserver")) / "bin
 REPLICAS = {"champion": "primary", "challenger": "challenger"}
 ROWS = 10_000
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 needs_mlserver = pytest.mark.skipif(
     not MLSERVER.exists(), reason="MLServer's own environment is not there: make mlserver"
 )

@@ -33,6 +33,7 @@ def test_pandas_and_the_engine_give_the_same_features(events: list[pb.MarketEven
     assert finite > 50, "the longest windows were full"
 
 
+@pytest.mark.long
 def test_every_step_is_measured_on_all_events(events: list[pb.MarketEvent]) -> None:
     some = events[:3000]
     steps = {step.name: step for step in [*measure_steps(some), *measure_pandas(some)]}

@@ -291,6 +291,7 @@ async def test_a_journal_that_was_trimmed_empty_goes_on_counting(tmp_path: Path)
         assert (anchor.position, head.position) == (2, 3)
 
 
+@pytest.mark.long
 async def test_rows_move_from_the_log_into_the_file_and_the_log_is_used_again(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     log = path.with_name("journal.db-wal")

@@ -153,6 +153,7 @@ def test_a_replay_says_when_the_caller_heard_something_else(audit: Audit) -> Non
     assert "bit-equal" in result.output
 
 
+@pytest.mark.long
 def test_all_decisions_replay_bit_equal_and_a_forged_one_is_named(audit: Audit) -> None:
     result = audit.run("replay", models=True)
     assert result.exit_code == 0, result.output

@@ -124,6 +124,7 @@ def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -
     assert importance == ["xgboost"]
 
 
+@pytest.mark.long
 def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: Path) -> None:
     plan = Plan(
         kinds=("xgboost", "torch"),
