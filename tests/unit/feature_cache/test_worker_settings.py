@@ -1,20 +1,11 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 from pydantic import ValidationError
 
 from feature_cache.__main__ import main
 from feature_cache.l1 import FeatureCacheSettings
 from feature_cache.settings import PREFIX, WorkerSettings, load
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.upper().startswith(PREFIX):
-            monkeypatch.delenv(name)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

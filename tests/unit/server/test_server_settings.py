@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from pydantic import ValidationError
 
 from server.settings import Settings, load
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("PRETRADE_")]:
-        monkeypatch.delenv(name)
 
 
 def test_the_defaults_are_valid() -> None:
