@@ -38,8 +38,8 @@ pytestmark = pytest.mark.stack
 SETTINGS = {
     # Nobody but the rules answers: they say TRADE, so that a missing ABSTAIN would be seen, and need no replica.
     "PRETRADE_CHAIN__STAGES": '["rules"]',
-    "PRETRADE_BUDGET__CAP_SECONDS": "0.4",
-    "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.2",
+    "PRETRADE_BUDGET__CAP_SECONDS": "1.5",  # as long as a busy machine may hold up a traced server
+    "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.75",
     "PRETRADE_STARTUP_PATIENCE_SECONDS": "0",
     "PRETRADE_GRPC__DRAIN_SECONDS": "0",
     "PRETRADE_SHIPPING__RETRY_MAX_SECONDS": "0.5",
