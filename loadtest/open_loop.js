@@ -1,14 +1,13 @@
 // Orders at a constant rate for the benchmark, see k6.py, which writes the settings and reads the samples.
 //
 // k6's JavaScript has only a clock of milliseconds, but its samples carry the instant at which they were taken in
-// microseconds: so a call is a sample when it leaves and one when it is answered, and whoever reads them subtracts.
+// microseconds: so a call is a sample when it begins and one when it is answered, and whoever reads them subtracts.
 import { Counter } from 'k6/metrics';
-import { SharedArray } from 'k6/data';
 import exec from 'k6/execution';
 import grpc from 'k6/net/grpc';
 
 const settings = JSON.parse(open(__ENV.SETTINGS));
-const orders = new SharedArray('orders', () => JSON.parse(open(settings.orders)));
+const orders = JSON.parse(open(settings.orders)); // few: every virtual user has its own
 const begun = new Counter('bench_begun');
 const answered = new Counter('bench_answered'); // its value: decisions of the call
 const client = new grpc.Client();
@@ -48,11 +47,11 @@ export function call() {
   const request = many
     ? { orders: Array.from({ length: settings.orders_per_call }, (_, i) => order(first + i)) }
     : { order: order(n) };
-  const response = client.invoke(METHOD, request, { timeout: `${settings.deadline_ms}ms` });
+  const response = client.invoke(METHOD, request, { timeout: `${settings.deadline_ms}ms`, tags: { n } });
   const ok = response.status === grpc.StatusOK;
   const results = !ok ? [] : many ? response.message.results : [{ orderRef: request.order.order_ref, ...response.message }];
   const decided = results.filter((r, i) => r.decision && r.decision.orderRef === `${settings.prefix}${first + i}`);
-  answered.add(decided.length, { n, status: response.status });
+  answered.add(decided.length, { n, status: Number(response.status) });
 }
 
 // One stream on which orders leave when they are due.
