@@ -27,6 +27,7 @@ import grpc
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from loadtest.callers import WRONG_REPLY
 from loadtest.figures import Figures, Round, figures, remarks, table
@@ -47,6 +48,8 @@ _STEADY_SHARE: Final = 0.1
 _MOST_WINDOWS: Final = 10
 _WARM_UP_SECONDS: Final = 0.5
 _ASK_SECONDS: Final = 10.0
+
+_WIDTH: Final = 120
 
 Report = Callable[[str], None]
 
@@ -189,9 +192,14 @@ def commit() -> str:
 
 def show(console: Console, results: Sequence[Figures], title: str) -> None:
     """Prints the table, and what is to be known before it is believed."""
-    console.print(table(results, title))
+    print_whole(console, table(results, title))
     for remark in remarks(results):
         console.print(remark, highlight=False)
+
+
+def print_whole(console: Console, shown: Table) -> None:
+    """Prints a table with all its columns whole where nobody says how wide a line may be, as in a log."""
+    console.print(shown, width=console.width if console.is_terminal else _WIDTH)
 
 
 def run_target(

@@ -7,10 +7,12 @@ product's.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from loadtest.bench import RESULTS
+from loadtest.bench import RESULTS, print_whole
 from loadtest.load import ECHO, PRETRADE
 
 
@@ -103,7 +105,7 @@ def run_compare(now_path: Path, then_path: Path | None, console: Console) -> int
     except (ValueError, KeyError) as error:
         console.print(f"not figures of `pretrade bench`: {escape(repr(error))}", highlight=False)
         return 1
-    console.print(table(changes(then, now), _title(then, now)))
+    print_whole(console, table(changes(then, now), _title(then, now)))
     return 0
 
 
@@ -111,28 +113,27 @@ def table(found: Sequence[Change], title: str) -> Table:
     """For people."""
     shown = Table(
         title=title,
-        caption="now / then; machine: the bare echo's; net: what is left of the ratio; ms; CPU in µs a decision",
+        caption="then, now, ratio; machine: the bare echo's ratio; net: what is left; ms; CPU in µs a decision",
         box=SIMPLE,
         padding=(0, 0, 0, 1),
+        pad_edge=False,
     )
-    for heading in ("load", "server", "dec./s", "", "ratio", "machine", "net", "p99", "", "CPU", "", "errors"):
-        shown.add_column(heading, justify="left" if heading in {"load", "server"} else "right", no_wrap=True)
-    last = ""
-    for each in found:
-        if each.load != last and last:
-            shown.add_section()
-        shown.add_row(
-            each.load if each.load != last else "",
-            each.server,
-            *(f"{value:,.0f}" for value in each.per_second),
-            f"{each.ratio:.2f}",
-            *("" if value is None else f"{value:.2f}" for value in (each.machine, each.adjusted)),
-            *("–" if value is None else f"{value:.1f}" for value in each.p99_ms),
-            *("–" if value is None else f"{value:,.0f}" for value in each.cpu_us),
-            f"{each.errors[0]:,} → {each.errors[1]:,}" if any(each.errors) else "",
-            style="bold" if each.kind == PRETRADE else None,
-        )
-        last = each.load
+    for heading in ("", "dec./s", "now", "ratio", "machine", "net", "p99", "now", "CPU", "now", "errors", "now"):
+        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for load, group in itertools.groupby(found, key=attrgetter("load")):
+        shown.add_row(f"[bold]{load}")
+        for each in group:
+            shown.add_row(
+                f"  {each.server}",
+                *(f"{value:,.0f}" for value in each.per_second),
+                f"{each.ratio:.2f}",
+                *("" if value is None else f"{value:.2f}" for value in (each.machine, each.adjusted)),
+                *("–" if value is None else f"{value:.1f}" for value in each.p99_ms),
+                *("–" if value is None else f"{value:,.0f}" for value in each.cpu_us),
+                *(f"{value:,}" if value else "0" for value in each.errors),
+                style="bold" if each.kind == PRETRADE else None,
+            )
+        shown.add_section()
     return shown
 
 

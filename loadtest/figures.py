@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -113,35 +115,27 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def table(results: Sequence[Figures], title: str) -> Table:
-    """For people; what nobody can know here is left out."""
+    """For people, within 80 columns; what nobody can know here is left out."""
     compared = any(each.to_echo is not None or each.to_torchserve is not None for each in results)
     seen = any(each.cpu_us is not None for each in results)
-    shown = Table(
-        title=title,
-        caption="ms" + ("; CPU in µs a decision; ratios of decisions/s" if compared else ""),
-        box=SIMPLE,
-        padding=(0, 0, 0, 1),
-    )
-    headings = ["load", "server", "dec./s", "p50", "p99", "p99.9", "errors"]
+    notes = ["ms", *(["CPU in µs a decision"] if seen else []), *(["TS: TorchServe"] if compared else [])]
+    notes += ["n × 64: calls of 64 orders each", "open, 50%: at half of the closed loop's rate"]
+    shown = Table(title=title, caption="; ".join(notes), box=SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
+    headings = ["", "dec./s", "p50", "p99", "p99.9", "errors"]
     headings += ["CPU", "MiB"] if seen else []
-    headings += ["/echo", "/TorchServe"] if compared else []
+    headings += ["/echo", "/TS"] if compared else []
     for heading in headings:
-        shown.add_column(heading, justify="left" if heading in {"load", "server"} else "right", no_wrap=True)
-    last = ""
-    for each in results:
-        if each.load != last and last:
-            shown.add_section()
-        cells = [
-            each.load if each.load != last else "",
-            each.server,
-            f"{each.decisions_per_second:,.0f}",
-            *(_ms(value) for value in (each.p50_ms, each.p99_ms, each.p999_ms)),
-            f"[red]{each.errors:,}[/]" if each.errors else "0",
-        ]
-        cells += [_number(each.cpu_us), _number(each.memory_mebibytes)] if seen else []
-        cells += [_ratio(each.to_echo), _ratio(each.to_torchserve)] if compared else []
-        shown.add_row(*cells, style="bold" if each.kind == PRETRADE and compared else None)
-        last = each.load
+        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for load, group in itertools.groupby(results, key=attrgetter("load")):
+        shown.add_row(f"[bold]{load}")
+        for each in group:
+            cells = [f"  {each.server}", f"{each.decisions_per_second:,.0f}"]
+            cells += [_ms(value) for value in (each.p50_ms, each.p99_ms, each.p999_ms)]
+            cells.append(f"[red]{each.errors:,}[/]" if each.errors else "0")
+            cells += [_number(each.cpu_us), _number(each.memory_mebibytes)] if seen else []
+            cells += [_ratio(each.to_echo), _ratio(each.to_torchserve)] if compared else []
+            shown.add_row(*cells, style="bold" if each.kind == PRETRADE and compared else None)
+        shown.add_section()
     return shown
 
 
@@ -185,7 +179,7 @@ def with_ratios(results: Sequence[Figures], servers: Sequence[Server], torchserv
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}" if value < 1e3 else f"{value:,.0f}"
+    return "–" if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _number(value: float | None) -> str:

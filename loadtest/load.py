@@ -88,11 +88,12 @@ class Load:
     def name(self) -> str:
         """For people, and to find the same load in another run."""
         if self.share:
-            return f"{self.method}, open, {self.share:.0%} of capacity"
+            return f"{self.method}, open, {self.share:.0%}"
         if self.rate:
             return f"{self.method}, open, {self.rate:,.0f}/s"
-        orders = f" × {ORDERS[self.method]} orders" if ORDERS[self.method] > 1 else ""
-        return f"{self.method}, {self.callers}{orders or (' caller' if self.callers == 1 else ' callers')}"
+        if ORDERS[self.method] > 1:
+            return f"{self.method}, {self.callers} × {ORDERS[self.method]}"
+        return f"{self.method}, {self.callers} caller{'s' if self.callers > 1 else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,9 @@ def plan(*, quick: bool, rounds: int | None, seconds: float | None, deadline_sec
     """The loads of the benchmark: all of them, or those that a minute or two has room for."""
     callers = (1, 64) if quick else (1, 16, 64, 256)
     closed = [Load("unary", callers=number) for number in callers]
-    closed += [Load("stream", callers=2), Load("batch", callers=2)]
-    methods: tuple[Method, ...] = ("unary", "stream", "batch")
-    opened = [Load(method, share=0.5) for method in methods]
+    methods: tuple[Method, ...] = ("stream", "batch")
+    closed += [Load(method, callers=number) for method in methods for number in ((1,) if quick else (1, 4))]
+    opened = [Load(method, share=0.5) for method in METHODS]
     if not quick:
         opened = [Load("unary", rate=200.0), *opened]
     defaults = Plan(closed, opened)

@@ -20,7 +20,7 @@ const arrivals = {
   timeUnit: `${settings.unit_ms}ms`,
   duration: `${settings.duration_ms}ms`,
   preAllocatedVUs: settings.vus,
-  maxVUs: settings.most_vus,
+  maxVUs: settings.vus,
   exec: 'call',
 };
 const one = { executor: 'per-vu-iterations', vus: 1, iterations: 1, exec: 'stream' };

@@ -37,8 +37,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 
 EDGES: Final[Mapping[str, str]] = {"grpcio": "grpc.aio", "envoy": "Envoy"}
 """The setting of each, and its name for people."""
-TORCHSERVE: Final = "TorchServe alone"
-FASTAPI: Final = "FastAPI in process"
+TORCHSERVE: Final = "TorchServe"
+FASTAPI: Final = "FastAPI"
 LAST_RUN: Final = "bench.json"
 """Where in the stack's directory the figures of the last run are."""
 _DURABILITIES: Final = ("fsync", "os", "off")
@@ -150,7 +150,7 @@ def _profile(server: Server, path: Path, orders: Sequence[pb.Order]) -> None:
     formats = {".svg": "flamegraph", ".json": "speedscope"}
     path.parent.mkdir(parents=True, exist_ok=True)
     argv = ["py-spy", "record", "--pid", str(server.pid), "--duration", str(_PROFILE_SECONDS), "--output", str(path)]
-    argv += ["--format", formats.get(path.suffix, "raw"), "--threads", "--nonblocking"]
+    argv += ["--format", formats.get(path.suffix, "raw"), "--threads"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as spying:  # noqa: S603
         closed_loop(server, _PROFILED, orders, seconds=_PROFILE_SECONDS + 1, deadline_seconds=1.0)
         output, _ = spying.communicate(timeout=_PROFILE_SECONDS)
