@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long feast mlserver faults check check-deploy protos bench bench-edges bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability
+.PHONY: help setup demo test test-long feast mlserver faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,11 +60,11 @@ protos: setup  ## regenerate the stubs in proto/gen
 models: setup  ## train, evaluate and export champion and challenger, with their cards (DATA=dir)
 	$(BIN)/pretrade train --install --force $(if $(DATA),--data $(DATA))
 
-bench: setup  ## decisions a second and latency next to a bare echo server (JSON=file)
-	$(BIN)/pretrade bench $(if $(JSON),--json $(JSON))
+bench: setup  ## decisions a second, latency, CPU on both edges, next to echoes, TorchServe, FastAPI (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file)
+	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(JSON),--json $(JSON))
 
-bench-edges: setup  ## decisions a second, latency and CPU on both edges, next to bare echoes (DATA=dir JSON=file)
-	$(BIN)/pretrade bench-edges $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+bench-compare: setup  ## the last `make bench` against the one that was kept last
+	$(BIN)/pretrade bench-compare
 
 bench-costs: setup  ## where the CPU of a decision goes, by process and thread, and what each optional part costs (EDGE=envoy JSON=file)
 	$(BIN)/pretrade bench-costs --edge $(EDGE) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))

@@ -1,337 +1,250 @@
-"""`make bench`: decisions a second and latency of a running server, next to a bare echo server on the same machine.
+"""The benchmark: decisions a second and latency in closed and open loops, of servers in turn.
 
-This process generates the load; the server under load and the echo server are processes of their own. Every scenario
-is measured in rounds, server and echo in turn, and the medians over the rounds are shown, so that whatever else the
-machine does hits both alike. The ratio says what part of the transport's own throughput the decisions keep.
+Every closed loop is measured in rounds, all servers in turn and in another order each time, and the medians over the
+rounds are shown, so that whatever else the machine does hits all alike. Before that every server is called until it is
+steady: until two seconds in a row differ by less than a tenth.
+
+`make bench` runs it on the embedded stack, next to bare echoes, TorchServe itself and FastAPI, see `local/bench.py`;
+`pretrade bench --target HOST:PORT`, or `python -m loadtest.bench`, on a deployment of your own, by callers in Python
+that need nothing installed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import platform
-import statistics
-import sys
+import subprocess
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-import grpc.aio
+import grpc
 import typer
-import uvloop
-from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from loadtest.callers import WRONG_REPLY, Measurement, call_decide, call_decide_stream, percentile
+from loadtest.callers import WRONG_REPLY
+from loadtest.figures import Figures, Round, figures, remarks, table
+from loadtest.load import ALTERNATIVE, PRETRADE, Load, Plan, Server, decision_calls, plan
 from loadtest.orders import OrderFlow
+from loadtest.rounds import closed_loop, open_loop
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
+RESULTS: Final = Path(__file__).parent / "results"
+"""Where results are kept."""
+INSTRUMENTS: Final = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
 _ORDERS: Final = 4_096
 """Distinct orders that are sent again and again, so that making them costs the generator nothing."""
-_SAMPLES: Final = 21
+_STEADY: Final = Load("unary", callers=64)
+_STEADY_SECONDS: Final = 1.0
+_STEADY_SHARE: Final = 0.1
+_MOST_WINDOWS: Final = 10
 _WARM_UP_SECONDS: Final = 0.5
-_CONNECT_SECONDS: Final = 10.0
-_INSTRUMENTS: Final = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
+_ASK_SECONDS: Final = 10.0
 
+_WIDTH: Final = 120
 
-class BenchError(Exception):
-    """The benchmark cannot be run; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """One way of calling."""
-
-    name: str
-    callers: int
-    """Calls, or orders of the stream, under way at once."""
-    call: Callable[..., Awaitable[Measurement]]
-    """One of `loadtest.callers`."""
-
-
-SCENARIOS: Final = (
-    Scenario("Decide", 1, call_decide),
-    Scenario("Decide", 16, call_decide),
-    Scenario("Decide", 64, call_decide),
-    Scenario("DecideStream", 64, call_decide_stream),
-)
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """Medians over the rounds of one scenario; latencies are milliseconds of the orders that got a decision."""
+class WarmUp:
+    """How a server became steady."""
 
-    scenario: str
-    callers: int
-    decisions_per_second: float
-    p50_ms: float
-    p99_ms: float
-    orders: int
-    """Orders sent in all rounds."""
-    errors: Mapping[str, int]
-    """Orders without a decision in all rounds, by gRPC status, `WRONG_REPLY` or `NO_REPLY`."""
-    actions: Mapping[str, int]
-    """Decisions of all rounds by action."""
-    sources: Mapping[str, int]
-    """Decisions of all rounds by source."""
-    echo_per_second: float
-    echo_p50_ms: float
-    echo_p99_ms: float
-    ratio: float
-    """Decisions per second over echoes per second."""
+    server: str
+    per_second: Sequence[float]
+    """Of each second that it was called before."""
+    steady: bool
+    """Whether the last two differ by less than a tenth."""
 
 
-async def compare(
-    scenario: Scenario,
-    target: str,
-    echo: str,
-    orders: Sequence[pb.Order],
-    *,
-    rounds: int,
-    seconds: float,
-    deadline_seconds: float,
-) -> Result:
-    """Measures the server and the echo server in turn, each round on a connection of its own.
+def order_flow(instruments: Sequence[str]) -> list[pb.Order]:
+    """Orders on these instruments.
 
-    Raises:
-        BenchError: A round brought no decision.
+    Their references begin otherwise in each run: those of two runs against one server stay apart in its audit.
     """
-    decided: list[Measurement] = []
-    echoed: list[Measurement] = []
-    call = partial(scenario.call, callers=scenario.callers, deadline_seconds=deadline_seconds)
-    for _ in range(rounds):
-        for address, measurements in ((target, decided), (echo, echoed)):
-            async with connected(address) as stub:
-                await call(stub, orders, seconds=min(_WARM_UP_SECONDS, seconds))
-                measured = await call(stub, orders, seconds=seconds)
-            if not measured.latencies:
-                raise BenchError(f"{scenario.name}, {scenario.callers} at once: {address} gave only {measured.errors}")
-            measurements.append(measured)
-    rate = statistics.median(each.rate for each in decided)
-    echo_rate = statistics.median(each.rate for each in echoed)
-    errors = _total(each.errors for each in decided)
-    return Result(
-        scenario=scenario.name,
-        callers=scenario.callers,
-        decisions_per_second=rate,
-        p50_ms=_median_ms(decided, 0.5),
-        p99_ms=_median_ms(decided, 0.99),
-        orders=sum(len(each.latencies) for each in decided) + sum(errors.values()),
-        errors=errors,
-        actions=_total(each.actions for each in decided),
-        sources=_total(each.sources for each in decided),
-        echo_per_second=echo_rate,
-        echo_p50_ms=_median_ms(echoed, 0.5),
-        echo_p99_ms=_median_ms(echoed, 0.99),
-        ratio=rate / echo_rate,
-    )
+    flow = OrderFlow(instruments, ref_prefix=f"bench-{time.time_ns():x}-")
+    return [flow.next({}) for _ in range(_ORDERS)]
 
 
-def _median_ms(measurements: Sequence[Measurement], share: float) -> float:
-    return 1e3 * statistics.median(percentile(each.latencies, share) for each in measurements)
-
-
-def _total(counts: Iterable[Counter[str]]) -> dict[str, int]:
-    return dict(sum(counts, Counter()))
-
-
-@asynccontextmanager
-async def connected(address: str) -> AsyncIterator[decision_pb2_grpc.DecisionServiceAsyncStub]:
-    """A stub of the decision service at `HOST:PORT`.
-
-    Raises:
-        BenchError: There is no connection within the time allowed.
-    """
-    # Channels to one address share a connection otherwise, and a round would inherit the last one's.
-    options = (("grpc.use_local_subchannel_pool", 1),)
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await channel.channel_ready()
-        except TimeoutError:
-            raise BenchError(f"no connection to {address} within {_CONNECT_SECONDS:g} s") from None
-        yield decision_pb2_grpc.DecisionServiceStub(channel)
-
-
-async def _typical_response(target: str, orders: Iterable[pb.Order]) -> pb.DecideResponse:
-    """Asks for a few decisions; the one of median size is what the echo server repeats."""
-    async with connected(target) as stub:
-        try:
-            responses = [await stub.Decide(pb.DecideRequest(order=each), timeout=_CONNECT_SECONDS) for each in orders]
-        except grpc.aio.AioRpcError as error:
-            raise BenchError(f"{target} does not decide: {error.code().name}: {error.details()}") from error
-    return sorted(responses, key=pb.DecideResponse.ByteSize)[len(responses) // 2]
-
-
-@asynccontextmanager
-async def echo_server(response: pb.DecideResponse) -> AsyncIterator[str]:
-    """An echo server in a process of its own that answers with `response`; yields its `HOST:PORT`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadtest.echo", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdin
-    assert process.stdout
-    try:
-        process.stdin.write(response.SerializeToString().hex().encode() + b"\n")
-        port = (await process.stdout.readline()).decode().strip()
-        if not port:
-            raise BenchError("the echo server did not start")
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.stdin.close()
-        await process.wait()
-
-
-async def run(
-    target: str,
-    instruments: Sequence[str],
-    *,
-    rounds: int,
-    seconds: float,
-    deadline_seconds: float,
-    report: Callable[[str], None],
-) -> list[Result]:
-    """Measures every scenario.
+def measure(
+    wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order], report: Report
+) -> tuple[list[Figures], list[WarmUp]]:
+    """Measures every load on every server that takes it, in the order of the plan.
 
     Args:
-        target: `HOST:PORT` of the decision service.
-        instruments: Those that it is configured with.
-        rounds: Rounds of each scenario.
-        seconds: Load of one round, for the server and for the echo server each.
-        deadline_seconds: Of each call and of each order of the stream.
-        report: Told what is being measured.
+        wanted: What, and for how long.
+        servers: Called in turn.
+        orders: What those that decide are asked.
+        report: Told of all that is done.
 
     Raises:
-        BenchError: The server is not there, or decides nothing.
+        RuntimeError: A server is not there or gave no answer, or a generator failed.
     """
-    # Another prefix each time: the references of two runs against one server stay apart in its audit.
-    flow = OrderFlow(instruments, ref_prefix=f"bench-{time.time_ns():x}-")
-    orders = [flow.next({}) for _ in range(_ORDERS)]
-    response = await _typical_response(target, orders[:_SAMPLES])
-    results = []
-    async with echo_server(response) as echo:
-        for scenario in SCENARIOS:
-            report(f"{scenario.name}, {scenario.callers} at once")
-            results.append(
-                await compare(
-                    scenario,
-                    target,
-                    echo,
-                    orders,
-                    rounds=rounds,
-                    seconds=seconds,
-                    deadline_seconds=deadline_seconds,
-                )
-            )
-    return results
+
+    def closed(server: Server, load: Load, seconds: float) -> Round:
+        return closed_loop(server, load, orders, seconds=seconds, deadline_seconds=wanted.deadline_seconds)
+
+    warm_ups = []
+    for server in servers:
+        warm_ups.append(until_steady(partial(closed, server, _STEADY), server.name))
+        after = len(warm_ups[-1].per_second)
+        report(f"{server.name}: {'steady' if warm_ups[-1].steady else 'NOT steady'} after {after} s of 64 callers")
+    results: list[Figures] = []
+    capacities: dict[tuple[str, str], float] = {}
+    for load in wanted.closed:
+        called = [server for server in servers if load.method in server.calls]
+        rounds: dict[str, list[Round]] = {server.name: [] for server in called}
+        for number in range(wanted.rounds):
+            turn = number % len(called)
+            for server in (*called[turn:], *called[:turn]):
+                closed(server, load, min(_WARM_UP_SECONDS, wanted.seconds))
+                rounds[server.name].append(closed(server, load, wanted.seconds))
+        for server in called:
+            found = figures(load, server, rounds[server.name])
+            results.append(found)
+            point = server.name, load.method
+            capacities[point] = max(capacities.get(point, 0.0), found.decisions_per_second)
+        report(_line(results[-len(called) :]))
+    for load in wanted.opened:
+        done = []
+        for server in servers:
+            # Orders are for those that answer the contract; a share of what an echo can do would say nothing of it.
+            capacity = capacities.get((server.name, load.method), 0.0) if server.kind == PRETRADE else 0.0
+            rate = 0.0 if server.kind == ALTERNATIVE else load.rate or load.share * capacity
+            if rate:
+                limits = {"seconds": wanted.open_seconds, "deadline_seconds": wanted.deadline_seconds}
+                done.append(figures(load, server, [open_loop(server, load, orders, rate=rate, **limits)], rate))
+        results += done
+        report(_line(done))
+    return results, warm_ups
+
+
+def until_steady(window: Callable[[float], Round], name: str) -> WarmUp:
+    """Calls a server until two windows in a row differ by less than a tenth, or enough were tried.
+
+    Args:
+        window: Measures for so many seconds.
+        name: The server's.
+    """
+    rates: list[float] = []
+    while len(rates) < _MOST_WINDOWS:
+        measured = window(_STEADY_SECONDS)
+        rates.append(measured.decisions / measured.seconds)
+        if len(rates) > 1 and abs(rates[-1] - rates[-2]) < _STEADY_SHARE * max(rates[-2:]):
+            return WarmUp(name, rates, steady=True)
+    return WarmUp(name, rates, steady=False)
+
+
+def ask(target: str, orders: Sequence[pb.Order]) -> pb.DecideResponse:
+    """Decides a few orders; the answer of median size.
+
+    Raises:
+        RuntimeError: The server is not there, or does not decide.
+    """
+    with grpc.insecure_channel(target) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        try:
+            answers = [
+                stub.Decide(pb.DecideRequest(order=order), timeout=_ASK_SECONDS, wait_for_ready=True)
+                for order in orders
+            ]
+        except grpc.RpcError as error:
+            raise RuntimeError(f"{target} does not decide: {error.code().name}: {error.details()}") from error
+    return sorted(answers, key=pb.DecideResponse.ByteSize)[len(answers) // 2]
+
+
+def document(wanted: Plan, results: Sequence[Figures], warm_ups: Sequence[WarmUp], **facts: Any) -> dict[str, Any]:
+    """All that a run found and what it was run on, as JSON has it."""
+    return {
+        "commit": commit(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "grpc": grpc.__version__},
+        "load_average": os.getloadavg(),
+        "rounds": wanted.rounds,
+        "seconds": wanted.seconds,
+        "open_seconds": wanted.open_seconds,
+        "deadline_seconds": wanted.deadline_seconds,
+        **facts,
+        "warm_ups": [asdict(each) for each in warm_ups],
+        "results": [asdict(each) for each in results],
+    }
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a document of results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def commit() -> str:
+    """The commit that is measured, `-dirty` when files differ from it; empty outside of a repository."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+
+
+def show(console: Console, results: Sequence[Figures], title: str) -> None:
+    """Prints the table, and what is to be known before it is believed."""
+    print_whole(console, table(results, title))
+    for remark in remarks(results):
+        console.print(remark, highlight=False)
+
+
+def print_whole(console: Console, shown: Table) -> None:
+    """Prints a table with all its columns whole where nobody says how wide a line may be, as in a log."""
+    console.print(shown, width=console.width if console.is_terminal else _WIDTH)
+
+
+def run_target(
+    target: str,
+    instruments: Sequence[str],
+    wanted: Plan,
+    json_path: Path | None,
+    console: Console,
+) -> int:
+    """Measures a deployment by callers in Python, prints, and returns the exit code: 1 when it cannot be measured."""
+    orders = order_flow(instruments)
+    server = Server(target, PRETRADE, target, decision_calls(orders))
+    try:
+        with console.status(f"asking {target}"):
+            ask(target, orders[:1])
+        results, warm_ups = measure(wanted, [server], orders, lambda line: console.print(line, highlight=False))
+    except RuntimeError as error:
+        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        return 1
+    title = f"{target}, callers in Python, {wanted.rounds} rounds of {wanted.seconds:g} s"
+    show(console, results, title)
+    if json_path is not None:
+        write(json_path, document(wanted, results, warm_ups, target=target, instruments=list(instruments)))
+    return int(any(WRONG_REPLY in each.statuses for each in results))
 
 
 def main(
-    target: Annotated[str | None, typer.Option(help="HOST:PORT of the decision service; default: the stack's.")] = None,
-    directory: Annotated[
-        Path, typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack.")
-    ] = Path(".pretrade"),
+    target: Annotated[str, typer.Option(help="HOST:PORT of the decision service.")],
     instrument: Annotated[
-        list[str] | None, typer.Option(help="SYMBOL.VENUE; can be repeated. Default: the stack's.")
+        list[str] | None, typer.Option(help="SYMBOL.VENUE that it knows; can be repeated. [BTCUSDT, ETHUSDT.BINANCE]")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Load of one round, on each server.")] = 5.0,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds of each scenario; medians are shown.")] = 3,
-    deadline_ms: Annotated[float, typer.Option(min=1, max=10_000, help="Deadline of every order.")] = 100.0,
-    json_path: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute: fewer callers, one round.")] = False,
+    seconds: Annotated[float | None, typer.Option(min=0.1, max=600, help="Of each closed loop in a round.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=100, help="Of each closed loop.")] = None,
+    deadline_ms: Annotated[float, typer.Option(min=1, max=10_000, help="Deadline of every order.")] = 200.0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
 ) -> None:
-    """Measures decisions a second and latency, next to a bare echo server."""
-    console = Console()
-    try:
-        if target is None:
-            target, configured = _running_stack(directory)
-        else:
-            configured = _INSTRUMENTS
-        instruments = tuple(instrument or configured)
-        with console.status("") as status:
-            results = uvloop.run(
-                run(
-                    target,
-                    instruments,
-                    rounds=rounds,
-                    seconds=seconds,
-                    deadline_seconds=deadline_ms / 1e3,
-                    report=status.update,
-                )
-            )
-    except BenchError as error:
-        console.print(f"[red]{error}[/]", highlight=False)
-        raise typer.Exit(1) from error
-    console.print(_table(results, f"{target}, {rounds} rounds of {seconds:g} s, deadline {deadline_ms:g} ms"))
-    for result in results:
-        console.print(f"{result.scenario}, {result.callers} at once: {_shares(result)}", highlight=False)
-    if json_path is not None:
-        json_path.write_text(_as_json(results, target, instruments, rounds, seconds, deadline_ms))
-    if any(WRONG_REPLY in result.errors for result in results):
-        raise typer.Exit(1)
+    """Measures decisions a second and latency of a deployment."""
+    wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_ms / 1e3)
+    raise typer.Exit(run_target(target, instrument or INSTRUMENTS, wanted, json_path, Console()))
 
 
-def _running_stack(directory: Path) -> tuple[str, tuple[str, ...]]:
-    """Target and instruments of the stack that runs in a directory.
-
-    Raises:
-        BenchError: None does.
-    """
-    path = directory / "stack.json"
-    try:
-        endpoints = json.loads(path.read_bytes())["endpoints"]
-    except FileNotFoundError:
-        raise BenchError(f"no stack runs in {directory}: start one with `pretrade up`, or give --target") from None
-    if endpoints["decision"] is None:
-        raise BenchError(f"the stack in {directory} runs no decision server")
-    return endpoints["decision"], tuple(endpoints["instruments"])
-
-
-def _table(results: Sequence[Result], title: str) -> Table:
-    table = Table(title=title, box=SIMPLE, padding=(0, 0, 0, 1))  # fits into 80 columns
-    for heading in ("scenario", "callers", "decisions/s", "p50 ms", "p99 ms", "errors", "echo/s", "ratio"):
-        table.add_column(heading, justify="left" if heading == "scenario" else "right")
-    for result in results:
-        errors = sum(result.errors.values())
-        table.add_row(
-            result.scenario,
-            str(result.callers),
-            f"{result.decisions_per_second:,.0f}",
-            f"{result.p50_ms:.2f}",
-            f"{result.p99_ms:.2f}",
-            f"[red]{errors}[/]" if errors else "0",
-            f"{result.echo_per_second:,.0f}",
-            f"{result.ratio:.2f}",
-        )
-    return table
-
-
-def _shares(result: Result) -> str:
-    """What became of the orders, in percent of all that were sent."""
-    counts = {**result.actions, **{f"from {name}": n for name, n in result.sources.items()}, **result.errors}
-    return ", ".join(f"{name} {n / result.orders:.2%}" for name, n in counts.items())
-
-
-def _as_json(
-    results: Sequence[Result], target: str, instruments: Sequence[str], rounds: int, seconds: float, deadline_ms: float
-) -> str:
-    document = {
-        "target": target,
-        "instruments": instruments,
-        "rounds": rounds,
-        "seconds": seconds,
-        "deadline_ms": deadline_ms,
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "grpc": grpc.__version__},
-        "scenarios": [asdict(result) for result in results],
-    }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+def _line(done: Sequence[Figures]) -> str:
+    rates = ", ".join(f"{each.server} {each.decisions_per_second:,.0f}/s" for each in done)
+    return f"{done[0].load}: {rates}" if done else ""
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.bench import connected
-from loadtest.callers import Measurement, call_decide, percentile
+from loadtest.callers import Measurement, call_decide, connected, percentile
 from loadtest.orders import OrderFlow
 
 _ORDERS: Final = 4_096

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -65,6 +66,29 @@ async def serve() -> None:
     print(port, flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     await server.stop(None)
+
+
+@asynccontextmanager
+async def echo_server(response: pb.DecideResponse) -> AsyncIterator[str]:
+    """An echo server in a process of its own that answers with `response`; yields its `HOST:PORT`.
+
+    Raises:
+        RuntimeError: It did not start.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest.echo", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    try:
+        process.stdin.write(response.SerializeToString().hex().encode() + b"\n")
+        port = (await process.stdout.readline()).decode().strip()
+        if not port:
+            raise RuntimeError("the echo server did not start")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 if __name__ == "__main__":

@@ -1,39 +1,161 @@
-"""`pretrade bench`: the stack around `loadtest.bench`, or around `loadtest.durability`."""
+"""`pretrade bench`: the stack around `loadtest.bench`, or around `loadtest.durability`.
+
+Next to a decision server on each edge, in the same run: bare echoes behind the same transports, TorchServe itself, and
+FastAPI with the model in its process. The decision servers have everything on, an audit journal of their own, and share
+the stack's replicas, features, control state and database.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+import uvloop
 from rich.console import Console
 
-from local.command import run_with_stack
+from loadtest import bench, h2load, k6
+from loadtest.echo import echo_server
+from loadtest.envoy_echo import envoy_echo
+from loadtest.figures import Figures, with_ratios
+from loadtest.load import ECHO, PRETRADE, Load, Plan, Server, decision_calls
+from loadtest.rounds import closed_loop
+from local import torchserve
+from local.bench_servers import decision_server, fastapi_with_model, torchserve_alone, usage_of_port, warm_up
+from local.command import FAILED, OK, run_with_stack
 from local.settings import LocalSettings
 from local.stack import PARTS, Stack
+from pretrade.decision.v1 import decision_pb2 as pb
 
+EDGES: Final[Mapping[str, str]] = {"grpcio": "grpc.aio", "envoy": "Envoy"}
+"""The setting of each, and its name for people."""
+TORCHSERVE: Final = "TorchServe"
+FASTAPI: Final = "FastAPI"
+LAST_RUN: Final = "bench.json"
+"""Where in the stack's directory the figures of the last run are."""
 _DURABILITIES: Final = ("fsync", "os", "off")
+_PROFILED: Final = Load("unary", callers=64)
+_PROFILE_SECONDS: Final = 10
 
 
-def run_bench(given: Mapping[str, Any], options: Sequence[str]) -> int:
-    """Runs the stack and the benchmark against it, in a process of its own.
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What becomes of a run's figures."""
+
+    json_path: Path | None = None
+    keep: bool = False
+    """Also under `loadtest/results`, by commit."""
+    profile: Path | None = None
+    """A profile of each edge's process that decides, with the edge in the name; `.svg` for a flame graph, `.json` for
+    speedscope, else raw stacks."""
+
+
+def run_bench(given: Mapping[str, Any], wanted: Plan, outputs: Outputs) -> int:
+    """Measures, prints and returns the exit code.
 
     Args:
         given: Settings of the stack given on the command line.
-        options: Passed on to `python -m loadtest.bench`.
-
-    Returns:
-        The benchmark's exit code, or that of a stack that does not start.
+        wanted: What to measure.
+        outputs: What else to write.
     """
+    if outputs.profile is not None and shutil.which("py-spy") is None:
+        Console().print("a profile needs py-spy: pip install py-spy", highlight=False)
+        return FAILED
 
     def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
-        argv = [sys.executable, "-m", "loadtest.bench", "--dir", str(settings.dir), *options]
-        return subprocess.run(argv, check=False).returncode  # noqa: S603 - our own module
+        try:
+            results, warm_ups = uvloop.run(_measure(stack, settings.dir, wanted, outputs.profile, console))
+        except RuntimeError as error:
+            console.print(f"[red]{error}[/]", highlight=False, markup=True)
+            return FAILED
+        generators = ["h2load" if h2load.is_installed() else "callers in Python (there is no h2load)"]
+        generators += ["k6" if k6.program() else "callers in Python (there is no k6)"]
+        rounds = f"{wanted.rounds} round{'s' if wanted.rounds > 1 else ''} of {wanted.seconds:g} s"
+        bench.show(console, results, f"{bench.commit()}: closed loops {generators[0]}, {rounds}; open {generators[1]}")
+        session = "simulator" if settings.data is None else settings.data.name
+        found = bench.document(wanted, results, warm_ups, generators=generators, market=session)
+        paths = [settings.dir / LAST_RUN, *([outputs.json_path] if outputs.json_path else [])]
+        if outputs.keep:
+            paths.append(bench.RESULTS / f"bench-{found['commit'] or 'unknown'}.json")
+        for path in paths:
+            bench.write(path, found)
+        console.print(f"written to {', '.join(map(str, paths))}", highlight=False)
+        return OK
 
-    return run_with_stack(given, use)
+    return run_with_stack(given, use, parts=set(PARTS) - {"server"})
+
+
+async def _measure(
+    stack: Stack, directory: Path, wanted: Plan, profile: Path | None, console: Console
+) -> tuple[list[Figures], list[bench.WarmUp]]:
+    began = time.monotonic()
+
+    def report(line: str) -> None:
+        console.print(f"{time.monotonic() - began:4.0f} s  {line}", highlight=False)
+
+    orders = bench.order_flow(stack.endpoints.instruments)
+    async with AsyncExitStack() as opened:
+        with console.status("starting servers"):
+            servers = await _servers(stack, directory / "bench", orders, opened)
+        report(f"started {', '.join(server.name for server in servers)}")
+        with console.status("measuring"):
+            results, warm_ups = await asyncio.to_thread(bench.measure, wanted, servers, orders, report)
+            for server in servers:
+                if profile is not None and server.pid is not None:
+                    path = profile.with_stem(f"{profile.stem}-{server.transport}")
+                    await asyncio.to_thread(_profile, server, path, orders)
+                    report(f"{server.name}: profile in {path}")
+    return with_ratios(results, servers, TORCHSERVE), warm_ups
+
+
+async def _servers(stack: Stack, directory: Path, orders: Sequence[pb.Order], opened: AsyncExitStack) -> list[Server]:
+    """Starts all that is measured; `opened` stops it."""
+    calls = decision_calls(orders)
+    shared = {"PRETRADE_DATABASE_URL": stack.endpoints.database_url or ""}
+    servers = []
+    response = pb.DecideResponse()
+    for edge, name in EDGES.items():
+        target = await asyncio.to_thread(opened.enter_context, decision_server(stack, directory / edge, edge, shared))
+        response = await asyncio.to_thread(warm_up, target.address, orders[0])
+        usage, pid = target.usage, target.deciding().pid
+        servers.append(Server(name, PRETRADE, target.address, calls, transport=edge, usage=usage, pid=pid))
+    echoes = {"grpcio": echo_server, "envoy": envoy_echo}
+    for edge, echo in echoes.items():
+        address = await opened.enter_async_context(echo(response))
+        usage = usage_of_port(int(address.rpartition(":")[2]))
+        servers.append(Server(f"echo {EDGES[edge]}", ECHO, address, calls, transport=edge, usage=usage))
+    if h2load.is_installed():  # callers in Python know the decision service alone
+        archive = torchserve.archive(Path(stack.endpoints.model_store or ""), "champion")
+        torchserve_server = torchserve_alone(TORCHSERVE, archive, directory / "torchserve")
+        fastapi_server = fastapi_with_model(FASTAPI, archive, directory / "fastapi")
+        servers.append(await asyncio.to_thread(opened.enter_context, torchserve_server))
+        servers.append(await asyncio.to_thread(opened.enter_context, fastapi_server))
+    return servers
+
+
+def _profile(server: Server, path: Path, orders: Sequence[pb.Order]) -> None:
+    """Has py-spy watch the process that decides while 64 callers keep it busy.
+
+    Raises:
+        RuntimeError: py-spy failed.
+    """
+    formats = {".svg": "flamegraph", ".json": "speedscope"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    argv = ["py-spy", "record", "--pid", str(server.pid), "--duration", str(_PROFILE_SECONDS), "--output", str(path)]
+    argv += ["--format", formats.get(path.suffix, "raw"), "--threads"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as spying:  # noqa: S603
+        closed_loop(server, _PROFILED, orders, seconds=_PROFILE_SECONDS + 1, deadline_seconds=1.0)
+        output, _ = spying.communicate(timeout=_PROFILE_SECONDS)
+    if spying.returncode:
+        raise RuntimeError(f"py-spy: {output[-500:]}")
 
 
 def run_audit_bench(given: Mapping[str, Any], options: Sequence[str]) -> int:

@@ -125,32 +125,59 @@ def demo(
     raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, json))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command()
 def bench(
-    context: typer.Context,
     directory: Directory = None,
     data: Recording = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute or two: fewer loads, one round.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Also keep the figures under loadtest/results.")] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Profile each edge under load: .svg is a flame graph, .json for speedscope, else stacks."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a deployment to measure instead, by callers in Python.")
+    ] = None,
+    instrument: Annotated[
+        list[str] | None, typer.Option(help="SYMBOL.VENUE that the target knows; can be repeated.")
+    ] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Compare audit durability fsync, os and off instead.")] = False,
-) -> None:
-    """Run the whole stack and the benchmark against it; further options go to the benchmark (--json, --seconds, …)."""
-    from local.bench import run_audit_bench, run_bench  # noqa: PLC0415 - as above
-
-    run = run_audit_bench if audit else run_bench
-    raise typer.Exit(run(_given(dir=directory, data=data), context.args))
-
-
-@app.command("bench-edges")
-def bench_edges(
-    data: Recording = None,
-    directory: Directory = None,
-    seconds: Annotated[float, typer.Option(min=0.5, help="Load of one round, on each server and each echo.")] = 3.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each number of callers; medians are shown.")] = 2,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Of a closed loop in one round. [2]")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Of each closed loop; medians are shown. [2]")] = None,
+    deadline_ms: Annotated[float, typer.Option(min=1, help="Of every order, where the generator sets one.")] = 200.0,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
-    """Measure the two edges, grpc.aio and Envoy, next to bare echoes behind the same transports."""
-    from local.edge_bench import run_edge_bench  # noqa: PLC0415 - as above
+    """Measure decisions a second and latency on both edges, next to bare echoes, TorchServe and FastAPI.
 
-    raise typer.Exit(run_edge_bench(_given(dir=directory, data=data), seconds, rounds, json))
+    Closed loops with 1 to 256 callers, streams and batches, then open loops at fixed rates and at half of what the
+    closed ones reached. `pretrade bench-compare` shows the change against the run that was kept last.
+    """
+    from loadtest.bench import INSTRUMENTS, run_target  # noqa: PLC0415 - as above
+    from loadtest.load import plan  # noqa: PLC0415 - as above
+    from local.bench import Outputs, run_audit_bench, run_bench  # noqa: PLC0415 - as above
+
+    given = _given(dir=directory, data=data)
+    if audit:
+        options = _given(seconds=seconds, rounds=rounds, json=json)
+        values = [f"--{name}={value}" for name, value in options.items()]
+        raise typer.Exit(run_audit_bench(given, [*values, f"--deadline-ms={deadline_ms:g}"]))
+    wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_ms / 1e3)
+    if target is not None:
+        raise typer.Exit(run_target(target, instrument or INSTRUMENTS, wanted, json, Console()))
+    raise typer.Exit(run_bench(given, wanted, Outputs(json, keep, profile)))
+
+
+@app.command("bench-compare")
+def bench_compare(
+    now: Annotated[Path | None, typer.Argument(help="Figures of a run. [the last one]")] = None,
+    then: Annotated[Path | None, typer.Argument(help="Those to hold it against. [the last kept before it]")] = None,
+    directory: Directory = None,
+) -> None:
+    """Show what changed between two runs of `pretrade bench`, and what the machine did meanwhile."""
+    from loadtest.compare import run_compare  # noqa: PLC0415 - as above
+    from local.bench import LAST_RUN  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_compare(now or (directory or Path(".pretrade")) / LAST_RUN, then, Console()))
 
 
 @app.command("bench-costs")

@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest import h2load
+from loadtest.bench import commit
 from loadtest.orders import OrderFlow
+from local.bench_servers import Target, call_decide, decision_server, warm_up
 from local.command import OK, run_with_stack
-from local.edge_bench import Load, Target, call_decide_from_python, commit, decision_server, warm_up
 from local.settings import LocalSettings
 from local.stack import Stack
 
@@ -113,7 +114,6 @@ def _measure(
 ) -> tuple[list[Cost], list[Share]]:
     order = OrderFlow(stack.endpoints.instruments, ref_prefix=f"bench-{time.time_ns():x}-").next({})
     order.ClearField("idempotency_key")
-    load: Load = h2load.call_decide if h2load.is_installed() else call_decide_from_python
     runs: dict[str, list[tuple[h2load.Run, float]]] = {name: [] for name in WITHOUT}
     spent: list[tuple[dict[str, float], int]] = []
     with ExitStack() as opened:
@@ -123,14 +123,14 @@ def _measure(
         }
         for server in servers.values():
             warm_up(server.address, order)
-        names = thread_names(_serving(servers[EVERYTHING]).pid)
+        names = thread_names(servers[EVERYTHING].deciding().pid)
         for number in range(rounds):
             # Who comes when makes a difference: in another order each time.
             for name in (*list(WITHOUT)[number % len(WITHOUT) :], *list(WITHOUT)[: number % len(WITHOUT)]):
                 server = servers[name]
-                load(server.address, order, callers, _WARM_UP_SECONDS)
+                call_decide(server.address, order, callers, _WARM_UP_SECONDS)
                 before, used = _cpu_by_part(stack, server, names), server.cpu_seconds()
-                run = load(server.address, order, callers, seconds)
+                run = call_decide(server.address, order, callers, seconds)
                 used = server.cpu_seconds() - used
                 runs[name].append((run, 1e6 * used / run.answers))
                 if name == EVERYTHING:
@@ -155,19 +155,13 @@ def _measure(
     return costs, [share for share in shares if share.cpu_us >= _SHOWN_US]
 
 
-def _serving(target: Target) -> psutil.Process:
-    """The process that decides: Envoy where there is one, a child of the supervisor's."""
-    children = target.process.children()
-    return next((child for child in children if "envoy" in child.exe()), target.process)
-
-
 def _cpu_by_part(stack: Stack, server: Target, names: Mapping[int, str]) -> dict[str, float]:
     """CPU seconds so far of the stack's parts, the server's processes and the threads of the one that decides."""
     parts: defaultdict[str, float] = defaultdict(float)
     for name, process in stack.processes.items():
         if process.pid is not None:
             parts[name] += _seconds(psutil.Process(process.pid))
-    deciding = _serving(server)
+    deciding = server.deciding()
     for one in (server.process, *server.process.children(recursive=True)):
         parts[f"server: {_role(one, deciding)} {one.pid}"] += sum(one.cpu_times()[:2])
     for thread in deciding.threads():

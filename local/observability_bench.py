@@ -27,10 +27,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import h2load
+from loadtest.bench import commit
 from loadtest.orders import OrderFlow
+from local.bench_servers import Target, call_decide, decision_server, warm_up
 from local.command import OK, run_with_stack
-from local.edge_bench import Load, Target, call_decide_from_python, commit, decision_server, warm_up
 from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -99,7 +99,6 @@ def run_observability_bench(
 def _measure(stack: Stack, directory: Path, edge: str, seconds: float, rounds: int, console: Console) -> list[Result]:
     order = OrderFlow(stack.endpoints.instruments, ref_prefix=f"bench-{time.time_ns():x}-").next({})
     order.ClearField("idempotency_key")
-    load: Load = h2load.call_decide if h2load.is_installed() else call_decide_from_python
     with ExitStack() as opened:
         collector = opened.enter_context(_collector())
         traced = {"PRETRADE_TRACING__OTLP_ENDPOINT": collector.address, "PRETRADE_TRACING__ONE_IN": "100"}
@@ -116,21 +115,19 @@ def _measure(stack: Stack, directory: Path, edge: str, seconds: float, rounds: i
         for callers in CALLERS:
             with console.status(f"{callers} callers"):
                 before = collector.spans
-                point = _point(load, order, callers, seconds, rounds, servers)
+                point = _point(order, callers, seconds, rounds, servers)
                 results.append(Result(edge=edge, callers=callers, spans=collector.spans - before, **point))
         return results
 
 
-def _point(
-    load: Load, order: pb.Order, callers: int, seconds: float, rounds: int, servers: Mapping[str, Target]
-) -> dict[str, Any]:
+def _point(order: pb.Order, callers: int, seconds: float, rounds: int, servers: Mapping[str, Target]) -> dict[str, Any]:
     rates, p50, p99, cpu = _lists(), _lists(), _lists(), _lists()
     for number in range(rounds):
         # Whoever comes second finds the caches of the other: in turn.
         for name in (ON, OFF) if number % 2 else (OFF, ON):
-            load(servers[name].address, order, callers, _WARM_UP_SECONDS)
+            call_decide(servers[name].address, order, callers, _WARM_UP_SECONDS)
             used = servers[name].cpu_seconds()
-            run = load(servers[name].address, order, callers, seconds)
+            run = call_decide(servers[name].address, order, callers, seconds)
             used = servers[name].cpu_seconds() - used
             rates[name].append(run.answers / run.seconds)
             p50[name].append(run.p50_ms)

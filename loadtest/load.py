@@ -1,0 +1,149 @@
+"""What the benchmark puts on a server: which calls, how many at once or how many a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from google.protobuf.message import Message
+
+from pretrade.decision.v1 import decision_pb2 as pb
+
+Method = Literal["unary", "stream", "batch"]
+METHODS: Final[Mapping[Method, str]] = {"unary": "Decide", "stream": "DecideStream", "batch": "DecideBatch"}
+SERVICE: Final = "pretrade.decision.v1.DecisionService"
+ORDERS: Final[Mapping[Method, int]] = {"unary": 1, "stream": 64, "batch": 64}
+"""Orders of one call: a stream sends so many and ends, where h2load calls."""
+PRETRADE, ECHO, ALTERNATIVE = "pretrade", "echo", "alternative"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that is sent again and again."""
+
+    path: str
+    body: bytes
+    orders: int
+    """Decisions or scores that it asks for."""
+    is_grpc: bool = True
+    answer_bytes: int | None = None
+    """Of the answer, where that is always the same; then an answer that is none is told by what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a server has used and done so far."""
+
+    cpu_seconds: float
+    """Of the server and all its processes."""
+    memory_bytes: int
+    """Resident, of all of them."""
+    decisions: float | None = None
+    """By its own count; None where it keeps none, as the next two."""
+    refused: float | None = None
+    """Orders that got no decision."""
+    scored: float | None = None
+    """Decisions by the score of a replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Something that can be put under load."""
+
+    name: str
+    """Unique in a run; the same in every run."""
+    kind: str
+    """`PRETRADE`, a bare `ECHO`, or an `ALTERNATIVE` that only scores."""
+    address: str
+    """`HOST:PORT`."""
+    calls: Mapping[Method, Call]
+    """The methods that it has."""
+    transport: str = ""
+    """Who speaks HTTP/2; an echo is the yardstick of those with the same."""
+    usage: Callable[[], Usage] | None = None
+    """None where nobody can look into it: then only callers that see each status may call it."""
+    pid: int | None = None
+    """Of the process that decides, for a profile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One way of calling."""
+
+    method: Method
+    callers: int = 0
+    """Closed loop: calls under way at once, each followed by the next; 0 in an open loop."""
+    rate: float = 0.0
+    """Open loop: orders a second, whatever becomes of those before."""
+    share: float = 0.0
+    """Open loop: the same as a share of what the server reached in a closed loop of the method."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether orders come when they are due."""
+        return not self.callers
+
+    @property
+    def name(self) -> str:
+        """For people, and to find the same load in another run."""
+        if self.share:
+            return f"{self.method}, open, {self.share:.0%}"
+        if self.rate:
+            return f"{self.method}, open, {self.rate:,.0f}/s"
+        if ORDERS[self.method] > 1:
+            return f"{self.method}, {self.callers} × {ORDERS[self.method]}"
+        return f"{self.method}, {self.callers} caller{'s' if self.callers > 1 else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run measures, and for how long."""
+
+    closed: Sequence[Load]
+    opened: Sequence[Load]
+    rounds: int = 2
+    """Of each closed loop; medians are shown. Open loops run once."""
+    seconds: float = 2.0
+    """Of a closed loop in one round, on one server."""
+    open_seconds: float = 6.0
+    deadline_seconds: float = 0.2
+    """Of each order, where the generator sets one."""
+    instruments: Sequence[str] = field(default_factory=tuple)
+
+
+def plan(*, quick: bool, rounds: int | None, seconds: float | None, deadline_seconds: float) -> Plan:
+    """The loads of the benchmark: all of them, or those that a minute or two has room for."""
+    callers = (1, 64) if quick else (1, 16, 64, 256)
+    closed = [Load("unary", callers=number) for number in callers]
+    methods: tuple[Method, ...] = ("stream", "batch")
+    closed += [Load(method, callers=number) for method in methods for number in ((1,) if quick else (1, 4))]
+    opened = [Load(method, share=0.5) for method in METHODS]
+    if not quick:
+        opened = [Load("unary", rate=200.0), *opened]
+    defaults = Plan(closed, opened)
+    return Plan(
+        closed,
+        opened,
+        rounds=rounds or (1 if quick else defaults.rounds),
+        seconds=seconds or (1.0 if quick else defaults.seconds),
+        open_seconds=3.0 if quick else defaults.open_seconds,
+        deadline_seconds=deadline_seconds,
+    )
+
+
+def decision_calls(orders: Sequence[pb.Order]) -> Mapping[Method, Call]:
+    """The calls of the decision service, framed as gRPC sends them, with these orders: the first ones, as many."""
+    few = orders[: ORDERS["stream"]]
+    bodies: Mapping[Method, bytes] = {
+        "unary": framed(pb.DecideRequest(order=orders[0])),
+        "stream": b"".join(framed(pb.DecideStreamRequest(order=order)) for order in few),
+        "batch": framed(pb.DecideBatchRequest(orders=orders[: ORDERS["batch"]])),
+    }
+    return {method: Call(f"/{SERVICE}/{METHODS[method]}", body, ORDERS[method]) for method, body in bodies.items()}
+
+
+def framed(message: Message) -> bytes:
+    """A message as gRPC sends it, uncompressed."""
+    wire = message.SerializeToString()
+    return b"\0" + len(wire).to_bytes(4, "big") + wire

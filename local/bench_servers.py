@@ -1,0 +1,289 @@
+"""What the benchmarks put under load: decision servers of their own, and what else could score an order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import grpc
+import numpy as np
+import psutil
+import uvloop
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+
+from feature_cache.features import N_FEATURES
+from loadtest import h2load
+from loadtest.callers import Measurement, connected
+from loadtest.callers import call_decide as callers_in_python
+from loadtest.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
+from local import server, torchserve
+from local.errors import NotReadyError
+from local.fastapi_model import ARCHIVE, PATH
+from local.guard import Guard
+from local.ports import LOOPBACK, free_ports
+from local.process import Process
+from local.stack import Stack
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.audit.models import read_archive
+from server.inference import wire
+from torchserve.config import TorchServeSettings, prepare
+
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 20.0
+_LOOK_SECONDS: Final = 0.05
+_BATCHING: Final = {"batchSize": 32, "maxBatchDelay": 1}
+"""TorchServe's own, as it is to be for callers that send single rows: up to 32 rows, 1 ms."""
+_PREDICTIONS: Final = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A decision server under load."""
+
+    address: str
+    metrics_url: str
+    process: psutil.Process
+
+    def count(self, name: str, **labels: str) -> float:
+        """The sum of the series of a metric that carry these labels."""
+        return _sum(self._samples(), name, labels)
+
+    def usage(self) -> Usage:
+        """What it has used and decided so far."""
+        samples = self._samples()
+        decisions = "pretrade_decisions_total"
+        return Usage(
+            cpu_seconds=self.cpu_seconds(),
+            memory_bytes=self.memory_bytes(),
+            decisions=_sum(samples, decisions, {}),
+            refused=_sum(samples, "pretrade_errors_total", {}),
+            scored=sum(_sum(samples, decisions, {"source": source}) for source in ("PRIMARY", "SECONDARY")),
+        )
+
+    def cpu_seconds(self) -> float:
+        """What it and all its processes have used so far."""
+        return _usage(self.process).cpu_seconds
+
+    def memory_bytes(self) -> int:
+        """What it and all its processes hold."""
+        return _usage(self.process).memory_bytes
+
+    def deciding(self) -> psutil.Process:
+        """The process that decides: Envoy where there is one, a child of the supervisor's."""
+        children = self.process.children()
+        return next((child for child in children if "envoy" in child.exe()), self.process)
+
+    def _samples(self) -> list[Any]:
+        with urlopen(self.metrics_url, timeout=5.0) as response:  # noqa: S310 - our own
+            families = list(text_string_to_metric_families(response.read().decode()))
+        return [sample for family in families for sample in family.samples]
+
+
+def _sum(samples: list[Any], name: str, labels: Mapping[str, str]) -> float:
+    values = (each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+    return float(sum(values))
+
+
+def _usage(process: psutil.Process) -> Usage:
+    family = [process, *process.children(recursive=True)]
+    cpu = sum(sum(each.cpu_times()[:2]) for each in family)
+    return Usage(cpu, sum(each.memory_info().rss for each in family))
+
+
+def usage_of_port(port: int) -> Callable[[], Usage]:
+    """Tells what the process that listens on a port, one of our descendants, and its processes use.
+
+    Raises:
+        LookupError: None of them does.
+    """
+    for child in psutil.Process().children(recursive=True):
+        if any(found.laddr.port == port for found in child.net_connections("tcp") if found.status == "LISTEN"):
+            return partial(_usage, child)
+    raise LookupError(f"no process of ours listens on port {port}")
+
+
+@contextmanager
+def decision_server(
+    stack: Stack, directory: Path, edge: str, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Target]:
+    """A decision server on an edge, with settings of its own, in front of the stack's replicas and features."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = ("decision", "admin", "metrics")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    env = {
+        **server.env(stack.endpoints, ports),
+        "PRETRADE_GRPC__EDGE": edge,
+        "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
+        "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
+        **settings,
+    }
+    with (directory / "server.log").open("wb") as log:
+        process = subprocess.Popen(server.argv(None), env=env, stderr=log)  # noqa: S603 - our own module
+    try:
+        _wait_until_ready(process, partial(server.ready, ports["decision"]))
+        metrics = f"http://{LOOPBACK}:{ports['metrics']}/metrics"
+        yield Target(server.address(ports["decision"]), metrics, psutil.Process(process.pid))
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], None]) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return ready()
+        except NotReadyError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise
+            time.sleep(_LOOK_SECONDS)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    finally:
+        process.kill()
+
+
+def warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
+    """Decides until a replica has answered, for a while; a typical response."""
+    until = time.monotonic() + _STOP_SECONDS
+    with grpc.insecure_channel(address) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        while True:
+            try:
+                response = stub.Decide(pb.DecideRequest(order=order), timeout=5.0)
+            except grpc.RpcError:
+                if time.monotonic() > until:
+                    raise
+                continue  # too late, on a machine that is still starting something
+            if response.decision.source == pb.SOURCE_PRIMARY or time.monotonic() > until:
+                return response
+
+
+def call_decide(target: str, order: pb.Order, callers: int, seconds: float) -> h2load.Run:
+    """`callers` calls of `Decide` under way at once, by h2load where it is installed, else by callers in Python."""
+    if h2load.is_installed():
+        return h2load.call_decide(target, order, callers, seconds)
+
+    async def call() -> Measurement:
+        async with connected(target) as stub:
+            return await callers_in_python(stub, [order], callers=callers, seconds=seconds, deadline_seconds=1.0)
+
+    measured = uvloop.run(call())
+    return h2load.Run(measured.seconds, measured.decisions, measured.latencies)
+
+
+@contextmanager
+def torchserve_alone(name: str, archive: Path, directory: Path) -> Iterator[Server]:
+    """TorchServe with its own batching, for callers that ask it for scores and for nothing else."""
+    (port,) = free_ports(1)
+    launch = prepare(
+        TorchServeSettings(
+            archive=archive, model_name="champion", directory=directory, grpc_port=port, job_queue_size=1_024
+        )
+    )
+    batching = {
+        "champion": {
+            read_archive(archive).version: {**_BATCHING, "minWorkers": 1, "maxWorkers": 1, "marName": archive.name}
+        }
+    }
+    with (directory / "config.properties").open("a") as properties:
+        properties.write(f"models={json.dumps(batching)}\n")
+    with closing(Guard(grace_seconds=2)) as guard:
+        process = Process(
+            name,
+            launch.argv,
+            directory=directory,
+            log_path=directory / "log",
+            guard=guard,
+            ready=partial(torchserve.ready, port, "champion"),
+            start_timeout_seconds=_START_SECONDS,
+            stop_timeout_seconds=_STOP_SECONDS,
+            env=launch.env,
+        )
+        process.start()
+        try:
+            assert process.pid is not None
+            address = torchserve.address(port)
+            yield Server(
+                name=name,
+                kind=ALTERNATIVE,
+                address=address,
+                calls={
+                    "unary": _prediction(address, 1),
+                    "batch": _prediction(address, ORDERS["batch"]),
+                },
+                usage=partial(_usage, psutil.Process(process.pid)),
+            )
+        finally:
+            process.stop()
+
+
+def _prediction(address: str, rows: int) -> Call:
+    """A request for the scores of so many rows, and the length of the answer to it."""
+    request = wire.request("champion", [_rows(rows).tobytes()])
+    with grpc.insecure_channel(address) as channel:
+        answer = InferenceAPIsServiceStub(channel).Predictions(request, timeout=_STOP_SECONDS)
+    return Call(_PREDICTIONS, framed(request), rows, answer_bytes=len(framed(answer)))
+
+
+@contextmanager
+def fastapi_with_model(name: str, archive: Path, directory: Path) -> Iterator[Server]:
+    """FastAPI on uvicorn with the model in its process, `local/fastapi_model.py`: JSON in, JSON out, over HTTP/1.1."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (port,) = free_ports(1)
+    argv = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--factory",
+        "local.fastapi_model:build",
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+    ]
+    argv += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    calls: Mapping[Method, Call] = {
+        method: Call(PATH, json.dumps({"rows": _rows(ORDERS[method]).tolist()}).encode(), ORDERS[method], is_grpc=False)
+        for method in ("unary", "batch")
+    }
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(argv, env=os.environ | {ARCHIVE: str(archive)}, stderr=log)  # noqa: S603 - ours
+    try:
+        _wait_until_ready(process, partial(_answers, f"http://{LOOPBACK}:{port}{PATH}", calls["unary"].body))
+        usage = partial(_usage, psutil.Process(process.pid))
+        yield Server(name, ALTERNATIVE, f"{LOOPBACK}:{port}", calls, usage=usage)
+    finally:
+        _stop(process)
+
+
+def _answers(url: str, body: bytes) -> None:
+    request = Request(url, body, {"content-type": "application/json"})  # noqa: S310 - our own
+    try:
+        with urlopen(request, timeout=5.0) as response:  # noqa: S310 - our own
+            response.read()
+    except (URLError, ConnectionError) as error:
+        raise NotReadyError(str(error)) from error
+
+
+def _rows(number: int) -> NDArray[np.float32]:
+    """Rows like those that an order's features make."""
+    return np.random.default_rng(1).normal(size=(number, N_FEATURES)).astype("<f4")
