@@ -139,6 +139,18 @@ def bench(
     raise typer.Exit(run(_given(dir=directory, data=data), context.args))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def soak(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
+    """Run the whole stack under load for half an hour; do memory, descriptors, tasks and latency stay flat?
+
+    Options of its own: --minutes 30, --rate 300 (orders a second), --json FILE and those of `python -m loadtest.soak`.
+    PRETRADE_GRPC__EDGE=envoy has the server behind Envoy.
+    """
+    from local.soak import run_soak  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_soak(_given(dir=directory, data=data), context.args))
+
+
 @app.command("bench-edges")
 def bench_edges(
     data: Recording = None,
