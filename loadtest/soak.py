@@ -11,12 +11,14 @@ tasks and queues through `--metrics`. What is flat, `loadtest.trend` says; these
 | memory of each process | 8 MiB or 5 % |
 | descriptors of each process | 8 |
 | threads of each process | 4 |
+| processes of each tree | 1 |
 | tasks of each event loop | 32 |
 | rows not yet shipped to the database | what ten seconds bring |
 | p50 of each minute | 2 ms or 50 % |
 
-A process that is not there from the warm-up to the end has been replaced, which no sound server does: it counts as a
-failure, too, as does every order without a decision beyond `--errors-allowed`.
+A process that was there after the warm-up and is not at the end has been lost, which no sound server does: it counts as
+a failure, too, as does every order without a decision beyond `--errors-allowed`. One that came later is judged when it
+was there for half of the time.
 
 Exit codes: 0 all flat; 1 not; 2 wrong usage, or too short a run to tell.
 """
@@ -46,7 +48,7 @@ from loadtest.callers import percentile
 from loadtest.open_loop import Answer, call_decide_at_rate
 from loadtest.orders import OrderFlow
 from loadtest.trend import Allowance, Trend, trend
-from loadtest.watched import DESCRIPTORS, MEMORY, TASKS, THREADS, UNSHIPPED, Key, sample
+from loadtest.watched import DESCRIPTORS, KINDS, MEMORY, PROCESSES, TASKS, THREADS, UNSHIPPED, Key, sample
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -56,6 +58,7 @@ _ALLOWED: Final[Mapping[str, Allowance]] = {
     MEMORY: Allowance(8.0, 0.05),
     DESCRIPTORS: Allowance(8.0, 0.0),
     THREADS: Allowance(4.0, 0.0),
+    PROCESSES: Allowance(1.0, 0.0),
     TASKS: Allowance(32.0, 0.0),
     P50: Allowance(2.0, 0.5),
 }
@@ -98,8 +101,8 @@ class Report:
     warm_up_seconds: float
     slices: Sequence[Summary]
     trends: Mapping[Key, Trend]
-    replaced: Sequence[str]
-    """Processes that were not there all the time after the warm-up."""
+    lost: Sequence[str]
+    """Processes that were there after the warm-up and are not at the end."""
     errors: int
     """Orders without a decision."""
     errors_allowed: int
@@ -107,7 +110,7 @@ class Report:
     @property
     def flat(self) -> bool:
         """Whether the server could go on like this."""
-        return self.errors <= self.errors_allowed and not self.replaced and all(t.flat for t in self.trends.values())
+        return self.errors <= self.errors_allowed and not self.lost and all(t.flat for t in self.trends.values())
 
 
 @dataclass(slots=True)
@@ -239,13 +242,12 @@ def judge(
     """
     allowed = {**_ALLOWED, UNSHIPPED: Allowance(rate * _UNSHIPPED_SECONDS, 0.0)}
     judged = [row for at, row in zip(series.times, series.rows, strict=True) if at >= warm_up_seconds]
-    keys = {key for row in judged for key in row}
-    # A scrape may fail once; a process is there or not.
-    replaced = {who for who, what in keys if what == MEMORY and not all((who, what) in row for row in judged)}
+    there = Counter(key for row in judged for key in row)
+    lost = {who for who, what in judged[0].keys() - judged[-1].keys() if what == MEMORY} if judged else set()
     trends = {
         key: trend(series.times, series.values(key), allowed[key[1]], warm_up_seconds)
-        for key in sorted(keys)
-        if key[0] not in replaced
+        for key, rows in sorted(there.items())
+        if rows >= len(judged) / 2 and key[0] not in lost
     }
     decided = [one for one in slices if one.p50_ms is not None]
     begins, p50 = [one.seconds for one in decided], [one.p50_ms or 0.0 for one in decided]
@@ -256,7 +258,7 @@ def judge(
         warm_up_seconds=warm_up_seconds,
         slices=slices,
         trends=trends,
-        replaced=sorted(replaced),
+        lost=sorted(lost),
         errors=sum(sum(one.errors.values()) for one in slices),
         errors_allowed=errors_allowed,
     )
@@ -272,7 +274,7 @@ def document(report: Report, series: Series) -> dict[str, Any]:
         "decisions": sum(one.decisions for one in report.slices),
         "errors": report.errors,
         "errors_allowed": report.errors_allowed,
-        "replaced": list(report.replaced),
+        "lost": list(report.lost),
         "trends": [
             {"who": who, "what": what, "flat": found.flat, **asdict(found)}
             for (who, what), found in report.trends.items()
@@ -286,23 +288,36 @@ def document(report: Report, series: Series) -> dict[str, Any]:
     }
 
 
-def table(report: Report) -> Table:
-    """A line for each series: what it was, what it became, and what it might have become."""
+def tables(report: Report) -> list[Table]:
+    """What each process held, and the rest: what it was, what it became, and what it grew by."""
     decisions = sum(one.decisions for one in report.slices)
-    shown = Table(
+    processes = Table(
         title=f"{decisions:,} decisions in {report.seconds / 60:g} minutes, {report.errors} orders without one",
-        caption=f"after a warm-up of {report.warm_up_seconds:g} s; growth by the slope, over the time after it",
         box=SIMPLE,
         padding=(0, 0, 0, 1),
     )
-    for heading in ("who", "what", "first", "last", "growth", "allowed", ""):
-        shown.add_column(heading, justify="left" if heading in {"who", "what", ""} else "right")
+    for heading in ("process", *KINDS):
+        processes.add_column(heading, justify="left" if heading == "process" else "right")
+    for who in sorted({who for who, what in report.trends if what in KINDS}):
+        processes.add_row(who, *(_cell(report.trends[who, kind]) for kind in KINDS))
+    for who in report.lost:
+        processes.add_row(who, "[red]lost[/]")
+    others = Table(
+        caption=f"from the end of the warm-up ({report.warm_up_seconds:g} s) to the end, and growth by the slope",
+        box=SIMPLE,
+        padding=(0, 0, 0, 1),
+    )
+    for heading in ("", "what", "from→to"):
+        others.add_column(heading, justify="right" if heading.startswith("from") else "left")
     for (who, what), found in report.trends.items():
-        numbers = (found.first, found.last, found.growth, found.allowed)
-        shown.add_row(who, what, *(f"{number:,.1f}" for number in numbers), "flat" if found.flat else "[red]GROWS[/]")
-    for who in report.replaced:
-        shown.add_row(who, "", "", "", "", "", "[red]not there all the time[/]")
-    return shown
+        if what not in KINDS:
+            others.add_row(who, what, _cell(found))
+    return [processes, others]
+
+
+def _cell(found: Trend) -> str:
+    text = f"{found.first:,.4g}→{found.last:,.4g} {found.growth:+.1f}"
+    return text if found.flat else f"[red]{text}, allowed {found.allowed:,.1f}[/]"
 
 
 def _pairs(given: Sequence[str]) -> dict[str, int]:
@@ -363,7 +378,9 @@ def main(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--minutes") from error
-    console.print(table(report))
+    for each in tables(report):
+        console.print(each)
+    console.print("flat" if report.flat else "[red]not flat[/]")
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(document(report, series), indent=1) + "\n")

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 MEMORY: Final = "memory MiB"
 DESCRIPTORS: Final = "descriptors"
 THREADS: Final = "threads"
+PROCESSES: Final = "processes"
 KINDS: Final = (MEMORY, DESCRIPTORS, THREADS)
 TASKS: Final = "pretrade_event_loop_tasks"
 UNSHIPPED: Final = "pretrade_shipper_unshipped"
@@ -21,7 +22,7 @@ GAUGES: Final = (TASKS, UNSHIPPED)
 _PATIENCE_SECONDS: Final = 5.0
 
 Key = tuple[str, str]
-"""Who holds, and what: a process or a metrics URL, and one of `KINDS` or `GAUGES`."""
+"""Who holds, and what: a process or a metrics URL, and one of `KINDS`, `PROCESSES` or `GAUGES`."""
 
 
 def sample(roots: Mapping[str, int], metrics: Sequence[str]) -> dict[Key, float]:
@@ -35,7 +36,9 @@ def sample(roots: Mapping[str, int], metrics: Sequence[str]) -> dict[Key, float]
     """
     found: dict[Key, float] = {}
     for name, pid in roots.items():
-        for process in _tree(pid):
+        tree = _tree(pid)
+        found[name, PROCESSES] = len(tree)
+        for process in tree:
             try:
                 with process.oneshot():
                     who = f"{name}: {_program(process)} {process.pid}"

@@ -112,6 +112,18 @@ def up(
 
 
 @app.command()
+def kill(
+    part: Annotated[str, typer.Argument(help="The part, as `pretrade up --help` lists them.")],
+    after: Annotated[float, typer.Option(min=0, help="Seconds until then.")] = 0.0,
+    directory: Directory = None,
+) -> None:
+    """Kill a part of the stack that runs on this machine, as a fault would; `pretrade up` starts it again."""
+    from local.killing import kill_part  # noqa: PLC0415 - as above
+
+    raise typer.Exit(kill_part(_given(dir=directory), part, after))
+
+
+@app.command()
 def demo(
     duration: Annotated[float, typer.Option(min=1, help="How long orders are sent, in seconds.")] = 20.0,
     directory: Directory = None,

@@ -7,7 +7,7 @@ import grpc from 'k6/net/grpc';
 import exec from 'k6/execution';
 import * as orders from './orders.js';
 
-const { RATE, SECONDS, DEADLINE_MS, ANSWERED, SOURCES, SHOWN } = orders;
+const { RATE, SECONDS, DEADLINE_MS, ANSWERED, SOURCES, SHOWN, FAILURES } = orders;
 const BATCH = Number(__ENV.BATCH || 64);
 
 export const options = {
@@ -28,6 +28,7 @@ export const options = {
     dropped_iterations: ['count==0'],
     grpc_req_duration: [`p(99)<${DEADLINE_MS}`],
     ...Object.fromEntries(SOURCES.map((source) => [`decisions{source:SOURCE_${source}}`, SHOWN])),
+    ...FAILURES,
   },
 };
 

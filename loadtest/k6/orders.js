@@ -22,6 +22,10 @@ export const TREND_STATS = ['min', 'med', 'p(90)', 'p(99)', 'p(99.9)', 'max'];
 export const SHOWN = ['count>=0']; // always true: a threshold is what makes k6 show a tag in its summary
 export const decisions = new Counter('decisions'); // tagged with action and source
 export const failures = new Counter('failures'); // orders without a decision, tagged with the gRPC status
+const STATUSES = { 4: 'DeadlineExceeded', 8: 'ResourceExhausted', 14: 'Unavailable' }; // as k6 calls them
+export const FAILURES = Object.fromEntries(
+  Object.values(STATUSES).map((status) => [`failures{status:${status}}`, SHOWN]),
+);
 
 const client = new grpc.Client();
 client.load(['../../proto'], 'pretrade/decision/v1/decision.proto');
@@ -82,7 +86,8 @@ export function count(sent, decision, status) {
   if (right) {
     decisions.add(1, { action: decision.action, source: decision.source });
   } else {
-    failures.add(1, { status: status === grpc.StatusOK ? 'WRONG_REPLY' : String(status) });
+    const name = STATUSES[status] || String(status); // a number in the results of baskets and streams
+    failures.add(1, { status: status === grpc.StatusOK ? 'WRONG_REPLY' : name });
   }
 }
 

@@ -4,13 +4,13 @@
 //
 // Fails when an order gets no decision in its time, or when the p99 of `order_duration` exceeds the deadline. That is
 // counted from the instant at which an order was due, so that a tick that comes late hides nothing.
-import { setInterval, clearInterval, setTimeout } from 'k6/timers';
+import { setInterval, clearInterval, setTimeout, clearTimeout } from 'k6/timers';
 import { Trend } from 'k6/metrics';
 import exec from 'k6/execution';
 import grpc from 'k6/net/grpc';
 import * as orders from './orders.js';
 
-const { RATE, SECONDS, DEADLINE_MS, ANSWERED, SOURCES, SHOWN } = orders;
+const { RATE, SECONDS, DEADLINE_MS, ANSWERED, SOURCES, SHOWN, FAILURES } = orders;
 const STREAMS = Number(__ENV.STREAMS || 4);
 const TICK_MS = 2;
 const duration = new Trend('order_duration', true);
@@ -30,16 +30,18 @@ export const options = {
     checks: [`rate>=${ANSWERED}`],
     order_duration: [`p(99)<${DEADLINE_MS}`],
     ...Object.fromEntries(SOURCES.map((source) => [`decisions{source:SOURCE_${source}}`, SHOWN])),
+    ...FAILURES,
   },
 };
 
 export default function () {
-  const timeoutMs = 1000 * SECONDS + 10000;
+  const timeoutMs = 1000 * SECONDS + DEADLINE_MS + 10000;
   const stream = new grpc.Stream(orders.connection(), orders.method('DecideStream'), orders.parameters(timeoutMs));
   const total = Math.round((RATE / STREAMS) * SECONDS);
   const waiting = new Map(); // order_ref to the order and when it was due
   const began = Date.now();
   let written = 0;
+  let giveUp = null; // ends the stream when the last answers do not come
   let status = 'NO_REPLY';
 
   stream.on('data', ({ result }) => {
@@ -48,6 +50,7 @@ export default function () {
     waiting.delete(result.orderRef);
     if (result.decision) duration.add(Date.now() - found.due);
     orders.count(found.sent, result.decision, result.error && result.error.code);
+    if (written === total && waiting.size === 0) stream.end();
   });
   stream.on('error', (error) => {
     status = error.code;
@@ -57,6 +60,7 @@ export default function () {
 
   function finish() {
     clearInterval(ticking);
+    clearTimeout(giveUp);
     waiting.forEach(({ sent }) => orders.count(sent, null, status));
     waiting.clear();
   }
@@ -70,7 +74,7 @@ export default function () {
     }
     if (written === total) {
       clearInterval(ticking);
-      setTimeout(() => stream.end(), DEADLINE_MS); // the last answers
+      giveUp = setTimeout(() => stream.end(), 2 * DEADLINE_MS);
     }
   }, TICK_MS);
 }

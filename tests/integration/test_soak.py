@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from loadtest.bench import echo_server
-from loadtest.watched import DESCRIPTORS, MEMORY
+from loadtest.watched import DESCRIPTORS, MEMORY, PROCESSES, THREADS
 from pretrade.decision.v1 import decision_pb2 as pb
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]
@@ -53,7 +53,7 @@ async def test_a_sound_process_is_flat_and_every_order_is_counted(tmp_path: Path
     assert seen["decisions"] == 600
     assert seen["errors"] == 0
     held = {(one["what"], one["flat"]) for one in seen["trends"] if one["who"].startswith("watched")}
-    assert held == {(MEMORY, True), (DESCRIPTORS, True), ("threads", True)}
+    assert held == {(MEMORY, True), (DESCRIPTORS, True), (THREADS, True), (PROCESSES, True)}
     assert code == (0 if seen["flat"] else 1)  # its p50 is this machine's
 
 

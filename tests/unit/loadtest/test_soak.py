@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from loadtest.soak import CALLERS, P50, Report, Series, Summary, document, judge, table
-from loadtest.watched import DESCRIPTORS, MEMORY, TASKS, THREADS, UNSHIPPED
+from loadtest.soak import CALLERS, P50, Report, Series, Summary, document, judge, tables
+from loadtest.watched import DESCRIPTORS, MEMORY, PROCESSES, TASKS, THREADS, UNSHIPPED
 
 SERVER, WRITER, METRICS = "server: server 11", "server: server.audit 12", "http://127.0.0.1:7003/metrics"
 SECONDS = 1_800.0
@@ -25,7 +24,8 @@ def series(**grows: float) -> Series:
                 (SERVER, MEMORY): 180 + number % 3 + minutes * grows.get("memory", 0),
                 (SERVER, DESCRIPTORS): 90 + minutes * grows.get("descriptors", 0) // 1,
                 (SERVER, THREADS): 25 + minutes * grows.get("threads", 0) // 1,
-                (WRITER, MEMORY): 70,
+                **{(WRITER, kind): level for kind, level in ((MEMORY, 70), (DESCRIPTORS, 16), (THREADS, 2))},
+                ("server", PROCESSES): 2,
                 (METRICS, TASKS): 40 + number % 7 + minutes * grows.get("tasks", 0),
                 (METRICS, UNSHIPPED): 50 * (number % 4) + minutes * grows.get("unshipped", 0),
             }
@@ -58,7 +58,7 @@ def growing(report: Report) -> set[tuple[str, str]]:
 def test_a_sound_server_is_flat() -> None:
     report = judged(series())
     assert report.flat
-    assert len(report.trends) == 7
+    assert len(report.trends) == 10
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,25 @@ def test_a_latency_that_creeps_up_is_found() -> None:
     assert growing(judged(series(), minutes(p50_grows=0.2))) == {(CALLERS, P50)}
 
 
-def test_a_process_that_was_replaced_is_named_and_not_judged() -> None:
+def test_a_process_that_was_lost_is_named_and_a_successor_that_came_late_is_not_judged() -> None:
     seen = series()
     for number, row in enumerate(seen.rows):
-        held: dict[Any, float] = dict(row)
-        if number >= 200:
-            held["server: server.audit 77", MEMORY] = held.pop((WRITER, MEMORY))
-        seen.rows[number] = held
+        if number >= 300:
+            seen.rows[number] = {
+                ("server: server.audit 77" if who == WRITER else who, what): value for (who, what), value in row.items()
+            }
     report = judged(seen)
-    assert set(report.replaced) == {"server: server.audit 77", WRITER}
+    assert report.lost == [WRITER]
     assert not report.flat
     assert growing(report) == set()
+    assert {who for who, _ in report.trends} == {SERVER, "server", METRICS, CALLERS}
+
+
+def test_a_process_that_is_asked_for_now_and_then_is_no_loss() -> None:
+    seen = series()
+    for number in range(100, 340):
+        seen.rows[number] = {**seen.rows[number], ("server: server.audit.reading_process 5", MEMORY): 60.0}
+    assert judged(seen).flat
 
 
 def test_a_process_that_ended_in_the_warm_up_is_no_loss() -> None:
@@ -120,7 +128,7 @@ def test_a_minute_without_any_decision_is_told_in_the_file() -> None:
     written = document(report, series())
     assert written["slices"][9]["p50_ms"] is None
     assert written["errors"] == 18_000
-    assert table(report).row_count == 7
+    assert [each.row_count for each in tables(report)] == [2, 4]
 
 
 def test_too_short_a_run_cannot_tell() -> None:
