@@ -7,6 +7,7 @@ what a caller would have waited.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,8 +43,9 @@ async def call_decide_at_rate(
     seconds: float,
     deadline_seconds: float,
     observe: Callable[[Answer], None],
+    seed: int | None = None,
 ) -> None:
-    """Calls `Decide` at a constant rate; returns when the last call has ended.
+    """Calls `Decide` at a rate; returns when the last call has ended.
 
     Cancelling it ends the calls under way.
 
@@ -54,11 +56,14 @@ async def call_decide_at_rate(
         seconds: How long orders are sent.
         deadline_seconds: Of each order, from when it is sent.
         observe: Told of every order when it has ended, in the order of the answers.
+        seed: With it orders come at random, as if from many callers (a Poisson process); without, evenly spaced.
     """
+    rng = None if seed is None else random.Random(seed)
+    due = 0.0
     began = _clock()
     async with asyncio.TaskGroup() as tasks:
         for number in range(round(rate * seconds)):
-            due = number / rate
+            due = number / rate if rng is None else due + rng.expovariate(rate)
             wait = began + due - _clock()
             if wait > 0:
                 await asyncio.sleep(wait)
