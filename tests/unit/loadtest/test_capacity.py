@@ -92,9 +92,9 @@ def test_more_orders_take_no_fewer_processes() -> None:
 def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(OverloadError, match="p99"):
         plan(COSTS, Demand(rate=100, deadline_ms=0.01, cores=64))
+    busy = COSTS.model_copy(update={"loop": COSTS.loop.model_copy(update={"base_cores": 0.9})})
     with pytest.raises(OverloadError, match="event loop"):
-        busy = COSTS.loop.model_copy(update={"base_cores": 0.9})
-        plan(COSTS.model_copy(update={"loop": busy}), Demand(rate=100, deadline_ms=1e4, cores=64))
+        plan(busy, Demand(rate=100, deadline_ms=1e4, cores=64))
 
 
 def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
