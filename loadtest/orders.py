@@ -7,10 +7,12 @@ log-normal in quote currency.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pretrade.decision.v1.decision_pb2 import SIDE_BUY, SIDE_SELL, Order, Side
@@ -35,12 +37,10 @@ class Strategy:
     """Share of parents that close a position, in [0, 1]."""
 
 
-STRATEGIES: Final = (
-    Strategy("execution-twap", 0.40, 12, 0.10, -1.0, 5_000, 0.10),
-    Strategy("momentum", 0.25, 4, 0.50, 3.0, 12_000, 0.15),
-    Strategy("mean-reversion", 0.20, 3, 0.05, -2.0, 8_000, 0.30),
-    Strategy("market-making", 0.15, 1, 0.00, -4.0, 3_000, 0.20),
+STRATEGIES: Final = tuple(
+    Strategy(**strategy) for strategy in json.loads(Path(__file__).with_name("strategies.json").read_bytes())
 )
+"""The same as in the k6 scenarios."""
 
 _WEIGHTS: Final = [strategy.weight for strategy in STRATEGIES]
 _LONGEST_PREFIX: Final = 40

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
-from local import training_cli
+from local import capacity_cli, training_cli
 from server import canary_cli, steering_cli
 from server import cli as server_cli
 from server.drift import cli as drift_cli
@@ -112,6 +112,18 @@ def up(
 
 
 @app.command()
+def kill(
+    part: Annotated[str, typer.Argument(help="The part, as `pretrade up --help` lists them.")],
+    after: Annotated[float, typer.Option(min=0, help="Seconds until then.")] = 0.0,
+    directory: Directory = None,
+) -> None:
+    """Kill a part of the stack that runs on this machine, as a fault would; `pretrade up` starts it again."""
+    from local.killing import kill_part  # noqa: PLC0415 - as above
+
+    raise typer.Exit(kill_part(_given(dir=directory), part, after))
+
+
+@app.command()
 def demo(
     duration: Annotated[float, typer.Option(min=1, help="How long orders are sent, in seconds.")] = 20.0,
     directory: Directory = None,
@@ -123,6 +135,18 @@ def demo(
     from local.demo import run_demo  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, json))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def soak(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
+    """Run the whole stack under load for half an hour; do memory, descriptors, tasks and latency stay flat?
+
+    Options of its own: --minutes 30, --rate 300 (orders a second), --json FILE and those of `python -m loadtest.soak`.
+    PRETRADE_GRPC__EDGE=envoy has the server behind Envoy.
+    """
+    from local.soak import run_soak  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_soak(_given(dir=directory, data=data), context.args))
 
 
 @app.command()
@@ -194,6 +218,28 @@ def bench_costs(
     from local.cost_bench import run_cost_bench  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_cost_bench(_given(dir=directory, data=data), edge, callers, seconds, rounds, json))
+
+
+@app.command("bench-capacity")
+def bench_capacity(
+    rate: Annotated[
+        list[float] | None, typer.Option(min=1, help="Orders a second, ascending, at least five; can be repeated.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=2, help="Of each rate.")] = 12.0,
+    data: Recording = None,
+    directory: Directory = None,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="TOML file for the costs, for `pretrade capacity --costs`.")
+    ] = None,
+) -> None:
+    """Measure the costs that `pretrade capacity` plans with, and how well it foretells rates it was not told of."""
+    from local.capacity_bench import run_capacity_bench  # noqa: PLC0415 - as above
+
+    rates = rate or [100.0, 200.0, 400.0, 600.0, 800.0]
+    if len(rates) < 5 or sorted(set(rates)) != rates:
+        raise typer.BadParameter("must be at least five, ascending", param_hint="--rate")
+    raise typer.Exit(run_capacity_bench(_given(dir=directory, data=data), rates, seconds, json, costs))
 
 
 @app.command("bench-flips")
@@ -298,6 +344,7 @@ def features(
         raise typer.Exit(0) from None
 
 
+app.command()(capacity_cli.capacity)
 app.command()(ingest_cli.ingest)
 app.command()(feature_cli.replay)
 app.command("simulate")(feature_cli.simulate_market)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -33,25 +34,29 @@ def run_up(given: Mapping[str, Any], parts: Collection[str]) -> int:
 
 
 def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> int:
-    """Until told to stop, starts again what ends by itself, and the broker before it fills the memory.
+    """Keeps it up until Ctrl-C.
 
     Returns:
-        0 when told to stop.
+        0.
 
     Raises:
         PartFailedError: A part does not start any more, or ends again at once.
     """
     console.print("Ctrl-C stops it", highlight=False)
-    try:
-        _watch(stack, settings, console)
-    except KeyboardInterrupt:
-        return OK
+    with suppress(KeyboardInterrupt):
+        keep_up(stack, settings, console)
+    return OK
 
 
-def _watch(stack: Stack, settings: LocalSettings, console: Console) -> NoReturn:
+def keep_up(stack: Stack, settings: LocalSettings, console: Console, until: Callable[[], bool] = lambda: False) -> None:
+    """Starts again what ends by itself, and the broker before it fills the memory, until told to stop.
+
+    Raises:
+        PartFailedError: A part does not start any more, or ends again at once.
+    """
     restarted: dict[str, float] = {}
     idle = threading.Event()
-    while True:
+    while not until():
         for part in stack.ended():
             ending = stack[part].ending
             if time.monotonic() - restarted.get(part, -_HOPELESS_SECONDS) < _HOPELESS_SECONDS:

@@ -47,34 +47,78 @@ async def run(name: str, *arguments: str, **environment: str) -> tuple[int, str]
     return process.returncode, output.decode()
 
 
-async def k6(target: str, summary: Path, deadline_ms: str) -> tuple[int, str]:
+async def k6(script: str, summary: Path, **settings: str) -> tuple[int, str]:
+    """Runs one of the k6 scenarios for two seconds, with a deadline that any machine meets unless told otherwise."""
     quiet = ("--no-usage-report", "--address", "", "--summary-export", str(summary))
-    settings = {"TARGET": target, "RATE": "50", "DURATION": "2s", "DEADLINE_MS": deadline_ms}
-    return await run(
-        "k6", "run", *quiet, "loadtest/k6/decide.js", *(f"--env={name}={value}" for name, value in settings.items())
-    )
+    given = {"RATE": "50", "DURATION": "2s", "DEADLINE_MS": "10000", "WARM_UP": "0"} | settings
+    return await run("k6", "run", *quiet, f"loadtest/k6/{script}", *(f"--env={key}={given[key]}" for key in given))
+
+
+def metrics_in(summary: Path) -> dict[str, dict[str, float]]:
+    metrics: dict[str, dict[str, float]] = json.loads(summary.read_text())["metrics"]
+    return metrics
 
 
 async def test_k6_sends_orders_at_the_rate_and_checks_every_decision(tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     async with echo_server(RESPONSE) as target:
-        code, output = await k6(target, summary, deadline_ms="10000")
+        code, output = await k6("decide.js", summary, TARGET=target)
     assert code == 0, output
-    metrics = json.loads(summary.read_text())["metrics"]
+    metrics = metrics_in(summary)
     assert metrics["iterations"]["count"] == pytest.approx(100, abs=2)
     assert metrics["decisions"]["count"] == metrics["iterations"]["count"]
     assert metrics["decisions{source:SOURCE_PRIMARY}"]["count"] == metrics["decisions"]["count"]
     assert metrics["checks"]["fails"] == 0
-    assert metrics["checks"]["passes"] == 2 * metrics["iterations"]["count"]
+    assert metrics["checks"]["passes"] == metrics["iterations"]["count"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", ["batch.js", "stream.js"])
+async def test_k6_counts_every_order_of_baskets_and_streams(script: str, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    async with echo_server(RESPONSE) as target:
+        code, output = await k6(script, summary, TARGET=target, RATE="200", BATCH="10", STREAMS="2", DURATION="4s")
+    assert code == 0, output
+    metrics = metrics_in(summary)
+    assert metrics["decisions"]["count"] == pytest.approx(800, abs=10)  # the first call of a rate leaves at once
+    assert metrics["checks"]["passes"] == metrics["decisions"]["count"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("profile", "phases"),
+    [
+        ("ramp", {"at_20": 40, "at_40": 80}),
+        ("burst", {"before": 80, "open": 280, "after": 80}),
+        ("failure", {"before": 80, "during": 80, "after": 80}),
+    ],
+)
+async def test_k6_tells_the_phases_of_a_scenario_apart(profile: str, phases: dict[str, int], tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    settings = {"PROFILE": profile, "RATE": "40", "STEPS": "2", "TIMES": "5", "WARM_UP": "1"}
+    settings["DURATION"] = "4s" if profile == "ramp" else "6s"
+    async with echo_server(RESPONSE) as target:
+        code, output = await k6("decide.js", summary, TARGET=target, **settings)
+    assert code == 0, output
+    metrics = metrics_in(summary)
+    for phase, orders in phases.items():
+        counted = metrics[f"checks{{scenario:{phase}}}"]
+        assert counted["fails"] == 0
+        assert counted["passes"] == pytest.approx(orders, rel=0.1, abs=4)
+    if profile == "failure":
+        assert "now take primary away for 2 s" in output
 
 
 @pytest.mark.long
 async def test_k6_fails_when_orders_get_no_decision(tmp_path: Path) -> None:
     """No server meets a deadline of a microsecond, and nothing listens on port 1."""
+    late = tmp_path / "late.json"
     async with echo_server(RESPONSE) as target:
-        code, output = await k6(target, tmp_path / "late.json", deadline_ms="0.001")
+        code, output = await k6("decide.js", late, TARGET=target, DEADLINE_MS="0.001")
     assert code == 99, output  # k6's exit code for crossed thresholds
-    code, output = await k6("127.0.0.1:1", tmp_path / "nobody.json", deadline_ms="10000")
+    metrics = metrics_in(late)
+    assert metrics["failures{status:DeadlineExceeded}"]["count"] == metrics["failures"]["count"] > 0
+    code, output = await k6("decide.js", tmp_path / "nobody.json", TARGET="127.0.0.1:1")
     assert code == 99, output
 
 

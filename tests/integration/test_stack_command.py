@@ -16,7 +16,9 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from local.command import MISUSED, OK
 from local.endpoints import StackFile
+from local.killing import kill_part
 from local.settings import LocalSettings
 from local.stack import Stack
 
@@ -144,9 +146,11 @@ def test_a_second_signal_leaves_the_rest_to_the_guard(tmp_path: Path) -> None:
 def test_a_part_that_was_killed_is_started_again(tmp_path: Path) -> None:
     with up(tmp_path, "valkey") as command:
         first = command.wait_until_up().processes["valkey"]
-        os.kill(first, signal.SIGKILL)
+        assert kill_part({"dir": tmp_path}, "broker", 0.0) == MISUSED
+        assert kill_part({"dir": tmp_path}, "valkey", 0.0) == OK
         command.wait_until(lambda: (stack := StackFile.read(tmp_path)) and stack.processes["valkey"] != first)
         assert "valkey was ended by SIGKILL; starting it again" in command.output
+    assert kill_part({"dir": tmp_path}, "valkey", 0.0) == MISUSED
 
 
 def test_a_part_that_keeps_ending_ends_the_command(tmp_path: Path) -> None:

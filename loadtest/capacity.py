@@ -1,0 +1,278 @@
+"""How many servers, replicas, workers and disks a rate of decisions needs: a calculator over measured costs.
+
+Rows wait only while a batch is under way and then leave together (one slot, no timer; `server/inference/batcher.py`;
+the journal's group commit does the same). For orders that come at random at a rate λ to one server process, with S the
+time of a batch and m = λS the rows that come meanwhile:
+
+    rows of a batch    n = m + e^−m            (the next batch is what came, or the one row that comes next)
+    its time           S = (a + b·n) · stretch
+    under way          ρ = S / (S + e^−m / λ)
+    a row's wait       0 with probability 1 − ρ, else the rest of the batch under way
+
+so batches grow with the rate, and what costs by the batch gets cheaper by the decision. S varies log-normally; the rest
+of a batch that somebody finds under way is a uniform share of a length-biased S. The latency of an order is the sum of
+the model's stage, the journal's and the rest of its way, drawn 20,000 times with a fixed seed.
+
+A machine whose c cores are busy to a share U makes everything slower: stretch = 1 + U^(√(2(c+1)) − 1) / (c·(1 − U)),
+Sakasegawa's approximation of the queue M/M/c. CPU is base + batches·(µs a batch) + decisions·(µs a decision) per part.
+
+What it leaves out: orders that come in bunches, garbage collections, a noisy neighbour, several processes that share a
+replica. Plan for the peak rate, and leave the utilisation below one.
+
+Sources: H. Sakasegawa, An approximation formula L_q ≈ α·ρ^β/(1 − ρ), Ann. Inst. Stat. Math. 29 (1977); the wait is the
+residual life of a renewal process (e.g. Kleinrock, Queueing Systems I, 5.2). `docs/capacity.md` has the check.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.costs import Costs, Stage
+
+_DRAWS: Final = 20_000
+_MOST_ROWS: Final = 256
+"""Rows of a batch, by default, and so the end of what one replica takes."""
+_LINGER_SECONDS: Final = 0.05
+"""Shadow rows gather this long."""
+_MOST_PROCESSES: Final = 10_000
+_SECONDS_A_DAY: Final = 86_400
+
+Draws = NDArray[np.float64]
+
+
+class OverloadError(Exception):
+    """The rate is more than this can do; says what is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A stage at a rate."""
+
+    rows: float
+    """Of a batch, on average."""
+    batches: float
+    """A second."""
+    seconds: float
+    """Of a batch, on average."""
+    busy: float
+    """Share of the time in which a batch is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One server process at a rate, with its primary and its share of everything else."""
+
+    rate: float
+    """Decisions a second."""
+    replica: Queue
+    journal: Queue
+    loop: float
+    """Share of one core that the event loop takes."""
+    cores: float
+    """Of the server process, its replicas and its share of the stores."""
+    utilisation: float
+    """Of the machine's cores."""
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is asked for."""
+
+    rate: float
+    """Decisions a second, at the peak."""
+    deadline_ms: float
+    """In which 99 of 100 are to be answered."""
+    cores: int
+    """Of one machine."""
+    events: float = 0.0
+    """Market events a second."""
+    limit: float = 0.7
+    """Highest utilisation of the cores, of an event loop and of a replica; what is left takes bursts and failures."""
+    retention_days: float = 30.0
+    """How long the database keeps decisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What it takes."""
+
+    processes: int
+    """Server processes, each with a primary of its own."""
+    per_machine: int
+    """Of them on one machine."""
+    machines: int
+    secondaries: int
+    """Replicas that could take all orders when the primaries are lost."""
+    challengers: int
+    workers: int
+    """Feature workers; 0 without events."""
+    partitions: int
+    """Of the topic of market events: two for each worker, so that it can grow."""
+    database_rows: float
+    """A second."""
+    database_bytes: float
+    """After `retention_days` at this rate."""
+    journal_bytes: float
+    """A second, over all processes."""
+    cold_bytes: float
+    """A day, as Parquet."""
+    load: Load
+    """Of each process."""
+
+
+def stretch(utilisation: float, cores: float) -> float:
+    """How much longer everything takes on busy cores.
+
+    Raises:
+        OverloadError: They are all busy.
+    """
+    if utilisation >= 1:
+        raise OverloadError(f"the cores are full: {utilisation:.0%}")
+    return 1 + math.pow(utilisation, math.sqrt(2 * (cores + 1)) - 1) / (cores * (1 - utilisation))
+
+
+def queue(stage: Stage, rate: float, slower: float = 1.0) -> Queue:
+    """A stage at a rate, by iteration to the fixed point of its batch size.
+
+    Args:
+        stage: Its costs.
+        rate: Rows a second, more than 0.
+        slower: Factor of every batch's time.
+
+    Raises:
+        OverloadError: Batches would grow beyond 256 rows.
+    """
+    rows = 1.0
+    while True:
+        seconds = stage.seconds(rows) * slower
+        meanwhile = rate * seconds
+        following = meanwhile + math.exp(-meanwhile)
+        if following > _MOST_ROWS:
+            raise OverloadError(f"batches of more than {_MOST_ROWS} rows at {rate:,.0f} a second")
+        if abs(following - rows) < 1e-9 * rows:
+            return Queue(rows, rate / rows, seconds, seconds / (seconds + math.exp(-meanwhile) / rate))
+        rows = following
+
+
+def load(costs: Costs, rate: float, cores: float, beside: float = 0.0, sharing: int = 1) -> Load:
+    """One server process at a rate.
+
+    Args:
+        costs: Measured.
+        rate: Decisions a second, of this process.
+        cores: Of the machine.
+        beside: Cores that something else takes, such as a load generator.
+        sharing: Such processes on the machine.
+
+    Raises:
+        OverloadError: That is more than it can do.
+    """
+    slower = 1.0
+    # Slower batches are larger ones, which take less CPU: a few rounds settle it.
+    for _ in range(100):
+        replica, journal = queue(costs.replica, rate, slower), queue(costs.journal, rate, slower)
+        used = _cores(costs, rate, replica.batches)
+        utilisation = (sharing * used + beside) / cores
+        following = stretch(utilisation, cores)
+        if abs(following - slower) < 1e-6 * slower:
+            break
+        slower = (slower + following) / 2
+    loop = costs.loop.cores(rate, replica.batches)
+    if loop >= 1:
+        raise OverloadError(f"the event loop is full at {rate:,.0f} a second")
+    draw = np.random.default_rng(1)
+    stages = ((costs.replica, replica), (costs.journal, journal))
+    total = sum((_waits(stage, at, draw) for stage, at in stages), _times(costs.rest, 1.0, slower, draw))
+    p50, p99 = np.percentile(1e3 * total, (50, 99))
+    return Load(rate, replica, journal, loop, used, utilisation, float(p50), float(p99))
+
+
+def plan(costs: Costs, demand: Demand) -> Plan:
+    """The fewest server processes that meet a demand.
+
+    Raises:
+        OverloadError: No number of them does; says what stands in the way.
+    """
+    why = ""
+    processes = 1
+    while processes <= _MOST_PROCESSES:
+        try:
+            per_machine, found = _fit(costs, demand, processes)
+            return _around(costs, demand, processes, per_machine, found)
+        except OverloadError as error:
+            why = str(error)
+        # One by one at first; beyond, a few too many do no harm.
+        processes += max(1, processes // 50)
+    raise OverloadError(why)
+
+
+def _fit(costs: Costs, demand: Demand, processes: int) -> tuple[int, Load]:
+    """As many processes as a machine takes, and their load."""
+    rate = demand.rate / processes
+    alone = load(costs, rate, demand.cores)
+    if alone.utilisation > demand.limit:
+        raise OverloadError(f"a server process with its replicas fills {alone.utilisation:.0%} of {demand.cores} cores")
+    if alone.loop > demand.limit:
+        raise OverloadError(f"its event loop is busy to {alone.loop:.0%}")
+    if alone.p99_ms > demand.deadline_ms:
+        raise OverloadError(f"its p99 is {alone.p99_ms:.1f} ms")
+    for per_machine in range(min(processes, int(demand.limit * demand.cores / alone.cores)), 1, -1):
+        found = load(costs, rate, demand.cores, sharing=per_machine)
+        if found.p99_ms <= demand.deadline_ms and found.utilisation <= demand.limit:
+            return per_machine, found
+    return 1, alone
+
+
+def _around(costs: Costs, demand: Demand, processes: int, per_machine: int, found: Load) -> Plan:
+    """The rest of the house."""
+    database = costs.database
+    shadow = max(1 / _LINGER_SECONDS, found.rate / _MOST_ROWS) * found.replica.seconds
+    event_cores = demand.events * costs.features.event_us / 1e6
+    workers = math.ceil(event_cores / demand.limit)
+    return Plan(
+        processes=processes,
+        per_machine=per_machine,
+        machines=math.ceil(processes / per_machine),
+        secondaries=min(processes, math.ceil(processes * found.replica.busy / demand.limit)),
+        challengers=math.ceil(processes * shadow / demand.limit),
+        workers=workers,
+        partitions=max(1, 2 * workers),
+        database_rows=demand.rate * database.rows_per_decision,
+        database_bytes=demand.rate * database.bytes_per_decision * demand.retention_days * _SECONDS_A_DAY,
+        journal_bytes=demand.rate * database.journal_bytes_per_decision,
+        cold_bytes=demand.rate * database.cold_bytes_per_decision * _SECONDS_A_DAY,
+        load=found,
+    )
+
+
+def _cores(costs: Costs, rate: float, batches: float) -> float:
+    """Of a server process and all that works for it."""
+    shadows = max(1 / _LINGER_SECONDS, rate / _MOST_ROWS)
+    return (
+        costs.server.cores(rate, batches)
+        + costs.primary.cores(rate, batches)
+        + costs.standby.cores(rate, batches)
+        + costs.shadow.cores(rate, shadows)
+        + costs.stores.cores(rate, batches)
+    )
+
+
+def _times(stage: Stage, rows: float, slower: float, draw: np.random.Generator) -> Draws:
+    """Times of batches with the stage's mean."""
+    mean = stage.seconds(rows) * slower
+    return mean * draw.lognormal(-(stage.sigma**2) / 2, stage.sigma, _DRAWS)
+
+
+def _waits(stage: Stage, at: Queue, draw: np.random.Generator) -> Draws:
+    """What rows spend in a stage: the rest of the batch under way, and their own."""
+    own = at.seconds * draw.lognormal(-(stage.sigma**2) / 2, stage.sigma, _DRAWS)
+    under_way = at.seconds * draw.lognormal(stage.sigma**2 / 2, stage.sigma, _DRAWS)  # length-biased
+    waits = (draw.random(_DRAWS) < at.busy) * draw.random(_DRAWS) * under_way
+    return own + waits

@@ -1,0 +1,427 @@
+"""`pretrade bench-capacity`: measures the costs that `loadtest.capacity` plans with, and how well it foretells.
+
+The whole stack decides at several rates, one after the other; orders come at random. At each of them it is seen how
+large batches are, how long they take, and what CPU every part uses. The costs of a part are the line through these
+points that has no negative coefficient; the rates of `_HELD_OUT` take no part in it, and what the model says of them is
+compared with what they were. It wants a machine of its own: what else runs there is taken for part of the load.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.request import urlopen
+
+import grpc.aio
+import numpy as np
+import psutil
+import psycopg
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import make_url
+
+from loadtest.capacity import OverloadError, load, queue, stretch
+from loadtest.costs import Costs, Cpu, Stage
+from loadtest.open_loop import Answer, call_decide_at_rate
+from loadtest.orders import OrderFlow
+from local.command import OK, run_with_stack
+from local.settings import LocalSettings
+from local.stack import Stack
+from pretrade.decision.v1 import decision_pb2_grpc
+
+_HELD_OUT: Final = (1, 3)
+"""The second and the fourth rate."""
+_SETTLE_SECONDS: Final = 3.0
+_SHIPPED_SECONDS: Final = 60.0
+_QUANTILES: Final = (0.5, 0.95)
+_ROWS: Final = "pretrade_journal_rows_total"
+_STORES: Final = ("valkey", "postgres")
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """What a histogram of batches says of one stretch of time."""
+
+    a_second: float
+    rows: float
+    """On average."""
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One rate."""
+
+    rate: float
+    """Decisions a second that were made."""
+    errors: int
+    p50_ms: float
+    """Of the callers', as the next two."""
+    p99_ms: float
+    mean_ms: float
+    replica: Batches
+    journal: Batches
+    cores: Mapping[str, float]
+    """CPU that each part used, in cores; `loop` is the busiest thread of the server."""
+    generator: float
+    """That of the load generator, in cores."""
+    utilisation: float
+    """Share of the machine's cores that were busy, with whatever else ran there."""
+    shadow_batches: float
+    """A second."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Counters at an instant."""
+
+    at: float
+    metrics: Mapping[tuple[str, str, str], float]
+    """By sample, replica and upper edge of the bucket; other labels are summed over."""
+    cpu: Mapping[str, float]
+    generator: float
+    busy: float
+    """CPU seconds of the whole machine."""
+
+    def total(self, name: str) -> float:
+        """A metric's value, over all its labels."""
+        return math.fsum(value for (of, _, _), value in self.metrics.items() if of == name)
+
+
+def run_capacity_bench(
+    given: Mapping[str, Any], rates: Sequence[float], seconds: float, report: Path | None, costs_path: Path | None
+) -> int:
+    """Measures, prints, and writes what was asked for.
+
+    Args:
+        given: Settings of the stack.
+        rates: Orders a second, ascending, at least five.
+        seconds: Of each rate.
+        report: JSON file for the points, the costs and the check.
+        costs_path: TOML file for the costs.
+
+    Returns:
+        The exit code.
+    """
+
+    def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
+        idle, points, database = _measure(stack, rates, seconds, console)
+        known = Costs.read()
+        costs = fit(idle, [point for i, point in enumerate(points) if i not in _HELD_OUT], database, known)
+        checks = [check(costs, points[i], os.cpu_count() or 1) for i in _HELD_OUT]
+        console.print(_table(points))
+        console.print(_check_table(checks))
+        said = f"pretrade bench-capacity, {', '.join(f'{rate:g}' for rate in rates)} orders a second"
+        document = {
+            "command": said,
+            "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+            "edge": os.environ.get("PRETRADE_GRPC__EDGE", "grpcio"),
+            "seconds": seconds,
+            "load_average": os.getloadavg(),
+            "idle": dict(idle),
+            "points": [asdict(point) for point in points],
+            "held_out": list(_HELD_OUT),
+            "checks": checks,
+            "costs": costs.model_dump(),
+        }
+        if report is not None:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.write_text(json.dumps(document, indent=1) + "\n")
+        if costs_path is not None:
+            costs.write(costs_path, f"{said}, {document['edge']} edge, {os.cpu_count()} cores, load generator included")
+        return OK
+
+    return run_with_stack(given, use)
+
+
+def _measure(
+    stack: Stack, rates: Sequence[float], seconds: float, console: Console
+) -> tuple[Mapping[str, float], list[Point], Mapping[str, float]]:
+    """CPU of the idle parts, a point for each rate, and what the decisions fill on disk."""
+    with console.status("warming up"):
+        _run(stack, rates[0], _SETTLE_SECONDS)
+        _wait_until_shipped(stack)
+    bytes_before, began = _database_bytes(stack), _reading(stack)
+    with console.status("idle"):
+        before = _reading(stack)
+        time.sleep(seconds)  # what is measured is what it costs to do nothing
+        after = _reading(stack)
+    idle = {part: (after.cpu[part] - before.cpu[part]) / (after.at - before.at) for part in after.cpu}
+    points = []
+    for rate in rates:
+        with console.status(f"{rate:g} orders a second"):
+            _run(stack, rate, _SETTLE_SECONDS)
+            before = _reading(stack)
+            answers = _run(stack, rate, seconds)
+            points.append(_point(before, _reading(stack), answers))
+    with console.status("the disk"):
+        _wait_until_shipped(stack)
+        ended = _reading(stack)
+        decisions = ended.total("pretrade_decisions_total") - began.total("pretrade_decisions_total")
+        database = {
+            "rows_per_decision": (ended.total(_ROWS) - began.total(_ROWS)) / decisions,
+            "bytes_per_decision": (_database_bytes(stack) - bytes_before) / decisions,
+            "journal_bytes_per_decision": _journal_bytes(stack, rates[0]),
+        }
+    return idle, points, database
+
+
+def _journal_bytes(stack: Stack, rate: float) -> float:
+    """What a decision fills of the journal, seen while the database takes none."""
+    stack["postgres"].pause()
+    try:
+        before = _reading(stack)
+        _run(stack, rate, _SETTLE_SECONDS)
+        after = _reading(stack)
+    finally:
+        stack["postgres"].resume()
+    grown = after.total("pretrade_journal_bytes") - before.total("pretrade_journal_bytes")
+    return grown / (after.total("pretrade_decisions_total") - before.total("pretrade_decisions_total"))
+
+
+def _run(stack: Stack, rate: float, seconds: float) -> list[Answer]:
+    """Sends orders from this process, whose CPU is the generator's."""
+    answers: list[Answer] = []
+
+    async def run() -> None:
+        async with grpc.aio.insecure_channel(str(stack.endpoints.decision)) as channel:
+            stub: Any = decision_pb2_grpc.DecisionServiceStub(channel)
+            flow = OrderFlow(stack.endpoints.instruments, ref_prefix=f"capacity-{time.time_ns():x}-")
+            await call_decide_at_rate(
+                stub, flow, rate=rate, seconds=seconds, deadline_seconds=1.0, observe=answers.append, seed=1
+            )
+
+    uvloop.run(run())
+    return answers
+
+
+def _reading(stack: Stack) -> _Reading:
+    with urlopen(f"{stack.endpoints.metrics_url}/metrics", timeout=10.0) as response:  # noqa: S310 - our own
+        families = text_string_to_metric_families(response.read().decode())
+    metrics: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    for family in families:
+        for sample in family.samples:
+            metrics[sample.name, sample.labels.get("replica", ""), sample.labels.get("le", "")] += sample.value
+    cpu = {part: _tree_seconds(process.pid) for part, process in stack.processes.items() if process.pid is not None}
+    server = psutil.Process(stack["server"].pid)
+    threads = [thread for each in (server, *server.children(recursive=True)) for thread in each.threads()]
+    cpu["loop"] = max(thread.user_time + thread.system_time for thread in threads)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    machine = psutil.cpu_times()
+    busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
+    return _Reading(time.monotonic(), metrics, cpu, own.ru_utime + own.ru_stime, busy)
+
+
+def _tree_seconds(pid: int) -> float:
+    process = psutil.Process(pid)
+    return sum(sum(each.cpu_times()[:2]) for each in (process, *process.children(recursive=True)))
+
+
+def _point(before: _Reading, after: _Reading, answers: Sequence[Answer]) -> Point:
+    seconds = after.at - before.at
+    ms = [1e3 * answer.seconds for answer in answers if answer.decision is not None]
+    p50, p99 = np.percentile(ms, (50, 99))
+    replica = _batches(before, after, "pretrade_replica_batch_rows", "pretrade_replica_batch_seconds", "primary")
+    shadow = _batches(before, after, "pretrade_replica_batch_rows", "pretrade_replica_batch_seconds", "challenger")
+    return Point(
+        rate=len(ms) / seconds,
+        errors=len(answers) - len(ms),
+        p50_ms=float(p50),
+        p99_ms=float(p99),
+        mean_ms=statistics.fmean(ms),
+        replica=replica,
+        journal=_batches(before, after, "pretrade_journal_commit_rows", "pretrade_journal_commit_seconds", ""),
+        cores={part: (after.cpu[part] - before.cpu[part]) / seconds for part in after.cpu},
+        generator=(after.generator - before.generator) / seconds,
+        utilisation=(after.busy - before.busy) / seconds / (os.cpu_count() or 1),
+        shadow_batches=shadow.a_second,
+    )
+
+
+def _batches(before: _Reading, after: _Reading, rows: str, seconds: str, replica: str) -> Batches:
+    def grown(name: str, le: str = "") -> float:
+        key = (name, replica, le)
+        return after.metrics[key] - before.metrics[key]
+
+    count = grown(f"{seconds}_count")
+    edges = sorted((le for name, of, le in after.metrics if (name, of) == (f"{seconds}_bucket", replica)), key=float)
+    cumulative = [(float(le), grown(f"{seconds}_bucket", le)) for le in edges]
+    p50, p95 = (1e3 * quantile(cumulative, share) for share in _QUANTILES)
+    return Batches(
+        count / (after.at - before.at),
+        grown(f"{rows}_sum") / max(1.0, grown(f"{rows}_count")),
+        1e3 * grown(f"{seconds}_sum") / max(1.0, count),
+        p50,
+        p95,
+    )
+
+
+def quantile(cumulative: Sequence[tuple[float, float]], share: float) -> float:
+    """A quantile of a histogram, by geometric interpolation within its bucket.
+
+    Args:
+        cumulative: (upper edge, count up to it), ascending; the last edge is infinite.
+        share: In (0, 1).
+    """
+    wanted = share * cumulative[-1][1]
+    below, count = cumulative[0][0] / 2, 0.0
+    for edge, upto in cumulative:
+        if upto >= wanted and upto > count:
+            if math.isinf(edge):
+                return below
+            return below * math.pow(edge / below, (wanted - count) / (upto - count))
+        below, count = edge, upto
+    return below
+
+
+def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[str, float], known: Costs) -> Costs:
+    """The costs that explain the points best.
+
+    Args:
+        idle: Cores of each part while nobody asks.
+        points: At least three.
+        database: What was measured of `Database`.
+        known: For what is not measured here: features, database, and rows of a batch on the replica.
+    """
+    cores = os.cpu_count() or 1
+
+    def cpu(parts: Iterable[str], batches: Sequence[float]) -> Cpu:
+        base = sum(idle[part] for part in parts)
+        used = [sum(point.cores[part] for part in parts) - base for point in points]
+        a_batch, a_row = _line([(each, point.rate) for each, point in zip(batches, points, strict=True)], used)
+        return Cpu(base_cores=base, batch_us=1e6 * a_batch, row_us=1e6 * a_row)
+
+    def stage(found: Sequence[Batches], row_us: float) -> Stage:
+        slower = [stretch(min(0.95, point.utilisation), cores) for point in points]
+        batch_ms = [each.mean_ms / s - each.rows * row_us / 1e3 for each, s in zip(found, slower, strict=True)]
+        sigmas = [math.log(each.p95_ms / each.p50_ms) / 1.645 for each in found]
+        return Stage(batch_ms=max(0.0, statistics.median(batch_ms)), row_us=row_us, sigma=statistics.median(sigmas))
+
+    sent = [point.replica.a_second for point in points]
+    replica = stage([point.replica for point in points], known.replica.row_us)
+    journal = stage([point.journal for point in points], known.journal.row_us)
+    rest = []
+    for point in points:
+        slower = stretch(min(0.95, point.utilisation), cores)
+        queues = [queue(each, point.rate, slower) for each in (replica, journal)]
+        waits = [
+            each.seconds * (1 + each.busy / 2 * math.exp(of.sigma**2))
+            for each, of in zip(queues, (replica, journal), strict=True)
+        ]
+        rest.append((point.mean_ms - 1e3 * sum(waits)) / slower)
+    return Costs(
+        replica=replica,
+        journal=journal,
+        rest=Stage(batch_ms=max(0.0, statistics.median(rest)), row_us=0.0, sigma=replica.sigma),
+        loop=cpu(("loop",), sent),
+        server=cpu(("server",), sent),
+        primary=cpu(("primary",), sent),
+        shadow=cpu(("challenger",), [point.shadow_batches for point in points]),
+        standby=cpu(("secondary",), sent),
+        stores=cpu(_STORES, sent),
+        features=known.features,
+        database=known.database.model_copy(update=dict(database)),
+    )
+
+
+def _line(features: Sequence[tuple[float, float]], values: Sequence[float]) -> tuple[float, float]:
+    """Least squares without negative coefficients."""
+    from sklearn.linear_model import LinearRegression  # noqa: PLC0415 - slow to import
+
+    fitted = LinearRegression(positive=True, fit_intercept=False).fit(np.asarray(features), np.asarray(values))
+    a, b = fitted.coef_
+    return float(a), float(b)
+
+
+def check(costs: Costs, point: Point, cores: int) -> dict[str, dict[str, float]]:
+    """What the model says of a point, next to what was measured there.
+
+    Whatever ran on the machine besides counts as running beside the server.
+    """
+    beside = point.utilisation * cores - sum(
+        point.cores[part] for part in ("server", "primary", "secondary", "challenger", *_STORES)
+    )
+    measured = {
+        "rate": point.rate,
+        "rows of a batch": point.replica.rows,
+        "ms of a batch": point.replica.mean_ms,
+        "rows of a commit": point.journal.rows,
+        "server cores": point.cores["server"],
+        "event loop": point.cores["loop"],
+        "p50 ms": point.p50_ms,
+        "p99 ms": point.p99_ms,
+    }
+    try:
+        said = load(costs, point.rate, cores, beside=beside)
+    except OverloadError:
+        return {"measured": measured, "model": {}}
+    model = {
+        "rate": said.rate,
+        "rows of a batch": said.replica.rows,
+        "ms of a batch": 1e3 * said.replica.seconds,
+        "rows of a commit": said.journal.rows,
+        "server cores": costs.server.cores(said.rate, said.replica.batches),
+        "event loop": said.loop,
+        "p50 ms": said.p50_ms,
+        "p99 ms": said.p99_ms,
+    }
+    return {"measured": measured, "model": model}
+
+
+def _database_bytes(stack: Stack) -> float:
+    url = make_url(str(stack.endpoints.database_url)).set(drivername="postgresql")
+    with psycopg.connect(url.render_as_string(hide_password=False)) as connection:
+        row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+def _wait_until_shipped(stack: Stack) -> None:
+    until = time.monotonic() + _SHIPPED_SECONDS
+    while _reading(stack).total("pretrade_shipper_unshipped") and time.monotonic() < until:
+        time.sleep(0.2)  # a counter tells, no event
+
+
+def _table(points: Sequence[Point]) -> Table:
+    table = Table(
+        title="measured", caption="CPU in cores; rows and ms of a batch on the primary", box=SIMPLE, padding=0
+    )
+    for heading in ("rate", "errors", "p50 ms", "p99 ms", "rows", "ms", "commit", "ms", "server", "loop", "busy"):
+        table.add_column(heading, justify="right")
+    for point in points:
+        table.add_row(
+            *(f"{point.rate:,.0f}", str(point.errors), f"{point.p50_ms:.1f}", f"{point.p99_ms:.1f}"),
+            *(f"{point.replica.rows:.2f}", f"{point.replica.mean_ms:.2f}"),
+            *(f"{point.journal.rows:.2f}", f"{point.journal.mean_ms:.2f}"),
+            *(f"{point.cores['server']:.2f}", f"{point.cores['loop']:.2f}", f"{point.utilisation:.0%}"),
+        )
+    return table
+
+
+def _check_table(checks: Sequence[Mapping[str, Mapping[str, float]]]) -> Table:
+    table = Table(title="foretold at rates that the costs were not taken from", box=SIMPLE, padding=(0, 1))
+    table.add_column("")
+    for each in checks:
+        table.add_column(f"measured at {each['measured']['rate']:,.0f}/s", justify="right")
+        table.add_column("model", justify="right")
+    for name in list(checks[0]["measured"])[1:]:
+        cells = []
+        for each in checks:
+            cells += [f"{each['measured'][name]:.2f}", f"{each['model'].get(name, math.nan):.2f}"]
+        table.add_row(name, *cells)
+    return table

@@ -1,0 +1,45 @@
+"""`pretrade kill`: takes a part away from a running stack, for load scenarios in which something fails."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from local.command import FAILED, MISUSED, OK
+from local.endpoints import StackFile
+from local.guard import signal_group
+from local.settings import LocalSettings
+
+
+def kill_part(given: Mapping[str, Any], part: str, after_seconds: float) -> int:
+    """Sends SIGKILL to a part and all that it started, after a while.
+
+    Args:
+        given: Settings given on the command line; only the directory counts.
+        part: Its name.
+        after_seconds: How long to wait.
+
+    Returns:
+        The exit code: 0 when it was killed, 1 when it had ended by itself, 2 when no stack runs there or has no such
+        part.
+    """
+    console = Console(highlight=False)
+    directory = LocalSettings(**given).dir
+    time.sleep(after_seconds)  # the caller's wish, nothing is waited for
+    stack = StackFile.read(directory)
+    if stack is None:
+        console.print(f"no stack runs in {directory}")
+        return MISUSED
+    if part not in stack.processes:
+        console.print(f"no such part here: {part}; there are {', '.join(sorted(stack.processes))}")
+        return MISUSED
+    # Each part leads a process group of its own.
+    if not signal_group(stack.processes[part], signal.SIGKILL):
+        console.print(f"{part} has ended already")
+        return FAILED
+    console.print(f"{part} killed")
+    return OK
