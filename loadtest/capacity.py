@@ -26,7 +26,7 @@ residual life of a renewal process (e.g. Kleinrock, Queueing Systems I, 5.2). `d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -41,6 +41,8 @@ _LINGER_SECONDS: Final = 0.05
 """Shadow rows gather this long."""
 _MOST_PROCESSES: Final = 10_000
 _SECONDS_A_DAY: Final = 86_400
+_NOBODY: Final = 0.01
+"""Decisions a second of an idle process."""
 
 Draws = NDArray[np.float64]
 
@@ -200,8 +202,8 @@ def plan(costs: Costs, demand: Demand) -> Plan:
     Raises:
         OverloadError: No number of them does; says what stands in the way.
     """
-    why = ""
-    processes = 1
+    _fit(costs, replace(demand, rate=_NOBODY), 1)  # what an idle process cannot keep, no number of them does
+    why, processes = "", 1
     while processes <= _MOST_PROCESSES:
         try:
             per_machine, found = _fit(costs, demand, processes)

@@ -3,6 +3,8 @@
 A strategy works one parent order at a time: it picks an instrument and a side and sends the parent in slices of similar
 size until it is done. So sides and instruments come in runs, as in a real market, and not like coin flips. Sizes are
 log-normal in quote currency.
+
+`python -m loadtest.orders INSTRUMENT` writes one of them to standard output as the body of a gRPC call of `Decide`.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pretrade.decision.v1.decision_pb2 import SIDE_BUY, SIDE_SELL, Order, Side
+from pretrade.decision.v1.decision_pb2 import SIDE_BUY, SIDE_SELL, DecideRequest, Order, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +141,13 @@ class OrderFlow:
 def _rounded(value: float, digits: int) -> float:
     """Rounded to significant digits, like a lot or a tick."""
     return float(f"{value:.{digits}g}")
+
+
+def body(instrument: str) -> bytes:
+    """A request of `Decide` as it goes over HTTP/2: a flag, the length, the message."""
+    message = DecideRequest(order=OrderFlow([instrument], ref_prefix="h2load-").next({})).SerializeToString()
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(body(*sys.argv[1:]))

@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from loadtest import h2load
 from loadtest.bench import echo_server
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -154,3 +155,31 @@ async def test_locust_fails_when_orders_get_no_decision(tmp_path: Path) -> None:
         code, output = await locust(target, tmp_path / "late", deadline_ms="0.001")
     assert code == 1, output
     assert "DEADLINE_EXCEEDED" in (tmp_path / "late_failures.csv").read_text()
+
+
+@pytest.mark.long
+async def test_locust_opens_a_market_and_calms_down(tmp_path: Path) -> None:
+    settings = {"PHASE_SECONDS": "2", "QUIET_USERS": "1", "TIMES": "4", "DEADLINE_MS": "10000"}
+    files = "loadtest/locustfile.py,loadtest/market_open.py"
+    path = os.pathsep.join((str(ROOT), str(ROOT / "proto" / "gen")))
+    async with echo_server(RESPONSE) as target:
+        code, output = await run(
+            *("locust", "-f", files, "--headless", "--host", target, "--csv", str(tmp_path / "open")),
+            PYTHONPATH=path,
+            **settings,
+        )
+    assert code == 0, output
+    history = (tmp_path / "open_stats_history.csv").read_text().splitlines()[1:]
+    users = [int(line.split(",")[1]) for line in history if line.split(",")[3] == "Aggregated"]
+    assert max(users) == 4
+    assert users[-1] <= 1
+
+
+@pytest.mark.skipif(not h2load.is_installed(), reason="needs h2load (Debian: nghttp2-client)")
+async def test_h2load_sends_a_body_that_a_server_understands() -> None:
+    """`loadtest/h2load.sh` without a server to ask for its count."""
+    async with echo_server(RESPONSE) as target:
+        code, output = await run("sh", "loadtest/h2load.sh", target, "4", "1")
+    assert code == 0, output
+    assert " 0 failed, 0 errored" in output
+    assert "status codes: 0 2xx" not in output

@@ -40,7 +40,12 @@ DOCUMENTED: Final[Mapping[str, type]] = {
     **dict.fromkeys(("metadata", "reflect-metadata", "tags"), dict),
     "import-paths": list,
 }
-DURATIONS: Final = {"timeout", "duration", "stream-interval"}
+DURATIONS: Final = {"timeout", "duration", "stream-interval", "load-step-duration"}
+SCHEDULES: Final[Mapping[str, set[str]]] = {
+    "step": {"load-start", "load-step", "load-end", "load-step-duration"},
+    "line": {"load-start", "load-step", "load-end"},
+}
+"""What each schedule needs. Source: https://ghz.sh/docs/load"""
 TEMPLATES: Final = {"{{.RequestNumber}}": "123456", "{{newUUID}}": "0192b4a1-2b3c-4d4e-8f5a-6b7c8d9e0f1a"}
 
 
@@ -60,8 +65,24 @@ def messages(scenario: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from data if isinstance(data, list) else [data]
 
 
-def test_there_is_a_unary_and_a_stream_scenario() -> None:
-    assert [path.stem for path in SCENARIOS] == ["decide", "stream"]
+def test_there_is_a_scenario_for_each_way_of_calling_and_each_course_of_the_load() -> None:
+    assert {path.stem for path in SCENARIOS} == {"decide", "batch", "stream", "ramp", "market-open", "soak"}
+
+
+def test_each_is_in_the_documentation_with_its_command() -> None:
+    documentation = (ROOT / "loadtest" / "README.md").read_text()
+    for path in SCENARIOS:
+        assert f"ghz --config {path.relative_to(ROOT)}" in documentation
+
+
+def test_a_load_that_changes_has_what_its_schedule_needs_and_ends(scenario: dict[str, Any]) -> None:
+    schedule = scenario.get("load-schedule")
+    given = {key for key in scenario if key.startswith("load-")} - {"load-schedule"}
+    assert given == (SCHEDULES[schedule] if schedule else set())
+    assert ("rps" in scenario) != bool(schedule or "stream-call-count" in scenario)
+    assert "duration" in scenario or "total" in scenario
+    if schedule:
+        assert (scenario["load-end"] - scenario["load-start"]) % scenario["load-step"] == 0
 
 
 def test_every_key_is_documented_and_of_its_type(scenario: dict[str, Any]) -> None:
@@ -84,5 +105,6 @@ def test_the_call_is_in_the_contract_and_its_file_is_there(scenario: dict[str, A
 def test_the_server_accepts_the_orders(scenario: dict[str, Any]) -> None:
     reader = OrderReader(("BTCUSDT.BINANCE", "ETHUSDT.BINANCE"))
     for message in messages(scenario):
-        order = reader.read(ParseDict(message, pb.DecideRequest()).order)
-        assert order.message.order_ref
+        basket = message["orders"] if "orders" in message else [message["order"]]
+        for one in basket:
+            assert reader.read(ParseDict(one, pb.Order())).message.order_ref
