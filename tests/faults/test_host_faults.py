@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,14 +17,14 @@ import libfaketime
 import pytest
 from bare_server import is_ready
 from google.protobuf.duration_pb2 import Duration
-from harness import Load, Product, eventually
+from harness import Load, Product, deciding, eventually
 from name_server import NameServer, forwarder
 from server_group import Callers, beside, server_environment
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.journal_file import JournalReader
+from server.audit.journal_file import JournalReader, journals_of
 
 pytestmark = pytest.mark.stack
 Seen = Callable[[str], None]
@@ -103,7 +102,8 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
         assert sources["SOURCE_PRIMARY"] > 0.5 * len(decisions), sources
         assert all(one.budget.used_us <= one.budget.allowed_us for one in decisions)
         seen(f"{len(decisions)} calls, none failed; forced breaker of 10 s over by {lasted:.1f} s; {dict(sources)}")
-    with closing(JournalReader(tmp_path / "journal.db")) as journal:
+    (path,) = journals_of(tmp_path / "journal.db")
+    with closing(JournalReader(path)) as journal:
         entries = [packet_pb2.JournalEntry.FromString(row.entry) for row in journal.rows_after(0, 100_000)]
     packets = [entry.decision for entry in entries if entry.HasField("decision")]
     walls = [packet.decision.decided_at.seconds for packet in packets]
@@ -118,16 +118,15 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
 
 @pytest.mark.fault("F2", "the server stands still for 500 ms, three times", "no breaker opens; stalls are counted")
 def test_a_standstill_of_the_server_opens_no_breaker(product: Product, seen: Seen) -> None:
-    pid = product.stack["server"].pid
-    assert pid is not None
+    process = deciding(product.stack["server"].pid)
     opened = {name: transitions(product, name) for name in ("primary", "secondary", "challenger")}
     stalls = product.metric("pretrade_loop_stalls_total")
     with Load(product) as load:
         load.wait_for_more(200)
         for _ in range(3):
-            os.kill(pid, signal.SIGSTOP)
+            process.suspend()
             time.sleep(0.5)  # the fault itself
-            os.kill(pid, signal.SIGCONT)
+            process.resume()
             load.wait_for_more(100)
         after = load.decisions[-50:]
     assert {name: transitions(product, name) for name in opened} == opened
