@@ -92,9 +92,9 @@ def check(server: DecisionServer, calls: Sequence[Call], deadline_seconds: float
     for packet, status in server.audited():
         rows[packet.order.order_ref].append((packet, status))
     violations: list[str] = []
-    stalls = _stalls(sorted(calls, key=lambda call: call.due))
+    stalled = stalls(sorted(calls, key=lambda call: call.due))
     for call in calls:
-        latest = deadline_seconds + _SLACK_SECONDS + _LISTENING_SECONDS + stalls.get(call.order_ref, 0.0)
+        latest = deadline_seconds + _SLACK_SECONDS + _LISTENING_SECONDS + stalled.get(call.order_ref, 0.0)
         violations += _of_call(call, rows.get(call.order_ref, []), latest)
     for packets in rows.values():
         for packet, status in packets:
@@ -109,14 +109,14 @@ def check(server: DecisionServer, calls: Sequence[Call], deadline_seconds: float
     return f"I1-I{6 if before is None else 7} hold for {len(calls)} calls and {audited} audit rows"
 
 
-def _stalls(calls: Sequence[Call]) -> dict[str, float]:
+def stalls(calls: Sequence[Call]) -> dict[str, float]:
     """How late, in seconds, calls left that were due while a call was under way: then its caller could not listen."""
     dues = [call.due for call in calls]
-    stalls = {}
+    found = {}
     for call in calls:
         during = calls[bisect_left(dues, call.sent) : bisect_right(dues, call.ended)]
-        stalls[call.order_ref] = max((other.sent - other.due for other in during), default=0.0)
-    return stalls
+        found[call.order_ref] = max((other.sent - other.due for other in during), default=0.0)
+    return found
 
 
 def _of_call(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]], latest_seconds: float) -> list[str]:
