@@ -23,7 +23,8 @@ class BudgetSettings(BaseModel):
     """Kept for making the packet durable and sending the reply, in seconds; never lent to a model attempt. Grows with
     what the audit recently took, up to half of what is allowed."""
     reply_reserve_seconds: float = Field(default=0.002, gt=0, le=1)
-    """Part of the audit's reserve that is kept for sending the reply, in seconds."""
+    """Part of the audit's reserve that is kept for sending the reply, in seconds. Grows with the event loop's lateness,
+    up to a quarter of what is allowed."""
     first_attempt_share: float = Field(default=0.5, gt=0, lt=1)
     """Part of the time left to models that the first attempt gets while a second replica could still take a retry."""
 

@@ -158,6 +158,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         metrics=process.metrics,
         budget_settings=settings.budget,
         reports=reports,
+        loop_lag=base.loop_lag,
         clock=clock,
         new_id=process.new_id,
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from server.audit.journal import Journal
     from server.idempotency import IdempotencyWindow
     from server.inference.shadow import Shadow
+    from server.loop_lag import LoopLag
     from server.metrics import DecisionMetrics
     from server.record import PacketWriter
     from server.reports import DecisionReports
@@ -76,6 +77,7 @@ class DataPlane:
         budget_settings: Cap and reserves of a decision's time.
         max_feature_age_seconds: Older features are stale.
         reports: Tells of decisions in logs and traces.
+        loop_lag: How late the event loop is.
         clock: Monotonic seconds, the event loop's own.
         new_id: Unique, time-ordered decision ids.
         Everything else: the collaborators, one a step of `_decide`.
@@ -99,6 +101,7 @@ class DataPlane:
         metrics: DecisionMetrics,
         budget_settings: BudgetSettings,
         reports: DecisionReports,
+        loop_lag: LoopLag,
         clock: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
@@ -123,6 +126,7 @@ class DataPlane:
         self._audit_times = LatencyWindow(clock, prior_seconds=0.0)
         self._audit_deadlines = Deadlines(clock)
         self._reports = reports
+        self._loop_lag = loop_lag
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
         self._new_id = new_id
@@ -166,8 +170,16 @@ class DataPlane:
         machine is slow, a model's score that could no longer be made durable in time would be worth nothing. At least
         the reserve of the settings, at most half of what is allowed.
         """
-        recent = min(self._audit_times.p95 + self._reply_reserve_seconds, allowed_seconds / 2)
+        recent = min(self._audit_times.p95 + self._reply_reserve(allowed_seconds), allowed_seconds / 2)
         return self._fallback_reserve_seconds + max(self._audit_reserve_seconds, recent)
+
+    def _reply_reserve(self, allowed_seconds: float) -> float:
+        """What waiting for the audit may not touch: that of the settings, and as long as the event loop is late now.
+
+        At most a quarter of what is allowed. A reply that is not sent by then is not heard in time.
+        """
+        late = self._reply_reserve_seconds + self._loop_lag.p95
+        return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
     async def _decide(self, order: Order, budget: Budget) -> Decided:
         """Life of a request, a line a step."""
@@ -226,7 +238,7 @@ class DataPlane:
     ) -> Decided:
         """Writes the packet and returns the decision once it is on disk; ABSTAIN where that fails or takes too long."""
         started = self._clock()
-        durable_until = case.budget.deadline - self._reply_reserve_seconds
+        durable_until = case.budget.deadline - self._reply_reserve(case.budget.allowed)
         decided = Decided(
             case, answer, action, reasons, self._new_id(), started, time.time_ns(), self._packets.control_version
         )

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from server.inference.latency import LatencyWindow
+
 _TICK_SECONDS: Final = 0.02
 _STALL_SECONDS: Final = 0.02
 """Shorter delays are the ordinary work of a busy loop."""
@@ -29,6 +31,9 @@ class LoopLag:
         self._observe = observe
         self._due = float("inf")
         self._stalls: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self._recent = LatencyWindow(clock, prior_seconds=0.0)
+        self.p95 = 0.0
+        """What 19 of 20 delays of the last two seconds did not exceed, in seconds."""
         self.stalls = 0
         """Stalls since start."""
 
@@ -40,6 +45,8 @@ class LoopLag:
                 await asyncio.sleep(_TICK_SECONDS)
                 late = max(0.0, self._clock() - self._due)
                 self._observe(late)
+                self._recent.add(late)
+                self.p95 = self._recent.p95
                 if late > _STALL_SECONDS:
                     self.stalls += 1
                     self._stalls.append((self._clock(), late))

@@ -32,6 +32,7 @@ from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
 from feature_cache import cluster
 from feature_cache.l1 import FeatureCacheSettings
+from server import edges
 from server.admission import AdmissionSettings
 from server.audit.journal import JournalSettings
 from server.audit.reading import ReplaySettings
@@ -78,10 +79,10 @@ class GrpcSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    edge: Literal["grpcio", "envoy"] = "grpcio"
-    """Who speaks HTTP/2 with the callers: `grpcio`, which runs everywhere, or `envoy`, with the server in its process:
-    faster, and gRPC-Web and JSON as well. That one needs Linux and the extra `envoy`, and sets `processes` to 1 where
-    it is unset."""
+    edge: Literal["auto", "grpcio", "envoy"] = "grpcio"
+    """Who speaks HTTP/2 with the callers: `grpcio`, which runs everywhere; `envoy`, with the server in its process:
+    faster, and gRPC-Web and JSON as well; or `auto`: `envoy` where it can run. That needs Linux, the extra `envoy` and
+    a Python with a shared library, and sets `processes` to 1 where it is unset."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=7001, ge=0, le=65_535)
@@ -368,7 +369,10 @@ def load() -> Settings:
         settings = Settings()
     except (OSError, TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
+    if settings.grpc.edge == "auto":
+        grpc = settings.grpc.model_copy(update={"edge": edges.best()})
+        settings = settings.model_copy(update={"grpc": grpc})
     if settings.grpc.edge == "envoy" and settings.processes is None:
-        # Envoy's process is always a supervisor's; validated anew, for that is not possible everywhere.
-        settings = Settings(processes=1)
+        # Envoy's process is always a supervisor's. Checked once more, for that is not possible everywhere.
+        settings = settings.model_copy(update={"processes": Settings.model_validate({"processes": 1}).processes})
     return settings

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import grpc
+from harness import EDGE
 
 from local import server
 from local.errors import NotReadyError
@@ -18,6 +19,7 @@ def environment(directory: Path, **changes: str) -> dict[str, str]:
     """Settings of a server that finds neither Redis nor replicas."""
     decision, admin, metrics, nowhere = free_ports(4)
     ours = {
+        "PRETRADE_GRPC__EDGE": EDGE,
         "PRETRADE_GRPC__PORT": str(decision),
         "PRETRADE_ADMIN__PORT": str(admin),
         "PRETRADE_METRICS__PORT": str(metrics),

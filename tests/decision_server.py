@@ -19,7 +19,7 @@ import psutil
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
-from harness import EDGE, INSTRUMENTS, MID, eventually
+from harness import EDGE, INSTRUMENTS, MID, deciding, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from local import server
@@ -134,8 +134,7 @@ class DecisionServer:
     def process(self) -> psutil.Process:
         """The running process that decides."""
         assert self._process is not None, "it does not run"
-        started = psutil.Process(self._process.pid)
-        return next((child for child in started.children() if child.name() == "envoy"), started)
+        return deciding(self._process.pid)
 
     @cached_property
     def _channels(self) -> tuple[grpc.Channel, grpc.Channel]:

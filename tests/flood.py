@@ -120,24 +120,29 @@ def _after(block: bytes, spellings: tuple[bytes, bytes]) -> int:
     return 0
 
 
-class _Connection:
-    """One connection and its calls."""
+class Connection:
+    """One connection and its calls.
 
-    def __init__(self, flood: Flood) -> None:
-        host, port = flood.address.rsplit(":", 1)
+    Args:
+        address: `host:port`.
+        timeout_ms: The deadline that every call gives the server.
+        keeps_answers: Whether to keep what is answered, by stream, in `answers`.
+    """
+
+    def __init__(self, address: str, timeout_ms: int, keeps_answers: bool = False) -> None:
+        host, port = address.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         headers = [
             (":path", DECIDE),
-            (":authority", flood.address),
+            (":authority", address),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
-            ("grpc-timeout", f"{flood.timeout_ms}m"),
+            ("grpc-timeout", f"{timeout_ms}m"),
         ]
         # The first call puts its headers into the connection's table, the others name their place in it.
         self._first_headers = b"\x83\x86" + b"".join(b"\x40" + _text(name) + _text(value) for name, value in headers)
         self._headers = b"\x83\x86" + bytes(0x80 | (61 + len(headers) - i) for i in range(len(headers)))
-        self._body = framed(bytes.fromhex(flood.message))
         self._stream = 1
         self._max_streams = 100
         self._window = 65_535
@@ -145,6 +150,8 @@ class _Connection:
         self._unsent = b""
         self.due: dict[int, float] = {}
         """Streams under way, and when each call was due."""
+        self.answers: dict[int, bytes] = {}
+        self._keeps_answers = keeps_answers
         preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         # No table for the responses' headers, so that a status is always spelt out; and windows that never fill.
         settings = struct.pack(">HIHI", 1, 0, 4, _HUGE_WINDOW)
@@ -153,18 +160,19 @@ class _Connection:
         )
         self.socket.setblocking(False)
 
-    @property
-    def has_room(self) -> bool:
-        return len(self.due) < self._max_streams and self._window >= len(self._body) and len(self._unsent) < 65_536
+    def has_room(self, body: bytes) -> bool:
+        """Whether a call with this framed message may be made now."""
+        return len(self.due) < self._max_streams and self._window >= len(body) and len(self._unsent) < 65_536
 
-    def call(self, due: float) -> None:
-        """Prepares one call."""
-        headers = self._first_headers if self._stream == 1 else self._headers
-        self._unsent += _frame(_HEADERS, _END_HEADERS, self._stream, headers)
-        self._unsent += _frame(_DATA, _END_STREAM, self._stream, self._body)
-        self._window -= len(self._body)
-        self.due[self._stream] = due
+    def call(self, due: float, body: bytes) -> int:
+        """Prepares one call; returns its stream."""
+        stream = self._stream
+        headers = self._first_headers if stream == 1 else self._headers
+        self._unsent += _frame(_HEADERS, _END_HEADERS, stream, headers) + _frame(_DATA, _END_STREAM, stream, body)
+        self._window -= len(body)
+        self.due[stream] = due
         self._stream += 2
+        return stream
 
     def flush(self) -> None:
         """Sends what the socket takes."""
@@ -190,17 +198,15 @@ class _Connection:
                 assert place, block
                 digits = block[place + 1 : place + 1 + block[place]]
                 ended.append((stream, int(digits), _after(block, _DETAILS) > 0))
+            elif kind == _DATA and self._keeps_answers:
+                self.answers[stream] = self.answers.get(stream, b"") + wire[at + 9 : end]
             elif kind == _RST_STREAM:
                 ended.append((stream, -1, False))
             elif kind == _WINDOW_UPDATE:
                 if stream == 0:
                     self._window += struct.unpack_from(">I", wire, at + 9)[0]
             elif kind == _SETTINGS and not flags & _ACK:
-                for place in range(at + 9, end, 6):
-                    name, value = struct.unpack_from(">HI", wire, place)
-                    if name == 3:
-                        self._max_streams = value
-                self._unsent += _frame(_SETTINGS, _ACK, 0, b"")
+                self._obey(wire[at + 9 : end])
             elif kind == _PING and not flags & _ACK:
                 self._unsent += _frame(_PING, _ACK, 0, wire[at + 9 : end])
             elif kind == _GOAWAY:
@@ -208,6 +214,12 @@ class _Connection:
             at = end
         self._unread = wire[at:]
         return ended
+
+    def _obey(self, settings: bytes) -> None:
+        for name, value in struct.iter_unpack(">HI", settings):
+            if name == 3:
+                self._max_streams = value
+        self._unsent += _frame(_SETTINGS, _ACK, 0, b"")
 
 
 @dataclass
@@ -224,7 +236,8 @@ class _Run:
 
     def run(self) -> Outcome:
         flood = self.flood
-        connections = [_Connection(flood) for _ in range(flood.connections)]
+        connections = [Connection(flood.address, flood.timeout_ms) for _ in range(flood.connections)]
+        body = framed(bytes.fromhex(flood.message))
         selector = selectors.DefaultSelector()
         for connection in connections:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
@@ -237,11 +250,11 @@ class _Run:
             if now < until:
                 if flood.rate is None:
                     while sum(len(connection.due) for connection in connections) < flood.callers:
-                        self._call(turn, now)
+                        self._call(turn, now, body)
                 else:
                     due = int((now - started) * flood.rate) + 1
                     for number in range(due_so_far, due):
-                        self._call(turn, started + number / flood.rate)
+                        self._call(turn, started + number / flood.rate, body)
                     due_so_far = due
             elif now >= until + _LAST_WORD_SECONDS or not any(connection.due for connection in connections):
                 break
@@ -262,16 +275,16 @@ class _Run:
             explained=self.explained,
         )
 
-    def _call(self, turn: deque[_Connection], due: float) -> None:
+    def _call(self, turn: deque[Connection], due: float, body: bytes) -> None:
         for _ in range(len(turn)):
             turn.rotate(1)
-            if turn[0].has_room:
-                turn[0].call(due)
+            if turn[0].has_room(body):
+                turn[0].call(due, body)
                 self.sent += 1
                 return
         self.unsent += 1
 
-    def _read(self, connection: _Connection) -> None:
+    def _read(self, connection: Connection) -> None:
         now = time.monotonic()
         for stream, status, explained in connection.read():
             due = connection.due.pop(stream, None)

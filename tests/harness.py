@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import redis
 from google.protobuf.duration_pb2 import Duration
@@ -145,6 +146,12 @@ class Product:
     def decide_until(self, source: pb.Source.ValueType, **changes: Any) -> pb.Decision:
         """Decides again and again until `source` answers."""
         return eventually(lambda: self.decide(**changes), lambda decision: decision.source == source)
+
+
+def deciding(pid: int | None) -> psutil.Process:
+    """The process that decides, of a server that was started as `pid`: behind Envoy a child of that."""
+    started = psutil.Process(pid)
+    return next((child for child in started.children() if child.name() == "envoy"), started)
 
 
 def eventually(observe: Callable[[], T], accept: Callable[[T], bool], patience_seconds: float = PATIENCE_SECONDS) -> T:

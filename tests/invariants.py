@@ -1,6 +1,7 @@
 """The checker: what must hold after every fault, whatever the fault was.
 
-* I1 Every acknowledged call has exactly one audit row, a refused one none, one whose caller heard nothing at most one.
+* I1 Every acknowledged call has exactly one audit row, a refused one none, one whose caller heard nothing at most one,
+  which says that its reply is unconfirmed, unless that may have crossed the caller's giving up.
 * I2 Reply and audit row agree in action, score, source; the hash chain has no gap.
 * I3 No reply comes later than the deadline, 5 ms, and what the load generator took to listen.
 * I4 Never TRADE from a score outside [0, 1] or below its threshold, from stale features, or without a durable row.
@@ -25,11 +26,14 @@ from open_loop import Call, Fate
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.columns import REPLIED
+from server.audit.columns import REPLIED, unconfirmed_status
 
 _SLACK_SECONDS: Final = 0.005
 _LISTENING_SECONDS: Final = 0.01
 """What the load generator takes to read a burst of replies; one that came after the deadline would be an error."""
+_CROSSING_SECONDS: Final = 0.1
+"""What may lie between a decision and its reply's arrival on a bad day: a sync of the disk, and a caller that dozes."""
+_UNCONFIRMED: Final = unconfirmed_status("")
 _MODEL_SOURCES: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY)
 _SCORED_SOURCES: Final = (*_MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
@@ -88,9 +92,9 @@ def check(server: DecisionServer, calls: Sequence[Call], deadline_seconds: float
     for packet, status in server.audited():
         rows[packet.order.order_ref].append((packet, status))
     violations: list[str] = []
-    stalls = _stalls(sorted(calls, key=lambda call: call.due))
+    stalled = stalls(sorted(calls, key=lambda call: call.due))
     for call in calls:
-        latest = deadline_seconds + _SLACK_SECONDS + _LISTENING_SECONDS + stalls.get(call.order_ref, 0.0)
+        latest = deadline_seconds + _SLACK_SECONDS + _LISTENING_SECONDS + stalled.get(call.order_ref, 0.0)
         violations += _of_call(call, rows.get(call.order_ref, []), latest)
     for packets in rows.values():
         for packet, status in packets:
@@ -105,14 +109,14 @@ def check(server: DecisionServer, calls: Sequence[Call], deadline_seconds: float
     return f"I1-I{6 if before is None else 7} hold for {len(calls)} calls and {audited} audit rows"
 
 
-def _stalls(calls: Sequence[Call]) -> dict[str, float]:
+def stalls(calls: Sequence[Call]) -> dict[str, float]:
     """How late, in seconds, calls left that were due while a call was under way: then its caller could not listen."""
     dues = [call.due for call in calls]
-    stalls = {}
+    found = {}
     for call in calls:
         during = calls[bisect_left(dues, call.sent) : bisect_right(dues, call.ended)]
-        stalls[call.order_ref] = max((other.sent - other.due for other in during), default=0.0)
-    return stalls
+        found[call.order_ref] = max((other.sent - other.due for other in during), default=0.0)
+    return found
 
 
 def _of_call(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]], latest_seconds: float) -> list[str]:
@@ -124,7 +128,7 @@ def _of_call(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]], 
         found.append(f"I1: {ref} was refused with {call.status} and has a row")
     reply = call.decision
     if reply is None:
-        return found
+        return found + of_unheard(call, rows)
     if call.service_seconds > latest_seconds:
         found.append(f"I3: {ref} was answered after {1e3 * call.service_seconds:.1f} ms")
     if reply.budget.used_us > reply.budget.allowed_us:
@@ -147,6 +151,25 @@ def _of_call(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]], 
         for name in ("decision_id", "action", "score", "source", "model_version")
         if getattr(reply, name) != getattr(decided, name)
     ]
+
+
+def of_unheard(call: Call, rows: Sequence[tuple[packet_pb2.DecisionPacket, str]]) -> list[str]:
+    """I1 of a call whose caller heard no decision.
+
+    The one exception nobody can rule out: a reply that left in time and crossed its caller's giving up. It was decided
+    no longer before its deadline than the disk and the wire may take.
+    """
+    found = []
+    for packet, status in rows:
+        budget = packet.decision.budget
+        spare_seconds = (budget.allowed_us - budget.used_us) / 1e6
+        crossed = call.status == "DEADLINE_EXCEEDED" and spare_seconds <= _CROSSING_SECONDS
+        if not status.startswith(_UNCONFIRMED) and not crossed:
+            found.append(
+                f"I1: {call.order_ref} heard {call.status or 'nothing'}; its row, decided {1e3 * spare_seconds:.0f} ms "
+                f"before the deadline, says {status}"
+            )
+    return found
 
 
 def _of_packet(packet: packet_pb2.DecisionPacket, status: str) -> list[str]:

@@ -53,7 +53,7 @@ class Rig:
     deadline_seconds: float
     loads: list[OpenLoop] = field(default_factory=list)
 
-    def load(self, rate: float, *, seconds: float | None = None) -> OpenLoop:
+    def load(self, rate: float, *, seconds: float | None = None, on_the_wire: bool = False) -> OpenLoop:
         """An open-loop load on the server, with references and a log of its own."""
         number = len(self.loads)
         load = OpenLoop(
@@ -64,6 +64,7 @@ class Rig:
             deadline_seconds=self.deadline_seconds,
             seconds=seconds,
             prefix=f"load{number}-",
+            on_the_wire=on_the_wire,
         )
         self.loads.append(load)
         return load

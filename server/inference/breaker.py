@@ -55,8 +55,9 @@ class BreakerSettings(BaseModel):
     """The rates count only from this many batches in the window."""
     open_seconds: float = Field(default=0.5, gt=0, le=600)
     """First open time, in seconds; doubles with each opening in a row."""
-    max_open_seconds: float = Field(default=1.5, gt=0, le=3_600)
-    """Longest open time, in seconds; probes carry no order, so a short one costs nothing."""
+    max_open_seconds: float = Field(default=0.75, gt=0, le=3_600)
+    """Longest open time, in seconds; probes carry no order, so a short one costs nothing, and a replica that has just
+    started may need several."""
     half_open_probes: int = Field(default=2, ge=1, le=100)
     """Probes in flight at once, and successes in a row needed to close."""
 

@@ -19,7 +19,7 @@ import grpc
 import psycopg
 import pytest
 import sqlalchemy as sa
-from harness import INSTRUMENTS, Load, Market, Product, eventually
+from harness import EDGE, INSTRUMENTS, Load, Market, Product, deciding, eventually
 from typer.testing import CliRunner
 
 from local.errors import PartFailedError
@@ -30,12 +30,13 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.cli import app
-from server.audit.journal_file import JournalReader
+from server.audit.journal_file import JournalReader, journals_of
 from server.audit.reader import Unreachable, verify
 
 pytestmark = pytest.mark.stack
 
 SETTINGS = {
+    "PRETRADE_GRPC__EDGE": EDGE,
     # Nobody but the rules answers: they say TRADE, so that a missing ABSTAIN would be seen, and need no replica.
     "PRETRADE_CHAIN__STAGES": '["rules"]',
     "PRETRADE_BUDGET__CAP_SECONDS": "1.5",  # as long as a busy machine may hold up a traced server
@@ -149,6 +150,12 @@ def assert_audited_once(product: Product, replies: list[pb.Decision]) -> int:
         else:
             assert f"ACTION_{row.action}" == pb.Action.Name(reply.action)
     return len(rows)
+
+
+def journal_of(product: Product) -> Path:
+    """Its only one."""
+    (path,) = journals_of(Path(str(product.stack.endpoints.journal)))
+    return path
 
 
 def postgres_of(product: Product) -> str:
@@ -294,9 +301,7 @@ def kill_again_and_again(product: Product, times: int, seen: Callable[[str], Non
 
         for _ in range(times):
             wait_for_replies(instants.randrange(1, 400))
-            pid = product.stack["server"].pid
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
+            product.stack["server"].kill()
             product.stack.restart("server")
         wait_for_replies(200)
     # Only what the restart explains: a call that got no reply makes no promise.
@@ -324,11 +329,21 @@ def test_a_server_killed_fifty_times_has_audited_every_decision_that_a_client_re
 @contextmanager
 def injecting(product: Product, calls: str, error: str) -> Iterator[None]:
     """The server's calls on its journal fail."""
-    journal = product.stack.endpoints.journal
+    journal = journal_of(product)
     files = [argument for suffix in ("", "-wal") for argument in ("-P", f"{journal}{suffix}")]
     inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:error={error}"]
     with subprocess.Popen(
-        ["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(product.stack["server"].pid), *files, *inject]
+        [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-p",
+            str(deciding(product.stack["server"].pid).pid),
+            *files,
+            *inject,
+        ]
     ) as strace:
         try:
             yield
@@ -384,7 +399,10 @@ def assert_abstains_until_healed(
         seconds = time.monotonic() - healed
         eventually(product.status, lambda status: status.ready and status.audit.writable)
         load.wait_for_more(100)
-    assert not load.errors
+    # What injects errors holds the whole server up when it comes and when it goes.
+    codes = Counter(error.code() for error in load.errors)
+    assert set(codes) <= {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert codes.total() <= 2 * load.callers
     assert_audited_once(product, load.decisions)
     seen(f"{why.split('.')[0][:60]}: {len(refused)} refused, TRADE again after {seconds:.1f} s")
 
@@ -435,7 +453,7 @@ def test_a_server_refuses_to_start_on_a_journal_that_was_changed(
     with serving(tmp_path / "stack", redis_url, database_url) as product:
         replies = [product.decide() for _ in range(50)]
         drain(product)
-        server, path = product.stack["server"], Path(str(product.stack.endpoints.journal))
+        server, path = product.stack["server"], journal_of(product)
         server.stop()
         with closing(JournalReader(path)) as journal:
             (row,) = (row for row in journal.rows_after(0, -1) if replies[20].decision_id.encode() in row.entry)

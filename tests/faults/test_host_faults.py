@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -12,23 +13,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import grpc
-import libfaketime
 import pytest
 from bare_server import is_ready
 from google.protobuf.duration_pb2 import Duration
-from harness import Load, Product, eventually
+from harness import Load, Product, deciding, eventually
 from name_server import NameServer, forwarder
 from server_group import Callers, beside, server_environment
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.journal_file import JournalReader
+from server.audit.journal_file import JournalReader, journals_of
 
 pytestmark = pytest.mark.stack
 Seen = Callable[[str], None]
+_SECONDS: Final = struct.Struct("l")
 OPEN, CLOSED = admin_pb2.BREAKER_STATE_OPEN, admin_pb2.BREAKER_STATE_CLOSED
 
 
@@ -48,16 +50,17 @@ def server(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes
 
 
 @pytest.mark.long
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for a wall clock that can be moved")
 @pytest.mark.fault("F1", "the wall clock jumps by +1 h, then by -2 h", "answers, deadlines and breakers as before")
 def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: Path, seen: Seen) -> None:
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-    library = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    library, clock = tmp_path / "wall_clock.so", tmp_path / "clock"
+    # libfaketime does the same and more, and hangs in Envoy, whose allocator is its own.
+    compiler = ["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(Path(__file__).parents[1] / "wall_clock.c")]
+    subprocess.run(compiler, check=True)
+    clock.write_bytes(_SECONDS.pack(0))
     env = server_environment(tmp_path, **beside(product)) | {
         "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "DONT_FAKE_MONOTONIC": "1",
+        "WALL_CLOCK_MOVED": str(clock),
     }
     with (
         server(env, tmp_path / "server.log"),
@@ -77,10 +80,8 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
         forced = time.monotonic()
         before = len(callers.decisions)
         for hours in (1, -1):
-            # In one step: a file that is half written is yet another time.
-            moved = tmp_path / "moved"
-            moved.write_text(f"{3_600 * hours:+d}")
-            moved.replace(clock)
+            with clock.open("r+b") as moved:  # the server has mapped it
+                moved.write(_SECONDS.pack(3_600 * hours))
             # The market's clock and the server's are one machine's.
             product.market.clock_offset_seconds = 3_600.0 * hours
             callers.wait_for_more(50)
@@ -103,7 +104,8 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
         assert sources["SOURCE_PRIMARY"] > 0.5 * len(decisions), sources
         assert all(one.budget.used_us <= one.budget.allowed_us for one in decisions)
         seen(f"{len(decisions)} calls, none failed; forced breaker of 10 s over by {lasted:.1f} s; {dict(sources)}")
-    with closing(JournalReader(tmp_path / "journal.db")) as journal:
+    (path,) = journals_of(tmp_path / "journal.db")
+    with closing(JournalReader(path)) as journal:
         entries = [packet_pb2.JournalEntry.FromString(row.entry) for row in journal.rows_after(0, 100_000)]
     packets = [entry.decision for entry in entries if entry.HasField("decision")]
     walls = [packet.decision.decided_at.seconds for packet in packets]
@@ -118,16 +120,15 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
 
 @pytest.mark.fault("F2", "the server stands still for 500 ms, three times", "no breaker opens; stalls are counted")
 def test_a_standstill_of_the_server_opens_no_breaker(product: Product, seen: Seen) -> None:
-    pid = product.stack["server"].pid
-    assert pid is not None
+    process = deciding(product.stack["server"].pid)
     opened = {name: transitions(product, name) for name in ("primary", "secondary", "challenger")}
     stalls = product.metric("pretrade_loop_stalls_total")
     with Load(product) as load:
         load.wait_for_more(200)
         for _ in range(3):
-            os.kill(pid, signal.SIGSTOP)
+            process.suspend()
             time.sleep(0.5)  # the fault itself
-            os.kill(pid, signal.SIGCONT)
+            process.resume()
             load.wait_for_more(100)
         after = load.decisions[-50:]
     assert {name: transitions(product, name) for name in opened} == opened

@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 from decision_server import DecisionServer
+from harness import calm_values
 from open_loop import summary
 from rig import ROOMY, OpenRig, Rig, wait_for_more
 from scripted_peer import VERSION, PeerCall, Script, ScriptedPeer, scored
@@ -198,7 +199,9 @@ def test_poison_orders_cost_only_themselves_their_score(peer: ScriptedPeer, open
     with ScriptedPeer(fails_on_poison) as second:
         rig = open_rig(ROOMY, endpoints={"primary": peer.address, "secondary": second.address})
         rig.server.wait_until_well("primary", "secondary")
-        poisoned = pb.FeatureVector(feature_set_id=features.FEATURE_SET_ID, values=[POISON] * features.N_FEATURES)
+        values = calm_values()
+        values[features.INDEX["ofi_100ms"]] = values[features.INDEX["ofi_1s"]] = POISON  # without bounds, side by side
+        poisoned = pb.FeatureVector(feature_set_id=features.FEATURE_SET_ID, values=values.tolist())
         with rig.load(RATE) as load:
             for number in range(10):
                 decision = rig.server.decide(order_ref=f"poison-{number}", features=poisoned)

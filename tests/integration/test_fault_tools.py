@@ -7,11 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from harness import eventually
-from open_loop import Fate, read_log
+from open_loop import Fate, OpenLoop, read_log
 from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -158,3 +160,37 @@ def test_the_generators_log_tells_acknowledged_refused_and_unknown_apart(tmp_pat
     assert [call.fate for call in calls] == [Fate.ACKNOWLEDGED, Fate.REFUSED, Fate.UNKNOWN, Fate.UNKNOWN]
     assert calls[0].latency == pytest.approx(0.2)
     assert calls[0].service_seconds == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("on_the_wire", [False, True])
+def test_the_generator_logs_what_became_of_every_call(tmp_path: Path, on_the_wire: bool) -> None:
+    def number(ref: str) -> int:
+        return int(ref.rpartition("-")[2])
+
+    def answer(request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:
+        assert 0.0 < (context.time_remaining() or 0.0) < 0.6
+        if number(request.order.order_ref) % 4 == 0:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "every fourth")
+        return pb.DecideResponse(decision=pb.Decision(order_ref=request.order.order_ref))
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        answer, pb.DecideRequest.FromString, pb.DecideResponse.SerializeToString
+    )
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        server.add_registered_method_handlers("pretrade.decision.v1.DecisionService", {"Decide": handler})
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        with OpenLoop(
+            address, tmp_path / "log", 200.0, ("A.SIM",), deadline_seconds=0.5, on_the_wire=on_the_wire
+        ) as load:
+            eventually(load.calls, lambda calls: len(calls) >= 40)
+        server.stop(None).wait()
+    for call in load.calls():
+        assert call.due <= call.sent <= call.ended
+        if number(call.order_ref) % 4 == 0:
+            assert call.status == "RESOURCE_EXHAUSTED"
+            assert call.fate is Fate.REFUSED
+        else:
+            assert call.decision is not None
+            assert call.decision.order_ref == call.order_ref

@@ -39,6 +39,7 @@ from server.inference.champion import Champion
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
+from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics
 from server.record import PacketWriter
 from server.reports import DecisionReports
@@ -81,6 +82,7 @@ class Plane:
         self.metrics = DecisionMetrics()
         self.journal = journal
         self.clock = clock
+        self.loop_lag = LoopLag(clock, lambda delay: None)
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         self.dataplane = DataPlane(
             admission=self.admission,
@@ -104,6 +106,7 @@ class Plane:
             metrics=self.metrics,
             budget_settings=budget,
             reports=DecisionReports(()),
+            loop_lag=self.loop_lag,
             clock=clock,
             new_id=lambda: next(ids),
         )
@@ -180,6 +183,16 @@ async def test_a_slow_audit_leaves_the_models_less_of_the_time_but_never_less_th
                 p.dataplane._audit_times.add(audit_seconds)
             decision = await p.decide(4.0)
             assert least < allowed_to(decision, pb.STAGE_SECONDARY) < most
+
+
+async def test_a_late_event_loop_leaves_the_audit_less_of_the_time_but_not_less_than_three_quarters(
+    tmp_path: Path,
+) -> None:
+    budget = BudgetSettings(cap_seconds=10, audit_reserve_seconds=0.002, reply_reserve_seconds=0.001)
+    async with plane(tmp_path, answers(0.75), answers(0.75), budget) as p:
+        for late_seconds, least, most in ((0.0, 3.5, 4.0), (0.5, 3.2, 3.5), (60.0, 2.7, 3.0)):
+            p.loop_lag.p95 = late_seconds
+            assert least < allowed_to(await p.decide(4.0), pb.STAGE_AUDIT) <= most
 
 
 def allowed_to(decision: pb.Decision, stage: pb.Stage.ValueType) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from pydantic import ValidationError
 
@@ -100,3 +102,13 @@ def test_the_hash_changes_with_a_setting_and_never_with_a_secret(monkeypatch: py
 def test_secrets_are_not_shown() -> None:
     settings = Settings.model_validate({"database_url": "postgresql+psycopg://user:secret@127.0.0.1/audit"})
     assert "secret" not in f"{settings!r}{settings.model_dump_json()}"
+
+
+def test_the_edge_that_nobody_chose_is_envoy_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETRADE_GRPC__EDGE", "auto")
+    assert (load().grpc.edge, load().processes) == ("envoy", 1), "the tests have the extra"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(sys, "platform", "darwin")
+        assert (load().grpc.edge, load().processes) == ("grpcio", None)
+    monkeypatch.setitem(sys.modules, "pyvoy", None)
+    assert (load().grpc.edge, load().processes) == ("grpcio", None)
