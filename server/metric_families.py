@@ -38,6 +38,8 @@ REPLICA_DISPLACED_ROWS: Final = Counter(
 REPLICA_IN_FLIGHT: Final = Gauge(
     "pretrade_replica_in_flight", "Batches in flight, abandoned ones included.", ("replica",)
 )
+REPLICA_SLOTS: Final = Gauge("pretrade_replica_slots", "Batches that may be in flight at once now.", ("replica",))
+REPLICA_ROW_LIMIT: Final = Gauge("pretrade_replica_row_limit", "Rows that a batch may have now.", ("replica",))
 REPLICA_ABANDONED: Final = Gauge(
     "pretrade_replica_abandoned", "Batches given up whose answer may still come.", ("replica",)
 )

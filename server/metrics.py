@@ -224,6 +224,8 @@ class ServerCollector(Collector):
         splits = families.REPLICA_SPLITS.family()
         displaced = families.REPLICA_DISPLACED_ROWS.family()
         in_flight = families.REPLICA_IN_FLIGHT.family()
+        slots = families.REPLICA_SLOTS.family()
+        row_limit = families.REPLICA_ROW_LIMIT.family()
         abandoned = families.REPLICA_ABANDONED.family()
         queued = families.REPLICA_QUEUED_ROWS.family()
         state = families.BREAKER_STATE.family()
@@ -245,6 +247,8 @@ class ServerCollector(Collector):
             splits.add_metric(name, replica.batcher.splits)
             displaced.add_metric(name, replica.batcher.displaced)
             in_flight.add_metric(name, replica.batcher.in_flight)
+            slots.add_metric(name, replica.batcher.slots)
+            row_limit.add_metric(name, replica.batcher.row_limit)
             abandoned.add_metric(name, replica.batcher.abandoned)
             queued.add_metric(name, replica.batcher.queued)
             state.add_metric(name, _STATES[replica.breaker.state])
@@ -254,7 +258,21 @@ class ServerCollector(Collector):
             counted = (batcher.queue_waits, batcher.batch_sizes, batcher.batch_times)
             for family, histogram in zip(histograms, counted, strict=True):
                 family.add_metric(name, *histogram.buckets())
-        yield from (outcomes, rows, splits, displaced, in_flight, abandoned, queued, state, transitions, healthy, p95)
+        yield from (
+            outcomes,
+            rows,
+            splits,
+            displaced,
+            in_flight,
+            slots,
+            row_limit,
+            abandoned,
+            queued,
+            state,
+            transitions,
+            healthy,
+            p95,
+        )
         yield from histograms
 
     def _attempt_families(self) -> Iterator[Metric]:

@@ -2,6 +2,7 @@
 
 A model server takes about the same time for 1 row as for 1,000, and a few hundred calls a second. So rows wait only for
 a free slot (there is no timer): a batch leaves as soon as one is free, and the rows arriving meanwhile form the next.
+How many slots there are, and how many rows a batch may have, follows from how the replica answers; see `pacing.py`.
 
 A caller waits on its own row with its own deadline and never owns the batch's call: whoever gives up or is cancelled
 leaves its batch mates alone. A batch that does not come back is *abandoned*, not cancelled: its slot is free again, but
@@ -31,6 +32,7 @@ from server.deadlines import Deadlines
 from server.histogram import ROW_EDGES, Histogram
 from server.inference.latency import LatencyWindow
 from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.pacing import RowLimit, SlotSearch
 from server.inference.wire import ModelIdentity, ScoreBatch
 
 _log = structlog.get_logger(__name__)
@@ -43,8 +45,12 @@ class BatcherSettings(BaseModel):
 
     max_rows: int = Field(default=256, ge=1, le=1_024)
     """Rows in one batch."""
-    slots: int = Field(default=1, ge=1, le=64)
-    """Batches in flight at once; 1 makes the fullest batches, 2 keep a replica busy that has a core of its own."""
+    slots: int = Field(default=2, ge=1, le=64)
+    """Batches in flight at once, to start with and while no rows wait: the second lets a lone row leave beside a batch
+    that is under way."""
+    max_slots: int = Field(default=4, ge=1, le=64)
+    """Batches in flight at once at most: while rows wait, as many as score most of them, from 1 on, also bounded by
+    `max_in_flight`. No more than `slots`: always `slots`."""
     max_in_flight: int = Field(default=8, ge=1, le=256)
     """Batches in flight including abandoned ones; above it the replica counts as full."""
     max_queued_rows: int = Field(default=4_096, ge=1, le=1_000_000)
@@ -57,6 +63,8 @@ class BatcherSettings(BaseModel):
     """A batch is never abandoned earlier than this, in seconds."""
     max_patience_seconds: float = Field(default=0.05, gt=0, le=10)
     """A batch is abandoned at the latest after this, in seconds; in between after four times the recent p95."""
+    wanted_seconds: float = Field(default=0.01, gt=0, le=10)
+    """A batch gets no more rows than should be back within this, in seconds."""
 
     split_parts: int = Field(default=8, ge=1, le=64)
     """Parts in which a batch that failed as a whole is sent once more; 1 for not at all."""
@@ -213,6 +221,8 @@ class MicroBatcher:
         self._clock = clock
         self._stalled_seconds = stalled_seconds
         self._deadlines = Deadlines(clock)
+        self._slots = SlotSearch(settings.slots, min(settings.max_slots, settings.max_in_flight), clock())
+        self._row_limit = RowLimit(settings.max_rows, settings.wanted_seconds)
         self._lanes: dict[Lane, list[tuple[float, int, _Row]]] = {lane: [] for lane in Lane}
         self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
         self._parts: deque[tuple[list[_Row], _Split]] = deque()
@@ -241,6 +251,16 @@ class MicroBatcher:
         """Rows of the batches that left."""
         self.batch_times = Histogram()
         """Seconds of the batches that ended, or until they were given up."""
+
+    @property
+    def slots(self) -> int:
+        """Batches that may be in flight at once now."""
+        return self._slots.limit
+
+    @property
+    def row_limit(self) -> int:
+        """Rows that a batch may have now."""
+        return self._row_limit.limit
 
     @property
     def in_flight(self) -> int:
@@ -275,8 +295,9 @@ class MicroBatcher:
     def expected_seconds_in(self, lane: Lane) -> float:
         """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
         rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
-        batches_ahead = (len(self._parts) + rows // self._settings.max_rows) / self._settings.slots
-        waits = self._active >= self._settings.slots
+        slots = self._slots.limit
+        batches_ahead = (len(self._parts) + rows // self._row_limit.limit) / slots
+        waits = self._active >= slots
         return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
 
     def submit(
@@ -366,15 +387,15 @@ class MicroBatcher:
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        settings = self._settings
-        while self._active < settings.slots and self.in_flight < settings.max_in_flight and not self._closed:
+        most = self._settings.max_in_flight
+        while self._active < self._slots.limit and self.in_flight < most and not self._closed:
             if self._parts:
                 self._depart_part()
                 continue
             rows = self._take()
             if not rows:
                 return
-            self._depart(_Flight(rows, self._clock(), self._begin(), divisible=settings.split_parts > 1))
+            self._depart(_Flight(rows, self._clock(), self._begin(), divisible=self._settings.split_parts > 1))
 
     def _depart_part(self) -> None:
         """Sends the next part of a split batch, unless nobody waits for it any more."""
@@ -389,14 +410,15 @@ class MicroBatcher:
     def _take(self) -> list[_Row]:
         """The next batch: live rows by deadline, then canary rows, or shadow rows when none of those waits."""
         rows: list[_Row] = []
+        most = self._row_limit.limit
         earliest_useful = self._clock() + self._latency.expected
         for lane in (self._live, self._canary):
-            while lane and len(rows) < self._settings.max_rows:
+            while lane and len(rows) < most:
                 _, _, row = heapq.heappop(lane)
                 if _is_worth_sending(row, earliest_useful):
                     rows.append(row)
         if not rows and self._shadow_due:
-            while self._shadow and len(rows) < self._settings.max_rows:
+            while self._shadow and len(rows) < most:
                 rows.append(self._shadow.popleft())
             self._shadow_due = bool(self._shadow)
         return rows
@@ -474,6 +496,8 @@ class MicroBatcher:
             if outcome is Outcome.SUCCESS:
                 self.batches += 1
                 self._latency.add(seconds)
+                self._slots.landed(len(flight.rows), bool(self._live), self._clock())
+                self._row_limit.landed(len(flight.rows), seconds)
             if flight.report is not None:
                 flight.report(outcome, seconds)
         self._schedule_pump(asyncio.get_running_loop())

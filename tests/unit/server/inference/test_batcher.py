@@ -347,7 +347,7 @@ async def test_poison_rows_fail_and_take_no_mate_outside_their_part_with_them(
 
 
 async def test_a_split_sends_only_the_rows_that_can_still_be_answered() -> None:
-    async with bench(BatcherSettings(split_parts=3)) as b:
+    async with bench(BatcherSettings(slots=1, split_parts=3)) as b:
         rows = [b.submit(number, 0.0065 if number == 1 else 0.05) for number in range(4)]
         (call,) = await b.calls(1)
         rows[2].cancel()
@@ -377,7 +377,7 @@ async def test_a_split_that_nobody_waits_for_counts_as_the_failure_it_was() -> N
 
 
 async def test_the_parts_of_a_split_leave_before_the_rows_that_came_later() -> None:
-    async with bench(BatcherSettings(split_parts=2)) as b:
+    async with bench(BatcherSettings(slots=1, split_parts=2)) as b:
         b.submit(0), b.submit(1)
         (call,) = await b.calls(1)
         b.submit(2)
@@ -399,7 +399,7 @@ async def answer_rest(b: Bench, answered: int) -> None:
 
 
 async def test_closing_amid_a_split_answers_every_row() -> None:
-    async with bench(BatcherSettings(split_parts=4)) as b:
+    async with bench(BatcherSettings(slots=1, split_parts=4)) as b:
         rows = [b.submit(number) for number in range(4)]
         (call,) = await b.calls(1)
         call.fail(Outcome.MODEL_ERROR)
@@ -409,7 +409,7 @@ async def test_closing_amid_a_split_answers_every_row() -> None:
 
 
 async def test_a_part_that_does_not_come_back_holds_up_neither_its_mates_nor_the_report() -> None:
-    async with bench(BatcherSettings(split_parts=2)) as b:
+    async with bench(BatcherSettings(slots=1, split_parts=2)) as b:
         rows = [b.submit(number, 1.0) for number in range(2)]
         (call,) = await b.calls(1)
         call.fail(Outcome.MODEL_ERROR)
@@ -434,7 +434,7 @@ async def test_shadow_rows_are_split_as_well_so_that_one_order_cannot_spoil_the_
 
 
 async def test_with_one_part_nothing_is_sent_again() -> None:
-    async with bench(BatcherSettings(split_parts=1)) as b:
+    async with bench(BatcherSettings(slots=1, split_parts=1)) as b:
         rows = [b.submit(number) for number in range(2)]
         (call,) = await b.calls(1)
         call.fail(Outcome.MODEL_ERROR)

@@ -32,7 +32,7 @@ class Stage:
 
     def __init__(self, primary: Script, secondary: Script, retry: RetrySettings, random: Callable[[], float]) -> None:
         self.clock = asyncio.get_running_loop().time
-        batcher_settings = BatcherSettings(max_in_flight=4)
+        batcher_settings = BatcherSettings(slots=1, max_in_flight=4)
         self.primary = ScriptedReplica("primary", primary, batcher_settings)
         self.secondary = ScriptedReplica("secondary", secondary, batcher_settings)
         self.champion = Champion(
