@@ -88,7 +88,7 @@ class AuditQuery:
                     found.reply_status = unconfirmed_status(entry.reply_unconfirmed.cause)
             return found
         if problems:
-            raise AuditUnavailable("; ".join(problems))
+            raise AuditUnavailable("; ".join(dict.fromkeys(problems)))
         raise UnknownDecision(f"no decision {decision_id} in the audit")
 
     def newest(
