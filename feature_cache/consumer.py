@@ -134,7 +134,7 @@ class MarketEventConsumer:
             client_id="pretrade-feature-worker",
             enable_auto_commit=False,
             auto_offset_reset="none",  # where to begin is ours to say, at the start and after a truncation
-            fetch_max_wait_ms=10,
+            fetch_max_wait_ms=round(self._settings.fetch_wait_seconds * 1000),
             session_timeout_ms=6000,
             heartbeat_interval_ms=1000,
             request_timeout_ms=10_000,

@@ -68,7 +68,7 @@ MAX_BEHIND_NS: Final = 10_000_000_000
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
 _MAX_DECIMALS: Final = 18
-_LATEST_PUBLISH_NS: Final = 1 << 62  # in the year 2116
+_LATEST_NS: Final = 1 << 62  # in the year 2116; sequences and differences of times stay within 64 bits
 _NO_BID: Final = -(1 << 62)
 _NO_ASK: Final = 1 << 62
 _UNDEFINED: Final = np.full(N_FEATURES, math.nan, dtype=np.float32)
@@ -209,12 +209,12 @@ class FeatureEngine:
     def _check(self, event: pb.MarketEvent, kind: str | None) -> None:
         if event.instrument != self.instrument:
             raise EventError("instrument", f"is {event.instrument!r}, expected {self.instrument!r}")
-        if event.event_time_ns <= 0:
-            raise EventError("event_time_ns", f"{event.event_time_ns} must be positive")
-        if event.receive_time_ns <= 0:
-            raise EventError("receive_time_ns", f"{event.receive_time_ns} must be positive")
-        if event.publish_time_ns > _LATEST_PUBLISH_NS:
-            raise EventError("publish_time_ns", f"{event.publish_time_ns} leaves no room for sequences")
+        if not 0 < event.event_time_ns <= _LATEST_NS:
+            raise EventError("event_time_ns", f"{event.event_time_ns} must be positive, and at most {_LATEST_NS}")
+        if not 0 < event.receive_time_ns <= _LATEST_NS:
+            raise EventError("receive_time_ns", f"{event.receive_time_ns} must be positive, and at most {_LATEST_NS}")
+        if event.publish_time_ns > _LATEST_NS:
+            raise EventError("publish_time_ns", f"{event.publish_time_ns} must be at most {_LATEST_NS}")
         if kind == "quote":
             check_quote(event.quote)
         elif kind == "delta":

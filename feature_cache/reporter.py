@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -60,7 +61,8 @@ class Reporter:
     def problem(self) -> str | None:
         """Why not every vector is good to decide on, for people; None when all are.
 
-        The lag must be known and small, and every book valid, or unknown because its feed was stopped on purpose.
+        The lag must be known and small, every book valid, or unknown because its feed was stopped on purpose, and every
+        venue must have been heard of lately.
         """
         lag = dict(self._consumer.lag)
         live = self._engines.live()
@@ -77,7 +79,23 @@ class Reporter:
         ]
         if unknown:
             return f"book unknown: {', '.join(unknown[:_NAMED])}{' …' if len(unknown) > _NAMED else ''}"
-        return None
+        return self._silence(live)
+
+    def _silence(self, live: dict[int, dict[str, FeatureEngine]]) -> str | None:
+        """The venue that has been silent for too long, for people; None when there is none."""
+        now_ns = self._wall_ns()
+        ages: dict[str, float] = {}
+        followed: set[str] = set()
+        for engines in live.values():
+            for name, engine in engines.items():
+                venue = name.rpartition(".")[2]
+                ages[venue] = min(ages.get(venue, math.inf), engine.age_seconds(now_ns))
+                if engine.unknown_because != CLOSED:
+                    followed.add(venue)
+        oldest = max(followed, key=lambda venue: ages[venue], default=None)
+        if oldest is None or ages[oldest] <= self._settings.ready_age_seconds:
+            return None
+        return f"newest event of {oldest} is {ages[oldest]:.0f} s old"
 
     async def run(self) -> None:
         """Reports for ever, through any outage of Redis; ends only by cancellation."""

@@ -110,12 +110,15 @@ def _read_instrument(instrument: str, paths: list[Path]) -> Iterator[pb.MarketEv
             with gzip.open(path) as lines:
                 for number, line in enumerate(lines, start=1):  # noqa: B007 — the error below names it
                     receive_time, _, message = line.partition(b" ")
+                    if not receive_time.isdigit():
+                        raise ValueError
                     event = feed.decode(message, int(receive_time))
                     if event is not None:
                         yield event
         except (OSError, EOFError, zlib.error) as error:
             raise SessionError(f"{path}: damaged after line {number}: {error}") from error
         except FeedError as error:
-            raise SessionError(f"{path}, line {number}: {error}") from error
+            named = ", with which the file's name begins" if error.field == "s" else ""
+            raise SessionError(f"{path}, line {number}: {error}{named}") from error
         except ValueError as error:
             raise SessionError(f"{path}, line {number}: does not begin with the receive time") from error

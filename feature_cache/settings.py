@@ -43,6 +43,9 @@ class WorkerSettings(BaseSettings):
     poll_interval_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Seconds between two readings of the topic once all there was has been read; fewer readings are less work for the
     brokers and for the worker."""
+    fetch_wait_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Seconds, in whole milliseconds, for which brokers may hold back the answer to a fetch that finds nothing new.
+    Apache Kafka answers as soon as something comes; the embedded broker lets them pass, where they are latency."""
     max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Instruments kept; events of further ones are poison."""
     feast_url: Annotated[str, Field(pattern=r"^(https?://.+)?$")] = ""
@@ -54,6 +57,9 @@ class WorkerSettings(BaseSettings):
     """Seconds between two reports of every instrument's state to Redis, where `pretrade status` finds them."""
     ready_lag_records: Annotated[int, Field(ge=0, le=10**9)] = 10_000
     """Records between position and end of a partition's log beyond which the worker is not ready."""
+    ready_age_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """Seconds since the newest event of any instrument of a venue beyond which the worker is not ready. One instrument
+    may trade rarely, all of a venue do not; a feed that was stopped on purpose does not count."""
     metrics_host: str = "127.0.0.1"
     """Address on which `/metrics`, `/healthz` and `/readyz` are served."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0

@@ -436,7 +436,7 @@ class _Writer:
             left = self._file.trim(through, _TRIM_ROWS)
             if not left:
                 self._post(self._journal._measured, self._file.used_bytes())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, JournalError) as error:
             self._post(self._journal._note_neglect, "trim", str(error))
             return
         self._log_pages += _PAGES_PER_COMMIT

@@ -133,7 +133,12 @@ class JournalFile:
         self.head = Head(position, previous)
 
     def trim(self, through: int, rows: int) -> bool:
-        """Removes at most `rows` rows from the front, none after position `through`; True when some are left."""
+        """Removes at most `rows` rows from the front, none after position `through`; True when some are left.
+
+        Raises:
+            JournalCorrupted: The last of them is not there; nothing was removed.
+            sqlite3.Error: The file cannot be read or written; nothing was removed.
+        """
         last = min(through, self.head.position)
         through = min(last, self.anchor.position + rows)
         if through <= self.anchor.position:
@@ -141,7 +146,10 @@ class JournalFile:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
-            anchor = Head(through, execute("SELECT hash FROM entries WHERE position = ?", (through,)).fetchone()[0])
+            row = execute("SELECT hash FROM entries WHERE position = ?", (through,)).fetchone()
+            if row is None:
+                raise JournalCorrupted(through, "missing")
+            anchor = Head(through, row[0])
             execute("DELETE FROM entries WHERE position <= ?", (through,))
             execute("UPDATE journal SET anchor_position = ?, anchor_hash = ?", (anchor.position, anchor.hash))
             execute("COMMIT")
@@ -254,7 +262,8 @@ class JournalReader:
         except sqlite3.DatabaseError as error:
             raise JournalCorrupted(head.position + 1, f"unreadable: {error}") from error
         finally:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # some failures of the disk have ended it
+                self._connection.execute("ROLLBACK")
         if shipped is not None and shipped.position > head.position:
             raise JournalCorrupted(head.position + 1, f"shipped, up to {shipped.position}, but gone")
         return anchor, head

@@ -74,6 +74,18 @@ class Journals:
 
         return next(filter(None, self.each(read, problems)), None)
 
+    def reach_back_to(self, decision_id: str) -> bool:
+        """True when every journal holds all that was written to it since a decision: ids are time-ordered."""
+        problems: list[str] = []
+
+        def read(journal: JournalReader) -> bool:
+            anchor = journal.anchor().position
+            ids = (entry_of(row).decision.decision.decision_id for row in _rows_after(journal, anchor))
+            oldest = next(filter(None, ids), None)
+            return anchor == 0 or (oldest is not None and oldest <= decision_id)
+
+        return all(list(self.each(read, problems))) and not problems
+
     def find_settings(self, config_hash: str) -> packet_pb2.SettingsInForce | None:
         """The settings with this hash, which a server writes down when it starts; None when no journal holds them."""
         wanted = config_hash.encode()

@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import random
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import closing
@@ -66,7 +67,7 @@ class Publishing:
                             pause = settings.retry_min_seconds
                     finally:
                         await producer.stop()
-            except (KafkaError, AuditError, OSError) as error:
+            except (KafkaError, sqlite3.Error, AuditError, OSError) as error:
                 self._note(f"{type(error).__name__}: {error}".splitlines()[0])
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
             pause = min(2 * pause, settings.retry_max_seconds)
@@ -77,7 +78,7 @@ class Publishing:
         try:
             kept = json.loads(self._kept.read_bytes())
             position = kept["position"] if kept["journal_id"] == journal.journal_id else anchor
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             position = anchor
         self._skipped += max(0, anchor - position)
         self._position = max(position, anchor)

@@ -88,7 +88,7 @@ class AuditQuery:
                     found.reply_status = unconfirmed_status(entry.reply_unconfirmed.cause)
             return found
         if problems:
-            raise AuditUnavailable("; ".join(problems))
+            raise AuditUnavailable("; ".join(dict.fromkeys(problems)))
         raise UnknownDecision(f"no decision {decision_id} in the audit")
 
     def newest(
@@ -165,20 +165,25 @@ class AuditQuery:
     def outcomes(self, decision_id: str) -> list[packet_pb2.Outcome]:
         """What was reported of a decision, the oldest first.
 
+        While the database is away the journals alone can tell, of decisions that all of them reach back to: those since
+        it went, and some before.
+
         Raises:
             AuditUnavailable: There may be more where we cannot look.
         """
         problems: list[str] = []
-        news = self._news_of(decision_id, problems)
-        if problems:
-            raise AuditUnavailable("; ".join(problems))
         found: dict[str, packet_pb2.Outcome] = {}
+        news = self._news_of(decision_id, problems)
         if self._store is not None:
             try:
                 with self._store.connect() as connection:
                     found = {one.reporter: one for one in outcomes.find_outcomes(connection, decision_id)}
             except sa.exc.SQLAlchemyError as error:
-                raise AuditUnavailable(f"the database: {_line(error)}") from error
+                if not self.journals.reach_back_to(decision_id):
+                    raise AuditUnavailable(f"the database: {_line(error)}") from error
+                news = self._entries_naming(decision_id, {}, problems)  # also what was shipped before it went
+        if problems:
+            raise AuditUnavailable("; ".join(problems))
         for entry in news:
             if entry.outcome.decision_id == decision_id:
                 found.setdefault(entry.outcome.reporter, entry.outcome)
@@ -247,7 +252,12 @@ class AuditQuery:
 
     def _news_of(self, decision_id: str, problems: list[str]) -> list[packet_pb2.JournalEntry]:
         """What the journals hold of a decision beyond the database, in order."""
-        shipped = self._shipped()
+        return self._entries_naming(decision_id, self._shipped(), problems)
+
+    def _entries_naming(
+        self, decision_id: str, shipped: dict[str, Head], problems: list[str]
+    ) -> list[packet_pb2.JournalEntry]:
+        """What the journals hold of a decision beyond some heads, in order."""
         wanted = decision_id.encode()
 
         def read(journal: JournalReader) -> list[packet_pb2.JournalEntry]:

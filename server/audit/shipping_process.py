@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -75,7 +76,7 @@ class Shipping:
                             tidy_at += _TIDY_SECONDS
                         head = self._ship(journal, store, head)
                         pause = settings.retry_min_seconds
-            except (sa.exc.SQLAlchemyError, AuditError, OSError) as error:
+            except (sa.exc.SQLAlchemyError, sqlite3.Error, AuditError, OSError) as error:
                 self._note(self._position, _reason(error))
             self._wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
             pause = min(2 * pause, settings.retry_max_seconds)

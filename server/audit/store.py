@@ -10,9 +10,11 @@ import datetime as dt
 import functools
 import json
 import operator
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -61,6 +63,9 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
+        self._may_create = False
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "do_connect", self._check_file)
         self._copies = self._engine.dialect.name == "postgresql"
         insert = postgresql.insert if self._copies else sqlite.insert
         self._inserts: dict[sa.Table, Any] = {
@@ -90,7 +95,14 @@ class Store:
 
     def migrate(self) -> tuple[str | None, str]:
         """Makes the tables, or brings them to this version; see `server.audit.schema.migrate`."""
+        self._may_create = True
         return migrate(self._engine)
+
+    def _check_file(self, _dialect: object, _record: object, arguments: Sequence[Any], _options: object) -> None:
+        """Keeps SQLite from making an empty database of a mistyped name for those who only read."""
+        name = str(arguments[0])
+        if not (self._may_create or name.startswith(("file:", ":memory:")) or Path(name).exists()):
+            raise sqlite3.OperationalError(f"there is no database {name}")
 
     def prepare_days(self, ahead: int) -> None:
         """Makes the partitions of today and of `ahead` more days, and again those that could not be made before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -10,13 +11,13 @@ from typing import Final
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mf1_definitions import History
 
 from feature_cache import features
 from feature_cache.book import EventError
-from feature_cache.codec import BookState, FeatureSnapshot
+from feature_cache.codec import BookState, FeatureSnapshot, decode, encode
 from feature_cache.engine import FeatureEngine
 from feature_cache.session import instrument_of, read_session, session_files
 from feature_cache.simulator import simulate
@@ -44,6 +45,11 @@ def event(time_ns: int, **body: pb.BookSnapshot | pb.BookDelta | pb.Quote | pb.T
 
 def published(one: pb.MarketEvent, time_ns: int) -> pb.MarketEvent:
     one.publish_time_ns = time_ns
+    return one
+
+
+def received(one: pb.MarketEvent, time_ns: int) -> pb.MarketEvent:
+    one.receive_time_ns = time_ns
     return one
 
 
@@ -386,6 +392,8 @@ def test_sequences_grow_whatever_the_publishers_clock_does(steps_ms: list[int], 
         (trade(START, 1, 100, 0, pb.TAKER_SIDE_BUY), "trade.lots"),
         (pb.MarketEvent(instrument="OTHER.TEST"), "instrument"),
         (published(event(START, reset=pb.BookReset()), (1 << 63) - 1), "publish_time_ns"),
+        (event((1 << 63) - 1 - LATENCY, reset=pb.BookReset()), "event_time_ns"),
+        (received(snapshot(START, 11, {}, {}), (1 << 63) - 1), "receive_time_ns"),
     ],
 )
 def test_an_event_that_breaks_the_contract_changes_nothing(broken: pb.MarketEvent, field_name: str) -> None:
@@ -397,6 +405,23 @@ def test_an_event_that_breaks_the_contract_changes_nothing(broken: pb.MarketEven
     after = engine.snapshot()
     np.testing.assert_array_equal(after.values, before.values)
     assert (after.sequence, after.state, engine.events) == (before.sequence, before.state, 1)
+
+
+INT64: Final = st.one_of(st.integers(-(1 << 63), (1 << 63) - 1), st.integers(1, 200_000_000_000))
+
+
+@given(st.lists(st.tuples(INT64, INT64, INT64), min_size=1, max_size=8))
+@example([((1 << 63) - 1, 1, 1), (1, 60_000_000_000, 1)])  # a transit beyond 64 bits, which cannot be packed
+def test_whatever_the_clocks_say_an_event_is_refused_or_its_features_can_be_packed(
+    times: list[tuple[int, int, int]],
+) -> None:
+    engine = FeatureEngine(NAME)
+    for number, (event_time_ns, receive_time_ns, publish_time_ns) in enumerate(times, start=1):
+        one = published(received(snapshot(START, number, {99: 5}, {101: 3}), receive_time_ns), publish_time_ns)
+        one.event_time_ns = event_time_ns
+        with contextlib.suppress(EventError):
+            engine.on_event(one)
+        assert decode(encode(engine.snapshot())).transit_ns >= 0
 
 
 def test_decimals_may_change_only_with_a_reset() -> None:

@@ -201,7 +201,12 @@ def test_files_of_one_symbol_continue_one_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [(b"x {}\n", "line 2: does not begin with"), (b'1000 {"e":"x","s":"ABC"}\n', "line 2: e: 'x'")],
+    [
+        (b"x {}\n", "line 2: does not begin with"),
+        (b"-" + TRADE, "line 2: does not begin with"),
+        (b'1000 {"e":"x","s":"ABC"}\n', "line 2: e: 'x'"),
+        (TRADE.replace(b"ABC", b"XYZ"), "line 2: s: is 'XYZ', expected 'ABC', with which the file's name begins"),
+    ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = _recording(tmp_path / "abc_1.gz", TRADE, line)

@@ -139,10 +139,15 @@ def test_a_decision_of_a_moment_ago_is_found_in_the_journal(audit: Audit) -> Non
 def test_the_journal_answers_when_the_database_cannot(audit: Audit, tmp_path: Path) -> None:
     broken = Audit(audit.journal, f"sqlite:///{tmp_path / 'missing' / 'audit.db'}")
     result = broken.run("show", SHIPPED, "--json")
-    assert result.stderr.startswith("outcomes may be missing: the database: OperationalError")
+    assert result.stderr == "", "the journal reaches back to it, and holds every outcome"
     shown = json.loads(result.stdout)
     assert shown["evidence"]["found_in"] == "journal"
     assert shown["reply_status"] == "reply_unconfirmed:cancelled"
+    with closing(JournalFile(audit.journal.with_name(f"{audit.journal.name}.0"), sync_commits=False)) as other:
+        other.append([packet_pb2.JournalEntry().SerializeToString()])
+        other.trim(1, 1)
+    result = broken.run("show", SHIPPED, "--json")
+    assert result.stderr.startswith("outcomes may be missing: the database: OperationalError")
 
 
 def test_news_that_was_not_shipped_is_shown_with_a_shipped_decision(audit: Audit) -> None:
@@ -215,6 +220,15 @@ def test_verify_finds_the_journal_of_a_stack_that_was_stopped(audit: Audit, tmp_
     assert result.exit_code == 2
     assert "rows 1 to 3 are as they were written" in result.stdout
     assert "its database is not reachable" in result.stderr
+
+
+def test_reading_a_database_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mistyped.db"
+    for command in (["show", "0197"], ["verify"], ["export", "--since", "2026-11-01", "--to", str(tmp_path / "cold")]):
+        result = CliRunner().invoke(app, [*command, "--database-url", f"sqlite:///{path}"])
+        assert result.exit_code != 0
+        assert f"there is no database {path}" in result.output
+    assert not path.exists()
 
 
 def test_migrate_makes_the_tables_and_says_when_there_is_nothing_to_do(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from pretrade.audit.v1 import packet_pb2
 from server.audit.errors import (
@@ -277,6 +278,26 @@ async def test_trimming_removes_rows_from_the_front_and_keeps_the_chain(tmp_path
             await until(lambda: reader.anchor().position == 700)
         await journal.append(b"more")
     assert entries_in(journal.settings.path) == [*rows[700:], b"more"]
+
+
+async def test_a_row_that_somebody_removed_stops_trimming_and_not_the_writing(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        await asyncio.gather(*(journal.append(b"row") for _ in range(300)))
+        with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as connection:
+            connection.execute("DELETE FROM entries WHERE position = 256")
+        with capture_logs() as lines:
+            journal.trim(through=300)
+            await journal.append(b"more")
+            await until(lambda: bool(lines))
+        assert [(line["event"], line["error"]) for line in lines] == [
+            ("audit_journal_neglected", "position 256: missing")
+        ]
+        assert await journal.append(b"and more")
+        with closing(JournalReader(journal.settings.path)) as reader:
+            assert reader.anchor().position == 0
+            with pytest.raises(JournalCorrupted) as caught:
+                reader.verify()
+    assert caught.value.position == 256
 
 
 async def test_a_journal_that_was_trimmed_empty_goes_on_counting(tmp_path: Path) -> None:

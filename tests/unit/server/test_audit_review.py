@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.errors import InvalidRequest, OutcomeConflict
+from server.audit.errors import AuditUnavailable, InvalidRequest, OutcomeConflict
 from server.audit.journal_file import JournalFile, JournalReader
 from server.audit.journals import Step
 from server.audit.labels import Label
@@ -223,6 +223,30 @@ def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:
         said.fill_price = 3.0
         with pytest.raises(OutcomeConflict):
             query.recorded(said)
+
+
+def test_without_the_database_outcomes_are_known_of_decisions_that_the_journals_reach_back_to(
+    audit: Audit, tmp_path: Path
+) -> None:
+    def outcome_of(decision_id: str) -> packet_pb2.Outcome:
+        return packet_pb2.Outcome(decision_id=decision_id, reporter="ems", filled_quantity=1.0, fill_price=2.0)
+
+    said = outcome_of("decision-00015")
+    with closing(JournalFile(audit.journal, sync_commits=False)) as journal:
+        journal.append([packet_pb2.JournalEntry(outcome=said).SerializeToString()])
+        with closing(AuditQuery(f"sqlite:///{tmp_path / 'missing' / 'audit.db'}", audit.journal)) as query:
+            assert query.recorded(outcome_of("decision-00000")) is None, "nothing was trimmed yet"
+            journal.trim(through=11, rows=11)  # the settings and ten decisions
+            assert query.recorded(said) == said
+            assert query.recorded(outcome_of("decision-00010")) is None
+            with pytest.raises(AuditUnavailable):
+                query.outcomes("decision-00009")
+            other = audit.journal.with_name(f"{audit.journal.name}.0")
+            with closing(JournalFile(other, sync_commits=False)) as another:
+                another.append([packet_pb2.JournalEntry().SerializeToString()] * 2)
+                another.trim(through=1, rows=1)
+            with pytest.raises(AuditUnavailable):
+                query.recorded(said)
 
 
 def test_the_journals_of_all_processes_are_one_audit(audit: Audit) -> None:

@@ -122,6 +122,23 @@ def test_a_changed_row_is_reported_for_ever_and_nothing_behind_it_is_shipped(jou
         assert longest / 2 <= pause <= longest
 
 
+def test_a_journal_that_cannot_be_read_is_reported_and_read_again(journal: JournalFile, task: Task) -> None:
+    journal.append([entry(str(i)) + bytes(1000) for i in range(1, 501)])
+    journal.close()
+    sound = task.journal.read_bytes()
+    middle = len(sound) // 2 // 4096 * 4096
+    task.journal.write_bytes(sound[:middle] + b"\xff" * 4096 + sound[middle + 4096 :])
+
+    def repair(number: int, _seconds: float) -> None:
+        if number == 2:
+            raise _Stopped
+        task.journal.write_bytes(sound)
+
+    reports, _ = ship(task, repair)
+    assert "DatabaseError: database disk image is malformed" in {report.error for report in reports}
+    assert (reports[-1].position, reports[-1].error) == (500, "")
+
+
 def test_an_outage_is_over_when_something_was_shipped(journal: JournalFile, task: Task, tmp_path: Path) -> None:
     journal.append([entry("1")])
     obstacle = tmp_path / "audit.db"
