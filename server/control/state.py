@@ -266,7 +266,7 @@ class ControlState:
         message = describe(self._subjects, before, after, change, self._is_over)
         message.local = local
         message.diff.extend(wanted.detail)
-        await self._record(message)
+        await self.record(message)
         return message
 
     def _finished(self, task: asyncio.Task[admin_pb2.Change]) -> None:
@@ -304,7 +304,7 @@ class ControlState:
         except (UnreachableError, OSError):
             return  # logged where it was noticed
         if made is not None:
-            await self._record(describe(self._subjects, *made, end, self._is_over))
+            await self.record(describe(self._subjects, *made, end, self._is_over))
 
     def _obey(self) -> None:
         """Puts what is known in force."""
@@ -353,8 +353,8 @@ class ControlState:
         self.shadow, self.cached_score = values["shadow"], values["cached_score"]
         self.flags_on = tuple(name for name in FLAGS if values[name])
 
-    async def _record(self, change: admin_pb2.Change) -> None:
-        """Logs a change and makes it durable.
+    async def record(self, change: admin_pb2.Change) -> None:
+        """Logs a change and makes it durable; also one of something that is not in this state.
 
         A journal that cannot be written does not undo the change. The log line and an error beside it are then all
         there is.
