@@ -36,8 +36,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.canaries import SCORE_PAIRS
 from server.audit.schema import DECISIONS
-from server.cli import enum_name
 from server.models.registry import Registry
+from server.terminal import enum_name
 
 SETTINGS: Final = {
     "PRETRADE_CANARY__DWELL_SECONDS": "3",

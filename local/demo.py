@@ -34,7 +34,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.schema import DECISIONS
-from server.cli import enum_name, replica_table
+from server.terminal import enum_name, replica_table
 
 DEADLINE_SECONDS: Final = 0.2
 """What each order of the demo allows for its answer: the embedded server's cap."""

@@ -14,13 +14,15 @@ from typing import Annotated, Final
 import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.cli import DEFAULT_DIRECTORY, USER, AdminTarget, AsJson, Directory, connected, enum_name
+from server.cli import DEFAULT_DIRECTORY, USER, AdminTarget, AsJson, Directory, connected
 from server.steering_cli import Author, DryRun, Reason, Yes
+from server.terminal import canary_view, enum_name, local_time
 
 _RPC_SECONDS: Final = 3.0
 _LOAD_SECONDS: Final = 180.0
@@ -245,37 +247,6 @@ def alias(
         print("\n".join(response.change.diff) + _dry(response.change))
 
 
-def canary_view(canary: admin_pb2.Canary) -> Group:
-    """A canary for a terminal: where it is, and its evidence."""
-    state = enum_name(admin_pb2.CanaryState, canary.state)
-    steps = " → ".join(
-        f"[bold]{share:.0%}[/]" if index == canary.step else f"{share:.0%}" for index, share in enumerate(canary.steps)
-    )
-    colour = {"PROMOTED": "green", "ROLLED_BACK": "red", "ABORTED": "yellow"}.get(state, "bold")
-    lines = [
-        f"canary [bold]{canary.model_version}[/] against {canary.champion_version}: [{colour}]{state}[/]"
-        f"  {canary.weight:.0%} of the flows{' (held)' if canary.held else ''}   {steps}",
-        f"begun {_time(canary.started_at.ToDatetime(dt.UTC))} by {canary.author}: {canary.reason}",
-        f"verdict [bold]{_words(canary.verdict)}[/]: {canary.verdict_reason}",
-        f"decisions of this process: {canary.decisions:,}",
-    ]
-    if canary.HasField("ended_at"):
-        lines.append(f"ended {_time(canary.ended_at.ToDatetime(dt.UTC))}")
-    table = Table("check", "canary", "champion", "tolerance", "samples", "needed", "verdict")
-    for check in canary.checks:
-        known = check.HasField("canary")
-        table.add_row(
-            check.name,
-            f"{check.canary:.4g}" if known else "",
-            f"{check.champion:.4g}" if known else "",
-            f"{check.limit:g}",
-            f"{check.samples:,}",
-            f"{check.minimum_samples:,}" if check.minimum_samples else "",
-            _words(check.verdict),
-        )
-    return Group(*lines, table)
-
-
 def _model_table(models: Iterable[admin_pb2.ModelVersion]) -> Table:
     table = Table("version", "model", "aliases", "loaded on", "features", "threshold", "written", "problem")
     for model in models:
@@ -286,8 +257,8 @@ def _model_table(models: Iterable[admin_pb2.ModelVersion]) -> Table:
             ", ".join(model.loaded_on),
             model.feature_set,
             f"{model.threshold:.4f}",
-            _time(model.created_at.ToDatetime(dt.UTC)),
-            f"[red]{model.problem}[/]" if model.problem else "",
+            local_time(model.created_at.ToDatetime(dt.UTC)),
+            f"[red]{escape(model.problem)}[/]" if model.problem else "",
         )
     return table
 
@@ -328,11 +299,3 @@ def _confirm(risk: str, yes: bool) -> None:
         raise typer.Exit(1)
     if not typer.confirm("Go on?", err=True):
         raise typer.Exit(1)
-
-
-def _words(verdict: admin_pb2.CanaryVerdict.ValueType) -> str:
-    return enum_name(admin_pb2.CanaryVerdict, verdict).replace("_", " ").lower()
-
-
-def _time(instant: dt.datetime) -> str:
-    return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -16,7 +16,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 
 
 def environment(directory: Path, **changes: str) -> dict[str, str]:
-    """Settings of a server that finds neither Redis nor replicas."""
+    """Settings of a server that finds neither Redis nor replicas, and is steered alone unless a Redis is named."""
     decision, admin, metrics, nowhere = free_ports(4)
     ours = {
         "PRETRADE_GRPC__EDGE": EDGE,
@@ -32,6 +32,8 @@ def environment(directory: Path, **changes: str) -> dict[str, str]:
         "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.2",
         "PRETRADE_CONTROL__SHARED__KEY": f"control:{directory}",
     }
+    if "PRETRADE_REDIS_URL" not in changes:
+        ours["PRETRADE_CONTROL__STORE"] = "file"
     return {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")} | ours | changes
 
 

@@ -88,10 +88,12 @@ def assemble(
     def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
         state = control()
         value, expected = canary.model_dump_json(), state.version if unchanged else None
-        return state.change(Wanted(CANARY, value, author, reason, expected_version=expected))
+        return state.change(Wanted(CANARY, value, author, reason, expected_version=expected, needs_all=unchanged))
 
-    def set_champion(version: str, author: str, reason: str) -> Awaitable[admin_pb2.Change]:
-        return control().change(Wanted(CHAMPION, version, author, reason))
+    def set_champion(version: str, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
+        state = control()
+        expected = state.version if unchanged else None
+        return state.change(Wanted(CHAMPION, version, author, reason, expected_version=expected, needs_all=unchanged))
 
     def counts() -> tuple[int, int]:
         good = bad = 0

@@ -25,6 +25,7 @@ from server.canary.evidence import Evidence, ScoredPair, Side, Verdict
 from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
+from server.control.errors import ControlError
 from server.inference.outcome import Outcome
 from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
@@ -47,7 +48,8 @@ _AFFECTED: Final = 1_000
 """Newest decisions of the canary whose ids are kept."""
 
 SetCanary = Callable[[Canary, str, str, bool], Awaitable["admin_pb2.Change"]]
-"""Puts a canary into the control state: it, author, reason, and whether nothing else may have changed meanwhile."""
+"""Puts a canary into the control state: it, author, reason, and whether nothing else may have changed meanwhile on any
+server."""
 
 
 class CanaryError(Exception):
@@ -158,9 +160,9 @@ class Rollout:
 
     async def _join(self, canary: Canary) -> None:
         """Has the challenger's replica of this server serve the canary, and then gives it its orders."""
-        while self.canary is not None and self.canary.running and self.canary.canary_id == canary.canary_id:
+        while self._runs(canary.canary_id):
             if await self._deployment.loads(self._challenger, canary.model_version):
-                if (now := self.canary) is not None and now.running and now.canary_id == canary.canary_id:
+                if (now := self.canary) is not None and self._runs(canary.canary_id):
                     self._challenger.wanted_version = now.model_version
                     self._routing.canary = now
                     self._joined_at = self._clock()
@@ -290,15 +292,16 @@ class Rollout:
         Raises:
             CanaryError: It cannot be begun as things are.
             ModelUnknown, ModelUnusableError, LoadError: The version is not fit.
+            ControlError: The control state changed meanwhile, or is not known.
         """
-        if self.canary is not None and self.canary.running:
-            raise CanaryError(f"canary {self.canary.canary_id} is under way; abort it first")
+        self._refuse_a_second()
         if canary.model_version == canary.champion_version:
             raise CanaryError(f"{canary.model_version} is the champion")
         await self._deployment.load(canary.model_version, (self._challenger,))
+        self._refuse_a_second()  # somebody else may have been faster
         now = self._wall_seconds()
         canary = canary.model_copy(update={"started_at": now, "step_started_at": now})
-        change = await self._set_canary(canary, canary.author, canary.reason, False)
+        change = await self._set_canary(canary, canary.author, canary.reason, True)
         self._keep(self._event("started", canary, canary, canary.author, canary.reason))
         return change
 
@@ -306,17 +309,26 @@ class Rollout:
         """Makes the canary the champion.
 
         Raises:
-            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
+            ModelUnknown, ModelUnusableError, LoadError, DeploymentError: It could not be loaded, or ended meanwhile;
+                nothing changed.
+            ControlError: The control state changed meanwhile, or is not known; nothing changed.
         """
-        await self._deployment.make_champion(canary.model_version, author, reason)
+        await self._deployment.make_champion(canary.model_version, author, reason, lambda: self._runs(canary.canary_id))
         return await self.end(canary, "promoted", author, reason)
+
+    def _refuse_a_second(self) -> None:
+        if self.canary is not None and self.canary.running:
+            raise CanaryError(f"canary {self.canary.canary_id} is under way; abort it first")
+
+    def _runs(self, canary_id: str) -> bool:
+        return self.canary is not None and self.canary.running and self.canary.canary_id == canary_id
 
     async def _promote_quietly(self, canary: Canary) -> None:
         """Promotes on evidence; what fails is tried again until the canary's patience is over."""
         reason = f"{canary.weight:.0%} of the flows: {self.evidence.reason}"
         try:
             await self.promote(canary, SERVER, reason)
-        except NOT_LOADED as error:
+        except (*NOT_LOADED, ControlError) as error:
             _log.error("canary not promoted, tried again", error=str(error))
             self._next_attempt = self._clock() + AGAIN_SECONDS
         finally:

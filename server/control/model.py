@@ -190,6 +190,11 @@ class Kept(BaseModel):
             return {"control": _First.model_validate(content).control()}
         return content
 
+    @property
+    def says_what_all_know(self) -> bool:
+        """False when it only has changes of a server that had never heard what all servers were told."""
+        return self.control != Control() or not self.pending
+
     def merged(self, other: Kept) -> Kept:
         """What both know."""
         control = other.control if other.control.is_newer_than(self.control) else self.control

@@ -5,7 +5,7 @@ audit journal of the process that made it.
 
 A change is in force here before it is written anywhere: on-call must be able to halt trading whatever is broken.
 Without Redis the trading state can only be made stricter than the one that was last known of all servers. A server
-whose file cannot be read at start is halted until it knows better.
+whose file cannot be read at start, or that has none and does not reach Redis, is halted until it knows better.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class Wanted:
     expires_in_seconds: float | None = None
     expected_version: int | None = None
     """The change is refused unless this is the version in force."""
+    needs_all: bool = False
+    """The change is refused while it would hold on this server alone: it goes by what all of them have done."""
     dry_run: bool = False
     detail: tuple[str, ...] = ()
     """What the value stands for, a line each."""
@@ -209,8 +211,8 @@ class ControlState:
         """Makes a change, and returns it when it is shared as far as possible, written and recorded.
 
         It is in force in this process at once, except for a trading state that is less strict than the one that all
-        servers know, and where a version is expected: these wait for Redis. Cancelling gives up the waiting, not the
-        change.
+        servers know, and where a version is expected or all servers are needed: these wait for Redis. Cancelling gives
+        up the waiting, not the change.
 
         Raises:
             UnknownSubjectError: There is no such thing.
@@ -228,7 +230,7 @@ class ControlState:
             message.version, message.dry_run, message.change_id = before.version, True, ""
             message.diff.extend(wanted.detail)
             return message
-        if wanted.expected_version is None:
+        if wanted.expected_version is None and not wanted.needs_all:
             self.store.put_in_force(change)
         task = asyncio.create_task(self._finish(change, wanted))
         self._finishing.add(task)
@@ -260,11 +262,11 @@ class ControlState:
 
     async def _finish(self, change: Change, wanted: Wanted) -> admin_pb2.Change:
         """Shares, writes and records a change."""
-        before, after, local = await self.store.bring(change, wanted.expected_version)
+        before, after, local = await self.store.bring(change, wanted.expected_version, wanted.needs_all)
         message = describe(self._subjects, before, after, change, self._is_over)
         message.local = local
         message.diff.extend(wanted.detail)
-        await self._record(message)
+        await self.record(message)
         return message
 
     def _finished(self, task: asyncio.Task[admin_pb2.Change]) -> None:
@@ -302,7 +304,7 @@ class ControlState:
         except (UnreachableError, OSError):
             return  # logged where it was noticed
         if made is not None:
-            await self._record(describe(self._subjects, *made, end, self._is_over))
+            await self.record(describe(self._subjects, *made, end, self._is_over))
 
     def _obey(self) -> None:
         """Puts what is known in force."""
@@ -351,8 +353,8 @@ class ControlState:
         self.shadow, self.cached_score = values["shadow"], values["cached_score"]
         self.flags_on = tuple(name for name in FLAGS if values[name])
 
-    async def _record(self, change: admin_pb2.Change) -> None:
-        """Logs a change and makes it durable.
+    async def record(self, change: admin_pb2.Change) -> None:
+        """Logs a change and makes it durable; also one of something that is not in this state.
 
         A journal that cannot be written does not undo the change. The log line and an error beside it are then all
         there is.

@@ -8,6 +8,9 @@
 
 Without Redis a change stays *pending*, in force on this server alone, until it can be brought there. Without a Redis to
 share with, the file has the last word.
+
+A server that has a Redis to share with, and at its start neither that nor a file, does not know whether trading was
+halted: it is halted until it hears.
 """
 
 from __future__ import annotations
@@ -30,6 +33,12 @@ _WATCH_SECONDS: Final = 0.05
 """Between two looks at the file: without Redis, what another process changed is in force here after this."""
 _AGAIN_SECONDS: Final = 1.0
 """Between two attempts to write what could not be written."""
+_UNKNOWN: Final = Control(
+    settings={
+        TRADING_STATE: Setting(permanent="HALTED", author="server", reason="what all servers were told is not known")
+    }
+)
+"""What a server obeys that has heard nothing yet."""
 
 
 class ControlStore:
@@ -62,6 +71,8 @@ class ControlStore:
         """Changes in force on this server that Redis, or the file where that is all, does not hold yet."""
         self._under_way: list[Change] = []
         """Changes of this process that are being brought there."""
+        self._unknown = False
+        """True until it is known what all servers were told."""
         self._writing = asyncio.Lock()
         self._unwritten = self._failing = False
         """Whether the file does not hold what is in force, and whether that is because it cannot be written."""
@@ -84,10 +95,10 @@ class ControlStore:
         Changes that not all servers know count, except for a trading state less strict than theirs.
         """
         changes = (*self._pending, *self._under_way)
-        return self._with_pending(self.control, changes) if self.shared is not None else _after(self.control, changes)
+        return self._with_pending(self._of_all, changes) if self.shared is not None else _after(self.control, changes)
 
     def restore(self) -> None:
-        """Takes over what was in force before the restart; HALTED when that cannot be read."""
+        """Takes over what was in force before the restart; HALTED when that cannot be read, or is still to be heard."""
         try:
             kept = self._file.read()
         except UnreadableControlError as error:
@@ -95,6 +106,7 @@ class ControlStore:
             self.control = Control(settings={TRADING_STATE: halted})
             _log.error("control state unreadable, trading halted", error=str(error))
             return
+        self._unknown = self.shared is not None and (kept is None or not kept.says_what_all_know)
         if kept is not None:
             self.control, self._pending = kept.control, list(kept.pending)
             _log.info("control state restored", version=self.control.version, pending=len(self._pending))
@@ -108,7 +120,8 @@ class ControlStore:
             async with self._writing:
                 await self._meet(self.shared, found)
         except UnreachableError as error:
-            _log.warning("control state not shared yet, going by the last one known", problem=str(error))
+            known = "trading halted until it is known" if self._unknown else "going by the last one known"
+            _log.warning(f"control state not shared yet, {known}", problem=str(error))
 
     async def watch_file(self) -> None:
         """Takes over what other processes change, and writes what could not be written, until cancelled."""
@@ -135,8 +148,15 @@ class ControlStore:
         self._under_way.append(change)
         self._on_news()
 
-    async def bring(self, change: Change, expected_version: int | None) -> tuple[Control, Control, bool]:
+    async def bring(
+        self, change: Change, expected_version: int | None, needs_all: bool = False
+    ) -> tuple[Control, Control, bool]:
         """Brings a change as far as it gets: the states before and after, and whether it holds on this server alone.
+
+        Args:
+            change: What to bring.
+            expected_version: It is refused unless this is the version in force; None for any.
+            needs_all: It is refused where it would hold on this server alone.
 
         Raises:
             ControlChangedError: Another version was expected; nothing changed.
@@ -149,7 +169,7 @@ class ControlStore:
                     if self.in_force().version != expected_version:
                         raise ControlChangedError(self.in_force().version, expected_version)
                 if self.shared is not None:
-                    made = await self._bring_to_all(self.shared, change, expected_version)
+                    made = await self._bring_to_all(self.shared, change, expected_version, needs_all)
                 else:
                     made = await self._bring_to_file(change, expected_version)
         finally:
@@ -184,7 +204,7 @@ class ControlStore:
         return made
 
     async def _bring_to_all(
-        self, shared: SharedControl, change: Change, expected_version: int | None
+        self, shared: SharedControl, change: Change, expected_version: int | None, needs_all: bool
     ) -> tuple[Control, Control, bool]:
         pending, before = tuple(self._pending), self.control
 
@@ -198,6 +218,10 @@ class ControlStore:
         try:
             after = await shared.replace(self.control, make)
         except UnreachableError as error:
+            if needs_all:
+                raise ChangeRefusedError(
+                    f"without Redis ({error}) nobody knows what the other servers have made of {change.subject}"
+                ) from error
             if change.subject == TRADING_STATE and is_stricter(
                 self._trading_state_of_all(), change.value or self._usual_trading_state
             ):
@@ -206,12 +230,13 @@ class ControlStore:
                     f"{self._trading_state_of_all()}, which all servers were last told"
                 ) from error
             before, after = (
-                self._with_pending(self.control, pending),
-                self._with_pending(self.control, (*pending, change)),
+                self._with_pending(self._of_all, pending),
+                self._with_pending(self._of_all, (*pending, change)),
             )
             self._take(Kept(pending=(change,)))
             local = True
         else:
+            self._unknown = False
             self._take(Kept(control=after))
             local = False
         await self._write()
@@ -244,7 +269,8 @@ class ControlStore:
 
     async def _meet(self, shared: SharedControl, found: Control | None) -> None:
         """Takes over what Redis holds, or gives it what it does not. Raises `UnreachableError`."""
-        before = self.control
+        before, was_unknown = self.control, self._unknown
+        self._unknown = False
         if found is not None and found.is_newer_than(self.control):
             self.reloads += 1
             self._take(Kept(control=found))
@@ -259,7 +285,9 @@ class ControlStore:
                 _log.warning("Redis had lost the control state and has it again", version=after.version)
             self._take(Kept(control=after))
         self.stale = shared.stale
-        if self.control is not before:
+        if was_unknown:
+            self._on_news()
+        if was_unknown or self.control is not before:
             await self._write()
 
     async def _read_file(self) -> None:
@@ -272,6 +300,7 @@ class ControlStore:
         if found is None:
             return
         before = self.control, len(self._pending)
+        self._unknown = self._unknown and not found.says_what_all_know
         self._take(found)
         if before != (self.control, len(self._pending)):
             self.reloads += 1
@@ -320,8 +349,13 @@ class ControlStore:
     def _with_pending(self, control: Control, changes: tuple[Change, ...]) -> Control:
         return control.with_pending(changes, self._is_over, self._usual_trading_state)
 
+    @property
+    def _of_all(self) -> Control:
+        """What all servers were told, as far as it is known here."""
+        return _UNKNOWN if self._unknown else self.control
+
     def _trading_state_of_all(self) -> str:
-        return self.control.value(TRADING_STATE, self._is_over) or self._usual_trading_state
+        return self._of_all.value(TRADING_STATE, self._is_over) or self._usual_trading_state
 
 
 def _after(control: Control, changes: tuple[Change, ...]) -> Control:

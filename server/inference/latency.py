@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class LatencyWindow:
-    """Median and 95th percentile of the samples of the last seconds.
+    """Median, 95th and 99th percentile of the samples of the last seconds.
 
     The samples are kept in order of their size as well as of their age, so that a new one costs two insertions and not
     a sort. Old ones go with a new one, or when a percentile is read a second after the last of that. The window is
@@ -63,6 +63,13 @@ class LatencyWindow:
         first batches would be passed over, and so left without the samples that prove it quick, for a whole window.
         """
         return min(self.p50, self._newest)
+
+    @property
+    def p99(self) -> float:
+        """99th percentile in seconds, for people; the prior without samples."""
+        self._refresh_if_old()
+        ordered = self._ordered
+        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] if ordered else self._prior
 
     def _refresh_if_old(self) -> None:
         now = self._clock()

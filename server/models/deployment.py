@@ -28,8 +28,9 @@ _log = structlog.get_logger(__name__)
 AGAIN_SECONDS: Final = 5.0
 """Between two attempts at what failed."""
 
-SetChampion = Callable[[str, str, str], Awaitable["admin_pb2.Change"]]
-"""Puts the champion's version into the control state, with author and reason."""
+SetChampion = Callable[[str, str, str, bool], Awaitable["admin_pb2.Change"]]
+"""Puts the champion's version into the control state, with author and reason, and whether nothing else may have changed
+meanwhile on any server."""
 
 
 class DeploymentError(Exception):
@@ -112,18 +113,30 @@ class Deployment:
                 self._next_repair = self._clock() + AGAIN_SECONDS
                 self.spawn(self.loads(replica, replica.wanted_version))
 
-    async def make_champion(self, version: str, author: str, reason: str) -> admin_pb2.Change:
+    async def make_champion(
+        self, version: str, author: str, reason: str, wanted: Callable[[], bool] | None = None
+    ) -> admin_pb2.Change:
         """Loads a version where the champion is served, and has it decide.
 
+        Args:
+            version: Which one.
+            author: Who says so.
+            reason: Why.
+            wanted: Asked once it is loaded, which may take a minute: whether it is still to be the champion, and the
+                control state must then be the same on all servers; None: whatever else happened.
+
         Raises:
-            DeploymentError: There is no champion to take its place.
+            DeploymentError: There is no champion to take its place, or it is no longer wanted.
             ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
+            ControlError: The control state changed, or is not known; nothing changed.
         """
         previous = self.champion_version
         if not previous:
             raise DeploymentError("no champion has answered yet")
         await self.load(version, reversed(self.champions))
-        change = await self._set_champion(version, author, reason)
+        if wanted is not None and not wanted():
+            raise DeploymentError(f"{version} is no longer wanted: its canary ended while it was loaded")
+        change = await self._set_champion(version, author, reason, wanted is not None)
         await asyncio.to_thread(self._move_aliases, version, previous)
         for replica in self.champions:
             with contextlib.suppress(LoadError):

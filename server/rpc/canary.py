@@ -117,7 +117,8 @@ class CanarySteering:
             raise InvalidChangeError("weight: must be 0 to 1")
         before = self._running()
         after = before.weighted(request.weight, request.hold, self._wall_seconds())
-        change = await self._put(request, author, CANARY, after.model_dump_json())
+        # Made of the canary as it is known here: one that another server has just rolled back stays out.
+        change = await self._put(request, author, CANARY, after.model_dump_json(), unchanged=True)
         if not request.dry_run:
             self._rollout.keep_weighted(before, after, author, request.reason)
         return pb.SetCanaryWeightResponse(canary=self._message(after), change=change)
@@ -175,16 +176,7 @@ class CanarySteering:
         version = await self._resolve(request.model_version)
         if not request.dry_run:
             await _refused(self._deployment.load(version, [self._replicas[name] for name in names]))
-        change = pb.Change(
-            subject=f"model/{version}",
-            value=f"loaded on {', '.join(names)}",
-            previous_version=self._control.version,
-            version=self._control.version,
-            diff=[f"model/{version}: loaded on {', '.join(names)}"],
-            author=author,
-            reason=request.reason,
-            dry_run=request.dry_run,
-        )
+        change = await self._beside(request, author, version, "", f"loaded on {', '.join(names)}")
         return pb.LoadModelResponse(model=await self._known(version), change=change)
 
     async def set_alias(self, request: pb.SetModelAliasRequest, author: str) -> pb.SetModelAliasResponse:
@@ -199,18 +191,9 @@ class CanarySteering:
             registry = self._deployment.registry
             previous = registry.aliases().get(request.alias, "")
             if not request.dry_run:
+                self._expect(request)
                 await _refused(asyncio.to_thread(registry.set_alias, request.alias, version))
-            change = pb.Change(
-                subject=f"model/{request.alias}",
-                previous=previous,
-                value=version,
-                previous_version=self._control.version,
-                version=self._control.version,
-                diff=[f"model/{request.alias}: {previous} → {version}"],
-                author=author,
-                reason=request.reason,
-                dry_run=request.dry_run,
-            )
+            change = await self._beside(request, author, request.alias, previous, version)
         return pb.SetModelAliasResponse(model=await self._known(version), change=change)
 
     async def _make_champion(self, request: Asking, author: str, version: str) -> pb.Change:
@@ -244,11 +227,47 @@ class CanarySteering:
         if request.HasField("expected_control_version") and request.expected_control_version != self._control.version:
             raise ControlChangedError(self._control.version, request.expected_control_version)
 
-    async def _put(self, request: Asking, author: str, subject: str, value: str) -> pb.Change:
+    async def _put(self, request: Asking, author: str, subject: str, value: str, unchanged: bool = False) -> pb.Change:
+        """Changes the control state; with `unchanged` only if no server has changed it meanwhile."""
         expected = request.expected_control_version if request.HasField("expected_control_version") else None
+        if expected is None and unchanged:
+            expected = self._control.version
         return await self._control.change(
-            Wanted(subject, value, author, request.reason, expected_version=expected, dry_run=request.dry_run)
+            Wanted(
+                subject,
+                value,
+                author,
+                request.reason,
+                expected_version=expected,
+                needs_all=unchanged,
+                dry_run=request.dry_run,
+            )
         )
+
+    async def _beside(
+        self,
+        request: pb.LoadModelRequest | pb.SetModelAliasRequest,
+        author: str,
+        what: str,
+        previous: str,
+        value: str,
+    ) -> pb.Change:
+        """Records what was done to a model, or would be, that is no part of the control state."""
+        change = pb.Change(
+            subject=f"model/{what}",
+            previous=previous,
+            value=value,
+            previous_version=self._control.version,
+            version=self._control.version,
+            diff=[f"model/{what}: {f'{previous} → ' if previous else ''}{value}"],
+            author=author,
+            reason=request.reason,
+            dry_run=request.dry_run,
+        )
+        if not request.dry_run:
+            change.change_id = self._new_id()
+            await self._control.record(change)
+        return change
 
     def _message(self, canary: Canary, checks: bool = True) -> pb.Canary:
         message = pb.Canary(

@@ -201,6 +201,7 @@ class Steering:
             queued=replica.batcher.queued,
             p50=duration(replica.latency.p50),
             p95=duration(replica.latency.p95),
+            p99=duration(replica.latency.p99),
             batches=replica.batcher.batches,
             rows=replica.batcher.rows,
             shed=replica.batcher.shed,

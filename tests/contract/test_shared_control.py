@@ -216,6 +216,50 @@ async def test_without_redis_the_trading_state_only_grows_stricter(start: Start,
     assert other.state == "HALTED", "what one server undid for itself does not undo what all were told"
 
 
+async def test_a_server_that_never_heard_of_the_others_is_halted_until_it_does(
+    start: Start, network: TcpProxy, tmp_path: Path
+) -> None:
+    other = await start("b")
+    url = f"redis://{network.address}/0"
+    async with refused(network):
+        first = await start("a", url)
+        assert (first.state, first.control.version) == ("HALTED", 0)
+        with pytest.raises(ChangeRefusedError, match="HALTED"):
+            await first.set("trading_state", "ACTIVE")
+        await first.set("flag/shadow", "off")
+        restarted = await start("a", url)
+        assert (restarted.state, restarted.control.flags_on) == ("HALTED", ("cached_score",)), "it still has not heard"
+    await until(lambda: first.state == restarted.state == "ACTIVE")
+    await until(lambda: other.control.flags_on == ("cached_score",))
+    assert other.state == "ACTIVE", "that a server did not know does not halt the others"
+    await until(lambda: (kept := ControlFile(tmp_path / "a" / "control.json").read()) and kept.says_what_all_know)
+    async with refused(network):
+        assert (await start("a", url)).state == "ACTIVE", "from now on its file says what all were told"
+
+
+async def test_a_server_that_once_heard_that_nobody_set_anything_knows_so_after_a_restart(
+    start: Start, network: TcpProxy
+) -> None:
+    url = f"redis://{network.address}/0"
+    await start("a", url)
+    async with refused(network):
+        assert (await start("a", url)).state == "ACTIVE"
+
+
+async def test_what_needs_all_servers_is_refused_without_redis_and_is_not_brought_later(
+    start: Start, network: TcpProxy
+) -> None:
+    cut_off, other = await start("a", f"redis://{network.address}/0"), await start("b")
+    wanted = Wanted("breaker/primary", "forced_open", "server", "a step", needs_all=True)
+    async with refused(network):
+        with pytest.raises(ChangeRefusedError, match="nobody knows what the other servers"):
+            await cut_off.control.change(wanted)
+        assert (cut_off.breaker.mode, cut_off.control.status().pending) == (Mode.AUTOMATIC, 0)
+    await until(lambda: not cut_off.control.problem)
+    await cut_off.control.change(wanted)
+    await until(lambda: other.breaker.mode is Mode.FORCED_OPEN)
+
+
 async def test_processes_of_a_server_share_what_redis_does_not_know_and_it_is_brought_once(
     start: Start, network: TcpProxy
 ) -> None:

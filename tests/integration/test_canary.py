@@ -189,6 +189,11 @@ def test_models_are_listed_and_what_is_none_is_refused(
     assert refusal(lambda: admin.StartCanary(nobody, timeout=5.0))[0] is grpc.StatusCode.INVALID_ARGUMENT
     alias = admin_pb2.SetModelAliasRequest(alias="favourite", model_version=champion, author="a", reason="b")
     assert refusal(lambda: admin.SetModelAlias(alias, timeout=5.0))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    load = admin_pb2.LoadModelRequest(model_version=champion, replicas=["secondary"], author="ann", reason="once more")
+    loaded = admin.LoadModel(load, timeout=LOAD_SECONDS).change
+    kept = admin.ListChanges(admin_pb2.ListChangesRequest(subject="model"), timeout=30.0).changes[0]
+    assert (kept.change_id, kept.subject, kept.author) == (loaded.change_id, f"model/{champion}", "ann")
+    assert list(kept.diff) == [f"model/{champion}: loaded on secondary"]
     back = admin_pb2.RollBackRequest(author="a", reason="b")
     if "previous" not in registry.aliases():
         assert refusal(lambda: admin.RollBack(back, timeout=5.0))[0] is grpc.StatusCode.NOT_FOUND

@@ -31,7 +31,7 @@ from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
-from server.cli import status_view
+from server.terminal import status_view
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(400)]
 

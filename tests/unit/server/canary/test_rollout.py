@@ -30,12 +30,13 @@ from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.routing import CanaryRouting
 from server.canary.settings import CanarySettings
+from server.control.errors import ChangeRefusedError
 from server.inference.champion import Champion
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
-from server.models.deployment import Deployment
+from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelRecord, Registry
 
@@ -223,7 +224,9 @@ class Control:
             process.rollout.obey_canary(canary)
         return admin_pb2.Change(version=self.version)
 
-    async def set_champion(self, version: str, author: str, reason: str) -> admin_pb2.Change:
+    async def set_champion(self, version: str, author: str, reason: str, unchanged: bool) -> admin_pb2.Change:
+        if unchanged and self.refuse_steps:
+            raise ChangeRefusedError("without Redis nobody knows")
         self.champion, self.version = version, self.version + 1
         for process in self.processes:
             process.deployment.obey(version)
@@ -342,8 +345,8 @@ async def test_a_process_without_evidence_obeys_and_does_not_judge() -> None:
 
 async def test_nobody_takes_a_step_that_the_control_state_refuses() -> None:
     async with world() as w:
-        w.control.refuse_steps = True
         await w.start()
+        w.control.refuse_steps = True
         await asyncio.sleep(60)
         assert w.control.canary is not None
         assert (w.state(), w.control.canary.step) == ("running", 0)
@@ -444,3 +447,34 @@ async def test_a_promotion_that_crosses_a_rollback_is_taken_back() -> None:
         await w.one.rollout.end(running, "rolled_back", "server", "worse")
         await until(lambda: w.one.primary.wanted_version == w.two.secondary.wanted_version == OLD)
         assert (w.state(), w.control.champion) == ("rolled_back", OLD)
+
+
+async def test_a_canary_that_ends_while_it_is_loaded_for_promotion_does_not_become_the_champion() -> None:
+    async with world() as w:
+        await w.start(steps=(0.5, 1.0))
+        running = w.control.canary
+        assert running is not None
+        promotion = asyncio.create_task(w.two.rollout.promote(running, "ann", "now"))
+        await asyncio.sleep(0.05)
+        await w.one.rollout.end(running, "rolled_back", "server", "worse")
+        with pytest.raises(DeploymentError, match="no longer wanted"):
+            await promotion
+        assert (w.state(), w.control.champion) == ("rolled_back", "")
+
+
+async def test_nobody_promotes_what_the_control_state_refuses_and_the_promotion_is_tried_again() -> None:
+    async with world() as w:
+        await w.start(steps=(1.0,))
+        w.control.refuse_steps = True
+        await asyncio.sleep(30)
+        assert (w.state(), w.control.champion) == ("running", "")
+        w.control.refuse_steps = False
+        await until(lambda: w.state() == "promoted")
+        assert w.control.champion == NEW
+
+
+async def test_of_two_canaries_that_are_begun_at_once_one_begins() -> None:
+    async with world() as w:
+        begun = await asyncio.gather(w.start(), w.start(), return_exceptions=True)
+        assert {type(one) for one in begun} == {type(None), CanaryError}
+        assert [event.event for event in w.events()] == ["started"]

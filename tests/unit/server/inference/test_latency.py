@@ -31,6 +31,7 @@ def test_percentiles_of_many_samples(window: LatencyWindow) -> None:
         window.add(number / 1_000)
     assert window.p50 == pytest.approx(0.050, abs=0.01)
     assert window.p95 == pytest.approx(0.095, abs=0.01)
+    assert window.p99 == pytest.approx(0.099, abs=0.01)
 
 
 def test_old_samples_are_forgotten(window: LatencyWindow, clock: Clock) -> None:

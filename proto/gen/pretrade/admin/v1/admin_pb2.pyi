@@ -1037,6 +1037,7 @@ class ReplicaStatus(_message.Message):
     OUTCOMES_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
     REVERTS_IN_FIELD_NUMBER: _builtins.int
+    P99_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`primary`, `secondary` or `challenger`."""
     role: Global___ReplicaRole.ValueType
@@ -1081,6 +1082,10 @@ class ReplicaStatus(_message.Message):
     def reverts_in(self) -> _duration_pb2.Duration:
         """Time left of a breaker mode, or of a drain, that reverts by itself; absent without an end."""
 
+    @_builtins.property
+    def p99(self) -> _duration_pb2.Duration:
+        """Recent 99th percentile of a batch's time."""
+
     def __init__(
         self,
         *,
@@ -1102,10 +1107,11 @@ class ReplicaStatus(_message.Message):
         outcomes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         drained: _builtins.bool = ...,
         reverts_in: _duration_pb2.Duration | None = ...,
+        p99: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["p50", b"p50", "p95", b"p95", "reverts_in", b"reverts_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["p50", b"p50", "p95", b"p95", "p99", b"p99", "reverts_in", b"reverts_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "batches", b"batches", "breaker_mode", b"breaker_mode", "breaker_state", b"breaker_state", "drained", b"drained", "endpoint", b"endpoint", "healthy", b"healthy", "in_flight", b"in_flight", "model_version", b"model_version", "name", b"name", "outcomes", b"outcomes", "p50", b"p50", "p95", b"p95", "queued", b"queued", "reverts_in", b"reverts_in", "role", b"role", "rows", b"rows", "shed", b"shed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "batches", b"batches", "breaker_mode", b"breaker_mode", "breaker_state", b"breaker_state", "drained", b"drained", "endpoint", b"endpoint", "healthy", b"healthy", "in_flight", b"in_flight", "model_version", b"model_version", "name", b"name", "outcomes", b"outcomes", "p50", b"p50", "p95", b"p95", "p99", b"p99", "queued", b"queued", "reverts_in", b"reverts_in", "role", b"role", "rows", b"rows", "shed", b"shed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
