@@ -31,7 +31,7 @@ from rich.table import Table
 
 from loadtest.callers import WRONG_REPLY
 from loadtest.figures import Figures, Round, figures, remarks, table
-from loadtest.load import ALTERNATIVE, PRETRADE, Load, Plan, Server, decision_calls, plan
+from loadtest.load import ALTERNATIVE, ECHO, PRETRADE, Load, Plan, Server, decision_calls, plan
 from loadtest.orders import OrderFlow
 from loadtest.rounds import closed_loop, open_loop
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -46,6 +46,8 @@ _STEADY: Final = Load("unary", callers=64)
 _STEADY_SECONDS: Final = 1.0
 _STEADY_SHARE: Final = 0.1
 _MOST_WINDOWS: Final = 10
+_SOUND_SHARE: Final = 0.01
+"""A closed loop with more errors says nothing of the capacity."""
 _WARM_UP_SECONDS: Final = 0.5
 _ASK_SECONDS: Final = 10.0
 
@@ -94,9 +96,10 @@ def measure(
 
     warm_ups = []
     for server in servers:
-        warm_ups.append(until_steady(partial(closed, server, _STEADY), server.name))
-        after = len(warm_ups[-1].per_second)
-        report(f"{server.name}: {'steady' if warm_ups[-1].steady else 'NOT steady'} after {after} s of 64 callers")
+        seconds = min(_STEADY_SECONDS, wanted.seconds)
+        warm_ups.append(until_steady(partial(closed, server, _STEADY), server.name, seconds))
+        after = len(warm_ups[-1].per_second) * seconds
+        report(f"{server.name}: {'steady' if warm_ups[-1].steady else 'NOT steady'} after {after:g} s of 64 callers")
     results: list[Figures] = []
     capacities: dict[tuple[str, str], float] = {}
     for load in wanted.closed:
@@ -111,14 +114,16 @@ def measure(
             found = figures(load, server, rounds[server.name])
             results.append(found)
             point = server.name, load.method
-            capacities[point] = max(capacities.get(point, 0.0), found.decisions_per_second)
+            if found.error_share < _SOUND_SHARE:
+                capacities[point] = max(capacities.get(point, 0.0), found.decisions_per_second)
         report(_line(results[-len(called) :]))
     for load in wanted.opened:
         done = []
         for server in servers:
-            # Orders are for those that answer the contract; a share of what an echo can do would say nothing of it.
-            capacity = capacities.get((server.name, load.method), 0.0) if server.kind == PRETRADE else 0.0
-            rate = 0.0 if server.kind == ALTERNATIVE else load.rate or load.share * capacity
+            # What an echo shows of an open loop is the generator's own part, which one method tells.
+            if server.kind == ALTERNATIVE or (server.kind == ECHO and load not in wanted.opened[:1]):
+                continue
+            rate = load.rate or load.share * capacities.get((server.name, load.method), 0.0)
             if rate:
                 limits = {"seconds": wanted.open_seconds, "deadline_seconds": wanted.deadline_seconds}
                 done.append(figures(load, server, [open_loop(server, load, orders, rate=rate, **limits)], rate))
@@ -127,16 +132,17 @@ def measure(
     return results, warm_ups
 
 
-def until_steady(window: Callable[[float], Round], name: str) -> WarmUp:
+def until_steady(window: Callable[[float], Round], name: str, seconds: float = _STEADY_SECONDS) -> WarmUp:
     """Calls a server until two windows in a row differ by less than a tenth, or enough were tried.
 
     Args:
         window: Measures for so many seconds.
         name: The server's.
+        seconds: Of a window.
     """
     rates: list[float] = []
     while len(rates) < _MOST_WINDOWS:
-        measured = window(_STEADY_SECONDS)
+        measured = window(seconds)
         rates.append(measured.decisions / measured.seconds)
         if len(rates) > 1 and abs(rates[-1] - rates[-2]) < _STEADY_SHARE * max(rates[-2:]):
             return WarmUp(name, rates, steady=True)
@@ -152,10 +158,7 @@ def ask(target: str, orders: Sequence[pb.Order]) -> pb.DecideResponse:
     with grpc.insecure_channel(target) as channel:
         stub = decision_pb2_grpc.DecisionServiceStub(channel)
         try:
-            answers = [
-                stub.Decide(pb.DecideRequest(order=order), timeout=_ASK_SECONDS, wait_for_ready=True)
-                for order in orders
-            ]
+            answers = [stub.Decide(pb.DecideRequest(order=order), timeout=_ASK_SECONDS) for order in orders]
         except grpc.RpcError as error:
             raise RuntimeError(f"{target} does not decide: {error.code().name}: {error.details()}") from error
     return sorted(answers, key=pb.DecideResponse.ByteSize)[len(answers) // 2]

@@ -307,7 +307,10 @@ async def offer(
         began = _clock()
         for number in range(round(seconds * rate / size)):
             due = began + number * size / rate
-            await asyncio.sleep(due - _clock())  # also when it is late: whoever answers is to get a turn
+            await asyncio.sleep(0)  # also when it is late: whoever answers is to get a turn
+            # A timer of milliseconds may end a little too soon.
+            while (early := due - _clock()) > 0:  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(early)
             if stream is None:
                 tasks.create_task(call(due))
                 continue

@@ -84,7 +84,7 @@ def offer(
             "unit_ms": _UNIT_MS,
             "orders_per_call": per_call,
             "duration_ms": round(1e3 * (WARM_UP_SECONDS + seconds)),
-            "deadline_ms": round(1e3 * deadline_seconds),
+            "deadline_ms": 1e3 * deadline_seconds,
             # As many as can be busy until their deadlines: others would be made while the server is short of cores.
             "vus": min(_MOST_VUS, 1 + math.ceil(calls / _UNIT_MS * 1e3 * deadline_seconds)),
         }
@@ -105,7 +105,7 @@ def offer(
             text=True,
             timeout=seconds + _FATAL_SECONDS,
             check=False,
-            env={"K6_CSV_TIME_FORMAT": "unix_micro", "HOME": folder, "NO_COLOR": "1"},
+            env={"K6_CSV_TIME_FORMAT": "unix_micro", "HOME": folder, "NO_COLOR": "1", "GOGC": "400"},
         )
         if ended.returncode or not samples.is_file():
             raise RuntimeError(f"k6 against {target}: {ended.stdout[-300:]}{ended.stderr[-700:]}")

@@ -75,7 +75,7 @@ class Load:
     callers: int = 0
     """Closed loop: calls under way at once, each followed by the next; 0 in an open loop."""
     rate: float = 0.0
-    """Open loop: orders a second, whatever becomes of those before."""
+    """Open loop: orders a second, whatever becomes of those before; by k6, where it is installed."""
     share: float = 0.0
     """Open loop: the same as a share of what the server reached in a closed loop of the method."""
 
@@ -107,6 +107,7 @@ class Plan:
     seconds: float = 2.0
     """Of a closed loop in one round, on one server."""
     open_seconds: float = 6.0
+    """Of an open one: three times as long."""
     deadline_seconds: float = 0.2
     """Of each order, where the generator sets one."""
     instruments: Sequence[str] = field(default_factory=tuple)
@@ -119,15 +120,15 @@ def plan(*, quick: bool, rounds: int | None, seconds: float | None, deadline_sec
     methods: tuple[Method, ...] = ("stream", "batch")
     closed += [Load(method, callers=number) for method in methods for number in ((1,) if quick else (1, 4))]
     opened = [Load(method, share=0.5) for method in METHODS]
-    if not quick:
-        opened = [Load("unary", rate=200.0), *opened]
+    fixed = [Load("unary", rate=200.0), Load("stream", rate=500.0), Load("batch", rate=1_280.0)]
+    opened = fixed[:1] + opened if quick else fixed + opened
     defaults = Plan(closed, opened)
     return Plan(
         closed,
         opened,
         rounds=rounds or (1 if quick else defaults.rounds),
         seconds=seconds or (1.0 if quick else defaults.seconds),
-        open_seconds=3.0 if quick else defaults.open_seconds,
+        open_seconds=3.0 * seconds if seconds else 3.0 if quick else defaults.open_seconds,
         deadline_seconds=deadline_seconds,
     )
 

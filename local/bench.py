@@ -76,10 +76,10 @@ def run_bench(given: Mapping[str, Any], wanted: Plan, outputs: Outputs) -> int:
         except RuntimeError as error:
             console.print(f"[red]{error}[/]", highlight=False, markup=True)
             return FAILED
-        generators = ["h2load" if h2load.is_installed() else "callers in Python (there is no h2load)"]
-        generators += ["k6" if k6.program() else "callers in Python (there is no k6)"]
+        generators = [name for name, there in (("h2load", h2load.is_installed()), ("k6", k6.program())) if there]
         rounds = f"{wanted.rounds} round{'s' if wanted.rounds > 1 else ''} of {wanted.seconds:g} s"
-        bench.show(console, results, f"{bench.commit()}: closed loops {generators[0]}, {rounds}; open {generators[1]}")
+        by = ", ".join([*generators, "callers in Python"])
+        bench.show(console, results, f"{bench.commit()}: {by}; {rounds}, open loops {wanted.open_seconds:g} s")
         session = "simulator" if settings.data is None else settings.data.name
         found = bench.document(wanted, results, warm_ups, generators=generators, market=session)
         paths = [settings.dir / LAST_RUN, *([outputs.json_path] if outputs.json_path else [])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any, Final
 import grpc.aio
 import pytest
 
-from loadtest.bench import SCENARIOS, echo_server
-from loadtest.callers import NO_REPLY, WRONG_REPLY, call_decide, call_decide_stream
-from loadtest.echo import EchoServicer
+from loadtest.callers import NO_REPLY, WRONG_REPLY, call_decide, call_decide_batch, call_decide_stream, offer
+from loadtest.echo import EchoServicer, echo_server
+from loadtest.load import Method, plan
 from loadtest.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -189,41 +190,84 @@ async def bench(*arguments: str) -> tuple[int, str]:
     return process.returncode, output.decode()
 
 
-async def test_the_benchmark_measures_every_scenario_and_writes_json(tmp_path: Path) -> None:
+async def test_every_order_of_a_batch_is_counted_once() -> None:
+    class Choosy(EchoServicer):
+        batches = 0
+
+        async def DecideBatch(
+            self, request: pb.DecideBatchRequest, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> pb.DecideBatchResponse:
+            """One error, one answer to somebody else, one answer missing."""
+            self.batches += 1
+            response = await super().DecideBatch(request, context)
+            response.results[0].error.code = 8
+            response.results[1].order_ref = "another"
+            del response.results[-1]
+            return response
+
+    servicer = Choosy(RESPONSE)
+    async with serving(servicer) as stub:
+        measured = await call_decide_batch(stub, ORDERS, callers=2, seconds=0.2, deadline_seconds=PATIENCE_SECONDS)
+    assert servicer.batches > 0
+    assert measured.errors == dict.fromkeys(("RESOURCE_EXHAUSTED", WRONG_REPLY, NO_REPLY), servicer.batches)
+    assert measured.decisions == 61 * servicer.batches
+    assert len(measured.latencies) == servicer.batches
+
+
+@pytest.mark.parametrize(("method", "calls"), [("unary", 192), ("stream", 192), ("batch", 3)])
+async def test_an_open_loop_sends_all_that_is_due(method: Method, calls: int) -> None:
+    async with serving(EchoServicer(RESPONSE)) as stub:
+        measured = await offer(stub, method, ORDERS, rate=640, seconds=0.3, deadline_seconds=PATIENCE_SECONDS)
+    assert measured.errors == {}
+    assert (measured.decisions, len(measured.latencies)) == (192, calls)
+    assert min(measured.latencies) > 0
+
+
+async def test_latency_in_an_open_loop_counts_from_when_a_call_was_due() -> None:
+    class Stalling(EchoServicer):
+        """Holds up the whole process once, the generator in it too."""
+
+        stalled = False
+
+        async def Decide(
+            self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> pb.DecideResponse:
+            if not self.stalled:
+                self.stalled = True
+                time.sleep(0.25)  # noqa: ASYNC251 - that is the point
+            return await super().Decide(request, context)
+
+    async with serving(Stalling(RESPONSE)) as stub:
+        measured = await offer(stub, "unary", ORDERS, rate=200, seconds=0.5, deadline_seconds=PATIENCE_SECONDS)
+    assert measured.decisions == 100
+    # Not one call waited, but some 50 were due meanwhile.
+    assert sum(latency > 0.1 for latency in measured.latencies) > 25
+
+
+async def test_the_benchmark_of_a_target_measures_every_load_and_writes_json(tmp_path: Path) -> None:
     json_path = tmp_path / "bench.json"
-    options = ["--seconds", "0.2", "--rounds", "2", "--deadline-ms", "10000", "--json", str(json_path)]
+    options = ["--quick", "--seconds", "0.1", "--rounds", "2", "--deadline-ms", "10000", "--json", str(json_path)]
     async with echo_server(RESPONSE) as target:
         code, output = await bench("--target", target, *options)
     assert code == 0, output
-    for column in ("scenario", "callers", "decisions/s", "p50 ms", "p99 ms", "errors", "echo/s", "ratio"):
+    for column in ("dec./s", "p50", "p99", "p99.9", "errors"):
         assert column in output
+    assert "/echo" not in output
     document = json.loads(json_path.read_text())
     assert document["target"] == target
-    assert [(each["scenario"], each["callers"]) for each in document["scenarios"]] == [
-        (scenario.name, scenario.callers) for scenario in SCENARIOS
-    ]
-    for each in document["scenarios"]:
-        assert each["errors"] == {}
-        assert each["orders"] == each["actions"]["TRADE"] == each["sources"]["SECONDARY"] > 0
-        assert 0 < each["p50_ms"] <= each["p99_ms"]
-        assert each["ratio"] == pytest.approx(each["decisions_per_second"] / each["echo_per_second"])
+    wanted = plan(quick=True, rounds=2, seconds=0.1, deadline_seconds=10.0)
+    assert [each["load"] for each in document["results"]] == [load.name for load in (*wanted.closed, *wanted.opened)]
+    for each in document["results"]:
+        assert each["errors"] == 0
+        assert each["decisions"] > 0
+        assert each["scored"] == 1.0
+        assert each["cpu_us"] is None
 
 
-async def test_the_benchmark_takes_target_and_instruments_from_the_running_stack(tmp_path: Path) -> None:
-    async with echo_server(RESPONSE) as target:
-        endpoints = {"decision": target, "instruments": ["BTCUSDT.SIM"]}
-        (tmp_path / "stack.json").write_text(json.dumps({"endpoints": endpoints}))
-        json_path = tmp_path / "bench.json"
-        options = ["--seconds", "0.1", "--rounds", "1", "--deadline-ms", "10000", "--json", str(json_path)]
-        code, output = await bench("--dir", str(tmp_path), *options)
-    assert code == 0, output
-    assert json.loads(json_path.read_text())["instruments"] == ["BTCUSDT.SIM"]
-
-
-async def test_without_a_stack_the_benchmark_says_how_to_get_one(tmp_path: Path) -> None:
-    code, output = await bench("--dir", str(tmp_path))
+async def test_without_a_server_the_benchmark_says_so() -> None:
+    code, output = await bench("--target", "127.0.0.1:1")
     assert code == 1
-    assert "pretrade up" in output
+    assert "127.0.0.1:1 does not decide" in " ".join(output.split())
     assert "Traceback" not in output
 
 

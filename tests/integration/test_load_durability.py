@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import echo_server
+from loadtest.echo import echo_server
 from pretrade.decision.v1 import decision_pb2 as pb
 
 
