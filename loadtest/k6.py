@@ -1,7 +1,7 @@
 """Open-loop load by k6: orders leave at a constant rate, and a latency counts from when an order was due.
 
 k6 starts a call at the rate that it is told, on one of its virtual users; one that finds none free is not sent, and is
-an error here. What it says of its calls comes as samples with their instants; see `open_loop.js`.
+an error here. What it says of its calls comes as samples with their instants; see `k6.js`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOT_SENT: Final = "NOT_SENT"
 """Error of an order that the generator did not get round to."""
 WARM_UP_SECONDS: Final = 1.0
 """After the first call; what is due in it is not counted, connections being made."""
-_SCRIPT: Final = Path(__file__).with_name("open_loop.js")
+_SCRIPT: Final = Path(__file__).with_name("k6.js")
 _UNIT_MS: Final = 10_000
 """k6 takes whole numbers for a rate: so many calls in so long."""
 _MOST_VUS: Final = 256

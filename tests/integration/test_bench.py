@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_the_benchmark_measures_both_edges_next_to_what_else_there_is(tmp_path: 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(report.read_text())
     wanted = plan(quick=True, rounds=None, seconds=0.5, deadline_seconds=0.2)
-    by_load = {each["load"]: {} for each in found["results"]}
+    by_load: dict[str, dict[str, Any]] = {each["load"]: {} for each in found["results"]}
     for each in found["results"]:
         by_load[each["load"]][each["server"]] = each
     edges, echoes = {"grpc.aio", "Envoy"}, {"echo grpc.aio", "echo Envoy"}
