@@ -76,10 +76,20 @@ def order_flow(instruments: Sequence[str]) -> list[pb.Order]:
     return [flow.next({}) for _ in range(_ORDERS)]
 
 
-def measure(
-    wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order], report: Report
-) -> tuple[list[Figures], list[WarmUp]]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one run found."""
+
+    results: Sequence[Figures]
+    warm_ups: Sequence[WarmUp]
+    failures: Sequence[str]
+    """Loads that could not be measured on a server, and why."""
+
+
+def measure(wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order], report: Report) -> Found:
     """Measures every load on every server that takes it, in the order of the plan.
+
+    A server that gives no answer to a load, or a generator that fails, costs that load on that server.
 
     Args:
         wanted: What, and for how long.
@@ -88,35 +98,37 @@ def measure(
         report: Told of all that is done.
 
     Raises:
-        RuntimeError: A server is not there or gave no answer, or a generator failed.
+        RuntimeError: A server gives no answer at all.
     """
 
     def closed(server: Server, load: Load, seconds: float) -> Round:
         return closed_loop(server, load, orders, seconds=seconds, deadline_seconds=wanted.deadline_seconds)
 
-    warm_ups = []
+    warm_ups, results, failures = [], list[Figures](), list[str]()
+    capacities: dict[tuple[str, str], float] = {}
     for server in servers:
         seconds = min(_STEADY_SECONDS, wanted.seconds)
         warm_ups.append(until_steady(partial(closed, server, _STEADY), server.name, seconds))
         after = len(warm_ups[-1].per_second) * seconds
         report(f"{server.name}: {'steady' if warm_ups[-1].steady else 'NOT steady'} after {after:g} s of 64 callers")
-    results: list[Figures] = []
-    capacities: dict[tuple[str, str], float] = {}
     for load in wanted.closed:
         called = [server for server in servers if load.method in server.calls]
         rounds: dict[str, list[Round]] = {server.name: [] for server in called}
         for number in range(wanted.rounds):
             turn = number % len(called)
             for server in (*called[turn:], *called[:turn]):
-                closed(server, load, min(_WARM_UP_SECONDS, wanted.seconds))
-                rounds[server.name].append(closed(server, load, wanted.seconds))
-        for server in called:
-            found = figures(load, server, rounds[server.name])
-            results.append(found)
-            point = server.name, load.method
-            if found.error_share < _SOUND_SHARE:
-                capacities[point] = max(capacities.get(point, 0.0), found.decisions_per_second)
-        report(_line(results[-len(called) :]))
+                try:
+                    closed(server, load, min(_WARM_UP_SECONDS, wanted.seconds))
+                    rounds[server.name].append(closed(server, load, wanted.seconds))
+                except RuntimeError as error:
+                    failures.append(f"{load.name}, {server.name}: {error}")
+        done = [figures(load, server, rounds[server.name]) for server in called if rounds[server.name]]
+        for each in done:
+            if each.error_share < _SOUND_SHARE:
+                point = each.server, load.method
+                capacities[point] = max(capacities.get(point, 0.0), each.decisions_per_second)
+        results += done
+        report(f"{load.name}: {_rates(done)}")
     for load in wanted.opened:
         done = []
         for server in servers:
@@ -124,12 +136,17 @@ def measure(
             if server.kind == ALTERNATIVE or (server.kind == ECHO and load not in wanted.opened[:1]):
                 continue
             rate = load.rate or load.share * capacities.get((server.name, load.method), 0.0)
-            if rate:
-                limits = {"seconds": wanted.open_seconds, "deadline_seconds": wanted.deadline_seconds}
+            if not rate:
+                failures.append(f"{load.name}, {server.name}: no closed loop without errors says what it can do")
+                continue
+            limits = {"seconds": wanted.open_seconds, "deadline_seconds": wanted.deadline_seconds}
+            try:
                 done.append(figures(load, server, [open_loop(server, load, orders, rate=rate, **limits)], rate))
+            except RuntimeError as error:
+                failures.append(f"{load.name}, {server.name}: {error}")
         results += done
-        report(_line(done))
-    return results, warm_ups
+        report(f"{load.name}: {_rates(done)}")
+    return Found(results, warm_ups, failures)
 
 
 def until_steady(window: Callable[[float], Round], name: str, seconds: float = _STEADY_SECONDS) -> WarmUp:
@@ -164,7 +181,7 @@ def ask(target: str, orders: Sequence[pb.Order]) -> pb.DecideResponse:
     return sorted(answers, key=pb.DecideResponse.ByteSize)[len(answers) // 2]
 
 
-def document(wanted: Plan, results: Sequence[Figures], warm_ups: Sequence[WarmUp], **facts: Any) -> dict[str, Any]:
+def document(wanted: Plan, found: Found, **facts: Any) -> dict[str, Any]:
     """All that a run found and what it was run on, as JSON has it."""
     return {
         "commit": commit(),
@@ -176,8 +193,7 @@ def document(wanted: Plan, results: Sequence[Figures], warm_ups: Sequence[WarmUp
         "open_seconds": wanted.open_seconds,
         "deadline_seconds": wanted.deadline_seconds,
         **facts,
-        "warm_ups": [asdict(each) for each in warm_ups],
-        "results": [asdict(each) for each in results],
+        **asdict(found),
     }
 
 
@@ -193,10 +209,10 @@ def commit() -> str:
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 
-def show(console: Console, results: Sequence[Figures], title: str) -> None:
+def show(console: Console, found: Found, title: str) -> None:
     """Prints the table, and what is to be known before it is believed."""
-    print_whole(console, table(results, title))
-    for remark in remarks(results):
+    print_whole(console, table(found.results, title))
+    for remark in (*remarks(found.results), *(f"not measured: {failure}" for failure in found.failures)):
         console.print(remark, highlight=False)
 
 
@@ -212,21 +228,24 @@ def run_target(
     json_path: Path | None,
     console: Console,
 ) -> int:
-    """Measures a deployment by callers in Python, prints, and returns the exit code: 1 when it cannot be measured."""
+    """Measures a deployment by callers in Python, prints, and returns the exit code.
+
+    It is 1 when something could not be measured, or an answer was somebody else's.
+    """
     orders = order_flow(instruments)
     server = Server(target, PRETRADE, target, decision_calls(orders))
     try:
         with console.status(f"asking {target}"):
             ask(target, orders[:1])
-        results, warm_ups = measure(wanted, [server], orders, lambda line: console.print(line, highlight=False))
+        found = measure(wanted, [server], orders, lambda line: console.print(line, highlight=False))
     except RuntimeError as error:
         console.print(f"[red]{escape(str(error))}[/]", highlight=False)
         return 1
     title = f"{target}, callers in Python, {wanted.rounds} rounds of {wanted.seconds:g} s"
-    show(console, results, title)
+    show(console, found, title)
     if json_path is not None:
-        write(json_path, document(wanted, results, warm_ups, target=target, instruments=list(instruments)))
-    return int(any(WRONG_REPLY in each.statuses for each in results))
+        write(json_path, document(wanted, found, target=target, instruments=list(instruments)))
+    return int(bool(found.failures) or any(WRONG_REPLY in each.statuses for each in found.results))
 
 
 def main(
@@ -245,9 +264,8 @@ def main(
     raise typer.Exit(run_target(target, instrument or INSTRUMENTS, wanted, json_path, Console()))
 
 
-def _line(done: Sequence[Figures]) -> str:
-    rates = ", ".join(f"{each.server} {each.decisions_per_second:,.0f}/s" for each in done)
-    return f"{done[0].load}: {rates}" if done else ""
+def _rates(done: Sequence[Figures]) -> str:
+    return ", ".join(f"{each.server} {each.decisions_per_second:,.0f}/s" for each in done)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from google.protobuf.message import Message
@@ -80,11 +80,6 @@ class Load:
     """Open loop: the same as a share of what the server reached in a closed loop of the method."""
 
     @property
-    def is_open(self) -> bool:
-        """Whether orders come when they are due."""
-        return not self.callers
-
-    @property
     def name(self) -> str:
         """For people, and to find the same load in another run."""
         if self.share:
@@ -110,7 +105,6 @@ class Plan:
     """Of an open one: three times as long."""
     deadline_seconds: float = 0.2
     """Of each order, where the generator sets one."""
-    instruments: Sequence[str] = field(default_factory=tuple)
 
 
 def plan(*, quick: bool, rounds: int | None, seconds: float | None, deadline_seconds: float) -> Plan:

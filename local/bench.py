@@ -15,17 +15,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 
 from loadtest import bench, h2load, k6
 from loadtest.echo import echo_server
 from loadtest.envoy_echo import envoy_echo
-from loadtest.figures import Figures, with_ratios
+from loadtest.figures import with_ratios
 from loadtest.load import ECHO, PRETRADE, Load, Plan, Server, decision_calls
 from loadtest.rounds import closed_loop
 from local import torchserve
@@ -66,36 +67,34 @@ def run_bench(given: Mapping[str, Any], wanted: Plan, outputs: Outputs) -> int:
         wanted: What to measure.
         outputs: What else to write.
     """
-    if outputs.profile is not None and shutil.which("py-spy") is None:
+    if outputs.profile is not None and _py_spy() is None:
         Console().print("a profile needs py-spy: pip install py-spy", highlight=False)
         return FAILED
 
     def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
         try:
-            results, warm_ups = uvloop.run(_measure(stack, settings.dir, wanted, outputs.profile, console))
+            found = uvloop.run(_measure(stack, settings.dir, wanted, outputs.profile, console))
         except RuntimeError as error:
-            console.print(f"[red]{error}[/]", highlight=False, markup=True)
+            console.print(f"[red]{escape(str(error))}[/]", highlight=False)
             return FAILED
         generators = [name for name, there in (("h2load", h2load.is_installed()), ("k6", k6.program())) if there]
         rounds = f"{wanted.rounds} round{'s' if wanted.rounds > 1 else ''} of {wanted.seconds:g} s"
         by = ", ".join([*generators, "callers in Python"])
-        bench.show(console, results, f"{bench.commit()}: {by}; {rounds}, open loops {wanted.open_seconds:g} s")
+        bench.show(console, found, f"{bench.commit()}: {by}; {rounds}, open loops {wanted.open_seconds:g} s")
         session = "simulator" if settings.data is None else settings.data.name
-        found = bench.document(wanted, results, warm_ups, generators=generators, market=session)
+        document = bench.document(wanted, found, generators=generators, market=session)
         paths = [settings.dir / LAST_RUN, *([outputs.json_path] if outputs.json_path else [])]
         if outputs.keep:
-            paths.append(bench.RESULTS / f"bench-{found['commit'] or 'unknown'}.json")
+            paths.append(bench.RESULTS / f"bench-{document['commit'] or 'unknown'}.json")
         for path in paths:
-            bench.write(path, found)
+            bench.write(path, document)
         console.print(f"written to {', '.join(map(str, paths))}", highlight=False)
-        return OK
+        return FAILED if found.failures else OK
 
     return run_with_stack(given, use, parts=set(PARTS) - {"server"})
 
 
-async def _measure(
-    stack: Stack, directory: Path, wanted: Plan, profile: Path | None, console: Console
-) -> tuple[list[Figures], list[bench.WarmUp]]:
+async def _measure(stack: Stack, directory: Path, wanted: Plan, profile: Path | None, console: Console) -> bench.Found:
     began = time.monotonic()
 
     def report(line: str) -> None:
@@ -107,13 +106,17 @@ async def _measure(
             servers = await _servers(stack, directory / "bench", orders, opened)
         report(f"started {', '.join(server.name for server in servers)}")
         with console.status("measuring"):
-            results, warm_ups = await asyncio.to_thread(bench.measure, wanted, servers, orders, report)
+            found = await asyncio.to_thread(bench.measure, wanted, servers, orders, report)
+            failures = list(found.failures)
             for server in servers:
                 if profile is not None and server.pid is not None:
                     path = profile.with_stem(f"{profile.stem}-{server.transport}")
-                    await asyncio.to_thread(_profile, server, path, orders)
-                    report(f"{server.name}: profile in {path}")
-    return with_ratios(results, servers, TORCHSERVE), warm_ups
+                    try:
+                        await asyncio.to_thread(_profile, server, path, orders)
+                        report(f"{server.name}: profile in {path}")
+                    except RuntimeError as error:
+                        failures.append(f"profile of {server.name}: {error}")
+    return replace(found, results=with_ratios(found.results, servers, TORCHSERVE), failures=failures)
 
 
 async def _servers(stack: Stack, directory: Path, orders: Sequence[pb.Order], opened: AsyncExitStack) -> list[Server]:
@@ -141,6 +144,11 @@ async def _servers(stack: Stack, directory: Path, orders: Sequence[pb.Order], op
     return servers
 
 
+def _py_spy() -> str | None:
+    """The one of our environment, else of the PATH."""
+    return shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
+
+
 def _profile(server: Server, path: Path, orders: Sequence[pb.Order]) -> None:
     """Has py-spy watch the process that decides while 64 callers keep it busy.
 
@@ -149,7 +157,16 @@ def _profile(server: Server, path: Path, orders: Sequence[pb.Order]) -> None:
     """
     formats = {".svg": "flamegraph", ".json": "speedscope"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    argv = ["py-spy", "record", "--pid", str(server.pid), "--duration", str(_PROFILE_SECONDS), "--output", str(path)]
+    argv = [
+        _py_spy() or "py-spy",
+        "record",
+        "--pid",
+        str(server.pid),
+        "--duration",
+        str(_PROFILE_SECONDS),
+        "--output",
+        str(path),
+    ]
     argv += ["--format", formats.get(path.suffix, "raw"), "--threads"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as spying:  # noqa: S603
         closed_loop(server, _PROFILED, orders, seconds=_PROFILE_SECONDS + 1, deadline_seconds=1.0)
