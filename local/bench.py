@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ LAST_RUN: Final = "bench.json"
 _DURABILITIES: Final = ("fsync", "os", "off")
 _PROFILED: Final = Load("unary", callers=64)
 _PROFILE_SECONDS: Final = 10
+_DRAW_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +122,29 @@ async def _measure(stack: Stack, directory: Path, wanted: Plan, profile: Path | 
 
 
 async def _servers(stack: Stack, directory: Path, orders: Sequence[pb.Order], opened: AsyncExitStack) -> list[Server]:
-    """Starts all that is measured; `opened` stops it."""
+    """Starts all that is measured and installed; `opened` stops it."""
     calls = decision_calls(orders)
     shared = {"PRETRADE_DATABASE_URL": stack.endpoints.database_url or ""}
     servers = []
     response = pb.DecideResponse()
-    for edge, name in EDGES.items():
+    edges = EDGES if find_spec("pyvoy") else {"grpcio": EDGES["grpcio"]}
+    for edge, name in edges.items():
         target = await asyncio.to_thread(opened.enter_context, decision_server(stack, directory / edge, edge, shared))
         response = await asyncio.to_thread(warm_up, target.address, orders[0])
         usage, pid = target.usage, target.deciding().pid
         servers.append(Server(name, PRETRADE, target.address, calls, transport=edge, usage=usage, pid=pid))
     echoes = {"grpcio": echo_server, "envoy": envoy_echo}
-    for edge, echo in echoes.items():
-        address = await opened.enter_async_context(echo(response))
+    for edge, name in edges.items():
+        address = await opened.enter_async_context(echoes[edge](response))
         usage = usage_of_port(int(address.rpartition(":")[2]))
-        servers.append(Server(f"echo {EDGES[edge]}", ECHO, address, calls, transport=edge, usage=usage))
+        servers.append(Server(f"echo {name}", ECHO, address, calls, transport=edge, usage=usage))
     if h2load.is_installed():  # callers in Python know the decision service alone
         archive = torchserve.archive(Path(stack.endpoints.model_store or ""), "champion")
-        torchserve_server = torchserve_alone(TORCHSERVE, archive, directory / "torchserve")
-        fastapi_server = fastapi_with_model(FASTAPI, archive, directory / "fastapi")
-        servers.append(await asyncio.to_thread(opened.enter_context, torchserve_server))
-        servers.append(await asyncio.to_thread(opened.enter_context, fastapi_server))
+        alternatives = [torchserve_alone(TORCHSERVE, archive, directory / "torchserve")]
+        if find_spec("fastapi") and find_spec("uvicorn") and find_spec("httptools"):
+            alternatives.append(fastapi_with_model(FASTAPI, archive, directory / "fastapi"))
+        for alternative in alternatives:
+            servers.append(await asyncio.to_thread(opened.enter_context, alternative))  # noqa: PERF401 - it awaits
     return servers
 
 
@@ -157,20 +161,12 @@ def _profile(server: Server, path: Path, orders: Sequence[pb.Order]) -> None:
     """
     formats = {".svg": "flamegraph", ".json": "speedscope"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    argv = [
-        _py_spy() or "py-spy",
-        "record",
-        "--pid",
-        str(server.pid),
-        "--duration",
-        str(_PROFILE_SECONDS),
-        "--output",
-        str(path),
-    ]
+    argv = [_py_spy() or "py-spy", "record", "--pid", str(server.pid), "--output", str(path)]
+    argv += ["--duration", str(_PROFILE_SECONDS)]
     argv += ["--format", formats.get(path.suffix, "raw"), "--threads"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as spying:  # noqa: S603
         closed_loop(server, _PROFILED, orders, seconds=_PROFILE_SECONDS + 1, deadline_seconds=1.0)
-        output, _ = spying.communicate(timeout=_PROFILE_SECONDS)
+        output, _ = spying.communicate(timeout=_DRAW_SECONDS)
     if spying.returncode:
         raise RuntimeError(f"py-spy: {output[-500:]}")
 
