@@ -23,10 +23,10 @@ class _Section(BaseModel):
 
 
 class Stage(_Section):
-    """Something that takes one batch at a time, as many rows as wait; on an idle machine."""
+    """Something that takes one batch at a time, as many rows as wait."""
 
     batch_ms: Cost
-    """Milliseconds of a batch, however many rows it has."""
+    """Milliseconds from a batch's leaving until the next may leave, however many rows it has."""
     row_us: Cost
     """Microseconds more for each row."""
     sigma: Annotated[float, Field(ge=0, le=3)]
@@ -78,11 +78,11 @@ class Costs(_Section):
     """All of them."""
 
     replica: Stage
-    """A batch on a TorchServe replica, as the server sees it."""
+    """A batch on a TorchServe replica, the event loop's turn with its answers included."""
     journal: Stage
-    """A group commit of the audit journal."""
+    """A group commit of the audit journal, fsync included: one for each batch."""
     rest: Stage
-    """The way of one order besides: transport, features, guards, reply, and the caller's own."""
+    """The way of one order besides, on idle cores: transport, features, guards, reply, and the caller's own."""
     loop: Cpu
     """The event loop, one thread of each server process: it is the first that is full."""
     server: Cpu

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loadtest.capacity import Demand, OverloadError, load, plan, queue, stretch
+from loadtest.capacity import Demand, OverloadError, load, meanwhile, plan, queue, stretch
 from loadtest.costs import Costs, Stage
 
 COSTS = Costs.read()
@@ -41,6 +41,12 @@ def test_batch_sizes_and_latencies_are_those_of_a_simulated_queue(rate: float) -
     found = load(only, rate, cores=10_000)  # so many that nothing is slowed down
     assert found.p50_ms == pytest.approx(1e3 * np.median(times), rel=0.12)
     assert found.p99_ms == pytest.approx(1e3 * np.percentile(times, 99), rel=0.15)
+
+
+@pytest.mark.parametrize("rate", [1.0, 300.0, 3_000.0])
+def test_the_time_of_a_batch_can_be_read_off_its_size(rate: float) -> None:
+    at = queue(STAGE, rate)
+    assert meanwhile(at.rows) / rate == pytest.approx(at.seconds, rel=1e-3)
 
 
 def test_a_lone_order_waits_for_nobody() -> None:
