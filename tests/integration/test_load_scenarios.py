@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from loadtest import h2load
-from loadtest.bench import echo_server
+from loadtest.echo import echo_server
 from pretrade.decision.v1 import decision_pb2 as pb
 
 pytestmark = pytest.mark.stack

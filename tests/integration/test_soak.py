@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from loadtest.bench import echo_server
+from loadtest.echo import echo_server
 from loadtest.watched import DESCRIPTORS, MEMORY, PROCESSES, THREADS
 from pretrade.decision.v1 import decision_pb2 as pb
 
