@@ -1,18 +1,18 @@
 """How many servers, replicas, workers and disks a rate of decisions needs: a calculator over measured costs.
 
-Rows wait only while a batch is under way and then leave together (one slot, no timer; `server/inference/batcher.py`).
-For orders that come at random at a rate λ to one server process, with S the time of a batch and m = λS the rows that
-come meanwhile:
+Rows wait only until the next batch may leave and then leave together (no timer; `server/inference/batcher.py`). For
+orders that come at random at a rate λ to one server process, with G the gap after a batch and m = λG the rows that come
+in it:
 
     rows of a batch    n = m + e^−m            (the next batch is what came, or the one row that comes next)
-    its time           S = a + b·n             (until the next could leave)
-    under way          ρ = S / (S + e^−m / λ)
-    a row's wait       0 with probability 1 − ρ, else the rest of the batch under way
+    a gap              G = g + b·n
+    in a gap           ρ = G / (G + e^−m / λ)  (share of the time in which a row must wait)
+    a row's time       0 with probability 1 − ρ, else the rest of the gap; and then its batch's own a + b·n
 
-so batches grow with the rate, and what costs by the batch gets cheaper by the decision. S varies log-normally; the
-rest of a batch that somebody finds under way is a uniform share of a length-biased S. The rows of a batch come to the
-journal together and are one commit. The latency of an order is the sum of the model's stage, its commit and the rest of
-its way, drawn 20,000 times with a fixed seed.
+so batches grow with the rate, and what costs by the batch gets cheaper by the decision. Gaps and times vary
+log-normally; the rest of a gap that somebody comes into is a uniform share of a length-biased one. The rows of a batch
+come to the journal together and are one commit. The latency of an order is the sum of its score, its commit and the
+rest of its way, drawn 20,000 times with a fixed seed.
 
 A machine whose c cores are busy to a share U lets the rest of the way wait for one, which takes 1 + U^(√(2(c+1)) − 1) /
 (c·(1 − U)) times as long, Sakasegawa's approximation of the queue M/M/c; batches, whose threads mostly sleep and are
@@ -34,7 +34,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.costs import Costs, Stage
+from loadtest.costs import Costs, Replica, Stage
 
 _DRAWS: Final = 20_000
 _MOST_ROWS: Final = 256
@@ -55,16 +55,16 @@ class OverloadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A stage at a rate."""
+    """Batches at a rate."""
 
     rows: float
-    """Of a batch, on average."""
+    """Of one, on average."""
     batches: float
     """A second."""
     seconds: float
-    """Of a batch, on average."""
+    """Of one, on average."""
     busy: float
-    """Share of the time in which a batch is under way."""
+    """Share of the time in which the next one may not leave yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Plan:
     """Of them on one machine."""
     machines: int
     secondaries: int
-    """Replicas that could take all orders when the primaries are lost."""
+    """One for each primary: they are to take all orders when the primaries are lost."""
     challengers: int
     workers: int
     """Feature workers; 0 without events."""
@@ -142,11 +142,11 @@ def stretch(utilisation: float, cores: float) -> float:
     return 1 + math.pow(utilisation, math.sqrt(2 * (cores + 1)) - 1) / (cores * (1 - utilisation))
 
 
-def queue(stage: Stage, rate: float) -> Queue:
-    """A stage at a rate, by iteration to the fixed point of its batch size.
+def queue(replica: Replica, rate: float) -> Queue:
+    """Batches at a rate, by iteration to the fixed point of their size.
 
     Args:
-        stage: Its costs.
+        replica: Its costs.
         rate: Rows a second, more than 0.
 
     Raises:
@@ -154,18 +154,18 @@ def queue(stage: Stage, rate: float) -> Queue:
     """
     rows = 1.0
     while True:
-        seconds = stage.seconds(rows)
-        meanwhile = rate * seconds
-        following = meanwhile + math.exp(-meanwhile)
+        gap = replica.gap_seconds(rows)
+        came = rate * gap
+        following = came + math.exp(-came)
         if following > _MOST_ROWS:
             raise OverloadError(f"batches of more than {_MOST_ROWS} rows at {rate:,.0f} a second")
         if abs(following - rows) < 1e-9 * rows:
-            return Queue(rows, rate / rows, seconds, seconds / (seconds + math.exp(-meanwhile) / rate))
+            return Queue(rows, rate / rows, replica.seconds(rows), gap / (gap + math.exp(-came) / rate))
         rows = following
 
 
 def meanwhile(rows: float) -> float:
-    """The m that makes batches of so many rows, n = m + e^−m: how a batch's time is read off the sizes of batches."""
+    """The m that makes batches of so many rows, n = m + e^−m: how gaps are read off the sizes of batches."""
     found = max(rows - 1, 0.0) ** 0.5 if rows < 2 else rows
     for _ in range(100):
         slope = 1 - math.exp(-found)
@@ -252,7 +252,7 @@ def _around(costs: Costs, demand: Demand, processes: int, per_machine: int, foun
         processes=processes,
         per_machine=per_machine,
         machines=math.ceil(processes / per_machine),
-        secondaries=min(processes, math.ceil(processes * found.replica.busy / demand.limit)),
+        secondaries=processes,
         challengers=math.ceil(processes * shadow / demand.limit),
         workers=workers,
         partitions=max(1, 2 * workers),
@@ -281,8 +281,8 @@ def _times(stage: Stage, rows: float, draw: np.random.Generator) -> Draws:
     return stage.seconds(rows) * draw.lognormal(-(stage.sigma**2) / 2, stage.sigma, _DRAWS)
 
 
-def _waits(stage: Stage, at: Queue, draw: np.random.Generator) -> Draws:
-    """What rows spend in a stage: the rest of the batch under way, and their own."""
-    under_way = at.seconds * draw.lognormal(stage.sigma**2 / 2, stage.sigma, _DRAWS)  # length-biased
-    waits = (draw.random(_DRAWS) < at.busy) * draw.random(_DRAWS) * under_way
-    return _times(stage, at.rows, draw) + waits
+def _waits(replica: Replica, at: Queue, draw: np.random.Generator) -> Draws:
+    """What rows spend on their score: the rest of a gap, and their batch."""
+    gap = replica.gap_seconds(at.rows) * draw.lognormal(replica.sigma**2 / 2, replica.sigma, _DRAWS)  # length-biased
+    waits = (draw.random(_DRAWS) < at.busy) * draw.random(_DRAWS) * gap
+    return _times(replica, at.rows, draw) + waits

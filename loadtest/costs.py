@@ -23,10 +23,10 @@ class _Section(BaseModel):
 
 
 class Stage(_Section):
-    """Something that takes one batch at a time, as many rows as wait."""
+    """Something that takes rows in batches."""
 
     batch_ms: Cost
-    """Milliseconds from a batch's leaving until the next may leave, however many rows it has."""
+    """Milliseconds of a batch, however many rows it has."""
     row_us: Cost
     """Microseconds more for each row."""
     sigma: Annotated[float, Field(ge=0, le=3)]
@@ -35,6 +35,18 @@ class Stage(_Section):
     def seconds(self, rows: float) -> float:
         """Mean time of a batch."""
         return self.batch_ms / 1e3 + rows * self.row_us / 1e6
+
+
+class Replica(Stage):
+    """A batch on a TorchServe replica, as the server sees it."""
+
+    gap_ms: Cost
+    """Milliseconds until the next batch may leave: less than one takes when several are under way, more for the event
+    loop's turn with the answers; read off the sizes of batches."""
+
+    def gap_seconds(self, rows: float) -> float:
+        """Mean time until the next may leave."""
+        return self.gap_ms / 1e3 + rows * self.row_us / 1e6
 
 
 class Cpu(_Section):
@@ -77,8 +89,8 @@ class Database(_Section):
 class Costs(_Section):
     """All of them."""
 
-    replica: Stage
-    """A batch on a TorchServe replica, the event loop's turn with its answers included."""
+    replica: Replica
+    """A batch on a TorchServe replica, as the server sees it."""
     journal: Stage
     """A group commit of the audit journal, fsync included: one for each batch."""
     rest: Stage

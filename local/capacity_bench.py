@@ -34,7 +34,7 @@ from rich.table import Table
 from sqlalchemy import make_url
 
 from loadtest.capacity import OverloadError, load, meanwhile, queue, stretch
-from loadtest.costs import Costs, Cpu, Stage
+from loadtest.costs import Costs, Cpu, Replica, Stage
 from loadtest.open_loop import Answer, call_decide_at_rate
 from loadtest.orders import OrderFlow
 from local.command import OK, run_with_stack
@@ -314,15 +314,18 @@ def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[st
         return Stage(batch_ms=max(0.0, statistics.median(batch_ms)), row_us=row_us, sigma=statistics.median(sigmas))
 
     sent = [point.replica.a_second for point in points]
-    # The batch's own clock leaves out what else must happen before the next one can leave; the sizes tell all of it.
-    cycles = [1e3 * meanwhile(point.replica.rows) / point.rate for point in points]
-    replica = stage([point.replica for point in points], cycles, known.replica.row_us)
+    scored = stage([one.replica for one in points], [one.replica.mean_ms for one in points], known.replica.row_us)
+    gaps = [
+        1e3 * meanwhile(point.replica.rows) / point.rate - point.replica.rows * scored.row_us / 1e3 for point in points
+    ]
+    replica = Replica(**scored.model_dump(), gap_ms=max(0.0, statistics.median(gaps)))
     journal = stage([one.journal for one in points], [one.journal.mean_ms for one in points], known.journal.row_us)
     rest = []
     for point in points:
         at = queue(replica, point.rate)
-        in_stages = at.seconds * (1 + at.busy / 2 * math.exp(replica.sigma**2)) + journal.seconds(at.rows)
-        rest.append((point.mean_ms - 1e3 * in_stages) / stretch(min(_FULL, point.utilisation), cores))
+        wait = at.busy / 2 * replica.gap_seconds(at.rows) * math.exp(replica.sigma**2)
+        known_ms = 1e3 * (wait + at.seconds + journal.seconds(at.rows))
+        rest.append((point.mean_ms - known_ms) / stretch(min(_FULL, point.utilisation), cores))
     return Costs(
         replica=replica,
         journal=journal,
@@ -357,7 +360,8 @@ def check(costs: Costs, point: Point, cores: int) -> dict[str, dict[str, float]]
     measured = {
         "rate": point.rate,
         "rows of a batch": point.replica.rows,
-        "ms of a batch": 1e3 * meanwhile(point.replica.rows) / point.rate,
+        "ms of a batch": point.replica.mean_ms,
+        "gap after it, ms": 1e3 * meanwhile(point.replica.rows) / point.rate,
         "rows of a commit": point.journal.rows,
         "ms of a commit": point.journal.mean_ms,
         "server cores": point.cores["server"],
@@ -373,6 +377,7 @@ def check(costs: Costs, point: Point, cores: int) -> dict[str, dict[str, float]]
         "rate": said.rate,
         "rows of a batch": said.replica.rows,
         "ms of a batch": 1e3 * said.replica.seconds,
+        "gap after it, ms": 1e3 * costs.replica.gap_seconds(said.replica.rows),
         "rows of a commit": said.journal.rows,
         "ms of a commit": 1e3 * said.journal.seconds,
         "server cores": costs.server.cores(said.rate, said.replica.batches),

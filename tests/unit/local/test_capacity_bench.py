@@ -38,7 +38,10 @@ def point(rate: float) -> Point:
         p50_ms=at.p50_ms,
         p99_ms=at.p99_ms,
         mean_ms=at.p50_ms,
-        replica=Batches(at.replica.batches, at.replica.rows, 3.0, 2.0, 2.0 * math.exp(1.645 * COSTS.replica.sigma)),
+        replica=Batches(
+            *(at.replica.batches, at.replica.rows, 1e3 * at.replica.seconds),
+            *(2.0, 2.0 * math.exp(1.645 * COSTS.replica.sigma)),
+        ),
         journal=Batches(at.journal.batches, at.journal.rows, ms, 0.5, 0.5 * math.exp(1.645 * COSTS.journal.sigma)),
         cores=cores,
         generator=0.1,
@@ -54,6 +57,7 @@ FOUND = fit(IDLE, POINTS, {"bytes_per_decision": 1_234.0}, COSTS)
 
 def test_the_time_of_a_batch_and_its_spread_are_found() -> None:
     assert FOUND.replica.batch_ms == pytest.approx(COSTS.replica.batch_ms, rel=1e-2)
+    assert FOUND.replica.gap_ms == pytest.approx(COSTS.replica.gap_ms, rel=1e-2)
     assert FOUND.replica.sigma == pytest.approx(COSTS.replica.sigma, rel=1e-6)
     assert FOUND.journal.batch_ms == pytest.approx(COSTS.journal.batch_ms, rel=1e-2)
 
