@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long feast mlserver faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability
+.PHONY: help setup demo test test-long feast mlserver faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,12 @@ bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows 
 	$(BIN)/pretrade bench-serving $(if $(JSON),--json $(JSON))
 bench-observability: setup  ## what metrics, traces of 1 % and logs cost a decision (EDGE=envoy JSON=file)
 	$(BIN)/pretrade bench-observability --edge $(EDGE) $(if $(JSON),--json $(JSON))
+
+bench-capacity: setup  ## the costs that `pretrade capacity` plans with, and how well it foretells (EDGE=envoy JSON=file)
+	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade bench-capacity $(if $(JSON),--json $(JSON)) $(ARGS)
+
+soak: setup  ## half an hour under load: do memory, descriptors, tasks and latency stay flat? (EDGE=envoy ARGS='--rate 300')
+	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade soak $(ARGS)
 
 bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))

@@ -1,20 +1,22 @@
 """How many servers, replicas, workers and disks a rate of decisions needs: a calculator over measured costs.
 
-Rows wait only while a batch is under way and then leave together (one slot, no timer; `server/inference/batcher.py`;
-the journal's group commit does the same). For orders that come at random at a rate λ to one server process, with S the
-time of a batch and m = λS the rows that come meanwhile:
+Rows wait only until the next batch may leave and then leave together (no timer; `server/inference/batcher.py`). For
+orders that come at random at a rate λ to one server process, with G the gap after a batch and m = λG the rows that come
+in it:
 
     rows of a batch    n = m + e^−m            (the next batch is what came, or the one row that comes next)
-    its time           S = (a + b·n) · stretch
-    under way          ρ = S / (S + e^−m / λ)
-    a row's wait       0 with probability 1 − ρ, else the rest of the batch under way
+    a gap              G = g + b·n
+    in a gap           ρ = G / (G + e^−m / λ)  (share of the time in which a row must wait)
+    a row's time       0 with probability 1 − ρ, else the rest of the gap; and then its batch's own a + b·n
 
-so batches grow with the rate, and what costs by the batch gets cheaper by the decision. S varies log-normally; the rest
-of a batch that somebody finds under way is a uniform share of a length-biased S. The latency of an order is the sum of
-the model's stage, the journal's and the rest of its way, drawn 20,000 times with a fixed seed.
+so batches grow with the rate, and what costs by the batch gets cheaper by the decision. Gaps and times vary
+log-normally; the rest of a gap that somebody comes into is a uniform share of a length-biased one. The rows of a batch
+come to the journal together and are one commit. The latency of an order is the sum of its score, its commit and the
+rest of its way, drawn 20,000 times with a fixed seed.
 
-A machine whose c cores are busy to a share U makes everything slower: stretch = 1 + U^(√(2(c+1)) − 1) / (c·(1 − U)),
-Sakasegawa's approximation of the queue M/M/c. CPU is base + batches·(µs a batch) + decisions·(µs a decision) per part.
+A machine whose c cores are busy to a share U lets the rest of the way wait for one, which takes 1 + U^(√(2(c+1)) − 1) /
+(c·(1 − U)) times as long, Sakasegawa's approximation of the queue M/M/c; batches, whose threads mostly sleep and are
+woken at once, were not seen to get slower. CPU is base + batches·(µs a batch) + decisions·(µs a decision) per part.
 
 What it leaves out: orders that come in bunches, garbage collections, a noisy neighbour, several processes that share a
 replica. Plan for the peak rate, and leave the utilisation below one.
@@ -32,7 +34,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.costs import Costs, Stage
+from loadtest.costs import Costs, Replica, Stage
 
 _DRAWS: Final = 20_000
 _MOST_ROWS: Final = 256
@@ -53,16 +55,16 @@ class OverloadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A stage at a rate."""
+    """Batches at a rate."""
 
     rows: float
-    """Of a batch, on average."""
+    """Of one, on average."""
     batches: float
     """A second."""
     seconds: float
-    """Of a batch, on average."""
+    """Of one, on average."""
     busy: float
-    """Share of the time in which a batch is under way."""
+    """Share of the time in which the next one may not leave yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Plan:
     """Of them on one machine."""
     machines: int
     secondaries: int
-    """Replicas that could take all orders when the primaries are lost."""
+    """One for each primary: they are to take all orders when the primaries are lost."""
     challengers: int
     workers: int
     """Feature workers; 0 without events."""
@@ -140,27 +142,37 @@ def stretch(utilisation: float, cores: float) -> float:
     return 1 + math.pow(utilisation, math.sqrt(2 * (cores + 1)) - 1) / (cores * (1 - utilisation))
 
 
-def queue(stage: Stage, rate: float, slower: float = 1.0) -> Queue:
-    """A stage at a rate, by iteration to the fixed point of its batch size.
+def queue(replica: Replica, rate: float) -> Queue:
+    """Batches at a rate, by iteration to the fixed point of their size.
 
     Args:
-        stage: Its costs.
+        replica: Its costs.
         rate: Rows a second, more than 0.
-        slower: Factor of every batch's time.
 
     Raises:
         OverloadError: Batches would grow beyond 256 rows.
     """
     rows = 1.0
     while True:
-        seconds = stage.seconds(rows) * slower
-        meanwhile = rate * seconds
-        following = meanwhile + math.exp(-meanwhile)
+        gap = replica.gap_seconds(rows)
+        came = rate * gap
+        following = came + math.exp(-came)
         if following > _MOST_ROWS:
             raise OverloadError(f"batches of more than {_MOST_ROWS} rows at {rate:,.0f} a second")
         if abs(following - rows) < 1e-9 * rows:
-            return Queue(rows, rate / rows, seconds, seconds / (seconds + math.exp(-meanwhile) / rate))
+            return Queue(rows, rate / rows, replica.seconds(rows), gap / (gap + math.exp(-came) / rate))
         rows = following
+
+
+def meanwhile(rows: float) -> float:
+    """The m that makes batches of so many rows, n = m + e^−m: how gaps are read off the sizes of batches."""
+    found = max(rows - 1, 0.0) ** 0.5 if rows < 2 else rows
+    for _ in range(100):
+        slope = 1 - math.exp(-found)
+        if slope < 1e-9:
+            return 0.0
+        found = max(0.0, found - (found + math.exp(-found) - rows) / slope)
+    return found
 
 
 def load(costs: Costs, rate: float, cores: float, beside: float = 0.0, sharing: int = 1) -> Load:
@@ -176,22 +188,20 @@ def load(costs: Costs, rate: float, cores: float, beside: float = 0.0, sharing: 
     Raises:
         OverloadError: That is more than it can do.
     """
-    slower = 1.0
-    # Slower batches are larger ones, which take less CPU: a few rounds settle it.
-    for _ in range(100):
-        replica, journal = queue(costs.replica, rate, slower), queue(costs.journal, rate, slower)
-        used = _cores(costs, rate, replica.batches)
-        utilisation = (sharing * used + beside) / cores
-        following = stretch(utilisation, cores)
-        if abs(following - slower) < 1e-6 * slower:
-            break
-        slower = (slower + following) / 2
+    replica = queue(costs.replica, rate)
+    commit = costs.journal.seconds(replica.rows)
+    journal = Queue(replica.rows, replica.batches, commit, replica.batches * commit)
+    if journal.busy >= 1:
+        raise OverloadError(f"the journal is full at {replica.batches:,.0f} commits a second")
+    used = _cores(costs, rate, replica.batches)
+    utilisation = (sharing * used + beside) / cores
+    slower = stretch(utilisation, cores)
     loop = costs.loop.cores(rate, replica.batches)
     if loop >= 1:
         raise OverloadError(f"the event loop is full at {rate:,.0f} a second")
     draw = np.random.default_rng(1)
-    stages = ((costs.replica, replica), (costs.journal, journal))
-    total = sum((_waits(stage, at, draw) for stage, at in stages), _times(costs.rest, 1.0, slower, draw))
+    total = _waits(costs.replica, replica, draw) + _times(costs.journal, journal.rows, draw)
+    total += slower * _times(costs.rest, 1.0, draw)
     p50, p99 = np.percentile(1e3 * total, (50, 99))
     return Load(rate, replica, journal, loop, used, utilisation, float(p50), float(p99))
 
@@ -242,7 +252,7 @@ def _around(costs: Costs, demand: Demand, processes: int, per_machine: int, foun
         processes=processes,
         per_machine=per_machine,
         machines=math.ceil(processes / per_machine),
-        secondaries=min(processes, math.ceil(processes * found.replica.busy / demand.limit)),
+        secondaries=processes,
         challengers=math.ceil(processes * shadow / demand.limit),
         workers=workers,
         partitions=max(1, 2 * workers),
@@ -266,15 +276,13 @@ def _cores(costs: Costs, rate: float, batches: float) -> float:
     )
 
 
-def _times(stage: Stage, rows: float, slower: float, draw: np.random.Generator) -> Draws:
-    """Times of batches with the stage's mean."""
-    mean = stage.seconds(rows) * slower
-    return mean * draw.lognormal(-(stage.sigma**2) / 2, stage.sigma, _DRAWS)
+def _times(stage: Stage, rows: float, draw: np.random.Generator) -> Draws:
+    """Times of batches of so many rows."""
+    return stage.seconds(rows) * draw.lognormal(-(stage.sigma**2) / 2, stage.sigma, _DRAWS)
 
 
-def _waits(stage: Stage, at: Queue, draw: np.random.Generator) -> Draws:
-    """What rows spend in a stage: the rest of the batch under way, and their own."""
-    own = at.seconds * draw.lognormal(-(stage.sigma**2) / 2, stage.sigma, _DRAWS)
-    under_way = at.seconds * draw.lognormal(stage.sigma**2 / 2, stage.sigma, _DRAWS)  # length-biased
-    waits = (draw.random(_DRAWS) < at.busy) * draw.random(_DRAWS) * under_way
-    return own + waits
+def _waits(replica: Replica, at: Queue, draw: np.random.Generator) -> Draws:
+    """What rows spend on their score: the rest of a gap, and their batch."""
+    gap = replica.gap_seconds(at.rows) * draw.lognormal(replica.sigma**2 / 2, replica.sigma, _DRAWS)  # length-biased
+    waits = (draw.random(_DRAWS) < at.busy) * draw.random(_DRAWS) * gap
+    return _times(replica, at.rows, draw) + waits

@@ -23,7 +23,7 @@ class _Section(BaseModel):
 
 
 class Stage(_Section):
-    """Something that takes one batch at a time, as many rows as wait; on an idle machine."""
+    """Something that takes rows in batches."""
 
     batch_ms: Cost
     """Milliseconds of a batch, however many rows it has."""
@@ -35,6 +35,18 @@ class Stage(_Section):
     def seconds(self, rows: float) -> float:
         """Mean time of a batch."""
         return self.batch_ms / 1e3 + rows * self.row_us / 1e6
+
+
+class Replica(Stage):
+    """A batch on a TorchServe replica, as the server sees it."""
+
+    gap_ms: Cost
+    """Milliseconds until the next batch may leave: less than one takes when several are under way, more for the event
+    loop's turn with the answers; read off the sizes of batches."""
+
+    def gap_seconds(self, rows: float) -> float:
+        """Mean time until the next may leave."""
+        return self.gap_ms / 1e3 + rows * self.row_us / 1e6
 
 
 class Cpu(_Section):
@@ -77,12 +89,12 @@ class Database(_Section):
 class Costs(_Section):
     """All of them."""
 
-    replica: Stage
+    replica: Replica
     """A batch on a TorchServe replica, as the server sees it."""
     journal: Stage
-    """A group commit of the audit journal."""
+    """A group commit of the audit journal, fsync included: one for each batch."""
     rest: Stage
-    """The way of one order besides: transport, features, guards, reply, and the caller's own."""
+    """The way of one order besides, on idle cores: transport, features, guards, reply, and the caller's own."""
     loop: Cpu
     """The event loop, one thread of each server process: it is the first that is full."""
     server: Cpu

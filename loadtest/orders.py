@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from loadtest.load import framed
 from pretrade.decision.v1.decision_pb2 import SIDE_BUY, SIDE_SELL, DecideRequest, Order, Side
 
 
@@ -143,11 +144,6 @@ def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def body(instrument: str) -> bytes:
-    """A request of `Decide` as it goes over HTTP/2: a flag, the length, the message."""
-    message = DecideRequest(order=OrderFlow([instrument], ref_prefix="h2load-").next({})).SerializeToString()
-    return b"\0" + len(message).to_bytes(4, "big") + message
-
-
 if __name__ == "__main__":
-    sys.stdout.buffer.write(body(*sys.argv[1:]))
+    one = OrderFlow([sys.argv[1]], ref_prefix="h2load-").next({})
+    sys.stdout.buffer.write(framed(DecideRequest(order=one)))

@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
-from loadtest.capacity import OverloadError, load, queue, stretch
-from loadtest.costs import Costs, Cpu, Stage
+from loadtest.capacity import OverloadError, load, meanwhile, queue, stretch
+from loadtest.costs import Costs, Cpu, Replica, Stage
 from loadtest.open_loop import Answer, call_decide_at_rate
 from loadtest.orders import OrderFlow
 from local.command import OK, run_with_stack
@@ -47,6 +47,8 @@ _HELD_OUT: Final = (1, 3)
 _SETTLE_SECONDS: Final = 3.0
 _SHIPPED_SECONDS: Final = 60.0
 _QUANTILES: Final = (0.5, 0.95)
+_FULL: Final = 0.97
+"""Of a machine that is busier than that nothing can be said."""
 _ROWS: Final = "pretrade_journal_rows_total"
 _STORES: Final = ("valkey", "postgres")
 
@@ -81,7 +83,7 @@ class Point:
     generator: float
     """That of the load generator, in cores."""
     utilisation: float
-    """Share of the machine's cores that were busy, with whatever else ran there."""
+    """Share of the machine's cores that were busy, with whatever else ran there but for what is nice."""
     shadow_batches: float
     """A second."""
 
@@ -223,7 +225,7 @@ def _reading(stack: Stack) -> _Reading:
     cpu["loop"] = max(thread.user_time + thread.system_time for thread in threads)
     own = resource.getrusage(resource.RUSAGE_SELF)
     machine = psutil.cpu_times()
-    busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
+    busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - machine.nice
     return _Reading(time.monotonic(), metrics, cpu, own.ru_utime + own.ru_stime, busy)
 
 
@@ -306,24 +308,24 @@ def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[st
         a_batch, a_row = _line([(each, point.rate) for each, point in zip(batches, points, strict=True)], used)
         return Cpu(base_cores=base, batch_us=1e6 * a_batch, row_us=1e6 * a_row)
 
-    def stage(found: Sequence[Batches], row_us: float) -> Stage:
-        slower = [stretch(min(0.95, point.utilisation), cores) for point in points]
-        batch_ms = [each.mean_ms / s - each.rows * row_us / 1e3 for each, s in zip(found, slower, strict=True)]
+    def stage(found: Sequence[Batches], times_ms: Sequence[float], row_us: float) -> Stage:
+        batch_ms = [ms - each.rows * row_us / 1e3 for each, ms in zip(found, times_ms, strict=True)]
         sigmas = [math.log(each.p95_ms / each.p50_ms) / 1.645 for each in found]
         return Stage(batch_ms=max(0.0, statistics.median(batch_ms)), row_us=row_us, sigma=statistics.median(sigmas))
 
     sent = [point.replica.a_second for point in points]
-    replica = stage([point.replica for point in points], known.replica.row_us)
-    journal = stage([point.journal for point in points], known.journal.row_us)
+    scored = stage([one.replica for one in points], [one.replica.mean_ms for one in points], known.replica.row_us)
+    gaps = [
+        1e3 * meanwhile(point.replica.rows) / point.rate - point.replica.rows * scored.row_us / 1e3 for point in points
+    ]
+    replica = Replica(**scored.model_dump(), gap_ms=max(0.0, statistics.median(gaps)))
+    journal = stage([one.journal for one in points], [one.journal.mean_ms for one in points], known.journal.row_us)
     rest = []
     for point in points:
-        slower = stretch(min(0.95, point.utilisation), cores)
-        queues = [queue(each, point.rate, slower) for each in (replica, journal)]
-        waits = [
-            each.seconds * (1 + each.busy / 2 * math.exp(of.sigma**2))
-            for each, of in zip(queues, (replica, journal), strict=True)
-        ]
-        rest.append((point.mean_ms - 1e3 * sum(waits)) / slower)
+        at = queue(replica, point.rate)
+        wait = at.busy / 2 * replica.gap_seconds(at.rows) * math.exp(replica.sigma**2)
+        known_ms = 1e3 * (wait + at.seconds + journal.seconds(at.rows))
+        rest.append((point.mean_ms - known_ms) / stretch(min(_FULL, point.utilisation), cores))
     return Costs(
         replica=replica,
         journal=journal,
@@ -353,14 +355,15 @@ def check(costs: Costs, point: Point, cores: int) -> dict[str, dict[str, float]]
 
     Whatever ran on the machine besides counts as running beside the server.
     """
-    beside = point.utilisation * cores - sum(
-        point.cores[part] for part in ("server", "primary", "secondary", "challenger", *_STORES)
-    )
+    own = sum(point.cores[part] for part in ("server", "primary", "secondary", "challenger", *_STORES))
+    beside = min(_FULL, point.utilisation) * cores - own
     measured = {
         "rate": point.rate,
         "rows of a batch": point.replica.rows,
         "ms of a batch": point.replica.mean_ms,
+        "gap after it, ms": 1e3 * meanwhile(point.replica.rows) / point.rate,
         "rows of a commit": point.journal.rows,
+        "ms of a commit": point.journal.mean_ms,
         "server cores": point.cores["server"],
         "event loop": point.cores["loop"],
         "p50 ms": point.p50_ms,
@@ -374,7 +377,9 @@ def check(costs: Costs, point: Point, cores: int) -> dict[str, dict[str, float]]
         "rate": said.rate,
         "rows of a batch": said.replica.rows,
         "ms of a batch": 1e3 * said.replica.seconds,
+        "gap after it, ms": 1e3 * costs.replica.gap_seconds(said.replica.rows),
         "rows of a commit": said.journal.rows,
+        "ms of a commit": 1e3 * said.journal.seconds,
         "server cores": costs.server.cores(said.rate, said.replica.batches),
         "event loop": said.loop,
         "p50 ms": said.p50_ms,

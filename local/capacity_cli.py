@@ -53,7 +53,7 @@ def capacity(
             ("each process", f"{load.rate:,.0f} decisions/s, {load.cores:.2f} cores with its replicas"),
             ("  cores busy", f"{load.utilisation:.0%} of the machine, event loop {load.loop:.0%}"),
             ("  batches", f"{load.replica.rows:.1f} rows, {load.replica.batches:,.0f} a second"),
-            ("  replica busy", f"{load.replica.busy:.0%} (batches grow with the rate)"),
+            ("  rows that wait", f"{load.replica.busy:.0%} (batches grow with the rate)"),
             ("  commits", f"{load.journal.rows:.1f} rows, {load.journal.batches:,.0f} a second"),
             ("latency", f"p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms"),
             ("feature workers", workers),

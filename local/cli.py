@@ -236,7 +236,7 @@ def bench_capacity(
     """Measure the costs that `pretrade capacity` plans with, and how well it foretells rates it was not told of."""
     from local.capacity_bench import run_capacity_bench  # noqa: PLC0415 - as above
 
-    rates = rate or [100.0, 200.0, 400.0, 600.0, 800.0]
+    rates = rate or [100.0, 300.0, 600.0, 900.0, 1200.0]
     if len(rates) < 5 or sorted(set(rates)) != rates:
         raise typer.BadParameter("must be at least five, ascending", param_hint="--rate")
     raise typer.Exit(run_capacity_bench(_given(dir=directory, data=data), rates, seconds, json, costs))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loadtest.capacity import Demand, OverloadError, load, plan, queue, stretch
-from loadtest.costs import Costs, Stage
+from loadtest.capacity import Demand, OverloadError, load, meanwhile, plan, queue, stretch
+from loadtest.costs import Costs, Replica, Stage
 
 COSTS = Costs.read()
-STAGE = Stage(batch_ms=1.2, row_us=5.0, sigma=0.4)
+ONE_SLOT = Replica(batch_ms=1.2, gap_ms=1.2, row_us=5.0, sigma=0.4)
 
 
-def simulated(stage: Stage, rate: float, orders: int = 60_000) -> tuple[float, NDArray[np.float64]]:
-    """Mean rows of a batch, and every row's time, in a queue that is played through order by order."""
+def simulated(stage: Replica, rate: float, orders: int = 60_000) -> tuple[float, NDArray[np.float64]]:
+    """Mean rows of a batch, and every row's time, in a queue with one slot that is played through order by order."""
     random = np.random.default_rng(3)
     arrivals = np.cumsum(random.exponential(1 / rate, orders))
     times, first, free, batches = np.empty(orders), 0, 0.0, 0
@@ -33,28 +33,34 @@ def simulated(stage: Stage, rate: float, orders: int = 60_000) -> tuple[float, N
 
 @pytest.mark.parametrize("rate", [50.0, 500.0, 1_500.0, 6_000.0])
 def test_batch_sizes_and_latencies_are_those_of_a_simulated_queue(rate: float) -> None:
-    rows, times = simulated(STAGE, rate)
-    at = queue(STAGE, rate)
+    rows, times = simulated(ONE_SLOT, rate)
+    at = queue(ONE_SLOT, rate)
     assert at.rows == pytest.approx(rows, rel=0.1)
     nothing = Stage(batch_ms=0.0, row_us=0.0, sigma=0.0)
-    only = COSTS.model_copy(update={"replica": STAGE, "journal": nothing, "rest": nothing})
+    only = COSTS.model_copy(update={"replica": ONE_SLOT, "journal": nothing, "rest": nothing})
     found = load(only, rate, cores=10_000)  # so many that nothing is slowed down
     assert found.p50_ms == pytest.approx(1e3 * np.median(times), rel=0.12)
     assert found.p99_ms == pytest.approx(1e3 * np.percentile(times, 99), rel=0.15)
 
 
+@pytest.mark.parametrize("rate", [1.0, 300.0, 3_000.0])
+def test_the_time_of_a_batch_can_be_read_off_its_size(rate: float) -> None:
+    at = queue(ONE_SLOT, rate)
+    assert meanwhile(at.rows) / rate == pytest.approx(ONE_SLOT.gap_seconds(at.rows), rel=1e-3)
+
+
 def test_a_lone_order_waits_for_nobody() -> None:
-    at = queue(STAGE, 1e-6)
+    at = queue(ONE_SLOT, 1e-6)
     assert at.rows == pytest.approx(1)
     assert at.busy == pytest.approx(0, abs=1e-6)
-    assert at.seconds == pytest.approx(STAGE.seconds(1))
+    assert at.seconds == pytest.approx(ONE_SLOT.seconds(1))
 
 
 def test_batches_grow_until_they_are_full() -> None:
-    sizes = [queue(STAGE, rate).rows for rate in (100, 1_000, 10_000, 50_000)]
+    sizes = [queue(ONE_SLOT, rate).rows for rate in (100, 1_000, 10_000, 50_000)]
     assert sizes == sorted(sizes)
     with pytest.raises(OverloadError, match="more than 256 rows"):
-        queue(STAGE, 200_000)
+        queue(ONE_SLOT, 200_000)
 
 
 def test_busy_cores_slow_everything_down_without_end() -> None:
