@@ -35,6 +35,8 @@ DEADLINE_SECONDS: Final = 0.025
 ANSWERED_SHARE: Final = 0.95
 """The aim is all of them, and the table tells how many they were. But here load, server, replicas and a starting JVM
 share two cores with whatever else runs, and some calls are late with every replica sound: that is no failure here."""
+STANDSTILL_SECONDS: Final = 0.005
+"""A generator that is late by more did not get a core: nor, mostly, did the server."""
 OPEN_WITHIN_SECONDS: Final = 1.0
 CLOSED_WITHIN_SECONDS: Final = 2.0
 _CAPACITY_CALLERS: Final = 16
@@ -142,7 +144,9 @@ def test_half_the_capacity_is_answered_inside_25_ms_whatever_becomes_of_the_prim
         if call.decision is None or call.service_seconds > DEADLINE_SECONDS + stalled[call.order_ref]
     ]
     answered = 1 - len(missed) / len(calls)
+    still = sum(stalled[call.order_ref] > STANDSTILL_SECONDS for call in missed)
     seen(f"{answered:.2%} answered in time; missed: {dict(Counter(call.status for call in missed))}")
+    seen(f"{still} of these while the generator had no core either")
     assert answered >= ANSWERED_SHARE
     assert opened <= OPEN_WITHIN_SECONDS
     assert closed <= CLOSED_WITHIN_SECONDS
