@@ -139,8 +139,8 @@ async def events_of_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[m
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
-    await consumer.start()
     try:
+        await consumer.start()
         await consumer.topics()
         partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
         consumer.assign(partitions)

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import datetime as dt
 import json
+import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,16 @@ def test_labels_are_stored_once_and_reported(audit: Audit, tmp_path: Path) -> No
     assert report["all"]["decisions"] == report["PRIMARY"]["decisions"] == SHIPPED
     assert report["all"]["base_rate"] == pytest.approx((SHIPPED - 8) / SHIPPED)
     assert "calibration" in audit.run("label").output
+
+
+def test_a_share_of_nothing_is_null_in_json(audit: Audit) -> None:
+    with closing(audit.query()) as query:
+        query.add_labels([Label(f"decision-{n:05}", 1.0, True) for n in range(SHIPPED)], 5.0)
+    with closing(sqlite3.connect(audit.database_url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+        connection.execute("UPDATE decisions SET action = 'NO_TRADE'")
+    output = audit.run("label", "--json").output
+    assert "NaN" not in output
+    assert json.loads(output)["all"]["precision"] is None
 
 
 def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:
