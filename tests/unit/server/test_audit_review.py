@@ -127,6 +127,18 @@ def test_without_the_database_the_journal_answers_and_says_that_it_is_not_all(au
         assert page.incomplete.startswith("the database:")
 
 
+def test_a_database_that_was_away_is_not_asked_again_at_once(audit: Audit, tmp_path: Path) -> None:
+    path, now = tmp_path / "away" / "audit.db", 100.0
+    with closing(AuditQuery(f"sqlite:///{path}", audit.journal, lambda: now)) as query:
+        assert query.page(audit_pb2.DecisionFilter(), 1, "").incomplete
+        path.parent.mkdir()
+        path.write_bytes(Path(audit.database_url.removeprefix("sqlite:///")).read_bytes())
+        now += 1.9
+        assert query.page(audit_pb2.DecisionFilter(), 1, "").incomplete
+        now += 0.2
+        assert not query.page(audit_pb2.DecisionFilter(), 1, "").incomplete
+
+
 @pytest.mark.parametrize(("size", "token"), [(-1, ""), (501, ""), (1, "?")])
 def test_a_page_that_breaks_a_rule_is_refused(audit: Audit, size: int, token: str) -> None:
     with closing(audit.query()) as query, pytest.raises(InvalidRequest):
