@@ -134,7 +134,7 @@ def view(
     if snapshot.state is BookState.UNKNOWN:
         book = f"[red]{book}{f': {report.unknown_because}' if report is not None and report.unknown_because else ''}[/]"
     for name, value in zip(NAMES, snapshot.values, strict=True):
-        table.add_row(name, "" if math.isnan(value) else f"{value:,.4f}")
+        table.add_row(name, "" if math.isnan(value) else f"{value:,.6g}")
     return Group(
         f"[bold]{instrument}[/]  bid {snapshot.bid:,.8g}  ask {snapshot.ask:,.8g}  book {book}",
         f"age {1000 * entry.age_seconds(monotonic()):,.1f} ms  {VERSION}  sequence {snapshot.sequence}{lag}{worker}",

@@ -19,6 +19,7 @@ import numpy as np
 
 from feature_cache import features
 from feature_cache.book import EventError
+from feature_cache.codec import FeatureSnapshot
 from feature_cache.engine import FeatureEngine
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -106,20 +107,26 @@ class _Market:
             # What ends before the first event has no market to be held against.
             self._began = True
             self._next = bisect_right(self._wanted, event.event_time_ns, key=lambda one: one.at_ns)
-        if self._next < len(self._wanted) and self._wanted[self._next].at_ns <= event.event_time_ns:
-            # Before the event is taken in: at that instant it had not been received yet.
-            snapshot = self._engine.snapshot()
-            while self._next < len(self._wanted) and (one := self._wanted[self._next]).at_ns <= event.event_time_ns:
-                self._next += 1
-                age_ms = float(snapshot.values[_BOOK_AGE]) + (one.at_ns - snapshot.event_time_ns) / 1e6
-                if age_ms <= MAX_BOOK_AGE_MS and math.isfinite(snapshot.mid):
-                    self.waiting -= 1
-                    markout = one.sign * 1e4 * (snapshot.mid / one.mid - 1)
-                    yield Label(one.decision_id, markout, markout >= WORST_MARKOUT_BPS)
+        ends = self._next < len(self._wanted) and self._wanted[self._next].at_ns <= event.event_time_ns
+        # Before the event is taken in: at that instant it had not been received yet.
+        before = self._engine.snapshot() if ends else None
         try:
             self._engine.on_event(event)
         except EventError:
             return  # the feature worker refused it as well
+        if before is not None:
+            # An event from the future counts at a bound, and a stale one moves no time.
+            yield from self._labelled(before, min(event.event_time_ns, self._engine.snapshot().event_time_ns))
+
+    def _labelled(self, known: FeatureSnapshot, now_ns: int) -> Iterator[Label]:
+        """Labels of those whose horizon has ended by now, from what was known before."""
+        while self._next < len(self._wanted) and (one := self._wanted[self._next]).at_ns <= now_ns:
+            self._next += 1
+            age_ms = float(known.values[_BOOK_AGE]) + (one.at_ns - known.event_time_ns) / 1e6
+            if age_ms <= MAX_BOOK_AGE_MS and math.isfinite(known.mid):
+                self.waiting -= 1
+                markout = one.sign * 1e4 * (known.mid / one.mid - 1)
+                yield Label(one.decision_id, markout, markout >= WORST_MARKOUT_BPS)
 
 
 async def events_of_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[market_pb2.MarketEvent]:
@@ -132,8 +139,8 @@ async def events_of_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[m
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
-    await consumer.start()
     try:
+        await consumer.start()
         await consumer.topics()
         partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
         consumer.assign(partitions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -114,7 +115,7 @@ def label(
         raise failure(error) from error
     report = by_source(found)
     if as_json:
-        typer.echo(json.dumps({source: asdict(one) for source, one in report.items()}, indent=2))
+        typer.echo(json.dumps({source: _object(one) for source, one in report.items()}, indent=2, allow_nan=False))
     else:
         _print(report)
 
@@ -139,6 +140,13 @@ def by_source(found: list[LabelledDecision]) -> dict[str, Quality]:
         groups["all"].append(one)
         groups[one.source].append(one)
     return {source: quality(group) for source, group in groups.items()}
+
+
+def _object(one: Quality) -> dict[str, object]:
+    """For JSON, which knows no NaN: a share of nothing is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(one).items()
+    }
 
 
 def _print(report: dict[str, Quality]) -> None:

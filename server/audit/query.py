@@ -11,8 +11,9 @@ import base64
 import binascii
 import datetime as dt
 import heapq
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,8 @@ from server.audit.store import Store
 DEFAULT_PAGE: Final = 50
 LARGEST_PAGE: Final = 500
 _LONGEST_ID: Final = 64
+_AWAY_SECONDS: Final = 2.0
+"""How long a database that was away is not asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,22 @@ class AuditQuery:
     Args:
         database_url: SQLAlchemy URL; None for the journals alone.
         journal_path: The journal, those of all places with it; None for the database alone.
+        monotonic: Seconds on a clock that never jumps.
 
     Raises:
         ValueError: The URL is malformed.
     """
 
-    def __init__(self, database_url: str | None, journal_path: Path | None) -> None:
+    def __init__(
+        self,
+        database_url: str | None,
+        journal_path: Path | None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = None if database_url is None else Store(database_url)
+        self._monotonic = monotonic
+        self._away: sa.exc.OperationalError | None = None
+        self._away_until = 0.0
         self.journals: Final = Journals(journal_path)
         """The journals' part, for who watches."""
 
@@ -149,7 +161,7 @@ class AuditQuery:
     def settings(self, config_hash: str) -> packet_pb2.SettingsInForce | None:
         """The settings with this hash, or None."""
         if self._store is not None:
-            with suppress(sa.exc.SQLAlchemyError), self._store.connect() as connection:
+            with suppress(sa.exc.SQLAlchemyError), self._database() as store, store.connect() as connection:
                 found = outcomes.find_settings(connection, config_hash)
                 if found is not None:
                     return found
@@ -176,7 +188,7 @@ class AuditQuery:
         news = self._news_of(decision_id, problems)
         if self._store is not None:
             try:
-                with self._store.connect() as connection:
+                with self._database() as store, store.connect() as connection:
                     found = {one.reporter: one for one in outcomes.find_outcomes(connection, decision_id)}
             except sa.exc.SQLAlchemyError as error:
                 if not self.journals.reach_back_to(decision_id):
@@ -210,7 +222,7 @@ class AuditQuery:
         if until is not None:
             query = query.where(columns.decided_at < until)
         try:
-            with self._store.connect() as connection:
+            with self._database() as store, store.connect() as connection:
                 return [LabelledDecision(*row) for row in connection.execute(query)]
         except sa.exc.SQLAlchemyError as error:
             raise AuditUnavailable(f"the database: {_line(error)}") from error
@@ -233,7 +245,8 @@ class AuditQuery:
             for label in labels
         ]
         try:
-            self._store.add_labels(rows)
+            with self._database() as store:
+                store.add_labels(rows)
         except sa.exc.SQLAlchemyError as error:
             raise AuditUnavailable(f"the database: {_line(error)}") from error
 
@@ -249,6 +262,23 @@ class AuditQuery:
         if before is not None and not outcomes.same_outcome(before, outcome):
             raise OutcomeConflict(f"{outcome.reporter} recorded another outcome of {outcome.decision_id} before")
         return before
+
+    @contextmanager
+    def _database(self) -> Iterator[Store]:
+        """The database, unless it was away a moment ago: every attempt may take seconds.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: It is away, or refuses.
+        """
+        assert self._store is not None
+        if self._away is not None and self._monotonic() < self._away_until:
+            raise self._away
+        try:
+            yield self._store
+            self._away = None
+        except sa.exc.OperationalError as error:
+            self._away, self._away_until = error, self._monotonic() + _AWAY_SECONDS
+            raise
 
     def _news_of(self, decision_id: str, problems: list[str]) -> list[packet_pb2.JournalEntry]:
         """What the journals hold of a decision beyond the database, in order."""
@@ -269,7 +299,8 @@ class AuditQuery:
         if self._store is None or "\0" in decision_id:
             return None
         try:
-            stored = self._store.find(decision_id)
+            with self._database() as store:
+                stored = store.find(decision_id)
         except sa.exc.SQLAlchemyError as error:
             problems.append(f"the database: {_line(error)}")
             return None
@@ -302,8 +333,8 @@ class AuditQuery:
     def _shipped(self) -> dict[str, Head]:
         """How far each journal was shipped; nothing when the database cannot say."""
         if self._store is not None:
-            with suppress(sa.exc.SQLAlchemyError):
-                return self._store.journals()
+            with suppress(sa.exc.SQLAlchemyError), self._database() as store:
+                return store.journals()
         return {}
 
     def _stored(
@@ -343,7 +374,7 @@ class AuditQuery:
         )
         query = query.where(*(condition for given, condition in conditions if given and condition is not None))
         try:
-            with self._store.connect() as connection:
+            with self._database() as store, store.connect() as connection:
                 rows = connection.execute(query).all()
         except sa.exc.SQLAlchemyError as error:
             problems.append(f"the database: {_line(error)}")

@@ -63,6 +63,26 @@ def test_a_label_is_the_one_that_models_are_trained_on() -> None:
     assert labeller.waiting == labeller.decisions - len(found) > 0
 
 
+@pytest.mark.parametrize("ahead_seconds", [60, 10**9])
+def test_an_event_from_the_future_ends_no_horizon_before_its_time(ahead_seconds: int) -> None:
+    instrument = INSTRUMENTS[0]
+    events = [event for event in EVENTS if event.instrument == instrument]
+    middle = events[len(events) // 2]
+    decisions = [one for one in grid() if one.order.instrument == instrument]
+    expected = {one.decision_id: one.markout_bps for one in labelled(Labeller(decisions), events)}
+    future = market_pb2.MarketEvent()
+    future.CopyFrom(middle)
+    future.event_time_ns += ahead_seconds * 1_000_000_000
+    future.trade.CopyFrom(market_pb2.Trade(trade_id=1 << 40, price_ticks=1, lots=1))
+    place = events.index(middle)
+    found = labelled(Labeller(decisions), [*events[:place], future, *events[place:]])
+    ended = {one.decision_id: one.markout_bps for one in found}
+    # It counts a second ahead, and so may what ends in that second; whatever ends after it has its label.
+    assert len(expected.keys() - ended.keys()) == 0
+    differing = sum(not math.isclose(ended[one], expected[one], abs_tol=1e-9) for one in expected)
+    assert differing <= 2 * 2 * 1_000_000_000 // dataset.STEP_NS
+
+
 def test_horizon_and_limits_are_those_of_training() -> None:
     assert labels.HORIZON_SECONDS * 1e9 == dataset.LABEL_HORIZON_NS
     assert labels.WORST_MARKOUT_BPS == dataset.WORST_MARKOUT_BPS

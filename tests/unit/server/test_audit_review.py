@@ -6,6 +6,7 @@ import asyncio
 import copy
 import datetime as dt
 import json
+import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,18 @@ def test_without_the_database_the_journal_answers_and_says_that_it_is_not_all(au
         assert page.incomplete.startswith("the database:")
 
 
+def test_a_database_that_was_away_is_not_asked_again_at_once(audit: Audit, tmp_path: Path) -> None:
+    path, now = tmp_path / "away" / "audit.db", 100.0
+    with closing(AuditQuery(f"sqlite:///{path}", audit.journal, lambda: now)) as query:
+        assert query.page(audit_pb2.DecisionFilter(), 1, "").incomplete
+        path.parent.mkdir()
+        path.write_bytes(Path(audit.database_url.removeprefix("sqlite:///")).read_bytes())
+        now += 1.9
+        assert query.page(audit_pb2.DecisionFilter(), 1, "").incomplete
+        now += 0.2
+        assert not query.page(audit_pb2.DecisionFilter(), 1, "").incomplete
+
+
 @pytest.mark.parametrize(("size", "token"), [(-1, ""), (501, ""), (1, "?")])
 def test_a_page_that_breaks_a_rule_is_refused(audit: Audit, size: int, token: str) -> None:
     with closing(audit.query()) as query, pytest.raises(InvalidRequest):
@@ -211,6 +224,16 @@ def test_labels_are_stored_once_and_reported(audit: Audit, tmp_path: Path) -> No
     assert report["all"]["decisions"] == report["PRIMARY"]["decisions"] == SHIPPED
     assert report["all"]["base_rate"] == pytest.approx((SHIPPED - 8) / SHIPPED)
     assert "calibration" in audit.run("label").output
+
+
+def test_a_share_of_nothing_is_null_in_json(audit: Audit) -> None:
+    with closing(audit.query()) as query:
+        query.add_labels([Label(f"decision-{n:05}", 1.0, True) for n in range(SHIPPED)], 5.0)
+    with closing(sqlite3.connect(audit.database_url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+        connection.execute("UPDATE decisions SET action = 'NO_TRADE'")
+    output = audit.run("label", "--json").output
+    assert "NaN" not in output
+    assert json.loads(output)["all"]["precision"] is None
 
 
 def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:
