@@ -180,7 +180,8 @@ class ReplicaEndpoints(BaseModel):
     replicas serve."""
     management: Mapping[ReplicaName, Endpoint] = {}
     """`host:port` of the gRPC management service of TorchServe, as a JSON object by replica (`primary`, `secondary`,
-    `challenger`): where versions are loaded while it runs. A replica that is not named is loaded by somebody else."""
+    `challenger`): where versions are loaded while it runs, at each address where a name has several. One that is not
+    named is loaded by somebody else."""
     token_files: Mapping[ReplicaName, Path] = {}
     """The `key_file.json` of each TorchServe that asks for its tokens, as a JSON object by replica."""
 

@@ -4,7 +4,8 @@ Every check compares the canary with the champion on the same ground and is one 
 against its tolerance:
 
 * *errors*, *slow*: batches of either model at the same time, one of each, of orders or of shadow rows;
-* *fallback*: the canary's orders, those that it left to the champion against none;
+* *fallback*: orders of either model's flows at the same time, one of each, that its first attempt left to another
+  replica; the canary's against none where the champion has hardly any order of its own, as at the last step;
 * *disagreement*, *score_shift*, *rank*: rows that both scored, whichever of them decided. For *rank* two such rows in a
   row make one observation: are they ordered alike?
 * *brier*, *bad_trades*: such rows whose outcome the market has shown since.
@@ -25,7 +26,8 @@ from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
 
 _WINDOW: Final = 100
-_UNPAIRED_BATCHES: Final = 8
+_UNPAIRED: Final = 8
+"""Batches, or orders, of one model that wait for one of the other."""
 _UNBLAMED: Final = frozenset((Outcome.OVERLOAD, Outcome.IGNORED))
 """Outcomes that say nothing about the model."""
 
@@ -160,7 +162,8 @@ class Evidence:
             name: Check(name, tolerance, minimum, false_alarm, false_proof)
             for name, (tolerance, minimum) in limits.items()
         }
-        self._batches: dict[Side, deque[tuple[float, float]]] = {side: deque(maxlen=_UNPAIRED_BATCHES) for side in Side}
+        self._batches: dict[Side, deque[tuple[float, float]]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
+        self._orders: dict[Side, deque[float]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
         self._last_pair: ScoredPair | None = None
 
     @property
@@ -194,9 +197,19 @@ class Evidence:
         self.checks["errors"].observe(canary[0], champion[0])
         self.checks["slow"].observe(canary[1], champion[1])
 
-    def observe_order(self, answered: bool) -> None:
-        """Whether the canary answered an order of its own."""
-        self.checks["fallback"].observe(float(not answered), 0.0)
+    def observe_order(self, side: Side, answered: bool) -> None:
+        """Whether the first attempt at an order of either model's flows answered it. Waits for one of the other.
+
+        What is slow for both, such as a machine that stalls, speaks against nobody then.
+        """
+        left, waiting, other = float(not answered), self._orders[side], self._orders[Side(1 - side.value)]
+        if other:
+            waited = other.popleft()
+            self.checks["fallback"].observe(*((left, waited) if side is Side.CANARY else (waited, left)))
+            return
+        if side is Side.CANARY and len(waiting) == _UNPAIRED:
+            self.checks["fallback"].observe(waiting.popleft(), 0.0)
+        waiting.append(left)
 
     def observe_pair(self, pair: ScoredPair) -> None:
         """A row that both scored."""

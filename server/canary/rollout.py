@@ -194,8 +194,8 @@ class Rollout:
         if canary is not None and pair.challenger.version == canary.model_version:
             self.evidence.observe_outcome(_scored(pair), eligible)
 
-    def _observe_order(self, answered: bool) -> None:
-        self.evidence.observe_order(answered)
+    def _observe_order(self, side: Side, answered: bool) -> None:
+        self.evidence.observe_order(side, answered)
 
     def _observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
         if self._routing.canary is not None:

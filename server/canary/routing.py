@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.canary.evidence import Side
 from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
@@ -44,8 +45,8 @@ class CanaryRouting:
         self._champion = champion
         self._reserve_seconds = reserve_seconds
         self._share = budget_settings.first_attempt_share
-        self.observe: Callable[[bool], None] = lambda answered: None
-        """Told of every order that belongs to the canary: True when it answered."""
+        self.observe: Callable[[Side, bool], None] = lambda side, answered: None
+        """Told of every order while there is a canary: whose it is, and whether the first attempt at it answered."""
         self._clock = clock
         self.canary: Canary | None = None
         """The version on trial; None without one."""
@@ -57,18 +58,31 @@ class CanaryRouting:
     async def answer(self, case: Case) -> Answer | None:
         """The canary's or the champion's answer, or None. Cancelling it harms no other caller."""
         canary = self.canary
-        if canary is None or case.features is None or not canary.takes(case.order.instrument, case.order.strategy):
+        if canary is None or case.features is None:
             return await self._champion.answer(case)
+        if not canary.takes(case.order.instrument, case.order.strategy):
+            return await self._ask_champion(case)
         answer = await self._ask(case, canary.model_version)
         return answer if answer is not None else await self._champion.answer(case)
+
+    async def _ask_champion(self, case: Case) -> Answer | None:
+        """What the canary's orders are compared with."""
+        allowed, reserve = self._allowed(case, self._clock())
+        answer = await self._champion.answer(case)
+        if allowed >= reserve:
+            self.observe(Side.CHAMPION, bool(case.attempts) and case.attempts[0].outcome == Outcome.SUCCESS.value)
+        return answer
+
+    def _allowed(self, case: Case, now: float) -> tuple[float, float]:
+        """Seconds that a first attempt may take, and those that one at the champion takes at present."""
+        left, reserve = case.budget.for_models(now), self._reserve_seconds()
+        return min(left * self._share, left - reserve), reserve
 
     async def _ask(self, case: Case, version: str) -> Answer | None:
         """One attempt at the canary; written into the ledger and the case."""
         self.orders += 1
         replica, now = self._replica, self._clock()
-        left = case.budget.for_models(now)
-        reserve = self._reserve_seconds()
-        allowed = min(left * self._share, left - reserve)
+        allowed, reserve = self._allowed(case, now)
         if (
             allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
             or not replica.available
@@ -77,7 +91,7 @@ class CanaryRouting:
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_CANARY_PASSED_OVER)
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
             if allowed >= reserve:  # else there is not even time for two such as the champion
-                self.observe(False)
+                self.observe(Side.CANARY, False)
             return None
         span_id, traceparent = attempt_span(case)
         result = await replica.batcher.submit(case.row(), now + allowed, Lane.CANARY, traceparent)
@@ -88,10 +102,10 @@ class CanaryRouting:
         if not isinstance(result, Scored):
             case.attempts.append(Attempt(replica.name, result.value, used, "", span_id=span_id))
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-            self.observe(False)
+            self.observe(Side.CANARY, False)
             return None
         self.answered += 1
-        self.observe(True)
+        self.observe(Side.CANARY, True)
         model = result.model
         attempt = Attempt(
             replica.name,

@@ -37,7 +37,8 @@ class CanarySettings(BaseModel):
     max_error_excess: Tolerance = 0.02
     """Tolerance: share of failed batches, less the champion's."""
     max_fallback_share: Tolerance = 0.05
-    """Tolerance: share of the canary's orders that it did not answer in time."""
+    """Tolerance: share of the canary's orders that it did not answer in time, less that of the champion's orders that
+    the first replica asked did not."""
     slow_seconds: float = Field(default=0.01, gt=0, le=10)
     """A batch that takes longer than this is slow, in seconds: of a decision's budget, what a model may take."""
     max_slow_excess: Tolerance = 0.1

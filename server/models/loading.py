@@ -3,12 +3,16 @@
 A version is registered beside those that are there, under the name that the replica is asked for; requests name the
 version that they mean. It is then warmed up and asked for its canned scores, which must be those it gave when it was
 exported. Everything here may be done again: what is there already stays as it is.
+
+A replica's management service may be a name with several addresses, such as a headless Service of Kubernetes: whatever
+is done is done at each of them, since the connection that decides orders may lead to any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -23,7 +27,7 @@ from server.inference.token import ManagementToken
 from server.models.registry import ModelRecord, ModelUnusableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from server.inference.replica import Replica
 
@@ -35,6 +39,7 @@ _WARM_UP_ROWS: Final = (1, 16, 64, 256)
 _WARM_UP_ROUNDS: Final = 5
 _AGAIN_SECONDS: Final = 0.2
 _CALL_SECONDS: Final = 10.0
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 class LoadError(Exception):
@@ -49,12 +54,20 @@ class ModelLoader:
             named is loaded by somebody else and only checked.
         archive_url: Where TorchServe finds a version; holds `{version}`.
         timeout_seconds: For one version and replica.
+        resolve: The addresses, `host:port`, of a `host:port`; raises OSError.
     """
 
-    def __init__(self, management: Mapping[str, str], archive_url: str, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        management: Mapping[str, str],
+        archive_url: str,
+        timeout_seconds: float,
+        resolve: Callable[[str], Awaitable[list[str]]] | None = None,
+    ) -> None:
         self._management = management
         self._archive_url = archive_url
         self._timeout_seconds = timeout_seconds
+        self._resolve = resolve or addresses_of
 
     def manages(self, replica: str) -> bool:
         """True when versions can be loaded into this replica."""
@@ -89,13 +102,14 @@ class ModelLoader:
         if not self.manages(replica.name):
             return
         request = management_pb2.UnregisterModelRequest(model_name=replica.model_name, model_version=version)
-        async with self._channel(replica) as channel:
-            stub = management_pb2_grpc.ManagementAPIsServiceStub(channel)
-            try:
-                await stub.UnregisterModel(request, timeout=_CALL_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:
-                    raise _refused(replica, f"unload {version}", error) from error
+        for address in await self._addresses(replica):
+            async with self._channel(replica, address) as channel:
+                stub = management_pb2_grpc.ManagementAPIsServiceStub(channel)
+                try:
+                    await stub.UnregisterModel(request, timeout=_CALL_SECONDS)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.NOT_FOUND:
+                        raise _refused(replica, f"unload {version}", error) from error
         _log.info("model unloaded", replica=replica.name, version=version)
 
     async def make_default(self, replica: Replica, version: str) -> None:
@@ -107,18 +121,35 @@ class ModelLoader:
         if not self.manages(replica.name):
             return
         request = management_pb2.SetDefaultRequest(model_name=replica.model_name, model_version=version)
-        async with self._channel(replica) as channel:
-            try:
-                await management_pb2_grpc.ManagementAPIsServiceStub(channel).SetDefault(request, timeout=_CALL_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                raise _refused(replica, f"make {version} the default", error) from error
+        for address in await self._addresses(replica):
+            async with self._channel(replica, address) as channel:
+                stub = management_pb2_grpc.ManagementAPIsServiceStub(channel)
+                try:
+                    await stub.SetDefault(request, timeout=_CALL_SECONDS)
+                except grpc.aio.AioRpcError as error:
+                    raise _refused(replica, f"make {version} the default", error) from error
 
     async def loaded(self, replica: Replica) -> list[str]:
-        """The versions that a replica has registered; none when that cannot be found out."""
+        """The versions that a replica has registered, at all of its addresses; none when that cannot be found out."""
         if not self.manages(replica.name):
             return [replica.model.version] if replica.model is not None else []
+        try:
+            addresses = await self._addresses(replica)
+        except LoadError:
+            return []
+        found = [await self._loaded_at(replica, address) for address in addresses]
+        return [version for version in found[0] if all(version in others for others in found[1:])]
+
+    async def _addresses(self, replica: Replica) -> list[str]:
+        """Where its management service is, one address or more."""
+        try:
+            return await self._resolve(self._management[replica.name])
+        except OSError as error:
+            raise LoadError(f"{replica.name}: {self._management[replica.name]}: {error}") from error
+
+    async def _loaded_at(self, replica: Replica, address: str) -> list[str]:
         request = management_pb2.DescribeModelRequest(model_name=replica.model_name, model_version="all")
-        async with self._channel(replica) as channel:
+        async with self._channel(replica, address) as channel:
             try:
                 response = await management_pb2_grpc.ManagementAPIsServiceStub(channel).DescribeModel(
                     request, timeout=_CALL_SECONDS
@@ -127,12 +158,16 @@ class ModelLoader:
                 return []
         return [model["modelVersion"] for model in json.loads(response.msg)]
 
-    def _channel(self, replica: Replica) -> grpc.aio.Channel:
+    def _channel(self, replica: Replica, address: str) -> grpc.aio.Channel:
         shown = None if replica.token is None else (ManagementToken(replica.token),)
-        return grpc.aio.insecure_channel(self._management[replica.name], interceptors=shown)
+        return grpc.aio.insecure_channel(address, interceptors=shown)
 
     async def _register(self, replica: Replica, version: str) -> None:
-        if version in await self.loaded(replica):
+        for address in await self._addresses(replica):
+            await self._register_at(replica, address, version)
+
+    async def _register_at(self, replica: Replica, address: str, version: str) -> None:
+        if version in await self._loaded_at(replica, address):
             return
         request = management_pb2.RegisterModelRequest(
             url=self._archive_url.format(version=version),
@@ -141,14 +176,14 @@ class ModelLoader:
             initial_workers=1,
             synchronous=True,
         )
-        async with self._channel(replica) as channel:
+        async with self._channel(replica, address) as channel:
             try:
                 await management_pb2_grpc.ManagementAPIsServiceStub(channel).RegisterModel(
                     request, timeout=self._timeout_seconds
                 )
             except grpc.aio.AioRpcError as error:
                 # TorchServe 0.12 has no code and no words for what is there already: another process was faster.
-                if version not in await self.loaded(replica):
+                if version not in await self._loaded_at(replica, address):
                     raise _refused(replica, f"load {version}", error) from error
 
     async def _prove(self, replica: Replica, record: ModelRecord) -> None:
@@ -171,6 +206,19 @@ class ModelLoader:
         except BatchFailedError as error:
             raise LoadError(f"{replica.name}: model {record.version} fails: {error}") from error
         _compare(replica.name, record, answer)
+
+
+async def addresses_of(target: str) -> list[str]:
+    """The addresses, `host:port`, that the system knows of a `host:port`; raises OSError without any.
+
+    Those of IPv4 where there are such: the others lead to the same servers, which need not listen on them.
+    """
+    host, _, port = target.rpartition(":")
+    found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    hosts = {family: dict.fromkeys(str(one[4][0]) for one in found if one[0] is family) for family in _FAMILIES}
+    return [f"{host}:{port}" for host in hosts[socket.AF_INET]] or [
+        f"[{host}]:{port}" for host in hosts[socket.AF_INET6]
+    ]
 
 
 def _compare(replica: str, record: ModelRecord, answer: wire.ScoreBatch) -> None:

@@ -17,7 +17,7 @@ from local.variants import inverted, recalibrated
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.replica import Replica, ReplicaSettings
-from server.models.loading import LoadError, ModelLoader
+from server.models.loading import LoadError, ModelLoader, addresses_of
 from server.models.registry import ModelUnusableError, Registry
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]
@@ -41,7 +41,7 @@ def first(registry: Registry) -> str:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Iterator[Stack]:
     settings = LocalSettings(dir=tmp_path_factory.mktemp("loading"), model_store=registry.root)
-    with Stack(settings, parts={"challenger"}) as stack:
+    with Stack(settings, parts={"challenger", "secondary"}) as stack:
         yield stack
 
 
@@ -87,6 +87,35 @@ async def test_a_version_is_loaded_beside_the_other_and_asked_for_by_name(
     await loader.make_default(replica, first)
     await loader.unload(replica, second)
     assert await loader.loaded(replica) == [first]
+
+
+async def test_a_version_is_loaded_at_every_address_of_a_replica(
+    stack: Stack, registry: Registry, first: str, replica: Replica
+) -> None:
+    addresses = [stack.endpoints.management[name] for name in ("challenger", "secondary")]
+
+    async def resolve(_target: str) -> list[str]:
+        return addresses
+
+    both = ModelLoader({"challenger": "replicas:7071"}, "{version}.mar", 60.0, resolve)
+    each = [ModelLoader({"challenger": address}, "{version}.mar", 60.0) for address in addresses]
+    second = recalibrated(registry, first)
+    assert await both.loaded(replica) == [], "what is at one address only may not be asked for"
+    await both.load(replica, registry.usable(second))
+    assert await both.loaded(replica) == [second]
+    assert all([second in await loader.loaded(replica) for loader in each])
+    await both.unload(replica, second)
+    assert [await loader.loaded(replica) for loader in each] == [[first], []]
+
+
+async def test_a_name_is_resolved_and_one_without_an_address_is_a_replica_that_did_not_load(
+    registry: Registry, first: str, replica: Replica
+) -> None:
+    assert await addresses_of("localhost:7071") == await addresses_of("127.0.0.1:7071") == ["127.0.0.1:7071"]
+    assert await addresses_of("[::1]:7071") == ["[::1]:7071"]
+    nowhere = ModelLoader({"challenger": "nowhere.invalid:7071"}, "{version}.mar", 60.0)
+    with pytest.raises(LoadError, match=r"nowhere\.invalid"):
+        await nowhere.load(replica, registry.usable(first))
 
 
 @pytest.mark.long

@@ -42,7 +42,8 @@ class World:
         for row in range(rows):
             self._batch(Side.CHAMPION, self.champion_failure_share, 0.0)
             self._batch(Side.CANARY, self.canary_failure_share, self.canary_extra_seconds)
-            self.evidence.observe_order(answered=self.random.random() > self.canary_failure_share)
+            self.evidence.observe_order(Side.CHAMPION, bool(self.random.random() > self.champion_failure_share))
+            self.evidence.observe_order(Side.CANARY, bool(self.random.random() > self.canary_failure_share))
             champion = float(self.random.beta(6, 4))
             scored = pair(champion, self.canary_score(champion))
             self.evidence.observe_pair(scored)
@@ -122,6 +123,26 @@ def test_a_canary_that_fails_when_the_champion_fails_is_no_worse() -> None:
         evidence.observe_batch(Side.CHAMPION, outcome, 0.001)
         evidence.observe_batch(Side.CANARY, outcome, 0.001)
     assert evidence.checks["errors"].verdict is Verdict.BETTER_OR_EQUAL
+
+
+def test_a_canary_that_leaves_its_orders_to_the_champion_is_found_with_and_without_orders_to_compare_it_with() -> None:
+    for champion_orders in (True, False):
+        evidence = Evidence(SETTINGS)
+        for _ in range(100):
+            if champion_orders:
+                evidence.observe_order(Side.CHAMPION, True)
+            evidence.observe_order(Side.CANARY, False)
+        assert evidence.verdict is Verdict.WORSE
+        assert evidence.reason.startswith("fallback 1 against 0")
+
+
+def test_orders_that_a_stalled_machine_leaves_unanswered_on_both_sides_speak_against_nobody() -> None:
+    evidence = Evidence(SETTINGS)
+    for number in range(1_000):
+        answered = number % 100 >= 30
+        evidence.observe_order(Side.CANARY, answered)
+        evidence.observe_order(Side.CHAMPION, answered)
+    assert evidence.checks["fallback"].verdict is Verdict.BETTER_OR_EQUAL
 
 
 def test_overload_and_what_we_gave_up_ourselves_are_nobodys_fault() -> None:

@@ -13,6 +13,7 @@ from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 from fallback.budget import BudgetSettings
 from fallback.order import Case
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.canary.evidence import Side
 from server.canary.plan import Canary
 from server.canary.routing import CanaryRouting
 from server.inference.batcher import BatcherSettings
@@ -40,7 +41,13 @@ class Desk:
         self.routing = CanaryRouting(self.canary, self.champion, lambda: self.primary.latency.p95, budget, self.clock)
         self.routing.canary = CANARY
         self.observed: list[bool] = []
-        self.routing.observe = self.observed.append
+        """Whether the canary answered, an order each."""
+        self.controls: list[bool] = []
+        """Whether the first attempt at the champion answered, likewise."""
+        self.routing.observe = self._observe
+
+    def _observe(self, side: Side, answered: bool) -> None:
+        (self.observed if side is Side.CANARY else self.controls).append(answered)
 
     def case(self, timeout_seconds: float = 0.05, strategy: str = "alpha") -> Case:
         return new_case(arrived=self.clock(), timeout_seconds=timeout_seconds, strategy=strategy)
@@ -82,6 +89,25 @@ async def test_other_flows_never_see_it() -> None:
             assert (answer.source == pb.SOURCE_CANARY) == taken
             sources.add(answer.source)
         assert sources == {pb.SOURCE_CANARY, pb.SOURCE_PRIMARY}
+        assert len(d.observed) + len(d.controls) == 40
+        assert all(d.observed)
+        assert all(d.controls)
+
+
+async def test_an_order_of_other_flows_that_its_first_replica_did_not_answer_is_what_the_canary_is_compared_with() -> (
+    None
+):
+    async with desk(answers(0.75, version=VERSION)) as d:
+        d.routing.canary = CANARY.weighted(0.0, held=True, now=0.0)
+        d.primary.script = fails(Outcome.MODEL_ERROR)
+        answer = await d.routing.answer(d.case())
+        assert answer is not None
+        assert (answer.source, d.controls) == (pb.SOURCE_SECONDARY, [False])
+        await d.routing.answer(d.case(timeout_seconds=0.0075))
+        assert d.controls == [False], "without time for two attempts it speaks against nobody"
+        d.routing.canary = None
+        await d.routing.answer(d.case())
+        assert d.controls == [False], "without a canary nobody is compared"
 
 
 @pytest.mark.parametrize(
