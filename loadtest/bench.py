@@ -23,19 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import grpc
+import grpc.aio
 import typer
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from loadtest.callers import WRONG_REPLY
+from loadtest.channel import connected
 from loadtest.figures import Figures, Round, figures, remarks, table
 from loadtest.load import ALTERNATIVE, ECHO, PRETRADE, Load, Plan, Server, decision_calls, plan
 from loadtest.orders import OrderFlow
 from loadtest.rounds import closed_loop, open_loop
 from pretrade.decision.v1 import decision_pb2 as pb
-from pretrade.decision.v1 import decision_pb2_grpc
 
 RESULTS: Final = Path(__file__).parent / "results"
 """Where results are kept."""
@@ -166,19 +167,17 @@ def until_steady(window: Callable[[float], Round], name: str, seconds: float = _
     return WarmUp(name, rates, steady=False)
 
 
-def ask(target: str, orders: Sequence[pb.Order]) -> pb.DecideResponse:
-    """Decides a few orders; the answer of median size.
+async def ask(target: str, order: pb.Order) -> None:
+    """Has one order decided, to say what is wrong before anything is measured.
 
     Raises:
         RuntimeError: The server is not there, or does not decide.
     """
-    with grpc.insecure_channel(target) as channel:
-        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+    async with connected(target, ready=False) as stub:
         try:
-            answers = [stub.Decide(pb.DecideRequest(order=order), timeout=_ASK_SECONDS) for order in orders]
-        except grpc.RpcError as error:
+            await stub.Decide(pb.DecideRequest(order=order), timeout=_ASK_SECONDS)
+        except grpc.aio.AioRpcError as error:
             raise RuntimeError(f"{target} does not decide: {error.code().name}: {error.details()}") from error
-    return sorted(answers, key=pb.DecideResponse.ByteSize)[len(answers) // 2]
 
 
 def document(wanted: Plan, found: Found, **facts: Any) -> dict[str, Any]:
@@ -236,7 +235,7 @@ def run_target(
     server = Server(target, PRETRADE, target, decision_calls(orders))
     try:
         with console.status(f"asking {target}"):
-            ask(target, orders[:1])
+            uvloop.run(ask(target, orders[0]))
         found = measure(wanted, [server], orders, lambda line: console.print(line, highlight=False))
     except RuntimeError as error:
         console.print(f"[red]{escape(str(error))}[/]", highlight=False)

@@ -7,8 +7,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,7 +27,6 @@ _SOURCES: Final = {number: name.removeprefix("SOURCE_") for name, number in pb.S
 _STATUSES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
 _STREAM_GRACE_SECONDS: Final = 5.0
 """How long a stream may take to answer what is under way after the last order."""
-_CONNECT_SECONDS: Final = 10.0
 _clock = time.perf_counter
 
 
@@ -74,24 +72,6 @@ class Measurement:
         self.decisions += 1
         self.actions[_ACTIONS.get(decision.action, str(decision.action))] += 1
         self.sources[_SOURCES.get(decision.source, str(decision.source))] += 1
-
-
-@asynccontextmanager
-async def connected(address: str) -> AsyncIterator[decision_pb2_grpc.DecisionServiceAsyncStub]:
-    """A stub of the decision service at `HOST:PORT`.
-
-    Raises:
-        RuntimeError: There is no connection within the time allowed.
-    """
-    # Channels to one address share a connection otherwise, and a round would inherit the last one's.
-    options = (("grpc.use_local_subchannel_pool", 1),)
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await channel.channel_ready()
-        except TimeoutError:
-            raise RuntimeError(f"no connection to {address} within {_CONNECT_SECONDS:g} s") from None
-        yield decision_pb2_grpc.DecisionServiceStub(channel)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -22,7 +22,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.callers import Measurement, call_decide, connected, percentile
+from loadtest.callers import Measurement, call_decide, percentile
+from loadtest.channel import connected
 from loadtest.orders import OrderFlow
 
 _ORDERS: Final = 4_096

@@ -15,7 +15,8 @@ from typing import Final
 import uvloop
 
 from loadtest import h2load, k6
-from loadtest.callers import Measurement, call_decide, call_decide_batch, call_decide_stream, connected, offer
+from loadtest.callers import Measurement, call_decide, call_decide_batch, call_decide_stream, offer
+from loadtest.channel import connected
 from loadtest.figures import Round, percentiles_ms
 from loadtest.load import ORDERS, Call, Load, Server, Usage
 from pretrade.decision.v1 import decision_pb2 as pb

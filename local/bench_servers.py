@@ -26,8 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache.features import N_FEATURES
 from loadtest import h2load
-from loadtest.callers import Measurement, connected
+from loadtest.callers import Measurement
 from loadtest.callers import call_decide as callers_in_python
+from loadtest.channel import connected
 from loadtest.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
 from local import server, torchserve
 from local.errors import NotReadyError

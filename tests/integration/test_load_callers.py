@@ -15,11 +15,13 @@ import grpc.aio
 import pytest
 
 from loadtest.callers import NO_REPLY, WRONG_REPLY, call_decide, call_decide_batch, call_decide_stream, offer
+from loadtest.channel import connected
 from loadtest.echo import EchoServicer, echo_server
 from loadtest.load import Method, plan
 from loadtest.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.security.trial import TrialAuthority
 
 pytestmark = pytest.mark.stack
 
@@ -173,6 +175,40 @@ async def test_orders_of_a_stream_that_breaks_are_counted_as_unanswered() -> Non
     status = dict(measured.errors)
     del status[NO_REPLY]
     assert status in ({"UNAVAILABLE": 1}, {"INTERNAL": 1})
+
+
+async def test_callers_show_the_credentials_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asking(EchoServicer):
+        async def Decide(
+            self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> pb.DecideResponse:
+            if ("authorization", "Bearer secret") not in tuple(context.invocation_metadata() or ()):
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+            return await super().Decide(request, context)
+
+    authority = TrialAuthority()
+    own = authority.certify("server", dns=["server.test"])
+    server = grpc.aio.server()
+    decision_pb2_grpc.add_DecisionServiceServicer_to_server(Asking(RESPONSE), server)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(own.key, own.certificate)]))
+    await server.start()
+    try:
+        (tmp_path / "ca.pem").write_bytes(authority.pem)
+        monkeypatch.setenv("PRETRADE_CLIENT_CA", str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("PRETRADE_CLIENT_TLS_NAME", "server.test")
+        async with connected(f"127.0.0.1:{port}") as stub:
+            with pytest.raises(grpc.aio.AioRpcError, match="no token"):
+                await stub.Decide(pb.DecideRequest(order=ORDERS[0]), timeout=PATIENCE_SECONDS)
+        (tmp_path / "token").write_text("secret\n")
+        monkeypatch.setenv("PRETRADE_CLIENT_TOKEN_FILE", str(tmp_path / "token"))
+        async with connected(f"127.0.0.1:{port}") as stub:
+            await stub.Decide(pb.DecideRequest(order=ORDERS[0]), timeout=PATIENCE_SECONDS)
+        monkeypatch.delenv("PRETRADE_CLIENT_CA")
+        with pytest.raises(RuntimeError, match="without TLS"):
+            async with connected(f"127.0.0.1:{port}"):
+                pass
+    finally:
+        await server.stop(None)
 
 
 async def bench(*arguments: str) -> tuple[int, str]:
