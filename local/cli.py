@@ -291,7 +291,7 @@ def bench_serving(
     store: Annotated[
         Path | None, typer.Option(help="Directory of champion.mar and challenger.mar. [that of `make models`]")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each setting takes next to ours.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each setting takes next to ours.")] = 3,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure model serving: runtimes in process, TorchServe calls by rows, and what each of its settings does."""

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bench import commit, print_whole
 from local import torchserve
 from local.guard import Guard
 from local.ports import free_ports
@@ -151,22 +151,22 @@ def run_serving_bench(store: Path, rounds: int, report: Path | None) -> int:
         return 2
     with console.status("runtimes in this process"):
         runtimes = [timing for archive in archives.values() for timing in _runtimes(archive)]
-    console.print(_timings(runtimes, "in this process, one thread"))
+    print_whole(console, _timings(runtimes, "in this process, one thread"))
     with tempfile.TemporaryDirectory(prefix="pretrade-serving-") as directory, closing(Guard(grace_seconds=2)) as guard:
         launch = partial(_torchserve, guard, Path(directory))
         with console.status("calls of TorchServe"):
             served = list(_served(launch, archives))
-        console.print(_timings(served, "a TorchServe call over gRPC, one caller"))
+        print_whole(console, _timings(served, "a TorchServe call over gRPC, one caller"))
         with launch(archives["champion"], Variant("ours")) as ours:
             configured = []
             _warm_up(ours, _one_row(archives["champion"]))
             for variant in VARIANTS:
                 with console.status(variant.name):
                     configured.append(_configured(launch, archives["champion"], ours, variant, rounds))
-    console.print(_configurations(configured))
+    print_whole(console, _configurations(configured))
     if report is not None:
         document = {
-            "commit": _commit(),
+            "commit": commit(),
             "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "grpc": grpc.__version__},
             "load_average": os.getloadavg(),
             "rounds": rounds,
@@ -378,8 +378,3 @@ def _configurations(configured: list[Configured]) -> Table:
 
 def _spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
-
-
-def _commit() -> str:
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
