@@ -146,7 +146,8 @@ def measure(wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order],
             except RuntimeError as error:
                 failures.append(f"{load.name}, {server.name}: {error}")
         results += done
-        report(f"{load.name}: {_rates(done)}")
+        if done:
+            report(f"{load.name}: {_rates(done)}")
     return Found(results, warm_ups, failures)
 
 
