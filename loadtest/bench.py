@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -101,54 +102,74 @@ def measure(wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order],
     Raises:
         RuntimeError: A server gives no answer at all.
     """
-
-    def closed(server: Server, load: Load, seconds: float) -> Round:
-        return closed_loop(server, load, orders, seconds=seconds, deadline_seconds=wanted.deadline_seconds)
-
     warm_ups, results, failures = [], list[Figures](), list[str]()
-    capacities: dict[tuple[str, str], float] = {}
     for server in servers:
         seconds = min(_STEADY_SECONDS, wanted.seconds)
-        warm_ups.append(until_steady(partial(closed, server, _STEADY), server.name, seconds))
+        warm_ups.append(until_steady(partial(_closed, server, _STEADY, orders, wanted), server.name, seconds))
         after = len(warm_ups[-1].per_second) * seconds
         report(f"{server.name}: {'steady' if warm_ups[-1].steady else 'NOT steady'} after {after:g} s of 64 callers")
-    for load in wanted.closed:
-        called = [server for server in servers if load.method in server.calls]
-        rounds: dict[str, list[Round]] = {server.name: [] for server in called}
-        for number in range(wanted.rounds):
-            turn = number % len(called)
-            for server in (*called[turn:], *called[:turn]):
-                try:
-                    closed(server, load, min(_WARM_UP_SECONDS, wanted.seconds))
-                    rounds[server.name].append(closed(server, load, wanted.seconds))
-                except RuntimeError as error:
-                    failures.append(f"{load.name}, {server.name}: {error}")
-        done = [figures(load, server, rounds[server.name]) for server in called if rounds[server.name]]
-        for each in done:
-            if each.error_share < _SOUND_SHARE:
-                point = each.server, load.method
-                capacities[point] = max(capacities.get(point, 0.0), each.decisions_per_second)
-        results += done
-        report(f"{load.name}: {_rates(done)}")
-    for load in wanted.opened:
-        done = []
-        for server in servers:
-            # What an echo shows of an open loop is the generator's own part, which one method tells.
-            if server.kind == ALTERNATIVE or (server.kind == ECHO and load not in wanted.opened[:1]):
-                continue
-            rate = load.rate or load.share * capacities.get((server.name, load.method), 0.0)
-            if not rate:
-                failures.append(f"{load.name}, {server.name}: no closed loop without errors says what it can do")
-                continue
-            limits = {"seconds": wanted.open_seconds, "deadline_seconds": wanted.deadline_seconds}
-            try:
-                done.append(figures(load, server, [open_loop(server, load, orders, rate=rate, **limits)], rate))
-            except RuntimeError as error:
-                failures.append(f"{load.name}, {server.name}: {error}")
+    for load in (*wanted.closed, *wanted.opened):
+        if load.callers:
+            done = _in_turn(load, servers, orders, wanted, failures)
+        else:
+            done = _at_rates(load, servers, orders, wanted, _capacities(results, wanted, load), failures)
         results += done
         if done:
-            report(f"{load.name}: {_rates(done)}")
+            report(f"{load.name}: {', '.join(f'{each.server} {each.decisions_per_second:,.0f}/s' for each in done)}")
     return Found(results, warm_ups, failures)
+
+
+def _in_turn(
+    load: Load, servers: Sequence[Server], orders: Sequence[pb.Order], wanted: Plan, failures: list[str]
+) -> list[Figures]:
+    """Some rounds of a closed loop, in each another server first."""
+    called = [server for server in servers if load.method in server.calls]
+    rounds: dict[str, list[Round]] = {server.name: [] for server in called}
+    for number in range(wanted.rounds):
+        turn = number % len(called)
+        for server in (*called[turn:], *called[:turn]):
+            try:
+                _closed(server, load, orders, wanted, min(_WARM_UP_SECONDS, wanted.seconds))
+                rounds[server.name].append(_closed(server, load, orders, wanted, wanted.seconds))
+            except RuntimeError as error:
+                failures.append(f"{load.name}, {server.name}: {error}")
+    return [figures(load, server, rounds[server.name]) for server in called if rounds[server.name]]
+
+
+def _at_rates(
+    load: Load,
+    servers: Sequence[Server],
+    orders: Sequence[pb.Order],
+    wanted: Plan,
+    capacities: Mapping[str, float],
+    failures: list[str],
+) -> list[Figures]:
+    """An open loop on every server that decides; the first one on the echoes, too: it shows the generator's own part."""
+    done = []
+    for server in servers:
+        if server.kind == ALTERNATIVE or (server.kind == ECHO and load is not wanted.opened[0]):
+            continue
+        rate = load.rate or load.share * capacities.get(server.name, 0.0)
+        limits = {"seconds": wanted.open_seconds, "deadline_seconds": wanted.deadline_seconds}
+        try:
+            if not rate:
+                raise RuntimeError("no closed loop without errors says what it can do")
+            done.append(figures(load, server, [open_loop(server, load, orders, rate=rate, **limits)], rate))
+        except RuntimeError as error:
+            failures.append(f"{load.name}, {server.name}: {error}")
+    return done
+
+
+def _capacities(results: Sequence[Figures], wanted: Plan, load: Load) -> dict[str, float]:
+    """The most that each server decided a second in the closed loops of a load's method, but for those with errors."""
+    names = {closed.name for closed in wanted.closed if closed.method == load.method}
+    sound = [each for each in results if each.load in names and each.error_share < _SOUND_SHARE]
+    # Later ones win: the highest.
+    return {each.server: each.decisions_per_second for each in sorted(sound, key=attrgetter("decisions_per_second"))}
+
+
+def _closed(server: Server, load: Load, orders: Sequence[pb.Order], wanted: Plan, seconds: float) -> Round:
+    return closed_loop(server, load, orders, seconds=seconds, deadline_seconds=wanted.deadline_seconds)
 
 
 def until_steady(window: Callable[[float], Round], name: str, seconds: float = _STEADY_SECONDS) -> WarmUp:
@@ -262,10 +283,6 @@ def main(
     """Measures decisions a second and latency of a deployment."""
     wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_ms / 1e3)
     raise typer.Exit(run_target(target, instrument or INSTRUMENTS, wanted, json_path, Console()))
-
-
-def _rates(done: Sequence[Figures]) -> str:
-    return ", ".join(f"{each.server} {each.decisions_per_second:,.0f}/s" for each in done)
 
 
 if __name__ == "__main__":
