@@ -144,7 +144,7 @@ def _at_rates(
     capacities: Mapping[str, float],
     failures: list[str],
 ) -> list[Figures]:
-    """An open loop on every server that decides; the first one on the echoes, too: it shows the generator's own part."""
+    """An open loop on every server that decides; the first one on the echoes, too, for the generator's own part."""
     done = []
     for server in servers:
         if server.kind == ALTERNATIVE or (server.kind == ECHO and load is not wanted.opened[0]):
