@@ -14,9 +14,10 @@ log-normally; the rest of a gap that somebody comes into is a uniform share of a
 come to the journal together and are one commit, or share it with those of others that came during the last. The latency
 of an order is the sum of its score, its commit and the rest of its way, drawn 20,000 times with a fixed seed.
 
-A machine whose c cores are busy to a share U lets the rest of the way wait for one, which takes 1 + U^(√(2(c+1)) − 1) /
-(c·(1 − U)) times as long, Sakasegawa's approximation of the queue M/M/c; batches, whose threads mostly sleep and are
-woken at once, were not seen to get slower. CPU is base + batches·(µs a batch) + decisions·(µs a decision) per part.
+On a machine whose c cores are busy to a share U the rest of the way waits for one of them, as in the queue M/M/c: not
+at all with probability 1 − P, else for an exponential time of mean (its own time) / (c·(1 − U)), where
+P ≈ U^(√(2(c+1)) − 1) (Sakasegawa). Batches, whose threads mostly sleep and are woken at once, were not seen to get
+slower. CPU is base + batches·(µs a batch) + decisions·(µs a decision) for each part.
 
 What it leaves out: orders that come in bunches, garbage collections, a noisy neighbour, several processes that share a
 replica. Plan for the peak rate, and leave the utilisation below one.
@@ -131,15 +132,24 @@ class Plan:
     """Of each process."""
 
 
-def stretch(utilisation: float, cores: float) -> float:
-    """How much longer everything takes on busy cores.
+def must_wait(utilisation: float, cores: float) -> float:
+    """Probability that somebody who wants a core must wait for one.
 
     Raises:
         OverloadError: They are all busy.
     """
     if utilisation >= 1:
         raise OverloadError(f"the cores are full: {utilisation:.0%}")
-    return 1 + math.pow(utilisation, math.sqrt(2 * (cores + 1)) - 1) / (cores * (1 - utilisation))
+    return math.pow(utilisation, math.sqrt(2 * (cores + 1)) - 1)
+
+
+def stretch(utilisation: float, cores: float) -> float:
+    """How many times as long something takes on busy cores, on average.
+
+    Raises:
+        OverloadError: They are all busy.
+    """
+    return 1 + must_wait(utilisation, cores) / (cores * (1 - utilisation))
 
 
 def queue(replica: Replica, rate: float) -> Queue:
@@ -206,7 +216,7 @@ def load(costs: Costs, rate: float, cores: float, beside: float = 0.0, sharing: 
     journal = commits(costs.journal, rate, replica)
     used = _cores(costs, rate, replica.batches)
     utilisation = (sharing * used + beside) / cores
-    slower = stretch(utilisation, cores)
+    waiting = must_wait(utilisation, cores)
     loop = costs.loop.cores(rate, replica.batches)
     if loop >= 1:
         raise OverloadError(f"the event loop is full at {rate:,.0f} a second")
@@ -214,7 +224,8 @@ def load(costs: Costs, rate: float, cores: float, beside: float = 0.0, sharing: 
     gap = costs.replica.gap_seconds(replica.rows)
     total = _times(costs.replica, replica.rows, draw) + _wait(gap, costs.replica, replica, draw)
     total += _times(costs.journal, journal.rows, draw) + _wait(journal.seconds, costs.journal, journal, draw)
-    total += slower * _times(costs.rest, 1.0, draw)
+    turn = costs.rest.seconds(1.0) / (cores * (1 - utilisation))
+    total += _times(costs.rest, 1.0, draw) + (draw.random(_DRAWS) < waiting) * draw.exponential(turn, _DRAWS)
     p50, p99 = np.percentile(1e3 * total, (50, 99))
     return Load(rate, replica, journal, loop, used, utilisation, float(p50), float(p99))
 
