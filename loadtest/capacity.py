@@ -11,12 +11,13 @@ in it:
 
 so batches grow with the rate, and what costs by the batch gets cheaper by the decision. Gaps and times vary
 log-normally; the rest of a gap that somebody comes into is a uniform share of a length-biased one. The rows of a batch
-come to the journal together and are one commit. The latency of an order is the sum of its score, its commit and the
-rest of its way, drawn 20,000 times with a fixed seed.
+come to the journal together and are one commit, or share it with those of others that came during the last. The latency
+of an order is the sum of its score, its commit and the rest of its way, drawn 20,000 times with a fixed seed.
 
-A machine whose c cores are busy to a share U lets the rest of the way wait for one, which takes 1 + U^(√(2(c+1)) − 1) /
-(c·(1 − U)) times as long, Sakasegawa's approximation of the queue M/M/c; batches, whose threads mostly sleep and are
-woken at once, were not seen to get slower. CPU is base + batches·(µs a batch) + decisions·(µs a decision) per part.
+On a machine whose c cores are busy to a share U the rest of the way waits for one of them, as in the queue M/M/c: not
+at all with probability 1 − P, else for an exponential time of mean (its own time) / (c·(1 − U)), where
+P ≈ U^(√(2(c+1)) − 1) (Sakasegawa). Batches, whose threads mostly sleep and are woken at once, were not seen to get
+slower. CPU is base + batches·(µs a batch) + decisions·(µs a decision) for each part.
 
 What it leaves out: orders that come in bunches, garbage collections, a noisy neighbour, several processes that share a
 replica. Plan for the peak rate, and leave the utilisation below one.
@@ -131,15 +132,24 @@ class Plan:
     """Of each process."""
 
 
-def stretch(utilisation: float, cores: float) -> float:
-    """How much longer everything takes on busy cores.
+def must_wait(utilisation: float, cores: float) -> float:
+    """Probability that somebody who wants a core must wait for one.
 
     Raises:
         OverloadError: They are all busy.
     """
     if utilisation >= 1:
         raise OverloadError(f"the cores are full: {utilisation:.0%}")
-    return 1 + math.pow(utilisation, math.sqrt(2 * (cores + 1)) - 1) / (cores * (1 - utilisation))
+    return math.pow(utilisation, math.sqrt(2 * (cores + 1)) - 1)
+
+
+def stretch(utilisation: float, cores: float) -> float:
+    """How many times as long something takes on busy cores, on average.
+
+    Raises:
+        OverloadError: They are all busy.
+    """
+    return 1 + must_wait(utilisation, cores) / (cores * (1 - utilisation))
 
 
 def queue(replica: Replica, rate: float) -> Queue:
@@ -175,6 +185,20 @@ def meanwhile(rows: float) -> float:
     return found
 
 
+def commits(journal: Stage, rate: float, replica: Queue) -> Queue:
+    """Commits of the batches' rows: one for each, or fewer where batches come faster than a commit ends.
+
+    Raises:
+        OverloadError: Rows come faster than they are written.
+    """
+    each = rate * journal.row_us / 1e6
+    if each >= 1:
+        raise OverloadError(f"the journal is full at {rate:,.0f} rows a second")
+    rows = max(replica.rows, rate * journal.batch_ms / 1e3 / (1 - each))  # n = λ·S(n)
+    seconds = journal.seconds(rows)
+    return Queue(rows, rate / rows, seconds, min(1.0, rate / rows * seconds))
+
+
 def load(costs: Costs, rate: float, cores: float, beside: float = 0.0, sharing: int = 1) -> Load:
     """One server process at a rate.
 
@@ -189,19 +213,19 @@ def load(costs: Costs, rate: float, cores: float, beside: float = 0.0, sharing: 
         OverloadError: That is more than it can do.
     """
     replica = queue(costs.replica, rate)
-    commit = costs.journal.seconds(replica.rows)
-    journal = Queue(replica.rows, replica.batches, commit, replica.batches * commit)
-    if journal.busy >= 1:
-        raise OverloadError(f"the journal is full at {replica.batches:,.0f} commits a second")
+    journal = commits(costs.journal, rate, replica)
     used = _cores(costs, rate, replica.batches)
     utilisation = (sharing * used + beside) / cores
-    slower = stretch(utilisation, cores)
+    waiting = must_wait(utilisation, cores)
     loop = costs.loop.cores(rate, replica.batches)
     if loop >= 1:
         raise OverloadError(f"the event loop is full at {rate:,.0f} a second")
     draw = np.random.default_rng(1)
-    total = _waits(costs.replica, replica, draw) + _times(costs.journal, journal.rows, draw)
-    total += slower * _times(costs.rest, 1.0, draw)
+    gap = costs.replica.gap_seconds(replica.rows)
+    total = _times(costs.replica, replica.rows, draw) + _wait(gap, costs.replica, replica, draw)
+    total += _times(costs.journal, journal.rows, draw) + _wait(journal.seconds, costs.journal, journal, draw)
+    turn = costs.rest.seconds(1.0) / (cores * (1 - utilisation))
+    total += _times(costs.rest, 1.0, draw) + (draw.random(_DRAWS) < waiting) * draw.exponential(turn, _DRAWS)
     p50, p99 = np.percentile(1e3 * total, (50, 99))
     return Load(rate, replica, journal, loop, used, utilisation, float(p50), float(p99))
 
@@ -281,8 +305,7 @@ def _times(stage: Stage, rows: float, draw: np.random.Generator) -> Draws:
     return stage.seconds(rows) * draw.lognormal(-(stage.sigma**2) / 2, stage.sigma, _DRAWS)
 
 
-def _waits(replica: Replica, at: Queue, draw: np.random.Generator) -> Draws:
-    """What rows spend on their score: the rest of a gap, and their batch."""
-    gap = replica.gap_seconds(at.rows) * draw.lognormal(replica.sigma**2 / 2, replica.sigma, _DRAWS)  # length-biased
-    waits = (draw.random(_DRAWS) < at.busy) * draw.random(_DRAWS) * gap
-    return _times(replica, at.rows, draw) + waits
+def _wait(mean: float, stage: Stage, at: Queue, draw: np.random.Generator) -> Draws:
+    """What is left of a gap when a row comes: nothing, or a uniform share of a length-biased one."""
+    gap = mean * draw.lognormal(stage.sigma**2 / 2, stage.sigma, _DRAWS)
+    return (draw.random(_DRAWS) < at.busy) * draw.random(_DRAWS) * gap

@@ -20,7 +20,7 @@ A process that was there after the warm-up and is not at the end has been lost, 
 a failure, too, as does every order without a decision beyond `--errors-allowed`. One that came later is judged when it
 was there for half of the time.
 
-Exit codes: 0 all flat; 1 not; 2 wrong usage, or too short a run to tell.
+A run that is interrupted is judged by what it saw. Exit codes: 0 all flat; 1 not; 2 wrong usage, or too short to tell.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import asyncio
 import contextlib
 import json
 import math
+import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -142,7 +143,7 @@ async def soak(
     every_seconds: float,
     told: Callable[[Summary], None] = lambda summary: None,
 ) -> tuple[list[Summary], Series]:
-    """Sends orders and takes samples.
+    """Sends orders and takes samples; SIGINT and SIGTERM end it early.
 
     Args:
         target: `HOST:PORT` of the decision service.
@@ -183,9 +184,15 @@ async def soak(
             await channel.channel_ready()
         stub: decision_pb2_grpc.DecisionServiceAsyncStub = decision_pb2_grpc.DecisionServiceStub(channel)
         async with _watching(series, roots, metrics, every_seconds, sum_up):
-            await call_decide_at_rate(
-                stub, flow, rate=rate, seconds=seconds, deadline_seconds=deadline_seconds, observe=observe
+            load = asyncio.create_task(
+                call_decide_at_rate(
+                    stub, flow, rate=rate, seconds=seconds, deadline_seconds=deadline_seconds, observe=observe
+                )
             )
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, load.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await load
     sum_up(math.inf)
     return summaries, series
 
@@ -352,7 +359,8 @@ def main(
     def told(one: Summary) -> None:
         failed = f", [red]{dict(one.errors)}[/]" if one.errors else ""
         latency = "" if one.p50_ms is None else f"  p50 {one.p50_ms:.1f} ms  p99 {one.p99_ms:.1f} ms"
-        console.print(f"{one.seconds / 60:6.1f} min  {one.decisions:>8,} decisions{latency}{failed}", highlight=False)
+        line = f"{one.seconds / 60:6.1f} min  {one.decisions:>8,} decisions{latency}{failed}"
+        console.print(line, highlight=False, soft_wrap=True)
 
     slices, series = uvloop.run(
         soak(
@@ -372,7 +380,7 @@ def main(
             slices,
             series,
             rate=rate,
-            seconds=seconds,
+            seconds=min(seconds, series.times[-1] if series.times else 0.0),
             warm_up_seconds=warm_up_seconds,
             errors_allowed=errors_allowed,
         )

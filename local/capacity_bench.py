@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
-from loadtest.capacity import OverloadError, load, meanwhile, queue, stretch
+from loadtest.capacity import OverloadError, commits, load, meanwhile, queue, stretch
 from loadtest.costs import Costs, Cpu, Replica, Stage
 from loadtest.open_loop import Answer, call_decide_at_rate
 from loadtest.orders import OrderFlow
@@ -323,8 +323,10 @@ def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[st
     rest = []
     for point in points:
         at = queue(replica, point.rate)
-        wait = at.busy / 2 * replica.gap_seconds(at.rows) * math.exp(replica.sigma**2)
-        known_ms = 1e3 * (wait + at.seconds + journal.seconds(at.rows))
+        written = commits(journal, point.rate, at)
+        waits = at.busy / 2 * replica.gap_seconds(at.rows) * math.exp(replica.sigma**2)
+        waits += written.busy / 2 * written.seconds * math.exp(journal.sigma**2)
+        known_ms = 1e3 * (waits + at.seconds + written.seconds)
         rest.append((point.mean_ms - known_ms) / stretch(min(_FULL, point.utilisation), cores))
     return Costs(
         replica=replica,

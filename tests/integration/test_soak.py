@@ -68,3 +68,22 @@ async def test_orders_that_nobody_answers_fail_the_soak(tmp_path: Path) -> None:
     code, seen = await soak_beside(IDLE, tmp_path / "soak.json", "--deadline-ms", "1", "--rate", "2000")
     assert seen["errors"] > 0
     assert code == 1
+
+
+async def test_a_soak_that_is_interrupted_is_judged_by_what_it_saw(tmp_path: Path) -> None:
+    path = tmp_path / "soak.json"
+    async with echo_server(RESPONSE) as target:
+        soak = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loadtest.soak", "--target", target, "--instrument", "BTCUSDT.BINANCE"),
+            *("--rate", "50", "--minutes", "0.5", "--warm-up", "0", "--every", "0.2", "--json", str(path)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert soak.stdout
+        for _ in range(8):  # slices of a second
+            await soak.stdout.readline()
+        soak.terminate()
+        output, _ = await soak.communicate()
+    assert soak.returncode in {0, 1}, output
+    seen = json.loads(await asyncio.to_thread(path.read_text))
+    assert 300 < seen["decisions"] + seen["errors"] < 1_500
+    assert 6 < seen["seconds"] < 30

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from capacity_costs import COSTS
 from numpy.typing import NDArray
 
 from loadtest.capacity import Demand, OverloadError, load, meanwhile, plan, queue, stretch
 from loadtest.costs import Costs, Replica, Stage
 
-COSTS = Costs.read()
 ONE_SLOT = Replica(batch_ms=1.2, gap_ms=1.2, row_us=5.0, sigma=0.4)
 
 

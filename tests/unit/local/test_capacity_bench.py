@@ -6,12 +6,11 @@ import math
 import os
 
 import pytest
+from capacity_costs import COSTS
 
 from loadtest.capacity import load
-from loadtest.costs import Costs
 from local.capacity_bench import Batches, Point, check, fit, quantile
 
-COSTS = Costs.read()
 CORES = os.cpu_count() or 1
 PARTS = {
     "loop": COSTS.loop,
