@@ -32,6 +32,9 @@ class FeatureCacheSettings(BaseModel):
 
     ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Age in seconds, from exchange event time, beyond which a vector is dropped."""
+    max_clock_lead_seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    """Seconds by which a vector may have been published after this host's clock. Beyond, the clocks of publisher and
+    server disagree, its age cannot be told, and it is not taken."""
     reconcile_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
     """Seconds between two readings of every key, which make up for lost notifications and show that Redis is alive."""
     timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
@@ -95,6 +98,8 @@ class FeatureCache:
         """Values that were not a vector of this feature set."""
         self.expired = 0
         """Vectors dropped because of their age."""
+        self.ahead = 0
+        """Vectors refused because the clocks disagree: see `max_clock_lead_seconds`."""
         self.disconnects = 0
         """Times Redis was lost or not reached."""
 
@@ -137,7 +142,14 @@ class FeatureCache:
         if current is not None and snapshot.sequence <= current.snapshot.sequence:
             self.outdated += snapshot.sequence < current.snapshot.sequence
             return False
-        age = snapshot.age_seconds(self._wall_ns())
+        now_ns = self._wall_ns()
+        lead = (snapshot.publish_time_ns - now_ns) / 1e9
+        if lead > self._settings.max_clock_lead_seconds:
+            self.ahead += 1
+            if self.ahead.bit_count() == 1:  # the 1st, 2nd, 4th …: there are hundreds a second of them
+                _log.warning("features.clocks_disagree", instrument=snapshot.instrument, lead_seconds=round(lead, 3))
+            return False
+        age = snapshot.age_seconds(now_ns)
         if age > self._settings.ttl_seconds:
             self.expired += 1
             return False

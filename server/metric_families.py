@@ -124,6 +124,10 @@ FEATURES_BOOK_KNOWN: Final = Gauge(
 FEATURES_TAKEN: Final = Counter("pretrade_features_taken", "Vectors taken over from Redis.")
 FEATURES_REJECTED: Final = Counter("pretrade_features_rejected", "Values in Redis that were no vector of ours.")
 FEATURES_EXPIRED: Final = Counter("pretrade_features_expired", "Vectors dropped because of their age.")
+FEATURES_AHEAD: Final = Counter(
+    "pretrade_features_ahead",
+    "Vectors refused because they were published after this host's clock: the clocks disagree.",
+)
 FEATURE_CACHE_DISCONNECTS: Final = Counter("pretrade_feature_cache_disconnects", "Times Redis was lost or not reached.")
 FEATURE_CACHE_CONNECTED: Final = Gauge("pretrade_feature_cache_connected", "1 while Redis answers.")
 ACCESS_REFUSED: Final = Counter(

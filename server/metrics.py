@@ -386,6 +386,7 @@ class ServerCollector(Collector):
         yield families.FEATURES_TAKEN.family(cache.updates)
         yield families.FEATURES_REJECTED.family(cache.rejected)
         yield families.FEATURES_EXPIRED.family(cache.expired)
+        yield families.FEATURES_AHEAD.family(cache.ahead)
         yield families.FEATURE_CACHE_DISCONNECTS.family(cache.disconnects)
         yield families.FEATURE_CACHE_CONNECTED.family(self._feature_cache.connected)
 

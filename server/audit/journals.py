@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
+from server.audit import filters
 from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import AuditUnavailable, InvalidRequest, JournalError
 from server.audit.journal_file import Head, JournalReader, Row, journals_of
@@ -101,9 +102,10 @@ class Journals:
         """What the journals hold beyond a cursor, some rows of it.
 
         Raises:
-            InvalidRequest: The cursor is not one.
+            InvalidRequest: The cursor is not one, or the filter breaks a rule.
             AuditUnavailable: No journal can be read.
         """
+        filters.instants(wanted.filter)
         positions = _positions(wanted.cursor)
         anew = not positions
         events: list[audit_pb2.WatchDecisionsResponse] = []

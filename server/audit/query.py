@@ -7,8 +7,6 @@ are read first, and what is shipped meanwhile is in both.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime as dt
 import heapq
 import time
@@ -23,7 +21,7 @@ import sqlalchemy as sa
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit import outcomes
+from server.audit import filters, outcomes
 from server.audit.changes import list_changes
 from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import AuditUnavailable, InvalidRequest, OutcomeConflict, UnknownDecision
@@ -133,9 +131,9 @@ class AuditQuery:
         if not 0 <= size <= LARGEST_PAGE:
             raise InvalidRequest(f"page_size: must be 1 to {LARGEST_PAGE}, or 0 for {DEFAULT_PAGE}, not {size}")
         size = size or DEFAULT_PAGE
-        before = _read_token(token)
-        since, until = _instants(wanted)
-        _check_text(wanted)
+        before = filters.read_token(token)
+        since, until = filters.instants(wanted)
+        filters.check_text(wanted)
         problems: list[str] = []
         tails = self._tails(wanted, before, size + 1, problems)
         stored = self._stored(wanted, since, until, before, size + 1, problems)
@@ -150,7 +148,7 @@ class AuditQuery:
         ids = sorted(found, reverse=True)
         return audit_pb2.ListDecisionsResponse(
             decisions=[found[one] for one in ids[:size]],
-            next_page_token=_token(ids[size - 1]) if len(ids) > size else "",
+            next_page_token=filters.token(ids[size - 1]) if len(ids) > size else "",
             incomplete="; ".join(problems),
         )
 
@@ -368,8 +366,8 @@ class AuditQuery:
             (until, None if until is None else columns.decided_at < until),
             (wanted.instruments, columns.instrument.in_(wanted.instruments)),
             (wanted.strategies, columns.strategy.in_(wanted.strategies)),
-            (wanted.actions, columns.action.in_(_short_names(pb.Action, wanted.actions, "ACTION_"))),
-            (wanted.sources, columns.source.in_(_short_names(pb.Source, wanted.sources, "SOURCE_"))),
+            (wanted.actions, columns.action.in_(filters.short_names(pb.Action, wanted.actions, "ACTION_"))),
+            (wanted.sources, columns.source.in_(filters.short_names(pb.Source, wanted.sources, "SOURCE_"))),
             (wanted.model, sa.or_(columns.model_name == wanted.model, columns.model_version == wanted.model)),
         )
         query = query.where(*(condition for given, condition in conditions if given and condition is not None))
@@ -389,41 +387,6 @@ class AuditQuery:
             )
             for found in rows
         ]
-
-
-def _instants(wanted: audit_pb2.DecisionFilter) -> tuple[dt.datetime | None, dt.datetime | None]:
-    try:
-        return (
-            wanted.since.ToDatetime(dt.UTC) if wanted.HasField("since") else None,
-            wanted.until.ToDatetime(dt.UTC) if wanted.HasField("until") else None,
-        )
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"filter: since and until must be valid instants: {error}") from error
-
-
-def _check_text(wanted: audit_pb2.DecisionFilter) -> None:
-    for text in (*wanted.instruments, *wanted.strategies, wanted.model):
-        if "\0" in text:  # which PostgreSQL cannot store, nor be asked for
-            raise InvalidRequest("filter: no text may hold a NUL character")
-
-
-def _short_names(enum: type[pb.Action] | type[pb.Source], values: object, prefix: str) -> list[str]:
-    known = enum.DESCRIPTOR.values_by_number
-    return [known[value].name.removeprefix(prefix) for value in values if value in known]  # type: ignore[attr-defined]
-
-
-def _token(decision_id: str) -> str:
-    return base64.urlsafe_b64encode(decision_id.encode()).decode()
-
-
-def _read_token(token: str) -> str:
-    try:
-        decision_id = base64.b64decode(token, altchars=b"-_", validate=True).decode()
-        if "\0" in decision_id:
-            raise ValueError("not a decision id")
-        return decision_id
-    except (ValueError, binascii.Error) as error:
-        raise InvalidRequest("page_token: must be the next_page_token of a page before") from error
 
 
 def _line(error: sa.exc.SQLAlchemyError) -> str:

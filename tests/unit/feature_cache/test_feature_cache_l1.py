@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from feature_cache.codec import BookState, FeatureSnapshot, encode
 from feature_cache.features import N_FEATURES
@@ -95,6 +96,17 @@ def test_a_vector_that_is_too_old_already_is_not_taken(cache: FeatureCache) -> N
     cache.accept(packed(1))
     assert not cache.accept(packed(2, publish_time_ns=NOW_NS - 11 * 10**9))
     assert sequence_of(cache) == 1
+
+
+def test_a_vector_from_beyond_our_clock_has_no_age_and_is_not_taken(cache: FeatureCache, clocks: Clocks) -> None:
+    with capture_logs() as lines:
+        assert cache.accept(packed(1, publish_time_ns=NOW_NS + 900_000_000)), "clocks differ a little"
+        for sequence in range(2, 6):
+            assert not cache.accept(packed(sequence, publish_time_ns=NOW_NS + 5 * 10**9))
+    assert (cache.ahead, sequence_of(cache)) == (4, 1)
+    assert [line["lead_seconds"] for line in lines] == [5.0, 5.0, 5.0], "the 1st, 2nd and 4th"
+    clocks.advance(4.5)
+    assert cache.accept(packed(6, publish_time_ns=NOW_NS + 5 * 10**9))
 
 
 def test_sequences_may_begin_again_once_the_last_one_has_expired(cache: FeatureCache, clocks: Clocks) -> None:

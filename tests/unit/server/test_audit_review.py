@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 from desk import SETTINGS_JSON, Desk, values
+from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner, Result
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
@@ -316,6 +317,9 @@ def test_a_watch_goes_on_in_every_journal_where_it_broke_off(audit: Audit) -> No
         for wrong in ("17", "x:1", oldest.cursor + ","):
             with pytest.raises(InvalidRequest):
                 query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=wrong))
+        never = audit_pb2.DecisionFilter(since=Timestamp(seconds=1 << 60))
+        with pytest.raises(InvalidRequest, match="since and until must be valid instants"):
+            query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=seen.cursor, filter=never))
 
 
 def test_instants_are_iso_8601_or_a_time_ago() -> None:
