@@ -218,6 +218,7 @@ def load(
     if as_json:
         print(MessageToJson(response))
     else:
+        print("\n".join(response.change.diff) + _dry(response.change))
         Console().print(_model_table([response.model]))
 
 

@@ -40,9 +40,23 @@ def canary_subjects(rollout: Rollout, deployment: Deployment, champion_version: 
         return "" if not value or is_version(value) else "must be 16 hexadecimal digits"
 
     return {
-        CANARY: Subject("", check_canary, lambda value, _seconds: rollout.obey_canary(_canary(value))),
-        CHAMPION: Subject(champion_version or "", check_version, lambda value, _seconds: deployment.obey(value)),
+        CANARY: Subject("", check_canary, lambda value, _seconds: rollout.obey_canary(_canary(value)), _in_words),
+        CHAMPION: Subject(
+            champion_version or "",
+            check_version,
+            lambda value, _seconds: deployment.obey(value),
+            lambda version: version or "what the replicas serve",
+        ),
     }
+
+
+def _in_words(value: str) -> str:
+    canary = _canary(value)
+    if canary is None:
+        return "none"
+    if not canary.running:
+        return f"{canary.model_version} {canary.state.replace('_', ' ')}"
+    return f"{canary.model_version} at {canary.weight:.0%} of the flows{' (held)' if canary.held else ''}"
 
 
 def _canary(value: str) -> Canary | None:

@@ -14,7 +14,8 @@ def describe(
     subjects: Mapping[str, Subject], before: Control, after: Control, change: Change, is_over: IsOver
 ) -> admin_pb2.Change:
     """What a change does to a state; instant and instance are the caller's to add."""
-    usual = subjects[change.subject].usual
+    subject = subjects[change.subject]
+    usual, words = subject.usual, subject.words
     previous, value = (_or(state.value(change.subject, is_over), usual) for state in (before, after))
     setting = before.settings.get(change.subject)
     if change.ends is not None and setting is not None and setting.temporary is not None:
@@ -31,10 +32,10 @@ def describe(
     )
     if change.expires_at is not None:
         message.expires_at.FromNanoseconds(int(change.expires_at * 1e9))
-    line = f"{change.subject}: {previous} → {value}"
+    line = f"{change.subject}: {words(previous)} → {words(value)}"
     if change.seconds is not None:
         permanent = after.settings[change.subject].permanent if change.subject in after.settings else None
-        line += f" for {change.seconds:g} s, then {_or(permanent, usual)}"
+        line += f" for {change.seconds:g} s, then {words(_or(permanent, usual))}"
     if previous != value or change.seconds is not None:
         message.diff.append(line)
     return message

@@ -85,11 +85,11 @@ class Wanted:
     expires_in_seconds: float | None = None
     expected_version: int | None = None
     """The change is refused unless this is the version in force."""
-    needs_all: bool = False
-    """The change is refused while it would hold on this server alone: it goes by what all of them have done."""
     dry_run: bool = False
     detail: tuple[str, ...] = ()
     """What the value stands for, a line each."""
+    needs_all: bool = False
+    """The change is refused while it would hold on this server alone: it goes by what all of them have done."""
 
 
 class ControlState:

@@ -29,6 +29,8 @@ class Subject:
     """What is wrong with a value, naming the rule; empty when it may be set."""
     obey: Callable[[str, float | None], None]
     """Puts a value in force, for so many seconds or until another one comes."""
+    words: Callable[[str], str] = str
+    """A value for people."""
 
 
 def flag_subject(name: str) -> str:

@@ -166,7 +166,15 @@ class Steering:
     ) -> pb.Change:
         check_author(author, request.reason)
         expected = request.expected_control_version if request.HasField("expected_control_version") else None
-        wanted = Wanted(subject, value, author, request.reason, expires_in_seconds, expected, request.dry_run)
+        wanted = Wanted(
+            subject,
+            value,
+            author,
+            request.reason,
+            expires_in_seconds,
+            expected_version=expected,
+            dry_run=request.dry_run,
+        )
         return await self._control.change(wanted)
 
     def _known(self, replica: str) -> str:

@@ -107,6 +107,7 @@ def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_
     started = start(admin, version, 0.5, 1.0)
     assert (started.canary.model_version, started.canary.champion_version) == (version, champion)
     assert (started.change.subject, started.change.author) == ("canary", "ann")
+    assert started.change.diff[0].endswith(f"→ {version} at 50% of the flows")
 
     def trade_on() -> admin_pb2.Canary:
         traders.trade(40)
