@@ -1,9 +1,10 @@
 """`pretrade bench-capacity`: measures the costs that `loadtest.capacity` plans with, and how well it foretells.
 
 The whole stack decides at several rates, one after the other; orders come at random. At each of them it is seen how
-large batches are, how long they take, and what CPU every part uses. The costs of a part are the line through these
-points that has no negative coefficient; the rates of `_HELD_OUT` take no part in it, and what the model says of them is
-compared with what they were. It wants a machine of its own: what else runs there is taken for part of the load.
+large batches are, how long they take, and what CPU every part uses. The CPU of a part is the line through these points
+that has no negative coefficient, and through one more, where there is an h2load: a crowd of callers, which tells what
+rows cost apart from batches. The rates of `_HELD_OUT` take no part in it, and what the model says of them is compared
+with what they were. It wants a machine of its own, or a priority (`nice -n -10`) that makes it one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
+from loadtest import h2load
 from loadtest.capacity import OverloadError, commits, load, meanwhile, queue, stretch
 from loadtest.costs import Costs, Cpu, Replica, Stage
 from loadtest.open_loop import Answer, call_decide_at_rate
@@ -44,6 +46,7 @@ from pretrade.decision.v1 import decision_pb2_grpc
 
 _HELD_OUT: Final = (1, 3)
 """The second and the fourth rate."""
+_CROWD: Final = 64
 _SETTLE_SECONDS: Final = 3.0
 _SHIPPED_SECONDS: Final = 60.0
 _QUANTILES: Final = (0.5, 0.95)
@@ -83,7 +86,7 @@ class Point:
     generator: float
     """That of the load generator, in cores."""
     utilisation: float
-    """Share of the machine's cores that were busy, with whatever else ran there but for what is nice."""
+    """Share of the machine's cores that the stack and the generator used."""
     shadow_batches: float
     """A second."""
 
@@ -97,8 +100,6 @@ class _Reading:
     """By sample, replica and upper edge of the bucket; other labels are summed over."""
     cpu: Mapping[str, float]
     generator: float
-    busy: float
-    """CPU seconds of the whole machine."""
 
     def total(self, name: str) -> float:
         """A metric's value, over all its labels."""
@@ -122,11 +123,12 @@ def run_capacity_bench(
     """
 
     def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
-        idle, points, database = _measure(stack, rates, seconds, console)
+        idle, points, crowd, database = _measure(stack, rates, seconds, console)
         known = Costs.read()
-        costs = fit(idle, [point for i, point in enumerate(points) if i not in _HELD_OUT], database, known)
+        told = [point for i, point in enumerate(points) if i not in _HELD_OUT]
+        costs = fit(idle, told, crowd, database, known)
         checks = [check(costs, points[i], os.cpu_count() or 1) for i in _HELD_OUT]
-        console.print(_table(points))
+        console.print(_table([*points, *crowd]))
         console.print(_check_table(checks))
         said = f"pretrade bench-capacity, {', '.join(f'{rate:g}' for rate in rates)} orders a second"
         document = {
@@ -137,6 +139,7 @@ def run_capacity_bench(
             "load_average": os.getloadavg(),
             "idle": dict(idle),
             "points": [asdict(point) for point in points],
+            "crowd": [asdict(point) for point in crowd],
             "held_out": list(_HELD_OUT),
             "checks": checks,
             "costs": costs.model_dump(),
@@ -153,8 +156,8 @@ def run_capacity_bench(
 
 def _measure(
     stack: Stack, rates: Sequence[float], seconds: float, console: Console
-) -> tuple[Mapping[str, float], list[Point], Mapping[str, float]]:
-    """CPU of the idle parts, a point for each rate, and what the decisions fill on disk."""
+) -> tuple[Mapping[str, float], list[Point], list[Point], Mapping[str, float]]:
+    """CPU of the idle parts, a point for each rate, one of a crowd or none, and what the decisions fill on disk."""
     with console.status("warming up"):
         _run(stack, rates[0], _SETTLE_SECONDS)
         _wait_until_shipped(stack)
@@ -170,7 +173,15 @@ def _measure(
             _run(stack, rate, _SETTLE_SECONDS)
             before = _reading(stack)
             answers = _run(stack, rate, seconds)
-            points.append(_point(before, _reading(stack), answers))
+            points.append(_point(before, _reading(stack), _latencies(answers), len(answers)))
+    crowd = []
+    if h2load.is_installed():
+        with console.status(f"{_CROWD} callers at once"):
+            order = OrderFlow(stack.endpoints.instruments, ref_prefix=f"capacity-{time.time_ns():x}-").next({})
+            h2load.call_decide(str(stack.endpoints.decision), order, _CROWD, _SETTLE_SECONDS)
+            before = _reading(stack)
+            run = h2load.call_decide(str(stack.endpoints.decision), order, _CROWD, seconds)
+            crowd.append(_point(before, _reading(stack), list(run.latencies), run.answers))
     with console.status("the disk"):
         _wait_until_shipped(stack)
         ended = _reading(stack)
@@ -180,7 +191,7 @@ def _measure(
             "bytes_per_decision": (_database_bytes(stack) - bytes_before) / decisions,
             "journal_bytes_per_decision": _journal_bytes(stack, rates[0]),
         }
-    return idle, points, database
+    return idle, points, crowd, database
 
 
 def _journal_bytes(stack: Stack, rate: float) -> float:
@@ -224,9 +235,7 @@ def _reading(stack: Stack) -> _Reading:
     threads = [thread for each in (server, *server.children(recursive=True)) for thread in each.threads()]
     cpu["loop"] = max(thread.user_time + thread.system_time for thread in threads)
     own = resource.getrusage(resource.RUSAGE_SELF)
-    machine = psutil.cpu_times()
-    busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - machine.nice
-    return _Reading(time.monotonic(), metrics, cpu, own.ru_utime + own.ru_stime, busy)
+    return _Reading(time.monotonic(), metrics, cpu, own.ru_utime + own.ru_stime)
 
 
 def _tree_seconds(pid: int) -> float:
@@ -234,23 +243,29 @@ def _tree_seconds(pid: int) -> float:
     return sum(sum(each.cpu_times()[:2]) for each in (process, *process.children(recursive=True)))
 
 
-def _point(before: _Reading, after: _Reading, answers: Sequence[Answer]) -> Point:
+def _latencies(answers: Sequence[Answer]) -> list[float]:
+    return [answer.seconds for answer in answers if answer.decision is not None]
+
+
+def _point(before: _Reading, after: _Reading, latencies: Sequence[float], sent: int) -> Point:
     seconds = after.at - before.at
-    ms = [1e3 * answer.seconds for answer in answers if answer.decision is not None]
+    ms = [1e3 * latency for latency in latencies]
     p50, p99 = np.percentile(ms, (50, 99))
     replica = _batches(before, after, "pretrade_replica_batch_rows", "pretrade_replica_batch_seconds", "primary")
     shadow = _batches(before, after, "pretrade_replica_batch_rows", "pretrade_replica_batch_seconds", "challenger")
+    cores = {part: (after.cpu[part] - before.cpu[part]) / seconds for part in after.cpu}
+    generator = (after.generator - before.generator) / seconds
     return Point(
         rate=len(ms) / seconds,
-        errors=len(answers) - len(ms),
+        errors=sent - len(ms),
         p50_ms=float(p50),
         p99_ms=float(p99),
         mean_ms=statistics.fmean(ms),
         replica=replica,
         journal=_batches(before, after, "pretrade_journal_commit_rows", "pretrade_journal_commit_seconds", ""),
-        cores={part: (after.cpu[part] - before.cpu[part]) / seconds for part in after.cpu},
-        generator=(after.generator - before.generator) / seconds,
-        utilisation=(after.busy - before.busy) / seconds / (os.cpu_count() or 1),
+        cores=cores,
+        generator=generator,
+        utilisation=(sum(cores.values()) - cores["loop"] + generator) / (os.cpu_count() or 1),
         shadow_batches=shadow.a_second,
     )
 
@@ -291,12 +306,19 @@ def quantile(cumulative: Sequence[tuple[float, float]], share: float) -> float:
     return below
 
 
-def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[str, float], known: Costs) -> Costs:
+def fit(
+    idle: Mapping[str, float],
+    points: Sequence[Point],
+    crowd: Sequence[Point],
+    database: Mapping[str, float],
+    known: Costs,
+) -> Costs:
     """The costs that explain the points best.
 
     Args:
         idle: Cores of each part while nobody asks.
         points: At least three.
+        crowd: More, for the CPU alone: no orders that come at random.
         database: What was measured of `Database`.
         known: For what is not measured here: features, database, and rows of a batch on the replica.
     """
@@ -304,8 +326,9 @@ def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[st
 
     def cpu(parts: Iterable[str], batches: Sequence[float]) -> Cpu:
         base = sum(idle[part] for part in parts)
-        used = [sum(point.cores[part] for part in parts) - base for point in points]
-        a_batch, a_row = _line([(each, point.rate) for each, point in zip(batches, points, strict=True)], used)
+        all_of_them = (*points, *crowd)
+        used = [sum(point.cores[part] for part in parts) - base for point in all_of_them]
+        a_batch, a_row = _line([(each, point.rate) for each, point in zip(batches, all_of_them, strict=True)], used)
         return Cpu(base_cores=base, batch_us=1e6 * a_batch, row_us=1e6 * a_row)
 
     def stage(found: Sequence[Batches], times_ms: Sequence[float], row_us: float) -> Stage:
@@ -313,7 +336,7 @@ def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[st
         sigmas = [math.log(each.p95_ms / each.p50_ms) / 1.645 for each in found]
         return Stage(batch_ms=max(0.0, statistics.median(batch_ms)), row_us=row_us, sigma=statistics.median(sigmas))
 
-    sent = [point.replica.a_second for point in points]
+    sent = [point.replica.a_second for point in (*points, *crowd)]
     scored = stage([one.replica for one in points], [one.replica.mean_ms for one in points], known.replica.row_us)
     gaps = [
         1e3 * meanwhile(point.replica.rows) / point.rate - point.replica.rows * scored.row_us / 1e3 for point in points
@@ -335,7 +358,7 @@ def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[st
         loop=cpu(("loop",), sent),
         server=cpu(("server",), sent),
         primary=cpu(("primary",), sent),
-        shadow=cpu(("challenger",), [point.shadow_batches for point in points]),
+        shadow=cpu(("challenger",), [point.shadow_batches for point in (*points, *crowd)]),
         standby=cpu(("secondary",), sent),
         stores=cpu(_STORES, sent),
         features=known.features,
@@ -355,7 +378,7 @@ def _line(features: Sequence[tuple[float, float]], values: Sequence[float]) -> t
 def check(costs: Costs, point: Point, cores: int) -> dict[str, dict[str, float]]:
     """What the model says of a point, next to what was measured there.
 
-    Whatever ran on the machine besides counts as running beside the server.
+    The rest of the stack and the load generator run beside the server.
     """
     own = sum(point.cores[part] for part in ("server", "primary", "secondary", "challenger", *_STORES))
     beside = min(_FULL, point.utilisation) * cores - own
