@@ -9,7 +9,7 @@ import pytest
 from capacity_costs import COSTS
 
 from loadtest.capacity import load
-from local.capacity_bench import Batches, Point, check, fit, quantile
+from local.capacity_fit import Batches, Point, check, fit, quantile
 
 CORES = os.cpu_count() or 1
 PARTS = {
