@@ -1,9 +1,10 @@
 """`pretrade bench-capacity`: measures the costs that `loadtest.capacity` plans with, and how well it foretells.
 
 The whole stack decides at several rates, one after the other; orders come at random. At each of them it is seen how
-large batches are, how long they take, and what CPU every part uses. The costs of a part are the line through these
-points that has no negative coefficient; the rates of `_HELD_OUT` take no part in it, and what the model says of them is
-compared with what they were. It wants a machine of its own: what else runs there is taken for part of the load.
+large batches are, how long they take, and what CPU every part uses. The CPU of a part is the line through these points
+that has no negative coefficient, and through one more, where there is an h2load: a crowd of callers, which tells what
+rows cost apart from batches. The rates of `_HELD_OUT` take no part in it, and what the model says of them is compared
+with what they were. It wants a machine of its own, or a priority (`nice -n -10`) that makes it one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import resource
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,10 +34,11 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
-from loadtest.capacity import OverloadError, commits, load, meanwhile, queue, stretch
-from loadtest.costs import Costs, Cpu, Replica, Stage
+from loadtest import h2load
+from loadtest.costs import Costs
 from loadtest.open_loop import Answer, call_decide_at_rate
 from loadtest.orders import OrderFlow
+from local.capacity_fit import Batches, Point, check, fit, quantile
 from local.command import OK, run_with_stack
 from local.settings import LocalSettings
 from local.stack import Stack
@@ -44,48 +46,11 @@ from pretrade.decision.v1 import decision_pb2_grpc
 
 _HELD_OUT: Final = (1, 3)
 """The second and the fourth rate."""
+_CROWD: Final = 64
 _SETTLE_SECONDS: Final = 3.0
 _SHIPPED_SECONDS: Final = 60.0
 _QUANTILES: Final = (0.5, 0.95)
-_FULL: Final = 0.97
-"""Of a machine that is busier than that nothing can be said."""
 _ROWS: Final = "pretrade_journal_rows_total"
-_STORES: Final = ("valkey", "postgres")
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """What a histogram of batches says of one stretch of time."""
-
-    a_second: float
-    rows: float
-    """On average."""
-    mean_ms: float
-    p50_ms: float
-    p95_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One rate."""
-
-    rate: float
-    """Decisions a second that were made."""
-    errors: int
-    p50_ms: float
-    """Of the callers', as the next two."""
-    p99_ms: float
-    mean_ms: float
-    replica: Batches
-    journal: Batches
-    cores: Mapping[str, float]
-    """CPU that each part used, in cores; `loop` is the busiest thread of the server."""
-    generator: float
-    """That of the load generator, in cores."""
-    utilisation: float
-    """Share of the machine's cores that were busy, with whatever else ran there but for what is nice."""
-    shadow_batches: float
-    """A second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +62,6 @@ class _Reading:
     """By sample, replica and upper edge of the bucket; other labels are summed over."""
     cpu: Mapping[str, float]
     generator: float
-    busy: float
-    """CPU seconds of the whole machine."""
 
     def total(self, name: str) -> float:
         """A metric's value, over all its labels."""
@@ -122,11 +85,12 @@ def run_capacity_bench(
     """
 
     def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
-        idle, points, database = _measure(stack, rates, seconds, console)
+        idle, points, crowd, database = _measure(stack, rates, seconds, console)
         known = Costs.read()
-        costs = fit(idle, [point for i, point in enumerate(points) if i not in _HELD_OUT], database, known)
+        told = [point for i, point in enumerate(points) if i not in _HELD_OUT]
+        costs = fit(idle, told, crowd, database, known)
         checks = [check(costs, points[i], os.cpu_count() or 1) for i in _HELD_OUT]
-        console.print(_table(points))
+        console.print(_table([*points, *crowd]))
         console.print(_check_table(checks))
         said = f"pretrade bench-capacity, {', '.join(f'{rate:g}' for rate in rates)} orders a second"
         document = {
@@ -137,6 +101,7 @@ def run_capacity_bench(
             "load_average": os.getloadavg(),
             "idle": dict(idle),
             "points": [asdict(point) for point in points],
+            "crowd": [asdict(point) for point in crowd],
             "held_out": list(_HELD_OUT),
             "checks": checks,
             "costs": costs.model_dump(),
@@ -153,8 +118,8 @@ def run_capacity_bench(
 
 def _measure(
     stack: Stack, rates: Sequence[float], seconds: float, console: Console
-) -> tuple[Mapping[str, float], list[Point], Mapping[str, float]]:
-    """CPU of the idle parts, a point for each rate, and what the decisions fill on disk."""
+) -> tuple[Mapping[str, float], list[Point], list[Point], Mapping[str, float]]:
+    """CPU of the idle parts, a point for each rate, one of a crowd or none, and what the decisions fill on disk."""
     with console.status("warming up"):
         _run(stack, rates[0], _SETTLE_SECONDS)
         _wait_until_shipped(stack)
@@ -170,7 +135,15 @@ def _measure(
             _run(stack, rate, _SETTLE_SECONDS)
             before = _reading(stack)
             answers = _run(stack, rate, seconds)
-            points.append(_point(before, _reading(stack), answers))
+            points.append(_point(before, _reading(stack), _latencies(answers), len(answers)))
+    crowd = []
+    if h2load.is_installed():
+        with console.status(f"{_CROWD} callers at once"):
+            order = OrderFlow(stack.endpoints.instruments, ref_prefix=f"capacity-{time.time_ns():x}-").next({})
+            h2load.call_decide(str(stack.endpoints.decision), order, _CROWD, _SETTLE_SECONDS)
+            before = _reading(stack)
+            run = h2load.call_decide(str(stack.endpoints.decision), order, _CROWD, seconds)
+            crowd.append(_point(before, _reading(stack), list(run.latencies), run.answers))
     with console.status("the disk"):
         _wait_until_shipped(stack)
         ended = _reading(stack)
@@ -180,7 +153,7 @@ def _measure(
             "bytes_per_decision": (_database_bytes(stack) - bytes_before) / decisions,
             "journal_bytes_per_decision": _journal_bytes(stack, rates[0]),
         }
-    return idle, points, database
+    return idle, points, crowd, database
 
 
 def _journal_bytes(stack: Stack, rate: float) -> float:
@@ -224,9 +197,7 @@ def _reading(stack: Stack) -> _Reading:
     threads = [thread for each in (server, *server.children(recursive=True)) for thread in each.threads()]
     cpu["loop"] = max(thread.user_time + thread.system_time for thread in threads)
     own = resource.getrusage(resource.RUSAGE_SELF)
-    machine = psutil.cpu_times()
-    busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - machine.nice
-    return _Reading(time.monotonic(), metrics, cpu, own.ru_utime + own.ru_stime, busy)
+    return _Reading(time.monotonic(), metrics, cpu, own.ru_utime + own.ru_stime)
 
 
 def _tree_seconds(pid: int) -> float:
@@ -234,23 +205,29 @@ def _tree_seconds(pid: int) -> float:
     return sum(sum(each.cpu_times()[:2]) for each in (process, *process.children(recursive=True)))
 
 
-def _point(before: _Reading, after: _Reading, answers: Sequence[Answer]) -> Point:
+def _latencies(answers: Sequence[Answer]) -> list[float]:
+    return [answer.seconds for answer in answers if answer.decision is not None]
+
+
+def _point(before: _Reading, after: _Reading, latencies: Sequence[float], sent: int) -> Point:
     seconds = after.at - before.at
-    ms = [1e3 * answer.seconds for answer in answers if answer.decision is not None]
+    ms = [1e3 * latency for latency in latencies]
     p50, p99 = np.percentile(ms, (50, 99))
     replica = _batches(before, after, "pretrade_replica_batch_rows", "pretrade_replica_batch_seconds", "primary")
     shadow = _batches(before, after, "pretrade_replica_batch_rows", "pretrade_replica_batch_seconds", "challenger")
+    cores = {part: (after.cpu[part] - before.cpu[part]) / seconds for part in after.cpu}
+    generator = (after.generator - before.generator) / seconds
     return Point(
         rate=len(ms) / seconds,
-        errors=len(answers) - len(ms),
+        errors=sent - len(ms),
         p50_ms=float(p50),
         p99_ms=float(p99),
         mean_ms=statistics.fmean(ms),
         replica=replica,
         journal=_batches(before, after, "pretrade_journal_commit_rows", "pretrade_journal_commit_seconds", ""),
-        cores={part: (after.cpu[part] - before.cpu[part]) / seconds for part in after.cpu},
-        generator=(after.generator - before.generator) / seconds,
-        utilisation=(after.busy - before.busy) / seconds / (os.cpu_count() or 1),
+        cores=cores,
+        generator=generator,
+        utilisation=(sum(cores.values()) - cores["loop"] + generator) / (os.cpu_count() or 1),
         shadow_batches=shadow.a_second,
     )
 
@@ -271,123 +248,6 @@ def _batches(before: _Reading, after: _Reading, rows: str, seconds: str, replica
         p50,
         p95,
     )
-
-
-def quantile(cumulative: Sequence[tuple[float, float]], share: float) -> float:
-    """A quantile of a histogram, by geometric interpolation within its bucket.
-
-    Args:
-        cumulative: (upper edge, count up to it), ascending; the last edge is infinite.
-        share: In (0, 1).
-    """
-    wanted = share * cumulative[-1][1]
-    below, count = cumulative[0][0] / 2, 0.0
-    for edge, upto in cumulative:
-        if upto >= wanted and upto > count:
-            if math.isinf(edge):
-                return below
-            return below * math.pow(edge / below, (wanted - count) / (upto - count))
-        below, count = edge, upto
-    return below
-
-
-def fit(idle: Mapping[str, float], points: Sequence[Point], database: Mapping[str, float], known: Costs) -> Costs:
-    """The costs that explain the points best.
-
-    Args:
-        idle: Cores of each part while nobody asks.
-        points: At least three.
-        database: What was measured of `Database`.
-        known: For what is not measured here: features, database, and rows of a batch on the replica.
-    """
-    cores = os.cpu_count() or 1
-
-    def cpu(parts: Iterable[str], batches: Sequence[float]) -> Cpu:
-        base = sum(idle[part] for part in parts)
-        used = [sum(point.cores[part] for part in parts) - base for point in points]
-        a_batch, a_row = _line([(each, point.rate) for each, point in zip(batches, points, strict=True)], used)
-        return Cpu(base_cores=base, batch_us=1e6 * a_batch, row_us=1e6 * a_row)
-
-    def stage(found: Sequence[Batches], times_ms: Sequence[float], row_us: float) -> Stage:
-        batch_ms = [ms - each.rows * row_us / 1e3 for each, ms in zip(found, times_ms, strict=True)]
-        sigmas = [math.log(each.p95_ms / each.p50_ms) / 1.645 for each in found]
-        return Stage(batch_ms=max(0.0, statistics.median(batch_ms)), row_us=row_us, sigma=statistics.median(sigmas))
-
-    sent = [point.replica.a_second for point in points]
-    scored = stage([one.replica for one in points], [one.replica.mean_ms for one in points], known.replica.row_us)
-    gaps = [
-        1e3 * meanwhile(point.replica.rows) / point.rate - point.replica.rows * scored.row_us / 1e3 for point in points
-    ]
-    replica = Replica(**scored.model_dump(), gap_ms=max(0.0, statistics.median(gaps)))
-    journal = stage([one.journal for one in points], [one.journal.mean_ms for one in points], known.journal.row_us)
-    rest = []
-    for point in points:
-        at = queue(replica, point.rate)
-        written = commits(journal, point.rate, at)
-        waits = at.busy / 2 * replica.gap_seconds(at.rows) * math.exp(replica.sigma**2)
-        waits += written.busy / 2 * written.seconds * math.exp(journal.sigma**2)
-        known_ms = 1e3 * (waits + at.seconds + written.seconds)
-        rest.append((point.mean_ms - known_ms) / stretch(min(_FULL, point.utilisation), cores))
-    return Costs(
-        replica=replica,
-        journal=journal,
-        rest=Stage(batch_ms=max(0.0, statistics.median(rest)), row_us=0.0, sigma=replica.sigma),
-        loop=cpu(("loop",), sent),
-        server=cpu(("server",), sent),
-        primary=cpu(("primary",), sent),
-        shadow=cpu(("challenger",), [point.shadow_batches for point in points]),
-        standby=cpu(("secondary",), sent),
-        stores=cpu(_STORES, sent),
-        features=known.features,
-        database=known.database.model_copy(update=dict(database)),
-    )
-
-
-def _line(features: Sequence[tuple[float, float]], values: Sequence[float]) -> tuple[float, float]:
-    """Least squares without negative coefficients."""
-    from sklearn.linear_model import LinearRegression  # noqa: PLC0415 - slow to import
-
-    fitted = LinearRegression(positive=True, fit_intercept=False).fit(np.asarray(features), np.asarray(values))
-    a, b = fitted.coef_
-    return float(a), float(b)
-
-
-def check(costs: Costs, point: Point, cores: int) -> dict[str, dict[str, float]]:
-    """What the model says of a point, next to what was measured there.
-
-    Whatever ran on the machine besides counts as running beside the server.
-    """
-    own = sum(point.cores[part] for part in ("server", "primary", "secondary", "challenger", *_STORES))
-    beside = min(_FULL, point.utilisation) * cores - own
-    measured = {
-        "rate": point.rate,
-        "rows of a batch": point.replica.rows,
-        "ms of a batch": point.replica.mean_ms,
-        "gap after it, ms": 1e3 * meanwhile(point.replica.rows) / point.rate,
-        "rows of a commit": point.journal.rows,
-        "ms of a commit": point.journal.mean_ms,
-        "server cores": point.cores["server"],
-        "event loop": point.cores["loop"],
-        "p50 ms": point.p50_ms,
-        "p99 ms": point.p99_ms,
-    }
-    try:
-        said = load(costs, point.rate, cores, beside=beside)
-    except OverloadError:
-        return {"measured": measured, "model": {}}
-    model = {
-        "rate": said.rate,
-        "rows of a batch": said.replica.rows,
-        "ms of a batch": 1e3 * said.replica.seconds,
-        "gap after it, ms": 1e3 * costs.replica.gap_seconds(said.replica.rows),
-        "rows of a commit": said.journal.rows,
-        "ms of a commit": 1e3 * said.journal.seconds,
-        "server cores": costs.server.cores(said.rate, said.replica.batches),
-        "event loop": said.loop,
-        "p50 ms": said.p50_ms,
-        "p99 ms": said.p99_ms,
-    }
-    return {"measured": measured, "model": model}
 
 
 def _database_bytes(stack: Stack) -> float:

@@ -9,7 +9,7 @@ import pytest
 from capacity_costs import COSTS
 
 from loadtest.capacity import load
-from local.capacity_bench import Batches, Point, check, fit, quantile
+from local.capacity_fit import Batches, Point, check, fit, quantile
 
 CORES = os.cpu_count() or 1
 PARTS = {
@@ -51,7 +51,7 @@ def point(rate: float) -> Point:
 
 IDLE = {part: cpu.base_cores for part, cpu in PARTS.items()}
 POINTS = [point(rate) for rate in (100.0, 300.0, 600.0, 900.0, 1_200.0)]
-FOUND = fit(IDLE, POINTS, {"bytes_per_decision": 1_234.0}, COSTS)
+FOUND = fit(IDLE, POINTS, [point(3_000.0)], {"bytes_per_decision": 1_234.0}, COSTS)
 
 
 def test_the_time_of_a_batch_and_its_spread_are_found() -> None:
