@@ -38,8 +38,11 @@ SECOND = 1_000_000_000
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = LocalSettings(dir=tmp_path_factory.mktemp("feed"), market=False)
-    with Stack(settings, parts={"valkey", "broker", "worker"}) as stack:
-        yield stack
+    with pytest.MonkeyPatch.context() as environment:
+        # A machine that is slow must not make a venue silent while a test waits.
+        environment.setenv("PRETRADE_WORKER_READY_AGE_SECONDS", "3600")
+        with Stack(settings, parts={"valkey", "broker", "worker"}) as stack:
+            yield stack
 
 
 @dataclass

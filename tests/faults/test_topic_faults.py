@@ -36,8 +36,11 @@ Seen = Callable[[str], None]
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Broker, worker and Valkey without a market: each test publishes one of its own, and leaves all parts running."""
     settings = LocalSettings(dir=tmp_path_factory.mktemp("topic"), market=False)
-    with Stack(settings, parts={"valkey", "broker", "worker"}) as stack:
-        yield stack
+    with pytest.MonkeyPatch.context() as environment:
+        # A machine that is slow must not make a venue silent while a test waits.
+        environment.setenv("PRETRADE_WORKER_READY_AGE_SECONDS", "3600")
+        with Stack(settings, parts={"valkey", "broker", "worker"}) as stack:
+            yield stack
 
 
 def brokers(stack: Stack) -> str:
