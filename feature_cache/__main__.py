@@ -9,7 +9,7 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
-from feature_cache import logs
+from feature_cache import kafka, logs
 from feature_cache.settings import PREFIX, WorkerSettings, load
 from feature_cache.worker import serve
 
@@ -18,8 +18,9 @@ def main() -> int:
     """Runs the worker; returns 2 when the settings are wrong and 1 when it cannot start."""
     if sys.argv[1:]:
         fields = "\n".join(
-            f"  {PREFIX}{name.upper()} (default {field.default!r}): {field.description}"
-            for name, field in WorkerSettings.model_fields.items()
+            f"  {prefix}{name.upper()} (default {field.default!r}): {field.description}"
+            for prefix, section in ((PREFIX, WorkerSettings), (kafka.PREFIX, kafka.KafkaSecurity))
+            for name, field in section.model_fields.items()
         )
         print(__doc__, fields, sep="\n\n")
         return 0 if sys.argv[1] in ("-h", "--help") else 2

@@ -21,6 +21,7 @@ from aiokafka.errors import (
     for_code,
 )
 
+from feature_cache import kafka
 from feature_cache.engines import Engines, PoisonError
 from feature_cache.settings import WorkerSettings
 
@@ -129,7 +130,7 @@ class MarketEventConsumer:
 
     async def _consume(self) -> None:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+            **kafka.client(self._settings.kafka_bootstrap_servers),
             group_id=self._settings.kafka_group,
             client_id="pretrade-feature-worker",
             enable_auto_commit=False,
@@ -349,7 +350,7 @@ class DeadLetters:
 
     async def _send_from(self, letter: _DeadLetter) -> None:
         """Sends a letter and all that are queued or come within a while after it."""
-        producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap_servers, request_timeout_ms=5000)
+        producer = AIOKafkaProducer(**kafka.client(self._bootstrap_servers), request_timeout_ms=5000)
         await producer.start()
         try:
             while True:
@@ -372,7 +373,7 @@ async def create_topic(bootstrap_servers: str, topic: str, partitions: int, repl
     Raises:
         KafkaError: The brokers cannot be reached, or refuse.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=5000)
+    admin = AIOKafkaAdminClient(**kafka.client(bootstrap_servers), request_timeout_ms=5000)
     try:
         await admin.start()
         answer = await admin.create_topics([NewTopic(topic, partitions, replicas)])

@@ -15,6 +15,7 @@ from typing import Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from feature_cache import kafka
 from feature_cache.consumer import create_topic
 from feature_cache.snapshots import INTERVAL_NS, Snapshots, sibling
 from pretrade.market.v1 import market_pb2 as pb
@@ -88,7 +89,7 @@ class EventPublisher:
     async def __aenter__(self) -> EventPublisher:
         await create_topic(self.bootstrap_servers, self.topic, self._partitions)
         # A producer belongs to the running loop from its constructor on.
-        self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, linger_ms=self._linger_ms)
+        self._producer = AIOKafkaProducer(**kafka.client(self.bootstrap_servers), linger_ms=self._linger_ms)
         await self._producer.start()
         return self
 

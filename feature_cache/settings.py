@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from feature_cache import cluster
+from feature_cache import cluster, kafka
 
 PREFIX: Final = "PRETRADE_WORKER_"
 
@@ -28,7 +28,7 @@ class WorkerSettings(BaseSettings):
     flush_interval_seconds: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Seconds between two writes to Redis; each writes the newest vector of every instrument that changed."""
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
-    """Comma-separated `host:port` of the brokers."""
+    """Comma-separated `host:port` of the brokers. TLS, name and password are in `PRETRADE_KAFKA_*`."""
     kafka_topic: str = "market.events"
     """Topic of the market events; created with `kafka_partitions` partitions when it is missing."""
     kafka_partitions: Annotated[int, Field(ge=1, le=1000)] = 4
@@ -79,7 +79,7 @@ def load() -> WorkerSettings:
 
     Raises:
         pydantic.ValidationError: A value breaks its rule.
-        ValueError: A `PRETRADE_WORKER_*` variable names no setting.
+        ValueError: A `PRETRADE_WORKER_*` variable names no setting, or those of `feature_cache/kafka.py` are wrong.
     """
     unknown = sorted(
         name
@@ -89,4 +89,9 @@ def load() -> WorkerSettings:
     )
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(unknown)}")
-    return WorkerSettings()
+    settings = WorkerSettings()
+    try:
+        kafka.client(settings.kafka_bootstrap_servers)
+    except kafka.KafkaSecurityError as error:
+        raise ValueError(str(error)) from None
+    return settings

@@ -9,7 +9,7 @@ import datetime as dt
 import sys
 import time
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from google.protobuf.json_format import MessageToJson
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.cli import DEFAULT_DIRECTORY, USER, AdminTarget, AsJson, Directory, connected
-from server.steering_cli import Author, DryRun, Reason, Yes
+from server.steering_cli import Author, DryRun, Expect, Reason, Yes
 from server.terminal import canary_view, enum_name, local_time
 
 _RPC_SECONDS: Final = 3.0
@@ -30,6 +30,7 @@ _LOAD_SECONDS: Final = 180.0
 _REFRESH_SECONDS: Final = 0.5
 _EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
+    "4 somebody else made a change since: look again; "
     "`canary status`: 0 running or promoted, 5 rolled back or aborted, 6 there never was one."
 )
 ROLLED_BACK, NO_CANARY = 5, 6
@@ -49,6 +50,7 @@ def start(
     ] = None,
     author: Author = USER,
     reason: Reason = _REASON,
+    expect: Expect = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     target: AdminTarget = None,
@@ -62,6 +64,7 @@ def start(
     request = admin_pb2.StartCanaryRequest(
         model_version=version, steps=_shares(steps), author=author, reason=reason, dry_run=dry_run
     )
+    _hold(request, expect)
     with connected(target, directory, "admin") as channel:
         if not dry_run:
             _confirm(f"{version} then decides orders.", yes)
@@ -109,6 +112,7 @@ def weight(
     hold: Annotated[bool, typer.Option("--hold/--go-on", help="Hold it there, or let it take its steps.")] = True,
     author: Author = USER,
     reason: Reason = _REASON,
+    expect: Expect = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     target: AdminTarget = None,
@@ -119,6 +123,7 @@ def weight(
     request = admin_pb2.SetCanaryWeightRequest(
         weight=percent / 100, hold=hold, author=author, reason=reason, dry_run=dry_run
     )
+    _hold(request, expect)
     with connected(target, directory, "admin") as channel:
         if not dry_run:
             _confirm(f"The canary then decides {percent:g} % of the order flows.", yes)
@@ -130,6 +135,7 @@ def weight(
 def promote(
     author: Author = USER,
     reason: Reason = _REASON,
+    expect: Expect = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     target: AdminTarget = None,
@@ -138,6 +144,7 @@ def promote(
 ) -> None:
     """Make the canary the champion now, whatever its evidence."""
     request = admin_pb2.PromoteCanaryRequest(author=author, reason=reason, dry_run=dry_run)
+    _hold(request, expect)
     with connected(target, directory, "admin") as channel:
         if not dry_run:
             _confirm("The canary then decides every order, whatever its evidence.", yes)
@@ -149,6 +156,7 @@ def promote(
 def abort(
     author: Author = USER,
     reason: Reason = _REASON,
+    expect: Expect = None,
     dry_run: DryRun = False,
     target: AdminTarget = None,
     directory: Directory = DEFAULT_DIRECTORY,
@@ -156,6 +164,7 @@ def abort(
 ) -> None:
     """End the canary: all orders go to the champion. Never asks: it only makes things safer."""
     request = admin_pb2.AbortCanaryRequest(author=author, reason=reason, dry_run=dry_run)
+    _hold(request, expect)
     with connected(target, directory, "admin") as channel:
         response = admin_pb2_grpc.AdminServiceStub(channel).AbortCanary(request, timeout=_RPC_SECONDS)
     _show(response, response.canary, response.change, as_json)
@@ -165,6 +174,7 @@ def abort(
 def rollback(
     author: Author = USER,
     reason: Reason = _REASON,
+    expect: Expect = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     target: AdminTarget = None,
@@ -173,6 +183,7 @@ def rollback(
 ) -> None:
     """Make the champion's predecessor the champion again."""
     request = admin_pb2.RollBackRequest(author=author, reason=reason, dry_run=dry_run)
+    _hold(request, expect)
     with connected(target, directory, "admin") as channel:
         if not dry_run:
             _confirm("The champion's predecessor then decides every order.", yes)
@@ -228,6 +239,7 @@ def alias(
     version: Version,
     author: Author = USER,
     reason: Reason = _REASON,
+    expect: Expect = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     target: AdminTarget = None,
@@ -238,6 +250,7 @@ def alias(
     request = admin_pb2.SetModelAliasRequest(
         alias=name, model_version=version, author=author, reason=reason, dry_run=dry_run
     )
+    _hold(request, expect)
     with connected(target, directory, "admin") as channel:
         if name == "champion" and not dry_run:
             _confirm(f"{version} then decides every order, without having been a canary.", yes)
@@ -270,6 +283,12 @@ def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change,
         return
     state = enum_name(admin_pb2.CanaryState, canary.state)
     print(f"canary {canary.model_version}: {state}, {canary.weight:.0%} of the flows{_dry(change)}")
+
+
+def _hold(request: Any, expect: int | None) -> None:
+    """Has a change be made only of that version of the control state."""
+    if expect is not None:
+        request.expected_control_version = expect
 
 
 def _dry(change: admin_pb2.Change) -> str:

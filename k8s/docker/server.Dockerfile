@@ -6,9 +6,10 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY . .
-# The wheel pins what it requires.
+# The wheel pins what it requires. What a worker needs is all that the `pretrade` command takes, which on-call runs in here,
+# and the topic of decisions.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[server]'
+RUN pip install --no-cache-dir '.[worker]'
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv

@@ -98,7 +98,7 @@ resource "aws_cloudwatch_log_group" "flows" {
 # One group a store: reached by the cluster's nodes, on its one port, and by nobody else.
 locals {
   stores = {
-    kafka    = 9092
+    kafka    = 9094
     redis    = 6379
     postgres = 5432
   }

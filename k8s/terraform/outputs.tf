@@ -5,7 +5,7 @@ output "cluster" {
 
 output "kafka_bootstrap_servers" {
   description = "PRETRADE_WORKER_KAFKA_BOOTSTRAP_SERVERS."
-  value       = aws_msk_cluster.this.bootstrap_brokers
+  value       = aws_msk_cluster.this.bootstrap_brokers_tls
 }
 
 output "redis_endpoint" {

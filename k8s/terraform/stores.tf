@@ -14,7 +14,6 @@ resource "aws_msk_configuration" "this" {
 }
 
 resource "aws_msk_cluster" "this" {
-  #checkov:skip=CKV_AWS_81:The clients speak no TLS to brokers yet; see client_authentication below.
   cluster_name           = var.name
   kafka_version          = var.kafka.version
   number_of_broker_nodes = var.kafka.brokers
@@ -34,15 +33,15 @@ resource "aws_msk_cluster" "this" {
     arn      = aws_msk_configuration.this.arn
     revision = aws_msk_configuration.this.latest_revision
   }
-  # What the clients speak today: no TLS and no credentials to the brokers. The security group admits the cluster's nodes
-  # and nobody else, and the cluster's network policies the pods that must.
+  # TLS and no credentials: the security group admits the cluster's nodes and nobody else, and the cluster's network
+  # policies the pods that must. Clients: PRETRADE_KAFKA_TLS=true; with names and passwords, see docs/security.md.
   client_authentication {
     unauthenticated = true
   }
   encryption_info {
     encryption_at_rest_kms_key_arn = aws_kms_key.this.arn
     encryption_in_transit {
-      client_broker = "TLS_PLAINTEXT"
+      client_broker = "TLS"
       in_cluster    = true
     }
   }

@@ -138,7 +138,9 @@ async def events_of_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[m
     from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: PLC0415 - the worker's client, for this command alone
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
+    from feature_cache import kafka  # noqa: PLC0415
+
+    consumer = AIOKafkaConsumer(**kafka.client(bootstrap_servers), enable_auto_commit=False)
     try:
         await consumer.start()
         await consumer.topics()

@@ -22,6 +22,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from google.protobuf.message import DecodeError
 
+from feature_cache import kafka
 from feature_cache.consumer import create_topic
 from pretrade.audit.v1 import packet_pb2
 from server.audit.errors import AuditError
@@ -57,9 +58,8 @@ class Publishing:
                 with closing(JournalReader(self._task.journal)) as journal:
                     self._start(journal)
                     await create_topic(settings.bootstrap_servers or "", settings.topic, settings.partitions)
-                    producer = AIOKafkaProducer(
-                        bootstrap_servers=settings.bootstrap_servers, acks="all", linger_ms=5, request_timeout_ms=5000
-                    )
+                    brokers = kafka.client(settings.bootstrap_servers or "")
+                    producer = AIOKafkaProducer(**brokers, acks="all", linger_ms=5, request_timeout_ms=5000)
                     await producer.start()
                     try:
                         while True:

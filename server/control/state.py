@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
@@ -85,6 +85,7 @@ class Wanted:
     expires_in_seconds: float | None = None
     expected_version: int | None = None
     """The change is refused unless this is the version in force."""
+    _: KW_ONLY
     dry_run: bool = False
     detail: tuple[str, ...] = ()
     """What the value stands for, a line each."""

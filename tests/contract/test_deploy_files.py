@@ -51,7 +51,9 @@ TALKS: Final = {
     ("server", "postgresql", 5432),
     ("server", "collector", 4317),
     ("worker", "kafka", 9092),
+    ("worker", "kafka", 9094),
     ("ingest", "kafka", 9092),
+    ("ingest", "kafka", 9094),
     ("worker", "redis", 6379),
 }
 PODS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -454,7 +456,7 @@ def test_only_what_must_talk_may_talk(objects: list[Object]) -> None:
     talks = {
         (source, target, port)
         for source, target in itertools.permutations(PODS, 2)
-        for port in (7001, 7002, 7003, 7004, 7005, 7070, 6379, 5432, 9092, 4317, 443, 9443)
+        for port in (7001, 7002, 7003, 7004, 7005, 7070, 6379, 5432, 9092, 9094, 4317, 443, 9443)
         if {source, target} & {"server", "worker", "ingest", "replica"}
         and permits(policies, "egress", PODS[source], PODS[target], port)
         and permits(policies, "ingress", PODS[target], PODS[source], port)

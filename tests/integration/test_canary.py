@@ -217,6 +217,8 @@ def test_the_commands_ask_before_orders_are_at_stake_and_tell_by_their_exit_code
     assert run("canary", "start", version)[0] == 1, "there is no terminal to ask on"
     assert canary_of(admin).model_version != version or canary_of(admin).state != admin_pb2.CANARY_STATE_RUNNING
     assert run("canary", "start", version, "--steps", "5,x", "--yes")[0] == 2
+    code, shown = run("canary", "start", version, "--yes", "--expect", "999999")
+    assert (code, "not 999999" in shown) == (4, True)
     assert run("canary", "start", version, "--steps", "5,50,100", "--dry-run")[0] == 0
     code, shown = run("canary", "start", version, "--steps", "5,50,100", "--yes", "--reason", "new data")
     assert (code, shown.strip()) == (0, f"canary {version}: RUNNING, 5% of the flows")

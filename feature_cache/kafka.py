@@ -1,0 +1,99 @@
+"""How every Kafka client of pretrade reaches its brokers: plainly, or over TLS and with a name and password.
+
+One set of variables, `PRETRADE_KAFKA_*`, for worker, ingest, replay, the topic of decisions and the labels. They are
+read whenever a client is made, so that a renewed certificate is taken over with the next connection.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from aiokafka.errors import KafkaError
+from pydantic import SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX: Final = "PRETRADE_KAFKA_"
+
+
+class KafkaSecurityError(KafkaError):  # type: ignore[misc]  # aiokafka has no types
+    """The variables contradict each other, or name a file that cannot be used."""
+
+
+class KafkaSecurity(BaseSettings):
+    """How a client proves itself, and whom it trusts."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        secrets_dir=os.environ.get("PRETRADE_SECRETS_DIR"),
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+
+    tls: bool = False
+    """Speak TLS with the brokers, whose certificates must be for the names they are called by."""
+    ca: Path | None = None
+    """Certificates of the authorities that are trusted, PEM; unset: the system's."""
+    certificate: Path | None = None
+    """Our certificate with its chain, PEM, where brokers ask for one."""
+    key: Path | None = None
+    """Its private key, PEM."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """How name and password are shown; unset: they are not. PLAIN needs TLS, since it hides nothing."""
+    username: str = ""
+    """Our name at the brokers."""
+    password: SecretStr = SecretStr("")
+    """Its password; may be a file of the variable's name in the directory `PRETRADE_SECRETS_DIR`."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if not self.tls and (self.ca or self.certificate or self.key):
+            raise ValueError(f"{PREFIX}CA, _CERTIFICATE and _KEY need {PREFIX}TLS=true")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError(f"{PREFIX}CERTIFICATE and {PREFIX}KEY belong together")
+        named = bool(self.username and self.password.get_secret_value())
+        if named != (self.sasl_mechanism is not None):
+            raise ValueError(f"{PREFIX}SASL_MECHANISM, _USERNAME and _PASSWORD belong together")
+        if self.sasl_mechanism == "PLAIN" and not self.tls:
+            raise ValueError(f"{PREFIX}SASL_MECHANISM=PLAIN needs {PREFIX}TLS=true")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of a client of aiokafka. Raises OSError for files that cannot be used."""
+        options: dict[str, Any] = {
+            "security_protocol": ("SASL_" if self.sasl_mechanism else "") + ("SSL" if self.tls else "PLAINTEXT")
+        }
+        if self.tls:
+            options["ssl_context"] = context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        if self.sasl_mechanism is not None:
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.username,
+                "sasl_plain_password": self.password.get_secret_value(),
+            }
+        return options
+
+
+def client(bootstrap_servers: str) -> dict[str, Any]:
+    """Arguments of every client of these brokers, `host:port` with commas between.
+
+    Raises:
+        KafkaSecurityError: The variables are wrong.
+    """
+    ours = {f"{PREFIX}{name.upper()}" for name in KafkaSecurity.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in ours)
+    if unknown:
+        raise KafkaSecurityError(f"unknown settings: {', '.join(unknown)}")
+    try:
+        security = KafkaSecurity()
+        return {"bootstrap_servers": bootstrap_servers, **security.options()}
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in error.errors())
+        raise KafkaSecurityError(f"{PREFIX}*: {problems}") from None
+    except OSError as error:  # of TLS, too
+        raise KafkaSecurityError(f"{PREFIX}*: {error}") from error
