@@ -48,7 +48,7 @@ _STEADY: Final = Load("unary", callers=64)
 _STEADY_SECONDS: Final = 1.0
 _STEADY_SHARE: Final = 0.1
 _MOST_WINDOWS: Final = 10
-_SOUND_SHARE: Final = 0.01
+_SOUND_SHARE: Final = 0.05
 """A closed loop with more errors says nothing of the capacity."""
 _WARM_UP_SECONDS: Final = 0.5
 _ASK_SECONDS: Final = 10.0
@@ -239,7 +239,7 @@ def show(console: Console, found: Found, title: str) -> None:
 
 def print_whole(console: Console, shown: Table) -> None:
     """Prints a table with all its columns whole where nobody says how wide a line may be, as in a log."""
-    console.print(shown, width=console.width if console.is_terminal else _WIDTH)
+    (console if console.is_terminal else Console(file=console.file, width=_WIDTH)).print(shown)
 
 
 def run_target(

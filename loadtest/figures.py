@@ -119,8 +119,8 @@ def table(results: Sequence[Figures], title: str) -> Table:
     compared = any(each.to_echo is not None or each.to_torchserve is not None for each in results)
     seen = any(each.cpu_us is not None for each in results)
     notes = ["ms", *(["CPU in µs a decision"] if seen else []), *(["TS: TorchServe"] if compared else [])]
-    notes += ["n × 64: calls of 64 orders each", "open, 50%: at half of the closed loop's rate"]
-    shown = Table(title=title, caption="; ".join(notes), box=SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
+    notes += ["n × 64: calls of 64 orders each", "at 50%: of the closed loop's rate, open"]
+    shown = Table(title=title, caption="; ".join(notes), box=SIMPLE, padding=0)
     headings = ["", "dec./s", "p50", "p99", "p99.9", "errors"]
     headings += ["CPU", "MiB"] if seen else []
     headings += ["/echo", "/TS"] if compared else []
@@ -131,7 +131,7 @@ def table(results: Sequence[Figures], title: str) -> Table:
         for each in group:
             cells = [f"  {each.server}", f"{each.decisions_per_second:,.0f}"]
             cells += [_ms(value) for value in (each.p50_ms, each.p99_ms, each.p999_ms)]
-            cells.append(f"[red]{each.errors:,}[/]" if each.errors else "0")
+            cells.append(f"[red]{_count(each.errors)}[/]" if each.errors else "0")
             cells += [_number(each.cpu_us), _number(each.memory_mebibytes)] if seen else []
             cells += [_ratio(each.to_echo), _ratio(each.to_torchserve)] if compared else []
             shown.add_row(*cells, style="bold" if each.kind == PRETRADE and compared else None)
@@ -178,6 +178,10 @@ def with_ratios(results: Sequence[Figures], servers: Sequence[Server], torchserv
     ]
 
 
+def _count(value: int) -> str:
+    return f"{value:,}" if value < 10_000 else f"{value / 1e3:,.0f}k"
+
+
 def _ms(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
@@ -187,4 +191,4 @@ def _number(value: float | None) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"

@@ -83,9 +83,9 @@ class Load:
     def name(self) -> str:
         """For people, and to find the same load in another run."""
         if self.share:
-            return f"{self.method}, open, {self.share:.0%}"
+            return f"{self.method}, at {self.share:.0%}"
         if self.rate:
-            return f"{self.method}, open, {self.rate:,.0f}/s"
+            return f"{self.method}, {self.rate:,.0f}/s"
         if ORDERS[self.method] > 1:
             return f"{self.method}, {self.callers} × {ORDERS[self.method]}"
         return f"{self.method}, {self.callers} caller{'s' if self.callers > 1 else ''}"

@@ -45,7 +45,7 @@ def test_a_server_without_an_echo_of_its_own_is_held_to_all_echoes() -> None:
 
 
 def test_an_open_loop_says_nothing_of_the_machine() -> None:
-    offered = result("grpc.aio", 200, load="unary, open, 200/s", offered_per_second=200.0)
+    offered = result("grpc.aio", 200, load="unary, 200/s", offered_per_second=200.0)
     then, now = run(offered, result("echo", 100)), run(offered, result("echo", 50))
     assert changes(then, now)[0].machine is None
 
@@ -68,7 +68,7 @@ def test_the_comparison_is_printed_with_both_commits(tmp_path: Path) -> None:
     paths = [tmp_path / "now.json", tmp_path / "then.json"]
     paths[0].write_text(json.dumps(run(result("grpc.aio", 600, errors=7), result("echo", 2_000), commit="new")))
     paths[1].write_text(json.dumps(run(result("grpc.aio", 1_000, p99_ms=None), result("echo", 4_000), commit="old")))
-    console = Console(width=120, record=True, file=io.StringIO())
+    console = Console(width=120, record=True, file=io.StringIO(), force_terminal=True)
     assert run_compare(paths[0], paths[1], console) == 0
     shown = console.export_text()
     assert "then old" in shown

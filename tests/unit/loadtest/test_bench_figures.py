@@ -71,14 +71,14 @@ def test_the_table_fits_into_80_columns_with_all_its_figures() -> None:
         server("TorchServe", ALTERNATIVE),
     ]
     found = with_ratios(
-        [figures(UNARY, each, rounds(98_765, errors=12_345)) for each in servers], servers, "TorchServe"
+        [figures(UNARY, each, rounds(98_765, errors=24_690)) for each in servers], servers, "TorchServe"
     )
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(found, "title"))
     lines = console.export_text().splitlines()
     assert any(line.split() == ["unary,", "64", "callers"] for line in lines)
     (row,) = (line for line in lines if line.split()[:1] == ["grpc.aio"])
-    assert row.split() == ["grpc.aio", "98,765", "1.0", "2.0", "–", "12,345", "10", "3", "1.00", "1.00"]
+    assert row.split() == ["grpc.aio", "98,765", "1.0", "2.0", "–", "25k", "10", "3", "1.00", "1.00"]
 
 
 def test_what_cannot_be_seen_of_a_deployment_is_left_out_of_the_table() -> None:
@@ -151,4 +151,4 @@ def test_every_load_of_a_plan_has_a_name_of_its_own() -> None:
         assert len(set(names)) == len(names)
     assert "unary, 1 caller" in names
     assert "stream, 1 × 64" in names
-    assert "batch, open, 50%" in names
+    assert "batch, at 50%" in names
