@@ -100,7 +100,7 @@ def run_compare(now_path: Path, then_path: Path | None, console: Console) -> int
             raise FileNotFoundError(2, f"no run before it was kept in {RESULTS}: pretrade bench --keep", str(now_path))
         then = json.loads(then_path.read_text())
     except FileNotFoundError as error:
-        console.print(f"{error.filename}: {error.strerror}", highlight=False)
+        console.print(f"{error.filename}: {error.strerror}; `pretrade bench` writes figures", highlight=False)
         return 1
     except (ValueError, KeyError) as error:
         console.print(f"not figures of `pretrade bench`: {escape(repr(error))}", highlight=False)
