@@ -20,7 +20,8 @@ P ≈ U^(√(2(c+1)) − 1) (Sakasegawa). Batches, whose threads mostly sleep an
 slower. CPU is base + batches·(µs a batch) + decisions·(µs a decision) for each part.
 
 What it leaves out: orders that come in bunches, garbage collections, a noisy neighbour, several processes that share a
-replica. Plan for the peak rate, and leave the utilisation below one.
+replica, and rates of a process beyond those measured: no plan has them. Plan for the peak rate, and leave the
+utilisation below one.
 
 Sources: H. Sakasegawa, An approximation formula L_q ≈ α·ρ^β/(1 − ρ), Ann. Inst. Stat. Math. 29 (1977); the wait is the
 residual life of a renewal process (e.g. Kleinrock, Queueing Systems I, 5.2). `docs/capacity.md` has the check.
@@ -237,7 +238,7 @@ def plan(costs: Costs, demand: Demand) -> Plan:
         OverloadError: No number of them does; says what stands in the way.
     """
     _fit(costs, replace(demand, rate=_NOBODY), 1)  # what an idle process cannot keep, no number of them does
-    why, processes = "", 1
+    why, processes = "", math.ceil(demand.rate / costs.measured.rate)
     while processes <= _MOST_PROCESSES:
         try:
             per_machine, found = _fit(costs, demand, processes)

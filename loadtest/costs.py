@@ -86,8 +86,17 @@ class Database(_Section):
     """Of exported Parquet."""
 
 
+class Measured(_Section):
+    """How far all this is known."""
+
+    rate: Annotated[float, Field(gt=0)]
+    """The most decisions a second that one server process was seen to make; no plan gives one more."""
+
+
 class Costs(_Section):
     """All of them."""
+
+    measured: Measured
 
     replica: Replica
     """A batch on a TorchServe replica, as the server sees it."""
@@ -128,5 +137,5 @@ class Costs(_Section):
             said = field.description or type(section).__doc__ or ""
             lines += ["", f"[{name}]  # {' '.join(said.split())}"]
             for key, inner in type(section).model_fields.items():
-                lines.append(f"{key} = {getattr(section, key):.4g}  # {' '.join((inner.description or '').split())}")
+                lines.append(f"{key} = {getattr(section, key):.6g}  # {' '.join((inner.description or '').split())}")
         path.write_text("\n".join(lines) + "\n")

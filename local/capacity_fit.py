@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from loadtest.capacity import OverloadError, commits, load, meanwhile, queue, stretch
-from loadtest.costs import Costs, Cpu, Replica, Stage
+from loadtest.costs import Costs, Cpu, Measured, Replica, Stage
 
 _STORES: Final = ("valkey", "postgres")
 _FULL: Final = 0.97
@@ -118,6 +118,7 @@ def fit(
         known_ms = 1e3 * (waits + at.seconds + written.seconds)
         rest.append((point.mean_ms - known_ms) / stretch(min(_FULL, point.utilisation), cores))
     return Costs(
+        measured=Measured(rate=max(point.rate for point in (*points, *crowd))),
         replica=replica,
         journal=journal,
         rest=Stage(batch_ms=max(0.0, statistics.median(rest)), row_us=0.0, sigma=replica.sigma),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from loadtest.costs import Costs, Cpu, Database, Features, Replica, Stage
+from loadtest.costs import Costs, Cpu, Database, Features, Measured, Replica, Stage
 
 COSTS: Final = Costs(
+    measured=Measured(rate=100_000),
     replica=Replica(batch_ms=1.2, gap_ms=1.0, row_us=1.2, sigma=0.5),
     journal=Stage(batch_ms=1.0, row_us=5.0, sigma=0.6),
     rest=Stage(batch_ms=1.0, row_us=0.0, sigma=0.5),

@@ -11,7 +11,7 @@ from capacity_costs import COSTS
 from numpy.typing import NDArray
 
 from loadtest.capacity import Demand, OverloadError, load, meanwhile, plan, queue, stretch
-from loadtest.costs import Costs, Replica, Stage
+from loadtest.costs import Costs, Measured, Replica, Stage
 
 ONE_SLOT = Replica(batch_ms=1.2, gap_ms=1.2, row_us=5.0, sigma=0.4)
 
@@ -93,6 +93,13 @@ def test_a_plan_keeps_its_promises() -> None:
 def test_more_orders_take_no_fewer_processes() -> None:
     processes = [plan(COSTS, Demand(rate, 50, 16)).processes for rate in (500, 2_000, 8_000, 32_000)]
     assert processes == sorted(processes)
+
+
+def test_no_process_is_given_more_than_one_was_seen_to_do() -> None:
+    known = COSTS.model_copy(update={"measured": Measured(rate=700.0)})
+    found = plan(known, Demand(rate=10_000, deadline_ms=50, cores=16))
+    assert found.processes == 15
+    assert found.load.rate <= 700
 
 
 def test_what_cannot_be_done_is_said() -> None:
