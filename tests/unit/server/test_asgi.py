@@ -1,0 +1,54 @@
+"""Calls as Envoy hands them over, with the time at which they came."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from server.metrics import DecisionMetrics
+from server.rpc.asgi import GrpcApplication
+from server.rpc.framing import ARRIVED, framed
+
+NOW = 1_790_000_000.0
+
+
+async def call(waited_seconds: float, allowed: bytes) -> tuple[bytes, float]:
+    """The status of a call that waited so long to be taken up, and what it took from then on in seconds."""
+    clock = asyncio.get_running_loop().time
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": framed(b""), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def answer(request: bytes, context: object) -> bytes:
+        return b""
+
+    application = GrpcApplication(1_024, 5.0, lambda answer: None, DecisionMetrics(), clock, lambda: NOW)
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+    application.add_registered_method_handlers("s", {"Do": handler})
+    began = clock()
+    headers = [(b"grpc-timeout", allowed), (ARRIVED, b"%.6f" % (NOW - waited_seconds))]
+    await application({"path": "/s/Do", "headers": headers}, receive, send)
+    assert not application.in_flight
+    status = dict(header for message in sent for header in message.get("headers", ()))[b"grpc-status"]
+    return status, clock() - began
+
+
+@pytest.mark.parametrize(("waited_seconds", "kept_seconds"), [(0.06, 0.05), (5.0, 0.15)])
+async def test_a_call_that_waited_past_its_deadline_keeps_its_place_in_the_gate_for_a_while(
+    waited_seconds: float, kept_seconds: float
+) -> None:
+    status, took = await call(waited_seconds, b"50m")
+    assert status == b"4"
+    assert took > kept_seconds, "what ends at once would make the gate let in more of its kind"
+
+
+async def test_a_call_that_waited_less_is_answered() -> None:
+    status, _ = await call(0.06, b"10S")
+    assert status == b"0"
