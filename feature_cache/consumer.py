@@ -26,6 +26,9 @@ from feature_cache.engines import Engines, PoisonError
 from feature_cache.settings import WorkerSettings
 
 DEAD_LETTER_SUFFIX: Final = ".dlq"
+MAX_EVENT_BYTES: Final = 8 * 2**20
+"""Largest market event. Only snapshots are large: a level takes about 10 bytes, and some books have over 100,000, which
+is more than the 1 MiB that Kafka takes unless told otherwise."""
 _BATCH: Final = 500
 _CHECK_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
@@ -117,6 +120,7 @@ class MarketEventConsumer:
                     self._settings.kafka_topic,
                     self._settings.kafka_partitions,
                     self._settings.kafka_replicas,
+                    MAX_EVENT_BYTES,
                 )
                 await self._consume()
             except* (KafkaError, OSError, TimeoutError) as errors:
@@ -367,8 +371,17 @@ class DeadLetters:
                     await producer.stop()
 
 
-async def create_topic(bootstrap_servers: str, topic: str, partitions: int, replicas: int = 1) -> None:
+async def create_topic(
+    bootstrap_servers: str, topic: str, partitions: int, replicas: int = 1, max_message_bytes: int | None = None
+) -> None:
     """Creates a topic where there is none; one that exists is left as it is.
+
+    Args:
+        bootstrap_servers: Comma-separated `host:port` of the brokers.
+        topic: Its name.
+        partitions: Its partitions.
+        replicas: Copies of each partition.
+        max_message_bytes: Largest batch that it takes; None leaves that to the brokers.
 
     Raises:
         KafkaError: The brokers cannot be reached, or refuse.
@@ -376,7 +389,8 @@ async def create_topic(bootstrap_servers: str, topic: str, partitions: int, repl
     admin = AIOKafkaAdminClient(**kafka.client(bootstrap_servers), request_timeout_ms=5000)
     try:
         await admin.start()
-        answer = await admin.create_topics([NewTopic(topic, partitions, replicas)])
+        configuration = {} if max_message_bytes is None else {"max.message.bytes": str(max_message_bytes)}
+        answer = await admin.create_topics([NewTopic(topic, partitions, replicas, topic_configs=configuration)])
         for _, code, *message in answer.topic_errors:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:

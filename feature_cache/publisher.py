@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from feature_cache import kafka
-from feature_cache.consumer import create_topic
+from feature_cache.consumer import MAX_EVENT_BYTES, create_topic
 from feature_cache.snapshots import INTERVAL_NS, Snapshots, sibling
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -87,9 +87,11 @@ class EventPublisher:
         """How far the newest event was behind its time."""
 
     async def __aenter__(self) -> EventPublisher:
-        await create_topic(self.bootstrap_servers, self.topic, self._partitions)
+        await create_topic(self.bootstrap_servers, self.topic, self._partitions, max_message_bytes=MAX_EVENT_BYTES)
         # A producer belongs to the running loop from its constructor on.
-        self._producer = AIOKafkaProducer(**kafka.client(self.bootstrap_servers), linger_ms=self._linger_ms)
+        self._producer = AIOKafkaProducer(
+            **kafka.client(self.bootstrap_servers), linger_ms=self._linger_ms, max_request_size=MAX_EVENT_BYTES
+        )
         await self._producer.start()
         return self
 

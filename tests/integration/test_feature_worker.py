@@ -30,7 +30,7 @@ from pretrade.market.v1 import market_pb2 as pb
 pytestmark = pytest.mark.stack
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "binance_spot"
-NAMES = tuple(f"{name}.SIM" for name in ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"))
+NAMES = tuple(f"{name}.SIM" for name in ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN"))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,18 @@ async def test_published_events_become_the_features_that_the_engine_gives(stack:
     assert f'pretrade_worker_events_total{{instrument="ONE.SIM"}} {len(events)}.0' in metrics
     assert 'pretrade_worker_book_valid{instrument="ONE.SIM"} 1.0' in metrics
     assert 'pretrade_worker_book_gaps_total{instrument="ONE.SIM"} 0.0' in metrics
+
+
+async def test_a_book_beyond_kafkas_usual_limit_of_a_message_arrives_whole(stack: Stack, cache: FeatureCache) -> None:
+    (first, *_) = market("TEN.SIM", 1)
+    whole, levels = first.snapshot, 120_000
+    whole.bid_ticks.extend(range(min(whole.bid_ticks) - levels, min(whole.bid_ticks)))
+    whole.ask_ticks.extend(range(max(whole.ask_ticks) + 1, max(whole.ask_ticks) + 1 + levels))
+    whole.bid_lots.extend([10**9] * levels)
+    whole.ask_lots.extend([10**9] * levels)
+    assert first.ByteSize() > 2**21
+    await publish(stack, [first])
+    await until(lambda: shows(cache, expected([first])))
 
 
 async def test_what_has_been_written_is_committed(stack: Stack, cache: FeatureCache) -> None:
