@@ -168,7 +168,8 @@ class Reading:
                 await process.stdin.drain()
                 status, length = RESPONSE.unpack(await process.stdout.readexactly(RESPONSE.size))
                 return status, await process.stdout.readexactly(length)
-            except (OSError, asyncio.IncompleteReadError) as error:
+            except (OSError, asyncio.IncompleteReadError, RuntimeError) as error:
+                # RuntimeError is what uvloop says of a pipe that has closed while nobody wrote.
                 _log.error("audit_reading_ended", name=self.name, error=repr(error))
                 self.ended += 1
                 self._end()

@@ -132,6 +132,7 @@ def pretrade(server: SecureServer, *arguments: str, **env: str) -> subprocess.Co
     )
 
 
+@pytest.mark.long
 def test_the_command_shows_credentials(two: SecureServer) -> None:
     token_file = two.path("operator.token")
     write_private(token_file, two.token("operator", sub="carol") + "\n")

@@ -248,6 +248,7 @@ async def test_without_redis_the_worker_goes_on_and_writes_the_newest_when_it_is
         await until_healthy(stack, wanted=True)
 
 
+@pytest.mark.long
 async def test_a_second_worker_takes_over_when_the_first_ends(stack: Stack, cache: FeatureCache) -> None:
     events = market("SEVEN.SIM", 9)
     third = len(events) // 3

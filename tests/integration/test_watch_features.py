@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +34,7 @@ NAME = "WATCH.SIM"
 def vector(sequence: int, now_ns: int, spread: float = 1.5) -> FeatureSnapshot:
     values = np.full(N_FEATURES, np.nan, dtype=np.float32)
     values[INDEX["spread_bps"]] = spread
-    # Young for a minute, for the command may take long to start on a busy machine.
-    published = now_ns + 60 * 10**9
-    return FeatureSnapshot(NAME, sequence, now_ns, now_ns, 0, published, 0, 99.5, np.nan, BookState.VALID, values)
+    return FeatureSnapshot(NAME, sequence, now_ns, now_ns, 0, now_ns, 0, 99.5, np.nan, BookState.VALID, values)
 
 
 def write(redis: Redis, snapshot: FeatureSnapshot) -> None:
@@ -70,36 +71,59 @@ def features(redis_url: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
 
 
+@contextmanager
+def vectors(redis: Redis) -> Iterator[None]:
+    """A new vector ten times a second, each with its sequence as spread: a command may take long to start."""
+    stopped = threading.Event()
+
+    def run() -> None:
+        for sequence in itertools.count(5):
+            seconds, micros = redis.time()
+            write(redis, vector(sequence, seconds * 10**9 + micros * 1000, spread=float(sequence)))
+            if stopped.wait(0.1):
+                return
+
+    writer = threading.Thread(target=run)
+    writer.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        writer.join()
+
+
 def test_features_are_shown_once_with_what_the_worker_reports(redis: Redis, redis_url: str) -> None:
     ended = features(redis_url, "--once")
     assert (ended.returncode, "no features" in ended.stdout) == (1, True), ended.stderr
-    seconds, micros = redis.time()
-    write(redis, vector(5, seconds * 10**9 + micros * 1000))
     redis.set(key_of(NAME), report(state=BookState.VALID, unknown_because="").model_dump_json())
-    ended = features(redis_url, "--once", "--json")
+    with vectors(redis):
+        ended = features(redis_url, "--once", "--json")
     assert ended.returncode == 0, ended.stderr
     shown = json.loads(ended.stdout)
-    assert (shown["sequence"], shown["book"], shown["bid"], shown["ask"]) == (5, "valid", 99.5, None)
-    assert (shown["features"]["spread_bps"], shown["features"]["ret_1s_bps"]) == (1.5, None)
+    assert (shown["book"], shown["bid"], shown["ask"]) == ("valid", 99.5, None)
+    assert (shown["features"]["spread_bps"], shown["features"]["ret_1s_bps"]) == (shown["sequence"], None)
     assert (shown["lag_records"], shown["worker"], shown["vector_version"]) == (7, "w-1:42", VERSION)
-    assert 0 <= shown["age_seconds"] < 60
+    assert 0 <= shown["age_seconds"] < 10
 
 
 async def test_features_are_shown_again_whenever_they_change(redis: Redis, redis_url: str) -> None:
     argv = [sys.executable, "-m", "local", "features", NAME, "--redis", redis_url, "--json"]
-    seconds, _ = redis.time()
-    write(redis, vector(1, seconds * 10**9))
     process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
     assert process.stdout is not None
+    seen: list[int] = []
     try:
-        async with asyncio.timeout(30):
-            for sequence in (1, 2, 3):
-                write(redis, vector(sequence, seconds * 10**9, spread=float(sequence)))
-                shown = json.loads(await process.stdout.readline())
-                assert (shown["sequence"], shown["features"]["spread_bps"]) == (sequence, float(sequence))
+        with vectors(redis):
+            async with asyncio.timeout(60):
+                while len(seen) < 3:
+                    shown = json.loads(await process.stdout.readline())
+                    if shown["features"] is None:  # it started before the first
+                        continue
+                    assert shown["features"]["spread_bps"] == shown["sequence"]
+                    seen.append(shown["sequence"])
     finally:
         process.kill()
         await process.wait()
+    assert seen == sorted(set(seen))
 
 
 def test_without_redis_the_command_says_so(tmp_path: Path) -> None:
