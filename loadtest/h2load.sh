@@ -6,13 +6,13 @@
 #
 # Arguments: HOST:PORT, calls under way at once, seconds, and the server's metrics. h2load takes every HTTP 200 for a
 # success, and gRPC says what went wrong in a trailer that it does not read: so the server is asked how many calls got no
-# decision. Debian: nghttp2-client. INSTRUMENT names what is traded; the package must be on the Python path.
+# decision. Debian: nghttp2-client. INSTRUMENT names what is traded, PYTHON an interpreter that has this package.
 set -eu
 target=$1 callers=${2:-64} seconds=${3:-30} metrics=${4:-}
 connections=$((callers < 16 ? callers : 16))
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
-python -m loadtest.orders "${INSTRUMENT:-BTCUSDT.BINANCE}" >"$body"
+"${PYTHON:-python3}" -m loadtest.orders "${INSTRUMENT:-BTCUSDT.BINANCE}" >"$body"
 
 counted() { curl -fsS "$metrics" | awk -v name="$1" '$1 ~ "^"name"(\\{|$)" { sum += $2 } END { print sum + 0 }'; }
 if [ -n "$metrics" ]; then

@@ -179,7 +179,7 @@ async def test_locust_opens_a_market_and_calms_down(tmp_path: Path) -> None:
 async def test_h2load_sends_a_body_that_a_server_understands() -> None:
     """`loadtest/h2load.sh` without a server to ask for its count."""
     async with echo_server(RESPONSE) as target:
-        code, output = await run("sh", "loadtest/h2load.sh", target, "4", "1")
+        code, output = await run("sh", "loadtest/h2load.sh", target, "4", "1", PYTHON=sys.executable)
     assert code == 0, output
     assert " 0 failed, 0 errored" in output
     assert "status codes: 0 2xx" not in output
