@@ -103,7 +103,7 @@ class Guards:
     def _evidence_objections(self, case: Case, answer: Answer, reasons: list[pb.ReasonCode.ValueType]) -> bool:
         """Objections to what the answer rests on."""
         before = len(reasons)
-        if case.features_problem is not None and case.order.caller_features is None:
+        if case.features_problem is not None:
             reasons.append(case.features_problem)
         if answer.model_expires_at and self._wall_clock() >= answer.model_expires_at:
             reasons.append(pb.REASON_CODE_MODEL_EXPIRED)
@@ -119,7 +119,7 @@ class Guards:
         elif state != admin_pb2.TRADING_STATE_ACTIVE:
             reasons.append(pb.REASON_CODE_TRADING_HALTED)
         mid = case.mid if 0 < case.mid < math.inf else math.nan
-        if not (math.isnan(mid) and case.features_problem is not None and order.caller_features is None):
+        if not (math.isnan(mid) and case.features_problem is not None):
             # Otherwise the evidence's own objection already says why there is nothing to hold the order against.
             self._price_objections(order, mid, reasons)
         if not order.quantity <= self._most(order, "max_quantity", math.inf):

@@ -55,7 +55,8 @@ class Case:
     """One order on its way through the chain: what is asked, what is known, and what went wrong so far.
 
     `snapshot` is what the server itself knows of the instrument (None: nothing). `features` is what a scorer may use
-    (turned for the order's side), None when nothing responsible is available; `features_problem` then says why.
+    (turned for the order's side): the server's, or those that the caller brought. None when they may not decide;
+    `features_problem` then says why.
     """
 
     __slots__ = (

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import Answer, Case, Order
+from fallback.staleness import judge
 from feature_cache import features
-from feature_cache.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.errors import JournalError
 from server.deadlines import Deadlines
@@ -37,12 +38,6 @@ if TYPE_CHECKING:
 _BOOK_AGE = features.INDEX["book_age_ms"]
 _AGES = slice(_BOOK_AGE, features.INDEX["trade_age_ms"] + 1)
 assert features.NAMES[_AGES] == ("book_age_ms", "trade_age_ms"), "they grow with the snapshot's own age"
-_PROBLEMS = {
-    pb.REASON_CODE_FEATURES_MISSING: pb.DEGRADATION_FEATURES_MISSING,
-    pb.REASON_CODE_FEATURES_STALE: pb.DEGRADATION_FEATURES_STALE,
-    pb.REASON_CODE_BOOK_UNKNOWN: pb.DEGRADATION_BOOK_UNKNOWN,
-}
-
 _UNAUDITED = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE))
 _OUT_OF_TIME = frozenset(
     (
@@ -59,11 +54,10 @@ _OUT_OF_TIME = frozenset(
 class _Market:
     """What a snapshot says, in the form that decisions take it: the same for all of them until the next snapshot."""
 
-    __slots__ = ("book_age_seconds", "for_buy", "for_sell", "is_known", "mid", "snapshot")
+    __slots__ = ("book_age_seconds", "for_buy", "for_sell", "mid", "snapshot")
 
     def __init__(self, snapshot: FeatureSnapshot) -> None:
         self.snapshot = snapshot
-        self.is_known = snapshot.state is not BookState.UNKNOWN
         self.book_age_seconds = float(snapshot.values[_BOOK_AGE]) / 1e3
         self.mid = snapshot.mid
         self.for_buy = snapshot.values
@@ -197,34 +191,25 @@ class DataPlane:
     def _look_up_features(self, case: Case) -> None:
         """Fills in what is known of the instrument. Missing or stale features are a degradation, not an error."""
         started = self._clock()
-        problem: pb.ReasonCode.ValueType | None = None
         order = case.order
+        own = order.caller_features
         entry = self._feature_cache.get(order.instrument)
         if entry is None:
-            problem = pb.REASON_CODE_FEATURES_MISSING
+            judge(case, None, math.nan, math.nan, self._max_feature_age_seconds)
         else:
             case.snapshot = entry.snapshot
             market = self._market(entry.snapshot)
             age = case.snapshot_age_seconds = entry.age_seconds(started)
-            if not market.is_known:
-                problem = pb.REASON_CODE_BOOK_UNKNOWN
-            elif age + market.book_age_seconds > self._max_feature_age_seconds:
-                # The book's own age: trades go on arriving while the book's feed is dead.
-                problem = pb.REASON_CODE_FEATURES_STALE
-            else:
+            if judge(case, market.snapshot.state, age, market.book_age_seconds, self._max_feature_age_seconds):
                 case.mid = market.mid
-            if order.caller_features is None:
+            if own is None:
                 case.feature_age_seconds = age
-                if problem is None:
+                if case.features_problem is None:
                     values = (market.for_sell if order.side == pb.SIDE_SELL else market.for_buy).copy()
                     values[_AGES] += age * 1e3
                     case.features = values
-        if order.caller_features is not None:
-            own = order.caller_features
+        if own is not None and case.features_problem is None:
             case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
-        if problem is not None:
-            case.features_problem = problem
-            case.degradations.append(_PROBLEMS[problem])
         case.budget.charge(pb.STAGE_FEATURES, case.budget.remaining(started), self._clock() - started)
 
     def _market(self, snapshot: FeatureSnapshot) -> _Market:

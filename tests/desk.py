@@ -13,6 +13,7 @@ from fallback.chain import Chain, Stage, StageName
 from fallback.guards import Guards
 from fallback.order import Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
+from fallback.staleness import judge
 from feature_cache import features
 from feature_cache.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
@@ -84,13 +85,11 @@ class Desk:
         case = Case(OrderReader(("BTCUSDT.SIM",)).read(asked), Budget(self.now, self.now + 0.05, 0.005))
         case.snapshot = FeatureSnapshot("BTCUSDT.SIM", 42, 7, 7, 7, 7, 0, 99.0, 101.0, BookState.VALID, values)
         case.snapshot_age_seconds = age
-        if age + float(values[features.INDEX["book_age_ms"]]) / 1e3 > SETTINGS.features.max_age_seconds:
-            case.features_problem = pb.REASON_CODE_FEATURES_STALE
-            case.degradations.append(pb.DEGRADATION_FEATURES_STALE)
-        else:
+        book_age_seconds = float(values[features.INDEX["book_age_ms"]]) / 1e3
+        if judge(case, BookState.VALID, age, book_age_seconds, SETTINGS.features.max_age_seconds):
             case.mid = 100.0
         given = case.order.caller_features
-        if given is not None or case.features_problem is None:
+        if case.features_problem is None:
             used = values if given is None else given
             case.features = features.for_sell(used) if case.order.side == pb.SIDE_SELL else used
         answer = await self._chain.decide(case)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, Self
@@ -27,7 +27,9 @@ from fallback.chain import ChainSettings
 from fallback.guards import Guards, GuardSettings
 from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
+from fallback.staleness import DEGRADATIONS, judge
 from feature_cache import features
+from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -39,11 +41,12 @@ from server.inference.wire import ROW_BYTES, ModelIdentity
 from server.rpc.convert import OrderReader
 from server.settings import FeatureSettings, hash_of
 
-_PROBLEMS: Final = {
-    pb.DEGRADATION_FEATURES_MISSING: pb.REASON_CODE_FEATURES_MISSING,
-    pb.DEGRADATION_FEATURES_STALE: pb.REASON_CODE_FEATURES_STALE,
-    pb.DEGRADATION_BOOK_UNKNOWN: pb.REASON_CODE_BOOK_UNKNOWN,
+_BOOK_STATES: Final = {
+    packet_pb2.BOOK_STATE_UNKNOWN: BookState.UNKNOWN,
+    packet_pb2.BOOK_STATE_VALID: BookState.VALID,
+    packet_pb2.BOOK_STATE_LOCKED: BookState.LOCKED,
 }
+_PROBLEMS: Final = frozenset(DEGRADATIONS.values())
 _REPLICAS: Final = {
     pb.SOURCE_PRIMARY: "primary",
     pb.SOURCE_SECONDARY: "secondary",
@@ -155,7 +158,7 @@ class Replayer:
             return Replay(packet, pb.ACTION_UNSPECIFIED, (), math.nan, math.nan, answer, _facts(packet))
         action, reasons = _guarded(case, answer, packet, settings.guards)
         comparison = (
-            ("features_problem", _problem_name(_recorded_problem(packet)), _problem_name(case.features_problem or 0)),
+            ("features_problem", _problems(recorded.degradations), _problems(case.degradations)),
             ("model_input", packet.model_input.hex(), _bytes(case).hex()),
             ("source", _name(pb.Source, recorded.source), _name(pb.Source, answer.source)),
             ("model_name", recorded.model_name, answer.model_name),
@@ -265,20 +268,20 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
     order = _order(packet.order)
     case = Case(order, Budget(arrived, arrived + packet.decision.budget.allowed_us / 1e6, 0.0))
     known = packet.features
-    problem: pb.ReasonCode.ValueType | None = None
-    if known.book_state == packet_pb2.BOOK_STATE_UNSPECIFIED:
-        problem = pb.REASON_CODE_FEATURES_MISSING
-    elif known.book_state == packet_pb2.BOOK_STATE_UNKNOWN:
-        problem = pb.REASON_CODE_BOOK_UNKNOWN
-    elif known.age_seconds + known.book_age_ms / 1e3 > settings.max_age_seconds:
-        problem = pb.REASON_CODE_FEATURES_STALE
-    case.features_problem = problem
+    judge(
+        case,
+        _BOOK_STATES.get(known.book_state),
+        known.age_seconds,
+        known.book_age_ms / 1e3,
+        settings.max_age_seconds,
+    )
     case.mid = packet.mid_price or math.nan
-    if order.caller_features is not None:
-        values = order.caller_features
-        case.features = features.for_sell(values) if order.side == pb.SIDE_SELL else values
-    elif problem is None:
-        case.features = np.frombuffer(packet.model_input, dtype="<f4")
+    if case.features_problem is None:
+        own = order.caller_features
+        if own is None:
+            case.features = np.frombuffer(packet.model_input, dtype="<f4")
+        else:
+            case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
     return case
 
 
@@ -344,10 +347,6 @@ def _broke_off(packet: packet_pb2.DecisionPacket) -> bool:
     return pb.DEGRADATION_STAGE_BROKEN in packet.decision.degradations
 
 
-def _recorded_problem(packet: packet_pb2.DecisionPacket) -> int:
-    return next((_PROBLEMS[one] for one in packet.decision.degradations if one in _PROBLEMS), 0)
-
-
 def _bytes(case: Case) -> bytes:
     return b"" if case.features is None else case.row()
 
@@ -357,11 +356,12 @@ def _number(value: float, present: bool = True) -> str:
     return repr(value) if present and not math.isnan(value) else "none"
 
 
-def _problem_name(problem: int) -> str:
-    return _name(pb.ReasonCode, problem) if problem else "none"
+def _problems(degradations: Iterable[pb.Degradation.ValueType]) -> str:
+    """What was wrong with the features, the server's or those that the caller brought."""
+    return ", ".join(_name(pb.Degradation, one) for one in degradations if one in _PROBLEMS) or "none"
 
 
-def _name(enum: type[pb.Action] | type[pb.Source] | type[pb.ReasonCode], value: int) -> str:
+def _name(enum: type[pb.Action] | type[pb.Source] | type[pb.ReasonCode] | type[pb.Degradation], value: int) -> str:
     return str(enum.DESCRIPTOR.values_by_number[value].name)
 
 

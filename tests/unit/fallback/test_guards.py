@@ -54,11 +54,6 @@ def test_unusable_features_make_it_abstain(problem: pb.ReasonCode.ValueType) -> 
     assert objections(guards(), new_case(problem=problem)) == (pb.ACTION_ABSTAIN, [problem])
 
 
-def test_the_callers_own_features_answer_for_themselves() -> None:
-    case = new_case(problem=pb.REASON_CODE_FEATURES_STALE, caller_features=OWN)
-    assert objections(guards(), case) == (pb.ACTION_TRADE, [])
-
-
 @pytest.mark.parametrize(
     ("expires_at", "action"),
     [(0, pb.ACTION_TRADE), (UNIX_NOW + 1, pb.ACTION_TRADE), (UNIX_NOW, pb.ACTION_ABSTAIN), (1, pb.ACTION_ABSTAIN)],
@@ -335,7 +330,7 @@ def test_no_guard_ever_makes_an_answer_less_safe(
             assert after == action
         if after == pb.ACTION_TRADE:
             assert reasons == [answer.reason]
-            assert problem is None or own_features
+            assert problem is None
             assert state != admin_pb2.TRADING_STATE_HALTED
         else:
             assert action != pb.ACTION_TRADE or len(reasons) > 1, "whoever objects says why"

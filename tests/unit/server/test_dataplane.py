@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -112,10 +114,16 @@ class Plane:
         )
 
     async def decide(
-        self, timeout_seconds: float | None = None, reduce_only: bool = False, own_features: bool = True
+        self,
+        timeout_seconds: float | None = None,
+        reduce_only: bool = False,
+        own_features: bool = True,
+        own_book_age_ms: float = 0.0,
     ) -> pb.Decision:
         """Decides an order, which brings its own features unless told otherwise."""
         own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
+        if own is not None:
+            own[features.INDEX["book_age_ms"]] = own_book_age_ms
         message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1, strategy="alpha")
         order = Order(message, INSTRUMENT, pb.SIDE_BUY, 1.0, 100.0, "alpha", reduce_only, own)
         decided = await self.dataplane.decide(order, self.clock(), timeout_seconds)
@@ -288,6 +296,38 @@ async def test_a_feed_that_is_late_beyond_the_clocks_offset_decides_nothing_and_
         decision = await p.decide(own_features=False)
         assert list(decision.degradations)[:1] == ([degradation] if degradation else [])
         assert (decision.action == pb.ACTION_TRADE) == (degradation is None)
+
+
+@pytest.mark.parametrize("own_book_age_ms", [1_001.0, 3_600_000.0, math.nan])
+async def test_features_that_the_caller_brought_too_late_decide_nothing(tmp_path: Path, own_book_age_ms: float) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        p.feature_cache.accept(encode(market(0.1)))
+        assert (await p.decide()).action == pb.ACTION_TRADE
+        stale = await p.decide(own_book_age_ms=own_book_age_ms)
+        assert (stale.action, stale.source) == (pb.ACTION_ABSTAIN, pb.SOURCE_NONE)
+        assert stale.reasons == [pb.REASON_CODE_NO_SOURCE, pb.REASON_CODE_FEATURES_STALE]
+        assert pb.DEGRADATION_FEATURES_STALE in stale.degradations
+
+
+async def test_features_of_the_callers_own_need_none_of_the_servers(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        decision = await p.decide(own_book_age_ms=999.0)
+        assert (decision.action, list(decision.degradations)) == (
+            pb.ACTION_TRADE,
+            [pb.DEGRADATION_FEATURES_MISSING],
+        )
+
+
+@pytest.mark.parametrize("book_age_ms", [math.nan, -1e9, -math.inf, math.inf])
+async def test_a_vector_whose_books_age_is_impossible_decides_nothing(tmp_path: Path, book_age_ms: float) -> None:
+    sound = market(0.1)
+    values = sound.values.copy()
+    values[features.INDEX["book_age_ms"]] = book_age_ms
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        assert p.feature_cache.accept(encode(dataclasses.replace(sound, values=values)))
+        decision = await p.decide(own_features=False)
+        assert (decision.action, decision.source) == (pb.ACTION_ABSTAIN, pb.SOURCE_NONE)
+        assert decision.reasons[-1] == pb.REASON_CODE_FEATURES_STALE
 
 
 async def test_a_score_whose_decision_is_not_in_the_audit_is_not_used_again(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from desk import CALM, ROWS, SETTINGS_JSON, Desk, values
 
+from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit import models
@@ -70,6 +71,11 @@ async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replay
     await desk.decide(values(3), age=1.5)
     own = pb.FeatureVector(feature_set_id="mf1", values=[0.25] * 25)
     await desk.decide(values(3), age=1.5, features=own, side=pb.SIDE_SELL)
+    own.values[features.INDEX["book_age_ms"]] = 3_600_000.0
+    for age in (0.1, 1.5):
+        stale = await desk.decide(values(3), age=age, features=own)
+        assert pb.REASON_CODE_FEATURES_STALE in stale.decision.reasons
+    await desk.decide(values(3, book_age_ms=math.nan))
     desk.model_answers = False
     await desk.decide(values(39, trade_age_ms=50.0), side=pb.SIDE_SELL)
     desk.now += 60

@@ -745,7 +745,9 @@ class Order(_message.Message):
     """
     @_builtins.property
     def features(self) -> Global___FeatureVector:
-        """The caller's own features instead of the server's. Absent: the server's."""
+        """The caller's own features instead of the server's. Absent: the server's. Features whose `book_age_ms` is more than the
+        server allows its own (`features.max_age_seconds`) decide nothing: ABSTAIN with FEATURES_STALE.
+        """
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:

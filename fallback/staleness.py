@@ -1,0 +1,68 @@
+"""Whether the features of a case may decide: one rule, for the request path and for a replay of it.
+
+Comparisons are written so that an undefined age (NaN) is too old.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fallback.order import Case
+from feature_cache import features
+from feature_cache.codec import BookState
+from pretrade.decision.v1 import decision_pb2 as pb
+
+DEGRADATIONS: Final = {
+    pb.REASON_CODE_FEATURES_MISSING: pb.DEGRADATION_FEATURES_MISSING,
+    pb.REASON_CODE_FEATURES_STALE: pb.DEGRADATION_FEATURES_STALE,
+    pb.REASON_CODE_BOOK_UNKNOWN: pb.DEGRADATION_BOOK_UNKNOWN,
+}
+"""What a decision says of features that may not decide, by the reason why they may not."""
+_BOOK_AGE: Final = features.INDEX["book_age_ms"]
+
+
+def is_fresh(age_seconds: float, book_age_seconds: float, max_age_seconds: float) -> bool:
+    """True when a vector and the book in it are young enough.
+
+    Args:
+        age_seconds: Age of the vector, >= 0.
+        book_age_seconds: Age of the book when the vector was made: trades go on arriving while the book's feed is dead.
+        max_age_seconds: The oldest book that may decide.
+    """
+    return book_age_seconds >= 0.0 and age_seconds + book_age_seconds <= max_age_seconds
+
+
+def judge(
+    case: Case, state: BookState | None, age_seconds: float, book_age_seconds: float, max_age_seconds: float
+) -> bool:
+    """Writes into the case what is wrong with the features; `features_problem` is about those that would decide it.
+
+    The server's own features count even where the caller brought others: the guards' mid comes from them.
+
+    Args:
+        case: The order, with the features that its caller brought.
+        state: The server's own: state of the book; None when the server has no vector.
+        age_seconds: Of the server's own vector.
+        book_age_seconds: Of the book in it.
+        max_age_seconds: See `is_fresh`.
+
+    Returns:
+        True when the server's own features may be used.
+    """
+    problem: pb.ReasonCode.ValueType | None = None
+    if state is None:
+        problem = pb.REASON_CODE_FEATURES_MISSING
+    elif state is BookState.UNKNOWN:
+        problem = pb.REASON_CODE_BOOK_UNKNOWN
+    elif not is_fresh(age_seconds, book_age_seconds, max_age_seconds):
+        problem = pb.REASON_CODE_FEATURES_STALE
+    if problem is not None:
+        case.degradations.append(DEGRADATIONS[problem])
+    own = case.order.caller_features
+    if own is None:
+        case.features_problem = problem
+    elif not is_fresh(0.0, own.item(_BOOK_AGE) / 1e3, max_age_seconds):
+        case.features_problem = pb.REASON_CODE_FEATURES_STALE
+        if pb.DEGRADATION_FEATURES_STALE not in case.degradations:
+            case.degradations.append(pb.DEGRADATION_FEATURES_STALE)
+    return problem is None
