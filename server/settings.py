@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Literal
@@ -294,6 +295,14 @@ class Settings(BaseSettings):
         return processes
 
     @model_validator(mode="after")
+    def _numbers_are_finite(self) -> Settings:
+        """A limit that is no number holds against nothing, and one that is infinite is a limit that was forgotten."""
+        for path, value in _numbers("", self):
+            if not math.isfinite(value):
+                raise ValueError(f"{path}: must be finite, not {value}")
+        return self
+
+    @model_validator(mode="after")
     def _sections_fit(self) -> Settings:
         reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
         if reserves >= self.budget.cap_seconds:
@@ -340,6 +349,21 @@ def hash_of(settings_json: str) -> str:
 def control_path(settings: Settings) -> Path:
     """The file of the control state, beside the journal: one for all processes of a server."""
     return settings.journal.path.with_name(f"{settings.journal.path.name}.control.json")
+
+
+def _numbers(path: str, value: object) -> Iterator[tuple[str, float]]:
+    """Every number with a fraction in a setting, with the path to it, for example `guards.limits.0.max_notional`."""
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _numbers(f"{path}.{name}".lstrip("."), getattr(value, name))
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _numbers(f"{path}.{name}", one)
+    elif isinstance(value, tuple | list):
+        for place, one in enumerate(value):
+            yield from _numbers(f"{path}.{place}", one)
 
 
 def _with_scheme(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:

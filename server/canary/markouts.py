@@ -45,7 +45,7 @@ class Markouts:
 
     def add(self, pair: Pair) -> None:
         """A pair that was decided just now; the oldest is forgotten when too many wait."""
-        if pair.mid > 0:  # False for NaN
+        if 0 < pair.mid < math.inf:  # False for NaN
             self._waiting.append((self._clock() + HORIZON_SECONDS, pair))
 
     def settle(self) -> None:
@@ -55,7 +55,7 @@ class Markouts:
             _, pair = self._waiting.popleft()
             entry = self._feature_cache.get(pair.instrument)
             mid = entry.snapshot.mid if entry is not None and entry.age_seconds(now) <= _OLDEST_SECONDS else math.nan
-            if not mid > 0:
+            if not 0 < mid < math.inf:
                 self.unknown += 1
                 continue
             markout_bps = 1e4 * (mid / pair.mid - 1) * (1 if pair.side == pb.SIDE_BUY else -1)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from server.canary.settings import check_steps
 
 StateName = Literal["running", "promoted", "rolled_back", "aborted"]
 
@@ -17,7 +19,7 @@ StateName = Literal["running", "promoted", "rolled_back", "aborted"]
 class Canary(BaseModel):
     """One version's trial."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     canary_id: str
     """Unique, time-ordered."""
@@ -41,6 +43,12 @@ class Canary(BaseModel):
     reason: str
     ending: str = ""
     """Why it ended; empty while it has not."""
+
+    @field_validator("steps")
+    @classmethod
+    def _increase_to_one(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
+        check_steps(steps)
+        return steps
 
     @classmethod
     def start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -81,5 +82,6 @@ class ShadowSettings(BaseModel):
 
 def check_steps(steps: tuple[float, ...]) -> None:
     """Raises ValueError unless the steps increase from above 0 to 1."""
-    if not steps or steps[-1] != 1.0 or any(a >= b for a, b in zip((0.0, *steps), steps, strict=False)):
+    # Written so that NaN, which compares with nothing, is refused.
+    if not steps or steps[-1] != 1.0 or not all(a < b for a, b in pairwise((0.0, *steps))):
         raise ValueError("must increase from above 0 to 1")

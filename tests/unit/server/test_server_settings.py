@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from server.settings import Settings, load
 
@@ -57,6 +59,12 @@ def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: py
         ("PRETRADE_CHAIN__STAGES", '["rules", "model", "rules"]'),
         ("PRETRADE_CHAIN__STAGES", "[]"),
         ("PRETRADE_JOURNAL__DURABILITY", "maybe"),
+        ("PRETRADE_CANARY__STEPS", "[0.1, NaN, 1]"),
+        ("PRETRADE_CACHED_SCORE__MAX_FEATURE_MOVE", '{"imbalance_l5": NaN}'),
+        ("PRETRADE_CACHED_SCORE__MAX_FEATURE_MOVE", '{"imbalance_l5": Infinity}'),
+        ("PRETRADE_GUARDS__MAX_NOTIONAL", "inf"),
+        ("PRETRADE_GUARDS__LIMITS", '[{"max_notional": NaN}]'),
+        ("PRETRADE_GUARDS__LIMITS", '[{"max_notional": Infinity}]'),
     ],
 )
 def test_a_wrong_value_refuses_to_start(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
@@ -112,3 +120,23 @@ def test_the_edge_that_nobody_chose_is_envoy_where_it_can_run(monkeypatch: pytes
         assert (load().grpc.edge, load().processes) == ("grpcio", None)
     monkeypatch.setitem(sys.modules, "pyvoy", None)
     assert (load().grpc.edge, load().processes) == ("grpcio", None)
+
+
+def sections_with_numbers() -> Iterator[tuple[str, str]]:
+    """Every setting that is a number with a fraction, or may be one: (section, field)."""
+    for section in Settings.model_fields:
+        value = getattr(Settings(), section)
+        if isinstance(value, BaseModel):
+            for name, field in type(value).model_fields.items():
+                if field.annotation is float or get_args(field.annotation) == (float, type(None)):
+                    yield section, name
+
+
+@pytest.mark.parametrize(("section", "field"), list(sections_with_numbers()))
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_setting_is_infinite_or_not_a_number(
+    monkeypatch: pytest.MonkeyPatch, section: str, field: str, value: str
+) -> None:
+    monkeypatch.setenv(f"PRETRADE_{section}__{field}".upper(), value)
+    with pytest.raises(ValidationError, match=field):
+        load()

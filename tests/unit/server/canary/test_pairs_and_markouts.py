@@ -126,9 +126,15 @@ def test_a_basis_point_against_an_order_is_still_eligible() -> None:
 
 def test_without_a_fresh_book_or_a_mid_nothing_is_said() -> None:
     market = Market()
-    market.markouts.add(pair("unknown when decided", mid=math.nan))
+    for impossible in (math.nan, math.inf, 0.0, -1.0):
+        market.markouts.add(pair("unknown when decided", mid=impossible))
     market.markouts.add(pair("unknown since"))
     market.quote(100.0)
     market.pass_by(6.5)
     market.markouts.settle()
     assert (market.heard, market.markouts.unknown) == ([], 1)
+    market.markouts.add(pair("impossible since"))
+    market.pass_by(5.0)
+    market.quote(math.inf)
+    market.markouts.settle()
+    assert (market.heard, market.markouts.unknown) == ([], 2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 from pydantic import ValidationError
 
 from server.canary.plan import Canary
-from server.canary.settings import CanarySettings
+from server.canary.settings import CanarySettings, check_steps
 
 STEPS = (0.01, 0.05, 0.25, 0.5, 1.0)
 FLOWS = [(f"S{number % 7}.SIM", f"strategy-{number}") for number in range(20_000)]
@@ -60,7 +63,33 @@ def test_an_operators_weight_sets_the_step_it_goes_on_from() -> None:
     assert one.weighted(0.3, held=False, now=151.0).advanced(now=152.0).weight == 0.5
 
 
-@pytest.mark.parametrize("steps", [(0.5,), (0.5, 0.5, 1.0), (0.5, 0.1, 1.0), (0.0, 1.0), (0.1, 1.5)])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (0.5,),
+        (0.5, 0.5, 1.0),
+        (0.5, 0.1, 1.0),
+        (0.0, 1.0),
+        (0.1, 1.5),
+        (math.nan, 1.0),
+        (0.1, math.nan, 1.0),
+        (-math.inf, 1.0),
+        (math.nan,),
+    ],
+)
 def test_steps_that_do_not_increase_to_one_are_refused(steps: tuple[float, ...]) -> None:
-    with pytest.raises(ValidationError, match="increase from above 0 to 1"):
+    with pytest.raises(ValidationError):
         CanarySettings(steps=steps)
+    with pytest.raises(ValueError, match="increase from above 0 to 1"):
+        check_steps(steps)
+    with pytest.raises(ValidationError):
+        canary().model_validate(canary().model_dump() | {"steps": steps})
+
+
+@pytest.mark.parametrize("field", ["weight", "started_at", "step_started_at", "ended_at"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_canary_of_the_control_state_with_a_number_that_is_none_is_refused(field: str, value: str) -> None:
+    document = json.loads(canary().model_dump_json()) | {field: float(value)}
+    with pytest.raises(ValidationError):
+        Canary.model_validate_json(json.dumps(document))
