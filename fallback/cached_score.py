@@ -60,13 +60,24 @@ class CachedScores:
 
     One entry a key, so it is bounded by the number of configured instruments. An answer of another model version
     replaces the entry: scores of different models are not comparable.
+
+    Args:
+        settings: When an old score may still answer.
+        clock: Monotonic seconds.
+        enabled: False while the stage is switched off.
+        decides: Whether a model version decides at this moment; a score of one that was rolled back answers nothing.
     """
 
     def __init__(
-        self, settings: CachedScoreSettings, clock: Callable[[], float], enabled: Callable[[], bool] = lambda: True
+        self,
+        settings: CachedScoreSettings,
+        clock: Callable[[], float],
+        enabled: Callable[[], bool] = lambda: True,
+        decides: Callable[[str], bool] = lambda version: True,
     ) -> None:
         self._clock = clock
         self._enabled = enabled
+        self._decides = decides
         self._scores: dict[tuple[str, pb.Side.ValueType], _Score] = {}
         self.configure(settings)
 
@@ -121,7 +132,7 @@ class CachedScores:
         if current is None or case.order.caller_features is not None:
             return None
         kept = self._scores.get((case.order.instrument, case.order.side))
-        if kept is None or now - kept.at > self._settings.max_age_seconds:
+        if kept is None or not now - kept.at <= self._settings.max_age_seconds or not self._decides(kept.model_version):
             return None
         # Written so that an undefined mid or feature (NaN) is a move too far, unless it was undefined before as well.
         if not abs(case.mid / kept.mid - 1) * 1e4 <= self._settings.max_mid_move_bps:

@@ -111,7 +111,6 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     settings, clock, uniform = process.settings, process.clock, process.uniform
     replicas = await open_replicas(process, base.loop_lag.stalled_seconds)
     primary, secondary, *_ = replicas
-    cached_scores = CachedScores(settings.cached_score, clock, lambda: control.cached_score)
     budget = RetryBudget(settings.retry, clock)
     champion = Champion(primary, secondary, budget, settings.retry.hedge, settings.budget, clock, uniform)
     canary = assemble(
@@ -126,6 +125,12 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         process.new_id,
         clock,
         uniform,
+    )
+    cached_scores = CachedScores(
+        settings.cached_score,
+        clock,
+        enabled=lambda: control.cached_score,
+        decides=canary.deployment.decides,
     )
     rules = RulesBaseline(settings.rules, clock)
     stages: dict[StageName, Stage] = {"model": canary.routing, "cached_score": cached_scores, "rules": rules}

@@ -95,6 +95,16 @@ class Deployment:
         model = primary.model or secondary.model
         return "" if model is None else model.version
 
+    def decides(self, version: str) -> bool:
+        """True when a score of this version may decide an order now.
+
+        A version that was named must be the one. It counts from the moment it is named, although the replicas are
+        switched a little later: what was rolled back decides nothing more that a replica does not answer itself.
+        """
+        if self._champion is not None:
+            return version == self._champion
+        return any(replica.model is not None and replica.model.version == version for replica in self.champions)
+
     def obey(self, version: str) -> None:
         """Has orders decided by this version, as soon as a replica serves it; empty for what the settings say."""
         self._champion = version or self._usual

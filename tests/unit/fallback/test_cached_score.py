@@ -77,6 +77,22 @@ async def test_without_a_score_there_is_no_answer(cache: CachedScores) -> None:
     assert await nothing_from(cache, new_case())
 
 
+async def test_a_score_of_a_version_that_does_not_decide_any_more_does_not_answer(clock: Clock) -> None:
+    deciding = {"v1", "v2"}
+    cache = CachedScores(SETTINGS, clock, decides=lambda version: version in deciding)
+    cache.remember(new_case(), scored(version="v2"), "decision-1")
+    assert await cache.answer(new_case()) is not None
+    deciding.remove("v2")
+    assert await nothing_from(cache, new_case()), "rolled back: at once, however young"
+    # An order that was under way at that moment comes back with the old version's score.
+    cache.remember(new_case(), scored(version="v2"), "decision-2")
+    assert await nothing_from(cache, new_case())
+    cache.remember(new_case(), scored(version="v1"), "decision-3")
+    answer = await cache.answer(new_case())
+    assert answer is not None
+    assert answer.cached_from == "decision-3"
+
+
 async def test_the_other_side_is_another_question(cache: CachedScores) -> None:
     cache.remember(new_case(side=pb.SIDE_BUY), scored(), "decision-1")
     assert await nothing_from(cache, new_case(side=pb.SIDE_SELL))

@@ -425,6 +425,21 @@ async def test_a_champion_that_a_replica_has_not_loaded_leaves_it_with_the_old_o
         assert w.one.registry.set == {"champion": OLD, "previous": NEW}
 
 
+async def test_scores_of_a_version_decide_until_it_is_rolled_back_and_not_a_moment_longer() -> None:
+    async with world() as w:
+        deployment = w.one.deployment
+        assert deployment.decides(OLD), "what the replicas serve"
+        assert not deployment.decides(NEW)
+        w.one.secondary.model = ModelIdentity("model", NEW, 0.5, 0)
+        assert deployment.decides(NEW), "one replica was given another version by somebody else"
+        await deployment.make_champion(NEW, "ann", "better")
+        assert deployment.decides(NEW)
+        assert not deployment.decides(OLD)
+        deployment.obey(OLD)
+        assert w.one.primary.wanted_version != OLD, "the replica is not switched yet"
+        assert (deployment.decides(OLD), deployment.decides(NEW)) == (True, False)
+
+
 async def test_pairs_are_kept_with_who_decided() -> None:
     async with world() as w:
         await w.start(steps=(0.5, 1.0))
