@@ -73,6 +73,7 @@ class FeatureCache:
         instruments: The instruments to follow; others are ignored.
         monotonic: Seconds on a clock that never jumps.
         wall_ns: Nanoseconds since the Unix epoch.
+        uniform: Uniform in [0, 1).
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class FeatureCache:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._redis_url = redis_url
         self._settings = settings
         self._entries: dict[str, CachedFeatures | None] = dict.fromkeys(instruments)
         self._monotonic = monotonic
         self._wall_ns = wall_ns
+        self._uniform = uniform
         self._followed: set[str] = set()
         self.updates = 0
         """Vectors taken over."""
@@ -202,7 +205,7 @@ class FeatureCache:
                 self.disconnects += 1
             finally:
                 self._followed.difference_update(names)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
+            await asyncio.sleep(pause * (0.5 + 0.5 * self._uniform()))
             pause = min(2 * pause, self._settings.reconnect_max_seconds)
 
     async def _follow(self, redis: Redis, names: tuple[str, ...], *, sharded: bool) -> None:

@@ -20,6 +20,7 @@ from server.envoy import EnvoyEdge
 from server.garbage import spare_the_hot_path
 from server.health import Component, Health
 from server.inference.assembly import problem_of
+from server.machine import REAL, Machine
 from server.metrics_port import serve_metrics
 from server.process import Process, this_process
 from server.rpc.ports import open_admin_port, open_decision_port, open_health_port
@@ -102,6 +103,7 @@ async def start(
     stack: AsyncExitStack,
     stop: asyncio.Future[None],
     envoy: EnvoyEdge | None = None,
+    machine: Machine = REAL,
 ) -> Server:
     """Builds and starts every component.
 
@@ -111,11 +113,12 @@ async def start(
         stack: Ends the components when it is left, in reverse order.
         stop: Ends the server when it is done; an exception is the reason why it had to end.
         envoy: The Envoy in whose process this runs; None for a grpc.aio server on the decision port.
+        machine: What it runs on.
 
     Raises:
         OSError, AuditError: It could not be started.
     """
-    process = this_process(shared, slot, stack, stop)
+    process = this_process(shared, slot, stack, stop, machine)
     base = await open_foundation(process, envoy)
     path = await open_request_path(process, base)
 

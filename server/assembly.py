@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,18 +82,32 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     settings, stack, clock, metrics = process.settings, process.stack, process.clock, process.metrics
     loop_lag = LoopLag(clock, metrics.loop_lag.observe)
     await process.background(loop_lag.run(), "loop-lag")
-    journal = await stack.enter_async_context(Journal(settings.journal, on_commit=metrics.committed))
+    journal = await stack.enter_async_context(Journal(settings.journal, metrics.committed, process.machine))
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
     publish = None if envoy is None else envoy.publish
     # Not even if full: whoever is refused must not fill the disk.
     security = Security(
-        settings.tls, settings.tokens, settings.access, journal.append, process.instance_id, clock, publish
+        settings.tls,
+        settings.tokens,
+        settings.access,
+        journal.append,
+        process.instance_id,
+        clock,
+        publish,
+        process.machine.wall_clock,
     )
     await process.background(security.run(), "security")
     redis_url = settings.redis_url.get_secret_value()
-    feature_cache = FeatureCache(redis_url, settings.feature_cache, settings.instruments)
+    feature_cache = FeatureCache(
+        redis_url,
+        settings.feature_cache,
+        settings.instruments,
+        monotonic=clock,
+        wall_ns=process.machine.wall_clock_ns,
+        uniform=process.uniform,
+    )
     await process.background(feature_cache.run(), "feature-cache")
     feature_store = await stack.enter_async_context(
         open_store(redis_url, settings.feature_cache.ttl_seconds, settings.feature_cache.timeout_seconds)
@@ -123,8 +136,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         lambda: control,
         process.instance_id,
         process.new_id,
-        clock,
-        uniform,
+        process.machine,
     )
     cached_scores = CachedScores(
         settings.cached_score,
@@ -145,7 +157,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     reports, tracing = _open_reports(process)
     durability = settings.journal.durability.value
     packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
-    guards = Guards(settings.guards, lambda: control.trading_state, clock, time.time)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock)
     obey_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
     dataplane = DataPlane(
         admission=admission,
@@ -165,6 +177,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         reports=reports,
         loop_lag=base.loop_lag,
         clock=clock,
+        wall_clock_ns=process.machine.wall_clock_ns,
         new_id=process.new_id,
     )
     return RequestPath(
@@ -194,5 +207,5 @@ def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:
     """What is told of single decisions, in the log and, where a collector is named, in traces."""
     settings, stack = process.settings, process.stack
     tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id))
-    log = stack.enter_context(decision_log(settings.decision_log, everything=settings.log_level == "debug"))
-    return DecisionReports((log,) if tracing is None else (log, tracing.outlet)), tracing
+    log = stack.enter_context(decision_log(settings.decision_log, settings.log_level == "debug", process.machine))
+    return DecisionReports((log,) if tracing is None else (log, tracing.outlet), process.machine), tracing

@@ -73,6 +73,7 @@ class DataPlane:
         reports: Tells of decisions in logs and traces.
         loop_lag: How late the event loop is.
         clock: Monotonic seconds, the event loop's own.
+        wall_clock_ns: Nanoseconds since the Unix epoch.
         new_id: Unique, time-ordered decision ids.
         Everything else: the collaborators, one a step of `_decide`.
     """
@@ -98,6 +99,7 @@ class DataPlane:
         loop_lag: LoopLag,
         clock: Callable[[], float],
         new_id: Callable[[], str],
+        wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
@@ -123,6 +125,7 @@ class DataPlane:
         self._loop_lag = loop_lag
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
+        self._wall_clock_ns = wall_clock_ns
         self._new_id = new_id
 
     async def decide(self, order: Order, arrived: float, timeout_seconds: float | None) -> Decided:
@@ -225,7 +228,7 @@ class DataPlane:
         started = self._clock()
         durable_until = case.budget.deadline - self._reply_reserve(case.budget.allowed)
         decided = Decided(
-            case, answer, action, reasons, self._new_id(), started, time.time_ns(), self._packets.control_version
+            case, answer, action, reasons, self._new_id(), started, self._wall_clock_ns(), self._packets.control_version
         )
         try:
             durable = self._journal.append(self._packets.packet(case, answer, decided, started))

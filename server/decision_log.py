@@ -8,6 +8,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.machine import REAL, Machine
 from server.reports import Outlet, Report
 
 _log = structlog.get_logger(__name__)
@@ -28,7 +29,7 @@ class DecisionLogSettings(BaseModel):
     """Lines a second at most; the rest is counted and in the audit."""
 
 
-def decision_log(settings: DecisionLogSettings, everything: bool) -> Outlet:
+def decision_log(settings: DecisionLogSettings, everything: bool, machine: Machine = REAL) -> Outlet:
     """The outlet that writes canonical lines; every decision's where `everything` is to be logged."""
     return Outlet(
         "log",
@@ -37,6 +38,7 @@ def decision_log(settings: DecisionLogSettings, everything: bool) -> Outlet:
         slow_seconds=settings.slow_seconds,
         follows_caller=False,
         max_per_second=1e6 if everything else settings.max_per_second,
+        machine=machine,
     )
 
 

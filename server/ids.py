@@ -11,14 +11,16 @@ _VERSION = 0x7 << 76
 _VARIANT = 0x2 << 62
 
 
-def uuid7_source(wall_clock_ns: Callable[[], int] = time.time_ns) -> Callable[[], str]:
+def uuid7_source(
+    wall_clock_ns: Callable[[], int] = time.time_ns, random_bytes: Callable[[int], bytes] = os.urandom
+) -> Callable[[], str]:
     """Makes a source of UUIDv7 strings for one process.
 
     48 bits of Unix milliseconds, then a 42-bit counter from a random start and 32 random bits drawn once per process,
     so that ids of one process rise within a millisecond and ids of different processes differ.
     """
-    counter = itertools.count(int.from_bytes(os.urandom(4), "big"))
-    process = int.from_bytes(os.urandom(4), "big")
+    counter = itertools.count(int.from_bytes(random_bytes(4), "big"))
+    process = int.from_bytes(random_bytes(4), "big")
 
     def next_id() -> str:
         count = next(counter) & 0x3FF_FFFF_FFFF

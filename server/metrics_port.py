@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from server.metrics import ServerCollector
 
@@ -49,7 +49,7 @@ def serve_metrics(process: Process, base: Foundation, path: RequestPath, audit: 
             loop=asyncio.get_running_loop(),
         )
     )
-    server, thread = start_http_server(settings.metrics.port, settings.metrics.host, registry)
+    server, thread = process.machine.http_server(settings.metrics.port, settings.metrics.host, registry)
     stack.callback(thread.join)
     stack.callback(server.server_close)
     stack.callback(server.shutdown)

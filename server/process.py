@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from server.ids import uuid7_source
+from server.machine import REAL, Machine
 from server.metrics import DecisionMetrics
 from server.settings import Settings
 from server.slot import Slot
@@ -38,21 +37,31 @@ class Process:
     """Ends the server when it is done; an exception is the reason why it had to end."""
     instance_id: str
     metrics: DecisionMetrics
-    clock: Callable[[], float]
-    """Monotonic seconds, the event loop's own."""
-    uniform: Callable[[], float]
-    """Uniform in [0, 1)."""
+    machine: Machine
+    """What it gets from the machine that it runs on."""
     new_id: Callable[[], str]
     """Makes a unique, time-ordered id."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Monotonic seconds, the event loop's own."""
+        return self.machine.clock
+
+    @property
+    def uniform(self) -> Callable[[], float]:
+        """Uniform in [0, 1)."""
+        return self.machine.uniform
 
     async def background(self, work: Coroutine[None, None, None], name: str) -> None:
         """Runs a component's loop until the stack is left. One that ends by itself stops the server, which fails."""
         await self.stack.enter_async_context(_background(work, name, self.stop))
 
 
-def this_process(shared: Settings, slot: Slot | None, stack: AsyncExitStack, stop: asyncio.Future[None]) -> Process:
-    """The process that runs this, on the real clock; the arguments are fields of `Process`."""
-    new_id = uuid7_source()
+def this_process(
+    shared: Settings, slot: Slot | None, stack: AsyncExitStack, stop: asyncio.Future[None], machine: Machine = REAL
+) -> Process:
+    """The process that runs this; the arguments are fields of `Process`."""
+    new_id = uuid7_source(machine.wall_clock_ns, machine.random_bytes)
     return Process(
         shared=shared,
         settings=shared if slot is None else slot.settings(shared),
@@ -61,8 +70,7 @@ def this_process(shared: Settings, slot: Slot | None, stack: AsyncExitStack, sto
         stop=stop,
         instance_id=f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}",
         metrics=DecisionMetrics(),
-        clock=time.monotonic,
-        uniform=random.random,
+        machine=machine,
         new_id=new_id,
     )
 

@@ -9,8 +9,6 @@ nobody.
 from __future__ import annotations
 
 import contextvars
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import structlog
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InvalidOrderError, KeyReusedError, PretradeError
+from server.machine import REAL, Machine
 
 if TYPE_CHECKING:
     from fallback.order import CallContext, Case
@@ -66,6 +65,7 @@ class Outlet:
         slow_seconds: A decision that takes longer is told of.
         follows_caller: Whether a decision is told of because its caller keeps the trace.
         max_per_second: More reports than this are lost; a second's worth may come at once.
+        machine: Whose threads it uses.
     """
 
     def __init__(
@@ -77,8 +77,10 @@ class Outlet:
         slow_seconds: float,
         follows_caller: bool,
         max_per_second: float,
+        machine: Machine = REAL,
     ) -> None:
         self.name = name
+        self._threads = machine.threads
         self._write = write
         self._one_in = one_in
         self._slow_seconds = slow_seconds
@@ -88,7 +90,7 @@ class Outlet:
         self._refilled = 0.0
         self._seen = 0
         self._queue: deque[Report] = deque()
-        self._stopped = threading.Event()
+        self._stopped = machine.threads.event()
         self.chosen: Counter[Cause] = Counter()
         """Decisions to tell of, by cause, lost ones included."""
         self.lost = 0
@@ -96,9 +98,8 @@ class Outlet:
 
     def __enter__(self) -> Self:
         # A thread begins with an empty context, and the log's fields are in ours.
-        run = contextvars.copy_context().run
-        self._thread = threading.Thread(target=run, args=(self._drain,), name=f"reports-{self.name}", daemon=True)
-        self._thread.start()
+        context = contextvars.copy_context()
+        self._thread = self._threads.start(lambda: context.run(self._drain), f"reports-{self.name}")
         return self
 
     def __exit__(
@@ -155,10 +156,12 @@ class DecisionReports:
 
     Args:
         outlets: Running ones.
+        machine: Whose clock says when a decision ended.
     """
 
-    def __init__(self, outlets: tuple[Outlet, ...]) -> None:
+    def __init__(self, outlets: tuple[Outlet, ...], machine: Machine = REAL) -> None:
         self.outlets = outlets
+        self._wall_clock_ns = machine.wall_clock_ns
 
     def decided(self, case: Case, decision: Decided, now: float) -> None:
         """A decision is about to be sent, at the monotonic instant `now`."""
@@ -168,7 +171,15 @@ class DecisionReports:
             if cause is not None and outlet.admits(cause, now):
                 order = case.order
                 report = Report(
-                    cause, order.message, order.context, case.budget.arrived, now, time.time_ns(), case, decision, ""
+                    cause,
+                    order.message,
+                    order.context,
+                    case.budget.arrived,
+                    now,
+                    self._wall_clock_ns(),
+                    case,
+                    decision,
+                    "",
                 )
                 outlet.put(report)
 
@@ -179,5 +190,7 @@ class DecisionReports:
         for outlet in self.outlets:
             if outlet.admits("failed", now):
                 outlet.put(
-                    Report("failed", order, context, arrived, now, time.time_ns(), error.case, None, error.reason)
+                    Report(
+                        "failed", order, context, arrived, now, self._wall_clock_ns(), error.case, None, error.reason
+                    )
                 )

@@ -44,7 +44,8 @@ async def open_audit(process: Process, journal: Journal) -> AuditParts:
     lookups, watching, replays, explanations, comparing = readings
     drift = DriftWatch(comparing, settings.drift)
     await process.background(drift.run(), "drift")
-    recording = stack.enter_context(FileLock(path.with_name(f"{path.name}.outcomes.lock")))
-    servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording)
+    recording = FileLock(path.with_name(f"{path.name}.outcomes.lock"), process.machine)
+    wall_clock_ns = process.machine.wall_clock_ns
+    servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording, wall_clock_ns)
     explaining = Explaining(explanations, settings.explain, process.metrics.explanations, process.clock)
     return AuditParts(servicer, explaining, readings, drift)

@@ -22,15 +22,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import fcntl
-import os
 import queue
 import sqlite3
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future as BackgroundFuture
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +45,7 @@ from server.audit.errors import (
     JournalUnwritable,
 )
 from server.audit.journal_file import JournalFile, checkpoint
+from server.machine import REAL, Files, Machine, Queue
 
 _log = structlog.get_logger(__name__)
 
@@ -102,12 +98,19 @@ class Journal:
     Args:
         settings: Where and how.
         on_commit: Called on the loop after every commit with its rows and its seconds.
+        machine: Whose disk, threads and clock it uses.
     """
 
-    def __init__(self, settings: JournalSettings, on_commit: Callable[[int, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: JournalSettings,
+        on_commit: Callable[[int, float], None] | None = None,
+        machine: Machine = REAL,
+    ) -> None:
         self.settings: Final = settings
+        self.machine: Final = machine
         self._on_commit = on_commit
-        self._work: queue.SimpleQueue[list[_Append] | _Trim | _Stop] = queue.SimpleQueue()
+        self._work: Queue[list[_Append] | _Trim | _Stop] = machine.threads.queue()
         self._gathered: list[_Append] = []
         """Appended in this turn of the event loop, and not handed to the writer yet."""
         self._open = False
@@ -159,9 +162,8 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         opened: asyncio.Future[None] = self._loop.create_future()
-        self._lock = _lock(self.settings.path)
-        self._thread = threading.Thread(target=self._run, args=(opened,), name="audit-journal", daemon=True)
-        self._thread.start()
+        self._lock = _lock(self.machine.files, self.settings.path)
+        self._thread = self.machine.threads.start(lambda: self._run(opened), "audit-journal")
         try:
             await opened
         except BaseException:
@@ -184,7 +186,7 @@ class Journal:
             await asyncio.shield(self._stopped)
         finally:
             self._thread.join()
-            os.close(self._lock)
+            self.machine.files.unlock(self._lock)
 
     def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[bool]:
         """Appends one serialised `JournalEntry`; see `append_many`."""
@@ -358,16 +360,18 @@ class _Writer:
     def __init__(
         self,
         journal: Journal,
-        work: queue.SimpleQueue[list[_Append] | _Trim | _Stop],
+        work: Queue[list[_Append] | _Trim | _Stop],
         post: Callable[..., object],
     ) -> None:
         self._journal = journal
         self._settings = journal.settings
+        self._machine = journal.machine
+        self._clock = journal.machine.clock
         self._work = work
         self._post = post
         self._file = self._open()
         self._log_pages = 0.0
-        self._checkpoints = ThreadPoolExecutor(1, thread_name_prefix="audit-checkpoint")
+        self._checkpoints = journal.machine.threads.pool("audit-checkpoint")
         self._checkpoint: BackgroundFuture[None] | None = None
 
     def __enter__(self) -> Self:
@@ -418,13 +422,13 @@ class _Writer:
     def _write(self, appends: list[_Append]) -> bool:
         """Commits a batch and answers its callers; False when the journal was stopped during an outage."""
         entries = [entry for append in appends for entry in append.entries]
-        started = time.perf_counter()
+        started = self._clock()
         try:
             if entries:
                 self._file.append(entries)
         except Exception as error:  # whatever it is, the callers must hear and the writer must go on
             return self._outlast(error, appends)
-        seconds = time.perf_counter() - started
+        seconds = self._clock() - started
         grown = sum(map(len, entries)) + len(entries) * _ROW_BYTES
         self._post(self._journal._settle, appends, len(entries), self.position, seconds, grown)
         self._log_pages += _PAGES_PER_COMMIT + grown / _PAGE_BYTES
@@ -466,7 +470,7 @@ class _Writer:
     def _outlast(self, error: Exception, appends: list[_Append]) -> bool:
         """Fails everything that waits or arrives until a probe is durable; False when stopped before."""
         journal = self._journal
-        began = time.monotonic()
+        began = self._clock()
         journal.last_error = str(error)
         journal.writable = False
         self._post(journal._fail, appends, str(error))
@@ -489,13 +493,13 @@ class _Writer:
             break
         journal.last_error = ""
         journal.writable = True
-        self._post(journal._note_recovery, time.monotonic() - began)
+        self._post(journal._note_recovery, self._clock() - began)
         return True
 
     def _refuse_for(self, seconds: float) -> bool:
         """Fails what arrives during `seconds`; False when told to stop."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        until = self._clock() + seconds
+        while (left := until - self._clock()) > 0:
             try:
                 work = self._work.get(timeout=left)
             except queue.Empty:
@@ -522,21 +526,19 @@ class _Writer:
             self._file.append(marks)
 
     def _open(self) -> JournalFile:
-        return JournalFile(self._settings.path, sync_commits=self._settings.durability is Durability.FSYNC)
+        sync_commits = self._settings.durability is Durability.FSYNC
+        return JournalFile(self._settings.path, sync_commits=sync_commits, random_bytes=self._machine.random_bytes)
 
 
-def _lock(path: Path) -> int:
-    """Takes the right to write `path`, held until the descriptor is closed or the process dies."""
+def _lock(files: Files, path: Path) -> int:
+    """Takes the right to write `path`, held until it is given back or the process dies."""
     try:
-        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        lock = files.lock(path.with_name(path.name + ".lock"))
     except OSError as error:
         raise JournalError(f"cannot open the audit journal: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise JournalInUse(f"another process writes the audit journal {path}") from error
-    return descriptor
+    if lock is None:
+        raise JournalInUse(f"another process writes the audit journal {path}")
+    return lock
 
 
 def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:

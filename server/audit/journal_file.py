@@ -11,9 +11,9 @@ SQLite runs in WAL mode. With `synchronous=FULL` a COMMIT syncs the WAL before i
 from __future__ import annotations
 
 import functools
+import os
 import sqlite3
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -80,6 +80,7 @@ class JournalFile:
     Args:
         path: The file; its directory must exist.
         sync_commits: True for `synchronous=FULL`, False for `NORMAL`.
+        random_bytes: Gives so many bytes that no other journal has: its id, when it is made.
 
     Raises:
         JournalCorrupted: The tail does not fit the chain.
@@ -87,7 +88,8 @@ class JournalFile:
         sqlite3.Error: The file cannot be opened or written.
     """
 
-    def __init__(self, path: Path, *, sync_commits: bool) -> None:
+    def __init__(self, path: Path, *, sync_commits: bool, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
+        self._random_bytes = random_bytes
         # Autocommit: one INSERT is one transaction and one call into SQLite. Every call gives the interpreter lock
         # away and has to win it back from a busy event loop, so calls are what a batch costs, not rows.
         self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, cached_statements=256)
@@ -113,7 +115,7 @@ class JournalFile:
             execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA:
                 execute(statement)
-            execute("INSERT INTO journal VALUES (1, ?, 0, ?, NULL)", (uuid.uuid4().hex, GENESIS))
+            execute("INSERT INTO journal VALUES (1, ?, 0, ?, NULL)", (self._random_bytes(16).hex(), GENESIS))
             execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             execute(f"PRAGMA user_version = {_FORMAT}")
             execute("COMMIT")

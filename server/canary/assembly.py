@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from server.control.state import ControlState
     from server.inference.champion import Champion
     from server.inference.replica import Replica
+    from server.machine import Machine
     from server.metrics import DecisionMetrics
     from server.settings import Settings
 
@@ -55,8 +55,7 @@ def assemble(
     control: Callable[[], ControlState],
     instance_id: str,
     new_id: Callable[[], str],
-    clock: Callable[[], float],
-    uniform: Callable[[], float],
+    machine: Machine,
 ) -> CanaryParts:
     """Makes the parts.
 
@@ -70,14 +69,14 @@ def assemble(
         control: The control state, which obeys none of this before it is made.
         instance_id: This server process.
         new_id: Makes a unique, time-ordered id.
-        clock: Monotonic seconds, the event loop's own.
-        uniform: Uniform in [0, 1).
+        machine: Whose clocks and chance they use.
     """
+    clock, wall_clock_ns = machine.clock, machine.wall_clock_ns
     primary, secondary, challenger, *_ = replicas
     store = settings.replay.model_store
     management = {str(name): endpoint for name, endpoint in settings.replicas.management.items()}
     loader = ModelLoader(management, settings.canary.archive_url, settings.canary.load_seconds)
-    recorder = PairRecorder(journal, time.time_ns) if settings.shadow.keep_pairs else None
+    recorder = PairRecorder(journal, wall_clock_ns) if settings.shadow.keep_pairs else None
 
     def reserve_seconds() -> float:
         replica = primary if primary.available else secondary
@@ -128,13 +127,13 @@ def assemble(
         new_id=new_id,
         instance_id=instance_id,
         clock=clock,
-        wall_clock_ns=time.time_ns,
+        wall_clock_ns=wall_clock_ns,
     )
     shadow = Shadow(
         replicas[2:],
         (primary, secondary),
         settings.shadow.sample_share,
-        uniform,
+        machine.uniform,
         rollout.observe_pair,
         rollout.observe_decision,
     )

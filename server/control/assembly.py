@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -53,7 +52,7 @@ async def open_control(
         FlagProviderError: There is no such provider of flags.
     """
     settings, stack, clock, new_id = process.shared, process.stack, process.clock, process.new_id
-    file = ControlFile(control_path(settings))
+    file = ControlFile(control_path(settings), process.machine)
     if process.slot is None:
         halt_at_start(settings.control, file, new_id)
     by_name = {replica.name: replica for replica in replicas}
@@ -71,7 +70,16 @@ async def open_control(
         provider = provider_from(settings.control.flag_provider, settings.control.flag_provider_options)
         stack.callback(provider.shutdown)
     control = ControlState(
-        settings.control, file, subjects, journal, process.instance_id, new_id, time.time_ns, clock, shared, provider
+        settings.control,
+        file,
+        subjects,
+        journal,
+        process.instance_id,
+        new_id,
+        process.machine.wall_clock_ns,
+        clock,
+        shared,
+        provider,
     )
     await control.synchronise()
     return control
@@ -101,7 +109,7 @@ def obey_configuration(
 
 def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:
     """Puts the settings into the journal, which then holds what packets name; again and again where that fails."""
-    entry = packets.settings(settings.model_dump_json(), version("pretrade"), time.time_ns())
+    entry = packets.settings(settings.model_dump_json(), version("pretrade"), journal.machine.wall_clock_ns())
 
     async def record() -> None:
         while True:

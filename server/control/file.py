@@ -6,9 +6,6 @@ old state or the new one, never a part. Everything here blocks and is called fro
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from server.control.model import Kept
+from server.machine import REAL, Identity, Machine
 
 _log = structlog.get_logger(__name__)
 
@@ -31,11 +29,19 @@ class UnreadableControlError(Exception):
 
 
 class ControlFile:
-    """One server's control state on disk. Instances of several processes work on the same path."""
+    """One server's control state on disk. Instances of several processes work on the same path.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file; its directory must exist.
+        machine: Whose disk it is on.
+    """
+
+    def __init__(self, path: Path, machine: Machine = REAL) -> None:
         self.path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._files = machine.files
+        self._sleep = machine.threads.sleep
+        self._clock = machine.clock
+        self._seen: Identity | None = None
 
     def read(self) -> Kept | None:
         """What the file holds; None when there is none.
@@ -44,9 +50,8 @@ class ControlFile:
             UnreadableControlError: It cannot be read or holds something else.
         """
         try:
-            with self.path.open("rb") as file:
-                self._seen = _identity(os.fstat(file.fileno()))
-                return Kept.model_validate_json(file.read())
+            content, self._seen = self._files.read(self.path)
+            return Kept.model_validate_json(content)
         except FileNotFoundError:
             self._seen = None
             return None
@@ -60,7 +65,7 @@ class ControlFile:
             UnreadableControlError: As `read`, once for each such file.
         """
         try:
-            seen = _identity(self.path.stat())
+            seen = self._files.identity(self.path)
         except OSError:
             return None
         return None if seen == self._seen else self.read()
@@ -88,39 +93,24 @@ class ControlFile:
             if new == current:
                 return new
             unfinished = self.path.with_name(f"{self.path.name}.new")
-            with unfinished.open("w") as file:
-                file.write(new.model_dump_json())
-                file.flush()
-                os.fsync(file.fileno())
-                self._seen = _identity(os.fstat(file.fileno()))
-            unfinished.replace(self.path)
+            self._seen = self._files.write(unfinished, new.model_dump_json().encode())
+            self._files.replace(unfinished, self.path)
         return new
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        path = self.path.with_name(f"{self.path.name}.lock")
+        deadline = self._clock() + _LOCK_SECONDS
+        while (lock := self._files.lock(path)) is None:
+            if self._clock() >= deadline:
+                _log.warning("control state changed without its lock", held_for_seconds=_LOCK_SECONDS)
+                break
+            self._sleep(_LOCK_POLL_SECONDS)
         try:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(descriptor):
-                if time.monotonic() >= deadline:
-                    _log.warning("control state changed without its lock", held_for_seconds=_LOCK_SECONDS)
-                    break
-                time.sleep(_LOCK_POLL_SECONDS)
             yield
         finally:
-            os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_mtime_ns, status.st_size
+            if lock is not None:
+                self._files.unlock(lock)
 
 
 def _first_line(error: Exception) -> str:

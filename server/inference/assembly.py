@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
     Raises:
         OSError, ValueError: A model that is served by the Open Inference Protocol is not described.
     """
-    settings, clock, uniform = process.settings, process.clock, process.uniform
+    settings, machine = process.settings, process.machine
     endpoints = settings.replicas
     token_files = {str(name): path for name, path in endpoints.token_files.items()}
 
@@ -34,8 +33,20 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
         sections = (settings.replica, settings.batcher, settings.breaker)
         codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
         path = token_files.get(name)
-        token = None if path is None else ReplicaToken(name, path, time.time)
-        replica = Replica(name, endpoint, model, version, *sections, clock, uniform, stalled_seconds, codec, token)
+        token = None if path is None else ReplicaToken(name, path, machine.wall_clock)
+        replica = Replica(
+            name,
+            endpoint,
+            model,
+            version,
+            *sections,
+            machine.clock,
+            machine.uniform,
+            stalled_seconds,
+            codec,
+            token,
+            machine.grpc_channel,
+        )
         return await process.stack.enter_async_context(replica)
 
     return (

@@ -86,6 +86,7 @@ class Replica:
         stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
         codec: The server's protocol.
         token: What it wants to be shown; None for nothing.
+        open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Replica:
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
         codec: Codec = TORCHSERVE,
         token: ReplicaToken | None = None,
+        open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -114,6 +116,7 @@ class Replica:
         self._settings = settings
         self._clock = clock
         self._codec = codec
+        self._open_channel = open_channel
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
         self.breaker = Breaker(name, breaker_settings, clock, random, self._on_transition)
         self.batcher = MicroBatcher(self._score, self._begin, self.latency, batcher_settings, clock, stalled_seconds)
@@ -134,7 +137,7 @@ class Replica:
         self._probed = False
 
     async def __aenter__(self) -> Replica:
-        self._channel = grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS)
+        self._channel = self._open_channel(self.endpoint, options=_CHANNEL_OPTIONS)
         self._call = self._codec.open(self._channel)
         self._prober = asyncio.create_task(self._probe_forever(), name=f"probe-{self.name}")
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -17,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from server.machine import REAL, Machine
 from server.rpc.access import AccessInterceptor
 from server.rpc.admin import AdminServicer
 from server.rpc.asgi import GrpcApplication
@@ -61,7 +61,7 @@ async def open_admin_port(
     settings, slot = process.settings, process.slot
     control, canary = path.control, path.canary
     by_name = {replica.name: replica for replica in path.replicas}
-    server = grpc_server(settings, access(base.security, "admin"), process.metrics.errors)
+    server = grpc_server(settings, access(base.security, "admin"), process.metrics.errors, process.machine)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(
         AdminServicer(
             instance_id=process.instance_id,
@@ -69,7 +69,13 @@ async def open_admin_port(
             configuration=path.configuration,
             steering=Steering(control, by_name),
             canaries=CanarySteering(
-                canary.rollout, canary.deployment, control, by_name, settings.canary.steps, process.new_id, time.time
+                canary.rollout,
+                canary.deployment,
+                control,
+                by_name,
+                settings.canary.steps,
+                process.new_id,
+                process.machine.wall_clock,
             ),
             changes=audit.servicer.changes,
             journal=base.journal,
@@ -105,7 +111,7 @@ async def open_health_port(process: Process, health_servicer: health.aio.HealthS
     settings = process.settings
     if settings.grpc.health_port is not None:
         at = f"{settings.grpc.host}:{settings.grpc.health_port}"
-        server = grpc_server(settings, (), process.metrics.errors)
+        server = grpc_server(settings, (), process.metrics.errors, process.machine)
         await _listen(process.stack, server, health_servicer, (), at, None)
 
 
@@ -133,18 +139,25 @@ async def open_decision_port(
         explaining,
         clock,
         # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
-        time.time if envoy is None else clock,
+        process.machine.wall_clock if envoy is None else clock,
         security.charge,
     )
     if envoy is None:
-        server = grpc_server(settings, access(security, "decision"), metrics.errors)
+        server = grpc_server(settings, access(security, "decision"), metrics.errors, process.machine)
         servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
         port = await _listen(process.stack, server, health_servicer, (DECISION_SERVICE,), at, credentials)
         return port, partial(_end, server)
-    limits = settings.grpc.max_message_bytes, settings.grpc.read_seconds
-    application = GrpcApplication(*limits, servicer.not_sent, metrics, clock, time.time, security.access("decision"))
+    application = GrpcApplication(
+        settings.grpc.max_message_bytes,
+        settings.grpc.read_seconds,
+        servicer.not_sent,
+        metrics,
+        clock,
+        process.machine.wall_clock,
+        security.access("decision"),
+    )
     # As generated code sees it, the application is a server.
     servicer.add_to(cast("grpc.aio.Server", application))
     _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
@@ -161,10 +174,13 @@ def access(security: Security, plane: Plane) -> tuple[AccessInterceptor, ...]:
 
 
 def grpc_server(
-    settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor], errors: Counter[str]
+    settings: Settings,
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
+    errors: Counter[str],
+    machine: Machine = REAL,
 ) -> grpc.aio.Server:
     """A server with the limits that protect it from its callers."""
-    return grpc.aio.server(
+    return machine.grpc_server(
         interceptors=(*interceptors, ParsingInterceptor(settings.grpc.read_seconds, errors)),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),

@@ -75,7 +75,10 @@ class Security:
         failures = access.failures_per_second
         self._failures = Rates(failures, failures * _BURST_FAILURES_SECONDS, clock)
         self.refusals = Refusals(
-            record, Rates(failures, failures * _BURST_FAILURES_SECONDS, clock), instance_id, time.time_ns
+            record,
+            Rates(failures, failures * _BURST_FAILURES_SECONDS, clock),
+            instance_id,
+            lambda: int(wall_clock() * 1e9),
         )
         self.verifier: TokenVerifier | None = None
         if self._keys is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -33,27 +32,27 @@ async def test_one_holder_at_a_time_among_all_files_and_tasks(tmp_path: Path) ->
             await asyncio.sleep(0)
             inside -= 1
 
-    with ExitStack() as stack:
-        locks = [stack.enter_context(FileLock(tmp_path / "lock")) for _ in range(3)]
-        async with asyncio.TaskGroup() as group:
-            for _ in range(20):
-                for lock in locks:
-                    group.create_task(enter(lock))
+    locks = [FileLock(tmp_path / "lock") for _ in range(3)]
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            for lock in locks:
+                group.create_task(enter(lock))
     assert (inside, most) == (0, 1)
 
 
 async def test_giving_up_the_waiting_leaves_the_lock_to_others_and_a_dead_holder_frees_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with FileLock(path) as lock:
-        argv = [sys.executable, "-c", HOLDER, str(path)]
-        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:  # noqa: ASYNC220 - a line
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"held\n"
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05), lock.held():
-                    pytest.fail("the lock has a holder")
-            holder.kill()
-        async with asyncio.timeout(5), lock.held():
-            pass
-        async with asyncio.timeout(5), lock.held():
-            pass
+    path.touch()
+    lock = FileLock(path)
+    argv = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:  # noqa: ASYNC220 - a line
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), lock.held():
+                pytest.fail("the lock has a holder")
+        holder.kill()
+    async with asyncio.timeout(5), lock.held():
+        pass
+    async with asyncio.timeout(5), lock.held():
+        pass

@@ -1,0 +1,171 @@
+"""What a server process gets from the machine that it runs on: time, chance, threads, files and the network.
+
+The composition root hands a `Machine` to every part that needs something of it. Production has one, the real one. The
+simulation in `tests/simulation/` starts the same composition on a machine whose time, disk and network it controls, so
+a part that reads the clock, starts a thread or syncs a file does so through here and not by itself. What asyncio offers
+(timers, sockets, subprocesses, `asyncio.to_thread`) needs nothing here: there the event loop is what is exchanged.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import grpc.aio
+from prometheus_client import start_http_server
+
+_T = TypeVar("_T")
+
+
+class Thread(Protocol):
+    """A thread that was started."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until it has ended, for so many seconds at most."""
+
+
+class Event(Protocol):
+    """As `threading.Event`."""
+
+    def set(self) -> None: ...  # noqa: D102
+    def wait(self, timeout: float | None = None) -> bool: ...  # noqa: D102
+
+
+class Queue(Protocol, Generic[_T]):
+    """As `queue.SimpleQueue`."""
+
+    def put(self, item: _T) -> None: ...  # noqa: D102
+    def get(self, block: bool = True, timeout: float | None = None) -> _T: ...  # noqa: D102
+    def get_nowait(self) -> _T: ...  # noqa: D102
+
+
+class Threads:
+    """The threads of this process, and what they wait with."""
+
+    def start(self, run: Callable[[], object], name: str) -> Thread:
+        """Runs a function in a thread that does not keep the process alive."""
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def pool(self, name: str) -> Executor:
+        """One thread for work that is handed over piece by piece."""
+        return ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def queue(self) -> Queue[Any]:
+        """Hands things from thread to thread."""
+        return queue.SimpleQueue()
+
+    def event(self) -> Event:
+        """Lets threads wait for something that happens once."""
+        return threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        """Blocks the thread that calls it."""
+        time.sleep(seconds)
+
+
+class Identity(NamedTuple):
+    """Tells a file's content from every other that had the same name."""
+
+    inode: int
+    modified_ns: int
+    size: int
+
+
+class Files:
+    """Small files that are read and replaced whole. Every method blocks and raises `OSError`."""
+
+    def read(self, path: Path) -> tuple[bytes, Identity]:
+        """A file's content, and which content that is."""
+        with path.open("rb") as file:
+            return file.read(), _identity(os.fstat(file.fileno()))
+
+    def identity(self, path: Path) -> Identity:
+        """Which content a file has."""
+        return _identity(path.stat())
+
+    def write(self, path: Path, content: bytes) -> Identity:
+        """Makes or overwrites a file. Its content survives the loss of power; the name of a new file does not yet."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - opened already, with its mode
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+            return _identity(os.fstat(descriptor))
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Gives a file another's name, at once for everybody who opens it. Power lost may undo that."""
+        source.replace(target)
+
+    def sync_directory(self, path: Path) -> None:
+        """Has the names in a directory survive the loss of power, as they are now."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def lock(self, path: Path) -> int | None:
+        """Takes the lock of a file, made where it is missing.
+
+        Returns:
+            What `unlock` wants, or None while somebody else has it. It is free, too, when this process dies.
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def unlock(self, lock: int) -> None:
+        """Gives a lock back."""
+        os.close(lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine; the defaults are the real one."""
+
+    clock: Callable[[], float] = time.monotonic
+    """Monotonic seconds, the event loop's own."""
+    wall_clock_ns: Callable[[], int] = time.time_ns
+    """Nanoseconds since the Unix epoch. May step."""
+    uniform: Callable[[], float] = random.random
+    """Uniform in [0, 1)."""
+    random_bytes: Callable[[int], bytes] = os.urandom
+    """So many bytes that nobody can guess."""
+    threads: Threads = field(default_factory=Threads)
+    files: Files = field(default_factory=Files)
+    grpc_server: Callable[..., grpc.aio.Server] = grpc.aio.server
+    """Makes a server; it opens its ports itself."""
+    grpc_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel
+    """Makes a channel to an address."""
+    http_server: Callable[..., Any] = start_http_server
+    """Serves metrics on a port, from a thread; returns the server and its thread."""
+
+    def wall_clock(self) -> float:
+        """Seconds since the Unix epoch. May step."""
+        return self.wall_clock_ns() / 1e9
+
+
+REAL = Machine()
+"""The machine that this runs on."""
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return Identity(status.st_ino, status.st_mtime_ns, status.st_size)
