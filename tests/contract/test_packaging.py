@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tomllib
@@ -42,6 +43,19 @@ def test_each_folder_is_ours_and_not_another_package_of_that_name() -> None:
 def test_the_wheel_holds_the_product_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     top = {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name}
     assert top == {*OURS, "pretrade"}
+
+
+def test_the_wheel_carries_the_license_that_it_names(wheel: zipfile.ZipFile) -> None:
+    """The standard text, unchanged: https://www.apache.org/licenses/LICENSE-2.0.txt."""
+    assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == (
+        "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    )
+    (name,) = (name for name in wheel.namelist() if name.endswith("/licenses/LICENSE"))
+    assert wheel.read(name) == (ROOT / "LICENSE").read_bytes()
+    metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
+    assert "License-Expression: Apache-2.0\n" in metadata
+    for ignored in (ROOT / "k8s/docker").glob("*.dockerignore"):
+        assert "!LICENSE" in ignored.read_text().splitlines(), "an image is built from the wheel"
 
 
 def test_the_stubs_are_typed_and_work_without_the_rest(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

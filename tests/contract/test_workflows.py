@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -84,6 +87,86 @@ def test_dependabot_watches_everything_that_is_pinned() -> None:
     }
     for each in updates:
         assert (ROOT / each["directory"].lstrip("/")).is_dir()
+
+
+# --- The contract
+
+
+def test_every_change_is_held_against_the_contract_of_the_last_release() -> None:
+    """With the whole history: in a shallow clone there is no last release to be found."""
+    found = [
+        (path.stem, list(job["steps"]))
+        for path in WORKFLOWS
+        for job in jobs(path).values()
+        if any(step.get("run") == ".ci/breaking" for step in job["steps"])
+    ]
+    ((name, steps),) = found
+    assert name == "ci", "which runs for every change"
+    checkout = next(step for step in steps if step.get("uses", "").startswith("actions/checkout@"))
+    assert checkout["with"]["fetch-depth"] == 0
+    assert "if" not in next(step for step in steps if step.get("run") == ".ci/breaking")
+
+
+def git(where: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *identity, *arguments], cwd=where, check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The contract in a repository of its own, without a release."""
+    where = tmp_path / "repository"
+    where.mkdir()
+    git(where, "init", "--quiet")
+    shutil.copytree(ROOT / "proto" / "pretrade", where / "proto" / "pretrade", ignore=shutil.ignore_patterns("gen"))
+    shutil.copy(ROOT / "buf.yaml", where)
+    (where / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "breaking", where / ".ci")
+    git(where, "add", ".")
+    git(where, "commit", "--quiet", "--message", "first")
+    return where
+
+
+def broken(where: Path) -> subprocess.CompletedProcess[str]:
+    """What `.ci/breaking` says."""
+    env = os.environ | {"VENV": str(Path(sys.executable).parents[1])}
+    return subprocess.run([".ci/breaking"], cwd=where, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def rename_a_field(where: Path) -> None:
+    file = where / "proto/pretrade/decision/v1/decision.proto"
+    text = file.read_text()
+    assert " quantity = " in text
+    file.write_text(text.replace(" quantity = ", " amount = ", 1))
+    git(where, "commit", "--quiet", "--all", "--message", "renamed")
+
+
+def test_a_contract_that_breaks_callers_of_the_last_release_is_refused(repository: Path) -> None:
+    git(repository, "tag", "v1.2.3")
+    same = broken(repository)
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert "against v1.2.3" in same.stdout
+    rename_a_field(repository)
+    refused = broken(repository)
+    assert refused.returncode != 0
+    assert "quantity" in refused.stdout + refused.stderr
+
+
+def test_without_a_release_there_is_nothing_to_break_and_that_is_said(repository: Path) -> None:
+    git(repository, "tag", "nightly")
+    rename_a_field(repository)
+    done = broken(repository)
+    assert done.returncode == 0
+    assert "skipped, nothing was ever released" in done.stdout
+
+
+def test_a_clone_that_may_lack_the_last_release_is_an_error(repository: Path, tmp_path: Path) -> None:
+    git(repository, "tag", "v1.2.3")
+    rename_a_field(repository)
+    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{repository}", "shallow")
+    done = broken(tmp_path / "shallow")
+    assert done.returncode == 1
+    assert "shallow" in done.stderr
 
 
 # --- The rollout
