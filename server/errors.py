@@ -15,6 +15,7 @@ PretradeError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ class PretradeError(Exception):
     Attributes:
         reason: Stable, machine-readable, UPPER_SNAKE_CASE.
         field: The field to blame; empty when there is none.
+        named: What else it is about, by name, for programs.
         case: What was known of the order when it ended, where that is worth telling.
     """
 
+    named: Mapping[str, str] = {}
     case: Case | None = None
 
     def __init__(self, reason: str, message: str, field: str = "") -> None:
@@ -64,6 +67,10 @@ class UnauthenticatedError(PretradeError):
 
 class PermissionDeniedError(PretradeError):
     """The credentials are good, and not enough."""
+
+    def __init__(self, reason: str, message: str, field: str = "", named: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason, message, field)
+        self.named = named or {}
 
 
 class RateLimitedError(PretradeError):

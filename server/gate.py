@@ -9,7 +9,9 @@ The limit follows the same target as admission's. Per window of 0.05 s, with w =
     limit ← limit · g + √(limit · g)    where g = target / w, between 0.5 and 2;  min_in_flight ≤ limit ≤ max_in_flight
 
 It is Envoy's adaptive concurrency filter with a target in place of the lowest latency it ever saw. Streams, health and
-reflection are no concern of the gate: what decides orders on a stream admits each by itself.
+reflection are no concern of the gate: what decides orders on a stream admits each by itself. Neither are calls whose
+metadata says that all of their orders are reduce-only: the gate cannot read orders, and lets such a call pass to
+admission's lane for them. One that says so of other orders is refused as soon as it has been read, and decides nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from server.admission import AdmissionSettings, overloaded
 from server.rpc import status
+from server.rpc.call_context import REDUCE_ONLY
 from server.rpc.framing import CallError, status_headers
 
 _FILTER: Final = "gate"
@@ -29,8 +32,6 @@ _FILTER_CONFIG: Final = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 _TOO_MANY_REQUESTS: Final = 429
 _WINDOW: Final = "0.05s"
 _PERCENTILE: Final = 90
-REDUCE_ONLY: Final = "pretrade-reduce-only"
-"""Metadata of a call with such orders alone: the gate cannot read them, and lets the call pass to admission's lane."""
 REASON: Final = overloaded().reason
 REFUSED: Final = "adaptive_concurrency.gradient_controller.rq_blocked"
 """Envoy's own count of refused calls, past the statistics' prefix."""

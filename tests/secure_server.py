@@ -137,7 +137,7 @@ class SecureServer:
 
     def token(self, role: str, **changes: Any) -> str:
         """A good token, with changes."""
-        return self.issuer.token(f"{role}-1", [role], **changes)
+        return self.issuer.token(f"{role}-1", changes.pop("roles", [role]), **changes)
 
     def log(self) -> str:
         return self.path("server.log").read_text()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
@@ -11,7 +12,8 @@ import grpc.aio
 
 from server.errors import PretradeError
 from server.rpc import status
-from server.security.access import AccessControl, Attempt, peer_host
+from server.security.access import AccessControl, peer_host
+from server.security.identity import Attempt
 from server.security.methods import HEALTH
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -60,11 +62,27 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return admitted
 
     def _many(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        async def admitted(request: Any, context: _Context) -> AsyncIterator[Any]:
+        # It writes what it answers itself: cancelled while a slow reader keeps it, it still has the last word.
+        async def admitted(request: Any, context: _Context) -> None:
             await self._admit(method, context)
-            async with contextlib.aclosing(behaviour(request, context)) as answers:
-                async for answer in answers:
-                    yield answer
+            task, refusal = asyncio.current_task(), None
+            assert task is not None
+
+            def end(error: PretradeError) -> None:
+                nonlocal refusal
+                refusal = error
+                task.cancel()
+
+            try:
+                with self._access.watched(end):
+                    async with contextlib.aclosing(behaviour(request, context)) as answers:
+                        async for answer in answers:
+                            await context.write(answer)
+            except asyncio.CancelledError:
+                if refusal is None:
+                    raise
+                task.uncancel()
+                await status.abort(context, refusal)
 
         return admitted
 

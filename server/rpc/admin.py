@@ -33,7 +33,7 @@ from server.metrics import DecisionMetrics
 from server.rpc.audit import abort
 from server.rpc.canary import CanarySteering
 from server.rpc.steering import Steering, check_author, duration
-from server.security.identity import author
+from server.security.identity import known_name
 from server.slot import Slot
 
 _Context = grpc.aio.ServicerContext[object, object]
@@ -172,15 +172,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def DrainReplica(self, request: pb.DrainReplicaRequest, context: _Context) -> pb.DrainReplicaResponse:
         """Sends a replica no more orders."""
-        return await _answer(self._steering.drain(request, author(request.author)), context)
+        return await _answer(self._steering.drain(request, known_name(request.author)), context)
 
     async def ResumeReplica(self, request: pb.ResumeReplicaRequest, context: _Context) -> pb.ResumeReplicaResponse:
         """Gives a replica its orders back."""
-        return await _answer(self._steering.resume(request, author(request.author)), context)
+        return await _answer(self._steering.resume(request, known_name(request.author)), context)
 
     async def SetBreaker(self, request: pb.SetBreakerRequest, context: _Context) -> pb.SetBreakerResponse:
         """Forces a breaker, or hands it back."""
-        return await _answer(self._steering.set_breaker(request, author(request.author)), context)
+        return await _answer(self._steering.set_breaker(request, known_name(request.author)), context)
 
     async def ListFlags(self, request: pb.ListFlagsRequest, context: _Context) -> pb.ListFlagsResponse:
         """Every flag."""
@@ -188,35 +188,35 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def SetFlag(self, request: pb.SetFlagRequest, context: _Context) -> pb.SetFlagResponse:
         """Sets one flag."""
-        return await _answer(self._steering.set_flag(request, author(request.author)), context)
+        return await _answer(self._steering.set_flag(request, known_name(request.author)), context)
 
     async def SetTradingState(
         self, request: pb.SetTradingStateRequest, context: _Context
     ) -> pb.SetTradingStateResponse:
         """Sets the trading state."""
-        return await _answer(self._steering.set_trading_state(request, author(request.author)), context)
+        return await _answer(self._steering.set_trading_state(request, known_name(request.author)), context)
 
     async def SetChain(self, request: pb.SetChainRequest, context: _Context) -> pb.SetChainResponse:
         """Sets who may answer, in which order."""
-        return await _answer(self._steering.set_chain(request, author(request.author)), context)
+        return await _answer(self._steering.set_chain(request, known_name(request.author)), context)
 
     async def StartCanary(self, request: pb.StartCanaryRequest, context: _Context) -> pb.StartCanaryResponse:
         """Begins to give a model version orders."""
-        return await _answer(self._canaries.start(request, author(request.author)), context)
+        return await _answer(self._canaries.start(request, known_name(request.author)), context)
 
     async def SetCanaryWeight(
         self, request: pb.SetCanaryWeightRequest, context: _Context
     ) -> pb.SetCanaryWeightResponse:
         """Sets the canary's share by hand."""
-        return await _answer(self._canaries.set_weight(request, author(request.author)), context)
+        return await _answer(self._canaries.set_weight(request, known_name(request.author)), context)
 
     async def PromoteCanary(self, request: pb.PromoteCanaryRequest, context: _Context) -> pb.PromoteCanaryResponse:
         """Makes the canary the champion now."""
-        return await _answer(self._canaries.promote(request, author(request.author)), context)
+        return await _answer(self._canaries.promote(request, known_name(request.author)), context)
 
     async def AbortCanary(self, request: pb.AbortCanaryRequest, context: _Context) -> pb.AbortCanaryResponse:
         """Ends the canary."""
-        return await _answer(self._canaries.abort(request, author(request.author)), context)
+        return await _answer(self._canaries.abort(request, known_name(request.author)), context)
 
     async def GetCanary(self, request: pb.GetCanaryRequest, context: _Context) -> pb.GetCanaryResponse:
         """The canary with its evidence."""
@@ -224,7 +224,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def RollBack(self, request: pb.RollBackRequest, context: _Context) -> pb.RollBackResponse:
         """Makes the champion's predecessor the champion again."""
-        return await _answer(self._canaries.roll_back(request, author(request.author)), context)
+        return await _answer(self._canaries.roll_back(request, known_name(request.author)), context)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
         """Every version in the registry."""
@@ -232,11 +232,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: _Context) -> pb.LoadModelResponse:
         """Loads a version into replicas."""
-        return await _answer(self._canaries.load_model(request, author(request.author)), context)
+        return await _answer(self._canaries.load_model(request, known_name(request.author)), context)
 
     async def SetModelAlias(self, request: pb.SetModelAliasRequest, context: _Context) -> pb.SetModelAliasResponse:
         """Points an alias at a version."""
-        return await _answer(self._canaries.set_alias(request, author(request.author)), context)
+        return await _answer(self._canaries.set_alias(request, known_name(request.author)), context)
 
     async def ReloadConfiguration(
         self, request: pb.ReloadConfigurationRequest, context: _Context
@@ -245,7 +245,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return await _answer(self._reload(request), context)
 
     async def _reload(self, request: pb.ReloadConfigurationRequest) -> pb.ReloadConfigurationResponse:
-        who = author(request.author)
+        who = known_name(request.author)
         check_author(who, request.reason)
         return await self._configuration.reload(self._control, request, who)
 

@@ -39,7 +39,8 @@ from server.rpc.framing import (
     message_length,
     status_headers,
 )
-from server.security.access import AccessControl, Attempt
+from server.security.access import AccessControl
+from server.security.identity import Attempt
 
 if TYPE_CHECKING:
     from server.metrics import DecisionMetrics
@@ -247,7 +248,8 @@ class GrpcApplication:
             if method.answer is not None:
                 await self._answer(call, send, method, encoding)
             else:
-                await self._stream(call, send, method, encoding)
+                with self._watched(call):
+                    await self._stream(call, send, method, encoding)
         except CallError as error:
             await _refuse(send, error)
         except _CallerGoneError:
@@ -301,6 +303,12 @@ class GrpcApplication:
             await access.admit(attempt)
         except PretradeError as error:
             raise CallError(*status.of(error)) from None
+
+    def _watched(self, call: Call) -> contextlib.AbstractContextManager[None]:
+        """Ends a stream whose caller would not be let in any more."""
+        if self._access is None:
+            return contextlib.nullcontext()
+        return self._access.watched(lambda error: call.end(CallError(*status.of(error))))
 
     async def _answer(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with one answer."""

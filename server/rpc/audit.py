@@ -28,6 +28,7 @@ from server.audit.errors import (
 from server.audit.journal import Journal
 from server.audit.lock import FileLock
 from server.audit.reading import EVENT, STEP, Question, Reading
+from server.security.identity import known_name, longest_name
 
 SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 _MOST_WATCHERS: Final = 16
@@ -166,9 +167,12 @@ def _outcome(request: bytes) -> packet_pb2.Outcome:
     except DecodeError as error:
         raise InvalidRequest("the request is not a valid message of this method") from error
     outcome.ClearField("recorded_at_ns")
+    # Whoever is known reports in no other name: an outcome of another reporter would be taken for theirs.
+    outcome.reporter = known_name(outcome.reporter)
+    longest = longest_name(_MAX_NAME)
     rules = (
         ("decision_id", f"must be 1 to {_MAX_NAME} characters", 0 < len(outcome.decision_id) <= _MAX_NAME),
-        ("reporter", f"must be 1 to {_MAX_NAME} printable characters", _is_name(outcome.reporter)),
+        ("reporter", f"must be 1 to {longest} printable characters", _is_name(outcome.reporter, longest)),
         ("filled_quantity", "must be finite and >= 0", 0 <= outcome.filled_quantity < math.inf),
         (
             "fill_price",
@@ -183,8 +187,8 @@ def _outcome(request: bytes) -> packet_pb2.Outcome:
     return outcome
 
 
-def _is_name(text: str) -> bool:
-    return 0 < len(text) <= _MAX_NAME and text.isprintable()
+def _is_name(text: str, longest: int) -> bool:
+    return 0 < len(text) <= longest and text.isprintable()
 
 
 async def abort(context: _Context, error: AuditError) -> NoReturn:

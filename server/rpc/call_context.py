@@ -12,6 +12,8 @@ from fallback.order import NO_CONTEXT, CallContext
 CORRELATION_ID: Final = "x-correlation-id"
 """Metadata key of the caller's own id for the work that a call is part of; 1 to 64 printable ASCII characters."""
 TRACEPARENT: Final = "traceparent"
+REDUCE_ONLY: Final = "pretrade-reduce-only"
+"""Metadata, with any value, of a unary call all of whose orders are reduce-only: Envoy lets it in in an overload."""
 
 CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]] | None
 """As grpc.aio and ASGI give it."""
@@ -51,6 +53,12 @@ class CallContexts:
         return CallContext(trace_id, span_id, sampled, correlation_id)
 
 
+def says_reduce_only(metadata: CallMetadata) -> bool:
+    """True when a call says that all of its orders are reduce-only."""
+    return any(key in _REDUCE_ONLY_KEYS for key, _ in metadata or ())
+
+
+_REDUCE_ONLY_KEYS: Final = frozenset((REDUCE_ONLY, REDUCE_ONLY.encode()))
 _TRACEPARENT_KEYS: Final = frozenset((TRACEPARENT, TRACEPARENT.encode()))
 _CORRELATION_KEYS: Final = frozenset((CORRELATION_ID, CORRELATION_ID.encode()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from operator import attrgetter
 from typing import Any, Final
 
@@ -22,9 +22,10 @@ from server.protowire import prefixed, template
 from server.record import Decided
 from server.reports import DecisionReports
 from server.rpc import status
-from server.rpc.call_context import CallContexts, CallMetadata
+from server.rpc.call_context import REDUCE_ONLY, CallContexts, CallMetadata, says_reduce_only
 from server.rpc.convert import OrderReader, order_timeout_seconds
 from server.rpc.remaining import RemainingTime
+from server.security.orders import OrderAccess
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +80,7 @@ class DecisionServicer:
         stream_settings: Bounds of a stream.
         clock: Monotonic seconds.
         wall_clock: What the transport reckons deadlines by.
-        charge: Takes one order out of the caller's bucket; raises `RateLimitedError` when it is empty.
+        access: Holds every order against what its caller may ask about.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class DecisionServicer:
         explaining: Explaining,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
-        charge: Callable[[], None] = lambda: None,
+        access: OrderAccess,
     ) -> None:
         self._dataplane = dataplane
         self._orders = orders
@@ -104,7 +105,7 @@ class DecisionServicer:
         self._reports = reports
         self._clock = clock
         self._remaining = RemainingTime(clock, wall_clock)
-        self._charge = charge
+        self._access = access
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves the methods of the contract on this server."""
@@ -128,7 +129,9 @@ class DecisionServicer:
         arrived = self._clock()
         try:
             remaining = self._remaining.corrected(context.time_remaining())
-            called = self._contexts.of(context.invocation_metadata())
+            metadata = context.invocation_metadata()
+            self._check_lane(metadata, (request.order,))
+            called = self._contexts.of(metadata)
             decided = await self._decide(request.order, arrived, remaining, called)
         except PretradeError as error:
             await status.abort(context, error)
@@ -163,6 +166,10 @@ class DecisionServicer:
             )
         remaining = self._remaining.corrected(context.time_remaining())
         metadata = context.invocation_metadata()
+        try:
+            self._check_lane(metadata, request.orders)
+        except InvalidOrderError as error:
+            await status.abort(context, error)
         results: list[Reply] = []
         for first in range(0, len(request.orders), _BATCH_SLICE):
             taken_up = self._clock()
@@ -212,6 +219,13 @@ class DecisionServicer:
             for decided in answer.decisions:
                 self._dataplane.cancelled(decided)
 
+    def _check_lane(self, metadata: CallMetadata, orders: Iterable[pb.Order]) -> None:
+        """Refuses a call that came in past Envoy's gate, as calls with reduce-only orders may, with another order."""
+        if says_reduce_only(metadata) and not all(order.reduce_only for order in orders):
+            reason, rule = "NOT_REDUCE_ONLY", f"must be true of every order of a call with `{REDUCE_ONLY}`"
+            self._metrics.errors[reason] += 1
+            raise InvalidOrderError(reason, f"reduce_only: {rule}", "reduce_only")
+
     def _in_time(self, result: Reply, arrived: float) -> Reply:
         """The result, or DEADLINE_EXCEEDED when a slow reader kept it waiting past its order's deadline."""
         if not result.decisions:
@@ -236,8 +250,9 @@ class DecisionServicer:
     async def _decide(self, message: pb.Order, arrived: float, remaining: float | None, called: CallContext) -> Decided:
         """Convert, take the shortest of the deadlines given, decide."""
         try:
-            self._charge()
+            self._access.charge()
             order = self._orders.read(message)
+            self._access.check_strategy(order.strategy)
             order.context = called
             own = order_timeout_seconds(message)
             timeout = own if remaining is None else remaining if own is None else min(own, remaining)

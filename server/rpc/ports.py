@@ -140,7 +140,7 @@ async def open_decision_port(
         clock,
         # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
         process.machine.wall_clock if envoy is None else clock,
-        security.charge,
+        security.orders,
     )
     if envoy is None:
         server = grpc_server(settings, access(security, "decision"), metrics.errors, process.machine)

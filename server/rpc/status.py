@@ -65,6 +65,7 @@ def _wire(error: PretradeError) -> Wire:
     info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason)
     if error.field:
         info.metadata["field"] = error.field
+    info.metadata.update(error.named)
     status.details.add().Pack(info)
     if isinstance(error, OverloadedError | RateLimitedError):
         retry = error_details_pb2.RetryInfo()

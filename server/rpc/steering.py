@@ -15,7 +15,7 @@ from server.control.state import ControlState, Wanted
 from server.control.subjects import CHAIN, OFF, ON, breaker_subject, drain_subject, flag_subject
 from server.inference.breaker import Mode, State
 from server.inference.replica import Replica
-from server.security.identity import CALLER, MAX_NAME
+from server.security.identity import longest_name
 
 _LONGEST_SECONDS: Final = 7 * 86_400
 _STATES: Final = {
@@ -224,7 +224,7 @@ class Steering:
 
 def check_author(author: str, reason: str) -> None:
     """Raises `InvalidChangeError` unless a change says who and why."""
-    if not 0 < len(author) <= (64 if CALLER.get() is None else MAX_NAME):  # who is known is not asked
+    if not 0 < len(author) <= longest_name(64):
         raise InvalidChangeError("author: must be 1 to 64 characters")
     if not 0 < len(reason) <= 256:
         raise InvalidChangeError("reason: must be 1 to 256 characters")

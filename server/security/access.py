@@ -1,9 +1,11 @@
-"""Access to one port: who calls, and whether he may."""
+"""Access to one port: who calls, and whether he may; for streams, as long as they are open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import unquote
 
@@ -15,33 +17,19 @@ from server.errors import (
     UnauthenticatedError,
 )
 from server.security import methods
-from server.security.identity import CALLER, MAX_NAME, Caller, Policy, Role
+from server.security.identity import CALLER, MAX_NAME, Attempt, Caller, Grants, Policy, Role
 from server.security.keys import Keys
 from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import Credential
 from server.security.tls import ClientCertificate, Material
-from server.security.tokens import TokenVerifier, UnknownKeyError
+from server.security.tokens import Token, TokenVerifier, UnknownKeyError
 
 _BEARER: Final = "bearer "
-_SIBLING: Final = Caller("sibling", frozenset({Role.VIEWER}))
+_OF_SIBLINGS: Final = Grants(frozenset({Role.VIEWER}), None, None, math.inf)
 _MAX_CERTIFICATES: Final = 1_000
 _TOO_MANY_FAILURES: Final = "TOO_MANY_FAILURES"
 """The reason of an attempt that nobody looked into."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What a call shows of itself before its request is read."""
-
-    method: str
-    """`/package.Service/Method`."""
-    authorization: str
-    """The header's value; empty without."""
-    peer: Callable[[], str]
-    """The address it came from, without the port; `unix:…` for a socket of this machine."""
-    certificate: Callable[[], bytes | None]
-    """The client's certificate in PEM, verified by the transport; None without."""
 
 
 class AccessControl:
@@ -58,8 +46,8 @@ class AccessControl:
         verifier: Of tokens; needed for `token`.
         keys: The issuer's; needed for `token`.
         material: Knows which certificates are revoked; needed for `certificate`.
-        policy: The roles in force.
-        calls: Of each caller; None for any number.
+        policy: What principals are allowed, as it is now.
+        calls: Buckets of the callers' calls; None for any number.
         failures: Of each address.
         refusals: Told of what was refused.
         wall_clock: Seconds since the Unix epoch.
@@ -92,6 +80,8 @@ class AccessControl:
         self._refusals = refusals
         self._wall_clock = wall_clock
         self._certificates: dict[bytes, ClientCertificate] = {}
+        self._streams: dict[Caller, Callable[[PretradeError], None]] = {}
+        """Callers of open streams, and how their streams are ended."""
 
     async def admit(self, attempt: Attempt) -> None:
         """Returns for a call that may go on, with `CALLER` set.
@@ -104,54 +94,118 @@ class AccessControl:
         caller = None
         try:
             caller = await self._caller(attempt)
-            self._check(caller, attempt.method)
+            self._charge(caller)
+            self._check(caller)
         except PretradeError as error:
-            self._refusals.note(
-                self._plane, attempt.method, attempt.peer(), "" if caller is None else caller.name, error.reason
-            )
+            self._note(attempt, "" if caller is None else caller.name, error)
             raise
         CALLER.set(caller)
 
-    def _check(self, caller: Caller, method: str) -> None:
-        if caller is _SIBLING:
+    @contextmanager
+    def watched(self, end: Callable[[PretradeError], None]) -> Iterator[None]:
+        """Holds an admitted stream: while the context is open it is looked at again and again, see `look_again`.
+
+        Args:
+            end: Ends the stream with an error; called at most once.
+        """
+        caller = CALLER.get()
+        if caller is None:  # health, which is everybody's
+            yield
+            return
+        self._streams[caller] = end
+        try:
+            yield
+        finally:
+            self._streams.pop(caller, None)
+
+    async def look_again(self) -> None:
+        """Ends the open streams whose callers would not be let in now, and gives the others what they may do now.
+
+        Credentials expire and are revoked, keys are withdrawn, callers are denied or lose a role: a stream that was
+        opened before must not outlive that. Keys are not fetched and failures not counted for it.
+        """
+        for caller in list(self._streams):
+            try:
+                now = self._caller_now(caller.attempt)
+                self._check(now)
+            except PretradeError as error:
+                end = self._streams.pop(caller, None)
+                if end is not None:  # else it has ended meanwhile
+                    self._note(caller.attempt, caller.name, error)
+                    end(error)
+            else:
+                caller.grants = now.grants
+            await asyncio.sleep(0)  # after a change of keys each costs a signature
+
+    def _note(self, attempt: Attempt, caller: str, error: PretradeError) -> None:
+        self._refusals.note(self._plane, attempt.method, attempt.peer(), caller, error.reason)
+
+    def _charge(self, caller: Caller) -> None:
+        rate = caller.grants.admin_calls_per_second
+        if self._calls is not None and not self._calls.take(caller.name, rate):
+            raise RateLimitedError("RATE_LIMITED", f"more than {rate:g} calls a second", 1 / rate)
+
+    def _check(self, caller: Caller) -> None:
+        method = caller.attempt.method
+        if caller.grants is _OF_SIBLINGS:
             if method not in methods.OF_SIBLINGS:
                 raise PermissionDeniedError("ROLE_MISSING", "not on this socket")
             return
-        if self._calls is not None and not self._calls.take(caller.name):
-            raise RateLimitedError(
-                "RATE_LIMITED", f"more than {self._calls.per_second:g} calls a second", 1 / self._calls.per_second
-            )
         wanted = methods.roles(method)
-        if not wanted & caller.roles:
+        if not wanted & caller.grants.roles:
             raise PermissionDeniedError("ROLE_MISSING", f"needs the role {' or '.join(sorted(wanted))}")
 
     async def _caller(self, attempt: Attempt) -> Caller:
-        if self._siblings and attempt.peer().startswith("unix:"):
-            return _SIBLING
-        if self._credential == "certificate":
-            return self._of_certificate(attempt)
-        return await self._of_token(attempt)
+        """Who calls. Has keys fetched for a token whose key is not known, and counts what is no good."""
+        try:
+            return self._known_caller(attempt)
+        except _NotVerifiedError as unknown:
+            token = unknown.token
+        self._check_failures(attempt)
+        try:
+            verified = await self._verified(token)
+        except UnauthenticatedError:
+            self._failures.take(attempt.peer())
+            raise
+        return self._named(verified.name, verified.principals, attempt)
 
-    async def _of_token(self, attempt: Attempt) -> Caller:
+    async def _verified(self, token: str) -> Token:
         assert self._verifier is not None
         assert self._keys is not None
+        try:
+            return self._verifier.verify(token)
+        except (UnknownKeyError, CredentialsUnknownError):
+            if not await self._keys.refresh():
+                raise
+            return self._verifier.verify(token)
+
+    def _caller_now(self, attempt: Attempt) -> Caller:
+        """Who a call was let in for, by what is known now."""
+        try:
+            return self._known_caller(attempt)
+        except _NotVerifiedError as unknown:
+            assert self._verifier is not None
+            verified = self._verifier.verify(unknown.token)
+            return self._named(verified.name, verified.principals, attempt)
+
+    def _known_caller(self, attempt: Attempt) -> Caller:
+        """Who calls, where that takes no signature to find out.
+
+        Raises:
+            _NotVerifiedError: It takes one.
+        """
+        if self._siblings and attempt.peer().startswith("unix:"):
+            return Caller("sibling", _OF_SIBLINGS, attempt)
+        if self._credential == "certificate":
+            return self._of_certificate(attempt)
         if attempt.authorization[: len(_BEARER)].lower() != _BEARER:
             raise UnauthenticatedError("NO_TOKEN", "needs `authorization: Bearer …`")
         text = attempt.authorization[len(_BEARER) :].strip()
+        assert self._verifier is not None
         token = self._verifier.known(text)
         if token is None:
-            self._check_failures(attempt)
-            try:
-                try:
-                    token = self._verifier.verify(text)
-                except (UnknownKeyError, CredentialsUnknownError):
-                    if not await self._keys.refresh():
-                        raise
-                    token = self._verifier.verify(text)
-            except UnauthenticatedError:
-                self._failures.take(attempt.peer())
-                raise
-        return self._named(token.name, token.principals)
+            raise _NotVerifiedError(text)
+        return self._named(token.name, token.principals, attempt)
 
     def _of_certificate(self, attempt: Attempt) -> Caller:
         assert self._material is not None
@@ -175,19 +229,27 @@ class AccessControl:
             raise UnauthenticatedError(
                 "NO_NAME", f"the certificate has no name of 1 to {MAX_NAME} printable characters"
             )
-        return self._named(certificate.name, certificate.principals)
+        return self._named(certificate.name, certificate.principals, attempt)
 
-    def _named(self, name: str, principals: tuple[str, ...]) -> Caller:
-        caller = self._policy().caller(name, principals)
-        if caller is None:
+    def _named(self, name: str, principals: tuple[str, ...], attempt: Attempt) -> Caller:
+        grants = self._policy().grants(principals)
+        if grants is None:
             raise UnauthenticatedError("DENIED", "the caller is denied")
-        return caller
+        return Caller(name, grants, attempt)
 
     def _check_failures(self, attempt: Attempt) -> None:
         if not self._failures.has(attempt.peer()):
             raise RateLimitedError(
                 _TOO_MANY_FAILURES, "too many unknown credentials from this address", 1 / self._failures.per_second
             )
+
+
+class _NotVerifiedError(Exception):
+    """A token has not been verified, or has to be once more."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self.token = token
 
 
 def peer_host(peer: str) -> str:

@@ -11,28 +11,27 @@ _MAX_NAMES: Final = 10_000
 
 
 class Rates:
-    """How much each name may take: `burst` at once, and `per_second` on average.
+    """How much each name may take: so much a second on average, and as much at once as some seconds bring, at least 1.
 
-    A bucket is kept as the instant at which it will be full again.
+    A bucket is kept as the instant at which it will be full again, so that a name's rate may change at any time.
 
     Args:
-        per_second: What a bucket gains.
-        burst: What it holds.
+        per_second: What a bucket gains a second, where nothing else is said of it.
+        burst_seconds: What a bucket holds, in seconds of its rate.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, per_second: float, burst: float, clock: Callable[[], float]) -> None:
+    def __init__(self, per_second: float, burst_seconds: float, clock: Callable[[], float]) -> None:
         self.per_second = per_second
-        self._seconds = 1 / per_second
-        self._depth = max(burst, 1.0) / per_second
+        self._burst_seconds = burst_seconds
         self._clock = clock
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
-    def take(self, name: str) -> bool:
+    def take(self, name: str, per_second: float | None = None) -> bool:
         """Takes one; False, and nothing taken, when there is none."""
         now = self._clock()
-        full_at = max(now, self._full_at.get(name, now)) + self._seconds
-        if full_at - now > self._depth + 1e-9:
+        full_at = self._after_one(name, now, per_second)
+        if full_at is None:
             return False
         self._full_at[name] = full_at
         self._full_at.move_to_end(name)
@@ -40,7 +39,12 @@ class Rates:
             self._full_at.popitem(last=False)
         return True
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str, per_second: float | None = None) -> bool:
         """True when one could be taken."""
-        now = self._clock()
-        return self._full_at.get(name, now) + self._seconds - now <= self._depth + 1e-9
+        return self._after_one(name, self._clock(), per_second) is not None
+
+    def _after_one(self, name: str, now: float, per_second: float | None) -> float | None:
+        """When the bucket will be full again after one is taken; None when there is none."""
+        gap = 1 / (per_second or self.per_second)
+        full_at = max(now, self._full_at.get(name, now)) + gap
+        return full_at if full_at - now <= max(self._burst_seconds, gap) + 1e-9 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -12,11 +13,11 @@ import grpc
 from prometheus_client.metrics_core import Metric
 
 from server import metric_families as families
-from server.errors import RateLimitedError
 from server.health import Component
 from server.security.access import AccessControl
-from server.security.identity import CALLER, Policy
+from server.security.identity import Policy
 from server.security.keys import Keys, open_keys
+from server.security.orders import OrderAccess
 from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import AccessSettings, Credential, TlsSettings, TokenSettings
@@ -27,6 +28,9 @@ from server.security.watched import Watched
 Plane = Literal["decision", "admin"]
 
 _BURST_SECONDS: Final = 2.0
+_LOOK_AGAIN_SECONDS: Final = 1.0
+"""Between two looks at the callers of open streams: about as often as files are looked at, so that a caller who was
+revoked is gone within 2 s, and rarely enough for thousands of streams."""
 _BURST_FAILURES_SECONDS: Final = 4.0
 _DAY_SECONDS: Final = 86_400.0
 
@@ -69,23 +73,22 @@ class Security:
             paths = [path for path in (tokens.revoked,) if path is not None]
             self._revoked = Watched("revoked tokens", paths, lambda text=b"": revocations(text))
             paths = [path for path in (access.policy,) if path is not None]
-            self._policy = Watched("access policy", paths, lambda text=b"{}": Policy.parse(text, access.roles))
+            base = access.base_policy()
+            self._policy = Watched("access policy", paths, lambda text=b"{}": base.with_file(text))
         except ValueError as error:
             raise OSError(f"credentials: {error}") from error
         failures = access.failures_per_second
-        self._failures = Rates(failures, failures * _BURST_FAILURES_SECONDS, clock)
+        self._failures = Rates(failures, _BURST_FAILURES_SECONDS, clock)
         self.refusals = Refusals(
-            record,
-            Rates(failures, failures * _BURST_FAILURES_SECONDS, clock),
-            instance_id,
-            lambda: int(wall_clock() * 1e9),
+            record, Rates(failures, _BURST_FAILURES_SECONDS, clock), instance_id, lambda: int(wall_clock() * 1e9)
         )
         self.verifier: TokenVerifier | None = None
         if self._keys is not None:
             self.verifier = TokenVerifier(tokens, self._keys, lambda: self._revoked.value, wall_clock)
             self._keys.changed = self.verifier.forget
-        rate = access.decisions_per_second
-        self._decisions = None if rate is None else Rates(rate, rate * _BURST_SECONDS, clock)
+        # What callers may take is in the policy.
+        self.orders = OrderAccess(Rates(math.inf, _BURST_SECONDS, clock), self.refusals)
+        self._controls: list[AccessControl] = []
 
     async def run(self) -> None:
         """Keeps files and keys up to date, until cancelled."""
@@ -96,15 +99,18 @@ class Security:
                 group.create_task(watched.watch(self._tls.refresh_seconds, forget))
             if self._keys is not None:
                 group.create_task(self._keys.run())
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+                for control in self._controls:
+                    await control.look_again()
 
     def access(self, plane: Plane) -> AccessControl | None:
         """What guards a port; None when it is open."""
         credential: Credential = getattr(self._access, plane)
         if credential == "open":
             return None
-        rate, material = self._access.admin_calls_per_second, self.material
-        return AccessControl(
+        material = self.material
+        control = AccessControl(
             plane=plane,
             credential=credential,
             siblings=plane == "admin",
@@ -112,31 +118,19 @@ class Security:
             keys=self._keys,
             material=None if material is None else lambda: material.value,
             policy=lambda: self._policy.value,
-            calls=Rates(rate, rate * _BURST_SECONDS, self._clock) if plane == "admin" else None,
+            calls=Rates(math.inf, _BURST_SECONDS, self._clock) if plane == "admin" else None,
             failures=self._failures,
             refusals=self.refusals,
             wall_clock=self._wall_clock,
         )
+        self._controls.append(control)
+        return control
 
     def credentials(self, plane: Plane) -> grpc.ServerCredentials | None:
         """TLS of a port on grpc.aio; None without."""
         if self.material is None:
             return None
         return grpc_credentials(self.material, getattr(self._access, plane) == "certificate")
-
-    @property
-    def charge(self) -> Callable[[], None]:
-        """Takes one order out of the caller's bucket; raises `RateLimitedError` when it is empty."""
-        return _nothing if self._decisions is None else partial(self._charge, self._decisions)
-
-    def _charge(self, decisions: Rates) -> None:
-        caller = CALLER.get()
-        if caller is not None and not decisions.take(caller.name):
-            reason = "RATE_LIMITED"
-            self.refusals.counts["decision", reason] += 1  # too many to record each
-            raise RateLimitedError(
-                reason, f"more than {decisions.per_second:g} orders a second", 1 / decisions.per_second
-            )
 
     def components(self) -> dict[str, Component]:
         """What is unhealthy when files or keys cannot be renewed."""

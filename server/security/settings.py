@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.security.identity import Role
+from server.security.identity import Policy, Principal, RateTier, Role, Strategies, Tiers
 
 Credential = Literal["open", "token", "certificate"]
 Algorithm = Literal["RS256", "ES256"]
-_PRINCIPAL: Final = r"^(sub|claim|uri|dns|cn):.+$"
-Principal = Annotated[str, Field(pattern=_PRINCIPAL, max_length=300)]
 
 
 class TlsSettings(BaseModel):
@@ -106,16 +104,33 @@ class AccessSettings(BaseModel):
     """What callers are: a JSON object from `sub:…`, `claim:…` (of a token), `uri:…`, `dns:…` or `cn:…` (of a
     certificate's names) to `trader` (asks for decisions, reports outcomes), `viewer` (reads), `operator` (steers, too)
     or `admin` (everything), or to a list of these."""
+    strategies: Strategies | None = None
+    """Strategies that callers may name in their orders: a JSON object from a principal, as in `roles`, to a name or a
+    list of names, in which `*` stands for any characters (`twap-*`). An order of another strategy is refused with
+    PERMISSION_DENIED. Unset, here and in the policy file: every caller may use any name, and limits by strategy hold
+    for callers who name theirs truly. An empty object: nobody may name any but what the policy file says."""
+    rates: Tiers = {}
+    """Rates of some callers: a JSON object from a principal, or from `role:trader`, `role:viewer`, `role:operator` or
+    `role:admin`, to an object of `decisions_per_second` and `admin_calls_per_second`. The first principal of a caller
+    that has a rate counts, else the highest of its roles, else the two settings below."""
     policy: Path | None = None
-    """A JSON file with further `roles`, and `denied`, a list of principals that are nobody; replaced at any time."""
+    """A JSON file with further `roles`, `strategies` and `rates`, and `denied`, a list of principals that are nobody;
+    replaced at any time, and in force for open streams as well."""
     decisions_per_second: float | None = Field(default=None, gt=0, le=1e6)
     """Orders a second that one caller may ask about, in each server process, on whatever connection or stream; more get
     RESOURCE_EXHAUSTED. Unset: any number. Twice as many may come at once."""
     admin_calls_per_second: float = Field(default=50.0, gt=0, le=1e6)
-    """Calls a second of one identified caller of the admin port."""
+    """Calls a second of one identified caller of the admin port; twice as many may come at once."""
     failures_per_second: float = Field(default=5.0, gt=0, le=1e6)
     """Attempts with unknown credentials that are looked into, for one address; more are refused unseen. Four times as
     many may come at once. As many refusals a second are recorded in the audit, in each server process."""
+
+    def base_policy(self) -> Policy:
+        """What the settings say, without the policy file."""
+        general = RateTier(
+            decisions_per_second=self.decisions_per_second, admin_calls_per_second=self.admin_calls_per_second
+        )
+        return Policy(self.roles, self.strategies, self.rates, general)
 
 
 def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts: dict[str, str]) -> None:
@@ -142,8 +157,10 @@ def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts
             raise ValueError(f"access.{plane}: nobody has a role: set access.roles or access.policy")
     if access.admin == "open" and not is_loopback(hosts["admin"]):
         raise ValueError("admin.host: without credentials (access.admin) the admin plane listens on loopback only")
-    if access.decisions_per_second is not None and access.decision == "open":
-        raise ValueError("access.decisions_per_second: nobody is known on a decision port that is open")
+    if access.decision == "open":
+        of_callers = {"decisions_per_second": access.decisions_per_second, "strategies": access.strategies}
+        for name in (name for name, value in of_callers.items() if value is not None):
+            raise ValueError(f"access.{name}: nobody is known on a decision port that is open")
 
 
 def is_loopback(host: str) -> bool:

@@ -67,7 +67,13 @@ class TokenVerifier:
         self._known.clear()
 
     def known(self, token: str) -> Token | None:
-        """A token that was found good before and still is."""
+        """A token that was found good before and still is.
+
+        It is as good as the keys: when these have not been heard of for too long, nobody knows whether the issuer has
+        withdrawn the one that signed it.
+        """
+        if self._keys.current is None:
+            return None
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         found = self._known.get(digest)
         if found is not None and self._wall_clock() >= found.expires_at:

@@ -191,6 +191,35 @@ def test_a_request_in_many_pieces_is_whole(group: Group) -> None:
         assert caller.reply(stream).status == 0
 
 
+def test_a_call_that_says_reduce_only_holds_such_orders_alone(group: Group) -> None:
+    """Else any call could pass Envoy's gate. The same on the edge without a gate: callers need not know which it is."""
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    with grpc.insecure_channel(group.decision, options) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        marked = (("pretrade-reduce-only", "0"),)
+        before = group.metric("pretrade_errors_total", reason="NOT_REDUCE_ONLY")
+        reducing, other = order("r", reduce_only=True), order("o")
+        assert stub.Decide(pb.DecideRequest(order=reducing), timeout=_SECONDS, metadata=marked).HasField("decision")
+        sound = stub.DecideBatch(pb.DecideBatchRequest(orders=[reducing] * 3), timeout=_SECONDS, metadata=marked)
+        assert [result.HasField("decision") for result in sound.results] == [True] * 3
+        for call in (
+            lambda: stub.Decide(pb.DecideRequest(order=other), timeout=_SECONDS, metadata=marked),
+            lambda: stub.DecideBatch(
+                pb.DecideBatchRequest(orders=[reducing, other]), timeout=_SECONDS, metadata=marked
+            ),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                call()
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            info = error_details_pb2.ErrorInfo()
+            assert rpc_status.from_call(refused.value).details[0].Unpack(info)  # type: ignore[arg-type]
+            assert (info.reason, dict(info.metadata)) == ("NOT_REDUCE_ONLY", {"field": "reduce_only"})
+        assert group.metric("pretrade_errors_total", reason="NOT_REDUCE_ONLY") == before + 2
+        # A stream passes no gate, and admits each order by itself.
+        streamed = stub.DecideStream(iter([pb.DecideStreamRequest(order=other)]), timeout=_SECONDS, metadata=marked)
+        assert [answer.result.HasField("decision") for answer in streamed] == [True]
+
+
 def test_a_batch_is_answered_in_its_order(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:
     orders = [order(f"{i}", quantity=-1.0 if i == 70 else 1.0) for i in range(200)]
     answer = decisions.DecideBatch(pb.DecideBatchRequest(orders=orders), timeout=_SECONDS)
@@ -384,6 +413,9 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
         reducing = pb.DecideRequest(order=order("r", reduce_only=True))
         marked = (("pretrade-reduce-only", "1"),)
         assert stub.Decide(reducing, timeout=_SECONDS, metadata=marked).decision.order_ref == "r"
+        with pytest.raises(grpc.RpcError) as lied:
+            stub.Decide(request, timeout=_SECONDS, metadata=marked)
+        assert lied.value.code() is grpc.StatusCode.INVALID_ARGUMENT, "it came in and decided nothing"
         assert health_stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_SECONDS).status == 1
         streamed = stub.DecideStream(iter([pb.DecideStreamRequest(order=order("s"))]), timeout=_SECONDS)
         assert [answer.result.HasField("decision") for answer in streamed] == [True]

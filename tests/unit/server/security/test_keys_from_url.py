@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from harness import eventually
 
-from server.errors import CredentialsUnknownError, RateLimitedError, UnauthenticatedError
-from server.security.access import AccessControl, Attempt
-from server.security.identity import CALLER, Policy, Role
+from server.errors import CredentialsUnknownError, PretradeError, RateLimitedError, UnauthenticatedError
+from server.security.access import AccessControl
+from server.security.identity import CALLER, Attempt, Policy, Role
 from server.security.keys import UrlKeys
 from server.security.rates import Rates
 from server.security.refusals import Refusals
@@ -79,8 +79,8 @@ class Rig:
         async def record(entry: bytes) -> None:
             return None
 
-        self.refusals = Refusals(record, Rates(1e3, 1e3, lambda: self.now), "test", time.time_ns)
-        policy = Policy({"claim:viewer": Role.VIEWER})
+        self.refusals = Refusals(record, Rates(1e3, 1.0, lambda: self.now), "test", time.time_ns)
+        self.policy = Policy({"claim:viewer": Role.VIEWER})
         self.access = AccessControl(
             plane="admin",
             credential="token",
@@ -88,9 +88,9 @@ class Rig:
             verifier=self.verifier,
             keys=self.keys,
             material=None,
-            policy=lambda: policy,
+            policy=lambda: self.policy,
             calls=None,
-            failures=Rates(2.0, 4, lambda: self.now),
+            failures=Rates(2.0, 2.0, lambda: self.now),
             refusals=self.refusals,
             wall_clock=time.time,
         )
@@ -145,13 +145,58 @@ async def test_keys_count_through_an_outage_until_they_are_too_old(server: KeySe
     assert rig.keys.problem
     assert rig.keys.failures == 1
     await rig.admit(issuer.token("b", ["viewer"]))
+    known = issuer.token("d", ["viewer"])
+    await rig.admit(known)
     rig.now += 700
     assert await refusal(lambda: rig.admit(issuer.token("c", ["viewer"]))) == "TOKEN_KEYS_UNKNOWN"
+    assert await refusal(lambda: rig.admit(known)) == "TOKEN_KEYS_UNKNOWN", "known or not: its key may be withdrawn"
     server.status = 200
     rig.now += 10
     assert await rig.keys.refresh()
     assert rig.keys.problem == ""
     await rig.admit(issuer.token("c", ["viewer"]))
+    await rig.admit(known)
+
+
+async def test_an_open_stream_is_as_good_as_its_credentials(server: KeyServer, issuer: TrialIssuer) -> None:
+    rig = Rig(server.url)
+    ended: dict[str, PretradeError] = {}
+    going, begun = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def stream(name: str) -> None:
+        await rig.admit(issuer.token(name, ["viewer"]))
+        with rig.access.watched(lambda error: ended.__setitem__(name, error)):
+            begun.release()
+            await going.wait()
+
+    streams = [asyncio.create_task(stream(name)) for name in ("alice", "bob")]
+    for _ in streams:
+        await begun.acquire()
+    await rig.access.look_again()
+    assert not ended
+    rig.policy = Policy({"claim:viewer": Role.VIEWER}, denied=frozenset({"sub:bob"}))
+    await rig.access.look_again()
+    assert {name: error.reason for name, error in ended.items()} == {"bob": "DENIED"}
+    rig.policy = Policy({"claim:viewer": Role.TRADER})
+    await rig.access.look_again()
+    assert ended["alice"].reason == "ROLE_MISSING"
+    assert rig.refusals.counts["admin", "DENIED"] == rig.refusals.counts["admin", "ROLE_MISSING"] == 1
+    await rig.access.look_again()
+    assert rig.refusals.counts.total() == 2, "each is ended once"
+    going.set()
+    await asyncio.gather(*streams)
+
+
+async def test_an_open_stream_ends_when_the_keys_are_too_old(server: KeyServer, issuer: TrialIssuer) -> None:
+    rig = Rig(server.url)
+    await rig.admit(issuer.token("alice", ["viewer"]))
+    ended: list[PretradeError] = []
+    with rig.access.watched(ended.append):
+        server.status = 500
+        rig.now += 3_700
+        await rig.access.look_again()
+    assert [error.reason for error in ended] == ["TOKEN_KEYS_UNKNOWN"]
+    assert server.asked == 1, "nothing is fetched for it"
 
 
 async def test_without_the_issuer_nobody_gets_in_and_nobody_is_called_a_liar(issuer: TrialIssuer) -> None:

@@ -18,7 +18,7 @@ class Clock:
 
 def test_a_burst_passes_and_then_the_rate() -> None:
     clock = Clock()
-    rates = Rates(10.0, 5, clock)
+    rates = Rates(10.0, 0.5, clock)
     assert [rates.take("a") for _ in range(7)] == [True] * 5 + [False] * 2
     assert rates.take("b"), "a bucket of its own"
     clock.now += 0.1
@@ -27,8 +27,24 @@ def test_a_burst_passes_and_then_the_rate() -> None:
     assert [rates.take("a") for _ in range(6)] == [True] * 5 + [False]
 
 
+def test_each_name_has_the_rate_that_it_is_given() -> None:
+    clock = Clock()
+    rates = Rates(1.0, 2.0, clock)
+    assert [sum(rates.take(name, rate) for _ in range(100)) for name, rate in (("desk", 20.0), ("trial", 1.0))] == [
+        40,
+        2,
+    ]
+    clock.now += 1.0
+    assert [sum(rates.take(name, rate) for _ in range(100)) for name, rate in (("desk", 20.0), ("trial", 1.0))] == [
+        20,
+        1,
+    ]
+    assert rates.take("slow", 0.1), "one at least, however low the rate"
+    assert not rates.take("slow", 0.1)
+
+
 def test_looking_takes_nothing() -> None:
-    rates = Rates(1.0, 2, Clock())
+    rates = Rates(1.0, 2.0, Clock())
     assert all(rates.has("a") for _ in range(10))
     assert rates.take("a")
     assert rates.take("a")
@@ -36,7 +52,7 @@ def test_looking_takes_nothing() -> None:
 
 
 def test_names_are_forgotten_the_oldest_first() -> None:
-    rates = Rates(1.0, 1, Clock())
+    rates = Rates(1.0, 1.0, Clock())
     assert rates.take("oldest")
     assert not rates.take("oldest")
     for number in range(10_000):
@@ -47,16 +63,16 @@ def test_names_are_forgotten_the_oldest_first() -> None:
 
 @given(
     per_second=st.floats(0.5, 1e4),
-    burst=st.integers(1, 50),
+    burst_seconds=st.floats(0, 5),
     gaps=st.lists(st.floats(0, 2), min_size=1, max_size=200),
 )
-def test_nobody_gets_more_than_burst_and_rate(per_second: float, burst: int, gaps: list[float]) -> None:
+def test_nobody_gets_more_than_burst_and_rate(per_second: float, burst_seconds: float, gaps: list[float]) -> None:
     clock = Clock()
-    rates = Rates(per_second, burst, clock)
+    rates = Rates(per_second, burst_seconds, clock)
     taken = 0
     for gap in gaps:
         clock.now += gap
         could = rates.has("a")
         assert rates.take("a") == could
         taken += could
-    assert taken <= burst + per_second * (clock.now - 1_000.0) + 1e-6 * len(gaps) + 1
+    assert taken <= max(1.0, burst_seconds * per_second) + per_second * (clock.now - 1_000.0) + 1e-6 * len(gaps) + 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.security.identity import Caller, Policy, Role
+from server.security.identity import Policy, Role
 from server.security.watched import Watched
 
 
@@ -20,12 +20,12 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def policy(path: Path) -> Watched[Policy]:
-    return Watched("policy", (path,), lambda text: Policy.parse(text, {"sub:root": Role.ADMIN}))
+    return Watched("policy", (path,), lambda text: Policy({"sub:root": Role.ADMIN}).with_file(text))
 
 
 def roles(policy: Watched[Policy], name: str) -> set[Role] | None:
-    caller = policy.value.caller(name, (f"sub:{name}",))
-    return None if caller is None else set(caller.roles)
+    grants = policy.value.grants((f"sub:{name}",))
+    return None if grants is None else set(grants.roles)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,13 @@ def roles(policy: Watched[Policy], name: str) -> set[Role] | None:
         '{"roles": {"sub:alice": 7}}',
         '{"roles": {}, "denied": "sub:alice"}',
         '{"roles": {}, "denied": [1]}',
+        '{"denied": ["alice"]}',
+        '{"strategies": {"alice": "twap-*"}}',
+        '{"strategies": {"sub:alice": ""}}',
+        '{"strategies": ["twap-*"]}',
+        '{"rates": {"role:trader": 5}}',
+        '{"rates": {"role:trader": {"decisions_per_second": 0}}}',
+        '{"rates": {"sub:alice": {"orders": 1}}}',
     ],
 )
 def test_a_file_that_is_no_good_changes_nothing(path: Path, policy: Watched[Policy], text: str) -> None:
@@ -97,7 +104,7 @@ def test_a_symlink_that_is_swapped_is_a_replacement(tmp_path: Path) -> None:
     data, new = tmp_path / "..data", tmp_path / "..new"
     data.symlink_to("0")
     (tmp_path / "policy.json").symlink_to("..data/policy.json")
-    policy = Watched("policy", (tmp_path / "policy.json",), lambda text: Policy.parse(text, {}))
+    policy = Watched("policy", (tmp_path / "policy.json",), lambda text: Policy().with_file(text))
     assert roles(policy, "alice") == {Role.VIEWER}
     new.symlink_to("1")
     new.replace(data)
@@ -111,5 +118,5 @@ def test_the_settings_roles_stay_and_the_denied_are_nobody(path: Path, policy: W
     assert roles(policy, "root") == set(Role)
     assert roles(policy, "bob") == {Role.TRADER, Role.VIEWER}
     assert roles(policy, "alice") == set()
-    assert policy.value.caller("bob", ("sub:bob", "claim:leaver")) is None
-    assert policy.value.caller("eve", ("sub:eve",)) == Caller("eve", frozenset())
+    assert policy.value.grants(("sub:bob", "claim:leaver")) is None
+    assert roles(policy, "eve") == set()

@@ -470,7 +470,9 @@ class Outcome(_message.Message):
     markout_bps: _builtins.float
     """Side-signed markout of the fill in basis points, by the reporter's own horizon; absent when unknown."""
     reporter: _builtins.str
-    """Who reports: 1 to 64 characters, for example `ems-1`."""
+    """Who reports: 1 to 64 characters, for example `ems-1`. Where the caller's identity is known it is the reporter,
+    whatever the request says, of up to 200 characters.
+    """
     recorded_at_ns: _builtins.int
     """Wall clock of the server when it was recorded, nanoseconds since the Unix epoch."""
     def __init__(

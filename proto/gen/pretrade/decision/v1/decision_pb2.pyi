@@ -741,7 +741,8 @@ class Order(_message.Message):
     reduce_only: _builtins.bool
     """True when the order can only reduce an existing exposure. The caller vouches for it; trading state REDUCING lets only
     such orders trade, and under load part of the server's capacity is kept for them. A call with such orders alone says
-    so in its metadata, too: with `pretrade-reduce-only` (any value) Envoy lets it in even in an overload.
+    so in its metadata, too: with `pretrade-reduce-only` (any value) Envoy lets it in even in an overload. A unary call
+    that says so and holds another order fails with INVALID_ARGUMENT (`NOT_REDUCE_ONLY`) as a whole.
     """
     @_builtins.property
     def features(self) -> Global___FeatureVector:

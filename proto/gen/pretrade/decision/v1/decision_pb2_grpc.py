@@ -33,7 +33,9 @@ class DecisionServiceStub:
     * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
     accepts. The first two carry `google.rpc.RetryInfo` besides.
     * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
-    * PERMISSION_DENIED: the credentials are good, and their roles not enough.
+    * PERMISSION_DENIED: the credentials are good and not enough: the caller lacks the role, or may not use the order's
+    strategy (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
+    right to it, or whose credentials expire, ends with this status or UNAUTHENTICATED within seconds.
     * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
@@ -74,7 +76,9 @@ class DecisionServiceServicer:
     * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
     accepts. The first two carry `google.rpc.RetryInfo` besides.
     * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
-    * PERMISSION_DENIED: the credentials are good, and their roles not enough.
+    * PERMISSION_DENIED: the credentials are good and not enough: the caller lacks the role, or may not use the order's
+    strategy (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
+    right to it, or whose credentials expire, ends with this status or UNAUTHENTICATED within seconds.
     * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
@@ -143,7 +147,9 @@ class DecisionService:
     * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
     accepts. The first two carry `google.rpc.RetryInfo` besides.
     * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
-    * PERMISSION_DENIED: the credentials are good, and their roles not enough.
+    * PERMISSION_DENIED: the credentials are good and not enough: the caller lacks the role, or may not use the order's
+    strategy (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
+    right to it, or whose credentials expire, ends with this status or UNAUTHENTICATED within seconds.
     * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
