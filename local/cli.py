@@ -13,7 +13,7 @@ from rich.console import Console
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
 from local import capacity_cli, training_cli
-from server import canary_cli, steering_cli
+from server import canary_cli, stack_file, steering_cli
 from server import cli as server_cli
 from server.drift import cli as drift_cli
 from server.security import client
@@ -321,7 +321,7 @@ def features(
     redis: Annotated[
         str | None, typer.Option(help="URL of the Redis that the worker writes to, instead of the stack's.")
     ] = None,
-    directory: server_cli.Directory = server_cli.DEFAULT_DIRECTORY,
+    directory: stack_file.Directory = stack_file.DEFAULT_DIRECTORY,
     once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
     as_json: server_cli.AsJson = False,
 ) -> None:
@@ -331,9 +331,12 @@ def features(
     from feature_cache.watch import watch  # noqa: PLC0415 - as above
 
     logs.configure("error", "features")  # what is printed is the features
-    url = redis or server_cli.stack_endpoint(directory, "redis_url", "--redis")
     try:
+        url = redis or stack_file.stack_endpoint(directory, "redis_url", "--redis URL")
         check_url(url)
+    except stack_file.NoStackError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(3) from None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--redis") from error
     console = Console()

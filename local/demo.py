@@ -26,7 +26,6 @@ from feature_cache import features
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from loadtest.orders import OrderFlow
 from local.command import FAILED, OK, run_with_stack
-from local.endpoints import Endpoints
 from local.errors import StackError
 from local.settings import LocalSettings
 from local.stack import Stack
@@ -34,6 +33,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.schema import DECISIONS
+from server.stack_file import Endpoints
 from server.terminal import enum_name, replica_table
 
 DEADLINE_SECONDS: Final = 0.2

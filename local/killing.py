@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from local.command import FAILED, MISUSED, OK
-from local.endpoints import StackFile
 from local.guard import signal_group
 from local.settings import LocalSettings
+from server.stack_file import NoStackError, running_stack
 
 
 def kill_part(given: Mapping[str, Any], part: str, after_seconds: float) -> int:
@@ -30,9 +30,10 @@ def kill_part(given: Mapping[str, Any], part: str, after_seconds: float) -> int:
     console = Console(highlight=False)
     directory = LocalSettings(**given).dir
     time.sleep(after_seconds)  # the caller's wish, nothing is waited for
-    stack = StackFile.read(directory)
-    if stack is None:
-        console.print(f"no stack runs in {directory}")
+    try:
+        stack = running_stack(directory)
+    except NoStackError as error:
+        console.print(str(error), markup=False, soft_wrap=True)
         return MISUSED
     if part not in stack.processes:
         console.print(f"no such part here: {part}; there are {', '.join(sorted(stack.processes))}")

@@ -10,8 +10,8 @@ import redis
 from feature_cache import session, simulator
 from feature_cache.cluster import is_cluster, node_urls
 from feature_cache.store import key_of
-from local.endpoints import Endpoints
 from local.errors import NotReadyError
+from server.stack_file import Endpoints
 
 
 def instruments(data: Path | None) -> tuple[str, ...]:

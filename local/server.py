@@ -11,10 +11,10 @@ from typing import Final
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from local.endpoints import Endpoints
 from local.errors import NotReadyError
 from local.ports import LOOPBACK
 from server.security.client import ClientCredentials
+from server.stack_file import Endpoints
 
 _PROBE_TIMEOUT_SECONDS: Final = 2.0
 

@@ -23,12 +23,12 @@ from typing import Final, Literal, Self
 import psutil
 
 from local import broker, market, postgres, server, torchserve, valkey, worker
-from local.endpoints import STACK_FILE, Endpoints, StackFile
 from local.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
 from local.guard import Guard
 from local.ports import default_port, free_ports
 from local.process import Process
 from local.settings import LocalSettings
+from server.stack_file import LOCK_FILE, STACK_FILE, Endpoints, StackFile
 from torchserve.config import TorchServeSettings, prepare, store_directory
 
 _STEPS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -65,6 +65,8 @@ _TOKEN_MINUTES: Final = 365 * 24 * 60
 
 _LOCK_SECONDS: Final = 10.0
 """How long the guard of a stack that was killed may still hold its directory."""
+_LOOK_SECONDS: Final = 0.3
+"""The same for a command that only looks whether a stack runs there."""
 
 State = Literal["starting", "ready", "external", "failed", "stopping", "stopped"]
 
@@ -205,17 +207,22 @@ class Stack:
         """Locks the directory. The guard holds the lock too, until the last of our processes is gone."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(self._directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StackError(f"cannot work in {self._directory}: {error.strerror}") from error
-        deadline = time.monotonic() + _LOCK_SECONDS
+            raise StackError(
+                f"cannot work in {self._directory}: {error.strerror}; "
+                "name a directory that you may write to, with --dir or PRETRADE_LOCAL_DIR"
+            ) from error
+        began = time.monotonic()
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # A stack that lives keeps it; one that was killed lets go once its guard has ended its parts.
+                # A stack that lives keeps it; one that was killed lets go once its guard has ended its parts. A command
+                # that looks for a stack holds it for an instant.
                 holder = int(os.pread(lock, 20, 0) or b"0")
-                if psutil.pid_exists(holder) or time.monotonic() > deadline:
+                patience = _LOOK_SECONDS if psutil.pid_exists(holder) else _LOCK_SECONDS
+                if time.monotonic() - began > patience:
                     os.close(lock)
                     raise DirectoryInUseError(self._directory, holder) from None
                 self._cancelled.wait(0.1)

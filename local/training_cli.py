@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_cache.session import SessionError
-from server.audit.places import DEFAULT_DIRECTORY, StackDirectory, model_store
+from server.audit.places import model_store
+from server.stack_file import DEFAULT_DIRECTORY, Directory
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
 from torchserve.sources import SIMULATED_SECONDS, SUFFIX, load_samples, write_dataset
@@ -109,7 +110,7 @@ def train(
             help="MLflow to log runs to (extra `mlflow`): a tracking URI, or `local` for mlflow.db in --dir.",
         ),
     ] = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
     as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
 ) -> None:
     """Train models, hold them against the baselines in a walk-forward evaluation, and publish them with their cards.

@@ -9,9 +9,9 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Final
 
-from local.endpoints import Endpoints
 from local.errors import NotReadyError
 from local.ports import LOOPBACK
+from server.stack_file import Endpoints
 
 _POLL: Final = "PRETRADE_WORKER_POLL_INTERVAL_SECONDS"
 

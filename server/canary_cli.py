@@ -20,7 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.cli import DEFAULT_DIRECTORY, USER, AdminTarget, AsJson, Directory, connected
+from server.cli import USER, AdminTarget, AsJson, connected
+from server.stack_file import DEFAULT_DIRECTORY, Directory
 from server.steering_cli import Author, DryRun, Expect, Reason, Yes
 from server.terminal import canary_view, enum_name, local_time
 

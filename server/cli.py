@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import getpass
-import json
 import os
 import sys
 import time
@@ -27,13 +26,11 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.audit.explanation_table import explanation_table
 from server.security.client import ClientCredentials, CredentialsError
+from server.stack_file import DEFAULT_DIRECTORY, Directory, NoStackError, stack_endpoint
 from server.terminal import RPC_SECONDS, History, enum_name, milliseconds, status_view
 
 _REFRESH_SECONDS = 0.5
 
-Directory = Annotated[
-    Path, typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack, for its ports.")
-]
 Target = Annotated[
     str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_TARGET")
 ]
@@ -41,8 +38,17 @@ AdminTarget = Annotated[
     str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_ADMIN_TARGET")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_DIRECTORY = Path(".pretrade")
-USER = os.environ.get("USER") or getpass.getuser()
+
+
+def _user() -> str:
+    """Who types: the name that the system has for this user, or the number where it has none, as in some containers."""
+    try:
+        return os.environ.get("USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+USER = _user()
 
 
 class SideName(enum.StrEnum):
@@ -153,9 +159,12 @@ def _decision_table(decision: decision_pb2.Decision) -> Table:
 @contextmanager
 def connected(target: str | None, directory: Path, endpoint: str) -> Iterator[grpc.Channel]:
     """A channel to the target, or to the stack in `directory`; turns failures into messages and exit codes."""
-    address = target or stack_endpoint(directory, endpoint)
     try:
+        address = target or stack_endpoint(directory, endpoint)
         opened = ClientCredentials.from_environment().channel(address)
+    except NoStackError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(3) from None
     except CredentialsError as error:
         raise typer.BadParameter(str(error)) from None
     with opened as channel:
@@ -175,18 +184,3 @@ def connected(target: str | None, directory: Path, endpoint: str) -> Iterator[gr
             raise typer.Exit(4 if code is grpc.StatusCode.ABORTED else 1) from None
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
-
-
-def stack_endpoint(directory: Path, endpoint: str, option: str = "--target") -> str:
-    """An endpoint of the stack that runs in `directory`; a message that names the option without one."""
-    try:
-        stack = json.loads((directory / "stack.json").read_text())
-        os.kill(stack["pid"], 0)
-        address = stack["endpoints"][endpoint]
-    except (FileNotFoundError, ProcessLookupError):
-        raise typer.BadParameter(
-            f"no stack runs in {directory}: start one with `pretrade up`, or give {option}"
-        ) from None
-    if not isinstance(address, str):
-        raise typer.BadParameter(f"the stack in {directory} has no {endpoint} endpoint; give {option}")
-    return address

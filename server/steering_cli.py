@@ -23,14 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.cli import (
-    DEFAULT_DIRECTORY,
-    USER,
-    AdminTarget,
-    AsJson,
-    Directory,
-    connected,
-)
+from server.cli import USER, AdminTarget, AsJson, connected
+from server.stack_file import DEFAULT_DIRECTORY, Directory
 from server.terminal import RPC_SECONDS, enum_name, replica_table
 
 EXIT_CODES: Final = (

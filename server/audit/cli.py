@@ -28,17 +28,16 @@ from server.audit.errors import AuditError, AuditUnavailable
 from server.audit.explain import Explainer
 from server.audit.explanation_table import explanation_table
 from server.audit.models import ModelStore
-from server.audit.places import DEFAULT_DIRECTORY as _DEFAULT_DIRECTORY
 from server.audit.places import DatabaseUrl as _DatabaseUrl
 from server.audit.places import JournalPath as _JournalPath
 from server.audit.places import Models as _Models
-from server.audit.places import StackDirectory as _StackDirectory
 from server.audit.places import failure as _failure
 from server.audit.places import model_store as _model_store
 from server.audit.places import targets as _targets
 from server.audit.query import AuditQuery
 from server.audit.reader import Unreachable, verify
 from server.audit.store import Store
+from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
 
@@ -56,7 +55,7 @@ def show(
     models: _Models = None,
     database_url: _DatabaseUrl = None,
     journal: _JournalPath = None,
-    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Shows one decision: asked, answered, why, known, cost, attempts, outcomes, evidence."""
     try:
@@ -90,7 +89,7 @@ def _explanation(decision: audit_pb2.AuditedDecision, query: AuditQuery, models:
 def verify_chains(
     database_url: _DatabaseUrl = None,
     journal: _JournalPath = None,
-    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Checks every row of the database and the journal against the hash chain.
 
@@ -116,7 +115,7 @@ def verify_chains(
 @app.command(name="migrate")
 def migrate_database(
     database_url: _DatabaseUrl = None,
-    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Makes the tables of the audit database or brings them to this version; a server does the same when it starts."""
     database_url, _ = _targets(database_url, None, directory)
@@ -138,7 +137,7 @@ def export_days(
         dt.datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day, UTC. Default: today.")
     ] = None,
     database_url: _DatabaseUrl = None,
-    directory: _StackDirectory = _DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Writes the decisions of whole days as Parquet, a file a day and instrument; the same file when repeated."""
     database_url, _ = _targets(database_url, None, directory)

@@ -32,11 +32,12 @@ from server.audit.labels import (
     events_of_topic,
     quality,
 )
-from server.audit.places import DEFAULT_DIRECTORY, DatabaseUrl, JournalPath, StackDirectory, failure, targets
+from server.audit.places import DatabaseUrl, JournalPath, failure, targets
 from server.audit.query import AuditQuery
 from server.audit.refusals import refusals
 from server.audit.review import Since, Until, decisions_of
 from server.audit.store import Store
+from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 __all__ = ["app"]
 
@@ -49,7 +50,7 @@ def list_refusals(
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     database_url: DatabaseUrl = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Lists calls that were refused for want of credentials, roles or patience, the newest first."""
     database_url, _ = targets(database_url, None, directory)
@@ -84,7 +85,7 @@ def label(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Labels decisions by what the market did next, stores the labels, and reports precision, coverage, calibration.
 

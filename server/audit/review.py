@@ -16,7 +16,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
@@ -29,19 +28,17 @@ from server.audit.cli import app
 from server.audit.errors import AuditError
 from server.audit.models import Archive, ModelStore, read_archive
 from server.audit.places import (
-    DEFAULT_DIRECTORY,
     DatabaseUrl,
     JournalPath,
     Models,
-    StackDirectory,
-    admin_target,
     failure,
     model_store,
     targets,
 )
 from server.audit.query import AuditQuery
 from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
-from server.security.client import ClientCredentials, CredentialsError
+from server.cli import connected
+from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
@@ -108,7 +105,7 @@ def list_decisions(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Lists decisions, the newest first, from the database and from what only the journal holds yet."""
     wanted = _filter(since, until, instrument, strategy, action, source, by_model)
@@ -140,7 +137,7 @@ def watch_decisions(
     ] = False,
     as_json: AsJson = False,
     target: Target = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Prints decisions of a running server as they become durable, until Ctrl-C."""
     wanted = _filter(None, None, instrument, strategy, action, source, by_model)
@@ -168,7 +165,7 @@ def record_outcome(
     price: Annotated[float | None, typer.Option(help="Average price of the fills.")] = None,
     markout_bps: Annotated[float | None, typer.Option(help="Side-signed markout of the fill, in basis points.")] = None,
     target: Target = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Records what became of an order; the same again changes nothing, something else is refused."""
     outcome = packet_pb2.Outcome(
@@ -198,7 +195,7 @@ def replay(
     models: Models = None,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Recomputes decisions from their packets: bit-equal or the first difference; or how they would have come out.
 
@@ -290,21 +287,8 @@ def decisions_of(
 @contextmanager
 def _service(target: str | None, directory: Path) -> Iterator[audit_pb2_grpc.AuditServiceStub]:
     """A running server's service; turns failures into messages and exit codes."""
-    address = admin_target(target, directory)
-    try:
-        opened = ClientCredentials.from_environment().channel(address)
-    except CredentialsError as error:
-        raise typer.BadParameter(str(error)) from None
-    with opened as channel:
-        try:
-            yield audit_pb2_grpc.AuditServiceStub(channel)
-        except CredentialsError as error:
-            raise typer.BadParameter(str(error)) from None
-        except grpc.RpcError as error:
-            typer.echo(f"pretrade audit: {error.code().name}: {error.details()}", err=True)
-            raise typer.Exit(3 if error.code() is grpc.StatusCode.UNAVAILABLE else 1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(0) from None
+    with connected(target, directory, "admin") as channel:
+        yield audit_pb2_grpc.AuditServiceStub(channel)
 
 
 def _filter(

@@ -17,12 +17,13 @@ from server.audit.cli import app
 from server.audit.errors import AuditError, AuditUnavailable
 from server.audit.labels import HORIZON_SECONDS
 from server.audit.models import ModelStore
-from server.audit.places import DEFAULT_DIRECTORY, DatabaseUrl, JournalPath, Models, StackDirectory, failure, targets
+from server.audit.places import DatabaseUrl, JournalPath, Models, failure, targets
 from server.audit.quality import by_source
 from server.audit.query import AuditQuery
 from server.audit.review import Since, Until, decisions_of
 from server.drift.report import write_report
 from server.drift.summary import Summary, metadata_of, summarise
+from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 __all__ = ["app"]
 
@@ -37,7 +38,7 @@ def drift(
     models: Models = None,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
-    directory: StackDirectory = DEFAULT_DIRECTORY,
+    directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Compare the features and scores of decisions with what their model learnt from: PSI, and what is missing.
 

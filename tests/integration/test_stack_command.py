@@ -17,10 +17,10 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from local.command import MISUSED, OK
-from local.endpoints import StackFile
 from local.killing import kill_part
 from local.settings import LocalSettings
 from local.stack import Stack
+from server.stack_file import StackFile
 
 pytestmark = pytest.mark.stack
 
@@ -192,7 +192,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "local", "up", "--dir", str(tmp_path / "file"), "--part", "valkey"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
     assert done.returncode == 1
-    assert f"cannot work in {tmp_path / 'file'}: File exists" in done.stdout.replace("\n", "")
+    assert f"cannot work in {tmp_path / 'file'}: File exists; name a directory" in done.stdout.replace("\n", "")
     assert "Traceback" not in done.stderr
 
 

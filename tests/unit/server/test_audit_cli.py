@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stack_files import stack_file
 from typer.testing import CliRunner, Result
 
 from feature_cache import features
@@ -240,16 +241,15 @@ def test_migrate_makes_the_tables_and_says_when_there_is_nothing_to_do(tmp_path:
 
 
 def test_without_targets_the_running_stack_is_asked(audit: Audit, tmp_path: Path) -> None:
-    endpoints = {"database_url": audit.database_url, "journal": str(audit.journal)}
-    (tmp_path / "stack.json").write_text(json.dumps({"endpoints": endpoints}))
-    result = CliRunner().invoke(app, ["show", RECENT, "--json", "--dir", str(tmp_path)])
+    with stack_file(tmp_path, database_url=audit.database_url, journal=str(audit.journal)):
+        result = CliRunner().invoke(app, ["show", RECENT, "--json", "--dir", str(tmp_path)])
     assert json.loads(result.output)["decision_id"] == RECENT
 
 
 def test_without_targets_and_without_a_stack_the_error_says_what_to_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["show", RECENT, "--dir", str(tmp_path)])
     assert result.exit_code == 1
-    assert "name --database-url or --journal" in result.stderr
+    assert "--database-url URL or --journal FILE" in result.stderr
 
 
 def test_a_malformed_database_url_is_refused_without_showing_its_password(audit: Audit) -> None:

@@ -1,0 +1,172 @@
+"""The file in which a running stack (`pretrade up`) says where its parts are, and how every other command finds it.
+
+The stack writes `stack.json` when it is ready and removes it when it stops. It also holds a lock on the file `lock`
+beside it for as long as anything of it runs, so a file that a killed stack left behind fools nobody: not even after a
+restart of the machine or of a container, when its process id belongs to another process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy import make_url
+
+STACK_FILE: Final = "stack.json"
+"""Name of the file in the stack's directory, there from when the stack is ready until it stops."""
+LOCK_FILE: Final = "lock"
+"""Name of the file that a stack locks, there once any stack was started in the directory."""
+DEFAULT_DIRECTORY: Final = Path(".pretrade")
+"""Where a stack is looked for when nobody names a directory: below the current one."""
+
+Directory = Annotated[
+    Path,
+    typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack: its folder's .pretrade."),
+]
+"""The option of every command that looks for a stack."""
+
+
+class NoStackError(Exception):
+    """No stack can be used in the directory; the message says why, and what to do."""
+
+
+class Endpoints(BaseModel):
+    """Where the parts are reached; None where a part neither runs nor was given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    redis_url: str | None
+    kafka_bootstrap_servers: str | None
+    database_url: str | None
+    """SQLAlchemy URL, with its password."""
+    primary: str | None
+    """gRPC `host:port`, as the next four."""
+    secondary: str | None
+    challenger: str | None
+    decision: str | None
+    admin: str | None
+    metrics_url: str | None
+    """Base URL of the decision server's metrics."""
+    worker_url: str | None
+    """Base URL of the feature worker's metrics and health."""
+    journal: str | None
+    """Path of the audit journal."""
+    model_store: str | None
+    """Folder of the models' archives, every version that was trained there."""
+    management: Mapping[str, str] = {}
+    """gRPC address of the management service of each TorchServe that the stack runs, by part."""
+    token_files: Mapping[str, str] = {}
+    """`key_file.json` of each TorchServe that asks for tokens, by part."""
+    instruments: tuple[str, ...]
+
+    @property
+    def database_address(self) -> str | None:
+        """`host:port` of the database, for people; None without one, or for a file."""
+        url = make_url(self.database_url) if self.database_url else None
+        return f"{url.host}:{url.port}" if url is not None and url.host else None
+
+
+class StackFile(BaseModel):
+    """The content of `stack.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pid: int
+    """The process that runs the stack."""
+    endpoints: Endpoints
+    processes: Mapping[str, int]
+    """Process id of each part that it started."""
+
+    @classmethod
+    def read(cls, directory: Path) -> Self | None:
+        """Reads the file of a stack that runs in `directory`; None when none does.
+
+        Raises:
+            pydantic.ValidationError: Another version of pretrade wrote it.
+            PermissionError: It belongs to another user.
+        """
+        try:
+            content = (directory / STACK_FILE).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return cls.model_validate_json(content) if is_locked(directory) else None
+
+    def write(self, directory: Path) -> None:
+        """Writes the file whole, for our eyes only: it holds the database's password."""
+        unfinished = directory / f"{STACK_FILE}.new"
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(self.model_dump_json(indent=2) + "\n")
+        unfinished.rename(directory / STACK_FILE)
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a stack holds the directory: it runs, is starting, or its parts are being ended.
+
+    Raises:
+        PermissionError: It belongs to another user.
+    """
+    try:
+        lock = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def running_stack(directory: Path, instead: str | None = None) -> StackFile:
+    """The stack that runs in `directory`.
+
+    Args:
+        directory: Where it was started.
+        instead: The option that makes a stack unnecessary, with its value: `--target HOST:PORT`.
+
+    Raises:
+        NoStackError: None runs there, or it cannot be read.
+    """
+    place = directory.absolute()
+    otherwise = f", or give {instead}" if instead else ""
+    try:
+        found = StackFile.read(directory)
+        busy = found is None and is_locked(directory)
+    except PermissionError:
+        raise NoStackError(f"{place} belongs to another user. Run this as that user{otherwise}.") from None
+    except ValidationError:
+        raise NoStackError(
+            f"The stack in {place} was started by another version of pretrade. Stop it with Ctrl-C where it runs, and"
+            f" start it again{otherwise}."
+        ) from None
+    if found is not None:
+        return found
+    if busy:
+        raise NoStackError(f"The stack in {place} is still starting, or about to end. Try again when it says it is up.")
+    advice = [
+        f"No stack runs in {place}.",
+        "  To start one:            pretrade up",
+        f"  If one runs elsewhere:   cd to its folder, or name its directory: --dir FOLDER/{DEFAULT_DIRECTORY},"
+        " or PRETRADE_LOCAL_DIR",
+        *([f"  To do without a stack:   {instead}"] if instead else []),
+    ]
+    raise NoStackError("\n".join(advice))
+
+
+def stack_endpoint(directory: Path, endpoint: str, instead: str = "--target HOST:PORT") -> str:
+    """An endpoint of the stack that runs in `directory`, by its name in `Endpoints`.
+
+    Raises:
+        NoStackError: No stack runs there, or it runs without that part.
+    """
+    address = getattr(running_stack(directory, instead).endpoints, endpoint)
+    if address is None:
+        raise NoStackError(f"The stack in {directory.absolute()} has no {endpoint} endpoint: give {instead}.")
+    return str(address)

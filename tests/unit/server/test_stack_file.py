@@ -1,0 +1,128 @@
+"""The file that tells other commands where the stack is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from stack_files import ENDPOINTS, stack_file
+from typer.testing import CliRunner
+
+from local.cli import app
+from local.server import env
+from server.stack_file import NoStackError, StackFile, running_stack, stack_endpoint
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Path]:
+    """The directory of a stack that runs."""
+    with stack_file(tmp_path):
+        yield tmp_path
+
+
+def test_what_is_written_is_read(running: Path) -> None:
+    stack = StackFile.read(running)
+    assert stack is not None
+    assert stack.endpoints == ENDPOINTS
+    stack.write(running)
+    assert StackFile.read(running) == stack
+    assert stat.S_IMODE((running / "stack.json").stat().st_mode) == 0o600
+
+
+def test_there_is_no_stack_without_a_file(tmp_path: Path) -> None:
+    assert StackFile.read(tmp_path) is None
+    assert StackFile.read(tmp_path / "nowhere") is None
+
+
+def test_the_file_of_a_stack_that_was_killed_is_ignored_though_its_process_id_lives_again(tmp_path: Path) -> None:
+    with stack_file(tmp_path) as stack:
+        assert stack.pid == os.getpid()
+    assert StackFile.read(tmp_path) is None
+    (tmp_path / "lock").unlink()
+    assert StackFile.read(tmp_path) is None
+
+
+def test_a_file_of_another_shape_is_an_error(running: Path) -> None:
+    (running / "stack.json").write_text("{}")
+    with pytest.raises(ValidationError):
+        StackFile.read(running)
+    with pytest.raises(NoStackError, match="started by another version of pretrade"):
+        running_stack(running)
+
+
+def test_a_stack_without_the_part_is_named(running: Path) -> None:
+    assert stack_endpoint(running, "decision") == "127.0.0.1:6"
+    with pytest.raises(NoStackError, match=f"{running} has no challenger endpoint: give --target HOST:PORT"):
+        stack_endpoint(running, "challenger")
+
+
+def test_a_stack_that_is_starting_is_not_called_missing(running: Path) -> None:
+    (running / "stack.json").unlink()
+    with pytest.raises(NoStackError, match="still starting, or about to end"):
+        running_stack(running)
+
+
+def test_a_stack_of_another_user_is_not_called_missing(running: Path) -> None:
+    ours = os.geteuid()
+    if ours:
+        (running / "stack.json").chmod(0)
+    else:
+        os.seteuid(65_534)  # root may read every file
+    try:
+        with pytest.raises(NoStackError, match="belongs to another user"):
+            running_stack(running)
+    finally:
+        os.seteuid(ours)
+
+
+COMMANDS = (
+    ("decide BTCUSDT.SIM buy 0.05", 3, "--target HOST:PORT"),
+    ("status", 3, "--target HOST:PORT"),
+    ("state halted --reason test --yes", 3, "--target HOST:PORT"),
+    ("breaker primary open --reason test --yes", 3, "--target HOST:PORT"),
+    ("changes", 3, "--target HOST:PORT"),
+    ("canary status", 3, "--target HOST:PORT"),
+    ("models list", 3, "--target HOST:PORT"),
+    ("features BTCUSDT.SIM", 3, "--redis URL"),
+    ("audit list", 1, "--database-url URL or --journal FILE"),
+    ("audit outcome 0197 --filled 1 --price 1 --reporter x", 3, "--target HOST:PORT"),
+    ("kill valkey", 2, None),
+)
+
+
+@pytest.mark.parametrize(("line", "code", "instead"), COMMANDS, ids=[line for line, _, _ in COMMANDS])
+def test_every_command_that_finds_no_stack_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, code: int, instead: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, line.split())
+    said = " ".join(result.output.split())
+    assert result.exit_code == code, result.output
+    assert f"No stack runs in {tmp_path}/.pretrade." in said
+    assert "pretrade up" in said
+    assert "cd to its folder" in said
+    assert "PRETRADE_LOCAL_DIR" in said
+    assert instead is None or f"To do without a stack: {instead}" in said
+    assert "Traceback" not in said
+    assert "Usage:" not in said
+
+
+def test_the_database_is_shown_without_its_password() -> None:
+    assert ENDPOINTS.database_address == "127.0.0.1:3"
+    assert ENDPOINTS.model_copy(update={"database_url": "sqlite:///audit.db"}).database_address is None
+
+
+def test_the_server_is_told_what_the_stack_has_and_keeps_its_defaults_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRETRADE_BUDGET__CAP_SECONDS", "0.2")
+    values = env(ENDPOINTS, {"decision": 6, "admin": 7, "metrics": 8})
+    assert values["PRETRADE_REDIS_URL"] == "redis://127.0.0.1:1/0"
+    assert values["PRETRADE_REPLICAS__PRIMARY"] == "127.0.0.1:4"
+    assert "PRETRADE_REPLICAS__CHALLENGER" not in values
+    assert values["PRETRADE_INSTRUMENTS"] == '["BTCUSDT.SIM"]'
+    assert values["PRETRADE_BUDGET__CAP_SECONDS"] == "0.2"
