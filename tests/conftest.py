@@ -20,12 +20,7 @@ from feature_cache.features import N_FEATURES
 from local.settings import LocalSettings
 from local.stack import Stack
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lets a test with real processes fail once: the machine may have been elsewhere. pytest lists it as RERUN."""
-    for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] != "unit":
-            item.add_marker(pytest.mark.flaky(reruns=1))
+pytest_plugins = ("ci_verdict", "seeds")
 
 
 @pytest.fixture(scope="session")

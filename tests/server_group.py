@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reader import Verified, verify
@@ -122,10 +124,20 @@ class Group:
         self.supervisor.terminate()
         return self.supervisor.wait(60)
 
-    def audited(self) -> Counter[str]:
-        """How many rows of each decision are in SQL."""
+    def audited(self) -> dict[str, list[str]]:
+        """The ids of the decisions in SQL, by their orders' references.
+
+        They are counted where the journals' rows are kept as they were written: an order that was decided twice, or a
+        decision that was shipped twice, has two ids here.
+        """
+        found: dict[str, list[str]] = defaultdict(list)
         with closing(sqlite3.connect(self.directory / "audit.db")) as database:
-            return Counter(row[0] for row in database.execute("SELECT decision_id FROM decisions"))
+            for (packed,) in database.execute("SELECT entry FROM journal_entries"):
+                entry = packet_pb2.JournalEntry.FromString(packed)
+                if entry.HasField("decision"):
+                    decision = entry.decision.decision
+                    found[decision.order_ref].append(decision.decision_id)
+        return found
 
     def verify(self) -> None:
         """Walks the hash chain of every journal, in SQL and on disk."""
@@ -178,6 +190,8 @@ def beside(product: Product) -> dict[str, str]:
 class Callers:
     """Callers who ask one decision after another, each over a connection of its own, until stopped.
 
+    Every call has an order with a reference of its own.
+
     With README's retry policy, unless told otherwise: then a caller whose call failed connects anew before the next.
     """
 
@@ -206,7 +220,6 @@ class Callers:
 
     def _call(self, number: int) -> None:
         order = pb.Order(
-            order_ref=f"caller-{number}",
             instrument=INSTRUMENTS[number % 2],
             side=pb.SIDE_BUY,
             quantity=0.01,
@@ -219,7 +232,10 @@ class Callers:
             options.append(("grpc.service_config", json.dumps(RETRY_POLICY)))
         with grpc.insecure_channel(self.target, options=options) as channel:
             stub = decision_pb2_grpc.DecisionServiceStub(channel)
-            while not self._stopped.is_set():
+            for call in itertools.count():
+                if self._stopped.is_set():
+                    break
+                order.order_ref = f"caller-{number}-{call}"
                 try:
                     self.decisions.append(stub.Decide(pb.DecideRequest(order=order), timeout=_CALL_SECONDS).decision)
                 except grpc.RpcError as error:

@@ -31,7 +31,7 @@ SLOS: Final = {rule["labels"]["slo"] for rule in rules() if rule.get("record") =
 def promtool(*arguments: str) -> None:
     program = shutil.which("promtool")
     if program is None:
-        pytest.skip("promtool is not installed; it comes with Debian's package `prometheus`")
+        pytest.skip("needs promtool (Debian: prometheus)")
     done = subprocess.run([program, *arguments], cwd=RULES, capture_output=True, text=True, timeout=380, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -74,7 +74,7 @@ def tool(name: str) -> str:
     """A program that a development dependency brings into the environment."""
     found = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     if found is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"needs {name}")
     return found
 
 

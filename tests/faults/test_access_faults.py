@@ -195,9 +195,9 @@ def test_keys_and_revocations_are_taken_over(server: SecureServer, seen: Callabl
         eventually(lambda: code(old), lambda found: found is _CODES.OK)
 
 
+@pytest.mark.parametrize("server", ["envoy"], indirect=True)
 def test_json_callers_show_the_same_credentials(server: SecureServer) -> None:
-    if server.env["PRETRADE_GRPC__EDGE"] != "envoy":
-        pytest.skip("grpc.aio speaks no JSON")
+    """Of Envoy's edge alone: grpc.aio speaks no JSON."""
     trusting = ssl.create_default_context(cadata=server.authority.pem.decode())
     order = {"order_ref": "j", "instrument": INSTRUMENTS[0], "side": "SIDE_BUY", "quantity": 1, "strategy": "t"}
     with httpx.Client(

@@ -290,8 +290,7 @@ def test_five_minutes_without_the_database_slow_no_decision_down(
     assert_audited_once(own_database, load.decisions)
 
 
-def kill_again_and_again(product: Product, times: int, seen: Callable[[str], None]) -> None:
-    seed = random.randrange(2**32)
+def kill_again_and_again(product: Product, times: int, seed: int, seen: Callable[[str], None]) -> None:
     instants = random.Random(seed)
     with Paced(product, callers=8, period_seconds=0.01) as load:
 
@@ -312,18 +311,18 @@ def kill_again_and_again(product: Product, times: int, seen: Callable[[str], Non
 
 @pytest.mark.fault("D2", "server killed with -9 five times under load", "every decision received is audited once")
 def test_a_server_killed_five_times_has_audited_every_decision_that_a_client_received(
-    own_database: Product, seen: Callable[[str], None]
+    own_database: Product, seed: int, seen: Callable[[str], None]
 ) -> None:
-    kill_again_and_again(own_database, 5, seen)
+    kill_again_and_again(own_database, 5, seed, seen)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.fault("D2", "server killed with -9 fifty times under load", "every decision received is audited once")
 def test_a_server_killed_fifty_times_has_audited_every_decision_that_a_client_received(
-    own_database: Product, seen: Callable[[str], None]
+    own_database: Product, seed: int, seen: Callable[[str], None]
 ) -> None:
-    kill_again_and_again(own_database, 50, seen)
+    kill_again_and_again(own_database, 50, seed, seen)
 
 
 @contextmanager
@@ -370,9 +369,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "stack" / "server"
     disk.mkdir(parents=True)
     if os.geteuid() != 0:
-        pytest.skip("needs the right to mount a file system")
+        pytest.skip("only root may mount a file system")
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("cannot mount a tmpfs here")
+        pytest.skip("the kernel forbids mounting a tmpfs")
     yield disk.parent
     subprocess.run(["umount", "--lazy", disk], check=True)
 

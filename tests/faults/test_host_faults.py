@@ -50,7 +50,7 @@ def server(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes
 
 
 @pytest.mark.long
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for a wall clock that can be moved")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs cc, for a wall clock that can be moved")
 @pytest.mark.fault("F1", "the wall clock jumps by +1 h, then by -2 h", "answers, deadlines and breakers as before")
 def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: Path, seen: Seen) -> None:
     library, clock = tmp_path / "wall_clock.so", tmp_path / "clock"

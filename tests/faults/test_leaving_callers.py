@@ -21,7 +21,6 @@ from pretrade.decision.v1 import decision_pb2_grpc
 
 pytestmark = pytest.mark.stack
 
-SEED: Final = 20_261_121
 LEAVERS: Final = 600
 LONGEST_STAY_SECONDS: Final = 0.03
 PATIENT: Final = ROOMY | {
@@ -44,9 +43,9 @@ def order(**changes: Any) -> pb.Order:
     return pb.Order(**(fields | changes))
 
 
-async def leave_at_random(address: str) -> tuple[Counter[str], set[str]]:
+async def leave_at_random(address: str, seed: int) -> tuple[Counter[str], set[str]]:
     """Statuses of callers of which each leaves at a random moment, and the references of those that were answered."""
-    chance = random.Random(SEED)
+    chance = random.Random(seed)
     statuses: Counter[str] = Counter()
     answered: set[str] = set()
     async with grpc.aio.insecure_channel(address) as channel:
@@ -70,12 +69,12 @@ async def leave_at_random(address: str) -> tuple[Counter[str], set[str]]:
 @pytest.mark.fault(
     "E5", "callers cancel at every stage", "nobody else harmed, no breaker failure, audit says cancelled"
 )
-def test_callers_that_leave_at_any_moment_harm_nobody(open_rig: OpenRig, seen: Seen) -> None:
+def test_callers_that_leave_at_any_moment_harm_nobody(open_rig: OpenRig, seed: int, seen: Seen) -> None:
     rig = open_rig(PATIENT)
     failures = failed_batches(rig)
     with rig.load(100) as load:
         eventually(lambda: len(load.calls()), lambda count: count > 20)
-        statuses, answered = asyncio.run(leave_at_random(rig.server.address))
+        statuses, answered = asyncio.run(leave_at_random(rig.server.address, seed))
         ended = len(load.calls())
         eventually(lambda: len(load.calls()), lambda count: count > ended + 20)
     assert {call.status for call in load.calls()} == {"OK"}
@@ -92,7 +91,7 @@ def test_callers_that_leave_at_any_moment_harm_nobody(open_rig: OpenRig, seen: S
     gone = Counter(status for ref, status in replies.items() if ref not in answered)
     counted = rig.server.metric("pretrade_cancelled_total")
     assert 0 < counted <= statuses["CANCELLED"]
-    seen(f"seed {SEED}: {statuses['CANCELLED']} of {LEAVERS} left, {counted:.0f} of them while being decided")
+    seen(f"seed {seed}: {statuses['CANCELLED']} of {LEAVERS} left, {counted:.0f} of them while being decided")
     seen(f"rows of those that left: {dict(gone)}")
     seen(f"bystanders: {summary(load.calls())}")
     seen(rig.check())

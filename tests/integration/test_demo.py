@@ -21,7 +21,10 @@ RECORDED = Path(__file__).parents[3] / "shared/data/binance_spot"
         None,
         pytest.param(
             RECORDED,
-            marks=[pytest.mark.long, pytest.mark.skipif(not RECORDED.exists(), reason=f"{RECORDED} is not there")],
+            marks=[
+                pytest.mark.long,
+                pytest.mark.skipif(not RECORDED.exists(), reason="the recorded sessions are not there"),
+            ],
         ),
     ],
     ids=["simulated", "recorded"],

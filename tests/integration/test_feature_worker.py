@@ -280,7 +280,7 @@ async def test_a_broker_that_was_killed_and_lost_its_log_is_consumed_again(stack
     await until(lambda: shows(cache, wanted))
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the recorded session is not there")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")
 async def test_the_replay_command_publishes_a_recording_until_it_is_interrupted(
     stack: Stack, cache: FeatureCache
 ) -> None:

@@ -174,7 +174,7 @@ def stripped(events: list[pb.MarketEvent]) -> list[pb.MarketEvent]:
     return events
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the recordings are not there")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")
 async def test_a_recorded_binance_session_played_live_gives_the_book_of_its_replay(
     kafka_bootstrap_servers: str,
 ) -> None:
@@ -200,7 +200,7 @@ async def test_a_recorded_binance_session_played_live_gives_the_book_of_its_repl
             assert same(feed.book("BTCUSDT.BINANCE"), replayed)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the recordings are not there")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")
 async def test_a_recorded_kraken_session_played_live_has_every_checksum_right(kafka_bootstrap_servers: str) -> None:
     lines = [line for path in sorted((DATA / "kraken_v1").glob("*.ws.*.gz")) for line in read_lines(path)]
     lines.sort(key=lambda line: line.receive_time_ns)

@@ -27,7 +27,7 @@ async def run(name: str, *arguments: str, **environment: str) -> tuple[int, str]
     """Runs a program of the environment from the repository's root; returns its exit code and what it printed."""
     program = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     if program is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"needs {name}")
     process = await asyncio.create_subprocess_exec(
         program,
         *arguments,

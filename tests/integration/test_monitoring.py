@@ -108,7 +108,7 @@ def orders(stack: Stack) -> Iterator[None]:
 def prometheus(stack: Stack, orders: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
-        pytest.skip("prometheus is not installed; it is Debian's package of that name")
+        pytest.skip("needs prometheus (Debian: prometheus)")
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((RULES / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}

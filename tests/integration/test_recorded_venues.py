@@ -16,7 +16,7 @@ DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 FOLDERS = [DATA / "kraken_v1", DATA / "coinbase_pro"]
 pytestmark = [
     pytest.mark.stack,
-    pytest.mark.skipif(not all(folder.is_dir() for folder in FOLDERS), reason="the recordings are not there"),
+    pytest.mark.skipif(not all(folder.is_dir() for folder in FOLDERS), reason="the recorded sessions are not there"),
 ]
 
 

@@ -21,7 +21,7 @@ from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 RECORDING = Path(__file__).parents[3] / ".." / "shared" / "data" / "coinbase_pro" / "COINBASE.ws.28.0.gz"
-recorded = pytest.mark.skipif(not RECORDING.is_file(), reason="the recorded session is not there")
+recorded = pytest.mark.skipif(not RECORDING.is_file(), reason="the recorded sessions are not there")
 
 PRODUCT, INSTRUMENT = "BTC-USD", "BTC-USD.COINBASE"
 T0 = 1_618_677_817_000_000_000

@@ -22,7 +22,7 @@ from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data" / "kraken_v1"
-recorded = pytest.mark.skipif(not DATA.is_dir(), reason="the recorded session is not there")
+recorded = pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")
 
 T0 = 1_618_678_140  # seconds
 RECEIVED = T0 * 10**9 + 30_000_000

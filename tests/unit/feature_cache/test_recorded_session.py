@@ -18,7 +18,7 @@ from feature_cache.session import SessionError, instrument_of, read_session, ses
 from pretrade.market.v1 import market_pb2 as pb
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data" / "binance_spot"
-recorded = pytest.mark.skipif(not DATA.is_dir(), reason="the recorded session is not there")
+recorded = pytest.mark.skipif(not DATA.is_dir(), reason="the recorded sessions are not there")
 BTC, ETH = "BTCUSDT.BINANCE", "ETHUSDT.BINANCE"
 
 

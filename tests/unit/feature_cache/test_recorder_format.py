@@ -20,7 +20,9 @@ from pretrade.market.v1 import market_pb2 as pb
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
 FOLDERS = [DATA / "kraken_v1", DATA / "coinbase_pro"]
-recorded = pytest.mark.skipif(not all(folder.is_dir() for folder in FOLDERS), reason="the recordings are not there")
+recorded = pytest.mark.skipif(
+    not all(folder.is_dir() for folder in FOLDERS), reason="the recorded sessions are not there"
+)
 
 KRAKEN = "wss://ws.kraken.com"
 COINBASE = "wss://ws-feed.exchange.coinbase.com"

@@ -95,7 +95,7 @@ def test_both_sides_of_an_instant_are_told_apart(samples: Samples) -> None:
 
 def test_a_recording_of_our_own_format_and_one_of_binance_give_samples(tmp_path: Path) -> None:
     if not SHARED.exists():
-        pytest.skip("the recorded sessions are not here")
+        pytest.skip("the recorded sessions are not there")
     for folder, instrument in (("kraken_v1", "XBT"), ("binance_spot", "BTCUSDT.BINANCE")):
         path = SHARED / folder
         if folder == "binance_spot":

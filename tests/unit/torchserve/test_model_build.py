@@ -79,7 +79,7 @@ def test_a_missing_recording_is_an_error_and_leaves_no_store(tmp_path: Path) -> 
 @pytest.mark.long
 def test_the_card_of_the_recorded_session_is_what_its_command_makes(tmp_path: Path) -> None:
     if not RECORDED.exists():
-        pytest.skip("the recorded session is not here")
+        pytest.skip("the recorded sessions are not there")
     options = ["--data", str(RECORDED), "--store", str(tmp_path / "store"), "--cards", str(tmp_path / "cards")]
     result = CliRunner().invoke(app, ["train", "--install", "--force", *options])
     assert result.exit_code == 0, result.output
