@@ -226,24 +226,34 @@ class DecisionServer:
         eventually(self.status, lambda status: status.audit.unshipped == 0)
 
     def audited(self) -> Iterator[tuple[packet_pb2.DecisionPacket, str]]:
-        """Every audited decision, in the order of the journal, with its reply status."""
+        """Every audited decision, in the order of the journal, with its reply status.
+
+        They are read where the journal's rows are kept as they were written, so one that was shipped twice is here
+        twice, and one that has no row among the decisions has the status "missing".
+        """
         engine = sa.create_engine(self.database_url)
-        query = (
-            sa.select(JOURNAL_ENTRIES.c.entry, DECISIONS.c.reply_status)
-            .join_from(
-                DECISIONS,
-                JOURNAL_ENTRIES,
-                sa.and_(
-                    JOURNAL_ENTRIES.c.journal_id == DECISIONS.c.journal_id,
-                    JOURNAL_ENTRIES.c.position == DECISIONS.c.journal_position,
-                ),
-            )
-            .order_by(JOURNAL_ENTRIES.c.journal_id, JOURNAL_ENTRIES.c.position)
-        )
         try:
             with engine.connect() as connection:
-                for entry, status in connection.execute(query):
-                    yield packet_pb2.JournalEntry.FromString(entry).decision, status
+                query = sa.select(DECISIONS.c.decision_id, DECISIONS.c.reply_status)
+                statuses = dict(iter(connection.execute(query)))
+        finally:
+            engine.dispose()
+        for entry in self._entries():
+            if entry.HasField("decision"):
+                yield entry.decision, statuses.get(entry.decision.decision.decision_id, "missing")
+
+    def audited_changes(self) -> Iterator[packet_pb2.ControlChange]:
+        """Every audited change, in the order of the journal."""
+        return (entry.control_change for entry in self._entries() if entry.HasField("control_change"))
+
+    def _entries(self) -> Iterator[packet_pb2.JournalEntry]:
+        """The journal's rows, as they were shipped."""
+        engine = sa.create_engine(self.database_url)
+        query = sa.select(JOURNAL_ENTRIES.c.entry).order_by(JOURNAL_ENTRIES.c.journal_id, JOURNAL_ENTRIES.c.position)
+        try:
+            with engine.connect() as connection:
+                for (entry,) in connection.execute(query):
+                    yield packet_pb2.JournalEntry.FromString(entry)
         finally:
             engine.dispose()
 

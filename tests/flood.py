@@ -127,14 +127,15 @@ class Connection:
         address: `host:port`.
         timeout_ms: The deadline that every call gives the server.
         keeps_answers: Whether to keep what is answered, by stream, in `answers`.
+        path: The method.
     """
 
-    def __init__(self, address: str, timeout_ms: int, keeps_answers: bool = False) -> None:
+    def __init__(self, address: str, timeout_ms: int, keeps_answers: bool = False, path: str = DECIDE) -> None:
         host, port = address.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         headers = [
-            (":path", DECIDE),
+            (":path", path),
             (":authority", address),
             ("te", "trailers"),
             ("content-type", "application/grpc"),

@@ -1,9 +1,13 @@
-"""An open-loop load generator: calls leave at a fixed rate, whatever becomes of the ones before.
+"""An open-loop load generator: orders leave at a fixed rate, whatever becomes of the ones before.
 
 In tests `OpenLoop` starts it as a process of its own, so that its CPU time and its stalls are not the server's. Every
-call is logged before it is sent and after its end, so that what was acknowledged, what failed and what is unknown can
+order is logged before it is sent and after its end, so that what was acknowledged, what failed and what is unknown can
 be told apart even when a process dies. Instants are seconds of the system's monotonic clock, which all processes
-share; latency counts from the instant at which a call was *due*, not from when the generator got round to it.
+share; latency counts from the instant at which an order was *due*, not from when the generator got round to it.
+
+Orders are asked for one by one, in batches, or on streams. A caller with a client library gives up by itself when its
+deadline has passed, and every second stream is left with orders under way. A caller *on the wire* never gives up: it
+hears what the server says of each call, whenever that is, so whatever it did not hear was not said.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import base64
 import contextlib
 import enum
 import gc
+import itertools
 import math
 import selectors
 import signal
@@ -22,15 +27,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Literal, Self, get_args
 
 import grpc.aio
 import uvloop
 from flood import Connection
-from wire import framed
+from google.protobuf.duration_pb2 import Duration
+from wire import DECIDE, DECIDE_BATCH, framed
 
 from loadtest.callers import percentile
 from loadtest.orders import OrderFlow
@@ -39,15 +45,21 @@ from pretrade.decision.v1 import decision_pb2_grpc
 
 MIDS: Final = 60_000.0
 """Mid price that every instrument's limit orders are placed around."""
+LEFT: Final = "LEFT"
+"""Status of an order whose caller left its stream before its result came."""
+NO_RESULT: Final = "NO_RESULT"
+"""Status of an order that the answer to its batch left out, or the whole of its stream."""
 _STOP_SECONDS: Final = 30.0
 _READY_SECONDS: Final = 30.0
 _PREFIX_BYTES: Final = 5
 _STATUSES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
-_UNKNOWN: Final = frozenset(("DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNKNOWN"))
+_UNKNOWN: Final = frozenset(("DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNKNOWN", LEFT))
+
+Shape = Literal["unary", "batch", "stream"]
 
 
 class Fate(enum.Enum):
-    """What the caller knows of a call."""
+    """What the caller knows of an order."""
 
     ACKNOWLEDGED = "acknowledged"
     """It heard a decision."""
@@ -59,7 +71,7 @@ class Fate(enum.Enum):
 
 @dataclass(slots=True)
 class Call:
-    """One call as its caller saw it."""
+    """One order as its caller saw it: a call of its own, or a part of a batch or stream."""
 
     order_ref: str
     due: float
@@ -68,8 +80,12 @@ class Call:
     """When it left."""
     ended: float = math.nan
     status: str = ""
-    """gRPC status; empty when the log ends before the call does."""
+    """gRPC status, of the call or of the order's own result; empty when the log ends before the order does."""
     decision: pb.Decision | None = None
+    deadline_seconds: float = math.inf
+    """What the caller allowed for it."""
+    own_timer: bool = False
+    """True when the caller gives up by itself after that: then DEADLINE_EXCEEDED may be its own word."""
 
     @property
     def fate(self) -> Fate:
@@ -77,6 +93,11 @@ class Call:
         if self.decision is not None:
             return Fate.ACKNOWLEDGED
         return Fate.UNKNOWN if not self.status or self.status in _UNKNOWN else Fate.REFUSED
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the caller may have ended it by itself, so that an answer may have been on its way."""
+        return self.status == LEFT or (self.own_timer and self.status == "DEADLINE_EXCEEDED")
 
     @property
     def latency(self) -> float:
@@ -94,15 +115,18 @@ class OpenLoop:
 
     Args:
         target: `host:port` of the decision service.
-        log: File for the calls; made anew.
-        rate: Calls per second.
+        log: File for the orders; made anew.
+        rate: Orders per second.
         instruments: Those that the server is configured with.
-        deadline_seconds: Of each call.
+        deadline_seconds: Of each call, and of each order on a stream.
         seconds: After which it stops by itself; None: when told to.
         prefix: Put before the number in `order_ref`; distinct among the generators of one server.
         connections: Calls take turns with them.
-        on_the_wire: Speak HTTP/2 first hand. A call costs a tenth of what it does with `grpc.aio`, so that the server
-            has the machine to itself; and an answer that comes after its deadline is logged as the answer it is.
+        shape: How orders are asked for.
+        together: Orders in a batch, or on a stream before the next one is opened.
+        on_the_wire: Speak HTTP/2 first hand, which streams cannot. A call costs a tenth of what it does with
+            `grpc.aio`, so that the server has the machine to itself; and an answer that comes after its deadline is
+            logged as the answer it is.
     """
 
     def __init__(
@@ -116,12 +140,16 @@ class OpenLoop:
         seconds: float | None = None,
         prefix: str = "load-",
         connections: int = 2,
+        shape: Shape = "unary",
+        together: int = 16,
         on_the_wire: bool = False,
     ) -> None:
+        assert not (on_the_wire and shape == "stream")
         self._log = log
         self._argv = [
             *(sys.executable, str(Path(__file__)), target, str(log), "--rate", str(rate), "--prefix", prefix),
             *("--deadline", str(deadline_seconds), "--connections", str(connections)),
+            *("--shape", shape, "--together", str(1 if shape == "unary" else together)),
             *(("--on-the-wire",) if on_the_wire else ()),
             *("--seconds", str(math.inf if seconds is None else seconds), "--instruments", *instruments),
         ]
@@ -167,19 +195,25 @@ class OpenLoop:
             raise AssertionError(f"the load generator ended with {code}")
 
     def calls(self) -> list[Call]:
-        """The calls so far, in the order in which they left."""
+        """The orders so far, in the order in which they left."""
         return read_log(self._log)
 
 
 def read_log(log: Path) -> list[Call]:
-    """The calls in a generator's log, in the order in which they left; a line that is not whole yet is left out."""
+    """The orders in a generator's log, in the order in which they left; a line that is not whole yet is left out."""
     calls: dict[str, Call] = {}
+    deadline_seconds, own_timer = math.inf, False
     for line in log.read_text().splitlines(keepends=True):
         if not line.endswith("\n"):
             break
         kind, ref, *rest = line.split()
+        if kind == "load":
+            deadline_seconds, own_timer = float(ref), rest == ["1"]
+            continue
         if kind == "sent":
-            calls[ref] = Call(ref, float(rest[0]), float(rest[1]))
+            calls[ref] = Call(
+                ref, float(rest[0]), float(rest[1]), deadline_seconds=deadline_seconds, own_timer=own_timer
+            )
             continue
         call = calls[ref]
         call.ended, call.status = float(rest[0]), rest[1]
@@ -209,47 +243,150 @@ def summary(calls: Sequence[Call]) -> str:
 
 
 class _Log:
-    """The generator's side of the log: one unbuffered write a line, so that a killed generator loses none."""
+    """The generator's side of the log: one unbuffered write for what happens at once, so that a killed generator loses
+    nothing."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, deadline_seconds: float, own_timer: bool) -> None:
         self._file = file
+        file.write(b"load %.6f %d\n" % (deadline_seconds, own_timer))
 
-    def sent(self, ref: str, due: float, now: float) -> None:
-        self._file.write(b"sent %s %.6f %.6f\n" % (ref.encode(), due, now))
+    def sent(self, orders: Iterable[pb.Order], due: float, now: float) -> None:
+        self._file.write(b"".join(b"sent %s %.6f %.6f\n" % (order.order_ref.encode(), due, now) for order in orders))
 
-    def ended(self, ref: str, now: float, status: str, decision: pb.Decision | None) -> None:
+    def ended(self, ref: str, now: float, status: str, decision: pb.Decision | None = None) -> None:
         packed = b"" if decision is None else base64.b64encode(decision.SerializeToString())
         self._file.write(b"end %s %.6f %s %s\n" % (ref.encode(), now, status.encode(), packed))
 
+    def batch(self, refs: Sequence[str], results: Sequence[pb.OrderResult]) -> None:
+        """The results of a batch."""
+        now = time.monotonic()
+        for result in results:
+            self.result(result, now)
+        for ref in set(refs) - {result.order_ref for result in results}:
+            self.ended(ref, now, NO_RESULT)
+
+    def result(self, result: pb.OrderResult, now: float) -> None:
+        """The result of one order of a batch or stream."""
+        if result.HasField("decision"):
+            self.ended(result.order_ref, now, "OK", result.decision)
+        else:
+            self.ended(result.order_ref, now, _STATUSES[result.error.code])
+
+
+class _Orders:
+    """The orders that a generator sends, one after another."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._flow = OrderFlow(arguments.instruments, ref_prefix=arguments.prefix)
+        self._mids = dict.fromkeys(arguments.instruments, MIDS)
+
+    def take(self, count: int) -> list[pb.Order]:
+        return [self._flow.next(self._mids) for _ in range(count)]
+
+
+class _Caller:
+    """Asks with the client library."""
+
+    def __init__(self, arguments: argparse.Namespace, log: _Log, channels: Sequence[grpc.aio.Channel]) -> None:
+        self._deadline_seconds: float = arguments.deadline
+        self._log = log
+        self._stubs: list[decision_pb2_grpc.DecisionServiceAsyncStub] = [
+            decision_pb2_grpc.DecisionServiceStub(channel) for channel in channels
+        ]
+        self._turn = itertools.cycle(self._stubs)
+
+    async def unary(self, orders: Sequence[pb.Order], due: float) -> None:
+        """One order."""
+        (order,) = orders
+        self._log.sent(orders, due, time.monotonic())
+        try:
+            response = await next(self._turn).Decide(pb.DecideRequest(order=order), timeout=self._deadline_seconds)
+        except grpc.aio.AioRpcError as error:
+            self._log.ended(order.order_ref, time.monotonic(), error.code().name)
+        else:
+            self._log.ended(order.order_ref, time.monotonic(), "OK", response.decision)
+
+    async def batch(self, orders: Sequence[pb.Order], due: float) -> None:
+        """Several orders at once."""
+        self._log.sent(orders, due, time.monotonic())
+        request = pb.DecideBatchRequest(orders=orders)
+        try:
+            response = await next(self._turn).DecideBatch(request, timeout=self._deadline_seconds)
+        except grpc.aio.AioRpcError as error:
+            now = time.monotonic()
+            for order in orders:
+                self._log.ended(order.order_ref, now, error.code().name)
+        else:
+            self._log.batch([order.order_ref for order in orders], response.results)
+
+    async def stream(self, orders: asyncio.Queue[tuple[pb.Order, float] | None], leaves: bool) -> None:
+        """A stream of the orders in the queue, until None; `leaves` does not wait for the results still due then."""
+        allowed = Duration()
+        allowed.FromNanoseconds(round(1e9 * self._deadline_seconds))
+        unheard: dict[str, None] = {}
+        asked = False
+
+        async def ask() -> None:
+            nonlocal asked
+            while (entry := await orders.get()) is not None:
+                order, due = entry
+                order.timeout.CopyFrom(allowed)
+                unheard[order.order_ref] = None
+                self._log.sent((order,), due, time.monotonic())
+                await call.write(pb.DecideStreamRequest(order=order))
+            asked = True
+            if leaves:
+                call.cancel()
+            else:
+                await call.done_writing()
+
+        call = next(self._turn).DecideStream()
+        asking = asyncio.create_task(ask())
+        try:
+            async for response in call:
+                unheard.pop(response.result.order_ref)
+                self._log.result(response.result, time.monotonic())
+        except asyncio.CancelledError:
+            status = LEFT
+        except grpc.aio.AioRpcError as error:
+            status = error.code().name
+        else:
+            status = NO_RESULT
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await asking
+        now = time.monotonic()
+        for ref in unheard:
+            self._log.ended(ref, now, status)
+        while not asked and (entry := await orders.get()) is not None:
+            now = time.monotonic()  # it never left
+            self._log.sent(entry[:1], entry[1], now)
+            self._log.ended(entry[0].order_ref, now, status)
+
 
 async def _generate(arguments: argparse.Namespace, log: _Log) -> None:
-    """Sends calls until told to stop."""
+    """Sends orders until told to stop."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     clock = time.monotonic
-    flow = OrderFlow(arguments.instruments, ref_prefix=arguments.prefix)
-    mids = dict.fromkeys(arguments.instruments, MIDS)
+    orders = _Orders(arguments)
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
     channels = [grpc.aio.insecure_channel(arguments.target, options=options) for _ in range(arguments.connections)]
-    stubs: list[decision_pb2_grpc.DecisionServiceAsyncStub] = [
-        decision_pb2_grpc.DecisionServiceStub(channel) for channel in channels
-    ]
     async with asyncio.timeout(_READY_SECONDS):
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
     gc.collect()
     gc.freeze()
+    caller = _Caller(arguments, log, channels)
+    together: int = arguments.together
+    streaming = arguments.shape == "stream"
+    stream: asyncio.Queue[tuple[pb.Order, float] | None] | None = None
+    streams = itertools.count()
     under_way: set[asyncio.Task[None]] = set()
 
-    async def call(number: int, due: float) -> None:
-        request = pb.DecideRequest(order=flow.next(mids))
-        ref = request.order.order_ref
-        log.sent(ref, due, clock())
-        try:
-            response = await stubs[number % len(stubs)].Decide(request, timeout=arguments.deadline)
-        except grpc.aio.AioRpcError as error:
-            log.ended(ref, clock(), error.code().name, None)
-        else:
-            log.ended(ref, clock(), "OK", response.decision)
+    def start(coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
 
     print("ready", flush=True)
     began, number = clock(), 0
@@ -258,11 +395,21 @@ async def _generate(arguments: argparse.Namespace, log: _Log) -> None:
         if now - began >= arguments.seconds:
             break
         while (due := began + number / arguments.rate) <= now:
-            task = asyncio.create_task(call(number, due))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
+            if not streaming:
+                start(getattr(caller, arguments.shape)(orders.take(together), due))
+                number += together
+                continue
+            if number % together == 0:
+                if stream is not None:
+                    stream.put_nowait(None)
+                stream = asyncio.Queue()
+                start(caller.stream(stream, leaves=next(streams) % 2 == 1))
+            assert stream is not None
+            stream.put_nowait((orders.take(1)[0], due))
             number += 1
         await asyncio.sleep(max(0.0, due - clock()))
+    if stream is not None:
+        stream.put_nowait(None)
     await asyncio.gather(*under_way)
     for channel in channels:
         await channel.close()
@@ -273,20 +420,49 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     clock = time.monotonic
-    flow = OrderFlow(arguments.instruments, ref_prefix=arguments.prefix)
-    mids = dict.fromkeys(arguments.instruments, MIDS)
+    orders, together, batches = _Orders(arguments), arguments.together, arguments.shape == "batch"
     selector = selectors.DefaultSelector()
     connections = []
-    refs: dict[tuple[Connection, int], str] = {}
+    under_way: dict[tuple[Connection, int], list[str]] = {}
     for _ in range(arguments.connections):
-        connections.append(Connection(arguments.target, round(1e3 * arguments.deadline), keeps_answers=True))
-        selector.register(connections[-1].socket, selectors.EVENT_READ, connections[-1])
+        connection = Connection(
+            arguments.target,
+            round(1e3 * arguments.deadline),
+            keeps_answers=True,
+            path=DECIDE_BATCH if batches else DECIDE,
+        )
+        connections.append(connection)
+        selector.register(connection.socket, selectors.EVENT_READ, connection)
+    turn = itertools.cycle(connections)
     gc.collect()
     gc.freeze()
+
+    def send(due: float) -> None:
+        taken, connection = orders.take(together), next(turn)
+        request = pb.DecideBatchRequest(orders=taken) if batches else pb.DecideRequest(order=taken[0])
+        log.sent(taken, due, clock())
+        stream = connection.call(due, framed(request.SerializeToString()))
+        under_way[connection, stream] = [order.order_ref for order in taken]
+        connection.flush()
+
+    def heard(connection: Connection, stream: int, status: int) -> None:
+        refs = under_way.pop((connection, stream), None)
+        if refs is None:
+            return  # a stream that was reset after its status
+        now, body = clock(), connection.answers.pop(stream, b"")
+        connection.due.pop(stream, None)
+        if status:
+            for ref in refs:
+                log.ended(ref, now, _STATUSES.get(status, "CANCELLED"))
+        elif batches:
+            log.batch(refs, pb.DecideBatchResponse.FromString(body[_PREFIX_BYTES:]).results)
+        else:
+            log.ended(refs[0], now, "OK", pb.DecideResponse.FromString(body[_PREFIX_BYTES:]).decision)
+
     print("ready", flush=True)
     began, number = clock(), 0
     until = began + arguments.seconds
-    while refs or not stopped.is_set():
+    while under_way or not stopped.is_set():
         now = clock()
         if now >= until:
             stopped.set()
@@ -296,25 +472,14 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
                 break  # what is unanswered stays so
             until = min(until, now)
         elif due <= now:
-            order, connection = flow.next(mids), connections[number % len(connections)]
-            log.sent(order.order_ref, due, clock())
-            stream = connection.call(due, framed(pb.DecideRequest(order=order).SerializeToString()))
-            refs[connection, stream] = order.order_ref
-            connection.flush()
-            number += 1
+            send(due)
+            number += together
             continue
         for connection in connections:
             connection.flush()
         for key, _ in selector.select(min(0.001, max(0.0, due - now))):
-            connection = key.data
-            for stream, status, _ in connection.read():
-                ref = refs.pop((connection, stream), None)
-                if ref is None:
-                    continue  # a stream that was reset after its status
-                body = connection.answers.pop(stream, b"")
-                decision = pb.DecideResponse.FromString(body[_PREFIX_BYTES:]).decision if status == 0 else None
-                log.ended(ref, clock(), _STATUSES.get(status, "CANCELLED"), decision)
-                connection.due.pop(stream, None)
+            for stream, status, _ in key.data.read():
+                heard(key.data, stream, status)
 
 
 def _main() -> None:
@@ -327,13 +492,17 @@ def _main() -> None:
     parser.add_argument("--connections", type=int, required=True)
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--instruments", nargs="+", required=True)
+    parser.add_argument("--shape", choices=get_args(Shape), required=True)
+    parser.add_argument("--together", type=int, required=True)
     parser.add_argument("--on-the-wire", action="store_true")
     arguments = parser.parse_args()
+    own_timer = not arguments.on_the_wire and arguments.shape != "stream"
     with arguments.log.open("wb", buffering=0) as file:
+        log = _Log(file, arguments.deadline, own_timer)
         if arguments.on_the_wire:
-            _generate_on_the_wire(arguments, _Log(file))
+            _generate_on_the_wire(arguments, log)
         else:
-            uvloop.run(_generate(arguments, _Log(file)))
+            uvloop.run(_generate(arguments, log))
 
 
 if __name__ == "__main__":

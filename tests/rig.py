@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import grpc
 import pytest
 from decision_server import DecisionServer
 from harness import INSTRUMENTS, Market, eventually
-from invariants import Usage, check
-from open_loop import Call, OpenLoop
+from invariants import Steered, Usage, check
+from open_loop import Call, OpenLoop, Shape
 from tcp_proxy import TcpProxy
 
 from local.settings import LocalSettings
 from local.stack import Stack
+from pretrade.admin.v1 import admin_pb2
 
 REPLICAS: Final = ("primary", "secondary", "challenger")
 CHAMPIONS: Final = ("primary", "secondary")
@@ -51,9 +54,15 @@ class Rig:
     before: Usage
     """What the server held when it was well and had answered a first load."""
     deadline_seconds: float
+    timed: bool
+    """Whether the run measures: see tests/figures.py."""
     loads: list[OpenLoop] = field(default_factory=list)
+    steered: list[Steered] = field(default_factory=list)
+    """What `set_trading_state` asked for and heard."""
 
-    def load(self, rate: float, *, seconds: float | None = None, on_the_wire: bool = False) -> OpenLoop:
+    def load(
+        self, rate: float, *, seconds: float | None = None, shape: Shape = "unary", on_the_wire: bool = False
+    ) -> OpenLoop:
         """An open-loop load on the server, with references and a log of its own."""
         number = len(self.loads)
         load = OpenLoop(
@@ -64,6 +73,7 @@ class Rig:
             deadline_seconds=self.deadline_seconds,
             seconds=seconds,
             prefix=f"load{number}-",
+            shape=shape,
             on_the_wire=on_the_wire,
         )
         self.loads.append(load)
@@ -74,8 +84,20 @@ class Rig:
         return [call for load in self.loads for call in load.calls()]
 
     def check(self) -> str:
-        """Checks I1 to I7 over every load; to be called once healed."""
-        return check(self.server, self.calls(), self.deadline_seconds, self.before)
+        """Checks I1 to I8 over every load; to be called once healed."""
+        return check(self.server, self.calls(), self.before, self.steered, timed=self.timed)
+
+    def set_trading_state(self, name: str) -> None:
+        """Asks for ACTIVE, REDUCING or HALTED, and keeps what was heard."""
+        state = admin_pb2.TradingState.Value(f"TRADING_STATE_{name}")
+        request = admin_pb2.SetTradingStateRequest(state=state, author="test", reason="test")
+        sent = time.monotonic()
+        try:
+            change = self.server.admin.SetTradingState(request, timeout=10.0).change
+        except grpc.RpcError:
+            self.steered.append(Steered(name, sent))
+            raise
+        self.steered.append(Steered(name, sent, time.monotonic(), change.change_id))
 
 
 OpenRig = Callable[..., Rig]
@@ -90,7 +112,7 @@ def replica_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
 
 
 @pytest.fixture
-def open_rig(replica_stack: Stack, tmp_path: Path) -> Iterator[OpenRig]:
+def open_rig(replica_stack: Stack, tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[OpenRig]:
     """Opens a rig: `open_rig(settings, proxied=("primary",), endpoints={"secondary": address})`."""
     redis_url = replica_stack.endpoints.redis_url
     assert redis_url is not None
@@ -117,8 +139,10 @@ def open_rig(replica_stack: Stack, tmp_path: Path) -> Iterator[OpenRig]:
             # What is not ours may be broken on purpose from the start.
             server.wait_until_well(*(name for name in CHAMPIONS if name not in (endpoints or {})))
             for number in range(warm_up_calls):
-                server.decide(order_ref=f"warm-up-{number}")
-            return Rig(replica_stack, market, server, proxies, tmp_path, Usage.of(server), deadline_seconds)
+                with suppress(grpc.RpcError):  # too late on a busy machine: nobody has promised anything yet
+                    server.decide(order_ref=f"warm-up-{number}")
+            before, timed = Usage.of(server), bool(pytestconfig.getoption("figures"))
+            return Rig(replica_stack, market, server, proxies, tmp_path, before, deadline_seconds, timed)
 
         yield open_one
 

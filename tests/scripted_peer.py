@@ -71,16 +71,16 @@ class PeerCall:
 
     def data(self, payload: bytes) -> None:
         """A piece of an answer, as large as it is."""
-        connection = self._connection
-        while payload:
+        connection, left = self._connection, memoryview(payload)
+        while left:
             room = min(connection.h2.local_flow_control_window(self._stream_id), connection.h2.max_outbound_frame_size)
             if room == 0:
                 if not connection.receive():
                     return
                 continue
-            connection.h2.send_data(self._stream_id, payload[:room])
+            connection.h2.send_data(self._stream_id, bytes(left[:room]))
             connection.flush()
-            payload = payload[room:]
+            left = left[room:]
 
     def half_reply(self, prediction: bytes) -> None:
         """The first half of an answer; the rest never comes."""

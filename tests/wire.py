@@ -18,6 +18,7 @@ import h2.events
 import h2.settings
 
 DECIDE: Final = "/pretrade.decision.v1.DecisionService/Decide"
+DECIDE_BATCH: Final = "/pretrade.decision.v1.DecisionService/DecideBatch"
 STREAM: Final = "/pretrade.decision.v1.DecisionService/DecideStream"
 _PATIENCE_SECONDS: Final = 10.0
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from figures import Figure
 from harness import Product, eventually
 from rig import ROOMY, OpenRig, Rig, wait_for_more
 from server_group import Callers, beside, server_group
@@ -56,7 +57,7 @@ def open_canary(open_rig: OpenRig, stack: Stack) -> tuple[Rig, str]:
     "A15", "a canary that gets every order fails", "every order is answered in time; rolled back <= 10 s"
 )
 def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(
-    fault: str, open_rig: OpenRig, replica_stack: Stack, seen: Seen
+    fault: str, open_rig: OpenRig, replica_stack: Stack, seen: Seen, figure: Figure
 ) -> None:
     opened, version = open_canary(open_rig, replica_stack)
     with opened.load(RATE) as load:
@@ -73,7 +74,7 @@ def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(
         opened.proxies["challenger"].heal()
         opened.server.wait_until_well("challenger")
     calls = load.calls()
-    assert took <= ROLLED_BACK_SECONDS
+    figure(took <= ROLLED_BACK_SECONDS, f"a canary that {fault} rolled back within {ROLLED_BACK_SECONDS:.0f} s")
     assert {call.status for call in calls} == {"OK"}
     sources = {call.decision.source for call in calls if call.decision}
     assert sources <= {pb.SOURCE_CANARY, pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY}

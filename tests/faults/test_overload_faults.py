@@ -10,10 +10,12 @@ from typing import Final, cast
 import flood
 import grpc
 import pytest
+from figures import Figure
 from flood import Flood, Outcome
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from harness import INSTRUMENTS, MID, eventually
+from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, eventually
+from open_loop import summary
 from rig import CHAMPIONS, ROOMY, OpenRig
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -25,12 +27,19 @@ OK: Final = grpc.StatusCode.OK.value[0]
 CANCELLED: Final = grpc.StatusCode.CANCELLED.value[0]
 EXPIRED: Final = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 EXHAUSTED: Final = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+UNANSWERED: Final = -2
 SIZED: Final = {
     "BUDGET__CAP_SECONDS": str(DEADLINE_MS / 1e3),
     "GRPC__MAX_PENDING_CALLS": "16",
     "ADMISSION__MIN_IN_FLIGHT": "32",
 }
 """What a machine that answers a thousand orders a second takes up and answers in a small part of the deadline."""
+KEPT_AT_TWICE: Final = 0.8
+KEPT_AT_TEN_TIMES: Final = 0.4
+"""Share of the capacity that is still answered in time, with generator, server and replicas on the same two cores."""
+NORMAL_SECONDS: Final = 5.0
+BYSTANDERS: Final = 20.0
+"""Orders a second beside the flood, each of which is looked up in the audit afterwards."""
 Seen = Callable[[str], None]
 
 
@@ -65,53 +74,71 @@ def test_a_call_that_is_shed_learns_when_to_try_again(open_rig: OpenRig, seen: S
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "E1", "ten times the capacity, open loop", "goodput kept (target 90 %), p99 in the deadline, normal in 5 s"
+    "E1", "ten times the capacity, open loop", "shed and counted; I1-I7 of callers meanwhile; normal again by itself"
 )
-def test_ten_times_the_capacity_is_shed_and_the_rest_answered(open_rig: OpenRig, seen: Seen) -> None:
+def test_ten_times_the_capacity_is_shed_and_the_rest_answered(open_rig: OpenRig, seen: Seen, figure: Figure) -> None:
     rig = open_rig(SIZED, deadline_seconds=DEADLINE_MS / 1e3)
 
     def load(seconds: float, rate: float | None) -> Flood:
         return Flood(rig.server.address, message(), seconds, DEADLINE_MS, rate=rate, callers=32)
 
-    flood.run(load(2, None))
-    capacity = goodput(flood.run(load(4, None)))
+    warm_up = flood.run(load(2, None))
+    measured = flood.run(load(4, None))
+    capacity = goodput(measured)
     seen(f"capacity {capacity:.0f}/s (closed loop of 32)")
-    shares = {}
-    for times in (2, 10):
+    refused, unanswered = 0, 0
+    for found in (warm_up, measured):
+        refused += refusals(found)
+        unanswered += found.statuses.get(UNANSWERED, 0)
+    for times, kept in ((2, KEPT_AT_TWICE), (10, KEPT_AT_TEN_TIMES)):
         cpu = rig.server.process.cpu_times()
-        overload = flood.start(load(5, times * capacity))
-        asked: list[float] = []
-        while not has_ended(overload):
-            started = time.monotonic()
-            rig.server.assert_alive()
-            assert rig.server.status().instance_id
-            asked.append(time.monotonic() - started)
+        with rig.load(BYSTANDERS, on_the_wire=True) as bystanders:
+            overload = flood.start(load(5, times * capacity))
+            asked: list[float] = []
+            while not has_ended(overload):
+                started = time.monotonic()
+                rig.server.assert_alive()
+                assert rig.server.status().instance_id
+                asked.append(time.monotonic() - started)
         found = flood.outcome(overload)
         spent = rig.server.process.cpu_times()
         ended = time.monotonic()
-        while goodput(flood.run(load(0.5, 0.5 * capacity))) < 0.45 * capacity:
-            assert time.monotonic() - ended < 5, "back to normal within 5 s"
+        while True:
+            after = flood.run(load(0.5, 0.5 * capacity))
+            refused += refusals(after)
+            unanswered += after.statuses.get(UNANSWERED, 0)
+            if goodput(after) >= 0.45 * capacity:
+                break
+            assert time.monotonic() - ended < PATIENCE_SECONDS, "back to normal"
         back = time.monotonic() - ended
-        shares[times] = goodput(found) / capacity
-        refused = found.statuses.get(EXHAUSTED, 0)
+        refused += refusals(found) + sum(call.status == "RESOURCE_EXHAUSTED" for call in bystanders.calls())
+        unanswered += found.statuses.get(UNANSWERED, 0)
         seen(
-            f"{times}x: {found.sent / found.seconds:.0f} sent/s, goodput {goodput(found):.0f}/s = {shares[times]:.0%}, "
-            f"{refused} RESOURCE_EXHAUSTED, {found.statuses.get(CANCELLED, 0)} CANCELLED by the transport, "
+            f"{times}x: {found.sent / found.seconds:.0f} sent/s, goodput {goodput(found):.0f}/s = "
+            f"{goodput(found) / capacity:.0%}, {refusals(found)} RESOURCE_EXHAUSTED, "
+            f"{found.statuses.get(CANCELLED, 0)} CANCELLED by the transport, "
             f"{found.statuses.get(EXPIRED, 0)} DEADLINE_EXCEEDED; answered {found.percentiles_ms} ms, refused "
             f"{found.refused_ms} ms; admin {len(asked)} times, slowest {1e3 * max(asked):.0f} ms; normal after "
             f"{back:.1f} s; CPU: generator {found.cpu_seconds:.1f} s, server "
-            f"{spent.user + spent.system - cpu.user - cpu.system:.1f} s of {found.seconds:.0f} s on 2 cores"
+            f"{spent.user + spent.system - cpu.user - cpu.system:.1f} s of {found.seconds:.0f} s on 2 cores; "
+            f"beside it {summary(bystanders.calls())}"
         )
-        assert found.statuses.keys() <= {OK, CANCELLED, EXPIRED, EXHAUSTED, -2}
-        assert found.explained == refused, "every refusal of ours says when to try again"
-        assert found.percentiles_ms["p99"] <= 1.25 * DEADLINE_MS, (
-            "from when it was due, the generator's own delay included"
-        )
-    # What a refused call costs transport and generator is taken from the answers, since they share two cores: the
-    # target of 90 % at 10x is out of reach here. These floors tell a collapse: without a bound it was 15 % and 3 %.
-    assert shares[2] >= 0.5
-    assert shares[10] >= 0.2
+        assert found.statuses.keys() <= {OK, CANCELLED, EXPIRED, EXHAUSTED, UNANSWERED}
+        assert found.explained == refusals(found), "every refusal of ours says when to try again"
+        # What a refused call costs transport and generator is taken from the answers, since they share two cores: the
+        # target of 90 % at 10x is out of reach here. Without a bound 15 % were left at twice and 3 % at ten times.
+        figure(goodput(found) >= kept * capacity, f"{kept:.0%} of the capacity answered at {times} times of it")
+        figure(found.percentiles_ms["p99"] <= 1.25 * DEADLINE_MS, f"p99 of what is answered, at {times} times")
+        figure(back <= NORMAL_SECONDS, f"normal {NORMAL_SECONDS:.0f} s after {times} times the capacity")
+    # What was refused is counted, also where Envoy does it, and nothing else is but what nobody waited for any more.
+    shed = eventually(lambda: rig.server.metric("pretrade_shed_total"), lambda shed: shed >= refused)
+    assert shed <= refused + unanswered
     seen(rig.check())
+
+
+def refusals(found: Outcome) -> int:
+    """Calls that heard RESOURCE_EXHAUSTED."""
+    return found.statuses.get(EXHAUSTED, 0)
 
 
 def has_ended(process: subprocess.Popen[str]) -> bool:

@@ -13,10 +13,11 @@ from pathlib import Path
 import grpc
 import pytest
 from harness import eventually
-from open_loop import Fate, OpenLoop, read_log
+from open_loop import LEFT, NO_RESULT, Call, Fate, OpenLoop, Shape, read_log
 from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
 
 PATIENCE_SECONDS = 5.0
 
@@ -153,44 +154,120 @@ def test_the_generators_log_tells_acknowledged_refused_and_unknown_apart(tmp_pat
     log = tmp_path / "calls.log"
     decision = base64.b64encode(pb.Decision(order_ref="a").SerializeToString()).decode()
     log.write_text(
-        f"sent a 1.0 1.1\nsent b 2.0 2.0\nend a 1.2 OK {decision}\nend b 2.5 RESOURCE_EXHAUSTED \n"
+        f"load 0.5 1\nsent a 1.0 1.1\nsent b 2.0 2.0\nend a 1.2 OK {decision}\nend b 2.5 RESOURCE_EXHAUSTED \n"
         "sent c 3.0 3.0\nend c 3.5 DEADLINE_EXCEEDED \nsent d 4.0 4.0\nend d 4.5 O"
     )
     calls = read_log(log)
     assert [call.fate for call in calls] == [Fate.ACKNOWLEDGED, Fate.REFUSED, Fate.UNKNOWN, Fate.UNKNOWN]
+    assert [call.given_up for call in calls] == [False, False, True, False]
+    assert {call.deadline_seconds for call in calls} == {0.5}
     assert calls[0].latency == pytest.approx(0.2)
     assert calls[0].service_seconds == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("on_the_wire", [False, True])
-def test_the_generator_logs_what_became_of_every_call(tmp_path: Path, on_the_wire: bool) -> None:
-    def number(ref: str) -> int:
-        return int(ref.rpartition("-")[2])
+def test_a_caller_on_the_wire_never_gives_up_by_itself(tmp_path: Path) -> None:
+    log = tmp_path / "calls.log"
+    log.write_text("load 0.5 0\nsent a 1.0 1.0\nend a 1.5 DEADLINE_EXCEEDED \n")
+    (call,) = read_log(log)
+    assert not call.given_up
 
-    def answer(request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:
+
+def number(ref: str) -> int:
+    return int(ref.rpartition("-")[2])
+
+
+def result(order: pb.Order) -> pb.OrderResult | None:
+    """Every fourth order is refused, and every fifth gets no result."""
+    if number(order.order_ref) % 4 == 0:
+        return pb.OrderResult(order_ref=order.order_ref, error=pb.OrderError(code=8))
+    if number(order.order_ref) % 5 == 0:
+        return None
+    return pb.OrderResult(order_ref=order.order_ref, decision=pb.Decision(order_ref=order.order_ref))
+
+
+class Answering(decision_pb2_grpc.DecisionServiceServicer):
+    def Decide(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:
         assert 0.0 < (context.time_remaining() or 0.0) < 0.6
-        if number(request.order.order_ref) % 4 == 0:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "every fourth")
-        return pb.DecideResponse(decision=pb.Decision(order_ref=request.order.order_ref))
+        answer = result(request.order)
+        if answer is None or answer.HasField("error"):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "every fourth and fifth")
+        return pb.DecideResponse(decision=answer.decision)
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        answer, pb.DecideRequest.FromString, pb.DecideResponse.SerializeToString
-    )
-    with ThreadPoolExecutor(4) as pool:
+    def DecideBatch(self, request: pb.DecideBatchRequest, context: grpc.ServicerContext) -> pb.DecideBatchResponse:
+        assert 0.0 < (context.time_remaining() or 0.0) < 0.6
+        if number(request.orders[0].order_ref) == 17:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the second batch")
+        return pb.DecideBatchResponse(results=[one for one in map(result, request.orders) if one is not None])
+
+    def DecideStream(
+        self, request_iterator: Iterator[pb.DecideStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.DecideStreamResponse]:
+        for request in request_iterator:
+            assert request.order.timeout.ToMilliseconds() == 500
+            if (answer := result(request.order)) is not None:
+                yield pb.DecideStreamResponse(result=answer)
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    """Address of a server that answers at once."""
+    with ThreadPoolExecutor(8) as pool:
         server = grpc.server(pool)
-        server.add_registered_method_handlers("pretrade.decision.v1.DecisionService", {"Decide": handler})
+        decision_pb2_grpc.add_DecisionServiceServicer_to_server(Answering(), server)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
-        with OpenLoop(
-            address, tmp_path / "log", 200.0, ("A.SIM",), deadline_seconds=0.5, on_the_wire=on_the_wire
-        ) as load:
-            eventually(load.calls, lambda calls: len(calls) >= 40)
+        yield address
         server.stop(None).wait()
-    for call in load.calls():
+
+
+def load_of(answering: str, log: Path, orders: int, shape: Shape, on_the_wire: bool = False) -> list[Call]:
+    """What the generator logs of at least so many orders."""
+    with OpenLoop(
+        answering, log, 200.0, ("A.SIM",), deadline_seconds=0.5, shape=shape, on_the_wire=on_the_wire
+    ) as load:
+        eventually(load.calls, lambda calls: len(calls) >= orders)
+    calls = load.calls()
+    for call in calls:
         assert call.due <= call.sent <= call.ended
-        if number(call.order_ref) % 4 == 0:
+        assert call.deadline_seconds == 0.5
+        assert call.decision is None or call.decision.order_ref == call.order_ref
+        assert (call.decision is None) == (call.status != "OK")
+    return calls
+
+
+@pytest.mark.parametrize("on_the_wire", [False, True])
+def test_the_generator_logs_what_became_of_every_call(answering: str, tmp_path: Path, on_the_wire: bool) -> None:
+    for call in load_of(answering, tmp_path / "log", 40, "unary", on_the_wire):
+        refused = number(call.order_ref) % 4 == 0 or number(call.order_ref) % 5 == 0
+        assert call.status == ("RESOURCE_EXHAUSTED" if refused else "OK")
+
+
+@pytest.mark.parametrize("on_the_wire", [False, True])
+def test_the_generator_logs_what_became_of_every_order_of_a_batch(
+    answering: str, tmp_path: Path, on_the_wire: bool
+) -> None:
+    calls = load_of(answering, tmp_path / "log", 64, "batch", on_the_wire)
+    assert len({call.sent for call in calls[:16]}) == 1
+    for call in calls:
+        place = number(call.order_ref)
+        if 17 <= place <= 32:
+            assert call.status == "UNAVAILABLE"
+        elif place % 4 == 0:
             assert call.status == "RESOURCE_EXHAUSTED"
-            assert call.fate is Fate.REFUSED
         else:
-            assert call.decision is not None
-            assert call.decision.order_ref == call.order_ref
+            assert call.status == (NO_RESULT if place % 5 == 0 else "OK")
+
+
+def test_the_generator_logs_what_became_of_every_order_of_a_stream(answering: str, tmp_path: Path) -> None:
+    calls = load_of(answering, tmp_path / "log", 64, "stream")
+    for call in calls:
+        place = number(call.order_ref)
+        left = (place - 1) // 16 % 2 == 1  # every second stream
+        if place % 20 == 0 or place % 4 == 0:
+            assert call.status in ({"RESOURCE_EXHAUSTED", LEFT} if left else {"RESOURCE_EXHAUSTED"})
+        elif place % 5 == 0:
+            assert call.status == (LEFT if left else NO_RESULT)
+        else:
+            assert call.status in ({"OK", LEFT} if left else {"OK"})
+        assert call.given_up == (call.status == LEFT)
+    assert any(call.status == LEFT for call in calls)
