@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long feast mlserver faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak
+.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-long: setup  ## the longest of the tests, which `make test` leaves out
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
+
+bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
+	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
 
 check: setup  ## lint, types, import direction, contract, generated code
 	.ci/check

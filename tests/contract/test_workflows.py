@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import seeds
 import yaml
 from google.protobuf.json_format import MessageToJson
+from server_group import EDGES
 
 from pretrade.admin.v1 import admin_pb2
 
@@ -62,6 +64,17 @@ def test_every_target_of_make_and_every_file_that_is_run_exists(path: Path) -> N
         assert set(re.findall(r"\bmake ([a-z-]+)", command)) <= TARGETS
         for file in re.findall(r"\b(tests/[\w/]+\.py)\b", command):
             assert (ROOT / file).exists()
+
+
+def test_the_nightly_run_breaks_both_edges_and_keeps_the_seeds_that_fail() -> None:
+    job = jobs(ROOT / ".github/workflows/nightly.yml")["faults"]
+    assert job["strategy"]["matrix"]["edge"] == list(EDGES)
+    (faults,) = [step["run"] for step in job["steps"] if "make faults" in step.get("run", "")]
+    assert "EDGE=${{ matrix.edge }}" in faults
+    # As root, whose environment is another one: without CI a skip nobody agreed to would pass.
+    assert {"CI", seeds.FILE_VARIABLE} <= set(re.findall(r"[A-Z_]+", faults.partition("make")[0]))
+    kept = job["env"][seeds.FILE_VARIABLE]
+    assert [step["with"]["path"] for step in job["steps"] if "actions/cache/" in step.get("uses", "")] == [kept, kept]
 
 
 def test_an_image_is_verified_by_the_identity_that_signed_it() -> None:
