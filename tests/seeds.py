@@ -7,6 +7,9 @@ that file, to be committed with the fix; it is removed by hand, by somebody who 
 * `PRETRADE_TEST_SEED=n` runs such tests with that seed alone.
 * `PRETRADE_FAILING_SEEDS=file` names a second file, which is read as well and written in place of the first: CI keeps
   the seeds that its own runs found there.
+
+Hypothesis keeps what fails in `.hypothesis/`, and in CI draws the same examples each time. How long an example takes is
+no part of any property.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import random
 from pathlib import Path
 from typing import Final
 
+import hypothesis
 import pytest
 
 ONLY_VARIABLE: Final = "PRETRADE_TEST_SEED"
@@ -24,6 +28,7 @@ FILE_VARIABLE: Final = "PRETRADE_FAILING_SEEDS"
 _FIXTURE: Final = "seed"
 _NEW: Final = "new"
 _SEEDS: Final = 2**32
+_PROFILE: Final = "ours"
 
 
 @pytest.fixture
@@ -50,6 +55,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile(
+        _PROFILE,
+        hypothesis.settings.default,  # in CI that of CI
+        deadline=None,
+        suppress_health_check=(hypothesis.HealthCheck.too_slow,),
+    )
+    hypothesis.settings.load_profile(_PROFILE)
     if not hasattr(config, "workerinput"):  # the process that hears of every test
         config.pluginmanager.register(_Keeper(config))
 

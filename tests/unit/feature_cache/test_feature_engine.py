@@ -165,7 +165,7 @@ def markets(draw: st.DrawFn) -> list[pb.MarketEvent]:
     return events
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(markets().filter(bool), st.integers(0, 40_000))
 def test_features_are_those_of_the_definitions_after_every_event(events: list[pb.MarketEvent], later_ms: int) -> None:
     engine, history = FeatureEngine(NAME), History(events)

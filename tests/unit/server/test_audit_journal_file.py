@@ -49,7 +49,7 @@ TAMPERING = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(how=st.sampled_from(sorted(TAMPERING)), position=st.integers(1, ROWS - 1), trim=st.integers(0, ROWS - 1))
 def test_verification_names_the_position_that_was_tampered_with(how: str, position: int, trim: int) -> None:
     with TemporaryDirectory() as directory:

@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_textbook() -> None:
     assert figures.precision.low is figures.precision.high is None
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=4, max_size=60))
 def test_the_area_under_the_curve_counts_ties_half(drawn: list[tuple[int, bool]]) -> None:
     eligible = np.array([label for _, label in drawn])

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -65,7 +64,6 @@ def walk() -> WalkForward:
     return walk_forward(made_up(1, curved=True), ["xgboost", "torch"], TRAINING, WALK, nothing)
 
 
-@hypothesis_settings(deadline=None)
 @given(st.integers(100, 2_000), st.integers(1, 8), st.floats(0.2, 0.8), st.floats(0, 20))
 def test_all_that_a_block_is_decided_from_lies_a_gap_before_it(
     seconds: int, blocks: int, first: float, embargo: float

@@ -209,7 +209,7 @@ async def test_a_cancelled_row_leaves_the_queue() -> None:
         assert await stays == scored(3)
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 12), st.one_of(st.none(), st.integers(0, 20))),
@@ -318,7 +318,7 @@ async def answer_all(b: Bench, poison: set[int], outcome: Outcome = Outcome.MODE
         await settle()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     poisoned=st.lists(st.booleans(), min_size=2, max_size=40),
     split_parts=st.integers(2, 16),

@@ -184,7 +184,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.mode is mode
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+BreakerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50)
 TestBreaker = BreakerMachine.TestCase
 
 

@@ -239,7 +239,7 @@ scripts = st.one_of(
 )
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(
     primary=scripts,
     secondary=scripts,
