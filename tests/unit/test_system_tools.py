@@ -10,7 +10,22 @@ from typing import Final
 import pytest
 
 SCRIPT: Final = Path(__file__).parents[2] / ".ci" / "system-tools"
-BASICS: Final = tuple("bash chmod cp env mktemp paste printf rm sleep sort tail tee timeout true".split())
+BASICS: Final = (
+    "bash",
+    "chmod",
+    "cp",
+    "env",
+    "mktemp",
+    "paste",
+    "printf",
+    "rm",
+    "sleep",
+    "sort",
+    "tail",
+    "tee",
+    "timeout",
+    "true",
+)
 
 
 class System:
