@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
-from fallback.order import Answer, Case, Order
+from fallback.order import MODEL_SOURCES, Answer, Case, Order
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -51,6 +51,9 @@ class GuardSettings(BaseModel):
     """Further limits by instrument and strategy, a JSON list; every one that applies to an order holds."""
     max_decisions_per_second: float | None = Field(default=None, gt=0)
     """Orders per second and strategy that may trade; bursts up to one second's worth."""
+    degraded_orders: Literal["any", "reduce_only"] = "any"
+    """Orders that may trade when no model answered but the cached score or the rules: `any`, or `reduce_only` orders
+    alone."""
 
     @field_validator("limits")
     @classmethod
@@ -85,6 +88,7 @@ class Guards:
         """Goes by these limits from the next answer on."""
         self._settings = settings
         self._limits = {(limit.instrument, limit.strategy): limit for limit in settings.limits}
+        self._only_reducing_without_model = settings.degraded_orders == "reduce_only"
 
     def apply(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         """The action after all guards, and the reasons: the answer's own first, then each objection."""
@@ -92,6 +96,8 @@ class Guards:
         reasons = [answer.reason]
         must_abstain = self._evidence_objections(case, answer, reasons)
         self._order_objections(case, reasons)
+        if answer.source not in MODEL_SOURCES and self._only_reducing_without_model and not case.order.reduce_only:
+            reasons.append(pb.REASON_CODE_NO_MODEL_REDUCE_ONLY)
         action = answer.action
         if action == pb.ACTION_TRADE and len(reasons) == 1 and self._rate_exceeded(case.order.strategy, started):
             reasons.append(pb.REASON_CODE_STRATEGY_RATE)

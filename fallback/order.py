@@ -32,6 +32,11 @@ class CallContext(NamedTuple):
 
 NO_CONTEXT: Final = CallContext()
 
+CHAMPION_SOURCES: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
+"""Sources that are the champion, asked at this moment."""
+MODEL_SOURCES: Final = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
+"""Sources that are a model, asked at this moment: an answer of any other source is a degraded one."""
+
 
 @dataclass(slots=True)
 class Order:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fallback.budget import Budget, BudgetSettings
-from fallback.order import Answer, Case, Order
+from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case, Order
 from fallback.staleness import judge
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -18,7 +18,7 @@ from server.audit.errors import JournalError
 from server.deadlines import Deadlines
 from server.errors import DeadlineError
 from server.inference.latency import LatencyWindow
-from server.record import CHAMPION_SOURCES, Decided, is_from_model
+from server.record import Decided
 
 if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
@@ -279,7 +279,7 @@ class DataPlane:
         if case.features is not None and (self._shadow_on() or answer.source == pb.SOURCE_CANARY):
             self._shadow.mirror(case, answer, decided.decision_id)
         now = self._clock()
-        if not is_from_model(answer.source) and not _OUT_OF_TIME.isdisjoint(case.degradations):
+        if answer.source not in MODEL_SOURCES and not _OUT_OF_TIME.isdisjoint(case.degradations):
             self._admission.dropped(case.budget.allowed)
         else:
             self._admission.answered(now - case.budget.arrived)

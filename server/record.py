@@ -34,8 +34,6 @@ _BOOK_STATES = {
     BookState.VALID: packet_pb2.BOOK_STATE_VALID,
     BookState.LOCKED: packet_pb2.BOOK_STATE_LOCKED,
 }
-CHAMPION_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
-_MODEL_SOURCES = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
 _ZERO: Final = varint(0)
 _double: Final = struct.Struct("<d").pack
 _float: Final = struct.Struct("<f").pack
@@ -268,11 +266,6 @@ class PacketWriter:
             )
             known = self._known[snapshot.instrument] = (snapshot, about)
         return known[1]
-
-
-def is_from_model(source: pb.Source.ValueType) -> bool:
-    """True when a replica gave the score just now."""
-    return source in _MODEL_SOURCES
 
 
 _FEATURE_SET: Final = prefixed(features.FEATURE_SET_ID.encode())

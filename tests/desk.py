@@ -11,7 +11,7 @@ from fallback.budget import Budget
 from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
 from fallback.guards import Guards
-from fallback.order import Answer, Attempt, Case, held_against
+from fallback.order import MODEL_SOURCES, Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
 from fallback.staleness import judge
 from feature_cache import features
@@ -24,7 +24,7 @@ from server.audit.models import RunningModel
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.rpc.convert import OrderReader
-from server.settings import Settings, hash_of
+from server.settings import Settings
 
 SETTINGS = Settings()
 SETTINGS_JSON = SETTINGS.model_dump_json()
@@ -35,7 +35,7 @@ ROWS = np.clip(_ANY, features.LOWEST, features.HIGHEST)
 class Desk:
     """Decides with the code of the decision path, and keeps the packets."""
 
-    def __init__(self, directory: Path, running: RunningModel | None = None) -> None:
+    def __init__(self, directory: Path, running: RunningModel | None = None, settings: Settings = SETTINGS) -> None:
         journal = Journal(JournalSettings(path=directory / "journal.db"))
         file = ControlFile(directory / "control.json")
         self.control = ControlState(ControlSettings(), file, {}, journal, "server-1", str, lambda: 0, lambda: 0.0)
@@ -43,12 +43,13 @@ class Desk:
         self.packets: dict[str, packet_pb2.DecisionPacket] = {}
         self.now = 1_000.0
         self.model_answers = True
-        self._writer = record.PacketWriter("server-1", hash_of(SETTINGS_JSON), "fsync", self.control)
-        self._guards = Guards(SETTINGS.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
-        self._cached = CachedScores(SETTINGS.cached_score, self._clock)
-        rules = RulesBaseline(SETTINGS.rules, self._clock)
+        self._writer = record.PacketWriter("server-1", settings.config_hash(), "fsync", self.control)
+        self._guards = Guards(settings.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
+        self._cached = CachedScores(settings.cached_score, self._clock)
+        rules = RulesBaseline(settings.rules, self._clock)
         stages: dict[StageName, Stage] = {"model": self, "cached_score": self._cached, "rules": rules}
         self._chain = Chain(stages, ("model", "cached_score", "rules"), self._clock)
+        self._max_age_seconds = settings.features.max_age_seconds
         self._rng = np.random.default_rng(7)
 
     def _clock(self) -> float:
@@ -86,7 +87,7 @@ class Desk:
         case.snapshot = FeatureSnapshot("BTCUSDT.SIM", 42, 7, 7, 7, 7, 0, 99.0, 101.0, BookState.VALID, values)
         case.snapshot_age_seconds = age
         book_age_seconds = float(values[features.INDEX["book_age_ms"]]) / 1e3
-        if judge(case, BookState.VALID, age, book_age_seconds, SETTINGS.features.max_age_seconds):
+        if judge(case, BookState.VALID, age, book_age_seconds, self._max_age_seconds):
             case.mid = 100.0
         given = case.order.caller_features
         if case.features_problem is None:
@@ -96,7 +97,7 @@ class Desk:
         action, reasons = self._guards.apply(case, answer)
         decision_id = f"decision-{len(self.packets):05}"
         decided = record.Decided(case, answer, action, reasons, decision_id, self.now, 1_700_000_000_000_000_000)
-        if record.is_from_model(answer.source):
+        if answer.source in MODEL_SOURCES:
             self._cached.remember(case, answer, decision_id)
         entry = packet_pb2.JournalEntry.FromString(self._writer.packet(case, answer, decided, self.now))
         self.packets[decision_id] = entry.decision

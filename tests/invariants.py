@@ -31,6 +31,7 @@ from decision_server import DecisionServer
 from harness import eventually
 from open_loop import NO_RESULT, Call, Fate
 
+from fallback.order import MODEL_SOURCES
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.columns import REPLIED, unconfirmed_status
@@ -46,8 +47,7 @@ _CROSSING_SHARE: Final = 0.1
 that time it is made durable, handed to the transport, and not yet read by a caller that gives up at that moment; or a
 caller that left is not yet known to have left."""
 _UNCONFIRMED: Final = unconfirmed_status("")
-_MODEL_SOURCES: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY)
-_SCORED_SOURCES: Final = (*_MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
+_SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
 _LEGAL: Final = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
@@ -306,7 +306,7 @@ def _of_packet(packet: packet_pb2.DecisionPacket, status: str, max_feature_age_s
         found.append(f"I5: {ref} had attempts on {attempts}")
     if status == REPLIED and any(attempt.used_us > decision.budget.allowed_us for attempt in packet.attempts):
         found.append(f"I5: {ref} had attempts beyond its time")
-    if decision.source in _MODEL_SOURCES and not any(attempt.outcome == "success" for attempt in packet.attempts):
+    if decision.source in MODEL_SOURCES and not any(attempt.outcome == "success" for attempt in packet.attempts):
         found.append(f"I5: {ref} has a model's answer without an attempt that succeeded")
     return found
 

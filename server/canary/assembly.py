@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fallback.order import MODEL_SOURCES
 from pretrade.admin.v1 import admin_pb2
-from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.rollout import Rollout
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from server.machine import Machine
     from server.metrics import DecisionMetrics
     from server.settings import Settings
-
-_MODEL_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ def assemble(
     def counts() -> tuple[int, int]:
         good = bad = 0
         for (source, _), count in metrics.decisions.items():
-            if source in _MODEL_SOURCES:
+            if source in MODEL_SOURCES:
                 good += count
             else:
                 bad += count

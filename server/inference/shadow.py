@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fallback.order import CHAMPION_SOURCES
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import Result, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
     from server.inference.replica import Replica
-
-_CHAMPION_SOURCES = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
 
 
 class Opinion(NamedTuple):
@@ -117,7 +116,7 @@ class Shadow:
             return
         if self._sample_share < 1.0 and self._random() >= self._sample_share:
             return
-        scored = decided if answer.source in _CHAMPION_SOURCES else None
+        scored = decided if answer.source in CHAMPION_SOURCES else None
         for challenger in self._challengers:
             self._send(challenger, case, decision_id, scored, False, 0.0)
 

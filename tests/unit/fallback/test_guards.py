@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -77,6 +77,30 @@ def test_reducing_lets_only_reduce_only_orders_trade() -> None:
     made = guards(state=admin_pb2.TRADING_STATE_REDUCING)
     assert objections(made, new_case()) == (pb.ACTION_NO_TRADE, [pb.REASON_CODE_TRADING_REDUCING])
     assert objections(made, new_case(reduce_only=True)) == (pb.ACTION_TRADE, [])
+
+
+@pytest.mark.parametrize("degraded_orders", ["any", "reduce_only"])
+@pytest.mark.parametrize("source", [source for source in pb.Source.values() if source])
+@pytest.mark.parametrize("reduce_only", [False, True])
+def test_without_a_model_a_desk_may_let_only_reducing_orders_trade(
+    degraded_orders: Literal["any", "reduce_only"], source: pb.Source.ValueType, reduce_only: bool
+) -> None:
+    made = guards(NO_LIMITS.model_copy(update={"degraded_orders": degraded_orders}))
+    answer = Answer(pb.ACTION_TRADE, source, TRADE.reason, 0.75, 0.5)
+    by_model = source in (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY)
+    if by_model or reduce_only or degraded_orders == "any":
+        expected = pb.ACTION_TRADE, list[int]()
+    else:
+        expected = pb.ACTION_NO_TRADE, [pb.REASON_CODE_NO_MODEL_REDUCE_ONLY]
+    assert objections(made, new_case(reduce_only=reduce_only), answer) == expected
+
+
+def test_what_degraded_orders_may_do_is_obeyed_from_the_next_answer_on() -> None:
+    made = guards()
+    answer = Answer(pb.ACTION_TRADE, pb.SOURCE_RULES, pb.REASON_CODE_RULES_PASSED)
+    assert objections(made, new_case(), answer) == (pb.ACTION_TRADE, [])
+    made.configure(NO_LIMITS.model_copy(update={"degraded_orders": "reduce_only"}))
+    assert objections(made, new_case(), answer) == (pb.ACTION_NO_TRADE, [pb.REASON_CODE_NO_MODEL_REDUCE_ONLY])
 
 
 def test_an_unknown_trading_state_is_as_good_as_halted() -> None:
@@ -289,6 +313,7 @@ any_float = st.floats(allow_nan=True, allow_infinity=True)
             ),
         ),
         max_decisions_per_second=st.one_of(st.none(), st.floats(1e-3, 1e3)),
+        degraded_orders=st.sampled_from(["any", "reduce_only"]),
     ),
     side=st.sampled_from([pb.SIDE_BUY, pb.SIDE_SELL]),
     quantity=st.floats(min_value=1e-300, max_value=1e300),

@@ -160,14 +160,6 @@ def test_an_unconfirmed_reply_names_its_decision(packets: record.PacketWriter) -
     assert (entry.reply_unconfirmed.decision_id, entry.reply_unconfirmed.cause) == ("decision-1", "cancelled")
 
 
-def test_only_the_replicas_are_a_model() -> None:
-    assert [source for source in pb.Source.values() if record.is_from_model(source)] == [
-        pb.SOURCE_PRIMARY,
-        pb.SOURCE_SECONDARY,
-        pb.SOURCE_CANARY,
-    ]
-
-
 def test_settings_in_the_audit_hold_no_password(packets: record.PacketWriter) -> None:
     urls = {"redis_url": "redis://user:hunter2@r:6379", "database_url": "postgresql+psycopg://user:hunter2@p/audit"}
     settings = Settings.model_validate(urls)

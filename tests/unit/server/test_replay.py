@@ -20,7 +20,7 @@ from server.audit import models
 from server.audit.errors import ModelUnknown, NotReplayable
 from server.audit.models import ModelStore, RunningModel, read_archive
 from server.audit.replay import AS_RECORDED, Replay, Replayer, WhatIf
-from server.settings import hash_of
+from server.settings import Settings, hash_of
 from torchserve import handler
 
 
@@ -47,8 +47,8 @@ def replayer(model_store: Path) -> Iterator[Replayer]:
 DESKS: list[Desk] = []
 
 
-def new_replayer(model_store: Path, what_if: WhatIf = AS_RECORDED) -> Replayer:
-    held = packet_pb2.SettingsInForce(config_hash=hash_of(SETTINGS_JSON), settings_json=SETTINGS_JSON)
+def new_replayer(model_store: Path, what_if: WhatIf = AS_RECORDED, settings_json: str = SETTINGS_JSON) -> Replayer:
+    held = packet_pb2.SettingsInForce(config_hash=hash_of(settings_json), settings_json=settings_json)
     store = ModelStore([model_store])
     return Replayer(
         lambda wanted: held if wanted == held.config_hash else None,
@@ -105,6 +105,23 @@ async def test_a_canarys_decision_replays_though_it_is_served_under_another_name
     assert (await replayer.replay(packet)).first_difference is None
     packet.attempts[0].replica = "primary"
     assert field_of(await replayer.replay(packet)) == "attempts"
+
+
+async def test_that_only_reducing_orders_trade_without_a_model_replays(tmp_path: Path, model_store: Path) -> None:
+    settings = Settings.model_validate({"guards": {"degraded_orders": "reduce_only"}})
+    desk = Desk(tmp_path, settings=settings)
+    DESKS[:] = [desk]
+    refused = await desk.decide(values(8, **CALM))
+    assert (refused.decision.source, refused.decision.action) == (pb.SOURCE_RULES, pb.ACTION_NO_TRADE)
+    assert refused.decision.reasons == [pb.REASON_CODE_RULES_PASSED, pb.REASON_CODE_NO_MODEL_REDUCE_ONLY]
+    reducing = await desk.decide(values(8, **CALM), reduce_only=True)
+    assert reducing.decision.action == pb.ACTION_TRADE
+    with new_replayer(model_store, settings_json=settings.model_dump_json()) as replayer:
+        for packet in (refused, reducing):
+            assert (await replayer.replay(packet)).first_difference is None
+        refused.decision.action = pb.ACTION_TRADE
+        del refused.decision.reasons[1:]
+        assert field_of(await replayer.replay(refused)) == "action", "a decision that the guard would not have let pass"
 
 
 async def test_what_cannot_be_recomputed_is_named(desk: Desk, replayer: Replayer) -> None:

@@ -189,6 +189,8 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     """The audit journal cannot be written."""
     REASON_CODE_AUDIT_LATE: _ReasonCode.ValueType  # 21
     """The decision was not durable in the audit journal before the deadline."""
+    REASON_CODE_NO_MODEL_REDUCE_ONLY: _ReasonCode.ValueType  # 22
+    """Guard: no model answered, and the server lets only reduce-only orders trade without one."""
 
 class ReasonCode(_ReasonCode, metaclass=_ReasonCodeEnumTypeWrapper):
     """Why the action is what it is. Guard and abstain reasons only ever make an answer safer."""
@@ -229,6 +231,8 @@ REASON_CODE_AUDIT_UNAVAILABLE: ReasonCode.ValueType  # 20
 """The audit journal cannot be written."""
 REASON_CODE_AUDIT_LATE: ReasonCode.ValueType  # 21
 """The decision was not durable in the audit journal before the deadline."""
+REASON_CODE_NO_MODEL_REDUCE_ONLY: ReasonCode.ValueType  # 22
+"""Guard: no model answered, and the server lets only reduce-only orders trade without one."""
 Global___ReasonCode: _TypeAlias = ReasonCode  # noqa: Y015
 
 class _Degradation:
