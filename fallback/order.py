@@ -96,6 +96,11 @@ class Case:
         self.stages: tuple[str, ...] = ()
         """Stages of the chain that might answer, where they are not the usual ones."""
 
+    @property
+    def from_caller(self) -> bool:
+        """True when the caller brought the features: a row that a model may fail on, and that says nothing about it."""
+        return self.order.caller_features is not None
+
     def row(self) -> bytes:
         """The features as a model gets them and the audit keeps them: little-endian float32. There must be some."""
         if self._row is None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from feature_cache.l1 import FeatureCache
     from server.admission import Admission
     from server.audit.journal import Journal
+    from server.canary.burn import Objective
     from server.idempotency import IdempotencyWindow
     from server.inference.shadow import Shadow
     from server.loop_lag import LoopLag
@@ -94,6 +95,7 @@ class DataPlane:
         shadow_on: Callable[[], bool],
         control_stale: Callable[[], bool],
         metrics: DecisionMetrics,
+        objective: Objective,
         budget_settings: BudgetSettings,
         reports: DecisionReports,
         loop_lag: LoopLag,
@@ -116,6 +118,7 @@ class DataPlane:
         self._shadow_on = shadow_on
         self._control_stale = control_stale
         self._metrics = metrics
+        self._objective = objective
         self._cap_seconds = budget_settings.cap_seconds
         self._fallback_reserve_seconds = budget_settings.fallback_reserve_seconds
         self._audit_reserve_seconds = budget_settings.audit_reserve_seconds
@@ -247,6 +250,7 @@ class DataPlane:
         decided.charge_audit(case.budget, durable_until - started, started, now)
         if now >= case.budget.deadline:
             self._metrics.late += 1
+            self._objective.note(case, by_model=False)
             self._admission.dropped(case.budget.allowed)
             self._note_reply(decided, "deadline")
             late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
@@ -271,7 +275,7 @@ class DataPlane:
             self._journal.append(self._packets.unconfirmed(decided.decision_id, cause), even_if_full=True)
 
     def _after(self, case: Case, answer: Answer, decided: Decided) -> None:
-        """What can wait until the decision is durable: cached score, shadow, admission, metrics, reports."""
+        """What can wait until the decision is durable: cached score, shadow, admission, metrics, objective, reports."""
         if answer.source in CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decided.reasons):
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
@@ -284,4 +288,5 @@ class DataPlane:
         else:
             self._admission.answered(now - case.budget.arrived)
         self._metrics.observe(case, decided, now)
+        self._objective.note(case, by_model=answer.source in MODEL_SOURCES)
         self._reports.decided(case, decided, now)

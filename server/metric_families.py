@@ -73,6 +73,9 @@ CANARY_EXCESS: Final = Gauge(
     "pretrade_canary_excess", "Mean of a check at this step, the canary's less the champion's.", ("check",)
 )
 CANARY_SAMPLES: Final = Gauge("pretrade_canary_samples", "Observations of a check at this step.", ("check",))
+SLO_CALLS: Final = Counter(
+    "pretrade_slo_calls", "Calls at which a model had a fair chance: whether one answered in time.", ("fate",)
+)
 SLO_BURN_RATE: Final = Gauge(
     "pretrade_slo_burn_rate", "How many times as fast as it may the error budget burns in this process.", ("window",)
 )

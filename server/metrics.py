@@ -314,10 +314,14 @@ class ServerCollector(Collector):
                 samples.add_metric((check.name,), check.samples)
                 if check.samples:
                     excess.add_metric((check.name,), check.canary - check.champion)
+        calls = families.SLO_CALLS.family()
+        objective = self._canary.objective
+        for outcome, count in (("met", objective.met), ("missed", objective.missed)):
+            calls.add_metric((outcome,), count)
         burn = families.SLO_BURN_RATE.family()
         for seconds, rate in rollout.burn_rates.items():
             burn.add_metric((f"{seconds}s",), rate)
-        yield from (orders, turns, verdicts, excess, samples, burn)
+        yield from (orders, turns, verdicts, excess, samples, calls, burn)
 
     def _control_families(self) -> Iterator[Metric]:
         control = self._control

@@ -50,6 +50,13 @@ def calm_values() -> np.ndarray[Any, np.dtype[np.float32]]:
     return values
 
 
+def any_values(random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Some possible market, with a book of this moment."""
+    values = np.clip(random.normal(size=features.N_FEATURES), features.LOWEST, features.HIGHEST).astype(np.float32)
+    values[features.INDEX["book_age_ms"]] = 0.0
+    return values
+
+
 @dataclass
 class Market:
     """Writes a fresh vector of every instrument to the real Redis every 50 ms, until paused."""
@@ -57,6 +64,8 @@ class Market:
     redis_url: str
     state: BookState = BookState.VALID
     values: np.ndarray[Any, np.dtype[np.float32]] = field(default_factory=calm_values)
+    moving: np.random.Generator | None = None
+    """Draws every vector anew, in place of `values`; None for a market that stands still."""
     clock_offset_seconds: float = 0.0
     """By how much the market's wall clock is ahead."""
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -75,7 +84,7 @@ class Market:
             bid=MID - 0.5,
             ask=MID + 0.5,
             state=self.state,
-            values=self.values,
+            values=self.values if self.moving is None else any_values(self.moving),
         )
 
     def pause(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fallback.order import MODEL_SOURCES
 from pretrade.admin.v1 import admin_pb2
+from server.canary.burn import Objective
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.rollout import Rollout
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from server.inference.champion import Champion
     from server.inference.replica import Replica
     from server.machine import Machine
-    from server.metrics import DecisionMetrics
     from server.settings import Settings
 
 
@@ -39,6 +38,8 @@ class CanaryParts:
     """The model stage of the chain."""
     shadow: Shadow
     rollout: Rollout
+    objective: Objective
+    """Which calls count, and what became of them."""
     deployment: Deployment
     recorder: PairRecorder | None
 
@@ -48,7 +49,6 @@ def assemble(
     replicas: tuple[Replica, ...],
     champion: Champion,
     feature_cache: FeatureCache,
-    metrics: DecisionMetrics,
     journal: Journal,
     control: Callable[[], ControlState],
     instance_id: str,
@@ -62,7 +62,6 @@ def assemble(
         replicas: Primary, secondary, the challenger where a canary is served, and any others.
         champion: The model stage without a canary.
         feature_cache: Where the market's outcomes are read.
-        metrics: Where the error budget is read.
         journal: Where pairs and turns are kept.
         control: The control state, which obeys none of this before it is made.
         instance_id: This server process.
@@ -80,7 +79,8 @@ def assemble(
         replica = primary if primary.available else secondary
         return max(replica.batcher.expected_seconds, replica.latency.p95)
 
-    routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, clock)
+    objective = Objective(settings.slo, settings.budget.cap_seconds)
+    routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective.counts, clock)
 
     def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
         state = control()
@@ -91,15 +91,6 @@ def assemble(
         state = control()
         expected = state.version if unchanged else None
         return state.change(Wanted(CHAMPION, version, author, reason, expected_version=expected, needs_all=unchanged))
-
-    def counts() -> tuple[int, int]:
-        good = bad = 0
-        for (source, _), count in metrics.decisions.items():
-            if source in MODEL_SOURCES:
-                good += count
-            else:
-                bad += count
-        return good, bad + metrics.late
 
     deployment = Deployment(
         Registry(store) if store is not None else None,
@@ -119,7 +110,7 @@ def assemble(
         routing=routing,
         markouts=lambda observe: Markouts(feature_cache, observe, clock),
         set_canary=set_canary,
-        counts=counts,
+        objective=objective,
         journal=journal,
         recorder=recorder,
         new_id=new_id,
@@ -132,7 +123,8 @@ def assemble(
         (primary, secondary),
         settings.shadow.sample_share,
         machine.uniform,
+        lambda replica: replica is challenger and routing.canary is not None,
         rollout.observe_pair,
         rollout.observe_decision,
     )
-    return CanaryParts(routing, shadow, rollout, deployment, recorder)
+    return CanaryParts(routing, shadow, rollout, objective, deployment, recorder)

@@ -9,10 +9,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+if TYPE_CHECKING:
+    from fallback.order import Case
+
 _LONGEST_SECONDS = 6 * 3_600.0
+_ROUNDING_SECONDS: Final = 1e-6
+"""What is lost when a deadline is reckoned from an arrival and back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +37,18 @@ class BurnRule:
 
 
 class SloSettings(BaseModel):
-    """The objective: decisions that a model answers in time."""
+    """The objective: decisions that a model answers in time.
+
+    A call counts when a model had a fair chance: it allowed enough time, and the server's own features could decide it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     objective: float = Field(default=0.999, gt=0, lt=1)
     """Share of the calls that a model must answer in time; the rest is the error budget."""
+    min_allowed_seconds: float = Field(default=0.02, gt=0, le=10)
+    """A call that allows less, in seconds, neither counts nor speaks for or against a canary, unless it allows all that
+    `budget.cap_seconds` grants: how little a caller allows is no fault of a model."""
     min_events: int = Field(default=1_000, ge=1)
     """Calls in a long window before its burn rate says anything."""
     canary_rate: float = Field(default=50.0, gt=1)
@@ -55,6 +67,38 @@ class SloSettings(BaseModel):
     def canary_rule(self) -> BurnRule:
         """The one that watches a canary."""
         return BurnRule(self.canary_rate, self.canary_long_seconds, self.canary_short_seconds, self.canary_min_events)
+
+
+class Objective:
+    """Counts the calls that count towards the objective.
+
+    Args:
+        settings: Which calls do.
+        cap_seconds: The most that the server grants a call.
+    """
+
+    def __init__(self, settings: SloSettings, cap_seconds: float) -> None:
+        self._min_allowed_seconds = min(settings.min_allowed_seconds, cap_seconds) - _ROUNDING_SECONDS
+        self.met = 0
+        """Calls that a model answered in time."""
+        self.missed = 0
+        """Calls that none did."""
+
+    def counts(self, case: Case) -> bool:
+        """True when a model has a fair chance at this order.
+
+        Nothing of what makes it false is a fault of a model, and all of it is up to callers: how long they wait, what
+        features they bring, for what instrument they ask. One alone must not be able to use up the error budget.
+        """
+        return case.features is not None and not case.from_caller and case.budget.allowed >= self._min_allowed_seconds
+
+    def note(self, case: Case, by_model: bool) -> None:
+        """Counts a call, if it counts: whether a model answered it in time."""
+        if self.counts(case):
+            if by_model:
+                self.met += 1
+            else:
+                self.missed += 1
 
 
 class BurnRate:

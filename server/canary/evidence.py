@@ -5,10 +5,13 @@ against its tolerance:
 
 * *errors*, *slow*: batches of either model at the same time, one of each, of orders or of shadow rows;
 * *fallback*: orders of either model's flows at the same time, one of each, that its first attempt left to another
-  replica; the canary's against none where the champion has hardly any order of its own, as at the last step;
+  replica, both held against the shorter of what the two orders allowed; the canary's against none where the champion
+  has hardly any order of its own, as at the last step;
 * *disagreement*, *score_shift*, *rank*: rows that both scored, whichever of them decided. For *rank* two such rows in a
   row make one observation: are they ordered alike?
 * *brier*, *bad_trades*: such rows whose outcome the market has shown since.
+
+What a caller chooses is not evidence: see `Rollout` for what is left out.
 
 One check beyond its tolerance is enough for WORSE; BETTER_OR_EQUAL takes all of them within it, shown at the step that
 the canary is at. Everything else is NO_EVIDENCE. The probability of an error is shared out among checks and processes.
@@ -19,7 +22,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from server.canary.sequential import SequentialTest
 from server.canary.settings import CanarySettings
@@ -65,6 +68,15 @@ class ScoredPair:
     def champion_trades(self) -> bool:
         """True when the champion says TRADE."""
         return self.champion_score >= self.champion_threshold
+
+
+class FirstAttempt(NamedTuple):
+    """What became of the first attempt at an order."""
+
+    seconds: float
+    """Until it answered; infinite when it did not."""
+    allowed_seconds: float
+    """What it might have taken."""
 
 
 class Check:
@@ -163,7 +175,7 @@ class Evidence:
             for name, (tolerance, minimum) in limits.items()
         }
         self._batches: dict[Side, deque[tuple[float, float]]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
-        self._orders: dict[Side, deque[float]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
+        self._orders: dict[Side, deque[FirstAttempt]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
         self._last_pair: ScoredPair | None = None
 
     @property
@@ -197,19 +209,23 @@ class Evidence:
         self.checks["errors"].observe(canary[0], champion[0])
         self.checks["slow"].observe(canary[1], champion[1])
 
-    def observe_order(self, side: Side, answered: bool) -> None:
-        """Whether the first attempt at an order of either model's flows answered it. Waits for one of the other.
+    def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
+        """The first attempt at an order of either model's flows. Waits for one of the other.
 
-        What is slow for both, such as a machine that stalls, speaks against nobody then.
+        What is slow for both, such as a machine that stalls, speaks against nobody then. Nor does a caller that allows
+        less than others do: of a pair, both are held against what the more impatient one allowed.
         """
-        left, waiting, other = float(not answered), self._orders[side], self._orders[Side(1 - side.value)]
+        waiting, other = self._orders[side], self._orders[Side(1 - side.value)]
         if other:
             waited = other.popleft()
-            self.checks["fallback"].observe(*((left, waited) if side is Side.CANARY else (waited, left)))
+            within = min(attempt.allowed_seconds, waited.allowed_seconds)
+            canary, champion = (attempt, waited) if side is Side.CANARY else (waited, attempt)
+            self.checks["fallback"].observe(float(canary.seconds > within), float(champion.seconds > within))
             return
         if side is Side.CANARY and len(waiting) == _UNPAIRED:
-            self.checks["fallback"].observe(waiting.popleft(), 0.0)
-        waiting.append(left)
+            alone = waiting.popleft()
+            self.checks["fallback"].observe(float(alone.seconds > alone.allowed_seconds), 0.0)
+        waiting.append(attempt)
 
     def observe_pair(self, pair: ScoredPair) -> None:
         """A row that both scored."""

@@ -19,9 +19,9 @@ import structlog
 
 from pretrade.audit.v1 import packet_pb2
 from server.audit.errors import JournalError
-from server.canary.burn import BurnRate, SloSettings
+from server.canary.burn import BurnRate, Objective, SloSettings
 from server.canary.events import event_of
-from server.canary.evidence import Evidence, ScoredPair, Side, Verdict
+from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
 from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
@@ -31,6 +31,7 @@ from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
 if TYPE_CHECKING:
     from pretrade.admin.v1 import admin_pb2
+    from pretrade.decision.v1 import decision_pb2 as pb
     from server.audit.journal import Journal
     from server.canary.pairs import PairRecorder
     from server.canary.routing import CanaryRouting
@@ -59,6 +60,10 @@ class CanaryError(Exception):
 class Rollout:
     """The canary as this process sees it.
 
+    No single caller decides about it. What callers choose is left out of the evidence: rows they brought, batches that
+    failed with such a row in them, orders that allow a model too little time, and a row that was asked for again before
+    the market moved, which is the same observation once more. See `Objective`, `CanaryRouting` and `Replica._begin`.
+
     Args:
         settings, slo: Limits.
         processes: Those of this server; each judges the canary by evidence of its own.
@@ -67,7 +72,7 @@ class Rollout:
         routing: Gives it its orders.
         markouts: Makes what knows the outcomes of decided rows, told whom to tell.
         set_canary: Changes the control state.
-        counts: Calls that a model answered in time, and all others, since start.
+        objective: Counts the calls that a model answered in time, and those that none did.
         journal: Where the canary's turns are kept.
         recorder: Keeps the pairs; None to keep none.
         new_id: Makes a unique, time-ordered id.
@@ -87,7 +92,7 @@ class Rollout:
         routing: CanaryRouting,
         markouts: Callable[[Callable[[Pair, bool], None]], Markouts],
         set_canary: SetCanary,
-        counts: Callable[[], tuple[int, int]],
+        objective: Objective,
         journal: Journal,
         recorder: PairRecorder | None,
         new_id: Callable[[], str],
@@ -103,7 +108,7 @@ class Rollout:
         self._routing = routing
         self._markouts = markouts(self._observe_outcome)
         self._set_canary = set_canary
-        self._counts = counts
+        self._objective = objective
         self._journal = journal
         self._recorder = recorder
         self._new_id = new_id
@@ -123,6 +128,8 @@ class Rollout:
         """Their ids, the newest last."""
         self.events: Counter[str] = Counter()
         """Turns of canaries that this process brought about, since start."""
+        self._seen: dict[tuple[str, pb.Side.ValueType], int] = {}
+        """The newest vector of an instrument, by side, that both models have scored."""
         self._joined_at = 0.0
         self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
@@ -180,9 +187,18 @@ class Rollout:
             canary is not None
             and pair.challenger.version == canary.model_version
             and pair.champion.version == canary.champion_version
+            and self._is_new(pair)
         ):
             self.evidence.observe_pair(_scored(pair))
             self._markouts.add(pair)
+
+    def _is_new(self, pair: Pair) -> bool:
+        """True when the market has moved since the newest row of this instrument and side that both models scored."""
+        question = pair.instrument, pair.side
+        if pair.sequence is None or pair.sequence <= self._seen.get(question, -1):
+            return False
+        self._seen[question] = pair.sequence
+        return True
 
     def observe_decision(self, decision_id: str) -> None:
         """A decision that the canary answered."""
@@ -194,8 +210,8 @@ class Rollout:
         if canary is not None and pair.challenger.version == canary.model_version:
             self.evidence.observe_outcome(_scored(pair), eligible)
 
-    def _observe_order(self, side: Side, answered: bool) -> None:
-        self.evidence.observe_order(side, answered)
+    def _observe_order(self, side: Side, attempt: FirstAttempt) -> None:
+        self.evidence.observe_order(side, attempt)
 
     def _observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
         if self._routing.canary is not None:
@@ -224,7 +240,7 @@ class Rollout:
 
     def _look_around(self) -> None:
         """What is done once a second, canary or not."""
-        self.burn.sample(self._clock(), *self._counts())
+        self.burn.sample(self._clock(), self._objective.met, self._objective.missed)
         for seconds in self.burn_rates:
             self.burn_rates[seconds] = self.burn.rate(seconds, 1)
         if self._recorder is not None:

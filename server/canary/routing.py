@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.canary.evidence import Side
+from server.canary.evidence import FirstAttempt, Side
 from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
@@ -25,11 +26,16 @@ class CanaryRouting:
     The canary gets no more time than leaves the champion an attempt, and is passed over where there is not as much or
     its breaker is open. An order that it was asked for costs one attempt of the two that an order has.
 
+    An order that brings its own features goes to the champion whatever its flow: its caller could make the canary fail,
+    and the canary is not judged by it. An order that allows less than `fair_seconds`, or finds the canary's queue long,
+    is decided like any other and says nothing about either model.
+
     Args:
         replica: Where the canary is served.
         champion: The model stage without a canary.
         reserve_seconds: What an attempt at the champion takes at present.
         budget_settings: How the time left is divided.
+        is_fair: Whether an order gives a model a fair chance: its outcome then counts.
         clock: Monotonic seconds, the event loop's own.
     """
 
@@ -39,14 +45,17 @@ class CanaryRouting:
         champion: Champion,
         reserve_seconds: Callable[[], float],
         budget_settings: BudgetSettings,
+        is_fair: Callable[[Case], bool],
         clock: Callable[[], float],
     ) -> None:
         self._replica = replica
         self._champion = champion
         self._reserve_seconds = reserve_seconds
         self._share = budget_settings.first_attempt_share
-        self.observe: Callable[[Side, bool], None] = lambda side, answered: None
-        """Told of every order while there is a canary: whose it is, and whether the first attempt at it answered."""
+        self._is_fair = is_fair
+        self.observe: Callable[[Side, FirstAttempt], None] = lambda side, attempt: None
+        """Told of every order while there is a canary that gives a model a fair chance: whose it is, and what became of
+        the first attempt at it."""
         self._clock = clock
         self.canary: Canary | None = None
         """The version on trial; None without one."""
@@ -58,7 +67,7 @@ class CanaryRouting:
     async def answer(self, case: Case) -> Answer | None:
         """The canary's or the champion's answer, or None. Cancelling it harms no other caller."""
         canary = self.canary
-        if canary is None or case.features is None:
+        if canary is None or case.features is None or case.from_caller:
             return await self._champion.answer(case)
         if not canary.takes(case.order.instrument, case.order.strategy):
             return await self._ask_champion(case)
@@ -69,9 +78,15 @@ class CanaryRouting:
         """What the canary's orders are compared with."""
         allowed, reserve = self._allowed(case, self._clock())
         answer = await self._champion.answer(case)
-        if allowed >= reserve:
-            self.observe(Side.CHAMPION, bool(case.attempts) and case.attempts[0].outcome == Outcome.SUCCESS.value)
+        first = case.attempts[0] if case.attempts else None
+        answered = first is not None and first.outcome == Outcome.SUCCESS.value
+        self._note(Side.CHAMPION, case, first.used_seconds if first and answered else math.inf, allowed, reserve)
         return answer
+
+    def _note(self, side: Side, case: Case, seconds: float, allowed: float, reserve: float) -> None:
+        """Tells of the first attempt at an order, unless it had not even time for two such as the champion's."""
+        if allowed >= reserve and self._is_fair(case):
+            self.observe(side, FirstAttempt(seconds, allowed))
 
     def _allowed(self, case: Case, now: float) -> tuple[float, float]:
         """Seconds that a first attempt may take, and those that one at the champion takes at present."""
@@ -83,15 +98,14 @@ class CanaryRouting:
         self.orders += 1
         replica, now = self._replica, self._clock()
         allowed, reserve = self._allowed(case, now)
-        if (
-            allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
-            or not replica.available
-            or replica.batcher.full_for(Lane.CANARY)
-        ):
+        queue_is_long = replica.batcher.full_for(Lane.CANARY) or (
+            replica.latency.expected <= allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
+        )
+        if queue_is_long or allowed < replica.latency.expected or not replica.available:
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_CANARY_PASSED_OVER)
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-            if allowed >= reserve:  # else there is not even time for two such as the champion
-                self.observe(Side.CANARY, False)
+            if not queue_is_long:  # which callers make long, not the model
+                self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         span_id, traceparent = attempt_span(case)
         result = await replica.batcher.submit(case.row(), now + allowed, Lane.CANARY, traceparent)
@@ -102,10 +116,11 @@ class CanaryRouting:
         if not isinstance(result, Scored):
             case.attempts.append(Attempt(replica.name, result.value, used, "", span_id=span_id))
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-            self.observe(Side.CANARY, False)
+            if result is not Outcome.OVERLOAD:
+                self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         self.answered += 1
-        self.observe(Side.CANARY, True)
+        self._note(Side.CANARY, case, used, allowed, reserve)
         model = result.model
         attempt = Attempt(
             replica.name,

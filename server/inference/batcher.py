@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from server.deadlines import Deadlines
 from server.histogram import ROW_EDGES, Histogram
 from server.inference.latency import LatencyWindow
-from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
 from server.inference.pacing import RowLimit, SlotSearch
 from server.inference.wire import ModelIdentity, ScoreBatch
 
@@ -107,10 +107,6 @@ Report = Callable[[Outcome, float], None]
 """Reports a batch's outcome and its time in seconds."""
 
 
-_BLAMES_CONTENT: Final = frozenset((Outcome.MODEL_ERROR, Outcome.BAD_ANSWER))
-"""Failures that one row of a batch can cause."""
-
-
 class Lane(enum.Enum):
     """Whose row goes first, among those somebody waits for. Shadow rows come after both."""
 
@@ -121,7 +117,7 @@ class Lane(enum.Enum):
 
 
 class _Row:
-    __slots__ = ("deadline", "future", "payload", "queued_at", "traceparent")
+    __slots__ = ("deadline", "from_caller", "future", "payload", "queued_at", "traceparent")
 
     def __init__(
         self,
@@ -130,6 +126,7 @@ class _Row:
         future: asyncio.Future[Result],
         queued_at: float = math.nan,
         traceparent: str = "",
+        from_caller: bool = False,
     ) -> None:
         self.payload = payload
         self.deadline = deadline
@@ -137,6 +134,7 @@ class _Row:
         self.queued_at = queued_at
         """NaN for a shadow row, which waits on purpose."""
         self.traceparent = traceparent
+        self.from_caller = from_caller
 
 
 class _Flight:
@@ -198,7 +196,8 @@ class MicroBatcher:
 
     Args:
         send: Scores a batch of payloads; raises `BatchFailedError`.
-        begin: Called when a batch leaves; what it returns is called once with the batch's outcome.
+        begin: Called when a batch leaves, with whether a caller brought one of its rows; what it returns is called once
+            with the batch's outcome.
         latency: Recent time of a batch; the batcher adds to it.
         settings: Limits.
         clock: Monotonic seconds; must be the event loop's clock.
@@ -208,7 +207,7 @@ class MicroBatcher:
     def __init__(
         self,
         send: Callable[[list[bytes]], Awaitable[ScoreBatch]],
-        begin: Callable[[], Report],
+        begin: Callable[[bool], Report],
         latency: LatencyWindow,
         settings: BatcherSettings,
         clock: Callable[[], float],
@@ -301,7 +300,12 @@ class MicroBatcher:
         return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
 
     def submit(
-        self, payload: bytes, deadline: float, lane: Lane = Lane.LIVE, traceparent: str = ""
+        self,
+        payload: bytes,
+        deadline: float,
+        lane: Lane = Lane.LIVE,
+        traceparent: str = "",
+        from_caller: bool = False,
     ) -> asyncio.Future[Result]:
         """Queues a row that somebody waits for.
 
@@ -310,6 +314,7 @@ class MicroBatcher:
             deadline: Instant after which the caller has no use for a score.
             lane: Whose it is.
             traceparent: W3C context of the attempt; empty when nobody traces.
+            from_caller: True when a caller brought the row, which may be made to fail.
 
         Returns:
             A future of the score or of the reason why there is none; it is resolved at `deadline` at the latest.
@@ -321,7 +326,7 @@ class MicroBatcher:
         if self._closed or self.full_for(lane):
             future.set_result(Outcome.OVERLOAD)
             return future
-        row = _Row(payload, deadline, future, self._clock(), traceparent)
+        row = _Row(payload, deadline, future, self._clock(), traceparent, from_caller)
         self._deadlines.watch(future, deadline, late=Outcome.TIMEOUT)
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
@@ -330,13 +335,13 @@ class MicroBatcher:
         self._schedule_pump(loop)
         return future
 
-    def submit_shadow(self, payload: bytes) -> asyncio.Future[Result] | None:
+    def submit_shadow(self, payload: bytes, from_caller: bool = False) -> asyncio.Future[Result] | None:
         """Queues a shadow row, to be sent with others when no live row waits. None when shed: the queue is full."""
         if self._closed or len(self._shadow) >= self._settings.max_queued_shadow_rows:
             self.shed += 1
             return None
         loop = asyncio.get_running_loop()
-        row = _Row(payload, math.inf, loop.create_future())
+        row = _Row(payload, math.inf, loop.create_future(), from_caller=from_caller)
         self._shadow.append(row)
         if len(self._shadow) >= self._settings.max_rows:
             self._shadow_due = True
@@ -395,7 +400,8 @@ class MicroBatcher:
             rows = self._take()
             if not rows:
                 return
-            self._depart(_Flight(rows, self._clock(), self._begin(), divisible=self._settings.split_parts > 1))
+            report = self._begin(any(row.from_caller for row in rows))
+            self._depart(_Flight(rows, self._clock(), report, divisible=self._settings.split_parts > 1))
 
     def _depart_part(self) -> None:
         """Sends the next part of a split batch, unless nobody waits for it any more."""
@@ -441,7 +447,7 @@ class MicroBatcher:
             outcome = self._hand_out(flight, await self._send([row.payload for row in flight.rows]))
         except BatchFailedError as failure:
             outcome = failure.outcome
-            if outcome in _BLAMES_CONTENT and flight.divisible and not flight.abandoned:
+            if outcome in BLAMES_CONTENT and flight.divisible and not flight.abandoned:
                 self._split(flight, outcome)
         except Exception:
             # A fault of ours. Counted, so that the breaker bounds how often it happens; the next stage answers.

@@ -171,7 +171,9 @@ class Champion:
     async def _attempt(self, case: Case, seat: _Seat, payload: bytes, now: float, allowed: float) -> Answer | None:
         """One attempt on one replica, written into the ledger and the case."""
         span_id, traceparent = attempt_span(case)
-        result = await seat.replica.batcher.submit(payload, now + allowed, traceparent=traceparent)
+        result = await seat.replica.batcher.submit(
+            payload, now + allowed, traceparent=traceparent, from_caller=case.from_caller
+        )
         used = self._clock() - now
         case.budget.charge(seat.stage, allowed, used)
         return self._outcome(case, seat, result, used, span_id)
@@ -182,14 +184,18 @@ class Champion:
         """The first attempt, and beside it a second one should it take long. True when there was a second one."""
         patience = min(allowed, self._first_attempts.p95)
         (first_span, first_parent), (hedge_span, hedge_parent) = attempt_span(case), attempt_span(case)
-        first = seat.replica.batcher.submit(payload, now + allowed, traceparent=first_parent)
+        first = seat.replica.batcher.submit(
+            payload, now + allowed, traceparent=first_parent, from_caller=case.from_caller
+        )
         hedge: asyncio.Future[Result] | None = None
         try:
             await asyncio.wait((first,), timeout=patience)
             hedged_at = self._clock()
             hedge_allowed = max(now + allowed - hedged_at, self._allowance(case.budget.for_models(hedged_at), ()))
             if not first.done() and self._may_hedge(spare, hedge_allowed):
-                hedge = spare.replica.batcher.submit(payload, hedged_at + hedge_allowed, traceparent=hedge_parent)
+                hedge = spare.replica.batcher.submit(
+                    payload, hedged_at + hedge_allowed, traceparent=hedge_parent, from_caller=case.from_caller
+                )
                 await asyncio.wait((first, hedge), return_when=asyncio.FIRST_COMPLETED)
                 if not any(future.done() and isinstance(future.result(), Scored) for future in (first, hedge)):
                     await asyncio.wait((first, hedge))

@@ -33,6 +33,10 @@ class Outcome(enum.Enum):
     """Says nothing about the replica: we gave the call up ourselves."""
 
 
+BLAMES_CONTENT: Final = frozenset((Outcome.MODEL_ERROR, Outcome.BAD_ANSWER))
+"""Failures that one row of a batch can cause."""
+
+
 class BatchFailedError(Exception):
     """A batch got no usable answer.
 

@@ -18,7 +18,7 @@ from server.inference.batcher import CALL_PARENT, BatcherSettings, MicroBatcher,
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.latency import LatencyWindow
-from server.inference.outcome import BatchFailedError, Outcome, classify
+from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome, classify
 from server.inference.token import ReplicaToken
 from server.inference.wire import ModelIdentity, ScoreBatch
 
@@ -112,7 +112,8 @@ class Replica:
         self.wanted_version = wanted_version
         """May change at any time; a batch under way keeps the version that it was sent for."""
         self.observe_batch: Callable[[Outcome, float], None] = lambda outcome, seconds: None
-        """Told how each batch ended and what it took, in seconds; probes are none."""
+        """Told how each batch ended and what it took, in seconds. Probes are none; nor is a batch that failed, perhaps,
+        because of a row that a caller brought."""
         self._settings = settings
         self._clock = clock
         self._codec = codec
@@ -192,14 +193,18 @@ class Replica:
             metadata = (*metadata, ("traceparent", traceparent))
         return metadata or None
 
-    def _begin(self) -> Report:
-        """Starts the account of one batch: its outcome counts for the breaker generation it left in."""
+    def _begin(self, from_caller: bool) -> Report:
+        """Starts the account of one batch: its outcome counts for the breaker generation it left in.
+
+        What a row that a caller brought may have caused is told to nobody who compares models by it.
+        """
         generation = self.breaker.generation
 
         def report(outcome: Outcome, seconds: float) -> None:
             self.outcomes[outcome] += 1
             self.breaker.record(outcome, seconds, generation)
-            self.observe_batch(outcome, seconds)
+            if not (from_caller and outcome in BLAMES_CONTENT):
+                self.observe_batch(outcome, seconds)
             if self.breaker.suspicious:
                 self._recheck.set()
 

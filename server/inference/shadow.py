@@ -42,6 +42,8 @@ class Pair(NamedTuple):
     """True when the challenger's score decided, as a canary's, and the champion's is the shadow."""
     challenger_seconds: float
     """Time of the challenger's batch, from its leaving to its answer; for a canary's own order that of its attempt."""
+    sequence: int | None
+    """Of the server's vector that was scored; None where the caller brought the features."""
 
 
 class Shadow:
@@ -51,11 +53,14 @@ class Shadow:
     slow, hung or broken costs a decision nothing: its queue is bounded, and rows beyond it are shed and counted. Its
     breaker applies, so a dead one is not even asked.
 
+    A row that a caller brought does not go where a version is on trial: it might be made to fail there.
+
     Args:
         challengers: Each gets every sampled row.
         champions: Replicas of the champion; one that is available gets a canary's rows.
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
+        on_trial: Whether a challenger serves a canary now.
         observe: Told of every row that two models scored.
         observe_decision: Told of every decision of a canary.
     """
@@ -66,6 +71,7 @@ class Shadow:
         champions: Sequence[Replica] = (),
         sample_share: float = 1.0,
         random: Callable[[], float] = lambda: 0.0,
+        on_trial: Callable[[Replica], bool] = lambda challenger: False,
         observe: Callable[[Pair], None] = lambda pair: None,
         observe_decision: Callable[[str], None] = lambda decision_id: None,
     ) -> None:
@@ -73,6 +79,7 @@ class Shadow:
         self._champions = tuple(champions)
         self._sample_share = sample_share
         self._random = random
+        self._on_trial = on_trial
         self._observe = observe
         self._observe_decision = observe_decision
         self.offered = 0
@@ -118,6 +125,8 @@ class Shadow:
             return
         scored = decided if answer.source in CHAMPION_SOURCES else None
         for challenger in self._challengers:
+            if case.from_caller and self._on_trial(challenger):
+                continue
             self._send(challenger, case, decision_id, scored, False, 0.0)
 
     def _send(
@@ -133,11 +142,12 @@ class Shadow:
         if not replica.available:
             self.refused += 1
             return
-        future = replica.batcher.submit_shadow(case.row())
+        future = replica.batcher.submit_shadow(case.row(), case.from_caller)
         if future is None:
             self.shed += 1
             return
         order, mid = case.order, case.mid
+        sequence = None if case.from_caller or case.snapshot is None else case.snapshot.sequence
 
         def compare(done: asyncio.Future[Result]) -> None:
             if done.cancelled():
@@ -156,7 +166,18 @@ class Shadow:
                 self.disagreed += 1
             champion, challenger = (other, decided) if challenger_decided else (decided, other)
             took = seconds if challenger_decided else result.batch_seconds
-            pair = Pair(decision_id, order.instrument, order.side, mid, champion, challenger, challenger_decided, took)
-            self._observe(pair)
+            self._observe(
+                Pair(
+                    decision_id,
+                    order.instrument,
+                    order.side,
+                    mid,
+                    champion,
+                    challenger,
+                    challenger_decided,
+                    took,
+                    sequence,
+                )
+            )
 
         future.add_done_callback(compare)

@@ -46,8 +46,9 @@ def champion(registry: Registry) -> str:
 
 @pytest.fixture
 def admin(product: Product) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
-    """The admin service; whatever canary a test leaves is ended."""
+    """The admin service; whatever canary a test leaves is ended, and the market stands still again."""
     yield product.admin
+    product.market.moving = None
     found = product.admin.GetCanary(admin_pb2.GetCanaryRequest(), timeout=5.0)
     if found.canary.state == admin_pb2.CANARY_STATE_RUNNING:
         product.admin.AbortCanary(admin_pb2.AbortCanaryRequest(author="test", reason="heal"), timeout=30.0)
@@ -73,11 +74,11 @@ def canary_of(admin: admin_pb2_grpc.AdminServiceStub) -> admin_pb2.Canary:
 
 
 class Traders:
-    """Orders on ever other features, several at a time."""
+    """Orders on both sides of a market that moves, several at a time."""
 
     def __init__(self, product: Product) -> None:
         self._product = product
-        self._random = np.random.default_rng(3)
+        product.market.moving = np.random.default_rng(3)
         self._numbers = count()
         self.decisions: list[pb.Decision] = []
         self.strategies: dict[str, str] = {}
@@ -91,10 +92,10 @@ class Traders:
         return made
 
     def _decide(self) -> pb.Decision:
-        values = np.clip(self._random.normal(size=features.N_FEATURES), features.LOWEST, features.HIGHEST)
-        vector = pb.FeatureVector(feature_set_id=features.FEATURE_SET_ID, values=values.astype(np.float32).tolist())
-        strategy = f"s{next(self._numbers) % 50}"
-        decision = self._product.decide(features=vector, strategy=strategy, deadline_seconds=2.0)
+        number = next(self._numbers)
+        strategy = f"s{number % 50}"
+        side = pb.SIDE_SELL if number % 3 else pb.SIDE_BUY
+        decision = self._product.decide(side=side, strategy=strategy, deadline_seconds=2.0)
         self.strategies[decision.decision_id] = strategy
         return decision
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -10,9 +11,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from cases import new_case
 from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
@@ -31,6 +34,7 @@ from pretrade.market.v1 import market_pb2
 from server.admission import Admission, AdmissionSettings
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalReader
+from server.canary.burn import Objective, SloSettings
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.dataplane import DataPlane
@@ -82,6 +86,7 @@ class Plane:
         )
         self.admission = Admission(AdmissionSettings(max_in_flight=2, min_in_flight=1, reserved_share=0.5), clock)
         self.metrics = DecisionMetrics()
+        self.objective = Objective(SloSettings(), budget.cap_seconds)
         self.journal = journal
         self.clock = clock
         self.loop_lag = LoopLag(clock, lambda delay: None)
@@ -102,6 +107,7 @@ class Plane:
             ),
             journal=journal,
             packets=PacketWriter("server-1", "hash", "os", control),
+            objective=self.objective,
             shadow=Shadow([self.secondary]),
             shadow_on=lambda: False,
             control_stale=lambda: False,
@@ -307,6 +313,34 @@ async def test_features_that_the_caller_brought_too_late_decide_nothing(tmp_path
         assert (stale.action, stale.source) == (pb.ACTION_ABSTAIN, pb.SOURCE_NONE)
         assert stale.reasons == [pb.REASON_CODE_NO_SOURCE, pb.REASON_CODE_FEATURES_STALE]
         assert pb.DEGRADATION_FEATURES_STALE in stale.degradations
+
+
+async def test_only_calls_that_give_a_model_a_fair_chance_count_towards_the_objective(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+
+        async def counted(**asked: Any) -> tuple[int, int]:
+            before = p.objective.met, p.objective.missed
+            with contextlib.suppress(DeadlineError):
+                await p.decide(**asked)
+            return p.objective.met - before[0], p.objective.missed - before[1]
+
+        assert await counted(own_features=False) == (0, 0), "the server has no features of the instrument"
+        p.feature_cache.accept(encode(market(0.1)))
+        assert await counted(own_features=False) == (1, 0)
+        assert await counted(own_features=True) == (0, 0)
+        p.primary.script = p.secondary.script = fails(Outcome.TRANSPORT)
+        assert await counted(own_features=False) == (0, 1)
+        assert await counted(own_features=True) == (0, 0)
+        for too_little in (0.0, 1e-9, 0.019):
+            assert await counted(own_features=False, timeout_seconds=too_little) == (0, 0)
+
+
+@pytest.mark.parametrize(("cap_seconds", "counts"), [(0.05, False), (0.01, True), (0.3, False)])
+def test_a_call_that_allows_all_that_the_server_grants_counts(cap_seconds: float, counts: bool) -> None:
+    objective = Objective(SloSettings(min_allowed_seconds=0.02), cap_seconds)
+    for arrived in (0.1, 1_234.567, 98_765.4321):
+        assert objective.counts(new_case(arrived=arrived, timeout_seconds=cap_seconds))
+        assert objective.counts(new_case(arrived=arrived, timeout_seconds=0.01)) == counts
 
 
 async def test_features_of_the_callers_own_need_none_of_the_servers(tmp_path: Path) -> None:

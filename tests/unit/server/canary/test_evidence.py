@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from server.canary.evidence import Evidence, ScoredPair, Side, Verdict
+from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
 
@@ -17,6 +18,10 @@ THRESHOLD = 0.6
 
 def pair(champion: float, canary: float) -> ScoredPair:
     return ScoredPair(canary, THRESHOLD, champion, THRESHOLD)
+
+
+def attempt(answered: bool) -> FirstAttempt:
+    return FirstAttempt(0.001 if answered else math.inf, 0.02)
 
 
 class World:
@@ -42,8 +47,8 @@ class World:
         for row in range(rows):
             self._batch(Side.CHAMPION, self.champion_failure_share, 0.0)
             self._batch(Side.CANARY, self.canary_failure_share, self.canary_extra_seconds)
-            self.evidence.observe_order(Side.CHAMPION, bool(self.random.random() > self.champion_failure_share))
-            self.evidence.observe_order(Side.CANARY, bool(self.random.random() > self.canary_failure_share))
+            self.evidence.observe_order(Side.CHAMPION, attempt(self.random.random() > self.champion_failure_share))
+            self.evidence.observe_order(Side.CANARY, attempt(self.random.random() > self.canary_failure_share))
             champion = float(self.random.beta(6, 4))
             scored = pair(champion, self.canary_score(champion))
             self.evidence.observe_pair(scored)
@@ -130,8 +135,8 @@ def test_a_canary_that_leaves_its_orders_to_the_champion_is_found_with_and_witho
         evidence = Evidence(SETTINGS)
         for _ in range(100):
             if champion_orders:
-                evidence.observe_order(Side.CHAMPION, True)
-            evidence.observe_order(Side.CANARY, False)
+                evidence.observe_order(Side.CHAMPION, attempt(True))
+            evidence.observe_order(Side.CANARY, attempt(False))
         assert evidence.verdict is Verdict.WORSE
         assert evidence.reason.startswith("fallback 1 against 0")
 
@@ -140,9 +145,22 @@ def test_orders_that_a_stalled_machine_leaves_unanswered_on_both_sides_speak_aga
     evidence = Evidence(SETTINGS)
     for number in range(1_000):
         answered = number % 100 >= 30
-        evidence.observe_order(Side.CANARY, answered)
-        evidence.observe_order(Side.CHAMPION, answered)
+        evidence.observe_order(Side.CANARY, attempt(answered))
+        evidence.observe_order(Side.CHAMPION, attempt(answered))
     assert evidence.checks["fallback"].verdict is Verdict.BETTER_OR_EQUAL
+
+
+@pytest.mark.parametrize("impatient", Side)
+def test_what_one_sides_callers_allow_less_than_the_others_speaks_against_nobody(impatient: Side) -> None:
+    evidence, random = Evidence(SETTINGS), np.random.default_rng(3)
+    for _ in range(1_000):
+        for side in Side:
+            allowed = 0.005 if side is impatient else 0.02
+            seconds = float(random.uniform(0.001, 0.009))  # either model takes as long
+            evidence.observe_order(side, FirstAttempt(seconds if seconds <= allowed else math.inf, allowed))
+    check = evidence.checks["fallback"]
+    assert check.canary == pytest.approx(check.champion, abs=0.05)
+    assert check.verdict is not Verdict.WORSE
 
 
 def test_overload_and_what_we_gave_up_ourselves_are_nobodys_fault() -> None:

@@ -23,7 +23,7 @@ INSTRUMENT = "BTCUSDT.BINANCE"
 
 def pair(decision_id: str = "one", side: pb.Side.ValueType = pb.SIDE_BUY, mid: float = 100.0) -> Pair:
     return Pair(
-        decision_id, INSTRUMENT, side, mid, Opinion("aa" * 8, 0.9, 0.5), Opinion("bb" * 8, 0.2, 0.4), False, 0.0015
+        decision_id, INSTRUMENT, side, mid, Opinion("aa" * 8, 0.9, 0.5), Opinion("bb" * 8, 0.2, 0.4), False, 0.0015, 1
     )
 
 

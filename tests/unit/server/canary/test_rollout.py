@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.journal import Journal, JournalSettings
-from server.canary.burn import SloSettings
+from server.canary.burn import Objective, SloSettings
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.plan import Canary
@@ -32,7 +33,7 @@ from server.canary.routing import CanaryRouting
 from server.canary.settings import CanarySettings
 from server.control.errors import ChangeRefusedError
 from server.inference.champion import Champion
-from server.inference.outcome import Outcome
+from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -134,8 +135,10 @@ class Process:
         budget = BudgetSettings()
         retry = RetryBudget(RetrySettings(), self.clock)
         champion = Champion(self.primary, self.secondary, retry, False, budget, self.clock, lambda: 0.5)
-        self.routing = CanaryRouting(self.challenger, champion, lambda: self.primary.latency.p95, budget, self.clock)
-        self.counts = [0, 0]
+        self.objective = Objective(SloSettings(), budget.cap_seconds)
+        self.routing = CanaryRouting(
+            self.challenger, champion, lambda: self.primary.latency.p95, budget, self.objective.counts, self.clock
+        )
         cache = FeatureCache("redis://unused", FeatureCacheSettings(), ("BTCUSDT.BINANCE",))
         ids = (f"{number:08}" for number in itertools.count())
         champions = (self.primary, self.secondary)
@@ -157,7 +160,7 @@ class Process:
             routing=self.routing,
             markouts=lambda observe: Markouts(cache, observe, self.clock),
             set_canary=control.set_canary,
-            counts=lambda: (self.counts[0], self.counts[1]),
+            objective=self.objective,
             journal=journal,
             recorder=PairRecorder(journal, lambda: int(self.wall() * 1e9)),
             new_id=lambda: next(ids),
@@ -168,11 +171,11 @@ class Process:
         self.shadow = Shadow(
             [self.challenger],
             (self.primary, self.secondary),
+            on_trial=lambda replica: self.routing.canary is not None,
             observe=self.rollout.observe_pair,
             observe_decision=self.rollout.observe_decision,
         )
         self.sources: list[pb.Source.ValueType] = []
-        self._random = random.Random(1)
         self._tasks: list[asyncio.Task[None]] = []
 
     def wall(self) -> float:
@@ -185,15 +188,23 @@ class Process:
             task = asyncio.create_task(self._order(number))
             self._tasks = [one for one in self._tasks if not one.done()] + [task]
 
-    async def _order(self, number: int) -> None:
+    def case(self, strategy: str, **order: Any) -> Case:
+        """An order of this moment, with the features of this moment: the market moves a hundred times a second."""
+        sequence = int(self.clock() * 100)
         values = np.zeros(features.N_FEATURES, dtype=np.float32)
-        values[0] = self._random.random()
-        case: Case = new_case(arrived=self.clock(), strategy=f"s{number % 1_000}", values=values)
+        values[0] = random.Random(sequence).random()
+        asked: dict[str, Any] = {"arrived": self.clock(), "strategy": strategy, "values": values, "sequence": sequence}
+        return new_case(**asked | order)
+
+    async def _order(self, number: int) -> None:
+        await self.decide(self.case(f"s{number % 1_000}"), number)
+
+    async def decide(self, case: Case, number: int) -> None:
+        """The way of an order, as far as a canary has a part in it."""
         answer = await self.routing.answer(case)
+        self.objective.note(case, answer is not None)
         if answer is None:
-            self.counts[1] += 1
             return
-        self.counts[0] += 1
         self.sources.append(answer.source)
         assert self.clock() < case.budget.deadline
         self.shadow.mirror(case, answer, f"decision-{number}")
@@ -378,7 +389,7 @@ async def test_a_burning_error_budget_ends_it() -> None:
     async with world() as w:
         await w.start()
         await asyncio.sleep(4)
-        w.one.counts[1] += 500
+        w.one.objective.missed += 500
         began = w.one.clock()
         await until(lambda: w.state() == "rolled_back")
         assert w.one.clock() - began <= 3
@@ -438,6 +449,71 @@ async def test_scores_of_a_version_decide_until_it_is_rolled_back_and_not_a_mome
         deployment.obey(OLD)
         assert w.one.primary.wanted_version != OLD, "the replica is not switched yet"
         assert (deployment.decides(OLD), deployment.decides(NEW)) == (True, False)
+
+
+POISON = 2.0
+"""First feature of rows on which the canary of the next tests fails."""
+
+
+async def almost_good(rows: list[bytes]) -> ScoreBatch:
+    """A canary that is slower than the champion, though not slow, and that one caller could make look bad."""
+    first = [float(np.frombuffer(row, dtype="<f4")[0]) for row in rows]
+    await asyncio.sleep(0.004)
+    if POISON in first:
+        raise BatchFailedError(Outcome.MODEL_ERROR, "the handler raised")
+    differing = [x - 0.1 if is_doubtful(x) else x for x in first]
+    return ScoreBatch(ModelIdentity("model", NEW, 0.5, 0), np.array(differing, dtype=np.float32))
+
+
+def is_doubtful(first: float) -> bool:
+    """True for one row in fifty: on those the models differ."""
+    return 0.5 <= first < 0.52
+
+
+def poisonous(process: Process, strategy: str) -> list[Case]:
+    """Features of the caller's own that the canary fails on and the champion does not."""
+    own = np.zeros(features.N_FEATURES, dtype=np.float32)
+    own[0] = POISON
+    return [process.case(strategy, values=own, caller_features=own)]
+
+
+def impatient(process: Process, strategy: str) -> list[Case]:
+    """Time enough for the champion, and for a canary only if it is as quick."""
+    return [process.case(strategy, timeout_seconds=0.011)]
+
+
+def hopeless(process: Process, strategy: str) -> list[Case]:
+    """No time for any model."""
+    return [process.case(strategy, timeout_seconds=1e-9)]
+
+
+def insistent(process: Process, strategy: str) -> list[Case]:
+    """The same question many times, at those moments when the two models happen to differ."""
+    case = process.case(strategy)
+    assert case.features is not None
+    return [process.case(strategy) for _ in range(50)] if is_doubtful(case.features[0]) else []
+
+
+def unanswerable(process: Process, strategy: str) -> list[Case]:
+    """An instrument that the server has no features of."""
+    return [process.case(strategy, problem=pb.REASON_CODE_FEATURES_MISSING)]
+
+
+@pytest.mark.parametrize("evil", [poisonous, impatient, hopeless, insistent, unanswerable])
+async def test_no_single_caller_can_roll_a_canary_back(evil: Callable[[Process, str], list[Case]]) -> None:
+    async with world() as w:
+        champion = scores(OLD, lambda x: min(x, 1.0))
+        w.one.primary.script = w.one.secondary.script = champion
+        w.one.challenger.script = almost_good
+        await w.start(steps=(0.5, 1.0))
+        async with asyncio.TaskGroup() as orders:
+            for number in range(10_000):
+                for case in evil(w.one, f"evil-{number % 100}"):
+                    orders.create_task(w.one.decide(case, 1_000_000 + number))
+                await asyncio.sleep(1 / 300)
+        assert w.state() in ("running", "promoted"), w.events()[-1].reason
+        assert w.control.canary is not None
+        assert w.control.canary.step >= 1, "nor can it hold the canary up"
 
 
 async def test_pairs_are_kept_with_who_decided() -> None:

@@ -6,17 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 from cases import new_case
 from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
 from fallback.order import Case
+from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.canary.evidence import Side
+from server.canary.burn import Objective, SloSettings
+from server.canary.evidence import FirstAttempt, Side
 from server.canary.plan import Canary
 from server.canary.routing import CanaryRouting
-from server.inference.batcher import BatcherSettings
+from server.inference.batcher import BatcherSettings, Lane
 from server.inference.breaker import Mode
 from server.inference.champion import Champion
 from server.inference.outcome import Outcome
@@ -38,7 +41,10 @@ class Desk:
         budget = BudgetSettings()
         retry = RetryBudget(RetrySettings(share=1, per_second=1_000), self.clock)
         self.champion = Champion(self.primary, self.secondary, retry, False, budget, self.clock, lambda: 0.5)
-        self.routing = CanaryRouting(self.canary, self.champion, lambda: self.primary.latency.p95, budget, self.clock)
+        objective = Objective(SloSettings(), budget.cap_seconds)
+        self.routing = CanaryRouting(
+            self.canary, self.champion, lambda: self.primary.latency.p95, budget, objective.counts, self.clock
+        )
         self.routing.canary = CANARY
         self.observed: list[bool] = []
         """Whether the canary answered, an order each."""
@@ -46,11 +52,13 @@ class Desk:
         """Whether the first attempt at the champion answered, likewise."""
         self.routing.observe = self._observe
 
-    def _observe(self, side: Side, answered: bool) -> None:
+    def _observe(self, side: Side, attempt: FirstAttempt) -> None:
+        answered = attempt.seconds <= attempt.allowed_seconds
         (self.observed if side is Side.CANARY else self.controls).append(answered)
 
-    def case(self, timeout_seconds: float = 0.05, strategy: str = "alpha") -> Case:
-        return new_case(arrived=self.clock(), timeout_seconds=timeout_seconds, strategy=strategy)
+    def case(self, timeout_seconds: float = 0.05, strategy: str = "alpha", own_features: bool = False) -> Case:
+        own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
+        return new_case(arrived=self.clock(), timeout_seconds=timeout_seconds, strategy=strategy, caller_features=own)
 
 
 @asynccontextmanager
@@ -158,6 +166,44 @@ async def test_an_order_without_time_for_both_goes_to_the_champion_and_speaks_ag
         answer = await d.routing.answer(case)
         assert answer is not None
         assert (answer.source, d.canary.calls, d.observed) == (pb.SOURCE_PRIMARY, 0, [])
+
+
+async def test_an_order_that_brings_its_own_features_goes_to_the_champion_and_speaks_against_nobody() -> None:
+    async with desk(fails(Outcome.MODEL_ERROR)) as d:
+        for _ in range(20):
+            case = d.case(own_features=True)
+            answer = await d.routing.answer(case)
+            assert answer is not None
+            assert (answer.source, case.degradations) == (pb.SOURCE_PRIMARY, [])
+        assert (d.canary.calls, d.observed, d.controls) == (0, [], [])
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+async def test_an_order_that_allows_too_little_is_decided_and_speaks_against_nobody(weight: float) -> None:
+    async with desk(hangs) as d:
+        d.routing.canary = CANARY.weighted(weight, held=True, now=0.0)
+        answer = await d.routing.answer(d.case(timeout_seconds=0.0195))
+        assert answer is not None
+        assert (d.observed, d.controls) == ([], [])
+        await d.routing.answer(d.case(timeout_seconds=0.02))
+        assert len(d.observed) + len(d.controls) == 1
+
+
+async def test_orders_that_find_its_queue_long_speak_against_nobody() -> None:
+    async with desk(hangs, batcher=BatcherSettings(max_queued_rows=3)) as d:
+        # Two batches are under way, and as many rows wait as may: this is what a flood of one caller makes of it.
+        flood = []
+        for _ in range(5):
+            flood.append(d.canary.batcher.submit(bytes(100), d.clock() + 1.0, Lane.CANARY))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert d.canary.batcher.full_for(Lane.CANARY)
+        case = d.case()
+        answer = await d.routing.answer(case)
+        assert answer is not None
+        assert (answer.source, case.degradations, d.observed) == (pb.SOURCE_PRIMARY, PASSED_OVER, [])
+        for row in flood:
+            row.cancel()
 
 
 async def test_an_order_without_features_is_nobodys_business() -> None:

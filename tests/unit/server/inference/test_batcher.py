@@ -43,6 +43,8 @@ class ModelServer:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.reports: list[tuple[Outcome, float]] = []
+        self.from_callers: list[bool] = []
+        """Whether a caller brought a row of the batch, a batch each."""
 
     async def send(self, rows: list[bytes]) -> ScoreBatch:
         call = Call(rows)
@@ -54,7 +56,8 @@ class ModelServer:
         """Outcomes of the batches that have ended, in order."""
         return [outcome for outcome, _ in self.reports]
 
-    def begin(self) -> Report:
+    def begin(self, from_caller: bool) -> Report:
+        self.from_callers.append(from_caller)
         return lambda outcome, seconds: self.reports.append((outcome, seconds))
 
 
@@ -657,3 +660,19 @@ def test_impossible_bounds_are_refused() -> None:
         BatcherSettings(slots=9, max_in_flight=8)
     with pytest.raises(ValidationError, match="min_patience_seconds"):
         BatcherSettings(min_patience_seconds=0.06)
+
+
+async def test_a_batch_says_whether_a_caller_brought_one_of_its_rows() -> None:
+    async with bench() as b:
+        for brought in ((False, False), (False, True, False)):
+            for number, from_caller in enumerate(brought):
+                b.batcher.submit(payload(number), b.loop.time() + 0.05, from_caller=from_caller)
+            (*_, call) = await b.calls(len(b.server.from_callers) + 1)
+            call.answer.set_result([0.5] * len(brought))
+            await settle()
+        assert b.server.from_callers == [False, True]
+        shadow = b.batcher.submit_shadow(payload(1), from_caller=True)
+        assert shadow is not None
+        await asyncio.sleep(0.06)
+        assert b.server.from_callers[-1]
+        b.server.calls[-1].answer.set_result([0.5])

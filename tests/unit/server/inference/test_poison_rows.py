@@ -47,3 +47,19 @@ async def test_a_broken_model_opens_its_breaker_within_a_second_although_its_bat
     assert clock() - started < 1
     assert replica.outcomes == {Outcome.MODEL_ERROR: 5}
     await replica.batcher.close()
+
+
+async def test_what_a_callers_own_row_may_have_caused_is_no_evidence_against_a_model() -> None:
+    replica = ScriptedReplica("challenger", fails_on_poison)
+    told: list[Outcome] = []
+    replica.observe_batch = lambda outcome, seconds: told.append(outcome)
+    clock = asyncio.get_running_loop().time
+    await replica.batcher.submit(POISON, clock() + 0.03, from_caller=True)
+    assert (told, replica.outcomes) == ([], {Outcome.MODEL_ERROR: 1}), "the breaker knows of it"
+    mates = [replica.batcher.submit(row, clock() + 0.03, from_caller=row == POISON) for row in (POISON, b"fine")]
+    await asyncio.gather(*mates)
+    assert told == [Outcome.SUCCESS], "its mate was scored"
+    await replica.batcher.submit(b"fine", clock() + 0.03, from_caller=True)
+    await replica.batcher.submit(POISON, clock() + 0.03)
+    assert told == [Outcome.SUCCESS, Outcome.SUCCESS, Outcome.MODEL_ERROR], "the last is a row of the server's own"
+    await replica.batcher.close()

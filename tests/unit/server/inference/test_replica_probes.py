@@ -115,7 +115,7 @@ async def test_a_replica_that_grew_slow_is_probed_until_it_is_out_or_sound_thoug
     async with probed(answers(0.5)) as replica:
         await replica.proven.wait()
         replica.script = answers(0.5, after_seconds=BREAKER.slow_seconds * 2)
-        report = replica._begin()
+        report = replica._begin(from_caller=False)
         slow_at = asyncio.get_running_loop().time()
         report(Outcome.SUCCESS, BREAKER.slow_seconds)
         await until(lambda: not replica.available)

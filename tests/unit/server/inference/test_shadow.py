@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import numpy as np
 import pytest
 from cases import new_case
 from scripted_replica import ScriptedReplica, answers, fails, hangs
 
 from fallback.order import Answer, Attempt
+from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import Mode
@@ -77,6 +79,25 @@ async def test_what_a_canary_decided_goes_to_the_champion_and_only_there() -> No
     assert {pair.challenger_seconds for pair in pairs} == {0.004}
     assert (shadow.disagreed, shadow.refused) == (2, 1)
     for replica in (primary, secondary, challenger):
+        await replica.batcher.close()
+
+
+async def test_a_row_that_a_caller_brought_does_not_go_where_a_version_is_on_trial() -> None:
+    serving, other = (ScriptedReplica(name, answers(0.7, version=CANARY)) for name in ("challenger", "challenger-2"))
+    pairs: list[Pair] = []
+    on_trial = {serving}
+    shadow = Shadow([serving, other], on_trial=lambda replica: replica in on_trial, observe=pairs.append)
+    own = np.zeros(features.N_FEATURES, dtype=np.float32)
+    shadow.mirror(new_case(caller_features=own, sequence=7), decided(0.9), "brought")
+    shadow.mirror(new_case(sequence=7), decided(0.9), "the server's own")
+    await asyncio.sleep(0.1)
+    assert sorted(pair.decision_id for pair in pairs) == ["brought", "the server's own", "the server's own"]
+    assert {pair.decision_id: pair.sequence for pair in pairs} == {"brought": None, "the server's own": 7}
+    on_trial.clear()
+    shadow.mirror(new_case(caller_features=own), decided(0.9), "brought, and nothing is on trial")
+    await asyncio.sleep(0.1)
+    assert [pair.decision_id for pair in pairs[3:]] == ["brought, and nothing is on trial"] * 2
+    for replica in (serving, other):
         await replica.batcher.close()
 
 
