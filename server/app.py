@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import structlog
-from grpc_health.v1 import health
 
 from feature_cache.l1 import FeatureCache
 from server.admission import Admission
@@ -23,6 +22,7 @@ from server.inference.assembly import problem_of
 from server.machine import REAL, Machine
 from server.metrics_port import serve_metrics
 from server.process import Process, this_process
+from server.rpc.health import HealthServicer
 from server.rpc.ports import open_admin_port, open_decision_port, open_health_port
 from server.settings import GrpcSettings, Settings
 from server.slot import READY, Slot
@@ -82,7 +82,7 @@ class Server:
     async def drain(self) -> None:
         """Health NOT_SERVING → time to notice → no new connections → calls under way finish."""
         _log.info("draining", in_flight=self._admission.in_flight)
-        await self._health.drain()
+        self._health.drain()
         await asyncio.sleep(self._settings.drain_seconds)
         # Callers hear of it (GOAWAY) before anything is refused: what they sent meanwhile is still answered.
         stopped = asyncio.ensure_future(self._refuse(self._settings.grace_seconds))
@@ -122,17 +122,16 @@ async def start(
     base = await open_foundation(process, envoy)
     path = await open_request_path(process, base)
 
-    on_admin, on_decisions, alone = (health.aio.HealthServicer() for _ in range(3))
-    health_state = _health(process, base, path, (on_admin, on_decisions, alone))
-    # Nothing is healthy until it is proven; the servicers start as SERVING.
-    await health_state.update()
+    health_servicer = HealthServicer()
+    health_state = _health(process, base, path, health_servicer)
+    health_state.update()  # nothing is unknown when the ports open
 
     audit = await open_audit(process, base.journal)
     metrics_port = serve_metrics(process, base, path, audit)
-    admin_port = await open_admin_port(process, base, path, audit, health_state, on_admin)
-    await open_health_port(process, alone)
+    admin_port = await open_admin_port(process, base, path, audit, health_state, health_servicer)
+    await open_health_port(process, health_servicer)
     decision_port, refuse = await open_decision_port(
-        process, base.security, path, audit.explaining, on_decisions, envoy
+        process, base.security, path, audit.explaining, health_servicer, envoy
     )
     await process.background(health_state.run(), "health")
 
@@ -149,10 +148,8 @@ async def start(
     return Server(settings.grpc, health_state, path.admission, refuse)
 
 
-def _health(
-    process: Process, base: Foundation, path: RequestPath, servicers: tuple[health.aio.HealthServicer, ...]
-) -> Health:
-    """The health of the components, told to the servicers of all ports."""
+def _health(process: Process, base: Foundation, path: RequestPath, servicer: HealthServicer) -> Health:
+    """The health of the components, told on all ports."""
     settings, shipper = process.settings, base.shipper
     features, instruments = base.feature_cache, settings.instruments
     return Health(
@@ -165,7 +162,7 @@ def _health(
             **{replica.name: Component(problem_of(replica), required=False) for replica in path.replicas},
             **base.security.components(),
         },
-        servicers,
+        servicer.set,
         settings.startup_patience_seconds,
         process.clock,
     )

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
-from grpc_health.v1 import health, health_pb2
 
 _log = structlog.get_logger(__name__)
-_POLL_SECONDS = 0.1
-_TELL_SECONDS = 0.2
-"""A servicer takes as long as its slowest watcher to read the last change; it is told again at the next update."""
-SERVICES = ("", "pretrade.decision.v1.DecisionService")
+_POLL_SECONDS: Final = 0.1
+SERVICES: Final = ("", "pretrade.decision.v1.DecisionService")
 """Names under which the server as a whole is asked for; every component has its own besides."""
-LIVENESS = "liveness"
+LIVENESS: Final = "liveness"
 """SERVING from the start as long as the event loop runs; for probes that restart what does not answer."""
 
 
@@ -34,31 +32,33 @@ class Health:
     The server as a whole is SERVING once every required component is sound and every other has been sound once, or
     `startup_patience_seconds` have passed: then it serves degraded rather than not at all. From then on only a required
     component or draining takes it back.
+
+    Args:
+        components: By name.
+        tell: Says of a service, a component or the server as a whole, whether it is SERVING.
+        startup_patience_seconds: See above.
+        clock: Monotonic seconds.
     """
 
     def __init__(
         self,
         components: Mapping[str, Component],
-        servicers: tuple[health.aio.HealthServicer, ...],
+        tell: Callable[[str, bool], None],
         startup_patience_seconds: float,
         clock: Callable[[], float],
     ) -> None:
         self._components = components
-        self._servicers = servicers
+        self._tell = tell
         self._unproven = {name for name, component in components.items() if not component.required}
         self._give_up_waiting = clock() + startup_patience_seconds
         self._clock = clock
-        self._told: dict[str, bool] = {}
+        self._logged: dict[str, bool] = {}
         self._started = False
         self._draining = False
-        self._updating = asyncio.Lock()
+        self.ready = False
+        """True while the server as a whole is SERVING."""
         self.serving = asyncio.Event()
         """Set once the server as a whole has been SERVING."""
-
-    @property
-    def ready(self) -> bool:
-        """True when the server as a whole is SERVING."""
-        return self._told.get("", False)
 
     def problems(self) -> dict[str, str]:
         """What is wrong with each component; empty strings for sound ones."""
@@ -67,21 +67,16 @@ class Health:
     async def run(self) -> None:
         """Polls the components until cancelled."""
         while True:
-            await self.update()
+            self.update()
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Tells everybody that this server takes no more calls."""
         self._draining = True
-        await self.update()
+        self.update()
 
-    async def update(self) -> None:
-        """Asks every component and tells what changed."""
-        # One at a time: what an update found before a drain must not be told after it.
-        async with self._updating:
-            await self._update()
-
-    async def _update(self) -> None:
+    def update(self) -> None:
+        """Asks every component and tells what is so now."""
         problems = self.problems()
         sound = {name for name, problem in problems.items() if not problem}
         self._unproven -= sound
@@ -90,26 +85,19 @@ class Health:
             self._started = True
             if self._unproven:
                 _log.warning("serving degraded", unproven={name: problems[name] for name in sorted(self._unproven)})
-        serving = self._started and required and not self._draining
+        self.ready = self._started and required and not self._draining
         for name in self._components:
-            await self._tell(name, name in sound and not self._draining, problems[name])
+            self._say(name, name in sound and not self._draining, problems[name])
         for name in SERVICES:
-            await self._tell(name, serving, "")
-        await self._tell(LIVENESS, True, "")
-        if serving:
+            self._say(name, self.ready, "")
+        self._tell(LIVENESS, True)
+        if self.ready:
             self.serving.set()
 
-    async def _tell(self, name: str, serving: bool, problem: str) -> None:
-        if self._told.get(name) == serving:
-            return
-        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        try:
-            async with asyncio.timeout(_TELL_SECONDS):
-                for servicer in self._servicers:
-                    await servicer.set(name, state)
-        except TimeoutError:
-            _log.warning("a health watcher does not read", component=name)
-            return
-        if name and (serving or name in self._told):
+    def _say(self, name: str, serving: bool, problem: str) -> None:
+        """Says of a service whether it is SERVING; a change is logged, but not that it is not SERVING at first."""
+        self._tell(name, serving)
+        before = self._logged.get(name)
+        self._logged[name] = serving
+        if name and before != serving and (serving or before is not None):
             (_log.info if serving else _log.warning)("health", component=name, serving=serving, problem=problem)
-        self._told[name] = serving

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import grpc.aio
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from feature_cache.report import ReportReader
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from server.explaining import Explaining
     from server.health import Health
     from server.process import Process
+    from server.rpc.health import HealthServicer
     from server.security.security import Plane, Security
     from server.settings import Settings
 
@@ -51,7 +52,7 @@ async def open_admin_port(
     path: RequestPath,
     audit: AuditParts,
     health_state: Health,
-    health_servicer: health.aio.HealthServicer,
+    health_servicer: HealthServicer,
 ) -> int:
     """Opens the port of administration and audit; returns it.
 
@@ -106,7 +107,7 @@ async def open_admin_port(
     )
 
 
-async def open_health_port(process: Process, health_servicer: health.aio.HealthServicer) -> None:
+async def open_health_port(process: Process, health_servicer: HealthServicer) -> None:
     """Opens the port of health checks alone, where there is to be one."""
     settings = process.settings
     if settings.grpc.health_port is not None:
@@ -120,7 +121,7 @@ async def open_decision_port(
     security: Security,
     path: RequestPath,
     explaining: Explaining,
-    health_servicer: health.aio.HealthServicer,
+    health_servicer: HealthServicer,
     envoy: EnvoyEdge | None,
 ) -> tuple[int, Callable[[float], Awaitable[None]]]:
     """Opens the decision port, on grpc.aio or in Envoy; returns it and what makes its callers go elsewhere.
@@ -207,7 +208,7 @@ def grpc_server(
 async def _listen(
     stack: AsyncExitStack,
     server: grpc.aio.Server,
-    health_servicer: health.aio.HealthServicer,
+    health_servicer: HealthServicer,
     services: tuple[str, ...],
     at: str,
     credentials: grpc.ServerCredentials | None,
@@ -234,9 +235,7 @@ async def _end(server: grpc.aio.Server, grace_seconds: float) -> None:
         _log.warning("the transport did not end in time", grace_seconds=grace_seconds)
 
 
-def _add_standard_services(
-    server: grpc.aio.Server, health_servicer: health.aio.HealthServicer, services: tuple[str, ...]
-) -> None:
+def _add_standard_services(server: grpc.aio.Server, health_servicer: HealthServicer, services: tuple[str, ...]) -> None:
     """Adds health and reflection."""
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)

@@ -10,9 +10,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from server.rpc.health import HealthServicer
 from server.rpc.ports import access, grpc_server
 from server.security.security import Plane, Security
 from server.security.trial import ISSUER, TrialIssuer, jwks
@@ -45,7 +46,9 @@ async def test_a_port_asks_for_credentials(plane: Plane, tmp_path: Path) -> None
     server = grpc_server(settings, access(security, plane), Counter())
     add: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server
     add(Admin(), server)  # type: ignore[abstract]  # the other methods answer UNIMPLEMENTED
-    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    health = HealthServicer()
+    health.set("", True)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

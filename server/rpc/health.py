@@ -1,0 +1,63 @@
+"""`grpc.health.v1`, for any number of watchers of whom some do not read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_Response = health_pb2.HealthCheckResponse
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """Answers `grpc.health.v1` from a table, on as many ports as there are. Used from one event loop.
+
+    A change of the table waits for nobody. Every watcher has a sign of its own that something changed, and writes the
+    newest status when its connection takes it, so one that does not read holds up itself alone, and what it would hear
+    in the end is true. (`grpc_health`'s own servicer holds a lock of the service while it writes to a watcher.)
+    """
+
+    def __init__(self) -> None:
+        self._serving: dict[str, bool] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+
+    def set(self, service: str, serving: bool) -> None:
+        """Says of a service whether it is SERVING."""
+        if self._serving.get(service) == serving:
+            return
+        self._serving[service] = serving
+        for changed in self._watchers.get(service, ()):
+            changed.set()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> health_pb2.HealthCheckResponse:
+        """The status of a service; NOT_FOUND for one that was never told of."""
+        if request.service not in self._serving:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return self._status(request.service)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
+        """The status of a service now, and again whenever it has changed; SERVICE_UNKNOWN until it was told of."""
+        changed, told = asyncio.Event(), None
+        watchers = self._watchers.setdefault(request.service, set())
+        watchers.add(changed)
+        try:
+            while True:
+                changed.clear()
+                if (status := self._status(request.service)) != told:
+                    await context.write(status)
+                    told = status
+                await changed.wait()
+        finally:
+            watchers.discard(changed)
+            if not watchers and self._watchers.get(request.service) is watchers:
+                del self._watchers[request.service]
+
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse:
+        serving = self._serving.get(service)
+        if serving is None:
+            return _Response(status=_Response.SERVICE_UNKNOWN)
+        return _Response(status=_Response.SERVING if serving else _Response.NOT_SERVING)
