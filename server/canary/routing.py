@@ -98,13 +98,15 @@ class CanaryRouting:
         self.orders += 1
         replica, now = self._replica, self._clock()
         allowed, reserve = self._allowed(case, now)
-        queue_is_long = replica.batcher.full_for(Lane.CANARY) or (
-            replica.latency.expected <= allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
-        )
-        if queue_is_long or allowed < replica.latency.expected or not replica.available:
+        at_fault = not replica.available or replica.batcher.stuck or allowed < replica.latency.expected
+        if (
+            at_fault
+            or replica.batcher.full_for(Lane.CANARY)
+            or allowed < replica.batcher.expected_seconds_in(Lane.CANARY)
+        ):
             case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_CANARY_PASSED_OVER)
             case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-            if not queue_is_long:  # which callers make long, not the model
+            if at_fault:  # a long queue is made by callers
                 self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         span_id, traceparent = attempt_span(case)

@@ -284,7 +284,12 @@ class MicroBatcher:
     def full_for(self, lane: Lane) -> bool:
         """True when a row of this lane would not be taken."""
         rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
-        return rows >= self._settings.max_queued_rows or self.in_flight >= self._settings.max_in_flight
+        return rows >= self._settings.max_queued_rows or self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """True when too many calls have not ended."""
+        return self.in_flight >= self._settings.max_in_flight
 
     @property
     def expected_seconds(self) -> float:
