@@ -79,7 +79,9 @@ class DriftWatch:
         request = DriftRequest(
             window_seconds=self._settings.window_seconds, max_decisions=self._settings.max_decisions
         ).model_dump_json()
-        while self._settings.interval_seconds:
+        if not self._settings.interval_seconds:
+            await asyncio.Event().wait()  # a component that ends takes the server with it
+        while True:
             await asyncio.sleep(self._settings.interval_seconds)
             try:
                 state = unpacked(await self._reading.ask(Question.DRIFT, request.encode()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,11 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.errors import ModelUnknown
 from server.audit.labels import LabelledDecision, quality
+from server.audit.reading import Reading, Task
 from server.drift.psi import Reference, correlation_time, limit, psi, references_of
 from server.drift.report import write_report
 from server.drift.summary import Summary, summarise
-from server.drift.watch import packed, unpacked
+from server.drift.watch import DriftSettings, DriftWatch, packed, unpacked
 from torchserve.reference import reference_histogram
 
 DECILES = tuple([0.1] * 10 + [0.0])
@@ -180,6 +183,14 @@ def test_a_comparison_passes_between_processes() -> None:
     found = summarise(packets(market(200, 8), uniform(200)), known(learnt(market(2_000, 9))))
     state = unpacked(packed(found))
     assert (state.drifts, state.rows, state.problem) == (found.drifts, 200, "")
+
+
+async def test_comparisons_that_are_switched_off_do_not_end_the_component_and_the_server_with_it() -> None:
+    nobody = Reading("drift", Task(journal=Path("nowhere"), database_url="sqlite://", model_store=None))
+    watching = asyncio.create_task(DriftWatch(nobody, DriftSettings(interval_seconds=0)).run())
+    done, _ = await asyncio.wait((watching,), timeout=0.05)
+    assert not done
+    watching.cancel()
 
 
 def test_references_are_those_of_the_metadata() -> None:
