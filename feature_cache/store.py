@@ -16,12 +16,15 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import AskError, ClusterError
 
 from feature_cache.codec import FeatureSnapshot, encode
 from feature_cache.report import key_of as report_key_of
 
 CHANNEL: Final = "features.updates"
+_DRIVER: Final = DriverInfo()
+"""What every client says of itself: to look up its version takes milliseconds, and would at every connection."""
 
 _SET_UNLESS_OLDER: Final = """
 local found = redis.pcall('GETRANGE', KEYS[1], 0, 15)
@@ -54,6 +57,7 @@ def connect(redis_url: str, connect_timeout_seconds: float) -> Redis:
         socket_connect_timeout=connect_timeout_seconds,
         socket_timeout=None,
         retry=Retry(NoBackoff(), 0),
+        driver_info=_DRIVER,
     )
 
 

@@ -12,6 +12,7 @@ import fcntl
 import os
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -141,6 +142,8 @@ class Files:
 class Machine:
     """A machine; the defaults are the real one."""
 
+    process_name: Callable[[], str] = field(default=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    """What tells the process that runs from all others that run now."""
     clock: Callable[[], float] = time.monotonic
     """Monotonic seconds, the event loop's own."""
     wall_clock_ns: Callable[[], int] = time.time_ns

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ def this_process(
         slot=slot,
         stack=stack,
         stop=stop,
-        instance_id=f"{socket.gethostname()}-{os.getpid()}-{new_id()[:13]}",
+        instance_id=f"{machine.process_name()}-{new_id()[:13]}",
         metrics=DecisionMetrics(),
         machine=machine,
         new_id=new_id,

@@ -44,14 +44,26 @@ class Shipping:
         task: What to ship, and where to.
         report: Called with every change.
         wait: Pauses for some seconds.
+        open_store: Opens the database at a URL.
+        clock: Monotonic seconds.
+        uniform: Uniform in [0, 1).
     """
 
     def __init__(
-        self, task: Task, report: Callable[[Progress], None], wait: Callable[[float], None] = time.sleep
+        self,
+        task: Task,
+        report: Callable[[Progress], None],
+        wait: Callable[[float], None] = time.sleep,
+        open_store: Callable[[str], Store] = Store,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._task = task
         self._report = report
         self._wait = wait
+        self._open_store = open_store
+        self._clock = clock
+        self._uniform = uniform
         self._position = 0
         self._error = ""
         self._neglected = ""
@@ -65,20 +77,20 @@ class Shipping:
             try:
                 with (
                     closing(JournalReader(self._task.journal)) as journal,
-                    closing(Store(self._task.database_url)) as store,
+                    closing(self._open_store(self._task.database_url)) as store,
                 ):
                     store.migrate()
                     head = self._start(journal, store)
-                    tidy_at = time.monotonic()
+                    tidy_at = self._clock()
                     while True:
-                        if time.monotonic() >= tidy_at:
+                        if self._clock() >= tidy_at:
                             self._tidy(store)
                             tidy_at += _TIDY_SECONDS
                         head = self._ship(journal, store, head)
                         pause = settings.retry_min_seconds
             except (sa.exc.SQLAlchemyError, sqlite3.Error, AuditError, OSError) as error:
                 self._note(self._position, _reason(error))
-            self._wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
+            self._wait(pause * (0.5 + 0.5 * self._uniform()))  # spreads retries, hides nothing
             pause = min(2 * pause, settings.retry_max_seconds)
 
     def _start(self, journal: JournalReader, store: Store) -> Head:
