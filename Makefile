@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak
+.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak simulate
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ mlserver: setup  ## MLServer in an environment of its own, and the tests that it
 
 test-long: setup  ## the longest of the tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m long tests/unit tests/contract tests/integration $(ARGS)
+
+simulate: setup  ## seeds of a simulated server, until its time is up or a seed fails (SEEDS=n SECONDS=s SEED=n TRACE=1 ARGS='--profile audit')
+	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace) $(ARGS)
 
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)

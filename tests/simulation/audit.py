@@ -1,0 +1,92 @@
+"""What the audit says in the end: every row of every journal, from the database, and what the notes say of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from pretrade.audit.v1 import packet_pb2
+from server.audit.errors import AuditError
+from server.audit.journal_file import JournalReader
+from server.audit.schema import JOURNAL_ENTRIES, SHIPMENTS
+
+if TYPE_CHECKING:
+    from simulation.scene import Scene
+
+
+@dataclass(slots=True)
+class Row:
+    """A decision's row."""
+
+    packet: packet_pb2.DecisionPacket
+    journal_id: str
+    position: int
+
+
+@dataclass(slots=True)
+class Audit:
+    """Everything that the audit holds."""
+
+    decisions: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    """By decision id."""
+    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Causes for which replies are unconfirmed, by decision id."""
+    changes: list[packet_pb2.ControlChange] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What does not verify."""
+    rows: int = 0
+
+
+def read_audit(scene: Scene) -> Audit:
+    """Reads the database, and verifies it and the journals."""
+    audit = Audit()
+    entries = JOURNAL_ENTRIES.c
+    with closing(scene.database.open()) as store:
+        with store.connect() as connection:
+            query = sa.select(entries.journal_id, entries.position, entries.entry)
+            for journal_id, position, packed in connection.execute(
+                query.order_by(entries.journal_id, entries.position)
+            ):
+                _add(audit, journal_id, position, packed)
+            shipped = connection.execute(sa.select(SHIPMENTS.c.journal_id)).scalars().all()
+        heads = store.journals()
+        for journal_id in shipped:
+            try:
+                store.verify(journal_id)
+            except AuditError as error:
+                audit.problems.append(f"I2: the database does not verify: {error}")
+    for server in scene.servers.values():
+        path = server.settings.journal.path
+        if server.host.disk.find(str(path)) is None:
+            continue
+        try:
+            with closing(JournalReader(Path(path))) as journal:
+                anchor, head = journal.verify(heads.get(journal.journal_id))
+                known = heads.get(journal.journal_id)
+                if known is not None and known.position < head.position:
+                    audit.problems.append(
+                        f"drain: {server.name}'s rows {known.position + 1} to {head.position} never reach the database"
+                    )
+                if known is None and head.position > anchor.position:
+                    audit.problems.append(f"drain: {server.name}'s journal never reaches the database")
+        except AuditError as error:
+            audit.problems.append(f"I2: {server.name}'s journal does not verify: {error}")
+    return audit
+
+
+def _add(audit: Audit, journal_id: str, position: int, packed: bytes) -> None:
+    audit.rows += 1
+    entry = packet_pb2.JournalEntry.FromString(packed)
+    match entry.WhichOneof("entry"):
+        case "decision":
+            packet = entry.decision
+            audit.decisions[packet.decision.decision_id].append(Row(packet, journal_id, position))
+        case "reply_unconfirmed":
+            audit.notes[entry.reply_unconfirmed.decision_id].append(entry.reply_unconfirmed.cause)
+        case "control_change":
+            audit.changes.append(entry.control_change)

@@ -1,0 +1,207 @@
+"""What must hold of a history. Each check returns what it found wrong, a line a violation that begins with its name.
+
+`shared/faults.md` of the project's planning calls them I1 to I8; here each says what it means:
+
+* I1 Every decision that a caller heard has exactly one row, and no row is there twice. A row counts as replied exactly
+  if its bytes were handed to the transport; after a kill the last rows may be unknown.
+* I2 Reply and row agree. Every chain verifies, in the journals and in the database.
+* I3 No reply comes after its caller's deadline, and no ledger says that it used more than it was allowed.
+* I4 Nobody trades on an unusable score, on stale features whoever brought them, or without a durable row.
+* I5 At most two attempts a decision, on different replicas.
+* I6 Breakers make legal transitions only.
+* I7 Once healed, a server holds no more tasks and connections than when it had started.
+* I8 See `register.py`.
+* key: A key gives one decision while it is remembered, to its own caller and nobody else.
+* bug: Nothing failed unexpectedly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+from feature_cache import features
+from pretrade.decision.v1 import decision_pb2 as pb
+from simulation.audit import Audit
+from simulation.world import START_SECONDS, START_WALL_NS
+
+if TYPE_CHECKING:
+    from simulation.scene import Scene
+
+_UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
+_SCORED: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY, pb.SOURCE_CACHED_SCORE)
+_MODELS: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY)
+_LEGAL: Final = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
+_BOOK_AGE: Final = features.INDEX["book_age_ms"]
+_MAX_AGE_SECONDS: Final = 1.0
+_TICK_SECONDS: Final = 0.25
+"""A vector may be this old when the next one comes."""
+_EVENTS_OF_BUGS: Final = {"decision failed", "call failed", "batch failed unexpectedly", "canary not judged"}
+_KILL_SECONDS: Final = 1.0
+"""How long before its process is killed a decision may be made whose reply nobody can tell of."""
+
+
+def check_decisions(scene: Scene, audit: Audit) -> list[str]:
+    """I1 to I5, of every decision."""
+    found = list(audit.problems)
+    history = scene.history
+    handed = {one.decision_id for one in history.handed}
+    heard: dict[str, pb.Decision] = {}
+    for asked in history.asked:
+        if asked.decision is not None:
+            heard[asked.decision.decision_id] = asked.decision
+            found += _of_reply(asked.decision, asked.ref, audit)
+            if asked.deadline is not None and asked.heard_at is not None and asked.heard_at > asked.deadline + 5e-3:
+                found.append(f"I3: {asked.ref} heard {1e3 * (asked.heard_at - asked.deadline):.1f} ms too late")
+    killed = _killed(scene)
+    for decision_id, rows in audit.decisions.items():
+        if len(rows) > 1:
+            found.append(f"I1: {decision_id} has {len(rows)} rows")
+        packet = rows[0].packet
+        found += _of_packet(packet)
+        notes = audit.notes.get(decision_id, ())
+        reply = heard.get(decision_id)
+        unaudited = reply is not None and not _UNAUDITED.isdisjoint(reply.reasons)
+        ref = packet.order.order_ref
+        if notes and reply is not None and not unaudited:
+            found.append(f"I1: {ref} was heard, and its row says it is unconfirmed: {', '.join(notes)}")
+        if not notes and unaudited:
+            found.append(f"I2: {ref} was told that it is not audited, and its row says it was replied")
+        if not notes and decision_id not in handed and not _cut_off(packet, killed):
+            found.append(f"I1: {ref} was never handed to the transport, and its row says it was replied")
+    return found
+
+
+def _killed(scene: Scene) -> list[float]:
+    """When processes ended."""
+    return [life.ended for lives in scene.history.lives.values() for life in lives if life.ended < math.inf]
+
+
+def _cut_off(packet: object, killed: list[float]) -> bool:
+    """Whether a decision's process was killed so soon after it that nobody can tell what became of the reply."""
+    decided = packet.decided_monotonic_ns / 1e9  # type: ignore[attr-defined]
+    return any(decided <= at <= decided + _KILL_SECONDS for at in killed)
+
+
+def _of_reply(reply: pb.Decision, ref: str, audit: Audit) -> list[str]:
+    rows = audit.decisions.get(reply.decision_id, [])
+    if not _UNAUDITED.isdisjoint(reply.reasons):
+        return [f"I4: {ref} is not durable and trades"] if reply.action != pb.ACTION_ABSTAIN else []
+    if not rows:
+        return [f"I1: {ref} was heard and has no row"]
+    decided = rows[0].packet.decision
+    found = [
+        f"I2: {ref} heard {name} {getattr(reply, name)}, its row has {getattr(decided, name)}"
+        for name in ("action", "score", "source", "model_version")
+        if getattr(reply, name) != getattr(decided, name)
+    ]
+    if reply.budget.used_us > reply.budget.allowed_us:
+        found.append(f"I3: {ref} used {reply.budget.used_us} of {reply.budget.allowed_us} µs")
+    return found
+
+
+def _of_packet(packet: object) -> list[str]:
+    """I4 and I5 of one row."""
+    decision, order, found = packet.decision, packet.order, []  # type: ignore[attr-defined]
+    ref = order.order_ref
+    if decision.action == pb.ACTION_TRADE:
+        if decision.source == pb.SOURCE_NONE:
+            found.append(f"I4: {ref} trades on nobody's word")
+        usable = decision.HasField("score") and decision.threshold <= decision.score <= 1.0
+        if decision.source in _SCORED and not usable:
+            found.append(f"I4: {ref} trades on score {decision.score} and threshold {decision.threshold}")
+        if order.HasField("features"):
+            age = order.features.values[_BOOK_AGE]
+            if not age <= 1e3 * _MAX_AGE_SECONDS:
+                found.append(f"I4: {ref} trades on its caller's features of a book {age:.0f} ms old")
+    attempts = [attempt.replica for attempt in packet.attempts]  # type: ignore[attr-defined]
+    if len(attempts) > 2 or len(set(attempts)) < len(attempts):
+        found.append(f"I5: {ref} had attempts on {attempts}")
+    succeeded = any(attempt.outcome == "success" for attempt in packet.attempts)  # type: ignore[attr-defined]
+    if decision.source in _MODELS and not succeeded:
+        found.append(f"I5: {ref} has a model's answer without an attempt that succeeded")
+    return found
+
+
+def check_freshness(scene: Scene) -> list[str]:
+    """I4: nobody trades on the market as it was more than a second ago, as far as the worker knew."""
+    found = []
+    for what, since, until in scene.market.bad:
+        patience = _TICK_SECONDS if what == "nan_since" else _MAX_AGE_SECONDS + _TICK_SECONDS
+        for asked in scene.history.asked:
+            decision = asked.decision
+            if decision is None or decision.action != pb.ACTION_TRADE or asked.order.HasField("features"):
+                continue
+            assert asked.heard_at is not None
+            decided_at = (decision.decided_at.ToNanoseconds() - START_WALL_NS) / 1e9 + START_SECONDS
+            if asked.order.idempotency_key and decided_at < asked.sent_at:
+                continue  # what was decided before
+            if asked.sent_at > since + patience and asked.heard_at < until:
+                found.append(f"I4: {asked.ref} trades {asked.sent_at - since:.2f} s after {_BAD[what]}")
+    return found
+
+
+_BAD: Final = {
+    "stopped_at": "the last vector",
+    "book_died_at": "the book died, while trades went on",
+    "nan_since": "the worker has known no book's age",
+}
+
+
+def check_keys(scene: Scene) -> list[str]:
+    """Keys, of servers that were not started anew."""
+    found = []
+    decided: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    first: dict[tuple[str, str, str], bytes] = {}
+    for asked in scene.history.asked:
+        key = asked.order.idempotency_key
+        if not key or len(scene.history.lives[asked.server]) != 1:
+            continue
+        content = asked.order.SerializeToString(deterministic=True)
+        mine = (asked.server, asked.caller, key)
+        is_first = first.setdefault(mine, content) == content
+        if asked.error in ("IDEMPOTENCY_KEY_REUSED", "ALREADY_EXISTS") and is_first:
+            found.append(f"key: {asked.ref} was refused for a key that its caller used for nothing else")
+        if asked.decision is not None and asked.decision.order_ref != asked.order.order_ref:
+            found.append(f"key: {asked.ref} heard the decision of {asked.decision.order_ref}")
+        if asked.decision is not None and is_first:
+            decided[mine].add(asked.decision.decision_id)
+    found += [
+        f"key: {caller}'s key {key} gave {len(ids)} decisions"
+        for (_, caller, key), ids in decided.items()
+        if len(ids) > 1
+    ]
+    return found
+
+
+def check_breakers(scene: Scene) -> list[str]:
+    """I6, from what the servers log."""
+    found = []
+    state: dict[tuple[str, str], str] = {}
+    for _, process, line in scene.log:
+        if line.get("event") != "breaker":
+            continue
+        which = (process, line["replica"])
+        move = (line["previous"], line["state"])
+        if move not in _LEGAL:
+            found.append(f"I6: {which[1]} of {process} went from {move[0]} to {move[1]}")
+        if move[0] != (was := state.get(which, "closed")):
+            found.append(f"I6: {which[1]} of {process} was {was} and left {move[0]}")
+        state[which] = move[1]
+    return found
+
+
+def check_bugs(scene: Scene) -> list[str]:
+    """Nothing failed that must not."""
+    found = []
+    for server in scene.servers.values():
+        found += [f"bug: {failure}" for failure in server.failures]
+        if server.process is not None:
+            found += [f"bug: {problem}" for problem in server.process.loop.problems]
+    found += [
+        f"bug: {process}: {line['event']}: {line.get('exception', line.get('exc_info', ''))}"
+        for _, process, line in scene.log
+        if line.get("event") in _EVENTS_OF_BUGS
+    ]
+    return found

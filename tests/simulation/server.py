@@ -1,0 +1,150 @@
+"""One decision server on a simulated host: the composition root's own `start`, and what may happen to its process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from server.app import start
+from server.audit.errors import AuditError
+from server.settings import Settings
+from simulation.calls import Envoy
+from simulation.database import URL
+from simulation.desk import ADMIN_PORT, DECISION_PORT, INSTRUMENT
+from simulation.history import Spell
+from simulation.machine import Host, SimulatedMachine
+
+if TYPE_CHECKING:
+    from simulation.scene import Scene
+
+_AGAIN_SECONDS: Final = 0.2
+Edge = Literal["grpcio", "envoy"]
+
+_BASE: Final = Settings(
+    instruments=(INSTRUMENT,),
+    redis_url="redis://redis:6379",  # type: ignore[arg-type]
+    database_url=URL,  # type: ignore[arg-type]
+    grpc={"port": DECISION_PORT, "drain_seconds": 0.05, "grace_seconds": 0.5},  # type: ignore[arg-type]
+    admin={"port": ADMIN_PORT},  # type: ignore[arg-type]
+    shipping={"drain_seconds": 0.5, "retained_rows": 0},  # type: ignore[arg-type]
+    drift={"interval_seconds": 0},  # type: ignore[arg-type]
+    shadow={"keep_pairs": False},  # type: ignore[arg-type]
+    startup_patience_seconds=0.5,
+)
+"""What all servers have in common; reading the environment takes too long to do it for each."""
+
+
+class Server:
+    """One server, through all of its processes.
+
+    Args:
+        scene: Where it lives.
+        name: Of its host.
+        edge: Who speaks HTTP/2.
+        changes: Settings other than those of all, by section.
+    """
+
+    def __init__(self, scene: Scene, name: str, edge: Edge, changes: dict[str, dict[str, Any]] | None = None) -> None:
+        self.scene = scene
+        self.name = name
+        self.edge: Final = edge
+        self.host = Host(scene.world, name, scene.sqlite)
+        journal = {"path": Path(f"/{name}/journal.db")} | (changes or {}).pop("journal", {})
+        sections: dict[str, Any] = {"journal": _BASE.journal.model_copy(update=journal)}
+        for section, update in (changes or {}).items():
+            sections[section] = getattr(_BASE, section).model_copy(update=update)
+        self.settings: Final = _BASE.model_copy(update=sections)
+        self.process: SimulatedMachine | None = None
+        self._boots = 0
+        self._stop: asyncio.Future[None] | None = None
+        self.host.disk.on_small_file = lambda file, content: scene.history.control_states.append(
+            (scene.world.now, f"{name}/{file}", content.decode())
+        )
+        self.failures: list[str] = []
+        """Why a start failed, or a process ended by itself."""
+        self.baseline_tasks: int | None = None
+        scene.history.lives[name] = []
+
+    @property
+    def serves(self) -> bool:
+        """True while a started process lives."""
+        lives = self.scene.history.lives[self.name]
+        return bool(lives) and lives[-1].ended == float("inf")
+
+    @property
+    def runs(self) -> bool:
+        """True while a process lives, started or not."""
+        return self.process is not None and not self.process.dead
+
+    def boot(self) -> None:
+        """Starts a process."""
+        if self.runs:
+            return
+        self._boots += 1
+        scene = self.scene
+        process = self.process = SimulatedMachine(
+            self.host, f"{self.name}.{self._boots}", scene.network, scene.listeners, scene.start_child
+        )
+        process.models = scene.models
+        process.on_death.append(self._ended)
+        scene.world.note(process.name, "boots")
+        process.run(lambda: self._main(process))
+
+    async def _main(self, process: SimulatedMachine) -> None:
+        self._stop = process.loop.create_future()
+        envoy: Any = None
+        if self.edge == "envoy":
+            envoy = Envoy(process, self.scene.listeners, DECISION_PORT)
+        world, started = self.scene.world, False
+        try:
+            async with AsyncExitStack() as stack:
+                server = await start(self.settings, None, stack, self._stop, envoy, process.machine)
+                started = True
+                world.note(process.name, "serves")
+                self.scene.history.lives[self.name].append(Spell(process.name, world.now))
+                await asyncio.wait((self._stop,))
+                await server.drain()
+            self._stop.result()
+        except Exception as error:
+            world.note(process.name, "ended", repr(error))
+            if started or not isinstance(error, (AuditError, OSError)):
+                self.failures.append(f"{process.name}: {error!r}")
+            else:  # a disk that fails lets no server start: whoever started it tries again
+                world.after(_AGAIN_SECONDS, self.boot)
+        # The process exits, by itself.
+        self.scene.world.after(0.0, process.kill)
+
+    def _ended(self) -> None:
+        for life in self.scene.history.lives[self.name]:
+            life.ended = min(life.ended, self.scene.world.now)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        process, stop = self.process, self._stop
+        if process is not None and not process.dead and stop is not None:
+            self.scene.world.note(process.name, "SIGTERM")
+            process.loop.call_soon(_set, stop)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.kill()
+
+    def lose_power(self) -> None:
+        """Its host loses power."""
+        self.host.lose_power()
+
+    def when_ended(self, then: Callable[[], object]) -> None:
+        """Calls back when the process that runs now has ended."""
+        if self.process is None or self.process.dead:
+            then()
+        else:
+            self.process.on_death.append(then)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
