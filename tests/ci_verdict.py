@@ -22,6 +22,7 @@ ACCEPTED: Final = {
     "npm cannot install": "a registry that is not ours",
     "only root may": "the nightly run is root, this one may be a user",
     "root may read everything": "and so cannot be refused a file",
+    "atheris is not installed": "it has no wheel for this interpreter or system",
     "the simulation cannot run here": "an interpreter whose SQLite library cannot be reached",
     "the kernel forbids": "a container without the capability",
 }

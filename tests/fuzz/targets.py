@@ -1,0 +1,191 @@
+"""What is fuzzed, and what must hold for any input. A target raises only when that is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.errors import InvalidOrderError
+from server.metrics import DecisionMetrics
+from server.rpc import status
+from server.rpc.asgi import GrpcApplication
+from server.rpc.convert import OrderReader, order_timeout_seconds
+from server.rpc.framing import CallError, call_headers, decompressed, framed, message_length, status_headers
+
+_INSTRUMENT: Final = "BTCUSDT.SIM"
+_MAX_BYTES: Final = 4_096
+_NAMES: Final = (b"grpc-timeout", b"grpc-encoding", b"content-type", b"te", b"x-correlation-id", b"traceparent")
+_ENCODINGS: Final = (b"identity", b"gzip", b"deflate", b"br", b"")
+
+
+class Bytes:
+    """Takes an input apart, piece by piece; an input that is used up goes on with zeros."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def number(self, below: int) -> int:
+        """From 0 to below that."""
+        found = int.from_bytes(self.take(2), "little")
+        return found % below
+
+    def take(self, size: int) -> bytes:
+        """So many bytes."""
+        found = self._data[self._at : self._at + size]
+        self._at += size
+        return found + bytes(size - len(found))
+
+    def piece(self, most: int) -> bytes:
+        """Some bytes that are there."""
+        size = min(self.number(most + 1), max(0, len(self._data) - self._at))
+        return self.take(size)
+
+    def rest(self) -> bytes:
+        """All that is left."""
+        return self.piece(len(self._data))
+
+
+def _headers(source: Bytes) -> list[tuple[bytes, bytes]]:
+    return [(_NAMES[source.number(len(_NAMES))], source.piece(40)) for _ in range(source.number(5))]
+
+
+def framing(data: bytes) -> None:
+    """Headers, lengths and compressed messages are read, or refused with a status that can be sent."""
+    source = Bytes(data)
+    try:
+        found = call_headers(_headers(source))
+    except CallError as refused:
+        assert status_headers(refused)  # noqa: PT017 - as below
+    else:
+        assert found.timeout is None or found.timeout >= 0.0
+    encoding = _ENCODINGS[source.number(len(_ENCODINGS))]
+    payload = source.rest()
+    assert message_length(framed(payload)) == len(payload)
+    try:
+        plain = decompressed(payload, encoding, _MAX_BYTES)
+    except CallError as refused:
+        assert refused.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED)  # noqa: PT017 - no test of raising
+    else:
+        assert len(plain) <= _MAX_BYTES + 1
+
+
+def orders(data: bytes) -> None:
+    """An order is read whole, with every number in its range, or refused with the field and the rule."""
+    try:
+        message = pb.Order.FromString(data)
+    except DecodeError:
+        return
+    for one in (message, _usable(message)):
+        try:
+            timeout = order_timeout_seconds(one)
+            order = OrderReader((_INSTRUMENT,)).read(one)
+        except InvalidOrderError as error:
+            code, details, trailers = status.of(error)
+            assert status_headers(CallError(code, details, trailers))
+            continue
+        assert timeout is None or timeout > 0
+        assert 0 < order.quantity < math.inf
+        assert math.isnan(order.limit_price) or 0 < order.limit_price < math.inf
+        if order.caller_features is not None:
+            assert all(map(math.isfinite, order.caller_features.tolist()))
+
+
+def _usable(message: pb.Order) -> pb.Order:
+    """The same order, as far as it passes the first rules: those behind them are to be reached as well."""
+    usable = pb.Order()
+    usable.CopyFrom(message)
+    usable.instrument = _INSTRUMENT
+    usable.side = pb.SIDE_BUY
+    if not 0 < usable.quantity < math.inf:
+        usable.quantity = 1.0
+    usable.strategy = usable.strategy[:64] or "s"
+    return usable
+
+
+def asgi(data: bytes) -> None:
+    """Every call ends, with one status or with a caller who has gone, and nothing fails unexpectedly."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(_call(Bytes(data)), 5.0))
+    finally:
+        loop.close()
+
+
+async def _call(source: Bytes) -> None:
+    metrics = DecisionMetrics()
+    application = GrpcApplication(
+        _MAX_BYTES, 1.0, lambda answer: None, metrics, asyncio.get_running_loop().time, lambda: 0.0
+    )
+    reader = OrderReader((_INSTRUMENT,))
+
+    async def one(request: pb.DecideRequest, _context: Any) -> bytes:
+        return _read(reader, request.order)
+
+    async def many(requests: Any, _context: Any) -> Any:
+        async for request in requests:
+            yield _read(reader, request.order)
+
+    handlers: dict[str, Any] = {
+        "Decide": grpc.unary_unary_rpc_method_handler(one, pb.DecideRequest.FromString, bytes),
+        "DecideStream": grpc.stream_stream_rpc_method_handler(many, pb.DecideStreamRequest.FromString, bytes),
+    }
+    application.add_registered_method_handlers("s", handlers)
+    path = ("/s/Decide", "/s/DecideStream", "/s/None", source.piece(20).decode("latin-1"))[source.number(4)]
+    headers = _headers(source)
+    parts = [_part(source) for _ in range(source.number(6))]
+    leaves = source.number(3) == 0
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if parts:
+            body = parts.pop(0)
+            return {"type": "http.request", "body": body, "more_body": bool(parts) or leaves}
+        if leaves:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    # As pyvoy does it: a task for each call, which the application may cancel when the caller has gone.
+    scope = {"type": "http", "path": path, "headers": headers}
+    task = asyncio.ensure_future(application(scope, receive, send))
+    await asyncio.wait((task,))
+    assert task.cancelled() or task.exception() is None
+    assert not application.in_flight
+    assert not metrics.errors["INTERNAL"], "the call failed"
+    statuses = Counter(name for message in sent for name, _ in message.get("headers", ()) if name == b"grpc-status")
+    assert statuses[b"grpc-status"] == 1 or (leaves and statuses[b"grpc-status"] == 0)
+
+
+def _read(reader: OrderReader, message: pb.Order) -> bytes:
+    try:
+        reader.read(message)
+    except InvalidOrderError:
+        return b"refused"
+    return b"read"
+
+
+def _part(source: Bytes) -> bytes:
+    """A part of a body: framed properly, or not."""
+    payload = source.piece(60)
+    match source.number(4):
+        case 0:
+            return framed(pb.DecideRequest(order=pb.Order(instrument=_INSTRUMENT)).SerializeToString())
+        case 1:
+            return b"\1" + framed(payload)[1:]
+        case 2:
+            return payload
+        case _:
+            return framed(payload)
+
+
+TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {"framing": framing, "orders": orders, "asgi": asgi}
