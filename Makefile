@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak simulate fuzz
+.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak simulate simulate-mutations fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,10 +38,13 @@ mlserver: setup  ## MLServer in an environment of its own, and the tests that it
 	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py
 
 test-long: setup  ## the longest of the tests, which `make test` leaves out
-	$(BIN)/python -m pytest -m long tests/unit tests/contract tests/integration $(ARGS)
+	$(BIN)/python -m pytest -m long tests/unit tests/contract tests/integration tests/simulation $(ARGS)
 
 simulate: setup  ## seeds of a simulated server, until its time is up or a seed fails (SEEDS=n SECONDS=s SEED=n TRACE=1 ARGS='--profile audit')
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace) $(ARGS)
+
+simulate-mutations: setup  ## takes one protection after another out of a copy of the source; the simulation must find each (ARGS='key')
+	PYTHONPATH=tests $(BIN)/python -m simulation.mutations $(ARGS)
 
 fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader of orders, so long each (SECONDS=60)
 	for target in framing asgi orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
@@ -49,7 +52,10 @@ fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
-bench-fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader of orders, so long each (SECONDS=60)
+bench-simulate-mutations: setup  ## takes one protection after another out of a copy of the source; the simulation must find each (ARGS='key')
+	PYTHONPATH=tests $(BIN)/python -m simulation.mutations $(ARGS)
+
+fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader of orders, so long each (SECONDS=60)
 	for target in framing asgi orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
 faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')

@@ -1,7 +1,8 @@
 """A seeded simulation of whole servers: one process, virtual time, one seed, one history.
 
 Start here. `make simulate` runs seeds until one fails; a failing seed prints its violations and how to replay it, goes
-into `seeds.txt`, and is run again first in every later run. A seed always gives the same history, to the last byte.
+be kept as its shortest failing plan in `kept/`; kept plans run first in every later run. A seed always gives the same
+history, to the last byte.
 
 What is real: everything that a server consists of, started by the composition root's own `server.app.start`: control
 state, journal with SQLite's own file, idempotency keys, data plane, chain, batchers, breakers, shipping, both edges'

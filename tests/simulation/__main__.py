@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-KEPT: Final = Path(__file__).with_name("seeds.txt")
+KEPT: Final = Path(__file__).with_name("kept")
+"""Plans that failed once, a file each: the shortest that did, so that it stays the same whatever seeds draw later."""
 KNOWN: Final = Path(__file__).with_name("known.txt")
 _SEEDS_OF_A_WORKER: Final = 40
 """A worker collects no garbage, and therefore does not live long."""
@@ -30,7 +31,7 @@ class Totals:
     """What all seeds together did."""
 
     seeds: int = 0
-    failed: dict[int, list[str]] = field(default_factory=dict)
+    failed: dict[int | str, list[str]] = field(default_factory=dict)
     tolerated: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     profiles: Counter[str] = field(default_factory=Counter)
@@ -60,14 +61,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="how many seeds, after those that failed before")
     parser.add_argument("--seconds", type=float, help="for how long, instead")
     parser.add_argument("--first", type=int, default=None, help="the first seed; default: by the clock")
-    parser.add_argument("--seed", type=int, help="replay this one, and no other")
+    parser.add_argument("--seed", help="replay this one, or this kept plan, and no other")
     parser.add_argument("--profile", help="of every seed, instead of what it draws")
     parser.add_argument("--trace", action="store_true", help="with --seed: every event and every log line")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--keep", action="store_true", help="add failing seeds to seeds.txt")
+    parser.add_argument("--keep", metavar="NAME", help="with --seed: keep the shortest failing plan as kept/NAME.json")
+    parser.add_argument("--kind", help="with --seed: what the shortest plan must fail with, such as I1")
     parser.add_argument("--all", action="store_true", help="do not pass over what known.txt lists")
     parser.add_argument("--hashes", action="store_true", help="print each seed's trace hash and nothing else")
-    parser.add_argument("--until-failure", action="store_true", help="stop at the first seed that fails")
+    parser.add_argument("--until", metavar="WORDS", help="tell only of violations with these words; stop at the first")
     arguments = parser.parse_args()
     # Imported here: only a worker needs all of the server, and a usage error none of it.
     from simulation.vfs import UnavailableError, simulated_sqlite  # noqa: PLC0415
@@ -83,27 +85,26 @@ def main() -> int:
 
 
 def _known(arguments: argparse.Namespace) -> list[str]:
-    if arguments.all or not KNOWN.exists():
+    if arguments.all or arguments.until or not KNOWN.exists():
         return []
     lines = (line.partition("  #")[0].strip() for line in KNOWN.read_text().splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _kept() -> list[int]:
-    """Seeds that failed before."""
-    if not KEPT.exists():
-        return []
-    return [int(line.split()[0]) for line in KEPT.read_text().splitlines() if line.strip() and line[0].isdigit()]
+def _kept() -> list[str]:
+    """Names of the plans that failed before."""
+    return sorted(path.stem for path in KEPT.glob("*.json"))
 
 
 def _run_many(arguments: argparse.Namespace) -> int:
     first = int(time.time()) * 1_000 if arguments.first is None else arguments.first
     until = None if arguments.seconds is None else time.monotonic() + arguments.seconds
     count = arguments.seeds if arguments.seeds is not None else (1_000 if until is None else 10**9)
-    kept = [] if arguments.hashes else _kept()
+    kept = [] if arguments.hashes or arguments.until else _kept()
     known = _known(arguments)
+    words = arguments.until or ""
 
-    def seeds() -> Iterator[int]:
+    def seeds() -> Iterator[int | str]:
         yield from kept
         for seed in range(first, first + count):
             if until is not None and time.monotonic() >= until:
@@ -116,11 +117,12 @@ def _run_many(arguments: argparse.Namespace) -> int:
         print(f"seeds from {first} on, and {len(kept)} that failed before; {arguments.jobs} at a time", flush=True)
     hashes = {}
     for result in _work(seeds(), arguments.jobs, arguments.profile):
+        result["violations"] = [violation for violation in result["violations"] if words in violation]
         totals.add(result, known)
         hashes[result["seed"]] = result["trace_hash"]
         if (violations := totals.failed.get(result["seed"])) and not arguments.hashes:
             _tell(result, violations)
-            if arguments.until_failure:
+            if arguments.until:
                 break
         if time.monotonic() - said > _PROGRESS_SECONDS and not arguments.hashes:
             said = time.monotonic()
@@ -130,19 +132,21 @@ def _run_many(arguments: argparse.Namespace) -> int:
             print(seed, hashes[seed])
         return 0
     _report(totals, time.monotonic() - began)
-    if arguments.keep:
-        _keep(totals.failed, kept)
     return int(bool(totals.failed))
 
 
 def _tell(result: dict[str, Any], violations: list[str]) -> None:
-    print(f"\nseed {result['seed']} ({result['profile']}) fails:")
+    print(f"\n{_named(result['seed'])} ({result['profile']}) fails:")
     for violation in violations[:8]:
         print(f"  {violation[:400]}")
     if len(violations) > 8:
         print(f"  and {len(violations) - 8} more")
-    print(f"  again: make simulate SEED={result['seed']}      every event: make simulate SEED={result['seed']} TRACE=1")
+    print(f"  again: make simulate SEED={result['seed']}      every event: add TRACE=1")
     print(flush=True)
+
+
+def _named(seed: int | str) -> str:
+    return f"seed {seed}" if isinstance(seed, int) else f"kept plan {seed}"
 
 
 def _report(totals: Totals, seconds: float) -> None:
@@ -160,17 +164,10 @@ def _report(totals: Totals, seconds: float) -> None:
         print(f"  known       {count} × {mark}")
 
 
-def _keep(failed: dict[int, list[str]], kept: list[int]) -> None:
-    with KEPT.open("a") as file:
-        for seed, violations in sorted(failed.items()):
-            if seed not in kept:
-                file.write(f"{seed}  {violations[0][:120]}\n")
-
-
 # Workers
 
 
-def _work(seeds: Iterator[int], jobs: int, profile: str | None) -> Iterator[dict[str, Any]]:
+def _work(seeds: Iterator[int | str], jobs: int, profile: str | None) -> Iterator[dict[str, Any]]:
     """Results of seeds, as they come, from worker processes."""
     from simulation.scene import prepare_process  # noqa: PLC0415 - see `main`
 
@@ -209,7 +206,7 @@ def _work(seeds: Iterator[int], jobs: int, profile: str | None) -> Iterator[dict
 class _Worker:
     """A process that runs some seeds, one after another."""
 
-    def __init__(self, seeds: list[int], profile: str | None) -> None:
+    def __init__(self, seeds: list[int | str], profile: str | None) -> None:
         self._rest = list(seeds)
         self._buffer = b""
         self.pipe, theirs = os.pipe()
@@ -250,23 +247,22 @@ class _Worker:
         os.waitpid(self._pid, 0)
 
 
-def _empty(seed: int) -> dict[str, Any]:
+def _empty(seed: int | str) -> dict[str, Any]:
     counts = dict.fromkeys(("calls", "decisions", "rows", "operations", "virtual_seconds", "cpu_seconds"), 0)
     return {"seed": seed, "profile": "?", "faults": {}, "trace_hash": ""} | counts
 
 
-def _serve(pipe: int, seeds: list[int], profile: str | None) -> None:
-    from simulation.plan import plan  # noqa: PLC0415 - see `main`
-    from simulation.run import run  # noqa: PLC0415
+def _serve(pipe: int, seeds: list[int | str], profile: str | None) -> None:
+    from simulation.run import run  # noqa: PLC0415 - see `main`
 
     for seed in seeds:
         faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
-        outcome = run(seed, plan(seed, profile))
+        outcome = run(*_chosen(seed, profile))
         faulthandler.cancel_dump_traceback_later()
-        result = {
+        result = {"seed": seed} | {
             name: getattr(outcome, name)
             for name in (
-                *("seed", "profile", "violations", "trace_hash", "faults", "calls", "decisions", "rows", "operations"),
+                *("profile", "violations", "trace_hash", "faults", "calls", "decisions", "rows", "operations"),
                 *("virtual_seconds", "cpu_seconds"),
             )
         }
@@ -276,21 +272,36 @@ def _serve(pipe: int, seeds: list[int], profile: str | None) -> None:
 # One seed
 
 
+def _chosen(seed: int | str, profile: str | None) -> tuple[int, Any]:
+    """The seed and the plan of a number, or of the name of a kept plan."""
+    from simulation.plan import plan, unpacked  # noqa: PLC0415 - see `main`
+
+    if isinstance(seed, int):
+        return seed, plan(seed, profile)
+    content = json.loads((KEPT / f"{seed}.json").read_text())
+    return content["seed"], unpacked(content["plan"])
+
+
 def _replay(arguments: argparse.Namespace) -> int:
-    from simulation.plan import plan  # noqa: PLC0415 - see `main`
+    from simulation.plan import packed  # noqa: PLC0415 - see `main`
     from simulation.run import run  # noqa: PLC0415
     from simulation.scene import prepare_process  # noqa: PLC0415
     from simulation.shrink import shortest  # noqa: PLC0415
 
     prepare_process()
-    chosen = plan(arguments.seed, arguments.profile)
-    outcome = run(arguments.seed, chosen, keep_trace=arguments.trace)
-    print(f"seed {arguments.seed}: {chosen.profile}, servers {chosen.servers}, trace {outcome.trace_hash}")
+    name = int(arguments.seed) if arguments.seed.isdecimal() else arguments.seed
+    seed, chosen = _chosen(name, arguments.profile)
+    outcome = run(seed, chosen, keep_trace=arguments.trace)
+    print(f"{_named(name)}: {chosen.profile}, servers {chosen.servers}, trace {outcome.trace_hash}")
     if not outcome.violations:
         print("nothing is wrong")
     else:
-        chosen = shortest(arguments.seed, chosen, outcome.kinds)
-        outcome = run(arguments.seed, chosen, keep_trace=arguments.trace)
+        chosen = shortest(seed, chosen, {arguments.kind} if arguments.kind else outcome.kinds)
+        outcome = run(seed, chosen, keep_trace=arguments.trace)
+        if arguments.keep:
+            KEPT.mkdir(exist_ok=True)
+            content = {"why": outcome.violations[0], "seed": seed, "plan": packed(chosen)}
+            (KEPT / f"{arguments.keep}.json").write_text(json.dumps(content, indent=1) + "\n")
         print("the shortest plan that fails so:")
     for step in chosen.steps:
         print(f"  {step}")

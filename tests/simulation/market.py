@@ -37,7 +37,8 @@ class Market:
         self.book_died_at: float | None = None
         """From then on trades go on arriving and the book does not."""
         self.nan_since: float | None = None
-        """From then on the worker does not know how old the book is, and says NaN."""
+        """Since then its vectors say NaN of the book's age."""
+        self._forgetful = False
         self.bad: list[tuple[str, float, float]] = []
         """What was wrong, from when to when."""
         self._tick()
@@ -49,6 +50,8 @@ class Market:
 
     def _write(self) -> None:
         self._sequence += 1
+        if self._forgetful and self.nan_since is None:
+            self.nan_since = self.world.now
         now = START_WALL_NS + int((self.world.now - START_SECONDS) * 1e9)
         values = np.zeros(features.N_FEATURES, dtype=np.float32)
         values[features.INDEX["spread_bps"]] = 0.1
@@ -84,12 +87,12 @@ class Market:
 
     def forgets_age(self) -> None:
         """Does not know how old the book is."""
-        if self.nan_since is None:
-            self.nan_since = self.world.now
+        self._forgetful = True
 
     def heal(self) -> None:
         """All is well."""
         now = self.world.now
+        self._forgetful = False
         for what in ("stopped_at", "book_died_at", "nan_since"):
             since = getattr(self, what)
             if since is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any, Final
 
@@ -42,6 +42,22 @@ class Plan:
     """When everything is healed."""
     steps: tuple[Step, ...]
     settings: Mapping[str, Mapping[str, Any]]
+
+
+def packed(chosen: Plan) -> dict[str, Any]:
+    """A plan as JSON can hold it."""
+    return asdict(chosen)
+
+
+def unpacked(content: Mapping[str, Any]) -> Plan:
+    """The plan that was packed."""
+    return Plan(
+        profile=content["profile"],
+        servers=tuple((name, edge) for name, edge in content["servers"]),
+        seconds=content["seconds"],
+        steps=tuple(Step(one["at"], one["kind"], one["what"]) for one in content["steps"]),
+        settings=content["settings"],
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,3 +43,17 @@ def test_a_seed_gives_the_same_history_in_any_process_after_any_others_and_whate
 @pytest.mark.timeout(240)
 def test_what_a_server_promises_holds_for_the_seeds_that_failed_before_and_for_new_ones() -> None:
     print(simulate("--seconds", SECONDS))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_800)
+def test_every_protection_that_is_taken_out_is_missed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "simulation.mutations"],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

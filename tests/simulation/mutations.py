@@ -1,0 +1,201 @@
+"""Takes one protection out of a copy of the source, and shows that the simulation finds what it kept away.
+
+Each mutation is named after the bug that it brings back, and says which check must find it. `python -m
+simulation.mutations` runs them all and prints a table: the seed that found it, and how many were needed. A mutation
+whose text is not in the source any more fails: whoever changed the code says here what the protection is now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT: Final = Path(__file__).parents[2]
+_SOURCES: Final = ("server", "fallback", "feature_cache", "proto/gen", "tests/simulation", "pyproject.toml")
+_FAILED: Final = re.compile(r"^(?:seed (\d+)|kept plan (\w+)) \((\w+)\) fails:\n  (.*)", re.M)
+_SEEDS: Final = re.compile(r"^(\d+) seeds in", re.M)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One protection that is taken out."""
+
+    bug: str
+    """What comes back."""
+    path: str
+    before: str
+    after: str
+    finds: str
+    """What a violation must contain."""
+    profile: str | None = None
+    """The profile to look in, where most would not get there."""
+
+
+MUTATIONS: Final = (
+    Mutation(
+        "a decision is acknowledged before it is on the disk",
+        "server/audit/journal_file.py",
+        "PRAGMA synchronous = {'FULL' if sync_commits else 'NORMAL'}",
+        "PRAGMA synchronous = NORMAL",
+        "was heard and has no row",
+        "audit",
+    ),
+    Mutation(
+        "a failed commit that turns up after all counts as replied",
+        "server/audit/journal.py",
+        "                self._mark_unacknowledged(acknowledged)\n",
+        "",
+        "its row says it was replied",
+        "audit",
+    ),
+    Mutation(
+        "a caller that leaves while its decision is written counts as answered",
+        "server/dataplane.py",
+        '            self._note_reply(decided, "cancelled")\n            raise\n',
+        "            raise\n",
+        "its row says it was replied",
+        "audit",
+    ),
+    Mutation(
+        "a decision that missed its deadline counts as replied",
+        "server/dataplane.py",
+        '            self._note_reply(decided, "deadline")\n            late = ',
+        "            late = ",
+        "its row says it was replied",
+        "audit",
+    ),
+    Mutation(
+        "a score that is no number decides",
+        "server/inference/batcher.py",
+        "if 0.0 <= score <= 1.0:",
+        "if True:",
+        "I4:",
+        "models",
+    ),
+    Mutation(
+        "features of an hour ago decide when a caller brings them",
+        "fallback/staleness.py",
+        "    return book_age_seconds >= 0.0 and age_seconds + book_age_seconds <= max_age_seconds",
+        "    return not age_seconds + book_age_seconds > max_age_seconds or age_seconds == 0.0",
+        "I4:",
+        "models",
+    ),
+    Mutation(
+        "a book of unknown age decides",
+        "fallback/staleness.py",
+        "    return book_age_seconds >= 0.0 and age_seconds + book_age_seconds <= max_age_seconds",
+        "    return not age_seconds + book_age_seconds > max_age_seconds",
+        "known no book's age",
+        "models",
+    ),
+    Mutation(
+        "both attempts of a decision go to one replica",
+        "server/inference/champion.py",
+        "        for place, seat in enumerate(seats):\n",
+        "        for place, seat in enumerate(seats[:1] * 2):\n",
+        "I5:",
+        "models",
+    ),
+    Mutation(
+        "a key is decided again",
+        "server/idempotency.py",
+        "            if not entry.decision.cancelled():\n",
+        "            if False:\n",
+        "key:",
+        "keys",
+    ),
+    Mutation(
+        "a commit whose answer was lost is shipped twice",
+        "server/audit/store.py",
+        ".where(SHIPMENTS.c.journal_id == journal_id, SHIPMENTS.c.position == shipped.position)",
+        ".where(SHIPMENTS.c.journal_id == journal_id)",
+        ":",
+        "audit",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of a mutation."""
+
+    mutation: Mutation
+    seed: str
+    seeds: int
+    violation: str
+    seconds: float
+
+
+def find(mutation: Mutation, seeds: int, jobs: int) -> Found:
+    """Runs seeds against a copy of the source without the protection, until one fails as it must.
+
+    Raises:
+        ValueError: The text of the mutation is not in the source.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        for name in _SOURCES:
+            source, target = ROOT / name, copy / name
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        file = copy / mutation.path
+        text = file.read_text()
+        if text.count(mutation.before) < 1:
+            raise ValueError(f"{mutation.bug}: {mutation.path} does not hold {mutation.before!r}")
+        file.write_text(text.replace(mutation.before, mutation.after))
+        path = os.pathsep.join(map(str, (copy / "tests", copy, copy / "proto/gen")))
+        command = [
+            *(sys.executable, "-m", "simulation", "--first", "0", "--seeds", str(seeds), "--jobs", str(jobs)),
+            *("--until", mutation.finds),
+            *(() if mutation.profile is None else ("--profile", mutation.profile)),
+        ]
+        began = time.monotonic()
+        done = subprocess.run(
+            command, cwd=copy, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        counted = _SEEDS.search(done.stdout)
+        count = int(counted[1]) if counted else 0
+        for seed, kept, _, violation in _FAILED.findall(done.stdout):
+            return Found(mutation, seed or kept, count, violation, time.monotonic() - began)
+        if not counted:
+            raise ValueError(f"{mutation.bug}: {done.stdout[-500:]}{done.stderr[-500:]}")
+        return Found(mutation, "", count, "", time.monotonic() - began)
+
+
+def main() -> int:
+    """Runs all mutations, or those whose name holds some words; 0 when each is found."""
+    parser = argparse.ArgumentParser(prog="simulation.mutations", description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="of the bug's name")
+    parser.add_argument("--seeds", type=int, default=1_000, help="most seeds for each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    table = Table("bug that comes back", "found by seed", "of", "with", "s", title="Mutations")
+    missed = 0
+    for mutation in MUTATIONS:
+        if arguments.words and not all(word in mutation.bug for word in arguments.words):
+            continue
+        found = find(mutation, arguments.seeds, arguments.jobs)
+        missed += not found.seed
+        row = (mutation.bug, found.seed or "[red]never[/]", str(found.seeds), found.violation[:70])
+        table.add_row(*row, f"{found.seconds:.0f}")
+        print(*row, flush=True)
+    Console().print(table)
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
