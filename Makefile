@@ -52,13 +52,7 @@ fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
-bench-simulate-mutations: setup  ## takes one protection after another out of a copy of the source; the simulation must find each (ARGS='key')
-	PYTHONPATH=tests $(BIN)/python -m simulation.mutations $(ARGS)
-
-fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader of orders, so long each (SECONDS=60)
-	for target in framing asgi orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
-
-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
+bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
 
 check: setup  ## lint, types, import direction, contract, generated code
