@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,8 @@ _MAX_AGE_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.25
 """A vector may be this old when the next one comes."""
 _EVENTS_OF_BUGS: Final = {"decision failed", "call failed", "batch failed unexpectedly", "canary not judged"}
+_TOLD_SECONDS: Final = 1.0
+_MORE_TASKS: Final = 4
 _KILL_SECONDS: Final = 1.0
 """How long before its process is killed a decision may be made whose reply nobody can tell of."""
 
@@ -189,6 +192,57 @@ def check_breakers(scene: Scene) -> list[str]:
         if move[0] != (was := state.get(which, "closed")):
             found.append(f"I6: {which[1]} of {process} was {was} and left {move[0]}")
         state[which] = move[1]
+    return found
+
+
+def check_health(scene: Scene) -> list[str]:
+    """Whoever reads hears within a second or so that a server whose journal is broken is not serving."""
+    found = []
+    outages: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    began: dict[str, float] = {}
+    for at, process, line in scene.log:
+        if line.get("event") == "audit_journal_unwritable":
+            began[process] = at
+        elif line.get("event") == "audit_journal_writable" and process in began:
+            outages[process].append((began.pop(process), at))
+    for watch in scene.history.watches:
+        for process, spells in outages.items():
+            if process.partition(".")[0] != watch.server:
+                continue
+            for since, until in spells:
+                told_by = since + _TOLD_SECONDS
+                if (
+                    told_by >= until
+                    or not watch.began_at < since
+                    or watch.ended_at < told_by
+                    or _stood_still(scene, since, told_by)
+                ):
+                    continue
+                heard = [serving for at, serving in watch.heard if at <= told_by]
+                if heard and heard[-1]:
+                    found.append(
+                        f"health: {watch.server} is told to be serving {_TOLD_SECONDS:g} s after its journal broke"
+                    )
+    return found
+
+
+def _stood_still(scene: Scene, since: float, until: float) -> bool:
+    """Whether a process was stopped or stalled about then."""
+    return any(
+        kind in what and since - 2.0 <= at <= until for at, what in scene.history.faults for kind in ("stop", "stall")
+    )
+
+
+def check_tasks(scene: Scene) -> list[str]:
+    """I7, of the tasks of every process that still runs."""
+    found = []
+    for name, server in scene.servers.items():
+        process = server.process
+        if process is None or process.dead or server.tasks_at_start is None:
+            continue
+        tasks = len(asyncio.all_tasks(process.loop))
+        if tasks > server.tasks_at_start + _MORE_TASKS:
+            found.append(f"I7: {name} has {tasks} tasks, and had {server.tasks_at_start} when it had started")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2
 
 from feature_cache import features
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from simulation.calls import Call, Listeners
-from simulation.history import Asked, Handed, History, Operation
+from simulation.history import Asked, Handed, History, Operation, Watch
 from simulation.machine import SimulatedMachine
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Desk:
         self._listeners = listeners
         self.history = history
         self._numbers = itertools.count(1)
+        self._watching: list[Call] = []
         self.under_way = 0
         """Calls that have no end yet."""
 
@@ -310,6 +313,42 @@ class Desk:
 
         call.on_status = end
         call.send(request, last=True)
+
+    def watch_health(self, server: str, service: str, window: float = math.inf) -> None:
+        """Watches the health of a service on the decision port; a watcher with a window of 0 never reads."""
+        call = Call(
+            self._listeners.network,
+            self.machine,
+            self._listeners,
+            f"{server}:{DECISION_PORT}",
+            "/grpc.health.v1.Health/Watch",
+            None,
+        )
+        call.window = window
+        watch = Watch(server, service, self.world.now)
+        if window:
+            self.history.watches.append(watch)
+
+        def hear(message: bytes) -> None:
+            serving = (
+                health_pb2.HealthCheckResponse.FromString(message).status == health_pb2.HealthCheckResponse.SERVING
+            )
+            watch.heard.append((self.world.now, serving))
+            self.world.note("health", server, service, serving)
+
+        def ended(_code: grpc.StatusCode, _details: str, _trailers: object) -> None:
+            watch.ended_at = self.world.now
+
+        call.on_message = hear
+        call.on_status = ended
+        call.send(health_pb2.HealthCheckRequest(service=service).SerializeToString(), last=True)
+        self._watching.append(call)
+
+    def stop_watching(self) -> None:
+        """Ends every watch of health."""
+        for call in self._watching:
+            call.cancel()
+        self._watching.clear()
 
     def status(self, server: str, hear: Callable[[admin_pb2.GetStatusResponse | None], None]) -> None:
         """Asks a server how it is; None when it does not say."""

@@ -78,6 +78,18 @@ _REFUSALS = frozenset(
 )
 
 
+@dataclass(slots=True, eq=False)
+class Watch:
+    """What a watcher of a service's health heard."""
+
+    server: str
+    service: str
+    began_at: float
+    heard: list[tuple[float, bool]] = field(default_factory=list)
+    """When, and whether it was SERVING."""
+    ended_at: float = float("inf")
+
+
 @dataclass(slots=True)
 class Spell:
     """A time in which something held."""
@@ -94,8 +106,8 @@ class History:
     asked: list[Asked] = field(default_factory=list)
     handed: list[Handed] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
-    watched: list[tuple[float, str, str, str]] = field(default_factory=list)
-    """What health watchers heard: when, server, service, status."""
+    watches: list[Watch] = field(default_factory=list)
+    """Of those who read."""
     lives: dict[str, list[Spell]] = field(default_factory=dict)
     """When each server was serving."""
     control_states: list[tuple[float, str, str]] = field(default_factory=list)

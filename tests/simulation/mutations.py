@@ -41,6 +41,8 @@ class Mutation:
     """What a violation must contain."""
     profile: str | None = None
     """The profile to look in, where most would not get there."""
+    also: tuple[tuple[str, str], ...] = ()
+    """Further changes of the same file, from what to what."""
 
 
 MUTATIONS: Final = (
@@ -117,6 +119,23 @@ MUTATIONS: Final = (
         "keys",
     ),
     Mutation(
+        "a health watcher that does not read keeps the truth from all others",
+        "server/rpc/health.py",
+        "        if self._serving.get(service) == serving:\n",
+        "        held = any(changed.is_set() for changed in self._watchers.get(service, ()))\n"
+        "        if self._serving.get(service) == serving or held:\n",
+        "health:",
+        "health",
+        also=(
+            (
+                "                    await context.write(status)\n",
+                "                    changed.set()\n"
+                "                    await context.write(status)\n"
+                "                    changed.clear()\n",
+            ),
+        ),
+    ),
+    Mutation(
         "a commit whose answer was lost is shipped twice",
         "server/audit/store.py",
         ".where(SHIPMENTS.c.journal_id == journal_id, SHIPMENTS.c.position == shipped.position)",
@@ -154,9 +173,11 @@ def find(mutation: Mutation, seeds: int, jobs: int) -> Found:
                 shutil.copy(source, target)
         file = copy / mutation.path
         text = file.read_text()
-        if text.count(mutation.before) < 1:
-            raise ValueError(f"{mutation.bug}: {mutation.path} does not hold {mutation.before!r}")
-        file.write_text(text.replace(mutation.before, mutation.after))
+        for before, after in ((mutation.before, mutation.after), *mutation.also):
+            if before not in text:
+                raise ValueError(f"{mutation.bug}: {mutation.path} does not hold {before!r}")
+            text = text.replace(before, after)
+        file.write_text(text)
         path = os.pathsep.join(map(str, (copy / "tests", copy, copy / "proto/gen")))
         command = [
             *(sys.executable, "-m", "simulation", "--first", "0", "--seeds", str(seeds), "--jobs", str(jobs)),

@@ -106,7 +106,7 @@ PROFILES: Final[Mapping[str, _Profile]] = {
         3.0,
         servers=(1, 1),
         calls=(15, 40),
-        asked={"unary": 8, "stream": 3, "key": 2, "small_batch": 1},
+        asked={"unary": 8, "stream": 3, "key": 2, "small_batch": 1, "deaf_watcher": 1},
         faults=_DISK | _PROCESS | _DATABASE | {"model_slow": 0.2},
     ),
     "batches": _Profile(
@@ -137,6 +137,14 @@ PROFILES: Final[Mapping[str, _Profile]] = {
         asked={"unary": 1},
         faults={"link_down": 0.3, "power": 0.2},
         seconds=(0.5, 1.0),
+    ),
+    "health": _Profile(
+        0.5,
+        servers=(1, 1),
+        calls=(4, 10),
+        asked={"unary": 2, "deaf_watcher": 2},
+        faults={"journal_away": 1.0, "link_down": 0.3},
+        seconds=(2.5, 3.5),
     ),
     "everything": _Profile(
         1.0,
@@ -275,6 +283,7 @@ _ASKED: Final[Mapping[str, Callable[[Random], dict[str, Any]]]] = {
     "key_stream": lambda chance: _stream(chance, str(chance.randint(1, 3))),
     "state": _state,
     "flag": _flag,
+    "deaf_watcher": lambda chance: {"service": chance.choice(("", "", "journal", "primary"))},
 }
 
 
@@ -326,6 +335,7 @@ _FAULTS: Final[Mapping[str, Callable[[Random, float], dict[str, Any]]]] = {
     **dict.fromkeys(("database_down", "market_stops"), _lasting),
     **dict.fromkeys(("book_dies", "book_age_nan"), _nothing),
     **dict.fromkeys(_MODELS, _model),
+    "journal_away": lambda chance, left: {"lasts": chance.uniform(1.3, 2.5)},
     "clock_steps": _step,
     "disk_slow": _slow,
 }

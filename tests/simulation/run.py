@@ -107,6 +107,8 @@ class _Runner:
                 if not server.serves
             ]
         world.run(lambda: False, world.now + 0.3)  # until the market is known
+        for name in servers:
+            self.scene.desk.watch_health(name, "")
         self._began = world.now
         self._step(next(iter(self.plan.steps), None)) if self.plan.profile != "fresh" else None
         world.run(lambda: not self.scene.desk.under_way, world.now + 5.0)
@@ -125,6 +127,8 @@ class _Runner:
         violations += checks.check_freshness(self.scene)
         violations += checks.check_keys(self.scene)
         violations += checks.check_breakers(self.scene)
+        violations += checks.check_health(self.scene)
+        violations += checks.check_tasks(self.scene)
         violations += checks.check_bugs(self.scene)
         violations += register.check_register(self.scene, audit, final)
         if self.plan.profile == "fresh":
@@ -141,6 +145,7 @@ class _Runner:
         """Undoes every fault that lasts."""
         scene = self.scene
         self.world.note("heals")
+        scene.desk.stop_watching()
         scene.redis.stalled_until = 0.0
         scene.redis.cut_before = scene.redis.cut_after = lambda _command: False
         self._cuts.clear()
@@ -321,6 +326,9 @@ class _Runner:
 
     _ask_key_stream = _ask_stream
 
+    def _ask_deaf_watcher(self, chance: Random, server: str, service: str) -> None:
+        self.scene.desk.watch_health(server, service, 0)
+
     def _ask_state(self, chance: Random, server: str, value: str, expires: float | None = None) -> None:
         self.scene.desk.set_trading_state(server, value, expires_in=expires)
 
@@ -408,6 +416,8 @@ class _Runner:
 
     def _do_sync_fails(self, server: str, lasts: float) -> None:
         self._for_a_while(self.scene.servers[server], lasts, fails_sync=True)
+
+    _do_journal_away = _do_sync_fails
 
     def _do_write_fails(self, server: str, lasts: float) -> None:
         self._for_a_while(self.scene.servers[server], lasts, fails_write=True)

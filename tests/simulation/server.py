@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from simulation.scene import Scene
 
 _AGAIN_SECONDS: Final = 0.2
+_CALM_SECONDS: Final = 0.2
+"""After this a process has started everything."""
 Edge = Literal["grpcio", "envoy"]
 
 _BASE: Final = Settings(
@@ -65,7 +67,8 @@ class Server:
         )
         self.failures: list[str] = []
         """Why a start failed, or a process ended by itself."""
-        self.baseline_tasks: int | None = None
+        self.tasks_at_start: int | None = None
+        """Of the process that serves now."""
         scene.history.lives[name] = []
 
     @property
@@ -105,6 +108,7 @@ class Server:
                 started = True
                 world.note(process.name, "serves")
                 self.scene.history.lives[self.name].append(Spell(process.name, world.now))
+                world.after(_CALM_SECONDS, self._count_tasks, process)
                 await asyncio.wait((self._stop,))
                 await server.drain()
             self._stop.result()
@@ -116,6 +120,10 @@ class Server:
                 world.after(_AGAIN_SECONDS, self.boot)
         # The process exits, by itself.
         self.scene.world.after(0.0, process.kill)
+
+    def _count_tasks(self, process: SimulatedMachine) -> None:
+        if process is self.process and not process.dead:
+            self.tasks_at_start = len(asyncio.all_tasks(process.loop))
 
     def _ended(self) -> None:
         for life in self.scene.history.lives[self.name]:
