@@ -1,8 +1,8 @@
 """How fast a change made on one server is obeyed by every process of every server, while they decide.
 
-`python -m loadtest.flips --server DECISION,ADMIN … --process ADMIN …`: a flag is flipped again and again, on the
-servers in turn, and every process is asked until it obeys. Callers in a process of their own keep deciding meanwhile; a
-call of theirs that gets no decision is an error of the run.
+`python -m loadtest.flips --server DECISION,ADMIN,TOKEN_FILE … --process ADMIN …`: a flag is flipped again and again, on
+the servers in turn, and every process is asked until it obeys. Callers in a process of their own keep deciding
+meanwhile; a call of theirs that gets no decision is an error of the run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -37,7 +38,7 @@ _SETTLE_SECONDS: Final = 1.0
 
 
 def main(
-    server: Annotated[list[str], typer.Option(help="DECISION,ADMIN addresses of a server; can be repeated.")],
+    server: Annotated[list[str], typer.Option(help="DECISION,ADMIN,TOKEN_FILE of a server; can be repeated.")],
     process: Annotated[list[str], typer.Option(help="Admin address of one process; can be repeated.")],
     instrument: Annotated[list[str], typer.Option(help="SYMBOL.VENUE; can be repeated.")],
     flips: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
@@ -49,7 +50,8 @@ def main(
     if load_only:
         uvloop.run(_load([one.partition(",")[0] for one in server], instrument, callers))
         return
-    figures = uvloop.run(_measure(server, process, instrument, flips, callers))
+    tokens = [(("authorization", f"Bearer {Path(one.split(',')[2]).read_text().strip()}"),) for one in server]
+    figures = uvloop.run(_measure(server, tokens, process, instrument, flips, callers))
     console = Console()
     console.print(
         f"{figures['flips']} flips of {len(server)} servers with {len(process)} processes: "
@@ -66,7 +68,12 @@ def main(
 
 
 async def _measure(
-    servers: list[str], processes: list[str], instruments: list[str], flips: int, callers: int
+    servers: list[str],
+    tokens: Sequence[tuple[tuple[str, str], ...]],
+    processes: list[str],
+    instruments: list[str],
+    flips: int,
+    callers: int,
 ) -> dict[str, Any]:
     arguments = [f"--server={one}" for one in servers] + [f"--instrument={one}" for one in instruments]
     load = await asyncio.create_subprocess_exec(
@@ -83,14 +90,15 @@ async def _measure(
             await asyncio.wait_for(channel.channel_ready(), _RPC_SECONDS)
             return admin_pb2_grpc.AdminServiceStub(channel)
 
-        steered = [await stub(one.partition(",")[2]) for one in servers]
+        addresses = [one.split(",")[1] for one in servers]
+        steered = [(await stub(address), token) for address, token in zip(addresses, tokens, strict=True)]
         followed = [await stub(one) for one in processes]
         await asyncio.sleep(_SETTLE_SECONDS)
         answered, obeyed = [], []
         for number in range(flips):
-            one = await _flip(steered[number % len(steered)], followed, bool(number % 2))
-            answered.append(one[0])
-            obeyed.append(one[1])
+            took = await _flip(*steered[number % len(steered)], followed, bool(number % 2))
+            answered.append(took[0])
+            obeyed.append(took[1])
             await asyncio.sleep(_PAUSE_SECONDS)
     said, _ = await load.communicate(b"")
     return {
@@ -105,7 +113,10 @@ async def _measure(
 
 
 async def _flip(
-    steered: admin_pb2_grpc.AdminServiceAsyncStub, followed: list[admin_pb2_grpc.AdminServiceAsyncStub], enabled: bool
+    steered: admin_pb2_grpc.AdminServiceAsyncStub,
+    shown: tuple[tuple[str, str], ...],
+    followed: list[admin_pb2_grpc.AdminServiceAsyncStub],
+    enabled: bool,
 ) -> tuple[float, float]:
     """Seconds from the call until its answer, and until the last process obeyed."""
     began = time.perf_counter()
@@ -113,13 +124,13 @@ async def _flip(
 
     async def call() -> float:
         request = admin_pb2.SetFlagRequest(name=_FLAG, enabled=enabled, author="flips", reason="measurement")
-        response = await steered.SetFlag(request, timeout=_RPC_SECONDS)
+        response = await steered.SetFlag(request, timeout=_RPC_SECONDS, metadata=shown)
         version.set_result(response.change.version)
         return time.perf_counter() - began
 
     async def follow(process: admin_pb2_grpc.AdminServiceAsyncStub) -> float:
         while True:
-            found = await process.ListFlags(admin_pb2.ListFlagsRequest(), timeout=_RPC_SECONDS)
+            found = await process.GetStatus(admin_pb2.GetStatusRequest(this_process_only=True), timeout=_RPC_SECONDS)
             at = time.perf_counter() - began
             is_set = any(flag.name == _FLAG and flag.enabled == enabled for flag in found.flags)
             if is_set and found.control_version >= await version:

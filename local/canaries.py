@@ -26,6 +26,7 @@ from rich.table import Table
 
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from loadtest.orders import OrderFlow
+from local import server
 from local.command import FAILED, OK, run_with_stack
 from local.errors import StackError
 from local.settings import LocalSettings
@@ -178,7 +179,7 @@ async def _run(stack: Stack, rate: float, only: list[str], console: Console) -> 
     orders, trials = Orders(), []
     async with (
         grpc.aio.insecure_channel(endpoints.decision) as decisions,
-        grpc.aio.insecure_channel(endpoints.admin) as admin,
+        server.admin_credentials(endpoints).aio_channel(endpoints.admin) as admin,
     ):
         await decisions.channel_ready()
         await _wait_for_features(cache)

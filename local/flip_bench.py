@@ -11,6 +11,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from local.command import run_with_stack
+from local.process import Process
 from local.settings import LocalSettings
 from local.stack import PARTS, Stack
 
@@ -52,10 +53,21 @@ def run_flip_bench(given: Mapping[str, Any], flips: int, callers: int, json: Pat
             argv.append(f"--json={json}")
         with Stack(own, parts={"server"}) as second:
             for one in (stack, second):
-                argv.append(f"--server={one.endpoints.decision},{one.endpoints.admin}")
+                endpoints = one.endpoints
+                argv.append(f"--server={endpoints.decision},{endpoints.admin},{endpoints.operator_token_file}")
                 # Each process by itself, where the others of its server ask it.
-                supervisor = one["server"].pid
-                argv += [f"--process=unix-abstract:pretrade-{supervisor}-{index}" for index in range(_PROCESSES)]
+                argv += [f"--process=unix:{path}" for path in _sockets(one["server"])]
             return subprocess.run(argv, check=False).returncode  # noqa: S603 - our own module
 
     return run_with_stack({**given, "processes": _PROCESSES}, use, parts=PARTS)
+
+
+def _sockets(server: Process) -> list[str]:
+    """Where the processes of a server ask each other."""
+    found = {
+        str(connection.laddr)
+        for process in server.tree()
+        for connection in process.net_connections("unix")
+        if Path(str(connection.laddr)).name.startswith("process-")
+    }
+    return sorted(found)

@@ -66,7 +66,7 @@ def running(stack: Stack) -> Table:
     memory = stack.memory_bytes()
     endpoints = stack.endpoints
     where = {
-        "valkey": endpoints.redis_url,
+        "valkey": endpoints.redis_address,
         "broker": endpoints.kafka_bootstrap_servers,
         "postgres": endpoints.database_address,
         "primary": endpoints.primary,

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -54,6 +55,13 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
         "PRETRADE_INSTRUMENTS": json.dumps(endpoints.instruments),
     }
     return os.environ | {name: value for name, value in values.items() if value is not None}
+
+
+def admin_credentials(endpoints: Endpoints) -> ClientCredentials:
+    """What to show to the admin service: what the environment says, else the operator token."""
+    assert endpoints.admin is not None
+    token_file = None if endpoints.operator_token_file is None else Path(endpoints.operator_token_file)
+    return ClientCredentials.from_environment().or_operator_token(endpoints.admin, token_file)
 
 
 def ready(port: int) -> None:

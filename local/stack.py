@@ -28,6 +28,7 @@ from local.guard import Guard
 from local.ports import default_port, free_ports
 from local.process import Process
 from local.settings import LocalSettings
+from server.security.operator import token_path
 from server.stack_file import LOCK_FILE, STACK_FILE, Endpoints, StackFile
 from torchserve.config import TorchServeSettings, prepare, store_directory
 
@@ -234,6 +235,11 @@ class Stack:
 
     def _choose_endpoints(self) -> Endpoints:
         settings, ports, parts = self._settings, self._ports, self._parts
+        redis_url = settings.redis_url
+        if "valkey" in parts:
+            directory = self._directory / "valkey"
+            valkey.make_directory(directory)
+            redis_url = valkey.url(ports["valkey"], directory)
         database_url = settings.database_url
         if "postgres" in parts:
             directory = self._directory / "postgres"
@@ -242,7 +248,7 @@ class Stack:
         kafka = broker.bootstrap_servers(ports["broker"]) if "broker" in parts else settings.kafka_bootstrap_servers
         serving = "server" in parts
         return Endpoints(
-            redis_url=valkey.url(ports["valkey"]) if "valkey" in parts else settings.redis_url,
+            redis_url=redis_url,
             kafka_bootstrap_servers=kafka,
             database_url=database_url,
             primary=torchserve.address(ports["primary"]) if "primary" in parts else settings.primary,
@@ -253,6 +259,7 @@ class Stack:
             metrics_url=f"http://{server.address(ports['metrics'])}" if serving else None,
             worker_url=worker.url(ports["worker"]) if "worker" in parts else None,
             journal=str(self._directory / "server" / "journal.sqlite") if serving else None,
+            operator_token_file=str(token_path(self._directory / "server" / "journal.sqlite")) if serving else None,
             model_store=str(self._model_store.resolve()),
             token_files={
                 name: str(self._directory / name / torchserve.TOKEN_FILE)
@@ -327,9 +334,10 @@ class Stack:
 
     def _start_valkey(self) -> str:
         port = self._ports["valkey"]
-        argv = valkey.argv(port, self._directory / "valkey")
-        self._run(self._process("valkey", argv, ready=partial(valkey.ready, port)))
-        return valkey.url(port)
+        directory = self._directory / "valkey"
+        argv = valkey.argv(port, directory)
+        self._run(self._process("valkey", argv, ready=partial(valkey.ready, port, directory)))
+        return valkey.address(port)
 
     def _start_broker(self) -> str:
         port = self._ports["broker"]

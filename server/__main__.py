@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -22,7 +23,7 @@ from server.audit.errors import AuditError
 from server.control.flags import FlagProviderError
 from server.process import ComponentEndedError
 from server.settings import Settings, load
-from server.slot import of_child
+from server.slot import Slot
 from server.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -31,6 +32,8 @@ _log = structlog.get_logger(__name__)
 def main() -> int:
     """Runs the server; returns 2 when the settings are wrong and 1 when it cannot start."""
     arguments = _parser().parse_args()
+    # Whatever the server or a child of it writes (journal, control state, database, sockets) is for its own user alone.
+    os.umask(0o077)
     if arguments.processes is not None:
         os.environ["PRETRADE_PROCESSES"] = arguments.processes
     try:
@@ -59,7 +62,8 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         return asyncio.run(Supervisor(settings).run())
     slot = None
     if arguments.slot is not None:
-        slot = of_child(arguments.slot, arguments.restarts, arguments.keys, settings)
+        processes = settings.processes or 1
+        slot = Slot(arguments.slot, processes, arguments.sockets, arguments.restarts, arguments.keys)
         structlog.contextvars.bind_contextvars(process=slot.index)
     uvloop.run(serve(settings, slot))
     return 0
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--keys", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--sockets", type=Path, help=argparse.SUPPRESS)
     return parser
 
 

@@ -30,6 +30,7 @@ from server.inference.retry_budget import RetryBudget
 from server.loop_lag import LoopLag
 from server.record import PacketWriter
 from server.reports import DecisionReports
+from server.security import operator
 from server.security.security import Security
 from server.settings import load
 from server.shared_keys import SharedKeys
@@ -92,6 +93,7 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
         settings.tls,
         settings.tokens,
         settings.access,
+        _operator_token(process),
         journal.append,
         process.instance_id,
         clock,
@@ -113,6 +115,18 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
         open_store(redis_url, settings.feature_cache.ttl_seconds, settings.feature_cache.timeout_seconds)
     )
     return Foundation(loop_lag, journal, shipper, security, feature_cache, feature_store)
+
+
+def _operator_token(process: Process) -> bytes | None:
+    """Digest of the operator token, which is made by the supervisor where there is one; None where nobody asks for it.
+
+    Raises:
+        OSError: Its file cannot be written, or read.
+    """
+    if process.shared.access.admin != "operator_token":
+        return None
+    path = operator.token_path(process.shared.journal.path)
+    return (operator.make_token if process.slot is None else operator.read_token)(path, process.machine)
 
 
 async def open_request_path(process: Process, base: Foundation) -> RequestPath:

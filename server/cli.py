@@ -26,7 +26,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.audit.explanation_table import explanation_table
 from server.security.client import ClientCredentials, CredentialsError
-from server.stack_file import DEFAULT_DIRECTORY, Directory, NoStackError, stack_endpoint
+from server.stack_file import DEFAULT_DIRECTORY, Directory, NoStackError, operator_token_file, stack_endpoint
 from server.terminal import RPC_SECONDS, History, enum_name, milliseconds, status_view
 
 _REFRESH_SECONDS = 0.5
@@ -161,7 +161,7 @@ def connected(target: str | None, directory: Path, endpoint: str) -> Iterator[gr
     """A channel to the target, or to the stack in `directory`; turns failures into messages and exit codes."""
     try:
         address = target or stack_endpoint(directory, endpoint)
-        opened = ClientCredentials.from_environment().channel(address)
+        opened = credentials(address, directory, admin=endpoint == "admin").channel(address)
     except NoStackError as error:
         typer.echo(error, err=True)
         raise typer.Exit(3) from None
@@ -184,3 +184,9 @@ def connected(target: str | None, directory: Path, endpoint: str) -> Iterator[gr
             raise typer.Exit(4 if code is grpc.StatusCode.ABORTED else 1) from None
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
+
+
+def credentials(address: str, directory: Path, *, admin: bool) -> ClientCredentials:
+    """What to show to a server: what the environment says; to an admin port of this machine its operator token."""
+    given = ClientCredentials.from_environment()
+    return given.or_operator_token(address, operator_token_file(directory, address)) if admin else given

@@ -23,7 +23,7 @@ from server.envoy import Embedding, EnvoyEdge
 from server.garbage import spare_the_hot_path
 from server.rpc.asgi import Receive, Scope, Send
 from server.settings import load
-from server.slot import of_child
+from server.slot import Slot
 from server.stopping import stop_at_end_of_input
 
 _log = structlog.get_logger(__name__)
@@ -47,7 +47,8 @@ class _Application:
         await receive()
         settings = load()
         logs.configure(settings.log_level, "server")
-        slot = of_child(self._embedding.slot, self._embedding.restarts, self._embedding.keys, settings)
+        told = self._embedding
+        slot = Slot(told.slot, settings.processes or 1, Path(told.sockets), told.restarts, told.keys)
         structlog.contextvars.bind_contextvars(process=slot.index)
         stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:

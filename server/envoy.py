@@ -67,6 +67,8 @@ class Embedding:
     """Unix socket of Envoy's admin interface."""
     secrets: str
     """Directory of what Envoy's TLS goes by."""
+    sockets: str
+    """Directory of the sockets by which the servers ask each other."""
     slot: int
     restarts: int
     keys: int
@@ -147,6 +149,7 @@ class Envoy:
             "executable": sys.executable,
             "admin": str(admin),
             "secrets": str(secrets),
+            "sockets": str(self._directory),
             "slot": slot,
             "restarts": restarts,
             "keys": keys,

@@ -86,7 +86,8 @@ class GrpcSettings(BaseModel):
     faster, and gRPC-Web and JSON as well; or `auto`: `envoy` where it can run. That needs Linux, the extra `envoy` and
     a Python with a shared library, and sets `processes` to 1 where it is unset."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; loopback only, unless `access.decision` asks for credentials or
+    `access.decision_open_to_network` says that none are wanted."""
     port: int = Field(default=7001, ge=0, le=65_535)
     """Port to listen on; 0 for any free one."""
     health_port: int | None = Field(default=None, ge=1, le=65_535)
@@ -119,7 +120,7 @@ class AdminSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address to listen on; loopback only, unless `access.admin` asks for credentials."""
+    """Address to listen on; loopback only, unless `access.admin` asks for tokens or client certificates."""
     port: int = Field(default=7002, ge=0, le=65_535)
     """Port to listen on; 0 for any free one."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,8 +23,8 @@ class Slot:
     """From 0 to the number of processes."""
     processes: int
     """How many there should be."""
-    supervisor: int
-    """Process id of the supervisor, which tells servers of one machine apart."""
+    sockets: Path
+    """Directory of the sockets by which the processes ask each other; the supervisor made it for its own user alone."""
     restarts: int = 0
     """Times that this place's process ended by itself and was started again."""
     keys: int | None = None
@@ -39,13 +38,8 @@ class Slot:
         return shared.model_copy(update={"journal": journal, "metrics": metrics})
 
     def admin_address(self, index: int) -> str:
-        """Where the process in a place answers the others about itself, past the shared admin port; Linux only."""
-        return f"unix-abstract:pretrade-{self.supervisor}-{index}"
-
-
-def of_child(index: int, restarts: int, keys: int | None, shared: Settings) -> Slot:
-    """The place of this process, a child of the supervisor."""
-    return Slot(index, shared.processes or 1, os.getppid(), restarts, keys)
+        """Where the process in a place answers the others about itself, past the shared admin port."""
+        return f"unix:{self.sockets / f'process-{index}.sock'}"
 
 
 def journal_path(shared: Path, index: int) -> Path:

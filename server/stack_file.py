@@ -41,6 +41,7 @@ class Endpoints(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     redis_url: str | None
+    """With its password, as the next but one."""
     kafka_bootstrap_servers: str | None
     database_url: str | None
     """SQLAlchemy URL, with its password."""
@@ -56,6 +57,8 @@ class Endpoints(BaseModel):
     """Base URL of the feature worker's metrics and health."""
     journal: str | None
     """Path of the audit journal."""
+    operator_token_file: str | None = None
+    """What the admin service wants to be shown, in a file; None without a server of our own."""
     model_store: str | None
     """Folder of the models' archives, every version that was trained there."""
     management: Mapping[str, str] = {}
@@ -63,6 +66,14 @@ class Endpoints(BaseModel):
     token_files: Mapping[str, str] = {}
     """`key_file.json` of each TorchServe that asks for tokens, by part."""
     instruments: tuple[str, ...]
+
+    @property
+    def redis_address(self) -> str | None:
+        """The URL of Redis without name and password, for people; None without one."""
+        if self.redis_url is None:
+            return None
+        scheme, _, rest = self.redis_url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
 
     @property
     def database_address(self) -> str | None:
@@ -170,3 +181,13 @@ def stack_endpoint(directory: Path, endpoint: str, instead: str = "--target HOST
     if address is None:
         raise NoStackError(f"The stack in {directory.absolute()} has no {endpoint} endpoint: give {instead}.")
     return str(address)
+
+
+def operator_token_file(directory: Path, address: str) -> Path | None:
+    """The operator token of the stack that runs in `directory`; None when it is not the one that listens at `address`."""
+    try:
+        endpoints = running_stack(directory).endpoints
+    except NoStackError:
+        return None
+    found = endpoints.operator_token_file
+    return Path(found) if found is not None and endpoints.admin == address else None

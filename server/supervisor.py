@@ -26,7 +26,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Final
 
 import structlog
@@ -37,6 +37,8 @@ from server.control.file import ControlFile
 from server.control.state import halt_at_start
 from server.envoy import Envoy
 from server.ids import uuid7_source
+from server.machine import REAL
+from server.security import operator
 from server.settings import Settings, control_path
 from server.shared_keys import make_memory
 from server.slot import READY, journal_path
@@ -50,6 +52,8 @@ _SOUND_SECONDS: Final = 10.0
 _LOAD_SECONDS: Final = 60.0
 """What a new process may take on a busy machine, beyond its patience with replicas and features; the old ones serve
 meanwhile, and one that cannot start ends by itself."""
+_LONGEST_SOCKET_DIRECTORY: Final = 60
+"""Bytes of a directory in which a socket of ours can be bound: the kernel takes paths of 107."""
 _KILL_SECONDS: Final = 10.0
 """Beyond what draining may take by the settings."""
 
@@ -102,6 +106,7 @@ class Supervisor:
         self._environment = dict(os.environ)
         self._envoy: Envoy | None = None
         self._keys = -1
+        self._sockets = Path()
         self._running: dict[int, _Child] = {}
         self._restarts: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,9 +135,11 @@ class Supervisor:
             held.callback(os.close, _lock(settings.journal.path))
             self._keys = make_memory(settings.idempotency.shared_keys)
             held.callback(os.close, self._keys)
+            self._sockets = held.enter_context(private_directory())
             if settings.grpc.edge == "envoy":
-                directory = held.enter_context(TemporaryDirectory(prefix="pretrade-envoy-", ignore_cleanup_errors=True))
-                self._envoy = Envoy(settings, Path(directory))
+                self._envoy = Envoy(settings, self._sockets)
+            if settings.access.admin == "operator_token":
+                operator.make_token(operator.token_path(settings.journal.path), REAL)
             for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
                 reservation = held.enter_context(_reserve(section.host, section.port))
                 self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])
@@ -198,7 +205,7 @@ class Supervisor:
         await self._end_leftovers(slot)
         restarts = self._restarts.get(slot, 0)
         argv = [sys.executable, "-m", "server", "--slot", str(slot)]
-        argv += ["--restarts", str(restarts), "--keys", str(self._keys)]
+        argv += ["--restarts", str(restarts), "--keys", str(self._keys), "--sockets", str(self._sockets)]
         environment = self._environment
         if self._envoy is not None:
             argv, added = self._envoy.command(slot, restarts, self._keys, int(environment["PRETRADE_GRPC__PORT"]))
@@ -330,6 +337,18 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@contextlib.contextmanager
+def private_directory() -> Iterator[Path]:
+    """A directory for sockets that only this user can enter, with a path short enough for them; removed in the end.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    where = None if len(os.fsencode(gettempdir())) <= _LONGEST_SOCKET_DIRECTORY else "/tmp"  # noqa: S108 - mkdtemp's own
+    with TemporaryDirectory(prefix="pretrade-", dir=where, ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 from harness import EDGE
@@ -13,6 +15,8 @@ from local.errors import NotReadyError
 from local.ports import free_ports
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.security import operator
+from server.security.client import ClientCredentials
 
 
 def environment(directory: Path, **changes: str) -> dict[str, str]:
@@ -35,6 +39,12 @@ def environment(directory: Path, **changes: str) -> dict[str, str]:
     if "PRETRADE_REDIS_URL" not in changes:
         ours["PRETRADE_CONTROL__STORE"] = "file"
     return {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")} | ours | changes
+
+
+def admin_channel(env: Mapping[str, str], options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+    """A channel to the admin port of a server with this environment, which shows its operator token."""
+    token_file = operator.path_from(env)
+    return ClientCredentials(token_file=token_file).channel(f"127.0.0.1:{env['PRETRADE_ADMIN__PORT']}", options)
 
 
 def is_ready(port: int) -> bool:

@@ -31,6 +31,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit import reader
 from server.audit.schema import DECISIONS, JOURNAL_ENTRIES
+from server.security import operator
+from server.security.client import ClientCredentials
 
 NOWHERE: Final = "127.0.0.1:9"
 """An address at which nobody listens."""
@@ -138,7 +140,9 @@ class DecisionServer:
 
     @cached_property
     def _channels(self) -> tuple[grpc.Channel, grpc.Channel]:
-        return grpc.insecure_channel(self.address), grpc.insecure_channel(self.admin_address)
+        token_file = operator.token_path(self.journal_path)
+        admin = ClientCredentials(token_file=token_file).channel(self.admin_address)
+        return grpc.insecure_channel(self.address), admin
 
     @cached_property
     def decisions(self) -> decision_pb2_grpc.DecisionServiceStub:

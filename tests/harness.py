@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_cache import features
 from feature_cache.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store import CHANNEL, key_of
+from local import server
 from local.ports import free_ports
 from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.stack_file import Endpoints
 
 T = TypeVar("T")
 
@@ -258,6 +260,11 @@ def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
         os.environ |= before
 
 
+def stack_admin_channel(endpoints: Endpoints, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+    """A channel to the admin port of a stack's server, which shows its operator token."""
+    return server.admin_credentials(endpoints).channel(str(endpoints.admin), options)
+
+
 @pytest.fixture
 def product(product_stack: Stack) -> Iterator[Product]:
     """The server with everything well: replicas healthy, breakers automatic, features fresh, trading active."""
@@ -268,7 +275,7 @@ def product(product_stack: Stack) -> Iterator[Product]:
     writer.start()
     with (
         grpc.insecure_channel(str(endpoints.decision)) as decisions,
-        grpc.insecure_channel(str(endpoints.admin)) as admin,
+        stack_admin_channel(endpoints) as admin,
     ):
         product = Product(
             product_stack,

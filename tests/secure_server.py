@@ -25,7 +25,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.security.tls import write_private
+from server.security.private import write_private
 from server.security.trial import ISSUER, KeyPair, TrialAuthority, TrialIssuer, jwks
 
 SECONDS: Final = 5.0

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import grpc
 import psutil
 import pytest
-from bare_server import environment, is_ready
+from bare_server import admin_channel, environment, is_ready
 from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -77,14 +77,14 @@ class Group:
     def status(self) -> admin_pb2.GetStatusResponse:
         """What one of the processes says, over a connection of its own: whichever the kernel picks."""
         options = [("grpc.service_config", json.dumps(RETRY_POLICY))]
-        with grpc.insecure_channel(f"127.0.0.1:{self.env['PRETRADE_ADMIN__PORT']}", options=options) as channel:
+        with admin_channel(self.env, options) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
 
     @contextmanager
     def admin(self) -> Iterator[admin_pb2_grpc.AdminServiceStub]:
         """The admin service of one of the processes, over a connection of its own."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.env['PRETRADE_ADMIN__PORT']}") as channel:
+        with admin_channel(self.env) as channel:
             yield admin_pb2_grpc.AdminServiceStub(channel)
 
     def processes(self) -> dict[int, str]:

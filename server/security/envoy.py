@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from server.security.private import write_private
 from server.security.settings import AccessSettings
-from server.security.tls import Material, write_private
+from server.security.tls import Material
 
 _TLS: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 _SERVER: Final = "server"

@@ -20,7 +20,13 @@ from server.security.keys import Keys, open_keys
 from server.security.orders import OrderAccess
 from server.security.rates import Rates
 from server.security.refusals import Refusals
-from server.security.settings import AccessSettings, Credential, TlsSettings, TokenSettings
+from server.security.settings import (
+    AccessSettings,
+    AdminCredential,
+    DecisionCredential,
+    TlsSettings,
+    TokenSettings,
+)
 from server.security.tls import Material, grpc_credentials, open_material
 from server.security.tokens import TokenVerifier, revocations
 from server.security.watched import Watched
@@ -42,6 +48,7 @@ class Security:
         tls: Certificates.
         tokens: Whose tokens are believed.
         access: What each port asks for, and who is what.
+        operator: Digest of the operator token; None where no port asks for it.
         record: Makes an entry of the audit journal durable.
         instance_id: This server process.
         clock: Monotonic seconds.
@@ -57,6 +64,7 @@ class Security:
         tls: TlsSettings,
         tokens: TokenSettings,
         access: AccessSettings,
+        operator: bytes | None,
         record: Callable[[bytes], Awaitable[object]],
         instance_id: str,
         clock: Callable[[], float],
@@ -65,6 +73,7 @@ class Security:
     ) -> None:
         self._tls = tls
         self._access = access
+        self._operator = operator
         self._clock = clock
         self._wall_clock = wall_clock
         try:
@@ -106,7 +115,7 @@ class Security:
 
     def access(self, plane: Plane) -> AccessControl | None:
         """What guards a port; None when it is open."""
-        credential: Credential = getattr(self._access, plane)
+        credential: DecisionCredential | AdminCredential = getattr(self._access, plane)
         if credential == "open":
             return None
         material = self.material
@@ -116,6 +125,7 @@ class Security:
             siblings=plane == "admin",
             verifier=self.verifier,
             keys=self._keys,
+            operator=self._operator,
             material=None if material is None else lambda: material.value,
             policy=lambda: self._policy.value,
             calls=Rates(math.inf, _BURST_SECONDS, self._clock) if plane == "admin" else None,
@@ -127,10 +137,11 @@ class Security:
         return control
 
     def credentials(self, plane: Plane) -> grpc.ServerCredentials | None:
-        """TLS of a port on grpc.aio; None without."""
-        if self.material is None:
+        """TLS of a port on grpc.aio; None without. What asks for the operator token is on loopback, and needs none."""
+        credential: DecisionCredential | AdminCredential = getattr(self._access, plane)
+        if self.material is None or credential == "operator_token":
             return None
-        return grpc_credentials(self.material, getattr(self._access, plane) == "certificate")
+        return grpc_credentials(self.material, credential == "certificate")
 
     def components(self) -> dict[str, Component]:
         """What is unhealthy when files or keys cannot be renewed."""

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.security.identity import Policy, Principal, RateTier, Role, Strategies, Tiers
 
-Credential = Literal["open", "token", "certificate"]
+DecisionCredential = Literal["open", "token", "certificate"]
+AdminCredential = Literal["operator_token", "token", "certificate"]
 Algorithm = Literal["RS256", "ES256"]
 
 
@@ -96,10 +97,16 @@ class AccessSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    decision: Credential = "open"
-    """What identifies the callers of the decision port: nothing, a `token`, or a client `certificate`."""
-    admin: Credential = "open"
-    """The same of the admin port; `open` on loopback only."""
+    decision: DecisionCredential = "open"
+    """What identifies the callers of the decision port: nothing (`open`, on loopback only), a `token`, or a client
+    `certificate`."""
+    decision_open_to_network: bool = False
+    """Let the decision port be `open` beyond loopback: whoever reaches it then may ask, in any strategy's name. For
+    networks that nobody else is in."""
+    admin: AdminCredential = "operator_token"
+    """What identifies the callers of the admin port: a `token`, a client `certificate` or, on loopback only and without
+    TLS, the `operator_token`: whoever shows what is in the file `<journal>.operator-token` may do everything. The
+    server makes it anew at every start, for its own user alone; the `pretrade` command finds it by itself."""
     roles: dict[Principal, Role | tuple[Role, ...]] = {}
     """What callers are: a JSON object from `sub:…`, `claim:…` (of a token), `uri:…`, `dns:…` or `cn:…` (of a
     certificate's names) to `trader` (asks for decisions, reports outcomes), `viewer` (reads), `operator` (steers, too)
@@ -146,17 +153,25 @@ def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts
         ValueError: They do not fit together.
     """
     for plane, host in hosts.items():
-        credential: Credential = getattr(access, plane)
+        credential: DecisionCredential | AdminCredential = getattr(access, plane)
         if credential == "token" and tokens.jwks is None:
             raise ValueError(f"access.{plane}: a token needs tokens.jwks and tokens.issuer")
         if credential == "token" and tls.certificate is None and not is_loopback(host):
             raise ValueError(f"access.{plane}: tokens are sent over TLS only: set tls.certificate and tls.key")
         if credential == "certificate" and tls.client_ca is None:
             raise ValueError(f"access.{plane}: a certificate needs tls.client_ca")
-        if credential != "open" and not access.roles and access.policy is None:
+        if credential in ("token", "certificate") and not access.roles and access.policy is None:
             raise ValueError(f"access.{plane}: nobody has a role: set access.roles or access.policy")
-    if access.admin == "open" and not is_loopback(hosts["admin"]):
-        raise ValueError("admin.host: without credentials (access.admin) the admin plane listens on loopback only")
+    if access.admin == "operator_token" and not is_loopback(hosts["admin"]):
+        raise ValueError(
+            "admin.host: with the operator token the admin plane listens on loopback only: set access.admin to `token` "
+            "or `certificate`"
+        )
+    if access.decision == "open" and not access.decision_open_to_network and not is_loopback(hosts["decision"]):
+        raise ValueError(
+            "grpc.host: an open decision port listens on loopback only: set access.decision to `token` or "
+            "`certificate`, or access.decision_open_to_network to true where nobody else is in the network"
+        )
     if access.decision == "open":
         of_callers = {"decisions_per_second": access.decisions_per_second, "strategies": access.strategies}
         for name in (name for name, value in of_callers.items() if value is not None):

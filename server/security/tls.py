@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import grpc
@@ -192,12 +191,3 @@ class ClientCertificate:
             certificate.serial_number,
             certificate.not_valid_after_utc.timestamp(),
         )
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replaces a file that nobody else may read, at once."""
-    new = path.with_name(f"{path.name}.new")
-    new.touch(mode=0o600)
-    new.chmod(0o600)
-    new.write_text(text)
-    new.replace(path)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.security.identity import Role
-from server.security.tls import write_private
+from server.security.private import write_private
 
 ISSUER: Final = "pretrade trial"
 AUDIENCE: Final = "pretrade"

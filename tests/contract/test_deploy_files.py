@@ -24,6 +24,7 @@ from dashboards import rules, series_asked_for, series_that_exist
 from jsonschema import Draft7Validator
 
 from feature_cache.settings import WorkerSettings
+from server.security.identity import Policy
 from torchserve.config import TorchServeSettings, prepare, store_directory
 
 ROOT: Final = Path(__file__).parents[2]
@@ -44,6 +45,17 @@ REDIS: Final = {"app.kubernetes.io/name": "redis"}
 POSTGRESQL: Final = {"app.kubernetes.io/name": "postgresql"}
 KAFKA: Final = {"app.kubernetes.io/name": "kafka"}
 STRANGER: Final = {"app.kubernetes.io/name": "stranger"}
+OWN: Final = "pretrade"
+CLIENTS: Final = "execution"
+NAMESPACES: Final = {
+    "client": CLIENTS,
+    "impostor": "elsewhere",
+    "server": OWN,
+    "worker": OWN,
+    "ingest": OWN,
+    "replica": OWN,
+}
+"""Of pods; others are in one that the policies do not name."""
 TALKS: Final = {
     ("client", "server", 7001),
     ("server", "replica", 7070),
@@ -58,6 +70,7 @@ TALKS: Final = {
 }
 PODS: Final[Mapping[str, Mapping[str, str]]] = {
     "client": CLIENT,
+    "impostor": CLIENT,
     "server": SERVER,
     "worker": WORKER,
     "ingest": INGEST,
@@ -152,22 +165,31 @@ def selects(selector: Object, labels: Mapping[str, str]) -> bool:
     )
 
 
-def permits(
-    policies: Collection[Object], direction: str, pod: Mapping[str, str], peer: Mapping[str, str], port: int
-) -> bool:
-    """Whether the policies let a pod talk in one direction with a peer in a namespace that they do not name."""
+def permits(policies: Collection[Object], direction: str, pod: str, peer: str, port: int) -> bool:
+    """Whether the policies let a pod talk in one direction with a peer."""
     peers = {"ingress": "from", "egress": "to"}[direction]
     isolating = [
         policy["spec"]
         for policy in policies
-        if selects(policy["spec"]["podSelector"], pod) and direction.capitalize() in policy["spec"]["policyTypes"]
+        if NAMESPACES.get(pod) == OWN
+        and selects(policy["spec"]["podSelector"], PODS[pod])
+        and direction.capitalize() in policy["spec"]["policyTypes"]
     ]
     return not isolating or any(
-        any(each["port"] == port for each in rule["ports"])
-        and any("podSelector" in each and selects(each["podSelector"], peer) for each in rule[peers])
+        any(each["port"] == port for each in rule["ports"]) and any(admits(each, peer) for each in rule[peers])
         for spec in isolating
         for rule in spec.get(direction, ())
     )
+
+
+def admits(rule: Object, peer: str) -> bool:
+    """Whether one `from` or `to` of a policy means a pod."""
+    if "podSelector" not in rule or not selects(rule["podSelector"], PODS[peer]):
+        return False
+    namespace = NAMESPACES.get(peer, "stores")
+    if "namespaceSelector" not in rule:
+        return namespace == OWN
+    return selects(rule["namespaceSelector"], {"kubernetes.io/metadata.name": namespace})
 
 
 def test_every_object_is_valid_for_kubernetes(rendered: Path, tmp_path: Path) -> None:
@@ -223,6 +245,49 @@ def test_the_primary_is_a_native_sidecar_that_keeps_no_server_from_starting_or_s
     mounted = {volume["name"]: volume for volume in pod_of(workloads(objects)["server"])["volumes"]}
     assert mounted["torchserve"]["configMap"] == config, "both replicas are configured alike"
     assert config["name"] in of_kind(objects, "ConfigMap")
+
+
+def test_what_runs_in_an_archive_shares_neither_user_nor_files_with_its_server(objects: list[Object]) -> None:
+    """It shares the network of the pod, and with it the admin port: by the operator token alone that is steered."""
+    server, primary = workloads(objects)["server"], primary_of(objects)
+    user = pod_of(server)["securityContext"]["runAsUser"]
+    assert container_of(server)["securityContext"].get("runAsUser", user) == user
+    assert primary["securityContext"]["runAsUser"] != user
+    assert not pod_of(server).get("shareProcessNamespace")
+    shared = {mount["name"] for mount in primary["volumeMounts"]}
+    shared &= {mount["name"] for mount in container_of(server)["volumeMounts"]}
+    assert not shared
+    variables = variables_of(objects, server)
+    assert variables["PRETRADE_ADMIN__HOST"] == "127.0.0.1"
+    assert "PRETRADE_ACCESS__ADMIN" not in variables, "the default: the operator token"
+
+
+def test_production_asks_its_callers_who_they_are(objects: list[Object], rendered: Path, tmp_path: Path) -> None:
+    server = workloads(objects)["server"]
+    variables = variables_of(objects, server)
+    if rendered.stem == "dev":
+        assert variables["PRETRADE_ACCESS__DECISION_OPEN_TO_NETWORK"] == "true", "by name"
+        return
+    assert variables["PRETRADE_ACCESS__DECISION"] == "certificate"
+    assert "PRETRADE_ACCESS__DECISION_OPEN_TO_NETWORK" not in variables
+    mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container_of(server)["volumeMounts"]}
+    assert Path(variables["PRETRADE_TLS__CLIENT_CA"]) == mounts["tls"] / "ca.crt"
+    policy = Path(variables["PRETRADE_ACCESS__POLICY"])
+    assert policy.parent == mounts["access"]
+    (volume,) = (each for each in pod_of(server)["volumes"] if each["name"] == "access")
+    content = of_kind(objects, "ConfigMap")[volume["configMap"]["name"]]["data"][policy.name]
+    read = Policy().with_file(content.encode())
+    assert read.strategies, "limits by strategy are no limits while callers may name any"
+    assert set(read.strategies) == set(read.roles)
+    (allowed,) = (
+        peer
+        for policy in of_kind(objects, "NetworkPolicy").values()
+        if policy["metadata"]["name"] == "server"
+        for rule in policy["spec"]["ingress"]
+        for peer in rule["from"]
+        if {"port": 7001} in rule["ports"]
+    )
+    assert allowed["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": CLIENTS}
 
 
 def test_decisions_go_before_features_and_both_before_a_model_on_trial(objects: list[Object]) -> None:
@@ -319,7 +384,9 @@ def test_every_pod_is_confined_and_probed(objects: list[Object]) -> None:
         assert "readinessProbe" in container_of(workload), name
         assert ("topologySpreadConstraints" in pod) == (name != "ingest"), "of which there is one"
         for container in containers_of(workload):
-            assert container["securityContext"] == {
+            context = dict(container["securityContext"])
+            assert context.pop("runAsUser", pod["securityContext"]["runAsUser"]) > 0, name
+            assert context == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
@@ -458,8 +525,8 @@ def test_only_what_must_talk_may_talk(objects: list[Object]) -> None:
         for source, target in itertools.permutations(PODS, 2)
         for port in (7001, 7002, 7003, 7004, 7005, 7070, 6379, 5432, 9092, 9094, 4317, 443, 9443)
         if {source, target} & {"server", "worker", "ingest", "replica"}
-        and permits(policies, "egress", PODS[source], PODS[target], port)
-        and permits(policies, "ingress", PODS[target], PODS[source], port)
+        and permits(policies, "egress", source, target, port)
+        and permits(policies, "ingress", target, source, port)
     }
     assert talks == TALKS
 

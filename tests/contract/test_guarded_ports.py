@@ -42,7 +42,7 @@ async def test_a_port_asks_for_credentials(plane: Plane, tmp_path: Path) -> None
     async def record(entry: bytes) -> None:
         return None
 
-    security = Security(settings.tls, settings.tokens, settings.access, record, "test", time.monotonic)
+    security = Security(settings.tls, settings.tokens, settings.access, None, record, "test", time.monotonic)
     server = grpc_server(settings, access(security, plane), Counter())
     add: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server
     add(Admin(), server)  # type: ignore[abstract]  # the other methods answer UNIMPLEMENTED

@@ -63,7 +63,7 @@ def cpu_seconds(server: SecureServer) -> float:
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.timeout(300)
 def test_what_credentials_cost(edge: str, tmp_path: Path, seen: Callable[[str], None]) -> None:
-    open_ports = {"ACCESS__ADMIN": "open", "ACCESS__DECISION": "open"}
+    open_ports = {"ACCESS__ADMIN": "operator_token", "ACCESS__DECISION": "open"}
     cases = {
         "open": ("token", open_ports, False),
         "TLS": ("token", open_ports, True),

@@ -19,7 +19,7 @@ import grpc
 import psycopg
 import pytest
 import sqlalchemy as sa
-from harness import EDGE, INSTRUMENTS, Load, Market, Product, deciding, eventually
+from harness import EDGE, INSTRUMENTS, Load, Market, Product, deciding, eventually, stack_admin_channel
 from typer.testing import CliRunner
 
 from local.errors import PartFailedError
@@ -69,10 +69,8 @@ def serving(directory: Path, redis_url: str, database_url: str | None = None, **
             parts = {"server"} | ({"postgres"} if database_url is None else set())
             stack = cleanup.enter_context(Stack(settings, parts=parts))
             endpoints = stack.endpoints
-            decisions, admin = (
-                cleanup.enter_context(grpc.insecure_channel(str(address), options))
-                for address in (endpoints.decision, endpoints.admin)
-            )
+            decisions = cleanup.enter_context(grpc.insecure_channel(str(endpoints.decision), options))
+            admin = cleanup.enter_context(stack_admin_channel(endpoints, options))
             product = Product(
                 stack,
                 market,

@@ -21,7 +21,7 @@ from server_group import EDGES
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.security.tls import write_private
+from server.security.private import write_private
 
 pytestmark = pytest.mark.stack
 _CODES = grpc.StatusCode

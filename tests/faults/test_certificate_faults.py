@@ -20,7 +20,7 @@ from server_group import RARELY_ON_ENVOY
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.security.tls import write_private
+from server.security.private import write_private
 from server.security.trial import KeyPair, TrialAuthority
 
 pytestmark = pytest.mark.stack

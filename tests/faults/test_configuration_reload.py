@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from bare_server import admin_channel
 from harness import eventually
 from server_group import Callers, Group, server_group
 
@@ -31,7 +32,7 @@ BROKEN = {
 
 def reload(group: Group, **changes: object) -> admin_pb2.ReloadConfigurationResponse:
     request = admin_pb2.ReloadConfigurationRequest(author="ann", reason="limits", **changes)  # type: ignore[arg-type]
-    with grpc.insecure_channel(f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}") as channel:
+    with admin_channel(group.env) as channel:
         return admin_pb2_grpc.AdminServiceStub(channel).ReloadConfiguration(request, timeout=10.0)
 
 

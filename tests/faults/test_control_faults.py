@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 import redis
+from bare_server import admin_channel
 from harness import eventually
 from server_group import Callers, Group, server_group
 
@@ -38,7 +39,7 @@ class Server:
             )
         )
         self.callers = opened.enter_context(Callers(self.group.decision, count=2))
-        channel = opened.enter_context(grpc.insecure_channel(f"127.0.0.1:{self.group.env['PRETRADE_ADMIN__PORT']}"))
+        channel = opened.enter_context(admin_channel(self.group.env))
         self.admin = admin_pb2_grpc.AdminServiceStub(channel)
 
     def set_state(self, name: str) -> admin_pb2.SetTradingStateResponse:

@@ -17,7 +17,7 @@ from typing import Final
 
 import grpc
 import pytest
-from bare_server import is_ready
+from bare_server import admin_channel, is_ready
 from google.protobuf.duration_pb2 import Duration
 from harness import Load, Product, deciding, eventually
 from name_server import NameServer, forwarder
@@ -65,7 +65,7 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
     with (
         server(env, tmp_path / "server.log"),
         Callers(f"127.0.0.1:{env['PRETRADE_GRPC__PORT']}", count=2) as callers,
-        grpc.insecure_channel(f"127.0.0.1:{env['PRETRADE_ADMIN__PORT']}") as channel,
+        admin_channel(env) as channel,
     ):
         admin = admin_pb2_grpc.AdminServiceStub(channel)
         eventually(lambda: {one.source for one in callers.decisions[-20:]}, lambda found: pb.SOURCE_PRIMARY in found)

@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from bare_server import environment, is_ready
+from bare_server import admin_channel, environment, is_ready
 from harness import INSTRUMENTS, Product, eventually
 from server_group import EDGES, RARELY_ON_ENVOY, Callers, Group, beside, server_group
 
@@ -308,7 +308,7 @@ def in_sql(group: Group) -> int:
 
 def test_one_admin_address_reaches_every_process(tmp_path: Path) -> None:
     with server_group(tmp_path, 2) as group:
-        with grpc.insecure_channel(f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}") as channel:
+        with admin_channel(group.env) as channel:
             admin = admin_pb2_grpc.AdminServiceStub(channel)
             halt = admin_pb2.SetTradingStateRequest(state=admin_pb2.TRADING_STATE_HALTED, author="t", reason="t")
             admin.SetTradingState(halt, timeout=5.0)

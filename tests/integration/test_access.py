@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import grpc
+import psutil
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,7 +27,7 @@ from local.ports import free_ports
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.security.tls import write_private
+from server.security.private import write_private
 
 pytestmark = pytest.mark.stack
 _CODES = grpc.StatusCode
@@ -53,9 +55,26 @@ def test_processes_see_each_other_and_nobody_steers_by_their_sockets(two: Secure
 
     found = eventually(processes, lambda found: len(found) == 2)
     for one in found:
-        with grpc.insecure_channel(f"unix-abstract:pretrade-{two.process.pid}-{one.index}") as channel:
+        with grpc.insecure_channel(f"unix:{socket_of(two, one.index)}") as channel:
             assert refused(halt, channel) is _CODES.PERMISSION_DENIED
             assert refused(halt, channel, token) is _CODES.PERMISSION_DENIED, "whatever is shown there"
+
+
+def socket_of(server: SecureServer, index: int) -> Path:
+    """Where a process answers the others."""
+    children = psutil.Process(server.process.pid).children()
+    found = {str(one.laddr) for child in children for one in child.net_connections("unix") if one.laddr}
+    return Path(next(path for path in found if path.endswith(f"/process-{index}.sock")))
+
+
+def test_the_sockets_between_processes_are_the_servers_own(two: SecureServer) -> None:
+    path = socket_of(two, 0)
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    assert path.stat().st_mode & 0o077 == 0
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    children = psutil.Process(two.process.pid).children()
+    listening = [one for child in children for one in child.net_connections("unix") if one.status == "LISTEN"]
+    assert not [one for one in listening if not str(one.laddr).startswith("/")], "an abstract one has no permissions"
 
 
 def test_refusals_can_be_listed(two: SecureServer) -> None:
@@ -192,7 +211,7 @@ import server.settings, server.security.security as s
 import time
 found = server.settings.load()
 assert found.access.admin == 'token'
-security = s.Security(found.tls, found.tokens, found.access, None, 'x', time.monotonic)
+security = s.Security(found.tls, found.tokens, found.access, None, None, 'x', time.monotonic)
 assert security.material and security.verifier
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from bare_server import decide
+from bare_server import admin_channel, decide
 from harness import eventually
 from server_group import Group, server_group
 
@@ -45,7 +45,7 @@ def services(group: Group, stack: ExitStack) -> list[audit_pb2_grpc.AuditService
 
     def connect() -> int:
         options = [("grpc.use_local_subchannel_pool", 1)]
-        channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{group.env['PRETRADE_ADMIN__PORT']}", options))
+        channel = stack.enter_context(admin_channel(group.env, options))
         status = admin_pb2_grpc.AdminServiceStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=SECONDS)
         found[status.instance_id] = audit_pb2_grpc.AuditServiceStub(channel)
         return len(found)

@@ -12,7 +12,7 @@ import grpc
 import psutil
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from harness import Load, Product, eventually
+from harness import Load, Product, eventually, stack_admin_channel
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -23,7 +23,7 @@ SECONDS = 20.0
 
 @pytest.fixture
 def audit(product: Product) -> Iterator[audit_pb2_grpc.AuditServiceStub]:
-    with grpc.insecure_channel(str(product.stack.endpoints.admin)) as channel:
+    with stack_admin_channel(product.stack.endpoints) as channel:
         yield audit_pb2_grpc.AuditServiceStub(channel)
 
 
@@ -186,7 +186,7 @@ def test_an_outcome_is_recorded_once_and_a_different_one_refused(
 
 
 def test_what_is_no_message_of_the_method_is_refused(product: Product) -> None:
-    with grpc.insecure_channel(str(product.stack.endpoints.admin)) as channel:
+    with stack_admin_channel(product.stack.endpoints) as channel:
         for method in ("GetDecision", "ListDecisions", "RecordOutcome", "ReplayDecision", "ExplainDecision"):
             call: Any = channel.unary_unary(f"/pretrade.audit.v1.AuditService/{method}")
             assert status_of(partial(call, b"\xff\xff", timeout=SECONDS))[0] is grpc.StatusCode.INVALID_ARGUMENT

@@ -209,7 +209,8 @@ def test_the_commands_ask_before_orders_are_at_stake_and_tell_by_their_exit_code
     target = ["--target", str(product.stack.endpoints.admin)]
 
     def run(*command: str) -> tuple[int, str]:
-        result = CliRunner().invoke(app, [*command, *target])
+        env = {"PRETRADE_JOURNAL__PATH": str(product.stack.endpoints.journal)}  # as in the server's own container
+        result = CliRunner().invoke(app, [*command, *target], env=env)
         return result.exit_code, result.output
 
     code, shown = run("models", "list", "--json")

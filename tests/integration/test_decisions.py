@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
-from harness import DEADLINE_SECONDS, INSTRUMENTS, MID, Product, calm_values, eventually
+from harness import DEADLINE_SECONDS, INSTRUMENTS, MID, Product, calm_values, eventually, stack_admin_channel
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache import features
@@ -251,7 +251,7 @@ def test_health_and_reflection_answer_on_both_ports(product: Product) -> None:
         (endpoints.decision, SERVICE),
         (endpoints.admin, "pretrade.admin.v1.AdminService"),
     ):
-        with grpc.insecure_channel(str(address)) as channel:
+        with stack_admin_channel(endpoints.model_copy(update={"admin": address})) as channel:
             check: grpc.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
             check = channel.unary_unary(
                 "/grpc.health.v1.Health/Check",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-import grpc
 import psutil
 import pytest
 from google.protobuf.json_format import Parse
-from harness import Product, eventually
+from harness import Product, eventually, stack_admin_channel
 from typer.testing import CliRunner
 
 from feature_cache import features
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture
 def audit(product: Product) -> Iterator[audit_pb2_grpc.AuditServiceStub]:
-    with grpc.insecure_channel(str(product.stack.endpoints.admin)) as channel:
+    with stack_admin_channel(product.stack.endpoints) as channel:
         yield audit_pb2_grpc.AuditServiceStub(channel)
 
 

@@ -22,7 +22,7 @@ from local import broker
 from local.errors import NotReadyError
 from local.ports import LOOPBACK, free_ports
 from server.audit.labels import events_of_topic
-from server.security.tls import write_private
+from server.security.private import write_private
 from server.security.trial import TrialAuthority
 
 pytestmark = pytest.mark.stack

@@ -20,7 +20,7 @@ import grpc
 import pytest
 import yaml
 from dashboards import OBSERVABILITY, RULES, queries
-from harness import eventually
+from harness import eventually, stack_admin_channel
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -191,7 +191,7 @@ def test_what_on_call_sees(prometheus: Prometheus, stack: Stack, capsys: pytest.
                 labels = {name: value for name, value in sample["metric"].items() if name not in {"__name__", *POD}}
                 value = f"{float(sample['value'][1]):.4g}"
                 shown.add_row(query.panel, " ".join(f"{name}={value}" for name, value in labels.items()), value)
-    with grpc.insecure_channel(str(stack.endpoints.admin)) as channel:
+    with stack_admin_channel(stack.endpoints) as channel:
         status = admin_pb2_grpc.AdminServiceStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
     picture = Console(record=True, width=110, file=io.StringIO())
     picture.print(status_view(status))

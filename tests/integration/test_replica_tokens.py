@@ -21,7 +21,7 @@ from server.inference.outcome import BatchFailedError
 from server.inference.replica import Replica, ReplicaSettings
 from server.inference.token import ReplicaToken
 from server.models.loading import ModelLoader
-from server.security.tls import write_private
+from server.security.private import write_private
 
 pytestmark = pytest.mark.stack
 _ROW = bytes(4 * N_FEATURES)

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import grpc
 import pytest
-from bare_server import decide, environment, is_ready
+from bare_server import admin_channel, decide, environment, is_ready
 from harness import eventually
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -115,7 +114,7 @@ def test_a_halted_server_comes_back_halted_even_from_kill_9(tmp_path: Path) -> N
         with subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=subprocess.DEVNULL) as process:
             try:
                 eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
-                with grpc.insecure_channel(f"127.0.0.1:{env['PRETRADE_ADMIN__PORT']}") as channel:
+                with admin_channel(env) as channel:
                     admin = admin_pb2_grpc.AdminServiceStub(channel)
                     found = admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
                     assert found.trading_state == expected

@@ -12,6 +12,7 @@ import grpc
 import pytest
 import redis
 from figures import Figure
+from harness import stack_admin_channel
 from sqlalchemy import create_engine, inspect, select
 
 from feature_cache.codec import BookState, decode
@@ -101,7 +102,7 @@ def test_an_order_is_decided_by_the_primary_and_audited_in_postgres(stack: Stack
 
 def test_the_admin_service_sees_every_replica_healthy(stack: Stack) -> None:
     assert stack.endpoints.admin
-    with grpc.insecure_channel(stack.endpoints.admin) as channel:
+    with stack_admin_channel(stack.endpoints) as channel:
         status = admin_pb2_grpc.AdminServiceStub(channel).GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
     assert {replica.name: replica.healthy for replica in status.replicas} == {
         "primary": True,

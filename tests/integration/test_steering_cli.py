@@ -40,8 +40,13 @@ def server(shared_server: DecisionServer) -> Iterator[DecisionServer]:
         assert run(shared_server, *words, *(("--yes",) if words[0] in ("state", "chain") else ())).exit_code == 0
 
 
+def environment(server: DecisionServer) -> dict[str, str]:
+    """Has the command find the server's operator token, as in the server's own container."""
+    return {"COLUMNS": "200", "PRETRADE_JOURNAL__PATH": str(server.journal_path)}
+
+
 def run(server: DecisionServer, *words: str) -> Result:
-    return CliRunner().invoke(app, [*words, "--target", server.admin_address], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, [*words, "--target", server.admin_address], env=environment(server))
 
 
 def version(server: DecisionServer) -> int:
@@ -76,7 +81,8 @@ def test_on_a_terminal_it_asks_and_does_as_it_is_told(
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "local", "state", "active", "--target", server.admin_address]
     try:
-        asked = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True)
+        env = os.environ | environment(server)
+        asked = subprocess.Popen(command, env=env, stdin=theirs, stdout=subprocess.PIPE, text=True)
         os.write(ours, f"{answer}\n".encode())
         said, _ = asked.communicate(timeout=120)
     finally:

@@ -50,11 +50,13 @@ def test_the_users_environment_does_not_reach_torchserves_configuration(
     monkeypatch.setenv("LOG_LOCATION", "/somewhere/else")
     monkeypatch.setenv("JAVA_HOME", "/somewhere/else")
     monkeypatch.setenv("KEPT", "yes")
+    monkeypatch.setenv("PRETRADE_REDIS_URL", "redis://:word@redis:6379/0")
     launch = prepare(TorchServeSettings(archive=archive, directory=tmp_path / "d", grpc_port=7070))
     assert "TS_CONFIG_FILE" not in launch.env
     assert "LOG_LOCATION" not in launch.env
     assert launch.argv[0] == str(Path(launch.env["JAVA_HOME"]) / "bin" / "java")
     assert launch.env["KEPT"] == "yes"
+    assert not [name for name in launch.env if name.startswith("PRETRADE_")], "an archive's code would see passwords"
     assert launch.env["OMP_NUM_THREADS"] == "1"
 
 

@@ -87,6 +87,7 @@ class Rig:
             siblings=False,
             verifier=self.verifier,
             keys=self.keys,
+            operator=None,
             material=None,
             policy=lambda: self.policy,
             calls=None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from server.security import operator
 from server.settings import Settings
 
 _TLS = {"certificate": "/c.pem", "key": "/k.pem"}
@@ -16,9 +19,22 @@ def settings(**sections: object) -> Settings:
     return Settings.model_validate(sections)
 
 
-def test_the_default_is_loopback_without_credentials() -> None:
-    assert settings().access.admin == "open"
-    assert settings().admin.host == "127.0.0.1"
+def test_the_default_is_loopback_and_a_token_of_the_servers_own_for_administration() -> None:
+    assert settings().access.admin == "operator_token"
+    assert settings().admin.host == settings().grpc.host == "127.0.0.1"
+    assert settings().access.decision == "open"
+
+
+def test_an_open_decision_port_is_open_to_a_network_by_name_alone() -> None:
+    found = settings(grpc={"host": "0.0.0.0"}, access={"decision_open_to_network": True})
+    assert found.access.decision == "open"
+    with pytest.raises(ValidationError, match=r"grpc\.host.*decision_open_to_network"):
+        settings(grpc={"host": "0.0.0.0"})
+
+
+def test_the_command_looks_where_a_server_keeps_its_operator_token() -> None:
+    assert operator.path_from({}) == operator.token_path(settings().journal.path)
+    assert operator.path_from({"PRETRADE_JOURNAL__PATH": "/var/j.db"}) == Path("/var/j.db.operator-token")
 
 
 def test_with_credentials_the_admin_plane_may_listen_anywhere() -> None:
@@ -35,6 +51,11 @@ def test_with_credentials_the_admin_plane_may_listen_anywhere() -> None:
     ("sections", "problem"),
     [
         ({"admin": {"host": "0.0.0.0"}}, "loopback only"),
+        ({"access": {"admin": "open"}}, "operator_token"),
+        ({"grpc": {"host": "10.1.2.3"}}, "loopback only"),
+        ({"grpc": {"host": "::"}, "tls": _TLS}, "loopback only"),
+        ({"grpc": {"host": "pretrade.example"}}, "loopback only"),
+        ({"access": {"strategies": {"sub:a": "*"}}}, "nobody is known"),
         ({"admin": {"host": "0.0.0.0"}, "tls": _TLS}, "loopback only"),
         (
             {"admin": {"host": "10.0.0.1"}, "tokens": _TOKENS, "access": {"admin": "token", "roles": _ROLES}},

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from server.security.private import write_private
 from server.security.security import Security
 from server.security.settings import AccessSettings, TlsSettings, TokenSettings
-from server.security.tls import ClientCertificate, open_material, write_private
+from server.security.tls import ClientCertificate, open_material
 from server.security.trial import KeyPair, TrialAuthority
 
 
@@ -108,6 +109,7 @@ async def test_what_is_about_to_expire_is_unhealthy(settings: TlsSettings, autho
             tls,
             TokenSettings(),
             AccessSettings(),
+            None,
             record,
             "test",
             time.monotonic,
@@ -142,4 +144,4 @@ def test_files_that_are_no_good_keep_a_server_from_starting(
     tokens = TokenSettings.model_validate(named.get("tokens", {}))
     access = AccessSettings.model_validate(named.get("access", {}))
     with pytest.raises(OSError, match=r"No such file|credentials: "):
-        Security(TlsSettings(), tokens, access, record, "test", time.monotonic)
+        Security(TlsSettings(), tokens, access, None, record, "test", time.monotonic)

@@ -1,0 +1,14 @@
+"""Files that nobody else may read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces a file that nobody else may read, at once."""
+    new = path.with_name(f"{path.name}.new")
+    new.touch(mode=0o600)
+    new.chmod(0o600)
+    new.write_text(text)
+    new.replace(path)
