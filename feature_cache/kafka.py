@@ -30,6 +30,7 @@ class KafkaSecurity(BaseSettings):
         secrets_dir=os.environ.get("PRETRADE_SECRETS_DIR"),
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,
         use_attribute_docstrings=True,
     )
 

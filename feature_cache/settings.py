@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from feature_cache import cluster, kafka
@@ -16,9 +16,11 @@ PREFIX: Final = "PRETRADE_WORKER_"
 class WorkerSettings(BaseSettings):
     """A wrong value refuses to start."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     """URL of the Redis to write to; a Redis Cluster, version 7 or later, is
     `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
     redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
@@ -27,7 +29,7 @@ class WorkerSettings(BaseSettings):
     """Seconds a vector stays in Redis when nothing newer replaces it."""
     flush_interval_seconds: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Seconds between two writes to Redis; each writes the newest vector of every instrument that changed."""
-    kafka_bootstrap_servers: str = "127.0.0.1:9092"
+    kafka_bootstrap_servers: Annotated[str, Field(pattern=r"^[^\s@/]+$")] = "127.0.0.1:9092"
     """Comma-separated `host:port` of the brokers. TLS, name and password are in `PRETRADE_KAFKA_*`."""
     kafka_topic: str = "market.events"
     """Topic of the market events; created with `kafka_partitions` partitions when it is missing."""
@@ -48,7 +50,7 @@ class WorkerSettings(BaseSettings):
     Apache Kafka answers as soon as something comes; the embedded broker lets them pass, where they are latency."""
     max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Instruments kept; events of further ones are poison."""
-    feast_url: Annotated[str, Field(pattern=r"^(https?://.+)?$")] = ""
+    feast_url: SecretStr = SecretStr("")
     """Base URL of a Feast feature server to push the vectors to, such as `http://127.0.0.1:6566`; empty pushes nowhere.
     See `feature_cache/feature_repo/mf1.py`."""
     feast_interval_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
@@ -69,8 +71,15 @@ class WorkerSettings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _is_redis(cls, url: str) -> str:
-        cluster.check_url(url)
+    def _is_redis(cls, url: SecretStr) -> SecretStr:
+        cluster.check_url(url.get_secret_value())
+        return url
+
+    @field_validator("feast_url")
+    @classmethod
+    def _is_http(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("http://", "https://")) and url.get_secret_value():
+            raise ValueError("must begin with http:// or https://")
         return url
 
 

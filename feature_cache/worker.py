@@ -31,11 +31,12 @@ async def serve(settings: WorkerSettings) -> None:
     consumer = MarketEventConsumer(settings, engines, dead_letters)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
-            open_store(settings.redis_url, settings.ttl_seconds, settings.redis_timeout_seconds)
+            open_store(settings.redis_url.get_secret_value(), settings.ttl_seconds, settings.redis_timeout_seconds)
         )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         reporter = Reporter(store, engines, consumer, settings)
-        feast = FeastPush(settings.feast_url, engines, settings.feast_interval_seconds) if settings.feast_url else None
+        feast_url = settings.feast_url.get_secret_value()
+        feast = FeastPush(feast_url, engines, settings.feast_interval_seconds) if feast_url else None
         if settings.metrics_port:
             collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, feast)
             stack.enter_context(

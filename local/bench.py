@@ -33,7 +33,7 @@ from loadtest.rounds import closed_loop
 from local import torchserve
 from local.bench_servers import decision_server, fastapi_with_model, torchserve_alone, usage_of_port, warm_up
 from local.command import FAILED, OK, run_with_stack
-from local.settings import LocalSettings
+from local.settings import LocalSettings, secret
 from local.stack import PARTS, Stack
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -193,8 +193,8 @@ def run_audit_bench(given: Mapping[str, Any], options: Sequence[str]) -> int:
                     dir=settings.dir / "bench" / durability,
                     market=False,
                     instruments=shared.instruments,
-                    redis_url=shared.redis_url,
-                    database_url=shared.database_url,
+                    redis_url=secret(shared.redis_url),
+                    database_url=secret(shared.database_url),
                     primary=shared.primary,
                     secondary=shared.secondary,
                     challenger=shared.challenger,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from local.command import run_with_stack
 from local.process import Process
-from local.settings import LocalSettings
+from local.settings import LocalSettings, secret
 from local.stack import PARTS, Stack
 
 _PROCESSES: Final = 2
@@ -41,8 +41,8 @@ def run_flip_bench(given: Mapping[str, Any], flips: int, callers: int, json: Pat
             metrics_port=0,
             processes=_PROCESSES,
             instruments=shared.instruments,
-            redis_url=shared.redis_url,
-            database_url=shared.database_url,
+            redis_url=secret(shared.redis_url),
+            database_url=secret(shared.database_url),
             primary=shared.primary,
             secondary=shared.secondary,
             challenger=shared.challenger,

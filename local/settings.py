@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import DirectoryPath, Field
+from pydantic import DirectoryPath, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _PREFIX: Final = "PRETRADE_LOCAL_"
 
-Address = Annotated[str, Field(pattern=r"^[^\s:]+:\d{1,5}$")]
+Address = Annotated[str, Field(pattern=r"^[^\s:/@]+:\d{1,5}$")]
 """`host:port`."""
 OptionalPort = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=600)]
@@ -24,7 +24,9 @@ class LocalSettings(BaseSettings):
     A part whose address is given is used where it is and not started.
     """
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     dir: Path = Path(".pretrade")
     """Where everything is kept: databases, models, the audit journal, and a log of each part in `logs/`."""
@@ -42,11 +44,11 @@ class LocalSettings(BaseSettings):
     open_inference: bool = False
     """Whether our own TorchServe processes answer its dialect of the Open Inference Protocol, too."""
 
-    redis_url: str | None = None
+    redis_url: SecretStr | None = None
     """Redis or Valkey to use instead of our own; `redis+cluster://host:port,…` for a cluster."""
-    kafka_bootstrap_servers: str | None = None
+    kafka_bootstrap_servers: Annotated[str, Field(pattern=r"^[^\s@/]+$")] | None = None
     """Kafka to use instead of our own broker, `host:port` separated by commas."""
-    database_url: str | None = None
+    database_url: SecretStr | None = None
     """SQL database to use instead of our own PostgreSQL, as an SQLAlchemy URL."""
     primary: Address | None = None
     """gRPC address of a TorchServe that serves `champion`, instead of our own primary replica."""
@@ -78,6 +80,11 @@ class LocalSettings(BaseSettings):
     """How long a part may take to end before it is killed."""
     guard_grace_seconds: Seconds = 3.0
     """The same when `pretrade` itself was killed and its guard ends the parts."""
+
+
+def secret(text: str | None) -> SecretStr | None:
+    """A text that no settings show."""
+    return None if text is None else SecretStr(text)
 
 
 def refuse_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:

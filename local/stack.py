@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 import psutil
+from pydantic import SecretStr
 
 from local import broker, market, postgres, server, torchserve, valkey, worker
 from local.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
@@ -235,12 +236,12 @@ class Stack:
 
     def _choose_endpoints(self) -> Endpoints:
         settings, ports, parts = self._settings, self._ports, self._parts
-        redis_url = settings.redis_url
+        redis_url = _plain(settings.redis_url)
         if "valkey" in parts:
             directory = self._directory / "valkey"
             valkey.make_directory(directory)
             redis_url = valkey.url(ports["valkey"], directory)
-        database_url = settings.database_url
+        database_url = _plain(settings.database_url)
         if "postgres" in parts:
             directory = self._directory / "postgres"
             postgres.make_directory(directory)
@@ -442,6 +443,10 @@ class Stack:
         self._report(Progress(part, "stopping"))
         self._processes[part].stop()
         self._report(Progress(part, "stopped", seconds=time.monotonic() - began))
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _external_parts(settings: LocalSettings) -> set[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Secret, SecretStr
 
 from feature_cache import metric_families as feature_metrics
 from feature_cache.metric_families import Declaration, Histogram
@@ -140,7 +140,7 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
         if isinstance(default, BaseModel):
             yield from _fields(type(default), f"{variable}__")
         else:
-            shown = default.get_secret_value() if isinstance(default, SecretStr) else default
+            shown = default.get_secret_value() if isinstance(default, SecretStr | Secret) else default
             text = " ".join((field.description or "").split())
             yield variable, _shown(shown), text
 

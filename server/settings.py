@@ -69,7 +69,7 @@ _OTHERS = (
 """Variables that belong to the feature worker, the embedded stack and the `pretrade` command."""
 
 
-Endpoint = Annotated[str, Field(pattern=r"^(dns://[^\s/]+/)?[^\s:/]+:\d{1,5}$")]
+Endpoint = Annotated[str, Field(pattern=r"^(dns://[^\s/@]+/)?[^\s:/@]+:\d{1,5}$")]
 """`host:port`, or `dns://server:port/host:port` to ask a name server other than the machine's."""
 ReplicaName = Literal["primary", "secondary", "challenger"]
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]
@@ -194,7 +194,7 @@ class TracingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    otlp_endpoint: str | None = None
+    otlp_endpoint: Endpoint | None = None
     """`host:port` of an OTLP gRPC collector; unset: no tracing and no cost."""
     one_in: int = Field(default=100, ge=0)
     """One of so many good decisions is traced, beside every slow, failed or degraded one and those whose callers keep
@@ -221,6 +221,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,  # which may be a secret, in its place or in a wrong one
         env_prefix=PREFIX,
         env_nested_delimiter="__",
         use_attribute_docstrings=True,

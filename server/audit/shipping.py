@@ -44,7 +44,7 @@ class TopicSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    bootstrap_servers: str | None = Field(default=None, min_length=1)
+    bootstrap_servers: str | None = Field(default=None, pattern=r"^[^\s@/]+$")
     """Brokers, `host:port` separated by commas; unset: nothing is published. TLS, name and password
     are in `PRETRADE_KAFKA_*`."""
     topic: str = Field(default="decisions", pattern=r"^[A-Za-z0-9._-]{1,200}$")

@@ -55,8 +55,9 @@ class CanarySettings(BaseModel):
     """Tolerance: Brier score, less the champion's, where outcomes are known."""
     max_bad_trade_excess: Tolerance = 0.05
     """Tolerance: share of rows with TRADE that turned out not to be eligible, less the champion's."""
-    archive_url: str = "{version}.mar"
-    """Where TorchServe finds the archive of a version: a file in its model store, or a URL that it may load from."""
+    archive_url: str = Field(default="{version}.mar", pattern=r"^[^\s@]*\{version\}[^\s@]*$")
+    """Where TorchServe finds the archive of a version: a file in its model store, or a URL that it may load from; one
+    without name and password."""
     load_seconds: float = Field(default=60.0, gt=0, le=600)
     """How long loading a version into one replica may take, in seconds."""
     keep_previous_seconds: float = Field(default=3_600.0, ge=0, le=2_592_000)

@@ -67,7 +67,9 @@ async def open_control(
         shared = SharedControl(settings.redis_url.get_secret_value(), settings.control.shared, clock)
         stack.push_async_callback(shared.aclose)
     if settings.control.flag_provider is not None:
-        provider = provider_from(settings.control.flag_provider, settings.control.flag_provider_options)
+        provider = provider_from(
+            settings.control.flag_provider, settings.control.flag_provider_options.get_secret_value()
+        )
         stack.callback(provider.shutdown)
     control = ControlState(
         settings.control,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -184,6 +184,22 @@ class FlagProviderError(Exception):
     """There is no such provider of flags."""
 
 
+def _without(options: Any, text: str) -> str:
+    """A text of somebody else's, without the texts among the options."""
+    match options:
+        case str() if options:
+            return text.replace(options, "…")
+        case Mapping():
+            inner: Iterable[Any] = options.values()
+        case list() | tuple():
+            inner = options
+        case _:
+            return text
+    for one in inner:
+        text = _without(one, text)
+    return text
+
+
 def provider_from(path: str, options: Mapping[str, Any]) -> FeatureProvider:
     """The provider that `module:callable` makes with these options.
 
@@ -193,8 +209,9 @@ def provider_from(path: str, options: Mapping[str, Any]) -> FeatureProvider:
     module, _, name = path.partition(":")
     try:
         provider = getattr(importlib.import_module(module), name)(**options)
-    except (ImportError, AttributeError, TypeError, OpenFeatureError) as error:
-        raise FlagProviderError(f"control.flag_provider: {path}: {error}") from error
+    except (ImportError, AttributeError, TypeError, ValueError, OpenFeatureError) as error:
+        # From None: what it was given must not be in a traceback either.
+        raise FlagProviderError(f"control.flag_provider: {path}: {_without(options, str(error))}") from None
     if not callable(getattr(provider, "resolve_boolean_details", None)):
         raise FlagProviderError(f"control.flag_provider: {path} makes no OpenFeature provider")
     return provider  # type: ignore[no-any-return]  # has what a provider has

@@ -11,6 +11,7 @@ whose file cannot be read at start, or that has none and does not reach Redis, i
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
 from openfeature.provider import FeatureProvider
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
@@ -51,6 +52,10 @@ _DOUBT_SECONDS: Final = 60.0
 whose clocks are right then remove it when it is time."""
 
 
+class SecretOptions(Secret[dict[str, Any]]):
+    """Options by name, which are shown nowhere."""
+
+
 class ControlSettings(BaseModel):
     """Control state."""
 
@@ -69,8 +74,19 @@ class ControlSettings(BaseModel):
     flag_provider: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     """`module:callable` of another OpenFeature provider for the flags, for example
     `openfeature.contrib.provider.flagd:FlagdProvider`; they then cannot be set here. Unset: the control state."""
-    flag_provider_options: Mapping[str, Any] = {}
-    """What that callable is given, a JSON object."""
+    flag_provider_options: SecretOptions = SecretOptions({})
+    """What that callable is given, a JSON object. It is a secret as a whole, since most providers want a key."""
+
+    @field_validator("flag_provider_options", mode="before")
+    @classmethod
+    def _read(cls, options: object) -> object:
+        """A variable's text, which is not read as JSON where it stands for a secret."""
+        if not isinstance(options, str):
+            return options
+        try:
+            return json.loads(options)
+        except ValueError:
+            raise ValueError("must be a JSON object") from None  # whose message would quote it
 
 
 @dataclass(frozen=True, slots=True)

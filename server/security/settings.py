@@ -87,6 +87,8 @@ class TokenSettings(BaseModel):
         if self.issuer is None:
             raise ValueError("jwks needs issuer")
         url = urlsplit(self.jwks)
+        if "@" in url.netloc:
+            raise ValueError("jwks: public keys need no name and password, and these would be shown")
         if url.scheme not in ("", "https") and not (url.scheme == "http" and is_loopback(url.hostname or "")):
             raise ValueError("jwks: must be a file or an https URL")
         return self

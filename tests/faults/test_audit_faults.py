@@ -23,7 +23,7 @@ from harness import EDGE, INSTRUMENTS, Load, Market, Product, deciding, eventual
 from typer.testing import CliRunner
 
 from local.errors import PartFailedError
-from local.settings import LocalSettings
+from local.settings import LocalSettings, secret
 from local.stack import Stack
 from pretrade.admin.v1 import admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
@@ -55,7 +55,11 @@ HELD_UP = {pb.REASON_CODE_FEATURES_STALE, pb.REASON_CODE_FEATURES_MISSING, pb.RE
 def serving(directory: Path, redis_url: str, database_url: str | None = None, **changes: str) -> Iterator[Product]:
     """A server in `directory`, with a PostgreSQL of its own when no database is given."""
     settings = LocalSettings(
-        dir=directory, redis_url=redis_url, database_url=database_url, instruments=INSTRUMENTS, market=False
+        dir=directory,
+        redis_url=secret(redis_url),
+        database_url=secret(database_url),
+        instruments=INSTRUMENTS,
+        market=False,
     )
     market = Market(redis_url)
     writer = threading.Thread(target=market.run)

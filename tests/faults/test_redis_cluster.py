@@ -18,7 +18,7 @@ from feature_cache.codec import BookState, FeatureSnapshot
 from feature_cache.features import N_FEATURES
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from feature_cache.report import InstrumentReport, ReportReader
-from local.settings import LocalSettings
+from local.settings import LocalSettings, secret
 from local.stack import Stack
 
 pytestmark = pytest.mark.stack
@@ -187,7 +187,7 @@ def test_a_killed_node_makes_only_its_own_instruments_stale_until_its_replica_ha
     cluster: ValkeyCluster, tmp_path: Path, seen: Callable[[str], None]
 ) -> None:
     names = [cluster.names_on(primary, prefix="FED")[0] for primary in range(PRIMARIES)]
-    settings = LocalSettings(dir=tmp_path, redis_url=cluster.url, instruments=tuple(names))
+    settings = LocalSettings(dir=tmp_path, redis_url=secret(cluster.url), instruments=tuple(names))
     with Stack(settings, parts={"broker", "worker", "market"}):
         outage, oldest = asyncio.run(_kill_first_primary(cluster, names))
     assert outage < 15

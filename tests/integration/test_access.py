@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from server.security.private import write_private
 pytestmark = pytest.mark.stack
 _CODES = grpc.StatusCode
 _PASSWORD = "hunter2-is-the-password"
+_SDK_KEY = "sdk-0123-of-a-flag-provider"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     secrets.mkdir()
     write_private(secrets / "PRETRADE_REDIS_URL", f"redis://:{_PASSWORD}@127.0.0.1:9/0")
     server.env.pop("PRETRADE_REDIS_URL")
-    with server.running(PROCESSES="2", SECRETS_DIR=str(secrets), GRPC__HEALTH_PORT=str(free_ports(1)[0])):
+    server.env["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parents[1]), server.env.get("PYTHONPATH", "")))
+    provider = {
+        "CONTROL__FLAG_PROVIDER": "flag_provider:make",
+        "CONTROL__FLAG_PROVIDER_OPTIONS": json.dumps({"sdk_key": _SDK_KEY}),
+    }
+    with server.running(PROCESSES="2", SECRETS_DIR=str(secrets), GRPC__HEALTH_PORT=str(free_ports(1)[0]), **provider):
         yield server
 
 
@@ -133,7 +140,7 @@ def test_no_secret_is_in_what_the_server_says_or_keeps(two: SecureServer) -> Non
         "an error": wrong.stderr + wrong.stdout,
     }
     kept = b"".join(path.read_bytes() for path in two.directory.glob("*.db*") if path.is_file())
-    for secret in (_PASSWORD, key, token, token.rpartition(".")[2]):
+    for secret in (_PASSWORD, _SDK_KEY, key, token, token.rpartition(".")[2]):
         for what, text in said.items():
             assert secret not in text, what
         assert secret.encode() not in kept, "on disk"

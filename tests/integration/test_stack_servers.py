@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from sqlalchemy import create_engine, text
 
 from local.errors import DirectoryInUseError, PartFailedError, StackError
-from local.settings import LocalSettings
+from local.settings import LocalSettings, secret
 from local.stack import Progress, Stack
 
 pytestmark = pytest.mark.stack
@@ -175,7 +175,7 @@ def test_a_failed_start_names_the_part_and_its_log_and_stops_the_rest(tmp_path: 
 
 def test_an_external_part_is_used_and_not_started(stack: Stack, tmp_path: Path) -> None:
     external = stack.endpoints.redis_url
-    with Stack(LocalSettings(dir=tmp_path, redis_url=external), parts={"valkey", "broker"}) as other:
+    with Stack(LocalSettings(dir=tmp_path, redis_url=secret(external)), parts={"valkey", "broker"}) as other:
         assert set(other.processes) == {"broker"}
         assert other.endpoints.redis_url == external
     assert stack["valkey"].alive

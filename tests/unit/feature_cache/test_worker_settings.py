@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from feature_cache.__main__ import main
 from feature_cache.l1 import FeatureCacheSettings
@@ -12,7 +12,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PRETRADE_WORKER_REDIS_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("PRETRADE_WORKER_TTL_SECONDS", "3")
     settings = load()
-    assert (settings.redis_url, settings.ttl_seconds) == ("redis://127.0.0.1:1/0", 3.0)
+    assert (settings.redis_url.get_secret_value(), settings.ttl_seconds) == ("redis://127.0.0.1:1/0", 3.0)
     assert settings.kafka_topic == "market.events"
 
 
@@ -73,7 +73,7 @@ def test_urls_of_a_redis_and_of_a_cluster_are_taken() -> None:
         "unix:///run/redis.sock",
         "redis+cluster://me:pw@a:1,b:2?protocol=3",
     ):
-        assert WorkerSettings(redis_url=url).redis_url == url
+        assert WorkerSettings(redis_url=SecretStr(url)).redis_url.get_secret_value() == url
 
 
 def test_help_describes_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from feature_cache.session import SessionError
-from local.settings import LocalSettings, refuse_unknown_variables
+from local.settings import LocalSettings, refuse_unknown_variables, secret
 from local.stack import Stack
 
 
@@ -64,7 +64,7 @@ def test_a_part_without_what_it_needs_is_refused(parts: set[str], missing: str) 
 
 
 def test_an_external_part_satisfies_the_need() -> None:
-    Stack(LocalSettings(redis_url="redis://elsewhere"), parts={"server"})
+    Stack(LocalSettings(redis_url=secret("redis://elsewhere")), parts={"server"})
 
 
 def test_a_directory_without_a_recording_is_refused(tmp_path: Path) -> None:
