@@ -8,17 +8,30 @@ BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak simulate simulate-mutations fuzz
+.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak simulate simulate-mutations fuzz lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(BIN)/.installed  ## create .venv with everything pretrade and its tests need
+setup: $(BIN)/.installed  ## create .venv with everything pretrade and its tests need (LOCKED=1: by the hashes in requirements/)
 
-$(BIN)/.installed: pyproject.toml
+PIP = -m pip install --quiet --disable-pip-version-check
+LOCKED_PIP = $(PIP) --no-deps --require-hashes --requirement
+
+# With LOCKED=1 exactly what requirements/*.txt name, by their hashes; TORCH='torch==2.13.0' for a build of your own index.
+$(BIN)/.installed: pyproject.toml $(if $(LOCKED),$(wildcard requirements/*.txt))
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+ifdef LOCKED
+	$(BIN)/python $(if $(TORCH),$(PIP) --no-deps '$(TORCH)',$(LOCKED_PIP) requirements/torch.txt)
+	$(BIN)/python $(LOCKED_PIP) requirements/dev.txt
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
+else
+	$(BIN)/python $(PIP) --editable '.[dev]'
+endif
 	@touch $@
+
+lock: setup  ## write requirements/*.txt anew, after a change of a pin in pyproject.toml
+	$(BIN)/python .ci/lock
 
 demo: setup  ## the whole stack on this machine, with orders and a replica failure (DATA=dir DURATION=s JSON=file)
 	$(BIN)/pretrade demo --duration $(DURATION) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
@@ -63,7 +76,7 @@ check-deploy: setup $(DEPLOY_VENV)/.installed  ## every file of the deployment, 
 
 $(DEPLOY_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEPLOY_VENV)
-	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[deploy]'
+	$(DEPLOY_VENV)/bin/python $(if $(LOCKED),$(LOCKED_PIP) requirements/deploy.txt,$(PIP) '.[deploy]')
 	@touch $@
 
 protos: setup  ## regenerate the stubs in proto/gen

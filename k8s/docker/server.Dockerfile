@@ -6,10 +6,13 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY . .
-# The wheel pins what it requires. What a worker needs is all that the `pretrade` command takes, which on-call runs in here,
-# and the topic of decisions.
-# hadolint ignore=DL3013
-RUN pip install --no-cache-dir '.[worker]'
+# Every package by its hashes, in the versions that requirements/ lock. What a worker needs is all that the `pretrade`
+# command takes, which on-call runs in here, and the topic of decisions.
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/server.txt \
+    && python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/build.txt \
+    && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+    && pip install --no-cache-dir --no-deps /dist/*.whl && pip check
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv

