@@ -27,6 +27,7 @@ from server.rpc.ports import open_admin_port, open_decision_port, open_health_po
 from server.settings import GrpcSettings, Settings
 from server.slot import READY, Slot
 from server.stopping import stop_at_end_of_input, stop_on_signal
+from server.tracing import Tracing
 
 _log = structlog.get_logger(__name__)
 
@@ -161,11 +162,18 @@ def _health(process: Process, base: Foundation, path: RequestPath, servicer: Hea
             "feature_cache": Component(lambda: _feature_problem(features, instruments), required=False),
             **{replica.name: Component(problem_of(replica), required=False) for replica in path.replicas},
             **base.security.components(),
+            **_tracing_component(path.tracing),
         },
         servicer.set,
         settings.startup_patience_seconds,
         process.clock,
     )
+
+
+def _tracing_component(tracing: Tracing | None) -> dict[str, Component]:
+    """The certificates of the connection to the collector, where there are any."""
+    tls = None if tracing is None else tracing.tls
+    return {} if tls is None else {"tracing": Component(lambda: tls.problem, required=False)}
 
 
 def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) -> str:

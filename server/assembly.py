@@ -168,6 +168,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(process))
     reports, tracing = _open_reports(process)
+    base.security.tell_of([*(replica.tls for replica in replicas), None if tracing is None else tracing.tls])
     durability = settings.journal.durability.value
     packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
     guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock)
@@ -220,6 +221,6 @@ def _shared_keys(process: Process) -> SharedKeys | None:
 def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:
     """What is told of single decisions, in the log and, where a collector is named, in traces."""
     settings, stack = process.settings, process.stack
-    tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id))
+    tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id, process.machine.wall_clock))
     log = stack.enter_context(decision_log(settings.decision_log, settings.log_level == "debug", process.machine))
     return DecisionReports((log,) if tracing is None else (log, tracing.outlet), process.machine), tracing

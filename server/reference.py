@@ -31,7 +31,8 @@ LABELS: Final = {
     "degradation": "the contract's `Degradation`",
     "fate": "what became of it: a handful of words in the code",
     "feature": "the features of the feature set, and `score`",
-    "file": "what may be replaced at any time: `certificates`, `token keys`, `revoked tokens`, `access policy`",
+    "file": "what may be replaced at any time: `certificates`, `token keys`, `revoked tokens`, `access policy`, "
+    "`tls of …`",
     "flag": "the flags of `pretrade flag`",
     "instrument": "server: `PRETRADE_INSTRUMENTS`; worker: the instruments on its partitions; feed: `--instruments`",
     "kind": "`retry`, `hedge`",

@@ -52,7 +52,7 @@ from server.inference.oip import OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings
 from server.rpc.decision import StreamSettings
-from server.security.settings import AccessSettings, TlsSettings, TokenSettings, check
+from server.security.settings import AccessSettings, ClientTlsSettings, TlsSettings, TokenSettings, check
 
 PREFIX = "PRETRADE_"
 CONFIG_FILE = "PRETRADE_CONFIG_FILE"
@@ -152,6 +152,8 @@ class OtherChallenger(BaseModel):
     """`host:port` of its gRPC inference service."""
     model: str = Field(default="challenger", min_length=1)
     """Name of its model."""
+    tls: ClientTlsSettings | None = None
+    """TLS to it, with the fields of `replicas.tls`; unset: none."""
 
 
 class ReplicaEndpoints(BaseModel):
@@ -185,6 +187,9 @@ class ReplicaEndpoints(BaseModel):
     """`host:port` of the gRPC management service of TorchServe, as a JSON object by replica (`primary`, `secondary`,
     `challenger`): where versions are loaded while it runs, at each address where a name has several. One that is not
     named is loaded by somebody else."""
+    tls: Mapping[ReplicaName, ClientTlsSettings] = {}
+    """TLS to inference and management service, as a JSON object by replica, of objects of `ca`, `certificate`, `key`
+    (paths) and `server_name`. One that is not named is called in the open, as fits the loopback of a pod."""
     token_files: Mapping[ReplicaName, Path] = {}
     """The `key_file.json` of each TorchServe that asks for its tokens, as a JSON object by replica."""
 
@@ -196,6 +201,8 @@ class TracingSettings(BaseModel):
 
     otlp_endpoint: Endpoint | None = None
     """`host:port` of an OTLP gRPC collector; unset: no tracing and no cost."""
+    tls: ClientTlsSettings | None = None
+    """TLS to the collector; unset: none. `{}` believes the authorities that gRPC comes with."""
     one_in: int = Field(default=100, ge=0)
     """One of so many good decisions is traced, beside every slow, failed or degraded one and those whose callers keep
     their trace; 0 for none."""

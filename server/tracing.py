@@ -17,9 +17,11 @@ edges::
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -33,6 +35,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.reports import Outlet, Report
+from server.security.client_tls import ClientTls
 from server.settings import TracingSettings
 
 if TYPE_CHECKING:
@@ -57,9 +60,10 @@ class Tracing:
         exporter: Counts what the collector took.
     """
 
-    def __init__(self, settings: TracingSettings, instance_id: str) -> None:
+    def __init__(self, settings: TracingSettings, instance_id: str, wall_clock: Callable[[], float]) -> None:
         assert settings.otlp_endpoint is not None
-        self.exporter = CountingExporter(OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=True, timeout=1))
+        self.tls = None if settings.tls is None else ClientTls("the collector", settings.tls, wall_clock)
+        self.exporter = CountingExporter(partial(_exporter, settings.otlp_endpoint, self.tls), self.tls)
         self._ids = _ChosenIds()
         self._provider = TracerProvider(
             sampler=ALWAYS_ON,  # the choice was made before
@@ -133,14 +137,17 @@ class Tracing:
 
 
 class CountingExporter(SpanExporter):
-    """An exporter that counts what its collector took.
+    """An exporter that counts what its collector took, and connects anew when its certificates are others.
 
     Args:
-        exporter: Does the work.
+        connect: Makes the exporter that does the work.
+        tls: The certificates; None without.
     """
 
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
+    def __init__(self, connect: Callable[[], SpanExporter], tls: ClientTls | None = None) -> None:
+        self._connect = connect
+        self._tls = tls
+        self._exporter = connect()
         self.exported = 0
         """Spans that the collector took."""
         self.failed = 0
@@ -148,6 +155,9 @@ class CountingExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Exports, on the SDK's own thread."""
+        if self._tls is not None and self._tls.look():
+            self._exporter.shutdown()
+            self._exporter = self._connect()
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             self.exported += len(spans)
@@ -179,17 +189,32 @@ class _ChosenIds(IdGenerator):
 
 
 @contextmanager
-def open_tracing(settings: TracingSettings, instance_id: str) -> Iterator[Tracing | None]:
-    """The tracer while the context is open; None where no collector is named."""
+def open_tracing(
+    settings: TracingSettings, instance_id: str, wall_clock: Callable[[], float] = time.time
+) -> Iterator[Tracing | None]:
+    """The tracer while the context is open; None where no collector is named.
+
+    Raises:
+        OSError: Certificates cannot be read, or are no good.
+    """
     if settings.otlp_endpoint is None:
         yield None
         return
-    tracing = Tracing(settings, instance_id)
+    tracing = Tracing(settings, instance_id, wall_clock)
     try:
         with tracing.outlet:
             yield tracing
     finally:
         tracing.close()
+
+
+def _exporter(endpoint: str, tls: ClientTls | None) -> OTLPSpanExporter:
+    if tls is None:
+        return OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=1)
+    options: Any = tuple(tls.options())  # its types say that there is exactly one
+    return OTLPSpanExporter(
+        endpoint=endpoint, insecure=False, credentials=tls.credentials(), timeout=1, channel_options=options
+    )
 
 
 def _attributes(report: Report) -> dict[str, str | int | list[str]]:

@@ -40,13 +40,21 @@ class Received:
 
 
 class OtlpCollector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans at `address`; a context manager."""
+    """Takes spans at `address`; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        credentials: To speak TLS with; None for in the open.
+    """
+
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.spans: list[Received] = []
         self._server = grpc.server(ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        at = "127.0.0.1:0"
+        port = (
+            self._server.add_insecure_port(at) if credentials is None else self._server.add_secure_port(at, credentials)
+        )
+        self.address = f"127.0.0.1:{port}"
 
     def __enter__(self) -> Self:
         self._server.start()

@@ -100,6 +100,11 @@ class TorchServeSettings(BaseModel):
     token_minutes: int | None = Field(default=None, ge=1, le=5_256_000)
     """Calls need a token, which is in `key_file.json` of the directory, for its owner alone, and good for so many
     minutes; a new one is written when the process starts. None: anybody who reaches the ports may call."""
+    certificate: Path | None = None
+    """Certificate, PEM, for TLS on both gRPC ports, followed by the intermediate ones; None: in the open. TorchServe
+    asks for no client certificates, and reads a replaced one when it is started anew."""
+    key: Path | None = None
+    """Its private key, PEM of PKCS #8."""
     heap_mebibytes: int = Field(default=96, ge=48, le=4096)
     """The JVM's largest heap, in MiB."""
     job_queue_size: int = Field(default=16, ge=1, le=10_000)
@@ -218,6 +223,10 @@ def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) ->
         properties["ts_open_inference_protocol"] = "true"
     if settings.token_minutes is not None:
         properties["token_expiration_min"] = settings.token_minutes
+    if settings.certificate is not None and settings.key is not None:
+        properties["enable_grpc_ssl"] = "true"
+        properties["certificate_file"] = settings.certificate.resolve()
+        properties["private_key_file"] = settings.key.resolve()
     if settings.metrics_port is not None:
         properties["enable_metrics_api"] = "true"
         properties["metrics_mode"] = "prometheus"

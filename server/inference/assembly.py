@@ -9,6 +9,7 @@ from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.replica import Replica
 from server.inference.token import ReplicaToken
+from server.security.client_tls import ClientTls
 
 if TYPE_CHECKING:
     from server.process import Process
@@ -23,7 +24,8 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
         stalled_seconds: How long the event loop has stood still since an instant.
 
     Raises:
-        OSError, ValueError: A model that is served by the Open Inference Protocol is not described.
+        OSError, ValueError: A model that is served by the Open Inference Protocol is not described, or certificates are
+            no good.
     """
     settings, machine = process.settings, process.machine
     endpoints = settings.replicas
@@ -33,6 +35,8 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
         sections = (settings.replica, settings.batcher, settings.breaker)
         codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
         path = token_files.get(name)
+        other = endpoints.other_challengers.get(name)
+        tls = {str(of): one for of, one in endpoints.tls.items()}.get(name) if other is None else other.tls
         token = None if path is None else ReplicaToken(name, path, machine.wall_clock)
         replica = Replica(
             name,
@@ -46,6 +50,7 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
             codec,
             token,
             machine.grpc_channel,
+            None if tls is None else ClientTls(name, tls, machine.wall_clock),
         )
         return await process.stack.enter_async_context(replica)
 
@@ -63,6 +68,8 @@ def problem_of(replica: Replica) -> Callable[[], str]:
     def problem() -> str:
         if replica.token is not None and replica.token.problem:
             return replica.token.problem
+        if replica.tls is not None and replica.tls.problem:
+            return replica.tls.problem
         return "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
 
     return problem

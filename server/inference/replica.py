@@ -21,6 +21,7 @@ from server.inference.latency import LatencyWindow
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome, classify
 from server.inference.token import ReplicaToken
 from server.inference.wire import ModelIdentity, ScoreBatch
+from server.security.client_tls import ClientTls
 
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +47,10 @@ _CHANNEL_OPTIONS = (
     # Bounds what a broken answer can cost.
     ("grpc.max_receive_message_length", 65_536),
 )
+_HANDSHAKE_SECONDS = 1.0
+"""What a connection with new certificates may take before it counts as refused."""
+_AGAIN_SECONDS = 5.0
+"""Between two attempts with certificates that were refused: probes wait meanwhile."""
 _MIN_PROBE_GAP_SECONDS = 0.02
 """Between probes in half-open."""
 _CLOCK_RESOLUTION_SECONDS = 0.001
@@ -86,6 +91,8 @@ class Replica:
         stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
         codec: The server's protocol.
         token: What it wants to be shown; None for nothing.
+        open_channel: Opens connections in the open.
+        tls: Opens connections, where these are to be TLS.
         open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
     """
 
@@ -104,9 +111,11 @@ class Replica:
         codec: Codec = TORCHSERVE,
         token: ReplicaToken | None = None,
         open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel,
+        tls: ClientTls | None = None,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
+        self.tls = tls
         self.token = token
         self.model_name = model_name
         self.wanted_version = wanted_version
@@ -117,7 +126,9 @@ class Replica:
         self._settings = settings
         self._clock = clock
         self._codec = codec
-        self._open_channel = open_channel
+        self._open_channel = open_channel if tls is None else tls.channel
+        self._retired: set[asyncio.Task[None]] = set()
+        """Channels that nothing new is sent on; what is under way ends there."""
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
         self.breaker = Breaker(name, breaker_settings, clock, random, self._on_transition)
         self.batcher = MicroBatcher(self._score, self._begin, self.latency, batcher_settings, clock, stalled_seconds)
@@ -136,6 +147,10 @@ class Replica:
         """Breaker transitions by the state entered."""
         self._recheck = asyncio.Event()
         self._probed = False
+        self._connected_with = 0 if tls is None else tls.files.version
+        """Version of the certificates that the connection was made with."""
+        self._connect_at = -float("inf")
+        """When certificates that were refused are tried again."""
 
     async def __aenter__(self) -> Replica:
         self._channel = self._open_channel(self.endpoint, options=_CHANNEL_OPTIONS)
@@ -148,6 +163,9 @@ class Replica:
         with contextlib.suppress(asyncio.CancelledError):
             await self._prober
         await self.batcher.close()
+        for closing in self._retired:
+            closing.cancel()
+        await asyncio.gather(*self._retired, return_exceptions=True)
         await self._channel.close(grace=None)
 
     @property
@@ -210,11 +228,37 @@ class Replica:
 
         return report
 
+    async def _connect_anew(self, version: int) -> None:
+        """Puts a connection with the certificates of now in place of the one there is.
+
+        It is tried first: while the server does not take it, the old one goes on for as long as it works.
+        """
+        channel = self._open_channel(self.endpoint, options=_CHANNEL_OPTIONS)
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await channel.channel_ready()
+        except TimeoutError:
+            if self._channel.get_state() is grpc.ChannelConnectivity.READY:
+                _log.warning("new certificates: the replica does not answer with them, kept the old", replica=self.name)
+                await channel.close(grace=None)
+                self._connect_at = self._clock() + _AGAIN_SECONDS
+                return
+        old, self._channel, self._call = self._channel, channel, self._codec.open(channel)
+        self._connected_with = version
+        _log.info("new certificates are in use", replica=self.name)
+        closing = asyncio.create_task(old.close(grace=self._settings.call_bound_seconds))
+        self._retired.add(closing)
+        closing.add_done_callback(self._retired.discard)
+
     async def _probe_forever(self) -> None:
         """Probes with a canned row: regularly while closed, and as the breaker permits while it is not."""
         while True:
             if self.token is not None:
                 await self.token.refresh()
+            if self.tls is not None:
+                await asyncio.to_thread(self.tls.look)
+                if self.tls.files.version != self._connected_with and self._clock() >= self._connect_at:
+                    await self._connect_anew(self.tls.files.version)
             await self._probe()
             probed_at = self._clock()
             while (wait := self._next_probe(probed_at) - self._clock()) > _CLOCK_RESOLUTION_SECONDS:

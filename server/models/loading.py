@@ -160,7 +160,11 @@ class ModelLoader:
 
     def _channel(self, replica: Replica, address: str) -> grpc.aio.Channel:
         shown = None if replica.token is None else (ManagementToken(replica.token),)
-        return grpc.aio.insecure_channel(address, interceptors=shown)
+        if replica.tls is None:
+            return grpc.aio.insecure_channel(address, interceptors=shown)
+        # What was looked up is an address; the certificate has the name.
+        host = self._management[replica.name].rpartition(":")[0].strip("[]")
+        return replica.tls.channel(address, interceptors=shown, host=host)
 
     async def _register(self, replica: Replica, version: str) -> None:
         for address in await self._addresses(replica):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Final, Literal
 
@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from server import metric_families as families
 from server.health import Component
 from server.security.access import AccessControl
+from server.security.client_tls import ClientMaterial, ClientTls
 from server.security.identity import Policy
 from server.security.keys import Keys, open_keys
 from server.security.orders import OrderAccess
@@ -98,6 +99,7 @@ class Security:
         # What callers may take is in the policy.
         self.orders = OrderAccess(Rates(math.inf, _BURST_SECONDS, clock), self.refusals)
         self._controls: list[AccessControl] = []
+        self._of_clients: list[Watched[ClientMaterial]] = []
 
     async def run(self) -> None:
         """Keeps files and keys up to date, until cancelled."""
@@ -143,6 +145,10 @@ class Security:
             return None
         return grpc_credentials(self.material, credential == "certificate")
 
+    def tell_of(self, clients: Iterable[ClientTls | None]) -> None:
+        """Shows the files of connections to others, too, which are watched by those who make them."""
+        self._of_clients += [client.files for client in clients if client is not None]
+
     def components(self) -> dict[str, Component]:
         """What is unhealthy when files or keys cannot be renewed."""
         components = {}
@@ -172,7 +178,7 @@ class Security:
         yield refused
         yield families.TOKENS_VERIFIED.family(0 if self.verifier is None else self.verifier.verified)
         versions, failures = families.CREDENTIALS_VERSION.family(), families.CREDENTIALS_FAILURES.family()
-        for watched in self._watched():
+        for watched in (*self._watched(), *self._of_clients):
             versions.add_metric((watched.name,), watched.version)
             failures.add_metric((watched.name,), watched.failures)
         if self._keys is not None:

@@ -49,6 +49,31 @@ class TlsSettings(BaseModel):
         return self
 
 
+class ClientTlsSettings(BaseModel):
+    """TLS to a server that this one calls.
+
+    Files are PEM and may be replaced at any time: a connection with what is new takes the place of the one before. What
+    is no good leaves the last in force.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    ca: Path | None = None
+    """Authorities that are believed; unset: those that gRPC comes with."""
+    certificate: Path | None = None
+    """Our own certificate, followed by the intermediate ones, where the server asks for one."""
+    key: Path | None = None
+    """Its private key, not encrypted."""
+    server_name: str | None = Field(default=None, min_length=1)
+    """The name that must be in the server's certificate; unset: the host of its address."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> ClientTlsSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        return self
+
+
 class TokenSettings(BaseModel):
     """JSON Web Tokens of callers: `authorization: Bearer …`.
 

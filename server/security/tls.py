@@ -69,20 +69,8 @@ def _material(chain: bytes, key: bytes, client_ca: bytes | None = None, client_c
     Raises:
         ValueError: They do not, or are not.
     """
-    certificates = _certificates(chain, "certificate")
-    try:
-        public = load_pem_private_key(key, None).public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ValueError("key: not a private key in PEM, or encrypted") from None  # the message may quote the file
-    if _der(public) != _der(certificates[0].public_key()):
-        raise ValueError("key: not that of the certificate")
-    now = dt.datetime.now(dt.UTC)
-    for certificate in certificates:
-        if certificate.not_valid_after_utc <= now:
-            raise ValueError(f"certificate: expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC")
-        if certificate.not_valid_before_utc > now:
-            raise ValueError(f"certificate: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC")
-    authorities = [] if client_ca is None else _certificates(client_ca, "client_ca")
+    certificates = check_pair(chain, key)
+    authorities = [] if client_ca is None else certificates_in(client_ca, "client_ca")
     lists = [] if client_crl is None else list(_revocations(client_crl, authorities))
     return Material(
         key=key,
@@ -96,7 +84,30 @@ def _material(chain: bytes, key: bytes, client_ca: bytes | None = None, client_c
     )
 
 
-def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
+def check_pair(chain: bytes, key: bytes) -> list[x509.Certificate]:
+    """The certificates of a chain that belongs to a private key and is valid now.
+
+    Raises:
+        ValueError: It does not, or is not.
+    """
+    certificates = certificates_in(chain, "certificate")
+    try:
+        public = load_pem_private_key(key, None).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("key: not a private key in PEM, or encrypted") from None  # the message may quote the file
+    if _der(public) != _der(certificates[0].public_key()):
+        raise ValueError("key: not that of the certificate")
+    now = dt.datetime.now(dt.UTC)
+    for certificate in certificates:
+        if certificate.not_valid_after_utc <= now:
+            raise ValueError(f"certificate: expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC")
+        if certificate.not_valid_before_utc > now:
+            raise ValueError(f"certificate: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC")
+    return certificates
+
+
+def certificates_in(pem: bytes, what: str) -> list[x509.Certificate]:
+    """The certificates in a file; raises ValueError, which names `what`, where there are none."""
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
