@@ -184,7 +184,7 @@ def stack_endpoint(directory: Path, endpoint: str, instead: str = "--target HOST
 
 
 def operator_token_file(directory: Path, address: str) -> Path | None:
-    """The operator token of the stack that runs in `directory`; None when it is not the one that listens at `address`."""
+    """The operator token of the stack that runs in `directory`; None when something else listens at `address`."""
     try:
         endpoints = running_stack(directory).endpoints
     except NoStackError:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from server.stack_file import Endpoints, StackFile
 
 ENDPOINTS: Final = Endpoints(
-    redis_url="redis://127.0.0.1:1/0",
+    redis_url="redis://:word@127.0.0.1:1/0",
     kafka_bootstrap_servers="127.0.0.1:2",
     database_url="postgresql+psycopg://pretrade:secret@127.0.0.1:3/pretrade",
     primary="127.0.0.1:4",

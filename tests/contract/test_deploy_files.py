@@ -478,12 +478,17 @@ def test_the_worker_starts_with_its_settings(objects: list[Object]) -> None:
     (secret,) = container_of(worker)["env"]
     assert secret["valueFrom"]["secretKeyRef"] == {"name": "pretrade", "key": "redis-url"}
     variables = variables_of(objects, worker) | {secret["name"]: "redis://redis:6379/0"}
-    done = run(
-        sys.executable, "-c", "from feature_cache.settings import load; print(load().model_dump_json())", **variables
-    )
+    code = """if True:
+        from feature_cache.settings import load
+        settings = load()
+        print(settings.redis_url.get_secret_value())
+        print(settings.model_dump_json())
+    """
+    done = run(sys.executable, "-c", code, **variables)
     assert done.returncode == 0, done.stderr
-    settings = json.loads(done.stdout)
-    assert settings["redis_url"] == "redis://redis:6379/0"
+    redis_url, dumped = done.stdout.splitlines()
+    assert redis_url == "redis://redis:6379/0"
+    settings = json.loads(dumped)
     assert [port["containerPort"] for port in container_of(worker)["ports"]] == [settings["metrics_port"]]
     assert settings["metrics_host"] == "0.0.0.0"
 

@@ -39,13 +39,22 @@ class Desk:
         machine: Its process.
         listeners: The servers there are.
         history: Where it keeps its record.
+        operator_token: What a server asks operators for now.
     """
 
-    def __init__(self, world: World, machine: SimulatedMachine, listeners: Listeners, history: History) -> None:
+    def __init__(
+        self,
+        world: World,
+        machine: SimulatedMachine,
+        listeners: Listeners,
+        history: History,
+        operator_token: Callable[[str], str],
+    ) -> None:
         self.world = world
         self.machine = machine
         self._listeners = listeners
         self.history = history
+        self._operator_token = operator_token
         self._numbers = itertools.count(1)
         self._watching: list[Call] = []
         self.under_way = 0
@@ -303,7 +312,13 @@ class Desk:
     ) -> None:
         self.under_way += 1
         call = Call(
-            self._listeners.network, self.machine, self._listeners, f"{server}:{ADMIN_PORT}", _ADMIN + method, timeout
+            self._listeners.network,
+            self.machine,
+            self._listeners,
+            f"{server}:{ADMIN_PORT}",
+            _ADMIN + method,
+            timeout,
+            (("authorization", f"Bearer {self._operator_token(server)}"),),
         )
         call.on_message = hear
 

@@ -59,7 +59,9 @@ class Scene:
         }
         self.market = Market(self.world, self.redis)
         machine = SimulatedMachine(Host(self.world, "desk", self.sqlite), "desk", self.network, self.listeners)
-        self.desk = Desk(self.world, machine, self.listeners, self.history)
+        self.desk = Desk(
+            self.world, machine, self.listeners, self.history, lambda name: self.servers[name].operator_token
+        )
         self.servers: dict[str, Server] = {}
         self.log: list[tuple[float, str, dict[str, Any]]] = []
         """What processes logged: when, which, and the line."""

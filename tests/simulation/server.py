@@ -62,14 +62,21 @@ class Server:
         self.process: SimulatedMachine | None = None
         self._boots = 0
         self._stop: asyncio.Future[None] | None = None
-        self.host.disk.on_small_file = lambda file, content: scene.history.control_states.append(
-            (scene.world.now, f"{name}/{file}", content.decode())
-        )
+        self.host.disk.on_small_file = self._small_file
+        self.operator_token = ""
+        """What its newest process asks operators for."""
         self.failures: list[str] = []
         """Why a start failed, or a process ended by itself."""
         self.tasks_at_start: int | None = None
         """Of the process that serves now."""
         scene.history.lives[name] = []
+
+    def _small_file(self, file: str, content: bytes) -> None:
+        if "operator-token" in file:
+            self.operator_token = content.decode().strip()
+            return
+        scene = self.scene
+        scene.history.control_states.append((scene.world.now, f"{self.name}/{file}", content.decode()))
 
     @property
     def serves(self) -> bool:

@@ -121,8 +121,14 @@ def test_the_server_is_told_what_the_stack_has_and_keeps_its_defaults_for_the_re
 ) -> None:
     monkeypatch.setenv("PRETRADE_BUDGET__CAP_SECONDS", "0.2")
     values = env(ENDPOINTS, {"decision": 6, "admin": 7, "metrics": 8})
-    assert values["PRETRADE_REDIS_URL"] == "redis://127.0.0.1:1/0"
+    assert values["PRETRADE_REDIS_URL"] == "redis://:word@127.0.0.1:1/0"
     assert values["PRETRADE_REPLICAS__PRIMARY"] == "127.0.0.1:4"
     assert "PRETRADE_REPLICAS__CHALLENGER" not in values
     assert values["PRETRADE_INSTRUMENTS"] == '["BTCUSDT.SIM"]'
     assert values["PRETRADE_BUDGET__CAP_SECONDS"] == "0.2"
+
+
+def test_people_see_where_redis_is_and_not_its_password() -> None:
+    assert ENDPOINTS.redis_address == "redis://127.0.0.1:1/0"
+    cluster = ENDPOINTS.model_copy(update={"redis_url": "redis+cluster://u:w@a:1,b:2"})
+    assert cluster.redis_address == "redis+cluster://a:1,b:2"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-import pytest
 from rich.console import Console, RenderableType
 
 from pretrade.admin.v1 import admin_pb2
-from server import cli
 from server.terminal import canary_view, status_view
 
 REASON = "retrained [/] on [red]November[/] data"
@@ -57,13 +53,3 @@ def test_what_people_and_errors_say_is_shown_as_it_is() -> None:
     assert "[/dev/sdb1] is full" in text
     assert "[/var/lib] is read-only" in text
     assert REASON in shown(canary_view(canary()))
-
-
-def test_on_call_has_a_name_also_where_the_system_knows_a_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the server's own container, where `pretrade` is run."""
-
-    def unknown() -> str:
-        raise KeyError("getpwuid(): uid not found: 10001")
-
-    monkeypatch.setattr("getpass.getuser", unknown)
-    assert cli.user_name() == f"uid {os.getuid()}"
