@@ -51,11 +51,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.getoption("figures"):
         busy = busy_share(_LOOK_SECONDS)
         if busy > _QUIET_SHARE:
-            pytest.exit(f"the cores are {busy:.0%} busy with other work: figures would be of that", returncode=1)
+            pytest.exit(f"others have {busy:.0%} of the cores: figures would be of that", returncode=1)
 
 
 def busy_share(seconds: float) -> float:
-    """Share of all cores' time that was not idle, over so many seconds from now on."""
+    """Share of all cores' time that was not idle, or that a host took, over so many seconds from now on."""
     before = psutil.cpu_times()
     time.sleep(seconds)
     after = psutil.cpu_times()
@@ -65,13 +65,15 @@ def busy_share(seconds: float) -> float:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the process that hears of every test
-        config.pluginmanager.register(_Told())
+        config.pluginmanager.register(_Told(bool(config.getoption("figures"))))
 
 
 class _Told:
-    """Names the figures that were missed."""
+    """Names the figures that were missed, and where figures are measured what a host took meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, measuring: bool) -> None:
+        self._measuring = measuring
+        self._began, self._stolen = time.monotonic(), _stolen_seconds()
         self._missed: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -83,3 +85,11 @@ class _Told:
             terminalreporter.section("figures missed (this run measures nothing: `make bench-faults` does)")
             for line in self._missed:
                 terminalreporter.write_line(line)
+        if self._measuring:
+            stolen, seconds = _stolen_seconds() - self._stolen, time.monotonic() - self._began
+            terminalreporter.write_line(f"a host took {stolen:.1f} s of the cores' time in {seconds:.0f} s")
+
+
+def _stolen_seconds() -> float:
+    """What the host of a virtual machine has taken of all cores since the start; 0 where that is not counted."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))
