@@ -57,6 +57,8 @@ class Rig:
     timed: bool
     """Whether the run measures: see tests/figures.py."""
     loads: list[OpenLoop] = field(default_factory=list)
+    others: list[Call] = field(default_factory=list)
+    """Orders that a test asked for by itself, to be checked like those of the loads."""
     steered: list[Steered] = field(default_factory=list)
     """What `set_trading_state` asked for and heard."""
 
@@ -80,8 +82,8 @@ class Rig:
         return load
 
     def calls(self) -> list[Call]:
-        """The calls of every load."""
-        return [call for load in self.loads for call in load.calls()]
+        """The orders of every load, and the others."""
+        return [call for load in self.loads for call in load.calls()] + self.others
 
     def check(self) -> str:
         """Checks I1 to I8 over every load; to be called once healed."""

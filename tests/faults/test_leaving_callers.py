@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +15,8 @@ import grpc
 import grpc.aio
 import pytest
 from harness import INSTRUMENTS, MID, eventually
-from open_loop import summary
-from rig import CHAMPIONS, ROOMY, OpenRig, Rig
+from open_loop import LEFT, Call, summary
+from rig import CHAMPIONS, ROOMY, ROOMY_SECONDS, OpenRig, Rig
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -22,7 +24,6 @@ from pretrade.decision.v1 import decision_pb2_grpc
 pytestmark = pytest.mark.stack
 
 LEAVERS: Final = 600
-LONGEST_STAY_SECONDS: Final = 0.03
 PATIENT: Final = ROOMY | {
     "BATCHER__MIN_PATIENCE_SECONDS": "2",
     "BATCHER__MAX_PATIENCE_SECONDS": "2",
@@ -43,27 +44,30 @@ def order(**changes: Any) -> pb.Order:
     return pb.Order(**(fields | changes))
 
 
-async def leave_at_random(address: str, seed: int) -> tuple[Counter[str], set[str]]:
-    """Statuses of callers of which each leaves at a random moment, and the references of those that were answered."""
+async def leave_at_random(address: str, longest_seconds: float, seed: int) -> list[Call]:
+    """What callers heard of which each leaves at a random moment."""
     chance = random.Random(seed)
-    statuses: Counter[str] = Counter()
-    answered: set[str] = set()
+    calls = []
     async with grpc.aio.insecure_channel(address) as channel:
         stub: decision_pb2_grpc.DecisionServiceAsyncStub = decision_pb2_grpc.DecisionServiceStub(channel)
 
-        async def come_and_go(number: int) -> None:
+        async def come_and_go(number: int) -> Call:
             request = pb.DecideRequest(order=order(order_ref=f"leaver-{number}"))
-            call = stub.Decide(request, timeout=0.4)
-            asyncio.get_running_loop().call_later(chance.uniform(0, LONGEST_STAY_SECONDS), call.cancel)
+            now = time.monotonic()
+            heard = Call(request.order.order_ref, now, now, deadline_seconds=ROOMY_SECONDS)
+            call = stub.Decide(request, timeout=ROOMY_SECONDS)
+            asyncio.get_running_loop().call_later(chance.uniform(0, longest_seconds), call.cancel)
             try:
-                answered.add((await call).decision.order_ref)
-                statuses["OK"] += 1
+                heard.decision = (await call).decision
+                heard.status = "OK"
             except asyncio.CancelledError:
-                statuses["CANCELLED"] += 1
+                heard.status = LEFT
+            heard.ended = time.monotonic()
+            return heard
 
         for first in range(0, LEAVERS, 10):
-            await asyncio.gather(*(come_and_go(number) for number in range(first, first + 10)))
-    return statuses, answered
+            calls += await asyncio.gather(*(come_and_go(number) for number in range(first, first + 10)))
+    return calls
 
 
 @pytest.mark.fault(
@@ -73,28 +77,24 @@ def test_callers_that_leave_at_any_moment_harm_nobody(open_rig: OpenRig, seed: i
     rig = open_rig(PATIENT)
     failures = failed_batches(rig)
     with rig.load(100) as load:
-        eventually(lambda: len(load.calls()), lambda count: count > 20)
-        statuses, answered = asyncio.run(leave_at_random(rig.server.address, seed))
+        eventually(lambda: len(load.calls()), lambda count: count > 40)
+        usual = statistics.median(call.service_seconds for call in load.calls() if call.decision)
+        leavers = asyncio.run(leave_at_random(rig.server.address, 3 * usual, seed))
         ended = len(load.calls())
         eventually(lambda: len(load.calls()), lambda count: count > ended + 20)
     assert {call.status for call in load.calls()} == {"OK"}
-    assert statuses["CANCELLED"] > LEAVERS / 10
+    left = sum(call.status == LEFT for call in leavers)
+    assert LEAVERS / 10 < left < LEAVERS, "some are answered before they leave"
     assert failed_batches(rig) == failures, "a caller that leaves is no fault of the replica"
-    rig.server.drain_audit()
-    replies = {
-        packet.order.order_ref: status
-        for packet, status in rig.server.audited()
-        if packet.order.order_ref.startswith("leaver-")
-    }
-    assert answered <= replies.keys()
-    assert {replies[ref] for ref in answered} == {"replied"}
-    gone = Counter(status for ref, status in replies.items() if ref not in answered)
     counted = rig.server.metric("pretrade_cancelled_total")
-    assert 0 < counted <= statuses["CANCELLED"]
-    seen(f"seed {seed}: {statuses['CANCELLED']} of {LEAVERS} left, {counted:.0f} of them while being decided")
-    seen(f"rows of those that left: {dict(gone)}")
+    assert 0 < counted <= left
+    seen(f"seed {seed}: {left} of {LEAVERS} left, {counted:.0f} of them while being decided")
     seen(f"bystanders: {summary(load.calls())}")
+    rig.others += leavers
     seen(rig.check())
+    gone = {call.order_ref for call in leavers if call.status == LEFT}
+    rows = Counter(status for packet, status in rig.server.audited() if packet.order.order_ref in gone)
+    seen(f"rows of those that left: {dict(rows)}")
 
 
 def failed_batches(rig: Rig) -> Counter[str]:
