@@ -19,7 +19,7 @@ import psutil
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
-from harness import EDGE, INSTRUMENTS, MID, deciding, eventually
+from harness import DEADLINE_SECONDS, EDGE, INSTRUMENTS, MID, deciding, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from local import server
@@ -165,7 +165,7 @@ class DecisionServer:
         response = check(health_pb2.HealthCheckRequest(service="liveness"), timeout=5.0)
         assert response.status == health_pb2.HealthCheckResponse.SERVING
 
-    def decide(self, deadline_seconds: float = 0.5, **changes: Any) -> pb.Decision:
+    def decide(self, deadline_seconds: float = DEADLINE_SECONDS, **changes: Any) -> pb.Decision:
         """Decides a sound limit order at the mid, with `changes`."""
         fields: dict[str, Any] = {
             "order_ref": "one",

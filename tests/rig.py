@@ -14,7 +14,7 @@ from typing import Final
 import grpc
 import pytest
 from decision_server import DecisionServer
-from harness import INSTRUMENTS, Market, eventually
+from harness import CAP_SECONDS, INSTRUMENTS, Market, eventually
 from invariants import Steered, Usage, check
 from open_loop import Call, OpenLoop, Shape
 from tcp_proxy import TcpProxy
@@ -27,16 +27,16 @@ REPLICAS: Final = ("primary", "secondary", "challenger")
 CHAMPIONS: Final = ("primary", "secondary")
 
 ROOMY: Final = {
-    "BUDGET__CAP_SECONDS": "0.4",
-    "BUDGET__AUDIT_RESERVE_SECONDS": "0.1",
+    "BUDGET__CAP_SECONDS": str(CAP_SECONDS),
+    "BUDGET__AUDIT_RESERVE_SECONDS": "0.5",
     "BREAKER__SLOW_SECONDS": "0.3",
     "BATCHER__MIN_PATIENCE_SECONDS": "0.1",
     "BATCHER__MAX_PATIENCE_SECONDS": "0.2",
-    "ADMISSION__TARGET_SECONDS": "0.3",
+    "ADMISSION__TARGET_SECONDS": "1",
     "GRPC__MAX_PENDING_CALLS": "1000",
 }
 """Settings for tests of who answers, not of how fast: other work on the machine must not decide what they see."""
-ROOMY_SECONDS: Final = 0.4
+ROOMY_SECONDS: Final = CAP_SECONDS
 """Deadline of calls under `ROOMY`."""
 
 

@@ -4,8 +4,8 @@ A test that takes the fixture `seed` runs once with a new seed, and before that 
 with. Those stand in `tests/failing_seeds.json`, by the test's id without its parameters. A seed that fails is added to
 that file, to be committed with the fix; it is removed by hand, by somebody who knows why it no longer matters.
 
-* `PRETRADE_TEST_SEED=n` runs such tests with that seed alone.
-* `PRETRADE_FAILING_SEEDS=file` names a second file, which is read as well and written in place of the first: CI keeps
+* `TEST_SEED=n` runs such tests with that seed alone.
+* `FAILING_SEEDS=file` names a second file, which is read as well and written in place of the first: CI keeps
   the seeds that its own runs found there.
 
 Hypothesis keeps what fails in `.hypothesis/`, and in CI draws the same examples each time. How long an example takes is
@@ -23,8 +23,9 @@ from typing import Final
 import hypothesis
 import pytest
 
-ONLY_VARIABLE: Final = "PRETRADE_TEST_SEED"
-FILE_VARIABLE: Final = "PRETRADE_FAILING_SEEDS"
+# Not `PRETRADE_…`: those are settings, and a server that finds one it does not know refuses to start.
+ONLY_VARIABLE: Final = "TEST_SEED"
+FILE_VARIABLE: Final = "FAILING_SEEDS"
 _FIXTURE: Final = "seed"
 _NEW: Final = "new"
 _SEEDS: Final = 2**32

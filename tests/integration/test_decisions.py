@@ -15,7 +15,16 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
-from harness import DEADLINE_SECONDS, INSTRUMENTS, MID, Product, calm_values, eventually, stack_admin_channel
+from harness import (
+    CAP_SECONDS,
+    DEADLINE_SECONDS,
+    INSTRUMENTS,
+    MID,
+    Product,
+    calm_values,
+    eventually,
+    stack_admin_channel,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache import features
@@ -192,7 +201,7 @@ def test_a_book_that_stands_still_while_trades_go_on_is_stale(product: Product) 
 
 def test_without_a_deadline_the_servers_cap_applies(product: Product) -> None:
     decision = product.decisions.Decide(pb.DecideRequest(order=product.order())).decision
-    assert decision.budget.allowed_us == pytest.approx(400_000, abs=1)
+    assert decision.budget.allowed_us == pytest.approx(1e6 * CAP_SECONDS, abs=1)
 
 
 def test_an_expired_deadline_gets_no_decision(product: Product) -> None:

@@ -19,8 +19,8 @@ KEPT = "tests/failing_seeds.json"
 
 @pytest.fixture(autouse=True)
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PRETRADE_TEST_SEED", raising=False)
-    monkeypatch.delenv("PRETRADE_FAILING_SEEDS", raising=False)
+    monkeypatch.delenv("TEST_SEED", raising=False)
+    monkeypatch.delenv("FAILING_SEEDS", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a run takes 0.1 s without them
     pytester.makeconftest('pytest_plugins = ("seeds",)')
     pytester.mkdir("tests")
@@ -50,11 +50,11 @@ def test_a_seed_that_fails_is_printed_kept_and_used_in_every_later_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, processes: tuple[str, ...]
 ) -> None:
     path = pytester.makepyfile(DRAWS)
-    monkeypatch.setenv("PRETRADE_TEST_SEED", "7")
+    monkeypatch.setenv("TEST_SEED", "7")
     found = result(pytester, *processes)
     found.assert_outcomes(failed=1)
-    found.stdout.fnmatch_lines(["*failing seeds*", f"PRETRADE_TEST_SEED=7 {path.name}::test_draws*"])
-    monkeypatch.delenv("PRETRADE_TEST_SEED")
+    found.stdout.fnmatch_lines(["*failing seeds*", f"TEST_SEED=7 {path.name}::test_draws*"])
+    monkeypatch.delenv("TEST_SEED")
     for _ in range(2):
         result(pytester, *processes).assert_outcomes(failed=1, passed=1)
     path.write_text(path.read_text().replace("!= 7", "!= -1"))
@@ -69,9 +69,9 @@ def test_a_seed_is_kept_for_every_parameter_of_its_test(
         "import pytest\n\n@pytest.mark.parametrize('edge', ['a', 'b'])\n"
         "def test_draws(edge, seed):\n    assert (edge, seed) != ('a', 7)"
     )
-    monkeypatch.setenv("PRETRADE_TEST_SEED", "7")
+    monkeypatch.setenv("TEST_SEED", "7")
     result(pytester).assert_outcomes(failed=1, passed=1)
-    monkeypatch.delenv("PRETRADE_TEST_SEED")
+    monkeypatch.delenv("TEST_SEED")
     result(pytester).assert_outcomes(failed=1, passed=3)
     assert kept(pytester) == {f"{path.name}::test_draws": [7]}
 
@@ -82,9 +82,9 @@ def test_a_second_file_is_read_too_and_takes_what_fails(
     path = pytester.makepyfile(DRAWS)
     (pytester.path / KEPT).write_text(json.dumps({f"{path.name}::test_draws": [1]}))
     (pytester.path / "ours.json").write_text(json.dumps({f"{path.name}::test_draws": [2, 7]}))
-    monkeypatch.setenv("PRETRADE_FAILING_SEEDS", "ours.json")
+    monkeypatch.setenv("FAILING_SEEDS", "ours.json")
     result(pytester).assert_outcomes(failed=1, passed=3)
-    monkeypatch.setenv("PRETRADE_TEST_SEED", "7")
+    monkeypatch.setenv("TEST_SEED", "7")
     path.write_text(path.read_text().replace("test_draws", "test_draws_too"))
     result(pytester).assert_outcomes(failed=1)
     assert kept(pytester) == {f"{path.name}::test_draws": [1]}
