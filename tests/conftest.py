@@ -20,7 +20,7 @@ from feature_cache.features import N_FEATURES
 from local.settings import LocalSettings
 from local.stack import Stack
 
-pytest_plugins = ("ci_verdict", "figures", "seeds")
+pytest_plugins = ("ci_verdict", "figures", "own_logs", "seeds")
 
 
 @pytest.fixture(scope="session")
