@@ -21,6 +21,7 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+import lifeline
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from wire import DECIDE, framed
@@ -79,7 +80,7 @@ def run(flood: Flood) -> Outcome:
 
 def start(flood: Flood) -> subprocess.Popen[str]:
     """The same, without waiting for it."""
-    return subprocess.Popen([sys.executable, __file__, json.dumps(asdict(flood))], stdout=subprocess.PIPE, text=True)
+    return lifeline.start([sys.executable, __file__, json.dumps(asdict(flood))], stdout=subprocess.PIPE, text=True)
 
 
 def outcome(process: subprocess.Popen[str]) -> Outcome:
@@ -306,4 +307,5 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    lifeline.end_with_the_test_run()
     print(json.dumps(asdict(_Run(Flood(**json.loads(sys.argv[1]))).run())))

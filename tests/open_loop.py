@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, Self, get_args
 
 import grpc.aio
+import lifeline
 import uvloop
 from flood import Connection
 from google.protobuf.duration_pb2 import Duration
@@ -157,7 +158,7 @@ class OpenLoop:
 
     def __enter__(self) -> Self:
         self._log.unlink(missing_ok=True)
-        self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE)
+        self._process = lifeline.start(self._argv, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
         assert ready == b"ready\n", "the load generator did not start"
@@ -483,6 +484,7 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
 
 
 def _main() -> None:
+    lifeline.end_with_the_test_run()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("log", type=Path)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import grpc
+import psutil
 import pytest
 from harness import eventually
 from open_loop import LEFT, NO_RESULT, Call, Fate, OpenLoop, Shape, read_log
@@ -20,6 +25,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
 PATIENCE_SECONDS = 5.0
+TESTS: Final = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -256,6 +262,49 @@ def test_the_generator_logs_what_became_of_every_order_of_a_batch(
             assert call.status == "RESOURCE_EXHAUSTED"
         else:
             assert call.status == (NO_RESULT if place % 5 == 0 else "OK")
+
+
+STARTS: Final = {
+    "open loop": "OpenLoop({address!r}, Path({log!r}), 20.0, ('A.SIM',)).__enter__()._process",
+    "on the wire": "OpenLoop({address!r}, Path({log!r}), 20.0, ('A.SIM',), on_the_wire=True).__enter__()._process",
+    "flood": "flood.start(flood.Flood({address!r}, '', 600, 500, rate=20.0))",
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_a_generator_ends_with_the_test_run_that_started_it_however_it_ends(
+    answering: str, tmp_path: Path, start: str
+) -> None:
+    code = "\n".join(
+        (
+            "import flood, sys",
+            "from pathlib import Path",
+            "from open_loop import OpenLoop",
+            f"process = {start.format(address=answering, log=str(tmp_path / 'log'))}",
+            "print(process.pid, flush=True)",
+            "sys.stdin.read()",
+        )
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        generator = psutil.Process(int(run.stdout.readline()))
+        assert generator.is_running()
+        run.kill()
+    eventually(lambda: is_gone(generator), bool)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, looked after or not."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_the_generator_logs_what_became_of_every_order_of_a_stream(answering: str, tmp_path: Path) -> None:
