@@ -14,6 +14,7 @@ import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -45,6 +46,13 @@ class Fault:
 HEALTHY: Final = Fault()
 BLACK_HOLE: Final = Fault(hold_requests=True, hold_replies=True)
 HALF_OPEN: Final = Fault(hold_replies=True)
+
+
+def through(url: str, address: str) -> str:
+    """The same URL, with its password and path, by way of `address` (`host:port`)."""
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}{at}{address}").geturl()
 
 
 class TcpProxy:

@@ -25,7 +25,7 @@ def settings(objects: list[Object], monkeypatch: pytest.MonkeyPatch) -> Settings
     for name in [name for name in os.environ if name.startswith("PRETRADE_")]:
         monkeypatch.delenv(name)
     for name, value in settings_of(objects, "server").items():
-        if name != "PRETRADE_SECRETS_DIR" and not name.startswith("PRETRADE_TLS__"):
+        if name != "PRETRADE_SECRETS_DIR":
             monkeypatch.setenv(name, value)
     return Settings()
 

@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from redis.asyncio import Redis
+from tcp_proxy import through
 
 from feature_cache.codec import BookState, FeatureSnapshot, decode, encode, split
 from feature_cache.features import N_FEATURES
@@ -176,7 +178,7 @@ async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_u
 @asynccontextmanager
 async def black_hole_for_the_first_connection(redis_url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """A proxy whose first connection delivers nothing any more, without closing, once the event is set."""
-    host, port = redis_url.removeprefix("redis://").partition("/")[0].split(":")
+    there = urlsplit(redis_url)
     silent = asyncio.Event()
     connections = 0
     pumps: set[asyncio.Task[None]] = set()
@@ -190,12 +192,12 @@ async def black_hole_for_the_first_connection(redis_url: str) -> AsyncIterator[t
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
-        upstream, downstream = await asyncio.open_connection(host, int(port))
+        upstream, downstream = await asyncio.open_connection(there.hostname, there.port)
         for pair in ((reader, downstream), (upstream, writer)):
             pumps.add(asyncio.create_task(pump(*pair, first=connections == 1)))
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", silent
+        yield through(redis_url, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"), silent
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)

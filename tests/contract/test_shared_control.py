@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
-from tcp_proxy import Fault, TcpProxy
+from tcp_proxy import Fault, TcpProxy, through
 
 from feature_cache.store import connect
 from pretrade.admin.v1 import admin_pb2
@@ -99,8 +99,15 @@ async def start(tmp_path: Path, redis_url: str, journal: Journal) -> AsyncIterat
 
 @pytest.fixture
 def network(redis_url: str) -> Iterator[TcpProxy]:
-    with TcpProxy(urlsplit(redis_url).netloc) as proxy:
+    there = urlsplit(redis_url)
+    with TcpProxy(f"{there.hostname}:{there.port}") as proxy:
         yield proxy
+
+
+@pytest.fixture
+def by_proxy(redis_url: str, network: TcpProxy) -> str:
+    """URL of the Redis by way of a network that can be spoiled."""
+    return through(redis_url, network.address)
 
 
 @pytest.fixture
@@ -181,9 +188,9 @@ async def test_a_redis_that_lost_the_state_is_given_it_again(start: Start, redis
 
 
 async def test_a_server_without_redis_halts_alone_says_so_and_all_hear_of_it_later(
-    start: Start, network: TcpProxy
+    start: Start, network: TcpProxy, by_proxy: str
 ) -> None:
-    cut_off, other = await start("a", f"redis://{network.address}/0"), await start("b")
+    cut_off, other = await start("a", by_proxy), await start("b")
     async with refused(network):
         made = await cut_off.set("trading_state", "HALTED")
         assert (made.local, cut_off.state, other.state) == (True, "HALTED", "ACTIVE")
@@ -199,8 +206,10 @@ async def test_a_server_without_redis_halts_alone_says_so_and_all_hear_of_it_lat
     assert cut_off.control.status().pending == 0
 
 
-async def test_without_redis_the_trading_state_only_grows_stricter(start: Start, network: TcpProxy) -> None:
-    cut_off, other = await start("a", f"redis://{network.address}/0"), await start("b")
+async def test_without_redis_the_trading_state_only_grows_stricter(
+    start: Start, network: TcpProxy, by_proxy: str
+) -> None:
+    cut_off, other = await start("a", by_proxy), await start("b")
     await other.set("trading_state", "REDUCING")
     await until(lambda: cut_off.state == "REDUCING")
     async with refused(network):
@@ -217,39 +226,37 @@ async def test_without_redis_the_trading_state_only_grows_stricter(start: Start,
 
 
 async def test_a_server_that_never_heard_of_the_others_is_halted_until_it_does(
-    start: Start, network: TcpProxy, tmp_path: Path
+    start: Start, network: TcpProxy, by_proxy: str, tmp_path: Path
 ) -> None:
     other = await start("b")
-    url = f"redis://{network.address}/0"
     async with refused(network):
-        first = await start("a", url)
+        first = await start("a", by_proxy)
         assert (first.state, first.control.version) == ("HALTED", 0)
         with pytest.raises(ChangeRefusedError, match="HALTED"):
             await first.set("trading_state", "ACTIVE")
         await first.set("flag/shadow", "off")
-        restarted = await start("a", url)
+        restarted = await start("a", by_proxy)
         assert (restarted.state, restarted.control.flags_on) == ("HALTED", ("cached_score",)), "it still has not heard"
     await until(lambda: first.state == restarted.state == "ACTIVE")
     await until(lambda: other.control.flags_on == ("cached_score",))
     assert other.state == "ACTIVE", "that a server did not know does not halt the others"
     await until(lambda: (kept := ControlFile(tmp_path / "a" / "control.json").read()) and kept.says_what_all_know)
     async with refused(network):
-        assert (await start("a", url)).state == "ACTIVE", "from now on its file says what all were told"
+        assert (await start("a", by_proxy)).state == "ACTIVE", "from now on its file says what all were told"
 
 
 async def test_a_server_that_once_heard_that_nobody_set_anything_knows_so_after_a_restart(
-    start: Start, network: TcpProxy
+    start: Start, network: TcpProxy, by_proxy: str
 ) -> None:
-    url = f"redis://{network.address}/0"
-    await start("a", url)
+    await start("a", by_proxy)
     async with refused(network):
-        assert (await start("a", url)).state == "ACTIVE"
+        assert (await start("a", by_proxy)).state == "ACTIVE"
 
 
 async def test_what_needs_all_servers_is_refused_without_redis_and_is_not_brought_later(
-    start: Start, network: TcpProxy
+    start: Start, network: TcpProxy, by_proxy: str
 ) -> None:
-    cut_off, other = await start("a", f"redis://{network.address}/0"), await start("b")
+    cut_off, other = await start("a", by_proxy), await start("b")
     wanted = Wanted("breaker/primary", "forced_open", "server", "a step", needs_all=True)
     async with refused(network):
         with pytest.raises(ChangeRefusedError, match="nobody knows what the other servers"):
@@ -261,16 +268,15 @@ async def test_what_needs_all_servers_is_refused_without_redis_and_is_not_brough
 
 
 async def test_processes_of_a_server_share_what_redis_does_not_know_and_it_is_brought_once(
-    start: Start, network: TcpProxy
+    start: Start, network: TcpProxy, by_proxy: str
 ) -> None:
-    url = f"redis://{network.address}/0"
-    first, second, other = await start("a", url), await start("a", url), await start("b")
+    first, second, other = await start("a", by_proxy), await start("a", by_proxy), await start("b")
     async with refused(network):
         await first.set("trading_state", "HALTED")
         await until(lambda: second.state == "HALTED")
         await second.set("breaker/primary", "forced_open")
         await until(lambda: first.breaker.mode is Mode.FORCED_OPEN)
-        restarted = await start("a", url)
+        restarted = await start("a", by_proxy)
         assert (restarted.state, restarted.breaker.mode) == ("HALTED", Mode.FORCED_OPEN)
     await until(lambda: other.state == "HALTED" and other.breaker.mode is Mode.FORCED_OPEN)
     await until(lambda: not any(one.control.status().pending for one in (first, second, restarted)))
@@ -279,9 +285,9 @@ async def test_processes_of_a_server_share_what_redis_does_not_know_and_it_is_br
 
 @pytest.mark.parametrize("fault", [Fault(hold_replies=True), Fault(hold_replies=True, hold_requests=True)])
 async def test_a_change_whose_answer_is_lost_is_made_once(
-    start: Start, network: TcpProxy, journal: Journal, fault: Fault
+    start: Start, network: TcpProxy, by_proxy: str, journal: Journal, fault: Fault
 ) -> None:
-    cut_off, other = await start("a", f"redis://{network.address}/0"), await start("b")
+    cut_off, other = await start("a", by_proxy), await start("b")
     network.apply(fault)
     began = time.monotonic()
     assert (await cut_off.set("flag/shadow", "off")).local
@@ -322,8 +328,8 @@ async def test_a_restart_prolongs_nothing_that_was_set_for_a_time(
     assert after.state == "ACTIVE"
 
 
-async def test_a_value_set_for_a_time_ends_without_redis_too(start: Start, network: TcpProxy) -> None:
-    cut_off = await start("a", f"redis://{network.address}/0")
+async def test_a_value_set_for_a_time_ends_without_redis_too(start: Start, network: TcpProxy, by_proxy: str) -> None:
+    cut_off = await start("a", by_proxy)
     await cut_off.set("flag/shadow", "off", seconds=60)
     async with refused(network):
         cut_off.ahead = 61.0

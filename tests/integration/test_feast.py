@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -50,12 +51,12 @@ pytestmark = [
 
 @pytest.fixture
 def environment(tmp_path: Path, redis_url: str) -> dict[str, str]:
-    address = redis_url.removeprefix("redis://").partition("/")[0]
+    there = urlsplit(redis_url)
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto" / "gen"))),
         "PRETRADE_FEAST_DIR": str(tmp_path),
-        "PRETRADE_FEAST_REDIS": address,
+        "PRETRADE_FEAST_REDIS": f"{there.hostname}:{there.port},password={there.password}",
         "FEAST_USAGE": "False",
     }
 
