@@ -92,6 +92,15 @@ class Guards:
 
     def apply(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         """The action after all guards, and the reasons: the answer's own first, then each objection."""
+        return self._apply(case, answer, is_repeat=False)
+
+    def again(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
+        """The same for an answer that was given before and is to be given again; it counts for no rate."""
+        return self._apply(case, answer, is_repeat=True)
+
+    def _apply(
+        self, case: Case, answer: Answer, is_repeat: bool
+    ) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         started = self._clock()
         reasons = [answer.reason]
         must_abstain = self._evidence_objections(case, answer, reasons)
@@ -99,7 +108,8 @@ class Guards:
         if answer.source not in MODEL_SOURCES and self._only_reducing_without_model and not case.order.reduce_only:
             reasons.append(pb.REASON_CODE_NO_MODEL_REDUCE_ONLY)
         action = answer.action
-        if action == pb.ACTION_TRADE and len(reasons) == 1 and self._rate_exceeded(case.order.strategy, started):
+        would_trade = action == pb.ACTION_TRADE and len(reasons) == 1
+        if would_trade and not is_repeat and self._rate_exceeded(case.order.strategy, started):
             reasons.append(pb.REASON_CODE_STRATEGY_RATE)
         if action == pb.ACTION_TRADE and len(reasons) > 1:
             action = pb.ACTION_ABSTAIN if must_abstain else pb.ACTION_NO_TRADE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from server.reports import DecisionReports
 from server.security import operator
 from server.security.security import Security
 from server.settings import load
-from server.shared_keys import SharedKeys
+from server.shared_keys import SharedKeys, make_memory
 from server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     await process.background(control.watch(), "control")
     await process.background(canary.rollout.run(), "canary")
     admission = Admission(settings.admission, clock)
-    idempotency = IdempotencyWindow(settings.idempotency, clock, _shared_keys(process))
+    idempotency = IdempotencyWindow(clock, _shared_keys(process))
     reports, tracing = _open_reports(process)
     base.security.tell_of([*(replica.tls for replica in replicas), None if tracing is None else tracing.tls])
     durability = settings.journal.durability.value
@@ -210,12 +211,14 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     )
 
 
-def _shared_keys(process: Process) -> SharedKeys | None:
-    """The idempotency keys of all processes, where there are several."""
-    slot = process.slot
-    if slot is None or slot.keys is None:
-        return None
-    return SharedKeys(slot.keys, process.settings.idempotency.window_seconds, process.clock)
+def _shared_keys(process: Process) -> SharedKeys:
+    """The idempotency keys of all processes, or those of one that is alone."""
+    slot, settings = process.slot, process.settings.idempotency
+    memory = None if slot is None else slot.keys
+    if memory is None:
+        memory = make_memory(settings.max_keys)
+        process.stack.callback(os.close, memory)
+    return SharedKeys(memory, settings.window_seconds, process.clock)
 
 
 def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:

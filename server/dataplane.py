@@ -16,9 +16,11 @@ from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.errors import JournalError
 from server.deadlines import Deadlines
-from server.errors import DeadlineError
+from server.errors import DeadlineError, OverloadedError
+from server.idempotency import ClaimLostError, identify
 from server.inference.latency import LatencyWindow
 from server.record import Decided
+from server.security.identity import CALLER
 
 if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from server.metrics import DecisionMetrics
     from server.record import PacketWriter
     from server.reports import DecisionReports
+    from server.shared_keys import KeyedOrder, Remembered
 
 _BOOK_AGE = features.INDEX["book_age_ms"]
 _AGES = slice(_BOOK_AGE, features.INDEX["trade_age_ms"] + 1)
@@ -155,13 +158,77 @@ class DataPlane:
             try:
                 if not order.message.idempotency_key:
                     return await self._decide(order, budget)
-                return await self._idempotency.once(order.message, deadline, lambda: self._decide(order, budget))
+                return await self._decide_once(order, budget)
+            except OverloadedError:
+                self._admission.shed += 1  # no room for another key
+                raise
             except asyncio.CancelledError:
                 self._metrics.cancelled += 1
                 raise
             except TimeoutError as error:
                 self._metrics.late += 1
                 raise DeadlineError("DEADLINE_EXCEEDED", "an earlier call with this key is still under way") from error
+
+    async def _decide_once(self, order: Order, budget: Budget) -> Decided:
+        """The decision of an order with an idempotency key: that of the first call with it, or something safer."""
+        caller = CALLER.get()
+        keyed = identify(order.message, "" if caller is None else caller.name)
+        made: Decided | None = None
+
+        async def decide() -> Decided:
+            nonlocal made
+            made = await self._decide(order, budget)
+            return made
+
+        try:
+            kept = await self._idempotency.once(keyed, budget.deadline, decide)
+        except ClaimLostError as error:
+            assert made is not None
+            self._metrics.late += 1
+            self._note_reply(made, "superseded")
+            raise DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time") from error
+        return kept.decided if kept.at is None else await self._repeat(order, budget, keyed, kept.decided, kept.at)
+
+    async def _repeat(
+        self, order: Order, budget: Budget, keyed: KeyedOrder, decided: Decided, at: Remembered
+    ) -> Decided:
+        """What a repeat hears: the decision as it is remembered, unless the guards object by now.
+
+        Then every repeat from now on hears the safer decision, whatever the guards say later. That is so before it is
+        noted in the audit, and noted before it is told: whoever finds it without its note writes the note first.
+        """
+        if decided.action == pb.ACTION_TRADE:
+            case = Case(order, budget)
+            self._look_up_features(case)
+            answer = Answer(
+                decided.action, decided.source, decided.reasons[0], model_expires_at=decided.model_expires_at
+            )
+            action, reasons = self._guards.again(case, answer)
+            if action != pb.ACTION_TRADE:
+                safer = decided.withdrawn(action, [*decided.reasons, *reasons[1:]], self._packets.control_version)
+                decided, at = await self._idempotency.withdraw(keyed, at, safer, budget.deadline)
+        if at.is_withdrawn:
+            self._idempotency.withdrawn += 1
+            if not at.is_noted:
+                decided = await self._note_withdrawn(decided, at, budget)
+        if self._clock() >= budget.deadline:
+            raise TimeoutError
+        return decided
+
+    async def _note_withdrawn(self, decided: Decided, at: Remembered, budget: Budget) -> Decided:
+        """Makes it durable that repeats hear this; ABSTAIN where that fails or takes too long."""
+        durable_until = budget.deadline - self._reply_reserve(budget.allowed)
+        note = self._packets.unconfirmed(decided.decision_id, "withdrawn", decided.action, decided.reasons)
+        try:
+            durable = self._journal.append(note, even_if_full=True)
+            self._audit_deadlines.watch(durable, durable_until, late=False)
+            if await durable:
+                self._idempotency.noted(at)
+                return decided
+            problem = pb.REASON_CODE_AUDIT_LATE
+        except JournalError:
+            problem = pb.REASON_CODE_AUDIT_UNAVAILABLE
+        return decided.withdrawn(pb.ACTION_ABSTAIN, [*decided.reasons, problem], self._packets.control_version)
 
     def _reserve(self, allowed_seconds: float) -> float:
         """What model attempts may not touch.

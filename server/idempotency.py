@@ -1,4 +1,8 @@
-"""The promise of `Order.idempotency_key`: the same key gives the same decision, and only one."""
+"""The promise of `Order.idempotency_key`: the same key gives the same decision, and only one.
+
+A repeat hears what the first call was told, or something safer: the guards run again for it, since what they guard may
+have changed, and what one repeat was told instead of TRADE every later one is told, too. See `DataPlane`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,19 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.errors import KeyReusedError, OverloadedError
+from server.errors import OverloadedError
 from server.record import Decided
-from server.shared_keys import BusyError, Claim, SharedKeys
+from server.shared_keys import BusyError, Claim, KeyedOrder, Remembered, SharedKeys, reused
 
 _ASK_AGAIN_SECONDS: Final = 0.001
 _SLACK_SECONDS: Final = 0.1
 """A process that was given no time may still decide so long after its deadline."""
+_RECENT: Final = 4_096
 
 
 class IdempotencySettings(BaseModel):
@@ -27,52 +32,58 @@ class IdempotencySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     window_seconds: float = Field(default=10.0, gt=0, le=86_400)
-    """How long a key is remembered, in seconds."""
-    max_keys: int = Field(default=200_000, ge=1, le=10_000_000)
-    """Keys remembered at once by one process; an order with a new key beyond it is shed, since the promise could not be
-    kept."""
-    shared_keys: int = Field(default=65_536, ge=1_024, le=16_777_216)
-    """The same of all `processes` together, in memory that they share, 1 KiB each."""
+    """How long a key is remembered, in seconds from its decision on."""
+    max_keys: int = Field(default=200_000, ge=1, le=100_000_000)
+    """Keys that all processes together remember at once: by default 20,000 new ones a second over the window. An order
+    with a new key beyond it is shed, since the promise could not be kept. Each takes 0.5 KiB of memory that the
+    processes share, when there are so many at once and not before."""
 
 
-class _Entry:
-    __slots__ = ("decision", "digest", "expires")
+class ClaimLostError(Exception):
+    """The call took so long that another process may have decided in its place; its deadline passed before that."""
 
-    def __init__(self, digest: bytes, decision: asyncio.Future[Decided], expires: float) -> None:
+
+class Kept(NamedTuple):
+    """The decision of a key."""
+
+    decided: Decided
+    at: Remembered | None
+    """Where it is remembered; None for the call that made it."""
+
+
+class _UnderWay:
+    __slots__ = ("digest", "ended")
+
+    def __init__(self, digest: bytes) -> None:
         self.digest = digest
-        self.decision = decision
-        self.expires = expires
+        self.ended = asyncio.Event()
 
 
 class IdempotencyWindow:
     """Remembers decisions by key for a while, so that a caller's retry gets the first call's decision.
 
     Args:
-        settings: Bounds.
         clock: Monotonic seconds, the event loop's own.
-        shared: What all processes of the server remember; None for a server of one.
+        table: Where decisions are remembered, for all processes of the server.
     """
 
-    def __init__(
-        self, settings: IdempotencySettings, clock: Callable[[], float], shared: SharedKeys | None = None
-    ) -> None:
-        self._settings = settings
+    def __init__(self, clock: Callable[[], float], table: SharedKeys) -> None:
         self._clock = clock
-        self._shared = shared
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._decision_ids: set[str] = set()
+        self._table = table
+        self._under_way: dict[bytes, _UnderWay] = {}
+        """Calls of this process that are deciding, by key: their repeats wait for them and not for the table."""
+        self._recent: OrderedDict[bytes, tuple[Claim, Decided]] = OrderedDict()
+        """The newest decisions of this process, by key: of these it knows what became of the reply."""
         self.repeated = 0
         """Calls answered with an earlier call's decision."""
+        self.withdrawn = 0
+        """Those of them that were answered with something safer."""
+        self.refused = 0
+        """Calls shed because no further key could be remembered."""
+        self.lost = 0
+        """Decisions that came after another process might have decided in their place."""
 
-    @property
-    def unshared(self) -> int:
-        """Decisions with a key that only this process remembers, against the promise; 0 where there is but one."""
-        return 0 if self._shared is None else self._shared.unshared
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    async def once(self, order: pb.Order, deadline: float, decide: Callable[[], Awaitable[Decided]]) -> Decided:
+    async def once(self, order: KeyedOrder, deadline: float, decide: Callable[[], Awaitable[Decided]]) -> Kept:
         """The decision of the first call with this key; makes it with `decide` if this is the first.
 
         A call that fails or is cancelled leaves the key free again, and a repeat that was waiting for it then decides
@@ -81,88 +92,107 @@ class IdempotencyWindow:
         Raises:
             KeyReusedError: The key was used for another order.
             OverloadedError: Too many keys are remembered.
+            ClaimLostError: What was decided must not be told: it took longer than `deadline`.
             TimeoutError: The first call had not finished by `deadline` (monotonic seconds).
         """
-        key, digest = order.idempotency_key, _digest(order)
-        self._forget_expired()
-        while (entry := self._entries.get(key)) is not None:
-            if entry.digest != digest:
-                raise KeyReusedError(
-                    "IDEMPOTENCY_KEY_REUSED", "idempotency_key: already used for another order", "idempotency_key"
-                )
-            async with asyncio.timeout_at(deadline):
-                await asyncio.wait((entry.decision,))
-            if not entry.decision.cancelled():
+        while True:
+            under_way = self._under_way.get(order.key)
+            if under_way is not None:
+                if under_way.digest != order.digest:
+                    raise reused()
+                async with asyncio.timeout_at(deadline):
+                    await under_way.ended.wait()
+                continue
+            try:
+                # Longer than the call itself: whoever loses a claim has no time left to answer.
+                found = self._table.claim(order, deadline + _SLACK_SECONDS)
+            except BusyError:
+                await self._a_moment(deadline)
+                continue
+            except OverloadedError:
+                self.refused += 1
+                raise
+            if isinstance(found, Remembered):
                 self.repeated += 1
-                return entry.decision.result()
-        if len(self._entries) >= self._settings.max_keys:
-            raise OverloadedError("TOO_MANY_IDEMPOTENCY_KEYS", f"{self._settings.max_keys} keys are remembered")
-        future: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
-        self._entries[key] = _Entry(digest, future, self._clock() + self._settings.window_seconds)
-        try:
-            if self._shared is None:
-                decision = await decide()
-            else:
-                decision = await self._once_in_all(self._shared, key, digest, deadline, decide)
-        except BaseException:
-            del self._entries[key]
-            future.cancel()
-            raise
-        future.set_result(decision)
-        self._decision_ids.add(decision.decision_id)
-        return decision
+                return Kept(self._recall(order, found), found)
+            return Kept(await self._decide(order, found, deadline, decide), None)
 
-    async def _once_in_all(
-        self,
-        shared: SharedKeys,
-        key: str,
-        digest: bytes,
-        deadline: float,
-        decide: Callable[[], Awaitable[Decided]],
-    ) -> Decided:
-        """The decision of whichever process was first."""
+    async def withdraw(
+        self, order: KeyedOrder, at: Remembered, safer: Decided, deadline: float
+    ) -> tuple[Decided, Remembered]:
+        """Has every repeat from now on hear a safer decision; the one that is heard if another repeat was first.
+
+        Raises:
+            TimeoutError: It could not be done by `deadline`.
+        """
         while True:
             with contextlib.suppress(BusyError):
-                found = shared.claim(key, digest, deadline + _SLACK_SECONDS)
-                break
+                now = self._table.withdraw(at, safer.remembered)
+                return safer if now.decision == safer.remembered else self._recall(order, now), now
             await self._a_moment(deadline)
-        if not isinstance(found, Claim):
-            self.repeated += 1
-            return Decided.repeated(found)
+
+    def noted(self, at: Remembered) -> None:
+        """What a repeat is told in place of the decision is durable in the audit, and need not be noted again."""
+        with contextlib.suppress(BusyError):  # then the next repeat notes it once more
+            self._table.noted(at.claim)
+
+    async def _decide(
+        self, order: KeyedOrder, claim: Claim, deadline: float, decide: Callable[[], Awaitable[Decided]]
+    ) -> Decided:
+        """Makes the decision that was claimed, and remembers it."""
+        under_way = self._under_way[order.key] = _UnderWay(order.digest)
         try:
-            decision = await decide()
+            decided = await decide()
+            while True:
+                with contextlib.suppress(BusyError):
+                    if self._table.decided(claim, decided.remembered):
+                        break
+                    self.lost += 1
+                    raise ClaimLostError
+                await self._a_moment(deadline)
         except BaseException:
             with contextlib.suppress(BusyError):  # then it is free when its deadline has passed
-                shared.release(found)
+                self._table.release(claim)
             raise
-        while True:
-            with contextlib.suppress(BusyError):
-                shared.decided(found, decision.wire)
-                return decision
-            await self._a_moment(deadline)
+        finally:
+            del self._under_way[order.key]
+            under_way.ended.set()
+        self._recent[order.key] = claim, decided
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        return decided
+
+    def _recall(self, order: KeyedOrder, found: Remembered) -> Decided:
+        """What is remembered, as the object that the first call made where that was here and not long ago."""
+        claim, decided = self._recent.get(order.key, (None, None))
+        if decided is None or claim != found.claim or found.is_withdrawn:
+            return Decided.repeated(found.decision, order.order_ref)
+        return decided
+
+    def remembers(self, decision_id: str) -> bool:
+        """True while repeats may get this decision."""
+        return any(decided.decision_id == decision_id for _, decided in self._recent.values())
 
     async def _a_moment(self, deadline: float) -> None:
         if self._clock() >= deadline:
             raise TimeoutError
         await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
-    def remembers(self, decision_id: str) -> bool:
-        """True while repeats get this decision."""
-        return decision_id in self._decision_ids
 
-    def _forget_expired(self) -> None:
-        now = self._clock()
-        while self._entries:
-            key, entry = next(iter(self._entries.items()))
-            if entry.expires > now or not entry.decision.done():
-                return
-            del self._entries[key]
-            self._decision_ids.discard(entry.decision.result().decision_id)
+def identify(order: pb.Order, caller: str) -> KeyedOrder:
+    """What the key of an order is remembered by.
 
-
-def _digest(order: pb.Order) -> bytes:
-    """Identity of what is asked: everything but how long the answer may take."""
+    Args:
+        order: It has a key.
+        caller: Who asks; empty where nobody is asked who he is.
+    """
+    strategy = order.strategy
+    whose = f"{len(caller)} {len(strategy)} {caller}{strategy}{order.idempotency_key}"
     content = type(order)()
     content.CopyFrom(order)
-    content.ClearField("timeout")
-    return hashlib.blake2b(content.SerializeToString(deterministic=True), digest_size=16).digest()
+    content.ClearField("timeout")  # how long the answer may take is no part of what is asked
+    return KeyedOrder(_hash(whose.encode()), _hash(content.SerializeToString(deterministic=True)), order.order_ref)
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -24,8 +24,14 @@ IN_FLIGHT: Final = Gauge("pretrade_in_flight", "Decisions under way.")
 ADMISSION_LIMIT: Final = Gauge("pretrade_admission_limit", "Decisions that may be under way.")
 SHED: Final = Counter("pretrade_shed", "Calls refused by admission; with Envoy also before they are taken up.")
 IDEMPOTENT_REPEATS: Final = Counter("pretrade_idempotent_repeats", "Calls answered again.")
-IDEMPOTENT_UNSHARED: Final = Counter(
-    "pretrade_idempotent_unshared", "Decisions with a key that were too long for the memory all processes share."
+IDEMPOTENT_WITHDRAWN: Final = Counter(
+    "pretrade_idempotent_withdrawn", "Calls answered again with something safer: a guard objected since."
+)
+IDEMPOTENT_REFUSED: Final = Counter(
+    "pretrade_idempotent_refused", "Calls shed because no further key could be remembered."
+)
+IDEMPOTENT_LOST: Final = Counter(
+    "pretrade_idempotent_lost", "Decisions made so late that another process may have decided in their place."
 )
 REPLICA_BATCHES: Final = Counter("pretrade_replica_batches", "Batches and probes by outcome.", ("replica", "outcome"))
 REPLICA_ROWS: Final = Counter("pretrade_replica_rows", "Rows scored.", ("replica",))

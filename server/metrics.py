@@ -216,7 +216,9 @@ class ServerCollector(Collector):
         yield families.ADMISSION_LIMIT.family(self._admission.limit)
         yield families.SHED.family(self._admission.shed)
         yield families.IDEMPOTENT_REPEATS.family(self._idempotency.repeated)
-        yield families.IDEMPOTENT_UNSHARED.family(self._idempotency.unshared)
+        yield families.IDEMPOTENT_WITHDRAWN.family(self._idempotency.withdrawn)
+        yield families.IDEMPOTENT_REFUSED.family(self._idempotency.refused)
+        yield families.IDEMPOTENT_LOST.family(self._idempotency.lost)
 
     def _replica_families(self) -> Iterator[Metric]:
         outcomes = families.REPLICA_BATCHES.family()

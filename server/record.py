@@ -37,8 +37,11 @@ _BOOK_STATES = {
 _ZERO: Final = varint(0)
 _double: Final = struct.Struct("<d").pack
 _float: Final = struct.Struct("<f").pack
+_EXPIRES: Final = struct.Struct("<q")
+"""Unix seconds."""
 
-_OUTCOME: Final = template(pb.Decision.DESCRIPTOR, "decision_id", "order_ref", "action", "reasons")
+_OUTCOME: Final = template(pb.Decision.DESCRIPTOR, "decision_id", "action", "reasons")
+_ORDER_REF: Final = template(pb.Decision.DESCRIPTOR, "order_ref")
 _MODEL: Final = template(pb.Decision.DESCRIPTOR, "source", "model_name", "model_version")
 _SCORE: Final = template(pb.Decision.DESCRIPTOR, "score", "threshold")
 _DEGRADATIONS: Final = template(pb.Decision.DESCRIPTOR, "degradations")
@@ -91,11 +94,13 @@ class Decided:
     __slots__ = (
         "_arrived",
         "_head",
+        "_ledger",
         "_rest",
         "_uses",
         "action",
         "allowed_us",
         "decision_id",
+        "model_expires_at",
         "order_ref",
         "reasons",
         "source",
@@ -120,6 +125,7 @@ class Decided:
         self.action = action
         self.source = answer.source
         self.reasons = reasons
+        self.model_expires_at = answer.model_expires_at
         seconds, nanos = divmod(wall_ns, 1_000_000_000)
         rest = _model(answer.source, answer.model_name, answer.model_version) + _DECIDED_AT % (
             prefixed(_INSTANT % (varint(seconds), varint(nanos))),
@@ -140,10 +146,30 @@ class Decided:
         self._write(now)
 
     @classmethod
-    def repeated(cls, wire: bytes) -> Decided:
-        """A decision made before, by another process perhaps; nothing is charged to it."""
-        message = pb.Decision.FromString(wire)
+    def repeated(cls, remembered: bytes, order_ref: str) -> Decided:
+        """A decision made before, by another process perhaps; nothing is charged to it.
+
+        Args:
+            remembered: See there.
+            order_ref: That of the order, which is the same as of the first one.
+        """
+        (expires_at,) = _EXPIRES.unpack_from(remembered)
+        message = pb.Decision.FromString(remembered[_EXPIRES.size :])
+        message.order_ref = order_ref
+        return cls._of(message, expires_at)
+
+    def withdrawn(
+        self, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType], control_version: int
+    ) -> Decided:
+        """The same decision as a repeat of the call hears it to whom the guards object by now."""
+        message = pb.Decision.FromString(self.wire)
+        message.action, message.reasons[:], message.control_version = action, reasons, control_version
+        return self._of(message, self.model_expires_at)
+
+    @classmethod
+    def _of(cls, message: pb.Decision, expires_at: int) -> Decided:
         decided = cls.__new__(cls)
+        decided.model_expires_at = expires_at
         decided.decision_id = message.decision_id
         decided.order_ref = message.order_ref
         decided.action = message.action
@@ -151,8 +177,15 @@ class Decided:
         decided.reasons = list(message.reasons)
         decided.allowed_us = message.budget.allowed_us
         decided.used_us = message.budget.used_us
-        decided.wire = wire
+        decided.wire = message.SerializeToString()
+        message.ClearField("order_ref")
+        decided._head, decided._ledger = message.SerializeToString(), b""
         return decided
+
+    @property
+    def remembered(self) -> bytes:
+        """What repeats of the call need: when the model expires, 8 bytes, and the decision without its `order_ref`."""
+        return _EXPIRES.pack(self.model_expires_at) + self._head + self._ledger
 
     def charge_audit(self, budget: Budget, allowed: float, started: float, now: float) -> None:
         """Adds the cost of the durable audit to the ledger and the reply."""
@@ -167,10 +200,9 @@ class Decided:
         self._write_head()
 
     def _write_head(self) -> None:
-        """Everything but the ledger."""
+        """Everything but the ledger and the caller's reference."""
         self._head = self._rest + _OUTCOME % (
             prefixed(self.decision_id.encode()),
-            prefixed(self.order_ref.encode()),
             varint(self.action),
             prefixed(bytes(self.reasons)),
         )
@@ -178,7 +210,8 @@ class Decided:
     def _write(self, now: float) -> None:
         self.used_us = max(0, int((now - self._arrived) * 1e6))
         ledger = _BUDGET % (varint(self.allowed_us), varint(self.used_us)) + self._uses
-        self.wire = self._head + _LEDGER % prefixed(ledger)
+        self._ledger = _LEDGER % prefixed(ledger)
+        self.wire = self._head + _ORDER_REF % prefixed(self.order_ref.encode()) + self._ledger
 
 
 class PacketWriter:
@@ -241,11 +274,17 @@ class PacketWriter:
         ).SerializeToString()
 
     @staticmethod
-    def unconfirmed(decision_id: str, cause: str) -> bytes:
-        """The serialised journal entry that marks a decision's reply as unconfirmed."""
-        return packet_pb2.JournalEntry(
-            reply_unconfirmed=packet_pb2.ReplyUnconfirmed(decision_id=decision_id, cause=cause)
-        ).SerializeToString()
+    def unconfirmed(
+        decision_id: str,
+        cause: str,
+        heard_action: pb.Action.ValueType = pb.ACTION_UNSPECIFIED,
+        heard_reasons: Sequence[pb.ReasonCode.ValueType] = (),
+    ) -> bytes:
+        """The serialised journal entry that says that a decision was not what its caller heard."""
+        note = packet_pb2.ReplyUnconfirmed(
+            decision_id=decision_id, cause=cause, heard_action=heard_action, heard_reasons=heard_reasons
+        )
+        return packet_pb2.JournalEntry(reply_unconfirmed=note).SerializeToString()
 
     def _server(self) -> bytes:
         """What holds for all packets while the control state is what it is."""

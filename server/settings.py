@@ -150,7 +150,7 @@ class OtherChallenger(BaseModel):
 
     endpoint: Endpoint
     """`host:port` of its gRPC inference service."""
-    model: str = Field(default="challenger", min_length=1)
+    model: str = Field(default="challenger", pattern="^[!-~]{1,64}$")
     """Name of its model."""
     tls: ClientTlsSettings | None = None
     """TLS to it, with the fields of `replicas.tls`; unset: none."""
@@ -174,9 +174,9 @@ class ReplicaEndpoints(BaseModel):
     """What the secondary speaks."""
     challenger_protocol: ProtocolName = "torchserve"
     """What the challenger speaks."""
-    champion_model: str = Field(default="champion", min_length=1)
+    champion_model: str = Field(default="champion", pattern="^[!-~]{1,64}$")
     """Name of the model on primary and secondary."""
-    challenger_model: str = Field(default="challenger", min_length=1)
+    challenger_model: str = Field(default="challenger", pattern="^[!-~]{1,64}$")
     """Name of the model on the challenger."""
     other_challengers: Mapping[Annotated[str, Field(pattern="^challenger-[a-z0-9-]{1,32}$")], OtherChallenger] = {}
     """Further challengers by name, `challenger-…`; a JSON object."""

@@ -1,14 +1,23 @@
-"""Idempotency keys that all processes of a server share: a table in memory that belongs to no single process.
+"""The table of idempotency keys: memory that belongs to no single process.
 
 The supervisor makes the memory, and every process it starts inherits it: a key outlives the process that decided its
-order. A key has a place in one of the table's buckets, and is in one of three states::
+order. A server of one process has a table of its own. A key has a place in one bucket, and is in one of these states::
 
-    free      nobody asked, or the window is over        → the process that claims it decides
-    claimed   a process decides, until its deadline      → others wait; past that deadline it is free again
-    decided   the decision is here, until the window is over
+    free       nobody asked, or it is forgotten          → the process that claims it decides
+    claimed    a process decides, until its deadline     → others wait; past that deadline it is free again
+    decided    the decision is here                      → repeats hear it
+    withdrawn  a repeat heard something safer            → so does every later one
 
-A bucket is changed under a lock of its own, which the kernel takes from a process that dies. A process that was stopped
-while it held one costs the others no more than the keys of that bucket: nobody waits for a lock, but asks again.
+Layout. A bucket has 256 places, the key's hash picks the bucket, and any free place in it will do. With n keys alive in
+b buckets, the keys of one are Poisson distributed with mean n / b; the table is made so large that this is 192 when as
+many keys are alive as were asked for, and 256 are four and a half standard deviations away. (Buckets of 32, as many as
+there were at first, overflowed at three quarters of their load.) Smaller buckets with two choices need two locks.
+
+Memory. A place takes 512 bytes, in pages that the kernel gives when they are first written to, and of the free places
+the first is taken: what is used follows the largest number of keys that were alive at once.
+
+Locks. A bucket is changed under a lock of its own, which the kernel takes from a process that dies. A process that was
+stopped while it held one costs the others no more than the keys of that bucket: nobody waits, but asks again.
 
 Rejected: Redis, for a round trip on every order with a key, and for failing with Redis; the kernel cannot send a key
 to a process of our choice, as it picks by connection.
@@ -17,45 +26,93 @@ to a process of our choice, as it picks by connection.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import mmap
 import os
+import struct
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from server.errors import KeyReusedError, OverloadedError
 
-_WAYS: Final = 32
+PLACES: Final = 256
+"""In one bucket."""
+_MEAN_PLACES: Final = 192
+"""Of them in use, in the mean, when as many keys are alive as the table was made for."""
 _DIGEST_BYTES: Final = 16
-_MAX_BYTES: Final = 960
-"""Of one decision; a longer one, which nobody has seen, is known only to the process that made it."""
-_COLUMNS: Final = {"key": "<u8", "expires": "<f8", "until": "<f8", "claim": "<u8", "length": "<u8"}
-"""`key` is a hash; instants are monotonic seconds, which all processes of a machine share; `claim` names who decides;
-`length` is that of the decision, 0 while there is none."""
-_ENTRY_BYTES: Final = 8 * len(_COLUMNS) + _DIGEST_BYTES + _MAX_BYTES
+MAX_BYTES: Final = 456
+"""Of one decision as `Decided.remembered` has it. The longest that can be is shorter; a test holds it against this."""
+_COLUMNS: Final = {"tag": "<u8", "expires": "<f8", "claim": "<u8", "state": "<u8", "length": "<u8"}
+"""`tag` is a part of the key's hash; `expires` is in monotonic seconds, which all processes of a machine share: until
+then a claim holds, or a decision is kept; `claim` says who decides; `state` is one of those below."""
+_CLAIMED, _DECIDED, _WITHDRAWN, _NOTED = range(4)
+_PLACE_BYTES: Final = 8 * len(_COLUMNS) + _DIGEST_BYTES + MAX_BYTES
+_HEADER: Final = struct.Struct("<8sQ")
+_MAGIC: Final = b"PTKEYS02"
+_PAGE: Final = 4_096
+"""The header has a page of its own."""
+
+
+class KeyedOrder(NamedTuple):
+    """What a key is remembered by."""
+
+    key: bytes
+    """16 bytes: whose key, and which."""
+    digest: bytes
+    """16 bytes: what was asked with it."""
+    order_ref: str
+    """A part of what was asked, and of the decision, that is therefore not kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to decide the order of a key."""
+    """The right to decide the order of a key, and afterwards the place of what was decided."""
 
     bucket: int
-    way: int
+    place: int
     number: int
+
+
+class Remembered(NamedTuple):
+    """What was decided."""
+
+    claim: Claim
+    """Where it is."""
+    decision: bytes
+    """`Decided.remembered`."""
+    is_withdrawn: bool
+    """True when a repeat heard something safer than the first call; this is what it heard."""
+    is_noted: bool
+    """True once that is durable in the audit."""
 
 
 class BusyError(Exception):
     """Nothing is known yet: another process decides, or is just looking at the same bucket."""
 
 
+def reused() -> KeyReusedError:
+    """What a call is told whose key was used for another order."""
+    return KeyReusedError(
+        "IDEMPOTENCY_KEY_REUSED", "idempotency_key: already used for another order", "idempotency_key"
+    )
+
+
 def make_memory(keys: int) -> int:
-    """Memory for so many keys, as a file descriptor that processes started with it inherit; Linux only."""
-    memory = os.memfd_create("pretrade-idempotency-keys", 0)
-    os.ftruncate(memory, -(-keys // _WAYS) * _WAYS * _ENTRY_BYTES)
+    """Memory for so many keys at once, as a file descriptor that processes started with it inherit."""
+    buckets = -(-keys // _MEAN_PLACES)
+    size = _PAGE + buckets * PLACES * _PLACE_BYTES
+    if sys.platform == "linux":
+        memory = os.memfd_create("pretrade-idempotency-keys", 0)
+    else:
+        with tempfile.TemporaryFile() as file:
+            memory = os.dup(file.fileno())
+    os.ftruncate(memory, size)
+    os.pwrite(memory, _HEADER.pack(_MAGIC, buckets), 0)
     return memory
 
 
@@ -66,26 +123,37 @@ class SharedKeys:
         memory: Made by `make_memory`.
         window_seconds: How long a decision is kept.
         clock: Monotonic seconds.
+        new_number: Numbers of 64 bits, none of them twice among all processes.
+
+    Raises:
+        ValueError: The memory was made by a version of this module that lays it out otherwise.
     """
 
-    def __init__(self, memory: int, window_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        memory: int,
+        window_seconds: float,
+        clock: Callable[[], float],
+        new_number: Callable[[], int] = lambda: int.from_bytes(os.urandom(8), "little"),
+    ) -> None:
         self._memory = memory
         self._window_seconds = window_seconds
         self._clock = clock
+        self._new_number = new_number
         self._mapped = mmap.mmap(memory, 0)
-        entries = len(self._mapped) // _ENTRY_BYTES
-        self._buckets = entries // _WAYS
+        magic, self._buckets = _HEADER.unpack_from(self._mapped)
+        if magic != _MAGIC:
+            raise ValueError("the memory of the idempotency keys is of another version; start the server anew")
+        places = self._buckets * PLACES
         columns = [
-            np.frombuffer(self._mapped, kind, entries, place * 8 * entries).reshape(-1, _WAYS)
-            for place, kind in enumerate(_COLUMNS.values())
+            np.frombuffer(self._mapped, kind, places, _PAGE + number * 8 * places).reshape(-1, PLACES)
+            for number, kind in enumerate(_COLUMNS.values())
         ]
-        self._key, self._expires, self._until, self._claim, self._length = columns
-        self._digests = len(columns) * 8 * entries
-        self._decisions = self._digests + _DIGEST_BYTES * entries
-        self.unshared = 0
-        """Decisions, too long for the table, that only the process knows that made them."""
+        self._tag, self._expires, self._claim, self._state, self._length = columns
+        self._digests = _PAGE + len(columns) * 8 * places
+        self._decisions = self._digests + _DIGEST_BYTES * places
 
-    def claim(self, key: str, digest: bytes, deadline: float) -> Claim | bytes:
+    def claim(self, order: KeyedOrder, deadline: float) -> Claim | Remembered:
         """What is known of a key; if that is nothing, the right to decide, until `deadline` (monotonic seconds).
 
         Raises:
@@ -93,51 +161,41 @@ class SharedKeys:
             KeyReusedError: The key was used for another order.
             OverloadedError: There is no room for another key.
         """
-        hashed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-        bucket = hashed % self._buckets
+        bucket = int.from_bytes(order.key[:8], "little") % self._buckets
+        tag = int.from_bytes(order.key[8:], "little")
         with self._locked(bucket):
             now = self._clock()
-            live = self._expires[bucket] > now
-            known = (live & (self._key[bucket] == hashed)).nonzero()[0]
-            if known.size:
-                way = int(known[0])
-                if self._digest(bucket, way) != digest:
-                    raise KeyReusedError(
-                        "IDEMPOTENCY_KEY_REUSED", "idempotency_key: already used for another order", "idempotency_key"
-                    )
-                if length := int(self._length[bucket, way]):
-                    place = self._place(bucket, way, self._decisions, _MAX_BYTES)
-                    return self._mapped[place : place + length]
-                if self._until[bucket, way] > now:
-                    raise BusyError
-            else:
-                way = int(live.argmin())
-                if live[way]:
-                    raise OverloadedError("TOO_MANY_IDEMPOTENCY_KEYS", "too many keys are remembered")
-            claim = Claim(bucket, way, int.from_bytes(os.urandom(8), "little"))
-            place = self._place(bucket, way, self._digests, _DIGEST_BYTES)
-            self._mapped[place : place + _DIGEST_BYTES] = digest
-            self._length[bucket, way] = 0
-            self._key[bucket, way] = hashed
-            self._claim[bucket, way] = claim.number
-            self._until[bucket, way] = deadline
-            self._expires[bucket, way] = now + self._window_seconds
+            for place in (self._tag[bucket] == tag).nonzero()[0].tolist():
+                if self._expires[bucket, place] > now:
+                    return self._known(bucket, place, order.digest)
+            place = int((self._expires[bucket] <= now).argmax())
+            if self._expires[bucket, place] > now:
+                raise OverloadedError("TOO_MANY_IDEMPOTENCY_KEYS", "too many keys are remembered")
+            claim = Claim(bucket, place, self._new_number())
+            at = self._at(claim, self._digests, _DIGEST_BYTES)
+            self._mapped[at : at + _DIGEST_BYTES] = order.digest
+            self._tag[bucket, place] = tag
+            self._claim[bucket, place] = claim.number
+            self._state[bucket, place] = _CLAIMED
+            self._expires[bucket, place] = deadline
             return claim
 
-    def decided(self, claim: Claim, decision: bytes) -> None:
-        """Lets all processes know what was decided, unless another one has decided meanwhile.
+    def decided(self, claim: Claim, decision: bytes) -> bool:
+        """Lets all processes know what was decided, and keeps it for the window.
+
+        Returns:
+            False when the claim was lost: another process may have decided since. What was decided under it must not
+            be told to anybody.
 
         Raises:
             BusyError: Ask again in a moment.
         """
-        if len(decision) > _MAX_BYTES:
-            self.unshared += 1
-            return
         with self._locked(claim.bucket):
-            if self._claim[claim.bucket, claim.way] == claim.number:
-                place = self._place(claim.bucket, claim.way, self._decisions, _MAX_BYTES)
-                self._mapped[place : place + len(decision)] = decision
-                self._length[claim.bucket, claim.way] = len(decision)
+            if not self._is_held(claim, _CLAIMED):
+                return False
+            self._write(claim, decision, _DECIDED)
+            self._expires[claim.bucket, claim.place] = self._clock() + self._window_seconds
+            return True
 
     def release(self, claim: Claim) -> None:
         """Gives a key free, of which there is no decision.
@@ -146,17 +204,71 @@ class SharedKeys:
             BusyError: Ask again in a moment.
         """
         with self._locked(claim.bucket):
-            if self._claim[claim.bucket, claim.way] == claim.number:
-                self._expires[claim.bucket, claim.way] = 0.0
+            if self._is_held(claim, _CLAIMED):
+                self._expires[claim.bucket, claim.place] = 0.0
 
-    def _digest(self, bucket: int, way: int) -> bytes:
-        place = self._place(bucket, way, self._digests, _DIGEST_BYTES)
-        return self._mapped[place : place + _DIGEST_BYTES]
+    def withdraw(self, remembered: Remembered, decision: bytes) -> Remembered:
+        """Has every repeat from now on hear a safer decision, unless one did so already.
+
+        Returns:
+            What repeats hear: this decision, or that of whoever was first.
+
+        Raises:
+            BusyError: Ask again in a moment.
+        """
+        claim = remembered.claim
+        with self._locked(claim.bucket):
+            if self._is_held(claim, _WITHDRAWN) or self._is_held(claim, _NOTED):
+                return self._read(claim)
+            if self._is_held(claim, _DECIDED):
+                self._write(claim, decision, _WITHDRAWN)
+            return Remembered(claim, decision, is_withdrawn=True, is_noted=False)
+
+    def noted(self, claim: Claim) -> None:
+        """A withdrawn decision is durable in the audit.
+
+        Raises:
+            BusyError: Ask again in a moment.
+        """
+        with self._locked(claim.bucket):
+            if self._is_held(claim, _WITHDRAWN):
+                self._state[claim.bucket, claim.place] = _NOTED
+
+    def _known(self, bucket: int, place: int, digest: bytes) -> Remembered:
+        """What is in a place that a key has."""
+        claim = Claim(bucket, place, int(self._claim[bucket, place]))
+        at = self._at(claim, self._digests, _DIGEST_BYTES)
+        if self._mapped[at : at + _DIGEST_BYTES] != digest:
+            raise reused()
+        if self._state[bucket, place] == _CLAIMED:
+            raise BusyError
+        return self._read(claim)
+
+    def _read(self, claim: Claim) -> Remembered:
+        at = self._at(claim, self._decisions, MAX_BYTES)
+        decision = self._mapped[at : at + int(self._length[claim.bucket, claim.place])]
+        state = self._state[claim.bucket, claim.place]
+        return Remembered(claim, decision, bool(state >= _WITHDRAWN), bool(state == _NOTED))
+
+    def _write(self, claim: Claim, decision: bytes, state: int) -> None:
+        assert len(decision) <= MAX_BYTES, f"a decision of {len(decision)} bytes"
+        at = self._at(claim, self._decisions, MAX_BYTES)
+        self._mapped[at : at + len(decision)] = decision
+        self._length[claim.bucket, claim.place] = len(decision)
+        self._state[claim.bucket, claim.place] = state
+
+    def _is_held(self, claim: Claim, state: int) -> bool:
+        """True while what was claimed is in this state, and nobody else has its place."""
+        return bool(
+            self._claim[claim.bucket, claim.place] == claim.number
+            and self._state[claim.bucket, claim.place] == state
+            and self._expires[claim.bucket, claim.place] > self._clock()
+        )
 
     @staticmethod
-    def _place(bucket: int, way: int, start: int, size: int) -> int:
-        """Where an entry's bytes begin in a column of such that begins at `start`."""
-        return start + (bucket * _WAYS + way) * size
+    def _at(claim: Claim, start: int, size: int) -> int:
+        """Where a place's bytes begin in a column of such that begins at `start`."""
+        return start + (claim.bucket * PLACES + claim.place) * size
 
     @contextmanager
     def _locked(self, bucket: int) -> Iterator[None]:

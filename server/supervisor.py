@@ -133,7 +133,7 @@ class Supervisor:
         settings = self._settings
         with contextlib.ExitStack() as held:
             held.callback(os.close, _lock(settings.journal.path))
-            self._keys = make_memory(settings.idempotency.shared_keys)
+            self._keys = make_memory(settings.idempotency.max_keys)
             held.callback(os.close, self._keys)
             self._sockets = held.enter_context(private_directory())
             if settings.grpc.edge == "envoy":

@@ -19,7 +19,7 @@ import grpc
 import psutil
 import pytest
 from bare_server import admin_channel, environment, is_ready
-from harness import INSTRUMENTS, Product, eventually
+from harness import INSTRUMENTS, MID, Product, eventually
 from server_group import EDGES, RARELY_ON_ENVOY, Callers, Group, beside, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -170,6 +170,55 @@ def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: 
         seen("1 decision, 1 audit row, told 48 times")
 
 
+@pytest.mark.fault("D5", "HALTED between a call and its repeats, on every process", "NO_TRADE; noted; still one row")
+@pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
+def test_a_halt_holds_for_repeats_whichever_process_is_asked(
+    product: Product, tmp_path: Path, edge: str, seen: Seen
+) -> None:
+    order = pb.Order(
+        order_ref="same",
+        instrument=INSTRUMENTS[0],
+        side=pb.SIDE_BUY,
+        quantity=0.01,
+        limit_price=MID,
+        strategy="t",
+        idempotency_key="k",
+    )
+    changes = {"GRPC__EDGE": edge, "IDEMPOTENCY__WINDOW_SECONDS": "600", "CHAIN__STAGES": '["rules"]'}
+    settings = beside(product) | {f"PRETRADE_{name}": value for name, value in changes.items()}
+    with server_group(tmp_path, 2, **settings) as group:
+
+        def ask(_: int = 0) -> pb.Decision:
+            with grpc.insecure_channel(group.decision, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+                decide = decision_pb2_grpc.DecisionServiceStub(channel).Decide
+                return decide(pb.DecideRequest(order=order), timeout=10.0, wait_for_ready=True).decision
+
+        eventually(lambda: group.status().features, lambda found: all(one.usable for one in found))
+        first = ask()
+        assert first.action == pb.ACTION_TRADE
+        assert ask() == first
+        with group.admin() as admin:
+            halted = admin_pb2.TRADING_STATE_HALTED
+            request = admin_pb2.SetTradingStateRequest(state=halted, author="test", reason="fault")
+            admin.SetTradingState(request, timeout=5.0)
+        version = group.status().control_version
+        eventually(lambda: {one.control_version for one in group.status().processes}, lambda found: found == {version})
+        with ThreadPoolExecutor(16) as pool:
+            heard = {decision.SerializeToString(deterministic=True) for decision in pool.map(ask, range(16))}
+        (repeat,) = (pb.Decision.FromString(decision) for decision in heard)
+        assert (repeat.decision_id, repeat.action) == (first.decision_id, pb.ACTION_NO_TRADE)
+        assert repeat.reasons == [*first.reasons, pb.REASON_CODE_TRADING_HALTED]
+        assert group.stop() == 0
+        assert {*journaled(tmp_path), *shipped(tmp_path)} - {""} == {first.decision_id}
+        written = [entry for path in tmp_path.glob("journal.db.[012]") for entry in journal_entries(path)]
+        with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
+            kept = [row[0] for row in database.execute("SELECT entry FROM journal_entries")]
+        written += [packet_pb2.JournalEntry.FromString(entry) for entry in kept]
+        notes = [entry.reply_unconfirmed for entry in written if entry.HasField("reply_unconfirmed")]
+        assert {(note.cause, note.heard_action) for note in notes} == {("withdrawn", pb.ACTION_NO_TRADE)}
+        seen("16 of 16 heard NO_TRADE, 1 row, noted")
+
+
 @pytest.mark.fault("F3", "SIGTERM to every process at once, as a service manager sends it", "drained; audited; exit 0")
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_processes_that_are_told_to_end_themselves_drain(tmp_path: Path, edge: str, seen: Seen) -> None:
@@ -189,9 +238,15 @@ def test_processes_that_are_told_to_end_themselves_drain(tmp_path: Path, edge: s
 def journaled(directory: Path) -> Iterator[str]:
     """The decisions in the journals of two processes and the one that replaces them."""
     for path in directory.glob("journal.db.[012]"):
-        with closing(JournalReader(path)) as journal:
-            for row in journal.rows_after(0, 100_000):
-                yield packet_pb2.JournalEntry.FromString(row.entry).decision.decision.decision_id
+        for entry in journal_entries(path):
+            yield entry.decision.decision.decision_id
+
+
+def journal_entries(path: Path) -> Iterator[packet_pb2.JournalEntry]:
+    """What is in a journal that nobody writes."""
+    with closing(JournalReader(path)) as journal:
+        for row in journal.rows_after(0, 100_000):
+            yield packet_pb2.JournalEntry.FromString(row.entry)
 
 
 def shipped(directory: Path) -> Iterator[str]:

@@ -36,6 +36,8 @@ class Audit:
     """By decision id."""
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Causes for which replies are unconfirmed, by decision id."""
+    withdrawn: dict[str, list[tuple[int, tuple[int, ...]]]] = field(default_factory=lambda: defaultdict(list))
+    """What repeats were told instead, action and reasons, by decision id."""
     changes: list[packet_pb2.ControlChange] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What does not verify."""
@@ -87,6 +89,10 @@ def _add(audit: Audit, journal_id: str, position: int, packed: bytes) -> None:
             packet = entry.decision
             audit.decisions[packet.decision.decision_id].append(Row(packet, journal_id, position))
         case "reply_unconfirmed":
-            audit.notes[entry.reply_unconfirmed.decision_id].append(entry.reply_unconfirmed.cause)
+            note = entry.reply_unconfirmed
+            if note.cause == "withdrawn":
+                audit.withdrawn[note.decision_id].append((note.heard_action, tuple(note.heard_reasons)))
+            else:
+                audit.notes[note.decision_id].append(note.cause)
         case "control_change":
             audit.changes.append(entry.control_change)

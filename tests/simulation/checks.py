@@ -11,7 +11,8 @@
 * I6 Breakers make legal transitions only.
 * I7 Once healed, a server holds no more tasks and connections than when it had started.
 * I8 See `register.py`.
-* key: A key gives one decision while it is remembered, to its own caller and nobody else.
+* key: A key gives one decision while it is remembered, to its own caller and nobody else. What a repeat hears instead
+  of TRADE is noted in the audit, and every later repeat hears it, too.
 * bug: Nothing failed unexpectedly.
 """
 
@@ -25,9 +26,9 @@ from typing import TYPE_CHECKING, Final
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 from simulation.audit import Audit
-from simulation.world import START_SECONDS, START_WALL_NS
 
 if TYPE_CHECKING:
+    from simulation.history import Asked
     from simulation.scene import Scene
 
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
@@ -94,6 +95,8 @@ def _of_reply(reply: pb.Decision, ref: str, audit: Audit) -> list[str]:
     if not rows:
         return [f"I1: {ref} was heard and has no row"]
     decided = rows[0].packet.decision
+    if (reply.action, tuple(reply.reasons)) in audit.withdrawn[reply.decision_id]:
+        return [f"I2: {ref} heard TRADE where a decision was withdrawn"] if reply.action == pb.ACTION_TRADE else []
     found = [
         f"I2: {ref} heard {name} {getattr(reply, name)}, its row has {getattr(decided, name)}"
         for name in ("action", "score", "source", "model_version")
@@ -137,9 +140,6 @@ def check_freshness(scene: Scene) -> list[str]:
             if decision is None or decision.action != pb.ACTION_TRADE or asked.order.HasField("features"):
                 continue
             assert asked.heard_at is not None
-            decided_at = (decision.decided_at.ToNanoseconds() - START_WALL_NS) / 1e9 + START_SECONDS
-            if asked.order.idempotency_key and decided_at < asked.sent_at:
-                continue  # what was decided before
             if asked.sent_at > since + patience and asked.heard_at < until:
                 found.append(f"I4: {asked.ref} trades {asked.sent_at - since:.2f} s after {_BAD[what]}")
     return found
@@ -157,6 +157,7 @@ def check_keys(scene: Scene) -> list[str]:
     found = []
     decided: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     first: dict[tuple[str, str, str], bytes] = {}
+    safest: dict[tuple[tuple[str, str, str], str], float] = {}
     for asked in scene.history.asked:
         key = asked.order.idempotency_key
         if not key or len(scene.history.lives[asked.server]) != 1:
@@ -170,12 +171,27 @@ def check_keys(scene: Scene) -> list[str]:
             found.append(f"key: {asked.ref} heard the decision of {asked.decision.order_ref}")
         if asked.decision is not None and is_first:
             decided[mine].add(asked.decision.decision_id)
+            found += _less_safe(asked, mine, safest)
     found += [
         f"key: {caller}'s key {key} gave {len(ids)} decisions"
         for (_, caller, key), ids in decided.items()
         if len(ids) > 1
     ]
     return found
+
+
+def _less_safe(
+    asked: Asked, mine: tuple[str, str, str], safest: dict[tuple[tuple[str, str, str], str], float]
+) -> list[str]:
+    """What a call heard that was asked after another one with its key had heard something safer."""
+    assert asked.decision is not None
+    assert asked.heard_at is not None
+    decision = mine, asked.decision.decision_id
+    if asked.decision.action != pb.ACTION_TRADE:
+        safest[decision] = min(asked.heard_at, safest.get(decision, math.inf))
+    elif asked.sent_at > safest.get(decision, math.inf):
+        return [f"key: {asked.ref} trades, and a call before it with this key heard something safer"]
+    return []
 
 
 def check_breakers(scene: Scene) -> list[str]:

@@ -351,6 +351,9 @@ def test_no_guard_ever_makes_an_answer_less_safe(
             caller_features=OWN if own_features else None,
         )
         after, reasons = made.apply(case, answer)
+        repeated, objections = made.again(case, answer)
+        assert (repeated == pb.ACTION_TRADE) == (action == pb.ACTION_TRADE and len(objections) == 1)
+        assert [*objections, pb.REASON_CODE_STRATEGY_RATE][: len(reasons)] == reasons, "but for the rate it is the same"
         if action != pb.ACTION_TRADE:
             assert after == action
         if after == pb.ACTION_TRADE:

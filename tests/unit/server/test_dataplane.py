@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from fallback.guards import Guards, GuardSettings
 from fallback.order import Order
 from fallback.rules import RulesBaseline, RulesSettings
 from feature_cache import features
-from feature_cache.codec import FeatureSnapshot, encode
+from feature_cache.codec import BookState, FeatureSnapshot, encode
 from feature_cache.engine import FeatureEngine
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2
@@ -38,19 +40,25 @@ from server.canary.burn import Objective, SloSettings
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.dataplane import DataPlane
-from server.errors import DeadlineError, OverloadedError
-from server.idempotency import IdempotencySettings, IdempotencyWindow
+from server.errors import DeadlineError, KeyReusedError, OverloadedError
+from server.idempotency import IdempotencyWindow
 from server.inference.batcher import BatcherSettings
 from server.inference.champion import Champion
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
+from server.inference.wire import ModelIdentity, ScoreBatch
 from server.loop_lag import LoopLag
 from server.metrics import DecisionMetrics
 from server.record import PacketWriter
 from server.reports import DecisionReports
+from server.security.identity import CALLER, Attempt, Caller, Grants, Role
+from server.shared_keys import PLACES, SharedKeys, make_memory
 
 INSTRUMENT = "BTCUSDT.BINANCE"
+IDS = itertools.count()
+"""Of all planes, as ids are unique."""
+NO_LIMITS = GuardSettings(price_collar_bps=None, max_notional=None)
 PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_seconds=0.1)
 """No test here depends on being quick."""
 
@@ -58,9 +66,11 @@ PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_
 class Plane:
     """A data plane whose parts a test can look into."""
 
-    def __init__(self, journal: Journal, primary: Script, secondary: Script, budget: BudgetSettings) -> None:
+    def __init__(
+        self, journal: Journal, memory: int, primary: Script, secondary: Script, budget: BudgetSettings
+    ) -> None:
         clock = asyncio.get_running_loop().time
-        ids = (f"decision-{number}" for number in itertools.count())
+        ids = (f"decision-{number}" for number in IDS)
         control = ControlState(
             ControlSettings(shadow=False),
             ControlFile(journal.settings.path.with_name("control.json")),
@@ -86,6 +96,13 @@ class Plane:
         )
         self.admission = Admission(AdmissionSettings(max_in_flight=2, min_in_flight=1, reserved_share=0.5), clock)
         self.metrics = DecisionMetrics()
+        self.stood_still_seconds = 0.0
+        """By how much the time has moved on, as far as the keys are concerned, while this process stood still."""
+        keys = SharedKeys(memory, 60.0, lambda: clock() + self.stood_still_seconds)
+        self.idempotency = IdempotencyWindow(clock, keys)
+        self.state = admin_pb2.TRADING_STATE_ACTIVE
+        self.guards = Guards(NO_LIMITS, lambda: self.state, clock, lambda: self.unix_now)
+        self.unix_now = 1_700_000_000.0
         self.objective = Objective(SloSettings(), budget.cap_seconds)
         self.journal = journal
         self.clock = clock
@@ -93,7 +110,7 @@ class Plane:
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         self.dataplane = DataPlane(
             admission=self.admission,
-            idempotency=IdempotencyWindow(IdempotencySettings(), clock),
+            idempotency=self.idempotency,
             feature_cache=self.feature_cache,
             max_feature_age_seconds=1.0,
             chain=Chain(
@@ -102,9 +119,7 @@ class Plane:
                 clock,
             ),
             cached_scores=cached_scores,
-            guards=Guards(
-                GuardSettings(price_collar_bps=None, max_notional=None), lambda: control.trading_state, clock, time.time
-            ),
+            guards=self.guards,
             journal=journal,
             packets=PacketWriter("server-1", "hash", "os", control),
             objective=self.objective,
@@ -125,36 +140,55 @@ class Plane:
         reduce_only: bool = False,
         own_features: bool = True,
         own_book_age_ms: float = 0.0,
+        key: str = "",
+        quantity: float = 1.0,
     ) -> pb.Decision:
         """Decides an order, which brings its own features unless told otherwise."""
         own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
         if own is not None:
             own[features.INDEX["book_age_ms"]] = own_book_age_ms
-        message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1, strategy="alpha")
-        order = Order(message, INSTRUMENT, pb.SIDE_BUY, 1.0, 100.0, "alpha", reduce_only, own)
+        message = pb.Order(
+            instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=quantity, strategy="alpha", idempotency_key=key
+        )
+        order = Order(message, INSTRUMENT, pb.SIDE_BUY, quantity, 100.0, "alpha", reduce_only, own)
         decided = await self.dataplane.decide(order, self.clock(), timeout_seconds)
         return pb.Decision.FromString(decided.wire)
 
 
 @asynccontextmanager
 async def plane(
-    path: Path, primary: Script, secondary: Script, budget: BudgetSettings = PATIENT, journal_mebibytes: int = 100
+    path: Path,
+    primary: Script,
+    secondary: Script,
+    budget: BudgetSettings = PATIENT,
+    journal_mebibytes: int = 100,
+    keys: int | None = None,
 ) -> AsyncIterator[Plane]:
+    """One with a journal in `path`; `keys` is the memory that it shares with others."""
     settings = JournalSettings(path=path / "journal.db", durability=Durability.OS, max_mebibytes=journal_mebibytes)
-    async with Journal(settings) as journal:
-        made = Plane(journal, primary, secondary, budget)
-        try:
-            yield made
-        finally:
-            await made.primary.batcher.close()
-            await made.secondary.batcher.close()
+    memory = keys or make_memory(1)
+    try:
+        async with Journal(settings) as journal:
+            made = Plane(journal, memory, primary, secondary, budget)
+            try:
+                yield made
+            finally:
+                await made.primary.batcher.close()
+                await made.secondary.batcher.close()
+    finally:
+        if keys is None:
+            os.close(memory)
 
 
 def packets_in(path: Path) -> list[packet_pb2.DecisionPacket]:
+    return [entry.decision for entry in entries_in(path) if entry.HasField("decision")]
+
+
+def entries_in(path: Path) -> list[packet_pb2.JournalEntry]:
     with closing(JournalReader(path / "journal.db")) as journal:
         journal.verify()
         rows = journal.rows_after(journal.anchor().position, -1)
-        return [packet_pb2.JournalEntry.FromString(row.entry).decision for row in rows]
+        return [packet_pb2.JournalEntry.FromString(row.entry) for row in rows]
 
 
 def ledger(decision: pb.Decision) -> list[tuple[pb.Stage.ValueType, pb.Degradation.ValueType]]:
@@ -383,3 +417,186 @@ async def test_a_score_whose_decision_is_not_in_the_audit_is_not_used_again(tmp_
         assert again.source == pb.SOURCE_CACHED_SCORE
     (packet,) = [one for one in packets_in(tmp_path) if one.decision.decision_id == again.decision_id]
     assert packet.cached_from_decision_id == audited.decision_id
+
+
+def notes_in(path: Path) -> list[packet_pb2.ReplyUnconfirmed]:
+    """What the journal says about replies, in order."""
+    return [entry.reply_unconfirmed for entry in entries_in(path) if entry.HasField("reply_unconfirmed")]
+
+
+def stripped(decision: pb.Decision) -> pb.Decision:
+    """A decision as far as a repeat may hear it otherwise: without action, reasons and control version."""
+    copy = pb.Decision()
+    copy.CopyFrom(decision)
+    for field in ("action", "reasons", "control_version"):
+        copy.ClearField(field)
+    return copy
+
+
+async def test_a_repeat_hears_the_same_decision_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        p.guards.configure(NO_LIMITS.model_copy(update={"max_decisions_per_second": 1.0}))
+        first = await p.decide(key="k")
+        assert first.action == pb.ACTION_TRADE
+        assert [await p.decide(key="k") for _ in range(5)] == [first] * 5, "a repeat counts for no rate"
+        assert (await p.decide(key="another")).reasons[-1] == pb.REASON_CODE_STRATEGY_RATE
+        assert (p.idempotency.repeated, p.idempotency.withdrawn, p.primary.calls) == (5, 0, 2)
+        assert sum(p.metrics.decisions.values()) == 2
+    assert len(packets_in(tmp_path)) == 2
+    assert notes_in(tmp_path) == []
+
+
+async def test_after_a_halt_no_repeat_hears_trade_and_after_that_none_ever_does(tmp_path: Path) -> None:
+    memory = make_memory(1)
+    one = plane(tmp_path / "one", answers(0.75), answers(0.75), keys=memory)
+    other = plane(tmp_path / "other", answers(0.75), answers(0.75), keys=memory)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    async with one as p, other as q:
+        first = await p.decide(key="k")
+        assert first.action == pb.ACTION_TRADE
+        q.state = admin_pb2.TRADING_STATE_HALTED
+        halted = await q.decide(key="k")
+        assert halted.action == pb.ACTION_NO_TRADE
+        assert list(halted.reasons) == [*first.reasons, pb.REASON_CODE_TRADING_HALTED]
+        assert stripped(halted) == stripped(first)
+        q.state = admin_pb2.TRADING_STATE_ACTIVE
+        for process in (q, p, q, p):
+            assert await process.decide(key="k") == halted, "an answer only gets safer, in every process"
+        assert (p.idempotency.withdrawn, q.idempotency.withdrawn) == (2, 3)
+        assert (await q.decide(key="another")).action == pb.ACTION_TRADE
+    os.close(memory)
+    assert [packet.decision.decision_id for packet in packets_in(tmp_path / "one")] == [first.decision_id]
+    assert [packet.order.idempotency_key for packet in packets_in(tmp_path / "other")] == ["another"]
+    (note,) = notes_in(tmp_path / "other")
+    assert (note.decision_id, note.cause) == (first.decision_id, "withdrawn")
+    assert (note.heard_action, list(note.heard_reasons)) == (halted.action, list(halted.reasons))
+    assert notes_in(tmp_path / "one") == []
+
+
+OBJECTIONS: dict[str, tuple[Callable[[Plane], object], pb.Action.ValueType, pb.ReasonCode.ValueType]] = {
+    "reducing": (
+        lambda p: setattr(p, "state", admin_pb2.TRADING_STATE_REDUCING),
+        pb.ACTION_NO_TRADE,
+        pb.REASON_CODE_TRADING_REDUCING,
+    ),
+    "collar": (
+        lambda p: p.feature_cache.accept(encode(dataclasses.replace(market(0.0), bid=90.0, ask=91.0))),
+        pb.ACTION_NO_TRADE,
+        pb.REASON_CODE_PRICE_COLLAR,
+    ),
+    "limit": (
+        lambda p: p.guards.configure(GuardSettings(price_collar_bps=None, max_notional=1.0)),
+        pb.ACTION_NO_TRADE,
+        pb.REASON_CODE_NOTIONAL_LIMIT,
+    ),
+    "expired model": (
+        lambda p: setattr(p, "unix_now", 2_000_000_000.0),
+        pb.ACTION_ABSTAIN,
+        pb.REASON_CODE_MODEL_EXPIRED,
+    ),
+    "book unknown": (
+        lambda p: p.feature_cache.accept(encode(dataclasses.replace(market(0.0), state=BookState.UNKNOWN))),
+        pb.ACTION_ABSTAIN,
+        pb.REASON_CODE_BOOK_UNKNOWN,
+    ),
+}
+
+
+@pytest.mark.parametrize("objection", OBJECTIONS)
+async def test_every_guard_runs_again_on_a_repeat(tmp_path: Path, objection: str) -> None:
+    change, action, reason = OBJECTIONS[objection]
+
+    async def expiring(rows: list[bytes]) -> ScoreBatch:
+        model = ModelIdentity("champion", "aa" * 8, 0.5, 1_900_000_000)
+        return ScoreBatch(model, np.full(len(rows), 0.75, dtype=np.float32))
+
+    async with plane(tmp_path, expiring, expiring) as p:
+        p.guards.configure(GuardSettings(price_collar_bps=100.0, max_notional=None))
+        p.feature_cache.accept(encode(market(0.1)))
+        first = await p.decide(key="k", own_features=False)
+        assert first.action == pb.ACTION_TRADE
+        assert await p.decide(key="k", own_features=False) == first
+        change(p)
+        repeat = await p.decide(key="k", own_features=False)
+        assert (repeat.action, list(repeat.reasons)) == (action, [*first.reasons, reason])
+
+
+async def test_an_answer_that_is_no_trade_stays_as_it_is(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.25), answers(0.25)) as p:
+        first = await p.decide(key="k")
+        p.state = admin_pb2.TRADING_STATE_HALTED
+        assert first.action == pb.ACTION_NO_TRADE
+        assert await p.decide(key="k") == first
+    assert notes_in(tmp_path) == []
+
+
+async def test_what_a_repeat_is_told_instead_is_durable_first_or_it_abstains(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        first = await p.decide(key="k")
+        p.state = admin_pb2.TRADING_STATE_HALTED
+        p.journal.writable = False
+        unnoted = await p.decide(key="k")
+        assert unnoted.action == pb.ACTION_ABSTAIN
+        assert unnoted.reasons[-2:] == [pb.REASON_CODE_TRADING_HALTED, pb.REASON_CODE_AUDIT_UNAVAILABLE]
+        p.journal.writable = True
+        p.state = admin_pb2.TRADING_STATE_ACTIVE
+        halted = await p.decide(key="k")
+        assert (halted.action, halted.reasons[-1]) == (pb.ACTION_NO_TRADE, pb.REASON_CODE_TRADING_HALTED)
+        assert await p.decide(key="k") == halted
+    (note,) = notes_in(tmp_path)
+    assert (note.decision_id, note.heard_action) == (first.decision_id, pb.ACTION_NO_TRADE)
+
+
+async def test_callers_are_told_apart_by_who_they_are(tmp_path: Path) -> None:
+    grants = Grants(frozenset({Role.TRADER}), None, None, math.inf)
+    attempt = Attempt("/pretrade.decision.v1.DecisionService/Decide", "", lambda: "127.0.0.1", lambda: None)
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+
+        async def ask(name: str, quantity: float) -> str:
+            CALLER.set(Caller(name, grants, attempt))
+            return (await p.decide(key="1", quantity=quantity)).decision_id
+
+        one, other, again = [await asyncio.create_task(ask(*desk)) for desk in (("a", 1.0), ("b", 2.0), ("a", 1.0))]
+        assert one == again != other
+        with pytest.raises(KeyReusedError):
+            await asyncio.create_task(ask("a", 2.0))
+
+
+async def test_an_order_whose_key_cannot_be_remembered_is_counted_as_shed(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
+        p.guards.configure(NO_LIMITS)
+        for number in range(PLACES):
+            await p.decide(key=f"{number}")
+        assert (p.admission.shed, p.idempotency.refused) == (0, 0)
+        with pytest.raises(OverloadedError):
+            await p.decide(key="one more")
+        assert (p.admission.shed, p.idempotency.refused, p.admission.in_flight) == (1, 1, 0)
+
+
+async def test_a_process_that_stood_still_while_another_decided_tells_nobody_its_own_decision(tmp_path: Path) -> None:
+    memory = make_memory(1)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one = plane(tmp_path / "one", answers(0.75), answers(0.75), keys=memory)
+    other = plane(tmp_path / "other", answers(0.25), answers(0.25), keys=memory)
+    async with one as stopped, other as q:
+        heard: list[pb.Decision] = []
+
+        async def stands_still(rows: list[bytes]) -> ScoreBatch:
+            stopped.stood_still_seconds = q.stood_still_seconds = 5.0
+            heard.append(await q.decide(key="k"))
+            return await answers(0.75)(rows)
+
+        stopped.primary.script = stands_still
+        with pytest.raises(DeadlineError):
+            await stopped.decide(timeout_seconds=2.0, key="k")
+        assert stopped.idempotency.lost == 1
+        repeat = await stopped.decide(key="k")
+    os.close(memory)
+    (decision,) = heard
+    assert repeat == decision
+    (packet,) = packets_in(tmp_path / "one")
+    assert packet.decision.decision_id != decision.decision_id
+    (note,) = notes_in(tmp_path / "one")
+    assert (note.decision_id, note.cause) == (packet.decision.decision_id, "superseded")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from cases import Clock, new_case
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fallback.order import Answer
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import DeadlineError, KeyReusedError, OverloadedError
-from server.idempotency import IdempotencySettings, IdempotencyWindow
+from server.idempotency import IdempotencyWindow, identify
 from server.record import Decided
-
-SETTINGS = IdempotencySettings(window_seconds=60, max_keys=3)
+from server.shared_keys import PLACES, SharedKeys, make_memory
 
 
 @pytest.fixture
@@ -23,12 +25,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def window(clock: Clock) -> IdempotencyWindow:
-    return IdempotencyWindow(SETTINGS, clock)
+def window(clock: Clock) -> Iterator[IdempotencyWindow]:
+    """Of sixty seconds, for as many keys as one bucket has places."""
+    memory = make_memory(1)
+    yield IdempotencyWindow(clock, SharedKeys(memory, 60.0, clock))
+    os.close(memory)
 
 
-def order(key: str = "key", quantity: float = 1.0, timeout_seconds: int = 1) -> pb.Order:
-    message = pb.Order(instrument="BTCUSDT.BINANCE", quantity=quantity, strategy="alpha", idempotency_key=key)
+def order(
+    key: str = "key", quantity: float = 1.0, timeout_seconds: int = 1, strategy: str = "alpha", order_ref: str = "ref"
+) -> pb.Order:
+    message = pb.Order(instrument="BTCUSDT.BINANCE", quantity=quantity, strategy=strategy, idempotency_key=key)
+    message.order_ref = order_ref
     message.timeout.seconds = timeout_seconds
     return message
 
@@ -54,9 +62,12 @@ def soon() -> float:
 
 
 async def once(
-    window: IdempotencyWindow, decide: Callable[[], Awaitable[Decided]], message: pb.Order | None = None
+    window: IdempotencyWindow,
+    decide: Callable[[], Awaitable[Decided]],
+    message: pb.Order | None = None,
+    caller: str = "",
 ) -> str:
-    return (await window.once(message or order(), soon(), decide)).decision_id
+    return (await window.once(identify(message or order(), caller), soon(), decide)).decided.decision_id
 
 
 async def test_the_same_key_gets_the_same_decision(window: IdempotencyWindow) -> None:
@@ -113,7 +124,6 @@ async def test_a_first_call_that_fails_frees_the_key(window: IdempotencyWindow) 
     decide = Decider()
     with pytest.raises(DeadlineError):
         await once(window, fail)
-    assert len(window) == 0
     assert await once(window, decide, order(quantity=2.0)) == "decision-1"
 
 
@@ -146,7 +156,7 @@ async def test_a_repeat_waits_no_longer_than_its_own_deadline(window: Idempotenc
     first = asyncio.create_task(once(window, decide))
     await asyncio.sleep(0)
     with pytest.raises(TimeoutError):
-        await window.once(order(), asyncio.get_running_loop().time(), decide)
+        await window.once(identify(order(), ""), asyncio.get_running_loop().time(), decide)
     decide.gate.set()
     assert await first == "decision-1"
 
@@ -158,28 +168,61 @@ async def test_a_key_is_forgotten_after_the_window(window: IdempotencyWindow, cl
     assert await once(window, decide) == "decision-1"
     clock.now += 0.2
     assert await once(window, decide, order(quantity=2.0)) == "decision-2"
-    assert len(window) == 1
 
 
-async def test_keys_beyond_the_bound_are_shed_until_one_expires(window: IdempotencyWindow, clock: Clock) -> None:
+async def test_keys_beyond_the_bound_are_shed_and_counted_until_one_expires(
+    window: IdempotencyWindow, clock: Clock
+) -> None:
     decide = Decider()
-    for key in "abc":
-        await once(window, decide, order(key))
-    with pytest.raises(OverloadedError):
-        await once(window, decide, order("d"))
-    assert await once(window, decide, order("a")) == "decision-1", "known keys are kept"
+    for number in range(PLACES):
+        await once(window, decide, order(f"{number}"))
+    with pytest.raises(OverloadedError) as refused:
+        await once(window, decide, order("one more"))
+    assert (refused.value.reason, window.refused) == ("TOO_MANY_IDEMPOTENCY_KEYS", 1)
+    assert await once(window, decide, order("0")) == "decision-1", "known keys are kept"
     clock.now += 61
-    assert await once(window, decide, order("d")) == "decision-4"
-    assert len(window) == 1
+    assert await once(window, decide, order("one more")) == f"decision-{PLACES + 1}"
 
 
 async def test_a_call_still_under_way_outlives_the_window(window: IdempotencyWindow, clock: Clock) -> None:
     decide = Decider()
     decide.gate = asyncio.Event()
-    first = asyncio.create_task(once(window, decide))
+    until = clock() + 600
+    first = asyncio.create_task(window.once(identify(order(), ""), until, decide))
     await asyncio.sleep(0)
     clock.now += 61
-    repeat = asyncio.create_task(once(window, decide))
+    repeat = asyncio.create_task(window.once(identify(order(), ""), soon(), decide))
     await asyncio.sleep(0)
     decide.gate.set()
-    assert {await first, await repeat} == {"decision-1"}
+    assert {(await one).decided.decision_id for one in (first, repeat)} == {"decision-1"}
+
+
+async def test_callers_that_count_from_one_do_not_meet(window: IdempotencyWindow) -> None:
+    decide = Decider()
+    desks = [("desk-a", order("1")), ("desk-b", order("1", quantity=2.0)), ("desk-a", order("1", strategy="beta"))]
+    heard = [await once(window, decide, message, caller) for caller, message in desks]
+    assert heard == ["decision-1", "decision-2", "decision-3"]
+    assert [await once(window, decide, message, caller) for caller, message in desks] == heard
+    with pytest.raises(KeyReusedError):
+        await once(window, decide, order("1", quantity=3.0), "desk-a")
+
+
+@given(
+    first=st.tuples(*[st.text(max_size=6)] * 3),
+    second=st.tuples(*[st.text(max_size=6)] * 3),
+)
+def test_whose_key_it_is_cannot_be_confused(first: tuple[str, str, str], second: tuple[str, str, str]) -> None:
+    def whose(caller: str, strategy: str, key: str) -> bytes:
+        return identify(order(key, strategy=strategy), caller).key
+
+    assert (whose(*first) == whose(*second)) == (first == second)
+
+
+async def test_the_reference_is_the_repeats_own_which_is_the_first_ones(window: IdempotencyWindow) -> None:
+    decide = Decider()
+    message = order(order_ref="ref")
+    for _ in range(2):
+        kept = await window.once(identify(message, ""), soon(), decide)
+        assert kept.decided.decision_id == "decision-1"
+    with pytest.raises(KeyReusedError):
+        await once(window, decide, order(order_ref="another"))

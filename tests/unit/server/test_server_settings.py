@@ -59,6 +59,7 @@ def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: py
         ("PRETRADE_CHAIN__STAGES", '["rules", "model", "rules"]'),
         ("PRETRADE_CHAIN__STAGES", "[]"),
         ("PRETRADE_JOURNAL__DURABILITY", "maybe"),
+        ("PRETRADE_REPLICAS__CHAMPION_MODEL", "m" * 65),  # a decision must fit where its key is remembered
         ("PRETRADE_CANARY__STEPS", "[0.1, NaN, 1]"),
         ("PRETRADE_CACHED_SCORE__MAX_FEATURE_MOVE", '{"imbalance_l5": NaN}'),
         ("PRETRADE_CACHED_SCORE__MAX_FEATURE_MOVE", '{"imbalance_l5": Infinity}'),

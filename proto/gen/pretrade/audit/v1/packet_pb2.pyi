@@ -322,22 +322,34 @@ class ReplyUnconfirmed(_message.Message):
 
     DECISION_ID_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    HEARD_ACTION_FIELD_NUMBER: _builtins.int
+    HEARD_REASONS_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """The decision."""
     cause: _builtins.str
     """`cancelled`: the caller had gone. `deadline`: the call ended DEADLINE_EXCEEDED. `audit_late`: the packet was not
     durable in time and the caller was told ABSTAIN with reason AUDIT_LATE. `not_durable`: the same, after a failed
-    write that turned up on disk after all.
+    write that turned up on disk after all. `withdrawn`: repeats of the call are told `heard_action` instead, since a guard
+    objected by then; the first call may have heard the decision. `superseded`: the server was stopped for so long that
+    another process may have decided the call in its place, and the call ended DEADLINE_EXCEEDED.
     """
+    heard_action: _decision_pb2.Action.ValueType
+    """What was heard instead of the packet's decision; unspecified when no decision was heard, or nobody knows."""
+    @_builtins.property
+    def heard_reasons(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.ReasonCode.ValueType]:
+        """The reasons that were heard with that."""
+
     def __init__(
         self,
         *,
         decision_id: _builtins.str = ...,
         cause: _builtins.str = ...,
+        heard_action: _decision_pb2.Action.ValueType = ...,
+        heard_reasons: _abc.Iterable[_decision_pb2.ReasonCode.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "decision_id", b"decision_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "decision_id", b"decision_id", "heard_action", b"heard_action", "heard_reasons", b"heard_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

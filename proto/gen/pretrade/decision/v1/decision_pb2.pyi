@@ -738,9 +738,21 @@ class Order(_message.Message):
     strategy: _builtins.str
     """The strategy that wants to trade: 1 to 64 characters."""
     idempotency_key: _builtins.str
-    """While the server remembers a key, the same key with the same order returns the same decision and audit row, and the
-    same key with another order fails with ALREADY_EXISTS. All processes of a server remember it, and those that replace
-    them; a server on another machine does not. At most 64 characters; empty for no idempotency.
+    """A key makes a call safe to repeat. While the server remembers it (`idempotency.window_seconds`), the same key with the
+    same order returns the same decision, which has one audit row; with another order it fails with ALREADY_EXISTS.
+
+    An answer may only get safer. The guards run again for every repeat: trading state, limits, collar, age of the
+    features, expiry of the model. If one objects by then, the repeat hears NO_TRADE or ABSTAIN instead of TRADE, with the
+    objections added to `reasons`. The audit notes that before the reply, and every later repeat hears it too, also when
+    nothing would object any more. A decision that is not TRADE never changes. Repeats count for no rate limit of a
+    strategy.
+
+    Keys belong to the caller, by its credentials, and to the strategy: two desks that both count 1, 2, 3 do not meet. On a
+    port without credentials all callers are one, and strategies alone tell desks apart; random keys (UUIDs) are safer there.
+
+    All processes of a server remember a key, and those that replace them; a server on another machine does not. When no
+    further key can be remembered, an order with a new one is shed with RESOURCE_EXHAUSTED and the reason
+    TOO_MANY_IDEMPOTENCY_KEYS. At most 64 characters; empty for no idempotency.
     """
     reduce_only: _builtins.bool
     """True when the order can only reduce an existing exposure. The caller vouches for it; trading state REDUCING lets only
