@@ -55,7 +55,10 @@ class CallContexts:
 
 def says_reduce_only(metadata: CallMetadata) -> bool:
     """True when a call says that all of its orders are reduce-only."""
-    return any(key in _REDUCE_ONLY_KEYS for key, _ in metadata or ())
+    for key, _ in metadata or ():  # noqa: SIM110 - with every call: a generator would take twice as long
+        if key in _REDUCE_ONLY_KEYS:
+            return True
+    return False
 
 
 _REDUCE_ONLY_KEYS: Final = frozenset((REDUCE_ONLY, REDUCE_ONLY.encode()))
