@@ -64,7 +64,7 @@ class ModelServer:
         if health.down:
             await asyncio.sleep(self._chance.uniform(1e-4, 1e-3))
             raise _error(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
-        while self.health.hangs:  # and goes on where it was, once it is well
+        while self.health.hangs:  # noqa: ASYNC110 - it goes on where it was, once it is well
             await asyncio.sleep(0.05)
         await asyncio.sleep(self._chance.uniform(*health.latency))
         if self.health.down:
