@@ -19,6 +19,7 @@ from server.audit.journal_file import JournalReader
 from simulation import checks, register
 from simulation.audit import read_audit
 from simulation.desk import caller_row
+from simulation.disk import Weather
 from simulation.history import Spell
 from simulation.plan import Plan, Step, plan
 from simulation.replica import Health
@@ -428,14 +429,13 @@ class _Runner:
         self.world.after(lasts, setattr, disk, "capacity", 64 * 2**20)
 
     def _for_a_while(self, server: Server, seconds: float, **changes: Any) -> None:
-        weather = server.host.disk.weather
-        before = {name: getattr(weather, name) for name in changes}
+        weather, well = server.host.disk.weather, Weather()
         for name, value in changes.items():
             setattr(weather, name, value)
 
         def undo() -> None:
-            for name, value in before.items():
-                setattr(weather, name, value)
+            for name in changes:  # not what it was before: that may have been a fault, too
+                setattr(weather, name, getattr(well, name))
 
         self.world.after(seconds, undo)
 
