@@ -47,6 +47,38 @@ class Mutation:
 
 MUTATIONS: Final = (
     Mutation(
+        "a halt is lost in a failover of Redis",
+        "server/control/model.py",
+        "            trading=self.trading.merged(other.trading),\n",
+        "            trading=(self if self.version > other.version else other).trading,\n",
+        "lost:",
+        "control",
+    ),
+    Mutation(
+        "a change whose answer was lost is called refused",
+        "server/control/store.py",
+        "                in_doubt = in_doubt or error.in_doubt\n",
+        "                in_doubt = False\n",
+        "told:",
+        "control",
+    ),
+    Mutation(
+        "nobody records the change of a process that died",
+        "server/control/state.py",
+        "                overdue = now - self._unrecorded[change_id] >= _RECORD_SECONDS\n",
+        "                overdue = False\n",
+        "row:",
+        "control",
+    ),
+    Mutation(
+        "a new installation trades",
+        "server/control/model.py",
+        "    restrictions: Mapping[str, Restriction] = {UNDECIDED.id: UNDECIDED}\n",
+        "    restrictions: Mapping[str, Restriction] = {}\n",
+        "fresh:",
+        "fresh",
+    ),
+    Mutation(
         "a decision is acknowledged before it is on the disk",
         "server/audit/journal_file.py",
         "PRAGMA synchronous = {'FULL' if sync_commits else 'NORMAL'}",

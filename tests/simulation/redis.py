@@ -6,6 +6,7 @@ with it that their writers were told of. Everything runs in the hub: a Redis doe
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, Final
@@ -321,7 +322,7 @@ class SimulatedRedis:
 
         _asked.append(self)
         try:
-            return _from_lua(_compiled(script)(_call, _table(keys), _table(rest)))
+            return _from_lua(_compiled(script)(_call, _sha1hex, _table(keys), _table(rest)))
         finally:
             _asked.clear()
 
@@ -351,11 +352,17 @@ def _call(name: bytes, *parts: Any) -> Any:
     return _to_lua(_asked[0]._do_in_script(name.upper(), words))
 
 
+def _sha1hex(text: bytes) -> bytes:
+    """`redis.sha1hex`."""
+    return hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
+
+
 def _compiled(script: bytes) -> Any:
     found = _scripts.get(script)
     if found is None:
         source = (
-            b"return function(call, KEYS, ARGV) local redis = {call = call, pcall = call}; "
+            b"return function(call, sha1hex, KEYS, ARGV) "
+            b"local redis = {call = call, pcall = call, sha1hex = sha1hex}; "
             b"return (function()\n" + script + b"\nend)() end"
         )
         found = _scripts[script] = _lua.execute(source)

@@ -8,12 +8,13 @@ know may have been made or not; one that was refused was not made.
   its repeats of keys and its next processes included; not on any other server, from when it must have heard of it.
 * lost: Once everything is healed, every server holds every restriction that stands.
 * told: No operator was told the opposite of what happened: a refused change is in force nowhere and was so at no time.
-* row: Every change that took effect has exactly one row.
+* row: Every change that took effect has a row. It may have two, as when its maker died before it had told the others;
+  they have one change id, and the database and `pretrade changes` show one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from pretrade.admin.v1 import admin_pb2
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from simulation.scene import Scene
 
 STRICTNESS: Final = ("ACTIVE", "REDUCING", "HALTED")
-_HEARD_WITHIN_SECONDS: Final = 1.5
+HEARD_WITHIN_SECONDS: Final = 1.5
 """After this a server that could reach Redis all the time has heard of a change."""
 
 
@@ -96,7 +97,7 @@ def _trades(history: History, changes: list[Operation]) -> list[str]:
                 continue
             since = restriction.ended_at
             if asked.server != restriction.server:
-                since += _HEARD_WITHIN_SECONDS
+                since += HEARD_WITHIN_SECONDS
                 if restriction.change.local or history.was_apart(asked.server, restriction.asked_at, asked.sent_at):
                     continue
             if asked.sent_at <= since or _expired(restriction, asked.sent_at):
@@ -143,19 +144,30 @@ def _told(scene: Scene, audit: Audit) -> list[str]:
 
 
 def _rows(scene: Scene, audit: Audit) -> list[str]:
-    """Changes that took effect, and their rows."""
+    """Changes that took effect, and their rows. Two rows of a change differ at most in what was there before."""
+    found = [f"row: {what} and has no row" for what in without_row(scene, audit)]
+    rows: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for change in audit.changes:
+        rows[change.reason].add((change.change_id, change.subject, change.value, change.author, *change.lifts))
+    found += [
+        f"row: {operation.reason} has {len(rows[operation.reason])} rows that say different things"
+        for operation in scene.history.operations
+        if len(rows[operation.reason]) > 1
+    ]
+    return found
+
+
+def without_row(scene: Scene, audit: Audit) -> list[str]:
+    """Changes that took effect, as far as callers and disks know, and have no row."""
+    recorded = {change.reason for change in audit.changes}
     found = []
-    rows = Counter(change.reason for change in audit.changes)
     for operation in scene.history.operations:
-        count = rows[operation.reason]
-        if count > 1:
-            found.append(f"row: {operation.reason} has {count} rows")
-        if count:
+        if operation.reason in recorded:
             continue
         if operation.acknowledged:
-            found.append(f"row: {operation.reason} was acknowledged and has no row")
+            found.append(f"{operation.reason} was acknowledged")
         elif not operation.refused and (where := in_force(scene, operation.reason)):
-            found.append(f"row: {operation.reason} took effect ({where}) and has no row")
+            found.append(f"{operation.reason} took effect ({where})")
     return found
 
 

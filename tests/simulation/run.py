@@ -28,6 +28,8 @@ from simulation.server import Server
 
 _BOOT_SECONDS: Final = 30.0
 _SETTLE_SECONDS: Final = 25.0
+_RECORDED_WITHIN_SECONDS: Final = 10.0
+"""After this somebody has recorded the change of a process that died."""
 _WELL_SECONDS: Final = 5.0
 """After this a model answers again."""
 _UNCERTAIN_SECONDS: Final = 1.0
@@ -120,6 +122,7 @@ class _Runner:
         world.run(lambda: False, self._began + self.plan.seconds)
         self._heal()
         violations = self._settle()
+        self._spread()
         final = self._final()
         violations += self._last_calls()
         audit = read_audit(self.scene)
@@ -187,6 +190,13 @@ class _Runner:
                 return []
             if world.now >= until:
                 return [f"drain: after {_SETTLE_SECONDS:g} s {why}" for why in unrest]
+
+    def _spread(self) -> None:
+        """Waits until every server can have heard of every change, and somebody can have recorded it."""
+        world, until = self.world, self.world.now + _RECORDED_WITHIN_SECONDS
+        world.run(lambda: False, world.now + register.HEARD_WITHIN_SECONDS)
+        while world.now < until and register.without_row(self.scene, read_audit(self.scene)):
+            world.run(lambda: False, world.now + 1.0)
 
     def _unrest(self) -> list[str]:
         scene = self.scene
