@@ -18,6 +18,7 @@ from server.security.client import ClientCredentials
 from server.stack_file import Endpoints
 
 _PROBE_TIMEOUT_SECONDS: Final = 2.0
+_INITIAL_STATE: Final = "PRETRADE_CONTROL__INITIAL_TRADING_STATE"
 
 
 def address(port: int) -> str:
@@ -40,6 +41,8 @@ def env(endpoints: Endpoints, ports: Mapping[str, int]) -> Mapping[str, str]:
     values = {
         # Everything shares this machine's cores, a replica that is starting most of all.
         "PRETRADE_BUDGET__CAP_SECONDS": os.environ.get("PRETRADE_BUDGET__CAP_SECONDS", "0.2"),
+        # A stack whose folder is new has a simulated or recorded market, and nobody who has halted it.
+        _INITIAL_STATE: os.environ.get(_INITIAL_STATE, "ACTIVE"),
         "PRETRADE_GRPC__PORT": str(ports["decision"]),
         "PRETRADE_ADMIN__PORT": str(ports["admin"]),
         "PRETRADE_METRICS__PORT": str(ports["metrics"]),

@@ -1,6 +1,7 @@
 """Commands for a running server: `decide`, `status`. Clients of the public gRPC API only.
 
-Exit codes: 0 done, 1 the server said no, 2 wrong usage, 3 the server could not be reached, 4 somebody else was first.
+Exit codes: 0 done, 1 the server said no, 2 wrong usage, 3 the server could not be reached, 4 somebody else was first,
+7 the time was over, and it is not known whether what was asked for has been done.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from server.stack_file import DEFAULT_DIRECTORY, Directory, NoStackError, operat
 from server.terminal import RPC_SECONDS, History, enum_name, milliseconds, status_view
 
 _REFRESH_SECONDS = 0.5
+_EXIT_CODES = {grpc.StatusCode.ABORTED: 4, grpc.StatusCode.DEADLINE_EXCEEDED: 7}
 
 Target = Annotated[
     str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_TARGET")
@@ -181,7 +183,7 @@ def connected(target: str | None, directory: Path, endpoint: str) -> Iterator[gr
                 typer.echo(f"{address} cannot be reached: {details}", err=True)
                 raise typer.Exit(3) from None
             typer.echo(f"{code.name}: {details}", err=True)
-            raise typer.Exit(4 if code is grpc.StatusCode.ABORTED else 1) from None
+            raise typer.Exit(_EXIT_CODES.get(code, 1)) from None
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
 

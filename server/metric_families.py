@@ -93,6 +93,12 @@ CONTROL_RELOADS: Final = Counter(
 )
 CONTROL_STALE: Final = Gauge("pretrade_control_stale", "1 while other servers' changes may be unknown: no Redis.")
 CONTROL_PENDING: Final = Gauge("pretrade_control_pending", "Changes in force on this server alone: no Redis.")
+CONTROL_UNRECORDED: Final = Gauge(
+    "pretrade_control_unrecorded", "Changes that were made and are not known to be in the audit yet."
+)
+CONTROL_DOUBTS: Final = Counter(
+    "pretrade_control_doubts", "Changes of which nobody knew in time whether they were made: Redis did not answer."
+)
 CONFIG_RELOAD_FAILURES: Final = Counter(
     "pretrade_config_reload_failures", "Reloads of the configuration that were refused; the last one stays in force."
 )

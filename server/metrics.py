@@ -343,6 +343,8 @@ class ServerCollector(Collector):
         yield families.CONFIG_RELOAD_FAILURES.family(self._configuration.failures)
         yield families.CONTROL_STALE.family(store.stale)
         yield families.CONTROL_PENDING.family(store.pending)
+        yield families.CONTROL_UNRECORDED.family(len(store.unrecorded()))
+        yield families.CONTROL_DOUBTS.family(store.doubts)
         yield families.CONTROL_OUTAGES.family(store.shared.outages if store.shared is not None else 0)
         lag = families.LOOP_LAG_SECONDS.family()
         lag.add_metric((), *self._decisions.loop_lag.buckets())

@@ -11,7 +11,7 @@ import datetime as dt
 import enum
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
 import typer
@@ -29,7 +29,7 @@ from server.terminal import RPC_SECONDS, enum_name, replica_table
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
-    "4 somebody else made a change since: look again."
+    "4 somebody else made a change since: look again; 7 not known whether it was done: look at `pretrade changes`."
 )
 _CHAMPIONS: Final = ("primary", "secondary")
 _STRICTNESS: Final = ("active", "reducing", "halted")
@@ -174,6 +174,10 @@ def flag(
 
 def state(
     value: Annotated[StateName | None, typer.Argument(help="The state to set; none shows it.")] = None,
+    lift: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Lift this restriction only, by its change id; can be repeated."),
+    ] = None,
     expires_in_seconds: For = None,
     author: Author = USER,
     reason: Reason = _REASON,
@@ -184,23 +188,44 @@ def state(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Show the trading state, or set it: active, reducing or halted. Asks before it becomes less strict."""
+    """Show the trading state, or set it: active, reducing or halted. Asks before it becomes less strict.
+
+    The trading state is the strictest of the restrictions that stand. `active` and `reducing` lift every stricter one
+    that the server knows of, or those that --lift names; what was lifted is shown.
+    """
+    if lift and value is None:
+        raise typer.BadParameter("--lift needs the state that is to be set")
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        found = stub.ListFlags(admin_pb2.ListFlagsRequest(), timeout=RPC_SECONDS)
+        found = stub.GetControl(admin_pb2.GetControlRequest(), timeout=RPC_SECONDS)
         now = enum_name(admin_pb2.TradingState, found.trading_state)
         if value is None:
             print(MessageToJson(found, always_print_fields_with_no_presence=True) if as_json else now)
+            if found.restrictions and not as_json:
+                Console().print(_restriction_table(found.restrictions))
             return
         wanted = admin_pb2.TradingState.Value(f"TRADING_STATE_{value.upper()}")
-        request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason)
-        looser = _STRICTNESS.index(value.value) < _STRICTNESS.index(now.lower())
+        request = admin_pb2.SetTradingStateRequest(state=wanted, author=author, reason=reason, lifts=lift or ())
+        looser = lift or _STRICTNESS.index(value.value) < _STRICTNESS.index(now.lower())
         risk = "Orders may trade again." if looser else ""
         response = _changed(stub.SetTradingState, request, risk, expires_in_seconds, expect, dry_run, yes)
     if not as_json and not dry_run:
         states = (enum_name(admin_pb2.TradingState, one) for one in (response.previous, response.state))
         print(" → ".join(states))
     _show(response, response.change, as_json)
+
+
+def _restriction_table(restrictions: Iterable[admin_pb2.Restriction]) -> Table:
+    table = Table("state", "by", "why", "for", "change id")
+    for one in restrictions:
+        span = ""
+        if one.HasField("expires_in"):
+            span = f"{one.expires_in.seconds} s yet"
+        elif one.HasField("begins_in"):
+            span = f"begins in {one.begins_in.seconds} s"
+        level = enum_name(admin_pb2.TradingState, one.state)
+        table.add_row(level, escape(one.author), escape(one.reason), span, one.change_id)
+    return table
 
 
 def chain(
@@ -409,5 +434,9 @@ def _show(response: Message, change: admin_pb2.Change, as_json: bool) -> None:
     for line in change.diff or (f"{change.subject}: {change.value}, as before",):
         print(f"{line}{'  (dry run)' if change.dry_run else ''}")
     print(f"control state: version {change.version}")
-    if change.local:
-        typer.echo("Redis cannot be reached: in force on this server alone, on the others when it can", err=True)
+    if change.unsaved:
+        typer.echo(
+            "neither Redis nor the disk took it: in force in one process, and forgotten when that ends", err=True
+        )
+    elif change.local:
+        typer.echo("Redis did not answer: in force on this server, on all others when it answers again", err=True)

@@ -34,7 +34,7 @@ import structlog
 from server.audit.journal_file import journals_of
 from server.audit.leftovers import ship_leftovers
 from server.control.file import ControlFile
-from server.control.state import halt_at_start
+from server.control.start import halt_at_start
 from server.envoy import Envoy
 from server.ids import uuid7_source
 from server.machine import REAL
@@ -143,7 +143,7 @@ class Supervisor:
             for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
                 reservation = held.enter_context(_reserve(section.host, section.port))
                 self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])
-            halt_at_start(settings.control, ControlFile(control_path(settings)), uuid7_source())
+            halt_at_start(settings.control, ControlFile(control_path(settings)), uuid7_source(), time.time_ns)
             self._ship_leftovers_of_others()
             _log.info("supervising", processes=self._count, decision_port=self._environment["PRETRADE_GRPC__PORT"])
             try:

@@ -83,6 +83,7 @@ class DecisionServer:
             "INSTRUMENTS": json.dumps(INSTRUMENTS),
             # What another test steered must not steer this one.
             "CONTROL__SHARED__KEY": f"control:{self.journal_path}",
+            "CONTROL__INITIAL_TRADING_STATE": "ACTIVE",
             "STARTUP_PATIENCE_SECONDS": "2",
             "GRPC__EDGE": EDGE,
         }

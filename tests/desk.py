@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import control_files
 import numpy as np
 
 from fallback.budget import Budget
@@ -21,7 +22,6 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server import record
 from server.audit.journal import Journal, JournalSettings
 from server.audit.models import RunningModel
-from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.rpc.convert import OrderReader
 from server.settings import Settings
@@ -37,7 +37,7 @@ class Desk:
 
     def __init__(self, directory: Path, running: RunningModel | None = None, settings: Settings = SETTINGS) -> None:
         journal = Journal(JournalSettings(path=directory / "journal.db"))
-        file = ControlFile(directory / "control.json")
+        file = control_files.that_trades(directory / "control.json")
         self.control = ControlState(ControlSettings(), file, {}, journal, "server-1", str, lambda: 0, lambda: 0.0)
         self.running = running
         self.packets: dict[str, packet_pb2.DecisionPacket] = {}

@@ -110,6 +110,12 @@ class TcpProxy:
         """Ends every connection with a reset; new ones are welcome."""
         self._run(self._reset_all())
 
+    def point_to(self, target: str) -> None:
+        """Ends every connection with a reset; new ones go to another `host:port`."""
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+        self.reset_all()
+
     def drop_syns(self) -> None:
         """Holds open connections both ways and lets new ones go unanswered: no RST, no SYN-ACK.
 

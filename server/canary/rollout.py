@@ -25,7 +25,7 @@ from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Ver
 from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
-from server.control.errors import ControlError
+from server.control.errors import ChangeInDoubtError, ControlError
 from server.inference.outcome import Outcome
 from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
@@ -47,6 +47,8 @@ _SLOW_LOOK_SECONDS: Final = 1.0
 _BURN_WINDOWS_SECONDS: Final = (10, 300, 1_800, 3_600, 21_600)
 _AFFECTED: Final = 1_000
 """Newest decisions of the canary whose ids are kept."""
+_IN_DOUBT: Final = 64
+"""Turns of which it is not known whether they were made. An attempt takes two seconds until that is so."""
 
 SetCanary = Callable[[Canary, str, str, bool], Awaitable["admin_pb2.Change"]]
 """Puts a canary into the control state: it, author, reason, and whether nothing else may have changed meanwhile on any
@@ -131,6 +133,8 @@ class Rollout:
         self._seen: dict[tuple[str, pb.Side.ValueType], int] = {}
         """The newest vector of an instrument, by side, that both models have scored."""
         self._joined_at = 0.0
+        self._in_doubt: deque[tuple[Canary, packet_pb2.CanaryEvent]] = deque(maxlen=_IN_DOUBT)
+        """Turns of which it is not known whether all obey them, and how the canary then looks."""
         self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
         routing.observe = self._observe_order
@@ -147,6 +151,10 @@ class Rollout:
         of this server has been seen to serve it.
         """
         before, self.canary = self.canary, canary
+        for after, event in self._in_doubt:
+            if canary == after:
+                self._keep(event)
+        self._in_doubt.clear()
         if canary is None or not canary.running:
             self._routing.canary = None
             self._challenger.wanted_version = None
@@ -278,14 +286,36 @@ class Rollout:
     async def _advance(self, canary: Canary, now: float) -> None:
         after = canary.advanced(now)
         reason = f"{canary.weight:.0%} of the flows: {self.evidence.reason}"
-        event = self._event("advanced", canary, after, SERVER, reason)
         try:
-            await self._set_canary(after, SERVER, reason, True)
+            await self.turn("advanced", canary, after, SERVER, reason, self._set_canary(after, SERVER, reason, True))
         except Exception as error:
             # Another process was faster, or Redis is away: the next look sees what is in force by then.
             _log.info("canary not moved on", error=str(error))
-            return
+
+    async def turn(
+        self,
+        name: str,
+        before: Canary,
+        after: Canary,
+        author: str,
+        reason: str,
+        change: Awaitable[admin_pb2.Change],
+    ) -> admin_pb2.Change:
+        """Has all servers obey a canary by this change, and keeps the turn with the evidence of this moment.
+
+        A turn of which it is not known whether it was made is kept when it is seen that it was.
+
+        Raises:
+            ControlError: As the change.
+        """
+        event = self._event(name, before, after, author, reason)
+        try:
+            made = await change
+        except ChangeInDoubtError:
+            self._in_doubt.append((after, event))
+            raise
         self._keep(event)
+        return made
 
     async def end(self, canary: Canary, state: StateName, author: str, reason: str) -> admin_pb2.Change:
         """Ends a canary for everybody, at once."""
@@ -308,7 +338,7 @@ class Rollout:
         Raises:
             CanaryError: It cannot be begun as things are.
             ModelUnknown, ModelUnusableError, LoadError: The version is not fit.
-            ControlError: The control state changed meanwhile, or is not known.
+            ControlError: The control state changed meanwhile, or is not known, or it is not known whether it changed.
         """
         self._refuse_a_second()
         if canary.model_version == canary.champion_version:
@@ -317,9 +347,8 @@ class Rollout:
         self._refuse_a_second()  # somebody else may have been faster
         now = self._wall_seconds()
         canary = canary.model_copy(update={"started_at": now, "step_started_at": now})
-        change = await self._set_canary(canary, canary.author, canary.reason, True)
-        self._keep(self._event("started", canary, canary, canary.author, canary.reason))
-        return change
+        change = self._set_canary(canary, canary.author, canary.reason, True)
+        return await self.turn("started", canary, canary, canary.author, canary.reason, change)
 
     async def promote(self, canary: Canary, author: str, reason: str) -> admin_pb2.Change:
         """Makes the canary the champion.
@@ -328,6 +357,7 @@ class Rollout:
             ModelUnknown, ModelUnusableError, LoadError, DeploymentError: It could not be loaded, or ended meanwhile;
                 nothing changed.
             ControlError: The control state changed meanwhile, or is not known; nothing changed.
+            ChangeInDoubtError: It is not known whether all servers have the new champion. The canary goes on.
         """
         await self._deployment.make_champion(canary.model_version, author, reason, lambda: self._runs(canary.canary_id))
         return await self.end(canary, "promoted", author, reason)
@@ -356,10 +386,6 @@ class Rollout:
         event.event_id, event.at_ns = self._new_id(), self._wall_clock_ns()
         event.orders, event.instance_id = self.decisions, self._instance_id
         return event
-
-    def keep_weighted(self, before: Canary, after: Canary, author: str, reason: str) -> None:
-        """Keeps that an operator set the canary's weight."""
-        self._keep(self._event("weighted", before, after, author, reason))
 
     def _keep(self, event: packet_pb2.CanaryEvent) -> None:
         self.events[event.event] += 1

@@ -14,7 +14,8 @@ from server.audit.errors import JournalError
 from server.control.file import ControlFile
 from server.control.flags import provider_from
 from server.control.shared import SharedControl
-from server.control.state import ControlState, halt_at_start
+from server.control.start import halt_at_start
+from server.control.state import ControlState
 from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
 from server.settings import Settings, control_path
 
@@ -54,7 +55,7 @@ async def open_control(
     settings, stack, clock, new_id = process.shared, process.stack, process.clock, process.new_id
     file = ControlFile(control_path(settings), process.machine)
     if process.slot is None:
-        halt_at_start(settings.control, file, new_id)
+        halt_at_start(settings.control, file, new_id, process.machine.wall_clock_ns)
     by_name = {replica.name: replica for replica in replicas}
     subjects = {
         **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),

@@ -1,7 +1,8 @@
 """The control state on disk: one versioned file, shared by the processes of a server and kept over restarts.
 
 A change is made under a lock, from what the file holds at that moment, and replaces the file whole: a reader sees the
-old state or the new one, never a part. Everything here blocks and is called from threads.
+old state or the new one, never a part. It is written when file and directory are synced, so it survives the loss of
+power. Only the user of the server may read it. Everything here blocks and is called from threads.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class ControlFile:
         self._sleep = machine.threads.sleep
         self._clock = machine.clock
         self._seen: Identity | None = None
+        self.unsynced = False
+        """True when the file was replaced, but its directory could not be synced: a loss of power may undo that."""
 
     def read(self) -> Kept | None:
         """What the file holds; None when there is none.
@@ -81,7 +84,7 @@ class ControlFile:
             The new state.
 
         Raises:
-            OSError: It cannot be written; nothing changed.
+            OSError: It cannot be written. Nothing changed, unless the file is `unsynced`.
         """
         with self._locked():
             try:
@@ -90,11 +93,14 @@ class ControlFile:
                 _log.error("control state unreadable, written anew", error=str(error))
                 current = None
             new = change(current)
-            if new == current:
-                return new
-            unfinished = self.path.with_name(f"{self.path.name}.new")
-            self._seen = self._files.write(unfinished, new.model_dump_json().encode())
-            self._files.replace(unfinished, self.path)
+            if new != current:
+                unfinished = self.path.with_name(f"{self.path.name}.new")
+                self._seen = self._files.write(unfinished, new.model_dump_json().encode())
+                self._files.replace(unfinished, self.path)
+                self.unsynced = True
+            if self.unsynced:
+                self._files.sync_directory(self.path.parent)
+                self.unsynced = False
         return new
 
     @contextmanager

@@ -1,23 +1,27 @@
 """The control state in Redis, one for all servers that name the same key.
 
-The key is a stream, of which only the last entry counts: reading it blocks until there is a newer one, so a change is
-everywhere within a round trip, a server without news asks twice a second, and one that Redis no longer answers knows it
-by the same time. A script replaces the entry unless it is newer than the state that the new one was made from. A Redis
-that lost its data, or went back to an older copy, is therefore given the newest state that any server knows.
+The key is a stream of which only the last entry counts. Reading it blocks until there is a newer one, so a change is
+everywhere within a round trip. A server without news reads the entry twice a second all the same: Redis may have lost
+it, or a failover may have brought back an older one. A Redis that no longer answers is noticed within the same time.
+A server that has connected anew reads it at once.
+
+A script replaces the entry if it still is the one that the new state was made from. Otherwise it returns what it found,
+to be merged. So nothing is ever overwritten that its writer had not seen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from feature_cache.cluster import Cluster, is_cluster
 from feature_cache.store import connect
@@ -32,16 +36,13 @@ _ATTEMPTS: Final = 50
 
 _REPLACE: Final = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-if last then
-  local version, id, state = tonumber(last[2][2]), last[2][4], last[2][6]
-  if version == tonumber(ARGV[3]) and id == ARGV[4] then return nil end
-  local base = tonumber(ARGV[1])
-  if version > base or (version == base and id > ARGV[2]) then return state end
-end
-redis.call('XADD', KEYS[1], 'MAXLEN', 1, '*', 'version', ARGV[3], 'change_id', ARGV[4], 'state', ARGV[5])
-return nil
+local found = last and last[2][2] or ''
+if redis.sha1hex(found) ~= ARGV[1] then return found end
+redis.call('XADD', KEYS[1], 'MAXLEN', 1, '*', 'state', ARGV[2])
+return false
 """
-"""Appends a state made from the one that ARGV[1] and [2] name, unless there is a newer one, which is then returned."""
+"""Appends the state ARGV[2] and returns nothing, if the last one has the SHA-1 ARGV[1]; otherwise returns the last one.
+Without any, the last one is the empty string."""
 
 
 class SharedSettings(BaseModel):
@@ -60,7 +61,23 @@ class SharedSettings(BaseModel):
 
 
 class UnreachableError(Exception):
-    """Redis cannot be reached, or holds something else at the key."""
+    """The place where the control state is shared cannot be reached, or holds something else.
+
+    Attributes:
+        in_doubt: True when what was to be written may have been written all the same.
+    """
+
+    def __init__(self, reason: str, in_doubt: bool = False) -> None:
+        super().__init__(reason)
+        self.in_doubt = in_doubt
+
+
+class _Found(NamedTuple):
+    """What Redis held at the last look."""
+
+    text: bytes
+    """The entry, empty without one."""
+    control: Control | None
 
 
 class SharedControl:
@@ -70,14 +87,26 @@ class SharedControl:
         redis_url: A Redis, or a Redis Cluster.
         settings: See there.
         clock: Monotonic seconds.
+        new_client: Makes a client of a Redis by its URL, which is to connect within so many seconds.
     """
 
-    def __init__(self, redis_url: str, settings: SharedSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        settings: SharedSettings,
+        clock: Callable[[], float],
+        new_client: Callable[[str, float], Redis] = connect,
+    ) -> None:
         self.settings = settings
+        self._new_client = new_client
         self._redis_url = redis_url
         self._clock = clock
         self._redis: Redis | None = None
+        self._connecting = asyncio.Lock()
         self._last_entry: bytes | str = b"0"
+        self._is_new = True
+        """Whether nothing was read from this connection yet."""
+        self._found: _Found | None = None
         self.heard_at: float | None = None
         """When Redis last answered; None before the first time."""
         self.problem = ""
@@ -102,69 +131,99 @@ class SharedControl:
         Raises:
             UnreachableError: It is not known.
         """
-        return await self._answer(self._read, self.settings.timeout_seconds)
+        found = await self._answer(self._read, self.settings.timeout_seconds)
+        return found.control
 
     async def wait(self) -> Control | None:
         """The state once there is another one than at the last look, or as it is after half a second.
 
+        It does not wait on a new connection: what was changed here or there since the last one waits for nobody.
+
         Raises:
             UnreachableError: It is not known.
         """
-        return await self._answer(self._wait, self.settings.timeout_seconds + _BLOCK_MS / 1e3)
+        found = await self._answer(self._wait, self.settings.timeout_seconds + _BLOCK_MS / 1e3)
+        return found.control
 
-    async def replace(self, known: Control, make: Callable[[Control], Control]) -> Control:
-        """Puts what `make` makes of the newest state in its place. `make` may be called again and again.
+    async def replace(self, make: Callable[[Control], Control]) -> Control:
+        """Puts what `make` makes of the state in Redis in its place. Nothing is written when that is the same.
 
         Args:
-            known: The newest state known here; Redis may hold a newer one, or have lost it.
-            make: What it raises is passed on, and nothing changes. What it returns unchanged is written all the same
-                where Redis had lost it.
+            make: May be called again and again, with an empty state when Redis holds none. What it raises is passed on,
+                and nothing changes.
 
         Returns:
             What Redis holds now.
 
         Raises:
-            UnreachableError: It did not answer. The change may have been made all the same.
+            UnreachableError: It did not answer, or others made changes all the time.
         """
+        found = self._found or await self._answer(self._read, self.settings.timeout_seconds)
         for _ in range(_ATTEMPTS):
-            new = make(known)
-            found = await self._answer(partial(self._replace, known, new), self.settings.timeout_seconds)
-            if found is None:
+            before = found.control or Control()
+            new = make(before)
+            if new == before:
                 return new
-            known = found
+            write = partial(self._replace, found.text, new)
+            found = await self._answer(write, self.settings.timeout_seconds, is_write=True)
+            if found.control == new:
+                return new
         raise UnreachableError(f"others make changes all the time: given up after {_ATTEMPTS} attempts")
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        if self._redis is not None:
-            redis, self._redis = self._redis, None
-            with suppress(RedisError, OSError):
-                await redis.aclose()
+        await self._close(self._redis)
 
     async def _answer(
-        self, ask: Callable[[Redis], Awaitable[Control | None]], timeout_seconds: float
-    ) -> Control | None:
+        self, ask: Callable[[Redis], Awaitable[_Found]], timeout_seconds: float, is_write: bool = False
+    ) -> _Found:
+        redis: Redis | None = None
         try:
             async with asyncio.timeout(timeout_seconds):
-                if self._redis is None:
-                    self._redis = await self._connected()
-                found = await ask(self._redis)
+                redis = self._redis or await self._connected()
+                found = self._found = await ask(redis)
         except Exception as error:  # whatever a client raises whose connection dies under it
             if not self.problem:
                 self.outages += 1
                 _log.warning("control state not shared any more", key=self.settings.key, error=_reason(error))
             self.problem = _reason(error)
-            await self.aclose()  # what another call asks meanwhile ends with it, and is as lost
-            raise UnreachableError(self.problem) from error
+            in_doubt = is_write and redis is not None and not isinstance(error, _ANSWERS)
+            await self._close(redis)  # what another call asks meanwhile ends with it, and is as lost
+            raise UnreachableError(self.problem, in_doubt) from error
+        finally:
+            if redis is not self._redis:
+                await self._close(redis)  # another call has closed it, and we may have connected it again
         if self.problem:
             _log.info("control state shared again", key=self.settings.key)
         self.heard_at, self.problem = self._clock(), ""
         return found
 
+    async def _close(self, redis: Redis | None) -> None:
+        if redis is not None:
+            if self._redis is redis:
+                self._redis = None
+            with suppress(RedisError, OSError):
+                await redis.aclose()
+
     async def _connected(self) -> Redis:
-        """A client of the Redis that holds the key."""
+        """A client of the Redis that holds the key, which has just answered.
+
+        A write that fails on a client that never answered has surely not been made.
+        """
+        async with self._connecting:
+            if self._redis is None:
+                redis = await self._client()
+                try:
+                    await redis.ping()
+                except BaseException:
+                    await redis.aclose()
+                    raise
+                self._redis, self._is_new = redis, True
+            return self._redis
+
+    async def _client(self) -> Redis:
         if not is_cluster(self._redis_url):
-            return connect(self._redis_url, self.settings.timeout_seconds)
+            return self._new_client(self._redis_url, self.settings.timeout_seconds)
         cluster = Cluster(self._redis_url, self.settings.timeout_seconds)
         try:
             await cluster.discover()
@@ -172,29 +231,44 @@ class SharedControl:
         finally:
             await cluster.aclose()
 
-    async def _read(self, redis: Redis) -> Control | None:
-        entries = await redis.xrevrange(self.settings.key, count=1)
+    async def _read(self, redis: Redis) -> _Found:
+        self._is_new = False
+        return self._taken(await redis.xrevrange(self.settings.key, count=1))
+
+    async def _wait(self, redis: Redis) -> _Found:
+        if self._is_new:
+            return await self._read(redis)
+        news: Any = await redis.xread({self.settings.key: self._last_entry}, block=_BLOCK_MS)
+        # Also without news: Redis may have lost its data, or its clock have gone back.
+        return self._taken(news[0][1][-1:]) if news else await self._read(redis)
+
+    async def _replace(self, base: bytes, new: Control, redis: Redis) -> _Found:
+        text = new.model_dump_json().encode()
+        digest = hashlib.sha1(base, usedforsecurity=False).hexdigest()
+        found = await redis.eval(_REPLACE, 1, self.settings.key, digest, text)
+        return _Found(text, new) if found is None else self._parsed(found)
+
+    def _taken(self, entries: Any) -> _Found:
         if not entries:
-            return None
+            return _Found(b"", None)
         entry, fields = entries[0]
         self._last_entry = entry or b"0"
         if not fields or b"state" not in fields:
             raise _NoStateError(f"{self.settings.key} holds something else")
-        return Control.model_validate_json(fields[b"state"])
+        return self._parsed(fields[b"state"])
 
-    async def _wait(self, redis: Redis) -> Control | None:
-        await redis.xread({self.settings.key: self._last_entry}, block=_BLOCK_MS)
-        # Also without news: Redis may have lost its data, or its clock have gone back.
-        return await self._read(redis)
-
-    async def _replace(self, known: Control, new: Control, redis: Redis) -> Control | None:
-        arguments = (known.version, known.change_id, new.version, new.change_id, new.model_dump_json())
-        found = await redis.eval(_REPLACE, 1, self.settings.key, *arguments)
-        return None if found is None else Control.model_validate_json(found)
+    def _parsed(self, text: bytes) -> _Found:
+        if self._found is not None and self._found.text == text:
+            return self._found
+        return _Found(text, Control.model_validate_json(text) if text else None)
 
 
 class _NoStateError(Exception):
     """What was found is no control state."""
+
+
+_ANSWERS: Final = (ResponseError, ValidationError, _NoStateError)
+"""Errors with which Redis did answer, and wrote nothing."""
 
 
 def _reason(error: Exception) -> str:

@@ -1,11 +1,13 @@
 """The control state as a process obeys it: in force at once here, soon everywhere, kept over restarts.
 
 Read on the decision path as plain attributes. Every change has an author and a reason, is logged, and goes into the
-audit journal of the process that made it.
+audit journal of the process that made it. Should that process die before it has done so, another process records it.
 
-A change is in force here before it is written anywhere: on-call must be able to halt trading whatever is broken.
-Without Redis the trading state can only be made stricter than the one that was last known of all servers. A server
-whose file cannot be read at start, or that has none and does not reach Redis, is halted until it knows better.
+A change is in force here before it is written anywhere: on-call must be able to halt trading whatever is broken. Only a
+change that relaxes the trading state takes effect when it is written where the others find it, and not before.
+
+A server that has never seen a control state is halted. So is a new installation, until somebody sets the trading state
+or `initial_trading_state` says otherwise.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
+from google.protobuf.json_format import ParseError
 from openfeature.provider import FeatureProvider
 from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator
 
@@ -32,10 +35,20 @@ from server.control.errors import (
 )
 from server.control.file import ControlFile
 from server.control.flags import FLAGS, ControlProvider, Flags
-from server.control.model import STRICTNESS, TRADING_STATE, Change, Kept, Setting, Temporary
-from server.control.records import describe, record
+from server.control.model import (
+    STRICTNESS,
+    TRADING_STATE,
+    UNDECIDED,
+    Change,
+    Control,
+    Restriction,
+    Setting,
+    Timed,
+    is_stricter,
+)
+from server.control.records import describe, from_json, record, recorded, to_json
 from server.control.shared import SharedControl, SharedSettings, UnreachableError
-from server.control.store import ControlStore
+from server.control.store import ControlStore, Describe
 from server.control.subjects import OFF, ON, Subject, flag_subject, one_of
 
 if TYPE_CHECKING:
@@ -46,7 +59,12 @@ _log = structlog.get_logger(__name__)
 _LOOK_SECONDS: Final = 0.05
 """Between two looks whether a temporary value is over."""
 _AGAIN_SECONDS: Final = 1.0
-"""Between two attempts to remove one that is."""
+"""Between two attempts to remove one that is, and to record what could not be recorded."""
+_LOOK_FOR_RECORDS_SECONDS: Final = 0.25
+"""Between two looks whether a change is still to be recorded."""
+_RECORD_SECONDS: Final = 5.0
+"""A change that nobody has recorded for so long after it was first heard of is recorded by whoever knows it. Its maker
+needs milliseconds, and half a second to say so."""
 _DOUBT_SECONDS: Final = 60.0
 """What was over when it was first seen is left in the state for so long: our wall clock may be ahead, and the servers
 whose clocks are right then remove it when it is time."""
@@ -67,6 +85,10 @@ class ControlSettings(BaseModel):
     """Let the last good score answer when no replica can."""
     halted: bool = Field(default=False)
     """Start with trading state HALTED, whatever it was before: of all servers that share the control state."""
+    initial_trading_state: Literal["HALTED", "REDUCING", "ACTIVE"] = "HALTED"
+    """Trading state of a new installation: when neither Redis nor this server's disk holds a control state, the server
+    sets this, and the audit says so. With anything but HALTED, trading also goes on after Redis and every server's disk
+    were lost at once, and with them every halt: for demonstrations and tests."""
     store: Literal["redis", "file"] = "redis"
     """Where the state is: in the Redis of `redis_url`, shared by all servers there, with a copy beside the journal; or
     in that file alone, shared by the processes of this server."""
@@ -107,6 +129,8 @@ class Wanted:
     """What the value stands for, a line each."""
     needs_all: bool = False
     """The change is refused while it would hold on this server alone: it goes by what all of them have done."""
+    lifts: tuple[str, ...] = ()
+    """For the trading state: ids of the restrictions to lift; none: all that are stricter than the value."""
 
 
 class ControlState:
@@ -148,9 +172,9 @@ class ControlState:
         """Names of the flags that are on."""
         self._set_flags = dict(defaults)
         self.flags = Flags(defaults, flag_provider or ControlProvider(self._set_flags.get), self._obey_flags)
-        usual = "HALTED" if settings.halted else "ACTIVE"
+        self._initial_trading_state = settings.initial_trading_state
         self._subjects = {
-            TRADING_STATE: Subject(usual, one_of(*STRICTNESS), self._obey_trading_state),
+            TRADING_STATE: Subject("HALTED", one_of(*STRICTNESS), self._obey_trading_state),
             **{flag_subject(name): self._flag(name, is_on) for name, is_on in defaults.items()},
             **subjects,
         }
@@ -161,13 +185,20 @@ class ControlState:
         self._clock = clock
         self._obeyed: dict[str, tuple[str, str]] = {}
         """Value and id of the temporary value in force, by subject."""
-        self._ends: dict[str, float] = {}
-        """Monotonic instants at which temporary values are over, by id."""
+        self._ends: Mapping[str, float] = {}
+        """Monotonic instants at which what has an end is over, by id."""
         self._next_end = math.inf
-        self._doubted_until: dict[str, float] = {}
-        """Monotonic instants until which temporary values are left in the state, by id."""
-        self._finishing: set[asyncio.Task[admin_pb2.Change]] = set()
-        self.store = ControlStore(file, shared, usual, self._is_over, self._obey)
+        self._doubted_until: Mapping[str, float] = {}
+        """Monotonic instants until which what seems to be over is left in the state, by id."""
+        self._finishing: dict[asyncio.Task[admin_pb2.Change], str] = {}
+        """Changes that are being made, by their ids; their own tasks record them."""
+        self._unrecorded: Mapping[str, float] = {}
+        """Monotonic instants at which changes were first seen that nobody had recorded, by id."""
+        self._refused_records: set[str] = set()
+        """Ids of changes that the journal has refused, and that were logged."""
+        self.record_failures = 0
+        """Attempts to record a change that failed since start."""
+        self.store = ControlStore(file, shared, self._obey)
         self.store.restore()
         self._obey()
 
@@ -191,13 +222,40 @@ class ControlState:
         return self._subjects[subject].usual
 
     def settings(self) -> Mapping[str, Setting]:
-        """What somebody set, by subject."""
-        return self.store.in_force().settings
+        """What somebody set, by subject, without the trading state."""
+        settings = self.store.in_force().settings
+        return {
+            subject: setting
+            for subject, setting in settings.items()
+            if setting.permanent is not None or setting.temporary is not None
+        }
+
+    def restrictions(self) -> list[Restriction]:
+        """What the trading state comes from, the strictest first; then what is still to come into force."""
+        trading = self.store.in_force().trading
+        coming = [one for one in trading.restrictions.values() if one.begins and not one.in_force(self._is_over)]
+        return trading.in_force(self._is_over) + coming
+
+    def remaining_seconds(self, timed: Timed) -> float | None:
+        """Seconds until something that has an end is over; None without one."""
+        end = self._ends.get(timed.id)
+        return None if end is None else max(0.0, end - self._clock())
 
     def reverts_in_seconds(self, subject: str) -> float | None:
-        """Seconds until a temporary value is over; None without one."""
-        end = self._ends.get(self._obeyed[subject][1])
+        """Seconds until the value in force changes by itself; None when it does not."""
+        end = self._ends.get(self._obeyed[subject][1]) if subject != TRADING_STATE else self._trading_state_ends()
         return None if end is None else max(0.0, end - self._clock())
+
+    def _trading_state_ends(self) -> float | None:
+        """The monotonic instant at which the trading state becomes another one by itself."""
+        trading = self.store.in_force().trading
+
+        def state_at(instant: float) -> str:
+            return trading.state(lambda timed: self._ends.get(timed.id, math.inf) <= instant)
+
+        now = self._clock()
+        instants = sorted(end for one in trading.restrictions if (end := self._ends.get(one, -math.inf)) > now)
+        return next((end for end in instants if state_at(end) != self.trading_state_name), None)
 
     def status(self) -> admin_pb2.ControlStatus:
         """Where the state comes from."""
@@ -213,6 +271,7 @@ class ControlState:
     async def synchronise(self) -> None:
         """Takes over what all servers share, if that can be reached at once; called before serving."""
         await self.store.synchronise()
+        await self._begin()
 
     async def watch(self) -> None:
         """Takes over what others change, and ends what is over, until cancelled."""
@@ -223,34 +282,35 @@ class ControlState:
             if not self.flags.is_ours:
                 tasks.create_task(self.flags.run())
             tasks.create_task(self._watch_ends())
+            tasks.create_task(self._watch_records())
 
     async def change(self, wanted: Wanted) -> admin_pb2.Change:
         """Makes a change, and returns it when it is shared as far as possible, written and recorded.
 
-        It is in force in this process at once, except for a trading state that is less strict than the one that all
-        servers know, and where a version is expected or all servers are needed: these wait for Redis. Cancelling gives
-        up the waiting, not the change.
+        It is in force in this process at once, except for one that relaxes the trading state, and where a version is
+        expected or all servers are needed: these wait for Redis. Cancelling gives up the waiting, not the change.
 
         Raises:
             UnknownSubjectError: There is no such thing.
             InvalidChangeError: It breaks a rule.
             ControlChangedError: The version in force is not the expected one.
             ChangeRefusedError: It cannot be made in the state that things are in.
+            ChangeInDoubtError: It was sent to Redis, and it is not known whether it was made.
         """
         self._check(wanted)
-        change = self._change(wanted)
+        change = await self._change(wanted)
+        describe_ = self._describe(change, wanted.detail)
+        before = self.store.in_force()
         if wanted.dry_run:
-            before = self.store.in_force()
             if wanted.expected_version not in (None, before.version):
                 raise ControlChangedError(before.version, wanted.expected_version or 0)
-            message = describe(self._subjects, before, before.with_change(change), change, self._is_over)
+            message = _message(describe_(before, before.with_change(change)))
             message.version, message.dry_run, message.change_id = before.version, True, ""
-            message.diff.extend(wanted.detail)
             return message
-        if wanted.expected_version is None and not wanted.needs_all:
+        if wanted.expected_version is None and not wanted.needs_all and not before.trading.relaxes(change):
             self.store.put_in_force(change)
-        task = asyncio.create_task(self._finish(change, wanted))
-        self._finishing.add(task)
+        task = asyncio.create_task(self._finish(change, describe_, wanted))
+        self._finishing[task] = change.id
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
@@ -262,10 +322,13 @@ class ControlState:
             raise InvalidChangeError(f"{wanted.subject}: {problem}")
         if wanted.value is None and wanted.expires_in_seconds is not None:
             raise InvalidChangeError(f"{wanted.subject}: what the settings say cannot be set for a time")
+        if wanted.value is None and wanted.subject == TRADING_STATE:
+            raise InvalidChangeError(f"{wanted.subject}: must be one of {', '.join(STRICTNESS)}")
         if wanted.subject.startswith("flag/") and not self.flags.is_ours:
             raise ChangeRefusedError(f"flags are set in {self.flags.provider_name}, not here")
 
-    def _change(self, wanted: Wanted) -> Change:
+    async def _change(self, wanted: Wanted) -> Change:
+        lifts = await self._lifted(wanted) if wanted.subject == TRADING_STATE else ()
         seconds = wanted.expires_in_seconds
         return Change(
             id=self._new_id(),
@@ -273,23 +336,69 @@ class ControlState:
             value=wanted.value,
             seconds=seconds,
             expires_at=None if seconds is None else self._wall_clock_ns() / 1e9 + seconds,
+            lifts=lifts,
+            again=None if seconds is None else self.store.in_force().trading.strictest(lifts),
             author=wanted.author,
             reason=wanted.reason,
         )
 
-    async def _finish(self, change: Change, wanted: Wanted) -> admin_pb2.Change:
+    async def _lifted(self, wanted: Wanted) -> tuple[str, ...]:
+        """Ids of the restrictions that a change of the trading state lifts.
+
+        They are settled here, before anything is written: a halt that somebody sets meanwhile is not among them.
+        """
+        trading, value = self.store.in_force().trading, wanted.value or "HALTED"
+        if not (wanted.lifts or value == "ACTIVE" or is_stricter(trading.state(self._is_over), value)):
+            return trading.superseded_by(value) if wanted.expires_in_seconds is None else ()
+        await self.store.refresh()
+        trading = self.store.in_force().trading
+        if unknown := [one for one in wanted.lifts if one not in trading.restrictions]:
+            standing = ", ".join(trading.restrictions) or "none"
+            raise UnknownSubjectError(f"lifts: no restriction {', '.join(unknown)} stands; there are: {standing}")
+        return wanted.lifts or trading.stricter_than(value)
+
+    def _describe(self, change: Change, detail: tuple[str, ...] = ()) -> Describe:
+        """Says what the audit is to say of a change that is made now."""
+        at_ns = self._wall_clock_ns()
+
+        def describe_(before: Control, after: Control) -> str:
+            message = describe(self._subjects, before, after, change, self._is_over)
+            message.diff.extend(detail)
+            message.instance_id = self._instance_id
+            message.changed_at.FromNanoseconds(at_ns)
+            return to_json(record(message))
+
+        return describe_
+
+    async def _finish(self, change: Change, describe_: Describe, wanted: Wanted) -> admin_pb2.Change:
         """Shares, writes and records a change."""
-        before, after, local = await self.store.bring(change, wanted.expected_version, wanted.needs_all)
-        message = describe(self._subjects, before, after, change, self._is_over)
-        message.local = local
-        message.diff.extend(wanted.detail)
-        await self.record(message)
+        brought = await self.store.bring(change, describe_, wanted.expected_version, wanted.needs_all)
+        change_made = from_json(brought.record)
+        _tell("change", change_made)
+        await self._record(change_made)
+        message = _message(brought.record)
+        message.local, message.unsaved = brought.local, brought.unsaved
         return message
 
     def _finished(self, task: asyncio.Task[admin_pb2.Change]) -> None:
-        self._finishing.discard(task)
+        del self._finishing[task]
         if not task.cancelled():
             task.exception()  # seen, also where its caller has gone
+
+    async def _begin(self) -> None:
+        """Sets the trading state of a new installation, where the settings say one."""
+        if not self.store.is_new or self._initial_trading_state == "HALTED":
+            return
+        change = Change(
+            id=self._new_id(),
+            subject=TRADING_STATE,
+            value=self._initial_trading_state,
+            ends=UNDECIDED.id,
+            author="server",
+            reason="control.initial_trading_state of a new installation",
+        )
+        if await self._make(change):
+            self.store.is_new = False
 
     async def _watch_ends(self) -> None:
         """Ends what is over: at once here, and then in the state, where one process of all does it and records it."""
@@ -299,34 +408,63 @@ class ControlState:
             if self._clock() >= self._next_end:
                 self._obey()
             over = [
-                (subject, setting.temporary)
-                for subject, setting in self.store.control.settings.items()
-                if setting.temporary is not None and subject in self._subjects and self._may_end(setting.temporary)
+                (subject, timed)
+                for subject, timed in self.store.control.timed()
+                if subject in self._subjects and self._may_end(timed)
             ]
-            if over and loop.time() >= next_attempt:
+            if (over or self.store.is_new) and loop.time() >= next_attempt:
                 next_attempt = loop.time() + _AGAIN_SECONDS
-                for subject, temporary in over:
-                    await self._end(subject, temporary)
+                await self._begin()
+                for subject, timed in over:
+                    await self._end(subject, timed)
 
-    async def _end(self, subject: str, temporary: Temporary) -> None:
-        end = Change(
-            id=f"{temporary.id}.end",
+    async def _end(self, subject: str, timed: Timed) -> None:
+        """Removes what is over, or makes for good what has begun."""
+        has_begun = isinstance(timed, Restriction) and timed.begins
+        change = Change(
+            id=f"{timed.id}.end",
             subject=subject,
-            ends=temporary.id,
+            value=timed.level if isinstance(timed, Restriction) and has_begun else None,
+            ends=timed.id,
             author="expiry",
-            reason=f"set for {temporary.seconds:g} s by {temporary.author}: {temporary.reason}"[:256],
+            reason=f"set for {timed.seconds:g} s by {timed.author}: {timed.reason}"[:256],
         )
+        await self._make(change)
+
+    async def _make(self, change: Change) -> bool:
+        """Makes a change that any process may make; False when that is not known to have succeeded."""
         try:
-            made = await self.store.end(end)
-        except (UnreachableError, OSError):
-            return  # logged where it was noticed
-        if made is not None:
-            await self.record(describe(self._subjects, *made, end, self._is_over))
+            await self.store.make(change, self._describe(change))
+        except UnreachableError:
+            return False  # logged where it was noticed
+        return True
+
+    async def _watch_records(self) -> None:
+        """Records changes that were made and not recorded, also those of processes that died, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_FOR_RECORDS_SECONDS)
+            found, now = self.store.unrecorded(), self._clock()
+            self._unrecorded = {one: self._unrecorded.get(one, now) for one in found}
+            for change_id, text in found.items():
+                try:
+                    change = from_json(text)
+                except ParseError as error:
+                    _log.error("what is to be recorded of a change cannot be read", record=text, error=str(error))
+                    self.store.note_recorded(change_id)
+                    continue
+                overdue = now - self._unrecorded[change_id] >= _RECORD_SECONDS
+                is_ours = change.instance_id == self._instance_id and change_id not in self._finishing.values()
+                if not (is_ours or overdue):
+                    continue
+                if not await self._record(change):
+                    await asyncio.sleep(_AGAIN_SECONDS)
+                    break
+                _tell("change recorded after its call had ended", change)
 
     def _obey(self) -> None:
         """Puts what is known in force."""
         control = self.store.in_force()
-        temporaries = [setting.temporary for setting in control.settings.values() if setting.temporary is not None]
+        self._note_ends(control)
         for name, subject in self._subjects.items():
             temporary = control.temporary(name, self._is_over)
             value = control.value(name, self._is_over)
@@ -336,23 +474,30 @@ class ControlState:
             if self._obeyed.get(name) != obeyed:
                 self._obeyed[name] = obeyed
                 subject.obey(value, None if temporary is None else self._ends[temporary.id] - self._clock())
-        self._ends = {one.id: self._ends[one.id] for one in temporaries if one.id in self._ends}
-        self._doubted_until = {one: until for one, until in self._doubted_until.items() if one in self._ends}
         self._next_end = min((end for end in self._ends.values() if end > self._clock()), default=math.inf)
         self.version = control.version
 
-    def _is_over(self, temporary: Temporary) -> bool:
-        """By the monotonic clock from when it is first seen, whatever the wall clock does then."""
-        end = self._ends.get(temporary.id)
+    def _note_ends(self, control: Control) -> None:
+        """Settles by the monotonic clock when what is new will be over, whatever the wall clock does then."""
+        now, wall_seconds = self._clock(), self._wall_clock_ns() / 1e9
+        ends, doubted_until = {}, {}
+        for _, timed in control.timed():
+            remaining = timed.remaining_seconds(wall_seconds)
+            ends[timed.id] = self._ends.get(timed.id, now + remaining)
+            if timed.id not in self._ends and remaining <= 0:
+                doubted_until[timed.id] = now + _DOUBT_SECONDS
+            elif timed.id in self._doubted_until:
+                doubted_until[timed.id] = self._doubted_until[timed.id]
+        self._ends, self._doubted_until = ends, doubted_until
+
+    def _is_over(self, timed: Timed) -> bool:
+        end = self._ends.get(timed.id)
         if end is None:
-            remaining = temporary.remaining_seconds(self._wall_clock_ns() / 1e9)
-            end = self._ends[temporary.id] = self._clock() + remaining
-            if remaining <= 0:
-                self._doubted_until[temporary.id] = self._clock() + _DOUBT_SECONDS
+            return timed.remaining_seconds(self._wall_clock_ns() / 1e9) <= 0
         return self._clock() >= end
 
-    def _may_end(self, temporary: Temporary) -> bool:
-        return self._is_over(temporary) and self._clock() >= self._doubted_until.get(temporary.id, -math.inf)
+    def _may_end(self, timed: Timed) -> bool:
+        return self._is_over(timed) and self._clock() >= self._doubted_until.get(timed.id, -math.inf)
 
     def _obey_trading_state(self, value: str, _seconds: float | None) -> None:
         self.trading_state_name = value
@@ -371,45 +516,48 @@ class ControlState:
         self.flags_on = tuple(name for name in FLAGS if values[name])
 
     async def record(self, change: admin_pb2.Change) -> None:
-        """Logs a change and makes it durable; also one of something that is not in this state.
+        """Logs something that an operator did and that is no part of this state, and makes it durable.
 
-        A journal that cannot be written does not undo the change. The log line and an error beside it are then all
-        there is.
+        A journal that cannot be written does not undo it. The log line and an error beside it are then all there is.
         """
         change.instance_id = self._instance_id
         change.changed_at.FromNanoseconds(self._wall_clock_ns())
-        _log.warning(
-            "change",
-            subject=change.subject,
-            previous=change.previous,
-            value=change.value,
-            author=change.author,
-            reason=change.reason,
-            version=change.version,
-        )
+        _tell("change", record(change))
+        await self._record(record(change))
+
+    async def _record(self, change: packet_pb2.ControlChange) -> bool:
+        """Makes a change durable; whether that could be done. If not, `_watch_records` tries again."""
         try:
-            entry = packet_pb2.JournalEntry(control_change=record(change)).SerializeToString()
+            entry = packet_pb2.JournalEntry(control_change=change).SerializeToString()
             await self._journal.append(entry, even_if_full=True)
         except JournalError as error:
-            _log.error("change not recorded", change_id=change.change_id, subject=change.subject, error=str(error))
+            self.record_failures += 1
+            if change.change_id not in self._refused_records:
+                self._refused_records.add(change.change_id)
+                _log.error("change not recorded", change_id=change.change_id, subject=change.subject, error=str(error))
+            return False
+        self._refused_records.clear()
+        self.store.note_recorded(change.change_id)
+        return True
 
 
-def halt_at_start(settings: ControlSettings, file: ControlFile, new_id: Callable[[], str]) -> None:
-    """Makes a server halted that is to start so; called once for all its processes, before the first.
+def _message(text: str) -> admin_pb2.Change:
+    """A change as its caller is told of it."""
+    change = from_json(text)
+    message = recorded(change)
+    message.ClearField("diff")
+    message.diff.extend(change.diff)
+    return message
 
-    Raises:
-        OSError: It cannot be written.
-    """
-    if not settings.halted:
-        return
-    halt = Change(
-        id=new_id(), subject=TRADING_STATE, value="HALTED", author="server", reason="its settings say to start halted"
+
+def _tell(event: str, change: packet_pb2.ControlChange) -> None:
+    _log.warning(
+        event,
+        subject=change.subject,
+        previous=change.previous,
+        value=change.value,
+        author=change.author,
+        reason=change.reason,
+        version=change.version,
+        instance_id=change.instance_id,
     )
-
-    def halted(found: Kept | None) -> Kept:
-        found = found or Kept()
-        if settings.store == "redis":
-            return found.merged(Kept(pending=(halt,)))
-        return Kept(control=found.control.with_change(halt))
-
-    file.change(halted)

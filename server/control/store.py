@@ -6,25 +6,30 @@
     the file           of all processes of this server: what Redis last said, and the changes it does not hold yet
     this object        of this process: the same, and what the disk could not take
 
-Without Redis a change stays *pending*, in force on this server alone, until it can be brought there. Without a Redis to
-share with, the file has the last word.
+Whatever is heard from any of them is merged (see `model`) and obeyed at once. What another one lacks is brought to it:
+states that a Redis lost, changes that a server made while it could not reach Redis, notes that a change is recorded.
 
-A server that has a Redis to share with, and at its start neither that nor a file, does not know whether trading was
-halted: it is halted until it hears.
+A change that cannot reach Redis stays *pending*, in force on this server alone, until it can be brought there. Two
+kinds of changes cannot wait: those that lift a restriction which all servers have, and those that depend on what all
+servers did. They are refused when Redis cannot be reached. When a write of theirs is not answered, it is repeated until
+an answer says that the change is there; it has an id, so it is made once. When time runs out first, nobody knows.
+
+Without a Redis to share with, the file takes its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from server.control.errors import ChangeRefusedError, ControlChangedError
+from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError
 from server.control.file import ControlFile, UnreadableControlError
-from server.control.model import TRADING_STATE, Change, Control, IsOver, Kept, Setting, is_stricter
+from server.control.model import TRADING_STATE, Change, Control, Kept
 from server.control.shared import SharedControl, UnreachableError
 
 _log = structlog.get_logger(__name__)
@@ -33,56 +38,61 @@ _WATCH_SECONDS: Final = 0.05
 """Between two looks at the file: without Redis, what another process changed is in force here after this."""
 _AGAIN_SECONDS: Final = 1.0
 """Between two attempts to write what could not be written."""
-_UNKNOWN: Final = Control(
-    settings={
-        TRADING_STATE: Setting(permanent="HALTED", author="server", reason="what all servers were told is not known")
-    }
-)
-"""What a server obeys that has heard nothing yet."""
+_FIND_OUT_SECONDS: Final = 2.0
+"""How long it is tried to find out whether a change was made. Less than the `pretrade` command waits for its answer."""
+_ASK_AGAIN_SECONDS: Final = 0.1
+"""Between two attempts to find out."""
+
+Describe = Callable[[Control, Control], str]
+"""What the audit is to say of a change, as JSON, from the states before and after it. May be called in a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of a change."""
+
+    record: str
+    """What the audit is to say of it, as JSON."""
+    local: bool
+    """True when this server alone is known to have it."""
+    unsaved: bool
+    """True when this process alone is known to have it: neither Redis nor the disk took it."""
 
 
 class ControlStore:
-    """The control state as one process knows it.
+    """The control state as one process knows it. Used from one event loop.
 
     Args:
         file: Shared with the other processes of this server.
         shared: Where all servers share it; None: in the file alone.
-        usual_trading_state: While nobody set another.
-        is_over: Whether a temporary value is over.
         on_news: Called when what is in force may be another.
     """
 
-    def __init__(
-        self,
-        file: ControlFile,
-        shared: SharedControl | None,
-        usual_trading_state: str,
-        is_over: IsOver,
-        on_news: Callable[[], None],
-    ) -> None:
+    def __init__(self, file: ControlFile, shared: SharedControl | None, on_news: Callable[[], None]) -> None:
         self._file = file
         self.shared = shared
-        self._usual_trading_state = usual_trading_state
-        self._is_over = is_over
         self._on_news = on_news
         self.control = Control()
-        """The last state that is known to be everybody's."""
-        self._pending: list[Change] = []
+        """What all servers are known to have, and notes of what was recorded."""
+        self._pending: tuple[Change, ...] = ()
         """Changes in force on this server that Redis, or the file where that is all, does not hold yet."""
         self._under_way: list[Change] = []
-        """Changes of this process that are being brought there."""
-        self._unknown = False
-        """True until it is known what all servers were told."""
-        self._writing = asyncio.Lock()
+        """Changes of this process that are being brought there, and are in force here already."""
         self._unwritten = self._failing = False
-        """Whether the file does not hold what is in force, and whether that is because it cannot be written."""
+        """Whether the file lacks something, and whether that is because it cannot be written."""
         self._next_attempt = -math.inf
+        self._unreadable = False
+        """True when there was a file at the start that could not be read."""
+        self.is_new = False
+        """True when there was no state anywhere: neither had this server ever known one, nor did all share one."""
         self.stale = shared is not None
         """True when other servers may have made changes that are not known here."""
         self.write_failures = 0
         """Times that the file could not be written since start."""
         self.reloads = 0
         """Times that changes were taken over from other processes and servers since start."""
+        self.doubts = 0
+        """Changes of which it was not found out in time whether they were made, since start."""
 
     @property
     def pending(self) -> int:
@@ -90,56 +100,62 @@ class ControlStore:
         return len(self._pending) if self.shared is not None else 0
 
     def in_force(self) -> Control:
-        """What this process obeys.
+        """What this process obeys: what all servers have, and what only this one has yet."""
+        return self.control.with_changes((*self._pending, *self._under_way))
 
-        Changes that not all servers know count, except for a trading state less strict than theirs.
-        """
-        changes = (*self._pending, *self._under_way)
-        return self._with_pending(self._of_all, changes) if self.shared is not None else _after(self.control, changes)
+    def unrecorded(self) -> Mapping[str, str]:
+        """Changes that no process is known to have recorded: what the audit is to say, by id of the change."""
+        made = {one: change.record for one, change in self.control.changes.items()}
+        made |= {change.id: change.record for change in self._pending}
+        return {one: record for one, record in made.items() if record is not None}
 
     def restore(self) -> None:
-        """Takes over what was in force before the restart; HALTED when that cannot be read, or is still to be heard."""
+        """Takes over what was in force before the restart. What cannot be read leaves trading halted."""
         try:
             kept = self._file.read()
         except UnreadableControlError as error:
-            halted = Setting(permanent="HALTED", author="server", reason="the control state could not be read at start")
-            self.control = Control(settings={TRADING_STATE: halted})
-            _log.error("control state unreadable, trading halted", error=str(error))
+            self._unreadable = True
+            _log.error("control state unreadable, trading halted until it is known", error=str(error))
             return
-        self._unknown = self.shared is not None and (kept is None or not kept.says_what_all_know)
         if kept is not None:
-            self.control, self._pending = kept.control, list(kept.pending)
+            self.control, self._pending = kept.control, kept.pending
             _log.info("control state restored", version=self.control.version, pending=len(self._pending))
 
     async def synchronise(self) -> None:
-        """Takes over what all servers share, if that can be reached at once."""
-        if self.shared is None:
-            return
+        """Takes over what all share and gives them what they do not know, if they can be reached at once."""
         try:
-            found = await self.shared.read()
-            async with self._writing:
-                await self._meet(self.shared, found)
+            if self.shared is not None:
+                await self._meet(self.shared, await self.shared.read())
+            else:
+                self._hear(await asyncio.to_thread(self._file.read))
         except UnreachableError as error:
-            known = "trading halted until it is known" if self._unknown else "going by the last one known"
-            _log.warning(f"control state not shared yet, {known}", problem=str(error))
+            _log.warning("control state not shared yet, going by the last one known", problem=str(error))
+        except UnreadableControlError:
+            return  # logged by `restore`
+
+    async def refresh(self) -> None:
+        """Looks at the file and at Redis; what cannot be read stays as it is known."""
+        await self._read_file()
+        if self.shared is not None:
+            try:
+                await self._meet(self.shared, await self.shared.read())
+            except UnreachableError:
+                return
 
     async def watch_file(self) -> None:
-        """Takes over what other processes change, and writes what could not be written, until cancelled."""
+        """Takes over what other processes change, and writes what is not in the file yet, until cancelled."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             self.stale = self.shared is not None and self.shared.stale
-            async with self._writing:
-                await self._read_file()
-                if self._unwritten and asyncio.get_running_loop().time() >= self._next_attempt:
-                    await self._write()
+            await self._read_file()
+            if self._unwritten and asyncio.get_running_loop().time() >= self._next_attempt:
+                await self._write()
 
     async def watch_shared(self, shared: SharedControl) -> None:
         """Takes over what other servers change, and gives them what they do not know, until cancelled."""
         while True:
             try:
-                found = await shared.wait()
-                async with self._writing:
-                    await self._meet(shared, found)
+                await self._meet(shared, await shared.wait())
             except UnreachableError:
                 await asyncio.sleep(shared.settings.reconnect_seconds)
 
@@ -149,146 +165,166 @@ class ControlStore:
         self._on_news()
 
     async def bring(
-        self, change: Change, expected_version: int | None, needs_all: bool = False
-    ) -> tuple[Control, Control, bool]:
-        """Brings a change as far as it gets: the states before and after, and whether it holds on this server alone.
+        self, change: Change, describe: Describe, expected_version: int | None = None, needs_all: bool = False
+    ) -> Brought:
+        """Brings a change as far as it gets.
 
         Args:
             change: What to bring.
+            describe: Says what the audit is to say of it.
             expected_version: It is refused unless this is the version in force; None for any.
             needs_all: It is refused where it would hold on this server alone.
 
         Raises:
             ControlChangedError: Another version was expected; nothing changed.
-            ChangeRefusedError: It needs Redis, which cannot be reached; nothing changed.
+            ChangeRefusedError: It cannot be written where all servers find it, and must be; nothing changed.
+            ChangeInDoubtError: It must be written there, and nobody knows whether it was.
         """
+        said = ""
+
+        def describe_once_more(before: Control, after: Control) -> str:
+            nonlocal said
+            said = describe(before, after)
+            return said
+
         try:
-            async with self._writing:
-                if expected_version is not None:
-                    await self._refresh()
-                    if self.in_force().version != expected_version:
-                        raise ControlChangedError(self.in_force().version, expected_version)
-                if self.shared is not None:
-                    made = await self._bring_to_all(self.shared, change, expected_version, needs_all)
-                else:
-                    made = await self._bring_to_file(change, expected_version)
+            if expected_version is not None:
+                await self.refresh()
+            must_reach_all = needs_all or self.control.trading.relaxes(change)
+            bring = self._bring_to_all if must_reach_all else self._bring_or_keep
+            await bring(change, describe_once_more, expected_version)
         finally:
             if change in self._under_way:
                 self._under_way.remove(change)
             self._on_news()
-        return made
+        made = self.control.changes.get(change.id)
+        record = said if made is None or made.record is None else made.record
+        return Brought(record, made is None and self.shared is not None, made is None and self._failing)
 
-    async def end(self, change: Change) -> tuple[Control, Control] | None:
-        """Removes a temporary value that is over; the states before and after, if nobody else has removed it.
+    async def make(self, change: Change, describe: Describe) -> None:
+        """Makes a change that any process may make; nothing happens when another one has made it.
 
         Raises:
-            UnreachableError, OSError: It could not be removed; it is over all the same.
+            UnreachableError: It is not known to be made.
         """
-        made: tuple[Control, Control] | None = None
-
-        def make(base: Control) -> Control:
-            nonlocal made
-            after = base.with_change(change)
-            made = None if after is base else (base, after)
-            return after
-
-        async with self._writing:
-            if self.shared is not None:
-                self._take(Kept(control=await self.shared.replace(self.control, make)))
-                await self._write()
-            else:
-                known = self.control
-                self._take(
-                    await asyncio.to_thread(self._file.change, lambda found: Kept(control=make(_newest(found, known))))
-                )
-        return made
-
-    async def _bring_to_all(
-        self, shared: SharedControl, change: Change, expected_version: int | None, needs_all: bool
-    ) -> tuple[Control, Control, bool]:
-        pending, before = tuple(self._pending), self.control
-
-        def make(base: Control) -> Control:
-            nonlocal before
-            before = self._with_pending(base, pending)
-            if expected_version not in (None, before.version):
-                raise ControlChangedError(before.version, expected_version or 0)
-            return before.with_change(change)
-
-        try:
-            after = await shared.replace(self.control, make)
-        except UnreachableError as error:
-            if needs_all:
-                raise ChangeRefusedError(
-                    f"without Redis ({error}) nobody knows what the other servers have made of {change.subject}"
-                ) from error
-            if change.subject == TRADING_STATE and is_stricter(
-                self._trading_state_of_all(), change.value or self._usual_trading_state
-            ):
-                raise ChangeRefusedError(
-                    f"without Redis ({error}) the trading state can only be made stricter than "
-                    f"{self._trading_state_of_all()}, which all servers were last told"
-                ) from error
-            before, after = (
-                self._with_pending(self._of_all, pending),
-                self._with_pending(self._of_all, (*pending, change)),
-            )
-            self._take(Kept(pending=(change,)))
-            local = True
-        else:
-            self._unknown = False
-            self._take(Kept(control=after))
-            local = False
+        self._take(Kept(control=await self._replace(self._made(change, describe, None))))
         await self._write()
-        return before, after, local
 
-    async def _bring_to_file(self, change: Change, expected_version: int | None) -> tuple[Control, Control, bool]:
-        known, pending, before = self.control, tuple(self._pending), self.control
+    def note_recorded(self, change_id: str) -> None:
+        """Remembers that a change is in the audit; the other processes and servers are told in a moment."""
+        self.control = self.control.with_record(change_id, None)
+        self._pending = tuple(
+            one.model_copy(update={"record": None}) if one.id == change_id else one for one in self._pending
+        )
+        self._unwritten = True
 
-        def make(found: Kept | None) -> Kept:
-            nonlocal before
-            before = _after(_newest(found, known), pending)
+    async def _bring_to_all(self, change: Change, describe: Describe, expected_version: int | None) -> None:
+        """Brings a change that must be where all servers find it."""
+        loop, in_doubt = asyncio.get_running_loop(), False
+        give_up_at = loop.time() + _FIND_OUT_SECONDS
+        while True:
+            try:
+                await self._bring(change, describe, expected_version)
+                return
+            except ControlChangedError as error:
+                if not in_doubt:
+                    raise
+                why, give_up_at = str(error), -math.inf  # that version does not come again
+            except UnreachableError as error:
+                in_doubt = in_doubt or error.in_doubt
+                if not in_doubt:
+                    raise ChangeRefusedError(self._refusal(change, error)) from error
+                why = str(error)
+            if change.id in self.control.changes:
+                return  # it was made, and was heard of in another way
+            if loop.time() >= give_up_at:
+                self.doubts += 1
+                _log.error("not known whether a change was made", change_id=change.id, subject=change.subject, why=why)
+                raise ChangeInDoubtError(change.id, why)
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+
+    async def _bring_or_keep(self, change: Change, describe: Describe, expected_version: int | None) -> None:
+        """Brings a change to all, or keeps it here until it can be brought."""
+        try:
+            await self._bring(change, describe, expected_version)
+            return
+        except UnreachableError as error:
+            before = self.control.with_changes(self._pending)
+            record = describe(before, before.with_change(change))
+            sequence = 1 + max((one.sequence for one in self._pending), default=0)
+            change = change.model_copy(update={"sequence": sequence, "record": record})
+            if before.trading.relaxes(change) and not await self._write(Kept(pending=(change,))):
+                raise ChangeRefusedError(f"neither Redis ({error}) nor this server's disk takes it") from error
+        self._take(Kept(pending=(change,)))
+        await self._write()
+
+    async def _bring(self, change: Change, describe: Describe, expected_version: int | None) -> None:
+        """Makes a change where all share the state. Raises `ControlChangedError`, `UnreachableError`."""
+        self._take(Kept(control=await self._replace(self._made(change, describe, expected_version))))
+        await self._write()
+
+    def _made(self, change: Change, describe: Describe, expected_version: int | None) -> Callable[[Control], Control]:
+        """Makes a change of what is found, joined with what is known here."""
+
+        def make(found: Control) -> Control:
+            before = self._joined(found)
+            if change.id in before.changes:
+                return before
             if expected_version not in (None, before.version):
                 raise ControlChangedError(before.version, expected_version or 0)
-            return Kept(control=before.with_change(change))
+            after = before.with_change(change)
+            return after if after is before else after.with_record(change.id, describe(before, after))
 
-        if await self._change_file(make):
-            return before, self.control, False
-        self._pending.append(change)
-        before = _after(known, pending)
-        return before, before.with_change(change), False
+        return make
 
-    async def _refresh(self) -> None:
-        """Looks at file and Redis."""
-        await self._read_file()
+    def _joined(self, found: Control) -> Control:
+        """What is found, with everything that is known here."""
+        return _join(found, self._kept())
+
+    def _refusal(self, change: Change, error: UnreachableError) -> str:
+        where = f"Redis ({error})" if self.shared is not None else f"a disk that takes it ({error})"
+        if change.subject != TRADING_STATE:
+            return f"without {where} nobody knows what the other servers have made of {change.subject}"
+        return f"without {where} no restriction of the trading state can be lifted that all servers were told of"
+
+    async def _replace(self, make: Callable[[Control], Control]) -> Control:
+        """Puts what `make` makes of the state of all in its place: in Redis, or else in the file.
+
+        Raises:
+            UnreachableError: It could not be written, or it is not known whether it was.
+        """
         if self.shared is not None:
-            try:
-                await self._meet(self.shared, await self.shared.read())
-            except UnreachableError:
-                return
+            return await self.shared.replace(make)
+        try:
+            written = await self._change_file(lambda found: Kept(control=make(found.control)))
+        except OSError as error:
+            raise UnreachableError(str(error), in_doubt=self._file.unsynced) from error
+        return written.control
 
     async def _meet(self, shared: SharedControl, found: Control | None) -> None:
-        """Takes over what Redis holds, or gives it what it does not. Raises `UnreachableError`."""
-        before, was_unknown = self.control, self._unknown
-        self._unknown = False
-        if found is not None and found.is_newer_than(self.control):
-            self.reloads += 1
-            self._take(Kept(control=found))
-            _log.info("control state taken over", version=found.version)
-        pending = tuple(self._pending)
-        lost = self.control.version > 0 and (found is None or self.control.is_newer_than(found))
-        if pending or lost:
-            after = await shared.replace(self.control, lambda base: self._with_pending(base, pending))
-            if pending:
-                _log.info("changes of this server brought to all", changes=len(pending), version=after.version)
-            else:
-                _log.warning("Redis had lost the control state and has it again", version=after.version)
-            self._take(Kept(control=after))
+        """Takes over what Redis holds, and gives it what it lacks. Raises `UnreachableError`."""
+        self._hear(None if found is None else Kept(control=found))
         self.stale = shared.stale
-        if was_unknown:
-            self._on_news()
-        if was_unknown or self.control is not before:
-            await self._write()
+        lacking = found or Control()
+        joined = self._joined(lacking)
+        if joined == lacking:
+            return
+        pending = len(self._pending)
+        after = await shared.replace(self._joined)
+        if pending:
+            _log.info("changes of this server brought to all", changes=pending, version=after.version)
+        elif (joined.trading, joined.settings) != (lacking.trading, lacking.settings):
+            _log.warning("Redis had lost some of the control state and has it again", version=after.version)
+        self._take(Kept(control=after))
+
+    def _hear(self, kept: Kept | None) -> None:
+        """Takes over what the place holds in which all share the state; None: it holds nothing."""
+        is_empty = kept is None or kept.control == Control()
+        if is_empty and self.control == Control() and not self._unreadable:
+            self.is_new = True
+        if kept is not None and self._take(kept):
+            self.reloads += 1
+            _log.info("control state taken over", version=self.control.version)
 
     async def _read_file(self) -> None:
         """Takes over what another process of this server wrote."""
@@ -299,70 +335,65 @@ class ControlStore:
             return
         if found is None:
             return
-        before = self.control, len(self._pending)
-        self._unknown = self._unknown and not found.says_what_all_know
-        self._take(found)
-        if before != (self.control, len(self._pending)):
+        if self._take(found):
             self.reloads += 1
             _log.info("control state taken over", version=self.in_force().version)
+        self._unwritten = self._is_lacking_in(found)
 
-    async def _write(self) -> None:
-        """Writes what is in force here and not in the file."""
-        known, pending = self.control, tuple(self._pending)
+    async def _write(self, more: Kept | None = None) -> bool:
+        """Writes what is known here and not in the file, and something more; whether the disk took it."""
+        known = self._kept() if more is None else self._kept().merged(more)
 
-        def merge(found: Kept | None) -> Kept:
-            ours = Kept(control=known, pending=pending)
-            return ours if found is None else found.merged(ours)
+        def make(found: Kept) -> Kept:
+            return found.merged(known) if self.shared is not None else Kept(control=_join(found.control, known))
 
-        def make(found: Kept | None) -> Kept:
-            return Kept(control=_after(_newest(found, known), pending))
-
-        await self._change_file(make if self.shared is None else merge)
-
-    async def _change_file(self, make: Callable[[Kept | None], Kept]) -> bool:
-        """Whether it could be written. What `make` raises is passed on."""
         try:
-            written = await asyncio.to_thread(self._file.change, make)
+            await self._change_file(make)
+        except OSError:
+            return False  # logged where it was noticed
+        return True
+
+    async def _change_file(self, make: Callable[[Kept], Kept]) -> Kept:
+        """What the file then holds. What `make` raises is passed on. Raises `OSError`."""
+        try:
+            written = await asyncio.to_thread(self._file.change, lambda found: make(found or Kept()))
         except OSError as error:
             self.write_failures += 1
             if not self._failing:
                 _log.error(
-                    "control state not written: in force, but not on disk; tried again",
+                    "control state not written to disk, tried again; a restart would forget it",
                     path=str(self._file.path),
                     error=str(error),
                 )
             self._unwritten = self._failing = True
             self._next_attempt = asyncio.get_running_loop().time() + _AGAIN_SECONDS
-            return False
+            raise
         if self._failing:
             _log.info("control state written again", version=written.control.version)
-        self._unwritten = self._failing = False
+        self._failing = False
         self._take(written)
+        self._unwritten = self._is_lacking_in(written)
+        return written
+
+    def _is_lacking_in(self, found: Kept) -> bool:
+        """Whether the file, which holds this, lacks something that is known here."""
+        return found.merged(self._kept()) != found
+
+    def _kept(self) -> Kept:
+        return Kept(control=self.control, pending=self._pending)
+
+    def _take(self, kept: Kept) -> bool:
+        """Adds what somebody else knows to what is known here; whether that is anything new."""
+        known = self._kept()
+        merged = known.merged(kept)
+        if merged == known:
+            return False
+        self.control, self._pending, self._unwritten = merged.control, merged.pending, True
+        self._on_news()
         return True
 
-    def _take(self, kept: Kept) -> None:
-        """Adds what somebody else knows to what is known here."""
-        merged = Kept(control=self.control, pending=tuple(self._pending)).merged(kept)
-        self.control, self._pending = merged.control, list(merged.pending)
-        self._on_news()
 
-    def _with_pending(self, control: Control, changes: tuple[Change, ...]) -> Control:
-        return control.with_pending(changes, self._is_over, self._usual_trading_state)
-
-    @property
-    def _of_all(self) -> Control:
-        """What all servers were told, as far as it is known here."""
-        return _UNKNOWN if self._unknown else self.control
-
-    def _trading_state_of_all(self) -> str:
-        return self._of_all.value(TRADING_STATE, self._is_over) or self._usual_trading_state
-
-
-def _after(control: Control, changes: tuple[Change, ...]) -> Control:
-    for change in changes:
-        control = control.with_change(change)
-    return control
-
-
-def _newest(found: Kept | None, known: Control) -> Control:
-    return found.control if found is not None and found.control.is_newer_than(known) else known
+def _join(found: Control, known: Kept) -> Control:
+    """What is found, with everything else that is known."""
+    kept = known.merged(Kept(control=found))
+    return kept.control.with_changes(kept.pending).following(found)

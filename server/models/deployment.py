@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from server.audit.errors import ModelUnknown
+from server.control.errors import ChangeInDoubtError
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelUnusableError
 
@@ -73,6 +74,8 @@ class Deployment:
         self._keep_previous_seconds = keep_previous_seconds
         self._clock = clock
         self._next_repair = -float("inf")
+        self._in_doubt: tuple[str, str] | None = None
+        """A version of which it is not known whether it became the champion, and its predecessor."""
         self._tasks: set[asyncio.Task[object]] = set()
 
     @property
@@ -108,6 +111,10 @@ class Deployment:
     def obey(self, version: str) -> None:
         """Has orders decided by this version, as soon as a replica serves it; empty for what the settings say."""
         self._champion = version or self._usual
+        if self._in_doubt is not None:
+            (wanted, previous), self._in_doubt = self._in_doubt, None
+            if version == wanted:
+                self.spawn(self._settle(version, previous))
         for replica in self.champions:
             if self._champion is None or self._registry is None:
                 replica.wanted_version = self._champion
@@ -139,6 +146,8 @@ class Deployment:
             DeploymentError: There is no champion to take its place, or it is no longer wanted.
             ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
             ControlError: The control state changed, or is not known; nothing changed.
+            ChangeInDoubtError: It is not known whether the control state names the version. What follows is done when
+                it is seen that it does.
         """
         previous = self.champion_version
         if not previous:
@@ -146,13 +155,12 @@ class Deployment:
         await self.load(version, reversed(self.champions))
         if wanted is not None and not wanted():
             raise DeploymentError(f"{version} is no longer wanted: its canary ended while it was loaded")
-        change = await self._set_champion(version, author, reason, wanted is not None)
-        await asyncio.to_thread(self._move_aliases, version, previous)
-        for replica in self.champions:
-            with contextlib.suppress(LoadError):
-                await self.loader.make_default(replica, version)
-            if previous != version:
-                self.spawn(self._unload_later(replica, previous))
+        try:
+            change = await self._set_champion(version, author, reason, wanted is not None)
+        except ChangeInDoubtError:
+            self._in_doubt = version, previous
+            raise
+        await self._settle(version, previous)
         return change
 
     async def load(self, version: str, replicas: Iterable[Replica]) -> None:
@@ -197,6 +205,15 @@ class Deployment:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("deployment's task failed", error=repr(error), exc_info=error)
+
+    async def _settle(self, version: str, previous: str) -> None:
+        """Does what follows when a version has become the champion."""
+        await asyncio.to_thread(self._move_aliases, version, previous)
+        for replica in self.champions:
+            with contextlib.suppress(LoadError):
+                await self.loader.make_default(replica, version)
+            if previous != version:
+                self.spawn(self._unload_later(replica, previous))
 
     async def _switch(self, replica: Replica, version: str) -> None:
         """Has a replica decide by a version once it serves it."""

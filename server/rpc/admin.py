@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc
 import grpc.aio
+from google.rpc import code_pb2
 
 from feature_cache.codec import BookState
 from feature_cache.features import VERSION
@@ -20,6 +21,7 @@ from server.audit.errors import AuditError
 from server.audit.journal import Journal
 from server.control.configuration import Configuration
 from server.control.errors import (
+    ChangeInDoubtError,
     ChangeRefusedError,
     ControlChangedError,
     ControlError,
@@ -32,6 +34,7 @@ from server.health import Health
 from server.metrics import DecisionMetrics
 from server.rpc.audit import abort
 from server.rpc.canary import CanarySteering
+from server.rpc.status import with_reason
 from server.rpc.steering import Steering, check_author, duration
 from server.security.identity import known_name
 from server.slot import Slot
@@ -46,10 +49,11 @@ _BOOKS = {
     BookState.LOCKED: pb.BOOK_STATE_LOCKED,
 }
 _CODES = {
-    UnknownSubjectError: grpc.StatusCode.NOT_FOUND,
-    InvalidChangeError: grpc.StatusCode.INVALID_ARGUMENT,
-    ControlChangedError: grpc.StatusCode.ABORTED,
-    ChangeRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnknownSubjectError: code_pb2.NOT_FOUND,
+    InvalidChangeError: code_pb2.INVALID_ARGUMENT,
+    ControlChangedError: code_pb2.ABORTED,
+    ChangeRefusedError: code_pb2.FAILED_PRECONDITION,
+    ChangeInDoubtError: code_pb2.DEADLINE_EXCEEDED,
 }
 _T = TypeVar("_T")
 
@@ -312,4 +316,5 @@ async def _answer(answer: Awaitable[_T], context: _Context) -> _T:
     try:
         return await answer
     except ControlError as error:
-        await context.abort(_CODES[type(error)], str(error))
+        metadata = {"change_id": error.change_id} if isinstance(error, ChangeInDoubtError) else {}
+        await context.abort(*with_reason(_CODES[type(error)], str(error), error.reason, metadata))

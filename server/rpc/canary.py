@@ -118,9 +118,11 @@ class CanarySteering:
         before = self._running()
         after = before.weighted(request.weight, request.hold, self._wall_seconds())
         # Made of the canary as it is known here: one that another server has just rolled back stays out.
-        change = await self._put(request, author, CANARY, after.model_dump_json(), unchanged=True)
-        if not request.dry_run:
-            self._rollout.keep_weighted(before, after, author, request.reason)
+        made = self._put(request, author, CANARY, after.model_dump_json(), unchanged=True)
+        if request.dry_run:
+            change = await made
+        else:
+            change = await self._rollout.turn("weighted", before, after, author, request.reason, made)
         return pb.SetCanaryWeightResponse(canary=self._message(after), change=change)
 
     async def promote(self, request: pb.PromoteCanaryRequest, author: str) -> pb.PromoteCanaryResponse:

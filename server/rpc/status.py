@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -61,17 +63,24 @@ def _overload(reason: str, message: str) -> Wire:
 
 
 def _wire(error: PretradeError) -> Wire:
-    status = status_pb2.Status(code=code(error), message=str(error))
-    info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason)
-    if error.field:
-        info.metadata["field"] = error.field
-    info.metadata.update(error.named)
-    status.details.add().Pack(info)
+    details = []
     if isinstance(error, OverloadedError | RateLimitedError):
         retry = error_details_pb2.RetryInfo()
         nanos = int(error.retry_after_seconds * 1e9) if isinstance(error, RateLimitedError) else _RETRY_AFTER_NANOS
         retry.retry_delay.FromNanoseconds(nanos)
-        status.details.add().Pack(retry)
+        details.append(retry)
+    metadata = {**({"field": error.field} if error.field else {}), **error.named}
+    return with_reason(code(error), str(error), error.reason, metadata, details)
+
+
+def with_reason(
+    status_code: int, text: str, reason: str, metadata: Mapping[str, str], details: Sequence[Message] = ()
+) -> Wire:
+    """Code, message and trailing metadata of a call that ends with a `google.rpc.ErrorInfo` and further details."""
+    status = status_pb2.Status(code=status_code, message=text)
+    info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=reason, metadata=metadata)
+    for detail in (info, *details):
+        status.details.add().Pack(detail)
     wire = rpc_status.to_status(status)
     return wire.code, wire.details, wire.trailing_metadata
 

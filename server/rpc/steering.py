@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from pretrade.admin.v1 import admin_pb2 as pb
 from server.control.errors import InvalidChangeError, UnknownSubjectError
 from server.control.flags import FLAGS
-from server.control.model import TRADING_STATE
+from server.control.model import TRADING_STATE, Restriction
 from server.control.state import ControlState, Wanted
 from server.control.subjects import CHAIN, OFF, ON, breaker_subject, drain_subject, flag_subject
 from server.inference.breaker import Mode, State
@@ -70,7 +70,7 @@ class Steering:
         self._replicas = replicas
 
     def control(self) -> pb.GetControlResponse:
-        """Everything that somebody set."""
+        """Everything that somebody set, and what the trading state comes from."""
         control = self._control
         response = pb.GetControlResponse(
             control_version=control.version, trading_state=control.trading_state, status=control.status()
@@ -91,7 +91,19 @@ class Steering:
             )
             if (seconds := control.reverts_in_seconds(subject)) is not None:
                 message.expires_in.CopyFrom(duration(seconds))
+        response.restrictions.extend(map(self._restriction, control.restrictions()))
         return response
+
+    def _restriction(self, restriction: Restriction) -> pb.Restriction:
+        message = pb.Restriction(
+            change_id=restriction.id,
+            state=pb.TradingState.Value(f"TRADING_STATE_{restriction.level}"),
+            author=restriction.author,
+            reason=restriction.reason,
+        )
+        if (seconds := self._control.remaining_seconds(restriction)) is not None:
+            (message.begins_in if restriction.begins else message.expires_in).CopyFrom(duration(seconds))
+        return message
 
     def replica_list(self) -> pb.ListReplicasResponse:
         """Every replica."""
@@ -147,7 +159,7 @@ class Steering:
         name = _TRADING_STATES.get(request.state)
         if name is None:
             raise InvalidChangeError("state: must be ACTIVE, REDUCING or HALTED")
-        change = await self._change(request, author, TRADING_STATE, name, _expiry(request))
+        change = await self._change(request, author, TRADING_STATE, name, _expiry(request), tuple(request.lifts))
         previous = pb.TradingState.Value(f"TRADING_STATE_{change.previous}")
         return pb.SetTradingStateResponse(previous=previous, state=self._control.trading_state, change=change)
 
@@ -162,7 +174,13 @@ class Steering:
         return self._control.value(CHAIN).split(",")
 
     async def _change(
-        self, request: Asking, author: str, subject: str, value: str | None, expires_in_seconds: float | None = None
+        self,
+        request: Asking,
+        author: str,
+        subject: str,
+        value: str | None,
+        expires_in_seconds: float | None = None,
+        lifts: tuple[str, ...] = (),
     ) -> pb.Change:
         check_author(author, request.reason)
         expected = request.expected_control_version if request.HasField("expected_control_version") else None
@@ -174,6 +192,7 @@ class Steering:
             expires_in_seconds,
             expected_version=expected,
             dry_run=request.dry_run,
+            lifts=lifts,
         )
         return await self._control.change(wanted)
 

@@ -8,8 +8,11 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NoReturn
 
+import grpc
 import pytest
 from decision_server import DecisionServer
 from harness import eventually
@@ -17,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 from local.cli import app
 from local.stack import Stack
-from pretrade.admin.v1 import admin_pb2
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from server.control.errors import ChangeInDoubtError
 
 pytestmark = pytest.mark.stack
 
@@ -89,8 +93,53 @@ def test_on_a_terminal_it_asks_and_does_as_it_is_told(
         os.close(ours)
         os.close(theirs)
     assert asked.returncode == code
-    assert "trading_state: HALTED → ACTIVE\nOrders may trade again." in said
-    assert run(server, "state").stdout.strip() == state
+    assert "trading_state: HALTED → ACTIVE\nlifts HALTED by " in said
+    assert "\nOrders may trade again." in said
+    assert run(server, "state").stdout.split()[0] == state
+
+
+def test_one_of_two_halts_is_lifted_by_its_id_and_the_other_one_stays(server: DecisionServer) -> None:
+    ann, ben = [
+        json.loads(run(server, "state", "halted", "--author", who, "--reason", why, "--json").stdout)["change"][
+            "changeId"
+        ]
+        for who, why in (("ann", "exchange incident"), ("ben", "model looks wrong"))
+    ]
+    (line,) = [line for line in run(server, "state").stdout.splitlines() if "ann" in line]
+    assert ("exchange incident" in line, ann in line) == (True, True)
+    lifted = run(server, "state", "active", "--lift", ann, "--yes")
+    assert lifted.exit_code == 0
+    assert "stays HALTED by ben: model looks wrong" in lifted.stdout
+    shown = run(server, "state").stdout
+    assert (shown.split()[0], "ann" in shown, "ben" in shown) == ("HALTED", False, True)
+    unknown = run(server, "state", "active", "--lift", "no-such-id", "--yes")
+    assert (unknown.exit_code, "no-such-id" in unknown.output) == (1, True)
+    assert run(server, "state", "active", "--lift", ben, "--yes").exit_code == 0
+    assert run(server, "state").stdout.strip() == "ACTIVE"
+
+
+class NobodyKnows(admin_pb2_grpc.AdminServiceServicer):
+    """A server that was not told by Redis what became of a change."""
+
+    def GetControl(self, request: admin_pb2.GetControlRequest, context: Any) -> admin_pb2.GetControlResponse:
+        return admin_pb2.GetControlResponse(trading_state=admin_pb2.TRADING_STATE_HALTED)
+
+    def SetTradingState(self, request: admin_pb2.SetTradingStateRequest, context: Any) -> NoReturn:
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(ChangeInDoubtError("id-7", "Redis does not answer")))
+        raise AssertionError
+
+
+def test_a_change_of_which_nobody_knows_whether_it_was_made_has_an_exit_code_of_its_own() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(NobodyKnows(), server)  # type: ignore[abstract]
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        doubtful = CliRunner().invoke(app, ["state", "active", "--yes", "--target", address])
+    finally:
+        server.stop(None)
+    assert (doubtful.exit_code, "not known whether the change was made" in doubtful.output) == (7, True)
+    assert "id-7" in doubtful.output
 
 
 def test_a_dry_run_says_what_would_change_and_an_old_version_is_refused(server: DecisionServer) -> None:

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import control_files
 import numpy as np
 import pytest
 from cases import new_case
@@ -37,7 +38,6 @@ from server.admission import Admission, AdmissionSettings
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalReader
 from server.canary.burn import Objective, SloSettings
-from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.dataplane import DataPlane
 from server.errors import DeadlineError, KeyReusedError, OverloadedError
@@ -73,7 +73,7 @@ class Plane:
         ids = (f"decision-{number}" for number in IDS)
         control = ControlState(
             ControlSettings(shadow=False),
-            ControlFile(journal.settings.path.with_name("control.json")),
+            control_files.that_trades(journal.settings.path.with_name("control.json")),
             {},
             journal,
             "server-1",

@@ -31,7 +31,7 @@ from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.routing import CanaryRouting
 from server.canary.settings import CanarySettings
-from server.control.errors import ChangeRefusedError
+from server.control.errors import ChangeInDoubtError, ChangeRefusedError
 from server.inference.champion import Champion
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
@@ -226,22 +226,36 @@ class Control:
         self.champion = ""
         self.canary: Canary | None = None
         self.refuse_steps = False
+        self.doubtful = False
+        """True while no change is answered. Each is made a second after it was given up."""
 
     async def set_canary(self, canary: Canary, author: str, reason: str, unchanged: bool) -> admin_pb2.Change:
         if unchanged and self.refuse_steps:
             raise CanaryError("somebody was faster")
+        if unchanged and self.doubtful:
+            asyncio.get_running_loop().call_later(1.0, self._put_canary, canary)
+            raise ChangeInDoubtError("change-1", "Redis does not answer")
+        self._put_canary(canary)
+        return admin_pb2.Change(version=self.version)
+
+    def _put_canary(self, canary: Canary) -> None:
         self.canary, self.version = canary, self.version + 1
         for process in self.processes:
             process.rollout.obey_canary(canary)
-        return admin_pb2.Change(version=self.version)
 
     async def set_champion(self, version: str, author: str, reason: str, unchanged: bool) -> admin_pb2.Change:
         if unchanged and self.refuse_steps:
             raise ChangeRefusedError("without Redis nobody knows")
+        if unchanged and self.doubtful:
+            asyncio.get_running_loop().call_later(1.0, self._put_champion, version)
+            raise ChangeInDoubtError("change-2", "Redis does not answer")
+        self._put_champion(version)
+        return admin_pb2.Change(version=self.version)
+
+    def _put_champion(self, version: str) -> None:
         self.champion, self.version = version, self.version + 1
         for process in self.processes:
             process.deployment.obey(version)
-        return admin_pb2.Change(version=self.version)
 
 
 class World:
@@ -569,3 +583,37 @@ async def test_of_two_canaries_that_are_begun_at_once_one_begins() -> None:
         begun = await asyncio.gather(w.start(), w.start(), return_exceptions=True)
         assert {type(one) for one in begun} == {type(None), CanaryError}
         assert [event.event for event in w.events()] == ["started"]
+
+
+async def test_a_step_whose_answer_was_lost_is_kept_with_its_evidence_when_it_turns_out_to_have_been_made() -> None:
+    async with world() as w:
+        await w.start()
+        w.control.doubtful = True
+        await until(lambda: w.control.canary is not None and w.control.canary.step == 1)
+        w.control.doubtful = False
+        advanced = [event for event in w.events() if event.event == "advanced"]
+        assert [(event.previous_weight, event.weight) for event in advanced] == [(0.05, 0.25)]
+        assert advanced[0].orders > 0
+
+
+async def test_a_step_that_was_overtaken_while_nobody_knew_of_it_is_not_kept() -> None:
+    async with world() as w:
+        await w.start()
+        w.control.doubtful = True
+        await until(lambda: bool(w.one.rollout._in_doubt))
+        w.control.doubtful = False
+        assert w.control.canary is not None
+        await w.one.rollout.end(w.control.canary, "aborted", "ann", "enough")
+        assert [event.event for event in w.events()] == ["started", "aborted"]
+
+
+async def test_a_promotion_whose_answer_was_lost_has_all_that_follows_when_it_turns_out_to_have_been_made() -> None:
+    async with world() as w:
+        await w.start((1.0,))
+        w.control.doubtful = True
+        await until(lambda: w.control.champion == NEW)
+        w.control.doubtful = False
+        await until(lambda: w.state() == "promoted")
+        assert w.one.registry.set == {"champion": NEW, "previous": OLD}, "the way back is known"
+        await until(lambda: w.one.loader.versions["primary"] == {NEW})
+        assert [event.event for event in w.events()] == ["started", "promoted"]

@@ -249,6 +249,8 @@ class Change(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
+    LIFTS_FIELD_NUMBER: _builtins.int
+    UNSAVED_FIELD_NUMBER: _builtins.int
     change_id: _builtins.str
     """Unique, time-ordered; empty for a dry run."""
     subject: _builtins.str
@@ -272,7 +274,13 @@ class Change(_message.Message):
     dry_run: _builtins.bool
     """True for a dry run: nothing was changed."""
     local: _builtins.bool
-    """True while it is in force on this server alone, because Redis cannot be reached. Never in a list."""
+    """True while only this server is known to have it, because Redis did not answer; the others have it once Redis is back.
+    Never in a list.
+    """
+    unsaved: _builtins.bool
+    """True when neither Redis nor the server's disk took it: it is in force in this process alone, and forgotten when that ends
+    before one of them takes it. Never in a list.
+    """
     @_builtins.property
     def diff(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What differs, a line each for people."""
@@ -284,6 +292,10 @@ class Change(_message.Message):
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it reverts by itself; absent without an end."""
+
+    @_builtins.property
+    def lifts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For the trading state: ids of the changes whose restrictions this change lifts."""
 
     def __init__(
         self,
@@ -302,14 +314,62 @@ class Change(_message.Message):
         instance_id: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
         local: _builtins.bool = ...,
+        lifts: _abc.Iterable[_builtins.str] | None = ...,
+        unsaved: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "change_id", b"change_id", "changed_at", b"changed_at", "diff", b"diff", "dry_run", b"dry_run", "expires_at", b"expires_at", "instance_id", b"instance_id", "local", b"local", "previous", b"previous", "previous_version", b"previous_version", "reason", b"reason", "subject", b"subject", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "change_id", b"change_id", "changed_at", b"changed_at", "diff", b"diff", "dry_run", b"dry_run", "expires_at", b"expires_at", "instance_id", b"instance_id", "lifts", b"lifts", "local", b"local", "previous", b"previous", "previous_version", b"previous_version", "reason", b"reason", "subject", b"subject", "unsaved", b"unsaved", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class Restriction(_message.Message):
+    """A limit of the trading state, which stands until a change lifts it or it ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_FIELD_NUMBER: _builtins.int
+    BEGINS_IN_FIELD_NUMBER: _builtins.int
+    change_id: _builtins.str
+    """The change that set it; the id to lift it by."""
+    state: Global___TradingState.ValueType
+    """REDUCING or HALTED."""
+    author: _builtins.str
+    """Who set it."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def expires_in(self) -> _duration_pb2.Duration:
+        """Time until it ends by itself; absent without an end, and before it begins."""
+
+    @_builtins.property
+    def begins_in(self) -> _duration_pb2.Duration:
+        """Time until it comes into force, after others that were lifted for a time; absent while it is in force."""
+
+    def __init__(
+        self,
+        *,
+        change_id: _builtins.str = ...,
+        state: Global___TradingState.ValueType = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        expires_in: _duration_pb2.Duration | None = ...,
+        begins_in: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begins_in", b"begins_in", "expires_in", b"expires_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "begins_in", b"begins_in", "change_id", b"change_id", "expires_in", b"expires_in", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Restriction: _TypeAlias = Restriction  # noqa: Y015
 
 @_typing.final
 class GetControlRequest(_message.Message):
@@ -338,6 +398,7 @@ class GetControlResponse(_message.Message):
     TRADING_STATE_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    RESTRICTIONS_FIELD_NUMBER: _builtins.int
     control_version: _builtins.int
     """Version of the control state in force."""
     trading_state: Global___TradingState.ValueType
@@ -350,6 +411,10 @@ class GetControlResponse(_message.Message):
     def status(self) -> Global___ControlStatus:
         """Where it comes from."""
 
+    @_builtins.property
+    def restrictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Restriction]:
+        """What the trading state comes from, the strictest first; empty when it is ACTIVE for good."""
+
     def __init__(
         self,
         *,
@@ -357,10 +422,11 @@ class GetControlResponse(_message.Message):
         trading_state: Global___TradingState.ValueType = ...,
         settings: _abc.Iterable[Global___ControlSetting] | None = ...,
         status: Global___ControlStatus | None = ...,
+        restrictions: _abc.Iterable[Global___Restriction] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "settings", b"settings", "status", b"status", "trading_state", b"trading_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "restrictions", b"restrictions", "settings", b"settings", "status", b"status", "trading_state", b"trading_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1542,8 +1608,9 @@ class SetTradingStateRequest(_message.Message):
     EXPECTED_CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    LIFTS_FIELD_NUMBER: _builtins.int
     state: Global___TradingState.ValueType
-    """The state to set."""
+    """The state to set. A restriction that is stricter stays in force unless this change lifts it."""
     author: _builtins.str
     """Who asks."""
     reason: _builtins.str
@@ -1556,6 +1623,12 @@ class SetTradingStateRequest(_message.Message):
     def expires_in(self) -> _duration_pb2.Duration:
         """After this time the state reverts; absent: stays until changed."""
 
+    @_builtins.property
+    def lifts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Change ids of the restrictions to lift, as `GetControl` lists them; NOT_FOUND for one that does not stand. Empty: every
+        restriction stricter than `state` that the answering server knows of after a look at Redis.
+        """
+
     def __init__(
         self,
         *,
@@ -1565,10 +1638,11 @@ class SetTradingStateRequest(_message.Message):
         expected_control_version: _builtins.int | None = ...,
         expires_in: _duration_pb2.Duration | None = ...,
         dry_run: _builtins.bool = ...,
+        lifts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version", "author", b"author", "dry_run", b"dry_run", "expected_control_version", b"expected_control_version", "expires_in", b"expires_in", "lifts", b"lifts", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_control_version: _TypeAlias = _typing.Literal["expected_control_version"]  # noqa: Y015
     _WhichOneofArgType__expected_control_version: _TypeAlias = _typing.Literal["_expected_control_version", b"_expected_control_version"]  # noqa: Y015
@@ -1588,10 +1662,10 @@ class SetTradingStateResponse(_message.Message):
     previous: Global___TradingState.ValueType
     """The state before."""
     state: Global___TradingState.ValueType
-    """The state in force."""
+    """The state in force: stricter than the one that was asked for while another restriction stands."""
     @_builtins.property
     def change(self) -> Global___Change:
-        """The change."""
+        """The change, which names the restrictions that it lifted."""
 
     def __init__(
         self,

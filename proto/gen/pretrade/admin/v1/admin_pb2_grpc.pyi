@@ -32,7 +32,12 @@ class AdminServiceStub:
     The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
     that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
-    to the others when Redis is back; the trading state can then only be made stricter than the one last known of all.
+    to the others when Redis is back.
+
+    The trading state is the strictest of the restrictions that stand. A change to a stricter state adds a restriction; a
+    change to a less strict one lifts restrictions by their ids, and nothing else does. A halt that Redis loses in a failover
+    comes back from any server that knew it. A restriction that all servers have can only be lifted while Redis answers. A
+    server that has never seen a control state is HALTED, and so is a new installation until the trading state is set.
 
     Every request that changes something carries:
 
@@ -49,8 +54,14 @@ class AdminServiceStub:
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
+    * DEADLINE_EXCEEDED: it is not known whether the change was made: Redis did not say so within two seconds, or the caller's
+      deadline was shorter. If it was made, it is in force and recorded; the message holds the change id to look for in
+      `ListChanges`. Only changes that must reach all servers end so: to a less strict trading state, and steps of a canary.
     * UNIMPLEMENTED: this server cannot do it.
     * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
+
+    A change that is not made ends with a `google.rpc.ErrorInfo` of the domain `pretrade` whose reason is `UNKNOWN_SUBJECT`,
+    `INVALID_CHANGE`, `CONTROL_CHANGED`, `CHANGE_REFUSED` or `CHANGE_IN_DOUBT`; the last one carries the `change_id`.
     """
 
     @_typing.overload
@@ -111,7 +122,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
     that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
-    to the others when Redis is back; the trading state can then only be made stricter than the one last known of all.
+    to the others when Redis is back.
+
+    The trading state is the strictest of the restrictions that stand. A change to a stricter state adds a restriction; a
+    change to a less strict one lifts restrictions by their ids, and nothing else does. A halt that Redis loses in a failover
+    comes back from any server that knew it. A restriction that all servers have can only be lifted while Redis answers. A
+    server that has never seen a control state is HALTED, and so is a new installation until the trading state is set.
 
     Every request that changes something carries:
 
@@ -128,8 +144,14 @@ class AdminServiceAsyncStub(AdminServiceStub):
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
+    * DEADLINE_EXCEEDED: it is not known whether the change was made: Redis did not say so within two seconds, or the caller's
+      deadline was shorter. If it was made, it is in force and recorded; the message holds the change id to look for in
+      `ListChanges`. Only changes that must reach all servers end so: to a less strict trading state, and steps of a canary.
     * UNIMPLEMENTED: this server cannot do it.
     * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
+
+    A change that is not made ends with a `google.rpc.ErrorInfo` of the domain `pretrade` whose reason is `UNKNOWN_SUBJECT`,
+    `INVALID_CHANGE`, `CONTROL_CHANGED`, `CHANGE_REFUSED` or `CHANGE_IN_DOUBT`; the last one carries the `change_id`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -186,7 +208,12 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
     that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
     within a second, survives restarts, and is in the audit. Without Redis a change holds on this server alone and is brought
-    to the others when Redis is back; the trading state can then only be made stricter than the one last known of all.
+    to the others when Redis is back.
+
+    The trading state is the strictest of the restrictions that stand. A change to a stricter state adds a restriction; a
+    change to a less strict one lifts restrictions by their ids, and nothing else does. A halt that Redis loses in a failover
+    comes back from any server that knew it. A restriction that all servers have can only be lifted while Redis answers. A
+    server that has never seen a control state is HALTED, and so is a new installation until the trading state is set.
 
     Every request that changes something carries:
 
@@ -203,8 +230,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     * INVALID_ARGUMENT: the message names the field and the rule.
     * NOT_FOUND: no such replica, flag, model or canary.
     * FAILED_PRECONDITION: it cannot be done in the state that things are in; the message says why.
+    * DEADLINE_EXCEEDED: it is not known whether the change was made: Redis did not say so within two seconds, or the caller's
+      deadline was shorter. If it was made, it is in force and recorded; the message holds the change id to look for in
+      `ListChanges`. Only changes that must reach all servers end so: to a less strict trading state, and steps of a canary.
     * UNIMPLEMENTED: this server cannot do it.
     * UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED: as with `DecisionService`, where the server asks for credentials.
+
+    A change that is not made ends with a `google.rpc.ErrorInfo` of the domain `pretrade` whose reason is `UNKNOWN_SUBJECT`,
+    `INVALID_CHANGE`, `CONTROL_CHANGED`, `CHANGE_REFUSED` or `CHANGE_IN_DOUBT`; the last one carries the `change_id`.
     """
 
     @_abc_1.abstractmethod

@@ -357,7 +357,12 @@ Global___ReplyUnconfirmed: _TypeAlias = ReplyUnconfirmed  # noqa: Y015
 
 @_typing.final
 class ControlChange(_message.Message):
-    """A change made by an operator."""
+    """A change of the control state that an operator, an expiry or the server itself made.
+
+    It is recorded by the process that made it or, should that have died, by any other one that heard of it. More than one row
+    may therefore tell of one change, as `change_id` shows. They differ at most in what was there before: a change whose answer
+    from Redis was lost may have been made of the state that all servers have, and kept on its server as well.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -373,6 +378,7 @@ class ControlChange(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_NS_FIELD_NUMBER: _builtins.int
     DIFF_FIELD_NUMBER: _builtins.int
+    LIFTS_FIELD_NUMBER: _builtins.int
     change_id: _builtins.str
     """Unique, time-ordered."""
     subject: _builtins.str
@@ -388,7 +394,7 @@ class ControlChange(_message.Message):
     changed_at_ns: _builtins.int
     """Wall clock, nanoseconds since the Unix epoch."""
     instance_id: _builtins.str
-    """The server process."""
+    """The server process that made it."""
     previous_version: _builtins.int
     """Version of the control state before; 0 when it is not known."""
     version: _builtins.int
@@ -398,6 +404,10 @@ class ControlChange(_message.Message):
     @_builtins.property
     def diff(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What differs, a line each for people."""
+
+    @_builtins.property
+    def lifts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For the trading state: ids of the changes whose restrictions this change lifts."""
 
     def __init__(
         self,
@@ -414,10 +424,11 @@ class ControlChange(_message.Message):
         version: _builtins.int = ...,
         expires_at_ns: _builtins.int = ...,
         diff: _abc.Iterable[_builtins.str] | None = ...,
+        lifts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "change_id", b"change_id", "changed_at_ns", b"changed_at_ns", "diff", b"diff", "expires_at_ns", b"expires_at_ns", "instance_id", b"instance_id", "previous", b"previous", "previous_version", b"previous_version", "reason", b"reason", "subject", b"subject", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "change_id", b"change_id", "changed_at_ns", b"changed_at_ns", "diff", b"diff", "expires_at_ns", b"expires_at_ns", "instance_id", b"instance_id", "lifts", b"lifts", "previous", b"previous", "previous_version", b"previous_version", "reason", b"reason", "subject", b"subject", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
