@@ -20,7 +20,7 @@ from typing import Any, Final
 KEPT: Final = Path(__file__).with_name("kept")
 """Plans that failed once, a file each: the shortest that did, so that it stays the same whatever seeds draw later."""
 KNOWN: Final = Path(__file__).with_name("known.txt")
-_SEEDS_OF_A_WORKER: Final = 40
+_SEEDS_OF_A_WORKER: Final = 8
 """A worker collects no garbage, and therefore does not live long."""
 _HANG_SECONDS: Final = 120
 _PROGRESS_SECONDS: Final = 5.0
