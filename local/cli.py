@@ -13,6 +13,7 @@ from rich.console import Console
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
 from local import capacity_cli, training_cli
+from local.proxies import spare_this_machine
 from server import canary_cli, stack_file, steering_cli
 from server import cli as server_cli
 from server.drift import cli as drift_cli
@@ -54,6 +55,7 @@ def credentials(
 
     The options stand before the command and are for those that call a server.
     """
+    spare_this_machine()
     given = {client.CA: tls_ca, client.CERTIFICATE: cert, client.KEY: key, client.TLS_NAME: tls_name}
     for name, value in (given | {client.TOKEN_FILE: token_file}).items():
         if value is not None:

@@ -44,6 +44,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 500),
     # Two replicas at one address must not share a connection.
     ("grpc.use_local_subchannel_pool", 1),
+    # A proxy of the environment is for callers of the outside world: it has no place in a budget of milliseconds.
+    ("grpc.enable_http_proxy", 0),
     # Bounds what a broken answer can cost.
     ("grpc.max_receive_message_length", 65_536),
 )

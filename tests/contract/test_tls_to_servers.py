@@ -95,6 +95,21 @@ async def test_a_replica_is_asked_over_tls(tmp_path: Path) -> None:
             assert await refused(believing_another) is Outcome.TRANSPORT
 
 
+async def test_a_replica_is_asked_directly_whatever_proxy_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    authority = TrialAuthority()
+    async with (
+        model_server(tmp_path / "server", authority) as server,
+        replica(server.address, client_files(tmp_path / "client", authority.pem)) as made,
+    ):
+        await made.ask([_ROW], None)
+
+
 async def test_the_name_in_the_certificate_counts(tmp_path: Path) -> None:
     authority = TrialAuthority()
     async with model_server(tmp_path / "server", authority) as server:
