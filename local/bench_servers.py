@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +45,6 @@ from torchserve.config import TorchServeSettings, prepare
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
-_LOOK_SECONDS: Final = 0.05
 _BATCHING: Final = {"batchSize": 32, "maxBatchDelay": 1}
 """TorchServe's own, as it is to be for callers that send single rows: up to 32 rows, 1 ms."""
 _PREDICTIONS: Final = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
@@ -123,7 +121,7 @@ def decision_server(
     stack: Stack, directory: Path, edge: str, settings: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Target]:
     """A decision server on an edge, with settings of its own, in front of the stack's replicas and features."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = directory.resolve()
     names = ("decision", "admin", "metrics")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     env = {
@@ -133,33 +131,40 @@ def decision_server(
         "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
         **settings,
     }
-    with (directory / "server.log").open("wb") as log:
-        process = subprocess.Popen(server.argv(None), env=env, stderr=log)  # noqa: S603 - our own module
-    try:
-        _wait_until_ready(process, partial(server.ready, ports["decision"]))
+    with _running(
+        f"server on {edge}", server.argv(None), directory, partial(server.ready, ports["decision"]), env
+    ) as pid:
         metrics = f"http://{LOOPBACK}:{ports['metrics']}/metrics"
-        yield Target(server.address(ports["decision"]), metrics, psutil.Process(process.pid))
-    finally:
-        _stop(process)
+        yield Target(server.address(ports["decision"]), metrics, psutil.Process(pid))
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], None]) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while True:
+@contextmanager
+def _running(
+    name: str, argv: Sequence[str], directory: Path, ready: Callable[[], None], env: Mapping[str, str]
+) -> Iterator[int]:
+    """A program that is ready, under a guard of its own; yields its process id.
+
+    Raises:
+        PartFailedError: It did not start.
+    """
+    with closing(Guard(grace_seconds=2)) as guard:
+        process = Process(
+            name,
+            argv,
+            directory=directory,
+            log_path=directory / "log",
+            guard=guard,
+            ready=ready,
+            start_timeout_seconds=_START_SECONDS,
+            stop_timeout_seconds=_STOP_SECONDS,
+            env=env,
+        )
+        process.start()
         try:
-            return ready()
-        except NotReadyError:
-            if process.poll() is not None or time.monotonic() > until:
-                raise
-            time.sleep(_LOOK_SECONDS)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    finally:
-        process.kill()
+            assert process.pid is not None
+            yield process.pid
+        finally:
+            process.stop()
 
 
 def warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
@@ -207,34 +212,18 @@ def torchserve_alone(name: str, archive: Path, directory: Path) -> Iterator[Serv
     }
     with (directory / "config.properties").open("a") as properties:
         properties.write(f"models={json.dumps(batching)}\n")
-    with closing(Guard(grace_seconds=2)) as guard:
-        process = Process(
-            name,
-            launch.argv,
-            directory=directory,
-            log_path=directory / "log",
-            guard=guard,
-            ready=partial(torchserve.ready, port, "champion"),
-            start_timeout_seconds=_START_SECONDS,
-            stop_timeout_seconds=_STOP_SECONDS,
-            env=launch.env,
+    with _running(name, launch.argv, directory, partial(torchserve.ready, port, "champion"), launch.env) as pid:
+        address = torchserve.address(port)
+        yield Server(
+            name=name,
+            kind=ALTERNATIVE,
+            address=address,
+            calls={
+                "unary": _prediction(address, 1),
+                "batch": _prediction(address, ORDERS["batch"]),
+            },
+            usage=partial(_usage, psutil.Process(pid)),
         )
-        process.start()
-        try:
-            assert process.pid is not None
-            address = torchserve.address(port)
-            yield Server(
-                name=name,
-                kind=ALTERNATIVE,
-                address=address,
-                calls={
-                    "unary": _prediction(address, 1),
-                    "batch": _prediction(address, ORDERS["batch"]),
-                },
-                usage=partial(_usage, psutil.Process(process.pid)),
-            )
-        finally:
-            process.stop()
 
 
 def _prediction(address: str, rows: int) -> Call:
@@ -248,7 +237,6 @@ def _prediction(address: str, rows: int) -> Call:
 @contextmanager
 def fastapi_with_model(name: str, archive: Path, directory: Path) -> Iterator[Server]:
     """FastAPI on uvicorn with the model in its process, `local/fastapi_model.py`: JSON in, JSON out, over HTTP/1.1."""
-    directory.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     argv = [
         sys.executable,
@@ -266,14 +254,9 @@ def fastapi_with_model(name: str, archive: Path, directory: Path) -> Iterator[Se
         method: Call(PATH, json.dumps({"rows": _rows(ORDERS[method]).tolist()}).encode(), ORDERS[method], is_grpc=False)
         for method in ("unary", "batch")
     }
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(argv, env=os.environ | {ARCHIVE: str(archive)}, stderr=log)  # noqa: S603 - ours
-    try:
-        _wait_until_ready(process, partial(_answers, f"http://{LOOPBACK}:{port}{PATH}", calls["unary"].body))
-        usage = partial(_usage, psutil.Process(process.pid))
-        yield Server(name, ALTERNATIVE, f"{LOOPBACK}:{port}", calls, usage=usage)
-    finally:
-        _stop(process)
+    ready = partial(_answers, f"http://{LOOPBACK}:{port}{PATH}", calls["unary"].body)
+    with _running(name, argv, directory, ready, os.environ | {ARCHIVE: str(archive.resolve())}) as pid:
+        yield Server(name, ALTERNATIVE, f"{LOOPBACK}:{port}", calls, usage=partial(_usage, psutil.Process(pid)))
 
 
 def _answers(url: str, body: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from local.command import FAILED, MISUSED, OK
-from local.guard import signal_group
+from local.guard import Family
 from local.settings import LocalSettings
 from server.stack_file import NoStackError, running_stack
 
@@ -38,8 +38,7 @@ def kill_part(given: Mapping[str, Any], part: str, after_seconds: float) -> int:
     if part not in stack.processes:
         console.print(f"no such part here: {part}; there are {', '.join(sorted(stack.processes))}")
         return MISUSED
-    # Each part leads a process group of its own.
-    if not signal_group(stack.processes[part], signal.SIGKILL):
+    if not Family(stack.processes[part]).signal(signal.SIGKILL):
         console.print(f"{part} has ended already")
         return FAILED
     console.print(f"{part} killed")

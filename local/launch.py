@@ -1,53 +1,44 @@
 """Becomes a child of the stack: registers with the guard, gives up root if told to, then executes the program.
 
-Run as a script, with the standard library alone. Registering before `exec` leaves no instant in which the program runs
-and the guard does not know it. Arguments: the guard's pipe, the signal that stops the program, the user to become or an
-empty string, and the program with its arguments.
+Run as a script, with the standard library alone. Registering before `exec`, and looking whether the stack lives after
+that, leaves no instant in which the program runs and the guard does not know it (see `guard`). Arguments: the guard's
+pipe, the process id of the stack, the signal that stops the program, the user to become or an empty string, and the
+program with its arguments.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
-import struct
 import sys
+from typing import Final
 
-_PR_SET_KEEPCAPS = 8
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
-_CAP_DAC_OVERRIDE = 1
-_CAPABILITY_VERSION_3 = 0x20080522
+_HERE: Final = 9
+HERE: Final = f"/proc/self/fd/{_HERE}"
+"""Path of its working directory for a program that became another user, on Linux. It passes by the directories above,
+which may be closed to that user: those of a clone in root's home are."""
 
 
 def become(user: str) -> None:
-    """Becomes `user`, keeping on Linux only the right to pass through directories that are closed to it.
-
-    PostgreSQL refuses to run as root, yet its programs and data may lie below root's home. An ambient capability
-    reaches them without opening anyone's directories and survives `exec`.
-    """
+    """Becomes `user`, with no right but those of that user. The working directory stays open as `HERE`."""
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    if here != _HERE:
+        os.dup2(here, _HERE)
+        os.close(here)
+    os.set_inheritable(_HERE, True)
     entry = pwd.getpwnam(user)
-    linux = sys.platform == "linux"
-    libc = ctypes.CDLL(None, use_errno=True)
-    if linux:
-        libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
     os.setgid(entry.pw_gid)
     os.setuid(entry.pw_uid)
-    if linux:
-        mask = 1 << _CAP_DAC_OVERRIDE
-        header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-        sets = struct.pack("=6I", mask, mask, mask, 0, 0, 0)  # effective, permitted, inheritable: low words, high words
-        # Where the capability was not ours to keep, the program runs without it and reaches what is open to its user.
-        if libc.capset(header, sets) == 0:
-            libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
-def main(pipe: str, stop_signal: str, user: str, *argv: str) -> None:
+def main(pipe: str, stack: str, stop_signal: str, user: str, *argv: str) -> None:
     """Registers this process and its stop signal with the guard and turns into `argv`; returns never."""
     guard = int(pipe)
     os.write(guard, f"+{os.getpid()} {int(stop_signal)}\n".encode())
-    # A child that kept the pipe open would hide the end of the stack from the guard.
-    os.set_inheritable(guard, False)
+    if os.getppid() != int(stack):
+        raise SystemExit("the stack has ended")  # and its guard may have read what we wrote, or not
+    os.close(guard)  # a child that kept the pipe open would hide the end of the stack from the guard
     if user:
         become(user)
     os.execvp(argv[0], argv)  # noqa: S606 - no shell: the arguments are passed as they are

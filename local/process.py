@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,8 @@ from typing import IO, Final
 
 import psutil
 
-from local import launch
 from local.errors import NotReadyError, PartFailedError, StartCancelledError
-from local.guard import Guard, signal_group
+from local.guard import Family, Guard, signal_group
 
 _PROBE_INTERVAL_SECONDS: Final = 0.05
 _KILL_SECONDS: Final = 10.0
@@ -24,11 +22,11 @@ _NEVER: Final = threading.Event()
 
 
 class Process:
-    """A program, its log file and its process group.
+    """A program, its log file and everything it starts.
 
-    The program runs in a session of its own, so that a Ctrl-C in the terminal reaches only us and a signal to its group
-    reaches everything it started. Its standard output and error are appended to the log. All methods block and may be
-    called from any thread, but one at a time; `stop` may be called whatever happened before.
+    The program leads a session of its own, so that a Ctrl-C in the terminal reaches only us. Its standard output and
+    error are appended to the log. All methods block and may be called from any thread, but one at a time; `stop` may be
+    called whatever happened before.
 
     Args:
         name: The part's name, for messages.
@@ -69,10 +67,9 @@ class Process:
         self._stop_timeout = stop_timeout_seconds
         self._env = env
         self._stop_signal = stop_signal
-        self._launcher = [sys.executable, "-I", "-S", launch.__file__, str(guard.pipe), str(int(stop_signal))]
-        self._argv = [user or "", *argv]
+        self._argv = [*guard.launcher(stop_signal, user), *argv]
         self._child: subprocess.Popen[bytes] | None = None
-        self._group: int | None = None  # None when nothing of it is left: the number may mean another by then
+        self._family: Family | None = None  # None when nothing of it is left: its number may mean another by then
         self._log_start = 0
 
     @property
@@ -143,12 +140,13 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the whole group; does nothing when none of it is left."""
-        if self._group is not None:
-            signal_group(self._group, number)
+        if self._family is not None:
+            signal_group(self._family.leader, number)
 
     def kill(self) -> None:
-        """Ends the whole group with SIGKILL and blocks until it is gone."""
-        self.signal(signal.SIGKILL)
+        """Ends the program and everything it started with SIGKILL, and blocks until it is gone."""
+        if self._family is not None:
+            self._family.signal(signal.SIGKILL)
         self._wait_gone(_KILL_SECONDS)
 
     def pause(self) -> None:
@@ -160,8 +158,12 @@ class Process:
         self.signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Asks the program to end, gives it its grace, then kills what is left of its group. Safe to call twice."""
-        if self.alive:
+        """Asks the program to end, gives it its grace, then kills what is left of it and of what it started.
+
+        Safe to call twice.
+        """
+        if self.alive and self._family is not None:
+            self._family.signal(0)  # who is who, before their parents end
             self.signal(self._stop_signal)
             self.resume()  # a paused program would not hear of it
             self._wait_exit(self._stop_timeout)
@@ -207,12 +209,12 @@ class Process:
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
             self._child = self._popen(log)
-        self._group = self._child.pid
+        self._family = Family(self._child.pid)
         return self._child
 
     def _popen(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - programs from wheels, arguments of our own
-            [*self._launcher, *self._argv],
+            self._argv,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -255,30 +257,18 @@ class Process:
         return True
 
     def _wait_gone(self, timeout_seconds: float) -> bool:
-        """Waits for the whole group and tells the guard of its end; True when nothing is left."""
-        if self._child is None or self._group is None:
+        """Waits for everything it started and tells the guard of its end; True when nothing is left."""
+        if self._child is None or self._family is None:
             return True
         deadline = time.monotonic() + timeout_seconds
-        while _group_lives(self._group):
+        while self._family.signal(0):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.01)  # the end of a grandchild is announced to nobody but its parent
         self._child.wait()
-        self._guard.forget(self._group)
-        self._group = None
+        self._guard.forget(self._family.leader)
+        self._family = None
         return True
-
-
-def _group_lives(group: int) -> bool:
-    """Whether a process of the group is more than a zombie; an orphan stays one until the init process cares."""
-    return signal_group(group, 0) and any(_is_live_member(process, group) for process in psutil.process_iter())
-
-
-def _is_live_member(process: psutil.Process, group: int) -> bool:
-    try:
-        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
-    except (ProcessLookupError, PermissionError, psutil.Error):
-        return False
 
 
 def _memory_bytes(process: psutil.Process) -> int:

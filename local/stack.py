@@ -208,7 +208,7 @@ class Stack:
     def _take_directory(self) -> None:
         """Locks the directory. The guard holds the lock too, until the last of our processes is gone."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # passwords, orders, and what became of them
             lock = os.open(self._directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StackError(
@@ -346,14 +346,16 @@ class Stack:
         return broker.bootstrap_servers(port)
 
     def _start_postgres(self) -> str:
+        assert self._guard
         directory, port, user = self._directory / "postgres", self._ports["postgres"], postgres.user()
+        programs = postgres.programs(self._guard)
         if not postgres.initialized(directory):
-            self._process("postgres", postgres.initdb_argv(directory), user=user).run(self._cancelled)
+            self._process("postgres", postgres.initdb_argv(directory, programs), user=user).run(self._cancelled)
             postgres.finish_initdb(directory)
         self._run(
             self._process(
                 "postgres",
-                postgres.argv(port, directory),
+                postgres.argv(port, directory, programs),
                 ready=partial(postgres.ready, port, directory),
                 user=user,
                 stop_signal=signal.SIGINT,  # its fast shutdown; SIGTERM would wait for its clients

@@ -24,6 +24,7 @@ from server.control.flags import FlagProviderError
 from server.process import ComponentEndedError
 from server.settings import Settings, load
 from server.slot import Slot
+from server.stopping import Leash
 from server.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     # Whatever the server or a child of it writes (journal, control state, database, sockets) is for its own user alone.
     os.umask(0o077)
+    leash = None if arguments.slot is None else Leash()
     if arguments.processes is not None:
         os.environ["PRETRADE_PROCESSES"] = arguments.processes
     try:
@@ -48,7 +50,7 @@ def main() -> int:
         return 2
     logs.configure(settings.log_level, "server")
     try:
-        return _run(settings, arguments)
+        return _run(settings, arguments, leash)
     except (OSError, AuditError, FlagProviderError) as error:
         _log.error("cannot start", error=str(error))
         return 1
@@ -57,7 +59,7 @@ def main() -> int:
         return 1
 
 
-def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+def _run(settings: Settings, arguments: argparse.Namespace, leash: Leash | None) -> int:
     if settings.processes is not None and arguments.slot is None:
         return asyncio.run(Supervisor(settings).run())
     slot = None
@@ -65,7 +67,7 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         processes = settings.processes or 1
         slot = Slot(arguments.slot, processes, arguments.sockets, arguments.restarts, arguments.keys)
         structlog.contextvars.bind_contextvars(process=slot.index)
-    uvloop.run(serve(settings, slot))
+    uvloop.run(serve(settings, slot, leash))
     return 0
 
 

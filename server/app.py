@@ -26,27 +26,28 @@ from server.rpc.health import HealthServicer
 from server.rpc.ports import open_admin_port, open_decision_port, open_health_port
 from server.settings import GrpcSettings, Settings
 from server.slot import READY, Slot
-from server.stopping import stop_at_end_of_input, stop_on_signal
+from server.stopping import Leash, seconds_to_end, stop_on_signal
 from server.tracing import Tracing
 
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings, slot: Slot | None = None) -> None:
+async def serve(settings: Settings, slot: Slot | None = None, leash: Leash | None = None) -> None:
     """Runs the server until SIGTERM or SIGINT, then drains it. A second signal exits at once.
 
     Args:
         settings: Those of the whole server.
-        slot: The place of this process among several. It then drains when its standard input ends, too, writes `ready`
-            to its standard output when it serves, and leaves it to its supervisor to end it at once.
+        slot: The place of this process among several. It then writes `ready` to its standard output when it serves, and
+            leaves it to its supervisor to end it at once.
+        leash: Has it drain with its supervisor, too.
 
     Raises:
         OSError, AuditError: It could not be started.
         ComponentEndedError: A part of it ended that must not; it was drained all the same.
     """
     stop = stop_on_signal(alone=slot is None)
-    if slot is not None:
-        stop_at_end_of_input(stop)
+    if leash is not None:
+        leash.drain(stop, seconds_to_end(settings))
     async with AsyncExitStack() as stack:
         server = await start(settings, slot, stack, stop)
         spare_the_hot_path()

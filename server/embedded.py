@@ -24,7 +24,7 @@ from server.garbage import spare_the_hot_path
 from server.rpc.asgi import Receive, Scope, Send
 from server.settings import load
 from server.slot import Slot
-from server.stopping import stop_at_end_of_input
+from server.stopping import Leash, seconds_to_end
 
 _log = structlog.get_logger(__name__)
 
@@ -33,6 +33,7 @@ class _Application:
     """Starts and ends the server with Envoy, and hands it the calls."""
 
     def __init__(self) -> None:
+        self._leash = Leash()
         self._embedding = Embedding.take()
         self._edge = EnvoyEdge(self._embedding.admin, Path(self._embedding.secrets))
 
@@ -51,6 +52,7 @@ class _Application:
         slot = Slot(told.slot, settings.processes or 1, Path(told.sockets), told.restarts, told.keys)
         structlog.contextvars.bind_contextvars(process=slot.index)
         stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leash.drain(stop, seconds_to_end(settings))
         async with AsyncExitStack() as stack:
             try:
                 server = await start(settings, slot, stack, stop, self._edge)
@@ -72,7 +74,6 @@ class _Application:
     ) -> None:
         """Serves until told to stop, and then until Envoy is about to end."""
         announcement = asyncio.create_task(server.announce())
-        stop_at_end_of_input(stop)
         _stop_on_sigterm(stop)
         await asyncio.wait((stop, shut_down), return_when=asyncio.FIRST_COMPLETED)
         announcement.cancel()

@@ -105,7 +105,10 @@ class StackFile(BaseModel):
             content = (directory / STACK_FILE).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return cls.model_validate_json(content) if is_locked(directory) else None
+        if not is_locked(directory):
+            return None
+        stack = cls.model_validate_json(content)
+        return stack if _is_alive(stack.pid) else None  # its parts are being ended, if it was killed
 
     def write(self, directory: Path) -> None:
         """Writes the file whole, for our eyes only: it holds the database's password."""
@@ -114,6 +117,16 @@ class StackFile(BaseModel):
         unfinished.touch(mode=0o600)
         unfinished.write_text(self.model_dump_json(indent=2) + "\n")
         unfinished.rename(directory / STACK_FILE)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def is_locked(directory: Path) -> bool:

@@ -8,6 +8,18 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Final
+
+from server.settings import Settings
+
+_SPARE_SECONDS: Final = 10.0
+"""What a process may take to end beyond what draining may take by the settings."""
+
+
+def seconds_to_end(settings: Settings) -> float:
+    """How long a process that was told to drain may take until it has ended."""
+    return settings.grpc.drain_seconds + settings.grpc.grace_seconds + settings.shipping.drain_seconds + _SPARE_SECONDS
 
 
 def stop_on_signal(alone: bool) -> asyncio.Future[None]:
@@ -32,17 +44,33 @@ def stop_on_signal(alone: bool) -> asyncio.Future[None]:
     return stop
 
 
-def stop_at_end_of_input(stop: asyncio.Future[None]) -> None:
-    """Resolves the future when the supervisor closes our standard input, or is gone."""
-    loop = asyncio.get_running_loop()
+class Leash:
+    """Ends this process with its supervisor, which holds the other end of our standard input.
 
-    def end() -> None:
-        if not stop.done():
-            stop.set_result(None)
+    It is held from the first moment on. As long as nothing was started, the end of the input ends the process at once.
+    From `drain` on it stops the server, which then has its time to drain; after that the kernel ends the process,
+    whatever it hangs in: a supervisor that was killed does not.
+    """
 
-    def read() -> None:
+    def __init__(self) -> None:
+        self._on_cut: Callable[[], None] = lambda: os._exit(0)
+        threading.Thread(target=self._hold, name="leash", daemon=True).start()
+
+    def drain(self, stop: asyncio.Future[None], within_seconds: float) -> None:
+        """From now on, resolves `stop` when the leash is cut, and ends the process `within_seconds` after that."""
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            if not stop.done():
+                stop.set_result(None)
+
+        def on_cut() -> None:
+            signal.setitimer(signal.ITIMER_REAL, within_seconds)  # SIGALRM, which nothing here handles
+            with contextlib.suppress(RuntimeError):  # the loop has ended before
+                loop.call_soon_threadsafe(end)
+
+        self._on_cut = on_cut
+
+    def _hold(self) -> None:
         os.read(sys.stdin.fileno(), 1)
-        with contextlib.suppress(RuntimeError):  # the loop has ended before
-            loop.call_soon_threadsafe(end)
-
-    threading.Thread(target=read, name="leash", daemon=True).start()
+        self._on_cut()

@@ -7,7 +7,8 @@ There is one place more than processes::
     a death      the same place is taken again, after a pause that doubles from one to the next
     SIGTERM      all drain; a second one ends all at once
 
-A child's standard input is its leash: told to drain by its end, it drains as well when the supervisor itself is killed.
+A child's standard input is its leash (`stopping.py`): told to drain by its end, it drains as well when the supervisor
+itself is killed, and ends at once when it had not started yet.
 With the Envoy edge, each process is an Envoy with a server inside. Envoy itself would end undrained on SIGTERM, so that
 is blocked in it and the server inside waits for it; SIGINT of a terminal does not reach its process group.
 What a process could not ship before it ended is shipped while its place is free, so no audit row waits for its turn.
@@ -19,6 +20,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,7 +28,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import structlog
@@ -41,7 +43,9 @@ from server.machine import REAL
 from server.security import operator
 from server.settings import Settings, control_path
 from server.shared_keys import make_memory
+from server.short_paths import short_directory
 from server.slot import READY, journal_path
+from server.stopping import seconds_to_end
 
 _log = structlog.get_logger(__name__)
 
@@ -49,13 +53,11 @@ _PAUSE_MIN_SECONDS: Final = 0.2
 _PAUSE_MAX_SECONDS: Final = 10.0
 _SOUND_SECONDS: Final = 10.0
 """A process that was ready for so long did not die of its start."""
+_PRIVATE_PREFIX: Final = "pretrade-server-"
+_PATH_BYTES: Final = 4096
 _LOAD_SECONDS: Final = 60.0
 """What a new process may take on a busy machine, beyond its patience with replicas and features; the old ones serve
 meanwhile, and one that cannot start ends by itself."""
-_LONGEST_SOCKET_DIRECTORY: Final = 60
-"""Bytes of a directory in which a socket of ours can be bound: the kernel takes paths of 107."""
-_KILL_SECONDS: Final = 10.0
-"""Beyond what draining may take by the settings."""
 
 
 class _Child:
@@ -132,10 +134,11 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._replace.set)
         settings = self._settings
         with contextlib.ExitStack() as held:
-            held.callback(os.close, _lock(settings.journal.path))
+            lock = _lock(settings.journal.path)
+            held.callback(os.close, lock)
             self._keys = make_memory(settings.idempotency.max_keys)
             held.callback(os.close, self._keys)
-            self._sockets = held.enter_context(private_directory())
+            self._sockets = held.enter_context(private_directory(lock))
             if settings.grpc.edge == "envoy":
                 self._envoy = Envoy(settings, self._sockets)
             if settings.access.admin == "operator_token":
@@ -279,18 +282,13 @@ class Supervisor:
             child = self._running[slot]
             child.drain()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._drain_seconds):
+            async with asyncio.timeout(seconds_to_end(self._settings)):
                 await child.process.wait()
         if child.process.returncode is None:
             _log.error("a process did not end, killed", slot=child.slot, pid=child.process.pid)
             child.kill()
             await child.process.wait()
         self._free(slot)
-
-    @property
-    def _drain_seconds(self) -> float:
-        grpc, shipping = self._settings.grpc, self._settings.shipping
-        return grpc.drain_seconds + grpc.grace_seconds + shipping.drain_seconds + _KILL_SECONDS
 
     def _free(self, slot: int) -> None:
         self._running.pop(slot)
@@ -321,7 +319,7 @@ class Supervisor:
             child.drain()
         ends = [asyncio.create_task(child.process.wait()) for child in children]
         if ends:
-            await asyncio.wait(ends, timeout=self._drain_seconds)
+            await asyncio.wait(ends, timeout=seconds_to_end(self._settings))
         for child in children:
             if child.process.returncode is None:
                 _log.error("a process did not end, killed", slot=child.slot, pid=child.process.pid)
@@ -337,18 +335,6 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-@contextlib.contextmanager
-def private_directory() -> Iterator[Path]:
-    """A directory for sockets that only this user can enter, with a path short enough for them; removed in the end.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    where = None if len(os.fsencode(gettempdir())) <= _LONGEST_SOCKET_DIRECTORY else "/tmp"  # noqa: S108 - mkdtemp's own
-    with TemporaryDirectory(prefix="pretrade-", dir=where, ignore_cleanup_errors=True) as directory:
-        yield Path(directory)
 
 
 @contextlib.contextmanager
@@ -380,6 +366,27 @@ def _reserve(host: str, port: int) -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind(address)
     return held
+
+
+@contextlib.contextmanager
+def private_directory(lock: int) -> Iterator[Path]:
+    """A directory for sockets and Envoy's files that only this user can enter, with a path short enough for sockets.
+
+    It holds keys, so it must not stay behind when a supervisor is killed.
+
+    Args:
+        lock: The lock's file, where the directory is noted; the next supervisor that has the lock removes it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    left = Path(os.fsdecode(os.pread(lock, _PATH_BYTES, 0)))
+    if left.name.startswith(_PRIVATE_PREFIX):
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=_PRIVATE_PREFIX, dir=short_directory(), ignore_cleanup_errors=True) as directory:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, os.fsencode(directory), 0)
+        yield Path(directory)
 
 
 def _lock(journal: Path) -> int:

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from harness import DEADLINE_SECONDS, EDGE, INSTRUMENTS, MID, deciding, eventually
+from leash import LeashedPopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from local import server
@@ -106,7 +107,7 @@ class DecisionServer:
     def start(self) -> None:
         """Starts it and waits until it serves."""
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen([sys.executable, "-m", "server"], env=self._env, stderr=log)
+            self._process = LeashedPopen([sys.executable, "-m", "server"], env=self._env, stderr=log)
         try:
             eventually(self._serves, bool)
         except BaseException:

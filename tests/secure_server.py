@@ -19,6 +19,7 @@ import psutil
 from bare_server import environment
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import INSTRUMENTS, eventually
+from leash import LeashedPopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -103,7 +104,7 @@ class SecureServer:
         """Runs it; whatever is left of it is killed in the end."""
         self.env |= {f"PRETRADE_{name}": value for name, value in changes.items()}
         with self.path("server.log").open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "server"], env=self.env, stderr=log)
+            self.process = LeashedPopen([sys.executable, "-m", "server"], env=self.env, stderr=log)
         try:
             eventually(self._serves, bool)
             yield self

@@ -22,6 +22,7 @@ import psutil
 import pytest
 from bare_server import admin_channel, environment, is_ready
 from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
+from leash import LeashedPopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -156,7 +157,7 @@ def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Gr
     """A group that serves; whatever is left of it is killed in the end."""
     env = server_environment(directory, **changes)
     argv = [sys.executable, "-m", "server", "--processes", str(processes)]
-    with (directory / "server.log").open("ab") as log, subprocess.Popen(argv, env=env, stderr=log) as supervisor:
+    with (directory / "server.log").open("ab") as log, LeashedPopen(argv, env=env, stderr=log) as supervisor:
         group = Group(supervisor, env, directory)
         try:
             eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)

@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
+from up_command import DEADLINE_SECONDS, assert_gone, up
 
 from local.command import MISUSED, OK
 from local.killing import kill_part
@@ -25,65 +24,6 @@ from server.stack_file import StackFile
 pytestmark = pytest.mark.stack
 
 SERVERS: Final = ("valkey", "broker", "postgres")
-DEADLINE_SECONDS: Final = 60.0
-
-
-class Up:
-    """A running `pretrade up`."""
-
-    def __init__(self, directory: Path, process: subprocess.Popen[bytes]) -> None:
-        self.directory = directory
-        self.process = process
-        self._seen: dict[int, psutil.Process] = {}
-
-    @property
-    def output(self) -> str:
-        return (self.directory / "output").read_text()
-
-    def wait_until(self, condition: Callable[[], object]) -> None:
-        """Waits for a condition as long as the process lives."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, self.output
-            try:
-                self.process.wait(0.02)
-            except subprocess.TimeoutExpired:
-                continue
-            assert condition(), self.output
-
-    def wait_until_up(self) -> StackFile:
-        self.wait_until(lambda: StackFile.read(self.directory))
-        self.wait_until(lambda: "Ctrl-C stops it" in self.output)
-        stack = StackFile.read(self.directory)
-        assert stack is not None
-        return stack
-
-    def children(self) -> list[psutil.Process]:
-        """Everything it started, and what that started."""
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-
-@contextmanager
-def up(directory: Path, *parts: str, **environment: str) -> Iterator[Up]:
-    """Starts `pretrade up` with these parts; it is killed at the end if it still runs."""
-    options = [option for part in parts for option in ("--part", part)]
-    command = [sys.executable, "-m", "local", "up", "--dir", str(directory), *options]
-    with (directory / "output").open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
-        )
-    try:
-        yield Up(directory, process)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    assert processes
-    _, left = psutil.wait_procs(processes, timeout=15)
-    # Whether a zombie goes is up to the init process that inherits it.
-    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -114,6 +54,48 @@ def test_kill_9_leaves_no_process_and_the_directory_is_free_again(tmp_path: Path
         with Stack(LocalSettings(dir=tmp_path), parts=SERVERS) as next_stack:
             assert_gone(children)
             assert set(next_stack.processes) == set(SERVERS)
+
+
+ALONE: Final = {
+    **{f"PRETRADE_LOCAL_{name}": "127.0.0.1:9" for name in ("PRIMARY", "SECONDARY", "CHALLENGER")},
+    "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.2",
+    "PRETRADE_GRPC__DRAIN_SECONDS": "60",
+}
+"""Settings of a server that finds no replica, and that takes a minute to drain."""
+
+
+@pytest.mark.parametrize("edge", ["grpcio", "envoy"])
+def test_kill_9_ends_a_server_that_would_drain_for_a_minute(tmp_path: Path, edge: str) -> None:
+    with up(tmp_path, "valkey", "server", PRETRADE_GRPC__EDGE=edge, **ALONE) as command:
+        command.wait_until_up()
+        children = command.children()
+        assert ("envoy" in {child.name() for child in children}) == (edge == "envoy")
+        command.process.kill()
+        command.process.wait()
+        with Stack(LocalSettings(dir=tmp_path), parts={"valkey"}):
+            assert_gone(children)
+
+
+@pytest.mark.parametrize("edge", ["grpcio", pytest.param("envoy", marks=pytest.mark.long)])
+@pytest.mark.parametrize("processes", range(2, 8))
+def test_kill_9_at_any_moment_of_the_start_leaves_no_process(tmp_path: Path, edge: str, processes: int) -> None:
+    mark = {"STACK_OF_THIS_TEST": str(tmp_path)}
+
+    def marked() -> list[psutil.Process]:
+        """All that has inherited our mark, in whatever group or session and with whatever parent."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if mark.items() <= process.environ().items() and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    with up(tmp_path, "valkey", "broker", "server", PRETRADE_GRPC__EDGE=edge, **ALONE, **mark) as command:
+        command.wait_until(lambda: len(marked()) >= processes or StackFile.read(tmp_path))
+        command.process.kill()
+        command.process.wait()
+        with Stack(LocalSettings(dir=tmp_path), parts=set()):  # waits for the guard of the one before
+            assert marked() == []
 
 
 def test_an_interrupt_during_the_start_stops_what_was_started(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -233,6 +235,126 @@ def test_closing_the_guard_ends_what_is_left(tmp_path: Path) -> None:
     guard.close()
     process.wait(20)
     assert not any(lives(member.pid) for member in tree)
+
+
+WANDERERS = f"""
+import subprocess, sys
+code = {IGNORE_TERM + "open(sys.argv[1], 'w').close();" + FOREVER!r}
+for name, options in (("group", dict(process_group=0)), ("session", dict(start_new_session=True))):
+    subprocess.Popen([sys.executable, "-c", "import sys;" + code, name], **options)
+"""
+"""Starts one process in a group of its own, as a supervisor does with Envoy, and one in a session of its own."""
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        threading.Event().wait(0.01)
+
+
+def wait_for(*paths: Path) -> None:
+    wait_until(lambda: all(path.exists() for path in paths), f"not all of {paths}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing that we start leaves its group")
+@pytest.mark.parametrize("end", [Process.stop, Process.kill])
+def test_what_left_its_group_or_session_ends_as_well(
+    python: Callable[..., Process], tmp_path: Path, end: Callable[[Process], None]
+) -> None:
+    process = python(WANDERERS + READY + FOREVER, stop_timeout_seconds=0.2)
+    process.start()
+    wait_for(tmp_path / "group", tmp_path / "session")
+    tree = process.tree()
+    assert len(tree) == 3
+    end(process)
+    assert not any(lives(member.pid) for member in tree)
+
+
+class KilledStack:
+    """A process that starts programs under a guard as the stack does, to be killed."""
+
+    CODE = """
+import json, os, signal, subprocess, sys
+from pathlib import Path
+from local.guard import Guard
+
+guard = Guard(grace_seconds=float(sys.argv[1]))
+guard.remove_at_end(Path("folder/in-use"))
+for code, stopped in json.loads(sys.argv[2]):
+    argv = [*guard.launcher(), sys.executable, "-c", code]
+    if stopped:  # before it registers
+        argv = ["sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *argv]
+    child = subprocess.Popen(argv, pass_fds=(guard.pipe,), start_new_session=True)
+    print(child.pid, flush=True)
+print(guard.pid, flush=True)
+signal.pause()
+"""
+
+    def __init__(self, directory: Path, grace_seconds: float, *programs: tuple[str, bool]) -> None:
+        (directory / "folder" / "below").mkdir(parents=True)
+        argv = [sys.executable, "-c", self.CODE, str(grace_seconds), json.dumps(programs)]
+        self._stack = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=directory)
+        assert self._stack.stdout is not None
+        with self._stack.stdout as told:
+            self.programs = [psutil.Process(int(told.readline())) for _ in programs]
+            self.guard = psutil.Process(int(told.readline()))
+
+    def kill(self) -> None:
+        self._stack.kill()
+        self._stack.wait()
+
+    def wait_until_the_guard_is_done(self) -> None:
+        _, alive = psutil.wait_procs([self.guard], timeout=20)
+        assert not alive
+
+
+HOLDS_OUT = """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: open('told', 'w').close())
+open('ready', 'w').close()
+while True:
+    signal.pause()
+"""
+"""Says when it is told to end, and does not."""
+
+
+def test_a_child_that_was_just_being_started_when_the_stack_was_killed_never_becomes_its_program(
+    tmp_path: Path,
+) -> None:
+    stack = KilledStack(tmp_path, 1.0, (HOLDS_OUT, False), ("open('late', 'w').close();" + FOREVER, True))
+    late = stack.programs[1]
+    try:
+        wait_until(lambda: late.status() == psutil.STATUS_STOPPED, "it was not stopped")
+        assert "launch.py" in " ".join(late.cmdline())
+        wait_for(tmp_path / "ready")
+        stack.kill()
+        wait_for(tmp_path / "told")  # the guard has read what there was to read
+        late.resume()
+        stack.wait_until_the_guard_is_done()
+        psutil.wait_procs([late], timeout=5)
+        assert not any(lives(program.pid) for program in stack.programs)
+        assert not (tmp_path / "late").exists()
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            late.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing that we start leaves its group")
+def test_a_killed_stack_leaves_neither_processes_of_other_groups_nor_folders(tmp_path: Path) -> None:
+    stack = KilledStack(tmp_path, 0.2, (WANDERERS + HOLDS_OUT, False))
+    wait_for(tmp_path / "ready", tmp_path / "group", tmp_path / "session")
+    family = [*stack.programs, *stack.programs[0].children()]
+    assert len(family) == 3
+    try:
+        stack.kill()
+        stack.wait_until_the_guard_is_done()
+        assert not any(lives(member.pid) for member in family)
+        assert not (tmp_path / "folder").exists()
+    finally:
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
 
 
 def test_a_guard_ignores_what_ends_other_processes(guard: Guard, python: Callable[..., Process]) -> None:

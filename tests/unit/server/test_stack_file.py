@@ -46,6 +46,17 @@ def test_the_file_of_a_stack_that_was_killed_is_ignored_though_its_process_id_li
     assert StackFile.read(tmp_path) is None
 
 
+def test_a_stack_that_was_killed_does_not_run_while_its_parts_are_being_ended(running: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    StackFile(pid=child, endpoints=ENDPOINTS, processes={}).write(running)
+    assert StackFile.read(running) is None
+    with pytest.raises(NoStackError, match="still starting, or about to end"):
+        running_stack(running)
+
+
 def test_a_file_of_another_shape_is_an_error(running: Path) -> None:
     (running / "stack.json").write_text("{}")
     with pytest.raises(ValidationError):

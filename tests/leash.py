@@ -1,0 +1,37 @@
+"""Processes that tests start, and everything these start, end with the tests: also when those are killed."""
+
+from __future__ import annotations
+
+import atexit
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+from local.guard import Family, Guard
+
+_GRACE_SECONDS: Final = 1.0
+
+
+@cache
+def _guard() -> Guard:
+    guard = Guard(grace_seconds=_GRACE_SECONDS)
+    atexit.register(guard.close)
+    return guard
+
+
+class LeashedPopen(subprocess.Popen[bytes]):
+    """`subprocess.Popen` of a program that leads a session of its own."""
+
+    def __init__(self, argv: Sequence[str], pass_fds: Sequence[int] = (), **options: Any) -> None:
+        guard = _guard()
+        super().__init__(
+            [*guard.launcher(), *argv], pass_fds=(*pass_fds, guard.pipe), start_new_session=True, **options
+        )
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the program; the guard is told when nothing of it is left."""
+        code = super().wait(timeout)
+        if not Family(self.pid).signal(0):
+            _guard().forget(self.pid)
+        return code
