@@ -7,48 +7,50 @@ DEPLOY_VENV ?= .venv-deploy
 BIN := $(VENV)/bin
 DURATION ?= 20
 EDGE ?= grpcio
+# Arguments that may have spaces in them are quoted where they are used.
+WITH_DATA = $(if $(DATA),--data "$(DATA)")
+WITH_JSON = $(if $(JSON),--json "$(JSON)")
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long feast mlserver faults bench-faults check check-deploy protos bench bench-compare bench-costs bench-flips bench-features models clean bench-serving canaries bench-observability bench-capacity soak simulate simulate-mutations fuzz lock
+.PHONY: help setup demo test clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving bench-observability bench-capacity soak
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(BIN)/.installed  ## create .venv with everything pretrade and its tests need (LOCKED=1: by the hashes in requirements/)
-
-PIP = -m pip install --quiet --disable-pip-version-check
-LOCKED_PIP = $(PIP) --no-deps --require-hashes --requirement
+##@ Start here
+setup: $(BIN)/.installed  ## make .venv with everything pretrade and its tests need, once; every other target does it first (LOCKED=1: by the hashes in requirements/)
 
 # With LOCKED=1 exactly what requirements/*.txt name, by their hashes; TORCH='torch==2.13.0' for a build of your own index.
 $(BIN)/.installed: pyproject.toml $(if $(LOCKED),$(wildcard requirements/*.txt))
-	$(PYTHON) -m venv $(VENV)
-ifdef LOCKED
-	$(BIN)/python $(if $(TORCH),$(PIP) --no-deps '$(TORCH)',$(LOCKED_PIP) requirements/torch.txt)
-	$(BIN)/python $(LOCKED_PIP) requirements/dev.txt
-	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
-else
-	$(BIN)/python $(PIP) --editable '.[dev]'
-endif
+	@LOCKED="$(LOCKED)" TORCH="$(TORCH)" .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
+
+demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s JSON=file)
+	$(BIN)/pretrade demo --duration $(DURATION) $(WITH_DATA) $(WITH_JSON)
+
+test: setup  ## every test but the longest, against real servers, two files at a time: half an hour
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+clean:  ## remove all that make has made here: environments, caches, the stack's data
+	@$(PYTHON) .ci/clean $(VENV) $(FEAST_VENV) $(MLSERVER_VENV) $(DEPLOY_VENV)
+
+##@ Change it
+check: setup  ## lint, types, import direction, contract, generated code
+	.ci/check
+
+check-deploy: setup $(DEPLOY_VENV)/.installed  ## every file of the deployment, offline: one table
+	DEPLOY_VENV=$(DEPLOY_VENV) $(BIN)/python .ci/check-deploy
+
+$(DEPLOY_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/python $(PIP_INSTALL) $(if $(LOCKED),--no-deps --require-hashes --requirement requirements/deploy.txt,'.[deploy]')
+	@touch $@
+
+protos: setup  ## generate the stubs in proto/gen anew
+	.ci/protos
 
 lock: setup  ## write requirements/*.txt anew, after a change of a pin in pyproject.toml
 	$(BIN)/python .ci/lock
-
-demo: setup  ## the whole stack on this machine, with orders and a replica failure (DATA=dir DURATION=s JSON=file)
-	$(BIN)/pretrade demo --duration $(DURATION) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
-
-canaries: setup  ## three canaries on the whole stack, each to its end: good, late, inverted (DATA=dir JSON=file)
-	$(BIN)/pretrade canary-demo $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
-
-test: setup  ## every test but the longest faults, against real servers; two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-
-feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
-	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[feast]'; }
-	PRETRADE_FEAST_VENV=$(abspath $(FEAST_VENV)) $(BIN)/python -m pytest tests/integration/test_feast.py
-
-mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
-	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/mlserver.txt; }
-	MLSERVER_VENV=$(abspath $(MLSERVER_VENV)) $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py
 
 test-long: setup  ## the longest of the tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m long tests/unit tests/contract tests/integration tests/simulation $(ARGS)
@@ -65,50 +67,48 @@ fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader
 faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
-bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
-	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
+feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
+	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python $(PIP_INSTALL) --editable '.[feast]'; }
+	PRETRADE_FEAST_VENV="$(abspath $(FEAST_VENV))" $(BIN)/python -m pytest tests/integration/test_feast.py
 
-check: setup  ## lint, types, import direction, contract, generated code
-	.ci/check
+mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does
+	test -x $(MLSERVER_VENV)/bin/mlserver || { $(PYTHON) -m venv $(MLSERVER_VENV) && $(MLSERVER_VENV)/bin/python $(PIP_INSTALL) --requirement tests/mlserver.txt; }
+	MLSERVER_VENV="$(abspath $(MLSERVER_VENV))" $(BIN)/python -m pytest -m 'long or not long' tests/integration/test_open_inference.py
 
-check-deploy: setup $(DEPLOY_VENV)/.installed  ## every file of the deployment, offline: one table
-	DEPLOY_VENV=$(DEPLOY_VENV) $(BIN)/python .ci/check-deploy
-
-$(DEPLOY_VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(DEPLOY_VENV)
-	$(DEPLOY_VENV)/bin/python $(if $(LOCKED),$(LOCKED_PIP) requirements/deploy.txt,$(PIP) '.[deploy]')
-	@touch $@
-
-protos: setup  ## regenerate the stubs in proto/gen
-	.ci/protos
-
+##@ Models
 models: setup  ## train, evaluate and export champion and challenger, with their cards (DATA=dir)
-	$(BIN)/pretrade train --install --force $(if $(DATA),--data $(DATA))
+	$(BIN)/pretrade train --install --force $(WITH_DATA)
 
+canaries: setup  ## three canaries on the whole stack, each to its end: good, late, inverted (DATA=dir JSON=file)
+	$(BIN)/pretrade canary-demo $(WITH_DATA) $(WITH_JSON)
+
+##@ Measure it
 bench: setup  ## decisions a second, latency, CPU on both edges, next to echoes, TorchServe, FastAPI (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file)
-	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(if $(DATA),--data $(DATA)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(JSON),--json $(JSON))
+	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(WITH_DATA) $(if $(PROFILE),--profile "$(PROFILE)") $(WITH_JSON)
 
 bench-compare: setup  ## the last `make bench` against the one that was kept last
 	$(BIN)/pretrade bench-compare
 
 bench-costs: setup  ## where the CPU of a decision goes, by process and thread, and what each optional part costs (EDGE=envoy JSON=file)
-	$(BIN)/pretrade bench-costs --edge $(EDGE) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+	$(BIN)/pretrade bench-costs --edge $(EDGE) $(WITH_DATA) $(WITH_JSON)
+
+bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
+	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
 
 bench-flips: setup  ## how fast a change reaches every process of two servers under load (JSON=file)
-	$(BIN)/pretrade bench-flips $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
+	$(BIN)/pretrade bench-flips $(WITH_DATA) $(WITH_JSON)
+
+bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
+	$(BIN)/pretrade bench-features $(WITH_DATA) $(WITH_JSON)
+
 bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows and by setting (JSON=file)
-	$(BIN)/pretrade bench-serving $(if $(JSON),--json $(JSON))
+	$(BIN)/pretrade bench-serving $(WITH_JSON)
+
 bench-observability: setup  ## what metrics, traces of 1 % and logs cost a decision (EDGE=envoy JSON=file)
-	$(BIN)/pretrade bench-observability --edge $(EDGE) $(if $(JSON),--json $(JSON))
+	$(BIN)/pretrade bench-observability --edge $(EDGE) $(WITH_JSON)
 
 bench-capacity: setup  ## the costs that `pretrade capacity` plans with, and how well it foretells (EDGE=envoy JSON=file)
-	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade bench-capacity $(if $(JSON),--json $(JSON)) $(ARGS)
+	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade bench-capacity $(WITH_JSON) $(ARGS)
 
 soak: setup  ## half an hour under load: do memory, descriptors, tasks and latency stay flat? (EDGE=envoy ARGS='--rate 300')
 	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade soak $(ARGS)
-
-bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
-	$(BIN)/pretrade bench-features $(if $(DATA),--data $(DATA)) $(if $(JSON),--json $(JSON))
-
-clean:  ## remove the demo's data, caches and the environment
-	rm -rf .pretrade $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -37,6 +37,7 @@ def session_files(paths: Iterable[Path]) -> list[Path]:
         SessionError: A path does not exist, or there is no recording at all.
     """
     files: set[Path] = set()
+    paths = list(paths)
     for path in paths:
         if path.is_dir():
             files.update(path.glob("*.gz"))
@@ -45,7 +46,7 @@ def session_files(paths: Iterable[Path]) -> list[Path]:
         else:
             raise SessionError(f"{path}: no such file or folder")
     if not files:
-        raise SessionError("no recording (*.gz) found")
+        raise SessionError(f"no recording (*.gz) in {', '.join(map(str, paths))}")
     return sorted(files, key=lambda path: path.name)
 
 

@@ -27,6 +27,15 @@ app = typer.Typer(
 )
 
 
+_HERE, _SERVER, _MARKET, _MODELS, _MEASURE = (
+    "Run it on this machine",
+    "Ask and steer a server",
+    "Market data",
+    "Models",
+    "Measure",
+)
+"""What the help lists the commands under."""
+
 Directory = Annotated[
     Path | None, typer.Option("--dir", help="Where databases, models, journal and logs are kept. [.pretrade]")
 ]
@@ -62,22 +71,7 @@ def credentials(
             os.environ[name] = str(value)
 
 
-@app.command("trial-credentials")
-def trial_credentials(
-    directory: Annotated[Path, typer.Argument(help="Where they are written.")],
-    host: Annotated[list[str] | None, typer.Option(help="Name or address of the server; can be repeated.")] = None,
-) -> None:
-    """Make certificates and tokens for TRIALS on this machine, good for a day: never for production.
-
-    `source DIRECTORY/trial.env` has a server ask for them, and this command show them.
-    """
-    from server.security import trial  # noqa: PLC0415 - cryptography, which the other commands do not need
-
-    trial.write(directory.resolve(), host or ["localhost", "127.0.0.1"])
-    print(f"{directory}: for trials only, until this time tomorrow; then: source {directory / 'trial.env'}")
-
-
-@app.command()
+@app.command(rich_help_panel=_HERE)
 def up(
     directory: Directory = None,
     data: Recording = None,
@@ -113,19 +107,7 @@ def up(
     raise typer.Exit(run_up(given | {"replica_tokens": replica_tokens}, part or ()))
 
 
-@app.command()
-def kill(
-    part: Annotated[str, typer.Argument(help="The part, as `pretrade up --help` lists them.")],
-    after: Annotated[float, typer.Option(min=0, help="Seconds until then.")] = 0.0,
-    directory: Directory = None,
-) -> None:
-    """Kill a part of the stack that runs on this machine, as a fault would; `pretrade up` starts it again."""
-    from local.killing import kill_part  # noqa: PLC0415 - as above
-
-    raise typer.Exit(kill_part(_given(dir=directory), part, after))
-
-
-@app.command()
+@app.command(rich_help_panel=_HERE)
 def demo(
     duration: Annotated[float, typer.Option(min=1, help="How long orders are sent, in seconds.")] = 20.0,
     directory: Directory = None,
@@ -139,7 +121,96 @@ def demo(
     raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, json))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(rich_help_panel=_HERE)
+def kill(
+    part: Annotated[str, typer.Argument(help="The part, as `pretrade up --help` lists them.")],
+    after: Annotated[float, typer.Option(min=0, help="Seconds until then.")] = 0.0,
+    directory: Directory = None,
+) -> None:
+    """Kill a part of the stack that runs on this machine, as a fault would; `pretrade up` starts it again."""
+    from local.killing import kill_part  # noqa: PLC0415 - as above
+
+    raise typer.Exit(kill_part(_given(dir=directory), part, after))
+
+
+@app.command("trial-credentials", rich_help_panel=_HERE)
+def trial_credentials(
+    directory: Annotated[Path, typer.Argument(help="Where they are written.")],
+    host: Annotated[list[str] | None, typer.Option(help="Name or address of the server; can be repeated.")] = None,
+) -> None:
+    """Make certificates and tokens for TRIALS on this machine, good for a day: never for production.
+
+    `source DIRECTORY/trial.env` has a server ask for them, and this command show them.
+    """
+    from server.security import trial  # noqa: PLC0415 - cryptography, which the other commands do not need
+
+    trial.write(directory.resolve(), host or ["localhost", "127.0.0.1"])
+    print(f"{directory}: for trials only, until this time tomorrow; then: source {directory / 'trial.env'}")
+
+
+app.command(rich_help_panel=_SERVER)(server_cli.decide)
+app.command(rich_help_panel=_SERVER)(server_cli.status)
+for steer in (steering_cli.state, steering_cli.breaker, steering_cli.flag, steering_cli.chain, steering_cli.changes):
+    app.command(epilog=steering_cli.EXIT_CODES, rich_help_panel=_SERVER)(steer)
+for group in (steering_cli.replica_app, steering_cli.config_app, drift_cli.app):
+    app.add_typer(group, rich_help_panel=_SERVER)
+
+
+@app.command(rich_help_panel=_MARKET)
+def features(
+    instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
+    redis: Annotated[
+        str | None, typer.Option(help="URL of the Redis that the worker writes to, instead of the stack's.")
+    ] = None,
+    directory: stack_file.Directory = stack_file.DEFAULT_DIRECTORY,
+    once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
+    as_json: server_cli.AsJson = False,
+) -> None:
+    """Watch one instrument's features as they change, with the state of its book and its worker's lag."""
+    from feature_cache import logs  # noqa: PLC0415 - as above
+    from feature_cache.cluster import check_url  # noqa: PLC0415 - as above
+    from feature_cache.watch import watch  # noqa: PLC0415 - as above
+
+    logs.configure("error", "features")  # what is printed is the features
+    try:
+        url = redis or stack_file.stack_endpoint(directory, "redis_url", "--redis URL")
+        check_url(url)
+    except stack_file.NoStackError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(3) from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--redis") from error
+    console = Console()
+    once = once or not (as_json or console.is_terminal)
+    try:
+        raise typer.Exit(asyncio.run(watch(url, instrument, once=once, as_json=as_json, console=console)))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+app.command(rich_help_panel=_MARKET)(ingest_cli.ingest)
+app.command(rich_help_panel=_MARKET)(feature_cli.replay)
+app.command("simulate", rich_help_panel=_MARKET)(feature_cli.simulate_market)
+app.command(rich_help_panel=_MODELS)(training_cli.train)
+for group in (canary_cli.models_app, canary_cli.canary_app, training_cli.dataset_app):
+    app.add_typer(group, rich_help_panel=_MODELS)
+
+
+@app.command("canary-demo", rich_help_panel=_MODELS)
+def canary_demo(
+    rate: Annotated[float, typer.Option(min=10, help="Orders a second.")] = 200.0,
+    only: Annotated[list[str] | None, typer.Option(help="good, late or inverted; can be repeated. [all]")] = None,
+    data: Recording = None,
+    directory: Directory = None,
+    json: Annotated[Path | None, typer.Option(help="File for the results and the affected decisions.")] = None,
+) -> None:
+    """Run the whole stack and three canaries, each to its end: a good one, one that is late, one that is inverted."""
+    from local.canaries import run_canaries  # noqa: PLC0415 - as above
+
+    raise typer.Exit(run_canaries(_given(dir=directory, data=data), rate, only or [], json))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=_MEASURE)
 def soak(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
     """Run the whole stack under load for half an hour; do memory, descriptors, tasks and latency stay flat?
 
@@ -151,7 +222,7 @@ def soak(context: typer.Context, directory: Directory = None, data: Recording = 
     raise typer.Exit(run_soak(_given(dir=directory, data=data), context.args))
 
 
-@app.command()
+@app.command(rich_help_panel=_MEASURE)
 def bench(
     directory: Directory = None,
     data: Recording = None,
@@ -193,7 +264,7 @@ def bench(
     raise typer.Exit(run_bench(given, wanted, Outputs(json, keep, profile)))
 
 
-@app.command("bench-compare")
+@app.command("bench-compare", rich_help_panel=_MEASURE)
 def bench_compare(
     now: Annotated[Path | None, typer.Argument(help="Figures of a run. [the last one]")] = None,
     then: Annotated[Path | None, typer.Argument(help="Those to hold it against. [the last kept before it]")] = None,
@@ -206,7 +277,7 @@ def bench_compare(
     raise typer.Exit(run_compare(now or (directory or Path(".pretrade")) / LAST_RUN, then, Console()))
 
 
-@app.command("bench-costs")
+@app.command("bench-costs", rich_help_panel=_MEASURE)
 def bench_costs(
     data: Recording = None,
     directory: Directory = None,
@@ -222,7 +293,7 @@ def bench_costs(
     raise typer.Exit(run_cost_bench(_given(dir=directory, data=data), edge, callers, seconds, rounds, json))
 
 
-@app.command("bench-capacity")
+@app.command("bench-capacity", rich_help_panel=_MEASURE)
 def bench_capacity(
     rate: Annotated[
         list[float] | None, typer.Option(min=1, help="Orders a second, ascending, at least five; can be repeated.")
@@ -244,7 +315,7 @@ def bench_capacity(
     raise typer.Exit(run_capacity_bench(_given(dir=directory, data=data), rates, seconds, json, costs))
 
 
-@app.command("bench-flips")
+@app.command("bench-flips", rich_help_panel=_MEASURE)
 def bench_flips(
     flips: Annotated[int, typer.Option(min=1, help="Changes to measure.")] = 100,
     callers: Annotated[
@@ -260,7 +331,7 @@ def bench_flips(
     raise typer.Exit(run_flip_bench(_given(dir=directory, data=data), flips, callers, json))
 
 
-@app.command("bench-observability")
+@app.command("bench-observability", rich_help_panel=_MEASURE)
 def bench_observability(
     directory: Directory = None,
     edge: Annotated[str, typer.Option(help="`grpcio` or `envoy`.")] = "grpcio",
@@ -274,7 +345,7 @@ def bench_observability(
     raise typer.Exit(run_observability_bench(_given(dir=directory), edge, seconds, rounds, json))
 
 
-@app.command("bench-features")
+@app.command("bench-features", rich_help_panel=_MEASURE)
 def bench_features(
     data: Recording = None,
     directory: Directory = None,
@@ -288,7 +359,7 @@ def bench_features(
     raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
 
 
-@app.command("bench-serving")
+@app.command("bench-serving", rich_help_panel=_MEASURE)
 def bench_serving(
     store: Annotated[
         Path | None, typer.Option(help="Directory of champion.mar and challenger.mar. [that of `make models`]")
@@ -303,67 +374,7 @@ def bench_serving(
     raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), rounds, json))
 
 
-@app.command("canary-demo")
-def canary_demo(
-    rate: Annotated[float, typer.Option(min=10, help="Orders a second.")] = 200.0,
-    only: Annotated[list[str] | None, typer.Option(help="good, late or inverted; can be repeated. [all]")] = None,
-    data: Recording = None,
-    directory: Directory = None,
-    json: Annotated[Path | None, typer.Option(help="File for the results and the affected decisions.")] = None,
-) -> None:
-    """Run the whole stack and three canaries, each to its end: a good one, one that is late, one that is inverted."""
-    from local.canaries import run_canaries  # noqa: PLC0415 - as above
-
-    raise typer.Exit(run_canaries(_given(dir=directory, data=data), rate, only or [], json))
-
-
-@app.command()
-def features(
-    instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
-    redis: Annotated[
-        str | None, typer.Option(help="URL of the Redis that the worker writes to, instead of the stack's.")
-    ] = None,
-    directory: stack_file.Directory = stack_file.DEFAULT_DIRECTORY,
-    once: Annotated[bool, typer.Option("--once", help="Show what there is now, and end.")] = False,
-    as_json: server_cli.AsJson = False,
-) -> None:
-    """Watch one instrument's features as they change, with the state of its book and its worker's lag."""
-    from feature_cache import logs  # noqa: PLC0415 - as above
-    from feature_cache.cluster import check_url  # noqa: PLC0415 - as above
-    from feature_cache.watch import watch  # noqa: PLC0415 - as above
-
-    logs.configure("error", "features")  # what is printed is the features
-    try:
-        url = redis or stack_file.stack_endpoint(directory, "redis_url", "--redis URL")
-        check_url(url)
-    except stack_file.NoStackError as error:
-        typer.echo(error, err=True)
-        raise typer.Exit(3) from None
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--redis") from error
-    console = Console()
-    once = once or not (as_json or console.is_terminal)
-    try:
-        raise typer.Exit(asyncio.run(watch(url, instrument, once=once, as_json=as_json, console=console)))
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-
-
-app.command()(capacity_cli.capacity)
-app.command()(ingest_cli.ingest)
-app.command()(feature_cli.replay)
-app.command("simulate")(feature_cli.simulate_market)
-for command in (server_cli.decide, server_cli.status):
-    app.command()(command)
-for steer in (steering_cli.breaker, steering_cli.flag, steering_cli.state, steering_cli.chain, steering_cli.changes):
-    app.command(epilog=steering_cli.EXIT_CODES)(steer)
-app.add_typer(steering_cli.replica_app)
-app.add_typer(steering_cli.config_app)
-app.add_typer(drift_cli.app)
-app.add_typer(canary_cli.canary_app)
-app.add_typer(canary_cli.models_app)
-app.add_typer(training_cli.dataset_app)
-app.command()(training_cli.train)
+app.command(rich_help_panel=_MEASURE)(capacity_cli.capacity)
 
 
 def main() -> None:

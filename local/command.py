@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from local.errors import PartFailedError, StackError
 from local.progress import ProgressLines, print_failure, running
-from local.settings import LocalSettings, refuse_unknown_variables
+from local.settings import LocalSettings, refuse_unknown_variables, wrong_settings
 from local.signals import INTERRUPTED, stop_on_signals
 from local.stack import PARTS, Stack
 
@@ -42,8 +43,12 @@ def run_with_stack(
         refuse_unknown_variables()
         settings = LocalSettings(**given)
         stack = Stack(settings, parts=parts, report=lines)
+    except ValidationError as error:
+        for problem in wrong_settings(error):
+            console.print(f"[red]{escape(problem)}[/]", highlight=False, soft_wrap=True)
+        return MISUSED
     except ValueError as error:
-        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
         return MISUSED
     stop_on_signals()
     began = time.monotonic()
@@ -59,7 +64,7 @@ def run_with_stack(
         print_failure(console, error)
         return FAILED
     except StackError as error:
-        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
+        console.print(f"[red]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
         return FAILED
     finally:
         with lines:

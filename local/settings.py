@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import DirectoryPath, Field, SecretStr
+from pydantic import DirectoryPath, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _PREFIX: Final = "PRETRADE_LOCAL_"
@@ -97,3 +97,12 @@ def refuse_unknown_variables(environment: Mapping[str, str] = os.environ) -> Non
     unknown = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)
     if unknown:
         raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+
+
+def wrong_settings(error: ValidationError) -> Iterator[str]:
+    """The rule that each refused setting breaks, and what it is for; never its value, which may hold a password."""
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0])
+        field = LocalSettings.model_fields.get(name)
+        purpose = f"\n  {' '.join(str(field.description).split())}" if field is not None else ""
+        yield f"{_PREFIX}{name.upper()}: {problem['msg']}.{purpose}"

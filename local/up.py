@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -13,6 +17,7 @@ from rich.console import Console
 from local.command import OK, run_with_stack
 from local.settings import LocalSettings
 from local.stack import PARTS, Stack
+from server.stack_file import DEFAULT_DIRECTORY
 
 _POLL_SECONDS: Final = 0.5
 _HOPELESS_SECONDS: Final = 15.0
@@ -42,10 +47,24 @@ def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> in
     Raises:
         PartFailedError: A part does not start any more, or ends again at once.
     """
-    console.print("Ctrl-C stops it", highlight=False)
+    console.print(f"Ctrl-C stops it{_next_steps(stack, settings)}", highlight=False, markup=False, soft_wrap=True)
     with suppress(KeyboardInterrupt):
         keep_up(stack, settings, console)
     return OK
+
+
+def _next_steps(stack: Stack, settings: LocalSettings) -> str:
+    """What to type in another terminal, as this command was typed; nothing where no server decides."""
+    if stack.endpoints.decision is None or not stack.endpoints.instruments:
+        return ""
+    program = "pretrade" if shutil.which("pretrade") else os.path.relpath(sys.argv[0])
+    # Whoever named the directory here has to name it there; a variable may not be set in the other terminal.
+    where = [] if settings.dir == DEFAULT_DIRECTORY else ["--dir", str(settings.dir.absolute())]
+    lines = [
+        shlex.join([program, "decide", stack.endpoints.instruments[0], "buy", "0.05", *where]),
+        shlex.join([program, "status", *where]),
+    ]
+    return "\n".join(["; in another terminal, in this folder:", *(f"  {line}" for line in lines)])
 
 
 def keep_up(stack: Stack, settings: LocalSettings, console: Console, until: Callable[[], bool] = lambda: False) -> None:

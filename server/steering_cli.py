@@ -258,8 +258,8 @@ def chain(
     _show(response, response.change, as_json)
 
 
-replica_app = typer.Typer(name="replica", help=f"List replicas; drain one, and give it orders again. {EXIT_CODES}")
-config_app = typer.Typer(name="config", help=f"The servers' configuration. {EXIT_CODES}")
+replica_app = typer.Typer(name="replica", help="List replicas; drain one, and give it orders again.", epilog=EXIT_CODES)
+config_app = typer.Typer(name="config", help="The servers' configuration.", epilog=EXIT_CODES)
 
 
 @replica_app.command("list", epilog=EXIT_CODES)

@@ -139,23 +139,6 @@ def test_ci_installs_by_hashes() -> None:
                         assert "--require-hashes" in line, (path.name, line)
 
 
-def test_make_installs_the_locks_when_it_is_told_to() -> None:
-    def planned(*variables: str) -> str:
-        command = ["make", "--dry-run", "--always-make", "VENV=nowhere", "setup", *variables]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
-
-    locked = planned("LOCKED=1")
-    assert re.findall(r"--require-hashes --requirement (\S+)", locked) == [
-        "requirements/torch.txt",
-        "requirements/dev.txt",
-    ]
-    assert "--no-build-isolation --editable ." in locked
-    own = planned("LOCKED=1", "TORCH=torch==2.13.0")
-    assert "--no-deps 'torch==2.13.0'" in own
-    assert "torch.txt" not in own
-    assert "--require-hashes" not in planned()
-
-
 def test_a_package_that_is_not_what_was_locked_is_refused(tmp_path: Path) -> None:
     """By pip itself, with a lock of ours and a file that somebody else has made."""
     import zipfile  # noqa: PLC0415

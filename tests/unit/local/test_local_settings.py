@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from feature_cache.session import SessionError
-from local.settings import LocalSettings, refuse_unknown_variables, secret
+from local.settings import LocalSettings, refuse_unknown_variables, secret, wrong_settings
 from local.stack import Stack
 
 
@@ -38,8 +38,14 @@ def test_instruments_are_a_json_list(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_wrong_value_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"PRETRADE_LOCAL_{name.upper()}", value)
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(ValidationError, match=name) as refused:
         LocalSettings()
+    (said,) = wrong_settings(refused.value)
+    problem, purpose = said.split("\n")
+    assert problem.startswith(f"PRETRADE_LOCAL_{name.upper()}: ")
+    assert value not in problem or len(value) < 3, "it may be a password"
+    assert "pydantic" not in said
+    assert purpose.strip() == " ".join(str(LocalSettings.model_fields[name].description).split())
 
 
 def test_a_misspelt_variable_is_refused() -> None:
