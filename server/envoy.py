@@ -142,7 +142,7 @@ class Envoy:
         added = {
             "PYTHONPATH": os.pathsep.join(sys.path),
             "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
-            "LD_PRELOAD": os.pathsep.join(filter(None, (os.environ.get("LD_PRELOAD"), self._libpython))),
+            "LD_PRELOAD": os.pathsep.join(filter(None, (os.environ.get("LD_PRELOAD"), str(self._preloaded())))),
         }
         before = {name: os.environ.get(name) for name in added}
         embedding = {
@@ -160,6 +160,14 @@ class Envoy:
             *("--concurrency", "1", "--drain-time-s", str(_DRAIN_SECONDS), "--drain-strategy", "immediate"),
         ]
         return argv, added | {_EMBEDDED: json.dumps(embedding)}
+
+    def _preloaded(self) -> Path:
+        """The interpreter's library under a path of ours: the linker would split that of one in `/home/Jane Doe`."""
+        assert self._libpython is not None
+        link = self._directory / "libpython.so"
+        if not link.is_symlink():
+            link.symlink_to(self._libpython)
+        return link
 
     def config(self, admin: Path, port: int, secrets: Path) -> dict[str, Any]:
         """Envoy's bootstrap configuration: that of `pyvoy`, with ours around the application."""

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -54,10 +54,10 @@ class Up:
 
 
 @contextmanager
-def up(directory: Path, *parts: str, **environment: str) -> Iterator[Up]:
-    """Starts `pretrade up` with these parts; it is killed at the end if it still runs."""
+def up(directory: Path, *parts: str, prefix: Sequence[str] = (), **environment: str) -> Iterator[Up]:
+    """Starts `pretrade up` with these parts, through a command such as `taskset`; it is killed if it still runs."""
     options = [option for part in parts for option in ("--part", part)]
-    command = [sys.executable, "-m", "local", "up", "--dir", str(directory), *options]
+    command = [*prefix, sys.executable, "-m", "local", "up", "--dir", str(directory), *options]
     with (directory / "output").open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment

@@ -255,6 +255,9 @@ def _environment(temporary: Path) -> dict[str, str]:
         "MKL_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
+    if sys.platform == "linux":
+        # Java goes by the locale when it reads the name of a file: in the locale C no folder `Börse` can be found.
+        env["LC_ALL"] = "C.UTF-8"
     return env
 
 

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub, add_HealthServicer_to_server
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from typer.testing import CliRunner
 
 from local.cli import app
@@ -87,7 +87,12 @@ def is_reached(http_address: str, grpc_address: str) -> list[bool]:
         over_http = False
     with grpc.insecure_channel(grpc_address) as channel:
         try:
-            answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=5.0)
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=HealthCheckRequest.SerializeToString,
+                response_deserializer=HealthCheckResponse.FromString,
+            )
+            answer = check(HealthCheckRequest(), timeout=5.0)
         except grpc.RpcError:
             return [over_http, False]
         return [over_http, answer.status == HealthCheckResponse.SERVING]
