@@ -6,6 +6,7 @@ MLSERVER_VENV ?= .venv-mlserver
 DEPLOY_VENV ?= .venv-deploy
 BIN := $(VENV)/bin
 DURATION ?= 20
+RATE ?= 150
 EDGE ?= grpcio
 # Arguments that may have spaces in them are quoted where they are used.
 WITH_DATA = $(if $(DATA),--data "$(DATA)")
@@ -25,8 +26,8 @@ $(BIN)/.installed: pyproject.toml $(if $(LOCKED),$(wildcard requirements/*.txt))
 	@LOCKED="$(LOCKED)" TORCH="$(TORCH)" .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
-demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s JSON=file)
-	$(BIN)/pretrade demo --duration $(DURATION) $(WITH_DATA) $(WITH_JSON)
+demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s RATE=orders/s JSON=file)
+	$(BIN)/pretrade demo --duration $(DURATION) --rate $(RATE) $(WITH_DATA) $(WITH_JSON)
 
 test: setup  ## every test but the longest, against real servers, two files at a time: half an hour
 	$(BIN)/python -m pytest -n 2 --dist loadfile

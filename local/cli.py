@@ -110,6 +110,7 @@ def up(
 @app.command(rich_help_panel=_HERE)
 def demo(
     duration: Annotated[float, typer.Option(min=1, help="How long orders are sent, in seconds.")] = 20.0,
+    rate: Annotated[float, typer.Option(min=1, help="Orders a second.")] = 150.0,
     directory: Directory = None,
     data: Recording = None,
     speed: Speed = None,
@@ -118,7 +119,7 @@ def demo(
     """Run the whole stack, send orders through it, kill a replica halfway, and sum up."""
     from local.demo import run_demo  # noqa: PLC0415 - as above
 
-    raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, json))
+    raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, rate, json))
 
 
 @app.command(rich_help_panel=_HERE)

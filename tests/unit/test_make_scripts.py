@@ -95,10 +95,17 @@ def test_make_hands_its_variables_to_setup(tmp_path: Path) -> None:
     assert f'LOCKED="1" TORCH="torch==2" .ci/setup "python3" "{tmp_path / "none"}"' in planned
 
 
-def test_setup_without_a_python_that_is_new_enough_names_what_to_type(clone: Path) -> None:
+def test_setup_says_which_python_it_needs(clone: Path) -> None:
     old = setup(clone, interpreter(clone / "python3", (3, 10)))
     assert old.returncode == 1
     assert "is Python 3.10.0, and 3.11 or newer is needed. Name one: make setup PYTHON=python3.12" in old.stderr
+    assert not (clone / ".venv").exists()
+    new = setup(clone, interpreter(clone / "python3", (3, 14)))
+    assert new.returncode == 0
+    assert "Python 3.14.0 is newer than what this was tested with, 3.11 to 3.13" in new.stderr
+
+
+def test_setup_without_any_python_says_so(clone: Path) -> None:
     none = setup(clone, clone / "nothing")
     assert none.returncode == 1
     assert f"there is no {clone}/nothing here" in none.stderr
