@@ -70,7 +70,16 @@ def up(directory: Path, *parts: str, prefix: Sequence[str] = (), **environment: 
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
+    """Waits until the processes have ended. A zombie has; when it goes is up to the init process that inherits it."""
     assert processes
-    _, left = psutil.wait_procs(processes, timeout=15)
-    # Whether a zombie goes is up to the init process that inherits it.
-    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+    deadline = time.monotonic() + 15
+    while living := [process for process in processes if _lives(process)]:
+        assert time.monotonic() < deadline, living
+        time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -21,6 +21,7 @@ import pytest
 from bare_server import admin_channel, environment, is_ready
 from harness import INSTRUMENTS, MID, Product, eventually
 from server_group import EDGES, RARELY_ON_ENVOY, Callers, Group, beside, server_group
+from up_command import assert_gone
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
@@ -111,8 +112,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, ed
             server.terminate()
             assert server.wait(10) == 128 + signal.SIGTERM
             seen(f"ended {time.monotonic() - started:.2f} s into a drain of 60 s")
-            _, alive = psutil.wait_procs(family, timeout=10)
-            assert not alive
+            assert_gone(family)
         finally:
             server.kill()
 
@@ -323,8 +323,7 @@ def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str
         family = psutil.Process(group.supervisor.pid).children(recursive=True)
         group.supervisor.kill()
         group.supervisor.wait()
-        _, alive = psutil.wait_procs(family, timeout=20)
-        assert not alive
+        assert_gone(family)
 
 
 @pytest.mark.long
