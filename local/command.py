@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from feature_cache import logs
 from local.errors import PartFailedError, StackError
 from local.progress import ProgressLines, print_failure, running
 from local.settings import LocalSettings, refuse_unknown_variables, wrong_settings
@@ -37,6 +38,7 @@ def run_with_stack(
         The exit code: that of `use`, 1 when a part failed, 2 when asked for something impossible, 130 when interrupted
         by SIGINT, SIGTERM or SIGHUP.
     """
+    logs.configure("error", "pretrade")  # what is printed is for people
     console = Console()
     lines = ProgressLines(console)
     try:

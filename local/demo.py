@@ -278,11 +278,14 @@ class _Screen:
             self._console.print(text, highlight=False)
 
     async def run(self) -> None:
-        """Draws until cancelled. Without a terminal it prints one line every two seconds instead."""
+        """Draws until cancelled. Without a terminal it prints a line every two seconds instead, if there is news."""
         if not self._console.is_terminal:
+            printed = ""
             while True:
                 await asyncio.sleep(2.0)
-                self._console.print(self._line(), highlight=False)
+                if (line := self._line()) != printed:
+                    self._console.print(line, highlight=False, soft_wrap=True)
+                    printed = line
         with Live(console=self._console, auto_refresh=False) as live:
             while True:
                 status = await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=2.0)

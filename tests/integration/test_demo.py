@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from figures import Figure
 
 pytestmark = pytest.mark.stack
 
@@ -29,14 +30,16 @@ RECORDED = Path(__file__).parents[3] / "shared/data/binance_spot"
     ],
     ids=["simulated", "recorded"],
 )
-def test_the_demo_decides_and_audits_every_order_through_a_replica_failure(tmp_path: Path, data: Path | None) -> None:
+def test_the_demo_decides_and_audits_every_order_through_a_replica_failure(
+    tmp_path: Path, data: Path | None, figure: Figure
+) -> None:
     summary_path = tmp_path / "summary.json"
     argv = [sys.executable, "-m", "local", "demo", "--duration", "8"]
     argv += ["--dir", str(tmp_path / "stack"), "--json", str(summary_path)]
     if data is not None:
         argv += ["--data", str(data)]
     run = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert summary_path.exists(), run.stdout + run.stderr
     summary = json.loads(summary_path.read_text())
     assert {
         "decisions",
@@ -49,8 +52,17 @@ def test_the_demo_decides_and_audits_every_order_through_a_replica_failure(tmp_p
         "feature_age_p99_ms",
         "events_consumed",
     } <= set(summary)
-    assert summary["decisions"] == summary["orders"] == summary["audit_rows"] > 500
-    assert summary["by_source"]["PRIMARY"] > 0
-    assert summary["by_source"]["SECONDARY"] > 0, "the primary was killed halfway"
+    assert summary["orders"] > 500
+    assert summary["decisions"] + sum(summary["errors"].values()) == summary["orders"]
+    assert summary["audit_rows"] == summary["decisions"]
+    all_decided = summary["decisions"] == summary["orders"]
+    assert run.returncode == (0 if all_decided else 1), run.stdout + run.stderr
+    assert ("got no decision in 200 ms" in run.stdout) != all_decided
+    figure(all_decided, f"every order of the demo is decided in 200 ms: {summary['decisions']} of {summary['orders']}")
+    figure({"PRIMARY", "SECONDARY"} <= summary["by_source"].keys(), "both champions answer orders of the demo")
     assert summary["events_consumed"] > 0
     assert ("simulated" in run.stdout) == (data is None)
+    assert "redis_followed" not in run.stdout + run.stderr, "a log line among what is for people"
+    news = [line for line in run.stdout.splitlines() if "orders decided" in line]
+    assert news
+    assert len(set(news)) == len(news), "a line that says nothing new"
