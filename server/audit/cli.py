@@ -23,7 +23,6 @@ from rich.text import Text
 from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.columns import REPLIED
 from server.audit.errors import AuditError, AuditUnavailable
 from server.audit.explain import Explainer
 from server.audit.explanation_table import explanation_table
@@ -36,12 +35,14 @@ from server.audit.places import model_store as _model_store
 from server.audit.places import targets as _targets
 from server.audit.query import AuditQuery
 from server.audit.reader import Unreachable, verify
+from server.audit.reply_status import REPLIED, UNSETTLED
 from server.audit.store import Store
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
 
 _BAR_WIDTH: Final = 24
+_REPLIES: Final = {REPLIED: "sent", UNSETTLED: "not known yet whether it was sent"}
 _COLOURS: Final = {pb.ACTION_TRADE: "green", pb.ACTION_NO_TRADE: "yellow", pb.ACTION_ABSTAIN: "red"}
 
 
@@ -232,7 +233,7 @@ def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
     )
     if answer.model_name:
         yield "model", f"{answer.model_name} {answer.model_version}"
-    yield "reply", "sent" if decision.reply_status == REPLIED else decision.reply_status
+    yield "reply", _REPLIES.get(decision.reply_status, decision.reply_status)
 
 
 def _why(answer: pb.Decision) -> Iterator[tuple[str, str]]:

@@ -13,11 +13,11 @@ from google.protobuf.message import DecodeError
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.journal_file import Row
+from server.audit.reply_status import REPLIED, unconfirmed_status
 
 Columns = dict[str, Any]
 """Column values of one row; their types are the table's."""
 
-REPLIED: Final = "replied"
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -35,6 +35,7 @@ class Shipment:
         self.entries: list[Columns] = []
         self.decisions: list[Columns] = []
         self.statuses: list[Columns] = []
+        self.heard: list[Columns] = []
         self.changes: list[Columns] = []
         self.settings: list[Columns] = []
         self.outcomes: list[Columns] = []
@@ -53,6 +54,8 @@ class Shipment:
                         self.decisions.append(_decision_columns(entry.decision) | at)
                     case "reply_unconfirmed":
                         self.statuses.append(_status_columns(entry.reply_unconfirmed))
+                    case "reply_heard":
+                        self.heard.append({"decision_id": _text(entry.reply_heard.decision_id)} | at)
                     case "control_change":
                         self.changes.append(_change_columns(entry.control_change) | at)
                     case "settings":
@@ -74,7 +77,7 @@ class Shipment:
 
     def stamp(self, shipped_at: dt.datetime) -> None:
         """Sets when the rows are shipped."""
-        for row in (*self.entries, *self.decisions):
+        for row in (*self.entries, *self.decisions, *self.heard):
             row["shipped_at"] = shipped_at
 
 
@@ -153,13 +156,8 @@ def _decision_columns(packet: packet_pb2.DecisionPacket) -> Columns:
 def _status_columns(unconfirmed: packet_pb2.ReplyUnconfirmed) -> Columns:
     return {
         "of_decision_id": _text(unconfirmed.decision_id),
-        "new_status": unconfirmed_status(unconfirmed.cause),
+        "new_status": unconfirmed_status(_text(unconfirmed.cause)),
     }
-
-
-def unconfirmed_status(cause: str) -> str:
-    """The reply status of a decision whose reply is unconfirmed for this cause."""
-    return f"reply_unconfirmed:{_text(cause)}"
 
 
 def _settings_columns(settings: packet_pb2.SettingsInForce) -> Columns:

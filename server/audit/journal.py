@@ -13,6 +13,10 @@ States::
         ▲                             │
         └── a probe is durable ◀──────┘  opens the file anew and commits a probe, again and again with backoff
 
+What a decision's caller heard is known only after its row is durable. Until then the row is *held*, and every commit
+carries the position through which no row is (see `journal_file.py` and `replies.py`). Rows beyond it that a process
+left when it was killed are marked by the next one that opens the journal, with cause `killed`.
+
 A failed sync is never retried on the same pages, whose state in the page cache nobody knows: the file is opened anew
 and a new commit must succeed. Rows of a failed commit that turn up after all are marked in the journal as
 `reply_unconfirmed` with cause `not_durable`, because their callers were told that they failed.
@@ -24,7 +28,8 @@ import asyncio
 import enum
 import queue
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future as BackgroundFuture
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +40,6 @@ from typing import Final, NamedTuple, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from pretrade.audit.v1 import packet_pb2
 from server.audit.errors import (
     JournalClosed,
     JournalCorrupted,
@@ -45,10 +49,15 @@ from server.audit.errors import (
     JournalUnwritable,
 )
 from server.audit.journal_file import JournalFile, checkpoint
+from server.audit.reply_status import Cause, unknown_replies
 from server.machine import REAL, Files, Machine, Queue
 
 _log = structlog.get_logger(__name__)
 
+_SETTLE_SECONDS: Final = 0.05
+"""How long after the last commit `settled` is written by itself: before, the next commit may bring it for nothing."""
+_MARKS: Final = 4_000
+"""Rows that are marked in one commit."""
 _TRIM_ROWS: Final = 256  # a trim shares the writer with the callers: small steps, each between two batches
 _PAGE_BYTES: Final = 4096
 _ROW_BYTES: Final = 48  # of a row besides its entry: position, hash and headers
@@ -110,9 +119,16 @@ class Journal:
         self.settings: Final = settings
         self.machine: Final = machine
         self._on_commit = on_commit
-        self._work: Queue[list[_Append] | _Trim | _Stop] = machine.threads.queue()
+        self._work: Queue[_Batch | _Trim | _Stop] = machine.threads.queue()
         self._gathered: list[_Append] = []
         """Appended in this turn of the event loop, and not handed to the writer yet."""
+        self.held: Final[OrderedDict[Hashable, int]] = OrderedDict()
+        """What keeps `settled` where it is, the oldest first, and the position before the row it stands for."""
+        self._settled_handed = 0
+        """What the writer was last told of `settled`."""
+        self._handed_over = False
+        """True when the writer got something since the last look at whether `settled` must be written by itself."""
+        self._look: asyncio.TimerHandle | None = None
         self._open = False
         self.writable = False
         """True when the last write succeeded."""
@@ -130,6 +146,8 @@ class Journal:
         """Rows whose caller got a `JournalError` since start."""
         self.outages = 0
         """Times the journal became unwritable since start."""
+        self.marked: Counter[Cause] = Counter()
+        """Decisions marked when the file was opened because nobody knows what became of their replies, by cause."""
         self.bytes = 0
         """What the rows of the file fill."""
         self.on_full: Callable[[], None] = lambda: None
@@ -141,6 +159,19 @@ class Journal:
     def full(self) -> bool:
         """True when the rows fill all that they may."""
         return self.bytes >= self.settings.max_mebibytes * 2**20
+
+    @property
+    def settled(self) -> int:
+        """The position through which it is known of every decision whether its caller heard it."""
+        return next(iter(self.held.values())) if self.held else self.position
+
+    def hold(self, row: Hashable) -> None:
+        """Keeps `settled` before the row that is appended next, until `release`."""
+        self.held[row] = self.position
+
+    def release(self, row: Hashable) -> None:
+        """The fate of a row is known and durable; nothing when it is not held."""
+        self.held.pop(row, None)
 
     @property
     def problem(self) -> str:
@@ -181,7 +212,9 @@ class Journal:
 
     async def _stop(self) -> None:
         self._hand_over()
-        self._work.put(_Stop())
+        if self._look is not None:
+            self._look.cancel()
+        self._work.put(_Stop(self.settled if self.held else None))
         try:
             await asyncio.shield(self._stopped)
         finally:
@@ -231,11 +264,27 @@ class Journal:
     def _hand_over(self) -> None:
         """Gives the writer what was gathered."""
         if self._gathered:
-            self._work.put(self._gathered)
+            self._put(self._gathered)
             self._gathered = []
+            self._handed_over = True
+            if self._look is None:
+                self._look = self._loop.call_later(_SETTLE_SECONDS, self._settle_if_idle)
+
+    def _put(self, appends: list[_Append]) -> None:
+        self._settled_handed = self.settled
+        self._work.put(_Batch(appends, self._settled_handed))
+
+    def _settle_if_idle(self) -> None:
+        """Has it written through where replies are settled, when no commit brings it."""
+        self._look = None
+        idle, self._handed_over = not self._handed_over, False
+        if idle and self.settled > self._settled_handed:
+            self._put([])
+        if not idle or self.depth or self.held or not self.writable:
+            self._look = self._loop.call_later(_SETTLE_SECONDS, self._settle_if_idle)
 
     async def flush(self) -> None:
-        """Waits until everything appended so far is durable. Safe to cancel.
+        """Waits until everything appended so far is durable, and through where replies are settled. Safe to cancel.
 
         Raises:
             JournalUnwritable: It could not be made durable.
@@ -243,7 +292,8 @@ class Journal:
         """
         if not (self._open and self.writable):
             raise self._refusal()
-        await self._gather(())
+        await self._gather(())  # what stands before it in the queue
+        await self._gather(())  # and what is settled by that
 
     def trim(self, through: int) -> None:
         """Asks the writer to remove the rows up to position `through`, in small steps between batches.
@@ -252,6 +302,7 @@ class Journal:
         """
         if self._open and self.writable:
             self._hand_over()
+            self._put([])  # rows stay until their replies are settled
             self._work.put(_Trim(through))
 
     def _refusal(self) -> JournalError:
@@ -305,9 +356,15 @@ class Journal:
         self.outages += 1
         _log.error("audit_journal_unwritable", path=str(self.settings.path), error=why)
 
-    def _note_recovery(self, seconds: float) -> None:
-        """On the loop: the journal is writable again."""
+    def _note_recovery(self, position: int, seconds: float) -> None:
+        """On the loop: the journal is writable again; rows may have turned up, or been added about them."""
+        self.position = position
         _log.info("audit_journal_writable", path=str(self.settings.path), outage_seconds=round(seconds, 3))
+
+    def _note_marked(self, cause: Cause, decisions: int) -> None:
+        """On the loop: there were decisions in the file whose replies nobody knows."""
+        self.marked[cause] += decisions
+        _log.warning("audit_replies_unknown", path=str(self.settings.path), cause=cause, decisions=decisions)
 
     def _note_neglect(self, what: str, why: str) -> None:
         """On the loop: something was put off that loses nothing."""
@@ -318,6 +375,7 @@ class Journal:
         post = self._loop.call_soon_threadsafe
         try:
             with _Writer(self, self._work, post) as writer:
+                writer.settle_what_was_left()
                 self.position = writer.position
                 self.bytes = writer.used_bytes()
                 self.writable = True
@@ -338,6 +396,12 @@ class _Append(NamedTuple):
     future: asyncio.Future[bool]
 
 
+class _Batch(NamedTuple):
+    appends: list[_Append]
+    settled: int
+    """`Journal.settled` when it was handed over."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Trim:
     through: int
@@ -345,7 +409,8 @@ class _Trim:
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
-    pass
+    settled: int | None
+    """`Journal.settled`; None when nothing is held, and so all is settled that has become durable."""
 
 
 class _Writer:
@@ -360,7 +425,7 @@ class _Writer:
     def __init__(
         self,
         journal: Journal,
-        work: Queue[list[_Append] | _Trim | _Stop],
+        work: Queue[_Batch | _Trim | _Stop],
         post: Callable[..., object],
     ) -> None:
         self._journal = journal
@@ -370,6 +435,7 @@ class _Writer:
         self._work = work
         self._post = post
         self._file = self._open()
+        self._settled = self._file.settled
         self._log_pages = 0.0
         self._checkpoints = journal.machine.threads.pool("audit-checkpoint")
         self._checkpoint: BackgroundFuture[None] | None = None
@@ -392,25 +458,48 @@ class _Writer:
         """What the rows fill."""
         return self._file.used_bytes()
 
+    def settle_what_was_left(self) -> None:
+        """Marks what a killed process left whose replies nobody knows."""
+        self._mark(self._settled, "killed")
+        self._write_settled(self.position)
+
+    def _mark(self, after: int, cause: Cause) -> None:
+        """Notes of the decisions after a position that nobody knows what became of their replies."""
+        marked = _mark(self._file, after, cause, self._settled)
+        if marked:
+            self._post(self._journal._note_marked, cause, marked)
+
     def run(self) -> None:
         """Works until stopped."""
-        stopped = False
-        while not stopped:
+        while True:
             appends, rest = self._take()
-            if appends:
-                stopped = not self._write(appends)
+            if (appends or self._settled > self._file.settled) and not self._write(appends):
+                return
             match rest:
                 case _Trim(through):
                     self._trim(through)
-                case _Stop():
-                    stopped = True
+                case _Stop(settled):
+                    self._end(settled)
+                    return
+
+    def _end(self, settled: int | None) -> None:
+        """Leaves it on disk through where replies are settled; what cannot be left, the next process marks."""
+        with suppress(sqlite3.Error):
+            self._write_settled(self.position if settled is None else settled)
+
+    def _write_settled(self, settled: int) -> None:
+        """Makes it durable through where replies are settled, unless it is."""
+        self._settled = max(self._settled, settled)
+        if self._settled > self._file.settled:
+            self._file.settle(self._settled)
 
     def _take(self) -> tuple[list[_Append], _Trim | _Stop | None]:
         """Waits for work and takes what is there: appends up to a batch, and what stood behind them."""
         work = self._work.get()
         appends: list[_Append] = []
-        while isinstance(work, list):
-            appends += work
+        while isinstance(work, _Batch):
+            appends += work.appends
+            self._settled = max(self._settled, work.settled)
             if sum(len(append.entries) for append in appends) >= self._settings.batch_rows:
                 return appends, None
             try:
@@ -425,7 +514,9 @@ class _Writer:
         started = self._clock()
         try:
             if entries:
-                self._file.append(entries)
+                self._file.append(entries, self._settled)
+            else:
+                self._write_settled(self._settled)
         except Exception as error:  # whatever it is, the callers must hear and the writer must go on
             return self._outlast(error, appends)
         seconds = self._clock() - started
@@ -437,7 +528,7 @@ class _Writer:
 
     def _trim(self, through: int) -> None:
         try:
-            left = self._file.trim(through, _TRIM_ROWS)
+            left = self._file.trim(through, _TRIM_ROWS, self._settled)
             if not left:
                 self._post(self._journal._measured, self._file.used_bytes())
         except (sqlite3.Error, JournalError) as error:
@@ -487,13 +578,14 @@ class _Writer:
                 self._file = self._open()
                 self._mark_unacknowledged(acknowledged)
                 self._file.probe()
+                self._write_settled(self._settled)
             except Exception as failure:  # as in _write
                 journal.last_error = str(failure)
                 continue
             break
         journal.last_error = ""
         journal.writable = True
-        self._post(journal._note_recovery, self._clock() - began)
+        self._post(journal._note_recovery, self.position, self._clock() - began)
         return True
 
     def _refuse_for(self, seconds: float) -> bool:
@@ -505,9 +597,11 @@ class _Writer:
             except queue.Empty:
                 return True
             match work:
-                case list():
-                    self._post(self._journal._fail, work, self._journal.last_error)
-                case _Stop():
+                case _Batch(appends, settled):
+                    self._settled = max(self._settled, settled)
+                    self._post(self._journal._fail, appends, self._journal.last_error)
+                case _Stop(settled):
+                    self._end(settled)
                     return False
         return True
 
@@ -516,18 +610,42 @@ class _Writer:
         position = self.position
         if position < acknowledged:
             raise JournalCorrupted(position + 1, f"gone, like every row up to {acknowledged}")
-        marks = []
-        for row in self._file.rows_after(acknowledged):
-            entry = packet_pb2.JournalEntry.FromString(row.entry)
-            if entry.HasField("decision"):
-                mark = packet_pb2.ReplyUnconfirmed(decision_id=entry.decision.decision.decision_id, cause="not_durable")
-                marks.append(packet_pb2.JournalEntry(reply_unconfirmed=mark).SerializeToString())
-        if marks:
-            self._file.append(marks)
+        self._mark(acknowledged, "not_durable")
 
     def _open(self) -> JournalFile:
         sync_commits = self._settings.durability is Durability.FSYNC
         return JournalFile(self._settings.path, sync_commits=sync_commits, random_bytes=self._machine.random_bytes)
+
+
+def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
+    """Marks what a killed process left in its journal, which nobody writes now; returns the last position.
+
+    Raises:
+        JournalInUse: Somebody writes it.
+        JournalError: It cannot be opened, or its tail is not what was written.
+        sqlite3.Error: It cannot be read or written.
+    """
+    lock = _lock(machine.files, path)
+    try:
+        file = JournalFile(path, sync_commits=True, random_bytes=machine.random_bytes)
+        try:
+            marked = _mark(file, file.settled, "killed", file.settled)
+            file.settle(file.head.position)
+        finally:
+            file.close()
+    finally:
+        machine.files.unlock(lock)
+    if marked:
+        _log.warning("audit_replies_unknown", path=str(path), cause="killed", decisions=marked)
+    return file.head.position
+
+
+def _mark(file: JournalFile, after: int, cause: Cause, settled: int) -> int:
+    """Notes of the decisions after a position that nobody knows what became of their replies; returns how many."""
+    marks = unknown_replies(file.rows_after(after), cause)
+    for first in range(0, len(marks), _MARKS):
+        file.append(marks[first : first + _MARKS], settled)
+    return len(marks)
 
 
 def _lock(files: Files, path: Path) -> int:

@@ -4,6 +4,11 @@
 gap. Trimming removes rows from the front and keeps the position and hash of the last one removed as the *anchor*, so
 the chain of what remains can still be checked, and joins what was shipped.
 
+Every row also carries how far replies were *settled* when it was written: through which position it was known of each
+decision whether its caller heard it, or a note said that it did not (see `replies.py`). Beside the row this costs
+nothing. It is no evidence. It tells the next process, after the death of one, whose replies nobody knows, and readers
+which rows they may call `replied`. While no row is written it is kept in the table `journal`.
+
 SQLite runs in WAL mode. With `synchronous=FULL` a COMMIT syncs the WAL before it becomes visible to any reader; with
 `NORMAL` the WAL is only synced before a checkpoint, so a row survives the death of the process but not of the machine.
 """
@@ -27,8 +32,9 @@ GENESIS: Final = bytes(32)
 
 _APPLICATION_ID: Final = 0x5054414A
 """What SQLite's file header names as the file's purpose; its user version is the format of the tables."""
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _TAIL_ROWS: Final = 1000
+_LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
 """With casts, so that a row edited into another type still fails the check of its hash, and not with a `TypeError`."""
 _BUSY_SECONDS: Final = 0.25
@@ -37,9 +43,14 @@ _PROBE_BYTES: Final = 64 * 1024
 _SCHEMA: Final = (
     # `probe` is overwritten to find out whether writing works again.
     "CREATE TABLE journal (one INTEGER PRIMARY KEY CHECK (one = 1), journal_id TEXT NOT NULL,"
-    " anchor_position INTEGER NOT NULL, anchor_hash BLOB NOT NULL, probe BLOB)",
+    " anchor_position INTEGER NOT NULL, anchor_hash BLOB NOT NULL, settled INTEGER NOT NULL, probe BLOB)",
     # No AUTOINCREMENT: it would rewrite one more page in every commit. Positions come from the writer.
-    "CREATE TABLE entries (position INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL)",
+    "CREATE TABLE entries (position INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL,"
+    " settled INTEGER NOT NULL)",
+)
+_SETTLED: Final = (
+    "SELECT max(anchor_position, settled, coalesce((SELECT settled FROM entries ORDER BY position DESC LIMIT 1), 0))"
+    " FROM journal"
 )
 
 
@@ -69,7 +80,8 @@ class Head:
 
 @functools.cache
 def _insert(rows: int) -> str:
-    return "INSERT INTO entries (position, entry, hash) VALUES " + ",".join(["(?, ?, ?)"] * rows)  # noqa: S608 - only placeholders
+    places = ",".join(["(?, ?, ?, ?)"] * rows)
+    return f"INSERT INTO entries (position, entry, hash, settled) VALUES {places}"  # noqa: S608 - only placeholders
 
 
 class JournalFile:
@@ -99,6 +111,7 @@ class JournalFile:
             self.journal_id: str = row[0]
             self.anchor = Head(row[1], row[2])
             self.head = _verified_tail(self._connection, self.anchor)
+            self.settled = _settled(self._connection)
         except BaseException:
             self._connection.close()
             raise
@@ -115,7 +128,7 @@ class JournalFile:
             execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA:
                 execute(statement)
-            execute("INSERT INTO journal VALUES (1, ?, 0, ?, NULL)", (self._random_bytes(16).hex(), GENESIS))
+            execute("INSERT INTO journal VALUES (1, ?, 0, ?, 0, NULL)", (self._random_bytes(16).hex(), GENESIS))
             execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             execute(f"PRAGMA user_version = {_FORMAT}")
             execute("COMMIT")
@@ -123,25 +136,43 @@ class JournalFile:
         if found != (_APPLICATION_ID, _FORMAT):
             raise JournalError(f"the file is not a journal of format {_FORMAT}")
 
-    def append(self, entries: Sequence[bytes]) -> None:
-        """Appends the entries in one transaction; when it returns they are durable and `head` is the last of them."""
+    def append(self, entries: Sequence[bytes], settled: int | None = None) -> None:
+        """Appends the entries in one transaction; when it returns they are durable and `head` is the last of them.
+
+        Args:
+            entries: At least one, at most 8,000.
+            settled: The position through which replies are settled; None where no caller waits, for the last of these.
+        """
+        if settled is None:
+            settled = self.head.position + len(entries)
         position, previous = self.head.position, self.head.hash
         values: list[int | bytes] = []
         for entry in entries:
             position += 1
             previous = link(previous, entry)
-            values += (position, entry, previous)
+            values += (position, entry, previous, settled)
         self._connection.execute(_insert(len(entries)), values)
         self.head = Head(position, previous)
+        self.settled = settled
 
-    def trim(self, through: int, rows: int) -> bool:
+    def settle(self, settled: int) -> None:
+        """Makes it durable, without a row, through which position replies are settled."""
+        self._connection.execute("UPDATE journal SET settled = ?", (settled,))
+        self.settled = settled
+
+    def trim(self, through: int, rows: int, settled: int | None = None) -> bool:
         """Removes at most `rows` rows from the front, none after position `through`; True when some are left.
+
+        Args:
+            through: Last position to remove.
+            rows: How many at once.
+            settled: The position through which replies are settled; later rows stay. None for what was last written.
 
         Raises:
             JournalCorrupted: The last of them is not there; nothing was removed.
             sqlite3.Error: The file cannot be read or written; nothing was removed.
         """
-        last = min(through, self.head.position)
+        last = min(through, self.settled if settled is None else settled, self.head.position)
         through = min(last, self.anchor.position + rows)
         if through <= self.anchor.position:
             return False
@@ -232,9 +263,17 @@ class JournalReader:
         newest: int | None = self._connection.execute("SELECT max(position) FROM entries").fetchone()[0]
         return self.anchor().position if newest is None else newest
 
+    def settled(self) -> int:
+        """The position through which it is known of every decision whether its caller heard it."""
+        return _settled(self._connection)
+
     def rows_after(self, position: int, limit: int) -> list[Row]:
         """At most `limit` rows after `position`, in order."""
         return _rows(self._connection, position, limit)
+
+    def settled_rows_after(self, position: int, limit: int) -> list[Row]:
+        """The same, but for rows beyond `settled()`: what may be told to others."""
+        return _rows(self._connection, position, limit, last=self.settled())
 
     def newest_first(self) -> Iterator[Row]:
         """Every row, the newest first."""
@@ -298,14 +337,20 @@ def follow(head: Head, row: Row) -> Head:
     return Head(row.position, row.hash)
 
 
+def _settled(connection: sqlite3.Connection) -> int:
+    """The newest statement of how far replies are settled."""
+    settled: int = connection.execute(_SETTLED).fetchone()[0]
+    return settled
+
+
 def _check_meeting(head: Head, shipped: Head | None) -> None:
     if shipped is not None and shipped.position == head.position and shipped.hash != head.hash:
         raise JournalCorrupted(head.position, "not what was shipped")
 
 
-def _rows(connection: sqlite3.Connection, position: int, limit: int) -> list[Row]:
-    query = _SELECT + " WHERE position > ? ORDER BY position LIMIT ?"
-    return [Row(*row) for row in connection.execute(query, (position, limit))]
+def _rows(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> list[Row]:
+    query = _SELECT + " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?"
+    return [Row(*row) for row in connection.execute(query, (position, last, limit))]
 
 
 def _verified_tail(connection: sqlite3.Connection, anchor: Head) -> Head:

@@ -1,17 +1,17 @@
-"""Shipping what a process that has ended left in its journal, while nobody writes it."""
+"""Settling and shipping what a process that has ended left in its journal, while nobody writes it."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from asyncio.subprocess import PIPE
-from contextlib import closing
 from pathlib import Path
 
 import structlog
 
 from server.audit.errors import JournalError
-from server.audit.journal_file import JournalReader
+from server.audit.journal import settle_what_was_left
 from server.audit.shipping import Progress, ShippingSettings, Task
 
 _log = structlog.get_logger(__name__)
@@ -20,14 +20,16 @@ _log = structlog.get_logger(__name__)
 async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSettings) -> None:
     """Ships a journal that nobody writes, however long the database takes; to be cancelled before somebody does.
 
+    First it marks decisions of which the process that wrote it could not say any more whether their callers heard them.
+
     Args:
         journal: The journal's file; it need not be there.
         database_url: SQLAlchemy URL of the audit database.
         settings: How.
     """
     try:
-        last = await asyncio.to_thread(_last_position, journal)
-    except JournalError as error:
+        last = await _settled(journal)
+    except (JournalError, sqlite3.Error, OSError) as error:
         _log.error("journal_left_unshipped", path=str(journal), error=str(error))
         return
     if not last:
@@ -48,8 +50,15 @@ async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSet
         await process.wait()
 
 
-def _last_position(journal: Path) -> int:
-    if not journal.exists():
-        return 0
-    with closing(JournalReader(journal)) as reader:
-        return reader.last_position()
+async def _settled(journal: Path) -> int:
+    """The last position of a journal, all of whose rows are settled; 0 without one."""
+    settling = asyncio.ensure_future(asyncio.to_thread(_settle, journal))
+    try:
+        return await asyncio.shield(settling)
+    except asyncio.CancelledError:
+        await asyncio.wait((settling,))  # it has the lock, which whoever cancels is about to take
+        raise
+
+
+def _settle(journal: Path) -> int:
+    return settle_what_was_left(journal) if journal.exists() else 0

@@ -1,9 +1,10 @@
 """The way from the journal to a Kafka topic: `python -m server.audit.publishing_process`, a child of the server.
 
 Every entry of the journal, as it was written and after it was durable: the value is a `pretrade.audit.v1.JournalEntry`,
-the key the decision's instrument, so that an instrument's decisions keep their order. A `ReplyUnconfirmed` has the key
-of its decision while that is among the newest, and none otherwise; so has a control change. At least once: the headers
-`journal_id` and `position` tell a repetition. Input and output are those of `shipping_process.py`.
+the key the decision's instrument, so that an instrument's decisions keep their order. A `ReplyUnconfirmed` or
+`ReplyHeard` has the key of its decision while that is among the newest, and none otherwise; so has a control change. At
+least once: the headers `journal_id` and `position` tell a repetition. Input and output are those of
+`shipping_process.py`.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Publishing:
     async def _publish(self, journal: JournalReader, producer: AIOKafkaProducer) -> None:
         """Publishes the next rows and waits until the brokers have them; or for rows, when there are none."""
         settings = self._task.settings
-        rows = journal.rows_after(self._position, settings.batch_rows)
+        rows = journal.settled_rows_after(self._position, settings.batch_rows)
         if not rows:
             self._note("")
             await asyncio.sleep(settings.poll_seconds)
@@ -120,7 +121,7 @@ class Publishing:
             if len(self._instruments) > _REMEMBERED:
                 self._instruments.popitem(last=False)
             return entry.decision.order.instrument.encode()
-        instrument = self._instruments.get(entry.reply_unconfirmed.decision_id)
+        instrument = self._instruments.get(entry.reply_unconfirmed.decision_id or entry.reply_heard.decision_id)
         return None if instrument is None else instrument.encode()
 
     def _keep(self, journal_id: str) -> None:

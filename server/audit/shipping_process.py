@@ -123,7 +123,7 @@ class Shipping:
 
     def _ship(self, journal: JournalReader, store: Store, head: Head) -> Head:
         """Ships the next rows, or waits when there are none."""
-        rows = journal.rows_after(head.position, self._task.settings.batch_rows)
+        rows = journal.settled_rows_after(head.position, self._task.settings.batch_rows)
         if not rows:
             self._note(head.position, "")
             self._wait(self._task.settings.poll_seconds)

@@ -28,13 +28,27 @@ from server.audit.errors import JournalCorrupted
 from server.audit.journal_file import Head, Row, follow
 from server.audit.outcomes import LABELS, OUTCOMES, SETTINGS
 from server.audit.refusals import ACCESS_REFUSALS
-from server.audit.schema import CONTROL_CHANGES, DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES, SHIPMENTS, migrate
+from server.audit.reply_status import REPLIED
+from server.audit.schema import (
+    CONTROL_CHANGES,
+    DECISIONS,
+    ENTRY_OF_DECISION,
+    JOURNAL_ENTRIES,
+    REPLIES_HEARD,
+    SHIPMENTS,
+    migrate,
+)
 
+_OF_DECISION: Final = DECISIONS.c.decision_id == sa.bindparam("of_decision_id")
 _SET_REPLY_STATUS: Final = (
     sa.update(DECISIONS)
-    .where(DECISIONS.c.decision_id == sa.bindparam("of_decision_id"))
+    .where(_OF_DECISION, ~sa.exists().where(REPLIES_HEARD.c.decision_id == DECISIONS.c.decision_id))
     .values(reply_status=sa.bindparam("new_status"))
 )
+_SET_REPLIED: Final = sa.update(DECISIONS).where(_OF_DECISION).values(reply_status=REPLIED)
+_REPLIES_LOCK: Final = 0x5052_4552
+"""Key of PostgreSQL's advisory lock: two processes may ship at once that a reply was heard and that it was not. Each
+must see the other's word."""
 _READ_ROWS: Final = 1000
 _PARTITIONED_DAYS: Final = (366, 7)
 """Days before and after today that get a partition; a clock may be far off."""
@@ -81,6 +95,7 @@ class Store:
                 SCORE_PAIRS,
                 CANARY_EVENTS,
                 ACCESS_REFUSALS,
+                REPLIES_HEARD,
             )
         }
         self._partitioned: set[dt.date] = set()
@@ -178,9 +193,27 @@ class Store:
             ):
                 if others:
                     connection.execute(self._inserts[table], others)
-            if shipment.statuses:
-                connection.execute(_SET_REPLY_STATUS, shipment.statuses)
+            if shipment.statuses or shipment.heard:
+                self._write_replies(connection, shipment)
         return True
+
+    def _write_replies(self, connection: sa.Connection, shipment: Shipment) -> None:
+        """What became of replies. That one was heard holds, whichever of two journals is shipped first."""
+        if self._copies:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
+        if shipment.heard:
+            connection.execute(self._inserts[REPLIES_HEARD], shipment.heard)
+            connection.execute(_SET_REPLIED, [{"of_decision_id": one["decision_id"]} for one in shipment.heard])
+        if shipment.statuses:
+            connection.execute(_SET_REPLY_STATUS, shipment.statuses)
+
+    def heard(self, decision_ids: set[str]) -> set[str]:
+        """Those of the decisions that a repeat of their call heard."""
+        if not decision_ids:
+            return set()
+        with self._engine.connect() as connection:
+            query = sa.select(REPLIES_HEARD.c.decision_id).where(REPLIES_HEARD.c.decision_id.in_(decision_ids))
+            return set(connection.scalars(query))
 
     def find(self, decision_id: str) -> StoredDecision | None:
         """The decision with this id, or None."""

@@ -67,6 +67,10 @@ def unconfirmed(decision_id: str, cause: str) -> packet_pb2.JournalEntry:
     return packet_pb2.JournalEntry(reply_unconfirmed=packet_pb2.ReplyUnconfirmed(decision_id=decision_id, cause=cause))
 
 
+def heard(decision_id: str) -> packet_pb2.JournalEntry:
+    return packet_pb2.JournalEntry(reply_heard=packet_pb2.ReplyHeard(decision_id=decision_id))
+
+
 def chained(after: Head, *entries: packet_pb2.JournalEntry | bytes) -> list[Row]:
     rows = []
     for one in entries:
@@ -171,6 +175,33 @@ def test_an_unconfirmed_reply_changes_the_status_of_its_decision_only(store: Sto
     store.write(JOURNAL, end(rows), later)
     statuses = {one: found.reply_status for one in ("d1", "d2") if (found := store.find(one))}
     assert statuses == {"d1": "reply_unconfirmed:cancelled", "d2": "reply_unconfirmed:deadline"}
+
+
+@pytest.mark.parametrize("order", ["one shipment", "note first", "repeat first", "repeat before the decision"])
+def test_what_a_repeat_heard_holds_whichever_journal_is_shipped_first(
+    store: Store, sql: sa.Connection, order: str
+) -> None:
+    one, other = store.shipped("journal-1", START), store.shipped("journal-2", START)
+    decided = chained(one, decision("d1"), decision("d2"))
+    noted = chained(end(decided), unconfirmed("d1", "cancelled"), unconfirmed("d2", "cancelled"))
+    repeat = chained(other, heard("d1"))
+    match order:
+        case "one shipment":
+            store.write("journal-1", one, [*decided, *noted, *chained(end(noted), heard("d1"))])
+        case "note first":
+            store.write("journal-1", one, [*decided, *noted])
+            store.write("journal-2", other, repeat)
+        case "repeat first":
+            store.write("journal-1", one, decided)
+            store.write("journal-2", other, repeat)
+            store.write("journal-1", end(decided), noted)
+        case _:
+            store.write("journal-2", other, repeat)
+            store.write("journal-1", one, [*decided, *noted])
+    with sql.begin():
+        rows = sql.execute(sa.text("SELECT decision_id, reply_status FROM decisions")).all()
+    assert sorted(map(tuple, rows)) == [("d1", "replied"), ("d2", "reply_unconfirmed:cancelled")]
+    assert store.heard({"d1", "d2"}) == {"d1"}
 
 
 def test_a_control_change_becomes_a_row(store: Store, sql: sa.Connection) -> None:
