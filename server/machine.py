@@ -142,6 +142,8 @@ class Files:
 class Machine:
     """A machine; the defaults are the real one."""
 
+    host_name: Callable[[], str] = socket.gethostname
+    """What this machine is called."""
     process_name: Callable[[], str] = field(default=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """What tells the process that runs from all others that run now."""
     clock: Callable[[], float] = time.monotonic

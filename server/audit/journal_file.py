@@ -78,6 +78,15 @@ class Head:
     hash: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of a journal's chain that is known from elsewhere."""
+
+    head: Head
+    what: str
+    """A participle for people: `shipped`, `stated`."""
+
+
 @functools.cache
 def _insert(rows: int) -> str:
     places = ",".join(["(?, ?, ?, ?)"] * rows)
@@ -280,11 +289,16 @@ class JournalReader:
         for row in self._connection.execute(_SELECT + " ORDER BY position DESC"):
             yield Row(*row)
 
-    def verify(self, shipped: Head | None = None) -> tuple[Head, Head]:
+    def head(self) -> Head:
+        """The newest row; the anchor when there is none."""
+        row = self._connection.execute("SELECT position, hash FROM entries ORDER BY position DESC LIMIT 1").fetchone()
+        return self.anchor() if row is None else Head(*row)
+
+    def verify(self, points: Sequence[Point] = ()) -> tuple[Head, Head]:
         """Walks every row and checks it against the chain.
 
         Args:
-            shipped: What the database holds of this journal; must be a point of the chain, unless trimmed by now.
+            points: What others know of this journal. Each must be a point of the chain, unless it was trimmed by now.
 
         Returns:
             The anchor and the head: everything in between is as it was written.
@@ -296,17 +310,18 @@ class JournalReader:
         self._connection.execute("BEGIN")
         anchor = head = self.anchor()
         try:
-            _check_meeting(head, shipped)
+            _check_points(head, points)
             for row in self._connection.execute(_SELECT + " ORDER BY position"):
                 head = follow(head, Row(*row))
-                _check_meeting(head, shipped)
+                _check_points(head, points)
         except sqlite3.DatabaseError as error:
             raise JournalCorrupted(head.position + 1, f"unreadable: {error}") from error
         finally:
             if self._connection.in_transaction:  # some failures of the disk have ended it
                 self._connection.execute("ROLLBACK")
-        if shipped is not None and shipped.position > head.position:
-            raise JournalCorrupted(head.position + 1, f"shipped, up to {shipped.position}, but gone")
+        for point in points:
+            if point.head.position > head.position:
+                raise JournalCorrupted(head.position + 1, f"{point.what}, up to {point.head.position}, but gone")
         return anchor, head
 
     def close(self) -> None:
@@ -343,9 +358,10 @@ def _settled(connection: sqlite3.Connection) -> int:
     return settled
 
 
-def _check_meeting(head: Head, shipped: Head | None) -> None:
-    if shipped is not None and shipped.position == head.position and shipped.hash != head.hash:
-        raise JournalCorrupted(head.position, "not what was shipped")
+def _check_points(head: Head, points: Sequence[Point]) -> None:
+    for point in points:
+        if point.head.position == head.position and point.head.hash != head.hash:
+            raise JournalCorrupted(head.position, f"not what was {point.what}")
 
 
 def _rows(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> list[Row]:

@@ -11,8 +11,10 @@ from pathlib import Path
 import structlog
 
 from server.audit.errors import JournalError
+from server.audit.heads import slot_of
 from server.audit.journal import settle_what_was_left
 from server.audit.shipping import Progress, ShippingSettings, Task
+from server.machine import REAL
 
 _log = structlog.get_logger(__name__)
 
@@ -28,21 +30,22 @@ async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSet
         settings: How.
     """
     try:
-        last = await _settled(journal)
+        rows = await _settled(journal)
     except (JournalError, sqlite3.Error, OSError) as error:
         _log.error("journal_left_unshipped", path=str(journal), error=str(error))
         return
-    if not last:
+    if not rows:
         return
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "server.audit", stdin=PIPE, stdout=PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        task = Task(journal=journal, database_url=database_url, settings=settings)
+        slot = slot_of(journal, REAL.host_name())
+        task = Task(journal=journal, slot=slot, database_url=database_url, settings=settings, close=True)
         process.stdin.write(task.model_dump_json().encode() + b"\n")
         while line := await process.stdout.readline():
             progress = Progress.model_validate_json(line)
-            if not progress.error and progress.position >= last:
+            if progress.closed:
                 return
         _log.error("journal_left_unshipped", path=str(journal), error="the shipping process ended")
     finally:

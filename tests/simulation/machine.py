@@ -104,6 +104,7 @@ class SimulatedMachine:
         """Called when it dies: whoever is connected to it notices."""
         chance = world.random(f"process/{name}")
         self.machine: Final = Machine(
+            host_name=lambda: host.name,
             process_name=lambda: name,
             clock=lambda: world.now,
             wall_clock_ns=host.wall_clock_ns,

@@ -65,7 +65,7 @@ MUTATIONS: Final = (
     Mutation(
         "a caller that leaves while its decision is written counts as answered",
         "server/dataplane.py",
-        '            self._note_reply(decided, "cancelled")\n            raise\n',
+        '            self._replies.unheard(decided, "cancelled")\n            raise\n',
         "            raise\n",
         "its row says it was replied",
         "audit",
@@ -73,7 +73,7 @@ MUTATIONS: Final = (
     Mutation(
         "a decision that missed its deadline counts as replied",
         "server/dataplane.py",
-        '            self._note_reply(decided, "deadline")\n            late = ',
+        '            self._replies.unheard(decided, "deadline")\n            late = ',
         "            late = ",
         "its row says it was replied",
         "audit",

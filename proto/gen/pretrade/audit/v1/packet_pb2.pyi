@@ -391,6 +391,62 @@ class ReplyHeard(_message.Message):
 Global___ReplyHeard: _TypeAlias = ReplyHeard  # noqa: Y015
 
 @_typing.final
+class JournalHead(_message.Message):
+    """How far a journal had come, as its server states it outside of the journal: with the database at every shipment, and on
+    the topic `<topic>.heads`. What is missing up to there was lost or removed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOURNAL_ID_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    STATED_AT_NS_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    journal_id: _builtins.str
+    """The journal."""
+    slot: _builtins.str
+    """Where it is written, `host:path`. The journals of one place follow one another."""
+    predecessor_id: _builtins.str
+    """The journal that was written there before; empty for the first."""
+    position: _builtins.int
+    """Position of the newest row; 0 without one."""
+    hash: _builtins.bytes
+    """Its hash: 32 bytes."""
+    closed: _builtins.bool
+    """True when the server has stopped in order and all of the journal is in the database."""
+    stated_at_ns: _builtins.int
+    """Wall clock, nanoseconds since the Unix epoch."""
+    key_id: _builtins.str
+    """Which key signed it: the first 16 hex digits of the SHA-256 of the raw public key; empty when it is not signed."""
+    signature: _builtins.bytes
+    """Ed25519 signature of this message, serialised without this field."""
+    def __init__(
+        self,
+        *,
+        journal_id: _builtins.str = ...,
+        slot: _builtins.str = ...,
+        predecessor_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+        closed: _builtins.bool = ...,
+        stated_at_ns: _builtins.int = ...,
+        key_id: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "hash", b"hash", "journal_id", b"journal_id", "key_id", b"key_id", "position", b"position", "predecessor_id", b"predecessor_id", "signature", b"signature", "slot", b"slot", "stated_at_ns", b"stated_at_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalHead: _TypeAlias = JournalHead  # noqa: Y015
+
+@_typing.final
 class ControlChange(_message.Message):
     """A change made by an operator."""
 
