@@ -19,12 +19,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import grpc.aio
 from prometheus_client import start_http_server
 
 _T = TypeVar("_T")
+_REWRITTEN_AT_ONCE: Final = 2**20
 
 
 class Thread(Protocol):
@@ -103,6 +104,24 @@ class Files:
             file.flush()
             os.fsync(descriptor)
             return _identity(os.fstat(descriptor))
+
+    def rewrite(self, path: Path) -> None:
+        """Writes a file's content over itself and syncs it; nothing where there is no such file.
+
+        What a sync has failed to write may be nowhere but in memory, where it can be read all the same, and no later
+        sync writes it unless it was written again.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            offset = 0
+            while content := os.pread(descriptor, _REWRITTEN_AT_ONCE, offset):
+                offset += os.pwrite(descriptor, content, offset)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
         """Gives a file another's name, at once for everybody who opens it. Power lost may undo that."""

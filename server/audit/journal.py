@@ -17,9 +17,10 @@ What a decision's caller heard is known only after its row is durable. Until the
 carries the position through which no row is (see `journal_file.py` and `replies.py`). Rows beyond it that a process
 left when it was killed are marked by the next one that opens the journal, with cause `killed`.
 
-A failed sync is never retried on the same pages, whose state in the page cache nobody knows: the file is opened anew
-and a new commit must succeed. Rows of a failed commit that turn up after all are marked in the journal as
-`reply_unconfirmed` with cause `not_durable`, because their callers were told that they failed.
+A failed sync is never retried on the same pages, whose state in the page cache nobody knows: the log is written once
+more (see `journal_file.py`), the file is opened anew and a new commit must succeed. Rows of a failed commit that turn
+up after all are marked in the journal as `reply_unconfirmed` with cause `not_durable`, because their callers were told
+that they failed. Trims wait until that is over.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from server.audit.errors import (
     JournalInUse,
     JournalUnwritable,
 )
-from server.audit.journal_file import JournalFile, checkpoint
+from server.audit.journal_file import JournalFile, checkpoint, make_log_durable
 from server.audit.reply_status import Cause, unknown_replies
 from server.machine import REAL, Files, Machine, Queue
 
@@ -298,9 +299,9 @@ class Journal:
     def trim(self, through: int) -> None:
         """Asks the writer to remove the rows up to position `through`, in small steps between batches.
 
-        A trim that fails is forgotten: the next one covers it.
+        While nothing can be written it waits.
         """
-        if self._open and self.writable:
+        if self._open:
             self._hand_over()
             self._put([])  # rows stay until their replies are settled
             self._work.put(_Trim(through))
@@ -436,6 +437,8 @@ class _Writer:
         self._post = post
         self._file = self._open()
         self._settled = self._file.settled
+        self._trim_waiting = 0
+        """Rows up to here are to be removed as soon as anything can be written."""
         self._log_pages = 0.0
         self._checkpoints = journal.machine.threads.pool("audit-checkpoint")
         self._checkpoint: BackgroundFuture[None] | None = None
@@ -477,7 +480,8 @@ class _Writer:
                 return
             match rest:
                 case _Trim(through):
-                    self._trim(through)
+                    if not self._trim(through):
+                        return
                 case _Stop(settled):
                     self._end(settled)
                     return
@@ -526,17 +530,26 @@ class _Writer:
         self._keep_log_short()
         return True
 
-    def _trim(self, through: int) -> None:
+    def _trim(self, through: int) -> bool:
+        """Removes some rows; False when the journal was stopped during an outage."""
         try:
             left = self._file.trim(through, _TRIM_ROWS, self._settled)
             if not left:
                 self._post(self._journal._measured, self._file.used_bytes())
-        except (sqlite3.Error, JournalError) as error:
+        except JournalError as error:
             self._post(self._journal._note_neglect, "trim", str(error))
-            return
+            return True
+        except sqlite3.Error as error:  # its sync may have failed: what comes after it would be lost with it
+            self._trim_later(through)
+            return self._outlast(error, [])
         self._log_pages += _PAGES_PER_COMMIT
         if left:
             self._work.put(_Trim(through))
+        return True
+
+    def _trim_later(self, through: int) -> None:
+        """Remembers a trim until the journal is well again."""
+        self._trim_waiting = max(self._trim_waiting, through)
 
     def _keep_log_short(self) -> None:
         """Checkpoints when the log has grown by its share.
@@ -572,9 +585,10 @@ class _Writer:
             if not self._refuse_for(pause):
                 return False
             pause = min(2 * pause, self._settings.retry_max_seconds)
-            with suppress(sqlite3.Error):
-                self._file.close()
             try:
+                make_log_durable(self._settings.path, self._machine.files)  # before closing moves it into the file
+                with suppress(sqlite3.Error):
+                    self._file.close()
                 self._file = self._open()
                 self._mark_unacknowledged(acknowledged)
                 self._file.probe()
@@ -586,6 +600,9 @@ class _Writer:
         journal.last_error = ""
         journal.writable = True
         self._post(journal._note_recovery, self.position, self._clock() - began)
+        if self._trim_waiting:
+            self._work.put(_Trim(self._trim_waiting))
+            self._trim_waiting = 0
         return True
 
     def _refuse_for(self, seconds: float) -> bool:
@@ -600,6 +617,8 @@ class _Writer:
                 case _Batch(appends, settled):
                     self._settled = max(self._settled, settled)
                     self._post(self._journal._fail, appends, self._journal.last_error)
+                case _Trim(through):
+                    self._trim_later(through)
                 case _Stop(settled):
                     self._end(settled)
                     return False
@@ -613,8 +632,7 @@ class _Writer:
         self._mark(acknowledged, "not_durable")
 
     def _open(self) -> JournalFile:
-        sync_commits = self._settings.durability is Durability.FSYNC
-        return JournalFile(self._settings.path, sync_commits=sync_commits, random_bytes=self._machine.random_bytes)
+        return _open(self._settings.path, self._machine, sync_commits=self._settings.durability is Durability.FSYNC)
 
 
 def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
@@ -627,7 +645,7 @@ def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
     """
     lock = _lock(machine.files, path)
     try:
-        file = JournalFile(path, sync_commits=True, random_bytes=machine.random_bytes)
+        file = _open(path, machine, sync_commits=True)
         try:
             marked = _mark(file, file.settled, "killed", file.settled)
             file.settle(file.head.position)
@@ -638,6 +656,11 @@ def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
     if marked:
         _log.warning("audit_replies_unknown", path=str(path), cause="killed", decisions=marked)
     return file.head.position
+
+
+def _open(path: Path, machine: Machine, *, sync_commits: bool) -> JournalFile:
+    make_log_durable(path, machine.files)
+    return JournalFile(path, sync_commits=sync_commits, random_bytes=machine.random_bytes)
 
 
 def _mark(file: JournalFile, after: int, cause: Cause, settled: int) -> int:

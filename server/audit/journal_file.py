@@ -11,6 +11,10 @@ which rows they may call `replied`. While no row is written it is kept in the ta
 
 SQLite runs in WAL mode. With `synchronous=FULL` a COMMIT syncs the WAL before it becomes visible to any reader; with
 `NORMAL` the WAL is only synced before a checkpoint, so a row survives the death of the process but not of the machine.
+
+What a failed sync leaves in the WAL may be nowhere but in memory, where it can be read all the same, and no later sync
+writes it. A commit behind it would be lost with it. Therefore whoever is about to write the journal, after a failure or
+after another process, first writes the WAL over itself and syncs it (`make_log_durable`).
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from server.audit.errors import JournalCorrupted, JournalError
+from server.machine import Files
 
 GENESIS: Final = bytes(32)
 """What the first row is chained to."""
@@ -34,6 +39,8 @@ _APPLICATION_ID: Final = 0x5054414A
 """What SQLite's file header names as the file's purpose; its user version is the format of the tables."""
 _FORMAT: Final = 2
 _TAIL_ROWS: Final = 1000
+_STEP_ROWS: Final = 1000
+"""What is read in one transaction."""
 _LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
 """With casts, so that a row edited into another type still fails the check of its hash, and not with a `TypeError`."""
@@ -236,6 +243,15 @@ class JournalFile:
         self._connection.close()
 
 
+def make_log_durable(path: Path, files: Files) -> None:
+    """Has what can be read in a journal's WAL on the disk, whatever became of earlier syncs.
+
+    Raises:
+        OSError: The disk fails.
+    """
+    files.rewrite(path.with_name(f"{path.name}-wal"))
+
+
 def checkpoint(path: Path) -> None:
     """Moves what readers no longer need from the WAL into the file, beside a writer that goes on appending."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -286,8 +302,14 @@ class JournalReader:
 
     def newest_first(self) -> Iterator[Row]:
         """Every row, the newest first."""
-        for row in self._connection.execute(_SELECT + " ORDER BY position DESC"):
-            yield Row(*row)
+        position = _LAST
+        while True:
+            query = _SELECT + " WHERE position < ? ORDER BY position DESC LIMIT ?"
+            rows = [Row(*row) for row in self._connection.execute(query, (position, _STEP_ROWS))]
+            if not rows:
+                return
+            yield from rows
+            position = rows[-1].position
 
     def head(self) -> Head:
         """The newest row; the anchor when there is none."""
@@ -306,19 +328,22 @@ class JournalReader:
         Raises:
             JournalCorrupted: A row is missing or was changed, or SQLite cannot read on; with its position.
         """
-        # One transaction, so that a trim in the meantime does not look like a gap.
-        self._connection.execute("BEGIN")
         anchor = head = self.anchor()
         try:
             _check_points(head, points)
-            for row in self._connection.execute(_SELECT + " ORDER BY position"):
-                head = follow(head, Row(*row))
-                _check_points(head, points)
+            before = None
+            while head != before:  # a step that finds no row more is the last one
+                before = head
+                # Row by row, since what is unreadable is behind those that were read.
+                for row in _read(self._connection, head.position, _STEP_ROWS):
+                    if row.position > head.position + 1 and (trimmed := self.anchor()).position > head.position:
+                        anchor = head = trimmed  # meanwhile, since it was shipped
+                        _check_points(head, points)
+                        break
+                    head = follow(head, row)
+                    _check_points(head, points)
         except sqlite3.DatabaseError as error:
             raise JournalCorrupted(head.position + 1, f"unreadable: {error}") from error
-        finally:
-            if self._connection.in_transaction:  # some failures of the disk have ended it
-                self._connection.execute("ROLLBACK")
         for point in points:
             if point.head.position > head.position:
                 raise JournalCorrupted(head.position + 1, f"{point.what}, up to {point.head.position}, but gone")
@@ -364,9 +389,13 @@ def _check_points(head: Head, points: Sequence[Point]) -> None:
             raise JournalCorrupted(head.position, f"not what was {point.what}")
 
 
-def _rows(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> list[Row]:
+def _read(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> Iterator[Row]:
     query = _SELECT + " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?"
-    return [Row(*row) for row in connection.execute(query, (position, last, limit))]
+    return (Row(*row) for row in connection.execute(query, (position, last, limit)))
+
+
+def _rows(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> list[Row]:
+    return list(_read(connection, position, limit, last))
 
 
 def _verified_tail(connection: sqlite3.Connection, anchor: Head) -> Head:

@@ -49,18 +49,25 @@ def tell(child: subprocess.Popen[str], command: str) -> None:
 
 
 def journal_content(path: Path) -> tuple[list[str], set[str]]:
-    """The verified journal: the ids of its decisions in order, and of those marked as not durable."""
+    """The verified journal: the ids of its decisions in order, and of those marked as not durable.
+
+    Of the last ones before a kill the next process cannot know whether the reply was sent, and marks them as `killed`.
+    """
     decisions: list[str] = []
     marked: set[str] = set()
+    killed: set[str] = set()
     with closing(JournalReader(path)) as journal:
         journal.verify()
         for row in journal.rows_after(0, -1):
             entry = packet_pb2.JournalEntry.FromString(row.entry)
             if entry.HasField("decision"):
                 decisions.append(entry.decision.decision.decision_id)
+            elif entry.reply_unconfirmed.cause == "killed":
+                killed.add(entry.reply_unconfirmed.decision_id)
             else:
                 assert entry.reply_unconfirmed.cause == "not_durable"
                 marked.add(entry.reply_unconfirmed.decision_id)
+    assert killed <= set(decisions)
     return decisions, marked
 
 

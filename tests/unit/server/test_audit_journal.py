@@ -280,6 +280,24 @@ async def test_trimming_removes_rows_from_the_front_and_keeps_the_chain(tmp_path
     assert entries_in(journal.settings.path) == [*rows[700:], b"more"]
 
 
+async def test_what_is_to_be_trimmed_during_an_outage_is_trimmed_after_it(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append_many([b"row"] * 100)
+        with (
+            closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as other,
+            closing(JournalReader(journal.settings.path)) as reader,
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            journal.trim(30)  # fails, and that is an outage, since what it wrote may not be on the disk
+            await until(lambda: not journal.writable)
+            journal.trim(70)
+            assert reader.anchor().position == 0
+            other.execute("ROLLBACK")
+            await until(lambda: reader.anchor().position == 70)
+        assert (journal.writable, journal.outages) == (True, 1)
+    assert len(entries_in(journal.settings.path)) == 30
+
+
 async def test_a_row_that_somebody_removed_stops_trimming_and_not_the_writing(tmp_path: Path) -> None:
     async with Journal(settings(tmp_path)) as journal:
         await asyncio.gather(*(journal.append(b"row") for _ in range(300)))
