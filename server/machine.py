@@ -84,6 +84,15 @@ class Identity(NamedTuple):
     size: int
 
 
+class Volume(NamedTuple):
+    """The file system that holds a directory."""
+
+    total_bytes: int
+    """All that it can hold; 0 where it does not say."""
+    free_bytes: int
+    """What a process without privileges may still write."""
+
+
 class Files:
     """Small files that are read and replaced whole. Every method blocks and raises `OSError`."""
 
@@ -134,6 +143,11 @@ class Files:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def volume(self, directory: Path) -> Volume:
+        """The file system that holds a directory."""
+        found = os.statvfs(directory)
+        return Volume(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
     def lock(self, path: Path) -> int | None:
         """Takes the lock of a file, made where it is missing.

@@ -108,6 +108,9 @@ JOURNAL_ROWS: Final = Counter("pretrade_journal_rows", "Rows made durable.")
 JOURNAL_REFUSED: Final = Counter("pretrade_journal_refused", "Rows not made durable.")
 JOURNAL_OUTAGES: Final = Counter("pretrade_journal_outages", "Times the journal became unwritable.")
 JOURNAL_BYTES: Final = Gauge("pretrade_journal_bytes", "What the rows of the journal fill on disk.")
+JOURNAL_LIMIT_BYTES: Final = Gauge(
+    "pretrade_journal_limit_bytes", "What they may fill: what the settings allow and the volume has left."
+)
 JOURNAL_FULL: Final = Gauge("pretrade_journal_full", "1 while the rows fill all that they may.")
 JOURNAL_DEPTH: Final = Gauge("pretrade_journal_depth", "Rows waiting for the writer.")
 JOURNAL_COMMIT_SECONDS: Final = Histogram("pretrade_journal_commit_seconds", "Time of a group commit, fsync included.")

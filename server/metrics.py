@@ -361,6 +361,7 @@ class ServerCollector(Collector):
         yield families.JOURNAL_REFUSED.family(journal.refused)
         yield families.JOURNAL_OUTAGES.family(journal.outages)
         yield families.JOURNAL_BYTES.family(journal.bytes)
+        yield families.JOURNAL_LIMIT_BYTES.family(journal.limit_bytes)
         yield families.JOURNAL_FULL.family(journal.full)
         yield families.JOURNAL_DEPTH.family(journal.depth)
         commits = families.JOURNAL_COMMIT_SECONDS.family()

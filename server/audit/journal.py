@@ -57,6 +57,21 @@ _log = structlog.get_logger(__name__)
 
 _SETTLE_SECONDS: Final = 0.05
 """How long after the last commit `settled` is written by itself: before, the next commit may bring it for nothing."""
+_MOST_BYTES: Final = 16 * 2**30
+"""What rows may fill that are not shipped, unless the settings say."""
+_MEASURE_BYTES: Final = 256 * 1024
+"""What may be written between two looks at what the volume has left."""
+_MEASURE_SECONDS: Final = 1.0
+"""Between two such looks while the journal is full: somebody may have made room."""
+_QUEUED_ROW_BYTES: Final = 2048
+"""A large row: what waits for the writer when the volume's end is seen must fit, too."""
+_LONGEST_LOG: Final = 2
+"""Commits wait for the log to be moved into the file once it has grown meanwhile by so many times its usual length."""
+_LOGS: Final = 8
+"""The reserve holds so many logs of usual length: the log as it is, what it grows while it is moved, as much again
+where a reader is in the way, and all by which the file may grow."""
+_CHECKPOINT_SECONDS: Final = 0.001
+"""Between two looks whether the log has been moved, while commits wait for that."""
 _MARKS: Final = 4_000
 """Rows that are marked in one commit."""
 _TRIM_ROWS: Final = 256  # a trim shares the writer with the callers: small steps, each between two batches
@@ -89,9 +104,10 @@ class JournalSettings(BaseModel):
     """Rows that may wait to be written; beyond, appends fail at once."""
     batch_rows: int = Field(default=256, ge=1, le=4096)
     """Rows after which a commit takes no further appends."""
-    max_mebibytes: int = Field(default=16_384, ge=1)
-    """What rows that are not shipped yet may fill, in MiB. Beyond, decisions are answered ABSTAIN rather than lost, and
-    the server is not healthy, until the database takes rows again. Set it below what the disk has left."""
+    max_mebibytes: int | None = Field(default=None, ge=1)
+    """What rows that are not shipped yet may fill, in MiB, of each process. Unset: 16 GiB. Never more than the volume
+    has left but for a reserve: a server whose volume cannot hold what is set here does not start. Beyond, decisions are
+    answered ABSTAIN rather than lost, and the server is not healthy, until the database takes rows again."""
     checkpoint_pages: int = Field(default=1000, ge=100, le=1_000_000)
     """Pages of 4 KiB written to the log after which they are moved into the file."""
     retry_min_seconds: float = Field(default=0.05, gt=0, le=10)
@@ -120,7 +136,7 @@ class Journal:
         self.settings: Final = settings
         self.machine: Final = machine
         self._on_commit = on_commit
-        self._work: Queue[_Batch | _Trim | _Stop] = machine.threads.queue()
+        self._work: Queue[_Work] = machine.threads.queue()
         self._gathered: list[_Append] = []
         """Appended in this turn of the event loop, and not handed to the writer yet."""
         self.held: Final[OrderedDict[Hashable, int]] = OrderedDict()
@@ -130,6 +146,7 @@ class Journal:
         self._handed_over = False
         """True when the writer got something since the last look at whether `settled` must be written by itself."""
         self._look: asyncio.TimerHandle | None = None
+        self._measuring: asyncio.TimerHandle | None = None
         self._open = False
         self.writable = False
         """True when the last write succeeded."""
@@ -151,6 +168,9 @@ class Journal:
         """Decisions marked when the file was opened because nobody knows what became of their replies, by cause."""
         self.bytes = 0
         """What the rows of the file fill."""
+        self.limit_bytes = _MOST_BYTES
+        """What they may fill: what the settings allow and the volume has left but for a reserve. In that, what has been
+        shipped can be removed and the journal recover."""
         self.on_full: Callable[[], None] = lambda: None
         """Called on the loop when the rows have come to fill all that they may."""
         self.last_commit_seconds = 0.0
@@ -159,7 +179,7 @@ class Journal:
     @property
     def full(self) -> bool:
         """True when the rows fill all that they may."""
-        return self.bytes >= self.settings.max_mebibytes * 2**20
+        return self.bytes >= self.limit_bytes
 
     @property
     def settled(self) -> int:
@@ -180,7 +200,7 @@ class Journal:
         if not self.writable:
             return self.last_error or "not open"
         if self.full:
-            return f"rows that are not shipped fill {self.settings.max_mebibytes} MiB, all that they may"
+            return f"rows that are not shipped fill all that they may, {max(0, self.limit_bytes) >> 20} MiB"
         return ""
 
     async def __aenter__(self) -> Self:
@@ -202,6 +222,7 @@ class Journal:
             await self._stop()
             raise
         self._open = True
+        self._measured(self.bytes, self.limit_bytes)
         return self
 
     async def __aexit__(
@@ -213,8 +234,9 @@ class Journal:
 
     async def _stop(self) -> None:
         self._hand_over()
-        if self._look is not None:
-            self._look.cancel()
+        for timer in (self._look, self._measuring):
+            if timer is not None:
+                timer.cancel()
         self._work.put(_Stop(self.settled if self.held else None))
         try:
             await asyncio.shield(self._stopped)
@@ -315,22 +337,28 @@ class Journal:
             return JournalFull(f"the audit journal: {self.problem}")
         return JournalFull(f"{self.depth} rows wait for the audit journal")
 
-    def _measured(self, bytes_: int) -> None:
-        """On the loop: what the rows fill by now."""
+    def _measured(self, bytes_: int, limit_bytes: int) -> None:
+        """On the loop: what the rows fill by now, and what they may fill."""
         was_full = self.full
-        self.bytes = bytes_
+        self.bytes, self.limit_bytes = bytes_, limit_bytes
         if self.full and not was_full:
             self.outages += 1
             _log.error("audit_journal_full", path=str(self.settings.path), error=self.problem)
             self.on_full()
         elif was_full and not self.full:
             _log.info("audit_journal_takes_rows_again", path=str(self.settings.path))
+        if self.full and self._open and self._measuring is None:
+            self._measuring = self._loop.call_later(_MEASURE_SECONDS, self._measure)
+
+    def _measure(self) -> None:
+        self._measuring = None
+        self._work.put(_Measure())
 
     def _settle(self, appends: list[_Append], rows: int, position: int, seconds: float, grown: int) -> None:
         """On the loop: a batch is durable."""
         self.depth -= rows
         self.position = position
-        self._measured(self.bytes + grown)
+        self._measured(self.bytes + grown, self.limit_bytes)
         for append in appends:
             if not append.future.done():
                 append.future.set_result(True)
@@ -378,7 +406,7 @@ class Journal:
             with _Writer(self, self._work, post) as writer:
                 writer.settle_what_was_left()
                 self.position = writer.position
-                self.bytes = writer.used_bytes()
+                self.bytes, self.limit_bytes = writer.measure()
                 self.writable = True
                 post(_resolve, opened, None)
                 writer.run()
@@ -409,9 +437,17 @@ class _Trim:
 
 
 @dataclass(frozen=True, slots=True)
+class _Measure:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     settled: int | None
     """`Journal.settled`; None when nothing is held, and so all is settled that has become durable."""
+
+
+_Work = _Batch | _Trim | _Measure | _Stop
 
 
 class _Writer:
@@ -426,7 +462,7 @@ class _Writer:
     def __init__(
         self,
         journal: Journal,
-        work: Queue[_Batch | _Trim | _Stop],
+        work: Queue[_Work],
         post: Callable[..., object],
     ) -> None:
         self._journal = journal
@@ -437,6 +473,8 @@ class _Writer:
         self._post = post
         self._file = self._open()
         self._settled = self._file.settled
+        self._unmeasured = 0
+        """Bytes written since the volume was looked at."""
         self._trim_waiting = 0
         """Rows up to here are to be removed as soon as anything can be written."""
         self._log_pages = 0.0
@@ -457,9 +495,23 @@ class _Writer:
         """Position of the newest durable row."""
         return self._file.head.position
 
-    def used_bytes(self) -> int:
-        """What the rows fill."""
-        return self._file.used_bytes()
+    def measure(self) -> tuple[int, int]:
+        """What the rows fill, and what they may fill.
+
+        Raises:
+            JournalError: The volume is too small for what the settings say, or for any journal.
+        """
+        settings = self._settings
+        self._unmeasured = 0
+        reserve = _LOGS * settings.checkpoint_pages * _PAGE_BYTES + settings.queue_rows * _QUEUED_ROW_BYTES
+        limit = _MOST_BYTES if settings.max_mebibytes is None else settings.max_mebibytes * 2**20
+        volume = self._machine.files.volume(settings.path.absolute().parent)
+        if volume.total_bytes:
+            _check_volume(settings, volume.total_bytes, reserve)
+            # What the log holds beyond the file's end will be moved there, and is free only until then.
+            size = self._machine.files.identity(settings.path).size
+            limit = min(limit, size + volume.free_bytes - reserve)
+        return self._file.used_bytes(), limit
 
     def settle_what_was_left(self) -> None:
         """Marks what a killed process left whose replies nobody knows."""
@@ -482,6 +534,8 @@ class _Writer:
                 case _Trim(through):
                     if not self._trim(through):
                         return
+                case _Measure():
+                    self._tell_measure()
                 case _Stop(settled):
                     self._end(settled)
                     return
@@ -497,7 +551,7 @@ class _Writer:
         if self._settled > self._file.settled:
             self._file.settle(self._settled)
 
-    def _take(self) -> tuple[list[_Append], _Trim | _Stop | None]:
+    def _take(self) -> tuple[list[_Append], _Trim | _Measure | _Stop | None]:
         """Waits for work and takes what is there: appends up to a batch, and what stood behind them."""
         work = self._work.get()
         appends: list[_Append] = []
@@ -528,23 +582,35 @@ class _Writer:
         self._post(self._journal._settle, appends, len(entries), self.position, seconds, grown)
         self._log_pages += _PAGES_PER_COMMIT + grown / _PAGE_BYTES
         self._keep_log_short()
+        self._unmeasured += grown
+        if self._unmeasured >= _MEASURE_BYTES:
+            self._tell_measure()
         return True
+
+    def _tell_measure(self) -> None:
+        try:
+            self._post(self._journal._measured, *self.measure())
+        except (sqlite3.Error, OSError, JournalError) as error:
+            self._post(self._journal._note_neglect, "measuring", str(error))
 
     def _trim(self, through: int) -> bool:
         """Removes some rows; False when the journal was stopped during an outage."""
         try:
+            free = self._file.free_pages()
             left = self._file.trim(through, _TRIM_ROWS, self._settled)
-            if not left:
-                self._post(self._journal._measured, self._file.used_bytes())
+            freed = self._file.free_pages() - free
         except JournalError as error:
             self._post(self._journal._note_neglect, "trim", str(error))
             return True
         except sqlite3.Error as error:  # its sync may have failed: what comes after it would be lost with it
             self._trim_later(through)
             return self._outlast(error, [])
-        self._log_pages += _PAGES_PER_COMMIT
+        self._log_pages += _PAGES_PER_COMMIT + freed
+        self._keep_log_short()
         if left:
             self._work.put(_Trim(through))
+        else:
+            self._tell_measure()
         return True
 
     def _trim_later(self, through: int) -> None:
@@ -558,18 +624,22 @@ class _Writer:
         so that no frame is left and the next commit starts the log from its beginning.
         """
         if self._checkpoint is None:
-            if self._log_pages >= self._settings.checkpoint_pages:
-                self._log_pages = 0.0
-                self._checkpoint = self._checkpoints.submit(checkpoint, self._settings.path)
-        elif self._checkpoint.done():
-            error = self._checkpoint.exception()
-            self._checkpoint = None
-            try:
-                if error is not None:
-                    raise error
-                self._file.checkpoint()
-            except (sqlite3.Error, OSError) as failure:  # the log grows until a later one succeeds; nothing is lost
-                self._post(self._journal._note_neglect, "checkpoint", str(failure))
+            if self._log_pages < self._settings.checkpoint_pages:
+                return
+            self._log_pages = 0.0
+            self._checkpoint = self._checkpoints.submit(checkpoint, self._settings.path)
+        while not self._checkpoint.done():
+            if self._log_pages < _LONGEST_LOG * self._settings.checkpoint_pages:
+                return
+            self._machine.threads.sleep(_CHECKPOINT_SECONDS)
+        error = self._checkpoint.exception()
+        self._checkpoint = None
+        try:
+            if error is not None:
+                raise error
+            self._file.checkpoint()
+        except (sqlite3.Error, OSError) as failure:  # the log grows until a later one succeeds; nothing is lost
+            self._post(self._journal._note_neglect, "checkpoint", str(failure))
 
     def _outlast(self, error: Exception, appends: list[_Append]) -> bool:
         """Fails everything that waits or arrives until a probe is durable; False when stopped before."""
@@ -600,6 +670,7 @@ class _Writer:
         journal.last_error = ""
         journal.writable = True
         self._post(journal._note_recovery, self.position, self._clock() - began)
+        self._tell_measure()
         if self._trim_waiting:
             self._work.put(_Trim(self._trim_waiting))
             self._trim_waiting = 0
@@ -656,6 +727,18 @@ def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
     if marked:
         _log.warning("audit_replies_unknown", path=str(path), cause="killed", decisions=marked)
     return file.head.position
+
+
+def _check_volume(settings: JournalSettings, total_bytes: int, reserve: int) -> None:
+    room = total_bytes - reserve
+    where = f"the volume of {settings.path.absolute().parent} has {total_bytes >> 20} MiB"
+    if room < reserve:
+        raise JournalError(f"{where}, and the journal needs {2 * reserve >> 20} MiB, half of them as a reserve")
+    if settings.max_mebibytes is not None and settings.max_mebibytes * 2**20 > room:
+        raise JournalError(
+            f"journal.max_mebibytes: {where}, {reserve >> 20} of them as a reserve, and cannot hold "
+            f"{settings.max_mebibytes} MiB of rows; set at most {room >> 20}, or nothing for what there is"
+        )
 
 
 def _open(path: Path, machine: Machine, *, sync_commits: bool) -> JournalFile:

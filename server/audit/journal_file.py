@@ -223,12 +223,15 @@ class JournalFile:
 
     def used_bytes(self) -> int:
         """What the rows fill; pages that trimming left free are used again and do not count."""
-        pages, free, size = (
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        used: int = (pages - free) * size
-        return used
+        return (self._pragma("page_count") - self.free_pages()) * self._pragma("page_size")
+
+    def free_pages(self) -> int:
+        """Pages of the file that trimming left free."""
+        return self._pragma("freelist_count")
+
+    def _pragma(self, name: str) -> int:
+        value: int = self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+        return value
 
     def rows_after(self, position: int) -> list[Row]:
         """Every row after `position`, in order."""

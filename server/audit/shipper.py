@@ -112,7 +112,7 @@ class Shipper:
     def _trim(self) -> None:
         # Where there is no room, what was shipped need not stay.
         through = self._sql.position - (0 if self._journal.full else self._settings.retained_rows)
-        if self.topic is not None and self._journal.bytes < _TOPIC_SHARE * self._journal.settings.max_mebibytes * 2**20:
+        if self.topic is not None and self._journal.bytes < _TOPIC_SHARE * self._journal.limit_bytes:
             through = min(through, self.topic.position)
         if through - self._trimmed >= (1 if self._journal.full else _TRIM_EVERY_ROWS):
             self._trimmed = through

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import greenlet
 
-from server.machine import Files, Identity
+from server.machine import Files, Identity, Volume
 from simulation.world import World
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Disk:
     def __init__(self, world: World, name: str, capacity: int, wall_clock_ns: Callable[[], int]) -> None:
         self.world = world
         self.name = name
-        self.capacity = capacity
+        self.size = self.capacity = capacity
+        """What fits on it when others have nothing there, and what does now."""
         self.weather = Weather()
         self._wall_clock_ns = wall_clock_ns
         self._chance = world.random(f"disk/{name}")
@@ -402,6 +403,11 @@ class SimulatedFiles(Files):
         if self._disk.weather.fails_sync:
             raise OSError(errno.EIO, "the disk failed to sync")
         self._disk.sync_directory(str(path))
+
+    def volume(self, directory: Path) -> Volume:
+        """See `Files`."""
+        self._owner.threads.check_alive()
+        return Volume(self._disk.size, self._disk.free_bytes)
 
     def lock(self, path: Path) -> int | None:
         """See `Files`."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from simulation.calls import Listeners
     from simulation.network import Network
 
-_CAPACITY_BYTES: Final = 64 * 2**20
+_CAPACITY_BYTES: Final = 256 * 2**20
 
 
 class Host:
