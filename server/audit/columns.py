@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.journal_file import Row
-from server.audit.reply_status import REPLIED, unconfirmed_status
+from server.audit.reply_status import REPLIED, WITHDRAWN, unconfirmed_status
 
 Columns = dict[str, Any]
 """Column values of one row; their types are the table's."""
@@ -35,7 +35,7 @@ class Shipment:
         self.entries: list[Columns] = []
         self.decisions: list[Columns] = []
         self.statuses: list[Columns] = []
-        self.heard: list[Columns] = []
+        self.repeats: list[Columns] = []
         self.changes: list[Columns] = []
         self.settings: list[Columns] = []
         self.outcomes: list[Columns] = []
@@ -53,9 +53,11 @@ class Shipment:
                     case "decision":
                         self.decisions.append(_decision_columns(entry.decision) | at)
                     case "reply_unconfirmed":
-                        self.statuses.append(_status_columns(entry.reply_unconfirmed))
+                        status = unconfirmed_status(_text(entry.reply_unconfirmed.cause))
+                        self._add_status(_text(entry.reply_unconfirmed.decision_id), status, at)
                     case "reply_heard":
-                        self.heard.append({"decision_id": _text(entry.reply_heard.decision_id)} | at)
+                        decision_id = _text(entry.reply_heard.decision_id)
+                        self.repeats.append({"decision_id": decision_id, "reply_status": REPLIED} | at)
                     case "control_change":
                         self.changes.append(_change_columns(entry.control_change) | at)
                     case "settings":
@@ -71,13 +73,19 @@ class Shipment:
             except (DecodeError, ValueError, OverflowError):
                 continue
 
+    def _add_status(self, decision_id: str, status: str, at: Columns) -> None:
+        if status == WITHDRAWN:
+            self.repeats.append({"decision_id": decision_id, "reply_status": status} | at)
+        else:
+            self.statuses.append({"of_decision_id": decision_id, "new_status": status})
+
     def days(self) -> set[dt.date]:
         """The days of its decisions."""
         return {decision["decided_at"].date() for decision in self.decisions}
 
     def stamp(self, shipped_at: dt.datetime) -> None:
         """Sets when the rows are shipped."""
-        for row in (*self.entries, *self.decisions, *self.heard):
+        for row in (*self.entries, *self.decisions, *self.repeats):
             row["shipped_at"] = shipped_at
 
 
@@ -150,13 +158,6 @@ def _decision_columns(packet: packet_pb2.DecisionPacket) -> Columns:
         "config_hash": _text(packet.config_hash),
         "durability": _text(packet.durability),
         "reply_status": REPLIED,
-    }
-
-
-def _status_columns(unconfirmed: packet_pb2.ReplyUnconfirmed) -> Columns:
-    return {
-        "of_decision_id": _text(unconfirmed.decision_id),
-        "new_status": unconfirmed_status(_text(unconfirmed.cause)),
     }
 
 

@@ -82,8 +82,8 @@ class Journals:
         found: audit_pb2.AuditedDecision | None = None
         for one in self.each(read, problems):
             found = found or one
-            if found is not None and decision_id not in statuses.doubtful:
-                break  # what other journals hold can only make a doubtful one sure
+            if found is not None and not found.packet.order.idempotency_key:
+                break  # the call was not repeated, so that no other process had to do with it
         if found is not None:
             found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
         return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -85,7 +85,7 @@ class AuditQuery:
             statuses = Statuses()
             for entry in news:
                 statuses.add(entry)
-            self._add_heard(statuses)
+            self._add_repeats(statuses, (decision_id,))
             found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
             return found
         if problems:
@@ -131,10 +131,10 @@ class AuditQuery:
         stored = self._stored(wanted, since, until, before, size + 1, problems)
         if stored is None and not tails:
             raise AuditUnavailable("; ".join(problems) or "there is neither database nor journal")
-        self._add_heard(statuses)
         recent = (one for tail in tails for one in tail)
         found = {one.packet.decision.decision_id: one for one in (*recent, *(stored or ()))}
         ids = sorted(found, reverse=True)
+        self._add_repeats(statuses, ids[:size])
         for decision_id in ids[:size]:
             found[decision_id].reply_status = statuses.of(decision_id, otherwise=found[decision_id].reply_status)
         return audit_pb2.ListDecisionsResponse(
@@ -320,11 +320,11 @@ class AuditQuery:
 
         return list(self.journals.each(read, problems))
 
-    def _add_heard(self, statuses: Statuses) -> None:
-        """What the database knows of decisions whose notes are still in a journal: repeats heard them elsewhere."""
+    def _add_repeats(self, statuses: Statuses, decision_ids: Collection[str]) -> None:
+        """What the database knows of decisions that may still be in a journal: what repeats heard elsewhere."""
         if self._store is not None:
             with suppress(sa.exc.SQLAlchemyError), self._database() as store:
-                statuses.add_heard(store.heard(statuses.doubtful))
+                statuses.add_repeats(store.repeats(decision_ids))
 
     def _shipped(self) -> dict[str, Head]:
         """How far each journal was shipped; nothing when the database cannot say."""

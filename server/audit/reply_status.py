@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
 from google.protobuf.message import DecodeError
@@ -19,6 +19,8 @@ CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
 
 REPLIED: Final = "replied"
 """The status of a decision of which nothing else is said."""
+WITHDRAWN: Final = "reply_unconfirmed:withdrawn"
+"""The status of a decision in whose place repeats hear something safer. The first call may have heard it."""
 UNSETTLED: Final = "unsettled"
 """The status of a decision of which nobody can say yet whether its caller heard it."""
 
@@ -29,32 +31,34 @@ def unconfirmed_status(cause: str) -> str:
 
 
 class Statuses:
-    """What entries of journals say of replies. They are added in the order of their journal; journals in any order."""
+    """What entries of journals say of replies. They are added in the order of their journal; journals in any order.
+
+    What repeats of a call heard holds over what is said of its first reply, and that a decision was withdrawn over that
+    a repeat heard it: nobody hears it any more.
+    """
 
     def __init__(self) -> None:
         self._unconfirmed: dict[str, str] = {}
-        self._heard: set[str] = set()
+        self._repeats: dict[str, str] = {}
 
     def add(self, entry: packet_pb2.JournalEntry) -> None:
         """Takes what an entry says, if it says anything of a reply."""
         if entry.HasField("reply_unconfirmed"):
             note = entry.reply_unconfirmed
-            self._unconfirmed[note.decision_id] = unconfirmed_status(note.cause)
+            status = unconfirmed_status(note.cause)
+            (self._repeats if status == WITHDRAWN else self._unconfirmed)[note.decision_id] = status
         elif entry.HasField("reply_heard"):
-            self._heard.add(entry.reply_heard.decision_id)
+            self._repeats.setdefault(entry.reply_heard.decision_id, REPLIED)
 
-    def add_heard(self, decision_ids: set[str]) -> None:
-        """Takes what is known otherwise: that repeats of their calls heard these decisions."""
-        self._heard |= decision_ids
+    def add_repeats(self, statuses: Mapping[str, str]) -> None:
+        """Takes what is known otherwise of what repeats heard: `REPLIED` or `WITHDRAWN`, by decision id."""
+        for decision_id, status in statuses.items():
+            if self._repeats.get(decision_id) != WITHDRAWN:
+                self._repeats[decision_id] = status
 
     def of(self, decision_id: str, otherwise: str = REPLIED) -> str:
         """The status of a decision; `otherwise` when nothing was said of it."""
-        return REPLIED if decision_id in self._heard else self._unconfirmed.get(decision_id, otherwise)
-
-    @property
-    def doubtful(self) -> set[str]:
-        """Decisions whose replies are unconfirmed."""
-        return self._unconfirmed.keys() - self._heard
+        return self._repeats.get(decision_id) or self._unconfirmed.get(decision_id, otherwise)
 
 
 def unconfirmed(

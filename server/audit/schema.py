@@ -101,15 +101,17 @@ DECISIONS: Final = sa.Table(
     sa.Column("shipped_at", _INSTANT, nullable=False, comment="that of its journal entry"),
 )
 
-REPLIES_HEARD: Final = sa.Table(
-    "replies_heard",
+REPEATS: Final = sa.Table(
+    "repeats",
     METADATA,
-    sa.Column("decision_id", sa.String, primary_key=True, comment="a repeat of its call heard it"),
+    sa.Column("decision_id", sa.String, primary_key=True, comment="a repeat of its call heard it, or something safer"),
+    sa.Column("reply_status", sa.String, nullable=False, comment="holds over what is said of the first reply"),
     sa.Column("journal_id", sa.String, nullable=False, comment="of the process that answered the repeat"),
     sa.Column("journal_position", sa.BigInteger, nullable=False),
     sa.Column("shipped_at", _INSTANT, nullable=False),
 )
-"""Rare: only of decisions whose first caller may not have heard them, or that another process had made."""
+"""Rare: only of decisions that were withdrawn, whose first caller may not have heard them, or that another process had
+made."""
 
 CONTROL_CHANGES: Final = sa.Table(
     "control_changes",

@@ -11,7 +11,7 @@ import functools
 import json
 import operator
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,13 @@ from server.audit.errors import JournalCorrupted
 from server.audit.journal_file import Head, Row, follow, link
 from server.audit.outcomes import LABELS, OUTCOMES, SETTINGS
 from server.audit.refusals import ACCESS_REFUSALS
-from server.audit.reply_status import REPLIED
+from server.audit.reply_status import WITHDRAWN
 from server.audit.schema import (
     CONTROL_CHANGES,
     DECISIONS,
     ENTRY_OF_DECISION,
     JOURNAL_ENTRIES,
-    REPLIES_HEARD,
+    REPEATS,
     SHIPMENTS,
     VERIFICATIONS,
     migrate,
@@ -44,13 +44,16 @@ from server.audit.schema import (
 _OF_DECISION: Final = DECISIONS.c.decision_id == sa.bindparam("of_decision_id")
 _SET_REPLY_STATUS: Final = (
     sa.update(DECISIONS)
-    .where(_OF_DECISION, ~sa.exists().where(REPLIES_HEARD.c.decision_id == DECISIONS.c.decision_id))
+    .where(_OF_DECISION, ~sa.exists().where(REPEATS.c.decision_id == DECISIONS.c.decision_id))
     .values(reply_status=sa.bindparam("new_status"))
 )
-_SET_REPLIED: Final = sa.update(DECISIONS).where(_OF_DECISION).values(reply_status=REPLIED)
+_OF_REPEATS: Final = sa.select(REPEATS.c.reply_status).where(REPEATS.c.decision_id == DECISIONS.c.decision_id)
+_SET_STATUS_OF_REPEATS: Final = (
+    sa.update(DECISIONS).where(_OF_DECISION).values(reply_status=_OF_REPEATS.scalar_subquery())
+)
 _REPLIES_LOCK: Final = 0x5052_4552
-"""Key of PostgreSQL's advisory lock: two processes may ship at once that a reply was heard and that it was not. Each
-must see the other's word."""
+"""Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
+ships what a repeat of the call heard. Each must see the other's word."""
 _READ_ROWS: Final = 1000
 _PARTITIONED_DAYS: Final = (366, 7)
 """Days before and after today that get a partition; a clock may be far off."""
@@ -124,9 +127,13 @@ class Store:
                 SCORE_PAIRS,
                 CANARY_EVENTS,
                 ACCESS_REFUSALS,
-                REPLIES_HEARD,
             )
         }
+        repeat = insert(REPEATS)
+        withdrawn = repeat.excluded.reply_status == WITHDRAWN  # nobody hears such a decision any more
+        self._insert_repeats = repeat.on_conflict_do_update(
+            index_elements=[REPEATS.c.decision_id], set_={"reply_status": WITHDRAWN}, where=withdrawn
+        )
         self._partitioned: set[dt.date] = set()
         previous = SHIPMENTS.c.shipped_at
         self._shipped_at = (
@@ -256,27 +263,27 @@ class Store:
             ):
                 if others:
                     connection.execute(self._inserts[table], others)
-            if shipment.statuses or shipment.heard:
-                self._write_replies(connection, shipment)
+            keyed = {one["decision_id"] for one in shipment.decisions if one["idempotency_key"] is not None}
+            if shipment.statuses or shipment.repeats or keyed:
+                self._write_replies(connection, shipment, keyed)
         return True
 
-    def _write_replies(self, connection: sa.Connection, shipment: Shipment) -> None:
-        """What became of replies. That one was heard holds, whichever of two journals is shipped first."""
+    def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:
+        """What became of replies. What repeats heard holds, whichever of two journals is shipped first."""
         if self._copies:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
-        if shipment.heard:
-            connection.execute(self._inserts[REPLIES_HEARD], shipment.heard)
-            connection.execute(_SET_REPLIED, [{"of_decision_id": one["decision_id"]} for one in shipment.heard])
+        if shipment.repeats:
+            connection.execute(self._insert_repeats, shipment.repeats)
+            keyed = keyed | {one["decision_id"] for one in shipment.repeats}
+        if repeated := _repeats_of(connection, keyed):
+            connection.execute(_SET_STATUS_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
         if shipment.statuses:
             connection.execute(_SET_REPLY_STATUS, shipment.statuses)
 
-    def heard(self, decision_ids: set[str]) -> set[str]:
-        """Those of the decisions that a repeat of their call heard."""
-        if not decision_ids:
-            return set()
+    def repeats(self, decision_ids: Collection[str]) -> dict[str, str]:
+        """The reply statuses of those of the decisions of which repeats of their calls heard something, by id."""
         with self._engine.connect() as connection:
-            query = sa.select(REPLIES_HEARD.c.decision_id).where(REPLIES_HEARD.c.decision_id.in_(decision_ids))
-            return set(connection.scalars(query))
+            return _repeats_of(connection, decision_ids)
 
     def find(self, decision_id: str) -> StoredDecision | None:
         """The decision with this id, or None."""
@@ -453,6 +460,14 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN")
+
+
+def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, str]:
+    repeats = REPEATS.c
+    if not decision_ids:
+        return {}
+    query = sa.select(repeats.decision_id, repeats.reply_status).where(repeats.decision_id.in_(decision_ids))
+    return {row.decision_id: row.reply_status for row in connection.execute(query)}
 
 
 def _shipped(row: sa.Row[Any]) -> Shipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -30,12 +31,13 @@ from structlog.testing import capture_logs
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit import reply_status
 from server.audit.errors import JournalUnwritable
 from server.audit.journal import Durability, Journal, JournalSettings, settle_what_was_left
 from server.audit.journal_file import JournalReader
 from server.audit.query import AuditQuery
 from server.audit.replies import Replies
-from server.audit.reply_status import REPLIED, UNSETTLED
+from server.audit.reply_status import REPLIED, UNSETTLED, WITHDRAWN, Statuses
 from server.record import Decided
 
 CANCELLED = "reply_unconfirmed:cancelled"
@@ -570,3 +572,23 @@ def packet(decision_id: str) -> bytes:
     entry = packet_pb2.JournalEntry()
     entry.decision.decision.decision_id = entry.decision.order.order_ref = decision_id
     return entry.SerializeToString()
+
+
+@pytest.mark.parametrize("entries", [*itertools.permutations(("cancelled", "withdrawn", "heard"))])
+def test_what_repeats_heard_holds_over_the_first_reply_and_withdrawn_over_all(entries: tuple[str, ...]) -> None:
+    """As three journals may hold it, read in any order."""
+    said = {
+        "cancelled": reply_status.unconfirmed("d", "cancelled"),
+        "withdrawn": reply_status.unconfirmed("d", "withdrawn"),
+        "heard": reply_status.heard("d"),
+    }
+    statuses = Statuses()
+    for name in entries:
+        statuses.add(packet_pb2.JournalEntry.FromString(said[name]))
+    statuses.add_repeats({"d": REPLIED, "e": WITHDRAWN})
+    assert (statuses.of("d"), statuses.of("e"), statuses.of("f")) == (WITHDRAWN, WITHDRAWN, REPLIED)
+    two = Statuses()
+    for name in entries:
+        if name != "withdrawn":
+            two.add(packet_pb2.JournalEntry.FromString(said[name]))
+    assert two.of("d") == REPLIED
