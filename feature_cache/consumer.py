@@ -372,7 +372,13 @@ class DeadLetters:
 
 
 async def create_topic(
-    bootstrap_servers: str, topic: str, partitions: int, replicas: int = 1, max_message_bytes: int | None = None
+    bootstrap_servers: str,
+    topic: str,
+    partitions: int,
+    replicas: int = 1,
+    max_message_bytes: int | None = None,
+    *,
+    compacted: bool = False,
 ) -> None:
     """Creates a topic where there is none; one that exists is left as it is.
 
@@ -382,6 +388,7 @@ async def create_topic(
         partitions: Its partitions.
         replicas: Copies of each partition.
         max_message_bytes: Largest batch that it takes; None leaves that to the brokers.
+        compacted: Whether the brokers keep the last message of each key for ever, and may remove the others.
 
     Raises:
         KafkaError: The brokers cannot be reached, or refuse.
@@ -390,6 +397,8 @@ async def create_topic(
     try:
         await admin.start()
         configuration = {} if max_message_bytes is None else {"max.message.bytes": str(max_message_bytes)}
+        if compacted:
+            configuration["cleanup.policy"] = "compact"
         answer = await admin.create_topics([NewTopic(topic, partitions, replicas, topic_configs=configuration)])
         for _, code, *message in answer.topic_errors:
             error = for_code(code)

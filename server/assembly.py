@@ -15,6 +15,7 @@ from feature_cache.l1 import FeatureCache
 from feature_cache.store import FeatureStore
 from server.admission import Admission
 from server.audit.journal import Journal
+from server.audit.replies import Replies
 from server.audit.shipper import Shipper
 from server.canary.assembly import CanaryParts, assemble
 from server.canary.subjects import canary_subjects
@@ -49,6 +50,7 @@ class Foundation:
     loop_lag: LoopLag
     journal: Journal
     shipper: Shipper
+    replies: Replies
     security: Security
     feature_cache: FeatureCache
     feature_store: FeatureStore | ClusterFeatureStore
@@ -88,6 +90,7 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
+    replies = await stack.enter_async_context(Replies(journal, clock))
     publish = None if envoy is None else envoy.publish
     # Not even if full: whoever is refused must not fill the disk.
     security = Security(
@@ -115,7 +118,7 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     feature_store = await stack.enter_async_context(
         open_store(redis_url, settings.feature_cache.ttl_seconds, settings.feature_cache.timeout_seconds)
     )
-    return Foundation(loop_lag, journal, shipper, security, feature_cache, feature_store)
+    return Foundation(loop_lag, journal, shipper, replies, security, feature_cache, feature_store)
 
 
 def _operator_token(process: Process) -> bytes | None:
@@ -183,6 +186,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         cached_scores=cached_scores,
         guards=guards,
         journal=base.journal,
+        replies=base.replies,
         packets=packets,
         shadow=canary.shadow,
         shadow_on=lambda: control.shadow,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from fallback.staleness import judge
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.errors import JournalError
+from server.audit.reply_status import unconfirmed
 from server.deadlines import Deadlines
 from server.errors import DeadlineError, OverloadedError
 from server.idempotency import ClaimLostError, identify
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from feature_cache.l1 import FeatureCache
     from server.admission import Admission
     from server.audit.journal import Journal
+    from server.audit.replies import Replies
+    from server.audit.reply_status import Cause
     from server.canary.burn import Objective
     from server.idempotency import IdempotencyWindow
     from server.inference.shadow import Shadow
@@ -93,6 +95,7 @@ class DataPlane:
         cached_scores: CachedScores,
         guards: Guards,
         journal: Journal,
+        replies: Replies,
         packets: PacketWriter,
         shadow: Shadow,
         shadow_on: Callable[[], bool],
@@ -116,6 +119,7 @@ class DataPlane:
         self._cached_scores = cached_scores
         self._guards = guards
         self._journal = journal
+        self._replies = replies
         self._packets = packets
         self._shadow = shadow
         self._shadow_on = shadow_on
@@ -134,8 +138,14 @@ class DataPlane:
         self._wall_clock_ns = wall_clock_ns
         self._new_id = new_id
 
+    def deadline(self, arrived: float, timeout_seconds: float | None) -> float:
+        """The monotonic instant before which an order's decision must be sent; its arguments are those of `decide`."""
+        return arrived + (self._cap_seconds if timeout_seconds is None else min(timeout_seconds, self._cap_seconds))
+
     async def decide(self, order: Order, arrived: float, timeout_seconds: float | None) -> Decided:
         """The decision of one order, durable when this returns.
+
+        Whoever gets it reports what became of the reply: `heard` or `unheard`.
 
         Args:
             order: A valid order.
@@ -149,7 +159,7 @@ class DataPlane:
 
         Cancelling is safe: other callers keep their answers, and a packet already written is marked unconfirmed.
         """
-        deadline = arrived + (self._cap_seconds if timeout_seconds is None else min(timeout_seconds, self._cap_seconds))
+        deadline = self.deadline(arrived, timeout_seconds)
         if self._clock() >= deadline:
             self._metrics.late += 1
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
@@ -185,8 +195,12 @@ class DataPlane:
         except ClaimLostError as error:
             assert made is not None
             self._metrics.late += 1
-            self._note_reply(made, "superseded")
+            self._replies.unheard(made, "superseded")
             raise DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time") from error
+        except BaseException as error:
+            if made is not None:  # decided, but the other processes could not be told in time
+                self._replies.unheard(made, _cause(error))
+            raise
         return kept.decided if kept.at is None else await self._repeat(order, budget, keyed, kept.decided, kept.at)
 
     async def _repeat(
@@ -218,7 +232,7 @@ class DataPlane:
     async def _note_withdrawn(self, decided: Decided, at: Remembered, budget: Budget) -> Decided:
         """Makes it durable that repeats hear this; ABSTAIN where that fails or takes too long."""
         durable_until = budget.deadline - self._reply_reserve(budget.allowed)
-        note = self._packets.unconfirmed(decided.decision_id, "withdrawn", decided.action, decided.reasons)
+        note = unconfirmed(decided.decision_id, "withdrawn", decided.action, decided.reasons)
         try:
             durable = self._journal.append(note, even_if_full=True)
             self._audit_deadlines.watch(durable, durable_until, late=False)
@@ -258,7 +272,11 @@ class DataPlane:
         answer = await self._chain.decide(case)
         action, reasons = self._guards.apply(case, answer)
         decided = await self._make_durable(case, answer, action, reasons)
-        self._after(case, answer, decided)
+        try:
+            self._after(case, answer, decided)
+        except BaseException as error:
+            self._replies.unheard(decided, _cause(error))
+            raise
         return decided
 
     def _look_up_features(self, case: Case) -> None:
@@ -301,16 +319,18 @@ class DataPlane:
             case, answer, action, reasons, self._new_id(), started, self._wall_clock_ns(), self._packets.control_version
         )
         try:
-            durable = self._journal.append(self._packets.packet(case, answer, decided, started))
+            packet = self._packets.packet(case, answer, decided, started)
+            self._replies.owe(decided)
+            durable = self._journal.append(packet)
             self._audit_deadlines.watch(durable, durable_until, late=False)
             if not await durable:
-                # The packet may still become durable, as the decision that was not given: the note says what was.
-                self._note_reply(decided, "audit_late")
+                # The packet may still become durable, as the decision that was not given.
                 decided.abstain(pb.REASON_CODE_AUDIT_LATE)
         except JournalError:
+            self._replies.forget(decided)
             decided.abstain(pb.REASON_CODE_AUDIT_UNAVAILABLE)
         except asyncio.CancelledError:
-            self._note_reply(decided, "cancelled")
+            self._replies.unheard(decided, "cancelled")
             raise
         now = self._clock()
         self._audit_times.add(now - started)
@@ -319,27 +339,23 @@ class DataPlane:
             self._metrics.late += 1
             self._objective.note(case, by_model=False)
             self._admission.dropped(case.budget.allowed)
-            self._note_reply(decided, "deadline")
+            self._replies.unheard(decided, "deadline")
             late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
             late.case = case
             raise late
         return decided
 
-    def cancelled(self, decided: Decided) -> None:
-        """Takes back a decision whose caller did not wait for it, unless a repeat of the call may hear it."""
-        self._metrics.cancelled += 1
-        if not self._idempotency.remembers(decided.decision_id):
-            self._note_reply(decided, "cancelled")
+    def heard(self, decided: Decided) -> None:
+        """The transport has the decision's bytes, in time."""
+        self._replies.heard(decided)
 
-    def late(self, decided: Decided) -> None:
-        """Takes back a decision that could not be sent before its deadline."""
-        self._metrics.late += 1
-        self._note_reply(decided, "deadline")
-
-    def _note_reply(self, decided: Decided, cause: str) -> None:
-        """Notes in the journal that this decision was not the reply; nobody waits for the note."""
-        with contextlib.suppress(JournalError):
-            self._journal.append(self._packets.unconfirmed(decided.decision_id, cause), even_if_full=True)
+    def unheard(self, decided: Decided, cause: Cause) -> None:
+        """The decision was not sent: its caller had gone, or its deadline has passed."""
+        if cause == "cancelled":
+            self._metrics.cancelled += 1
+        else:
+            self._metrics.late += 1
+        self._replies.unheard(decided, cause)
 
     def _after(self, case: Case, answer: Answer, decided: Decided) -> None:
         """What can wait until the decision is durable: cached score, shadow, admission, metrics, objective, reports."""
@@ -357,3 +373,10 @@ class DataPlane:
         self._metrics.observe(case, decided, now)
         self._objective.note(case, by_model=answer.source in MODEL_SOURCES)
         self._reports.decided(case, decided, now)
+
+
+def _cause(error: BaseException) -> Cause:
+    """Why a decision is not sent that was made when this was raised."""
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "deadline" if isinstance(error, TimeoutError) else "failed"

@@ -166,12 +166,8 @@ class IdempotencyWindow:
         """What is remembered, as the object that the first call made where that was here and not long ago."""
         claim, decided = self._recent.get(order.key, (None, None))
         if decided is None or claim != found.claim or found.is_withdrawn:
-            return Decided.repeated(found.decision, order.order_ref)
+            return Decided.repeated(found.decision, order.order_ref, is_withdrawn=found.is_withdrawn)
         return decided
-
-    def remembers(self, decision_id: str) -> bool:
-        """True while repeats may get this decision."""
-        return any(decided.decision_id == decision_id for _, decided in self._recent.values())
 
     async def _a_moment(self, deadline: float) -> None:
         if self._clock() >= deadline:

@@ -19,12 +19,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import grpc.aio
 from prometheus_client import start_http_server
 
 _T = TypeVar("_T")
+_REWRITTEN_AT_ONCE: Final = 2**20
 
 
 class Thread(Protocol):
@@ -83,6 +84,15 @@ class Identity(NamedTuple):
     size: int
 
 
+class Volume(NamedTuple):
+    """The file system that holds a directory."""
+
+    total_bytes: int
+    """All that it can hold; 0 where it does not say."""
+    free_bytes: int
+    """What a process without privileges may still write."""
+
+
 class Files:
     """Small files that are read and replaced whole. Every method blocks and raises `OSError`."""
 
@@ -104,6 +114,24 @@ class Files:
             os.fsync(descriptor)
             return _identity(os.fstat(descriptor))
 
+    def rewrite(self, path: Path) -> None:
+        """Writes a file's content over itself and syncs it; nothing where there is no such file.
+
+        What a sync has failed to write may be nowhere but in memory, where it can be read all the same, and no later
+        sync writes it unless it was written again.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            offset = 0
+            while content := os.pread(descriptor, _REWRITTEN_AT_ONCE, offset):
+                offset += os.pwrite(descriptor, content, offset)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def replace(self, source: Path, target: Path) -> None:
         """Gives a file another's name, at once for everybody who opens it. Power lost may undo that."""
         source.replace(target)
@@ -115,6 +143,11 @@ class Files:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def volume(self, directory: Path) -> Volume:
+        """The file system that holds a directory."""
+        found = os.statvfs(directory)
+        return Volume(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
     def lock(self, path: Path) -> int | None:
         """Takes the lock of a file, made where it is missing.
@@ -142,6 +175,8 @@ class Files:
 class Machine:
     """A machine; the defaults are the real one."""
 
+    host_name: Callable[[], str] = socket.gethostname
+    """What this machine is called."""
     process_name: Callable[[], str] = field(default=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """What tells the process that runs from all others that run now."""
     clock: Callable[[], float] = time.monotonic

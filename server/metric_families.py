@@ -114,10 +114,21 @@ JOURNAL_ROWS: Final = Counter("pretrade_journal_rows", "Rows made durable.")
 JOURNAL_REFUSED: Final = Counter("pretrade_journal_refused", "Rows not made durable.")
 JOURNAL_OUTAGES: Final = Counter("pretrade_journal_outages", "Times the journal became unwritable.")
 JOURNAL_BYTES: Final = Gauge("pretrade_journal_bytes", "What the rows of the journal fill on disk.")
+JOURNAL_LIMIT_BYTES: Final = Gauge(
+    "pretrade_journal_limit_bytes", "What they may fill: what the settings allow and the volume has left."
+)
 JOURNAL_FULL: Final = Gauge("pretrade_journal_full", "1 while the rows fill all that they may.")
 JOURNAL_DEPTH: Final = Gauge("pretrade_journal_depth", "Rows waiting for the writer.")
 JOURNAL_COMMIT_SECONDS: Final = Histogram("pretrade_journal_commit_seconds", "Time of a group commit, fsync included.")
 JOURNAL_COMMIT_ROWS: Final = Histogram("pretrade_journal_commit_rows", "Rows of a group commit.", (), ROW_EDGES)
+REPLIES_UNCONFIRMED: Final = Counter(
+    "pretrade_replies_unconfirmed", "Decisions that were not what their callers heard; each is noted.", ("fate",)
+)
+REPLIES_OWED: Final = Gauge(
+    "pretrade_replies_owed", "Decisions on disk of which nobody knows yet whether they were heard."
+)
+REPLY_NOTES_WAITING: Final = Gauge("pretrade_reply_notes_waiting", "Notes about replies that are not durable yet.")
+REPLY_NOTES_LOST: Final = Counter("pretrade_reply_notes_lost", "Notes about replies given up because too many waited.")
 SHIPPER_UNSHIPPED: Final = Gauge("pretrade_shipper_unshipped", "Durable rows not yet in SQL.")
 SHIPPER_OUTAGES: Final = Counter("pretrade_shipper_outages", "Times shipping began to fail.")
 SHIPPER_RESTARTS: Final = Counter("pretrade_shipper_restarts", "Times the shipping process was replaced.")

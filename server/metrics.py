@@ -19,6 +19,7 @@ from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server import metric_families as families
+from server.audit.reply_status import CAUSES
 from server.canary.events import TURNS
 from server.canary.evidence import Verdict
 from server.control.flags import FLAGS
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from server.admission import Admission
     from server.audit.journal import Journal
     from server.audit.reading import Reading
+    from server.audit.replies import Replies
     from server.audit.shipper import Shipper
     from server.canary.assembly import CanaryParts
     from server.control.configuration import Configuration
@@ -128,6 +130,7 @@ class ServerCollector(Collector):
         replicas: tuple[Replica, ...],
         canary: CanaryParts,
         journal: Journal,
+        replies: Replies,
         shipper: Shipper,
         reports: DecisionReports,
         exporter: CountingExporter | None,
@@ -151,6 +154,7 @@ class ServerCollector(Collector):
         self._replicas = replicas
         self._canary = canary
         self._journal = journal
+        self._replies = replies
         self._shipper = shipper
         self._reports = reports
         self._exporter = exporter
@@ -359,6 +363,7 @@ class ServerCollector(Collector):
         yield families.JOURNAL_REFUSED.family(journal.refused)
         yield families.JOURNAL_OUTAGES.family(journal.outages)
         yield families.JOURNAL_BYTES.family(journal.bytes)
+        yield families.JOURNAL_LIMIT_BYTES.family(journal.limit_bytes)
         yield families.JOURNAL_FULL.family(journal.full)
         yield families.JOURNAL_DEPTH.family(journal.depth)
         commits = families.JOURNAL_COMMIT_SECONDS.family()
@@ -367,6 +372,14 @@ class ServerCollector(Collector):
         rows = families.JOURNAL_COMMIT_ROWS.family()
         rows.add_metric((), *self._decisions.commit_rows.buckets())
         yield rows
+        replies = self._replies
+        unconfirmed = families.REPLIES_UNCONFIRMED.family()
+        for cause in CAUSES:
+            unconfirmed.add_metric((cause,), replies.unconfirmed[cause] + journal.marked[cause])
+        yield unconfirmed
+        yield families.REPLIES_OWED.family(replies.owed)
+        yield families.REPLY_NOTES_WAITING.family(replies.waiting)
+        yield families.REPLY_NOTES_LOST.family(replies.lost)
         shipper = self._shipper
         yield families.SHIPPER_UNSHIPPED.family(shipper.unshipped)
         yield families.SHIPPER_OUTAGES.family(shipper.outages)

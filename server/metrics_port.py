@@ -37,6 +37,7 @@ def serve_metrics(process: Process, base: Foundation, path: RequestPath, audit: 
             replicas=path.replicas,
             canary=path.canary,
             journal=base.journal,
+            replies=base.replies,
             shipper=base.shipper,
             reports=path.reports,
             exporter=None if path.tracing is None else path.tracing.exporter,

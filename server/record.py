@@ -6,6 +6,7 @@ was recorded by its ledger alone, which then also says what the audit cost.
 
 from __future__ import annotations
 
+import enum
 import math
 import struct
 from functools import lru_cache
@@ -84,25 +85,43 @@ _SOURCE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_from_dec
 _CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "correlation_id")
 
 
+class ReplyState(enum.Enum):
+    """What is known of a decision's reply; kept by `server.audit.replies`."""
+
+    NONE = enum.auto()
+    """There is nothing to note: no row was written, or the commit failed, or it is what a repeat hears in place of the
+    decision, which was noted before."""
+    OWED = enum.auto()
+    """Nobody knows yet whether the caller will hear it."""
+    HEARD = enum.auto()
+    """A caller heard it."""
+    UNHEARD = enum.auto()
+    """Noted as not heard."""
+    ELSEWHERE = enum.auto()
+    """Another process decided, and knows."""
+
+
 class Decided:
     """A decision, ready to be recorded and sent.
 
     `wire` is the serialised `Decision`. It holds the ledger as it is: up to now in the packet, with the audit's cost in
-    the reply.
+    the reply. `abstained` is true when the caller is told ABSTAIN for the audit's sake, whatever the packet says.
     """
 
     __slots__ = (
-        "_arrived",
         "_head",
         "_ledger",
         "_rest",
         "_uses",
+        "abstained",
         "action",
         "allowed_us",
+        "arrived",
         "decision_id",
         "model_expires_at",
         "order_ref",
         "reasons",
+        "reply",
         "source",
         "used_us",
         "wire",
@@ -126,6 +145,8 @@ class Decided:
         self.source = answer.source
         self.reasons = reasons
         self.model_expires_at = answer.model_expires_at
+        self.reply = ReplyState.NONE
+        self.abstained = False
         seconds, nanos = divmod(wall_ns, 1_000_000_000)
         rest = _model(answer.source, answer.model_name, answer.model_version) + _DECIDED_AT % (
             prefixed(_INSTANT % (varint(seconds), varint(nanos))),
@@ -139,24 +160,28 @@ class Decided:
             rest += _DEGRADATIONS % prefixed(bytes(case.degradations))
         self._rest = rest
         budget = case.budget
-        self._arrived = budget.arrived
+        self.arrived = budget.arrived
         self.allowed_us = max(0, int(budget.allowed * 1e6))
         self._uses = _uses(budget.uses)
         self._write_head()
         self._write(now)
 
     @classmethod
-    def repeated(cls, remembered: bytes, order_ref: str) -> Decided:
+    def repeated(cls, remembered: bytes, order_ref: str, *, is_withdrawn: bool) -> Decided:
         """A decision made before, by another process perhaps; nothing is charged to it.
 
         Args:
             remembered: See there.
             order_ref: That of the order, which is the same as of the first one.
+            is_withdrawn: True when it is what repeats hear in place of the decision.
         """
         (expires_at,) = _EXPIRES.unpack_from(remembered)
         message = pb.Decision.FromString(remembered[_EXPIRES.size :])
         message.order_ref = order_ref
-        return cls._of(message, expires_at)
+        decided = cls._of(message, expires_at)
+        if not is_withdrawn and pb.REASON_CODE_AUDIT_UNAVAILABLE not in decided.reasons:
+            decided.reply = ReplyState.ELSEWHERE
+        return decided
 
     def withdrawn(
         self, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType], control_version: int
@@ -175,6 +200,8 @@ class Decided:
         decided.action = message.action
         decided.source = message.source
         decided.reasons = list(message.reasons)
+        decided.reply = ReplyState.NONE
+        decided.abstained = pb.REASON_CODE_AUDIT_LATE in decided.reasons
         decided.allowed_us = message.budget.allowed_us
         decided.used_us = message.budget.used_us
         decided.wire = message.SerializeToString()
@@ -194,7 +221,8 @@ class Decided:
         self._write(now)
 
     def abstain(self, reason: pb.ReasonCode.ValueType) -> None:
-        """Makes it an abstention, for one reason more; to be followed by `charge_audit`."""
+        """Makes it an abstention for the audit's sake; to be followed by `charge_audit`."""
+        self.abstained = True
         self.action = pb.ACTION_ABSTAIN
         self.reasons.append(reason)
         self._write_head()
@@ -208,7 +236,7 @@ class Decided:
         )
 
     def _write(self, now: float) -> None:
-        self.used_us = max(0, int((now - self._arrived) * 1e6))
+        self.used_us = max(0, int((now - self.arrived) * 1e6))
         ledger = _BUDGET % (varint(self.allowed_us), varint(self.used_us)) + self._uses
         self._ledger = _LEDGER % prefixed(ledger)
         self.wire = self._head + _ORDER_REF % prefixed(self.order_ref.encode()) + self._ledger
@@ -272,19 +300,6 @@ class PacketWriter:
                 recorded_at_ns=wall_ns,
             )
         ).SerializeToString()
-
-    @staticmethod
-    def unconfirmed(
-        decision_id: str,
-        cause: str,
-        heard_action: pb.Action.ValueType = pb.ACTION_UNSPECIFIED,
-        heard_reasons: Sequence[pb.ReasonCode.ValueType] = (),
-    ) -> bytes:
-        """The serialised journal entry that says that a decision was not what its caller heard."""
-        note = packet_pb2.ReplyUnconfirmed(
-            decision_id=decision_id, cause=cause, heard_action=heard_action, heard_reasons=heard_reasons
-        )
-        return packet_pb2.JournalEntry(reply_unconfirmed=note).SerializeToString()
 
     def _server(self) -> bytes:
         """What holds for all packets while the control state is what it is."""

@@ -2,7 +2,8 @@
 
 * I1 Every acknowledged order has exactly one audit row, which says that it was replied; a refused one has none; one
   whose caller heard nothing has at most one, which says that its reply is unconfirmed. Only where the caller gave up by
-  itself may the reply have crossed that: then the row may say replied when it was decided shortly before or after.
+  itself may the reply have crossed that: then the row may say replied when it was decided shortly before or after. A
+  server that is killed cannot say what became of its last replies: their rows say so, also of those that were heard.
 * I2 Reply and audit row are the same but for the budget, to which the reply adds the audit's stage; the hash chain has
   no gap.
 * I3 No reply took longer than it was allowed by its own budget. And none comes later than the deadline, 5 ms, and what
@@ -34,7 +35,7 @@ from open_loop import NO_RESULT, Call, Fate
 from fallback.order import MODEL_SOURCES
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.columns import REPLIED, unconfirmed_status
+from server.audit.reply_status import REPLIED, unconfirmed_status
 
 Row = tuple[packet_pb2.DecisionPacket, str]
 """An audited decision and its reply status."""
@@ -47,6 +48,7 @@ _CROSSING_SHARE: Final = 0.1
 that time it is made durable, handed to the transport, and not yet read by a caller that gives up at that moment; or a
 caller that left is not yet known to have left."""
 _UNCONFIRMED: Final = unconfirmed_status("")
+_KILLED: Final = unconfirmed_status("killed")
 _SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
@@ -242,7 +244,7 @@ def _of_call(call: Call, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return [*found, f"I1: {ref} was answered and has no row"]
     packet, status = rows[0]
-    if status != REPLIED:
+    if status not in (REPLIED, _KILLED):
         found.append(f"I1: {ref} was answered and its row says {status}")
     return found + _differences(reply, packet.decision)
 

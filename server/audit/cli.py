@@ -23,10 +23,10 @@ from rich.text import Text
 from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.columns import REPLIED
 from server.audit.errors import AuditError, AuditUnavailable
 from server.audit.explain import Explainer
 from server.audit.explanation_table import explanation_table
+from server.audit.heads import VerifyingKey
 from server.audit.models import ModelStore
 from server.audit.places import DatabaseUrl as _DatabaseUrl
 from server.audit.places import JournalPath as _JournalPath
@@ -35,13 +35,15 @@ from server.audit.places import failure as _failure
 from server.audit.places import model_store as _model_store
 from server.audit.places import targets as _targets
 from server.audit.query import AuditQuery
-from server.audit.reader import Unreachable, verify
+from server.audit.reader import Open, Unreachable, Verified, verify
+from server.audit.reply_status import REPLIED, UNSETTLED
 from server.audit.store import Store
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
 
 _BAR_WIDTH: Final = 24
+_REPLIES: Final = {REPLIED: "sent", UNSETTLED: "not known yet whether it was sent"}
 _COLOURS: Final = {pb.ACTION_TRADE: "green", pb.ACTION_NO_TRADE: "yellow", pb.ACTION_ABSTAIN: "red"}
 
 
@@ -87,29 +89,93 @@ def _explanation(decision: audit_pb2.AuditedDecision, query: AuditQuery, models:
 
 @app.command(name="verify")
 def verify_chains(
+    full: Annotated[
+        bool, typer.Option("--full", help="Also check again what was verified before; else it is only counted.")
+    ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key in PEM. What servers stated outside of their journals must be signed by it."),
+    ] = None,
+    brokers: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PRETRADE_DECISIONS_TOPIC__BOOTSTRAP_SERVERS",
+            show_envvar=True,
+            help="Brokers of the topic of decisions: what servers stated there is compared, too.",
+        ),
+    ] = None,
+    topic: Annotated[
+        str, typer.Option(envvar="PRETRADE_DECISIONS_TOPIC__TOPIC", show_envvar=True, help="The topic of decisions.")
+    ] = "decisions",
     database_url: _DatabaseUrl = None,
     journal: _JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Checks every row of the database and the journal against the hash chain.
+    """Checks that no row of the audit was changed and none is missing, in the database and in the journals.
 
-    Exits with 1 at the first bad row, and with 2 when a place could not be checked.
+    Exits with 1 at the first row that is changed or missing, and with 2 when a place could not be checked.
     """
     asked = database_url is not None or journal is not None
     database_url, journal = _targets(database_url, journal, directory)
-    unreachable = database_url is None and not asked
+    incomplete = database_url is None and not asked
     try:
-        for one in verify(database_url, journal):
-            if isinstance(one, Unreachable):
-                unreachable = True
-                typer.echo(f"{one.where}: not reachable, not verified: {one.why}", err=True)
-                continue
-            rows = f"rows {one.first} to {one.last} are" if one.first else "no rows; the head is"
-            typer.echo(f"{one.where}: journal {one.journal_id}: {rows} as they were written")
+        heads: Sequence[packet_pb2.JournalHead] = ()
+        if brokers is not None:
+            try:
+                heads = _heads_on(brokers, topic)
+            except AuditUnavailable as error:
+                incomplete = True
+                typer.echo(f"not compared: {error}", err=True)
+        verifying = None if key is None else VerifyingKey(key)
+        for one in verify(database_url, journal, full=full, key=verifying, topic_heads=heads):
+            incomplete = incomplete or isinstance(one, Unreachable)
+            typer.echo(_finding(one), err=isinstance(one, Unreachable))
     except (AuditError, ValueError) as error:
         raise _failure(error) from error
-    if unreachable:
+    if incomplete:
         raise typer.Exit(2)
+
+
+def _heads_on(brokers: str, topic: str) -> Sequence[packet_pb2.JournalHead]:
+    try:
+        from server.audit.topic_heads import read_heads  # noqa: PLC0415 - an extra that servers need not install
+    except ModuleNotFoundError as error:
+        raise AuditUnavailable(f"{error.name} is missing: pip install 'pretrade[worker]'") from error
+    return read_heads(brokers, topic)
+
+
+def _finding(one: Verified | Open | Unreachable) -> str:
+    """A line about what was found."""
+    if isinstance(one, Unreachable):
+        return f"{one.where}: not reachable, not verified: {one.why}"
+    if isinstance(one, Open):
+        return f"journal {one.journal_id}: {one.what}"
+    rows = f"rows {one.first} to {one.last} are" if one.first else "no rows; the head is"
+    since = f"; those up to {one.checkpoint} were verified before and are all there" if one.checkpoint else ""
+    compared = f"; compared with {', '.join(one.compared)}" if one.compared else ""
+    return f"{one.where}: journal {one.journal_id}: {rows} as they were written{since}{compared}"
+
+
+@app.command(name="write-off")
+def write_off(
+    journal_id: Annotated[str, typer.Argument(help="The journal whose end is lost, as `verify` names it.")],
+    author: Annotated[str, typer.Option(help="Who gives it up.")],
+    reason: Annotated[str, typer.Option(help="Why: what happened to the journal.")],
+    database_url: _DatabaseUrl = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Gives up what followed the last shipped row of a journal that is lost; `verify` then says so and goes on."""
+    database_url, _ = _targets(database_url, None, directory)
+    if database_url is None:
+        raise _failure("no database: name --database-url")
+    note = f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC, {author}: {reason}"
+    try:
+        with closing(Store(database_url)) as store:
+            if not store.write_off(journal_id, note):
+                raise _failure(f"no journal {journal_id} in the database")
+    except (ValueError, sa.exc.SQLAlchemyError) as error:
+        raise _failure(str(error).splitlines()[0]) from error
+    typer.echo(f"journal {journal_id}: given up; {note}")
 
 
 @app.command(name="migrate")
@@ -232,7 +298,7 @@ def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
     )
     if answer.model_name:
         yield "model", f"{answer.model_name} {answer.model_version}"
-    yield "reply", "sent" if decision.reply_status == REPLIED else decision.reply_status
+    yield "reply", _REPLIES.get(decision.reply_status, decision.reply_status)
 
 
 def _why(answer: pb.Decision) -> Iterator[tuple[str, str]]:

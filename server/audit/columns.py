@@ -13,11 +13,11 @@ from google.protobuf.message import DecodeError
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.journal_file import Row
+from server.audit.reply_status import REPLIED, WITHDRAWN, unconfirmed_status
 
 Columns = dict[str, Any]
 """Column values of one row; their types are the table's."""
 
-REPLIED: Final = "replied"
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -35,6 +35,7 @@ class Shipment:
         self.entries: list[Columns] = []
         self.decisions: list[Columns] = []
         self.statuses: list[Columns] = []
+        self.repeats: list[Columns] = []
         self.changes: list[Columns] = []
         self.settings: list[Columns] = []
         self.outcomes: list[Columns] = []
@@ -52,7 +53,11 @@ class Shipment:
                     case "decision":
                         self.decisions.append(_decision_columns(entry.decision) | at)
                     case "reply_unconfirmed":
-                        self.statuses.append(_status_columns(entry.reply_unconfirmed))
+                        status = unconfirmed_status(_text(entry.reply_unconfirmed.cause))
+                        self._add_status(_text(entry.reply_unconfirmed.decision_id), status, at)
+                    case "reply_heard":
+                        decision_id = _text(entry.reply_heard.decision_id)
+                        self.repeats.append({"decision_id": decision_id, "reply_status": REPLIED} | at)
                     case "control_change":
                         self.changes.append(_change_columns(entry.control_change) | at)
                     case "settings":
@@ -68,13 +73,19 @@ class Shipment:
             except (DecodeError, ValueError, OverflowError):
                 continue
 
+    def _add_status(self, decision_id: str, status: str, at: Columns) -> None:
+        if status == WITHDRAWN:
+            self.repeats.append({"decision_id": decision_id, "reply_status": status} | at)
+        else:
+            self.statuses.append({"of_decision_id": decision_id, "new_status": status})
+
     def days(self) -> set[dt.date]:
         """The days of its decisions."""
         return {decision["decided_at"].date() for decision in self.decisions}
 
     def stamp(self, shipped_at: dt.datetime) -> None:
         """Sets when the rows are shipped."""
-        for row in (*self.entries, *self.decisions):
+        for row in (*self.entries, *self.decisions, *self.repeats):
             row["shipped_at"] = shipped_at
 
 
@@ -148,18 +159,6 @@ def _decision_columns(packet: packet_pb2.DecisionPacket) -> Columns:
         "durability": _text(packet.durability),
         "reply_status": REPLIED,
     }
-
-
-def _status_columns(unconfirmed: packet_pb2.ReplyUnconfirmed) -> Columns:
-    return {
-        "of_decision_id": _text(unconfirmed.decision_id),
-        "new_status": unconfirmed_status(unconfirmed.cause),
-    }
-
-
-def unconfirmed_status(cause: str) -> str:
-    """The reply status of a decision whose reply is unconfirmed for this cause."""
-    return f"reply_unconfirmed:{_text(cause)}"
 
 
 def _settings_columns(settings: packet_pb2.SettingsInForce) -> Columns:

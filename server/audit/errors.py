@@ -52,11 +52,13 @@ class JournalCorrupted(JournalError):  # noqa: N818 - see JournalFull
 
     Attributes:
         position: The first position that does not fit.
+        problem: What is wrong there.
     """
 
-    def __init__(self, position: int, problem: str) -> None:
-        super().__init__(f"position {position}: {problem}")
+    def __init__(self, position: int, problem: str, journal_id: str = "") -> None:
+        super().__init__(f"{f'journal {journal_id}, ' if journal_id else ''}position {position}: {problem}")
         self.position = position
+        self.problem = problem
 
 
 class SchemaUnknown(AuditError):  # noqa: N818 - see JournalFull

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from server.audit.errors import JournalError
 from server.audit.journal import Journal
-from server.audit.shipping import Progress
+from server.audit.shipping import CLOSE, Progress
 
 _log = structlog.get_logger(__name__)
 
@@ -41,6 +41,8 @@ class Follower:
         self._task = task
         self._name = name
         self._on_progress = on_progress
+        self._process: Process | None = None
+        self._closed = False
         self._progressed = asyncio.Event()
         self._neglected = ""
         self.position = 0
@@ -64,12 +66,30 @@ class Follower:
         self._supervision = asyncio.create_task(self._supervise(), name=self._name)
 
     async def stop(self, drain_seconds: float) -> None:
-        """Waits for what is still on its way, then ends the process."""
+        """Waits for what is still on its way, has it said where the journal ends, and ends the process."""
+        until = asyncio.get_running_loop().time() + drain_seconds
         if not await self.drain(drain_seconds):
             _log.warning(f"{self._name}_not_drained", behind=self.behind, error=self.last_error)
+        elif not await self._close(until):
+            _log.warning(f"{self._name}_not_closed", error=self.last_error)
         self._supervision.cancel()
         with suppress(asyncio.CancelledError):
             await self._supervision
+
+    async def _close(self, until: float) -> bool:
+        """Has the process say where the journal ends; False when that takes longer than until `until`, loop time."""
+        if self._process is None or self._process.stdin is None:
+            return False
+        try:
+            async with asyncio.timeout_at(until):
+                with suppress(OSError, RuntimeError):  # it has ended; uvloop calls a closed pipe a RuntimeError
+                    self._process.stdin.write(CLOSE)
+                while not self._closed:
+                    self._progressed.clear()
+                    await self._progressed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def drain(self, within_seconds: float) -> bool:
         """Waits until every row appended so far has arrived. Safe to cancel.
@@ -117,6 +137,7 @@ class Follower:
         """Gives the process its task and reads its progress until it ends; True when it made any."""
         assert process.stdin is not None
         assert process.stdout is not None
+        self._process = process
         with suppress(ConnectionError):
             process.stdin.write(self._task.model_dump_json().encode() + b"\n")
             await process.stdin.drain()
@@ -132,6 +153,7 @@ class Follower:
         over = bool(self.last_error and not progress.error)
         self.last_error = progress.error
         self.outages += began
+        self._closed = progress.closed
         self.position = max(self.position, progress.position)
         if progress.skipped > self.skipped:
             _log.error(f"{self._name}_skipped", rows=progress.skipped - self.skipped)

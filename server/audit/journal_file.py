@@ -4,8 +4,17 @@
 gap. Trimming removes rows from the front and keeps the position and hash of the last one removed as the *anchor*, so
 the chain of what remains can still be checked, and joins what was shipped.
 
+Every row also carries how far replies were *settled* when it was written: through which position it was known of each
+decision whether its caller heard it, or a note said that it did not (see `replies.py`). Beside the row this costs
+nothing. It is no evidence. It tells the next process, after the death of one, whose replies nobody knows, and readers
+which rows they may call `replied`. While no row is written it is kept in the table `journal`.
+
 SQLite runs in WAL mode. With `synchronous=FULL` a COMMIT syncs the WAL before it becomes visible to any reader; with
 `NORMAL` the WAL is only synced before a checkpoint, so a row survives the death of the process but not of the machine.
+
+What a failed sync leaves in the WAL may be nowhere but in memory, where it can be read all the same, and no later sync
+writes it. A commit behind it would be lost with it. Therefore whoever is about to write the journal, after a failure or
+after another process, first writes the WAL over itself and syncs it (`make_log_durable`).
 """
 
 from __future__ import annotations
@@ -21,14 +30,18 @@ from pathlib import Path
 from typing import Final
 
 from server.audit.errors import JournalCorrupted, JournalError
+from server.machine import Files
 
 GENESIS: Final = bytes(32)
 """What the first row is chained to."""
 
 _APPLICATION_ID: Final = 0x5054414A
 """What SQLite's file header names as the file's purpose; its user version is the format of the tables."""
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _TAIL_ROWS: Final = 1000
+_STEP_ROWS: Final = 1000
+"""What is read in one transaction."""
+_LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
 """With casts, so that a row edited into another type still fails the check of its hash, and not with a `TypeError`."""
 _BUSY_SECONDS: Final = 0.25
@@ -37,9 +50,14 @@ _PROBE_BYTES: Final = 64 * 1024
 _SCHEMA: Final = (
     # `probe` is overwritten to find out whether writing works again.
     "CREATE TABLE journal (one INTEGER PRIMARY KEY CHECK (one = 1), journal_id TEXT NOT NULL,"
-    " anchor_position INTEGER NOT NULL, anchor_hash BLOB NOT NULL, probe BLOB)",
+    " anchor_position INTEGER NOT NULL, anchor_hash BLOB NOT NULL, settled INTEGER NOT NULL, probe BLOB)",
     # No AUTOINCREMENT: it would rewrite one more page in every commit. Positions come from the writer.
-    "CREATE TABLE entries (position INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL)",
+    "CREATE TABLE entries (position INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL,"
+    " settled INTEGER NOT NULL)",
+)
+_SETTLED: Final = (
+    "SELECT max(anchor_position, settled, coalesce((SELECT settled FROM entries ORDER BY position DESC LIMIT 1), 0))"
+    " FROM journal"
 )
 
 
@@ -67,9 +85,19 @@ class Head:
     hash: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of a journal's chain that is known from elsewhere."""
+
+    head: Head
+    what: str
+    """A participle for people: `shipped`, `stated`."""
+
+
 @functools.cache
 def _insert(rows: int) -> str:
-    return "INSERT INTO entries (position, entry, hash) VALUES " + ",".join(["(?, ?, ?)"] * rows)  # noqa: S608 - only placeholders
+    places = ",".join(["(?, ?, ?, ?)"] * rows)
+    return f"INSERT INTO entries (position, entry, hash, settled) VALUES {places}"  # noqa: S608 - only placeholders
 
 
 class JournalFile:
@@ -99,6 +127,7 @@ class JournalFile:
             self.journal_id: str = row[0]
             self.anchor = Head(row[1], row[2])
             self.head = _verified_tail(self._connection, self.anchor)
+            self.settled = _settled(self._connection)
         except BaseException:
             self._connection.close()
             raise
@@ -115,7 +144,7 @@ class JournalFile:
             execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA:
                 execute(statement)
-            execute("INSERT INTO journal VALUES (1, ?, 0, ?, NULL)", (self._random_bytes(16).hex(), GENESIS))
+            execute("INSERT INTO journal VALUES (1, ?, 0, ?, 0, NULL)", (self._random_bytes(16).hex(), GENESIS))
             execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             execute(f"PRAGMA user_version = {_FORMAT}")
             execute("COMMIT")
@@ -123,25 +152,43 @@ class JournalFile:
         if found != (_APPLICATION_ID, _FORMAT):
             raise JournalError(f"the file is not a journal of format {_FORMAT}")
 
-    def append(self, entries: Sequence[bytes]) -> None:
-        """Appends the entries in one transaction; when it returns they are durable and `head` is the last of them."""
+    def append(self, entries: Sequence[bytes], settled: int | None = None) -> None:
+        """Appends the entries in one transaction; when it returns they are durable and `head` is the last of them.
+
+        Args:
+            entries: At least one, at most 8,000.
+            settled: The position through which replies are settled; None where no caller waits, for the last of these.
+        """
+        if settled is None:
+            settled = self.head.position + len(entries)
         position, previous = self.head.position, self.head.hash
         values: list[int | bytes] = []
         for entry in entries:
             position += 1
             previous = link(previous, entry)
-            values += (position, entry, previous)
+            values += (position, entry, previous, settled)
         self._connection.execute(_insert(len(entries)), values)
         self.head = Head(position, previous)
+        self.settled = settled
 
-    def trim(self, through: int, rows: int) -> bool:
+    def settle(self, settled: int) -> None:
+        """Makes it durable, without a row, through which position replies are settled."""
+        self._connection.execute("UPDATE journal SET settled = ?", (settled,))
+        self.settled = settled
+
+    def trim(self, through: int, rows: int, settled: int | None = None) -> bool:
         """Removes at most `rows` rows from the front, none after position `through`; True when some are left.
+
+        Args:
+            through: Last position to remove.
+            rows: How many at once.
+            settled: The position through which replies are settled; later rows stay. None for what was last written.
 
         Raises:
             JournalCorrupted: The last of them is not there; nothing was removed.
             sqlite3.Error: The file cannot be read or written; nothing was removed.
         """
-        last = min(through, self.head.position)
+        last = min(through, self.settled if settled is None else settled, self.head.position)
         through = min(last, self.anchor.position + rows)
         if through <= self.anchor.position:
             return False
@@ -176,12 +223,15 @@ class JournalFile:
 
     def used_bytes(self) -> int:
         """What the rows fill; pages that trimming left free are used again and do not count."""
-        pages, free, size = (
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        used: int = (pages - free) * size
-        return used
+        return (self._pragma("page_count") - self.free_pages()) * self._pragma("page_size")
+
+    def free_pages(self) -> int:
+        """Pages of the file that trimming left free."""
+        return self._pragma("freelist_count")
+
+    def _pragma(self, name: str) -> int:
+        value: int = self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+        return value
 
     def rows_after(self, position: int) -> list[Row]:
         """Every row after `position`, in order."""
@@ -194,6 +244,15 @@ class JournalFile:
     def close(self) -> None:
         """Closes the connection; the last one to close removes the WAL."""
         self._connection.close()
+
+
+def make_log_durable(path: Path, files: Files) -> None:
+    """Has what can be read in a journal's WAL on the disk, whatever became of earlier syncs.
+
+    Raises:
+        OSError: The disk fails.
+    """
+    files.rewrite(path.with_name(f"{path.name}-wal"))
 
 
 def checkpoint(path: Path) -> None:
@@ -232,20 +291,39 @@ class JournalReader:
         newest: int | None = self._connection.execute("SELECT max(position) FROM entries").fetchone()[0]
         return self.anchor().position if newest is None else newest
 
+    def settled(self) -> int:
+        """The position through which it is known of every decision whether its caller heard it."""
+        return _settled(self._connection)
+
     def rows_after(self, position: int, limit: int) -> list[Row]:
         """At most `limit` rows after `position`, in order."""
         return _rows(self._connection, position, limit)
 
+    def settled_rows_after(self, position: int, limit: int) -> list[Row]:
+        """The same, but for rows beyond `settled()`: what may be told to others."""
+        return _rows(self._connection, position, limit, last=self.settled())
+
     def newest_first(self) -> Iterator[Row]:
         """Every row, the newest first."""
-        for row in self._connection.execute(_SELECT + " ORDER BY position DESC"):
-            yield Row(*row)
+        position = _LAST
+        while True:
+            query = _SELECT + " WHERE position < ? ORDER BY position DESC LIMIT ?"
+            rows = [Row(*row) for row in self._connection.execute(query, (position, _STEP_ROWS))]
+            if not rows:
+                return
+            yield from rows
+            position = rows[-1].position
 
-    def verify(self, shipped: Head | None = None) -> tuple[Head, Head]:
+    def head(self) -> Head:
+        """The newest row; the anchor when there is none."""
+        row = self._connection.execute("SELECT position, hash FROM entries ORDER BY position DESC LIMIT 1").fetchone()
+        return self.anchor() if row is None else Head(*row)
+
+    def verify(self, points: Sequence[Point] = ()) -> tuple[Head, Head]:
         """Walks every row and checks it against the chain.
 
         Args:
-            shipped: What the database holds of this journal; must be a point of the chain, unless trimmed by now.
+            points: What others know of this journal. Each must be a point of the chain, unless it was trimmed by now.
 
         Returns:
             The anchor and the head: everything in between is as it was written.
@@ -253,21 +331,25 @@ class JournalReader:
         Raises:
             JournalCorrupted: A row is missing or was changed, or SQLite cannot read on; with its position.
         """
-        # One transaction, so that a trim in the meantime does not look like a gap.
-        self._connection.execute("BEGIN")
         anchor = head = self.anchor()
         try:
-            _check_meeting(head, shipped)
-            for row in self._connection.execute(_SELECT + " ORDER BY position"):
-                head = follow(head, Row(*row))
-                _check_meeting(head, shipped)
+            _check_points(head, points)
+            before = None
+            while head != before:  # a step that finds no row more is the last one
+                before = head
+                # Row by row, since what is unreadable is behind those that were read.
+                for row in _read(self._connection, head.position, _STEP_ROWS):
+                    if row.position > head.position + 1 and (trimmed := self.anchor()).position > head.position:
+                        anchor = head = trimmed  # meanwhile, since it was shipped
+                        _check_points(head, points)
+                        break
+                    head = follow(head, row)
+                    _check_points(head, points)
         except sqlite3.DatabaseError as error:
             raise JournalCorrupted(head.position + 1, f"unreadable: {error}") from error
-        finally:
-            if self._connection.in_transaction:  # some failures of the disk have ended it
-                self._connection.execute("ROLLBACK")
-        if shipped is not None and shipped.position > head.position:
-            raise JournalCorrupted(head.position + 1, f"shipped, up to {shipped.position}, but gone")
+        for point in points:
+            if point.head.position > head.position:
+                raise JournalCorrupted(head.position + 1, f"{point.what}, up to {point.head.position}, but gone")
         return anchor, head
 
     def close(self) -> None:
@@ -298,14 +380,25 @@ def follow(head: Head, row: Row) -> Head:
     return Head(row.position, row.hash)
 
 
-def _check_meeting(head: Head, shipped: Head | None) -> None:
-    if shipped is not None and shipped.position == head.position and shipped.hash != head.hash:
-        raise JournalCorrupted(head.position, "not what was shipped")
+def _settled(connection: sqlite3.Connection) -> int:
+    """The newest statement of how far replies are settled."""
+    settled: int = connection.execute(_SETTLED).fetchone()[0]
+    return settled
 
 
-def _rows(connection: sqlite3.Connection, position: int, limit: int) -> list[Row]:
-    query = _SELECT + " WHERE position > ? ORDER BY position LIMIT ?"
-    return [Row(*row) for row in connection.execute(query, (position, limit))]
+def _check_points(head: Head, points: Sequence[Point]) -> None:
+    for point in points:
+        if point.head.position == head.position and point.head.hash != head.hash:
+            raise JournalCorrupted(head.position, f"not what was {point.what}")
+
+
+def _read(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> Iterator[Row]:
+    query = _SELECT + " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?"
+    return (Row(*row) for row in connection.execute(query, (position, last, limit)))
+
+
+def _rows(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> list[Row]:
+    return list(_read(connection, position, limit, last))
 
 
 def _verified_tail(connection: sqlite3.Connection, anchor: Head) -> Head:

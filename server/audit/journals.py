@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit import filters
-from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import AuditUnavailable, InvalidRequest, JournalError
 from server.audit.journal_file import Head, JournalReader, Row, journals_of
+from server.audit.reply_status import REPLIED, UNSETTLED, Statuses
 
 T = TypeVar("T")
 
@@ -60,20 +60,33 @@ class Journals:
     def find(self, decision_id: str, problems: list[str]) -> audit_pb2.AuditedDecision | None:
         """A decision that a journal still holds."""
         wanted = decision_id.encode()
+        statuses = Statuses()
 
         def read(journal: JournalReader) -> audit_pb2.AuditedDecision | None:
-            status = REPLIED
-            for row in journal.newest_first():
-                if wanted not in row.entry:  # far cheaper than taking every packet apart
-                    continue
-                entry = entry_of(row)
-                if entry.reply_unconfirmed.decision_id == decision_id and status == REPLIED:
-                    status = unconfirmed_status(entry.reply_unconfirmed.cause)
-                if entry.decision.decision.decision_id == decision_id:
-                    return audited(entry.decision, row, status, "journal", journal.journal_id)
+            said: list[packet_pb2.JournalEntry] = []
+            settled = journal.settled()
+            try:
+                for row in journal.newest_first():
+                    if wanted not in row.entry:  # far cheaper than taking every packet apart
+                        continue
+                    entry = entry_of(row)
+                    if entry.decision.decision.decision_id == decision_id:
+                        status = REPLIED if row.position <= settled else UNSETTLED
+                        return audited(entry.decision, row, status, "journal", journal.journal_id)
+                    said.append(entry)
+            finally:
+                for entry in reversed(said):
+                    statuses.add(entry)
             return None
 
-        return next(filter(None, self.each(read, problems)), None)
+        found: audit_pb2.AuditedDecision | None = None
+        for one in self.each(read, problems):
+            found = found or one
+            if found is not None and not found.packet.order.idempotency_key:
+                break  # the call was not repeated, so that no other process had to do with it
+        if found is not None:
+            found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
+        return found
 
     def reach_back_to(self, decision_id: str) -> bool:
         """True when every journal holds all that was written to it since a decision: ids are time-ordered."""
@@ -119,14 +132,14 @@ class Journals:
         def read(journal: JournalReader) -> bool:
             name, anchor = journal.journal_id, journal.anchor().position
             if anew:
-                positions[name] = anchor if wanted.from_oldest else journal.last_position()
+                positions[name] = anchor if wanted.from_oldest else journal.settled()
                 return wanted.from_oldest
             # A journal the cursor does not name came later: all that it holds is new.
             position = positions.setdefault(name, 0)
             if position < anchor:
                 missed = audit_pb2.Missed(journal_id=name, first_position=position + 1, last_position=anchor)
                 add(audit_pb2.WatchDecisionsResponse(missed=missed), name, anchor)
-            rows = journal.rows_after(positions[name], _WATCHED_ROWS)
+            rows = journal.settled_rows_after(positions[name], _WATCHED_ROWS)
             for row in rows:
                 entry = entry_of(row)
                 if entry.HasField("decision") and matches(wanted.filter, entry.decision):
@@ -135,6 +148,8 @@ class Journals:
                 elif entry.HasField("reply_unconfirmed"):
                     note = audit_pb2.WatchDecisionsResponse(reply_unconfirmed=entry.reply_unconfirmed)
                     add(note, name, row.position)
+                elif entry.HasField("reply_heard"):
+                    add(audit_pb2.WatchDecisionsResponse(reply_heard=entry.reply_heard), name, row.position)
                 positions[name] = row.position
             return len(rows) == _WATCHED_ROWS
 

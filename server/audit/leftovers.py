@@ -1,18 +1,20 @@
-"""Shipping what a process that has ended left in its journal, while nobody writes it."""
+"""Settling and shipping what a process that has ended left in its journal, while nobody writes it."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from asyncio.subprocess import PIPE
-from contextlib import closing
 from pathlib import Path
 
 import structlog
 
 from server.audit.errors import JournalError
-from server.audit.journal_file import JournalReader
+from server.audit.heads import slot_of
+from server.audit.journal import settle_what_was_left
 from server.audit.shipping import Progress, ShippingSettings, Task
+from server.machine import REAL
 
 _log = structlog.get_logger(__name__)
 
@@ -20,27 +22,30 @@ _log = structlog.get_logger(__name__)
 async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSettings) -> None:
     """Ships a journal that nobody writes, however long the database takes; to be cancelled before somebody does.
 
+    First it marks decisions of which the process that wrote it could not say any more whether their callers heard them.
+
     Args:
         journal: The journal's file; it need not be there.
         database_url: SQLAlchemy URL of the audit database.
         settings: How.
     """
     try:
-        last = await asyncio.to_thread(_last_position, journal)
-    except JournalError as error:
+        rows = await _settled(journal)
+    except (JournalError, sqlite3.Error, OSError) as error:
         _log.error("journal_left_unshipped", path=str(journal), error=str(error))
         return
-    if not last:
+    if not rows:
         return
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "server.audit", stdin=PIPE, stdout=PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        task = Task(journal=journal, database_url=database_url, settings=settings)
+        slot = slot_of(journal, REAL.host_name())
+        task = Task(journal=journal, slot=slot, database_url=database_url, settings=settings, close=True)
         process.stdin.write(task.model_dump_json().encode() + b"\n")
         while line := await process.stdout.readline():
             progress = Progress.model_validate_json(line)
-            if not progress.error and progress.position >= last:
+            if progress.closed:
                 return
         _log.error("journal_left_unshipped", path=str(journal), error="the shipping process ended")
     finally:
@@ -48,8 +53,15 @@ async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSet
         await process.wait()
 
 
-def _last_position(journal: Path) -> int:
-    if not journal.exists():
-        return 0
-    with closing(JournalReader(journal)) as reader:
-        return reader.last_position()
+async def _settled(journal: Path) -> int:
+    """The last position of a journal, all of whose rows are settled; 0 without one."""
+    settling = asyncio.ensure_future(asyncio.to_thread(_settle, journal))
+    try:
+        return await asyncio.shield(settling)
+    except asyncio.CancelledError:
+        await asyncio.wait((settling,))  # it has the lock, which whoever cancels is about to take
+        raise
+
+
+def _settle(journal: Path) -> int:
+    return settle_what_was_left(journal) if journal.exists() else 0

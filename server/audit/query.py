@@ -10,9 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +22,11 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit import filters, outcomes
 from server.audit.changes import list_changes
-from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import AuditUnavailable, InvalidRequest, OutcomeConflict, UnknownDecision
 from server.audit.journal_file import Head, JournalReader, Row
 from server.audit.journals import Journals, audited, entry_of, matches, unshipped_rows
 from server.audit.labels import Label, LabelledDecision
+from server.audit.reply_status import REPLIED, UNSETTLED, Statuses
 from server.audit.schema import DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES
 from server.audit.store import Store
 
@@ -36,16 +35,6 @@ LARGEST_PAGE: Final = 500
 _LONGEST_ID: Final = 64
 _AWAY_SECONDS: Final = 2.0
 """How long a database that was away is not asked again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tail:
-    """A journal's part of the audit."""
-
-    decisions: list[audit_pb2.AuditedDecision]
-    """The newest that match."""
-    unconfirmed: dict[str, str]
-    """Decision id → reply status, also of decisions that are in the database."""
 
 
 class AuditQuery:
@@ -93,9 +82,11 @@ class AuditQuery:
         news = self._news_of(decision_id, problems)
         found = self._find_stored(decision_id, problems) or self.journals.find(decision_id, problems)
         if found is not None:
+            statuses = Statuses()
             for entry in news:
-                if entry.reply_unconfirmed.decision_id == decision_id:
-                    found.reply_status = unconfirmed_status(entry.reply_unconfirmed.cause)
+                statuses.add(entry)
+            self._add_repeats(statuses, (decision_id,))
+            found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
             return found
         if problems:
             raise AuditUnavailable("; ".join(dict.fromkeys(problems)))
@@ -135,17 +126,17 @@ class AuditQuery:
         since, until = filters.instants(wanted)
         filters.check_text(wanted)
         problems: list[str] = []
-        tails = self._tails(wanted, before, size + 1, problems)
+        statuses = Statuses()
+        tails = self._tails(wanted, before, size + 1, statuses, problems)
         stored = self._stored(wanted, since, until, before, size + 1, problems)
         if stored is None and not tails:
             raise AuditUnavailable("; ".join(problems) or "there is neither database nor journal")
-        recent = (one for tail in tails for one in tail.decisions)
+        recent = (one for tail in tails for one in tail)
         found = {one.packet.decision.decision_id: one for one in (*recent, *(stored or ()))}
-        for tail in tails:
-            for decision_id, status in tail.unconfirmed.items():
-                if decision_id in found:
-                    found[decision_id].reply_status = status
         ids = sorted(found, reverse=True)
+        self._add_repeats(statuses, ids[:size])
+        for decision_id in ids[:size]:
+            found[decision_id].reply_status = statuses.of(decision_id, otherwise=found[decision_id].reply_status)
         return audit_pb2.ListDecisionsResponse(
             decisions=[found[one] for one in ids[:size]],
             next_page_token=filters.token(ids[size - 1]) if len(ids) > size else "",
@@ -306,27 +297,34 @@ class AuditQuery:
             return None
         return audited(entry_of(stored.row).decision, stored.row, stored.reply_status, "database", stored.journal_id)
 
-    def _tails(self, wanted: audit_pb2.DecisionFilter, before: str, limit: int, problems: list[str]) -> list[_Tail]:
-        """What the journals hold beyond the database."""
+    def _tails(
+        self, wanted: audit_pb2.DecisionFilter, before: str, limit: int, statuses: Statuses, problems: list[str]
+    ) -> list[list[audit_pb2.AuditedDecision]]:
+        """What each journal holds beyond the database: the newest decisions that match; `statuses` gets the rest."""
         shipped = self._shipped()
 
-        def read(journal: JournalReader) -> _Tail:
-            unconfirmed: dict[str, str] = {}
+        def read(journal: JournalReader) -> list[audit_pb2.AuditedDecision]:
+            settled = journal.settled()
 
             def matching() -> Iterator[audit_pb2.AuditedDecision]:
                 for row in unshipped_rows(journal, shipped):
                     entry = entry_of(row)
-                    note, packet = entry.reply_unconfirmed, entry.decision
-                    if note.decision_id:
-                        unconfirmed[note.decision_id] = unconfirmed_status(note.cause)
-                    elif (not before or packet.decision.decision_id < before) and matches(wanted, packet):
-                        yield audited(packet, row, REPLIED, "journal", journal.journal_id)
+                    statuses.add(entry)
+                    packet = entry.decision
+                    if (not before or packet.decision.decision_id < before) and matches(wanted, packet):
+                        status = REPLIED if row.position <= settled else UNSETTLED
+                        yield audited(packet, row, status, "journal", journal.journal_id)
 
             # The database may have been away for hours: only a page of what it lacks is kept in memory.
-            newest = heapq.nlargest(limit, matching(), key=lambda one: one.packet.decision.decision_id)
-            return _Tail(newest, unconfirmed)
+            return heapq.nlargest(limit, matching(), key=lambda one: one.packet.decision.decision_id)
 
         return list(self.journals.each(read, problems))
+
+    def _add_repeats(self, statuses: Statuses, decision_ids: Collection[str]) -> None:
+        """What the database knows of decisions that may still be in a journal: what repeats heard elsewhere."""
+        if self._store is not None:
+            with suppress(sa.exc.SQLAlchemyError), self._database() as store:
+                statuses.add_repeats(store.repeats(decision_ids))
 
     def _shipped(self) -> dict[str, Head]:
         """How far each journal was shipped; nothing when the database cannot say."""

@@ -33,9 +33,9 @@ from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.columns import REPLIED, unconfirmed_status
 from server.audit.errors import NotReplayable
 from server.audit.models import Archive, RunningModel
+from server.audit.reply_status import REPLIED, UNSETTLED, unconfirmed_status
 from server.errors import InvalidOrderError
 from server.inference.wire import ROW_BYTES, ModelIdentity
 from server.rpc.convert import OrderReader
@@ -339,6 +339,8 @@ def fact_of_reply(reply_status: str) -> tuple[str, ...]:
         return ()
     if reply_status == unconfirmed_status("audit_late"):
         return ("the caller heard ABSTAIN: the packet was not durable in time",)
+    if reply_status == UNSETTLED:
+        return ("nobody knows yet whether the caller heard it",)
     return (f"the caller may not have heard it: {reply_status}",)
 
 

@@ -152,6 +152,8 @@ def watch_decisions(
                 missed = event.missed
                 rows = f"rows {missed.first_position} to {missed.last_position} of journal {missed.journal_id}"
                 typer.echo(f"{rows} were trimmed; see `audit list`")
+            elif event.HasField("reply_heard"):
+                typer.echo(f"{event.reply_heard.decision_id}: heard by a repeat of the call")
             else:
                 unconfirmed = event.reply_unconfirmed
                 typer.echo(f"{unconfirmed.decision_id}: reply unconfirmed ({unconfirmed.cause})")

@@ -43,6 +43,20 @@ SHIPMENTS: Final = sa.Table(
     sa.Column("shipped_at", _INSTANT, nullable=False, comment="when; never decreases"),
     sa.Column("anchor_position", sa.BigInteger, comment="the row before the first one kept"),
     sa.Column("anchor_hash", sa.LargeBinary, comment="its hash; null: unknown, the first row is taken on trust"),
+    sa.Column("slot", sa.String, comment="where the journal is written, `host:path`"),
+    sa.Column("started_at", _INSTANT, comment="when the first row was shipped"),
+    sa.Column("predecessor_id", sa.String, comment="the journal that was written there before"),
+    sa.Column("stated_head", sa.LargeBinary, comment="pretrade.audit.v1.JournalHead, the last that the server stated"),
+    sa.Column("written_off", sa.String, comment="who gave its missing end up as lost, and why"),
+)
+
+VERIFICATIONS: Final = sa.Table(
+    "verifications",
+    METADATA,
+    sa.Column("journal_id", sa.String, primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False, comment="every row up to this one was verified"),
+    sa.Column("hash", sa.LargeBinary, nullable=False, comment="its hash"),
+    sa.Column("verified_at", _INSTANT, nullable=False),
 )
 
 JOURNAL_ENTRIES: Final = sa.Table(
@@ -86,6 +100,18 @@ DECISIONS: Final = sa.Table(
     sa.Column("journal_position", sa.BigInteger, nullable=False),
     sa.Column("shipped_at", _INSTANT, nullable=False, comment="that of its journal entry"),
 )
+
+REPEATS: Final = sa.Table(
+    "repeats",
+    METADATA,
+    sa.Column("decision_id", sa.String, primary_key=True, comment="a repeat of its call heard it, or something safer"),
+    sa.Column("reply_status", sa.String, nullable=False, comment="holds over what is said of the first reply"),
+    sa.Column("journal_id", sa.String, nullable=False, comment="of the process that answered the repeat"),
+    sa.Column("journal_position", sa.BigInteger, nullable=False),
+    sa.Column("shipped_at", _INSTANT, nullable=False),
+)
+"""Rare: only of decisions that were withdrawn, whose first caller may not have heard them, or that another process had
+made."""
 
 CONTROL_CHANGES: Final = sa.Table(
     "control_changes",

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from server.audit.follower import Follower
+from server.audit.heads import SigningKey, slot_of
 from server.audit.journal import Journal
 from server.audit.shipping import ShippingSettings, Task, TopicSettings, TopicTask
 
@@ -36,6 +37,7 @@ class Shipper:
 
     Raises:
         ValueError: The URL is of neither kind.
+        KeyUnusable: There is no key to sign with where the settings name one.
     """
 
     def __init__(
@@ -47,16 +49,19 @@ class Shipper:
     ) -> None:
         if not _URL.match(database_url):
             raise ValueError("the audit database must be sqlite:///… or postgresql+psycopg://…")
+        if settings.signing_key is not None:
+            SigningKey(settings.signing_key)  # the processes read it by themselves; the start is the time to complain
         self._journal = journal
         self._settings = settings
         self._trimmed = 0
         path = journal.settings.path.absolute()
-        task = Task(journal=path, database_url=database_url, settings=settings)
+        slot = slot_of(path, journal.machine.host_name())
+        task = Task(journal=path, slot=slot, database_url=database_url, settings=settings)
         self._sql = Follower(journal, "server.audit", task, "audit_shipping", self._trim)
         self.topic: Follower | None = None
         """The way to the topic, if there is one."""
         if topic.bootstrap_servers is not None:
-            publish = TopicTask(journal=path, settings=topic)
+            publish = TopicTask(journal=path, slot=slot, settings=topic, signing_key=settings.signing_key)
             self.topic = Follower(journal, "server.audit.publishing_process", publish, "audit_publishing", self._trim)
 
     @property
@@ -107,7 +112,7 @@ class Shipper:
     def _trim(self) -> None:
         # Where there is no room, what was shipped need not stay.
         through = self._sql.position - (0 if self._journal.full else self._settings.retained_rows)
-        if self.topic is not None and self._journal.bytes < _TOPIC_SHARE * self._journal.settings.max_mebibytes * 2**20:
+        if self.topic is not None and self._journal.bytes < _TOPIC_SHARE * self._journal.limit_bytes:
             through = min(through, self.topic.position)
         if through - self._trimmed >= (1 if self._journal.full else _TRIM_EVERY_ROWS):
             self._trimmed = through

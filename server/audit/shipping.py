@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +27,9 @@ class ShippingSettings(BaseModel):
     """Days for which PostgreSQL has a partition before they begin; also as many days as nobody need look after it."""
     retention_days: int | None = Field(default=None, ge=1)
     """Days, UTC, that stay in the database besides today; older ones are removed whole. Unset: all stay."""
+    signing_key: Path | None = None
+    """PEM file of an Ed25519 private key that signs how far the journal has come, wherever that is kept outside of the
+    journal; `pretrade audit verify --key` takes the public one. Unset: it is not signed."""
     drain_seconds: float = Field(default=5.0, ge=0, le=300)
     """How long a stopping server waits for the rest to be shipped; what is left is shipped after the next start."""
 
@@ -34,9 +38,13 @@ class Task(BaseModel):
     """What to ship, and where to."""
 
     journal: Path
+    slot: str
+    """Where the journal is written, `host:path`."""
     database_url: str
     """SQLAlchemy URL; may hold a password, and therefore is not a command-line argument."""
     settings: ShippingSettings
+    close: bool = False
+    """True when nobody writes the journal: then it is closed as soon as all of it is shipped."""
 
 
 class TopicSettings(BaseModel):
@@ -65,7 +73,11 @@ class TopicTask(BaseModel):
     """What to publish, and where to."""
 
     journal: Path
+    slot: str
+    """As in `Task`."""
     settings: TopicSettings
+    signing_key: Path | None = None
+    """As in `ShippingSettings`."""
 
 
 class Progress(BaseModel):
@@ -79,3 +91,9 @@ class Progress(BaseModel):
     """What was put off that stops nothing: a partition, or the removal of old days."""
     skipped: int = 0
     """Rows that were trimmed before they could be published."""
+    closed: bool = False
+    """True when it was said where the journal ends, as the parent asked for."""
+
+
+CLOSE: Final = b"close\n"
+"""What the parent says when it writes the journal no more: the rest is to be shipped, and its end to be stated."""

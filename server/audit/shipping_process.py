@@ -5,8 +5,11 @@ that decides. It reads the journal beside its writer, follows the hash chain as 
 cannot ship it reports, and tries again for ever.
 
 The parent writes a `Task` as one line of JSON to its standard input and keeps that open: its end means that the parent
-is gone or wants no more, and the process exits at once, wherever it is, because nothing is lost by that. Progress goes
-to standard output as one line of JSON per change, a `Progress`.
+is gone or wants no more, and the process exits at once, wherever it is, because nothing is lost by that. A line `close`
+means that the parent writes the journal no more: when all of it is shipped, the process states where it ends. Progress
+goes to standard output as one line of JSON per change, a `Progress`.
+
+With every shipment goes how far the journal has come by then (`heads.py`): an end that is cut off later will be missed.
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ from pydantic import BaseModel
 
 from server.audit.days import Busy
 from server.audit.errors import AuditError, JournalCorrupted
+from server.audit.heads import SigningKey, Stating
 from server.audit.journal_file import Head, JournalReader, follow
-from server.audit.shipping import Progress, Task
-from server.audit.store import Store
+from server.audit.shipping import CLOSE, Progress, Task
+from server.audit.store import Shipped, Store
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -47,6 +51,11 @@ class Shipping:
         open_store: Opens the database at a URL.
         clock: Monotonic seconds.
         uniform: Uniform in [0, 1).
+        wall_clock_ns: Nanoseconds since the Unix epoch.
+        closing: Set when nobody writes the journal any more.
+
+    Raises:
+        KeyUnusable: There is no key where the task says that there is one.
     """
 
     def __init__(
@@ -57,16 +66,23 @@ class Shipping:
         open_store: Callable[[str], Store] = Store,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+        closing: threading.Event | None = None,
     ) -> None:
         self._task = task
         self._report = report
+        self._closing = closing or threading.Event()
         self._wait = wait
         self._open_store = open_store
         self._clock = clock
         self._uniform = uniform
+        self._wall_clock_ns = wall_clock_ns
+        self._key = None if task.settings.signing_key is None else SigningKey(task.settings.signing_key)
         self._position = 0
         self._error = ""
         self._neglected = ""
+        self._lost = ""
+        self._closed = False
         self._reported: Progress | None = None
 
     def run(self) -> None:
@@ -80,40 +96,49 @@ class Shipping:
                     closing(self._open_store(self._task.database_url)) as store,
                 ):
                     store.migrate()
-                    head = self._start(journal, store)
+                    head, stating = self._start(journal, store)
                     tidy_at = self._clock()
                     while True:
                         if self._clock() >= tidy_at:
                             self._tidy(store)
                             tidy_at += _TIDY_SECONDS
-                        head = self._ship(journal, store, head)
+                        head = self._ship(journal, store, head, stating)
                         pause = settings.retry_min_seconds
             except (sa.exc.SQLAlchemyError, sqlite3.Error, AuditError, OSError) as error:
                 self._note(self._position, _reason(error))
             self._wait(pause * (0.5 + 0.5 * self._uniform()))  # spreads retries, hides nothing
             pause = min(2 * pause, settings.retry_max_seconds)
 
-    def _start(self, journal: JournalReader, store: Store) -> Head:
-        """How far the journal was shipped.
+    def _start(self, journal: JournalReader, store: Store) -> tuple[Head, Stating]:
+        """How far the journal was shipped, and who states how far it has come.
 
         Raises:
             JournalCorrupted: Journal and database do not belong together.
         """
-        anchor = journal.anchor()
-        head = store.shipped(journal.journal_id, anchor)
+        anchor, newest = journal.anchor(), journal.head()
+        head = store.shipped(journal.journal_id, anchor, self._task.slot)
         if head.position < anchor.position:
             raise JournalCorrupted(
                 head.position + 1, f"not in the database and no longer in the journal, up to {anchor.position}"
             )
-        if head.position > (last := journal.last_position()):
-            raise JournalCorrupted(last + 1, f"in the database, up to {head.position}, but not in the journal")
+        known = {one.journal_id: one for one in store.shipments()}
+        ours = known[journal.journal_id]
+        stated = 0 if ours.stated is None else ours.stated.position
+        if max(head.position, stated) > newest.position:
+            where = "in the database" if head.position > newest.position else "stated with the database"
+            up_to = max(head.position, stated)
+            raise JournalCorrupted(newest.position + 1, f"{where}, up to {up_to}, but not in the journal")
+        stating = Stating(journal.journal_id, self._task.slot, ours.predecessor_id, self._key)
+        store.state(journal.journal_id, stating.head(newest, self._wall_clock_ns()))  # it is open again
+        self._closed = False
+        self._lost = _lost(known.get(ours.predecessor_id))
         self._note(head.position, self._error)  # an outage ends when something was shipped, not before
-        return head
+        return head, stating
 
     def _tidy(self, store: Store) -> None:
         """Makes the next days' partitions and removes old days; puts it off while somebody is in the way."""
         settings = self._task.settings
-        self._neglected = ""
+        self._neglected = self._lost
         try:
             store.prepare_days(settings.days_ahead)
             if settings.retention_days is not None:
@@ -121,24 +146,28 @@ class Shipping:
         except Busy as error:
             self._neglected = str(error)
 
-    def _ship(self, journal: JournalReader, store: Store, head: Head) -> Head:
+    def _ship(self, journal: JournalReader, store: Store, head: Head, stating: Stating) -> Head:
         """Ships the next rows, or waits when there are none."""
-        rows = journal.rows_after(head.position, self._task.settings.batch_rows)
+        rows = journal.settled_rows_after(head.position, self._task.settings.batch_rows)
+        newest = journal.head()
         if not rows:
+            if self._closing.is_set() and not self._closed and newest == head:
+                store.state(journal.journal_id, stating.head(head, self._wall_clock_ns(), closed=True))
+                self._closed = True
             self._note(head.position, "")
             self._wait(self._task.settings.poll_seconds)
             return head
         shipped = head
         for row in rows:
             shipped = follow(shipped, row)
-        if not store.write(journal.journal_id, head, rows):
-            return self._start(journal, store)
+        if not store.write(journal.journal_id, head, rows, stating.head(newest, self._wall_clock_ns())):
+            return self._start(journal, store)[0]
         self._note(shipped.position, "")
         return shipped
 
     def _note(self, position: int, error: str) -> None:
         self._position, self._error = position, error
-        progress = Progress(position=position, error=error, neglected=self._neglected)
+        progress = Progress(position=position, error=error, neglected=self._neglected, closed=self._closed)
         if progress != self._reported:
             self._reported = progress
             self._report(progress)
@@ -146,24 +175,47 @@ class Shipping:
 
 def main() -> None:
     """Runs the shipping process."""
-    task = take_task(Task)
-    Shipping(task, lambda progress: print(progress.model_dump_json(), flush=True)).run()
+    task, closing = take_task(Task)
+    if task.close:
+        closing.set()
+    Shipping(task, lambda progress: print(progress.model_dump_json(), flush=True), closing=closing).run()
 
 
-def take_task(kind: type[T]) -> T:
-    """Makes this process a child that ends when its parent does or says so, and reads its task."""
+def take_task(kind: type[T]) -> tuple[T, threading.Event]:
+    """Makes this process a child that ends when its parent does or says so.
+
+    Returns:
+        Its task, and an event that is set when the parent writes the journal no more.
+    """
     # The server decides when this ends, also where a terminal or a supervisor signals the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(_NICENESS)
     task = kind.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    return task
+    closing = threading.Event()
+    threading.Thread(target=_listen, args=(closing,), daemon=True).start()
+    return task, closing
 
 
-def _exit_with_parent() -> None:
-    sys.stdin.read()
+def _listen(closing: threading.Event) -> None:
+    """Hears what the parent says, and exits with it."""
+    while line := sys.stdin.readline():
+        if line.encode() == CLOSE:
+            closing.set()
     os._exit(0)
+
+
+def _lost(predecessor: Shipped | None) -> str:
+    """What is missing of the journal that was written at this place before; empty when nothing is."""
+    if predecessor is None or predecessor.written_off:
+        return ""
+    stated = predecessor.stated
+    if stated is not None and stated.closed and stated.position == predecessor.head.position:
+        return ""
+    return (
+        f"the journal {predecessor.journal_id} was written here before and is gone, with what followed its row "
+        f"{predecessor.head.position}"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ import functools
 import json
 import operator
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,39 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from pretrade.audit.v1 import packet_pb2
 from server.audit import days
 from server.audit.canaries import CANARY_EVENTS, SCORE_PAIRS
 from server.audit.columns import Columns, Shipment
 from server.audit.errors import JournalCorrupted
-from server.audit.journal_file import Head, Row, follow
+from server.audit.journal_file import Head, Row, follow, link
 from server.audit.outcomes import LABELS, OUTCOMES, SETTINGS
 from server.audit.refusals import ACCESS_REFUSALS
-from server.audit.schema import CONTROL_CHANGES, DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES, SHIPMENTS, migrate
+from server.audit.reply_status import WITHDRAWN
+from server.audit.schema import (
+    CONTROL_CHANGES,
+    DECISIONS,
+    ENTRY_OF_DECISION,
+    JOURNAL_ENTRIES,
+    REPEATS,
+    SHIPMENTS,
+    VERIFICATIONS,
+    migrate,
+)
 
+_OF_DECISION: Final = DECISIONS.c.decision_id == sa.bindparam("of_decision_id")
 _SET_REPLY_STATUS: Final = (
     sa.update(DECISIONS)
-    .where(DECISIONS.c.decision_id == sa.bindparam("of_decision_id"))
+    .where(_OF_DECISION, ~sa.exists().where(REPEATS.c.decision_id == DECISIONS.c.decision_id))
     .values(reply_status=sa.bindparam("new_status"))
 )
+_OF_REPEATS: Final = sa.select(REPEATS.c.reply_status).where(REPEATS.c.decision_id == DECISIONS.c.decision_id)
+_SET_STATUS_OF_REPEATS: Final = (
+    sa.update(DECISIONS).where(_OF_DECISION).values(reply_status=_OF_REPEATS.scalar_subquery())
+)
+_REPLIES_LOCK: Final = 0x5052_4552
+"""Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
+ships what a repeat of the call heard. Each must see the other's word."""
 _READ_ROWS: Final = 1000
 _PARTITIONED_DAYS: Final = (366, 7)
 """Days before and after today that get a partition; a clock may be far off."""
@@ -47,6 +66,33 @@ class StoredDecision:
     row: Row
     journal_id: str
     reply_status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """What the database knows of a journal besides its rows."""
+
+    journal_id: str
+    anchor: Head | None
+    """Where the evidence begins; None when only its first row can tell."""
+    head: Head
+    """The last row shipped."""
+    slot: str
+    """Where it is written; empty when that is not known."""
+    predecessor_id: str
+    """The journal that was written there before; empty for none."""
+    stated: packet_pb2.JournalHead | None
+    """How far it had come, as its server said last."""
+    written_off: str
+    """Who gave up its missing end as lost, and why; empty when nobody did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A point of a chain up to which everything was verified before."""
+
+    head: Head
+    verified_at: dt.datetime
 
 
 class Store:
@@ -83,6 +129,11 @@ class Store:
                 ACCESS_REFUSALS,
             )
         }
+        repeat = insert(REPEATS)
+        withdrawn = repeat.excluded.reply_status == WITHDRAWN  # nobody hears such a decision any more
+        self._insert_repeats = repeat.on_conflict_do_update(
+            index_elements=[REPEATS.c.decision_id], set_={"reply_status": WITHDRAWN}, where=withdrawn
+        )
         self._partitioned: set[dt.date] = set()
         previous = SHIPMENTS.c.shipped_at
         self._shipped_at = (
@@ -122,9 +173,22 @@ class Store:
         """Removes the days before the last `retention_days`; see `server.audit.days.remove_days`."""
         return days.remove_days(self._engine, retention_days)
 
-    def shipped(self, journal_id: str, start: Head) -> Head:
-        """How far this journal was shipped; a journal not seen before counts as shipped up to `start`."""
+    def shipped(self, journal_id: str, start: Head, slot: str | None = None) -> Head:
+        """How far this journal was shipped; a journal not seen before counts as shipped up to `start`.
+
+        Args:
+            journal_id: The journal.
+            start: Its anchor.
+            slot: Where it is written, `host:path`; None where that is not known.
+        """
         with self._engine.begin() as connection:
+            known = SHIPMENTS.c
+            before = (
+                sa.select(known.journal_id)
+                .where(known.slot == slot, known.journal_id != journal_id)
+                .order_by(known.started_at.desc())
+                .limit(1)
+            )
             connection.execute(
                 self._inserts[SHIPMENTS],
                 {
@@ -134,14 +198,30 @@ class Store:
                     "anchor_position": start.position,
                     "anchor_hash": start.hash,
                     "shipped_at": _now(),
+                    "started_at": _now(),
+                    "predecessor_id": None if slot is None else connection.scalar(before),
                 },
             )
+            if slot is not None:
+                connection.execute(sa.update(SHIPMENTS).where(known.journal_id == journal_id).values(slot=slot))
             query = sa.select(SHIPMENTS.c.position, SHIPMENTS.c.hash).where(SHIPMENTS.c.journal_id == journal_id)
             row = connection.execute(query).one()
             return Head(row.position, row.hash)
 
-    def write(self, journal_id: str, shipped: Head, rows: Sequence[Row]) -> bool:
+    def state(self, journal_id: str, stated: bytes) -> None:
+        """Keeps a serialised `JournalHead`: what the server says how far its journal has come."""
+        with self._engine.begin() as connection:
+            update = sa.update(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id)
+            connection.execute(update.values(stated_head=stated))
+
+    def write(self, journal_id: str, shipped: Head, rows: Sequence[Row], stated: bytes | None = None) -> bool:
         """Stores the rows that follow `shipped`, in one transaction.
+
+        Args:
+            journal_id: Their journal.
+            shipped: How far it was shipped.
+            rows: What follows, at least one row.
+            stated: As for `state`.
 
         Returns:
             False, with nothing stored, when `shipped` is not how far the journal was shipped: somebody else was faster.
@@ -154,7 +234,12 @@ class Store:
             shipped_at = connection.scalar(
                 sa.update(SHIPMENTS)
                 .where(SHIPMENTS.c.journal_id == journal_id, SHIPMENTS.c.position == shipped.position)
-                .values(position=rows[-1].position, hash=rows[-1].hash, shipped_at=self._shipped_at)
+                .values(
+                    position=rows[-1].position,
+                    hash=rows[-1].hash,
+                    shipped_at=self._shipped_at,
+                    stated_head=SHIPMENTS.c.stated_head if stated is None else stated,
+                )
                 .returning(SHIPMENTS.c.shipped_at)
             )
             if shipped_at is None:
@@ -178,9 +263,27 @@ class Store:
             ):
                 if others:
                     connection.execute(self._inserts[table], others)
-            if shipment.statuses:
-                connection.execute(_SET_REPLY_STATUS, shipment.statuses)
+            keyed = {one["decision_id"] for one in shipment.decisions if one["idempotency_key"] is not None}
+            if shipment.statuses or shipment.repeats or keyed:
+                self._write_replies(connection, shipment, keyed)
         return True
+
+    def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:
+        """What became of replies. What repeats heard holds, whichever of two journals is shipped first."""
+        if self._copies:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
+        if shipment.repeats:
+            connection.execute(self._insert_repeats, shipment.repeats)
+            keyed = keyed | {one["decision_id"] for one in shipment.repeats}
+        if repeated := _repeats_of(connection, keyed):
+            connection.execute(_SET_STATUS_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
+        if shipment.statuses:
+            connection.execute(_SET_REPLY_STATUS, shipment.statuses)
+
+    def repeats(self, decision_ids: Collection[str]) -> dict[str, str]:
+        """The reply statuses of those of the decisions of which repeats of their calls heard something, by id."""
+        with self._engine.connect() as connection:
+            return _repeats_of(connection, decision_ids)
 
     def find(self, decision_id: str) -> StoredDecision | None:
         """The decision with this id, or None."""
@@ -222,33 +325,96 @@ class Store:
             rows = connection.execute(query.order_by(SHIPMENTS.c.journal_id)).all()
         return {row.journal_id: Head(row.position, row.hash) for row in rows}
 
-    def verify(self, journal_id: str) -> tuple[int, int]:
-        """Walks every shipped row of a journal and checks it against the chain.
+    def shipments(self) -> list[Shipped]:
+        """What is known of every journal, in the order in which they began."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(SHIPMENTS).order_by(SHIPMENTS.c.started_at, SHIPMENTS.c.journal_id))
+            return [_shipped(row) for row in rows]
+
+    def checkpoint(self, shipped: Shipped) -> Checkpoint | None:
+        """Up to where this journal was verified before, of what is still kept; None when it never was.
+
+        Raises:
+            JournalCorrupted: What was verified is not all there any more, or is not what it was; with its position.
+        """
+        verified, entries = VERIFICATIONS.c, JOURNAL_ENTRIES.c
+        ours = entries.journal_id == shipped.journal_id
+        first = 0 if shipped.anchor is None else shipped.anchor.position
+        with self._engine.connect() as connection:
+            query = sa.select(VERIFICATIONS).where(verified.journal_id == shipped.journal_id)
+            found = connection.execute(query).first()
+            if found is None or found.position <= first:
+                return None
+            at = sa.select(entries.entry, entries.hash).where(ours, entries.position == found.position)
+            row = connection.execute(at).first()
+            rows = connection.scalar(
+                sa.select(sa.func.count()).where(ours, entries.position > first, entries.position <= found.position)
+            )
+            if row is None or (shipped.anchor is not None and rows != found.position - first):
+                gap = _first_gap(connection, shipped.journal_id, first)
+                raise JournalCorrupted(gap, "missing; it was verified before")
+            before = sa.select(entries.hash).where(ours, entries.position == found.position - 1)
+            previous = connection.scalar(before)
+            if found.position - 1 == first and shipped.anchor is not None:
+                previous = shipped.anchor.hash
+            if row.hash != found.hash or (previous is not None and link(previous, row.entry) != found.hash):
+                raise JournalCorrupted(found.position, "not what was verified before")
+        return Checkpoint(Head(found.position, found.hash), found.verified_at)
+
+    def remember_verified(self, journal_id: str, head: Head) -> None:
+        """Makes a checkpoint: every row up to `head` was verified."""
+        values = {"position": head.position, "hash": head.hash, "verified_at": _now()}
+        with self._engine.begin() as connection:
+            ours = VERIFICATIONS.c.journal_id == journal_id
+            if connection.execute(sa.update(VERIFICATIONS).where(ours).values(values)).rowcount == 0:
+                connection.execute(sa.insert(VERIFICATIONS), {"journal_id": journal_id, **values})
+
+    def write_off(self, journal_id: str, note: str) -> bool:
+        """Notes that the missing end of a journal is given up as lost; False when there is no such journal."""
+        with self._engine.begin() as connection:
+            update = sa.update(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id).values(written_off=note)
+            return connection.execute(update).rowcount == 1
+
+    def hash_at(self, journal_id: str, position: int) -> bytes | None:
+        """The hash of a row; None when it is not here."""
+        entries = JOURNAL_ENTRIES.c
+        query = sa.select(entries.hash).where(entries.journal_id == journal_id, entries.position == position)
+        with self._engine.connect() as connection:
+            return connection.scalar(query)
+
+    def verify(self, journal_id: str, since: Head | None = None) -> tuple[int, int]:
+        """Walks the shipped rows of a journal and checks them against the chain.
+
+        Args:
+            journal_id: The journal.
+            since: A point of the chain from which on to walk; None for where the evidence begins.
 
         Returns:
-            The first and the last position; (0, 0) without rows.
+            The first and the last position of what was walked; (0, 0) without rows.
 
         Raises:
             JournalCorrupted: A row is missing or was changed; with its position.
         """
         first = 0
+        entries = JOURNAL_ENTRIES.c
         with self._engine.connect() as connection:
-            shipped = connection.execute(sa.select(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id)).one()
-            head = _anchor(shipped)
-            entries = JOURNAL_ENTRIES.c
+            row = connection.execute(sa.select(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id)).one()
+            shipped = _shipped(row)
+            head = shipped.anchor if since is None else since
             query = (
                 sa.select(entries.position, entries.entry, entries.hash)
                 # Not what is shipped while we read.
-                .where(entries.journal_id == journal_id, entries.position <= shipped.position)
+                .where(entries.journal_id == journal_id, entries.position <= shipped.head.position)
                 .order_by(entries.position)
             )
+            if since is not None:
+                query = query.where(entries.position > since.position)
             with connection.execution_options(yield_per=_READ_ROWS).execute(query) as found:
                 for position, entry, digest in found:
-                    row = Row(position, entry, digest)
                     first = first or position
-                    head = follow(head, row) if head is not None else Head(position, digest)
-        if head is not None and head != Head(shipped.position, shipped.hash):
-            raise JournalCorrupted(head.position + 1, f"missing; {shipped.position} rows were shipped")
+                    head = Head(position, digest) if head is None else follow(head, Row(position, entry, digest))
+        if head is not None and head != shipped.head:
+            raise JournalCorrupted(head.position + 1, f"missing; {shipped.head.position} rows were shipped")
         return first, head.position if head and first else 0
 
     def close(self) -> None:
@@ -296,11 +462,37 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN")
 
 
-def _anchor(shipped: sa.Row[Any]) -> Head | None:
-    """Where the evidence of a journal begins; None when only its first row can tell."""
-    if shipped.anchor_hash is not None:
-        return Head(shipped.anchor_position, shipped.anchor_hash)
-    return None
+def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, str]:
+    repeats = REPEATS.c
+    if not decision_ids:
+        return {}
+    query = sa.select(repeats.decision_id, repeats.reply_status).where(repeats.decision_id.in_(decision_ids))
+    return {row.decision_id: row.reply_status for row in connection.execute(query)}
+
+
+def _shipped(row: sa.Row[Any]) -> Shipped:
+    anchor = None if row.anchor_hash is None else Head(row.anchor_position, row.anchor_hash)
+    stated = None if row.stated_head is None else packet_pb2.JournalHead.FromString(row.stated_head)
+    return Shipped(
+        row.journal_id,
+        anchor,
+        Head(row.position, row.hash),
+        row.slot or "",
+        row.predecessor_id or "",
+        stated,
+        row.written_off or "",
+    )
+
+
+def _first_gap(connection: sa.Connection, journal_id: str, first: int) -> int:
+    """The first position after `first` at which there is no row."""
+    here, after = JOURNAL_ENTRIES.alias(), JOURNAL_ENTRIES.alias()
+    follows = sa.exists().where(after.c.journal_id == journal_id, after.c.position == here.c.position + 1)
+    gap = sa.select(sa.func.min(here.c.position)).where(here.c.journal_id == journal_id, ~follows)
+    there = sa.select(sa.func.min(here.c.position)).where(here.c.journal_id == journal_id)
+    if connection.scalar(there) != first + 1:
+        return first + 1
+    return int(connection.scalar(gap) or first) + 1
 
 
 def _copy(connection: sa.Connection, table: str, rows: Sequence[Columns]) -> None:

@@ -19,7 +19,7 @@ import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from urllib.parse import unquote_to_bytes
 
 import grpc
@@ -134,6 +134,18 @@ class Call:
             self._task.cancel()
 
 
+class Delivery(Protocol):
+    """Who wants to know what became of unary answers. A servicer knows that of a stream's: it is asked for the next."""
+
+    def sent(self, answer: object) -> None:
+        """Envoy has all of an answer."""
+        ...
+
+    def not_sent(self, answer: object) -> None:
+        """The caller did not wait for an answer."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Method:
     """A method and who answers it: one of the three."""
@@ -151,7 +163,7 @@ class GrpcApplication:
     Args:
         max_message_bytes: Largest request.
         read_seconds: How long a unary call may take to send its message.
-        not_sent: Told of every answer that its caller did not wait for.
+        delivery: Told what became of every unary answer.
         metrics: Counts the calls that end here.
         clock: Monotonic seconds.
         wall_clock: Seconds of the clock by which Envoy says when a call arrived.
@@ -162,7 +174,7 @@ class GrpcApplication:
         self,
         max_message_bytes: int,
         read_seconds: float,
-        not_sent: Callable[[Any], None],
+        delivery: Delivery,
         metrics: DecisionMetrics,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -170,7 +182,7 @@ class GrpcApplication:
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._read_seconds = read_seconds
-        self._not_sent = not_sent
+        self._delivery = delivery
         self._metrics = metrics
         self._clock = clock
         self._wall_clock = wall_clock
@@ -319,8 +331,9 @@ class GrpcApplication:
             await send({"type": "http.response.body", "body": framed(method.serialize(answer))})
             await send(_OK)
         except (OSError, asyncio.CancelledError):
-            self._not_sent(answer)
+            self._delivery.not_sent(answer)
             raise _CallerGoneError from None
+        self._delivery.sent(answer)
 
     async def _stream(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with a stream of answers."""
@@ -332,7 +345,6 @@ class GrpcApplication:
             try:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
             except (OSError, asyncio.CancelledError):
-                self._not_sent(answer)
                 raise _CallerGoneError from None
 
         async def requests() -> AsyncIterator[Any]:

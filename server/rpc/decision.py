@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from operator import attrgetter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -27,6 +28,9 @@ from server.rpc.convert import OrderReader, order_timeout_seconds
 from server.rpc.remaining import RemainingTime
 from server.security.orders import OrderAccess
 
+if TYPE_CHECKING:
+    from server.rpc.asgi import GrpcApplication
+
 _log = structlog.get_logger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["DecisionService"].full_name
@@ -35,6 +39,7 @@ MAX_BATCH = 1_024
 _BATCH_SLICE = 64
 """Orders of a batch that are decided at once: more would hold up everybody else, and miss their own deadlines."""
 
+_wire: Final[Callable[[Reply], bytes]] = attrgetter("wire")
 _DECIDED: Final = template(pb.DecideResponse.DESCRIPTOR, "decision")
 _RESULTS: Final = template(pb.DecideBatchResponse.DESCRIPTOR, "results")
 _RESULT: Final = template(pb.DecideStreamResponse.DESCRIPTOR, "result")
@@ -44,11 +49,13 @@ _ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decisi
 class Reply:
     """A serialised answer, and the decisions in it."""
 
-    __slots__ = ("decisions", "wire")
+    __slots__ = ("deadline", "decisions", "wire")
 
     def __init__(self, wire: bytes, *decisions: Decided) -> None:
         self.wire = wire
         self.decisions = decisions
+        self.deadline = math.inf
+        """Of one order's result, in monotonic seconds: it must not be sent later."""
 
 
 def _refused(order_ref: str, error: PretradeError) -> Reply:
@@ -72,6 +79,11 @@ class StreamSettings(BaseModel):
 
 class DecisionServicer:
     """Serves the contract. Its answers are bytes already: what generated code would serialise is written once.
+
+    It reports every decision that it got as heard or as unheard. A decision is heard when the transport has taken the
+    bytes of its reply. On grpc.aio a unary reply is serialised and handed over in one step; in Envoy the application
+    says when all of it was sent; on a stream the transport asks for the next answer. A decision is unheard when the
+    deadline has passed before that, or when the call ends without it.
 
     Args:
         dataplane: Decides.
@@ -108,19 +120,41 @@ class DecisionServicer:
         self._access = access
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Serves the methods of the contract on this server."""
-        serialize = attrgetter("wire")
+        """Serves the methods of the contract on a grpc.aio server."""
+        self._add_to(server, self._handed_over)
+
+    def add_to_application(self, application: GrpcApplication) -> None:
+        """Serves them in Envoy, by an application that tells `sent` and `not_sent` what became of unary replies."""
+        self._add_to(cast("grpc.aio.Server", application), _wire)
+
+    def _add_to(self, server: grpc.aio.Server, serialize_unary: Callable[[Reply], bytes]) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, pb.DecideRequest.FromString, serialize),
+            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, pb.DecideRequest.FromString, serialize_unary),
             "DecideBatch": grpc.unary_unary_rpc_method_handler(
-                self.DecideBatch, pb.DecideBatchRequest.FromString, serialize
+                self.DecideBatch, pb.DecideBatchRequest.FromString, serialize_unary
             ),
             "DecideStream": grpc.stream_stream_rpc_method_handler(
-                self.DecideStream, pb.DecideStreamRequest.FromString, serialize
+                self.DecideStream, pb.DecideStreamRequest.FromString, _wire
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
+
+    def sent(self, answer: object) -> None:
+        """The transport has all of an answer."""
+        if isinstance(answer, Reply):  # else it is of a service that decides nothing
+            for decided in answer.decisions:
+                self._dataplane.heard(decided)
+
+    def not_sent(self, answer: object) -> None:
+        """An answer's caller did not wait for it."""
+        if isinstance(answer, Reply):
+            for decided in answer.decisions:
+                self._dataplane.unheard(decided, "cancelled")
+
+    def _handed_over(self, reply: Reply) -> bytes:
+        self.sent(reply)
+        return reply.wire
 
     async def Decide(
         self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, Reply]
@@ -133,22 +167,25 @@ class DecisionServicer:
             self._check_lane(metadata, (request.order,))
             called = self._contexts.of(metadata)
             decided = await self._decide(request.order, arrived, remaining, called)
+            reply = Reply(_DECIDED % prefixed(decided.wire), decided)
+            if request.explain:
+                await self._explain(reply, None if remaining is None else arrived + remaining)
         except PretradeError as error:
             await status.abort(context, error)
-        if request.explain:
-            return await self._explained(decided, None if remaining is None else arrived + remaining)
-        return Reply(_DECIDED % prefixed(decided.wire), decided)
+        return reply
 
-    async def _explained(self, decided: Decided, deadline: float | None) -> Reply:
-        """The reply with its explanation, or with the reason why that is not there."""
-        decision = pb.Decision.FromString(decided.wire)
+    async def _explain(self, reply: Reply, deadline: float | None) -> None:
+        """Adds the explanation of its decision to a reply, or the reason why that is not there."""
+        response = pb.DecideResponse.FromString(reply.wire)
         try:
-            explanation = await self._explaining.explanation(decision, deadline)
+            explanation = await self._explaining.explanation(response.decision, deadline)
         except asyncio.CancelledError:
-            self._dataplane.cancelled(decided)
+            self.not_sent(reply)
             raise
-        response = pb.DecideResponse(decision=decision, explanation=explanation)
-        return Reply(response.SerializeToString(), decided)
+        if deadline is not None and self._clock() >= deadline:
+            raise self._late(reply)
+        response.explanation.CopyFrom(explanation)
+        reply.wire = response.SerializeToString()
 
     async def DecideBatch(
         self,
@@ -170,14 +207,30 @@ class DecisionServicer:
             self._check_lane(metadata, request.orders)
         except InvalidOrderError as error:
             await status.abort(context, error)
-        results: list[Reply] = []
-        for first in range(0, len(request.orders), _BATCH_SLICE):
-            taken_up = self._clock()
-            left = None if remaining is None else arrived + remaining - taken_up
-            orders = request.orders[first : first + _BATCH_SLICE]
-            results += await asyncio.gather(*(self._result(order, taken_up, left, metadata) for order in orders))
-        wire = b"".join(_RESULTS % prefixed(result.wire) for result in results)
-        return Reply(wire, *(decided for result in results for decided in result.decisions))
+        results: dict[int, Reply] = {}
+
+        async def decide(number: int, taken_up: float, left: float | None) -> None:
+            order = request.orders[number]
+            result = results[number] = await self._result(order, taken_up, left, metadata)
+            if result.decisions and (own := order_timeout_seconds(order)) is not None:
+                result.deadline = taken_up + own  # the server's cap is for deciding, and the call's deadline for all
+
+        try:
+            for first in range(0, len(request.orders), _BATCH_SLICE):
+                taken_up = self._clock()
+                left = None if remaining is None else arrived + remaining - taken_up
+                numbers = range(first, min(first + _BATCH_SLICE, len(request.orders)))
+                await asyncio.gather(*(decide(number, taken_up, left) for number in numbers))
+        except BaseException:
+            for result in results.values():
+                self.not_sent(result)
+            raise
+        if remaining is not None and self._clock() >= arrived + remaining:
+            late = [self._late(result) for result in results.values()]
+            await status.abort(context, late[0])
+        sent = [self._in_time(results[number]) for number in range(len(request.orders))]
+        wire = b"".join(_RESULTS % prefixed(result.wire) for result in sent)
+        return Reply(wire, *(decided for result in sent for decided in result.decisions))
 
     async def DecideStream(
         self,
@@ -185,13 +238,19 @@ class DecisionServicer:
         context: grpc.aio.ServicerContext[pb.DecideStreamRequest, Reply],
     ) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
-        ready: asyncio.Queue[tuple[Reply, float] | None] = asyncio.Queue()
+        ready: asyncio.Queue[Reply | None] = asyncio.Queue()
         metadata = context.invocation_metadata()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
+        over = False
 
         async def decide(order: pb.Order, arrived: float) -> None:
             result = await self._result(order, arrived, None, metadata) if order.order_ref else _UNREFERENCED
-            ready.put_nowait((result, arrived))
+            if result.decisions:
+                result.deadline = self._dataplane.deadline(arrived, order_timeout_seconds(order))
+            if over:
+                self.not_sent(result)
+            else:
+                ready.put_nowait(result)
 
         async def read() -> None:
             try:
@@ -204,20 +263,21 @@ class DecisionServicer:
                 ready.put_nowait(None)
 
         reader = asyncio.create_task(read())
+        under_way: Reply | None = None
         try:
-            while (entry := await ready.get()) is not None:
+            while (result := await ready.get()) is not None:
                 room.release()
-                result = self._in_time(*entry)
-                yield Reply(_RESULT % prefixed(result.wire), *result.decisions)
+                under_way = self._in_time(result)
+                yield Reply(_RESULT % prefixed(under_way.wire))
+                self.sent(under_way)
+                under_way = None
             await reader
         finally:
+            over = True
             reader.cancel()
-
-    def not_sent(self, answer: object) -> None:
-        """Takes back the decisions in an answer that its caller did not wait for."""
-        if isinstance(answer, Reply):  # else it is of a service that decides nothing
-            for decided in answer.decisions:
-                self._dataplane.cancelled(decided)
+            self.not_sent(under_way)
+            while not ready.empty():
+                self.not_sent(ready.get_nowait())
 
     def _check_lane(self, metadata: CallMetadata, orders: Iterable[pb.Order]) -> None:
         """Refuses a call that came in past Envoy's gate, as calls with reduce-only orders may, with another order."""
@@ -226,17 +286,20 @@ class DecisionServicer:
             self._metrics.errors[reason] += 1
             raise InvalidOrderError(reason, f"reduce_only: {rule}", "reduce_only")
 
-    def _in_time(self, result: Reply, arrived: float) -> Reply:
-        """The result, or DEADLINE_EXCEEDED when a slow reader kept it waiting past its order's deadline."""
-        if not result.decisions:
+    def _in_time(self, result: Reply) -> Reply:
+        """An order's result, or DEADLINE_EXCEEDED when it waited past the order's deadline."""
+        if self._clock() < result.deadline:
             return result
         (decided,) = result.decisions
-        if self._clock() < arrived + decided.allowed_us / 1e6:
-            return result
-        self._dataplane.late(decided)
-        late = DeadlineError("DEADLINE_EXCEEDED", "the stream was read too slowly")
+        return _refused(decided.order_ref, self._late(result))
+
+    def _late(self, reply: Reply) -> DeadlineError:
+        """Takes back what cannot be sent in time; the error to send instead."""
+        for decided in reply.decisions:
+            self._dataplane.unheard(decided, "deadline")
+        late = DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
         self._metrics.errors[late.reason] += 1
-        return _refused(decided.order_ref, late)
+        return late
 
     async def _result(self, order: pb.Order, arrived: float, remaining: float | None, metadata: CallMetadata) -> Reply:
         """What became of one order of a batch or stream."""

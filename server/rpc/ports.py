@@ -153,14 +153,14 @@ async def open_decision_port(
     application = GrpcApplication(
         settings.grpc.max_message_bytes,
         settings.grpc.read_seconds,
-        servicer.not_sent,
+        servicer,
         metrics,
         clock,
         process.machine.wall_clock,
         security.access("decision"),
     )
+    servicer.add_to_application(application)
     # As generated code sees it, the application is a server.
-    servicer.add_to(cast("grpc.aio.Server", application))
     _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
     await process.background(application.run(), "calls")
     await process.background(envoy.watch_gate(path.admission, metrics), "gate")

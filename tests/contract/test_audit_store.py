@@ -46,11 +46,11 @@ def sql(url: str) -> Iterator[sa.Connection]:
     engine.dispose()
 
 
-def decision(decision_id: str) -> packet_pb2.JournalEntry:
+def decision(decision_id: str, key: str = "") -> packet_pb2.JournalEntry:
     entry = packet_pb2.JournalEntry()
     order, answer = entry.decision.order, entry.decision.decision
     order.instrument, order.side, order.quantity, order.strategy = "BTCUSDT.BINANCE", pb.SIDE_SELL, 0.25, "maker"
-    order.order_ref = f"ref {decision_id}"
+    order.order_ref, order.idempotency_key = f"ref {decision_id}", key
     answer.decision_id, answer.action, answer.source = decision_id, pb.ACTION_NO_TRADE, pb.SOURCE_SECONDARY
     answer.reasons.append(pb.REASON_CODE_SCORE_BELOW_THRESHOLD)
     answer.degradations.extend([pb.DEGRADATION_PRIMARY_TIMEOUT, pb.DEGRADATION_CONTROL_STALE])
@@ -65,6 +65,10 @@ def decision(decision_id: str) -> packet_pb2.JournalEntry:
 
 def unconfirmed(decision_id: str, cause: str) -> packet_pb2.JournalEntry:
     return packet_pb2.JournalEntry(reply_unconfirmed=packet_pb2.ReplyUnconfirmed(decision_id=decision_id, cause=cause))
+
+
+def heard(decision_id: str) -> packet_pb2.JournalEntry:
+    return packet_pb2.JournalEntry(reply_heard=packet_pb2.ReplyHeard(decision_id=decision_id))
 
 
 def chained(after: Head, *entries: packet_pb2.JournalEntry | bytes) -> list[Row]:
@@ -171,6 +175,41 @@ def test_an_unconfirmed_reply_changes_the_status_of_its_decision_only(store: Sto
     store.write(JOURNAL, end(rows), later)
     statuses = {one: found.reply_status for one in ("d1", "d2") if (found := store.find(one))}
     assert statuses == {"d1": "reply_unconfirmed:cancelled", "d2": "reply_unconfirmed:deadline"}
+
+
+@pytest.mark.parametrize("order", ["one shipment", "note first", "repeat first", "repeat before the decision"])
+def test_what_a_repeat_heard_holds_whichever_journal_is_shipped_first(
+    store: Store, sql: sa.Connection, order: str
+) -> None:
+    one, other = store.shipped("journal-1", START), store.shipped("journal-2", START)
+    decided = chained(one, *(decision(f"d{i}", key=f"key {i}") for i in range(1, 5)))
+    noted = chained(end(decided), *(unconfirmed(f"d{i}", "cancelled") for i in (1, 2, 4)))
+    # Of two repeats of d4 the first one heard it; what the other one heard was safer, and holds from then on.
+    repeats = (heard("d1"), unconfirmed("d3", "withdrawn"), heard("d4"), unconfirmed("d4", "withdrawn"), heard("d4"))
+    repeat = chained(other, *repeats)
+    match order:
+        case "one shipment":
+            store.write("journal-1", one, [*decided, *noted, *chained(end(noted), *repeats)])
+        case "note first":
+            store.write("journal-1", one, [*decided, *noted])
+            store.write("journal-2", other, repeat)
+        case "repeat first":
+            store.write("journal-1", one, decided)
+            store.write("journal-2", other, repeat)
+            store.write("journal-1", end(decided), noted)
+        case _:
+            store.write("journal-2", other, repeat)
+            store.write("journal-1", one, [*decided, *noted])
+    with sql.begin():
+        rows = sql.execute(sa.text("SELECT decision_id, reply_status FROM decisions")).all()
+    withdrawn = "reply_unconfirmed:withdrawn"
+    assert dict(map(tuple, rows)) == {
+        "d1": "replied",
+        "d2": "reply_unconfirmed:cancelled",
+        "d3": withdrawn,
+        "d4": withdrawn,
+    }
+    assert store.repeats(["d1", "d2", "d3", "d4"]) == {"d1": "replied", "d3": withdrawn, "d4": withdrawn}
 
 
 def test_a_control_change_becomes_a_row(store: Store, sql: sa.Connection) -> None:

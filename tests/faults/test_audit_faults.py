@@ -367,12 +367,12 @@ def full(product: Product) -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory whose `server` is a file system of 16 MB."""
+    """A directory whose `server` is a file system of 192 MiB."""
     disk = tmp_path / "stack" / "server"
     disk.mkdir(parents=True)
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", disk], check=False).returncode:
         pytest.skip("the kernel forbids mounting a tmpfs")
     yield disk.parent
     subprocess.run(["umount", "--lazy", disk], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from pretrade.audit.v1 import packet_pb2
+from server.audit.errors import JournalFull
+from server.audit.journal import Journal, JournalSettings
 from server.audit.journal_file import JournalReader
 
 CHILD = Path(__file__).parents[1] / "audit_child.py"
@@ -49,18 +52,25 @@ def tell(child: subprocess.Popen[str], command: str) -> None:
 
 
 def journal_content(path: Path) -> tuple[list[str], set[str]]:
-    """The verified journal: the ids of its decisions in order, and of those marked as not durable."""
+    """The verified journal: the ids of its decisions in order, and of those marked as not durable.
+
+    Of the last ones before a kill the next process cannot know whether the reply was sent, and marks them as `killed`.
+    """
     decisions: list[str] = []
     marked: set[str] = set()
+    killed: set[str] = set()
     with closing(JournalReader(path)) as journal:
         journal.verify()
         for row in journal.rows_after(0, -1):
             entry = packet_pb2.JournalEntry.FromString(row.entry)
             if entry.HasField("decision"):
                 decisions.append(entry.decision.decision.decision_id)
+            elif entry.reply_unconfirmed.cause == "killed":
+                killed.add(entry.reply_unconfirmed.decision_id)
             else:
                 assert entry.reply_unconfirmed.cause == "not_durable"
                 marked.add(entry.reply_unconfirmed.decision_id)
+    assert killed <= set(decisions)
     return decisions, marked
 
 
@@ -120,6 +130,42 @@ def run_out_of_space_and_back(child: subprocess.Popen[str], fill: object, free: 
     child.kill()
     events += seen
     return events
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is a file system of 8 MiB."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", volume], check=False).returncode:
+        pytest.skip("the kernel forbids mounting a tmpfs")
+    yield volume
+    subprocess.run(["umount", "--lazy", volume], check=True)
+
+
+@pytest.mark.fault("D3", "the journal fills its own volume, three times", "refused; takes rows when some are shipped")
+async def test_a_journal_that_fills_its_volume_heals_when_rows_are_shipped(
+    small_volume: Path, seen: Callable[[str], None]
+) -> None:
+    async with Journal(
+        JournalSettings(path=small_volume / "journal.db", checkpoint_pages=100, queue_rows=100)
+    ) as journal:
+        for _ in range(3):
+            while not journal.problem:
+                await asyncio.gather(*(journal.append(bytes(1_000)) for _ in range(50)))
+            assert "all that they may" in journal.problem
+            assert journal.writable
+            with pytest.raises(JournalFull):
+                journal.append(bytes(1_000))
+            left = shutil.disk_usage(small_volume).free
+            journal.trim(journal.position - 100)
+            async with asyncio.timeout(10):
+                while journal.problem:  # noqa: ASYNC110 - plain attribute
+                    await asyncio.sleep(0.001)
+            await journal.append(bytes(1_000))
+        seen(f"{journal.position} rows, {left / 2**20:.1f} of 8 MiB left when full; durable again after each trim")
 
 
 @pytest.mark.fault("D3", "files may not grow (RLIMIT_FSIZE)", "refused, then durable again; no row told wrongly")

@@ -119,11 +119,16 @@ def asgi(data: bytes) -> None:
         loop.close()
 
 
+class _Nobody:
+    """Wants to know nothing of what becomes of answers."""
+
+    def sent(self, answer: object) -> None: ...
+    def not_sent(self, answer: object) -> None: ...
+
+
 async def _call(source: Bytes) -> None:
     metrics = DecisionMetrics()
-    application = GrpcApplication(
-        _MAX_BYTES, 1.0, lambda answer: None, metrics, asyncio.get_running_loop().time, lambda: 0.0
-    )
+    application = GrpcApplication(_MAX_BYTES, 1.0, _Nobody(), metrics, asyncio.get_running_loop().time, lambda: 0.0)
     reader = OrderReader((_INSTRUMENT,))
 
     async def one(request: pb.DecideRequest, _context: Any) -> bytes:

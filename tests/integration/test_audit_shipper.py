@@ -215,7 +215,7 @@ async def test_the_rest_is_shipped_after_the_next_start(tmp_path: Path) -> None:
 
 def test_the_shipping_process_ends_when_its_input_does(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    task = Task(journal=path, database_url=f"sqlite:///{tmp_path / 'audit.db'}", settings=shipping())
+    task = Task(journal=path, slot="here", database_url=f"sqlite:///{tmp_path / 'audit.db'}", settings=shipping())
     with closing(JournalFile(path, sync_commits=False)) as journal:
         journal.append([entry("d")])
     with subprocess.Popen(

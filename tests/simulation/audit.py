@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from pretrade.audit.v1 import packet_pb2
 from server.audit.errors import AuditError
-from server.audit.journal_file import JournalReader
+from server.audit.journal_file import Head, JournalReader, Point
 from server.audit.schema import JOURNAL_ENTRIES, SHIPMENTS
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Audit:
     """Causes for which replies are unconfirmed, by decision id."""
     withdrawn: dict[str, list[tuple[int, tuple[int, ...]]]] = field(default_factory=lambda: defaultdict(list))
     """What repeats were told instead, action and reasons, by decision id."""
+    heard: set[str] = field(default_factory=set)
+    """Decisions that a repeat of their call heard, whatever the notes say."""
     changes: list[packet_pb2.ControlChange] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What does not verify."""
@@ -57,6 +59,7 @@ def read_audit(scene: Scene) -> Audit:
                 _add(audit, journal_id, position, packed)
             shipped = connection.execute(sa.select(SHIPMENTS.c.journal_id)).scalars().all()
         heads = store.journals()
+        stated_heads = {one.journal_id: one.stated for one in store.shipments()}
         for journal_id in shipped:
             try:
                 store.verify(journal_id)
@@ -68,8 +71,14 @@ def read_audit(scene: Scene) -> Audit:
             continue
         try:
             with closing(JournalReader(Path(path))) as journal:
-                anchor, head = journal.verify(heads.get(journal.journal_id))
                 known = heads.get(journal.journal_id)
+                points = [] if known is None else [Point(known, "shipped")]
+                stated = stated_heads.get(journal.journal_id)
+                if stated is not None:
+                    points.append(Point(Head(stated.position, stated.hash), "stated"))
+                anchor, head = journal.verify(points)
+                if known is not None and known.position < anchor.position:
+                    audit.problems.append(f"I2: {server.name}'s rows {known.position + 1} on are nowhere")
                 if known is not None and known.position < head.position:
                     audit.problems.append(
                         f"drain: {server.name}'s rows {known.position + 1} to {head.position} never reach the database"
@@ -94,5 +103,7 @@ def _add(audit: Audit, journal_id: str, position: int, packed: bytes) -> None:
                 audit.withdrawn[note.decision_id].append((note.heard_action, tuple(note.heard_reasons)))
             else:
                 audit.notes[note.decision_id].append(note.cause)
+        case "reply_heard":
+            audit.heard.add(entry.reply_heard.decision_id)
         case "control_change":
             audit.changes.append(entry.control_change)

@@ -3,7 +3,7 @@
 `shared/faults.md` of the project's planning calls them I1 to I8; here each says what it means:
 
 * I1 Every decision that a caller heard has exactly one row, and no row is there twice. A row counts as replied exactly
-  if its bytes were handed to the transport; after a kill the last rows may be unknown.
+  if its bytes were handed to the transport; but of a process that was killed the last ones may say `killed`.
 * I2 Reply and row agree. Every chain verifies, in the journals and in the database.
 * I3 No reply comes after its caller's deadline, and no ledger says that it used more than it was allowed.
 * I4 Nobody trades on an unusable score, on stale features whoever brought them, or without a durable row.
@@ -42,8 +42,6 @@ _TICK_SECONDS: Final = 0.25
 _EVENTS_OF_BUGS: Final = {"decision failed", "call failed", "batch failed unexpectedly", "canary not judged"}
 _TOLD_SECONDS: Final = 1.0
 _MORE_TASKS: Final = 4
-_KILL_SECONDS: Final = 1.0
-"""How long before its process is killed a decision may be made whose reply nobody can tell of."""
 
 
 def check_decisions(scene: Scene, audit: Audit) -> list[str]:
@@ -58,34 +56,22 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
             found += _of_reply(asked.decision, asked.ref, audit)
             if asked.deadline is not None and asked.heard_at is not None and asked.heard_at > asked.deadline + 5e-3:
                 found.append(f"I3: {asked.ref} heard {1e3 * (asked.heard_at - asked.deadline):.1f} ms too late")
-    killed = _killed(scene)
     for decision_id, rows in audit.decisions.items():
         if len(rows) > 1:
             found.append(f"I1: {decision_id} has {len(rows)} rows")
         packet = rows[0].packet
         found += _of_packet(packet)
-        notes = audit.notes.get(decision_id, ())
+        notes = () if decision_id in audit.heard else audit.notes.get(decision_id, ())
         reply = heard.get(decision_id)
         unaudited = reply is not None and not _UNAUDITED.isdisjoint(reply.reasons)
         ref = packet.order.order_ref
-        if notes and reply is not None and not unaudited:
+        if notes and reply is not None and not unaudited and notes[-1] != "killed":
             found.append(f"I1: {ref} was heard, and its row says it is unconfirmed: {', '.join(notes)}")
         if not notes and unaudited:
             found.append(f"I2: {ref} was told that it is not audited, and its row says it was replied")
-        if not notes and decision_id not in handed and not _cut_off(packet, killed):
+        if not notes and decision_id not in handed:
             found.append(f"I1: {ref} was never handed to the transport, and its row says it was replied")
     return found
-
-
-def _killed(scene: Scene) -> list[float]:
-    """When processes ended."""
-    return [life.ended for lives in scene.history.lives.values() for life in lives if life.ended < math.inf]
-
-
-def _cut_off(packet: object, killed: list[float]) -> bool:
-    """Whether a decision's process was killed so soon after it that nobody can tell what became of the reply."""
-    decided = packet.decided_monotonic_ns / 1e9  # type: ignore[attr-defined]
-    return any(decided <= at <= decided + _KILL_SECONDS for at in killed)
 
 
 def _of_reply(reply: pb.Decision, ref: str, audit: Audit) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from server.audit.shipping import Progress, Task
+from server.audit.shipping import CLOSE, Progress, Task
 from server.audit.shipping_process import Shipping
 from simulation.machine import SimulatedMachine
 
@@ -37,6 +38,7 @@ class _Child(asyncio.SubprocessTransport):
         self._database = database
         self._code: int | None = None
         self._waiting: list[asyncio.Future[int]] = []
+        self._closing = threading.Event()
         self._input = _Input(self)
         self._output = _Output()
         parent.shipments += 1
@@ -47,8 +49,14 @@ class _Child(asyncio.SubprocessTransport):
         self.machine.on_death.append(self._ended)
         protocol.connection_made(self)
 
-    def take_task(self, line: bytes) -> None:
-        """Its standard input has its task: it begins."""
+    def hear(self, line: bytes) -> None:
+        """What is written to its standard input: first its task, later that there is nothing more to come."""
+        if line == CLOSE:
+            self._closing.set()
+        else:
+            self._take_task(line)
+
+    def _take_task(self, line: bytes) -> None:
         task = Task.model_validate_json(line)
         machine, world = self.machine, self.machine.world
 
@@ -63,6 +71,8 @@ class _Child(asyncio.SubprocessTransport):
             lambda _url: self._database.open(machine.threads.sleep),
             machine.machine.clock,
             machine.machine.uniform,
+            machine.machine.wall_clock_ns,
+            self._closing,
         )
         machine.threads.start(shipping.run, "shipping")
 
@@ -122,7 +132,7 @@ class _Input(asyncio.WriteTransport):
         self._closed = False
 
     def write(self, data: Any) -> None:
-        self._child.take_task(bytes(data))
+        self._child.hear(bytes(data))
 
     def close(self) -> None:
         if not self._closed:

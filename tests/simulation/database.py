@@ -96,13 +96,17 @@ class _SimulatedStore(Store):
         self.database.check(self.wait)
         return None, ""
 
-    def shipped(self, journal_id: str, start: Head) -> Head:
+    def shipped(self, journal_id: str, start: Head, slot: str | None = None) -> Head:
         self.database.check(self.wait)
-        return super().shipped(journal_id, start)
+        return super().shipped(journal_id, start, slot)
 
-    def write(self, journal_id: str, shipped: Head, rows: Sequence[Row]) -> bool:
+    def state(self, journal_id: str, stated: bytes) -> None:
         self.database.check(self.wait)
-        written = super().write(journal_id, shipped, rows)
+        super().state(journal_id, stated)
+
+    def write(self, journal_id: str, shipped: Head, rows: Sequence[Row], stated: bytes | None = None) -> bool:
+        self.database.check(self.wait)
+        written = super().write(journal_id, shipped, rows, stated)
         if self.wait is not None and self.database.commit_is_lost():
             raise _gone("server closed the connection unexpectedly")
         return written

@@ -3,7 +3,8 @@
 What a process writes is seen by every process at once, and survives the death of any of them. Only what was synced
 survives the loss of power: of everything else each sector of 512 bytes is there or not as chance has it, a file may
 have its new length without its new content, and of the changes to a directory's names the first few may have happened.
-A sync that fails has made nothing durable, and what it should have synced is not synced by the next one either.
+A sync that fails has made nothing durable, and what it should have synced is not synced by the next one either, unless
+its page is written once more.
 
 A disk can be slow, full, or fail; every operation takes its time, and its process may die while it lasts.
 """
@@ -21,20 +22,22 @@ from typing import TYPE_CHECKING, Final
 
 import greenlet
 
-from server.machine import Files, Identity
+from server.machine import Files, Identity, Volume
 from simulation.world import World
 
 if TYPE_CHECKING:
     from simulation.machine import SimulatedMachine
 
 SECTOR_BYTES: Final = 512
+PAGE_BYTES: Final = 4096
+"""What the machine's memory keeps of a file at once, and writes at once."""
 _OPERATION_SECONDS: Final = 2e-6
 
 
 class File:
     """What an inode holds, and how to take back what was not synced."""
 
-    __slots__ = ("changed_ns", "content", "inode", "lost", "unsynced", "writes")
+    __slots__ = ("changed_ns", "content", "inode", "lost", "missing", "unsynced", "writes")
 
     def __init__(self, inode: int, changed_ns: int) -> None:
         self.inode = inode
@@ -44,7 +47,10 @@ class File:
         """Changes of its content so far."""
         self.unsynced: list[_Write] = []
         self.lost: list[_Write] = []
-        """Writes that a failed sync has given up: no later sync makes them durable."""
+        """Writes that a failed sync has given up, and no sync has succeeded since."""
+        self.missing: dict[int, bytes] = {}
+        """Pages that a failed sync has given up and nobody has written again, and what the disk has in their place: no
+        later sync makes them durable."""
 
 
 @dataclass(slots=True)
@@ -94,7 +100,8 @@ class Disk:
     def __init__(self, world: World, name: str, capacity: int, wall_clock_ns: Callable[[], int]) -> None:
         self.world = world
         self.name = name
-        self.capacity = capacity
+        self.size = self.capacity = capacity
+        """What fits on it when others have nothing there, and what does now."""
         self.weather = Weather()
         self._wall_clock_ns = wall_clock_ns
         self._chance = world.random(f"disk/{name}")
@@ -242,6 +249,8 @@ class Disk:
             file.lost += file.unsynced
             file.unsynced.clear()
             raise OSError(errno.EIO, "the disk failed to sync")
+        if file.lost or file.missing:
+            _give_up(file)
         file.unsynced.clear()
 
     def _check_writable(self, more: int) -> None:
@@ -281,19 +290,53 @@ class Disk:
         self._used = sum(len(file.content) for file in files)
 
 
-def _lose(file: File, chance: random.Random) -> None:
-    """Leaves of a file what a loss of power leaves."""
-    writes = sorted(file.lost + file.unsynced, key=lambda write: write.number)
+def _give_up(file: File) -> None:
+    """After a sync that succeeded: of what failed ones gave up, only pages that were written again are on the disk."""
+    image = bytearray(file.content)
+    _take_back(image, _unsynced(file))
+    for page, old in file.missing.items():
+        image[page * PAGE_BYTES : page * PAGE_BYTES + len(old)] = old[: max(0, len(image) - page * PAGE_BYTES)]
+    written = {
+        page
+        for write in file.unsynced
+        for page in range(write.offset // PAGE_BYTES, -(-(write.offset + len(write.new)) // PAGE_BYTES))
+    }
     file.lost.clear()
-    file.unsynced.clear()
-    if not writes:
-        return
-    content = file.content
+    file.missing.clear()
+    for start in range(0, len(file.content), PAGE_BYTES):
+        now = bytes(file.content[start : start + PAGE_BYTES])
+        old = bytes(image[start : start + len(now)]).ljust(len(now), b"\0")
+        if old != now and start // PAGE_BYTES not in written:
+            file.missing[start // PAGE_BYTES] = old
+
+
+def _unsynced(file: File) -> list[_Write]:
+    return sorted(file.lost + file.unsynced, key=lambda write: write.number)
+
+
+def _take_back(content: bytearray, writes: list[_Write]) -> None:
     for write in reversed(writes):
         del content[write.old_size :]
         if len(content) < write.old_size:
             content.extend(bytes(write.old_size - len(content)))
         content[write.offset : write.offset + len(write.old)] = write.old
+
+
+def _lose(file: File, chance: random.Random) -> None:
+    """Leaves of a file what a loss of power leaves."""
+    writes = _unsynced(file)
+    content = file.content
+    _take_back(content, writes)
+    for page, old in file.missing.items():
+        for start in range(0, len(old), SECTOR_BYTES):
+            offset, piece = page * PAGE_BYTES + start, old[start : start + SECTOR_BYTES]
+            if chance.random() < 0.5:
+                content[offset : offset + len(piece)] = piece[: max(0, len(content) - offset)]
+    file.lost.clear()
+    file.missing.clear()
+    file.unsynced.clear()
+    if not writes:
+        return
     share = chance.choice((0.0, 0.0, 0.3, 0.7, 1.0))
     for write in writes:
         if write.new_size < write.old_size:
@@ -341,6 +384,13 @@ class SimulatedFiles(Files):
         disk.sync(file)
         return _identity(file)
 
+    def rewrite(self, path: Path) -> None:
+        """See `Files`."""
+        if (file := self._disk.find(str(path))) is not None:
+            self._disk.write(file, 0, bytes(file.content))
+            self._disk.take(_OPERATION_SECONDS)
+            self._disk.sync(file)
+
     def replace(self, source: Path, target: Path) -> None:
         """See `Files`."""
         self._disk.take(_OPERATION_SECONDS)
@@ -353,6 +403,11 @@ class SimulatedFiles(Files):
         if self._disk.weather.fails_sync:
             raise OSError(errno.EIO, "the disk failed to sync")
         self._disk.sync_directory(str(path))
+
+    def volume(self, directory: Path) -> Volume:
+        """See `Files`."""
+        self._owner.threads.check_alive()
+        return Volume(self._disk.size, self._disk.free_bytes)
 
     def lock(self, path: Path) -> int | None:
         """See `Files`."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from simulation.calls import Listeners
     from simulation.network import Network
 
-_CAPACITY_BYTES: Final = 64 * 2**20
+_CAPACITY_BYTES: Final = 256 * 2**20
 
 
 class Host:
@@ -104,6 +104,7 @@ class SimulatedMachine:
         """Called when it dies: whoever is connected to it notices."""
         chance = world.random(f"process/{name}")
         self.machine: Final = Machine(
+            host_name=lambda: host.name,
             process_name=lambda: name,
             clock=lambda: world.now,
             wall_clock_ns=host.wall_clock_ns,

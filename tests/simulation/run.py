@@ -174,7 +174,7 @@ class _Runner:
         disk.weather.sync_seconds = (2e-4, 1e-3)
         disk.weather.fails_sync = disk.weather.fails_write = False
         disk.weather.stuck_until = 0.0
-        disk.capacity = 64 * 2**20
+        disk.capacity = disk.size
 
     def _settle(self) -> list[str]:
         """Waits until everything has come to rest."""
@@ -436,7 +436,7 @@ class _Runner:
     def _do_disk_full(self, server: str, lasts: float) -> None:
         disk = self.scene.servers[server].host.disk
         disk.capacity = disk.used_bytes
-        self.world.after(lasts, setattr, disk, "capacity", 64 * 2**20)
+        self.world.after(lasts, setattr, disk, "capacity", disk.size)
 
     def _for_a_while(self, server: Server, seconds: float, **changes: Any) -> None:
         weather, well = server.host.disk.weather, Weather()

@@ -74,6 +74,29 @@ def test_what_a_failed_sync_gave_up_is_not_made_durable_by_the_next_one() -> Non
     assert lost
 
 
+def test_what_a_failed_sync_gave_up_is_durable_once_it_is_written_again() -> None:
+    for seed in range(50):
+        one = disk(seed)
+        file = one.create("/a/f")
+        one.sync_directory("/a")
+        one.write(file, 0, b"a" * 10_000)
+        one.weather.fails_sync = True
+        with pytest.raises(OSError, match="failed to sync"):
+            one.sync(file)
+        one.weather.fails_sync = False
+        one.write(file, 5_000, b"b")  # with the rest of its page
+        one.sync(file)
+        one.write(file, 0, b"a" * 4_096)
+        one.sync(file)
+        one.write(file, 10_000, b"never synced")
+        one.lose_power()
+        content = bytes(file.content)
+        assert content[:5_000] == b"a" * 5_000
+        assert content[5_000:8_192] == b"b" + b"a" * 3_191
+        assert content[8_192:10_000].strip(b"\0a") == b""
+        assert len(content) >= 10_000
+
+
 def test_a_full_disk_takes_what_overwrites_and_nothing_more() -> None:
     one = disk(1)
     one.capacity = 1_000

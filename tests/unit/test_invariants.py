@@ -12,7 +12,7 @@ from open_loop import LEFT, NO_RESULT, Call
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.columns import REPLIED, unconfirmed_status
+from server.audit.reply_status import REPLIED, unconfirmed_status
 
 SENT = 1_000.0
 DEADLINE = 0.1

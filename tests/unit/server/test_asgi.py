@@ -15,6 +15,20 @@ from server.rpc.framing import ARRIVED, framed
 NOW = 1_790_000_000.0
 
 
+class Outcomes:
+    """What became of the answers."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.unheard: list[object] = []
+
+    def sent(self, answer: object) -> None:
+        self.heard.append(answer)
+
+    def not_sent(self, answer: object) -> None:
+        self.unheard.append(answer)
+
+
 async def call(waited_seconds: float, allowed: bytes) -> tuple[bytes, float]:
     """The status of a call that waited so long to be taken up, and what it took from then on in seconds."""
     clock = asyncio.get_running_loop().time
@@ -29,7 +43,7 @@ async def call(waited_seconds: float, allowed: bytes) -> tuple[bytes, float]:
     async def answer(request: bytes, context: object) -> bytes:
         return b""
 
-    application = GrpcApplication(1_024, 5.0, lambda answer: None, DecisionMetrics(), clock, lambda: NOW)
+    application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW)
     handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
     application.add_registered_method_handlers("s", {"Do": handler})
     began = clock()
@@ -52,3 +66,25 @@ async def test_a_call_that_waited_past_its_deadline_keeps_its_place_in_the_gate_
 async def test_a_call_that_waited_less_is_answered() -> None:
     status, _ = await call(0.06, b"10S")
     assert status == b"0"
+
+
+@pytest.mark.parametrize("fails_at", [None, "http.response.body", "http.response.trailers"])
+async def test_an_answer_is_sent_when_envoy_has_its_status_too(fails_at: str | None) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": framed(b""), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == fails_at:
+            raise OSError("the caller has gone")
+
+    async def answer(request: bytes, context: object) -> bytes:
+        return b"the answer"
+
+    clock = asyncio.get_running_loop().time
+    outcomes = Outcomes()
+    application = GrpcApplication(1_024, 5.0, outcomes, DecisionMetrics(), clock, lambda: NOW)
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+    application.add_registered_method_handlers("s", {"Do": handler})
+    await application({"path": "/s/Do", "headers": []}, receive, send)
+    assert outcomes.heard == ([b"the answer"] if fails_at is None else [])
+    assert outcomes.unheard == ([] if fails_at is None else [b"the answer"])

@@ -22,6 +22,7 @@ from server.audit.errors import (
 )
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalReader, link
+from server.machine import Files, Machine, Volume
 
 
 def settings(tmp_path: Path, **changes: object) -> JournalSettings:
@@ -124,6 +125,86 @@ async def test_a_journal_that_holds_all_it_may_refuses_decisions_until_shipped_r
     async with Journal(settings(tmp_path, max_mebibytes=1)) as journal:
         assert 0 < journal.bytes < 2**19
     assert len(entries_in(journal.settings.path)) == 11
+
+
+class SmallDisk(Files):
+    """Files on a volume that has as much left as a test says, beside what the journal itself takes."""
+
+    def __init__(self, path: Path, total_mebibytes: float, others_bytes: int = 0) -> None:
+        self.path = path
+        self.total_bytes = int(total_mebibytes * 2**20)
+        self.others_bytes = others_bytes
+
+    def volume(self, directory: Path) -> Volume:
+        assert directory == self.path.absolute().parent
+        ours = self.path.stat().st_size if self.path.exists() else 0
+        return Volume(self.total_bytes, max(0, self.total_bytes - self.others_bytes - ours))
+
+
+SMALL: dict[str, object] = {"checkpoint_pages": 100, "queue_rows": 100}
+"""With these a journal keeps a reserve of 3.3 MiB: 8 logs of 100 pages, and 100 large rows."""
+
+
+async def test_a_journal_fills_its_volume_only_so_far_that_it_can_recover(tmp_path: Path) -> None:
+    row = bytes(10_000)
+    made = settings(tmp_path, **SMALL)
+    disk = SmallDisk(made.path, 10)
+    async with Journal(made, machine=Machine(files=disk)) as journal:
+        while not journal.full:
+            await journal.append(row)
+        assert 6.6 * 2**20 < journal.bytes < 7.2 * 2**20
+        assert "6 MiB" in journal.problem
+        with pytest.raises(JournalFull):
+            journal.append(row)
+        assert disk.volume(tmp_path).free_bytes > 2.5 * 2**20, "what is behind the limit"
+        journal.trim(journal.position - 10)
+        await until(lambda: not journal.full)
+        await journal.append(row)
+
+
+async def test_a_journal_makes_way_for_others_and_takes_rows_again_when_they_are_gone(tmp_path: Path) -> None:
+    made = settings(tmp_path, **SMALL)
+    disk = SmallDisk(made.path, 50)
+    async with Journal(made, machine=Machine(files=disk)) as journal:
+        await journal.append(b"row")
+        disk.others_bytes = 47 * 2**20
+        while not journal.full:
+            await journal.append(bytes(10_000))
+        with pytest.raises(JournalFull):
+            journal.append(b"row")
+        assert journal.writable
+        assert journal.bytes < 2**20
+        disk.others_bytes = 0
+        await until(lambda: not journal.full)
+        await journal.append(b"row")
+
+
+@pytest.mark.parametrize(
+    ("total_mebibytes", "max_mebibytes", "problem"),
+    [
+        (2048, 16_384, r"journal\.max_mebibytes: .* has 2048 MiB, 70 of them .*cannot hold 16384 .*at most 1977"),
+        (2048, 1978, r"journal\.max_mebibytes"),
+        (100, None, r"has 100 MiB, and the journal needs 140"),
+    ],
+)
+async def test_a_journal_whose_volume_cannot_hold_what_it_should_does_not_start(
+    tmp_path: Path, total_mebibytes: int, max_mebibytes: int | None, problem: str
+) -> None:
+    made = settings(tmp_path, max_mebibytes=max_mebibytes)
+    with pytest.raises(JournalError, match=problem):
+        await Journal(made, machine=Machine(files=SmallDisk(made.path, total_mebibytes))).__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("total_mebibytes", "max_mebibytes", "limit_mebibytes"),
+    [(2048, None, 1977), (2048, 1977, 1977), (2048, 100, 100), (100_000, None, 16_384), (0, None, 16_384)],
+)
+async def test_what_a_journal_may_fill_is_what_the_settings_say_and_the_volume_has(
+    tmp_path: Path, total_mebibytes: int, max_mebibytes: int | None, limit_mebibytes: int
+) -> None:
+    made = settings(tmp_path, max_mebibytes=max_mebibytes)
+    async with Journal(made, machine=Machine(files=SmallDisk(made.path, total_mebibytes))) as journal:
+        assert journal.limit_bytes >> 20 == limit_mebibytes
 
 
 async def test_a_closed_journal_refuses(tmp_path: Path) -> None:
@@ -245,7 +326,7 @@ async def test_a_failed_row_that_turns_up_after_all_is_marked_as_not_durable(tmp
             with pytest.raises(JournalUnwritable):
                 await journal.append(unheard)
             previous = disk.execute("SELECT hash FROM entries WHERE position = 1").fetchone()[0]
-            disk.execute("INSERT INTO entries VALUES (2, ?, ?)", (unheard, link(previous, unheard)))
+            disk.execute("INSERT INTO entries VALUES (2, ?, ?, 1)", (unheard, link(previous, unheard)))
             disk.execute("COMMIT")
         await until(lambda: journal.writable)
         await journal.append(b"next")
@@ -278,6 +359,24 @@ async def test_trimming_removes_rows_from_the_front_and_keeps_the_chain(tmp_path
             await until(lambda: reader.anchor().position == 700)
         await journal.append(b"more")
     assert entries_in(journal.settings.path) == [*rows[700:], b"more"]
+
+
+async def test_what_is_to_be_trimmed_during_an_outage_is_trimmed_after_it(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        await journal.append_many([b"row"] * 100)
+        with (
+            closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as other,
+            closing(JournalReader(journal.settings.path)) as reader,
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            journal.trim(30)  # fails, and that is an outage, since what it wrote may not be on the disk
+            await until(lambda: not journal.writable)
+            journal.trim(70)
+            assert reader.anchor().position == 0
+            other.execute("ROLLBACK")
+            await until(lambda: reader.anchor().position == 70)
+        assert (journal.writable, journal.outages) == (True, 1)
+    assert len(entries_in(journal.settings.path)) == 30
 
 
 async def test_a_row_that_somebody_removed_stops_trimming_and_not_the_writing(tmp_path: Path) -> None:

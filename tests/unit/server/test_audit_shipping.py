@@ -39,6 +39,7 @@ def journal(tmp_path: Path) -> Iterator[JournalFile]:
 def task(tmp_path: Path) -> Task:
     return Task(
         journal=tmp_path / "journal.db",
+        slot="here:/journal.db",
         database_url=f"sqlite:///{tmp_path / 'audit.db'}",
         settings=ShippingSettings(batch_rows=10, retry_min_seconds=1.0, retry_max_seconds=4.0, poll_seconds=0.5),
     )

@@ -37,6 +37,7 @@ from pretrade.market.v1 import market_pb2
 from server.admission import Admission, AdmissionSettings
 from server.audit.journal import Durability, Journal, JournalSettings
 from server.audit.journal_file import JournalReader
+from server.audit.replies import Replies
 from server.canary.burn import Objective, SloSettings
 from server.control.state import ControlSettings, ControlState
 from server.dataplane import DataPlane
@@ -121,6 +122,7 @@ class Plane:
             cached_scores=cached_scores,
             guards=self.guards,
             journal=journal,
+            replies=Replies(journal, clock),
             packets=PacketWriter("server-1", "hash", "os", control),
             objective=self.objective,
             shadow=Shadow([self.secondary]),

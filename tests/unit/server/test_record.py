@@ -155,11 +155,6 @@ def test_settings_are_kept_under_the_hash_that_packets_name(packets: record.Pack
     assert (entry.software_version, entry.instance_id, entry.recorded_at_ns) == ("1.2.3", "server-1", 7)
 
 
-def test_an_unconfirmed_reply_names_its_decision(packets: record.PacketWriter) -> None:
-    entry = packet_pb2.JournalEntry.FromString(packets.unconfirmed("decision-1", "cancelled"))
-    assert (entry.reply_unconfirmed.decision_id, entry.reply_unconfirmed.cause) == ("decision-1", "cancelled")
-
-
 def test_settings_in_the_audit_hold_no_password(packets: record.PacketWriter) -> None:
     urls = {"redis_url": "redis://user:hunter2@r:6379", "database_url": "postgresql+psycopg://user:hunter2@p/audit"}
     settings = Settings.model_validate(urls)

@@ -187,7 +187,7 @@ def test_the_longest_decision_that_can_be_fits() -> None:
     decided = Decided(case, longest, pb.ACTION_TRADE, reasons, decision_id, 1_000.0, wall_ns, 2**64 - 1)
     decided.charge_audit(case.budget, 10.0, 1_000.0, 1_010.0)
     assert 300 < len(decided.remembered) <= MAX_BYTES
-    again = Decided.repeated(decided.remembered, decided.order_ref)
+    again = Decided.repeated(decided.remembered, decided.order_ref, is_withdrawn=False)
     assert pb.Decision.FromString(again.wire) == pb.Decision.FromString(decided.wire)
     assert (again.remembered, again.model_expires_at) == (again.remembered, 2**62)
     safer = decided.withdrawn(pb.ACTION_NO_TRADE, reasons, 2**64 - 1)

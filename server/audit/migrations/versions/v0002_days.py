@@ -34,6 +34,8 @@ def upgrade() -> None:
         op.execute("CREATE INDEX ix_decisions_decided_at ON decisions USING brin (decided_at)")
         op.execute("CREATE INDEX ix_decisions_instrument_decided_at ON decisions (instrument, decided_at)")
     else:
+        # Each of SQLite's statements has a time of its own, and a decision is shipped when its entry is.
+        op.execute("UPDATE decisions SET shipped_at = (SELECT max(shipped_at) FROM journal_entries)")
         op.create_index("ix_journal_entries_shipped_at", "journal_entries", ["shipped_at"])
 
 

@@ -34,7 +34,10 @@ class AuditedDecision(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     reply_status: _builtins.str
-    """`replied`, or `reply_unconfirmed:<cause>` with a cause of `ReplyUnconfirmed`."""
+    """`replied`: the reply's bytes were handed to the transport before the deadline. `reply_unconfirmed:<cause>`: with a
+    cause of `ReplyUnconfirmed`. `unsettled`: it is not known yet, as in the first moment after a decision; only of rows
+    that are still in a journal.
+    """
     found_in: _builtins.str
     """`database` or `journal`."""
     journal_id: _builtins.str
@@ -284,6 +287,7 @@ class WatchDecisionsResponse(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     REPLY_UNCONFIRMED_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
+    REPLY_HEARD_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Where to go on after a broken stream: up to where every journal was looked at."""
@@ -299,19 +303,24 @@ class WatchDecisionsResponse(_message.Message):
     def missed(self) -> Global___Missed:
         """Rows that were trimmed before they could be sent; the database holds them."""
 
+    @_builtins.property
+    def reply_heard(self) -> _packet_pb2.ReplyHeard:
+        """Some decision was heard after all, whatever the filter."""
+
     def __init__(
         self,
         *,
         decision: Global___AuditedDecision | None = ...,
         reply_unconfirmed: _packet_pb2.ReplyUnconfirmed | None = ...,
         missed: Global___Missed | None = ...,
+        reply_heard: _packet_pb2.ReplyHeard | None = ...,
         cursor: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "missed", b"missed", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "event", b"event", "missed", b"missed", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "decision", b"decision", "event", b"event", "missed", b"missed", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "decision", b"decision", "event", b"event", "missed", b"missed", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "missed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "missed", "reply_heard"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

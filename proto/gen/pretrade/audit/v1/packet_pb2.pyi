@@ -62,6 +62,7 @@ class JournalEntry(_message.Message):
     ACCESS_REFUSED_FIELD_NUMBER: _builtins.int
     SCORE_PAIRS_FIELD_NUMBER: _builtins.int
     CANARY_EVENT_FIELD_NUMBER: _builtins.int
+    REPLY_HEARD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> Global___DecisionPacket:
         """A decision, written before its reply."""
@@ -94,6 +95,10 @@ class JournalEntry(_message.Message):
     def canary_event(self) -> Global___CanaryEvent:
         """A turn in the life of a canary, with the evidence for it."""
 
+    @_builtins.property
+    def reply_heard(self) -> Global___ReplyHeard:
+        """A decision that a repeat of its call heard, after an earlier reply was unconfirmed."""
+
     def __init__(
         self,
         *,
@@ -105,12 +110,13 @@ class JournalEntry(_message.Message):
         access_refused: Global___AccessRefused | None = ...,
         score_pairs: Global___ScorePairs | None = ...,
         canary_event: Global___CanaryEvent | None = ...,
+        reply_heard: Global___ReplyHeard | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome", "access_refused", "score_pairs", "canary_event"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome", "access_refused", "score_pairs", "canary_event", "reply_heard"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -316,7 +322,9 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class ReplyUnconfirmed(_message.Message):
-    """Says that a decision was not what its caller heard, or may not have been."""
+    """Says that a decision was not what its caller heard, or may not have been. Without such an entry a decision was heard:
+    its bytes were handed to the transport before the deadline of the call.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -327,11 +335,14 @@ class ReplyUnconfirmed(_message.Message):
     decision_id: _builtins.str
     """The decision."""
     cause: _builtins.str
-    """`cancelled`: the caller had gone. `deadline`: the call ended DEADLINE_EXCEEDED. `audit_late`: the packet was not
-    durable in time and the caller was told ABSTAIN with reason AUDIT_LATE. `not_durable`: the same, after a failed
-    write that turned up on disk after all. `withdrawn`: repeats of the call are told `heard_action` instead, since a guard
-    objected by then; the first call may have heard the decision. `superseded`: the server was stopped for so long that
-    another process may have decided the call in its place, and the call ended DEADLINE_EXCEEDED.
+    """`cancelled`: the caller had gone. `deadline`: the reply could not be sent before the deadline, and the call ended
+    DEADLINE_EXCEEDED. `audit_late`: the packet was not durable in time, and the caller was told `heard_action` instead.
+    `failed`: the server failed after it had decided, and the call ended INTERNAL. `unsent`: the reply waited for
+    seconds for a caller that does not read. `not_durable`: the commit failed, so that the caller was told ABSTAIN, and
+    the row turned up on disk after all. `killed`: the server died before it could say what became of the reply, which
+    the caller may have heard. `withdrawn`: repeats of the call are told `heard_action` instead, since a guard objected
+    by then; the first call may have heard the decision. `superseded`: the server was stopped for so long that another
+    process may have decided the call in its place, and the call ended DEADLINE_EXCEEDED.
     """
     heard_action: _decision_pb2.Action.ValueType
     """What was heard instead of the packet's decision; unspecified when no decision was heard, or nobody knows."""
@@ -354,6 +365,86 @@ class ReplyUnconfirmed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplyUnconfirmed: _TypeAlias = ReplyUnconfirmed  # noqa: Y015
+
+@_typing.final
+class ReplyHeard(_message.Message):
+    """Says that a decision was heard after all, as it stands in the packet: the caller asked again with the same idempotency
+    key. It takes back every `ReplyUnconfirmed` of this decision, in whichever journal that is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    decision_id: _builtins.str
+    """The decision."""
+    def __init__(
+        self,
+        *,
+        decision_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplyHeard: _TypeAlias = ReplyHeard  # noqa: Y015
+
+@_typing.final
+class JournalHead(_message.Message):
+    """How far a journal had come, as its server states it outside of the journal: with the database at every shipment, and on
+    the topic `<topic>.heads`. What is missing up to there was lost or removed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOURNAL_ID_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    STATED_AT_NS_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    journal_id: _builtins.str
+    """The journal."""
+    slot: _builtins.str
+    """Where it is written, `host:path`. The journals of one place follow one another."""
+    predecessor_id: _builtins.str
+    """The journal that was written there before; empty for the first."""
+    position: _builtins.int
+    """Position of the newest row; 0 without one."""
+    hash: _builtins.bytes
+    """Its hash: 32 bytes."""
+    closed: _builtins.bool
+    """True when the server has stopped in order and all of the journal is in the database."""
+    stated_at_ns: _builtins.int
+    """Wall clock, nanoseconds since the Unix epoch."""
+    key_id: _builtins.str
+    """Which key signed it: the first 16 hex digits of the SHA-256 of the raw public key; empty when it is not signed."""
+    signature: _builtins.bytes
+    """Ed25519 signature of this message, serialised without this field."""
+    def __init__(
+        self,
+        *,
+        journal_id: _builtins.str = ...,
+        slot: _builtins.str = ...,
+        predecessor_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+        closed: _builtins.bool = ...,
+        stated_at_ns: _builtins.int = ...,
+        key_id: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "hash", b"hash", "journal_id", b"journal_id", "key_id", b"key_id", "position", b"position", "predecessor_id", b"predecessor_id", "signature", b"signature", "slot", b"slot", "stated_at_ns", b"stated_at_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalHead: _TypeAlias = JournalHead  # noqa: Y015
 
 @_typing.final
 class ControlChange(_message.Message):

@@ -98,7 +98,8 @@ class DecisionServiceServicer:
     def DecideBatch(self, request, context):
         """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
         fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
-        from when an order is taken up.
+        from when an order is taken up. An order whose own `timeout` has passed when the whole batch is ready is answered
+        DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,8 @@ class DecisionServiceStub:
     DecideBatch: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
     fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
-    from when an order is taken up.
+    from when an order is taken up. An order whose own `timeout` has passed when the whole batch is ready is answered
+    DEADLINE_EXCEEDED.
     """
     DecideStream: _grpc.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
@@ -92,7 +93,8 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     DecideBatch: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]  # type: ignore[assignment]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
     fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
-    from when an order is taken up.
+    from when an order is taken up. An order whose own `timeout` has passed when the whole batch is ready is answered
+    DEADLINE_EXCEEDED.
     """
     DecideStream: _aio.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]  # type: ignore[assignment]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
@@ -136,7 +138,8 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_decision_pb2.DecideBatchResponse, _abc.Awaitable[_decision_pb2.DecideBatchResponse]]:
         """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
         fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
-        from when an order is taken up.
+        from when an order is taken up. An order whose own `timeout` has passed when the whole batch is ready is answered
+        DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,138 @@
+"""What the audit says of a reply is what its caller heard: unary, batch and stream, whoever speaks HTTP/2."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, Final
+
+import grpc
+import h2.errors
+import pytest
+from harness import INSTRUMENTS, eventually
+from server_group import EDGES, Group, server_group
+from wire import STREAM, Caller, framed
+
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from server.audit.journal_file import JournalReader, journals_of
+from server.audit.reply_status import REPLIED, unconfirmed_status
+
+pytestmark = pytest.mark.stack
+
+BATCH: Final = "/pretrade.decision.v1.DecisionService/DecideBatch"
+_SECONDS: Final = 5.0
+_SLICE: Final = 64
+_UNREAD: Final = {"grpcio": (256, 2_000), "envoy": (400, 80 * 1024)}
+"""Orders that are decided on a stream that is not read, and what the transport takes of their answers, in bytes: its
+window and one answer more, or Envoy's 64 KiB and what it takes at once. The others wait, 256 at most."""
+
+
+@pytest.fixture(scope="module", params=EDGES)
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    directory = tmp_path_factory.mktemp(f"replies-{request.param}")
+    with server_group(directory, 1, PRETRADE_GRPC__EDGE=request.param) as group:
+        yield group
+
+
+def order(ref: str, **changes: Any) -> pb.Order:
+    fields: dict[str, Any] = {
+        "order_ref": ref,
+        "instrument": INSTRUMENTS[0],
+        "side": pb.SIDE_BUY,
+        "quantity": 1.0,
+        "strategy": "test",
+    }
+    return pb.Order(**(fields | changes))
+
+
+def journalled(group: Group) -> int:
+    """Rows that are durable."""
+    (path,) = journals_of(group.directory / "journal.db")
+    with closing(JournalReader(path)) as journal:
+        return journal.last_position()
+
+
+def statuses(group: Group, prefix: str) -> dict[str, str]:
+    """What the journal says of the replies to orders whose reference begins so, by reference."""
+    (path,) = journals_of(group.directory / "journal.db")
+    refs: dict[str, str] = {}
+    found: dict[str, str] = {}
+    with closing(JournalReader(path)) as journal:
+        for row in journal.rows_after(journal.anchor().position, -1):
+            entry = packet_pb2.JournalEntry.FromString(row.entry)
+            ref = entry.decision.order.order_ref
+            if ref.startswith(prefix):
+                refs[entry.decision.decision.decision_id] = ref
+                found[ref] = REPLIED
+            elif (note := entry.reply_unconfirmed).decision_id in refs:
+                found[refs[note.decision_id]] = unconfirmed_status(note.cause)
+    return found
+
+
+def answers(body: bytes) -> list[pb.OrderResult]:
+    """The results of a stream that arrived whole."""
+    found = []
+    while len(body) >= 5:
+        (length,) = struct.unpack_from(">xI", body)
+        if len(body) < 5 + length:
+            break
+        found.append(pb.DecideStreamResponse.FromString(body[5 : 5 + length]).result)
+        body = body[5 + length :]
+    return found
+
+
+def test_a_batch_whose_caller_leaves_while_it_is_decided_was_heard_by_nobody(group: Group) -> None:
+    before = journalled(group)
+    request = pb.DecideBatchRequest(orders=[order(f"left-{number}") for number in range(1_024)])
+    with Caller(group.decision) as caller:
+        stream = caller.begin(BATCH)
+        caller.send(stream, framed(request.SerializeToString()), end=True)
+        eventually(lambda: journalled(group), lambda rows: rows >= before + _SLICE)
+        caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+        caller.flush()
+        assert not caller.replies[stream].ended, "the server was quicker than its caller"
+        found = eventually(
+            lambda: statuses(group, "left-"), lambda found: len(found) >= _SLICE and REPLIED not in found.values()
+        )
+    assert len(found) < 1_024, "who has left needs no further decisions"
+
+
+def test_a_stream_that_ends_unread_was_heard_as_far_as_the_transport_took_it(group: Group) -> None:
+    decided, most_bytes = _UNREAD[group.env["PRETRADE_GRPC__EDGE"]]
+    with Caller(group.decision, window=1_000) as caller:
+        # Nothing is acknowledged: what a thousand bytes hold arrives, and no more.
+        caller.http.acknowledge_received_data = lambda *_: None  # type: ignore[method-assign]
+        stream = caller.begin(STREAM)
+        messages = [pb.DecideStreamRequest(order=order(f"unread-{number}-" + "x" * 48)) for number in range(500)]
+        caller.send(stream, b"".join(framed(message.SerializeToString()) for message in messages))
+        eventually(lambda: len(statuses(group, "unread-")), lambda rows: rows >= decided)
+        caller.read(lambda: len(caller.replies[stream].body) == 1_000)
+        caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+        caller.flush()
+        arrived = answers(caller.replies[stream].body)
+        assert arrived
+        taken = most_bytes // min(answer.ByteSize() for answer in arrived)
+        assert taken < decided
+        found = eventually(
+            lambda: statuses(group, "unread-"), lambda found: list(found.values()).count(REPLIED) <= taken
+        )
+    assert {found[answer.order_ref] for answer in arrived} == {REPLIED}
+
+
+def test_what_was_answered_was_replied(group: Group) -> None:
+    with grpc.insecure_channel(group.decision) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        stub.Decide(pb.DecideRequest(order=order("told-unary")), timeout=_SECONDS)
+        stub.Decide(pb.DecideRequest(order=order("told-why"), explain=True), timeout=_SECONDS)
+        batch = pb.DecideBatchRequest(orders=[order(f"told-batch-{number}") for number in range(200)])
+        results = list(stub.DecideBatch(batch, timeout=_SECONDS).results)
+        streamed = [pb.DecideStreamRequest(order=order(f"told-stream-{number}")) for number in range(200)]
+        results += [answer.result for answer in stub.DecideStream(iter(streamed), timeout=_SECONDS)]
+    assert len(results) == 400
+    # A busy machine's admission may refuse some of them.
+    told = {result.order_ref for result in results if result.HasField("decision")} | {"told-unary", "told-why"}
+    assert len(told) > 200
+    assert statuses(group, "told-") == dict.fromkeys(told, REPLIED)

@@ -1,0 +1,249 @@
+"""The request path from servicer to journal on its real parts, with a stage that answers when a test lets it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+import shutil
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import grpc
+from scripted_replica import ScriptedReplica, answers
+
+from fallback.budget import BudgetSettings
+from fallback.cached_score import CachedScores, CachedScoreSettings
+from fallback.chain import Chain
+from fallback.guards import Guards, GuardSettings
+from fallback.order import Answer, Case
+from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.admission import Admission, AdmissionSettings
+from server.audit.journal import Journal, JournalSettings
+from server.audit.journal_file import JournalReader
+from server.audit.replies import Replies
+from server.audit.reply_status import REPLIED, unconfirmed_status
+from server.canary.burn import Objective, SloSettings
+from server.control.file import ControlFile
+from server.control.state import ControlSettings, ControlState
+from server.dataplane import DataPlane
+from server.idempotency import IdempotencyWindow
+from server.inference.batcher import BatcherSettings
+from server.inference.shadow import Shadow
+from server.loop_lag import LoopLag
+from server.metrics import DecisionMetrics
+from server.record import PacketWriter
+from server.reports import DecisionReports
+from server.rpc.call_context import CallContexts
+from server.rpc.convert import OrderReader
+from server.rpc.decision import DecisionServicer, StreamSettings
+from server.security.orders import OrderAccess
+from server.security.rates import Rates
+from server.security.refusals import Refusals
+from server.shared_keys import SharedKeys, make_memory
+
+INSTRUMENT = "BTCUSDT.BINANCE"
+PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_seconds=0.1)
+"""Nothing depends on being quick."""
+
+
+class Gate:
+    """A stage that says ABSTAIN, of so many orders as a test lets through."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Semaphore(1_000_000)
+        self.asked = 0
+
+    async def answer(self, case: Case) -> Answer | None:
+        self.asked += 1
+        await self.open.acquire()
+        return Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
+
+
+class AbortedError(Exception):
+    """The call ended with a status."""
+
+
+class Context:
+    """What a servicer asks of a call."""
+
+    def __init__(self, timeout_seconds: float | None = None) -> None:
+        self._timeout_seconds = timeout_seconds
+        self.code: grpc.StatusCode | None = None
+
+    def time_remaining(self) -> float | None:
+        return self._timeout_seconds  # it is asked once, on arrival
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: object = ()) -> NoReturn:
+        self.code = code
+        raise AbortedError(details)
+
+
+class RequestPath:
+    """A servicer, and what is behind it."""
+
+    def __init__(self, journal: Journal, budget: BudgetSettings, max_in_flight: int, keys: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.ahead_seconds = 0.0
+        """How far the path's clock is ahead of the event loop's: a test moves it, and what it waits for still comes."""
+
+        def clock() -> float:
+            return loop.time() + self.ahead_seconds
+
+        ids = (f"decision-{number}" for number in itertools.count())
+        control = ControlState(
+            ControlSettings(shadow=False),
+            ControlFile(journal.settings.path.with_name("control.json")),
+            {},
+            journal,
+            "server-1",
+            lambda: next(ids),
+            time.time_ns,
+            clock,
+        )
+        self.journal = journal
+        self.clock = clock
+        self.gate = Gate()
+        self.metrics = DecisionMetrics()
+        self.replies = Replies(journal, clock)
+        self.replica = ScriptedReplica("secondary", answers(0.75), BatcherSettings())
+        self.dataplane = DataPlane(
+            admission=Admission(AdmissionSettings(), clock),
+            idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
+            feature_cache=FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)),
+            max_feature_age_seconds=1.0,
+            chain=Chain({"model": self.gate, "cached_score": self.gate, "rules": self.gate}, ("rules",), clock),
+            cached_scores=CachedScores(CachedScoreSettings(), clock),
+            guards=Guards(GuardSettings(), lambda: control.trading_state, clock, time.time),
+            journal=journal,
+            replies=self.replies,
+            packets=PacketWriter("server-1", "hash", "os", control),
+            objective=Objective(SloSettings(), budget.cap_seconds),
+            shadow=Shadow([self.replica]),
+            shadow_on=lambda: False,
+            control_stale=lambda: False,
+            metrics=self.metrics,
+            budget_settings=budget,
+            reports=DecisionReports(()),
+            loop_lag=LoopLag(clock, lambda delay: None),
+            clock=clock,
+            new_id=lambda: next(ids),
+        )
+        explaining: Any = None  # nobody asks for an explanation
+        self.servicer = DecisionServicer(
+            self.dataplane,
+            OrderReader((INSTRUMENT,)),
+            self.metrics,
+            StreamSettings(max_in_flight=max_in_flight),
+            CallContexts(tracing=False),
+            DecisionReports(()),
+            explaining,
+            clock,
+            clock,
+            OrderAccess(
+                Rates(math.inf, 1.0, clock), Refusals(journal.append, Rates(0.0, 1.0, clock), "", time.time_ns)
+            ),
+        )
+
+    async def decide(self, order: pb.Order, timeout_seconds: float | None = None) -> pb.Decision:
+        """A unary call, whose reply is heard."""
+        context: Any = Context(timeout_seconds)
+        reply = await self.servicer.Decide(pb.DecideRequest(order=order), context)
+        self.servicer.sent(reply)
+        return pb.DecideResponse.FromString(reply.wire).decision
+
+    def stream(self, *orders: pb.Order) -> AsyncGenerator[Any]:
+        """The answers of a stream that its caller does not end."""
+        answers: Any = self.servicer.DecideStream(_requests(orders), _context())
+        return cast("AsyncGenerator[Any]", answers)
+
+    async def settled_on_disk(self) -> None:
+        """Returns when it is on disk how far replies are settled, as far as they are."""
+        await self.journal.flush()
+
+    async def settled(self) -> None:
+        """Returns when every decision's reply is known and every note durable."""
+        async with asyncio.timeout(10):
+            while self.replies.owed or self.replies.waiting:  # noqa: ASYNC110 - plain attributes
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def request_path(
+    path: Path, budget: BudgetSettings = PATIENT, max_in_flight: int = 256, **changes: object
+) -> AsyncIterator[RequestPath]:
+    """One on a journal in this directory."""
+    path.mkdir(exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
+    fields = {"path": path / "journal.db", "retry_min_seconds": 0.01, "retry_max_seconds": 0.05, **changes}
+    keys = make_memory(1_000)
+    try:
+        async with Journal(JournalSettings.model_validate(fields)) as journal:
+            made = RequestPath(journal, budget, max_in_flight, keys)
+            try:
+                async with made.replies:
+                    yield made
+            finally:
+                await made.replica.batcher.close()
+    finally:
+        os.close(keys)
+
+
+def order(ref: str, **changes: Any) -> pb.Order:
+    fields: dict[str, Any] = {
+        "order_ref": ref,
+        "instrument": INSTRUMENT,
+        "side": pb.SIDE_BUY,
+        "quantity": 1.0,
+        "strategy": "test",
+    }
+    return pb.Order(**(fields | changes))
+
+
+def statuses(path: Path) -> dict[str, str]:
+    """What the journal in this directory says of each order's reply, by reference; the last word holds."""
+    refs: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for entry in entries(path):
+        if entry.HasField("decision"):
+            refs[entry.decision.decision.decision_id] = entry.decision.order.order_ref
+            found[entry.decision.order.order_ref] = REPLIED
+        elif entry.HasField("reply_unconfirmed"):
+            found[refs[entry.reply_unconfirmed.decision_id]] = unconfirmed_status(entry.reply_unconfirmed.cause)
+        elif entry.HasField("reply_heard"):
+            found[refs[entry.reply_heard.decision_id]] = REPLIED
+    return found
+
+
+def left_by_kill(path: Path, copy: Path) -> Path:
+    """The journal in a directory as it would be after the death of its process now; a directory that holds it."""
+    copy.mkdir()
+    for file in path.glob("journal.db*"):
+        shutil.copy(file, copy)
+    (copy / "journal.db-shm").unlink(missing_ok=True)  # of the memory that processes share nothing survives
+    return copy
+
+
+def entries(path: Path) -> list[packet_pb2.JournalEntry]:
+    """What the journal in this directory holds."""
+    with closing(JournalReader(path / "journal.db")) as journal:
+        rows = journal.rows_after(journal.anchor().position, -1)
+    return [packet_pb2.JournalEntry.FromString(row.entry) for row in rows]
+
+
+async def _requests(orders: tuple[pb.Order, ...]) -> AsyncIterator[pb.DecideStreamRequest]:
+    for one in orders:
+        yield pb.DecideStreamRequest(order=one)
+    await asyncio.Event().wait()
+
+
+def _context() -> Any:
+    return Context()
