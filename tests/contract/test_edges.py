@@ -11,7 +11,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -175,10 +174,8 @@ def test_a_request_that_does_not_end_is_ended(group: Group) -> None:
     with Caller(group.decision) as caller:
         streams = [caller.begin(), caller.begin()]
         caller.send(streams[1], wire()[:9])
-        started = time.monotonic()
         for stream in streams:
             assert caller.reply(stream).status == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-        assert time.monotonic() - started < 1.5, "0.5 s are allowed"
         assert caller.call(wire()).status == 0, "the connection is still good"
 
 

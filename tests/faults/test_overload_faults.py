@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import time
@@ -165,7 +166,10 @@ def test_ten_times_the_capacity_is_shed_and_the_rest_answered(
                 f"beside it {summary(bystanders.calls())}"
             )
             figure(goodput(found) >= kept * capacity, f"{core}: {kept:.0%} of the capacity answered at {times} times")
-            figure(found.percentiles_ms["p99"] <= 1.25 * DEADLINE_MS, f"{core}: p99 of the answers at {times} times")
+            figure(
+                found.percentiles_ms.get("p99", math.inf) <= 1.25 * DEADLINE_MS,
+                f"{core}: p99 of the answers at {times} times",
+            )
             figure(back <= NORMAL_SECONDS, f"{core}: normal {NORMAL_SECONDS:.0f} s after {times} times the capacity")
     # What was refused is counted, also where Envoy does it, and nothing else is but what nobody waited for any more.
     shed = eventually(lambda: rig.server.metric("pretrade_shed_total"), lambda shed: shed >= floods.refused)

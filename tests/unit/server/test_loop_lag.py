@@ -30,7 +30,7 @@ async def test_a_stall_is_measured_and_remembered() -> None:
     async with measured() as (lag, delays):
         before = clock()
         time.sleep(0.2)  # noqa: ASYNC251 - blocking the loop is the point
-        assert 0.15 < lag.stalled_seconds(before) <= 0.25, "while the loop has not come round yet"
+        assert 0.15 < lag.stalled_seconds(before) <= clock() - before, "while the loop has not come round yet"
         await asyncio.sleep(0.05)
         assert 0.15 < lag.stalled_seconds(before) <= clock() - before
         assert lag.stalls >= 1
