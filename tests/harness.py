@@ -181,6 +181,15 @@ def eventually(observe: Callable[[], T], accept: Callable[[T], bool], patience_s
         time.sleep(_OBSERVE_EVERY_SECONDS)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process runs no more. One whose parent is gone may stay a zombie for as long as init takes, or for good
+    in a container whose first process looks after no others."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @dataclass
 class Load:
     """Decisions asked for in the background, one after another in several threads, until stopped."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from harness import eventually, has_ended
 
 from server.stack_file import StackFile
 
@@ -70,16 +71,6 @@ def up(directory: Path, *parts: str, prefix: Sequence[str] = (), **environment: 
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
-    """Waits until the processes have ended. A zombie has; when it goes is up to the init process that inherits it."""
+    """Waits until the processes have ended."""
     assert processes
-    deadline = time.monotonic() + 15
-    while living := [process for process in processes if _lives(process)]:
-        assert time.monotonic() < deadline, living
-        time.sleep(0.02)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    eventually(lambda: [process for process in processes if not has_ended(process)], lambda left: not left)

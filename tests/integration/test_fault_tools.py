@@ -17,7 +17,7 @@ from typing import Final
 import grpc
 import psutil
 import pytest
-from harness import eventually
+from harness import eventually, has_ended
 from open_loop import LEFT, NO_RESULT, Call, Fate, OpenLoop, Shape, read_log
 from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 
@@ -296,15 +296,7 @@ def test_a_generator_ends_with_the_test_run_that_started_it_however_it_ends(
         generator = psutil.Process(int(run.stdout.readline()))
         assert generator.is_running()
         run.kill()
-    eventually(lambda: is_gone(generator), bool)
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended, looked after or not."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    eventually(lambda: has_ended(generator), bool)
 
 
 def test_the_generator_logs_what_became_of_every_order_of_a_stream(answering: str, tmp_path: Path) -> None:
