@@ -12,7 +12,7 @@
   unknown age, or without a durable row.
 * I5 At most two attempts a decision, on different replicas, within the time allowed.
 * I6 Each replica's breaker makes only legal transitions.
-* I7 Memory, files and tasks of the event loop are back to where they were, once healed.
+* I7 Memory in use, files and tasks of the event loop are back to where they were, once healed.
 * I8 After an acknowledged HALTED (REDUCING) nothing is told to trade (but what only reduces an exposure) before
   somebody asked for a change that relaxes it, which was acknowledged and is in the audit.
 """
@@ -55,7 +55,7 @@ _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE
 _LEGAL: Final = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
 _STRICTNESS: Final = ("ACTIVE", "REDUCING", "HALTED")
 _MEMORY_GROWTH_BYTES: Final = 48 * 1024 * 1024
-"""What a busy server may keep: allocator arenas and caches that fill up once."""
+"""What a busy server may keep: arenas of Python's allocator and caches that fill up once."""
 _FILE_GROWTH: Final = 4
 _TASK_GROWTH: Final = 4
 
@@ -65,6 +65,8 @@ class Usage:
     """What a server's process holds."""
 
     memory_bytes: int
+    """In physical memory, without what Envoy's allocator holds free: that was needed at some time within the last five
+    minutes, and goes back to the system when it was not needed again."""
     files: int
     tasks: int
 
@@ -73,7 +75,7 @@ class Usage:
         """As of now."""
         process = server.process
         tasks = int(server.metric("pretrade_event_loop_tasks"))
-        return cls(process.memory_info().rss, process.num_fds(), tasks)
+        return cls(process.memory_info().rss - server.free_in_allocator(), process.num_fds(), tasks)
 
     def grew_from(self, before: Usage) -> str:
         """What is more than `before` by more than is normal; empty when nothing is."""
