@@ -374,7 +374,7 @@ def test_one_admin_address_reaches_every_process(tmp_path: Path) -> None:
             version = admin.SetBreaker(force, timeout=5.0).change.version
             changed = time.monotonic()
             eventually(group.status, lambda status: all(one.control_version == version for one in status.processes))
-            # The look itself takes most of this: tests/unit/server/test_control_state.py holds the promise of 0.2 s.
+            # The look itself takes most of this.
             assert time.monotonic() - changed < 1.0
             stale = admin_pb2.SetTradingStateRequest(
                 state=admin_pb2.TRADING_STATE_ACTIVE, author="t", reason="t", expected_control_version=version - 1
