@@ -31,8 +31,9 @@ from pretrade.decision.v1 import decision_pb2_grpc
 
 _FLAG: Final = "shadow"
 _RPC_SECONDS: Final = 5.0
-_LOOK_SECONDS: Final = 0.002
-"""Between two questions to a process whether it obeys: so much too late it may be found to."""
+_LOOK_SECONDS: Final = 0.01
+"""Between two questions to a process whether it obeys: so much too late it may be found to. The questions are load,
+too, and more of them would make slow what they are to find."""
 _PAUSE_SECONDS: Final = 0.05
 _SETTLE_SECONDS: Final = 1.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,8 @@ from local.settings import LocalSettings, secret
 from local.stack import PARTS, Stack
 
 _PROCESSES: Final = 2
+_START_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 0.1
 
 
 def run_flip_bench(given: Mapping[str, Any], flips: int, callers: int, json: Path | None) -> int:
@@ -63,11 +66,21 @@ def run_flip_bench(given: Mapping[str, Any], flips: int, callers: int, json: Pat
 
 
 def _sockets(server: Process) -> list[str]:
-    """Where the processes of a server ask each other."""
-    found = {
-        str(connection.laddr)
-        for process in server.tree()
-        for connection in process.net_connections("unix")
-        if Path(str(connection.laddr)).name.startswith("process-")
-    }
-    return sorted(found)
+    """Where the processes of a server ask each other, once all of them run.
+
+    Raises:
+        TimeoutError: They do not.
+    """
+    give_up_at = time.monotonic() + _START_SECONDS
+    while True:
+        found = {
+            str(connection.laddr)
+            for process in server.tree()
+            for connection in process.net_connections("unix")
+            if Path(str(connection.laddr)).name.startswith("process-")
+        }
+        if len(found) == _PROCESSES:
+            return sorted(found)
+        if time.monotonic() >= give_up_at:
+            raise TimeoutError(f"{len(found)} of {_PROCESSES} processes of a server run")
+        time.sleep(_LOOK_SECONDS)

@@ -383,14 +383,21 @@ class ControlStore:
         return Kept(control=self.control, pending=self._pending)
 
     def _take(self, kept: Kept) -> bool:
-        """Adds what somebody else knows to what is known here; whether that is anything new."""
+        """Adds what somebody else knows to what is known here; whether that steers anything otherwise."""
         known = self._kept()
         merged = known.merged(kept)
         if merged == known:
             return False
         self.control, self._pending, self._unwritten = merged.control, merged.pending, True
+        if _steering(merged) == _steering(known):
+            return False  # a note of what was recorded
         self._on_news()
         return True
+
+
+def _steering(kept: Kept) -> object:
+    """What of it steers something."""
+    return kept.control.trading, kept.control.settings, [change.id for change in kept.pending]
 
 
 def _join(found: Control, known: Kept) -> Control:

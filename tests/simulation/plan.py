@@ -99,7 +99,7 @@ PROFILES: Final[Mapping[str, _Profile]] = {
         servers=(2, 3),
         calls=(10, 20),
         asked={"unary": 6, "key": 2, "state": 6, "flag": 2},
-        faults=_REDIS | _PROCESS | _CLOCK | {"sync_fails": 0.1, "disk_slow": 0.1},
+        faults=_REDIS | _PROCESS | _CLOCK | {"sync_fails": 0.1, "disk_slow": 0.1, "lonely_halt": 0.3},
         seconds=(2.0, 4.0),
     ),
     "audit": _Profile(
@@ -313,6 +313,10 @@ def _fail_over(chance: Random, _left: float) -> dict[str, Any]:
     return {"lag": chance.choice((0.005, 0.1, 1.0)), "down": chance.uniform(0.05, 0.8)}
 
 
+def _lonely_halt(chance: Random, _left: float) -> dict[str, Any]:
+    return _fail_over(chance, _left) | {"lag": chance.uniform(0.1, 0.5), "behind": chance.choice((0.0, 0.3, 1.0))}
+
+
 def _step(chance: Random, _left: float) -> dict[str, Any]:
     return {"seconds": chance.choice((-3600.0, -5.0, -0.5, 0.5, 3600.0))}
 
@@ -328,6 +332,7 @@ def _model(chance: Random, left: float) -> dict[str, Any]:
 
 _FAULTS: Final[Mapping[str, Callable[[Random, float], dict[str, Any]]]] = {
     "fail_over": _fail_over,
+    "lonely_halt": _lonely_halt,
     **dict.fromkeys(("redis_restart", "redis_wipe", "kill", "power", "term"), _dying),
     **dict.fromkeys(("lost_reply", "lost_request", "commit_lost"), _few),
     **dict.fromkeys(("redis_stall", "link_down", "replies_stuck", "stall", "stop"), _lasting),

@@ -366,6 +366,20 @@ class _Runner:
 
         self.world.after(lag, die)
 
+    def _do_lonely_halt(self, server: str, lag: float, down: float, behind: float) -> None:
+        """A halt that is acknowledged, and that only one server and a master know of, which then dies.
+
+        The other servers reach the new master before that one, and make changes there.
+        """
+        others = [name for name in self.scene.servers if name != server]
+        for other in others:
+            self._do_link_down(other, lag)
+        self._do_fail_over(lag, down)
+        self.world.after(lag / 2, self.scene.desk.set_trading_state, server, "HALTED")
+        self.world.after(lag, self._do_link_down, server, down + behind)
+        for other in others:
+            self.world.after(lag + down + behind / 2, self.scene.desk.set_flag, other, "shadow", False)
+
     def _do_redis_restart(self, down: float) -> None:
         self._apart(down)
         if self.scene.redis.up:

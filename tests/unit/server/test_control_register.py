@@ -147,6 +147,19 @@ def test_what_was_set_without_redis_is_everywhere_as_soon_as_redis_is_back() -> 
     in_virtual_time(scenario)
 
 
+def test_that_a_change_was_recorded_is_no_other_change_to_the_servers_that_hear_of_it() -> None:
+    async def scenario() -> None:
+        _, a, b, c = await three_servers()
+        before = b.process.control.store.reloads
+        await a.set("flag/shadow", "off")
+        await asyncio.sleep(2.0)
+        assert b.process.control.store.unrecorded() == {}
+        assert b.process.control.store.reloads == before + 1
+        await end(a, b, c)
+
+    in_virtual_time(scenario)
+
+
 def test_a_server_whose_disk_and_redis_were_wiped_is_halted_unless_it_may_begin_by_itself() -> None:
     async def scenario() -> None:
         redis, a, b, c = await three_servers()
