@@ -147,9 +147,10 @@ def test_what_the_stack_keeps_is_for_its_user_alone_whatever_the_umask(tmp_path:
 
 def test_two_stacks_run_side_by_side_with_their_usual_ports_taken(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
+    parts = ("valkey", "server")
     for folder in folders:
         folder.mkdir()
-    with taken(7001, 7002, 7003), up(folders[0], *PARTS, **NOWHERE) as one, up(folders[1], *PARTS, **NOWHERE) as two:
+    with taken(7001, 7002, 7003), up(folders[0], *parts, **NOWHERE) as one, up(folders[1], *parts, **NOWHERE) as two:
         ports = set()
         for command, folder in ((one, folders[0]), (two, folders[1])):
             stack = command.wait_until_up()

@@ -64,7 +64,7 @@ ALONE: Final = {
 """Settings of a server that finds no replica, and that takes a minute to drain."""
 
 
-@pytest.mark.parametrize("edge", ["grpcio", "envoy"])
+@pytest.mark.parametrize("edge", ["envoy", pytest.param("grpcio", marks=pytest.mark.long)])
 def test_kill_9_ends_a_server_that_would_drain_for_a_minute(tmp_path: Path, edge: str) -> None:
     with up(tmp_path, "valkey", "server", PRETRADE_GRPC__EDGE=edge, **ALONE) as command:
         command.wait_until_up()
