@@ -49,7 +49,7 @@ _RUNTIME: Final = {"overload.premature_reset_total_stream_count": 2_000, "http.m
 of 25 ms that pass are such resets: a bad minute of ours must not cost a caller its connection. And of the calls that
 came with one read, it begins eight at a time: those that were reset with that same read never reach us."""
 _GIVE_BACK: Final = {"bytes_to_release": 32 * 1024 * 1024, "memory_release_interval": "1s"}
-"""What a flood of calls took, more than 100 MB, is the system's again five to ten minutes later: Envoy's allocator
+"""What a flood of calls took, more than 100 MB, is the system's again five to six minutes later: Envoy's allocator
 keeps what was needed within the last five, also when it is asked to release it at once (`shrink_heap`)."""
 _DRAIN_SECONDS: Final = 600
 """How long Envoy would go on accepting connections while it drains; the server inside ends that itself."""
