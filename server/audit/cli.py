@@ -35,7 +35,7 @@ from server.audit.places import failure as _failure
 from server.audit.places import model_store as _model_store
 from server.audit.places import targets as _targets
 from server.audit.query import AuditQuery
-from server.audit.reader import Open, Unreachable, Verified, verify
+from server.audit.reader import Finding, Open, Unreachable, Unremembered, verify
 from server.audit.reply_status import REPLIED, UNSETTLED
 from server.audit.store import Store
 from server.stack_file import DEFAULT_DIRECTORY, Directory
@@ -144,8 +144,10 @@ def _heads_on(brokers: str, topic: str) -> Sequence[packet_pb2.JournalHead]:
     return read_heads(brokers, topic)
 
 
-def _finding(one: Verified | Open | Unreachable) -> str:
+def _finding(one: Finding) -> str:
     """A line about what was found."""
+    if isinstance(one, Unremembered):
+        return f"not remembered for the next time: {one.why}"
     if isinstance(one, Unreachable):
         return f"{one.where}: not reachable, not verified: {one.why}"
     if isinstance(one, Open):

@@ -56,7 +56,14 @@ class Unreachable:
     why: str
 
 
-Finding = Verified | Open | Unreachable
+@dataclass(frozen=True, slots=True)
+class Unremembered:
+    """It could not be noted what was verified, as where the database may only be read. The audit is none the worse."""
+
+    why: str
+
+
+Finding = Verified | Open | Unreachable | Unremembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,7 @@ def verify(
                     known[shipped.journal_id] = shipped
                     yield _verify_stored(store, shipped, request, heads.get(shipped.journal_id))
             except sa.exc.SQLAlchemyError as error:
-                yield Unreachable("database", str(error).splitlines()[0])
+                yield Unreachable("database", _first_line(error))
                 store.close()
                 store, known = None, {}
         here = set()
@@ -112,11 +119,24 @@ def verify(
             raise JournalError(f"there is no journal {journal_path}")
         if store is not None:
             yield from _account_for_absent(request, known, heads, here)
-            for shipped in known.values():
-                store.remember_verified(shipped.journal_id, shipped.head)
+            yield from _remember(store, known)
+    except sa.exc.SQLAlchemyError as error:  # it went away meanwhile
+        yield Unreachable("database", _first_line(error))
     finally:
         if store is not None:
             store.close()
+
+
+def _remember(store: Store, known: Mapping[str, Shipped]) -> Iterator[Unremembered]:
+    try:
+        for shipped in known.values():
+            store.remember_verified(shipped.journal_id, shipped.head)
+    except sa.exc.SQLAlchemyError as error:
+        yield Unremembered(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _by_journal(request: _Request) -> Mapping[str, packet_pb2.JournalHead]:

@@ -134,6 +134,12 @@ class Store:
         self._insert_repeats = repeat.on_conflict_do_update(
             index_elements=[REPEATS.c.decision_id], set_={"reply_status": WITHDRAWN}, where=withdrawn
         )
+        verified = insert(VERIFICATIONS)
+        self._insert_verification = verified.on_conflict_do_update(
+            index_elements=[VERIFICATIONS.c.journal_id],
+            set_={name: verified.excluded[name] for name in ("position", "hash", "verified_at")},
+            where=VERIFICATIONS.c.position <= verified.excluded.position,
+        )
         self._partitioned: set[dt.date] = set()
         previous = SHIPMENTS.c.shipped_at
         self._shipped_at = (
@@ -362,12 +368,10 @@ class Store:
         return Checkpoint(Head(found.position, found.hash), found.verified_at)
 
     def remember_verified(self, journal_id: str, head: Head) -> None:
-        """Makes a checkpoint: every row up to `head` was verified."""
+        """Makes a checkpoint: every row up to `head` was verified. One that is further already stays."""
         values = {"position": head.position, "hash": head.hash, "verified_at": _now()}
         with self._engine.begin() as connection:
-            ours = VERIFICATIONS.c.journal_id == journal_id
-            if connection.execute(sa.update(VERIFICATIONS).where(ours).values(values)).rowcount == 0:
-                connection.execute(sa.insert(VERIFICATIONS), {"journal_id": journal_id, **values})
+            connection.execute(self._insert_verification, {"journal_id": journal_id, **values})
 
     def write_off(self, journal_id: str, note: str) -> bool:
         """Notes that the missing end of a journal is given up as lost; False when there is no such journal."""

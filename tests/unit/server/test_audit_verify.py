@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
@@ -20,8 +21,8 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.cli import app
 from server.audit.errors import JournalCorrupted
 from server.audit.heads import KeyUnusable, SigningKey, VerifyingKey, slot_of
-from server.audit.journal_file import JournalFile, JournalReader, link
-from server.audit.reader import Open, Verified, verify
+from server.audit.journal_file import Head, JournalFile, JournalReader, link
+from server.audit.reader import Open, Unremembered, Verified, verify
 from server.audit.shipper import Shipper
 from server.audit.shipping import Progress, ShippingSettings, Task
 from server.audit.shipping_process import Shipping
@@ -352,6 +353,37 @@ def test_what_was_published_is_compared_too(place: Place) -> None:
         with pytest.raises(JournalCorrupted, match=problem) as caught:
             list(verify(place.url, place.journal, topic_heads=[other]))
         assert caught.value.position == position
+
+
+def test_a_database_that_may_only_be_read_is_verified_and_the_checkpoint_missed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write(10)
+    place.ship()
+
+    def refuse(*_: object) -> None:
+        raise sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("attempt to write a readonly database"))
+
+    monkeypatch.setattr(Store, "remember_verified", refuse)
+    *found, last = verify(place.url, place.journal)
+    assert [type(one) for one in found] == [Verified, Verified]
+    assert isinstance(last, Unremembered)
+    assert "readonly" in last.why
+    result = place.run()
+    assert result.exit_code == 0
+    assert "not remembered for the next time" in result.stdout
+
+
+def test_of_two_verifications_at_once_the_further_one_is_remembered(place: Place) -> None:
+    place.write(100)
+    place.ship()
+    with closing(Store(place.url)) as store:
+        (shipped,) = store.shipments()
+        store.remember_verified(shipped.journal_id, shipped.head)
+        store.remember_verified(shipped.journal_id, Head(1, bytes(32)))
+        checkpoint = store.checkpoint(shipped)
+    assert checkpoint is not None
+    assert checkpoint.head == shipped.head
 
 
 def test_a_checkpoint_spares_the_walk_but_not_the_count(place: Place) -> None:
