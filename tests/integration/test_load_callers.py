@@ -140,12 +140,16 @@ async def test_a_closed_loop_has_never_more_calls_under_way_than_callers() -> No
     class Counting(EchoServicer):
         under_way = 0
         most = 0
+        second = asyncio.Event()
 
         async def Decide(
             self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]
         ) -> pb.DecideResponse:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
+            if self.under_way > 1:
+                self.second.set()
+            await self.second.wait()  # the first call alone waits, until another one is under way, too
             await asyncio.sleep(0)  # lets the other calls in
             self.under_way -= 1
             return await super().Decide(request, context)

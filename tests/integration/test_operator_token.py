@@ -99,7 +99,7 @@ def test_processes_that_are_replaced_know_the_same_token_and_a_new_server_anothe
     before = token_file(group).read_text()
     group.replace()
     assert token_file(group).read_text() == before
-    assert group.status().ready
+    assert eventually(group.status, lambda status: status.ready)
 
 
 def test_whatever_a_server_writes_is_its_own_users_alone(group: Group) -> None:
