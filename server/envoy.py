@@ -143,6 +143,8 @@ class Envoy:
         added = {
             "PYTHONPATH": os.pathsep.join(sys.path),
             "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
+            # An interpreter that is embedded does not take the locale C for UTF-8: it could write no path with an `ö`.
+            "LC_ALL": "C.UTF-8",
             "LD_PRELOAD": os.pathsep.join(filter(None, (os.environ.get("LD_PRELOAD"), str(self._preloaded())))),
         }
         before = {name: os.environ.get(name) for name in added}

@@ -79,7 +79,7 @@ MACHINES: Final = {
 }
 ALL_AT_ONCE: Final = Machine(
     f"{STRANGE_FOLDER}/{LONG_PATH}",
-    {**PROXIES, "HOME": "/proc", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "C"},
+    {**PROXIES, "HOME": "/proc", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "LANG": "C", "PRETRADE_GRPC__EDGE": "auto"},
     [*ONE_CORE, *MACHINES["files closed to others"].prefix],
 )
 ISOLATED_MACHINE: Final = Machine(
