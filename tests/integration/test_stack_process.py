@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import psutil
 import pytest
@@ -267,8 +269,20 @@ def test_what_left_its_group_or_session_ends_as_well(
     wait_for(tmp_path / "group", tmp_path / "session")
     tree = process.tree()
     assert len(tree) == 3
-    end(process)
-    assert not any(lives(member.pid) for member in tree)
+    with killed_in_the_end(tree):
+        end(process)
+        assert not any(lives(member.pid) for member in tree)
+
+
+@contextmanager
+def killed_in_the_end(processes: list[psutil.Process]) -> Iterator[None]:
+    """A test that fails leaves nothing behind either."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 class KilledStack:
@@ -300,6 +314,14 @@ signal.pause()
             self.programs = [psutil.Process(int(told.readline())) for _ in programs]
             self.guard = psutil.Process(int(told.readline()))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
     def kill(self) -> None:
         self._stack.kill()
         self._stack.wait()
@@ -322,9 +344,9 @@ while True:
 def test_a_child_that_was_just_being_started_when_the_stack_was_killed_never_becomes_its_program(
     tmp_path: Path,
 ) -> None:
-    stack = KilledStack(tmp_path, 1.0, (HOLDS_OUT, False), ("open('late', 'w').close();" + FOREVER, True))
-    late = stack.programs[1]
-    try:
+    programs = ((HOLDS_OUT, False), ("open('late', 'w').close();" + FOREVER, True))
+    with KilledStack(tmp_path, 1.0, *programs) as stack, killed_in_the_end(stack.programs):
+        late = stack.programs[1]
         wait_until(lambda: late.status() == psutil.STATUS_STOPPED, "it was not stopped")
         assert "launch.py" in " ".join(late.cmdline())
         wait_for(tmp_path / "ready")
@@ -335,26 +357,19 @@ def test_a_child_that_was_just_being_started_when_the_stack_was_killed_never_bec
         psutil.wait_procs([late], timeout=5)
         assert not any(lives(program.pid) for program in stack.programs)
         assert not (tmp_path / "late").exists()
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            late.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing that we start leaves its group")
 def test_a_killed_stack_leaves_neither_processes_of_other_groups_nor_folders(tmp_path: Path) -> None:
-    stack = KilledStack(tmp_path, 0.2, (WANDERERS + HOLDS_OUT, False))
-    wait_for(tmp_path / "ready", tmp_path / "group", tmp_path / "session")
-    family = [*stack.programs, *stack.programs[0].children()]
-    assert len(family) == 3
-    try:
-        stack.kill()
-        stack.wait_until_the_guard_is_done()
-        assert not any(lives(member.pid) for member in family)
-        assert not (tmp_path / "folder").exists()
-    finally:
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
+    with KilledStack(tmp_path, 0.2, (WANDERERS + HOLDS_OUT, False)) as stack:
+        wait_for(tmp_path / "ready", tmp_path / "group", tmp_path / "session")
+        family = [*stack.programs, *stack.programs[0].children()]
+        assert len(family) == 3
+        with killed_in_the_end(family):
+            stack.kill()
+            stack.wait_until_the_guard_is_done()
+            assert not any(lives(member.pid) for member in family)
+            assert not (tmp_path / "folder").exists()
 
 
 def test_a_guard_ignores_what_ends_other_processes(guard: Guard, python: Callable[..., Process]) -> None:
