@@ -453,8 +453,14 @@ class GrpcCall(_ServerEnd):
         return await self._reader
 
     async def send(self, message: bytes, *, finishing: bool = False) -> None:
-        """Sends a message; returns when the transport has it."""
+        """Sends a message; returns when the transport has it.
+
+        The library takes the last message of a call that it knows to be over, and drops it: until the handler hears of
+        that, a moment later, it has no way to tell. Such a message counts as handed over.
+        """
         if self.over:
+            if finishing:
+                self.call.on_handed(message)
             await asyncio.sleep(0)
             raise _ExecuteBatchError("the call is over")
         done = self._machine.loop.create_future()

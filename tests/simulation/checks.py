@@ -49,29 +49,39 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
     found = list(audit.problems)
     history = scene.history
     handed = {one.decision_id for one in history.handed}
-    heard: dict[str, pb.Decision] = {}
+    audited: set[str] = set()
+    """Decisions that somebody heard as they were recorded, by id."""
+    unaudited: set[str] = set()
+    """Decisions of which somebody was told that they are not recorded."""
     for asked in history.asked:
-        if asked.decision is not None:
-            heard[asked.decision.decision_id] = asked.decision
-            found += _of_reply(asked.decision, asked.ref, audit)
-            if asked.deadline is not None and asked.heard_at is not None and asked.heard_at > asked.deadline + 5e-3:
-                found.append(f"I3: {asked.ref} heard {1e3 * (asked.heard_at - asked.deadline):.1f} ms too late")
+        if (reply := asked.decision) is None:
+            continue
+        found += _of_reply(reply, asked.ref, audit)
+        if asked.deadline is not None and asked.heard_at is not None and asked.heard_at > asked.deadline + 5e-3:
+            found.append(f"I3: {asked.ref} heard {1e3 * (asked.heard_at - asked.deadline):.1f} ms too late")
+        if not _UNAUDITED.isdisjoint(reply.reasons):
+            unaudited.add(reply.decision_id)
+        elif not _is_withdrawn(reply, audit):
+            audited.add(reply.decision_id)
     for decision_id, rows in audit.decisions.items():
         if len(rows) > 1:
             found.append(f"I1: {decision_id} has {len(rows)} rows")
         packet = rows[0].packet
         found += _of_packet(packet)
         notes = () if decision_id in audit.heard else audit.notes.get(decision_id, ())
-        reply = heard.get(decision_id)
-        unaudited = reply is not None and not _UNAUDITED.isdisjoint(reply.reasons)
         ref = packet.order.order_ref
-        if notes and reply is not None and not unaudited and notes[-1] != "killed":
+        if notes and notes[-1] != "killed" and decision_id in audited:
             found.append(f"I1: {ref} was heard, and its row says it is unconfirmed: {', '.join(notes)}")
-        if not notes and unaudited:
+        if not notes and decision_id in unaudited - audited:
             found.append(f"I2: {ref} was told that it is not audited, and its row says it was replied")
         if not notes and decision_id not in handed:
             found.append(f"I1: {ref} was never handed to the transport, and its row says it was replied")
     return found
+
+
+def _is_withdrawn(reply: pb.Decision, audit: Audit) -> bool:
+    """Whether it is what a repeat heard in place of the decision."""
+    return (reply.action, tuple(reply.reasons)) in audit.withdrawn[reply.decision_id]
 
 
 def _of_reply(reply: pb.Decision, ref: str, audit: Audit) -> list[str]:
@@ -81,7 +91,7 @@ def _of_reply(reply: pb.Decision, ref: str, audit: Audit) -> list[str]:
     if not rows:
         return [f"I1: {ref} was heard and has no row"]
     decided = rows[0].packet.decision
-    if (reply.action, tuple(reply.reasons)) in audit.withdrawn[reply.decision_id]:
+    if _is_withdrawn(reply, audit):
         return [f"I2: {ref} heard TRADE where a decision was withdrawn"] if reply.action == pb.ACTION_TRADE else []
     found = [
         f"I2: {ref} heard {name} {getattr(reply, name)}, its row has {getattr(decided, name)}"
@@ -117,15 +127,24 @@ def _of_packet(packet: object) -> list[str]:
 
 
 def check_freshness(scene: Scene) -> list[str]:
-    """I4: nobody trades on the market as it was more than a second ago, as far as the worker knew."""
+    """I4: nobody trades on the market as it was more than a second ago, as far as the worker knew.
+
+    That the worker knows no book's age any more is known with its next vector. Where a server does not hear of that, or
+    refuses the vector because its own clock is wrong, the one before holds for its second.
+    """
     found = []
+    history = scene.history
     for what, since, until in scene.market.bad:
-        patience = _TICK_SECONDS if what == "nan_since" else _MAX_AGE_SECONDS + _TICK_SECONDS
-        for asked in scene.history.asked:
+        for asked in history.asked:
             decision = asked.decision
             if decision is None or decision.action != pb.ACTION_TRADE or asked.order.HasField("features"):
                 continue
             assert asked.heard_at is not None
+            hears = asked.sent_at < history.clock_wrong_since.get(asked.server, math.inf) and not history.was_apart(
+                asked.server, since, asked.sent_at
+            )
+            at_once = hears and what == "nan_since"
+            patience = _TICK_SECONDS if at_once else _MAX_AGE_SECONDS + _TICK_SECONDS
             if asked.sent_at > since + patience and asked.heard_at < until:
                 found.append(f"I4: {asked.ref} trades {asked.sent_at - since:.2f} s after {_BAD[what]}")
     return found

@@ -115,6 +115,8 @@ class History:
     """Every control state that was written: when, where, its JSON."""
     apart: dict[str, list[Spell]] = field(default_factory=dict)
     """When each server could not be sure of Redis."""
+    clock_wrong_since: dict[str, float] = field(default_factory=dict)
+    """When each server's wall clock first stepped. It may hold the vectors that come then to be of the future."""
     faults: list[tuple[float, str]] = field(default_factory=list)
 
     def was_apart(self, server: str, began: float, ended: float) -> bool:

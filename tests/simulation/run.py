@@ -431,6 +431,7 @@ class _Runner:
 
     def _do_clock_steps(self, server: str, seconds: float) -> None:
         self.scene.servers[server].host.wall_offset_ns += int(seconds * 1e9)
+        self.scene.history.clock_wrong_since.setdefault(server, self.world.now)
 
     def _do_disk_slow(self, server: str, lasts: float, slowest: float) -> None:
         self._for_a_while(self.scene.servers[server], lasts, sync_seconds=(1e-3, slowest))
