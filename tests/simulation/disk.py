@@ -109,7 +109,9 @@ class Disk:
         self._inodes = 0
         self._used = 0
         self.on_small_file: Callable[[str, bytes], None] = lambda name, content: None
-        """Told of every small file that is written."""
+        """Told of every small file that takes another's place."""
+        self.on_directory_synced: Callable[[], None] = lambda: None
+        """Told when whatever took another's place would survive a loss of power."""
         self.instant = False
         """Whether nothing on it takes time."""
         self.locks: dict[str, object] = {}
@@ -380,7 +382,6 @@ class SimulatedFiles(Files):
         disk.take(_OPERATION_SECONDS)
         disk.write(file, 0, content)
         disk.world.note(disk.name, "write", path.name, len(content))
-        disk.on_small_file(path.name, content)
         disk.sync(file)
         return _identity(file)
 
@@ -396,6 +397,7 @@ class SimulatedFiles(Files):
         self._disk.take(_OPERATION_SECONDS)
         self._disk.rename(str(source), str(target))
         self._disk.world.note(self._disk.name, "replace", target.name)
+        self._disk.on_small_file(target.name, bytes(self._found(target).content))
 
     def sync_directory(self, path: Path) -> None:
         """See `Files`."""
@@ -403,6 +405,7 @@ class SimulatedFiles(Files):
         if self._disk.weather.fails_sync:
             raise OSError(errno.EIO, "the disk failed to sync")
         self._disk.sync_directory(str(path))
+        self._disk.on_directory_synced()
 
     def volume(self, directory: Path) -> Volume:
         """See `Files`."""

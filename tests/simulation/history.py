@@ -112,7 +112,7 @@ class History:
     lives: dict[str, list[Spell]] = field(default_factory=dict)
     """When each server was serving."""
     control_states: list[tuple[float, str, str]] = field(default_factory=list)
-    """Every control state that was written: when, where, its JSON."""
+    """Every control state that a disk kept: when, where, its JSON."""
     apart: dict[str, list[Spell]] = field(default_factory=dict)
     """When each server could not be sure of Redis."""
     clock_wrong_since: dict[str, float] = field(default_factory=dict)

@@ -10,17 +10,20 @@ know may have been made or not; one that was refused was not made.
 * told: No operator was told the opposite of what happened: a refused change is in force nowhere and was so at no time.
 * row: Every change that took effect has a row. It may have two, as when its maker died before it had told the others;
   they have one change id, and the database and `pretrade changes` show one.
+
+An operator may be told that neither Redis nor the disk took a change, so that it ends with the process that has it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from simulation.audit import Audit
-from simulation.history import History, Operation
+from simulation.history import Operation
 
 if TYPE_CHECKING:
     from simulation.scene import Scene
@@ -41,8 +44,8 @@ def check_register(scene: Scene, audit: Audit, final: dict[str, str]) -> list[st
     history = scene.history
     changes = [one for one in history.operations if one.subject == "trading_state"]
     return [
-        *_trades(history, changes),
-        *_lost(changes, final),
+        *_trades(scene, changes),
+        *_lost(scene, changes, final),
         *_told(scene, audit),
         *_rows(scene, audit),
     ]
@@ -84,11 +87,13 @@ def _expired(restriction: Operation, at: float) -> bool:
     return at >= restriction.asked_at + seconds
 
 
-def _trades(history: History, changes: list[Operation]) -> list[str]:
+def _trades(scene: Scene, changes: list[Operation]) -> list[str]:
     """I8."""
     found = []
+    history = scene.history
     for restriction in _restrictions(changes):
         assert restriction.ended_at is not None
+        forgotten_at = _forgotten_at(scene, restriction)
         for asked in history.asked:
             decision = asked.decision
             if decision is None or decision.action != pb.ACTION_TRADE:
@@ -100,7 +105,7 @@ def _trades(history: History, changes: list[Operation]) -> list[str]:
                 since += HEARD_WITHIN_SECONDS
                 if restriction.change.local or history.was_apart(asked.server, restriction.asked_at, asked.sent_at):
                     continue
-            if asked.sent_at <= since or _expired(restriction, asked.sent_at):
+            if not since < asked.sent_at < forgotten_at or _expired(restriction, asked.sent_at):
                 continue
             assert asked.heard_at is not None
             if any(one.asked_at < asked.heard_at and may_lift(one, restriction) for one in changes):
@@ -113,11 +118,13 @@ def _trades(history: History, changes: list[Operation]) -> list[str]:
     return found
 
 
-def _lost(changes: list[Operation], final: dict[str, str]) -> list[str]:
+def _lost(scene: Scene, changes: list[Operation], final: dict[str, str]) -> list[str]:
     """Restrictions that nobody can have lifted, and that a server does not hold in the end."""
     found = []
     for restriction in _restrictions(changes):
         if any(may_lift(one, restriction) for one in changes) or restriction.request.HasField("expires_in"):
+            continue
+        if _forgotten_at(scene, restriction) < math.inf:
             continue
         for server, state in final.items():
             if STRICTNESS.index(state) < STRICTNESS.index(restriction.value):
@@ -165,10 +172,20 @@ def without_row(scene: Scene, audit: Audit) -> list[str]:
         if operation.reason in recorded:
             continue
         if operation.acknowledged:
-            found.append(f"{operation.reason} was acknowledged")
+            if _forgotten_at(scene, operation) == math.inf:
+                found.append(f"{operation.reason} was acknowledged")
         elif not operation.refused and (where := in_force(scene, operation.reason)):
             found.append(f"{operation.reason} took effect ({where})")
     return found
+
+
+def _forgotten_at(scene: Scene, operation: Operation) -> float:
+    """When a change was lost with the only process that had it, as its operator was told; infinity if it was not."""
+    assert operation.ended_at is not None
+    if not operation.change.unsaved or in_force(scene, operation.reason):
+        return math.inf
+    lives = scene.history.lives[operation.server]
+    return min((life.ended for life in lives if life.began <= operation.ended_at <= life.ended), default=math.inf)
 
 
 def in_force(scene: Scene, reason: str) -> str:

@@ -63,6 +63,9 @@ class Server:
         self._boots = 0
         self._stop: asyncio.Future[None] | None = None
         self.host.disk.on_small_file = self._small_file
+        self.host.disk.on_directory_synced = self._directory_synced
+        self._written: list[tuple[str, str]] = []
+        """Control states that a loss of power may still undo: where, and its JSON."""
         self.operator_token = ""
         """What its newest process asks operators for."""
         self.failures: list[str] = []
@@ -75,8 +78,12 @@ class Server:
         if "operator-token" in file:
             self.operator_token = content.decode().strip()
             return
-        scene = self.scene
-        scene.history.control_states.append((scene.world.now, f"{self.name}/{file}", content.decode()))
+        self._written.append((f"{self.name}/{file}", content.decode()))
+
+    def _directory_synced(self) -> None:
+        history, now = self.scene.history, self.scene.world.now
+        history.control_states += [(now, where, content) for where, content in self._written]
+        self._written.clear()
 
     @property
     def serves(self) -> bool:
@@ -150,6 +157,7 @@ class Server:
 
     def lose_power(self) -> None:
         """Its host loses power."""
+        self._written.clear()
         self.host.lose_power()
 
     def when_ended(self, then: Callable[[], object]) -> None:
