@@ -19,7 +19,6 @@ ACCEPTED: Final = {
     "the recorded sessions are not there": "recordings are not part of the repository",
     "Feast's own environment is not there": "`make feast` builds it and runs these tests",
     "MLServer's own environment is not there": "`make mlserver` builds it and runs these tests",
-    "needs locust": "an extra of its own, `loadtest`, which the environment of the tests does not have",
     "npm cannot install": "a registry that is not ours",
     "only root may": "the nightly run is root, this one may be a user",
     "root may read everything": "and so cannot be refused a file",

@@ -21,9 +21,9 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-import lifeline
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
+from leash import LeashedPopen
 from wire import DECIDE, framed
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -78,12 +78,12 @@ def run(flood: Flood) -> Outcome:
     return outcome(start(flood))
 
 
-def start(flood: Flood) -> subprocess.Popen[str]:
+def start(flood: Flood) -> LeashedPopen:
     """The same, without waiting for it."""
-    return lifeline.start([sys.executable, __file__, json.dumps(asdict(flood))], stdout=subprocess.PIPE, text=True)
+    return LeashedPopen([sys.executable, __file__, json.dumps(asdict(flood))], stdout=subprocess.PIPE)
 
 
-def outcome(process: subprocess.Popen[str]) -> Outcome:
+def outcome(process: LeashedPopen) -> Outcome:
     """Waits for the outcome of one that was started."""
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
@@ -307,5 +307,4 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    lifeline.end_with_the_test_run()
     print(json.dumps(asdict(_Run(Flood(**json.loads(sys.argv[1]))).run())))

@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, Self, get_args
 
 import grpc.aio
-import lifeline
 import uvloop
 from flood import Connection
 from google.protobuf.duration_pb2 import Duration
+from leash import LeashedPopen
 from wire import DECIDE, DECIDE_BATCH, framed
 
 from loadtest.callers import percentile
@@ -154,11 +154,11 @@ class OpenLoop:
             *(("--on-the-wire",) if on_the_wire else ()),
             *("--seconds", str(math.inf if seconds is None else seconds), "--instruments", *instruments),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: LeashedPopen | None = None
 
     def __enter__(self) -> Self:
         self._log.unlink(missing_ok=True)
-        self._process = lifeline.start(self._argv, stdout=subprocess.PIPE)
+        self._process = LeashedPopen(self._argv, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
         assert ready == b"ready\n", "the load generator did not start"
@@ -184,7 +184,7 @@ class OpenLoop:
         self._wait(process)
 
     @staticmethod
-    def _wait(process: subprocess.Popen[bytes]) -> None:
+    def _wait(process: LeashedPopen) -> None:
         with process:
             assert process.wait(_STOP_SECONDS) == 0, "the load generator failed"
 
@@ -484,7 +484,6 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
 
 
 def _main() -> None:
-    lifeline.end_with_the_test_run()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("log", type=Path)

@@ -19,6 +19,7 @@ from flood import Flood, Outcome
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, eventually
+from leash import LeashedPopen
 from open_loop import summary
 from rig import CHAMPIONS, REPLICAS, ROOMY, OpenRig, Rig
 
@@ -94,14 +95,14 @@ class Floods:
         """Calls that heard RESOURCE_EXHAUSTED."""
         self.unanswered = 0
 
-    def start(self, seconds: float, rate: float | None) -> subprocess.Popen[str]:
+    def start(self, seconds: float, rate: float | None) -> LeashedPopen:
         """A flood of so many calls a second; None: a closed loop."""
         asked = Flood(self._rig.server.address, message(), seconds, DEADLINE_MS, rate=rate, callers=32)
         process = flood.start(asked)
         pin(psutil.Process(process.pid), self._cores)
         return process
 
-    def outcome(self, process: subprocess.Popen[str]) -> Outcome:
+    def outcome(self, process: LeashedPopen) -> Outcome:
         """Waits for its end."""
         found = flood.outcome(process)
         assert found.statuses.keys() <= {OK, CANCELLED, EXPIRED, EXHAUSTED, UNANSWERED}
@@ -190,7 +191,7 @@ def pin(process: psutil.Process, cores: set[int]) -> None:
                 os.sched_setaffinity(thread.id, cores)
 
 
-def has_ended(process: subprocess.Popen[str]) -> bool:
+def has_ended(process: LeashedPopen) -> bool:
     """Waits a moment for its end."""
     try:
         process.wait(0.1)
