@@ -12,12 +12,14 @@ import enum
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
+import grpc
 import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
+from grpc_status import rpc_status
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -406,7 +408,24 @@ def _changed(
         request.expected_control_version = would.version
         _confirm(would, risk)
     request.dry_run = dry_run
-    return call(request, timeout=RPC_SECONDS)
+    try:
+        return call(request, timeout=RPC_SECONDS)
+    except grpc.RpcError as error:
+        if dry_run or not _may_have_arrived(error):
+            raise
+        typer.echo(f"the connection broke, it is not known whether the change was made: {error.details()}", err=True)
+        raise typer.Exit(7) from None
+
+
+def _may_have_arrived(error: grpc.RpcError) -> bool:
+    """Whether a call that failed for its connection may have been carried out all the same.
+
+    Not when the server itself says why it refuses, nor when there never was a connection. The library tells the latter
+    apart in its message alone. Should that change, an operator looks at `pretrade changes` once too often.
+    """
+    if error.code() is not grpc.StatusCode.UNAVAILABLE or rpc_status.from_call(cast("grpc.Call", error)) is not None:
+        return False
+    return not (error.details() or "").startswith("failed to connect")
 
 
 def _without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:

@@ -16,6 +16,7 @@ import grpc
 import pytest
 from decision_server import DecisionServer
 from harness import eventually
+from tcp_proxy import TcpProxy
 from typer.testing import CliRunner, Result
 
 from local.cli import app
@@ -140,6 +141,32 @@ def test_a_change_of_which_nobody_knows_whether_it_was_made_has_an_exit_code_of_
         server.stop(None)
     assert (doubtful.exit_code, "not known whether the change was made" in doubtful.output) == (7, True)
     assert "id-7" in doubtful.output
+
+
+def test_a_connection_that_breaks_midway_leaves_it_unknown_whether_the_change_was_made() -> None:
+    made: list[admin_pb2.SetFlagRequest] = []
+
+    class Breaks(admin_pb2_grpc.AdminServiceServicer):
+        """Does what it is asked to, and cannot say so any more."""
+
+        def SetFlag(
+            self, request: admin_pb2.SetFlagRequest, context: grpc.ServicerContext
+        ) -> admin_pb2.SetFlagResponse:
+            made.append(request)
+            proxy.reset_all()
+            return admin_pb2.SetFlagResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(Breaks(), server)  # type: ignore[abstract]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with TcpProxy(f"127.0.0.1:{port}") as proxy:
+            found = CliRunner().invoke(app, ["flag", "shadow", "off", "--target", proxy.address])
+    finally:
+        server.stop(None)
+    assert len(made) == 1
+    assert (found.exit_code, "not known whether the change was made" in found.output) == (7, True), found.output
 
 
 def test_a_dry_run_says_what_would_change_and_an_old_version_is_refused(server: DecisionServer) -> None:
