@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
 from openfeature import api
 from openfeature.evaluation_context import EvaluationContext
 from openfeature.event import EventDetails, ProviderEvent
-from openfeature.exception import FlagNotFoundError, OpenFeatureError, TypeMismatchError
+from openfeature.exception import FlagNotFoundError, TypeMismatchError
 from openfeature.flag_evaluation import FlagResolutionDetails, FlagValueType, Reason
 from openfeature.provider import AbstractProvider, FeatureProvider, Metadata
 
@@ -97,12 +99,18 @@ class Flags:
         defaults: What a flag is where the provider does not say.
         provider: Ours, or another.
         on_change: Called with the new values when one of them differs.
+        options: What the provider was made with. No text of them is told, whatever the provider says when it fails.
     """
 
     def __init__(
-        self, defaults: Mapping[str, bool], provider: FeatureProvider, on_change: Callable[[Mapping[str, bool]], None]
+        self,
+        defaults: Mapping[str, bool],
+        provider: FeatureProvider,
+        on_change: Callable[[Mapping[str, bool]], None],
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._defaults = defaults
+        self._options = options
         self._provider = provider
         self._on_change = on_change
         self._domain = next(_domains)
@@ -112,6 +120,9 @@ class Flags:
         """Why the provider does not say what a flag is; empty when it does."""
         if self.is_ours:
             api.set_provider_and_wait(provider, self._domain)  # answers at once
+        else:
+            # The SDK would log what the provider raises, whatever that names; what matters is in our own lines.
+            logging.getLogger("openfeature").setLevel(logging.CRITICAL)
 
     @property
     def provider_name(self) -> str:
@@ -154,7 +165,7 @@ class Flags:
             async with asyncio.timeout(_START_SECONDS):
                 await asyncio.to_thread(api.set_provider_and_wait, self._provider, self._domain)
         except Exception as error:  # whatever somebody else's provider raises: flags stay as they are
-            self._note(f"{self.provider_name}: {error!r}")
+            self._note(f"{self.provider_name}: {type(error).__name__}: {error}")
             return False
         return True
 
@@ -175,6 +186,7 @@ class Flags:
             self._on_change(values)
 
     def _note(self, problem: str) -> None:
+        problem = _without(self._options, problem)
         if problem and not self.problem:
             _log.warning("flags stay as they are", problem=problem)
         self.problem = problem
@@ -184,19 +196,24 @@ class FlagProviderError(Exception):
     """There is no such provider of flags."""
 
 
+def _texts(options: Any) -> Iterator[str]:
+    """Every text among the options of a provider: an SDK key may be any of them."""
+    match options:
+        case str():
+            yield options
+        case Mapping():
+            for one in options.values():
+                yield from _texts(one)
+        case list() | tuple():
+            for one in options:
+                yield from _texts(one)
+
+
 def _without(options: Any, text: str) -> str:
     """A text of somebody else's, without the texts among the options."""
-    match options:
-        case str() if options:
-            return text.replace(options, "…")
-        case Mapping():
-            inner: Iterable[Any] = options.values()
-        case list() | tuple():
-            inner = options
-        case _:
-            return text
-    for one in inner:
-        text = _without(one, text)
+    # The longest first: what is left of a key in which another option was hidden would be told.
+    for one in sorted(filter(None, _texts(options)), key=len, reverse=True):
+        text = text.replace(one, "…")
     return text
 
 
@@ -209,7 +226,7 @@ def provider_from(path: str, options: Mapping[str, Any]) -> FeatureProvider:
     module, _, name = path.partition(":")
     try:
         provider = getattr(importlib.import_module(module), name)(**options)
-    except (ImportError, AttributeError, TypeError, ValueError, OpenFeatureError) as error:
+    except Exception as error:  # whatever somebody else's provider raises
         # From None: what it was given must not be in a traceback either.
         raise FlagProviderError(f"control.flag_provider: {path}: {_without(options, str(error))}") from None
     if not callable(getattr(provider, "resolve_boolean_details", None)):

@@ -171,7 +171,12 @@ class ControlState:
         self.flags_on = tuple(name for name in FLAGS if defaults[name])
         """Names of the flags that are on."""
         self._set_flags = dict(defaults)
-        self.flags = Flags(defaults, flag_provider or ControlProvider(self._set_flags.get), self._obey_flags)
+        self.flags = Flags(
+            defaults,
+            flag_provider or ControlProvider(self._set_flags.get),
+            self._obey_flags,
+            settings.flag_provider_options.get_secret_value(),
+        )
         self._initial_trading_state = settings.initial_trading_state
         self._subjects = {
             TRADING_STATE: Subject("HALTED", one_of(*STRICTNESS), self._obey_trading_state),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import types
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+from openfeature.exception import GeneralError
+from openfeature.provider.in_memory_provider import InMemoryProvider
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from structlog.testing import capture_logs
 
 from feature_cache.kafka import KafkaSecurity
 from feature_cache.settings import WorkerSettings
 from local.settings import LocalSettings
 from server import reference
 from server.control.configuration import differences
-from server.control.flags import FlagProviderError, provider_from
+from server.control.flags import FlagProviderError, Flags, provider_from
 from server.settings import Settings
 
 ROOTS: Final[tuple[type[BaseModel], ...]] = (Settings, WorkerSettings, KafkaSecurity, LocalSettings)
@@ -184,17 +188,60 @@ def test_options_of_a_flag_provider_come_from_the_environment(monkeypatch: pytes
 class Choosy:
     """A provider that says what it was given."""
 
-    def __init__(self, **options: Any) -> None:
-        raise TypeError(f"cannot connect with {options}")
+    def __init__(self, *, error: type[Exception], **options: Any) -> None:
+        raise error(f"cannot connect with {options}")
 
 
-def test_a_provider_that_refuses_its_options_does_not_tell_them_through_us() -> None:
-    options: Mapping[str, Any] = {"sdk_key": MARK, "nested": {"also": [f"{MARK}-2"]}, "port": 8_013}
-    with pytest.raises(FlagProviderError) as error:
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, KeyError])
+def test_a_provider_that_refuses_its_options_does_not_tell_them_through_us(error: type[Exception]) -> None:
+    options: Mapping[str, Any] = {
+        "error": error,
+        "environment": "prod",
+        "sdk_key": f"prod-{MARK}",
+        "nested": {"also": [f"{MARK}-nested"]},
+        "port": 8_013,
+    }
+    with pytest.raises(FlagProviderError) as refusal:
         provider_from(f"{__name__}:Choosy", options)
-    assert MARK not in str(error.value)
-    assert "cannot connect" in str(error.value)
-    assert "8013" in str(error.value), "what is no text is no secret"
+    error_text = str(refusal.value)
+    assert MARK not in error_text
+    assert "cannot connect" in error_text
+    assert "8013" in error_text, "what is no text is no secret"
+
+
+class Talkative(InMemoryProvider):
+    """A provider that names its key when it fails."""
+
+    def __init__(self, key: str, error: type[Exception], *, starts: bool) -> None:
+        super().__init__({})
+        self._error, self._starts = error(f"401 for https://flags.example/?sdkKey={key}"), starts
+
+    def initialize(self, evaluation_context: object) -> None:
+        if not self._starts:
+            raise self._error
+
+    def resolve_boolean_details(self, *arguments: Any, **keywords: Any) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("error", [GeneralError, OSError])
+async def test_a_provider_that_fails_later_does_not_tell_its_options_through_us(
+    error: type[Exception], *, starts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"sdk_key": MARK}
+    provider = Talkative(MARK, error, starts=starts)
+    flags = Flags({"shadow": True}, provider, lambda values: None, options)
+    with capture_logs() as lines:
+        following = asyncio.create_task(flags.run())
+        async with asyncio.timeout(20):
+            while not flags.problem:  # noqa: ASYNC110 - a plain attribute
+                await asyncio.sleep(0.005)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert "401 for https://flags.example/?sdkKey=…" in flags.problem
+    assert [line["problem"] for line in lines] == [flags.problem]
+    assert MARK not in caplog.text, "the SDK tells it"
 
 
 @pytest.mark.parametrize(
