@@ -9,7 +9,7 @@
 * I3 No reply took longer than it was allowed by its own budget. And none comes later than the deadline, 5 ms, and what
   the load generator took to listen: that is asserted only where the machine's time is measured, and told elsewhere.
 * I4 Never TRADE from a score outside [0, 1] or below its threshold, from features that are stale, missing or of an
-  unknown age, or without a durable row.
+  unknown age, whoever brought them, or without a durable row.
 * I5 At most two attempts a decision, on different replicas, within the time allowed.
 * I6 Each replica's breaker makes only legal transitions.
 * I7 Memory in use, files and tasks of the event loop are back to where they were, once healed.
@@ -33,6 +33,7 @@ from harness import eventually
 from open_loop import NO_RESULT, Call, Fate
 
 from fallback.order import MODEL_SOURCES
+from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reply_status import REPLIED, unconfirmed_status
@@ -53,6 +54,7 @@ _SCORED_SOURCES: Final = (*MODEL_SOURCES, pb.SOURCE_CACHED_SCORE)
 _UNUSABLE: Final = {pb.DEGRADATION_FEATURES_MISSING, pb.DEGRADATION_FEATURES_STALE, pb.DEGRADATION_BOOK_UNKNOWN}
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
 _LEGAL: Final = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
+_BOOK_AGE: Final = features.INDEX["book_age_ms"]
 _STRICTNESS: Final = ("ACTIVE", "REDUCING", "HALTED")
 _MEMORY_GROWTH_BYTES: Final = 48 * 1024 * 1024
 """What a busy server may keep: arenas of Python's allocator and caches that fill up once."""
@@ -302,9 +304,11 @@ def _of_packet(packet: packet_pb2.DecisionPacket, status: str, max_feature_age_s
             found.append(f"I4: {ref} trades on nobody's word")
         if not _UNUSABLE.isdisjoint(decision.degradations):
             found.append(f"I4: {ref} trades on unusable features")
-        age_seconds = packet.features.age_seconds + packet.features.book_age_ms / 1e3
-        if not age_seconds <= max_feature_age_seconds:  # True for NaN
-            found.append(f"I4: {ref} trades on features {age_seconds:.1f} s old")
+        ages = [packet.features.age_seconds + packet.features.book_age_ms / 1e3]
+        if packet.order.HasField("features"):
+            ages.append(packet.order.features.values[_BOOK_AGE] / 1e3)
+        # Written so that NaN is found. The server's own count besides the caller's: the guards' mid is of these.
+        found += [f"I4: {ref} trades on features {age:.1f} s old" for age in ages if not age <= max_feature_age_seconds]
     attempts = [attempt.replica for attempt in packet.attempts]
     if len(attempts) > 2 or len(set(attempts)) < len(attempts):
         found.append(f"I5: {ref} had attempts on {attempts}")

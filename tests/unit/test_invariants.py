@@ -10,6 +10,7 @@ import pytest
 from invariants import Evidence, Steered, Usage, stalls
 from open_loop import LEFT, NO_RESULT, Call
 
+from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reply_status import REPLIED, unconfirmed_status
@@ -240,6 +241,17 @@ def test_a_trade_on_features_of_no_known_or_too_great_an_age_is_found(age_second
     row = packet()
     row.features.age_seconds, row.features.book_age_ms = age_seconds, book_age_ms
     (one,) = found(rows=[(row, REPLIED)])
+    assert one.startswith("I4: one trades on features")
+
+
+@pytest.mark.parametrize("book_age_ms", [1_001.0, 3_600_000.0, math.nan])
+def test_a_trade_on_features_that_its_caller_brought_too_late_is_found(book_age_ms: float) -> None:
+    values = [0.0] * features.N_FEATURES
+    row = packet()
+    row.order.features.values.extend(values)
+    assert found(heard(), rows=[(row, REPLIED)]) == []
+    row.order.features.values[features.INDEX["book_age_ms"]] = book_age_ms
+    (one,) = found(heard(), rows=[(row, REPLIED)])
     assert one.startswith("I4: one trades on features")
 
 
