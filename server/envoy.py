@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2
 
 from pretrade.decision.v1 import decision_pb2
 from server import gate
-from server.rpc.framing import ARRIVED
+from server.rpc.framing import ARRIVED, PEER
 from server.security import envoy as tls
 from server.security.tls import Material, open_material
 
@@ -186,7 +186,7 @@ class Envoy:
         http["http_filters"] = [
             gate.http_filter(self._admission),
             {"name": _WEB, "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
-            _arrival_time(),
+            _told(self._access.decision != "open"),
             {
                 "name": _JSON,
                 "typed_config": {
@@ -227,15 +227,29 @@ class Envoy:
         return config
 
 
-def _arrival_time() -> dict[str, Any]:
-    """Tells the server when a call's headers came: it may have to wait until Python takes it up."""
-    header = {"key": ARRIVED.decode(), "value": "%START_TIME(%s.%6f)%"}
-    action = {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+def _told(callers_are_known: bool) -> dict[str, Any]:
+    """Tells the server what only Envoy knows of a call, whatever its caller says of that.
+
+    When its headers came, since it may have to wait until Python takes it up; and where callers are known by their
+    credentials, the address from which they try.
+    """
+    told = {ARRIVED: "%START_TIME(%s.%6f)%"}
+    if callers_are_known:
+        told[PEER] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
+    mutations = [
+        {
+            "append": {
+                "header": {"key": name.decode(), "value": value},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        }
+        for name, value in told.items()
+    ]
     return {
-        "name": "arrived",
+        "name": "told",
         "typed_config": {
             "@type": f"{_FILTERS}header_mutation.v3.HeaderMutation",
-            "mutations": {"request_mutations": [{"append": action}]},
+            "mutations": {"request_mutations": mutations},
         },
     }
 

@@ -30,6 +30,7 @@ from server.errors import DeadlineError, InvalidOrderError, PretradeError
 from server.rpc import status
 from server.rpc.framing import (
     ENCODINGS,
+    PEER,
     PREFIX_BYTES,
     CallError,
     Metadata,
@@ -308,7 +309,8 @@ class GrpcApplication:
         attempt = Attempt(
             method=scope["path"],
             authorization=_header(headers, b"authorization").decode("latin-1"),
-            peer=lambda: str((scope.get("client") or ("unknown",))[0]),
+            # The scope's client is whoever `x-forwarded-for` names, and of an IPv6 address the beginning alone.
+            peer=lambda: _header(headers, PEER).decode("latin-1") or "unknown",
             certificate=lambda: _certificate(_header(headers, b"x-forwarded-client-cert")),
         )
         try:

@@ -19,6 +19,8 @@ PREFIX_BYTES: Final = 5
 ENCODINGS: Final = b"identity,gzip,deflate"
 ARRIVED: Final = b"x-pretrade-arrived"
 """Header that Envoy adds: when the call's headers arrived, in seconds of the wall clock."""
+PEER: Final = b"x-pretrade-peer"
+"""Header that Envoy adds where callers are asked who they are: the address of the connection's other end."""
 _UNITS: Final = {b"H": 3_600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _WINDOW_BITS: Final = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
 _UNESCAPED: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from server.rpc.framing import ARRIVED, framed
+from server.rpc.framing import ARRIVED, PEER, framed
 from simulation.network import Network
 
 if TYPE_CHECKING:
@@ -693,13 +693,14 @@ class EnvoyCall(_ServerEnd):
             (b":path", call.path.encode()),
             (b"content-type", b"application/grpc"),
             (ARRIVED, b"%.6f" % self._arrived),
+            (PEER, call.client.name.encode()),
         ]
         if call.timeout is not None:
             headers.append((b"grpc-timeout", b"%du" % max(1, int(call.timeout * 1e6))))
         headers += [
             (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in call.metadata
         ]
-        scope = {"type": "http", "path": call.path, "headers": headers, "client": (call.client.name, 1)}
+        scope = {"type": "http", "path": call.path, "headers": headers}
         task = self._machine.loop.create_task(application(scope, self._receive, self._send), name="asgi")
         task.add_done_callback(self._done)
 

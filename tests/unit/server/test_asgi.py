@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 
+from server.errors import UnauthenticatedError
 from server.metrics import DecisionMetrics
 from server.rpc.asgi import GrpcApplication
-from server.rpc.framing import ARRIVED, framed
+from server.rpc.framing import ARRIVED, PEER, framed
+from server.security.identity import Attempt
 
 NOW = 1_790_000_000.0
 
@@ -88,3 +90,35 @@ async def test_an_answer_is_sent_when_envoy_has_its_status_too(fails_at: str | N
     await application({"path": "/s/Do", "headers": []}, receive, send)
     assert outcomes.heard == ([b"the answer"] if fails_at is None else [])
     assert outcomes.unheard == ([] if fails_at is None else [b"the answer"])
+
+
+class Gatekeeper:
+    """Lets nobody in, and remembers who came."""
+
+    def __init__(self) -> None:
+        self.peers: list[str] = []
+
+    async def admit(self, attempt: Attempt) -> None:
+        self.peers.append(attempt.peer())
+        raise UnauthenticatedError("NO_TOKEN", "needs a token")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+async def test_a_caller_comes_from_where_envoy_says_and_not_from_where_it_says_itself(address: str) -> None:
+    async def answer(request: bytes, context: object) -> bytes:
+        return b""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": framed(b""), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    clock, access = asyncio.get_running_loop().time, Gatekeeper()
+    application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW, cast(Any, access))
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+    application.add_registered_method_handlers("s", {"Do": handler})
+    headers = [(b"x-forwarded-for", b"198.51.100.7"), (PEER, address.encode())]
+    # The scope's client is what Envoy made of `x-forwarded-for`.
+    await application({"path": "/s/Do", "headers": headers, "client": ("198.51.100.7", 0)}, receive, send)
+    assert access.peers == [address]
