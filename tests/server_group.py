@@ -94,8 +94,12 @@ class Group:
 
     def pids(self) -> list[int]:
         """Process ids of the server processes."""
-        children = psutil.Process(self.supervisor.pid).children()
-        return [child.pid for child in children if {"--slot", "--config-path"} & set(child.cmdline())]
+        found = []
+        for child in psutil.Process(self.supervisor.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if {"--slot", "--config-path"} & set(child.cmdline()):
+                    found.append(child.pid)
+        return found
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the series of a metric of the process in place 0 that carry these labels."""
