@@ -1,4 +1,4 @@
-"""What fails a run in CI although no test failed: a skip that nobody agreed to, and a test that was run again.
+"""What fails a run in CI although no test failed: a skip that nobody agreed to, an expected failure, a second run.
 
 CI is any run with the environment variable `CI` set, as GitHub's runners and `.ci/run` set it. A developer's machine
 skips what it cannot run, and says why. No test is ever run again: one that failed once has found something.
@@ -67,7 +67,9 @@ class _Verdict:
         outcome: str = report.outcome
         if outcome == "rerun":  # what plugins report that run a failed test again
             self._refused.append(f"{report.nodeid}: run again after a failure")
-        elif report.skipped and not hasattr(report, "wasxfail"):
+        elif hasattr(report, "wasxfail"):
+            self._refused.append(f"{report.nodeid}: a failure that is expected: {report.wasxfail}")
+        elif report.skipped:
             assert isinstance(report.longrepr, tuple)
             reason = report.longrepr[2].removeprefix("Skipped: ")
             if (why := self._leave(reason)) is None:

@@ -43,6 +43,21 @@ def test_a_developers_machine_skips_as_it_must(pytester: pytest.Pytester, monkey
     assert result(pytester).ret == pytest.ExitCode.OK
 
 
+def test_a_failure_that_is_expected_fails_the_run_all_the_same(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.xfail(reason="some day")
+        def test_fails():
+            assert False
+        """
+    )
+    found = result(pytester)
+    assert found.ret == pytest.ExitCode.TESTS_FAILED
+    found.stdout.fnmatch_lines(["*::test_fails: a failure that is expected: some day"])
+
+
 def test_a_skip_with_a_reason_on_the_list_is_told_with_its_leave(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SKIPPED.format(reason="the recorded sessions are not there"))
     found = result(pytester)
@@ -87,13 +102,6 @@ def test_a_test_that_was_run_again_fails_the_run(pytester: pytest.Pytester) -> N
     found = result(pytester)
     assert found.ret == pytest.ExitCode.TESTS_FAILED
     found.stdout.fnmatch_lines(["*::test_flaky: run again after a failure"])
-
-
-def test_what_is_expected_to_fail_is_no_skip(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        "import pytest\n\n@pytest.mark.xfail(reason='known', strict=True)\ndef test_known():\n    assert False"
-    )
-    assert result(pytester).ret == pytest.ExitCode.OK
 
 
 def test_several_processes_come_to_the_same_verdict(pytester: pytest.Pytester) -> None:

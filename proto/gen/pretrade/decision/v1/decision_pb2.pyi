@@ -405,7 +405,8 @@ class DecideRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     explain: _builtins.bool
     """True to be told why the model scored as it did. The order is decided, audited and timed as it would be without it;
-    only the reply then waits for the explanation, for a bounded time that ends before the call's deadline.
+    only the reply then waits for the explanation, for a bounded time that ends before the call's deadline. A halt that
+    comes while it waits does not change the decision any more.
     """
     @_builtins.property
     def order(self) -> Global___Order:
