@@ -131,7 +131,7 @@ class MadeUpFiles(Files):
         self._numbers = itertools.count()
         self._contents: dict[Path, tuple[bytes, Identity]] = {}
         self._durable: dict[Path, tuple[bytes, Identity]] = {}
-        self.is_full = False
+        self.is_full = self.is_unsynced = False
 
     def read(self, path: Path) -> tuple[bytes, Identity]:
         if path not in self._contents:
@@ -152,6 +152,8 @@ class MadeUpFiles(Files):
         self._contents[target] = self._contents.pop(source)
 
     def sync_directory(self, path: Path) -> None:
+        if self.is_unsynced:
+            raise OSError(5, "input/output error")
         self._durable = dict(self._contents)
 
     def lose_power(self) -> None:

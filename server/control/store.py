@@ -218,9 +218,11 @@ class ControlStore:
         )
         self._unwritten = True
 
-    async def _bring_to_all(self, change: Change, describe: Describe, expected_version: int | None) -> None:
-        """Brings a change that must be where all servers find it."""
-        loop, in_doubt = asyncio.get_running_loop(), False
+    async def _bring_to_all(
+        self, change: Change, describe: Describe, expected_version: int | None, in_doubt: bool = False
+    ) -> None:
+        """Brings a change that must be where all servers find it; `in_doubt` says that it may be there already."""
+        loop = asyncio.get_running_loop()
         give_up_at = loop.time() + _FIND_OUT_SECONDS
         while True:
             try:
@@ -250,12 +252,17 @@ class ControlStore:
             return
         except UnreachableError as error:
             before = self.control.with_changes(self._pending)
+            if expected_version not in (None, before.version) and not error.in_doubt:  # else it may have been made
+                raise ControlChangedError(before.version, expected_version or 0) from error
             record = describe(before, before.with_change(change))
             sequence = 1 + max((one.sequence for one in self._pending), default=0)
-            change = change.model_copy(update={"sequence": sequence, "record": record})
-            if before.trading.relaxes(change) and not await self._write(Kept(pending=(change,))):
+            kept = Kept(pending=(change.model_copy(update={"sequence": sequence, "record": record}),))
+            if before.trading.relaxes(change) and not await self._write(kept):
+                if error.in_doubt or self._file.unsynced:  # nobody may be told that trading stays restricted
+                    await self._bring_to_all(change, describe, expected_version, in_doubt=True)
+                    return
                 raise ChangeRefusedError(f"neither Redis ({error}) nor this server's disk takes it") from error
-        self._take(Kept(pending=(change,)))
+        self._take(kept)
         await self._write()
 
     async def _bring(self, change: Change, describe: Describe, expected_version: int | None) -> None:

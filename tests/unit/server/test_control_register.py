@@ -20,7 +20,7 @@ from virtual_time import VirtualTimeLoop
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlError
+from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError, ControlError
 
 STRICTNESS = ("ACTIVE", "REDUCING", "HALTED")
 
@@ -128,6 +128,67 @@ def test_a_relaxation_that_is_known_not_to_have_been_sent_is_refused_and_not_mad
         a.process.line.is_cut = False
         await asyncio.sleep(10.0)
         assert [server.state for server in (a, b, c)] == ["HALTED"] * 3
+        await end(a, b, c)
+
+    in_virtual_time(scenario)
+
+
+@pytest.mark.parametrize("heals", [False, True])
+def test_a_relaxation_whose_answer_is_lost_is_not_refused_because_the_disk_is_full_too(heals: bool) -> None:
+    async def scenario() -> None:
+        _, a, b, c = await three_servers()
+        line, loop = a.process.line, asyncio.get_running_loop()
+        line.is_cut = True
+        await asyncio.sleep(1.0)
+        assert (await a.set("trading_state", "HALTED")).local
+        a.files.is_full = line.loses_answers_to_writes = True
+
+        def heal() -> None:
+            line.loses_answers = line.loses_answers_to_writes = False
+
+        loop.call_later(0.0015, setattr, line, "is_cut", False)  # once the look at Redis has failed
+        if heals:
+            loop.call_later(1.0, heal)
+            assert not (await a.set("trading_state", "ACTIVE")).local
+        else:
+            with pytest.raises(ChangeInDoubtError):
+                await a.set("trading_state", "ACTIVE")
+            heal()
+        await asyncio.sleep(2.0)
+        assert [server.state for server in (a, b, c)] == ["ACTIVE"] * 3
+        assert [found[0].value for found in rows(a, b, c).values()] == ["ACTIVE", "HALTED", "ACTIVE"]
+        await end(a, b, c)
+
+    in_virtual_time(scenario)
+
+
+def test_a_relaxation_that_may_be_on_the_disk_is_not_refused_because_that_is_not_synced() -> None:
+    async def scenario() -> None:
+        _, a, b, c = await three_servers()
+        a.process.line.is_cut = True
+        await asyncio.sleep(1.0)
+        assert (await a.set("trading_state", "HALTED")).local
+        a.files.is_unsynced = True
+        with pytest.raises(ChangeInDoubtError):
+            await a.set("trading_state", "ACTIVE")
+        a.files.is_unsynced = False
+        await asyncio.sleep(2.0)
+        assert a.state == "ACTIVE"
+        await end(a, b, c)
+
+    in_virtual_time(scenario)
+
+
+def test_an_expected_version_is_asked_for_also_where_redis_was_never_reached() -> None:
+    async def scenario() -> None:
+        redis, a, b, c = await three_servers()
+        await a.kill()
+        redis.is_up = False
+        await a.start()
+        version = a.process.control.version
+        with pytest.raises(ControlChangedError):
+            await a.set("flag/shadow", "off", expected=version + 1)
+        assert (await a.set("flag/shadow", "off", expected=version)).local
         await end(a, b, c)
 
     in_virtual_time(scenario)
