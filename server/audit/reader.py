@@ -8,6 +8,7 @@ the database and on the topic, see `heads.py`), and which journal was written at
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A journal of which nobody can say yet that it is whole: it is still written, elsewhere, or was given up."""
+    """A journal of which nobody can say here that it is whole: it is not closed, and elsewhere, or was given up."""
 
     journal_id: str
     what: str
@@ -244,7 +245,14 @@ def _account_for_absent(
     for journal_id in sorted(heads.keys() - known.keys() - here):
         gone = f"missing, like every row up to {heads[journal_id].position}: published on the topic, and nowhere else"
         raise JournalCorrupted(1, gone, journal_id)
-    followed = {shipped.predecessor_id for shipped in known.values()}
+    followed = {}
+    for shipped in known.values():
+        followed[shipped.predecessor_id] = shipped.journal_id
+        if shipped.stated is not None:  # by a server, and perhaps signed
+            followed[shipped.stated.predecessor_id] = shipped.journal_id
+    for journal_id in sorted(followed.keys() - known.keys() - here - {""}):
+        gone = f"missing, like all its rows: the journal {followed[journal_id]} followed it, and nobody has it"
+        raise JournalCorrupted(1, gone, journal_id)
     for shipped in known.values():
         journal_id, stored = shipped.journal_id, shipped.head.position
         said = [head for head in (shipped.stated, heads.get(journal_id)) if head is not None]
@@ -255,13 +263,19 @@ def _account_for_absent(
         if shipped.written_off:
             yield Open(journal_id, f"what followed row {stored} was given up: {shipped.written_off}")
         elif journal_id not in followed and not _belongs_here(shipped.slot, request.journal):
-            yield Open(journal_id, f"is still written at {shipped.slot}, {max(0, last - stored)} rows not shipped yet")
+            heard = "" if shipped.stated is None else f", last heard of at {_instant(shipped.stated.stated_at_ns)}"
+            rows = f"{max(0, last - stored)} rows not shipped yet"
+            yield Open(journal_id, f"is open at {shipped.slot}, where alone its end can be checked: {rows}{heard}")
         elif last > stored:
             gone = f"missing, like every row up to {last}: stated, never shipped, and the journal is gone"
             raise JournalCorrupted(stored + 1, gone, journal_id)
         else:
             gone = f"missing, with whatever followed: the journal at {shipped.slot} was never closed, and is gone"
             raise JournalCorrupted(stored + 1, gone, journal_id)
+
+
+def _instant(nanoseconds: int) -> str:
+    return f"{dt.datetime.fromtimestamp(nanoseconds / 1e9, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _belongs_here(slot: str, journal: Path | None) -> bool:

@@ -304,6 +304,28 @@ def test_who_can_write_the_database_but_has_no_key_cannot_make_another_history(
     assert "position 50: its stated head is signed by key" in refused.stderr
 
 
+def test_a_whole_journal_that_was_taken_out_of_the_database_is_missed_by_the_one_that_followed(
+    tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    private, public = keys
+    place = Place(tmp_path, private)
+    place.write(50)
+    place.ship(close=True)
+    with closing(JournalReader(place.journal)) as journal:
+        removed = journal.journal_id
+    place.journal.unlink()
+    place.write(20)
+    place.ship()
+    assert place.run("--key", str(public)).exit_code == 0
+    for table in ("shipments", "journal_entries", "decisions", "verifications"):
+        place.database_sql(f"DELETE FROM {table} WHERE journal_id = '{removed}'")
+    missing(place, 1, "followed it, and nobody has it")
+    place.database_sql("UPDATE shipments SET predecessor_id = NULL")
+    refused = place.run("--key", str(public))
+    assert refused.exit_code == 1, "what the server stated names it, too"
+    assert removed in refused.stderr
+
+
 def test_what_nobody_signed_is_refused_where_a_signature_is_asked_for(place: Place, keys: tuple[Path, Path]) -> None:
     place.write(5)
     place.ship()
@@ -467,10 +489,18 @@ def test_a_journal_on_another_host_is_no_loss(place: Place) -> None:
     place.write(100)
     place.ship(batch_rows=50, shipments=1)
     place.database_sql("UPDATE shipments SET slot = 'elsewhere:/var/lib/pretrade/journal.db'")
+    with closing(Store(place.url)) as store:
+        (shipped,) = store.shipments()
+        assert shipped.stated is not None
+        shipped.stated.stated_at_ns = 1_795_000_000_000_000_000
+        store.state(shipped.journal_id, shipped.stated.SerializeToString())
     (database, still) = verify(place.url, None)
     assert isinstance(database, Verified)
     assert isinstance(still, Open)
-    assert still.what == "is still written at elsewhere:/var/lib/pretrade/journal.db, 50 rows not shipped yet"
+    assert still.what == (
+        "is open at elsewhere:/var/lib/pretrade/journal.db, where alone its end can be checked: "
+        "50 rows not shipped yet, last heard of at 2026-11-18 11:06:40 UTC"
+    )
 
 
 def test_a_journal_that_is_not_there_and_never_was_is_a_clear_error(place: Place) -> None:
