@@ -67,7 +67,7 @@ _RECORD_SECONDS: Final = 5.0
 needs milliseconds, and half a second to say so."""
 _DOUBT_SECONDS: Final = 60.0
 """What was over when it was first seen is left in the state for so long: our wall clock may be ahead, and the servers
-whose clocks are right then remove it when it is time."""
+whose clocks are right then remove it when it is time. A restriction is left for as long as it was set for."""
 
 
 class SecretOptions(Secret[dict[str, Any]]):
@@ -195,6 +195,8 @@ class ControlState:
         self._next_end = math.inf
         self._doubted_until: Mapping[str, float] = {}
         """Monotonic instants until which what seems to be over is left in the state, by id."""
+        self._is_watching = False
+        """True from the start on: what is heard of then has just been set, or was set where nobody could hear it."""
         self._finishing: dict[asyncio.Task[admin_pb2.Change], str] = {}
         """Changes that are being made, by their ids; their own tasks record them."""
         self._unrecorded: Mapping[str, float] = {}
@@ -280,6 +282,7 @@ class ControlState:
 
     async def watch(self) -> None:
         """Takes over what others change, and ends what is over, until cancelled."""
+        self._is_watching = True
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.store.watch_file())
             if self.store.shared is not None:
@@ -483,14 +486,22 @@ class ControlState:
         self.version = control.version
 
     def _note_ends(self, control: Control) -> None:
-        """Settles by the monotonic clock when what is new will be over, whatever the wall clock does then."""
+        """Settles by the monotonic clock when what is new will be over, whatever the wall clock does then.
+
+        No wall clock that is ahead may end a halt: one that is heard of is in force for all of its time, and whoever
+        set it, or anybody else who knew it earlier, ends it before that.
+        """
         now, wall_seconds = self._clock(), self._wall_clock_ns() / 1e9
         ends, doubted_until = {}, {}
         for _, timed in control.timed():
-            remaining = timed.remaining_seconds(wall_seconds)
+            remaining, doubt = timed.remaining_seconds(wall_seconds), _DOUBT_SECONDS
+            if isinstance(timed, Restriction) and not timed.begins and timed.seconds is not None:
+                doubt = max(doubt, timed.seconds)
+                if self._is_watching:
+                    remaining = timed.seconds
             ends[timed.id] = self._ends.get(timed.id, now + remaining)
             if timed.id not in self._ends and remaining <= 0:
-                doubted_until[timed.id] = now + _DOUBT_SECONDS
+                doubted_until[timed.id] = now + doubt
             elif timed.id in self._doubted_until:
                 doubted_until[timed.id] = self._doubted_until[timed.id]
         self._ends, self._doubted_until = ends, doubted_until

@@ -97,6 +97,37 @@ def test_a_wall_clock_that_goes_back_between_two_changes_turns_neither_round() -
     in_virtual_time(scenario)
 
 
+def test_a_wall_clock_that_is_ahead_ends_no_halt_that_was_set_for_a_time() -> None:
+    async def scenario() -> None:
+        _, a, b, c = await three_servers()
+        b.wall_ahead = 3_600.0
+        await a.set("trading_state", "HALTED", seconds=600.0)
+        for seconds in (0.5, 99.0, 500.0):
+            await asyncio.sleep(seconds)
+            assert [server.state for server in (a, b, c)] == ["HALTED"] * 3
+        await asyncio.sleep(1.5)
+        assert [server.state for server in (a, b, c)] == ["ACTIVE"] * 3
+        await end(a, b, c)
+
+    in_virtual_time(scenario)
+
+
+def test_a_server_that_starts_with_a_wall_clock_that_is_ahead_ends_nobody_elses_halt() -> None:
+    async def scenario() -> None:
+        _, a, b, c = await three_servers()
+        await b.kill()
+        b.wall_ahead = 3_600.0
+        await a.set("trading_state", "HALTED", seconds=600.0)
+        await b.start()
+        await asyncio.sleep(599.0)
+        assert (a.state, c.state) == ("HALTED", "HALTED")
+        await asyncio.sleep(2.0)
+        assert [server.state for server in (a, b, c)] == ["ACTIVE"] * 3
+        await end(a, b, c)
+
+    in_virtual_time(scenario)
+
+
 def test_a_relaxation_whose_answer_is_lost_is_in_doubt_in_force_and_recorded() -> None:
     async def scenario() -> None:
         _, a, b, c = await three_servers()
