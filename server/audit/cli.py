@@ -160,20 +160,23 @@ def _finding(one: Finding) -> str:
 
 @app.command(name="write-off")
 def write_off(
-    journal_id: Annotated[str, typer.Argument(help="The journal whose end is lost, as `verify` names it.")],
+    journal_id: Annotated[str, typer.Argument(help="The journal of which something is lost, as `verify` names it.")],
     author: Annotated[str, typer.Option(help="Who gives it up.")],
-    reason: Annotated[str, typer.Option(help="Why: what happened to the journal.")],
+    reason: Annotated[str, typer.Option(help="Why: what happened to it.")],
+    beginning: Annotated[
+        bool, typer.Option("--beginning", help="Not its end, but the rows that were shipped to another database.")
+    ] = False,
     database_url: _DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Gives up what followed the last shipped row of a journal that is lost; `verify` then says so and goes on."""
+    """Gives up what followed the last shipped row of a lost journal, or its beginning; `verify` says so and goes on."""
     database_url, _ = _targets(database_url, None, directory)
     if database_url is None:
         raise _failure("no database: name --database-url")
     note = f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC, {author}: {reason}"
     try:
         with closing(Store(database_url)) as store:
-            if not store.write_off(journal_id, note):
+            if not store.write_off(journal_id, note, beginning=beginning):
                 raise _failure(f"no journal {journal_id} in the database")
     except (ValueError, sa.exc.SQLAlchemyError) as error:
         raise _failure(str(error).splitlines()[0]) from error

@@ -165,6 +165,11 @@ def _verify_stored(
         checkpoint = None if request.full else store.checkpoint(shipped)
         since = None if checkpoint is None else checkpoint.head
         first, last = store.verify(shipped.journal_id, since)
+        if shipped.missed and not shipped.missed_written_off:
+            gone = (
+                f"missing, like every row up to {shipped.missed}: gone from the journal before they were shipped here"
+            )
+            raise JournalCorrupted(1, gone)
         if shipped.stated is not None:
             _check_signature(shipped.stated, request.key)
         for head, what in ((shipped.stated, "stated with the database"), (on_topic, "published on the topic")):
@@ -253,6 +258,11 @@ def _account_for_absent(
     for journal_id in sorted(followed.keys() - known.keys() - here - {""}):
         gone = f"missing, like all its rows: the journal {followed[journal_id]} followed it, and nobody has it"
         raise JournalCorrupted(1, gone, journal_id)
+    for shipped in known.values():
+        if shipped.missed:
+            yield Open(
+                shipped.journal_id, f"the rows up to {shipped.missed} were given up: {shipped.missed_written_off}"
+            )
     for shipped in known.values():
         journal_id, stored = shipped.journal_id, shipped.head.position
         said = [head for head in (shipped.stated, heads.get(journal_id)) if head is not None]

@@ -48,6 +48,10 @@ SHIPMENTS: Final = sa.Table(
     sa.Column("predecessor_id", sa.String, comment="the journal that was written there before"),
     sa.Column("stated_head", sa.LargeBinary, comment="pretrade.audit.v1.JournalHead, the last that the server stated"),
     sa.Column("written_off", sa.String, comment="who gave its missing end up as lost, and why"),
+    sa.Column(
+        "missed_position", sa.BigInteger, comment="the last row that was never shipped here, but elsewhere before"
+    ),
+    sa.Column("missed_written_off", sa.String, comment="who gave up the rows up to there, and why"),
 )
 
 VERIFICATIONS: Final = sa.Table(

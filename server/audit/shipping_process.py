@@ -131,7 +131,7 @@ class Shipping:
         stating = Stating(journal.journal_id, self._task.slot, ours.predecessor_id, self._key)
         store.state(journal.journal_id, stating.head(newest, self._wall_clock_ns()))  # it is open again
         self._closed = False
-        self._lost = _lost(known.get(ours.predecessor_id))
+        self._lost = _lost(known.get(ours.predecessor_id)) or _missed(ours)
         self._note(head.position, self._error)  # an outage ends when something was shipped, not before
         return head, stating
 
@@ -216,6 +216,13 @@ def _lost(predecessor: Shipped | None) -> str:
         f"the journal {predecessor.journal_id} was written here before and is gone, with what followed its row "
         f"{predecessor.head.position}"
     )
+
+
+def _missed(ours: Shipped) -> str:
+    """What of this journal the database was never given; empty when nothing is."""
+    if not ours.missed or ours.missed_written_off:
+        return ""
+    return f"the database has none of the rows of this journal up to {ours.missed}, and the journal no longer has them"
 
 
 def _reason(error: Exception) -> str:

@@ -85,6 +85,10 @@ class Shipped:
     """How far it had come, as its server said last."""
     written_off: str
     """Who gave up its missing end as lost, and why; empty when nobody did."""
+    missed: int
+    """Rows up to this position were gone from the journal when this database first heard of it; 0 when it had all."""
+    missed_written_off: str
+    """Who gave up these rows, and why; empty when nobody did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +184,7 @@ class Store:
         return days.remove_days(self._engine, retention_days)
 
     def shipped(self, journal_id: str, start: Head, slot: str | None = None) -> Head:
-        """How far this journal was shipped; a journal not seen before counts as shipped up to `start`.
+        """How far this journal was shipped; a journal not seen before counts as shipped up to `start`, elsewhere.
 
         Args:
             journal_id: The journal.
@@ -205,6 +209,7 @@ class Store:
                     "anchor_hash": start.hash,
                     "shipped_at": _now(),
                     "started_at": _now(),
+                    "missed_position": start.position,
                     "predecessor_id": None if slot is None else connection.scalar(before),
                 },
             )
@@ -373,10 +378,11 @@ class Store:
         with self._engine.begin() as connection:
             connection.execute(self._insert_verification, {"journal_id": journal_id, **values})
 
-    def write_off(self, journal_id: str, note: str) -> bool:
-        """Notes that the missing end of a journal is given up as lost; False when there is no such journal."""
+    def write_off(self, journal_id: str, note: str, *, beginning: bool = False) -> bool:
+        """Notes that a journal's missing end, or its beginning, is given up; False when there is no such journal."""
+        values = {"missed_written_off" if beginning else "written_off": note}
         with self._engine.begin() as connection:
-            update = sa.update(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id).values(written_off=note)
+            update = sa.update(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id).values(values)
             return connection.execute(update).rowcount == 1
 
     def hash_at(self, journal_id: str, position: int) -> bytes | None:
@@ -485,6 +491,8 @@ def _shipped(row: sa.Row[Any]) -> Shipped:
         row.predecessor_id or "",
         stated,
         row.written_off or "",
+        row.missed_position or 0,
+        row.missed_written_off or "",
     )
 
 

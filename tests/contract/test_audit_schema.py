@@ -19,7 +19,7 @@ from server.audit.errors import JournalCorrupted, SchemaUnknown
 from server.audit.journal_file import GENESIS, Head, Row, follow, link
 from server.audit.store import Store
 
-NEWEST = "0007"
+NEWEST = "0008"
 """The last revision in `server/audit/migrations/versions`."""
 JOURNAL = "journal-1"
 START = Head(0, GENESIS)

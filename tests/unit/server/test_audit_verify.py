@@ -485,6 +485,28 @@ def test_a_lost_end_that_was_given_up_is_told_and_fails_no_more(place: Place) ->
     assert "no journal nobody" in nobody.stderr
 
 
+def test_rows_that_a_lost_database_had_alone_are_missed_when_a_new_one_takes_its_place(place: Place) -> None:
+    place.write(100)
+    place.ship()
+    place.trim(60)
+    (place.directory / "audit.db").unlink()
+    place.write(5)
+    progress = place.ship()
+    assert (progress.position, progress.error) == (105, ""), "what there is goes on being shipped"
+    assert "rows of this journal up to 60" in progress.neglected
+    missing(place, 1, "missing, like every row up to 60")
+    with closing(JournalReader(place.journal)) as journal:
+        journal_id = journal.journal_id
+    arguments = [journal_id, "--author", "ann", "--reason", "moved", "--database-url", place.url]
+    assert CliRunner().invoke(app, ["write-off", "--beginning", *arguments]).exit_code == 0
+    result = place.run()
+    assert result.exit_code == 0, result.output
+    assert f"journal {journal_id}: the rows up to 60 were given up" in result.stdout
+    assert place.ship().neglected == ""
+    place.journal.unlink()
+    missing(place, 106, "never closed")
+
+
 def test_a_journal_on_another_host_is_no_loss(place: Place) -> None:
     place.write(100)
     place.ship(batch_rows=50, shipments=1)
