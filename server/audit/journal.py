@@ -106,8 +106,9 @@ class JournalSettings(BaseModel):
     """Rows after which a commit takes no further appends."""
     max_mebibytes: int | None = Field(default=None, ge=1)
     """What rows that are not shipped yet may fill, in MiB, of each process. Unset: 16 GiB. Never more than the volume
-    has left but for a reserve: a server whose volume cannot hold what is set here does not start. Beyond, decisions are
-    answered ABSTAIN rather than lost, and the server is not healthy, until the database takes rows again."""
+    has left but for a reserve: a server whose volume cannot hold what is set here for all its processes, and one more
+    while a process is replaced, does not start. Beyond, decisions are answered ABSTAIN rather than lost, and the server
+    is not healthy, until the database takes rows again."""
     checkpoint_pages: int = Field(default=1000, ge=100, le=1_000_000)
     """Pages of 4 KiB written to the log after which they are moved into the file."""
     retry_min_seconds: float = Field(default=0.05, gt=0, le=10)
@@ -125,6 +126,7 @@ class Journal:
         settings: Where and how.
         on_commit: Called on the loop after every commit with its rows and its seconds.
         machine: Whose disk, threads and clock it uses.
+        on_volume: How many journals with these settings share the volume, with this one.
     """
 
     def __init__(
@@ -132,8 +134,10 @@ class Journal:
         settings: JournalSettings,
         on_commit: Callable[[int, float], None] | None = None,
         machine: Machine = REAL,
+        on_volume: int = 1,
     ) -> None:
         self.settings: Final = settings
+        self.on_volume: Final = on_volume
         self.machine: Final = machine
         self._on_commit = on_commit
         self._work: Queue[_Work] = machine.threads.queue()
@@ -503,11 +507,12 @@ class _Writer:
         """
         settings = self._settings
         self._unmeasured = 0
-        reserve = _LOGS * settings.checkpoint_pages * _PAGE_BYTES + settings.queue_rows * _QUEUED_ROW_BYTES
+        journals = self._journal.on_volume
+        reserve = journals * (_LOGS * settings.checkpoint_pages * _PAGE_BYTES + settings.queue_rows * _QUEUED_ROW_BYTES)
         limit = _MOST_BYTES if settings.max_mebibytes is None else settings.max_mebibytes * 2**20
         volume = self._machine.files.volume(settings.path.absolute().parent)
         if volume.total_bytes:
-            _check_volume(settings, volume.total_bytes, reserve)
+            _check_volume(settings, journals, volume.total_bytes, reserve)
             # What the log holds beyond the file's end will be moved there, and is free only until then.
             size = self._machine.files.identity(settings.path).size
             limit = min(limit, size + volume.free_bytes - reserve)
@@ -729,15 +734,17 @@ def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
     return file.head.position
 
 
-def _check_volume(settings: JournalSettings, total_bytes: int, reserve: int) -> None:
-    room = total_bytes - reserve
+def _check_volume(settings: JournalSettings, journals: int, total_bytes: int, reserve: int) -> None:
+    room = (total_bytes - reserve) // journals
     where = f"the volume of {settings.path.absolute().parent} has {total_bytes >> 20} MiB"
-    if room < reserve:
-        raise JournalError(f"{where}, and the journal needs {2 * reserve >> 20} MiB, half of them as a reserve")
+    if room * journals < reserve:
+        needed = "the journal needs" if journals == 1 else f"{journals} journals need"
+        raise JournalError(f"{where}, and {needed} {2 * reserve >> 20} MiB, half of them as a reserve")
     if settings.max_mebibytes is not None and settings.max_mebibytes * 2**20 > room:
         raise JournalError(
             f"journal.max_mebibytes: {where}, {reserve >> 20} of them as a reserve, and cannot hold "
-            f"{settings.max_mebibytes} MiB of rows; set at most {room >> 20}, or nothing for what there is"
+            f"{settings.max_mebibytes} MiB of rows{'' if journals == 1 else f' of {journals} journals each'}; "
+            f"set at most {room >> 20}, or nothing for what there is"
         )
 
 

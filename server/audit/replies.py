@@ -7,9 +7,9 @@ from the moment its packet is handed to the journal::
                 │
                 └──unheard(cause)──▶ a note for the journal, kept here until it is durable ──▶ settled
 
-*Heard* means that the reply's bytes were handed to the transport before the deadline. The edges report that, or that
-they were not sent; they decide nothing. What is noted is the journal entry `ReplyUnconfirmed`, and `ReplyHeard` where a
-repeat of the call heard the decision after all: the last word about a decision holds.
+*Heard* means that the deadline had not passed when the reply's bytes were handed to the transport. The edges report
+that, or that they were not sent; they decide nothing. What is noted is the journal entry `ReplyUnconfirmed`, and
+`ReplyHeard` where a repeat of the call heard the decision after all: the last word about a decision holds.
 
 A note whose commit fails, or that the journal does not take, waits and is written when the journal is well again.
 Decisions that are not settled are bounded: beyond, `owe` refuses, and the decision is answered ABSTAIN, because the

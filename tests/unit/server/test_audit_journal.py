@@ -195,6 +195,15 @@ async def test_a_journal_whose_volume_cannot_hold_what_it_should_does_not_start(
         await Journal(made, machine=Machine(files=SmallDisk(made.path, total_mebibytes))).__aenter__()
 
 
+async def test_what_all_processes_together_may_fill_must_fit_on_their_volume(tmp_path: Path) -> None:
+    made = settings(tmp_path, max_mebibytes=500)
+    disk = SmallDisk(made.path, 2048)
+    async with Journal(made, machine=Machine(files=disk), on_volume=3) as journal:
+        assert journal.limit_bytes >> 20 == 500
+    with pytest.raises(JournalError, match="cannot hold 500 MiB of rows of 4 journals each; set at most 441,"):
+        await Journal(made, machine=Machine(files=disk), on_volume=4).__aenter__()
+
+
 @pytest.mark.parametrize(
     ("total_mebibytes", "max_mebibytes", "limit_mebibytes"),
     [(2048, None, 1977), (2048, 1977, 1977), (2048, 100, 100), (100_000, None, 16_384), (0, None, 16_384)],

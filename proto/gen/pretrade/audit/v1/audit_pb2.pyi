@@ -34,9 +34,9 @@ class AuditedDecision(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     reply_status: _builtins.str
-    """`replied`: the reply's bytes were handed to the transport before the deadline. `reply_unconfirmed:<cause>`: with a
-    cause of `ReplyUnconfirmed`. `unsettled`: it is not known yet, as in the first moment after a decision; only of rows
-    that are still in a journal.
+    """`replied`: the deadline had not passed when the server handed the reply's bytes to the transport. Whether they reached
+    the caller no server knows. `reply_unconfirmed:<cause>`: with a cause of `ReplyUnconfirmed`. `unsettled`: it is not
+    known yet, as in the first moment after a decision; only of rows that are still in a journal.
     """
     found_in: _builtins.str
     """`database` or `journal`."""

@@ -323,7 +323,7 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 @_typing.final
 class ReplyUnconfirmed(_message.Message):
     """Says that a decision was not what its caller heard, or may not have been. Without such an entry a decision was heard:
-    its bytes were handed to the transport before the deadline of the call.
+    the deadline of the call had not passed when the server handed its bytes to the transport.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -337,12 +337,13 @@ class ReplyUnconfirmed(_message.Message):
     cause: _builtins.str
     """`cancelled`: the caller had gone. `deadline`: the reply could not be sent before the deadline, and the call ended
     DEADLINE_EXCEEDED. `audit_late`: the packet was not durable in time, and the caller was told `heard_action` instead.
-    `failed`: the server failed after it had decided, and the call ended INTERNAL. `unsent`: the reply waited for
-    seconds for a caller that does not read. `not_durable`: the commit failed, so that the caller was told ABSTAIN, and
-    the row turned up on disk after all. `killed`: the server died before it could say what became of the reply, which
-    the caller may have heard. `withdrawn`: repeats of the call are told `heard_action` instead, since a guard objected
-    by then; the first call may have heard the decision. `superseded`: the server was stopped for so long that another
-    process may have decided the call in its place, and the call ended DEADLINE_EXCEEDED.
+    `failed`: the server failed after it had decided, and the call ended INTERNAL. `unsent`: the reply waited for seconds
+    for a caller that does not read; if it is read later, a `ReplyHeard` follows. `not_durable`: the commit failed, so
+    that the caller was told ABSTAIN, and the row turned up on disk after all. `killed`: the server died before it could
+    say what became of the reply, which the caller may have heard. `withdrawn`: repeats of the call are told
+    `heard_action` instead, since a guard objected by then; the first call may have heard the decision. `superseded`: the
+    server was stopped for so long that another process may have decided the call in its place, and the call ended
+    DEADLINE_EXCEEDED.
     """
     heard_action: _decision_pb2.Action.ValueType
     """What was heard instead of the packet's decision; unspecified when no decision was heard, or nobody knows."""
@@ -369,7 +370,8 @@ Global___ReplyUnconfirmed: _TypeAlias = ReplyUnconfirmed  # noqa: Y015
 @_typing.final
 class ReplyHeard(_message.Message):
     """Says that a decision was heard after all, as it stands in the packet: the caller asked again with the same idempotency
-    key. It takes back every `ReplyUnconfirmed` of this decision, in whichever journal that is.
+    key, or read at last what had waited for it. It takes back every `ReplyUnconfirmed` of this decision, in whichever
+    journal that is.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
