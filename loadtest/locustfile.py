@@ -42,6 +42,8 @@ class TradingProcess(User):
 
     def on_start(self) -> None:
         """Connects."""
+        if self.host is None:
+            raise ValueError("--host: name the server, host:port")
         number = next(_numbers)
         self.flow = OrderFlow(INSTRUMENTS, seed=number, ref_prefix=f"locust-{os.getpid()}-{number}-")
         # Its own connection, as another process would have.

@@ -33,5 +33,6 @@ class MarketOpen(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """Users, and how many of them may come or go in a second."""
-        users = users_at(self.get_run_time() / PHASE_SECONDS)
+        run_seconds: float = self.get_run_time()  # type: ignore[no-untyped-call]
+        users = users_at(run_seconds / PHASE_SECONDS)
         return None if users is None else (users, QUIET_USERS * TIMES)
