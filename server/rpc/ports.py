@@ -16,7 +16,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from feature_cache.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.listening import stop_listening
 from server.machine import REAL, Machine
 from server.rpc.access import AccessInterceptor
 from server.rpc.admin import AdminServicer
@@ -45,8 +44,6 @@ _log = structlog.get_logger(__name__)
 
 _LAST_CALLS_SECONDS = 0.5
 """What calls under way on the admin port get when everything else has ended."""
-_CONNECTING_SECONDS = 0.1
-"""What connections that are being made when this process stops listening get to be made, and to hear of its end."""
 
 
 async def open_admin_port(
@@ -152,8 +149,7 @@ async def open_decision_port(
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
         port = await _listen(process.stack, server, health_servicer, (DECISION_SERVICE,), at, credentials)
-        shared = settings.processes is not None
-        return port, partial(_leave, server, port) if shared else partial(_end, server)
+        return port, partial(_end, server)
     application = GrpcApplication(
         settings.grpc.max_message_bytes,
         settings.grpc.read_seconds,
@@ -230,13 +226,6 @@ async def _listen(
     await server.start()
     stack.push_async_callback(_end, server, _LAST_CALLS_SECONDS)
     return port
-
-
-async def _leave(server: grpc.aio.Server, port: int, grace_seconds: float) -> None:
-    """Stops a server whose port others share: new connections go to them, those on their way are made first."""
-    stop_listening(port)
-    await asyncio.sleep(min(_CONNECTING_SECONDS, grace_seconds / 8))
-    await _end(server, grace_seconds)
 
 
 async def _end(server: grpc.aio.Server, grace_seconds: float) -> None:
