@@ -4,7 +4,8 @@ Each process takes a numbered place (`slot.py`) with a journal of its own; the k
 There is one place more than processes::
 
     SIGHUP       one by one: a new process in the free place, ready → the oldest drains, and its place is free
-    a death      the same place is taken again, after a pause that doubles from one to the next
+    a death      the same place is taken again, after a pause that doubles from one to the next;
+                 a process that hangs in its start is killed first
     SIGTERM      all drain; a second one ends all at once
 
 A child's standard input is its leash (`stopping.py`): told to drain by its end, it drains as well when the supervisor
@@ -56,8 +57,8 @@ _SOUND_SECONDS: Final = 10.0
 _PRIVATE_PREFIX: Final = "pretrade-server-"
 _PATH_BYTES: Final = 4096
 _LOAD_SECONDS: Final = 60.0
-"""What a new process may take on a busy machine, beyond its patience with replicas and features; the old ones serve
-meanwhile, and one that cannot start ends by itself."""
+"""What a new process may take on a busy machine, beyond its patience with replicas and features; one that cannot start
+ends by itself, and one that hangs is killed after that."""
 
 
 class _Child:
@@ -224,7 +225,19 @@ class Supervisor:
             )
         child = self._running[slot] = _Child(slot, process)
         self._background(child.follow())
+        self._background(self._end_if_it_hangs(child))
         return child
+
+    async def _end_if_it_hangs(self, child: _Child) -> None:
+        """Kills a process that is not ready in time; what follows is what follows when it ends by itself."""
+        within_seconds = self._settings.startup_patience_seconds + _LOAD_SECONDS
+        try:
+            async with asyncio.timeout(within_seconds):
+                await child.ready_or_ended.wait()
+        except TimeoutError:
+            _log.error("a process hangs in its start, killed", slot=child.slot, pid=child.process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                child.process.kill()
 
     def _keep(self, child: _Child) -> None:
         """Has the place taken again should this process end unbidden."""
@@ -263,13 +276,9 @@ class Supervisor:
         for slot in sorted(self._running, key=lambda slot: self._running[slot].ready_since or 0.0):
             free = next(index for index in range(self._count + 1) if index not in self._running)
             new = await self._spawn(free)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.startup_patience_seconds + _LOAD_SECONDS):
-                    await new.ready_or_ended.wait()
+            await new.ready_or_ended.wait()
             if new.ready_since is None:
                 _log.error("the new process does not serve, the old ones stay", slot=free, code=new.process.returncode)
-                new.kill()
-                await new.process.wait()
                 self._free(free)
                 return
             self._keep(new)

@@ -316,6 +316,23 @@ def test_processes_killed_while_all_are_replaced_are_replaced_all_the_same(
     seen(f"seed {seed}: two new processes each time, chains sound")
 
 
+@pytest.mark.long
+@pytest.mark.fault("F3", "a process that hangs in its start", "killed after a minute or so, and started again")
+def test_a_process_that_hangs_in_its_start_is_started_again(tmp_path: Path, seen: Seen) -> None:
+    with server_group(tmp_path, 2, PRETRADE_STARTUP_PATIENCE_SECONDS="1") as group:
+        victim, other = group.pids()
+        os.kill(victim, signal.SIGKILL)
+        pids = eventually(group.pids, lambda found: len(found) == 2 and victim not in found)
+        (hanging,) = set(pids) - {other}
+        os.kill(hanging, signal.SIGSTOP)
+        began = time.monotonic()
+        eventually(group.processes, lambda found: len(found) == 2, 120.0)
+        took = time.monotonic() - began
+        assert group.stop() == 0
+        group.verify()
+    seen(f"two processes again after {took:.0f} s")
+
+
 @pytest.mark.fault("F3", "the supervisor killed -9", "its processes drain and end")
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str) -> None:
