@@ -109,7 +109,9 @@ def test_a_worker_that_dies_is_replaced(stack: Stack) -> None:
     before = predict(stack, "challenger", bytes(100))
     (worker,) = [process for process in stack["challenger"].tree() if process.name().startswith("python")]
     os.kill(worker.pid, signal.SIGKILL)
-    # The call that finds the worker dead fails; the next one waits for its replacement.
-    with pytest.raises(grpc.RpcError, match="Worker died"):
+    # The call that finds the worker dead fails, unless TorchServe found it first; the next one waits for the replacement.
+    try:
         predict(stack, "challenger", bytes(100))
+    except grpc.RpcError as error:
+        assert "Worker died" in str(error)
     assert predict(stack, "challenger", bytes(100)) == before
