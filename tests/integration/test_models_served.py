@@ -9,6 +9,7 @@ import signal
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -109,9 +110,7 @@ def test_a_worker_that_dies_is_replaced(stack: Stack) -> None:
     before = predict(stack, "challenger", bytes(100))
     (worker,) = [process for process in stack["challenger"].tree() if process.name().startswith("python")]
     os.kill(worker.pid, signal.SIGKILL)
-    # The call that finds the worker dead fails, unless TorchServe found it first; the next one waits for the replacement.
-    try:
+    # The call that finds the worker dead fails, unless TorchServe did so first; the next one waits for its replacement.
+    with suppress(grpc.RpcError):
         predict(stack, "challenger", bytes(100))
-    except grpc.RpcError as error:
-        assert "Worker died" in str(error)
     assert predict(stack, "challenger", bytes(100)) == before
