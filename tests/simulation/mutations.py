@@ -186,8 +186,8 @@ MUTATIONS: Final = (
     Mutation(
         "a key is decided again",
         "server/idempotency.py",
-        "            if not entry.decision.cancelled():\n",
-        "            if False:\n",
+        "    return KeyedOrder(_hash(whose.encode()), ",
+        "    return KeyedOrder(_hash(__import__('os').urandom(8)), ",
         "key:",
         "keys",
     ),
