@@ -238,6 +238,8 @@ class Supervisor:
             _log.error("a process hangs in its start, killed", slot=child.slot, pid=child.process.pid)
             with contextlib.suppress(ProcessLookupError):
                 child.process.kill()
+            await child.process.wait()
+            child.ready_or_ended.set()  # even where a process that it had started holds its output open
 
     def _keep(self, child: _Child) -> None:
         """Has the place taken again should this process end unbidden."""
