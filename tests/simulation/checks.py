@@ -51,6 +51,8 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
     handed = {one.decision_id for one in history.handed}
     audited: set[str] = set()
     """Decisions that somebody heard as they were recorded, by id."""
+    streamed = {asked.ref for asked in history.asked if asked.kind == "stream"}
+    """Orders whose callers may not read. Of all others the edges say how their calls ended."""
     unaudited: set[str] = set()
     """Decisions of which somebody was told that they are not recorded."""
     for asked in history.asked:
@@ -76,6 +78,8 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
             found.append(f"I2: {ref} was told that it is not audited, and its row says it was replied")
         if not notes and decision_id not in handed:
             found.append(f"I1: {ref} was never handed to the transport, and its row says it was replied")
+        if "unsent" in notes and ref not in streamed:
+            found.append(f"I1: {ref} ended, and its row says no more than that nobody took the reply")
     return found
 
 
@@ -107,11 +111,12 @@ def _of_packet(packet: object) -> list[str]:
     """I4 and I5 of one row."""
     decision, order, found = packet.decision, packet.order, []  # type: ignore[attr-defined]
     ref = order.order_ref
+    if decision.source in _SCORED and not (decision.HasField("score") and 0.0 <= decision.score <= 1.0):
+        found.append(f"I4: {ref} rests on score {decision.score if decision.HasField('score') else 'nan'}")
     if decision.action == pb.ACTION_TRADE:
         if decision.source == pb.SOURCE_NONE:
             found.append(f"I4: {ref} trades on nobody's word")
-        usable = decision.HasField("score") and decision.threshold <= decision.score <= 1.0
-        if decision.source in _SCORED and not usable:
+        if decision.source in _SCORED and not decision.threshold <= decision.score:
             found.append(f"I4: {ref} trades on score {decision.score} and threshold {decision.threshold}")
         if order.HasField("features"):
             age = order.features.values[_BOOK_AGE]

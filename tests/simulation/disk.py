@@ -72,7 +72,8 @@ class Weather:
 
     sync_seconds: tuple[float, float] = (2e-4, 1e-3)
     """Shortest and longest sync."""
-    fails_sync: bool = False
+    sync_failures: float = 0.0
+    """Share of the syncs that fail."""
     fails_write: bool = False
     stuck_until: float = 0.0
     """Nothing is done before this instant."""
@@ -246,7 +247,7 @@ class Disk:
             for write in file.unsynced:
                 digest = zlib.crc32(write.new, digest)
             self.world.note(self.name, "sync", file.inode, len(file.unsynced), digest)
-        if self.weather.fails_sync:
+        if self._sync_fails():
             self.failures += 1
             file.lost += file.unsynced
             file.unsynced.clear()
@@ -254,6 +255,10 @@ class Disk:
         if file.lost or file.missing:
             _give_up(file)
         file.unsynced.clear()
+
+    def _sync_fails(self) -> bool:
+        share = self.weather.sync_failures
+        return share == 1.0 or (share > 0.0 and self._chance.random() < share)
 
     def _check_writable(self, more: int) -> None:
         if self.weather.fails_write:
@@ -402,7 +407,7 @@ class SimulatedFiles(Files):
     def sync_directory(self, path: Path) -> None:
         """See `Files`."""
         self._disk.take(self._disk.weather.sync_seconds[0])
-        if self._disk.weather.fails_sync:
+        if self._disk.weather.sync_failures == 1.0:
             raise OSError(errno.EIO, "the disk failed to sync")
         self._disk.sync_directory(str(path))
         self._disk.on_directory_synced()

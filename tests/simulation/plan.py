@@ -325,6 +325,11 @@ def _slow(chance: Random, left: float) -> dict[str, Any]:
     return _lasting(chance, left) | {"slowest": chance.choice((0.005, 0.02, 0.05, 0.2))}
 
 
+def _unsteady(chance: Random, left: float) -> dict[str, Any]:
+    """A disk whose syncs all fail, or now and then one."""
+    return _lasting(chance, left) | {"share": chance.choice((1.0, 1.0, 0.7, 0.4))}
+
+
 def _model(chance: Random, left: float) -> dict[str, Any]:
     which = chance.choice(("primary", "secondary", "both"))
     return {"which": which, "fatal": chance.random() < 0.5} | _lasting(chance, left)
@@ -336,13 +341,14 @@ _FAULTS: Final[Mapping[str, Callable[[Random, float], dict[str, Any]]]] = {
     **dict.fromkeys(("redis_restart", "redis_wipe", "kill", "power", "term"), _dying),
     **dict.fromkeys(("lost_reply", "lost_request", "commit_lost"), _few),
     **dict.fromkeys(("redis_stall", "link_down", "replies_stuck", "stall", "stop"), _lasting),
-    **dict.fromkeys(("disk_stuck", "sync_fails", "write_fails", "disk_full"), _lasting),
+    **dict.fromkeys(("disk_stuck", "write_fails", "disk_full"), _lasting),
     **dict.fromkeys(("database_down", "market_stops"), _lasting),
     **dict.fromkeys(("book_dies", "book_age_nan"), _nothing),
     **dict.fromkeys(_MODELS, _model),
     "journal_away": lambda chance, left: {"lasts": chance.uniform(1.3, 2.5)},
     "clock_steps": _step,
     "disk_slow": _slow,
+    "sync_fails": _unsteady,
 }
 _OF_NO_SERVER: Final = frozenset(
     ("fail_over", "redis_restart", "redis_wipe", "redis_stall", *_DATABASE, *_MARKET, *_MODELS)

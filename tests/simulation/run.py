@@ -172,7 +172,8 @@ class _Runner:
     def _heal_disk(server: Server) -> None:
         disk = server.host.disk
         disk.weather.sync_seconds = (2e-4, 1e-3)
-        disk.weather.fails_sync = disk.weather.fails_write = False
+        disk.weather.sync_failures = 0.0
+        disk.weather.fails_write = False
         disk.weather.stuck_until = 0.0
         disk.capacity = disk.size
 
@@ -440,8 +441,8 @@ class _Runner:
         weather = self.scene.servers[server].host.disk.weather
         weather.stuck_until = max(weather.stuck_until, self.world.now + lasts)
 
-    def _do_sync_fails(self, server: str, lasts: float) -> None:
-        self._for_a_while(self.scene.servers[server], lasts, fails_sync=True)
+    def _do_sync_fails(self, server: str, lasts: float, share: float = 1.0) -> None:
+        self._for_a_while(self.scene.servers[server], lasts, sync_failures=share)
 
     _do_journal_away = _do_sync_fails
 

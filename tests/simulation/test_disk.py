@@ -64,10 +64,10 @@ def test_what_a_failed_sync_gave_up_is_not_made_durable_by_the_next_one() -> Non
         file = one.create("/a/f")
         one.sync_directory("/a")
         one.write(file, 0, b"first")
-        one.weather.fails_sync = True
+        one.weather.sync_failures = 1.0
         with pytest.raises(OSError, match="failed to sync"):
             one.sync(file)
-        one.weather.fails_sync = False
+        one.weather.sync_failures = 0.0
         one.sync(file)
         one.lose_power()
         lost += bytes(file.content) != b"first"
@@ -80,10 +80,10 @@ def test_what_a_failed_sync_gave_up_is_durable_once_it_is_written_again() -> Non
         file = one.create("/a/f")
         one.sync_directory("/a")
         one.write(file, 0, b"a" * 10_000)
-        one.weather.fails_sync = True
+        one.weather.sync_failures = 1.0
         with pytest.raises(OSError, match="failed to sync"):
             one.sync(file)
-        one.weather.fails_sync = False
+        one.weather.sync_failures = 0.0
         one.write(file, 5_000, b"b")  # with the rest of its page
         one.sync(file)
         one.write(file, 0, b"a" * 4_096)
@@ -134,12 +134,12 @@ def test_every_row_that_a_journal_acknowledged_is_there_after_a_loss_of_power_at
             entries = [b"%d/%d" % (number, row) * 100 for row in range(rows)]
             journal.append(entries)
             acknowledged += entries
-        one.weather.fails_sync = True
+        one.weather.sync_failures = 1.0
         with pytest.raises(sqlite3.OperationalError):
             journal.append([b"never acknowledged" * 100])
         one.lose_power()
         sqlite.forget_memory(one)
-        one.weather.fails_sync = False
+        one.weather.sync_failures = 0.0
         with closing(JournalReader(path)) as reader:
             reader.verify()
             found = [row.entry for row in reader.rows_after(0, -1)]
