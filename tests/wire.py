@@ -71,6 +71,7 @@ class Caller:
         """Error code and debug text of the server's GOAWAY."""
         self.closed = False
         """The server closed the connection."""
+        self._pinged = False
         if hello:
             self.http.local_settings = h2.settings.Settings(
                 client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
@@ -126,6 +127,13 @@ class Caller:
         self.send(stream, message, end=True)
         return self.reply(stream)
 
+    def wait_until_read(self) -> None:
+        """Waits until the server has read everything that was sent before: it answers a ping in its place."""
+        self.http.ping(b"so far??")
+        self.flush()
+        self._pinged = False
+        assert self.read(lambda: self._pinged), "no answer to a ping"
+
     def reply(self, stream: int) -> Reply:
         """Waits for the end of a stream."""
         self.read(lambda: self.replies[stream].ended)
@@ -159,6 +167,9 @@ class Caller:
     def _take(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):
             self.goaway = (int(event.error_code or 0), event.additional_data or b"")
+            return
+        if isinstance(event, h2.events.PingAckReceived):
+            self._pinged = True
             return
         reply = self.replies.get(getattr(event, "stream_id", None) or 0)
         if reply is None:

@@ -29,6 +29,7 @@ from wire import DECIDE, STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.audit.journal_file import journals_of
 from server.audit.reply_status import REPLIED
 
 pytestmark = pytest.mark.stack
@@ -263,12 +264,17 @@ def test_a_stream_ends_at_its_deadline(decisions: decision_pb2_grpc.DecisionServ
 
 
 def test_nobody_is_said_to_have_heard_what_he_did_not_wait_for(group: Group) -> None:
+    (journal,) = journals_of(group.directory / "journal.db")
     with Caller(group.decision) as caller:
-        for number in range(60):
-            stream = caller.begin()
-            caller.http.send_data(stream, wire(f"gone-{number}"), end_stream=True)
-            caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
-            caller.flush()
+        with closing(sqlite3.connect(journal, isolation_level=None)) as writer:
+            # No decision is durable, and therefore none is answered, before the server knows that its caller has left.
+            writer.execute("BEGIN IMMEDIATE")
+            for number in range(60):
+                stream = caller.begin()
+                caller.http.send_data(stream, wire(f"gone-{number}"), end_stream=True)
+                caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+                caller.flush()
+            caller.wait_until_read()
         assert caller.call(wire("stayed")).status == 0
     statuses = eventually(lambda: reply_statuses(group), lambda found: "stayed" in found)
     assert statuses["stayed"] == REPLIED
