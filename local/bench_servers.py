@@ -39,8 +39,8 @@ from local.stack import Stack
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
-from server.audit.models import read_archive
 from server.inference import wire
+from server.models.archive import read_archive
 from torchserve.config import TorchServeSettings, prepare
 
 _START_SECONDS: Final = 60.0

@@ -35,10 +35,10 @@ from local.variants import inverted, late, recalibrated
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit.canaries import SCORE_PAIRS
-from server.audit.schema import DECISIONS
+from server.audit.store.canaries import SCORE_PAIRS
+from server.audit.store.schema import DECISIONS
 from server.models.registry import Registry
-from server.terminal import enum_name
+from server.views import enum_name
 
 SETTINGS: Final = {
     "PRETRADE_CANARY__DWELL_SECONDS": "3",

@@ -15,8 +15,8 @@ from local.errors import NotReadyError
 from local.ports import LOOPBACK
 from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
-from server.audit.errors import ModelUnknown
-from server.audit.models import read_archive
+from server.journal.errors import ModelUnknown
+from server.models.archive import read_archive
 from server.models.registry import ModelUnusableError, Registry
 
 TOKEN_FILE: Final = "key_file.json"  # noqa: S105 - a name

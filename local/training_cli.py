@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_cache.session import SessionError
-from server.audit.places import model_store
+from server.audit.reading.places import model_store
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.histogram import Histogram
-from server.metrics import DecisionMetrics
-from server.reports import DecisionReports
+from server.telemetry.histogram import Histogram
+from server.telemetry.metrics import DecisionMetrics
+from server.telemetry.reports import DecisionReports
 
 
 def _nothing(*_: Any) -> None:

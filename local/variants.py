@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from server.audit.models import content_version
+from server.models.archive import content_version
 from server.models.registry import Registry
 
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"

@@ -17,15 +17,15 @@ import uvloop
 from pydantic import ValidationError
 
 from feature_cache import logs
-from server import reference
-from server.app import serve
-from server.audit.errors import AuditError
+from server.composition.app import serve
+from server.composition.process import ComponentEndedError
 from server.control.flags import FlagProviderError
-from server.process import ComponentEndedError
+from server.journal.errors import AuditError
+from server.process.slot import Slot
+from server.process.stopping import Leash
+from server.process.supervisor import Supervisor
 from server.settings import Settings, load
-from server.slot import Slot
-from server.stopping import Leash
-from server.supervisor import Supervisor
+from server.telemetry import reference
 
 _log = structlog.get_logger(__name__)
 

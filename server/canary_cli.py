@@ -23,7 +23,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.cli import USER, AdminTarget, AsJson, connected
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 from server.steering_cli import Author, DryRun, Expect, Reason, Yes
-from server.terminal import canary_view, enum_name, local_time
+from server.views import canary_view, enum_name, local_time
 
 _RPC_SECONDS: Final = 3.0
 _LOAD_SECONDS: Final = 180.0

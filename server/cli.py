@@ -25,10 +25,10 @@ from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
-from server.audit.explanation_table import explanation_table
+from server.audit.reading.explanation_table import explanation_table
 from server.security.client import ClientCredentials, CredentialsError
 from server.stack_file import DEFAULT_DIRECTORY, Directory, NoStackError, operator_token_file, stack_endpoint
-from server.terminal import RPC_SECONDS, History, enum_name, milliseconds, status_view
+from server.views import RPC_SECONDS, History, enum_name, milliseconds, status_view
 
 _REFRESH_SECONDS = 0.5
 _EXIT_CODES = {grpc.StatusCode.ABORTED: 4, grpc.StatusCode.DEADLINE_EXCEEDED: 7}

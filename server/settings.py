@@ -33,26 +33,26 @@ from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
 from feature_cache import cluster
 from feature_cache.l1 import FeatureCacheSettings
-from server import edges
-from server.admission import AdmissionSettings
-from server.audit.journal import JournalSettings
-from server.audit.reading import ReplaySettings
-from server.audit.shipping import ShippingSettings, TopicSettings
+from server.audit.reading.reading import ReplaySettings
+from server.audit.shipping.shipping import ShippingSettings, TopicSettings
 from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
 from server.control.state import ControlSettings
-from server.decision_log import DecisionLogSettings
+from server.decision.admission import AdmissionSettings
+from server.decision.explaining import ExplainSettings
+from server.decision.idempotency import IdempotencySettings
 from server.drift.watch import DriftSettings
-from server.explaining import ExplainSettings
-from server.idempotency import IdempotencySettings
+from server.envoy import edges
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.codec import ProtocolName
 from server.inference.oip import OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
 from server.inference.retry_budget import RetrySettings
+from server.journal.journal import JournalSettings
 from server.rpc.decision import StreamSettings
 from server.security.settings import AccessSettings, ClientTlsSettings, TlsSettings, TokenSettings, check
+from server.telemetry.decision_log import DecisionLogSettings
 
 PREFIX = "PRETRADE_"
 CONFIG_FILE = "PRETRADE_CONFIG_FILE"

@@ -27,7 +27,7 @@ from rich.table import Table
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.cli import USER, AdminTarget, AsJson, connected
 from server.stack_file import DEFAULT_DIRECTORY, Directory
-from server.terminal import RPC_SECONDS, enum_name, replica_table
+from server.views import RPC_SECONDS, enum_name, replica_table
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "

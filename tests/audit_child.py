@@ -17,10 +17,10 @@ from pathlib import Path
 
 from feature_cache.logs import configure
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalError
-from server.audit.journal import Journal, JournalSettings
-from server.audit.shipper import Shipper
-from server.audit.shipping import ShippingSettings
+from server.audit.shipping.shipper import Shipper
+from server.audit.shipping.shipping import ShippingSettings
+from server.journal.errors import JournalError
+from server.journal.journal import Journal, JournalSettings
 
 APPENDERS = 16
 

@@ -17,11 +17,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalUnwritable
-from server.audit.journal import Journal, JournalSettings
 from server.control.file import ControlFile
 from server.control.shared import SharedControl, SharedSettings
 from server.control.state import ControlSettings, ControlState, Wanted
+from server.journal.errors import JournalUnwritable
+from server.journal.journal import Journal, JournalSettings
 from server.machine import Files, Identity, Machine
 
 TRADES = ControlSettings(initial_trading_state="ACTIVE")

@@ -12,7 +12,7 @@ import yaml
 
 from feature_cache import metric_families as feature_metrics
 from feature_cache.metric_families import Histogram
-from server import metric_families as server_metrics
+from server.telemetry import families as server_metrics
 
 OBSERVABILITY: Final = Path(__file__).parents[1] / "k8s" / "observability"
 RULES: Final = OBSERVABILITY / "prometheus"

@@ -32,8 +32,8 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit import reader
-from server.audit.schema import DECISIONS, JOURNAL_ENTRIES
+from server.audit.reading import verify as reader
+from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
 from server.security import operator
 from server.security.client import ClientCredentials
 

@@ -19,11 +19,11 @@ from feature_cache import features
 from feature_cache.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server import record
-from server.audit.journal import Journal, JournalSettings
-from server.audit.models import RunningModel
 from server.control.state import ControlSettings, ControlState
-from server.rpc.convert import OrderReader
+from server.decision import record
+from server.decision.convert import OrderReader
+from server.journal.journal import Journal, JournalSettings
+from server.models.archive import RunningModel
 from server.settings import Settings
 
 SETTINGS = Settings()

@@ -36,7 +36,7 @@ from fallback.order import MODEL_SOURCES
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.reply_status import REPLIED, unconfirmed_status
+from server.journal.reply_status import REPLIED, unconfirmed_status
 
 Row = tuple[packet_pb2.DecisionPacket, str]
 """An audited decision and its reply status."""

@@ -24,29 +24,29 @@ from fallback.order import Answer, Case
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.admission import Admission, AdmissionSettings
-from server.audit.journal import Journal, JournalSettings
-from server.audit.journal_file import JournalReader
-from server.audit.replies import Replies
-from server.audit.reply_status import REPLIED, unconfirmed_status
 from server.canary.burn import Objective, SloSettings
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
-from server.dataplane import DataPlane
-from server.idempotency import IdempotencyWindow
+from server.decision.admission import Admission, AdmissionSettings
+from server.decision.convert import OrderReader
+from server.decision.idempotency import IdempotencyWindow
+from server.decision.plane import DataPlane
+from server.decision.record import PacketWriter
+from server.decision.replies import Replies
+from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.batcher import BatcherSettings
 from server.inference.shadow import Shadow
-from server.loop_lag import LoopLag
-from server.metrics import DecisionMetrics
-from server.record import PacketWriter
-from server.reports import DecisionReports
+from server.journal.journal import Journal, JournalSettings
+from server.journal.journal_file import JournalReader
+from server.journal.reply_status import REPLIED, unconfirmed_status
 from server.rpc.call_context import CallContexts
-from server.rpc.convert import OrderReader
 from server.rpc.decision import DecisionServicer, StreamSettings
 from server.security.orders import OrderAccess
 from server.security.rates import Rates
 from server.security.refusals import Refusals
-from server.shared_keys import SharedKeys, make_memory
+from server.telemetry.metrics import DecisionMetrics
+from server.telemetry.reports import DecisionReports
+from server.timing.loop_lag import LoopLag
 
 INSTRUMENT = "BTCUSDT.BINANCE"
 PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_seconds=0.1)

@@ -29,7 +29,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit.reader import Verified, verify
+from server.audit.reading.verify import Verified, verify
 
 EDGES: Final = ("grpcio", "envoy")
 """Who may speak HTTP/2 with the callers."""

@@ -1,1 +1,1 @@
-"""The durable journal and its way into SQL."""
+"""The audit after the reply: rows are shipped to SQL and Kafka, verified, read, explained and replayed."""

@@ -23,21 +23,21 @@ from rich.text import Text
 from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.errors import AuditError, AuditUnavailable
-from server.audit.explain import Explainer
-from server.audit.explanation_table import explanation_table
-from server.audit.heads import VerifyingKey
-from server.audit.models import ModelStore
-from server.audit.places import DatabaseUrl as _DatabaseUrl
-from server.audit.places import JournalPath as _JournalPath
-from server.audit.places import Models as _Models
-from server.audit.places import failure as _failure
-from server.audit.places import model_store as _model_store
-from server.audit.places import targets as _targets
-from server.audit.query import AuditQuery
-from server.audit.reader import Finding, Open, Unreachable, Unremembered, verify
-from server.audit.reply_status import REPLIED, UNSETTLED
-from server.audit.store import Store
+from server.audit.reading.explain import Explainer
+from server.audit.reading.explanation_table import explanation_table
+from server.audit.reading.places import DatabaseUrl as _DatabaseUrl
+from server.audit.reading.places import JournalPath as _JournalPath
+from server.audit.reading.places import Models as _Models
+from server.audit.reading.places import failure as _failure
+from server.audit.reading.places import model_store as _model_store
+from server.audit.reading.places import targets as _targets
+from server.audit.reading.query import AuditQuery
+from server.audit.reading.verify import Finding, Open, Unreachable, Unremembered, verify
+from server.audit.shipping.heads import VerifyingKey
+from server.audit.store.store import Store
+from server.journal.errors import AuditError, AuditUnavailable
+from server.journal.reply_status import REPLIED, UNSETTLED
+from server.models.archive import ModelStore
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
@@ -138,7 +138,7 @@ def verify_chains(
 
 def _heads_on(brokers: str, topic: str) -> Sequence[packet_pb2.JournalHead]:
     try:
-        from server.audit.topic_heads import read_heads  # noqa: PLC0415 - an extra that servers need not install
+        from server.audit.shipping.topic_heads import read_heads  # noqa: PLC0415 - an extra that servers need not install
     except ModuleNotFoundError as error:
         raise AuditUnavailable(f"{error.name} is missing: pip install 'pretrade[worker]'") from error
     return read_heads(brokers, topic)
@@ -215,7 +215,7 @@ def export_days(
     if database_url is None:
         raise _failure("no database to export: name --database-url")
     try:
-        from server.audit.export import export  # noqa: PLC0415 - an extra that servers need not install
+        from server.audit.reading.export import export  # noqa: PLC0415 - an extra that servers need not install
     except ModuleNotFoundError as error:
         raise _failure(f"{error.name} is missing: pip install 'pretrade[export]'") from error
     last = until or dt.datetime.now(dt.UTC)

@@ -1,8 +1,8 @@
 """What the market made of decided rows: the mid a few seconds later, from the features that the server has anyway.
 
 The label is the model's own: the side-signed markout of the mid over the next 5 s, *eligible* when it is not worse than
--1 bp. Unlike `server/audit/labels.py`, which goes by the exchange's clock over recorded events, this one is there while
-a canary is on trial, and about as exact as the features are fresh.
+-1 bp. Unlike `server/audit/reading/labels.py`, which goes by the exchange's clock over recorded events, this one is
+there while a canary is on trial, and about as exact as the features are fresh.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.labels import HORIZON_SECONDS, WORST_MARKOUT_BPS
+from server.audit.reading.labels import HORIZON_SECONDS, WORST_MARKOUT_BPS
 
 if TYPE_CHECKING:
     from feature_cache.l1 import FeatureCache

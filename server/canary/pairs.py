@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalError, JournalFull
+from server.journal.errors import JournalError, JournalFull
 
 if TYPE_CHECKING:
-    from server.audit.journal import Journal
     from server.inference.shadow import Pair
+    from server.journal.journal import Journal
 
 _MOST_IN_ENTRY: Final = 256
 _MOST_WAITING: Final = 4_096

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalError
 from server.canary.burn import BurnRate, Objective, SloSettings
 from server.canary.events import event_of
 from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
@@ -27,16 +26,17 @@ from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
 from server.control.errors import ChangeInDoubtError, ControlError
 from server.inference.outcome import Outcome
+from server.journal.errors import JournalError
 from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
 if TYPE_CHECKING:
     from pretrade.admin.v1 import admin_pb2
     from pretrade.decision.v1 import decision_pb2 as pb
-    from server.audit.journal import Journal
     from server.canary.pairs import PairRecorder
     from server.canary.routing import CanaryRouting
     from server.inference.replica import Replica
     from server.inference.shadow import Pair
+    from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)
 

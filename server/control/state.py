@@ -26,7 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalError
 from server.control.errors import (
     ChangeRefusedError,
     ControlChangedError,
@@ -50,9 +49,10 @@ from server.control.records import describe, from_json, record, recorded, to_jso
 from server.control.shared import SharedControl, SharedSettings, UnreachableError
 from server.control.store import ControlStore, Describe
 from server.control.subjects import OFF, ON, Subject, flag_subject, one_of
+from server.journal.errors import JournalError
 
 if TYPE_CHECKING:
-    from server.audit.journal import Journal
+    from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from server.audit.labels import Quality
+from server.audit.reading.labels import Quality
 from server.drift.summary import Summary
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.errors import ModelUnknown
 from server.drift.psi import Reference, correlation_time, limit, psi, references_of
+from server.journal.errors import ModelUnknown
 
 SCORE: Final = "score"
 FALSE_ALARMS: Final = 0.01

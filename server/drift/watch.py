@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.audit.errors import AuditError
-from server.audit.reading import Question, Reading
+from server.audit.reading.reading import Question, Reading
 from server.drift.summary import Drift, Summary
+from server.journal.errors import AuditError
 
 _log = structlog.get_logger(__name__)
 

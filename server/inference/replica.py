@@ -17,11 +17,11 @@ from feature_cache import features
 from server.inference.batcher import CALL_PARENT, BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
-from server.inference.latency import LatencyWindow
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome, classify
 from server.inference.token import ReplicaToken
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.security.client_tls import ClientTls
+from server.timing.latency import LatencyWindow
 
 _log = structlog.get_logger(__name__)
 

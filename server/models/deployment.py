@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from server.audit.errors import ModelUnknown
 from server.control.errors import ChangeInDoubtError
+from server.journal.errors import ModelUnknown
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelUnusableError
 

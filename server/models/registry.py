@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache import features
-from server.audit.errors import ModelUnknown
-from server.audit.models import read_archive
+from server.journal.errors import ModelUnknown
+from server.models.archive import read_archive
 
 VERSIONS: Final = "versions"
 _ALIASES: Final = "aliases"

@@ -16,10 +16,7 @@ from feature_cache.l1 import FeatureCache
 from feature_cache.report import InstrumentReport, ReportReader
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.admin.v1 import admin_pb2_grpc
-from server.admission import Admission
-from server.audit.errors import AuditError
-from server.audit.journal import Journal
-from server.control.configuration import Configuration
+from server.configuration import Configuration
 from server.control.errors import (
     ChangeInDoubtError,
     ChangeRefusedError,
@@ -29,15 +26,18 @@ from server.control.errors import (
     UnknownSubjectError,
 )
 from server.control.state import ControlState
+from server.decision.admission import Admission
 from server.drift.watch import DriftState, DriftWatch
-from server.health import Health
-from server.metrics import DecisionMetrics
+from server.journal.errors import AuditError
+from server.journal.journal import Journal
+from server.process.health import Health
+from server.process.slot import Slot
 from server.rpc.audit import abort
 from server.rpc.canary import CanarySteering
 from server.rpc.status import with_reason
 from server.rpc.steering import Steering, check_author, duration
 from server.security.identity import known_name
-from server.slot import Slot
+from server.telemetry.metrics import DecisionMetrics
 
 _Context = grpc.aio.ServicerContext[object, object]
 

@@ -13,7 +13,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
-from server.audit.errors import (
+from server.audit.reading.reading import EVENT, STEP, Question, Reading
+from server.journal.errors import (
     AuditBusy,
     AuditError,
     AuditUnavailable,
@@ -25,9 +26,8 @@ from server.audit.errors import (
     OutcomeConflict,
     UnknownDecision,
 )
-from server.audit.journal import Journal
-from server.audit.lock import FileLock
-from server.audit.reading import EVENT, STEP, Question, Reading
+from server.journal.journal import Journal
+from server.journal.lock import FileLock
 from server.security.identity import known_name, longest_name
 
 SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name

@@ -10,7 +10,6 @@ from typing import Final, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pretrade.admin.v1 import admin_pb2 as pb
-from server.audit.errors import ModelUnknown
 from server.canary.evidence import Check, Verdict
 from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
@@ -19,6 +18,7 @@ from server.canary.subjects import CANARY, CHAMPION
 from server.control.errors import ChangeRefusedError, ControlChangedError, InvalidChangeError, UnknownSubjectError
 from server.control.state import ControlState, Wanted
 from server.inference.replica import Replica
+from server.journal.errors import ModelUnknown
 from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError
 from server.models.registry import ALIASES, ModelRecord, ModelUnusableError

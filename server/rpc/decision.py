@@ -15,21 +15,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fallback.order import CallContext
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.dataplane import DataPlane
+from server.decision.convert import OrderReader, order_timeout_seconds
+from server.decision.explaining import Explaining
+from server.decision.plane import DataPlane
+from server.decision.protowire import prefixed, template
+from server.decision.record import Decided
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
-from server.explaining import Explaining
-from server.metrics import DecisionMetrics
-from server.protowire import prefixed, template
-from server.record import Decided
-from server.reports import DecisionReports
 from server.rpc import status
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, CallMetadata, says_reduce_only
-from server.rpc.convert import OrderReader, order_timeout_seconds
-from server.rpc.remaining import RemainingTime
 from server.security.orders import OrderAccess
+from server.telemetry.metrics import DecisionMetrics
+from server.telemetry.reports import DecisionReports
+from server.timing.remaining import RemainingTime
 
 if TYPE_CHECKING:
-    from server.rpc.asgi import GrpcApplication
+    from server.envoy.asgi import GrpcApplication
 
 _log = structlog.get_logger(__name__)
 

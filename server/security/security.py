@@ -12,8 +12,7 @@ from typing import Final, Literal
 import grpc
 from prometheus_client.metrics_core import Metric
 
-from server import metric_families as families
-from server.health import Component
+from server.process.health import Component
 from server.security.access import AccessControl
 from server.security.client_tls import ClientMaterial, ClientTls
 from server.security.identity import Policy
@@ -31,6 +30,7 @@ from server.security.settings import (
 from server.security.tls import Material, grpc_credentials, open_material
 from server.security.tokens import TokenVerifier, revocations
 from server.security.watched import Watched
+from server.telemetry import families
 
 Plane = Literal["decision", "admin"]
 

@@ -14,10 +14,10 @@ from alembic.config import Config
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.days import Busy
-from server.audit.errors import JournalCorrupted, SchemaUnknown
-from server.audit.journal_file import GENESIS, Head, Row, follow, link
-from server.audit.store import Store
+from server.audit.store.days import Busy
+from server.audit.store.store import Store
+from server.journal.errors import JournalCorrupted, SchemaUnknown
+from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 NEWEST = "0008"
 """The last revision in `server/audit/migrations/versions`."""
@@ -89,7 +89,7 @@ def positions(engine: sa.Engine, table: str = "journal_entries", column: str = "
 
 def test_a_database_of_the_version_before_is_brought_to_this_one_with_its_rows(store: Store, engine: sa.Engine) -> None:
     config = Config()
-    config.set_main_option("script_location", "server.audit:migrations")
+    config.set_main_option("script_location", "server.audit.store:migrations")
     rows = chained(START, decision("d1", TODAY), decision("d2", TODAY - dt.timedelta(days=40)))
     with engine.begin() as connection:
         config.attributes["connection"] = connection

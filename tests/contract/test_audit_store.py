@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.errors import JournalCorrupted
-from server.audit.journal_file import GENESIS, Head, Row, follow, link
-from server.audit.store import Store
+from server.audit.store.store import Store
+from server.journal.errors import JournalCorrupted
+from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 JOURNAL = "journal-1"
 START = Head(0, GENESIS)

@@ -29,8 +29,8 @@ from wire import DECIDE, STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit.journal_file import journals_of
-from server.audit.reply_status import REPLIED
+from server.journal.journal_file import journals_of
+from server.journal.reply_status import REPLIED
 
 pytestmark = pytest.mark.stack
 _ROOT: Final = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from server.composition.ports import access, grpc_server
 from server.rpc.health import HealthServicer
-from server.rpc.ports import access, grpc_server
 from server.security.security import Plane, Security
 from server.security.trial import ISSUER, TrialIssuer, jwks
 from server.settings import Settings

@@ -17,8 +17,8 @@ from wire import STREAM, Caller, framed
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit.journal_file import JournalReader, journals_of
-from server.audit.reply_status import REPLIED, unconfirmed_status
+from server.journal.journal_file import JournalReader, journals_of
+from server.journal.reply_status import REPLIED, unconfirmed_status
 
 pytestmark = pytest.mark.stack
 

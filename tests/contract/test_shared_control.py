@@ -20,8 +20,6 @@ from valkey_pair import ValkeyPair
 from feature_cache.store import connect
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.audit.journal import Journal, JournalSettings
-from server.audit.journal_file import JournalReader
 from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError
 from server.control.file import ControlFile
 from server.control.model import UNDECIDED
@@ -29,6 +27,8 @@ from server.control.shared import SharedControl, SharedSettings
 from server.control.state import ControlSettings, ControlState, Wanted
 from server.control.subjects import breaker_subjects
 from server.inference.breaker import Breaker, BreakerSettings, Mode
+from server.journal.journal import Journal, JournalSettings
+from server.journal.journal_file import JournalReader
 
 pytestmark = pytest.mark.stack
 

@@ -34,7 +34,7 @@ from server.security.private import write_private
 from server.security.settings import ClientTlsSettings
 from server.security.trial import KeyPair, TrialAuthority
 from server.settings import TracingSettings
-from server.tracing import Tracing
+from server.telemetry.tracing import Tracing
 from torchserve.config import TorchServeSettings, prepare
 
 _ROW: Final = bytes(4 * N_FEATURES)

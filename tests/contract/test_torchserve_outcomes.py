@@ -20,9 +20,9 @@ from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.wire.torchserve.inference_pb2 import PredictionResponse, PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
-from server.audit.models import content_version
 from server.inference import wire
 from server.inference.outcome import BatchFailedError, Outcome, classify
+from server.models.archive import content_version
 
 pytestmark = pytest.mark.stack
 

@@ -30,8 +30,8 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.cli import app
-from server.audit.journal_file import JournalReader, journals_of
-from server.audit.reader import Unreachable, verify
+from server.audit.reading.verify import Unreachable, verify
+from server.journal.journal_file import JournalReader, journals_of
 
 pytestmark = pytest.mark.stack
 

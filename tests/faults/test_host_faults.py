@@ -26,7 +26,7 @@ from server_group import Callers, beside, server_environment
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.journal_file import JournalReader, journals_of
+from server.journal.journal_file import JournalReader, journals_of
 
 pytestmark = pytest.mark.stack
 Seen = Callable[[str], None]

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalFull
-from server.audit.journal import Journal, JournalSettings
-from server.audit.journal_file import JournalReader
+from server.journal.errors import JournalFull
+from server.journal.journal import Journal, JournalSettings
+from server.journal.journal_file import JournalReader
 
 CHILD = Path(__file__).parents[1] / "audit_child.py"
 

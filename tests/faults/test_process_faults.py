@@ -27,7 +27,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit.journal_file import JournalReader
+from server.journal.journal_file import JournalReader
 
 pytestmark = pytest.mark.stack
 Seen = Callable[[str], None]

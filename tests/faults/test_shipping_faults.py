@@ -16,11 +16,11 @@ import pytest
 import sqlalchemy as sa
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.journal import Durability, Journal, JournalSettings
-from server.audit.journal_file import JournalReader
-from server.audit.reader import Verified, verify
-from server.audit.shipper import Shipper
-from server.audit.shipping import ShippingSettings
+from server.audit.reading.verify import Verified, verify
+from server.audit.shipping.shipper import Shipper
+from server.audit.shipping.shipping import ShippingSettings
+from server.journal.journal import Durability, Journal, JournalSettings
+from server.journal.journal_file import JournalReader
 
 pytestmark = pytest.mark.stack
 

@@ -12,12 +12,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.convert import OrderReader, order_timeout_seconds
+from server.envoy.asgi import GrpcApplication
+from server.envoy.framing import CallError, call_headers, decompressed, framed, message_length, status_headers
 from server.errors import InvalidOrderError
-from server.metrics import DecisionMetrics
 from server.rpc import status
-from server.rpc.asgi import GrpcApplication
-from server.rpc.convert import OrderReader, order_timeout_seconds
-from server.rpc.framing import CallError, call_headers, decompressed, framed, message_length, status_headers
+from server.telemetry.metrics import DecisionMetrics
 
 _INSTRUMENT: Final = "BTCUSDT.SIM"
 _MAX_BYTES: Final = 4_096

@@ -17,8 +17,8 @@ from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.cli import app
-from server.audit.journal_file import GENESIS, Head, Row, follow, link
-from server.audit.store import Store
+from server.audit.store.store import Store
+from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 JOURNAL = "journal-1"
 YESTERDAY = dt.datetime.now(dt.UTC).replace(hour=12) - dt.timedelta(days=1)

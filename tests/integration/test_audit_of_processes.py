@@ -16,7 +16,7 @@ from server_group import Group, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
-from server.audit.store import Store
+from server.audit.store.store import Store
 
 SECONDS = 30.0
 OF_BARE_SERVERS = {"PRETRADE_INSTRUMENTS": '["BTCUSDT.BINANCE"]'}

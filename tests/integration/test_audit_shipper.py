@@ -18,12 +18,12 @@ from harness import eventually, has_ended
 from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.audit.v1 import packet_pb2
-from server.audit.journal import Durability, Journal, JournalSettings
-from server.audit.journal_file import JournalFile, JournalReader
-from server.audit.query import AuditQuery
-from server.audit.reader import Verified, verify
-from server.audit.shipper import Shipper
-from server.audit.shipping import Progress, ShippingSettings, Task
+from server.audit.reading.query import AuditQuery
+from server.audit.reading.verify import Verified, verify
+from server.audit.shipping.shipper import Shipper
+from server.audit.shipping.shipping import Progress, ShippingSettings, Task
+from server.journal.journal import Durability, Journal, JournalSettings
+from server.journal.journal_file import JournalFile, JournalReader
 
 pytestmark = pytest.mark.stack
 

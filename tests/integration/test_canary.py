@@ -20,8 +20,8 @@ from local.cli import app
 from local.variants import inverted, recalibrated
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.canaries import CANARY_EVENTS, SCORE_PAIRS
-from server.audit.schema import DECISIONS
+from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
+from server.audit.store.schema import DECISIONS
 from server.canary.plan import Canary
 from server.models.registry import Registry
 

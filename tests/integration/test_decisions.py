@@ -31,8 +31,8 @@ from feature_cache import features
 from feature_cache.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.schema import CONTROL_CHANGES, DECISIONS
-from server.metric_families import METRICS
+from server.audit.store.schema import CONTROL_CHANGES, DECISIONS
+from server.telemetry.families import METRICS
 
 pytestmark = pytest.mark.stack
 

@@ -13,11 +13,11 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from local.settings import LocalSettings
 from local.stack import Stack
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import JournalFull
-from server.audit.journal import Durability, Journal, JournalSettings
-from server.audit.journal_file import JournalReader
-from server.audit.shipper import Shipper
-from server.audit.shipping import ShippingSettings, TopicSettings
+from server.audit.shipping.shipper import Shipper
+from server.audit.shipping.shipping import ShippingSettings, TopicSettings
+from server.journal.errors import JournalFull
+from server.journal.journal import Durability, Journal, JournalSettings
+from server.journal.journal_file import JournalReader
 
 pytestmark = pytest.mark.stack
 

@@ -21,7 +21,7 @@ from feature_cache.simulator import simulate
 from local import broker
 from local.errors import NotReadyError
 from local.ports import LOOPBACK, free_ports
-from server.audit.labels import events_of_topic
+from server.audit.reading.labels import events_of_topic
 from server.security.private import write_private
 from server.security.trial import TrialAuthority
 

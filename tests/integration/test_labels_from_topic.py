@@ -6,7 +6,7 @@ import pytest
 
 from feature_cache.publisher import EventPublisher
 from feature_cache.simulator import simulate
-from server.audit.labels import events_of_topic
+from server.audit.reading.labels import events_of_topic
 
 pytestmark = pytest.mark.stack
 

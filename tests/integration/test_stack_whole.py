@@ -21,7 +21,7 @@ from local.settings import LocalSettings
 from local.stack import PARTS, Progress, Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
-from server.audit.schema import DECISIONS
+from server.audit.store.schema import DECISIONS
 
 pytestmark = pytest.mark.stack
 

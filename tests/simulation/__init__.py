@@ -4,8 +4,9 @@ Start here. `make simulate` runs seeds until one fails; a failing seed prints it
 be kept as its shortest failing plan in `kept/`; kept plans run first in every later run. A seed always gives the same
 history, to the last byte.
 
-What is real: everything that a server consists of, started by the composition root's own `server.app.start`: control
-state, journal with SQLite's own file, idempotency keys, data plane, chain, batchers, breakers, shipping, both edges'
+What is real: everything that a server consists of, started by the composition root's own
+`server.composition.app.start`: control state, journal with SQLite's own file, idempotency keys, data plane, chain,
+batchers, breakers, shipping, both edges'
 servicers, redis-py, SQLAlchemy. What is simulated is what lies below and around it::
 
     world.py     the clock and the queue of events; what blocks is a fiber, and only one thing runs at a time

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.errors import AuditError
-from server.audit.journal_file import Head, JournalReader, Point
-from server.audit.schema import JOURNAL_ENTRIES, SHIPMENTS
+from server.audit.store.schema import JOURNAL_ENTRIES, SHIPMENTS
+from server.journal.errors import AuditError
+from server.journal.journal_file import Head, JournalReader, Point
 
 if TYPE_CHECKING:
     from simulation.scene import Scene

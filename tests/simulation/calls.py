@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from server.rpc.framing import ARRIVED, PEER, framed
+from server.envoy.framing import ARRIVED, PEER, framed
 from simulation.network import Network
 
 if TYPE_CHECKING:
@@ -599,7 +599,7 @@ def _fail(future: asyncio.Future[None]) -> None:
 
 
 class Envoy:
-    """Envoy with the application in its process: what `server.envoy.EnvoyEdge` is to the composition root."""
+    """Envoy with the application in its process: what `server.envoy.edge.EnvoyEdge` is to the composition root."""
 
     def __init__(self, machine: SimulatedMachine, listeners: Listeners, port: int) -> None:
         self.machine = machine

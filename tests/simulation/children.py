@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from server.audit.shipping import CLOSE, Progress, Task
-from server.audit.shipping_process import Shipping
+from server.audit.shipping.shipping import CLOSE, Progress, Task
+from server.audit.shipping.shipping_process import Shipping
 from simulation.machine import SimulatedMachine
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from server.audit.journal_file import Row
-from server.audit.store import Store
+from server.audit.store.store import Store
+from server.journal.journal_file import Row
 from simulation.disk import Disk
 from simulation.vfs import SimulatedSqlite
 from simulation.world import World
 
 if TYPE_CHECKING:
-    from server.audit.journal_file import Head
+    from server.journal.journal_file import Head
 
 URL: Final = "sqlite:////db/audit.db"
 _PATH: Final = "/db/audit.db"

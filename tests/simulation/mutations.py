@@ -80,7 +80,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a decision is acknowledged before it is on the disk",
-        "server/audit/journal_file.py",
+        "server/journal/journal_file.py",
         "PRAGMA synchronous = {'FULL' if sync_commits else 'NORMAL'}",
         "PRAGMA synchronous = NORMAL",
         "was heard and has no row",
@@ -88,7 +88,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a caller that leaves while its decision is written counts as answered",
-        "server/dataplane.py",
+        "server/decision/plane.py",
         '            self._replies.unheard(decided, "cancelled")\n            raise\n',
         "            raise\n",
         "nobody took the reply",
@@ -96,7 +96,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a decision that missed its deadline counts as replied",
-        "server/dataplane.py",
+        "server/decision/plane.py",
         '            self._replies.unheard(decided, "deadline")\n            late = ',
         "            late = ",
         "nobody took the reply",
@@ -104,7 +104,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what is written after a failed sync rests on pages that are not on the disk",
-        "server/audit/journal_file.py",
+        "server/journal/journal_file.py",
         '    files.rewrite(path.with_name(f"{path.name}-wal"))\n',
         "    pass\n",
         "I",
@@ -128,7 +128,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a note on a reply is lost with its commit",
-        "server/audit/replies.py",
+        "server/decision/replies.py",
         "                if not note.written:\n                    self._write(decided, note)\n",
         "                if not note.written:\n                    del self._notes[decided]\n"
         "                    self._journal.release(decided)\n",
@@ -137,7 +137,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what a killed process left counts as replied",
-        "server/audit/journal.py",
+        "server/journal/journal.py",
         "                writer.settle_what_was_left()\n",
         "",
         "its row says it was replied",
@@ -177,7 +177,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a key is decided again",
-        "server/idempotency.py",
+        "server/decision/idempotency.py",
         "    return KeyedOrder(_hash(whose.encode()), ",
         "    return KeyedOrder(_hash(__import__('os').urandom(8)), ",
         "key:",
@@ -202,7 +202,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a shipper goes on from what it remembers, not from what the database has",
-        "server/audit/shipping_process.py",
+        "server/audit/shipping/shipping_process.py",
         "        head = store.shipped(journal.journal_id, anchor, self._task.slot)\n",
         "        head = store.shipped(journal.journal_id, anchor, self._task.slot)\n"
         '        head = self.__dict__.setdefault("_head", head)\n',

@@ -14,8 +14,8 @@ import grpc
 
 from feature_cache.features import FEATURE_SET_ID
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.errors import AuditError
-from server.audit.journal_file import JournalReader
+from server.journal.errors import AuditError
+from server.journal.journal_file import JournalReader
 from simulation import checks, register
 from simulation.audit import read_audit
 from simulation.desk import caller_row

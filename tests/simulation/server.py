@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from server.app import start
-from server.audit.errors import AuditError
+from server.composition.app import start
+from server.journal.errors import AuditError
 from server.settings import Settings
 from simulation.calls import Envoy
 from simulation.database import URL

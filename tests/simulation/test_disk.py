@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from server.audit.journal_file import JournalFile, JournalReader
+from server.journal.journal_file import JournalFile, JournalReader
 from simulation.disk import Disk
 from simulation.vfs import SimulatedSqlite, UnavailableError, simulated_sqlite
 from simulation.world import World

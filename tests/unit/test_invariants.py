@@ -13,7 +13,7 @@ from open_loop import LEFT, NO_RESULT, Call
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.reply_status import REPLIED, unconfirmed_status
+from server.journal.reply_status import REPLIED, unconfirmed_status
 
 SENT = 1_000.0
 DEADLINE = 0.1

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.rpc.convert import OrderReader
+from server.decision.convert import OrderReader
 
 ROOT: Final = Path(__file__).parents[3]
 SCENARIOS: Final = sorted((ROOT / "loadtest" / "ghz").glob("*.json"))

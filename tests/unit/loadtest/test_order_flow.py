@@ -11,7 +11,7 @@ import pytest
 
 from loadtest.orders import STRATEGIES, OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.rpc.convert import OrderReader
+from server.decision.convert import OrderReader
 
 INSTRUMENTS: Final = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
 MIDS: Final = {"BTCUSDT.BINANCE": 60_123.45, "ETHUSDT.BINANCE": 2_543.21}

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from pretrade.admin.v1 import admin_pb2
-from server.audit.journal import Journal, JournalSettings
-from server.control.configuration import Configuration, differences
+from server.configuration import Configuration, differences
 from server.control.errors import ChangeRefusedError, InvalidChangeError
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
+from server.journal.journal import Journal, JournalSettings
 from server.settings import CONFIG_FILE, Settings, load
 
 GOOD = "[guards]\nmax_notional = 1000.0\n"

@@ -12,11 +12,11 @@ from feature_cache.codec import BookState, FeatureSnapshot, encode
 from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.errors import JournalUnwritable
-from server.audit.journal import Journal, JournalSettings
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.inference.shadow import Opinion, Pair
+from server.journal.errors import JournalUnwritable
+from server.journal.journal import Journal, JournalSettings
 
 INSTRUMENT = "BTCUSDT.BINANCE"
 

@@ -23,7 +23,6 @@ from feature_cache.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.journal import Journal, JournalSettings
 from server.canary.burn import Objective, SloSettings
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
@@ -37,6 +36,7 @@ from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
+from server.journal.journal import Journal, JournalSettings
 from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelRecord, Registry

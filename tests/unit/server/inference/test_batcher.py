@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from virtual_time import VirtualTimeLoop
 
 from server.inference.batcher import BatcherSettings, Lane, MicroBatcher, Report, Result, Scored
-from server.inference.latency import LatencyWindow
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.wire import ModelIdentity, ScoreBatch
+from server.timing.latency import LatencyWindow
 
 MODEL = ModelIdentity("champion", "00" * 8, 0.5, 0)
 ONE_SLOT = BatcherSettings(slots=1, max_rows=4, max_in_flight=3)

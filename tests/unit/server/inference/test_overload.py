@@ -14,7 +14,7 @@ from scripted_replica import ScriptedReplica
 
 from fallback.budget import BudgetSettings
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.admission import Admission, AdmissionSettings
+from server.decision.admission import Admission, AdmissionSettings
 from server.errors import OverloadedError
 from server.inference.batcher import BatcherSettings
 from server.inference.champion import Champion

@@ -13,7 +13,7 @@ import pytest
 from feature_cache import features
 from local.torchserve import archive
 from local.variants import inverted, late, recalibrated
-from server.audit.errors import ModelUnknown
+from server.journal.errors import ModelUnknown
 from server.models.registry import ModelUnusableError, Registry
 
 

@@ -1,0 +1,167 @@
+"""`pretrade audit label`: labels past decisions from recorded market events, and says how good they were."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import sqlalchemy as sa
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from feature_cache.session import SessionError, read_session, session_files
+from pretrade.audit.v1 import audit_pb2
+from pretrade.market.v1 import market_pb2
+from server.audit.cli import app
+from server.audit.reading.labels import (
+    HORIZON_SECONDS,
+    Label,
+    LabelledDecision,
+    Labeller,
+    Quality,
+    events_of_topic,
+    quality,
+)
+from server.audit.reading.places import DatabaseUrl, JournalPath, failure, targets
+from server.audit.reading.query import AuditQuery
+from server.audit.replay.review import Since, Until, decisions_of
+from server.audit.store.refusals import refusals
+from server.audit.store.store import Store
+from server.journal.errors import AuditError
+from server.stack_file import DEFAULT_DIRECTORY, Directory
+
+__all__ = ["app"]
+
+_MOST_DECISIONS: Final = 10_000_000
+
+
+@app.command(name="refusals")
+def list_refusals(
+    since: Since = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    database_url: DatabaseUrl = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Lists calls that were refused for want of credentials, roles or patience, the newest first."""
+    database_url, _ = targets(database_url, None, directory)
+    if database_url is None:
+        raise failure("refusals are in the database: name --database-url")
+    table = Table("refused (UTC)", "port", "method", "from", "caller", "reason", "more before")
+    try:
+        with closing(Store(database_url)) as store, store.connect() as connection:
+            for row in refusals(connection, since, limit):
+                if as_json:
+                    typer.echo(json.dumps(row | {"refused_at": row["refused_at"].isoformat()}))
+                    continue
+                at = row["refused_at"].replace(tzinfo=None).isoformat(" ", "milliseconds")
+                cells = (row["plane"], row["method"].rpartition(".")[2], row["peer"], row["caller"], row["reason"])
+                table.add_row(at, *(escape(cell) for cell in cells), str(row["unrecorded_before"]))
+    except (ValueError, sa.exc.SQLAlchemyError) as error:
+        raise failure(str(error).splitlines()[0]) from error
+    if not as_json:
+        Console(width=None if Console().is_terminal else 200).print(table)
+
+
+@app.command()
+def label(
+    recordings: Annotated[
+        list[Path] | None, typer.Argument(help="Recordings (*.gz), or folders of them. [only report]")
+    ] = None,
+    kafka: Annotated[str | None, typer.Option(help="host:port of Kafka brokers that hold the events instead.")] = None,
+    topic: Annotated[str, typer.Option(help="Topic of the events.")] = "market.events",
+    since: Since = None,
+    until: Until = None,
+    horizon_seconds: Annotated[float, typer.Option("--horizon", min=0.1, help="Seconds.")] = HORIZON_SECONDS,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    database_url: DatabaseUrl = None,
+    journal: JournalPath = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Labels decisions by what the market did next, stores the labels, and reports precision, coverage, calibration.
+
+    Without events it reports on the labels that are there. Labelling twice changes nothing.
+    """
+    try:
+        with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
+            if recordings or kafka:
+                wanted = audit_pb2.DecisionFilter()
+                if since is not None:
+                    wanted.since.FromDatetime(since)
+                if until is not None:
+                    wanted.until.FromDatetime(until)
+                packets = (one.packet for one in decisions_of(query, wanted, _MOST_DECISIONS))
+                labeller = Labeller(packets, horizon_seconds)
+                if kafka:
+                    labels = asyncio.run(_label_from_kafka(labeller, kafka, topic))
+                else:
+                    labels = list(_label_all(labeller, read_session(session_files(recordings or []))))
+                query.add_labels(labels, horizon_seconds)
+                typer.echo(
+                    f"{len(labels):,} labelled; {labeller.waiting:,} not: the events do not cover their horizon or the "
+                    f"book was stale at its end; {labeller.unusable:,} were made without a mid",
+                    err=as_json,
+                )
+            found = query.labelled(since, until, horizon_seconds)
+    except (AuditError, SessionError, ValueError) as error:
+        raise failure(error) from error
+    report = by_source(found)
+    if as_json:
+        typer.echo(json.dumps({source: _object(one) for source, one in report.items()}, indent=2, allow_nan=False))
+    else:
+        _print(report)
+
+
+def _label_all(labeller: Labeller, events: Iterable[market_pb2.MarketEvent]) -> Iterator[Label]:
+    for event in events:
+        yield from labeller.on_event(event)
+
+
+async def _label_from_kafka(labeller: Labeller, bootstrap_servers: str, topic: str) -> list[Label]:
+    from aiokafka.errors import KafkaError  # noqa: PLC0415 - as in `events_of_topic`
+
+    try:
+        return [one async for event in events_of_topic(bootstrap_servers, topic) for one in labeller.on_event(event)]
+    except KafkaError as error:
+        raise failure(f"Kafka: {error}") from error
+
+
+def by_source(found: list[LabelledDecision]) -> dict[str, Quality]:
+    groups: dict[str, list[LabelledDecision]] = defaultdict(list)
+    for one in found:
+        groups["all"].append(one)
+        groups[one.source].append(one)
+    return {source: quality(group) for source, group in groups.items()}
+
+
+def _object(one: Quality) -> dict[str, object]:
+    """For JSON, which knows no NaN: a share of nothing is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(one).items()
+    }
+
+
+def _print(report: dict[str, Quality]) -> None:
+    console = Console()
+    if not report:
+        console.print("no labelled decision")
+        return
+    columns = ("source", "labelled", "base rate", "coverage", "precision", "Brier", "calibration error")
+    table = Table(*columns, title="quality by the market's own labels", title_justify="left")
+    for source, one in report.items():
+        figures = (one.base_rate, one.coverage, one.precision, one.brier, one.calibration_error)
+        table.add_row(source, f"{one.decisions:,}", *(f"{figure:.4f}" for figure in figures))
+    console.print(table)
+    bins = Table("mean score", "eligible", "decisions", title="calibration of the scores", title_justify="left")
+    for group in report["all"].bins:
+        bins.add_row(f"{group.mean_score:.4f}", f"{group.eligible:.4f}", f"{group.decisions:,}")
+    console.print(bins)

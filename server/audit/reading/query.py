@@ -1,0 +1,394 @@
+"""Reading the audit wherever it is by now: the database, and what only the journals hold yet.
+
+Decisions come newest first, by id: ids are time-ordered. A journal's part are the rows after the last one shipped, so a
+page is the merge of descending sequences, and nothing is missing while rows move from one to the other: the journals
+are read first, and what is shipped meanwhile is in both.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from pretrade.admin.v1 import admin_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading import filters
+from server.audit.reading.changes import list_changes
+from server.audit.reading.journals import Journals, audited, entry_of, matches, unshipped_rows
+from server.audit.reading.labels import Label, LabelledDecision
+from server.audit.store import outcomes
+from server.audit.store.schema import DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES
+from server.audit.store.store import Store
+from server.journal.errors import AuditUnavailable, InvalidRequest, OutcomeConflict, UnknownDecision
+from server.journal.journal_file import Head, JournalReader, Row
+from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
+
+DEFAULT_PAGE: Final = 50
+LARGEST_PAGE: Final = 500
+_LONGEST_ID: Final = 64
+_AWAY_SECONDS: Final = 2.0
+"""How long a database that was away is not asked again."""
+
+
+class AuditQuery:
+    """Answers questions about the audit; used by one thread.
+
+    A database that cannot be reached leaves the journals, and the other way round.
+
+    Args:
+        database_url: SQLAlchemy URL; None for the journals alone.
+        journal_path: The journal, those of all places with it; None for the database alone.
+        monotonic: Seconds on a clock that never jumps.
+
+    Raises:
+        ValueError: The URL is malformed.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None,
+        journal_path: Path | None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = None if database_url is None else Store(database_url)
+        self._monotonic = monotonic
+        self._away: sa.exc.OperationalError | None = None
+        self._away_until = 0.0
+        self.journals: Final = Journals(journal_path)
+        """The journals' part, for who watches."""
+
+    def close(self) -> None:
+        """Closes every connection."""
+        if self._store is not None:
+            self._store.close()
+
+    def get(self, decision_id: str) -> audit_pb2.AuditedDecision:
+        """One decision.
+
+        Raises:
+            UnknownDecision: It is not there.
+            AuditUnavailable: It may be where we cannot look.
+        """
+        if not 0 < len(decision_id) <= _LONGEST_ID:
+            raise UnknownDecision("no decision has an empty or a very long id")
+        problems: list[str] = []
+        news = self._news_of(decision_id, problems)
+        found = self._find_stored(decision_id, problems) or self.journals.find(decision_id, problems)
+        if found is not None:
+            statuses = Statuses()
+            for entry in news:
+                statuses.add(entry)
+            self._add_repeats(statuses, (decision_id,))
+            found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
+            return found
+        if problems:
+            raise AuditUnavailable("; ".join(dict.fromkeys(problems)))
+        raise UnknownDecision(f"no decision {decision_id} in the audit")
+
+    def newest(
+        self, wanted: audit_pb2.DecisionFilter, limit: int, incomplete: Callable[[str], object] = lambda _: None
+    ) -> Iterator[audit_pb2.AuditedDecision]:
+        """The newest decisions that match, page by page; `incomplete` hears what cannot be read.
+
+        Raises:
+            InvalidRequest: The filter breaks a rule.
+            AuditUnavailable: There is nothing that can be read.
+        """
+        token = ""
+        while limit > 0:
+            page = self.page(wanted, min(limit, LARGEST_PAGE), token)
+            if page.incomplete:
+                incomplete(page.incomplete)
+            yield from page.decisions
+            limit -= len(page.decisions)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def page(self, wanted: audit_pb2.DecisionFilter, size: int, token: str) -> audit_pb2.ListDecisionsResponse:
+        """One page of the decisions that match, the newest first.
+
+        Raises:
+            InvalidRequest: Filter, size or token break a rule.
+            AuditUnavailable: There is nothing that can be read.
+        """
+        if not 0 <= size <= LARGEST_PAGE:
+            raise InvalidRequest(f"page_size: must be 1 to {LARGEST_PAGE}, or 0 for {DEFAULT_PAGE}, not {size}")
+        size = size or DEFAULT_PAGE
+        before = filters.read_token(token)
+        since, until = filters.instants(wanted)
+        filters.check_text(wanted)
+        problems: list[str] = []
+        statuses = Statuses()
+        tails = self._tails(wanted, before, size + 1, statuses, problems)
+        stored = self._stored(wanted, since, until, before, size + 1, problems)
+        if stored is None and not tails:
+            raise AuditUnavailable("; ".join(problems) or "there is neither database nor journal")
+        recent = (one for tail in tails for one in tail)
+        found = {one.packet.decision.decision_id: one for one in (*recent, *(stored or ()))}
+        ids = sorted(found, reverse=True)
+        self._add_repeats(statuses, ids[:size])
+        for decision_id in ids[:size]:
+            found[decision_id].reply_status = statuses.of(decision_id, otherwise=found[decision_id].reply_status)
+        return audit_pb2.ListDecisionsResponse(
+            decisions=[found[one] for one in ids[:size]],
+            next_page_token=filters.token(ids[size - 1]) if len(ids) > size else "",
+            incomplete="; ".join(problems),
+        )
+
+    def changes(self, request: admin_pb2.ListChangesRequest) -> admin_pb2.ListChangesResponse:
+        """One page of the changes that operators made, the newest first. Raises as `list_changes` does."""
+        return list_changes(request, self._store, self.journals, self._shipped())
+
+    def settings(self, config_hash: str) -> packet_pb2.SettingsInForce | None:
+        """The settings with this hash, or None."""
+        if self._store is not None:
+            with suppress(sa.exc.SQLAlchemyError), self._database() as store, store.connect() as connection:
+                found = outcomes.find_settings(connection, config_hash)
+                if found is not None:
+                    return found
+        return self.journals.find_settings(config_hash)
+
+    def packet(self, decision_id: str) -> packet_pb2.DecisionPacket | None:
+        """The packet of a decision, or None."""
+        try:
+            return self.get(decision_id).packet
+        except (UnknownDecision, AuditUnavailable):
+            return None
+
+    def outcomes(self, decision_id: str) -> list[packet_pb2.Outcome]:
+        """What was reported of a decision, the oldest first.
+
+        While the database is away the journals alone can tell, of decisions that all of them reach back to: those since
+        it went, and some before.
+
+        Raises:
+            AuditUnavailable: There may be more where we cannot look.
+        """
+        problems: list[str] = []
+        found: dict[str, packet_pb2.Outcome] = {}
+        news = self._news_of(decision_id, problems)
+        if self._store is not None:
+            try:
+                with self._database() as store, store.connect() as connection:
+                    found = {one.reporter: one for one in outcomes.find_outcomes(connection, decision_id)}
+            except sa.exc.SQLAlchemyError as error:
+                if not self.journals.reach_back_to(decision_id):
+                    raise AuditUnavailable(f"the database: {_line(error)}") from error
+                news = self._entries_naming(decision_id, {}, problems)  # also what was shipped before it went
+        if problems:
+            raise AuditUnavailable("; ".join(problems))
+        for entry in news:
+            if entry.outcome.decision_id == decision_id:
+                found.setdefault(entry.outcome.reporter, entry.outcome)
+        return sorted(found.values(), key=lambda outcome: outcome.recorded_at_ns)
+
+    def labelled(
+        self, since: dt.datetime | None, until: dt.datetime | None, horizon_seconds: float
+    ) -> list[LabelledDecision]:
+        """The decisions of a time that have a label; none without a database.
+
+        Raises:
+            AuditUnavailable: The database cannot be read.
+        """
+        if self._store is None:
+            raise AuditUnavailable("labels are in the database, and there is none here")
+        columns = DECISIONS.c
+        query = (
+            sa.select(columns.action, columns.source, columns.score, outcomes.LABELS.c.eligible)
+            .join_from(DECISIONS, outcomes.LABELS, columns.decision_id == outcomes.LABELS.c.decision_id)
+            .where(outcomes.LABELS.c.horizon_seconds == horizon_seconds)
+        )
+        if since is not None:
+            query = query.where(columns.decided_at >= since)
+        if until is not None:
+            query = query.where(columns.decided_at < until)
+        try:
+            with self._database() as store, store.connect() as connection:
+                return [LabelledDecision(*row) for row in connection.execute(query)]
+        except sa.exc.SQLAlchemyError as error:
+            raise AuditUnavailable(f"the database: {_line(error)}") from error
+
+    def add_labels(self, labels: Iterable[Label], horizon_seconds: float) -> None:
+        """Stores labels; one that is there already is left as it is.
+
+        Raises:
+            AuditUnavailable: The database cannot be written, or there is none.
+        """
+        if self._store is None:
+            raise AuditUnavailable("labels go into the database, and there is none here")
+        rows = [
+            {
+                "decision_id": label.decision_id,
+                "horizon_seconds": horizon_seconds,
+                "markout_bps": label.markout_bps,
+                "eligible": label.eligible,
+            }
+            for label in labels
+        ]
+        try:
+            with self._database() as store:
+                store.add_labels(rows)
+        except sa.exc.SQLAlchemyError as error:
+            raise AuditUnavailable(f"the database: {_line(error)}") from error
+
+    def recorded(self, outcome: packet_pb2.Outcome) -> packet_pb2.Outcome | None:
+        """The same outcome as it was recorded before; None when there is none of this reporter.
+
+        Raises:
+            UnknownDecision, AuditUnavailable: As `get`.
+            OutcomeConflict: The reporter said something else.
+        """
+        self.get(outcome.decision_id)
+        before = next((one for one in self.outcomes(outcome.decision_id) if one.reporter == outcome.reporter), None)
+        if before is not None and not outcomes.same_outcome(before, outcome):
+            raise OutcomeConflict(f"{outcome.reporter} recorded another outcome of {outcome.decision_id} before")
+        return before
+
+    @contextmanager
+    def _database(self) -> Iterator[Store]:
+        """The database, unless it was away a moment ago: every attempt may take seconds.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: It is away, or refuses.
+        """
+        assert self._store is not None
+        if self._away is not None and self._monotonic() < self._away_until:
+            raise self._away
+        try:
+            yield self._store
+            self._away = None
+        except sa.exc.OperationalError as error:
+            self._away, self._away_until = error, self._monotonic() + _AWAY_SECONDS
+            raise
+
+    def _news_of(self, decision_id: str, problems: list[str]) -> list[packet_pb2.JournalEntry]:
+        """What the journals hold of a decision beyond the database, in order."""
+        return self._entries_naming(decision_id, self._shipped(), problems)
+
+    def _entries_naming(
+        self, decision_id: str, shipped: dict[str, Head], problems: list[str]
+    ) -> list[packet_pb2.JournalEntry]:
+        """What the journals hold of a decision beyond some heads, in order."""
+        wanted = decision_id.encode()
+
+        def read(journal: JournalReader) -> list[packet_pb2.JournalEntry]:
+            return [entry_of(row) for row in unshipped_rows(journal, shipped) if wanted in row.entry]
+
+        return [entry for news in self.journals.each(read, problems) for entry in news]
+
+    def _find_stored(self, decision_id: str, problems: list[str]) -> audit_pb2.AuditedDecision | None:
+        if self._store is None or "\0" in decision_id:
+            return None
+        try:
+            with self._database() as store:
+                stored = store.find(decision_id)
+        except sa.exc.SQLAlchemyError as error:
+            problems.append(f"the database: {_line(error)}")
+            return None
+        if stored is None:
+            return None
+        return audited(entry_of(stored.row).decision, stored.row, stored.reply_status, "database", stored.journal_id)
+
+    def _tails(
+        self, wanted: audit_pb2.DecisionFilter, before: str, limit: int, statuses: Statuses, problems: list[str]
+    ) -> list[list[audit_pb2.AuditedDecision]]:
+        """What each journal holds beyond the database: the newest decisions that match; `statuses` gets the rest."""
+        shipped = self._shipped()
+
+        def read(journal: JournalReader) -> list[audit_pb2.AuditedDecision]:
+            settled = journal.settled()
+
+            def matching() -> Iterator[audit_pb2.AuditedDecision]:
+                for row in unshipped_rows(journal, shipped):
+                    entry = entry_of(row)
+                    statuses.add(entry)
+                    packet = entry.decision
+                    if (not before or packet.decision.decision_id < before) and matches(wanted, packet):
+                        status = REPLIED if row.position <= settled else UNSETTLED
+                        yield audited(packet, row, status, "journal", journal.journal_id)
+
+            # The database may have been away for hours: only a page of what it lacks is kept in memory.
+            return heapq.nlargest(limit, matching(), key=lambda one: one.packet.decision.decision_id)
+
+        return list(self.journals.each(read, problems))
+
+    def _add_repeats(self, statuses: Statuses, decision_ids: Collection[str]) -> None:
+        """What the database knows of decisions that may still be in a journal: what repeats heard elsewhere."""
+        if self._store is not None:
+            with suppress(sa.exc.SQLAlchemyError), self._database() as store:
+                statuses.add_repeats(store.repeats(decision_ids))
+
+    def _shipped(self) -> dict[str, Head]:
+        """How far each journal was shipped; nothing when the database cannot say."""
+        if self._store is not None:
+            with suppress(sa.exc.SQLAlchemyError), self._database() as store:
+                return store.journals()
+        return {}
+
+    def _stored(
+        self,
+        wanted: audit_pb2.DecisionFilter,
+        since: dt.datetime | None,
+        until: dt.datetime | None,
+        before: str,
+        limit: int,
+        problems: list[str],
+    ) -> list[audit_pb2.AuditedDecision] | None:
+        """What the database holds; None when it cannot be read."""
+        if self._store is None:
+            return None
+        columns = DECISIONS.c
+        query = (
+            sa.select(
+                columns.reply_status,
+                columns.journal_id,
+                JOURNAL_ENTRIES.c.position,
+                JOURNAL_ENTRIES.c.entry,
+                JOURNAL_ENTRIES.c.hash,
+            )
+            .join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
+            .order_by(columns.decision_id.desc())
+            .limit(limit)
+        )
+        conditions: tuple[tuple[object, sa.ColumnElement[bool] | None], ...] = (
+            (before, columns.decision_id < before),
+            (since, None if since is None else columns.decided_at >= since),
+            (until, None if until is None else columns.decided_at < until),
+            (wanted.instruments, columns.instrument.in_(wanted.instruments)),
+            (wanted.strategies, columns.strategy.in_(wanted.strategies)),
+            (wanted.actions, columns.action.in_(filters.short_names(pb.Action, wanted.actions, "ACTION_"))),
+            (wanted.sources, columns.source.in_(filters.short_names(pb.Source, wanted.sources, "SOURCE_"))),
+            (wanted.model, sa.or_(columns.model_name == wanted.model, columns.model_version == wanted.model)),
+        )
+        query = query.where(*(condition for given, condition in conditions if given and condition is not None))
+        try:
+            with self._database() as store, store.connect() as connection:
+                rows = connection.execute(query).all()
+        except sa.exc.SQLAlchemyError as error:
+            problems.append(f"the database: {_line(error)}")
+            return None
+        return [
+            audited(
+                entry_of(row := Row(found.position, found.entry, found.hash)).decision,
+                row,
+                found.reply_status,
+                "database",
+                found.journal_id,
+            )
+            for found in rows
+        ]
+
+
+def _line(error: sa.exc.SQLAlchemyError) -> str:
+    """One line, without the statement and its parameters."""
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[0]

@@ -1,0 +1,371 @@
+"""Recomputes decisions from their packets, with the code that decided them.
+
+What is recomputed: whether the features could be used, the vector where the caller brought it, the score (by the model
+version that the packet names, in a batch of the same shape), the cached score and its eligibility, the rules, the
+guards, and from these action and reasons. A replay is equal when all of it is, scores to the last bit.
+
+What is a fact of the packet and is not recomputed, because it depends on what else happened at that time: which replica
+answered, failed or was passed over; that there was no cached score to use; how old a cached score was to the
+microsecond; that a strategy was over its rate. `Replay.facts` names those a decision rests on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fallback.budget import Budget
+from fallback.cached_score import CachedScores, CachedScoreSettings
+from fallback.chain import ChainSettings
+from fallback.guards import Guards, GuardSettings
+from fallback.order import Answer, Case, Order, held_against
+from fallback.rules import RulesBaseline, RulesSettings
+from fallback.staleness import DEGRADATIONS, judge
+from feature_cache import features
+from feature_cache.codec import BookState
+from pretrade.admin.v1 import admin_pb2
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.convert import OrderReader
+from server.errors import InvalidOrderError
+from server.inference.wire import ROW_BYTES, ModelIdentity
+from server.journal.errors import NotReplayable
+from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
+from server.models.archive import Archive, RunningModel
+from server.settings import FeatureSettings, hash_of
+
+_BOOK_STATES: Final = {
+    packet_pb2.BOOK_STATE_UNKNOWN: BookState.UNKNOWN,
+    packet_pb2.BOOK_STATE_VALID: BookState.VALID,
+    packet_pb2.BOOK_STATE_LOCKED: BookState.LOCKED,
+}
+_PROBLEMS: Final = frozenset(DEGRADATIONS.values())
+_REPLICAS: Final = {
+    pb.SOURCE_PRIMARY: "primary",
+    pb.SOURCE_SECONDARY: "secondary",
+    pb.SOURCE_CANARY: "challenger",
+}
+_STAGES: Final = {
+    pb.SOURCE_PRIMARY: "model",
+    pb.SOURCE_SECONDARY: "model",
+    pb.SOURCE_CANARY: "model",
+    pb.SOURCE_CACHED_SCORE: "cached_score",
+    pb.SOURCE_RULES: "rules",
+}
+_MOST_BATCH_ROWS: Final = 65_536
+
+
+class DecidingSettings(BaseModel):
+    """Those sections of a server's settings that decide what is answered; the others decide how fast."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    features: FeatureSettings
+    chain: ChainSettings
+    cached_score: CachedScoreSettings
+    rules: RulesSettings
+    guards: GuardSettings
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What to decide with instead of what the packet names; None: as it was."""
+
+    model: Archive | None = None
+    threshold: float | None = None
+
+
+AS_RECORDED: Final = WhatIf()
+"""With what the packet names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A field that came out otherwise."""
+
+    field: str
+    recorded: str
+    replayed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A decision computed anew."""
+
+    packet: packet_pb2.DecisionPacket
+    action: pb.Action.ValueType
+    reasons: tuple[pb.ReasonCode.ValueType, ...]
+    score: float
+    """NaN when nobody scored."""
+    threshold: float
+    """NaN when nobody scored."""
+    first_difference: Difference | None
+    """None when all that was recomputed equals what was recorded."""
+    facts: tuple[str, ...]
+    """What was taken from the packet, for people."""
+
+
+class Replayer:
+    """Replays decisions, one after another; a context manager that keeps models running between them.
+
+    Args:
+        settings_of: The settings with this hash, or None.
+        packet_of: The packet of this decision, or None.
+        archive_of: The archive of this model version; raises `ModelUnknown`.
+        what_if: What to decide with instead.
+    """
+
+    def __init__(
+        self,
+        settings_of: Callable[[str], packet_pb2.SettingsInForce | None],
+        packet_of: Callable[[str], packet_pb2.DecisionPacket | None],
+        archive_of: Callable[[str], Archive],
+        what_if: WhatIf = AS_RECORDED,
+    ) -> None:
+        self._settings_of = settings_of
+        self._packet_of = packet_of
+        self._archive_of = archive_of
+        self._what_if = what_if
+        self._stack = ExitStack()
+        self._models: dict[str, RunningModel] = {}
+        self._settings: dict[str, DecidingSettings] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the models."""
+        self._stack.close()
+
+    async def replay(self, packet: packet_pb2.DecisionPacket) -> Replay:
+        """Computes a decision anew and holds it against the packet.
+
+        Raises:
+            NotReplayable: Something it needs is missing: settings, model, or the decision a cached score came from.
+        """
+        recorded = packet.decision
+        settings = self._deciding_settings(packet.config_hash)
+        case = _case(packet, settings.features)
+        answer = await self._answer(case, packet, settings)
+        if isinstance(answer, Difference):
+            return Replay(packet, pb.ACTION_UNSPECIFIED, (), math.nan, math.nan, answer, _facts(packet))
+        action, reasons = _guarded(case, answer, packet, settings.guards)
+        comparison = (
+            ("features_problem", _problems(recorded.degradations), _problems(case.degradations)),
+            ("model_input", packet.model_input.hex(), _bytes(case).hex()),
+            ("source", _name(pb.Source, recorded.source), _name(pb.Source, answer.source)),
+            ("model_name", recorded.model_name, answer.model_name),
+            ("model_version", recorded.model_version, answer.model_version),
+            ("model_expires_at", str(packet.model_expires_at), str(answer.model_expires_at)),
+            ("score", _number(recorded.score, recorded.HasField("score")), _number(answer.score)),
+            ("threshold", _number(recorded.threshold, recorded.HasField("threshold")), _number(answer.threshold)),
+            ("action", _name(pb.Action, recorded.action), _name(pb.Action, action)),
+            ("reasons", _names(recorded.reasons), _names(reasons)),
+        )
+        difference = next((Difference(*one) for one in comparison if one[1] != one[2]), None)
+        return Replay(packet, action, tuple(reasons), answer.score, answer.threshold, difference, _facts(packet))
+
+    def _deciding_settings(self, config_hash: str) -> DecidingSettings:
+        settings = self._settings.get(config_hash)
+        if settings is None:
+            found = self._settings_of(config_hash)
+            if found is None:
+                raise NotReplayable(f"the audit does not hold the settings {config_hash}")
+            if hash_of(found.settings_json) != config_hash:
+                raise NotReplayable(f"the settings {config_hash} are not what their hash says")
+            try:
+                settings = DecidingSettings.model_validate(json.loads(found.settings_json))
+            except ValidationError as error:
+                raise NotReplayable(
+                    f"the settings {config_hash} are of version {found.software_version}: {error}"
+                ) from error
+            self._settings[config_hash] = settings
+        return settings
+
+    async def _answer(
+        self, case: Case, packet: packet_pb2.DecisionPacket, settings: DecidingSettings
+    ) -> Answer | Difference:
+        """What the recorded source answers to the case, or why it cannot have answered."""
+        source = packet.decision.source
+        stage = _STAGES.get(source)
+        stages = tuple(packet.chain_stages) or settings.chain.stages
+        if stage is not None and stage not in stages:
+            return Difference("source", _name(pb.Source, source), f"no stage {stage} in the chain")
+        if source in _REPLICAS:
+            return self._model_answer(packet)
+        if source == pb.SOURCE_CACHED_SCORE:
+            return await self._cached_answer(case, packet, settings)
+        by_rules = None
+        if "rules" in stages and (source == pb.SOURCE_RULES or not _broke_off(packet)):
+            by_rules = await RulesBaseline(settings.rules, lambda: case.budget.arrived).answer(case)
+        return by_rules or Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
+
+    def _model_answer(self, packet: packet_pb2.DecisionPacket) -> Answer | Difference:
+        """The model's answer to a packet that a replica answered."""
+        source, version = packet.decision.source, packet.decision.model_version
+        attempt = next((one for one in packet.attempts if one.outcome == "success"), None)
+        expected = f"{_REPLICAS[source]} {version}"
+        if attempt is None or f"{attempt.replica} {attempt.model_version}" != expected:
+            answered = f"{attempt.replica} {attempt.model_version}" if attempt else "no attempt succeeded"
+            return Difference("attempts", expected, answered)
+        if len(packet.model_input) != ROW_BYTES or packet.feature_set_id != features.FEATURE_SET_ID:
+            raise NotReplayable(f"the features are of the set {packet.feature_set_id!r}")
+        if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
+            raise NotReplayable("the packet does not say in which batch the model scored")
+        identity, score = self._model(version).score(packet.model_input, attempt.batch_rows, attempt.batch_index)
+        if self._what_if.model is None:
+            # A version may be served under another name than it was made for: a canary is.
+            identity = replace(identity, name=packet.decision.model_name)
+        return self._held(identity, score, source)
+
+    def _held(self, identity: ModelIdentity, score: float, source: pb.Source.ValueType) -> Answer:
+        threshold = identity.threshold if self._what_if.threshold is None else self._what_if.threshold
+        action, reason = held_against(score, threshold)
+        return Answer(action, source, reason, score, threshold, identity.name, identity.version, identity.expires_at)
+
+    async def _cached_answer(
+        self, case: Case, packet: packet_pb2.DecisionPacket, settings: DecidingSettings
+    ) -> Answer | Difference:
+        """The score of the decision that the packet names, if it may answer this one."""
+        origin_id = packet.cached_from_decision_id
+        origin = self._packet_of(origin_id)
+        if origin is None:
+            raise NotReplayable(f"the audit does not hold decision {origin_id}, whose score was used again")
+        if origin.decision.source not in _REPLICAS:
+            return Difference("cached_from_decision_id", "a score of a model", _name(pb.Source, origin.decision.source))
+        answer = self._model_answer(origin)
+        if isinstance(answer, Difference):
+            return answer
+        scores = CachedScores(settings.cached_score, lambda: case.budget.arrived)
+        scores.remember(_case(origin, self._deciding_settings(origin.config_hash).features), answer, origin_id)
+        return await scores.answer(case) or Difference(
+            "cached_score", f"of decision {origin_id}", "too old, or the market had moved too far"
+        )
+
+    def _model(self, version: str) -> RunningModel:
+        """The running model of a version, or the one to use instead."""
+        archive = self._what_if.model
+        key = version if archive is None else archive.version
+        if key not in self._models:
+            self._models[key] = self._stack.enter_context(RunningModel(archive or self._archive_of(version)))
+        return self._models[key]
+
+
+def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
+    """The case as the chain saw it.
+
+    Raises:
+        NotReplayable: The order is none that this version accepts.
+    """
+    arrived = packet.arrived_monotonic_ns / 1e9
+    order = _order(packet.order)
+    case = Case(order, Budget(arrived, arrived + packet.decision.budget.allowed_us / 1e6, 0.0))
+    known = packet.features
+    judge(
+        case,
+        _BOOK_STATES.get(known.book_state),
+        known.age_seconds,
+        known.book_age_ms / 1e3,
+        settings.max_age_seconds,
+    )
+    case.mid = packet.mid_price or math.nan
+    if case.features_problem is None:
+        own = order.caller_features
+        if own is None:
+            case.features = np.frombuffer(packet.model_input, dtype="<f4")
+        else:
+            case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
+    return case
+
+
+def _order(message: pb.Order) -> Order:
+    try:
+        return OrderReader((message.instrument,)).read(message)
+    except InvalidOrderError as error:
+        raise NotReplayable(f"the order is none that this version accepts: {error}") from error
+
+
+def _guarded(
+    case: Case, answer: Answer, packet: packet_pb2.DecisionPacket, settings: GuardSettings
+) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
+    """Action and reasons after all guards; whether the strategy was over its rate is a fact of the packet."""
+    state = admin_pb2.TradingState.Value(f"TRADING_STATE_{packet.trading_state}")
+    guards = Guards(
+        settings.model_copy(update={"max_decisions_per_second": None}),
+        lambda: state,
+        lambda: case.budget.arrived,
+        lambda: packet.decision.decided_at.ToNanoseconds() / 1e9,
+    )
+    action, reasons = guards.apply(case, answer)
+    if action == pb.ACTION_TRADE and pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
+        return pb.ACTION_NO_TRADE, [*reasons, pb.REASON_CODE_STRATEGY_RATE]
+    return action, reasons
+
+
+def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
+    """What the decision rests on that cannot be recomputed."""
+    facts = [
+        f"{attempt.replica}: {attempt.outcome} after {attempt.used_us / 1e3:.3f} ms"
+        for attempt in packet.attempts
+        if attempt.outcome != "success"
+    ]
+    facts += [
+        f"{pb.Stage.Name(use.stage).removeprefix('STAGE_')} passed over: "
+        + pb.Degradation.Name(use.skipped).removeprefix("DEGRADATION_")
+        for use in packet.decision.budget.stages
+        if use.skipped
+    ]
+    if packet.decision.source not in _REPLICAS and pb.DEGRADATION_NO_CACHED_SCORE in packet.decision.degradations:
+        facts.append("there was no cached score to use")
+    if _broke_off(packet):
+        facts.append("a stage broke off with a fault of the server, which its log explains")
+    if packet.cached_from_decision_id:
+        facts.append(f"the cached score of {packet.cached_from_decision_id} was young enough when it was used")
+    if pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
+        facts.append(f"strategy {packet.order.strategy!r} was over its rate")
+    return tuple(facts)
+
+
+def fact_of_reply(reply_status: str) -> tuple[str, ...]:
+    """What became of the reply, where that is not the decision itself."""
+    if reply_status == REPLIED:
+        return ()
+    if reply_status == unconfirmed_status("audit_late"):
+        return ("the caller heard ABSTAIN: the packet was not durable in time",)
+    if reply_status == UNSETTLED:
+        return ("nobody knows yet whether the caller heard it",)
+    return (f"the caller may not have heard it: {reply_status}",)
+
+
+def _broke_off(packet: packet_pb2.DecisionPacket) -> bool:
+    """True when a stage broke off with a fault of ours, which no replay repeats."""
+    return pb.DEGRADATION_STAGE_BROKEN in packet.decision.degradations
+
+
+def _bytes(case: Case) -> bytes:
+    return b"" if case.features is None else case.row()
+
+
+def _number(value: float, present: bool = True) -> str:
+    """A number so that equal text means equal bits."""
+    return repr(value) if present and not math.isnan(value) else "none"
+
+
+def _problems(degradations: Iterable[pb.Degradation.ValueType]) -> str:
+    """What was wrong with the features, the server's or those that the caller brought."""
+    return ", ".join(_name(pb.Degradation, one) for one in degradations if one in _PROBLEMS) or "none"
+
+
+def _name(enum: type[pb.Action] | type[pb.Source] | type[pb.ReasonCode] | type[pb.Degradation], value: int) -> str:
+    return str(enum.DESCRIPTOR.values_by_number[value].name)
+
+
+def _names(reasons: object) -> str:
+    return ", ".join(_name(pb.ReasonCode, one) for one in reasons)  # type: ignore[attr-defined]

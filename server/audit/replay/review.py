@@ -1,0 +1,341 @@
+"""`pretrade audit`, an auditor's part: `list`, `watch`, `outcome`, `replay`.
+
+`list` and `replay` read database and journals themselves; `watch` and `outcome` are clients of `AuditService`.
+Exit codes: 0 done, 1 refused, or a replay that differs, 2 wrong usage, 3 the server cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import enum
+import json
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.cli import app
+from server.audit.reading.places import (
+    DatabaseUrl,
+    JournalPath,
+    Models,
+    failure,
+    model_store,
+    targets,
+)
+from server.audit.reading.query import AuditQuery
+from server.audit.replay import whatif
+from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
+from server.cli import connected
+from server.journal.errors import AuditError
+from server.models.archive import Archive, ModelStore, read_archive
+from server.stack_file import DEFAULT_DIRECTORY, Directory
+
+_RPC_SECONDS: Final = 10.0
+_VERSION: Final = re.compile("[0-9a-f]{16}")
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SPAN_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class ActionName(enum.StrEnum):
+    """Actions on the command line."""
+
+    TRADE = "trade"
+    NO_TRADE = "no_trade"
+    ABSTAIN = "abstain"
+
+
+class SourceName(enum.StrEnum):
+    """Sources on the command line."""
+
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+    CACHED_SCORE = "cached_score"
+    RULES = "rules"
+    NONE = "none"
+
+
+def instant(text: str) -> dt.datetime:
+    """An instant: ISO 8601 (UTC where it names no zone), or how long ago, for example `90s`, `10m`, `2h`, `1d`."""
+    span = _SPAN.fullmatch(text)
+    try:
+        if span:
+            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=float(span[1]) * _SPAN_SECONDS[span[2]])
+        at = dt.datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter("must be an ISO 8601 instant, or a time ago like 90s, 10m, 2h, 1d") from error
+    return at if at.tzinfo else at.replace(tzinfo=dt.UTC)
+
+
+Since = Annotated[
+    dt.datetime | None,
+    typer.Option(parser=instant, metavar="TIME", help="Decided at or after: an ISO 8601 instant, or a time ago (10m)."),
+]
+Until = Annotated[dt.datetime | None, typer.Option(parser=instant, metavar="TIME", help="Decided before.")]
+Instruments = Annotated[list[str] | None, typer.Option("--instrument", help="Of this instrument; can be repeated.")]
+Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Of this strategy; can be repeated.")]
+Actions = Annotated[list[ActionName] | None, typer.Option("--action", help="With this action; can be repeated.")]
+Sources = Annotated[list[SourceName] | None, typer.Option("--source", help="From this source; can be repeated.")]
+ByModel = Annotated[str, typer.Option("--by-model", help="Scored by this model: a name or a version.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Target = Annotated[
+    str | None, typer.Option("--target", envvar="PRETRADE_ADMIN_TARGET", help="HOST:PORT instead of the stack's.")
+]
+
+
+@app.command(name="list")
+def list_decisions(
+    since: Since = None,
+    until: Until = None,
+    instrument: Instruments = None,
+    strategy: Strategies = None,
+    action: Actions = None,
+    source: Sources = None,
+    by_model: ByModel = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+    journal: JournalPath = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Lists decisions, the newest first, from the database and from what only the journal holds yet."""
+    wanted = _filter(since, until, instrument, strategy, action, source, by_model)
+    with _query(database_url, journal, directory) as query:
+        table = Table(
+            "decided (UTC)", "decision", "instrument", "side", "strategy", "action", "score", "source", "found in"
+        )
+        for decision in decisions_of(query, wanted, limit):
+            if as_json:
+                typer.echo(_json(decision))
+            else:
+                table.add_row(*_cells(decision), decision.found_in)
+    if not as_json:
+        Console(width=None if Console().is_terminal else 200).print(table)
+
+
+@app.command(name="watch")
+def watch_decisions(
+    instrument: Instruments = None,
+    strategy: Strategies = None,
+    action: Actions = None,
+    source: Sources = None,
+    by_model: ByModel = "",
+    after: Annotated[
+        str, typer.Option(metavar="CURSOR", help="Go on after this event of an earlier watch (--json).")
+    ] = "",
+    from_oldest: Annotated[
+        bool, typer.Option("--from-oldest", help="Begin with the oldest the journals hold, not with what comes.")
+    ] = False,
+    as_json: AsJson = False,
+    target: Target = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Prints decisions of a running server as they become durable, until Ctrl-C."""
+    wanted = _filter(None, None, instrument, strategy, action, source, by_model)
+    request = audit_pb2.WatchDecisionsRequest(filter=wanted, cursor=after, from_oldest=from_oldest)
+    with _service(target, directory) as service:
+        for event in service.WatchDecisions(request):
+            if as_json:
+                typer.echo(json.dumps(MessageToDict(event, preserving_proto_field_name=True)))
+            elif event.HasField("decision"):
+                typer.echo("  ".join(_cells(event.decision)))
+            elif event.HasField("missed"):
+                missed = event.missed
+                rows = f"rows {missed.first_position} to {missed.last_position} of journal {missed.journal_id}"
+                typer.echo(f"{rows} were trimmed; see `audit list`")
+            elif event.HasField("reply_heard"):
+                typer.echo(f"{event.reply_heard.decision_id}: heard by a repeat of the call")
+            else:
+                unconfirmed = event.reply_unconfirmed
+                typer.echo(f"{unconfirmed.decision_id}: reply unconfirmed ({unconfirmed.cause})")
+
+
+@app.command(name="outcome")
+def record_outcome(
+    decision_id: Annotated[str, typer.Argument(help="The decision id of the reply.")],
+    filled: Annotated[float, typer.Option(help="Quantity filled in base asset; 0 for nothing.")],
+    reporter: Annotated[str, typer.Option(help="Who reports.")],
+    price: Annotated[float | None, typer.Option(help="Average price of the fills.")] = None,
+    markout_bps: Annotated[float | None, typer.Option(help="Side-signed markout of the fill, in basis points.")] = None,
+    target: Target = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Records what became of an order; the same again changes nothing, something else is refused."""
+    outcome = packet_pb2.Outcome(
+        decision_id=decision_id, reporter=reporter, filled_quantity=filled, fill_price=price, markout_bps=markout_bps
+    )
+    with _service(target, directory) as service:
+        response = service.RecordOutcome(audit_pb2.RecordOutcomeRequest(outcome=outcome), timeout=_RPC_SECONDS)
+    typer.echo("was recorded before" if response.existed else "recorded")
+
+
+@app.command()
+def replay(
+    decision_id: Annotated[str | None, typer.Argument(help="One decision. [all that the options name]")] = None,
+    since: Since = None,
+    until: Until = None,
+    instrument: Instruments = None,
+    strategy: Strategies = None,
+    action: Actions = None,
+    source: Sources = None,
+    by_model: ByModel = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 10_000,
+    model: Annotated[
+        str | None, typer.Option(help="What if: decide with this model, a .mar file, a version or a name in the store.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="What if: hold scores against this.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the scores into this .svg, .png or .pdf file.")] = None,
+    models: Models = None,
+    database_url: DatabaseUrl = None,
+    journal: JournalPath = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+) -> None:
+    """Recomputes decisions from their packets: bit-equal or the first difference; or how they would have come out.
+
+    Exits with 1 when a decision comes out otherwise than recorded, or cannot be replayed.
+    """
+    store_path = models or model_store(directory)
+    store = ModelStore([store_path])
+    with _query(database_url, journal, directory) as query:
+        what_if = AS_RECORDED
+        if model is not None or threshold is not None:
+            what_if = WhatIf(None if model is None else _archive(model, store, store_path), threshold)
+        with Replayer(query.settings, query.packet, store.find, what_if) as replayer:
+            if decision_id is not None:
+                recorded = query.get(decision_id)
+                one = asyncio.run(replayer.replay(recorded.packet))
+                _print_replay(one, what_if, recorded.reply_status)
+                raise typer.Exit(int(what_if == AS_RECORDED and one.first_difference is not None))
+            wanted = _filter(since, until, instrument, strategy, action, source, by_model)
+            packets = (one.packet for one in decisions_of(query, wanted, limit))
+            comparison = asyncio.run(whatif.compare(packets, replayer, what_if))
+    Console().print(whatif.tables(comparison), highlight=False)
+    if plot is not None:
+        _plot(comparison, plot)
+    complete = comparison.equal == comparison.decisions
+    raise typer.Exit(int(what_if == AS_RECORDED and not complete))
+
+
+def _print_replay(one: Replay, what_if: WhatIf, reply_status: str) -> None:
+    recorded = one.packet.decision
+    score = repr(one.score) if one.score == one.score else "none"
+    table = Table("", "recorded", "replayed", title=recorded.decision_id, title_justify="left")
+    table.add_row("action", _name(pb.Action, recorded.action), _name(pb.Action, one.action))
+    table.add_row("score", repr(recorded.score) if recorded.HasField("score") else "none", score)
+    table.add_row(
+        "reasons", *(", ".join(_name(pb.ReasonCode, r) for r in said) for said in (recorded.reasons, one.reasons))
+    )
+    Console().print(table, highlight=False)
+    for fact in (*one.facts, *fact_of_reply(reply_status)):
+        typer.echo(f"taken from the packet: {fact}")
+    if what_if != AS_RECORDED:
+        typer.echo("the same action" if one.action == recorded.action else "another action")
+    elif one.first_difference is None:
+        typer.echo("bit-equal")
+    else:
+        difference = one.first_difference
+        typer.echo(f"DIFFERENT: {difference.field}: recorded {difference.recorded}, replayed {difference.replayed}")
+
+
+def _archive(model: str, store: ModelStore, directory: Path) -> Archive:
+    """The archive of a file, a version, or a name in the store."""
+    path = Path(model)
+    if path.suffix == ".mar":
+        return read_archive(path)
+    if _VERSION.fullmatch(model):
+        return store.find(model)
+    named = sorted(directory.rglob(f"{model}.mar"))
+    if not named:
+        raise failure(f"no model {model!r} in {directory}")
+    return read_archive(named[0])
+
+
+def _plot(comparison: whatif.Comparison, path: Path) -> None:
+    try:
+        whatif.plot(comparison, path)
+    except ModuleNotFoundError as error:
+        raise failure("plots need the extra `plots`: pip install 'pretrade[plots]'") from error
+    except (OSError, ValueError) as error:
+        raise failure(error) from error
+    typer.echo(f"drawn into {path}")
+
+
+@contextmanager
+def _query(database_url: str | None, journal: Path | None, directory: Path) -> Iterator[AuditQuery]:
+    """The audit; turns its errors into messages and exit codes."""
+    try:
+        with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
+            yield query
+    except (AuditError, ValueError) as error:
+        raise failure(error) from error
+
+
+def decisions_of(
+    query: AuditQuery, wanted: audit_pb2.DecisionFilter, limit: int
+) -> Iterator[audit_pb2.AuditedDecision]:
+    """The newest that match; says what is missing."""
+    return query.newest(wanted, limit, lambda what: typer.echo(f"incomplete: {what}", err=True))
+
+
+@contextmanager
+def _service(target: str | None, directory: Path) -> Iterator[audit_pb2_grpc.AuditServiceStub]:
+    """A running server's service; turns failures into messages and exit codes."""
+    with connected(target, directory, "admin") as channel:
+        yield audit_pb2_grpc.AuditServiceStub(channel)
+
+
+def _filter(
+    since: dt.datetime | None,
+    until: dt.datetime | None,
+    instruments: list[str] | None,
+    strategies: list[str] | None,
+    actions: list[ActionName] | None,
+    sources: list[SourceName] | None,
+    model: str,
+) -> audit_pb2.DecisionFilter:
+    wanted = audit_pb2.DecisionFilter(
+        instruments=instruments or (),
+        strategies=strategies or (),
+        actions=[pb.Action.Value(f"ACTION_{name.name}") for name in actions or ()],
+        sources=[pb.Source.Value(f"SOURCE_{name.name}") for name in sources or ()],
+        model=model,
+    )
+    if since is not None:
+        wanted.since.FromDatetime(since)
+    if until is not None:
+        wanted.until.FromDatetime(until)
+    return wanted
+
+
+def _cells(decision: audit_pb2.AuditedDecision) -> tuple[str, ...]:
+    """One decision in a line; what callers wrote is shown without a terminal's control sequences."""
+    order, answer = decision.packet.order, decision.packet.decision
+    status = "" if decision.reply_status == "replied" else f" ({decision.reply_status})"
+    cells = (
+        answer.decided_at.ToDatetime().isoformat(" ", "milliseconds"),
+        answer.decision_id,
+        order.instrument,
+        pb.Side.Name(order.side).removeprefix("SIDE_"),
+        order.strategy,
+        _name(pb.Action, answer.action).removeprefix("ACTION_") + status,
+        f"{answer.score:.4f} / {answer.threshold:.4f}" if answer.HasField("score") else "-",
+        _name(pb.Source, answer.source).removeprefix("SOURCE_"),
+    )
+    return tuple("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cell) for cell in cells)
+
+
+def _json(decision: audit_pb2.AuditedDecision) -> str:
+    return json.dumps(MessageToDict(decision, preserving_proto_field_name=True))
+
+
+def _name(enum_type: Any, value: int) -> str:
+    return str(enum_type.DESCRIPTOR.values_by_number[value].name)

@@ -1,0 +1,146 @@
+"""Many decisions replayed: do they come out as recorded, and how would another model or threshold have decided?"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
+from server.journal.errors import NotReplayable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ACTIONS: Final = (pb.ACTION_TRADE, pb.ACTION_NO_TRADE, pb.ACTION_ABSTAIN)
+_SHOWN_DIFFERENCES: Final = 10
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of replaying many decisions."""
+
+    what_if: WhatIf
+    decisions: int = 0
+    equal: int = 0
+    """Decisions that came out as recorded: bit-equal, or in a what-if with the same action."""
+    by_source: Counter[str] = field(default_factory=Counter)
+    actions: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(recorded action, replayed action) → decisions."""
+    different: list[Replay] = field(default_factory=list)
+    """Those that did not, the first `_SHOWN_DIFFERENCES`."""
+    not_replayable: Counter[str] = field(default_factory=Counter)
+    """Why → decisions."""
+    scores: list[tuple[float, float]] = field(default_factory=list)
+    """(recorded, replayed) score of every decision that has both."""
+    thresholds: set[tuple[float, float]] = field(default_factory=set)
+    """(recorded, replayed) thresholds."""
+
+    @property
+    def replayed(self) -> int:
+        """Decisions that could be replayed."""
+        return self.decisions - self.not_replayable.total()
+
+    def add(self, replay: Replay) -> None:
+        """Counts a replay."""
+        recorded = replay.packet.decision
+        self.by_source[pb.Source.Name(recorded.source).removeprefix("SOURCE_")] += 1
+        self.actions[recorded.action, replay.action] += 1
+        same = replay.action == recorded.action if self.what_if != AS_RECORDED else replay.first_difference is None
+        if same:
+            self.equal += 1
+        elif len(self.different) < _SHOWN_DIFFERENCES:
+            self.different.append(replay)
+        if recorded.HasField("score") and not math.isnan(replay.score):
+            self.scores.append((recorded.score, replay.score))
+            self.thresholds.add((recorded.threshold, replay.threshold))
+
+
+async def compare(packets: Iterable[packet_pb2.DecisionPacket], replayer: Replayer, what_if: WhatIf) -> Comparison:
+    """Replays decisions, as the replayer was told to."""
+    comparison = Comparison(what_if)
+    for packet in packets:
+        comparison.decisions += 1
+        try:
+            comparison.add(await replayer.replay(packet))
+        except NotReplayable as error:
+            comparison.not_replayable[str(error)] += 1
+    return comparison
+
+
+def tables(comparison: Comparison) -> RenderableType:
+    """A comparison for people."""
+    parts: list[RenderableType] = []
+    is_what_if = comparison.what_if != AS_RECORDED
+    sources = ", ".join(f"{name} {count:,}" for name, count in comparison.by_source.most_common())
+    kind = "with the same action" if is_what_if else "bit-equal"
+    parts.append(
+        f"{comparison.decisions:,} decisions, {comparison.replayed:,} replayed ({sources or 'none'}): "
+        f"{comparison.equal:,} {kind}, {comparison.replayed - comparison.equal:,} different"
+    )
+    if is_what_if:
+        confusion = Table(title="decided (rows) and would have decided (columns)", title_justify="left")
+        confusion.add_column("")
+        for action in _ACTIONS:
+            confusion.add_column(_action(action), justify="right")
+        for recorded in _ACTIONS:
+            counts = (f"{comparison.actions[recorded, replayed]:,}" for replayed in _ACTIONS)
+            confusion.add_row(_action(recorded), *counts)
+        parts.append(confusion)
+    if comparison.different:
+        first = Table(title="the first that differ", title_justify="left")
+        for column in ("decision", "field", "recorded", "replayed"):
+            first.add_column(column, overflow="fold")
+        for replay in comparison.different:
+            decision = replay.packet.decision
+            if is_what_if or replay.first_difference is None:
+                first.add_row(decision.decision_id, "action", _action(decision.action), _action(replay.action))
+            else:
+                difference = replay.first_difference
+                first.add_row(decision.decision_id, difference.field, difference.recorded, difference.replayed)
+        parts.append(first)
+    parts += [f"{count:,} not replayable: {why}" for why, count in comparison.not_replayable.most_common(5)]
+    return Group(*parts)
+
+
+def plot(comparison: Comparison, path: Path) -> None:
+    """Draws recorded against replayed scores, with the thresholds; the file's ending says in which format.
+
+    Raises:
+        ModuleNotFoundError: Without the extra `plots`.
+        ValueError: The format is unknown, or there is no score to draw.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and slow to import
+
+    if not comparison.scores:
+        raise ValueError("no decision has a score to draw")
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    pairs, distribution = figure.subplots(1, 2)
+    recorded, replayed = zip(*comparison.scores, strict=True)
+    pairs.scatter(recorded, replayed, s=4, alpha=0.4)
+    pairs.set(xlabel="recorded score", ylabel="replayed score", title="score by score")
+    distribution.hist([recorded, replayed], bins=40, label=["recorded", "replayed"])
+    distribution.set(xlabel="score", ylabel="decisions", title="distribution and thresholds")
+    for before, after in sorted(comparison.thresholds):
+        _line(pairs, before, after)
+        distribution.axvline(before, color="tab:blue", linestyle="--")
+        distribution.axvline(after, color="tab:orange", linestyle="--")
+    distribution.legend()
+    figure.savefig(path)
+
+
+def _line(axes: Axes, before: float, after: float) -> None:
+    axes.axvline(before, color="tab:blue", linestyle="--")
+    axes.axhline(after, color="tab:orange", linestyle="--")
+
+
+def _action(action: int) -> str:
+    return str(pb.Action.DESCRIPTOR.values_by_number[action].name).removeprefix("ACTION_")

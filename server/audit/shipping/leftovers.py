@@ -1,0 +1,67 @@
+"""Settling and shipping what a process that has ended left in its journal, while nobody writes it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+
+import structlog
+
+from server.audit.shipping.heads import slot_of
+from server.audit.shipping.shipping import Progress, ShippingSettings, Task
+from server.journal.errors import JournalError
+from server.journal.journal import settle_what_was_left
+from server.machine import REAL
+
+_log = structlog.get_logger(__name__)
+
+
+async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSettings) -> None:
+    """Ships a journal that nobody writes, however long the database takes; to be cancelled before somebody does.
+
+    First it marks decisions of which the process that wrote it could not say any more whether their callers heard them.
+
+    Args:
+        journal: The journal's file; it need not be there.
+        database_url: SQLAlchemy URL of the audit database.
+        settings: How.
+    """
+    try:
+        rows = await _settled(journal)
+    except (JournalError, sqlite3.Error, OSError) as error:
+        _log.error("journal_left_unshipped", path=str(journal), error=str(error))
+        return
+    if not rows:
+        return
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "server.audit", stdin=PIPE, stdout=PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        slot = slot_of(journal, REAL.host_name())
+        task = Task(journal=journal, slot=slot, database_url=database_url, settings=settings, close=True)
+        process.stdin.write(task.model_dump_json().encode() + b"\n")
+        while line := await process.stdout.readline():
+            progress = Progress.model_validate_json(line)
+            if progress.closed:
+                return
+        _log.error("journal_left_unshipped", path=str(journal), error="the shipping process ended")
+    finally:
+        process.stdin.close()  # it exits at once; nothing is lost by that
+        await process.wait()
+
+
+async def _settled(journal: Path) -> int:
+    """The last position of a journal, all of whose rows are settled; 0 without one."""
+    settling = asyncio.ensure_future(asyncio.to_thread(_settle, journal))
+    try:
+        return await asyncio.shield(settling)
+    except asyncio.CancelledError:
+        await asyncio.wait((settling,))  # it has the lock, which whoever cancels is about to take
+        raise
+
+
+def _settle(journal: Path) -> int:
+    return settle_what_was_left(journal) if journal.exists() else 0

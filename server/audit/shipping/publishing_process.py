@@ -1,0 +1,181 @@
+"""From the journal to a Kafka topic: `python -m server.audit.shipping.publishing_process`, a child of the server.
+
+Every entry of the journal, as it was written and after it was durable: the value is a `pretrade.audit.v1.JournalEntry`,
+the key the decision's instrument, so that an instrument's decisions keep their order. A `ReplyUnconfirmed` or
+`ReplyHeard` has the key of its decision while that is among the newest, and none otherwise; so has a control change. At
+least once: the headers `journal_id` and `position` tell a repetition. Input and output are those of
+`shipping_process.py`.
+
+On the topic `<topic>.heads` stands how far each journal has come (`heads.py`), at most a second old, with the journal's
+id as the key: the brokers keep the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import random
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from google.protobuf.message import DecodeError
+
+from feature_cache import kafka
+from feature_cache.consumer import create_topic
+from pretrade.audit.v1 import packet_pb2
+from server.audit.shipping.heads import SigningKey, Stating, heads_topic
+from server.audit.shipping.shipping import Progress, TopicTask
+from server.audit.shipping.shipping_process import take_task
+from server.journal.errors import AuditError
+from server.journal.journal_file import Head, JournalReader, Row
+
+_STATE_SECONDS: Final = 1.0
+"""Least time between two heads on the topic."""
+_REMEMBERED: Final = 100_000
+"""Newest decisions whose instrument is known when a note about them follows."""
+
+
+class Publishing:
+    """Publishes one journal to one topic, row after row.
+
+    Args:
+        task: What to publish, and where to.
+        closing: Set when nobody writes the journal any more.
+
+    Raises:
+        KeyUnusable: There is no key where the task says that there is one.
+    """
+
+    def __init__(self, task: TopicTask, closing: threading.Event) -> None:
+        self._task = task
+        self._closing = closing
+        self._key_of_heads = None if task.signing_key is None else SigningKey(task.signing_key)
+        self._closed = False
+        self._stated: Head | None = None
+        self._stated_at = -math.inf
+        self._kept = task.journal.with_name(f"{task.journal.name}.{task.settings.topic}.json")
+        self._position = 0
+        self._skipped = 0
+        self._reported: Progress | None = None
+        self._instruments: OrderedDict[str, str] = OrderedDict()
+
+    async def run(self) -> None:
+        """Publishes for ever."""
+        settings = self._task.settings
+        pause = settings.retry_min_seconds
+        while True:
+            try:
+                with closing(JournalReader(self._task.journal)) as journal:
+                    self._start(journal)
+                    await create_topic(settings.bootstrap_servers or "", settings.topic, settings.partitions)
+                    await create_topic(settings.bootstrap_servers or "", heads_topic(settings.topic), 1, compacted=True)
+                    brokers = kafka.client(settings.bootstrap_servers or "")
+                    producer = AIOKafkaProducer(**brokers, acks="all", linger_ms=5, request_timeout_ms=5000)
+                    await producer.start()
+                    try:
+                        while True:
+                            await self._publish(journal, producer)
+                            pause = settings.retry_min_seconds
+                    finally:
+                        await producer.stop()
+            except (KafkaError, sqlite3.Error, AuditError, OSError) as error:
+                self._note(f"{type(error).__name__}: {error}".splitlines()[0])
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
+            pause = min(2 * pause, settings.retry_max_seconds)
+
+    def _start(self, journal: JournalReader) -> None:
+        """Goes on where the file beside the journal says; where it says nothing, with what the journal holds."""
+        anchor = journal.anchor().position
+        try:
+            kept = json.loads(self._kept.read_bytes())
+            position = kept["position"] if kept["journal_id"] == journal.journal_id else anchor
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            position = anchor
+        self._skipped += max(0, anchor - position)
+        self._position = max(position, anchor)
+        self._keep(journal.journal_id)  # also before the brokers were ever reached: nothing is skipped unseen
+
+    async def _publish(self, journal: JournalReader, producer: AIOKafkaProducer) -> None:
+        """Publishes the next rows and waits until the brokers have them; or for rows, when there are none."""
+        settings = self._task.settings
+        rows = journal.settled_rows_after(self._position, settings.batch_rows)
+        await self._state(journal, producer, last=not rows)
+        if not rows:
+            self._note("")
+            await asyncio.sleep(settings.poll_seconds)
+            return
+        if rows[0].position > self._position + 1:  # trimmed while the brokers were away
+            self._skipped += rows[0].position - self._position - 1
+        sent = [await self._send(producer, journal.journal_id, row) for row in rows]
+        await asyncio.gather(*sent)
+        self._position = rows[-1].position
+        self._keep(journal.journal_id)
+        self._note("")
+
+    async def _state(self, journal: JournalReader, producer: AIOKafkaProducer, *, last: bool) -> None:
+        """Publishes how far the journal has come: now and then, and where it ends once everything is published."""
+        head, now = journal.head(), time.monotonic()
+        closed = last and self._closing.is_set() and head.position == self._position
+        due = head != self._stated and now >= self._stated_at + _STATE_SECONDS
+        if due or (closed and not self._closed):
+            stating = Stating(journal.journal_id, self._task.slot, "", self._key_of_heads)
+            stated = stating.head(head, time.time_ns(), closed=closed)
+            topic = heads_topic(self._task.settings.topic)
+            await producer.send_and_wait(topic, stated, journal.journal_id.encode())
+            self._stated, self._stated_at, self._closed = head, now, closed
+
+    async def _send(self, producer: AIOKafkaProducer, journal_id: str, row: Row) -> asyncio.Future[object]:
+        headers: Sequence[tuple[str, bytes]] = [
+            ("journal_id", journal_id.encode()),
+            ("position", str(row.position).encode()),
+        ]
+        sent: asyncio.Future[object] = await producer.send(
+            self._task.settings.topic, row.entry, self._key(row), headers=headers
+        )
+        return sent
+
+    def _key(self, row: Row) -> bytes | None:
+        try:
+            entry = packet_pb2.JournalEntry.FromString(row.entry)
+        except DecodeError:
+            return None
+        if entry.HasField("decision"):
+            self._instruments[entry.decision.decision.decision_id] = entry.decision.order.instrument
+            if len(self._instruments) > _REMEMBERED:
+                self._instruments.popitem(last=False)
+            return entry.decision.order.instrument.encode()
+        instrument = self._instruments.get(entry.reply_unconfirmed.decision_id or entry.reply_heard.decision_id)
+        return None if instrument is None else instrument.encode()
+
+    def _keep(self, journal_id: str) -> None:
+        """Remembers the position. Not synced: what is lost with it is published again."""
+        new = self._kept.with_name(f"{self._kept.name}.new")
+        new.write_text(json.dumps({"journal_id": journal_id, "position": self._position}))
+        new.replace(self._kept)
+
+    def _note(self, error: str) -> None:
+        progress = Progress(position=self._position, error=error, skipped=self._skipped, closed=self._closed)
+        if progress != self._reported:
+            self._reported = progress
+            print(progress.model_dump_json(), flush=True)
+
+
+def main() -> None:
+    """Runs the publishing process."""
+    task, closing = take_task(TopicTask)
+    # During an outage aiokafka writes several lines for every attempt; the server says once what matters.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    asyncio.run(Publishing(task, closing).run())
+
+
+if __name__ == "__main__":
+    main()

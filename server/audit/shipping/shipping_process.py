@@ -1,0 +1,231 @@
+"""The way from the journal into SQL: `python -m server.audit`, a child of the decision server.
+
+A process of its own, because taking packets apart and talking SQL would hold the interpreter lock of the event loop
+that decides. It reads the journal beside its writer, follows the hash chain as it goes, and never skips a row: what it
+cannot ship it reports, and tries again for ever.
+
+The parent writes a `Task` as one line of JSON to its standard input and keeps that open: its end means that the parent
+is gone or wants no more, and the process exits at once, wherever it is, because nothing is lost by that. A line `close`
+means that the parent writes the journal no more: when all of it is shipped, the process states where it ends. Progress
+goes to standard output as one line of JSON per change, a `Progress`.
+
+With every shipment goes how far the journal has come by then (`heads.py`): an end that is cut off later will be missed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from server.audit.shipping.heads import SigningKey, Stating
+from server.audit.shipping.shipping import CLOSE, Progress, Task
+from server.audit.store.days import Busy
+from server.audit.store.store import Shipped, Store
+from server.journal.errors import AuditError, JournalCorrupted
+from server.journal.journal_file import Head, JournalReader, follow
+
+T = TypeVar("T", bound=BaseModel)
+
+_NICENESS: Final = 5  # decisions first
+_TIDY_SECONDS: Final = 3600.0
+
+
+class Shipping:
+    """Ships one journal to one database, row after row.
+
+    Args:
+        task: What to ship, and where to.
+        report: Called with every change.
+        wait: Pauses for some seconds.
+        open_store: Opens the database at a URL.
+        clock: Monotonic seconds.
+        uniform: Uniform in [0, 1).
+        wall_clock_ns: Nanoseconds since the Unix epoch.
+        closing: Set when nobody writes the journal any more.
+
+    Raises:
+        KeyUnusable: There is no key where the task says that there is one.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        report: Callable[[Progress], None],
+        wait: Callable[[float], None] = time.sleep,
+        open_store: Callable[[str], Store] = Store,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+        closing: threading.Event | None = None,
+    ) -> None:
+        self._task = task
+        self._report = report
+        self._closing = closing or threading.Event()
+        self._wait = wait
+        self._open_store = open_store
+        self._clock = clock
+        self._uniform = uniform
+        self._wall_clock_ns = wall_clock_ns
+        self._key = None if task.settings.signing_key is None else SigningKey(task.settings.signing_key)
+        self._position = 0
+        self._error = ""
+        self._neglected = ""
+        self._lost = ""
+        self._closed = False
+        self._reported: Progress | None = None
+
+    def run(self) -> None:
+        """Ships for ever."""
+        settings = self._task.settings
+        pause = settings.retry_min_seconds
+        while True:
+            try:
+                with (
+                    closing(JournalReader(self._task.journal)) as journal,
+                    closing(self._open_store(self._task.database_url)) as store,
+                ):
+                    store.migrate()
+                    head, stating = self._start(journal, store)
+                    tidy_at = self._clock()
+                    while True:
+                        if self._clock() >= tidy_at:
+                            self._tidy(store)
+                            tidy_at += _TIDY_SECONDS
+                        head = self._ship(journal, store, head, stating)
+                        pause = settings.retry_min_seconds
+            except (sa.exc.SQLAlchemyError, sqlite3.Error, AuditError, OSError) as error:
+                self._note(self._position, _reason(error))
+            self._wait(pause * (0.5 + 0.5 * self._uniform()))  # spreads retries, hides nothing
+            pause = min(2 * pause, settings.retry_max_seconds)
+
+    def _start(self, journal: JournalReader, store: Store) -> tuple[Head, Stating]:
+        """How far the journal was shipped, and who states how far it has come.
+
+        Raises:
+            JournalCorrupted: Journal and database do not belong together.
+        """
+        anchor, newest = journal.anchor(), journal.head()
+        head = store.shipped(journal.journal_id, anchor, self._task.slot)
+        if head.position < anchor.position:
+            raise JournalCorrupted(
+                head.position + 1, f"not in the database and no longer in the journal, up to {anchor.position}"
+            )
+        known = {one.journal_id: one for one in store.shipments()}
+        ours = known[journal.journal_id]
+        stated = 0 if ours.stated is None else ours.stated.position
+        if max(head.position, stated) > newest.position:
+            where = "in the database" if head.position > newest.position else "stated with the database"
+            up_to = max(head.position, stated)
+            raise JournalCorrupted(newest.position + 1, f"{where}, up to {up_to}, but not in the journal")
+        stating = Stating(journal.journal_id, self._task.slot, ours.predecessor_id, self._key)
+        store.state(journal.journal_id, stating.head(newest, self._wall_clock_ns()))  # it is open again
+        self._closed = False
+        self._lost = _lost(known.get(ours.predecessor_id)) or _missed(ours)
+        self._note(head.position, self._error)  # an outage ends when something was shipped, not before
+        return head, stating
+
+    def _tidy(self, store: Store) -> None:
+        """Makes the next days' partitions and removes old days; puts it off while somebody is in the way."""
+        settings = self._task.settings
+        self._neglected = self._lost
+        try:
+            store.prepare_days(settings.days_ahead)
+            if settings.retention_days is not None:
+                store.remove_days(settings.retention_days)
+        except Busy as error:
+            self._neglected = str(error)
+
+    def _ship(self, journal: JournalReader, store: Store, head: Head, stating: Stating) -> Head:
+        """Ships the next rows, or waits when there are none."""
+        rows = journal.settled_rows_after(head.position, self._task.settings.batch_rows)
+        newest = journal.head()
+        if not rows:
+            if self._closing.is_set() and not self._closed and newest == head:
+                store.state(journal.journal_id, stating.head(head, self._wall_clock_ns(), closed=True))
+                self._closed = True
+            self._note(head.position, "")
+            self._wait(self._task.settings.poll_seconds)
+            return head
+        shipped = head
+        for row in rows:
+            shipped = follow(shipped, row)
+        if not store.write(journal.journal_id, head, rows, stating.head(newest, self._wall_clock_ns())):
+            return self._start(journal, store)[0]
+        self._note(shipped.position, "")
+        return shipped
+
+    def _note(self, position: int, error: str) -> None:
+        self._position, self._error = position, error
+        progress = Progress(position=position, error=error, neglected=self._neglected, closed=self._closed)
+        if progress != self._reported:
+            self._reported = progress
+            self._report(progress)
+
+
+def main() -> None:
+    """Runs the shipping process."""
+    task, closing = take_task(Task)
+    if task.close:
+        closing.set()
+    Shipping(task, lambda progress: print(progress.model_dump_json(), flush=True), closing=closing).run()
+
+
+def take_task(kind: type[T]) -> tuple[T, threading.Event]:
+    """Makes this process a child that ends when its parent does or says so.
+
+    Returns:
+        Its task, and an event that is set when the parent writes the journal no more.
+    """
+    # The server decides when this ends, also where a terminal or a supervisor signals the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    task = kind.model_validate_json(sys.stdin.readline())
+    closing = threading.Event()
+    threading.Thread(target=_listen, args=(closing,), daemon=True).start()
+    return task, closing
+
+
+def _listen(closing: threading.Event) -> None:
+    """Hears what the parent says, and exits with it."""
+    while line := sys.stdin.readline():
+        if line.encode() == CLOSE:
+            closing.set()
+    os._exit(0)
+
+
+def _lost(predecessor: Shipped | None) -> str:
+    """What is missing of the journal that was written at this place before; empty when nothing is."""
+    if predecessor is None or predecessor.written_off:
+        return ""
+    stated = predecessor.stated
+    if stated is not None and stated.closed and stated.position == predecessor.head.position:
+        return ""
+    return (
+        f"the journal {predecessor.journal_id} was written here before and is gone, with what followed its row "
+        f"{predecessor.head.position}"
+    )
+
+
+def _missed(ours: Shipped) -> str:
+    """What of this journal the database was never given; empty when nothing is."""
+    if not ours.missed or ours.missed_written_off:
+        return ""
+    return f"the database has none of the rows of this journal up to {ours.missed}, and the journal no longer has them"
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the statement and its parameters."""
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[0]

@@ -1,0 +1,1 @@
+"""The audit database: its tables, and everything that writes them."""

@@ -1,0 +1,565 @@
+"""The audit in SQL: what was shipped from the journals, as evidence and as columns to query (see `schema.py`).
+
+How far a journal was shipped moves in the same transaction as its rows: a crash anywhere repeats nothing and loses
+nothing. SQLite and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import json
+import operator
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pretrade.audit.v1 import packet_pb2
+from server.audit.store import days
+from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
+from server.audit.store.columns import Columns, Shipment
+from server.audit.store.outcomes import LABELS, OUTCOMES, SETTINGS
+from server.audit.store.refusals import ACCESS_REFUSALS
+from server.audit.store.schema import (
+    CONTROL_CHANGES,
+    DECISIONS,
+    ENTRY_OF_DECISION,
+    JOURNAL_ENTRIES,
+    REPEATS,
+    SHIPMENTS,
+    VERIFICATIONS,
+    migrate,
+)
+from server.journal.errors import JournalCorrupted
+from server.journal.journal_file import Head, Row, follow, link
+from server.journal.reply_status import WITHDRAWN
+
+_OF_DECISION: Final = DECISIONS.c.decision_id == sa.bindparam("of_decision_id")
+_SET_REPLY_STATUS: Final = (
+    sa.update(DECISIONS)
+    .where(_OF_DECISION, ~sa.exists().where(REPEATS.c.decision_id == DECISIONS.c.decision_id))
+    .values(reply_status=sa.bindparam("new_status"))
+)
+_OF_REPEATS: Final = sa.select(REPEATS.c.reply_status).where(REPEATS.c.decision_id == DECISIONS.c.decision_id)
+_SET_STATUS_OF_REPEATS: Final = (
+    sa.update(DECISIONS).where(_OF_DECISION).values(reply_status=_OF_REPEATS.scalar_subquery())
+)
+_REPLIES_LOCK: Final = 0x5052_4552
+"""Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
+ships what a repeat of the call heard. Each must see the other's word."""
+_READ_ROWS: Final = 1000
+_PARTITIONED_DAYS: Final = (366, 7)
+"""Days before and after today that get a partition; a clock may be far off."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDecision:
+    """A decision as SQL holds it."""
+
+    row: Row
+    journal_id: str
+    reply_status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """What the database knows of a journal besides its rows."""
+
+    journal_id: str
+    anchor: Head | None
+    """Where the evidence begins; None when only its first row can tell."""
+    head: Head
+    """The last row shipped."""
+    slot: str
+    """Where it is written; empty when that is not known."""
+    predecessor_id: str
+    """The journal that was written there before; empty for none."""
+    stated: packet_pb2.JournalHead | None
+    """How far it had come, as its server said last."""
+    written_off: str
+    """Who gave up its missing end as lost, and why; empty when nobody did."""
+    missed: int
+    """Rows up to this position were gone from the journal when this database first heard of it; 0 when it had all."""
+    missed_written_off: str
+    """Who gave up these rows, and why; empty when nobody did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A point of a chain up to which everything was verified before."""
+
+    head: Head
+    verified_at: dt.datetime
+
+
+class Store:
+    """The audit database; used by one thread.
+
+    Every method raises `sqlalchemy.exc.SQLAlchemyError` when the database cannot be reached or refuses.
+
+    Args:
+        url: SQLAlchemy URL, for example `sqlite:///audit.db` or `postgresql+psycopg://user@host/database`.
+
+    Raises:
+        ValueError: The URL is malformed, or of a database that is neither SQLite nor PostgreSQL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        self._may_create = False
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "do_connect", self._check_file)
+        self._copies = self._engine.dialect.name == "postgresql"
+        insert = postgresql.insert if self._copies else sqlite.insert
+        self._inserts: dict[sa.Table, Any] = {
+            table: insert(table).on_conflict_do_nothing()
+            for table in (
+                SHIPMENTS,
+                JOURNAL_ENTRIES,
+                DECISIONS,
+                CONTROL_CHANGES,
+                SETTINGS,
+                OUTCOMES,
+                LABELS,
+                SCORE_PAIRS,
+                CANARY_EVENTS,
+                ACCESS_REFUSALS,
+            )
+        }
+        repeat = insert(REPEATS)
+        withdrawn = repeat.excluded.reply_status == WITHDRAWN  # nobody hears such a decision any more
+        self._insert_repeats = repeat.on_conflict_do_update(
+            index_elements=[REPEATS.c.decision_id], set_={"reply_status": WITHDRAWN}, where=withdrawn
+        )
+        verified = insert(VERIFICATIONS)
+        self._insert_verification = verified.on_conflict_do_update(
+            index_elements=[VERIFICATIONS.c.journal_id],
+            set_={name: verified.excluded[name] for name in ("position", "hash", "verified_at")},
+            where=VERIFICATIONS.c.position <= verified.excluded.position,
+        )
+        self._partitioned: set[dt.date] = set()
+        previous = SHIPMENTS.c.shipped_at
+        self._shipped_at = (
+            sa.func.greatest(previous, sa.func.now())
+            if self._copies
+            else sa.func.max(
+                previous, sa.bindparam("now", callable_=lambda: dt.datetime.now(dt.UTC), type_=previous.type)
+            )
+        )
+
+    def migrate(self) -> tuple[str | None, str]:
+        """Makes the tables, or brings them to this version; see `server.audit.store.schema.migrate`."""
+        self._may_create = True
+        return migrate(self._engine)
+
+    def _check_file(self, _dialect: object, _record: object, arguments: Sequence[Any], _options: object) -> None:
+        """Keeps SQLite from making an empty database of a mistyped name for those who only read."""
+        name = str(arguments[0])
+        if not (self._may_create or name.startswith(("file:", ":memory:")) or Path(name).exists()):
+            raise sqlite3.OperationalError(f"there is no database {name}")
+
+    def prepare_days(self, ahead: int) -> None:
+        """Makes the partitions of today and of `ahead` more days, and again those that could not be made before."""
+        self._partitioned.clear()
+        today = _now().date()
+        self._make_partitions({today + dt.timedelta(days=i) for i in range(ahead + 1)})
+
+    def _make_partitions(self, wanted: set[dt.date]) -> None:
+        if not self._copies or not (missing := wanted - self._partitioned):
+            return
+        self._partitioned |= missing
+        past, future = _PARTITIONED_DAYS
+        today = _now().date()
+        days.make_partitions(self._engine, {day for day in missing if -past <= (day - today).days <= future})
+
+    def remove_days(self, retention_days: int) -> dt.date:
+        """Removes the days before the last `retention_days`; see `server.audit.store.days.remove_days`."""
+        return days.remove_days(self._engine, retention_days)
+
+    def shipped(self, journal_id: str, start: Head, slot: str | None = None) -> Head:
+        """How far this journal was shipped; a journal not seen before counts as shipped up to `start`, elsewhere.
+
+        Args:
+            journal_id: The journal.
+            start: Its anchor.
+            slot: Where it is written, `host:path`; None where that is not known.
+        """
+        with self._engine.begin() as connection:
+            known = SHIPMENTS.c
+            before = (
+                sa.select(known.journal_id)
+                .where(known.slot == slot, known.journal_id != journal_id)
+                .order_by(known.started_at.desc())
+                .limit(1)
+            )
+            connection.execute(
+                self._inserts[SHIPMENTS],
+                {
+                    "journal_id": journal_id,
+                    "position": start.position,
+                    "hash": start.hash,
+                    "anchor_position": start.position,
+                    "anchor_hash": start.hash,
+                    "shipped_at": _now(),
+                    "started_at": _now(),
+                    "missed_position": start.position,
+                    "predecessor_id": None if slot is None else connection.scalar(before),
+                },
+            )
+            if slot is not None:
+                connection.execute(sa.update(SHIPMENTS).where(known.journal_id == journal_id).values(slot=slot))
+            query = sa.select(SHIPMENTS.c.position, SHIPMENTS.c.hash).where(SHIPMENTS.c.journal_id == journal_id)
+            row = connection.execute(query).one()
+            return Head(row.position, row.hash)
+
+    def state(self, journal_id: str, stated: bytes) -> None:
+        """Keeps a serialised `JournalHead`: what the server says how far its journal has come."""
+        with self._engine.begin() as connection:
+            update = sa.update(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id)
+            connection.execute(update.values(stated_head=stated))
+
+    def write(self, journal_id: str, shipped: Head, rows: Sequence[Row], stated: bytes | None = None) -> bool:
+        """Stores the rows that follow `shipped`, in one transaction.
+
+        Args:
+            journal_id: Their journal.
+            shipped: How far it was shipped.
+            rows: What follows, at least one row.
+            stated: As for `state`.
+
+        Returns:
+            False, with nothing stored, when `shipped` is not how far the journal was shipped: somebody else was faster.
+        """
+        shipment = Shipment(journal_id, rows)
+        with suppress(days.Busy):  # somebody reads for long: its rows wait for it in the default partition
+            self._make_partitions(shipment.days())
+        with self._engine.begin() as connection:
+            # First, so that this row's lock keeps two shippers of one journal apart.
+            shipped_at = connection.scalar(
+                sa.update(SHIPMENTS)
+                .where(SHIPMENTS.c.journal_id == journal_id, SHIPMENTS.c.position == shipped.position)
+                .values(
+                    position=rows[-1].position,
+                    hash=rows[-1].hash,
+                    shipped_at=self._shipped_at,
+                    stated_head=SHIPMENTS.c.stated_head if stated is None else stated,
+                )
+                .returning(SHIPMENTS.c.shipped_at)
+            )
+            if shipped_at is None:
+                return False
+            shipment.stamp(shipped_at)
+            if self._copies:
+                _copy(connection, JOURNAL_ENTRIES.name, shipment.entries)
+                if shipment.decisions:
+                    _copy_new(connection, DECISIONS.name, shipment.decisions)
+            else:
+                _insert_many(connection, JOURNAL_ENTRIES, shipment.entries)
+                if shipment.decisions:
+                    _insert_many(connection, DECISIONS, shipment.decisions)
+            for table, others in (
+                (CONTROL_CHANGES, shipment.changes),
+                (SETTINGS, shipment.settings),
+                (OUTCOMES, shipment.outcomes),
+                (SCORE_PAIRS, shipment.pairs),
+                (CANARY_EVENTS, shipment.canary_events),
+                (ACCESS_REFUSALS, shipment.refusals),
+            ):
+                if others:
+                    connection.execute(self._inserts[table], others)
+            keyed = {one["decision_id"] for one in shipment.decisions if one["idempotency_key"] is not None}
+            if shipment.statuses or shipment.repeats or keyed:
+                self._write_replies(connection, shipment, keyed)
+        return True
+
+    def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:
+        """What became of replies. What repeats heard holds, whichever of two journals is shipped first."""
+        if self._copies:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
+        if shipment.repeats:
+            connection.execute(self._insert_repeats, shipment.repeats)
+            keyed = keyed | {one["decision_id"] for one in shipment.repeats}
+        if repeated := _repeats_of(connection, keyed):
+            connection.execute(_SET_STATUS_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
+        if shipment.statuses:
+            connection.execute(_SET_REPLY_STATUS, shipment.statuses)
+
+    def repeats(self, decision_ids: Collection[str]) -> dict[str, str]:
+        """The reply statuses of those of the decisions of which repeats of their calls heard something, by id."""
+        with self._engine.connect() as connection:
+            return _repeats_of(connection, decision_ids)
+
+    def find(self, decision_id: str) -> StoredDecision | None:
+        """The decision with this id, or None."""
+        entries = JOURNAL_ENTRIES.c
+        query = (
+            sa.select(DECISIONS.c.reply_status, entries.journal_id, entries.position, entries.entry, entries.hash)
+            .join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
+            .where(DECISIONS.c.decision_id == decision_id)
+        )
+        with self._engine.connect() as connection:
+            found = connection.execute(query).one_or_none()
+        if found is None:
+            return None
+        return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for reports that may take long, in one read-only transaction."""
+        with self._engine.connect() as connection:
+            if self._copies:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            yield connection
+
+    def add_labels(self, rows: Sequence[Columns]) -> None:
+        """Stores labels; one that is there already is left as it is."""
+        if rows:
+            with self._engine.begin() as connection:
+                connection.execute(self._inserts[LABELS], rows)
+
+    def connect(self) -> sa.Connection:
+        """A connection to query with."""
+        return self._engine.connect()
+
+    def journals(self) -> dict[str, Head]:
+        """How far each journal was shipped, by journal id."""
+        with self._engine.connect() as connection:
+            query = sa.select(SHIPMENTS.c.journal_id, SHIPMENTS.c.position, SHIPMENTS.c.hash)
+            rows = connection.execute(query.order_by(SHIPMENTS.c.journal_id)).all()
+        return {row.journal_id: Head(row.position, row.hash) for row in rows}
+
+    def shipments(self) -> list[Shipped]:
+        """What is known of every journal, in the order in which they began."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(SHIPMENTS).order_by(SHIPMENTS.c.started_at, SHIPMENTS.c.journal_id))
+            return [_shipped(row) for row in rows]
+
+    def checkpoint(self, shipped: Shipped) -> Checkpoint | None:
+        """Up to where this journal was verified before, of what is still kept; None when it never was.
+
+        Raises:
+            JournalCorrupted: What was verified is not all there any more, or is not what it was; with its position.
+        """
+        verified, entries = VERIFICATIONS.c, JOURNAL_ENTRIES.c
+        ours = entries.journal_id == shipped.journal_id
+        first = 0 if shipped.anchor is None else shipped.anchor.position
+        with self._engine.connect() as connection:
+            query = sa.select(VERIFICATIONS).where(verified.journal_id == shipped.journal_id)
+            found = connection.execute(query).first()
+            if found is None or found.position <= first:
+                return None
+            at = sa.select(entries.entry, entries.hash).where(ours, entries.position == found.position)
+            row = connection.execute(at).first()
+            rows = connection.scalar(
+                sa.select(sa.func.count()).where(ours, entries.position > first, entries.position <= found.position)
+            )
+            if row is None or (shipped.anchor is not None and rows != found.position - first):
+                gap = _first_gap(connection, shipped.journal_id, first)
+                raise JournalCorrupted(gap, "missing; it was verified before")
+            before = sa.select(entries.hash).where(ours, entries.position == found.position - 1)
+            previous = connection.scalar(before)
+            if found.position - 1 == first and shipped.anchor is not None:
+                previous = shipped.anchor.hash
+            if row.hash != found.hash or (previous is not None and link(previous, row.entry) != found.hash):
+                raise JournalCorrupted(found.position, "not what was verified before")
+        return Checkpoint(Head(found.position, found.hash), found.verified_at)
+
+    def remember_verified(self, journal_id: str, head: Head) -> None:
+        """Makes a checkpoint: every row up to `head` was verified. One that is further already stays."""
+        values = {"position": head.position, "hash": head.hash, "verified_at": _now()}
+        with self._engine.begin() as connection:
+            connection.execute(self._insert_verification, {"journal_id": journal_id, **values})
+
+    def write_off(self, journal_id: str, note: str, *, beginning: bool = False) -> bool:
+        """Notes that a journal's missing end, or its beginning, is given up; False when there is no such journal."""
+        values = {"missed_written_off" if beginning else "written_off": note}
+        with self._engine.begin() as connection:
+            update = sa.update(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id).values(values)
+            return connection.execute(update).rowcount == 1
+
+    def hash_at(self, journal_id: str, position: int) -> bytes | None:
+        """The hash of a row; None when it is not here."""
+        entries = JOURNAL_ENTRIES.c
+        query = sa.select(entries.hash).where(entries.journal_id == journal_id, entries.position == position)
+        with self._engine.connect() as connection:
+            return connection.scalar(query)
+
+    def verify(self, journal_id: str, since: Head | None = None) -> tuple[int, int]:
+        """Walks the shipped rows of a journal and checks them against the chain.
+
+        Args:
+            journal_id: The journal.
+            since: A point of the chain from which on to walk; None for where the evidence begins.
+
+        Returns:
+            The first and the last position of what was walked; (0, 0) without rows.
+
+        Raises:
+            JournalCorrupted: A row is missing or was changed; with its position.
+        """
+        first = 0
+        entries = JOURNAL_ENTRIES.c
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(SHIPMENTS).where(SHIPMENTS.c.journal_id == journal_id)).one()
+            shipped = _shipped(row)
+            head = shipped.anchor if since is None else since
+            query = (
+                sa.select(entries.position, entries.entry, entries.hash)
+                # Not what is shipped while we read.
+                .where(entries.journal_id == journal_id, entries.position <= shipped.head.position)
+                .order_by(entries.position)
+            )
+            if since is not None:
+                query = query.where(entries.position > since.position)
+            with connection.execution_options(yield_per=_READ_ROWS).execute(query) as found:
+                for position, entry, digest in found:
+                    first = first or position
+                    head = Head(position, digest) if head is None else follow(head, Row(position, entry, digest))
+        if head is not None and head != shipped.head:
+            raise JournalCorrupted(head.position + 1, f"missing; {shipped.head.position} rows were shipped")
+        return first, head.position if head and first else 0
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._engine.dispose()
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ValueError("the database URL is malformed") from error  # without the URL: it may hold a password
+    match parsed.get_backend_name():
+        case "sqlite":
+            engine = sa.create_engine(parsed, connect_args={"timeout": 10.0})
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "begin", _begin_sqlite)
+        case "postgresql":
+            # A server that has vanished is noticed: by the time of a statement, or of unacknowledged data.
+            engine = sa.create_engine(
+                parsed,
+                pool_pre_ping=True,
+                connect_args={
+                    "connect_timeout": 5,
+                    "tcp_user_timeout": 10_000,
+                    "application_name": "pretrade-audit",
+                    "options": "-c statement_timeout=30000",
+                },
+            )
+        case other:
+            raise ValueError(f"the audit store speaks SQLite and PostgreSQL, not {other}")
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # Python's driver begins no transaction before DDL: we do
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, str]:
+    repeats = REPEATS.c
+    if not decision_ids:
+        return {}
+    query = sa.select(repeats.decision_id, repeats.reply_status).where(repeats.decision_id.in_(decision_ids))
+    return {row.decision_id: row.reply_status for row in connection.execute(query)}
+
+
+def _shipped(row: sa.Row[Any]) -> Shipped:
+    anchor = None if row.anchor_hash is None else Head(row.anchor_position, row.anchor_hash)
+    stated = None if row.stated_head is None else packet_pb2.JournalHead.FromString(row.stated_head)
+    return Shipped(
+        row.journal_id,
+        anchor,
+        Head(row.position, row.hash),
+        row.slot or "",
+        row.predecessor_id or "",
+        stated,
+        row.written_off or "",
+        row.missed_position or 0,
+        row.missed_written_off or "",
+    )
+
+
+def _first_gap(connection: sa.Connection, journal_id: str, first: int) -> int:
+    """The first position after `first` at which there is no row."""
+    here, after = JOURNAL_ENTRIES.alias(), JOURNAL_ENTRIES.alias()
+    follows = sa.exists().where(after.c.journal_id == journal_id, after.c.position == here.c.position + 1)
+    gap = sa.select(sa.func.min(here.c.position)).where(here.c.journal_id == journal_id, ~follows)
+    there = sa.select(sa.func.min(here.c.position)).where(here.c.journal_id == journal_id)
+    if connection.scalar(there) != first + 1:
+        return first + 1
+    return int(connection.scalar(gap) or first) + 1
+
+
+def _copy(connection: sa.Connection, table: str, rows: Sequence[Columns]) -> None:
+    """Stores rows in PostgreSQL at the speed of its COPY; a table's rows all name the same columns."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, psycopg.Connection)
+    statement = f"COPY {table} ({', '.join(rows[0])}) FROM STDIN"
+    try:
+        with raw.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            for row in rows:
+                copy.write_row([_json(value) if type(value) is tuple else value for value in row.values()])
+    except psycopg.Error as error:
+        raise sa.exc.DBAPIError(statement, None, error) from error
+
+
+def _copy_new(connection: sa.Connection, table: str, rows: Sequence[Columns]) -> None:
+    """The same for rows some of which may be there already; COPY itself knows no ON CONFLICT."""
+    staging, columns = f"staged_{table}", ", ".join(rows[0])
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE IF NOT EXISTS {staging} (LIKE {table}) ON COMMIT DELETE ROWS")
+    _copy(connection, staging, rows)
+    connection.exec_driver_sql(
+        f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {staging} ON CONFLICT DO NOTHING"  # noqa: S608
+    )
+
+
+def _insert_many(connection: sa.Connection, table: sa.Table, rows: Sequence[Columns]) -> None:
+    """What `connection.execute` does with many rows in SQLite, which takes twice as long to get them ready."""
+    statement, values, conversions = _insertion(table, tuple(rows[0]))
+    prepared = []
+    for row in rows:
+        ready = list(values(row))
+        for place, convert in conversions:
+            ready[place] = convert(ready[place])
+        prepared.append(tuple(ready))
+    connection.exec_driver_sql(statement, prepared)
+
+
+@functools.cache
+def _insertion(
+    table: sa.Table, names: tuple[str, ...]
+) -> tuple[str, Callable[[Columns], tuple[Any, ...]], list[tuple[int, Callable[[Any], Any]]]]:
+    """The statement, how to get its values out of a row, and which of them SQLite knows only as something else."""
+    dialect = sqlite.dialect()
+    compiled = sqlite.insert(table).on_conflict_do_nothing().compile(dialect=dialect, column_keys=names)
+    order = compiled.positiontup
+    assert order is not None, "SQLite's parameters have no names"
+    conversions: list[tuple[int, Callable[[Any], Any]]] = []
+    for place, name in enumerate(order):
+        convert = table.c[name].type.dialect_impl(dialect).bind_processor(dialect)
+        if convert is not None:  # of instants and lists of names, most of which come again and again
+            conversions.append((place, functools.lru_cache(maxsize=4096)(convert)))
+    values: Callable[[Columns], tuple[Any, ...]] = operator.itemgetter(*order)
+    return str(compiled), values, conversions
+
+
+@functools.lru_cache(maxsize=4096)
+def _json(names: tuple[str, ...]) -> str:
+    return json.dumps(names)

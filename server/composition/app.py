@@ -1,0 +1,184 @@
+"""The composition root: builds the server from its settings, starts it in dependency order and stops it in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import structlog
+
+from feature_cache.l1 import FeatureCache
+from server.composition.audit import open_audit
+from server.composition.metrics_port import serve_metrics
+from server.composition.ports import open_admin_port, open_decision_port, open_health_port
+from server.composition.process import Process, this_process
+from server.composition.replicas import problem_of
+from server.composition.request_path import Foundation, RequestPath, open_foundation, open_request_path
+from server.decision.admission import Admission
+from server.envoy.edge import EnvoyEdge
+from server.machine import REAL, Machine
+from server.process.garbage import spare_the_hot_path
+from server.process.health import Component, Health
+from server.process.slot import READY, Slot
+from server.process.stopping import Leash, seconds_to_end, stop_on_signal
+from server.rpc.health import HealthServicer
+from server.settings import GrpcSettings, Settings
+from server.telemetry.tracing import Tracing
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings, slot: Slot | None = None, leash: Leash | None = None) -> None:
+    """Runs the server until SIGTERM or SIGINT, then drains it. A second signal exits at once.
+
+    Args:
+        settings: Those of the whole server.
+        slot: The place of this process among several. It then writes `ready` to its standard output when it serves, and
+            leaves it to its supervisor to end it at once.
+        leash: Has it drain with its supervisor, too.
+
+    Raises:
+        OSError, AuditError: It could not be started.
+        ComponentEndedError: A part of it ended that must not; it was drained all the same.
+    """
+    stop = stop_on_signal(alone=slot is None)
+    if leash is not None:
+        leash.drain(stop, seconds_to_end(settings))
+    async with AsyncExitStack() as stack:
+        server = await start(settings, slot, stack, stop)
+        spare_the_hot_path()
+        announcement = asyncio.create_task(server.announce()) if slot is not None else None
+        await asyncio.wait((stop,))
+        if announcement is not None:
+            announcement.cancel()
+        await server.drain()
+    stop.result()
+
+
+class Server:
+    """The started server, as far as stopping it in order is concerned.
+
+    Args:
+        settings: Of the decision port.
+        health_state: Told of the end first.
+        admission: Refuses orders on streams in the end.
+        refuse: Tells callers of the decision port to go elsewhere and gives calls under way so many seconds.
+    """
+
+    def __init__(
+        self,
+        settings: GrpcSettings,
+        health_state: Health,
+        admission: Admission,
+        refuse: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._health = health_state
+        self._admission = admission
+        self._refuse = refuse
+
+    async def drain(self) -> None:
+        """Health NOT_SERVING → time to notice → no new connections → calls under way finish."""
+        _log.info("draining", in_flight=self._admission.in_flight)
+        self._health.drain()
+        await asyncio.sleep(self._settings.drain_seconds)
+        # Callers hear of it (GOAWAY) before anything is refused: what they sent meanwhile is still answered.
+        stopped = asyncio.ensure_future(self._refuse(self._settings.grace_seconds))
+        await asyncio.wait((stopped,), timeout=self._settings.grace_seconds / 4)
+        self._admission.draining = True  # for orders on streams that go on
+        await stopped
+
+    async def announce(self) -> None:
+        """Tells the supervisor, once the server is ready."""
+        await self._health.serving.wait()
+        with contextlib.suppress(OSError):  # the supervisor is gone, and our input ends
+            os.write(sys.stdout.fileno(), READY + b"\n")
+
+
+async def start(
+    shared: Settings,
+    slot: Slot | None,
+    stack: AsyncExitStack,
+    stop: asyncio.Future[None],
+    envoy: EnvoyEdge | None = None,
+    machine: Machine = REAL,
+) -> Server:
+    """Builds and starts every component.
+
+    Args:
+        shared: Settings of all processes of the server.
+        slot: The place of this one; None when it is alone.
+        stack: Ends the components when it is left, in reverse order.
+        stop: Ends the server when it is done; an exception is the reason why it had to end.
+        envoy: The Envoy in whose process this runs; None for a grpc.aio server on the decision port.
+        machine: What it runs on.
+
+    Raises:
+        OSError, AuditError: It could not be started.
+    """
+    process = this_process(shared, slot, stack, stop, machine)
+    base = await open_foundation(process, envoy)
+    path = await open_request_path(process, base)
+
+    health_servicer = HealthServicer()
+    health_state = _health(process, base, path, health_servicer)
+    health_state.update()  # nothing is unknown when the ports open
+
+    audit = await open_audit(process, base.journal)
+    metrics_port = serve_metrics(process, base, path, audit)
+    admin_port = await open_admin_port(process, base, path, audit, health_state, health_servicer)
+    await open_health_port(process, health_servicer)
+    decision_port, refuse = await open_decision_port(
+        process, base.security, path, audit.explaining, health_servicer, envoy
+    )
+    await process.background(health_state.run(), "health")
+
+    settings = process.settings
+    _log.info(
+        "started",
+        instance_id=process.instance_id,
+        config_hash=shared.config_hash(),
+        decision=f"{settings.grpc.host}:{decision_port}",
+        admin=f"{settings.admin.host}:{admin_port}",
+        metrics=f"{settings.metrics.host}:{metrics_port}",
+        durability=settings.journal.durability.value,
+    )
+    return Server(settings.grpc, health_state, path.admission, refuse)
+
+
+def _health(process: Process, base: Foundation, path: RequestPath, servicer: HealthServicer) -> Health:
+    """The health of the components, told on all ports."""
+    settings, shipper = process.settings, base.shipper
+    features, instruments = base.feature_cache, settings.instruments
+    return Health(
+        {
+            "journal": Component(lambda: base.journal.problem, required=True),
+            "audit_store": Component(lambda: shipper.last_error, required=False),
+            "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
+            "control": Component(lambda: path.control.problem, required=False),
+            "feature_cache": Component(lambda: _feature_problem(features, instruments), required=False),
+            **{replica.name: Component(problem_of(replica), required=False) for replica in path.replicas},
+            **base.security.components(),
+            **_tracing_component(path.tracing),
+        },
+        servicer.set,
+        settings.startup_patience_seconds,
+        process.clock,
+    )
+
+
+def _tracing_component(tracing: Tracing | None) -> dict[str, Component]:
+    """The certificates of the connection to the collector, where there are any."""
+    tls = None if tracing is None else tracing.tls
+    return {} if tls is None else {"tracing": Component(lambda: tls.problem, required=False)}
+
+
+def _feature_problem(feature_cache: FeatureCache, instruments: tuple[str, ...]) -> str:
+    if not feature_cache.connected:
+        return "Redis is not connected"
+    missing = [name for name in instruments if feature_cache.get(name) is None]
+    return f"no features: {', '.join(missing)}" if missing else ""

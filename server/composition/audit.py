@@ -1,0 +1,51 @@
+"""Opens the audit service and what reads the journals, for the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from server.audit.reading.reading import Reading, Task
+from server.decision.explaining import Explaining
+from server.drift.watch import DriftWatch
+from server.journal.lock import FileLock
+from server.rpc.audit import AuditServicer
+
+if TYPE_CHECKING:
+    from server.composition.process import Process
+    from server.journal.journal import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class AuditParts:
+    """What the rest of the server knows of it."""
+
+    servicer: AuditServicer
+    explaining: Explaining
+    """Explanations beside replies."""
+    readings: list[Reading]
+    """The processes that read all journals."""
+    drift: DriftWatch
+
+
+async def open_audit(process: Process, journal: Journal) -> AuditParts:
+    """The audit service, explanations beside replies, the processes that read all journals, and who watches drift."""
+    settings, stack = process.shared, process.stack
+    path = settings.journal.path.absolute()
+    task = Task(
+        journal=path,
+        database_url=settings.database_url.get_secret_value(),
+        model_store=settings.replay.model_store,
+    )
+    readings = [
+        await stack.enter_async_context(Reading(name, task))
+        for name in ("lookups", "watching", "replays", "explanations", "drift")
+    ]
+    lookups, watching, replays, explanations, comparing = readings
+    drift = DriftWatch(comparing, settings.drift)
+    await process.background(drift.run(), "drift")
+    recording = FileLock(path.with_name(f"{path.name}.outcomes.lock"), process.machine)
+    wall_clock_ns = process.machine.wall_clock_ns
+    servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording, wall_clock_ns)
+    explaining = Explaining(explanations, settings.explain, process.metrics.explanations, process.clock)
+    return AuditParts(servicer, explaining, readings, drift)

@@ -1,0 +1,130 @@
+"""Puts the parts of canary and shadow together, for the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pretrade.admin.v1 import admin_pb2
+from server.canary.burn import Objective
+from server.canary.markouts import Markouts
+from server.canary.pairs import PairRecorder
+from server.canary.rollout import Rollout
+from server.canary.routing import CanaryRouting
+from server.canary.subjects import CANARY, CHAMPION
+from server.control.state import Wanted
+from server.inference.shadow import Shadow
+from server.models.deployment import Deployment
+from server.models.loading import ModelLoader
+from server.models.registry import Registry
+
+if TYPE_CHECKING:
+    from feature_cache.l1 import FeatureCache
+    from server.canary.plan import Canary
+    from server.control.state import ControlState
+    from server.inference.champion import Champion
+    from server.inference.replica import Replica
+    from server.journal.journal import Journal
+    from server.machine import Machine
+    from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryParts:
+    """What the rest of the server knows of it."""
+
+    routing: CanaryRouting
+    """The model stage of the chain."""
+    shadow: Shadow
+    rollout: Rollout
+    objective: Objective
+    """Which calls count, and what became of them."""
+    deployment: Deployment
+    recorder: PairRecorder | None
+
+
+def assemble(
+    settings: Settings,
+    replicas: tuple[Replica, ...],
+    champion: Champion,
+    feature_cache: FeatureCache,
+    journal: Journal,
+    control: Callable[[], ControlState],
+    instance_id: str,
+    new_id: Callable[[], str],
+    machine: Machine,
+) -> CanaryParts:
+    """Makes the parts.
+
+    Args:
+        settings: Of the server.
+        replicas: Primary, secondary, the challenger where a canary is served, and any others.
+        champion: The model stage without a canary.
+        feature_cache: Where the market's outcomes are read.
+        journal: Where pairs and turns are kept.
+        control: The control state, which obeys none of this before it is made.
+        instance_id: This server process.
+        new_id: Makes a unique, time-ordered id.
+        machine: Whose clocks and chance they use.
+    """
+    clock, wall_clock_ns = machine.clock, machine.wall_clock_ns
+    primary, secondary, challenger, *_ = replicas
+    store = settings.replay.model_store
+    management = {str(name): endpoint for name, endpoint in settings.replicas.management.items()}
+    loader = ModelLoader(management, settings.canary.archive_url, settings.canary.load_seconds)
+    recorder = PairRecorder(journal, wall_clock_ns) if settings.shadow.keep_pairs else None
+
+    def reserve_seconds() -> float:
+        replica = primary if primary.available else secondary
+        return max(replica.batcher.expected_seconds, replica.latency.p95)
+
+    objective = Objective(settings.slo, settings.budget.cap_seconds)
+    routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective.counts, clock)
+
+    def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
+        state = control()
+        value, expected = canary.model_dump_json(), state.version if unchanged else None
+        return state.change(Wanted(CANARY, value, author, reason, expected_version=expected, needs_all=unchanged))
+
+    def set_champion(version: str, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
+        state = control()
+        expected = state.version if unchanged else None
+        return state.change(Wanted(CHAMPION, version, author, reason, expected_version=expected, needs_all=unchanged))
+
+    deployment = Deployment(
+        Registry(store) if store is not None else None,
+        loader,
+        (primary, secondary),
+        settings.replicas.champion_version,
+        set_champion,
+        settings.canary.keep_previous_seconds,
+        clock,
+    )
+    rollout = Rollout(
+        settings=settings.canary,
+        slo=settings.slo,
+        processes=settings.processes or 1,
+        deployment=deployment,
+        challenger=challenger,
+        routing=routing,
+        markouts=lambda observe: Markouts(feature_cache, observe, clock),
+        set_canary=set_canary,
+        objective=objective,
+        journal=journal,
+        recorder=recorder,
+        new_id=new_id,
+        instance_id=instance_id,
+        clock=clock,
+        wall_clock_ns=wall_clock_ns,
+    )
+    shadow = Shadow(
+        replicas[2:],
+        (primary, secondary),
+        settings.shadow.sample_share,
+        machine.uniform,
+        lambda replica: replica is challenger and routing.canary is not None,
+        rollout.observe_pair,
+        rollout.observe_decision,
+    )
+    return CanaryParts(routing, shadow, rollout, objective, deployment, recorder)

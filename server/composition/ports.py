@@ -1,0 +1,243 @@
+"""Opens the ports of gRPC: decisions, on grpc.aio or in Envoy, administration with audit, and health alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from feature_cache.report import ReportReader
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from server.decision.convert import OrderReader
+from server.envoy.asgi import GrpcApplication
+from server.machine import REAL, Machine
+from server.rpc.access import AccessInterceptor
+from server.rpc.admin import AdminServicer
+from server.rpc.audit import SERVICE as AUDIT_SERVICE
+from server.rpc.call_context import CallContexts
+from server.rpc.canary import CanarySteering
+from server.rpc.decision import SERVICE as DECISION_SERVICE
+from server.rpc.decision import DecisionServicer
+from server.rpc.parsing import ParsingInterceptor
+from server.rpc.steering import Steering
+
+if TYPE_CHECKING:
+    from server.composition.audit import AuditParts
+    from server.composition.process import Process
+    from server.composition.request_path import Foundation, RequestPath
+    from server.decision.explaining import Explaining
+    from server.envoy.edge import EnvoyEdge
+    from server.process.health import Health
+    from server.rpc.health import HealthServicer
+    from server.security.security import Plane, Security
+    from server.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+_LAST_CALLS_SECONDS = 0.5
+"""What calls under way on the admin port get when everything else has ended."""
+
+
+async def open_admin_port(
+    process: Process,
+    base: Foundation,
+    path: RequestPath,
+    audit: AuditParts,
+    health_state: Health,
+    health_servicer: HealthServicer,
+) -> int:
+    """Opens the port of administration and audit; returns it.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    settings, slot = process.settings, process.slot
+    control, canary = path.control, path.canary
+    by_name = {replica.name: replica for replica in path.replicas}
+    server = grpc_server(settings, access(base.security, "admin"), process.metrics.errors, process.machine)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(
+        AdminServicer(
+            instance_id=process.instance_id,
+            control=control,
+            configuration=path.configuration,
+            steering=Steering(control, by_name),
+            canaries=CanarySteering(
+                canary.rollout,
+                canary.deployment,
+                control,
+                by_name,
+                settings.canary.steps,
+                process.new_id,
+                process.machine.wall_clock,
+            ),
+            changes=audit.servicer.changes,
+            journal=base.journal,
+            unshipped=lambda: base.shipper.unshipped,
+            feature_cache=base.feature_cache,
+            reports=ReportReader(base.feature_store),
+            drift=audit.drift,
+            instruments=settings.instruments,
+            max_feature_age_seconds=settings.features.max_age_seconds,
+            health=health_state,
+            metrics=process.metrics,
+            admission=path.admission,
+            slot=slot,
+            clock=process.clock,
+        ),
+        server,
+    )
+    if slot is not None:
+        server.add_insecure_port(slot.admin_address(slot.index))
+    audit.servicer.add_to(server)
+    return await _listen(
+        process.stack,
+        server,
+        health_servicer,
+        (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, AUDIT_SERVICE),
+        f"{settings.admin.host}:{settings.admin.port}",
+        base.security.credentials("admin"),
+    )
+
+
+async def open_health_port(process: Process, health_servicer: HealthServicer) -> None:
+    """Opens the port of health checks alone, where there is to be one."""
+    settings = process.settings
+    if settings.grpc.health_port is not None:
+        at = f"{settings.grpc.host}:{settings.grpc.health_port}"
+        server = grpc_server(settings, (), process.metrics.errors, process.machine)
+        await _listen(process.stack, server, health_servicer, (), at, None)
+
+
+async def open_decision_port(
+    process: Process,
+    security: Security,
+    path: RequestPath,
+    explaining: Explaining,
+    health_servicer: HealthServicer,
+    envoy: EnvoyEdge | None,
+) -> tuple[int, Callable[[float], Awaitable[None]]]:
+    """Opens the decision port, on grpc.aio or in Envoy; returns it and what makes its callers go elsewhere.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    settings, clock, metrics = process.settings, process.clock, process.metrics
+    servicer = DecisionServicer(
+        path.dataplane,
+        OrderReader(settings.instruments),
+        metrics,
+        settings.stream,
+        CallContexts(tracing=path.tracing is not None),
+        path.reports,
+        explaining,
+        clock,
+        # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
+        process.machine.wall_clock if envoy is None else clock,
+        security.orders,
+    )
+    if envoy is None:
+        server = grpc_server(settings, access(security, "decision"), metrics.errors, process.machine)
+        servicer.add_to(server)
+        at = f"{settings.grpc.host}:{settings.grpc.port}"
+        credentials = security.credentials("decision")
+        port = await _listen(process.stack, server, health_servicer, (DECISION_SERVICE,), at, credentials)
+        return port, partial(_end, server)
+    application = GrpcApplication(
+        settings.grpc.max_message_bytes,
+        settings.grpc.read_seconds,
+        servicer,
+        metrics,
+        clock,
+        process.machine.wall_clock,
+        security.access("decision"),
+    )
+    servicer.add_to_application(application)
+    # As generated code sees it, the application is a server.
+    _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
+    await process.background(application.run(), "calls")
+    await process.background(envoy.watch_gate(path.admission, metrics), "gate")
+    envoy.serve(application)
+    return settings.grpc.port, envoy.refuse
+
+
+def access(security: Security, plane: Plane) -> tuple[AccessInterceptor, ...]:
+    """Guards a port on grpc.aio; nothing where it is open."""
+    control = security.access(plane)
+    return () if control is None else (AccessInterceptor(control),)
+
+
+def grpc_server(
+    settings: Settings,
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
+    errors: Counter[str],
+    machine: Machine = REAL,
+) -> grpc.aio.Server:
+    """A server with the limits that protect it from its callers."""
+    return machine.grpc_server(
+        interceptors=(*interceptors, ParsingInterceptor(settings.grpc.read_seconds, errors)),
+        options=(
+            ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
+            ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
+            # A stream that is not read may fill 64 KiB, not the megabytes that a fast network would be granted.
+            ("grpc.http2.bdp_probe", 0),
+            # Callers that are slow to introduce themselves, and callers that vanished.
+            ("grpc.server_handshake_timeout_ms", int(settings.grpc.handshake_seconds * 1e3)),
+            ("grpc.keepalive_time_ms", int(settings.grpc.keepalive_seconds * 1e3)),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # What waits here is not seen by admission, and an answer to it would be late: a burst waits, an overload
+            # is refused by the transport, which costs less than a refusal of ours.
+            ("grpc.server.max_pending_requests", settings.grpc.max_pending_calls),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * settings.grpc.max_pending_calls),
+            # A second server on the port is a mistake, unless it is one of several processes.
+            ("grpc.so_reuseport", int(settings.processes is not None)),
+            # Callers may keep idle connections alive, but not by pinging all the time.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ),
+    )
+
+
+async def _listen(
+    stack: AsyncExitStack,
+    server: grpc.aio.Server,
+    health_servicer: HealthServicer,
+    services: tuple[str, ...],
+    at: str,
+    credentials: grpc.ServerCredentials | None,
+) -> int:
+    """Adds health and reflection, binds, with TLS where there are credentials, and starts; returns the port.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    _add_standard_services(server, health_servicer, services)
+    try:
+        port = server.add_insecure_port(at) if credentials is None else server.add_secure_port(at, credentials)
+    except RuntimeError as error:
+        raise OSError(f"{' and '.join(services) or 'health'}: cannot listen on {at}: {error}") from error
+    await server.start()
+    stack.push_async_callback(_end, server, _LAST_CALLS_SECONDS)
+    return port
+
+
+async def _end(server: grpc.aio.Server, grace_seconds: float) -> None:
+    """Stops a server. gRPC may never be done with that; what comes after, the journal above all, must not wait."""
+    _, stopping = await asyncio.wait((asyncio.create_task(server.stop(grace_seconds)),), timeout=grace_seconds + 1.0)
+    if stopping:
+        _log.warning("the transport did not end in time", grace_seconds=grace_seconds)
+
+
+def _add_standard_services(server: grpc.aio.Server, health_servicer: HealthServicer, services: tuple[str, ...]) -> None:
+    """Adds health and reflection."""
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    servicer = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]

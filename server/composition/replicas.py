@@ -1,0 +1,85 @@
+"""Opens the replicas, for the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from server.inference.codec import TORCHSERVE, Codec, ProtocolName
+from server.inference.oip import ModelDescription, OpenInference
+from server.inference.replica import Replica
+from server.inference.token import ReplicaToken
+from server.security.client_tls import ClientTls
+
+if TYPE_CHECKING:
+    from server.composition.process import Process
+    from server.settings import Settings
+
+
+async def open_replicas(process: Process, stalled_seconds: Callable[[float], float]) -> tuple[Replica, ...]:
+    """Primary, secondary and challenger, and the other challengers.
+
+    Args:
+        process: What they are built with.
+        stalled_seconds: How long the event loop has stood still since an instant.
+
+    Raises:
+        OSError, ValueError: A model that is served by the Open Inference Protocol is not described, or certificates are
+            no good.
+    """
+    settings, machine = process.settings, process.machine
+    endpoints = settings.replicas
+    token_files = {str(name): path for name, path in endpoints.token_files.items()}
+
+    async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
+        sections = (settings.replica, settings.batcher, settings.breaker)
+        codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
+        path = token_files.get(name)
+        other = endpoints.other_challengers.get(name)
+        tls = {str(of): one for of, one in endpoints.tls.items()}.get(name) if other is None else other.tls
+        token = None if path is None else ReplicaToken(name, path, machine.wall_clock)
+        replica = Replica(
+            name,
+            endpoint,
+            model,
+            version,
+            *sections,
+            machine.clock,
+            machine.uniform,
+            stalled_seconds,
+            codec,
+            token,
+            machine.grpc_channel,
+            None if tls is None else ClientTls(name, tls, machine.wall_clock),
+        )
+        return await process.stack.enter_async_context(replica)
+
+    return (
+        await opened("primary", endpoints.primary, endpoints.champion_model, endpoints.champion_version),
+        await opened("secondary", endpoints.secondary, endpoints.champion_model, endpoints.champion_version),
+        await opened("challenger", endpoints.challenger, endpoints.challenger_model, None),
+        *[await opened(name, other.endpoint, other.model, None) for name, other in endpoints.other_challengers.items()],
+    )
+
+
+def problem_of(replica: Replica) -> Callable[[], str]:
+    """Says what is wrong with a replica, as health is to tell it; empty when nothing is."""
+
+    def problem() -> str:
+        if replica.token is not None and replica.token.problem:
+            return replica.token.problem
+        if replica.tls is not None and replica.tls.problem:
+            return replica.tls.problem
+        return "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
+
+    return problem
+
+
+def _codec(settings: Settings, replica: str) -> Codec:
+    """What a replica speaks."""
+    protocol: ProtocolName = getattr(settings.replicas, f"{replica}_protocol")
+    if protocol == "torchserve":
+        return TORCHSERVE
+    description = settings.oip.challenger if replica == "challenger" else settings.oip.champion
+    assert description is not None
+    return OpenInference(protocol, settings.oip, ModelDescription.read(description))

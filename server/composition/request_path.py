@@ -1,0 +1,234 @@
+"""Puts the request path and what it stands on together, for the composition root."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fallback.cached_score import CachedScores
+from fallback.chain import Chain, Stage, StageName
+from fallback.guards import Guards
+from fallback.rules import RulesBaseline
+from feature_cache.cluster import ClusterFeatureStore, open_store
+from feature_cache.l1 import FeatureCache
+from feature_cache.store import FeatureStore
+from server.audit.shipping.shipper import Shipper
+from server.canary.subjects import canary_subjects
+from server.composition.canary import CanaryParts, assemble
+from server.composition.control import obey_configuration, open_control
+from server.composition.replicas import open_replicas
+from server.configuration import Configuration
+from server.control.state import ControlState
+from server.decision.admission import Admission
+from server.decision.idempotency import IdempotencyWindow
+from server.decision.plane import DataPlane
+from server.decision.record import PacketWriter
+from server.decision.replies import Replies
+from server.decision.shared_keys import SharedKeys, make_memory
+from server.inference.champion import Champion
+from server.inference.replica import Replica
+from server.inference.retry_budget import RetryBudget
+from server.journal.journal import Journal
+from server.security import operator
+from server.security.security import Security
+from server.settings import load
+from server.telemetry.decision_log import decision_log
+from server.telemetry.reports import DecisionReports
+from server.telemetry.tracing import Tracing, open_tracing
+from server.timing.loop_lag import LoopLag
+
+if TYPE_CHECKING:
+    from server.composition.process import Process
+    from server.envoy.edge import EnvoyEdge
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What the request path stands on."""
+
+    loop_lag: LoopLag
+    journal: Journal
+    shipper: Shipper
+    replies: Replies
+    security: Security
+    feature_cache: FeatureCache
+    feature_store: FeatureStore | ClusterFeatureStore
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPath:
+    """The request path, and those of its parts that are steered and measured."""
+
+    dataplane: DataPlane
+    replicas: tuple[Replica, ...]
+    champion: Champion
+    canary: CanaryParts
+    chain: Chain
+    configuration: Configuration
+    control: ControlState
+    admission: Admission
+    idempotency: IdempotencyWindow
+    reports: DecisionReports
+    tracing: Tracing | None
+
+
+async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundation:
+    """The event loop's own delays, the journal and its way to the database, credentials and policies, and features.
+
+    Args:
+        process: What they are built with.
+        envoy: The Envoy in whose process this runs, which then is told of certificates.
+
+    Raises:
+        OSError, AuditError: One could not be started.
+    """
+    settings, stack, clock, metrics = process.settings, process.stack, process.clock, process.metrics
+    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
+    await process.background(loop_lag.run(), "loop-lag")
+    journals = 1 if process.slot is None else process.slot.processes + 1
+    journal = await stack.enter_async_context(Journal(settings.journal, metrics.committed, process.machine, journals))
+    shipper = await stack.enter_async_context(
+        Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
+    )
+    replies = await stack.enter_async_context(Replies(journal, clock))
+    publish = None if envoy is None else envoy.publish
+    # Not even if full: whoever is refused must not fill the disk.
+    security = Security(
+        settings.tls,
+        settings.tokens,
+        settings.access,
+        _operator_token(process),
+        journal.append,
+        process.instance_id,
+        clock,
+        publish,
+        process.machine.wall_clock,
+    )
+    await process.background(security.run(), "security")
+    redis_url = settings.redis_url.get_secret_value()
+    feature_cache = FeatureCache(
+        redis_url,
+        settings.feature_cache,
+        settings.instruments,
+        monotonic=clock,
+        wall_ns=process.machine.wall_clock_ns,
+        uniform=process.uniform,
+    )
+    await process.background(feature_cache.run(), "feature-cache")
+    feature_store = await stack.enter_async_context(
+        open_store(redis_url, settings.feature_cache.ttl_seconds, settings.feature_cache.timeout_seconds)
+    )
+    return Foundation(loop_lag, journal, shipper, replies, security, feature_cache, feature_store)
+
+
+def _operator_token(process: Process) -> bytes | None:
+    """Digest of the operator token, which is made by the supervisor where there is one; None where nobody asks for it.
+
+    Raises:
+        OSError: Its file cannot be written, or read.
+    """
+    if process.shared.access.admin != "operator_token":
+        return None
+    path = operator.token_path(process.shared.journal.path)
+    return (operator.make_token if process.slot is None else operator.read_token)(path, process.machine)
+
+
+async def open_request_path(process: Process, base: Foundation) -> RequestPath:
+    """Everything that a decision passes through, and what steers it.
+
+    Raises:
+        OSError, ValueError, FlagProviderError: A part of it could not be started.
+    """
+    settings, clock, uniform = process.settings, process.clock, process.uniform
+    replicas = await open_replicas(process, base.loop_lag.stalled_seconds)
+    primary, secondary, *_ = replicas
+    budget = RetryBudget(settings.retry, clock)
+    champion = Champion(primary, secondary, budget, settings.retry.hedge, settings.budget, clock, uniform)
+    canary = assemble(
+        settings,
+        replicas,
+        champion,
+        base.feature_cache,
+        base.journal,
+        lambda: control,
+        process.instance_id,
+        process.new_id,
+        process.machine,
+    )
+    cached_scores = CachedScores(
+        settings.cached_score,
+        clock,
+        enabled=lambda: control.cached_score,
+        decides=canary.deployment.decides,
+    )
+    rules = RulesBaseline(settings.rules, clock)
+    stages: dict[StageName, Stage] = {"model": canary.routing, "cached_score": cached_scores, "rules": rules}
+    chain = Chain(stages, settings.chain.stages, clock)
+    configuration = Configuration(process.shared, load, process.shared.journal.path)
+    canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
+    control = await open_control(process, replicas, chain, canary_steering | configuration.subjects(), base.journal)
+    await process.background(control.watch(), "control")
+    await process.background(canary.rollout.run(), "canary")
+    admission = Admission(settings.admission, clock)
+    idempotency = IdempotencyWindow(clock, _shared_keys(process))
+    reports, tracing = _open_reports(process)
+    base.security.tell_of([*(replica.tls for replica in replicas), None if tracing is None else tracing.tls])
+    durability = settings.journal.durability.value
+    packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock)
+    obey_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
+    dataplane = DataPlane(
+        admission=admission,
+        idempotency=idempotency,
+        feature_cache=base.feature_cache,
+        max_feature_age_seconds=settings.features.max_age_seconds,
+        chain=chain,
+        cached_scores=cached_scores,
+        guards=guards,
+        journal=base.journal,
+        replies=base.replies,
+        packets=packets,
+        shadow=canary.shadow,
+        shadow_on=lambda: control.shadow,
+        control_stale=lambda: control.stale,
+        metrics=process.metrics,
+        objective=canary.objective,
+        budget_settings=settings.budget,
+        reports=reports,
+        loop_lag=base.loop_lag,
+        clock=clock,
+        wall_clock_ns=process.machine.wall_clock_ns,
+        new_id=process.new_id,
+    )
+    return RequestPath(
+        dataplane=dataplane,
+        replicas=replicas,
+        champion=champion,
+        canary=canary,
+        chain=chain,
+        configuration=configuration,
+        control=control,
+        admission=admission,
+        idempotency=idempotency,
+        reports=reports,
+        tracing=tracing,
+    )
+
+
+def _shared_keys(process: Process) -> SharedKeys:
+    """The idempotency keys of all processes, or those of one that is alone."""
+    slot, settings = process.slot, process.settings.idempotency
+    memory = None if slot is None else slot.keys
+    if memory is None:
+        memory = make_memory(settings.max_keys)
+        process.stack.callback(os.close, memory)
+    return SharedKeys(memory, settings.window_seconds, process.clock)
+
+
+def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:
+    """What is told of single decisions, in the log and, where a collector is named, in traces."""
+    settings, stack = process.settings, process.stack
+    tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id, process.machine.wall_clock))
+    log = stack.enter_context(decision_log(settings.decision_log, settings.log_level == "debug", process.machine))
+    return DecisionReports((log,) if tracing is None else (log, tracing.outlet), process.machine), tracing

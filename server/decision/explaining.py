@@ -1,0 +1,87 @@
+"""Explanations beside replies: asked for when the decision is durable, and waited for no longer than the caller can."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from pretrade.audit.v1 import audit_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.explain import SCORED, no_model, unavailable
+from server.audit.reading.reading import Question, Reading
+from server.journal.errors import AuditError
+
+_log = structlog.get_logger(__name__)
+
+
+class ExplainSettings(BaseModel):
+    """Explanations that callers of `Decide` ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    patience_seconds: float = Field(default=0.25, ge=0, le=10)
+    """How long a reply waits for its explanation, in seconds, where the call's deadline leaves it that; 0 for not at
+    all. The first one of a model version loads the model, which takes seconds, and comes LATE."""
+    reply_reserve_seconds: float = Field(default=0.005, gt=0, le=1)
+    """Kept before the call's deadline for sending the reply, in seconds."""
+
+
+class Explaining:
+    """Explains decisions that were just made, in a process of its own that reads the journal and runs the models.
+
+    The decision path does not know of it. At most 32 requests wait; further ones are told so at once.
+
+    Args:
+        reading: The process.
+        settings: How long to wait.
+        counts: Explanations asked for beside replies, by status; added to here.
+        clock: Monotonic seconds, the event loop's own.
+    """
+
+    def __init__(
+        self, reading: Reading, settings: ExplainSettings, counts: Counter[int], clock: Callable[[], float]
+    ) -> None:
+        self._reading = reading
+        self._settings = settings
+        self._counts = counts
+        self._clock = clock
+
+    async def explanation(self, decision: pb.Decision, deadline: float | None) -> pb.Explanation:
+        """The explanation of a durable decision, or why there is none.
+
+        Args:
+            decision: As it is about to be replied.
+            deadline: The call's, an instant of the clock; None without one.
+
+        Cancelling is safe: an explanation under way is finished and dropped.
+        """
+        if decision.source in SCORED:
+            answer = await self._within(decision.decision_id, self._until(deadline))
+        else:
+            answer = no_model(decision)
+        self._counts[answer.status] += 1
+        return answer
+
+    def _until(self, deadline: float | None) -> float:
+        patience = self._clock() + self._settings.patience_seconds
+        return patience if deadline is None else min(patience, deadline - self._settings.reply_reserve_seconds)
+
+    async def _within(self, decision_id: str, until: float) -> pb.Explanation:
+        try:
+            async with asyncio.timeout_at(until):
+                request = audit_pb2.ExplainDecisionRequest(decision_id=decision_id)
+                answer = await self._reading.ask(Question.EXPLAIN, request.SerializeToString())
+                return audit_pb2.ExplainDecisionResponse.FromString(answer).explanation
+        except TimeoutError:
+            return pb.Explanation(
+                status=pb.EXPLANATION_STATUS_LATE,
+                decision_id=decision_id,
+                message="not ready before the reply had to leave: ask AuditService.ExplainDecision",
+            )
+        except AuditError as error:
+            _log.warning("no explanation", decision_id=decision_id, error=str(error))
+            return unavailable(str(error))

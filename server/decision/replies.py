@@ -1,0 +1,210 @@
+"""The ledger of replies: what became of a decision after it was written down.
+
+A row of the journal says what was decided. Whether the caller heard it is known only later, so every decision is *owed*
+from the moment its packet is handed to the journal::
+
+    owe() ──▶ owed ──heard()─────────▶ settled. Nothing is written: a row alone says `replied`
+                │
+                └──unheard(cause)──▶ a note for the journal, kept here until it is durable ──▶ settled
+
+*Heard* means that the deadline had not passed when the reply's bytes were handed to the transport. The edges report
+that, or that they were not sent; they decide nothing. What is noted is the journal entry `ReplyUnconfirmed`, and
+`ReplyHeard` where a repeat of the call heard the decision after all: the last word about a decision holds.
+
+A note whose commit fails, or that the journal does not take, waits and is written when the journal is well again.
+Decisions that are not settled are bounded: beyond, `owe` refuses, and the decision is answered ABSTAIN, because the
+audit could not say what became of it.
+
+A process that is killed writes no notes. Therefore the journal knows which decisions are not settled (`Journal.hold`)
+and keeps on disk through where all of them are. The next process that opens it notes the rest as `killed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, cast
+
+import structlog
+
+from server.decision.record import Decided, ReplyState
+from server.journal.errors import JournalError, JournalFull
+from server.journal.reply_status import Cause, heard, unconfirmed
+
+if TYPE_CHECKING:
+    from server.journal.journal import Journal
+
+_log = structlog.get_logger(__name__)
+
+_MOST: Final = 100_000
+"""Decisions that may be owed, and notes that may wait: about 50 MiB."""
+_TICK_SECONDS: Final = 0.1
+_LONGEST_OWED_SECONDS: Final = 5.0
+"""An answer that waits longer for a caller who does not read is noted as unsent. It may still be heard afterwards."""
+_CLOSE_SECONDS: Final = 2.0
+
+
+class _Note:
+    """What is to be written about a decision."""
+
+    __slots__ = ("entry", "written")
+
+    def __init__(self, entry: bytes) -> None:
+        self.entry = entry
+        self.written = False
+        """True while the journal has it and has not said that it failed."""
+
+
+class Replies:
+    """Knows of every decision whether its caller heard it, and writes down when not.
+
+    An async context manager, to be left before the journal is closed and after the last call has ended. Its methods are
+    called on the journal's loop. The attributes are for metrics.
+
+    Args:
+        journal: Where decisions and notes are written.
+        clock: Monotonic seconds, the event loop's own.
+    """
+
+    def __init__(self, journal: Journal, clock: Callable[[], float]) -> None:
+        self._journal = journal
+        self._clock = clock
+        self._owed: Final = cast("OrderedDict[Decided, int]", journal.held)
+        """Those not settled, the oldest first."""
+        self._notes: OrderedDict[Decided, _Note] = OrderedDict()
+        """What is not durable yet, in the order in which it happened."""
+        self._delayed = False
+        self.unconfirmed: Counter[Cause] = Counter()
+        """Decisions that were not what their callers heard, by cause."""
+        self.lost = 0
+        """Notes given up because too many waited; each is of a decision of another process."""
+
+    @property
+    def owed(self) -> int:
+        """Decisions that are not settled."""
+        return len(self._owed)
+
+    @property
+    def waiting(self) -> int:
+        """Notes that are not durable yet."""
+        return len(self._notes)
+
+    async def __aenter__(self) -> Self:
+        self._ticking = asyncio.create_task(self._tick(), name="replies")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Notes what was never sent, and waits for a bounded time until every note is durable."""
+        self._ticking.cancel()
+        await asyncio.wait((self._ticking,))
+        for decided in list(self._owed):
+            self.unheard(decided, "unsent")
+        until = self._clock() + _CLOSE_SECONDS
+        while self._notes and self._journal.writable and self._clock() < until:
+            self._write_again()
+            await asyncio.sleep(_TICK_SECONDS / 10)
+        if self._notes:
+            _log.error("reply_notes_unwritten", notes=len(self._notes), error=self._journal.problem)
+
+    def owe(self, decided: Decided) -> None:
+        """Remembers a decision whose packet is about to be handed to the journal.
+
+        Raises:
+            JournalFull: Too many decisions are not settled.
+        """
+        if len(self._owed) >= _MOST:
+            raise JournalFull(f"of {_MOST} decisions nobody knows yet whether their callers heard them")
+        decided.reply = ReplyState.OWED
+        self._journal.hold(decided)
+
+    def forget(self, decided: Decided) -> None:
+        """A decision did not become durable: there is no row whose reply could be in doubt."""
+        if decided.reply is ReplyState.OWED:
+            decided.reply = ReplyState.NONE
+            self._journal.release(decided)
+
+    def heard(self, decided: Decided) -> None:
+        """The transport has the reply's bytes, in time."""
+        state = decided.reply
+        if state is ReplyState.HEARD or state is ReplyState.NONE:
+            return
+        decided.reply = ReplyState.HEARD
+        if decided.abstained:
+            # The row says something else than the caller heard.
+            self._note(decided, unconfirmed(decided.decision_id, "audit_late", decided.action, decided.reasons))
+            self.unconfirmed["audit_late"] += 1
+        elif state is ReplyState.OWED:
+            self._journal.release(decided)
+        else:
+            self._note(decided, heard(decided.decision_id))
+
+    def unheard(self, decided: Decided, cause: Cause) -> None:
+        """The reply was not sent, and will not be; a decision that was heard before stays heard."""
+        if decided.reply is ReplyState.OWED:
+            decided.reply = ReplyState.UNHEARD
+            self.unconfirmed[cause] += 1
+            self._note(decided, unconfirmed(decided.decision_id, cause))
+
+    def _note(self, decided: Decided, entry: bytes) -> None:
+        if decided not in self._owed and len(self._notes) >= _MOST:
+            self.lost += 1
+            return
+        note = self._notes[decided] = _Note(entry)
+        self._notes.move_to_end(decided)
+        self._write(decided, note)
+
+    def _write(self, decided: Decided, note: _Note) -> None:
+        try:
+            future = self._journal.append(note.entry, even_if_full=True)
+        except JournalError as error:
+            self._delay(error)
+        else:
+            note.written = True
+            future.add_done_callback(partial(self._ended, decided, note))
+
+    def _ended(self, decided: Decided, note: _Note, future: asyncio.Future[bool]) -> None:
+        """The journal has made a note durable, or failed to."""
+        note.written = False
+        if future.cancelled() or (error := future.exception()) is not None:
+            if not future.cancelled():
+                self._delay(error)
+        elif self._notes.get(decided) is note:  # otherwise there is more to say by now
+            del self._notes[decided]
+            self._journal.release(decided)
+
+    def _delay(self, error: BaseException | None) -> None:
+        if not self._delayed:
+            self._delayed = True
+            _log.warning("reply_notes_wait", notes=len(self._notes), error=str(error))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._note_unsent()
+            self._write_again()
+
+    def _note_unsent(self) -> None:
+        """Notes what nobody has taken for long: nobody knows whether it will ever be sent."""
+        before = self._clock() - _LONGEST_OWED_SECONDS
+        old = []
+        for decided in self._owed:
+            if decided.arrived > before:
+                break
+            if decided.reply is ReplyState.OWED:
+                old.append(decided)
+        for decided in old:
+            self.unheard(decided, "unsent")
+
+    def _write_again(self) -> None:
+        if self._journal.writable:
+            for decided, note in list(self._notes.items()):
+                if not note.written:
+                    self._write(decided, note)
+        if self._delayed and not self._notes:
+            self._delayed = False
+            _log.info("reply_notes_written")

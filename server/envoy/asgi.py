@@ -1,0 +1,486 @@
+"""gRPC over ASGI: serves the servicers of the grpc.aio edge behind Envoy.
+
+Envoy terminates HTTP/2 (flow control, limits, TLS, floods) and hands every call to this application in its own process,
+through `pyvoy`; see `server/envoy/edge.py`. What is ours is in `framing.py`, and what becomes of a call here::
+
+    read the request → the servicer's method → the answer, or a status
+
+Nothing tells the application that a caller has gone, or that a call's deadline has passed: whoever asks `receive` hears
+of the first, and of the second nobody but a clock. One task looks after all calls that take longer than most, and
+cancels those that nobody waits for, as grpc.aio does; the fast ones pay nothing. One whose caller went in the meantime
+fails to be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from urllib.parse import unquote_to_bytes
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from server.envoy.framing import (
+    ENCODINGS,
+    PEER,
+    PREFIX_BYTES,
+    CallError,
+    Metadata,
+    call_headers,
+    decompressed,
+    framed,
+    message_length,
+    status_headers,
+)
+from server.errors import DeadlineError, InvalidOrderError, PretradeError
+from server.rpc import status
+from server.security.access import AccessControl
+from server.security.identity import Attempt
+
+if TYPE_CHECKING:
+    from server.telemetry.metrics import DecisionMetrics
+
+_log = structlog.get_logger(__name__)
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+_LOOK_SECONDS: Final = 0.025
+"""How often calls that take longer than this are looked after; asking for one caller costs 0.1 ms."""
+_LONGEST_WAIT_SECONDS: Final = 10.0
+_LONGEST_ZOMBIE_SECONDS: Final = 0.2
+_CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
+_START: Final = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)],
+    "trailers": True,
+}
+_CERTIFICATE: Final = re.compile(rb'(?:^|;)Cert="([^"]*)"')
+_OK_STATUS: Final = (b"grpc-status", b"0")
+_OK: Final = {"type": "http.response.trailers", "headers": [_OK_STATUS], "more_trailers": False}
+_UNKNOWN_METHOD: Final = CallError(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+_FAILED: Final = CallError(grpc.StatusCode.INTERNAL, "the call failed; see the server's log")
+_TOO_LATE: Final = CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+_STOPPED: Final = CallError(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
+
+
+class _CallerGoneError(Exception):
+    """Nobody hears the answer."""
+
+
+class Call:
+    """One call, as far as our servicers and grpc's own use `grpc.aio.ServicerContext`.
+
+    Args:
+        receive: Gives its requests.
+        headers: Its metadata.
+        clock: Monotonic seconds.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_headers",
+        "_task",
+        "arrived",
+        "deadline",
+        "ended",
+        "is_unary",
+        "is_watched",
+        "receive",
+        "write",
+    )
+
+    def __init__(self, receive: Receive, headers: Headers, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._headers = headers
+        self._task = asyncio.current_task()
+        self.receive = receive
+        self.arrived = clock()
+        self.deadline: float | None = None
+        """Monotonic seconds; None without one."""
+        self.is_unary = True
+        self.is_watched = False
+        """True while its requests are read and its answer is not: then anybody may ask `receive`."""
+        self.ended: CallError | _CallerGoneError | None = None
+        """Why it was cancelled."""
+        self.write: Callable[[Any], Awaitable[None]]
+        """Sends one message of a stream of answers."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the caller's deadline; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - self._clock())
+
+    def invocation_metadata(self) -> Headers:
+        """What the caller sent besides its message, pseudo headers and all, as bytes."""
+        return self._headers
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        """Ends the call with a status."""
+        raise CallError(code, details, trailing_metadata)
+
+    def end(self, reason: CallError | _CallerGoneError) -> None:
+        """Cancels it; the first reason counts."""
+        assert self._task is not None
+        if self.ended is None:
+            self.ended = reason
+            self._task.cancel()
+
+
+class Delivery(Protocol):
+    """Who wants to know what became of unary answers. A servicer knows that of a stream's: it is asked for the next."""
+
+    def sent(self, answer: object) -> None:
+        """Envoy has all of an answer."""
+        ...
+
+    def not_sent(self, answer: object) -> None:
+        """The caller did not wait for an answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method and who answers it: one of the three."""
+
+    parse: Any
+    serialize: Any
+    answer: Any
+    answers_one: Any
+    answers_stream: Any
+
+
+class GrpcApplication:
+    """Serves method handlers, registered the way generated code does it, as an ASGI application.
+
+    Args:
+        max_message_bytes: Largest request.
+        read_seconds: How long a unary call may take to send its message.
+        delivery: Told what became of every unary answer.
+        metrics: Counts the calls that end here.
+        clock: Monotonic seconds.
+        wall_clock: Seconds of the clock by which Envoy says when a call arrived.
+        access: Asked about every call; None for an open port.
+    """
+
+    def __init__(
+        self,
+        max_message_bytes: int,
+        read_seconds: float,
+        delivery: Delivery,
+        metrics: DecisionMetrics,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        access: AccessControl | None = None,
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._read_seconds = read_seconds
+        self._delivery = delivery
+        self._metrics = metrics
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._access = access
+        self._methods: dict[str, _Method] = {}
+        self._calls: dict[Call, None] = {}
+        """Those under way, in the order of their arrival."""
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Nothing: the same methods come as registered ones."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Serves the methods of a service."""
+        for name, handler in handlers.items():
+            self._methods[f"/{service}/{name}"] = _Method(
+                handler.request_deserializer,
+                handler.response_serializer,
+                handler.unary_unary,
+                handler.unary_stream,
+                handler.stream_stream,
+            )
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way."""
+        return len(self._calls)
+
+    async def run(self) -> None:
+        """Looks after slow calls, for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for call in self._slow():
+                await self._look_after(call)
+
+    def _slow(self) -> list[Call]:
+        before = self._clock() - _LOOK_SECONDS
+        return list(itertools.takewhile(lambda call: call.arrived <= before, self._calls))
+
+    async def _look_after(self, call: Call) -> None:
+        now = self._clock()
+        if call.deadline is not None and now >= call.deadline:
+            call.end(_TOO_LATE)
+        elif call.is_watched:
+            try:
+                message = await call.receive()
+            except OSError:
+                call.end(_CallerGoneError())
+            else:
+                if message["type"] == "http.disconnect":
+                    call.end(_CallerGoneError())
+        elif call.is_unary and call in self._calls and now - call.arrived >= self._read_seconds:
+            slow = DeadlineError("REQUEST_TOO_SLOW", "the request's message did not arrive in time")
+            call.end(self._refusal(slow))
+
+    def end_all(self) -> None:
+        """Ends every call that is still under way with UNAVAILABLE."""
+        for call in self._calls:
+            call.end(_STOPPED)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one call."""
+        call = Call(receive, scope["headers"], self._clock)
+        self._calls[call] = None
+        try:
+            method = self._methods.get(scope["path"])
+            if method is None:
+                raise _UNKNOWN_METHOD
+            timeout, encoding, arrived = call_headers(scope["headers"])
+            if timeout is not None:
+                call.deadline = await self._deadline(call, timeout, arrived)
+            if self._access is not None:
+                await self._admit(self._access, scope)
+            if method.answer is not None:
+                await self._answer(call, send, method, encoding)
+            else:
+                with self._watched(call):
+                    await self._stream(call, send, method, encoding)
+        except CallError as error:
+            await _refuse(send, error)
+        except _CallerGoneError:
+            pass
+        except asyncio.CancelledError:
+            if call.ended is None:
+                raise  # not by us
+            if isinstance(call.ended, CallError):
+                await _refuse(send, call.ended)
+        except Exception:
+            self._metrics.errors["INTERNAL"] += 1
+            _log.exception("call failed", method=scope["path"][:200])
+            await _refuse(send, _FAILED)
+        finally:
+            del self._calls[call]
+
+    async def _deadline(self, call: Call, allowed: float, arrived: float | None) -> float:
+        """A call's deadline; raises where it has passed.
+
+        A call that waited until then keeps its place in Envoy's gate for as long again, which costs nobody anything.
+        Were it over at once the gate would take that for a quick answer, and let in thousands more of those that are
+        too late already, each of which takes time from one that is not.
+        """
+        waited = self._waited(arrived)
+        if waited < allowed:
+            return call.arrived - waited + allowed
+        await asyncio.sleep(min(waited, _LONGEST_ZOMBIE_SECONDS))
+        self._metrics.late += 1
+        raise self._refusal(DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival"))
+
+    def _waited(self, arrived: float | None) -> float:
+        """How long a call waited to be taken up, in seconds.
+
+        Envoy tells by the wall clock, which may step meanwhile: longer than anybody waits is not true.
+        """
+        if arrived is None:
+            return 0.0
+        waited = self._wall_clock() - arrived
+        return waited if 0.0 < waited < _LONGEST_WAIT_SECONDS else 0.0
+
+    async def _admit(self, access: AccessControl, scope: Scope) -> None:
+        """Asks whether a call may pass, before anything of it but its headers is read."""
+        headers = scope["headers"]
+        attempt = Attempt(
+            method=scope["path"],
+            authorization=_header(headers, b"authorization").decode("latin-1"),
+            # The scope's client is whoever `x-forwarded-for` names, and of an IPv6 address the beginning alone.
+            peer=lambda: _header(headers, PEER).decode("latin-1") or "unknown",
+            certificate=lambda: _certificate(_header(headers, b"x-forwarded-client-cert")),
+        )
+        try:
+            await access.admit(attempt)
+        except PretradeError as error:
+            raise CallError(*status.of(error)) from None
+
+    def _watched(self, call: Call) -> contextlib.AbstractContextManager[None]:
+        """Ends a stream whose caller would not be let in any more."""
+        if self._access is None:
+            return contextlib.nullcontext()
+        return self._access.watched(lambda error: call.end(CallError(*status.of(error))))
+
+    async def _answer(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
+        """A call with one answer."""
+        answer = await method.answer(await self._request(call, method, encoding), call)
+        call.is_watched = False
+        try:
+            await send(_START)
+            await send({"type": "http.response.body", "body": framed(method.serialize(answer))})
+            await send(_OK)
+        except (OSError, asyncio.CancelledError):
+            self._delivery.not_sent(answer)
+            raise _CallerGoneError from None
+        self._delivery.sent(answer)
+
+    async def _stream(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
+        """A call with a stream of answers."""
+        call.is_unary = False
+        problem: CallError | None = None
+
+        async def write(answer: Any) -> None:
+            frame = framed(method.serialize(answer))
+            try:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            except (OSError, asyncio.CancelledError):
+                raise _CallerGoneError from None
+
+        async def requests() -> AsyncIterator[Any]:
+            nonlocal problem
+            try:
+                async for request in self._requests(call, method, encoding):
+                    yield request
+            except CallError as error:
+                problem = error  # said after the answers that are due
+
+        call.write = write
+        if method.answers_stream is not None:
+            answers = method.answers_stream(requests(), call)
+        else:
+            answers = method.answers_one(await self._request(call, method, encoding), call)
+        try:
+            with contextlib.suppress(OSError):  # then the first answer says so, too
+                await send(_START)
+            if isinstance(answers, AsyncIterator):
+                async with contextlib.aclosing(answers):  # type: ignore[type-var]  # a generator
+                    async for answer in answers:
+                        await write(answer)
+            else:
+                await answers
+            if problem is not None:
+                raise problem
+        except CallError as error:
+            trailers = status_headers(error)
+        except asyncio.CancelledError:
+            if not isinstance(call.ended, CallError):
+                raise
+            trailers = status_headers(call.ended)
+        else:
+            trailers = [_OK_STATUS]
+        call.is_watched = False
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
+
+    async def _request(self, call: Call, method: _Method, encoding: bytes) -> Any:
+        """The only request of a call; what follows it is ignored."""
+        message = await call.receive()
+        body = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._rest(call, body)
+        elif message["type"] == "http.disconnect":
+            raise _CallerGoneError
+        length = message_length(body)
+        self._check_size(length)
+        if len(body) < PREFIX_BYTES + length:
+            raise self._refusal(InvalidOrderError("MISSING_REQUEST", "the request ended before its message"))
+        call.is_watched = True
+        return self._parsed(method, body[0], body[PREFIX_BYTES : PREFIX_BYTES + length], encoding)
+
+    async def _rest(self, call: Call, body: bytes) -> bytes:
+        """A request's body to its end."""
+        whole = bytearray(body)
+        while True:
+            if len(whole) >= PREFIX_BYTES:
+                self._check_size(message_length(whole))
+            self._check_size(len(whole) - PREFIX_BYTES)
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise _CallerGoneError
+            whole += message["body"]
+            if not message.get("more_body"):
+                return bytes(whole)
+
+    async def _requests(self, call: Call, method: _Method, encoding: bytes) -> AsyncIterator[Any]:
+        """The requests of a stream."""
+        buffer = bytearray()
+        more = True
+        while more:
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                call.end(_CallerGoneError())
+                return
+            buffer += message["body"]
+            more = message.get("more_body", False)
+            while len(buffer) >= PREFIX_BYTES:
+                length = message_length(buffer)
+                self._check_size(length)
+                end = PREFIX_BYTES + length
+                if len(buffer) < end:
+                    break
+                compressed, payload = buffer[0], bytes(buffer[PREFIX_BYTES:end])
+                del buffer[:end]
+                yield self._parsed(method, compressed, payload, encoding)
+        call.is_watched = True
+        if buffer:
+            raise self._refusal(InvalidOrderError("MISSING_REQUEST", "the request ended before its message"))
+
+    def _parsed(self, method: _Method, compressed: int, payload: bytes, encoding: bytes) -> Any:
+        self._check_size(len(payload))
+        if compressed:
+            payload = decompressed(payload, encoding, self._max_message_bytes)
+            self._check_size(len(payload))
+        try:
+            return method.parse(payload)
+        except DecodeError:
+            malformed = InvalidOrderError("MALFORMED_REQUEST", "the request is not a valid message of this method")
+            raise self._refusal(malformed) from None
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_message_bytes:
+            self._metrics.errors["MESSAGE_TOO_LARGE"] += 1
+            raise CallError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"Received message larger than max ({size} vs. {self._max_message_bytes})",
+            )
+
+    def _refusal(self, error: PretradeError) -> CallError:
+        """The status of a call that gets no further than here."""
+        self._metrics.errors[error.reason] += 1
+        return CallError(*status.of(error))
+
+
+async def _refuse(send: Send, error: CallError) -> None:
+    """Ends a call, of which nothing was answered yet, with a status other than OK."""
+    headers = [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *status_headers(error)]
+    with contextlib.suppress(OSError):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes:
+    """A header's value; empty without."""
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""
+
+
+def _certificate(forwarded: bytes) -> bytes | None:
+    """The client's certificate in PEM, as Envoy forwards it, and nobody else: it takes away what a client sends."""
+    found = _CERTIFICATE.search(forwarded)
+    return None if found is None else unquote_to_bytes(found[1])

@@ -1,0 +1,197 @@
+"""Archived models for replays: found by version, checked against it, and run in a process of their own.
+
+Nothing on the serving side knows how a model is made. An archive (`.mar`) brings its own code, `handler.py`, and its
+version is the hash of that code, the metadata and the weights. The hash stands in every packet, and is computed anew
+before any of the code runs; the code then runs as it did in TorchServe's worker, in a child process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from server.inference import wire
+from server.inference.outcome import BatchFailedError
+from server.inference.wire import ModelIdentity
+from server.journal.errors import ModelFailed, ModelUnknown
+from server.models.model_process import EXPLAIN, SCORE
+
+_FILES: Final = ("handler.py", "metadata.json", "weights.bin")
+"""What decides a score, in the order in which it is hashed."""
+_MANIFEST: Final = "MAR-INF/MANIFEST.json"
+_REQUEST: Final = struct.Struct("<BI")
+_LENGTH: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A model archive whose content is what its version says."""
+
+    name: str
+    version: str
+    """16 hexadecimal digits: the hash of `files`."""
+    files: Mapping[str, bytes]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """What its rows hold."""
+        return tuple(json.loads(self.files["metadata.json"])["feature_names"])
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Why a model scored a row as it did, in log odds before calibration."""
+
+    method: str
+    margin: float
+    base: float
+    contributions: tuple[float, ...]
+    """One a feature; with the base they sum to the margin."""
+
+
+class ModelStore:
+    """Archives in folders, and in all folders below them.
+
+    Args:
+        directories: Where to look; one that does not exist holds nothing.
+    """
+
+    def __init__(self, directories: Iterable[Path]) -> None:
+        self._directories = tuple(directories)
+
+    def find(self, version: str) -> Archive:
+        """The archive of a version.
+
+        Raises:
+            ModelUnknown: No folder holds it.
+        """
+        for directory in self._directories:
+            for path in sorted(directory.rglob("*.mar"), key=lambda path: path.stem != version):
+                if _declared_version(path) == version:
+                    return read_archive(path)
+        places = ", ".join(map(str, self._directories)) or "no model store at all"
+        raise ModelUnknown(f"no archive of model version {version} in {places}")
+
+
+def read_archive(path: Path) -> Archive:
+    """Reads an archive and holds its content against its version.
+
+    Raises:
+        ModelUnknown: It cannot be read, or its content is not what its version says.
+    """
+    try:
+        with zipfile.ZipFile(path) as archived:
+            model = json.loads(archived.read(_MANIFEST))["model"]
+            files = {name: archived.read(name) for name in _FILES}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelUnknown(f"{path} is not a model archive of pretrade: {error}") from error
+    version = content_version(files.values())
+    if version != model["modelVersion"]:
+        raise ModelUnknown(f"{path} says version {model['modelVersion']}, but its content is {version}")
+    return Archive(model["modelName"], version, files)
+
+
+def content_version(parts: Iterable[bytes]) -> str:
+    """Hash of all that decides a score, as `torchserve/handler.py` computes it: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+class RunningModel:
+    """A model that scores; a context manager around its process, used by one thread."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive: Final = archive
+
+    def __enter__(self) -> Self:
+        """Starts the process; the model is loaded with the first score."""
+        self._directory = tempfile.TemporaryDirectory(prefix="pretrade-model-")
+        for name, content in self.archive.files.items():
+            (Path(self._directory.name) / name).write_bytes(content)
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a hash
+            [sys.executable, "-m", "server.models.model_process", self._directory.name, self.archive.version],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the process, which exits at the end of its input."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._directory.cleanup()
+
+    def score(self, row: bytes, batch_rows: int, batch_index: int) -> tuple[ModelIdentity, float]:
+        """The score of one row in its place of a batch.
+
+        Args:
+            row: `wire.ROW_BYTES` of little-endian float32.
+            batch_rows: Rows in the batch; the others are zeros, which no score depends on.
+            batch_index: The row's place in it.
+
+        Raises:
+            ModelFailed: There is no score.
+        """
+        batch = bytearray(batch_rows * wire.ROW_BYTES)
+        batch[batch_index * wire.ROW_BYTES : (batch_index + 1) * wire.ROW_BYTES] = row
+        try:
+            answer = wire.parse_answer(self.archive.name, batch_rows, self._exchange(SCORE, bytes(batch)))
+        except (OSError, BatchFailedError) as error:
+            raise ModelFailed(f"{self.archive.name} {self.archive.version} gave no score: {error}") from error
+        return answer.model, float(answer.scores[batch_index])
+
+    def explain(self, row: bytes) -> Attribution:
+        """Why it scores one row, little-endian float32, as it does.
+
+        Raises:
+            ModelFailed: It cannot say.
+        """
+        try:
+            answer = self._exchange(EXPLAIN, row)
+        except OSError as error:
+            raise ModelFailed(f"{self.archive.name} {self.archive.version} gave no explanation: {error}") from error
+        if not answer:
+            raise ModelFailed(f"the archive of {self.archive.name} {self.archive.version} is older than explanations")
+        said = json.loads(answer)
+        return Attribution(said["method"], said["margin"], said["base"], tuple(said["contributions"]))
+
+    def _exchange(self, question: int, request: bytes) -> bytes:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(_REQUEST.pack(question, len(request)) + request)
+        self._process.stdin.flush()
+        header = self._process.stdout.read(_LENGTH.size)
+        if len(header) < _LENGTH.size:
+            raise ModelFailed(
+                f"the process of {self.archive.name} {self.archive.version} ended with {self._process.wait()}"
+            )
+        return self._process.stdout.read(_LENGTH.unpack(header)[0])
+
+
+def _declared_version(path: Path) -> str | None:
+    """The version in an archive's manifest; None when it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archived:
+            version: str = json.loads(archived.read(_MANIFEST))["model"]["modelVersion"]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+    return version

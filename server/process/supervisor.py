@@ -1,0 +1,416 @@
+"""Several server processes on one port: `python -m server --processes N`.
+
+Each process takes a numbered place (`slot.py`) with a journal of its own; the kernel spreads connections over them.
+There is one place more than processes::
+
+    SIGHUP       one by one: a new process in the free place, ready → the oldest drains, and its place is free
+    a death      the same place is taken again, after a pause that doubles from one to the next;
+                 a process that hangs in its start is killed first
+    SIGTERM      all drain; a second one ends all at once
+
+A child's standard input is its leash (`stopping.py`): told to drain by its end, it drains as well when the supervisor
+itself is killed, and ends at once when it had not started yet.
+With the Envoy edge, each process is an Envoy with a server inside. Envoy itself would end undrained on SIGTERM, so that
+is blocked in it and the server inside waits for it; SIGINT of a terminal does not reach its process group.
+What a process could not ship before it ended is shipped while its place is free, so no audit row waits for its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import structlog
+
+from server.audit.shipping.leftovers import ship_leftovers
+from server.control.file import ControlFile
+from server.control.start import halt_at_start
+from server.decision.ids import uuid7_source
+from server.decision.shared_keys import make_memory
+from server.envoy.edge import Envoy
+from server.journal.journal_file import journals_of
+from server.machine import REAL
+from server.process.short_paths import short_directory
+from server.process.slot import READY, journal_path
+from server.process.stopping import seconds_to_end
+from server.security import operator
+from server.settings import Settings, control_path
+
+_log = structlog.get_logger(__name__)
+
+_PAUSE_MIN_SECONDS: Final = 0.2
+_PAUSE_MAX_SECONDS: Final = 10.0
+_SOUND_SECONDS: Final = 10.0
+"""A process that was ready for so long did not die of its start."""
+_PRIVATE_PREFIX: Final = "pretrade-server-"
+_PATH_BYTES: Final = 4096
+_LOAD_SECONDS: Final = 60.0
+"""What a new process may take on a busy machine, beyond its patience with replicas and features; one that cannot start
+ends by itself, and one that hangs is killed after that."""
+
+
+class _Child:
+    """One server process."""
+
+    def __init__(self, slot: int, process: Process) -> None:
+        self.slot = slot
+        self.process = process
+        self.ready_since: float | None = None
+        self.dismissed = False
+        """True when its end is wanted."""
+        self.ready_or_ended = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Reads what it says until it has ended."""
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            if line.strip() == READY:
+                self.ready_since = time.monotonic()
+                self.ready_or_ended.set()
+        await self.process.wait()
+        self.ready_or_ended.set()
+
+    def drain(self) -> None:
+        """Tells it to drain and end."""
+        self.dismissed = True
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.dismissed = True
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+
+class Supervisor:
+    """Keeps `settings.processes` server processes running.
+
+    Args:
+        settings: Shared by all; every process narrows them to its place.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.processes is not None
+        self._settings = settings
+        self._count = settings.processes
+        self._environment = dict(os.environ)
+        self._envoy: Envoy | None = None
+        self._keys = -1
+        self._sockets = Path()
+        self._running: dict[int, _Child] = {}
+        self._restarts: dict[int, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leftovers: dict[int, asyncio.Task[None]] = {}
+        self._taking_again = asyncio.Lock()
+        """Held while a process that ended gets its successor, so that a replacement dismisses that and no dead one."""
+        self._stop = asyncio.Event()
+        self._replace = asyncio.Event()
+        """Set by SIGHUP; one that comes during a replacement or at the start is heard after it."""
+
+    async def run(self) -> int:
+        """Runs until told to stop.
+
+        Returns:
+            The exit code: 0 when told to stop, that of a process that could not be started at first.
+
+        Raises:
+            OSError: A port or the journal belongs to another server, or the control state cannot be written.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._replace.set)
+        settings = self._settings
+        with contextlib.ExitStack() as held:
+            lock = _lock(settings.journal.path)
+            held.callback(os.close, lock)
+            self._keys = make_memory(settings.idempotency.max_keys)
+            held.callback(os.close, self._keys)
+            self._sockets = held.enter_context(private_directory(lock))
+            if settings.grpc.edge == "envoy":
+                self._envoy = Envoy(settings, self._sockets)
+            if settings.access.admin == "operator_token":
+                operator.make_token(operator.token_path(settings.journal.path), REAL)
+            for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
+                reservation = held.enter_context(_reserve(section.host, section.port))
+                self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])
+            halt_at_start(settings.control, ControlFile(control_path(settings)), uuid7_source(), time.time_ns)
+            self._ship_leftovers_of_others()
+            _log.info("supervising", processes=self._count, decision_port=self._environment["PRETRADE_GRPC__PORT"])
+            try:
+                code = await self._start()
+                if code == 0:
+                    await self._serve()
+            finally:
+                await self._end()
+        return code
+
+    def _on_stop(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            for child in self._running.values():
+                child.kill()
+            os._exit(128 + number)
+        _log.info("stopping", processes=len(self._running))
+        self._stop.set()
+
+    async def _start(self) -> int:
+        """Starts the first processes; the exit code of one that ended before it was ready, else 0."""
+        children = [await self._spawn(slot) for slot in range(self._count)]
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            for child in children:
+                started = asyncio.create_task(child.ready_or_ended.wait())
+                await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
+                started.cancel()
+                if self._stop.is_set():
+                    return 0
+                if child.ready_since is None:
+                    return abs(child.process.returncode or 1)
+        finally:
+            stopped.cancel()
+        for child in children:
+            self._keep(child)
+        return 0
+
+    async def _serve(self) -> None:
+        """Replaces all processes whenever told to, until told to stop."""
+        replacements = asyncio.create_task(self._replace_when_told())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((replacements, stopped), return_when=asyncio.FIRST_COMPLETED)
+        replacements.cancel()
+        stopped.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await replacements
+
+    async def _replace_when_told(self) -> None:
+        while True:
+            await self._replace.wait()
+            self._replace.clear()
+            try:
+                await self._replace_all()
+            except OSError as error:
+                _log.error("no new process can be started, the old ones stay", error=str(error))
+
+    async def _spawn(self, slot: int) -> _Child:
+        """Starts a process in a place that is free."""
+        await self._end_leftovers(slot)
+        restarts = self._restarts.get(slot, 0)
+        argv = [sys.executable, "-m", "server", "--slot", str(slot)]
+        argv += ["--restarts", str(restarts), "--keys", str(self._keys), "--sockets", str(self._sockets)]
+        environment = self._environment
+        if self._envoy is not None:
+            argv, added = self._envoy.command(slot, restarts, self._keys, int(environment["PRETRADE_GRPC__PORT"]))
+            environment = environment | added
+        with _blocked(set() if self._envoy is None else {signal.SIGTERM}):
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=PIPE,
+                stdout=PIPE,
+                env=environment,
+                pass_fds=(self._keys,),
+                process_group=None if self._envoy is None else 0,
+            )
+        child = self._running[slot] = _Child(slot, process)
+        self._background(child.follow())
+        self._background(self._end_if_it_hangs(child))
+        return child
+
+    async def _end_if_it_hangs(self, child: _Child) -> None:
+        """Kills a process that is not ready in time; what follows is what follows when it ends by itself."""
+        within_seconds = self._settings.startup_patience_seconds + _LOAD_SECONDS
+        try:
+            async with asyncio.timeout(within_seconds):
+                await child.ready_or_ended.wait()
+        except TimeoutError:
+            _log.error("a process hangs in its start, killed", slot=child.slot, pid=child.process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                child.process.kill()
+            await child.process.wait()
+            child.ready_or_ended.set()  # even where a process that it had started holds its output open
+
+    def _keep(self, child: _Child) -> None:
+        """Has the place taken again should this process end unbidden."""
+        self._background(self._take_again(child))
+
+    async def _take_again(self, child: _Child) -> None:
+        pause = _PAUSE_MIN_SECONDS
+        while True:
+            await child.process.wait()
+            if child.dismissed or self._stop.is_set():
+                return
+            if child.ready_since is not None and time.monotonic() - child.ready_since >= _SOUND_SECONDS:
+                pause = _PAUSE_MIN_SECONDS
+            self._restarts[child.slot] = self._restarts.get(child.slot, 0) + 1
+            _log.error(
+                "a process ended by itself, starting it again",
+                slot=child.slot,
+                pid=child.process.pid,
+                code=child.process.returncode,
+                restarts=self._restarts[child.slot],
+                after_seconds=pause,
+            )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSE_MAX_SECONDS)
+            async with self._taking_again:
+                if self._stop.is_set() or child.dismissed:
+                    return
+                try:
+                    child = await self._spawn(child.slot)
+                except OSError as error:
+                    _log.error("no process can be started", slot=child.slot, error=str(error))
+
+    async def _replace_all(self) -> None:
+        """Replaces every process by a new one, one at a time, the new one first; gives up when one does not start."""
+        _log.info("replacing all processes", processes=len(self._running))
+        for slot in sorted(self._running, key=lambda slot: self._running[slot].ready_since or 0.0):
+            free = next(index for index in range(self._count + 1) if index not in self._running)
+            new = await self._spawn(free)
+            await new.ready_or_ended.wait()
+            if new.ready_since is None:
+                _log.error("the new process does not serve, the old ones stay", slot=free, code=new.process.returncode)
+                self._free(free)
+                return
+            self._keep(new)
+            await self._dismiss(slot)
+        _log.info("replaced all processes", processes=len(self._running))
+
+    async def _dismiss(self, slot: int) -> None:
+        """Drains the process in a place and frees the place."""
+        async with self._taking_again:
+            child = self._running[slot]
+            child.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds_to_end(self._settings)):
+                await child.process.wait()
+        if child.process.returncode is None:
+            _log.error("a process did not end, killed", slot=child.slot, pid=child.process.pid)
+            child.kill()
+            await child.process.wait()
+        self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        self._running.pop(slot)
+        self._ship(slot, journal_path(self._settings.journal.path, slot))
+
+    def _ship_leftovers_of_others(self) -> None:
+        """Ships what was left by places that nobody takes now, and by a server of one process."""
+        ours = {journal_path(self._settings.journal.path, slot): slot for slot in range(self._count + 1)}
+        for number, journal in enumerate(journals_of(self._settings.journal.path)):
+            slot = ours.get(journal, self._count + 1 + number)
+            if slot >= self._count:
+                self._ship(slot, journal)
+
+    def _ship(self, slot: int, journal: Path) -> None:
+        url = self._settings.database_url.get_secret_value()
+        self._leftovers[slot] = asyncio.create_task(ship_leftovers(journal, url, self._settings.shipping))
+
+    async def _end_leftovers(self, slot: int) -> None:
+        task = self._leftovers.pop(slot, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def _end(self) -> None:
+        """Drains every process, and kills those that do not end."""
+        children = list(self._running.values())
+        for child in children:
+            child.drain()
+        ends = [asyncio.create_task(child.process.wait()) for child in children]
+        if ends:
+            await asyncio.wait(ends, timeout=seconds_to_end(self._settings))
+        for child in children:
+            if child.process.returncode is None:
+                _log.error("a process did not end, killed", slot=child.slot, pid=child.process.pid)
+                child.kill()
+                await child.process.wait()
+        for slot in list(self._leftovers):
+            await self._end_leftovers(slot)
+        for task in list(self._tasks):
+            task.cancel()
+        _log.info("stopped")
+
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@contextlib.contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Blocks signals in this thread and in what it starts meanwhile; one that comes for us is heard afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds a port for our processes and never listens.
+
+    Raises:
+        OSError: Somebody else has it.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # Whoever listens there now is not one of ours: with SO_REUSEPORT alone we would join it.
+    with socket.socket(family, kind, protocol) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            alone.bind(address)
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    held = socket.socket(family, kind, protocol)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(address)
+    return held
+
+
+@contextlib.contextmanager
+def private_directory(lock: int) -> Iterator[Path]:
+    """A directory for sockets and Envoy's files that only this user can enter, with a path short enough for sockets.
+
+    It holds keys, so it must not stay behind when a supervisor is killed.
+
+    Args:
+        lock: The lock's file, where the directory is noted; the next supervisor that has the lock removes it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    left = Path(os.fsdecode(os.pread(lock, _PATH_BYTES, 0)))
+    if left.name.startswith(_PRIVATE_PREFIX):
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=_PRIVATE_PREFIX, dir=short_directory(), ignore_cleanup_errors=True) as directory:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, os.fsencode(directory), 0)
+        yield Path(directory)
+
+
+def _lock(journal: Path) -> int:
+    """Takes the right to supervise servers of this journal, held until the process ends.
+
+    Raises:
+        OSError: Another supervisor has it.
+    """
+    path = journal.with_name(f"{journal.name}.supervisor.lock")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(f"another supervisor runs servers on the audit journal {journal}") from error
+    return descriptor

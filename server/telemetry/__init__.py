@@ -1,0 +1,1 @@
+"""What is measured, traced and logged of decisions, for people and their tools."""

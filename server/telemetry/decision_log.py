@@ -1,0 +1,70 @@
+"""The canonical line: everything worth knowing of one decision, in one log line."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.machine import REAL, Machine
+from server.telemetry.reports import Outlet, Report
+
+_log = structlog.get_logger(__name__)
+
+_ERROR_CAUSES: Final = frozenset(("failed", "degraded"))
+
+
+class DecisionLogSettings(BaseModel):
+    """Log lines of single decisions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    one_in: int = Field(default=1_000, ge=0)
+    """One of so many good decisions gets a line, beside every degraded, failed or slow one; 0 for none."""
+    slow_seconds: float = Field(default=0.025, gt=0, le=10)
+    """A decision that takes longer gets a line, in seconds."""
+    max_per_second: float = Field(default=20.0, ge=1, le=100_000)
+    """Lines a second at most; the rest is counted and in the audit."""
+
+
+def decision_log(settings: DecisionLogSettings, everything: bool, machine: Machine = REAL) -> Outlet:
+    """The outlet that writes canonical lines; every decision's where `everything` is to be logged."""
+    return Outlet(
+        "log",
+        write_line,
+        one_in=1 if everything else settings.one_in,
+        slow_seconds=settings.slow_seconds,
+        follows_caller=False,
+        max_per_second=1e6 if everything else settings.max_per_second,
+        machine=machine,
+    )
+
+
+def write_line(report: Report) -> None:
+    """Writes a report as one line. The audit has what is not in it, quantity, price and score, by the decision's id."""
+    log = _log.warning if report.cause in _ERROR_CAUSES else _log.info
+    fields: dict[str, object] = {
+        "cause": report.cause,
+        "order_ref": report.order.order_ref[:64],
+        "strategy": report.order.strategy[:64],
+        "instrument": report.order.instrument[:64],
+        "used_us": int(1e6 * (report.ended - report.arrived)),
+    }
+    if report.context.trace_id:
+        fields["trace_id"] = report.context.trace_id
+    if report.context.correlation_id:
+        fields["correlation_id"] = report.context.correlation_id
+    if report.error:
+        fields["error"] = report.error
+    if report.case is not None:
+        fields["allowed_us"] = int(1e6 * report.case.budget.allowed)
+        fields["degradations"] = [pb.Degradation.Name(each) for each in report.case.degradations]
+        fields["attempts"] = [f"{attempt.replica} {attempt.outcome}" for attempt in report.case.attempts]
+    if report.decision is not None:
+        fields["decision_id"] = report.decision.decision_id
+        fields["action"] = pb.Action.Name(report.decision.action)
+        fields["source"] = pb.Source.Name(report.decision.source)
+        fields["reasons"] = [pb.ReasonCode.Name(each) for each in report.decision.reasons]
+    log("decision", **fields)

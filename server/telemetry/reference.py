@@ -1,0 +1,166 @@
+"""The settings, reason codes and metrics for people to read, made from the code that defines them.
+
+`python -m server.telemetry.reference` writes the reason codes into the README between their markers, and
+`docs/metrics.md`; a test holds both against the code.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, Secret, SecretStr
+
+from feature_cache import metric_families as feature_metrics
+from feature_cache.metric_families import Declaration, Histogram
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.settings import PREFIX, Settings
+from server.telemetry import families as server_metrics
+from server.telemetry.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
+
+_MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
+_PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
+
+LABELS: Final = {
+    "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
+    "cause": "`failed`, `degraded`, `slow`, `caller` (it keeps the trace), `sample`",
+    "check": "what a canary is compared by, from `errors` to `bad_trades`",
+    "degradation": "the contract's `Degradation`",
+    "fate": "what became of it: a handful of words in the code",
+    "feature": "the features of the feature set, and `score`",
+    "file": "what may be replaced at any time: `certificates`, `token keys`, `revoked tokens`, `access policy`, "
+    "`tls of …`",
+    "flag": "the flags of `pretrade flag`",
+    "instrument": "server: `PRETRADE_INSTRUMENTS`; worker: the instruments on its partitions; feed: `--instruments`",
+    "kind": "`retry`, `hedge`",
+    "outlet": "`log`, `traces`",
+    "outcome": "outcomes of a batch, from `success` to `ignored`",
+    "partition": "partitions of the topic `market.events`",
+    "plane": "`decision`, `admin`",
+    "reader": "`lookups`, `watching`, `replays`, `explanations`, `drift`",
+    "reason": "the contract's `ReasonCode` or `Degradation`; for errors and poison records, codes of ours",
+    "replica": "`primary`, `secondary`, `challenger`",
+    "source": "the contract's `Source`",
+    "stage": "the contract's `Stage`",
+    "state": "of a breaker: `closed`, `half_open`, `open`; of trading: `ACTIVE`, `REDUCING`, `HALTED`",
+    "status": "the contract's `ExplanationStatus`",
+    "turn": "what can happen to a canary, from `started` to `aborted`",
+    "verdict": "`no_evidence`, `better_or_equal`, `worse`",
+    "window": "over which it was measured, like `300s`",
+}
+"""Every label there is, and what bounds its values: never an order, a strategy or a caller."""
+
+
+def metrics_page() -> str:
+    """Every metric as Markdown tables, a section for each process that shows some."""
+    worker = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_worker_")]
+    ingest = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_ingest_")]
+    edges = ", ".join(f"{edge * 1e3:g}" for edge in LATENCY_EDGES_SECONDS)
+    rows = ", ".join(f"{edge:g}" for edge in ROW_EDGES)
+    return "\n".join(
+        (
+            "# Metrics",
+            "",
+            "<!-- Made by `python -m server.telemetry.reference` from server/telemetry/families.py and"
+            " feature_cache/metric_families.py. -->",
+            "",
+            "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
+            " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`."
+            " Counters begin at 0 with the process.",
+            "",
+            f"Histograms have buckets up to {edges} ms: a share of answers within one of these budgets is exact."
+            f" Those that count rows have them up to {rows}.",
+            "",
+            "## Decision server",
+            "",
+            *_metrics_table(server_metrics.METRICS),
+            "",
+            "The metrics of the topic are there where decisions are published to one, those of spans where a collector"
+            " is named.",
+            "",
+            "## Feature worker",
+            "",
+            *_metrics_table(worker),
+            "",
+            "The metrics of Feast are there where vectors are pushed to it.",
+            "",
+            "## Live feed",
+            "",
+            *_metrics_table(ingest),
+            "",
+            "## Labels",
+            "",
+            "| label | its values |",
+            "|---|---|",
+            *(f"| `{name}` | {values} |" for name, values in LABELS.items()),
+            "",
+        )
+    )
+
+
+def _metrics_table(metrics: Iterable[Declaration]) -> Iterator[str]:
+    yield from ("| metric | type | labels | unit | meaning |", "|---|---|---|---|---|")
+    for each in metrics:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        series = f"`{each.scraped_name}`" + (" (`_bucket`, `_sum`, `_count`)" if isinstance(each, Histogram) else "")
+        yield f"| {series} | {each.kind} | {labels} | {each.unit} | {each.meaning} |"
+
+
+def settings() -> Iterator[tuple[str, str, str]]:
+    """(variable, default, description) of every setting."""
+    yield from _fields(Settings, PREFIX)
+
+
+def reasons_table() -> str:
+    """Every reason code as a Markdown table, with the contract's own comment."""
+    comments = {name: text for text, name in re.findall(r"// (.+)\n  (REASON_CODE_\w+) =", _PROTO.read_text())}
+    names = (value.name for value in pb.ReasonCode.DESCRIPTOR.values if value.number)
+    rows = (f"| `{name.removeprefix('REASON_CODE_')}` | {comments[name]} |" for name in names)
+    return "\n".join(("| reason | meaning |", "|---|---|", *rows))
+
+
+def with_reasons(document: str) -> str:
+    """The document with its table of reason codes brought up to date.
+
+    Raises:
+        ValueError: The table's markers are missing.
+    """
+    if not _MARKERS.search(document):
+        raise ValueError("the markers of the reason codes are missing")
+    head, tail = _MARKERS.split(document, maxsplit=1)
+    return f"{head}<!-- begin reasons -->\n{reasons_table()}\n<!-- end reasons -->{tail}"
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        variable = f"{prefix}{name.upper()}"
+        default = field.default
+        if isinstance(default, BaseModel):
+            yield from _fields(type(default), f"{variable}__")
+        else:
+            shown = default.get_secret_value() if isinstance(default, SecretStr | Secret) else default
+            text = " ".join((field.description or "").split())
+            yield variable, _shown(shown), text
+
+
+def _shown(default: object) -> str:
+    match default:
+        case None:
+            return "unset"
+        case str():
+            return default
+        case tuple():
+            return ", ".join(map(str, default))
+        case _:
+            return str(getattr(default, "value", default))
+
+
+if __name__ == "__main__":
+    readme = Path(sys.argv[1] if sys.argv[1:] else "README.md")
+    readme.write_text(with_reasons(readme.read_text()))
+    page = readme.parent / "docs" / "metrics.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(metrics_page())

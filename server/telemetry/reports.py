@@ -1,0 +1,196 @@
+"""Which decisions logs and traces tell of: those that were slow, failed or degraded, and one in N of the others.
+
+The choice is made when a decision is over, so nothing is lost that somebody will want to see. It costs the decision
+path a few comparisons; what is chosen goes into a bounded queue, and a thread of the outlet's own writes it a little
+later. An outlet that is slow, or down, or asked for more than its rate, loses reports, which are counted, and delays
+nobody.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+import structlog
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.errors import InvalidOrderError, KeyReusedError, PretradeError
+from server.machine import REAL, Machine
+
+if TYPE_CHECKING:
+    from fallback.order import CallContext, Case
+    from server.decision.record import Decided
+
+_log = structlog.get_logger(__name__)
+
+Cause = Literal["failed", "degraded", "slow", "caller", "sample"]
+"""Why a decision is told of; `caller`: it keeps this trace. The first that holds."""
+
+_DRAIN_SECONDS: Final = 0.1
+"""Between two looks at the queue: a thread that woke up for every report would take the decision path's time."""
+_MOST_WAITING: Final = 1_000
+_STOP_SECONDS: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One decision, or one call that got none."""
+
+    cause: Cause
+    order: pb.Order
+    context: CallContext
+    arrived: float
+    """Monotonic seconds."""
+    ended: float
+    ended_wall_ns: int
+    case: Case | None
+    """What was known; None when the call ended before the order was looked at, or as a whole."""
+    decision: Decided | None
+    """None when there is none."""
+    error: str
+    """Why there is none; empty when there is one."""
+
+
+class Outlet:
+    """Where reports go; a context manager that runs its thread.
+
+    Args:
+        name: For its thread and its metrics.
+        write: Writes one report, on the outlet's thread.
+        one_in: One of so many decisions is told of without a cause; 0 for none.
+        slow_seconds: A decision that takes longer is told of.
+        follows_caller: Whether a decision is told of because its caller keeps the trace.
+        max_per_second: More reports than this are lost; a second's worth may come at once.
+        machine: Whose threads it uses.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[Report], None],
+        *,
+        one_in: int,
+        slow_seconds: float,
+        follows_caller: bool,
+        max_per_second: float,
+        machine: Machine = REAL,
+    ) -> None:
+        self.name = name
+        self._threads = machine.threads
+        self._write = write
+        self._one_in = one_in
+        self._slow_seconds = slow_seconds
+        self._follows_caller = follows_caller
+        self._rate = max_per_second
+        self._tokens = max_per_second
+        self._refilled = 0.0
+        self._seen = 0
+        self._queue: deque[Report] = deque()
+        self._stopped = machine.threads.event()
+        self.chosen: Counter[Cause] = Counter()
+        """Decisions to tell of, by cause, lost ones included."""
+        self.lost = 0
+        """Of these, those beyond the rate or the queue's bound, and those that could not be written."""
+
+    def __enter__(self) -> Self:
+        # A thread begins with an empty context, and the log's fields are in ours.
+        context = contextvars.copy_context()
+        self._thread = self._threads.start(lambda: context.run(self._drain), f"reports-{self.name}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Writes what waits, for a bounded time."""
+        self._stopped.set()
+        self._thread.join(_STOP_SECONDS)
+
+    def cause(self, case: Case, used_seconds: float) -> Cause | None:
+        """Why to tell of a decision; None to pass it over."""
+        if case.degradations:
+            return "degraded"
+        if used_seconds > self._slow_seconds:
+            return "slow"
+        if self._follows_caller and case.order.context.sampled:
+            return "caller"
+        self._seen += 1
+        if self._seen == self._one_in:
+            self._seen = 0
+            return "sample"
+        return None
+
+    def admits(self, cause: Cause, now: float) -> bool:
+        """Takes a report's place, if there is one."""
+        self.chosen[cause] += 1
+        self._tokens = min(self._rate, self._tokens + (now - self._refilled) * self._rate)
+        self._refilled = now
+        if self._tokens < 1 or len(self._queue) >= _MOST_WAITING:
+            self.lost += 1
+            return False
+        self._tokens -= 1
+        return True
+
+    def put(self, report: Report) -> None:
+        """Leaves a report for the thread."""
+        self._queue.append(report)
+
+    def _drain(self) -> None:
+        while True:
+            last = self._stopped.wait(_DRAIN_SECONDS)
+            while self._queue:
+                try:
+                    self._write(self._queue.popleft())
+                except Exception:  # a report that cannot be written must not end all others
+                    self.lost += 1
+                    _log.exception("a report could not be written", outlet=self.name)
+            if last:
+                return
+
+
+class DecisionReports:
+    """Chooses what to tell, for every outlet by its own rules.
+
+    Args:
+        outlets: Running ones.
+        machine: Whose clock says when a decision ended.
+    """
+
+    def __init__(self, outlets: tuple[Outlet, ...], machine: Machine = REAL) -> None:
+        self.outlets = outlets
+        self._wall_clock_ns = machine.wall_clock_ns
+
+    def decided(self, case: Case, decision: Decided, now: float) -> None:
+        """A decision is about to be sent, at the monotonic instant `now`."""
+        used = now - case.budget.arrived
+        for outlet in self.outlets:
+            cause = outlet.cause(case, used)
+            if cause is not None and outlet.admits(cause, now):
+                order = case.order
+                report = Report(
+                    cause,
+                    order.message,
+                    order.context,
+                    case.budget.arrived,
+                    now,
+                    self._wall_clock_ns(),
+                    case,
+                    decision,
+                    "",
+                )
+                outlet.put(report)
+
+    def failed(self, order: pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float) -> None:
+        """A call gets no decision; orders that are wrong are their callers' affair."""
+        if isinstance(error, InvalidOrderError | KeyReusedError):
+            return
+        for outlet in self.outlets:
+            if outlet.admits("failed", now):
+                outlet.put(
+                    Report(
+                        "failed", order, context, arrived, now, self._wall_clock_ns(), error.case, None, error.reason
+                    )
+                )

@@ -1,0 +1,1 @@
+"""Deadlines, recent latencies and the delays of the event loop."""

@@ -1,0 +1,250 @@
+"""Replays of packets as the decision path makes them, with the model run from its archive."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from desk import CALM, ROWS, SETTINGS_JSON, Desk, values
+
+from feature_cache import features
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
+from server.journal.errors import ModelUnknown, NotReplayable
+from server.models import archive as models
+from server.models.archive import ModelStore, RunningModel, read_archive
+from server.settings import Settings, hash_of
+from torchserve import handler
+
+
+@pytest.fixture(scope="module", params=["champion", "challenger"])
+def running(request: pytest.FixtureRequest, model_store: Path) -> Iterator[RunningModel]:
+    """The boosted trees and the network."""
+    with RunningModel(read_archive(model_store / f"{request.param}.mar")) as model:
+        yield model
+
+
+@pytest.fixture
+def desk(tmp_path: Path, running: RunningModel) -> Desk:
+    DESKS[:] = [Desk(tmp_path, running)]
+    return DESKS[0]
+
+
+@pytest.fixture(scope="module")
+def replayer(model_store: Path) -> Iterator[Replayer]:
+    """Of whatever desk there is: its models start but once."""
+    with new_replayer(model_store) as replayer:
+        yield replayer
+
+
+DESKS: list[Desk] = []
+
+
+def new_replayer(model_store: Path, what_if: WhatIf = AS_RECORDED, settings_json: str = SETTINGS_JSON) -> Replayer:
+    held = packet_pb2.SettingsInForce(config_hash=hash_of(settings_json), settings_json=settings_json)
+    store = ModelStore([model_store])
+    return Replayer(
+        lambda wanted: held if wanted == held.config_hash else None,
+        lambda decision_id: DESKS[0].packets.get(decision_id),  # noqa: PLW0108 - of the desk there is by then
+        store.find,
+        what_if,
+    )
+
+
+def field_of(replay: Replay) -> str:
+    assert replay.first_difference is not None
+    return replay.first_difference.field
+
+
+async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replayer: Replayer) -> None:
+    for row in range(40):
+        await desk.decide(values(row), side=pb.SIDE_SELL if row % 2 else pb.SIDE_BUY)
+    await desk.decide(values(3), limit_price=200.0)
+    await desk.decide(values(3), quantity=1e9)
+    await desk.decide(values(3), age=1.5)
+    own = pb.FeatureVector(feature_set_id="mf1", values=[0.25] * 25)
+    await desk.decide(values(3), age=1.5, features=own, side=pb.SIDE_SELL)
+    own.values[features.INDEX["book_age_ms"]] = 3_600_000.0
+    for age in (0.1, 1.5):
+        stale = await desk.decide(values(3), age=age, features=own)
+        assert pb.REASON_CODE_FEATURES_STALE in stale.decision.reasons
+    await desk.decide(values(3, book_age_ms=math.nan))
+    desk.model_answers = False
+    await desk.decide(values(39, trade_age_ms=50.0), side=pb.SIDE_SELL)
+    desk.now += 60
+    await desk.decide(values(8, **CALM))
+    await desk.decide(values(8, **CALM | {"spread_bps": 5.0}))
+    await desk.decide(values(8, **CALM | {"spread_bps": math.nan}))
+    assert {one.decision.source for one in desk.packets.values()} == {
+        pb.SOURCE_PRIMARY,
+        pb.SOURCE_CACHED_SCORE,
+        pb.SOURCE_RULES,
+        pb.SOURCE_NONE,
+    }
+    assert {one.decision.action for one in desk.packets.values()} >= {pb.ACTION_TRADE, pb.ACTION_NO_TRADE}
+    for packet in desk.packets.values():
+        replay = await replayer.replay(packet)
+        assert replay.first_difference is None, packet
+        assert replay.action == packet.decision.action
+
+
+async def test_a_canarys_decision_replays_though_it_is_served_under_another_name(
+    desk: Desk, replayer: Replayer
+) -> None:
+    packet = await desk.decide(values(3))
+    packet.decision.source = pb.SOURCE_CANARY
+    packet.decision.model_name = "on trial"
+    packet.attempts[0].replica = "challenger"
+    assert (await replayer.replay(packet)).first_difference is None
+    packet.attempts[0].replica = "primary"
+    assert field_of(await replayer.replay(packet)) == "attempts"
+
+
+async def test_that_only_reducing_orders_trade_without_a_model_replays(tmp_path: Path, model_store: Path) -> None:
+    settings = Settings.model_validate({"guards": {"degraded_orders": "reduce_only"}})
+    desk = Desk(tmp_path, settings=settings)
+    DESKS[:] = [desk]
+    refused = await desk.decide(values(8, **CALM))
+    assert (refused.decision.source, refused.decision.action) == (pb.SOURCE_RULES, pb.ACTION_NO_TRADE)
+    assert refused.decision.reasons == [pb.REASON_CODE_RULES_PASSED, pb.REASON_CODE_NO_MODEL_REDUCE_ONLY]
+    reducing = await desk.decide(values(8, **CALM), reduce_only=True)
+    assert reducing.decision.action == pb.ACTION_TRADE
+    with new_replayer(model_store, settings_json=settings.model_dump_json()) as replayer:
+        for packet in (refused, reducing):
+            assert (await replayer.replay(packet)).first_difference is None
+        refused.decision.action = pb.ACTION_TRADE
+        del refused.decision.reasons[1:]
+        assert field_of(await replayer.replay(refused)) == "action", "a decision that the guard would not have let pass"
+
+
+async def test_what_cannot_be_recomputed_is_named(desk: Desk, replayer: Replayer) -> None:
+    desk.model_answers = False
+    packet = await desk.decide(values(8, **CALM))
+    facts = (await replayer.replay(packet)).facts
+    assert facts == ("primary: timeout after 10.000 ms", "there was no cached score to use")
+
+
+async def test_a_strategy_over_its_rate_is_a_fact_of_the_packet(desk: Desk, replayer: Replayer) -> None:
+    desk.model_answers = False
+    packet = await desk.decide(values(8, **CALM))
+    assert packet.decision.action == pb.ACTION_TRADE
+    packet.decision.action = pb.ACTION_NO_TRADE
+    packet.decision.reasons.append(pb.REASON_CODE_STRATEGY_RATE)
+    replay = await replayer.replay(packet)
+    assert replay.first_difference is None
+    assert replay.facts[-1] == "strategy 'twap' was over its rate"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda packet: setattr(packet.decision, "score", packet.decision.score + 1e-8), "score"),
+        (lambda packet: setattr(packet.decision, "threshold", 0.123), "threshold"),
+        (lambda packet: setattr(packet.decision, "action", pb.ACTION_ABSTAIN), "action"),
+        (lambda packet: packet.decision.reasons.append(pb.REASON_CODE_PRICE_COLLAR), "reasons"),
+        (lambda packet: setattr(packet, "trading_state", "HALTED"), "reasons"),
+        (lambda packet: setattr(packet.features, "age_seconds", 3.0), "features_problem"),
+        (lambda packet: setattr(packet, "model_input", np.roll(ROWS[3], 1).tobytes()), "score"),
+        (lambda packet: setattr(packet.attempts[0], "outcome", "timeout"), "attempts"),
+        (lambda packet: setattr(packet, "model_expires_at", 7), "model_expires_at"),
+    ],
+)
+async def test_the_first_difference_is_named(desk: Desk, replayer: Replayer, change: Any, field: str) -> None:
+    packet = await desk.decide(values(3))
+    assert (await replayer.replay(packet)).first_difference is None
+    change(packet)
+    assert field_of(await replayer.replay(packet)) in (field, "action" if field == "reasons" else field)
+
+
+async def test_a_cached_score_that_could_not_have_answered_is_a_difference(desk: Desk, replayer: Replayer) -> None:
+    origin = await desk.decide(values(3))
+    desk.model_answers = False
+    packet = await desk.decide(values(3))
+    assert packet.decision.source == pb.SOURCE_CACHED_SCORE
+    origin.mid_price = 90.0
+    assert field_of(await replayer.replay(packet)) == "cached_score"
+
+
+async def test_another_threshold_decides_otherwise_exactly_where_it_should(desk: Desk, model_store: Path) -> None:
+    for row in range(40):
+        await desk.decide(values(row))
+    scores = sorted(one.decision.score for one in desk.packets.values())
+    threshold = scores[10]
+    with new_replayer(model_store, WhatIf(threshold=threshold)) as replayer:
+        for packet in desk.packets.values():
+            replay = await replayer.replay(packet)
+            assert replay.score == packet.decision.score
+            assert (replay.action == pb.ACTION_TRADE) == (packet.decision.score >= threshold)
+
+
+async def test_another_model_scores_the_same_inputs(desk: Desk, running: RunningModel, model_store: Path) -> None:
+    other = next(name for name in ("champion", "challenger") if name != running.archive.name)
+    packet = await desk.decide(values(3))
+    with new_replayer(model_store, WhatIf(model=read_archive(model_store / f"{other}.mar"))) as replayer:
+        replay = await replayer.replay(packet)
+    assert replay.score != packet.decision.score
+    assert 0 <= replay.score <= 1
+
+
+async def test_without_settings_or_model_there_is_no_replay(desk: Desk, model_store: Path, tmp_path: Path) -> None:
+    packet = await desk.decide(values(3))
+    empty = ModelStore([tmp_path / "nowhere"])
+    with (
+        Replayer(lambda _: None, desk.packets.get, empty.find) as replayer,
+        pytest.raises(NotReplayable, match="does not hold the settings"),
+    ):
+        await replayer.replay(packet)
+    held = packet_pb2.SettingsInForce(settings_json=SETTINGS_JSON)
+    with (
+        Replayer(lambda _: held, desk.packets.get, empty.find) as replayer,
+        pytest.raises(ModelUnknown, match="nowhere"),
+    ):
+        await replayer.replay(packet)
+    held.settings_json = SETTINGS_JSON.replace("max_age_seconds", "max_age_hours")
+    with (
+        Replayer(lambda _: held, desk.packets.get, ModelStore([model_store]).find) as replayer,
+        pytest.raises(NotReplayable, match="not what their hash says"),
+    ):
+        await replayer.replay(packet)
+
+
+def test_no_code_of_an_archive_runs_whose_content_is_not_its_version(model_store: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "champion.mar"
+    with zipfile.ZipFile(model_store / "champion.mar") as before, zipfile.ZipFile(changed, "w") as after:
+        for name in before.namelist():
+            content = before.read(name)
+            after.writestr(name, content + b"\nprint('mine')\n" if name == "handler.py" else content)
+    with pytest.raises(ModelUnknown, match="but its content is"):
+        read_archive(changed)
+
+
+def test_a_model_is_found_by_its_version_also_where_another_has_its_name(model_store: Path, tmp_path: Path) -> None:
+    version = read_archive(model_store / "champion.mar").version
+    (tmp_path / "versions").mkdir()
+    shutil.copy(model_store / "champion.mar", tmp_path / "versions" / f"{version}.mar")
+    shutil.copy(model_store / "challenger.mar", tmp_path / "champion.mar")
+    (tmp_path / "broken.mar").write_bytes(b"no archive")
+    assert ModelStore([tmp_path]).find(version).name == "champion"
+
+
+def test_the_version_is_computed_as_the_handler_computes_it() -> None:
+    parts = (b"handler", b"metadata", b"weights")
+    assert models.content_version(parts) == handler.content_version(*parts)
+
+
+async def test_a_decision_of_another_chain_than_the_settings_name_replays_by_that_chain(
+    desk: Desk, replayer: Replayer
+) -> None:
+    desk._chain.ask_in_order(("rules", "model"))
+    packet = await desk.decide(values(3, **CALM))
+    assert (packet.decision.source, list(packet.chain_stages)) == (pb.SOURCE_RULES, ["rules", "model"])
+    assert (await replayer.replay(packet)).first_difference is None
+    del packet.chain_stages[0]
+    assert field_of(await replayer.replay(packet)) == "source"

@@ -1,0 +1,215 @@
+"""Population stability, its limit, and what recorded decisions say of drift."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from feature_engine.selection import DropHighPSIFeatures
+from numpy.typing import NDArray
+from sklearn.metrics import brier_score_loss
+from torchmetrics.classification import BinaryCalibrationError
+
+from feature_cache import features
+from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.labels import LabelledDecision, quality
+from server.audit.reading.reading import Reading, Task
+from server.drift.psi import Reference, correlation_time, limit, psi, references_of
+from server.drift.report import write_report
+from server.drift.summary import Summary, summarise
+from server.drift.watch import DriftSettings, DriftWatch, packed, unpacked
+from server.journal.errors import ModelUnknown
+from torchserve.reference import reference_histogram
+
+DECILES = tuple([0.1] * 10 + [0.0])
+
+
+def test_psi_is_what_an_independent_library_computes() -> None:
+    random = np.random.default_rng(3)
+    before, after = random.normal(size=5_000), random.normal(0.3, 1.2, size=3_000)
+    frame = pd.DataFrame({"feature": np.concatenate([before, after]), "other": np.arange(8_000.0)})
+    frame["half"] = [0] * 5_000 + [1] * 3_000
+    library = DropHighPSIFeatures(split_col="half", cut_off=0, bins=10, strategy="equal_frequency", threshold=100)
+    library.fit(frame)
+    histogram = reference_histogram(before.astype(np.float32))
+    reference = Reference(tuple(histogram.edges), (*histogram.shares, 0.0), len(before))
+    counts = reference.counts(after.astype(np.float32))
+    ours = psi(reference.shares[:-1], reference.samples, counts[:-1], pseudo_count=0)
+    assert float(ours) == pytest.approx(library.psi_values_["feature"], rel=0.02)
+
+
+def test_brier_and_calibration_error_are_what_independent_libraries_compute() -> None:
+    random = np.random.default_rng(4)
+    scores = random.uniform(size=2_000)
+    eligible = random.uniform(size=2_000) < scores**1.5
+    pairs = zip(scores.tolist(), eligible.tolist(), strict=True)
+    found = quality([LabelledDecision("TRADE", "PRIMARY", score, label) for score, label in pairs])
+    assert found.brier == pytest.approx(brier_score_loss(eligible, scores), abs=1e-9)
+    metric = BinaryCalibrationError(n_bins=10, norm="l1")
+    error = metric(torch.tensor(scores, dtype=torch.float64), torch.tensor(eligible.astype(int)))
+    assert found.calibration_error == pytest.approx(float(error), abs=1e-6)
+
+
+@pytest.mark.parametrize(("reference_of", "sample_of"), [(1_000, 100), (5_000, 2_000), (20_000, 40)])
+def test_a_sample_without_drift_is_beyond_the_limit_as_rarely_as_asked(reference_of: int, sample_of: int) -> None:
+    random = np.random.default_rng(5)
+    references = random.multinomial(reference_of, DECILES, size=4_000)
+    samples = random.multinomial(sample_of, DECILES, size=4_000)
+    found = np.array([psi(r / reference_of, reference_of, s) for r, s in zip(references, samples, strict=True)])
+    alarms = float(np.mean(found > limit(DECILES, reference_of, sample_of, 0.02)))
+    assert 0.005 < alarms < 0.04
+
+
+def test_a_fixed_limit_of_a_tenth_would_be_luck() -> None:
+    assert limit(DECILES, 10_000, 80, 0.01) > 0.2
+    assert limit(DECILES, 100_000, 100_000, 0.01) < 0.001
+
+
+def test_values_that_only_repeat_others_count_once() -> None:
+    random = np.random.default_rng(6)
+    assert correlation_time(random.normal(size=2_000)) < 1.5
+    slow = np.repeat(random.normal(size=100), 20)
+    assert 8 < correlation_time(slow) < 30
+    assert correlation_time(np.ones(50)) == 1
+
+
+def test_undefined_values_are_a_bin_of_their_own() -> None:
+    reference = Reference.of({"edges": [0.0], "shares": [0.5, 0.5], "undefined": 0.2}, 1_000)
+    assert reference.shares == pytest.approx((0.4, 0.4, 0.2))
+    values = np.array([-1, 1, 0, np.nan, np.nan], dtype=np.float32)
+    assert reference.counts(values).tolist() == [1, 2, 2]
+    gone = np.full(1_000, np.nan, dtype=np.float32)
+    assert psi(reference.shares, 1_000, reference.counts(gone)) > 2
+
+
+def test_a_histogram_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 bins between 1 edges"):
+        Reference.of({"edges": [0.0], "shares": [0.5, 0.2, 0.3], "undefined": 0.0}, 1)
+
+
+def learnt(rows: NDArray[np.float32]) -> dict[str, Any]:
+    histograms = {name: reference_histogram(rows[:, i]) for name, i in features.INDEX.items()}
+    plain = {name: {"edges": h.edges, "shares": h.shares, "undefined": h.undefined} for name, h in histograms.items()}
+    plain["score"] = {"edges": [0.25, 0.5, 0.75], "shares": [0.25] * 4, "undefined": 0.0}
+    return {"data": {"samples": len(rows)}, "reference": plain}
+
+
+def packets(
+    rows: NDArray[np.float32], scores: NDArray[np.float64], instrument: str = "BTCUSDT.SIM"
+) -> list[packet_pb2.DecisionPacket]:
+    found = []
+    for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        packet = packet_pb2.DecisionPacket(
+            feature_set_id=features.FEATURE_SET_ID, model_input=row.astype("<f4").tobytes()
+        )
+        packet.order.instrument, packet.order.side = instrument, pb.SIDE_BUY
+        packet.features.sequence = number + 1
+        packet.decision.decision_id = f"{instrument}-{number:06}"
+        packet.decision.source, packet.decision.model_version = pb.SOURCE_PRIMARY, "v1"
+        packet.decision.score = score
+        packet.decision.decided_at.FromNanoseconds(1_700_000_000_000_000_000 + number * 10**9)
+        found.append(packet)
+    return found
+
+
+def market(count: int, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, features.N_FEATURES)).astype(np.float32)
+
+
+def uniform(count: int) -> NDArray[np.float64]:
+    return np.random.default_rng(9).uniform(size=count)
+
+
+def known(metadata: Mapping[str, Any]) -> Any:
+    def find(version: str) -> Mapping[str, Any]:
+        if version != "v1":
+            raise ModelUnknown(f"no archive of model version {version}")
+        return metadata
+
+    return find
+
+
+def test_decisions_like_those_learnt_from_have_not_drifted() -> None:
+    found = summarise(packets(market(1_500, 1), uniform(1_500)), known(learnt(market(8_000, 2))))
+    assert found.problem == ""
+    assert [one.name for one in found.drifts] == [*features.NAMES, "score"]
+    assert found.drifted == ()
+    assert found.model_version == "v1"
+    assert len(found.windows) == 12
+
+
+def test_a_feature_that_moved_a_score_that_fell_and_one_that_is_missing_are_named() -> None:
+    rows = market(1_500, 3)
+    rows[:, 2] += 0.5
+    rows[:, 7] = np.nan
+    found = summarise(packets(rows, uniform(1_500) ** 3), known(learnt(market(8_000, 4))))
+    assert {one.name for one in found.drifted} == {features.NAMES[2], features.NAMES[7], "score"}
+    assert found.missing["BTCUSDT.SIM"][features.NAMES[7]] == 1
+    assert found.missing["BTCUSDT.SIM"][features.NAMES[2]] == 0
+
+
+def test_the_same_state_of_the_market_counts_once_and_too_few_say_nothing() -> None:
+    rows, scores = market(20, 5), uniform(20)
+    found = summarise(packets(rows, scores) * 50, known(learnt(market(8_000, 6))))
+    assert (found.decisions, found.rows) == (1_000, 20)
+    assert all(one.limit is None for one in found.drifts)
+    assert found.drifted == ()
+
+
+def test_without_scores_model_or_reference_it_says_why() -> None:
+    rows = packets(market(40, 7), uniform(40))
+    assert summarise([], known({})).problem == "no decision was scored by a model"
+    assert "without a reference" in summarise(rows, known({})).problem
+    for packet in rows:
+        packet.decision.model_version = "v2"
+    assert summarise(rows, known({})).problem == "no archive of model version v2"
+
+
+def test_decisions_without_features_count_as_missing() -> None:
+    empty = packet_pb2.DecisionPacket()
+    empty.order.instrument = "ETHUSDT.SIM"
+    found = summarise([empty], known({}))
+    assert set(found.missing["ETHUSDT.SIM"].values()) == {1.0}
+
+
+def test_a_comparison_passes_between_processes() -> None:
+    found = summarise(packets(market(200, 8), uniform(200)), known(learnt(market(2_000, 9))))
+    state = unpacked(packed(found))
+    assert (state.drifts, state.rows, state.problem) == (found.drifts, 200, "")
+
+
+async def test_comparisons_that_are_switched_off_do_not_end_the_component_and_the_server_with_it() -> None:
+    nobody = Reading("drift", Task(journal=Path("nowhere"), database_url="sqlite://", model_store=None))
+    watching = asyncio.create_task(DriftWatch(nobody, DriftSettings(interval_seconds=0)).run())
+    done, _ = await asyncio.wait((watching,), timeout=0.05)
+    assert not done
+    watching.cancel()
+
+
+def test_references_are_those_of_the_metadata() -> None:
+    assert references_of({}) == {}
+    assert set(references_of(learnt(market(100, 1)))) == {*features.NAMES, "score"}
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_the_report_is_one_page_that_stands_by_itself(tmp_path: Any, compared: bool) -> None:
+    rows = market(600, 3)
+    rows[:, 2] += 1
+    found = summarise(packets(rows, uniform(600)), known(learnt(market(4_000, 4)))) if compared else Summary(0, 0, 0, 0)
+    labelled = quality(
+        [LabelledDecision("TRADE", "PRIMARY", 0.7, True), LabelledDecision("NO_TRADE", "PRIMARY", 0.2, False)]
+    )
+    write_report(tmp_path / "drift.html", found, {"all": labelled})
+    page = (tmp_path / "drift.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count("<svg") == (3 if compared else 1)
+    assert (f"class=drifted><td>{features.NAMES[2]}" in page) == compared
+    assert "http-equiv" not in page
+    assert "src=" not in page

@@ -1,0 +1,124 @@
+"""Calls as Envoy hands them over, with the time at which they came."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from server.envoy.asgi import GrpcApplication
+from server.envoy.framing import ARRIVED, PEER, framed
+from server.errors import UnauthenticatedError
+from server.security.identity import Attempt
+from server.telemetry.metrics import DecisionMetrics
+
+NOW = 1_790_000_000.0
+
+
+class Outcomes:
+    """What became of the answers."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.unheard: list[object] = []
+
+    def sent(self, answer: object) -> None:
+        self.heard.append(answer)
+
+    def not_sent(self, answer: object) -> None:
+        self.unheard.append(answer)
+
+
+async def call(waited_seconds: float, allowed: bytes) -> tuple[bytes, float]:
+    """The status of a call that waited so long to be taken up, and what it took from then on in seconds."""
+    clock = asyncio.get_running_loop().time
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": framed(b""), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def answer(request: bytes, context: object) -> bytes:
+        return b""
+
+    application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW)
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+    application.add_registered_method_handlers("s", {"Do": handler})
+    began = clock()
+    headers = [(b"grpc-timeout", allowed), (ARRIVED, b"%.6f" % (NOW - waited_seconds))]
+    await application({"path": "/s/Do", "headers": headers}, receive, send)
+    assert not application.in_flight
+    status = dict(header for message in sent for header in message.get("headers", ()))[b"grpc-status"]
+    return status, clock() - began
+
+
+@pytest.mark.parametrize(("waited_seconds", "kept_seconds"), [(0.06, 0.05), (5.0, 0.15)])
+async def test_a_call_that_waited_past_its_deadline_keeps_its_place_in_the_gate_for_a_while(
+    waited_seconds: float, kept_seconds: float
+) -> None:
+    status, took = await call(waited_seconds, b"50m")
+    assert status == b"4"
+    assert took > kept_seconds, "what ends at once would make the gate let in more of its kind"
+
+
+async def test_a_call_that_waited_less_is_answered() -> None:
+    status, _ = await call(0.06, b"10S")
+    assert status == b"0"
+
+
+@pytest.mark.parametrize("fails_at", [None, "http.response.body", "http.response.trailers"])
+async def test_an_answer_is_sent_when_envoy_has_its_status_too(fails_at: str | None) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": framed(b""), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == fails_at:
+            raise OSError("the caller has gone")
+
+    async def answer(request: bytes, context: object) -> bytes:
+        return b"the answer"
+
+    clock = asyncio.get_running_loop().time
+    outcomes = Outcomes()
+    application = GrpcApplication(1_024, 5.0, outcomes, DecisionMetrics(), clock, lambda: NOW)
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+    application.add_registered_method_handlers("s", {"Do": handler})
+    await application({"path": "/s/Do", "headers": []}, receive, send)
+    assert outcomes.heard == ([b"the answer"] if fails_at is None else [])
+    assert outcomes.unheard == ([] if fails_at is None else [b"the answer"])
+
+
+class Gatekeeper:
+    """Lets nobody in, and remembers who came."""
+
+    def __init__(self) -> None:
+        self.peers: list[str] = []
+
+    async def admit(self, attempt: Attempt) -> None:
+        self.peers.append(attempt.peer())
+        raise UnauthenticatedError("NO_TOKEN", "needs a token")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+async def test_a_caller_comes_from_where_envoy_says_and_not_from_where_it_says_itself(address: str) -> None:
+    async def answer(request: bytes, context: object) -> bytes:
+        return b""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": framed(b""), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    clock, access = asyncio.get_running_loop().time, Gatekeeper()
+    application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW, cast(Any, access))
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+    application.add_registered_method_handlers("s", {"Do": handler})
+    headers = [(b"x-forwarded-for", b"198.51.100.7"), (PEER, address.encode())]
+    # The scope's client is what Envoy made of `x-forwarded-for`.
+    await application({"path": "/s/Do", "headers": headers, "client": ("198.51.100.7", 0)}, receive, send)
+    assert access.peers == [address]

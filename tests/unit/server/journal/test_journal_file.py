@@ -1,0 +1,132 @@
+"""The hash chain: whatever is done to a row, verification names its position."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.journal.errors import JournalCorrupted, JournalError
+from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, link
+
+ROWS = 30
+
+
+def write(path: Path, rows: int, trim: int = 0) -> None:
+    with closing(JournalFile(path, sync_commits=False)) as journal:
+        journal.append([str(i).encode() for i in range(1, rows + 1)])
+        journal.trim(trim, rows)
+
+
+def verified(path: Path) -> tuple[int, int]:
+    with closing(JournalReader(path)) as reader:
+        anchor, head = reader.verify()
+        return anchor.position, head.position
+
+
+@pytest.mark.parametrize("trim", [0, 1, ROWS // 2, ROWS])
+def test_an_untouched_journal_verifies_however_much_was_trimmed(tmp_path: Path, trim: int) -> None:
+    write(tmp_path / "journal.db", ROWS, trim)
+    assert verified(tmp_path / "journal.db") == (trim, ROWS)
+
+
+TAMPERING = {
+    "entry changed": ("UPDATE entries SET entry = X'00' WHERE position = ?", 0),
+    "entry of another type": ("UPDATE entries SET entry = 70007 WHERE position = ?", 0),
+    "hash changed": ("UPDATE entries SET hash = zeroblob(32) WHERE position = ?", 0),
+    "entry emptied": ("UPDATE entries SET entry = X'' WHERE position = ?", 0),
+    "row removed": ("DELETE FROM entries WHERE position = ?", 0),
+    "rows exchanged": (
+        "UPDATE entries SET entry = (SELECT entry FROM entries AS next WHERE next.position = entries.position + 1)"
+        " WHERE position = ?",
+        0,
+    ),
+}
+
+
+@settings(max_examples=60)
+@given(how=st.sampled_from(sorted(TAMPERING)), position=st.integers(1, ROWS - 1), trim=st.integers(0, ROWS - 1))
+def test_verification_names_the_position_that_was_tampered_with(how: str, position: int, trim: int) -> None:
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "journal.db"
+        write(path, ROWS, trim)
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            changed = connection.execute(TAMPERING[how][0], (position,)).rowcount
+        assert changed == (position > trim)
+        if not changed:
+            assert verified(path) == (trim, ROWS)
+            return
+        with pytest.raises(JournalCorrupted) as caught:
+            verified(path)
+        assert caught.value.position == position
+
+
+def test_a_forged_anchor_is_found_at_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    write(path, ROWS, 10)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE journal SET anchor_hash = zeroblob(32)")
+    with pytest.raises(JournalCorrupted) as caught:
+        verified(path)
+    assert caught.value.position == 11
+
+
+def test_damaged_pages_are_reported_with_a_position_and_never_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with closing(JournalFile(path, sync_commits=False)) as journal:
+        journal.append([bytes([i % 256]) * 1000 for i in range(500)])
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with pytest.raises(JournalCorrupted) as caught:
+        verified(path)
+    assert 1 < caught.value.position < 500
+
+
+@pytest.mark.parametrize("torn_bytes", [1, 100, 4096])
+def test_a_torn_end_of_the_log_loses_the_last_commit_and_no_other(tmp_path: Path, torn_bytes: int) -> None:
+    path, copy = tmp_path / "journal.db", tmp_path / "copy.db"
+    with closing(JournalFile(path, sync_commits=False)) as journal:
+        for i in range(10):
+            journal.append([str(i).encode()] * 3)
+        # As the disk looks when the machine stops in the middle of a write: the files of an open journal, cut short.
+        copy.write_bytes(path.read_bytes())
+        log = path.with_name("journal.db-wal").read_bytes()
+    copy.with_name("copy.db-wal").write_bytes(log[:-torn_bytes])
+    with closing(JournalFile(copy, sync_commits=False)) as journal:
+        assert journal.head.position == 27
+        journal.append([b"goes on"])
+    assert verified(copy) == (0, 28)
+
+
+def test_a_trim_goes_in_steps_and_never_past_the_head(tmp_path: Path) -> None:
+    with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
+        journal.append([b"row"] * 10)
+        assert journal.trim(7, 4)
+        assert journal.anchor.position == 4
+        assert not journal.trim(7, 4)
+        assert journal.anchor.position == 7
+        assert not journal.trim(1000, 1000)
+        assert journal.anchor == journal.head
+        assert not journal.trim(3, 4)
+
+
+@given(entries=st.lists(st.binary(max_size=50), max_size=20))
+def test_following_the_rows_gives_the_head(entries: list[bytes]) -> None:
+    head, hash_ = Head(0, GENESIS), GENESIS
+    for position, entry in enumerate(entries, start=1):
+        hash_ = link(hash_, entry)
+        head = follow(head, Row(position, entry, hash_))
+    assert head == Head(len(entries), hash_)
+
+
+def test_reading_a_journal_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="cannot read"):
+        JournalReader(tmp_path / "journal.db")
+    assert list(tmp_path.iterdir()) == []

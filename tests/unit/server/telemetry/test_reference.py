@@ -1,0 +1,55 @@
+"""docs/metrics.md says what is declared, and what is declared is fit to be scraped."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter as Tally
+from pathlib import Path
+
+import pytest
+from prometheus_client.core import HistogramMetricFamily
+
+from feature_cache import metric_families as feature_metrics
+from feature_cache.metric_families import Counter, Declaration
+from server.telemetry import families as server_metrics
+from server.telemetry.histogram import LATENCY_EDGES_SECONDS, Histogram
+from server.telemetry.reference import LABELS, metrics_page
+
+PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
+ALL = (*server_metrics.METRICS, *feature_metrics.METRICS)
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text() == metrics_page(), "run `python -m server.telemetry.reference`"
+
+
+def test_no_name_is_declared_twice() -> None:
+    assert [name for name, times in Tally(each.name for each in ALL).items() if times > 1] == []
+
+
+@pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
+def test_a_metric_is_named_in_base_units_and_labelled_by_what_is_bounded(metric: Declaration) -> None:
+    assert re.fullmatch(r"pretrade(_[a-z0-9]+)+", metric.name)
+    assert not metric.name.endswith(("_total", "_ms", "_us", "_milliseconds", "_kilobytes"))
+    assert isinstance(metric, Counter) == metric.scraped_name.endswith("_total")
+    assert set(metric.labels) <= set(LABELS)
+    assert metric.meaning.endswith(".")
+
+
+def test_every_label_that_is_explained_is_used() -> None:
+    assert {label for metric in ALL for label in metric.labels} == set(LABELS)
+
+
+def test_the_budgets_are_edges_of_the_histograms() -> None:
+    assert {0.0005, 0.001, 0.002, 0.005, 0.010, 0.025} <= set(LATENCY_EDGES_SECONDS)
+
+
+@pytest.mark.parametrize("budget", ["0.0005", "0.001", "0.002", "0.005", "0.01", "0.025"])
+def test_an_answer_that_takes_its_budget_exactly_is_within_it(budget: str) -> None:
+    histogram = Histogram()
+    histogram.observe(float(budget))
+    histogram.observe(float(budget) * 1.0001)
+    family = HistogramMetricFamily("h", "h")
+    family.add_metric((), *histogram.buckets())
+    within = {sample.labels.get("le"): sample.value for sample in family.samples}
+    assert within[budget] == 1
