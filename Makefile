@@ -13,7 +13,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving bench-observability bench-capacity soak
+.PHONY: help setup demo test clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving bench-observability soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,9 +107,6 @@ bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows 
 
 bench-observability: setup  ## what metrics, traces of 1 % and logs cost a decision (EDGE=envoy JSON=file)
 	$(BIN)/pretrade bench-observability --edge $(EDGE) $(WITH_JSON)
-
-bench-capacity: setup  ## the costs that `pretrade capacity` plans with, and how well it foretells (EDGE=envoy JSON=file)
-	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade bench-capacity $(WITH_JSON) $(ARGS)
 
 soak: setup  ## half an hour under load: do memory, descriptors, tasks and latency stay flat? (EDGE=envoy ARGS='--rate 300')
 	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade soak $(ARGS)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from feature_cache import cli as feature_cli
 from feature_cache import ingest_cli
-from local import capacity_cli, training_cli
+from local import training_cli
 from local.proxies import spare_this_machine
 from server import canary_cli, stack_file, steering_cli
 from server import cli as server_cli
@@ -294,28 +294,6 @@ def bench_costs(
     raise typer.Exit(run_cost_bench(_given(dir=directory, data=data), edge, callers, seconds, rounds, json))
 
 
-@app.command("bench-capacity", rich_help_panel=_MEASURE)
-def bench_capacity(
-    rate: Annotated[
-        list[float] | None, typer.Option(min=1, help="Orders a second, ascending, at least five; can be repeated.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=2, help="Of each rate.")] = 12.0,
-    data: Recording = None,
-    directory: Directory = None,
-    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
-    costs: Annotated[
-        Path | None, typer.Option(help="TOML file for the costs, for `pretrade capacity --costs`.")
-    ] = None,
-) -> None:
-    """Measure the costs that `pretrade capacity` plans with, and how well it foretells rates it was not told of."""
-    from local.capacity_bench import run_capacity_bench  # noqa: PLC0415 - as above
-
-    rates = rate or [100.0, 300.0, 600.0, 900.0, 1200.0]
-    if len(rates) < 5 or sorted(set(rates)) != rates:
-        raise typer.BadParameter("must be at least five, ascending", param_hint="--rate")
-    raise typer.Exit(run_capacity_bench(_given(dir=directory, data=data), rates, seconds, json, costs))
-
-
 @app.command("bench-flips", rich_help_panel=_MEASURE)
 def bench_flips(
     flips: Annotated[int, typer.Option(min=1, help="Changes to measure.")] = 100,
@@ -373,9 +351,6 @@ def bench_serving(
     from torchserve.config import store_directory  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), rounds, json))
-
-
-app.command(rich_help_panel=_MEASURE)(capacity_cli.capacity)
 
 
 def main() -> None:

@@ -100,5 +100,5 @@ def is_reached(http_address: str, grpc_address: str) -> list[bool]:
 
 def test_every_command_reaches_what_runs_here(http_address: str, grpc_address: str) -> None:
     assert is_reached(http_address, grpc_address) == [False, False], "the proxy is not asked, which this is about"
-    assert CliRunner().invoke(app, ["capacity", "--rate", "1000"]).exit_code == 0
+    assert CliRunner().invoke(app, ["decide", "--help"]).exit_code == 0
     assert is_reached(http_address, grpc_address) == [True, True]
