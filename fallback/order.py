@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fallback.budget import Budget
-    from feature_cache.codec import FeatureSnapshot
+    from feature_cache.store.codec import FeatureSnapshot
 
 
 class CallContext(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Final
 
 from fallback.order import Case
 from feature_cache import features
-from feature_cache.codec import BookState
+from feature_cache.store.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
 
 DEGRADATIONS: Final = {

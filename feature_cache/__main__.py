@@ -10,8 +10,8 @@ import uvloop
 from pydantic import ValidationError
 
 from feature_cache import kafka, logs
-from feature_cache.settings import PREFIX, WorkerSettings, load
-from feature_cache.worker import serve
+from feature_cache.worker.settings import PREFIX, WorkerSettings, load
+from feature_cache.worker.worker import serve
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ target=$1 callers=${2:-64} seconds=${3:-30} metrics=${4:-}
 connections=$((callers < 16 ? callers : 16))
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
-"${PYTHON:-python3}" -m loadtest.orders "${INSTRUMENT:-BTCUSDT.BINANCE}" >"$body"
+"${PYTHON:-python3}" -m loadtest.generators.orders "${INSTRUMENT:-BTCUSDT.BINANCE}" >"$body"
 
 counted() { curl -fsS "$metrics" | awk -v name="$1" '$1 ~ "^"name"(\\{|$)" { sum += $2 } END { print sum + 0 }'; }
 if [ -n "$metrics" ]; then

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from feature_cache import cli as feature_cli
-from feature_cache import ingest_cli
-from local import training_cli
-from local.proxies import spare_this_machine
+from feature_cache.sources import cli as feature_cli
+from feature_cache.sources import ingest_cli
+from local.stack.proxies import spare_this_machine
+from local.training import cli as training_cli
 from server import canary_cli, stack_file, steering_cli
 from server import cli as server_cli
 from server.drift import cli as drift_cli
@@ -100,7 +100,7 @@ def up(
     Any part is replaced by an external one through PRETRADE_LOCAL_REDIS_URL, _DATABASE_URL, _KAFKA_BOOTSTRAP_SERVERS,
     _PRIMARY, _SECONDARY or _CHALLENGER.
     """
-    from local.up import run_up  # noqa: PLC0415 - the servers' clients, which the other commands do not need
+    from local.stack.up import run_up  # noqa: PLC0415 - the servers' clients, which the other commands do not need
 
     market = False if no_market else None
     given = _given(dir=directory, data=data, speed=speed, market=market, processes=processes)
@@ -117,7 +117,7 @@ def demo(
     json: Annotated[Path | None, typer.Option(help="File for the summary.")] = None,
 ) -> None:
     """Run the whole stack, send orders through it, kill a replica halfway, and sum up."""
-    from local.demo import run_demo  # noqa: PLC0415 - as above
+    from local.demo.demo import run_demo  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_demo(_given(dir=directory, data=data, speed=speed), duration, rate, json))
 
@@ -129,7 +129,7 @@ def kill(
     directory: Directory = None,
 ) -> None:
     """Kill a part of the stack that runs on this machine, as a fault would; `pretrade up` starts it again."""
-    from local.killing import kill_part  # noqa: PLC0415 - as above
+    from local.stack.killing import kill_part  # noqa: PLC0415 - as above
 
     raise typer.Exit(kill_part(_given(dir=directory), part, after))
 
@@ -169,8 +169,8 @@ def features(
 ) -> None:
     """Watch one instrument's features as they change, with the state of its book and its worker's lag."""
     from feature_cache import logs  # noqa: PLC0415 - as above
-    from feature_cache.cluster import check_url  # noqa: PLC0415 - as above
-    from feature_cache.watch import watch  # noqa: PLC0415 - as above
+    from feature_cache.store.cluster import check_url  # noqa: PLC0415 - as above
+    from feature_cache.store.watch import watch  # noqa: PLC0415 - as above
 
     logs.configure("error", "features")  # what is printed is the features
     try:
@@ -206,7 +206,7 @@ def canary_demo(
     json: Annotated[Path | None, typer.Option(help="File for the results and the affected decisions.")] = None,
 ) -> None:
     """Run the whole stack and three canaries, each to its end: a good one, one that is late, one that is inverted."""
-    from local.canaries import run_canaries  # noqa: PLC0415 - as above
+    from local.demo.canaries import run_canaries  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_canaries(_given(dir=directory, data=data), rate, only or [], json))
 
@@ -215,10 +215,10 @@ def canary_demo(
 def soak(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
     """Run the whole stack under load for half an hour; do memory, descriptors, tasks and latency stay flat?
 
-    Options of its own: --minutes 30, --rate 300 (orders a second), --json FILE and those of `python -m loadtest.soak`.
-    PRETRADE_GRPC__EDGE=envoy has the server behind Envoy.
+    Options of its own: --minutes 30, --rate 300 (orders a second), --json FILE and those of
+    `python -m loadtest.studies.soak`. PRETRADE_GRPC__EDGE=envoy has the server behind Envoy.
     """
-    from local.soak import run_soak  # noqa: PLC0415 - as above
+    from local.bench.soak import run_soak  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_soak(_given(dir=directory, data=data), context.args))
 
@@ -250,9 +250,9 @@ def bench(
     Closed loops with 1 to 256 callers, streams and batches, then open loops at fixed rates and at half of what the
     closed ones reached. `pretrade bench-compare` shows the change against the run that was kept last.
     """
-    from loadtest.bench import INSTRUMENTS, run_target  # noqa: PLC0415 - as above
-    from loadtest.load import plan  # noqa: PLC0415 - as above
-    from local.bench import Outputs, run_audit_bench, run_bench  # noqa: PLC0415 - as above
+    from loadtest.benchmark.bench import INSTRUMENTS, run_target  # noqa: PLC0415 - as above
+    from loadtest.benchmark.load import plan  # noqa: PLC0415 - as above
+    from local.bench.bench import Outputs, run_audit_bench, run_bench  # noqa: PLC0415 - as above
 
     given = _given(dir=directory, data=data)
     if audit:
@@ -272,8 +272,8 @@ def bench_compare(
     directory: Directory = None,
 ) -> None:
     """Show what changed between two runs of `pretrade bench`, and what the machine did meanwhile."""
-    from loadtest.compare import run_compare  # noqa: PLC0415 - as above
-    from local.bench import LAST_RUN  # noqa: PLC0415 - as above
+    from loadtest.benchmark.compare import run_compare  # noqa: PLC0415 - as above
+    from local.bench.bench import LAST_RUN  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_compare(now or (directory or Path(".pretrade")) / LAST_RUN, then, Console()))
 
@@ -289,7 +289,7 @@ def bench_costs(
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure where the CPU of a decision goes, by process and thread, and what each optional part of it costs."""
-    from local.cost_bench import run_cost_bench  # noqa: PLC0415 - as above
+    from local.bench.costs import run_cost_bench  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_cost_bench(_given(dir=directory, data=data), edge, callers, seconds, rounds, json))
 
@@ -305,7 +305,7 @@ def bench_flips(
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure how fast a change reaches every process of two servers with two processes each, while they decide."""
-    from local.flip_bench import run_flip_bench  # noqa: PLC0415 - as above
+    from local.bench.flips import run_flip_bench  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_flip_bench(_given(dir=directory, data=data), flips, callers, json))
 
@@ -319,7 +319,7 @@ def bench_observability(
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure what metrics, traces of 1 % and logs cost, against a server that has none of them."""
-    from local.observability_bench import run_observability_bench  # noqa: PLC0415 - as above
+    from local.bench.observability import run_observability_bench  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_observability_bench(_given(dir=directory), edge, seconds, rounds, json))
 
@@ -333,7 +333,7 @@ def bench_features(
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure the feature worker: its steps next to pandas, events a second from Kafka to Redis, and freshness."""
-    from local.feature_bench import run_feature_bench  # noqa: PLC0415 - as above
+    from local.bench.features import run_feature_bench  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_feature_bench(_given(dir=directory, data=data), seconds, rate, json))
 
@@ -347,7 +347,7 @@ def bench_serving(
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure model serving: runtimes in process, TorchServe calls by rows, and what each of its settings does."""
-    from local.serving_bench import run_serving_bench  # noqa: PLC0415 - as above
+    from local.bench.serving import run_serving_bench  # noqa: PLC0415 - as above
     from torchserve.config import store_directory  # noqa: PLC0415 - as above
 
     raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), rounds, json))

@@ -31,8 +31,8 @@ from fallback.cached_score import CachedScoreSettings
 from fallback.chain import ChainSettings
 from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
-from feature_cache import cluster
-from feature_cache.l1 import FeatureCacheSettings
+from feature_cache.store import cluster
+from feature_cache.store.l1 import FeatureCacheSettings
 from server.audit.reading.reading import ReplaySettings
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
 from server.canary.burn import SloSettings

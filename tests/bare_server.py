@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 from harness import EDGE
 
-from local import server
-from local.errors import NotReadyError
-from local.ports import free_ports
+from local.stack.errors import NotReadyError
+from local.stack.parts import server
+from local.stack.ports import free_ports
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.security import operator

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fallback.budget import Budget
 from fallback.order import Case, Order
 from feature_cache import features
-from feature_cache.codec import BookState, FeatureSnapshot
+from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.decision.v1 import decision_pb2 as pb
 
 

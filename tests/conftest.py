@@ -17,9 +17,9 @@ from rig import open_rig, replica_stack  # noqa: F401 - fixtures
 from sqlalchemy import make_url
 
 from feature_cache.features import N_FEATURES
-from local.proxies import spare_this_machine
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.proxies import spare_this_machine
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 
 spare_this_machine()
 pytest_plugins = ("ci_verdict", "figures", "own_logs", "seeds")

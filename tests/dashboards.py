@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from feature_cache import metric_families as feature_metrics
-from feature_cache.metric_families import Histogram
+from feature_cache.worker import metric_families as feature_metrics
+from feature_cache.worker.metric_families import Histogram
 from server.telemetry import families as server_metrics
 
 OBSERVABILITY: Final = Path(__file__).parents[1] / "k8s" / "observability"

@@ -25,9 +25,9 @@ from harness import DEADLINE_SECONDS, EDGE, INSTRUMENTS, MID, deciding, eventual
 from leash import LeashedPopen
 from prometheus_client.parser import text_string_to_metric_families
 
-from local import server
-from local.errors import NotReadyError
-from local.ports import free_ports
+from local.stack.errors import NotReadyError
+from local.stack.parts import server
+from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -16,7 +16,7 @@ from fallback.order import MODEL_SOURCES, Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
 from fallback.staleness import judge
 from feature_cache import features
-from feature_cache.codec import BookState, FeatureSnapshot
+from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlSettings, ControlState

@@ -19,9 +19,9 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from feature_cache.book import OrderBook
+from feature_cache.engine.book import OrderBook
 from feature_cache.feeds import binance_streams
-from feature_cache.simulator import simulate
+from feature_cache.sources.simulator import simulate
 from pretrade.market.v1 import market_pb2 as pb
 
 PATIENCE_SECONDS: Final = 20.0

@@ -12,10 +12,10 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from feature_cache.codec import BookState, CodecError, FeatureSnapshot, decode
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.store import key_of
-from local.stack import Stack
+from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, decode
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.vectors import key_of
+from local.stack.stack import Stack
 
 TTL: Final = 3.0
 """Seconds for which `copy_of` serves a vector."""

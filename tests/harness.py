@@ -21,12 +21,12 @@ from google.protobuf.duration_pb2 import Duration
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache import features
-from feature_cache.codec import BookState, FeatureSnapshot, encode
-from feature_cache.store import CHANNEL, key_of
-from local import server
-from local.ports import free_ports
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.store.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store.vectors import CHANNEL, key_of
+from local.stack.parts import server
+from local.stack.ports import free_ports
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
-from local.guard import Family, Guard
+from local.stack.guard import Family, Guard
 
 _GRACE_SECONDS: Final = 1.0
 

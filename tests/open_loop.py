@@ -39,8 +39,8 @@ from google.protobuf.duration_pb2 import Duration
 from leash import LeashedPopen
 from wire import DECIDE, DECIDE_BATCH, framed
 
-from loadtest.callers import percentile
-from loadtest.orders import OrderFlow
+from loadtest.generators.callers import percentile
+from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 

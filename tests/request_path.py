@@ -21,7 +21,7 @@ from fallback.cached_score import CachedScores, CachedScoreSettings
 from fallback.chain import Chain
 from fallback.guards import Guards, GuardSettings
 from fallback.order import Answer, Case
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings

@@ -19,8 +19,8 @@ from invariants import Steered, Usage, check
 from open_loop import Call, OpenLoop, Shape
 from tcp_proxy import TcpProxy
 
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2
 
 REPLICAS: Final = ("primary", "secondary", "challenger")

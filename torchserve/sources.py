@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from feature_cache import features, simulator
-from feature_cache.session import read_session, session_files
+from feature_cache import features
+from feature_cache.sources import simulator
+from feature_cache.sources.session import read_session, session_files
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.dataset import LABEL, LABEL_HORIZON_NS, STEP_NS, Samples, SamplesError, collect
 
@@ -36,13 +37,13 @@ def load_samples(
 
     Args:
         data: One `.parquet` of `write_dataset`, or recordings: `.gz` files or folders of them, as `pretrade ingest
-            --record` writes them or as `feature_cache.session` describes. Empty for a simulation.
+            --record` writes them or as `feature_cache.sources.session` describes. Empty for a simulation.
         seed: Of the simulation.
         simulated_seconds: Its length.
         report: Is told what is being done.
 
     Raises:
-        feature_cache.session.SessionError: A recording cannot be read.
+        feature_cache.sources.session.SessionError: A recording cannot be read.
         SamplesError: A dataset file cannot be used.
     """
     if len(data) == 1 and data[0].suffix == SUFFIX:

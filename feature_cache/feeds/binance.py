@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from feature_cache.engine.lag import MinimumLag
 from feature_cache.feeds import wire
 from feature_cache.feeds.wire import FeedError
-from feature_cache.lag import MinimumLag
 from pretrade.market.v1 import market_pb2 as pb
 
 PRICE_DECIMALS: Final = 8

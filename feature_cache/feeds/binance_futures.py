@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from feature_cache.engine.lag import MinimumLag
 from feature_cache.feeds import binance, wire
 from feature_cache.feeds.wire import FeedError
-from feature_cache.lag import MinimumLag
 from pretrade.market.v1 import market_pb2 as pb
 
 

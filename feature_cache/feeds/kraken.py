@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import orjson
 
-from feature_cache.book import Levels
+from feature_cache.engine.book import Levels
 from feature_cache.feeds import wire
 from feature_cache.feeds.wire import FeedError
 from pretrade.market.v1 import market_pb2 as pb

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from feature_cache.lag import MinimumLag
+from feature_cache.engine.lag import MinimumLag
 from pretrade.market.v1 import market_pb2 as pb
 
 MAX_FIXED: Final = 10**18 - 1

@@ -14,7 +14,7 @@ const TLS = Boolean(__ENV.TLS); // TLS=1: the server's certificate is one that t
 const TOKEN = __ENV.TOKEN || ''; // bearer token
 export const SOURCES = ['PRIMARY', 'SECONDARY', 'CANARY', 'CACHED_SCORE', 'RULES', 'NONE'];
 const SIDES = ['SIDE_BUY', 'SIDE_SELL'];
-const STRATEGIES = JSON.parse(open('../strategies.json')); // orders.py says what its fields mean
+const STRATEGIES = JSON.parse(open('../generators/strategies.json')); // orders.py says what its fields mean
 const WEIGHT = STRATEGIES.reduce((sum, strategy) => sum + strategy.weight, 0);
 const SERVICE = 'pretrade.decision.v1.DecisionService';
 

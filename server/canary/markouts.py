@@ -16,7 +16,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.labels import HORIZON_SECONDS, WORST_MARKOUT_BPS
 
 if TYPE_CHECKING:
-    from feature_cache.l1 import FeatureCache
+    from feature_cache.store.l1 import FeatureCache
     from server.inference.shadow import Pair
 
 _MOST_WAITING = 65_536

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from feature_cache.l1 import FeatureCache
+from feature_cache.store.l1 import FeatureCache
 from server.composition.audit import open_audit
 from server.composition.metrics_port import serve_metrics
 from server.composition.ports import open_admin_port, open_decision_port, open_health_port

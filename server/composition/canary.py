@@ -20,7 +20,7 @@ from server.models.loading import ModelLoader
 from server.models.registry import Registry
 
 if TYPE_CHECKING:
-    from feature_cache.l1 import FeatureCache
+    from feature_cache.store.l1 import FeatureCache
     from server.canary.plan import Canary
     from server.control.state import ControlState
     from server.inference.champion import Champion

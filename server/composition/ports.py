@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from feature_cache.report import ReportReader
+from feature_cache.store.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.decision.convert import OrderReader
 from server.envoy.asgi import GrpcApplication

@@ -10,9 +10,9 @@ from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
 from fallback.guards import Guards
 from fallback.rules import RulesBaseline
-from feature_cache.cluster import ClusterFeatureStore, open_store
-from feature_cache.l1 import FeatureCache
-from feature_cache.store import FeatureStore
+from feature_cache.store.cluster import ClusterFeatureStore, open_store
+from feature_cache.store.l1 import FeatureCache
+from feature_cache.store.vectors import FeatureStore
 from server.audit.shipping.shipper import Shipper
 from server.canary.subjects import canary_subjects
 from server.composition.canary import CanaryParts, assemble

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from feature_cache.cluster import Cluster, is_cluster
-from feature_cache.store import connect
+from feature_cache.store.cluster import Cluster, is_cluster
+from feature_cache.store.vectors import connect
 from server.control.model import Control
 
 _log = structlog.get_logger(__name__)

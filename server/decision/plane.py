@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
-    from feature_cache.codec import FeatureSnapshot
-    from feature_cache.l1 import FeatureCache
+    from feature_cache.store.codec import FeatureSnapshot
+    from feature_cache.store.l1 import FeatureCache
     from server.canary.burn import Objective
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from fallback.order import NO_CONTEXT
 from feature_cache import features
-from feature_cache.codec import BookState
+from feature_cache.store.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fallback.budget import Budget, Use
     from fallback.order import Answer, Attempt, Case
-    from feature_cache.codec import FeatureSnapshot
+    from feature_cache.store.codec import FeatureSnapshot
 
 _BOOK_AGE = features.INDEX["book_age_ms"]
 _BOOK_STATES = {

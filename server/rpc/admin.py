@@ -10,10 +10,10 @@ import grpc
 import grpc.aio
 from google.rpc import code_pb2
 
-from feature_cache.codec import BookState
 from feature_cache.features import VERSION
-from feature_cache.l1 import FeatureCache
-from feature_cache.report import InstrumentReport, ReportReader
+from feature_cache.store.codec import BookState
+from feature_cache.store.l1 import FeatureCache
+from feature_cache.store.report import InstrumentReport, ReportReader
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.configuration import Configuration

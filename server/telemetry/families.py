@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from feature_cache.metric_families import Counter, Gauge, Histogram, declared
+from feature_cache.worker.metric_families import Counter, Gauge, Histogram, declared
 from server.telemetry.histogram import ROW_EDGES
 
 EVENT_LOOP_TASKS: Final = Gauge("pretrade_event_loop_tasks", "Tasks of the event loop: a leak grows.")

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from fallback.chain import StageName
-from feature_cache.codec import BookState
+from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.events import TURNS
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fallback.chain import Chain
     from fallback.order import Case
-    from feature_cache.l1 import FeatureCache
+    from feature_cache.store.l1 import FeatureCache
     from server.audit.reading.reading import Reading
     from server.audit.shipping.shipper import Shipper
     from server.composition.canary import CanaryParts

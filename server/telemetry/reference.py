@@ -14,8 +14,8 @@ from typing import Final
 
 from pydantic import BaseModel, Secret, SecretStr
 
-from feature_cache import metric_families as feature_metrics
-from feature_cache.metric_families import Declaration, Histogram
+from feature_cache.worker import metric_families as feature_metrics
+from feature_cache.worker.metric_families import Declaration, Histogram
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.settings import PREFIX, Settings
 from server.telemetry import families as server_metrics
@@ -65,7 +65,7 @@ def metrics_page() -> str:
             "# Metrics",
             "",
             "<!-- Made by `python -m server.telemetry.reference` from server/telemetry/families.py and"
-            " feature_cache/metric_families.py. -->",
+            " feature_cache/worker/metric_families.py. -->",
             "",
             "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
             " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`."

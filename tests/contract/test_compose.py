@@ -99,7 +99,7 @@ def test_the_market_feeds_the_instruments_that_are_decided() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    from feature_cache.simulator import INSTRUMENTS  # noqa: PLC0415 - beside what it is compared with
+    from feature_cache.sources.simulator import INSTRUMENTS  # noqa: PLC0415 - beside what it is compared with
 
     simulated = {each if isinstance(each, str) else each.name for each in INSTRUMENTS}
     assert set(settings("server", "server")["instruments"]) == simulated

@@ -23,7 +23,7 @@ import yaml
 from dashboards import rules, series_asked_for, series_that_exist
 from jsonschema import Draft7Validator
 
-from feature_cache.settings import WorkerSettings
+from feature_cache.worker.settings import WorkerSettings
 from server.security.identity import Policy
 from torchserve.config import TorchServeSettings, prepare, store_directory
 
@@ -479,7 +479,7 @@ def test_the_worker_starts_with_its_settings(objects: list[Object]) -> None:
     assert secret["valueFrom"]["secretKeyRef"] == {"name": "pretrade", "key": "redis-url"}
     variables = variables_of(objects, worker) | {secret["name"]: "redis://redis:6379/0"}
     code = """if True:
-        from feature_cache.settings import load
+        from feature_cache.worker.settings import load
         settings = load()
         print(settings.redis_url.get_secret_value())
         print(settings.model_dump_json())
@@ -645,7 +645,8 @@ def test_a_health_check_fails_where_nothing_serves(image: str) -> None:
 
 
 def test_the_readiness_check_of_a_replica_takes_only_what_its_image_holds() -> None:
-    code = "import sys; from local.torchserve import ready; print(*{name.split('.')[0] for name in sys.modules})"
+    ready = "from local.stack.parts.torchserve import ready"
+    code = f"import sys; {ready}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = set(run(sys.executable, "-c", code).stdout.split()) - sys.stdlib_module_names
     named = {name for name in loaded if not name.startswith("_")}
     named -= {"grpc_health", "grpc_reflection", "grpc_tools"}  # which grpc takes along where they are installed

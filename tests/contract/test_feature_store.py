@@ -14,12 +14,12 @@ import pytest
 from redis.asyncio import Redis
 from tcp_proxy import through
 
-from feature_cache.codec import BookState, FeatureSnapshot, decode, encode, split
 from feature_cache.features import N_FEATURES
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.store import CHANNEL, FeatureStore, connect, key_of
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.store.codec import BookState, FeatureSnapshot, decode, encode, split
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.vectors import CHANNEL, FeatureStore, connect, key_of
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 
 BTC, ETH = "BTCUSDT.BINANCE", "ETHUSDT.BINANCE"
 

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from tcp_proxy import Fault, TcpProxy, through
 from valkey_pair import ValkeyPair
 
-from feature_cache.store import connect
+from feature_cache.store.vectors import connect
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError

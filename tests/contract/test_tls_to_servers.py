@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from otlp_collector import OtlpCollector
 
 from feature_cache.features import N_FEATURES
-from local.ports import free_ports
-from local.torchserve import archive
+from local.stack.parts.torchserve import archive
+from local.stack.ports import free_ports
 from pretrade.wire.torchserve import inference_pb2_grpc
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings

@@ -16,8 +16,8 @@ from harness import eventually
 from scripted_peer import PeerCall, ScriptedPeer, scored
 
 from feature_cache import features
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.wire.torchserve.inference_pb2 import PredictionResponse, PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
 from server.inference import wire

@@ -22,9 +22,9 @@ import sqlalchemy as sa
 from harness import EDGE, INSTRUMENTS, Load, Market, Product, deciding, eventually, stack_admin_channel
 from typer.testing import CliRunner
 
-from local.errors import PartFailedError
-from local.settings import LocalSettings, secret
-from local.stack import Stack
+from local.stack.errors import PartFailedError
+from local.stack.settings import LocalSettings, secret
+from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -14,8 +14,8 @@ from rig import ROOMY, OpenRig, Rig, wait_for_more
 from server_group import Callers, beside, server_group
 from tcp_proxy import Fault
 
-from local.stack import Stack
-from local.variants import late, recalibrated
+from local.demo.variants import late, recalibrated
+from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.models.registry import Registry

@@ -15,8 +15,8 @@ from bare_server import admin_channel
 from harness import eventually
 from server_group import Callers, Group, server_group
 
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 

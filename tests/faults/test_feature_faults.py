@@ -15,10 +15,10 @@ from figures import Figure
 from redis.asyncio import Redis
 from tcp_proxy import BLACK_HOLE, TcpProxy, through
 
-from feature_cache.l1 import FeatureCache
-from feature_cache.store import connect, key_of
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.store.l1 import FeatureCache
+from feature_cache.store.vectors import connect, key_of
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]
 

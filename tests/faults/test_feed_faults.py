@@ -15,17 +15,17 @@ import pytest
 from exchange_servers import KrakenServer
 from prometheus_client.parser import text_string_to_metric_families
 
-from feature_cache.book import OrderBook
-from feature_cache.cluster import open_store
-from feature_cache.codec import BookState
-from feature_cache.exchanges import Kraken
-from feature_cache.ingest import Ingest, IngestSettings
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.publisher import EventPublisher
-from feature_cache.report import InstrumentReport, ReportReader
-from feature_cache.simulator import simulate
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.engine.book import OrderBook
+from feature_cache.sources.exchanges import Kraken
+from feature_cache.sources.ingest import Ingest, IngestSettings
+from feature_cache.sources.publisher import EventPublisher
+from feature_cache.sources.simulator import simulate
+from feature_cache.store.cluster import open_store
+from feature_cache.store.codec import BookState
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.report import InstrumentReport, ReportReader
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.market.v1 import market_pb2 as pb
 
 pytestmark = pytest.mark.stack

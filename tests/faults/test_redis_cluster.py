@@ -13,13 +13,13 @@ import pytest
 from redis.exceptions import MovedError, RedisError
 from valkey_cluster import PRIMARIES, ValkeyCluster, valkey_cluster, wait_until
 
-from feature_cache.cluster import ClusterFeatureStore, PartialWriteError, is_cluster, node_urls, open_store
-from feature_cache.codec import BookState, FeatureSnapshot
 from feature_cache.features import N_FEATURES
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.report import InstrumentReport, ReportReader
-from local.settings import LocalSettings, secret
-from local.stack import Stack
+from feature_cache.store.cluster import ClusterFeatureStore, PartialWriteError, is_cluster, node_urls, open_store
+from feature_cache.store.codec import BookState, FeatureSnapshot
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.report import InstrumentReport, ReportReader
+from local.stack.settings import LocalSettings, secret
+from local.stack.stack import Stack
 
 pytestmark = pytest.mark.stack
 

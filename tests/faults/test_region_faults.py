@@ -14,8 +14,8 @@ from figures import Figure
 from harness import INSTRUMENTS, eventually
 from rig import ROOMY, ROOMY_SECONDS, OpenRig
 
-from loadtest.callers import percentile
-from loadtest.failover import Call, Routing, run
+from loadtest.generators.callers import percentile
+from loadtest.studies.failover import Call, Routing, run
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]
 Seen = Callable[[str], None]

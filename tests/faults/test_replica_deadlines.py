@@ -27,7 +27,7 @@ from open_loop import MIDS, between, summary
 from rig import OpenRig, Rig
 from tcp_proxy import BLACK_HOLE, Fault
 
-from loadtest.orders import OrderFlow
+from loadtest.generators.orders import OrderFlow
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 

@@ -19,7 +19,7 @@ from decision_server import NOWHERE
 from harness import eventually
 from rig import ROOMY, OpenRig, Rig
 
-from loadtest.callers import percentile
+from loadtest.generators.callers import percentile
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 

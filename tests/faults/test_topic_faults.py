@@ -16,13 +16,13 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
-from feature_cache.codec import BookState
-from feature_cache.engine import FeatureEngine
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.publisher import EventPublisher
-from feature_cache.simulator import simulate
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.sources.publisher import EventPublisher
+from feature_cache.sources.simulator import simulate
+from feature_cache.store.codec import BookState
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.market.v1 import market_pb2 as pb
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]

@@ -1,6 +1,6 @@
 """Several workers of one group: members that join, leave, freeze and die, and what is stored meanwhile.
 
-They end one after the other, since the embedded broker does not bear two at once: see `local.broker`.
+They end one after the other, since the embedded broker does not bear two at once: see `local.stack.parts.broker`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import pytest
 from feature_conditions import Seen, copy_of, fresh, until, url
 from redis.asyncio import Redis
 
-from feature_cache.codec import decode, split
-from feature_cache.report import InstrumentReport
-from feature_cache.store import CHANNEL, FeatureStore, connect, key_of
-from local import worker as worker_part
-from local.process import Process
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.store.codec import decode, split
+from feature_cache.store.report import InstrumentReport
+from feature_cache.store.vectors import CHANNEL, FeatureStore, connect, key_of
+from local.stack.parts import worker as worker_part
+from local.stack.process import Process
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 

@@ -24,7 +24,7 @@ from harness import INSTRUMENTS, eventually
 from secure_server import SECONDS, SecureServer, bearer, decide, halt, refused, status
 from server_group import RARELY_ON_ENVOY
 
-from local.ports import free_ports
+from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

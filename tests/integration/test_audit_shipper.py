@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 from harness import eventually, has_ended
 
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.audit.v1 import packet_pb2
 from server.audit.reading.query import AuditQuery
 from server.audit.reading.verify import Verified, verify

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest import h2load
-from loadtest.load import plan
+from loadtest.benchmark.load import plan
+from loadtest.generators import h2load
 
 
 @pytest.mark.stack

@@ -28,7 +28,7 @@ from harness import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache import features
-from feature_cache.codec import BookState
+from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.schema import CONTROL_CHANGES, DECISIONS

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.shipper import Shipper
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings

@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from feature_cache.codec import FeatureSnapshot
-from feature_cache.engines import Engines
-from feature_cache.feast_push import FeastPush
 from feature_cache.features import NAMES
-from feature_cache.simulator import simulate
-from local.ports import free_ports
+from feature_cache.sources.simulator import simulate
+from feature_cache.store.codec import FeatureSnapshot
+from feature_cache.worker.engines import Engines
+from feature_cache.worker.feast_push import FeastPush
+from local.stack.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "feature_cache" / "feature_repo"

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from feature_cache.codec import BookState, FeatureSnapshot
-from feature_cache.engine import FeatureEngine
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.publisher import EventPublisher
-from feature_cache.simulator import simulate
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.sources.publisher import EventPublisher
+from feature_cache.sources.simulator import simulate
+from feature_cache.store.codec import BookState, FeatureSnapshot
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.market.v1 import market_pb2 as pb
 
 pytestmark = pytest.mark.stack
@@ -284,7 +284,7 @@ async def test_a_broker_that_was_killed_and_lost_its_log_is_consumed_again(stack
 async def test_the_replay_command_publishes_a_recording_until_it_is_interrupted(
     stack: Stack, cache: FeatureCache
 ) -> None:
-    argv = [sys.executable, "-m", "feature_cache.replay", str(DATA), "--speed", "10", "--loop"]
+    argv = [sys.executable, "-m", "feature_cache.sources.replay", str(DATA), "--speed", "10", "--loop"]
     argv += ["--kafka", brokers(stack)]
     process = await asyncio.to_thread(subprocess.Popen, argv, stderr=subprocess.PIPE, text=True)
     try:
@@ -305,12 +305,15 @@ def test_a_replay_without_a_broker_or_a_recording_says_so(tmp_path: Path) -> Non
         ([str(tmp_path), "--speed", "0"], "positive number"),
     ):
         ended = subprocess.run(
-            [sys.executable, "-m", "feature_cache.replay", *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "feature_cache.sources.replay", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert ended.returncode == 2
         assert message in ended.stderr
     ended = subprocess.run(
-        [sys.executable, "-m", "feature_cache.cli", "simulate", "--duration", "1", "--kafka", "127.0.0.1:1"],
+        [sys.executable, "-m", "feature_cache.sources.cli", "simulate", "--duration", "1", "--kafka", "127.0.0.1:1"],
         capture_output=True,
         text=True,
         check=False,

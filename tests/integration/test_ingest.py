@@ -25,14 +25,14 @@ from exchange_servers import PATIENCE_SECONDS, BinanceServer, CoinbaseServer, Kr
 from typer import Typer
 from typer.testing import CliRunner
 
-from feature_cache.book import OrderBook
-from feature_cache.exchanges import Binance, Coinbase, Exchange, Kraken
+from feature_cache.engine.book import OrderBook
 from feature_cache.feeds import binance_streams
-from feature_cache.ingest import Ingest, IngestSettings
-from feature_cache.ingest_cli import ingest
-from feature_cache.publisher import EventPublisher, with_snapshots
-from feature_cache.recorder import Recorder, read_lines
-from feature_cache.session import instruments, read_session, session_files
+from feature_cache.sources.exchanges import Binance, Coinbase, Exchange, Kraken
+from feature_cache.sources.ingest import Ingest, IngestSettings
+from feature_cache.sources.ingest_cli import ingest
+from feature_cache.sources.publisher import EventPublisher, with_snapshots
+from feature_cache.sources.recorder import Recorder, read_lines
+from feature_cache.sources.session import instruments, read_session, session_files
 from pretrade.market.v1 import market_pb2 as pb
 
 pytestmark = pytest.mark.stack
@@ -342,7 +342,15 @@ async def test_the_command_ends_on_sigterm_with_its_books_closed_and_its_recordi
     kafka_bootstrap_servers: str, tmp_path: Path
 ) -> None:
     async with KrakenServer(["BTC/USD"]).running() as server:
-        argv = [sys.executable, "-m", "feature_cache.ingest_cli", "--exchange", "kraken", "--instruments", "BTC-USD"]
+        argv = [
+            sys.executable,
+            "-m",
+            "feature_cache.sources.ingest_cli",
+            "--exchange",
+            "kraken",
+            "--instruments",
+            "BTC-USD",
+        ]
         argv += ["--url", server.url, "--kafka", kafka_bootstrap_servers, "--record", str(tmp_path)]
         port = free_port()
         argv += ["--metrics-port", str(port)]

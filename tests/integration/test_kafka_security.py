@@ -15,12 +15,12 @@ from aiokafka.errors import KafkaError
 from harness import eventually
 
 from feature_cache import kafka
-from feature_cache.publisher import EventPublisher
-from feature_cache.settings import load
-from feature_cache.simulator import simulate
-from local import broker
-from local.errors import NotReadyError
-from local.ports import LOOPBACK, free_ports
+from feature_cache.sources.publisher import EventPublisher
+from feature_cache.sources.simulator import simulate
+from feature_cache.worker.settings import load
+from local.stack.errors import NotReadyError
+from local.stack.parts import broker
+from local.stack.ports import LOOPBACK, free_ports
 from server.audit.reading.labels import events_of_topic
 from server.security.private import write_private
 from server.security.trial import TrialAuthority

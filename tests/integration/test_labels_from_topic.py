@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from feature_cache.publisher import EventPublisher
-from feature_cache.simulator import simulate
+from feature_cache.sources.publisher import EventPublisher
+from feature_cache.sources.simulator import simulate
 from server.audit.reading.labels import events_of_topic
 
 pytestmark = pytest.mark.stack

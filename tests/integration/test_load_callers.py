@@ -15,11 +15,11 @@ from typing import Any, Final
 import grpc.aio
 import pytest
 
-from loadtest.callers import NO_REPLY, WRONG_REPLY, call_decide, call_decide_batch, call_decide_stream, offer
-from loadtest.channel import connected
-from loadtest.echo import EchoServicer, echo_server
-from loadtest.load import Method, plan
-from loadtest.orders import OrderFlow
+from loadtest.benchmark.echo import EchoServicer, echo_server
+from loadtest.benchmark.load import Method, plan
+from loadtest.generators.callers import NO_REPLY, WRONG_REPLY, call_decide, call_decide_batch, call_decide_stream, offer
+from loadtest.generators.channel import connected
+from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.security.trial import TrialAuthority
@@ -223,7 +223,7 @@ async def bench(*arguments: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "loadtest.bench",
+        "loadtest.benchmark.bench",
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -334,7 +334,7 @@ async def test_a_server_that_decides_nothing_is_not_measured() -> None:
 async def test_the_echo_server_ends_with_its_parent() -> None:
     """Its standard input closes when whoever started it dies."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadtest.echo", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "loadtest.benchmark.echo", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdin
     assert process.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.echo import echo_server
+from loadtest.benchmark.echo import echo_server
 from pretrade.decision.v1 import decision_pb2 as pb
 
 
@@ -18,7 +18,7 @@ async def test_every_server_is_measured_in_every_round_and_held_to_the_last(tmp_
     response = pb.DecideResponse(decision=pb.Decision(action=pb.ACTION_TRADE, source=pb.SOURCE_RULES))
     async with echo_server(response) as first, echo_server(response) as second:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadtest.durability", "--instrument", "BTCUSDT.SIM"),
+            *(sys.executable, "-m", "loadtest.studies.durability", "--instrument", "BTCUSDT.SIM"),
             *("--server", f"fsync={first}", "--server", f"off={second}"),
             *("--rounds", "2", "--seconds", "0.1", "--deadline-ms", "10000", "--json", str(tmp_path / "costs.json")),
             stdout=asyncio.subprocess.PIPE,

@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from loadtest import h2load
-from loadtest.echo import echo_server
+from loadtest.benchmark.echo import echo_server
+from loadtest.generators import h2load
 from pretrade.decision.v1 import decision_pb2 as pb
 
 pytestmark = pytest.mark.stack
@@ -130,7 +130,7 @@ async def locust(target: str, csv: Path, deadline_ms: str) -> tuple[int, str]:
     return await run(
         "locust",
         "-f",
-        "loadtest/locustfile.py",
+        "loadtest/locust/locustfile.py",
         *options,
         "--host",
         target,
@@ -160,7 +160,7 @@ async def test_locust_fails_when_orders_get_no_decision(tmp_path: Path) -> None:
 @pytest.mark.long
 async def test_locust_opens_a_market_and_calms_down(tmp_path: Path) -> None:
     settings = {"PHASE_SECONDS": "2", "QUIET_USERS": "1", "TIMES": "4", "DEADLINE_MS": "10000"}
-    files = "loadtest/locustfile.py,loadtest/market_open.py"
+    files = "loadtest/locust/locustfile.py,loadtest/locust/market_open.py"
     path = os.pathsep.join((str(ROOT), str(ROOT / "proto" / "gen")))
     async with echo_server(RESPONSE) as target:
         code, output = await run(

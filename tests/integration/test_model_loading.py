@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from local.settings import LocalSettings
-from local.stack import Stack
-from local.variants import inverted, recalibrated
+from local.demo.variants import inverted, recalibrated
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.replica import Replica, ReplicaSettings

@@ -20,9 +20,9 @@ import pytest
 from numpy.typing import NDArray
 
 from feature_cache import features
-from feature_cache.simulator import simulate
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.sources.simulator import simulate
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
 from torchserve.build import build_models

@@ -25,9 +25,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from local.ports import free_ports
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.ports import free_ports
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.stack_file import StackFile

@@ -20,8 +20,8 @@ import pytest
 from figures import Figure
 from up_command import DEADLINE_SECONDS, up
 
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 

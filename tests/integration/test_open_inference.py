@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from rig import ROOMY
 
 from feature_cache import features
-from feature_cache.simulator import simulate
-from local.ports import free_ports
-from local.settings import LocalSettings
-from local.stack import Stack
+from feature_cache.sources.simulator import simulate
+from local.stack.ports import free_ports
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import BatcherSettings, Scored
 from server.inference.breaker import BreakerSettings

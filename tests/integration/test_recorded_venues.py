@@ -21,7 +21,7 @@ pytestmark = [
 
 
 async def test_replay_publishes_every_update_of_both_venues(kafka_bootstrap_servers: str) -> None:
-    command = [sys.executable, "-m", "feature_cache.cli", "replay", *map(str, FOLDERS)]
+    command = [sys.executable, "-m", "feature_cache.sources.cli", "replay", *map(str, FOLDERS)]
     replay = await asyncio.create_subprocess_exec(
         *command, "--speed", "max", "--kafka", kafka_bootstrap_servers, stderr=asyncio.subprocess.PIPE
     )

@@ -12,8 +12,8 @@ import pytest
 from harness import eventually
 
 from feature_cache.features import N_FEATURES
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings

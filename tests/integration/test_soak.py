@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import pytest
 
-from loadtest.echo import echo_server
-from loadtest.watched import DESCRIPTORS, MEMORY, PROCESSES, THREADS
+from loadtest.benchmark.echo import echo_server
+from loadtest.studies.watched import DESCRIPTORS, MEMORY, PROCESSES, THREADS
 from pretrade.decision.v1 import decision_pb2 as pb
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]
@@ -37,7 +37,7 @@ async def soak_beside(program: str, path: Path, *options: str) -> tuple[int, dic
         await watched.stdout.readline()
         async with echo_server(RESPONSE) as target:
             soak = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "loadtest.soak", "--target", target, "--instrument", "BTCUSDT.BINANCE"),
+                *(sys.executable, "-m", "loadtest.studies.soak", "--target", target, "--instrument", "BTCUSDT.BINANCE"),
                 *("--rate", "50", "--minutes", "0.2", "--every", "0.2", "--deadline-ms", "10000"),
                 *("--process", f"watched={watched.pid}", "--json", str(path), *options),
             )
@@ -74,7 +74,7 @@ async def test_a_soak_that_is_interrupted_is_judged_by_what_it_saw(tmp_path: Pat
     path = tmp_path / "soak.json"
     async with echo_server(RESPONSE) as target:
         soak = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadtest.soak", "--target", target, "--instrument", "BTCUSDT.BINANCE"),
+            *(sys.executable, "-m", "loadtest.studies.soak", "--target", target, "--instrument", "BTCUSDT.BINANCE"),
             *("--rate", "50", "--minutes", "0.5", "--warm-up", "0", "--every", "0.2", "--json", str(path)),
             stdout=asyncio.subprocess.PIPE,
         )

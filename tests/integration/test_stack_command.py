@@ -15,10 +15,10 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from up_command import DEADLINE_SECONDS, assert_gone, up
 
-from local.command import MISUSED, OK
-from local.killing import kill_part
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.command import MISUSED, OK
+from local.stack.killing import kill_part
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from server.stack_file import StackFile
 
 pytestmark = pytest.mark.stack

@@ -18,10 +18,10 @@ from typing import Self
 import psutil
 import pytest
 
-from local.errors import NotReadyError, PartFailedError, StartCancelledError
-from local.guard import Guard
-from local.ports import default_port, free_ports
-from local.process import Process
+from local.stack.errors import NotReadyError, PartFailedError, StartCancelledError
+from local.stack.guard import Guard
+from local.stack.ports import default_port, free_ports
+from local.stack.process import Process
 
 pytestmark = pytest.mark.stack
 
@@ -291,7 +291,7 @@ class KilledStack:
     CODE = """
 import json, os, signal, subprocess, sys
 from pathlib import Path
-from local.guard import Guard
+from local.stack.guard import Guard
 
 guard = Guard(grace_seconds=float(sys.argv[1]))
 guard.remove_at_end(Path("folder/in-use"))

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from feature_cache.features import N_FEATURES
-from local.settings import LocalSettings
-from local.stack import Stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import Stack
 from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
 

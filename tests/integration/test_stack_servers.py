@@ -14,9 +14,9 @@ import redis
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from sqlalchemy import create_engine, text
 
-from local.errors import DirectoryInUseError, PartFailedError, StackError
-from local.settings import LocalSettings, secret
-from local.stack import Progress, Stack
+from local.stack.errors import DirectoryInUseError, PartFailedError, StackError
+from local.stack.settings import LocalSettings, secret
+from local.stack.stack import Progress, Stack
 
 pytestmark = pytest.mark.stack
 

@@ -15,10 +15,10 @@ from figures import Figure
 from harness import stack_admin_channel
 from sqlalchemy import create_engine, inspect, select
 
-from feature_cache.codec import BookState, decode
-from feature_cache.store import key_of
-from local.settings import LocalSettings
-from local.stack import PARTS, Progress, Stack
+from feature_cache.store.codec import BookState, decode
+from feature_cache.store.vectors import key_of
+from local.stack.settings import LocalSettings
+from local.stack.stack import PARTS, Progress, Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 from server.audit.store.schema import DECISIONS

@@ -20,7 +20,7 @@ from tcp_proxy import TcpProxy
 from typer.testing import CliRunner, Result
 
 from local.cli import app
-from local.stack import Stack
+from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.control.errors import ChangeInDoubtError
 

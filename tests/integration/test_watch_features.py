@@ -18,12 +18,12 @@ from harness import INSTRUMENTS, Product, eventually
 from redis import Redis
 from rich.console import Console
 
-from feature_cache.codec import BookState, FeatureSnapshot, encode
 from feature_cache.features import INDEX, N_FEATURES, VERSION
-from feature_cache.report import InstrumentReport, key_of
-from feature_cache.store import CHANNEL
-from feature_cache.store import key_of as vector_key_of
-from feature_cache.watch import view
+from feature_cache.store.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store.report import InstrumentReport, key_of
+from feature_cache.store.vectors import CHANNEL
+from feature_cache.store.vectors import key_of as vector_key_of
+from feature_cache.store.watch import view
 from pretrade.admin.v1 import admin_pb2
 
 pytestmark = pytest.mark.stack

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_cache import features
-from feature_cache.codec import BookState, FeatureSnapshot, encode
-from feature_cache.store import CHANNEL, key_of
+from feature_cache.store.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store.vectors import CHANNEL, key_of
 from simulation.desk import INSTRUMENT, MID
 from simulation.world import START_SECONDS, START_WALL_NS
 

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from feature_cache.store import connect
+from feature_cache.store.vectors import connect
 from simulation.calls import Listeners
 from simulation.machine import Host, SimulatedMachine
 from simulation.network import Network

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from feature_cache.session import SessionError, read_session, session_files
+from feature_cache.sources.session import SessionError, read_session, session_files
 from pretrade.audit.v1 import audit_pb2
 from pretrade.market.v1 import market_pb2
 from server.audit.cli import app

@@ -18,9 +18,9 @@ from typing import Final
 import numpy as np
 
 from feature_cache import features
-from feature_cache.book import EventError
-from feature_cache.codec import FeatureSnapshot
-from feature_cache.engine import FeatureEngine
+from feature_cache.engine.book import EventError
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.store.codec import FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2

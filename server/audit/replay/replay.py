@@ -29,7 +29,7 @@ from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
 from fallback.staleness import DEGRADATIONS, judge
 from feature_cache import features
-from feature_cache.codec import BookState
+from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

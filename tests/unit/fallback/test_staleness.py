@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fallback.staleness import is_fresh, judge
 from feature_cache import features
-from feature_cache.codec import BookState
+from feature_cache.store.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
 
 AGES = st.floats(min_value=0.0, max_value=1e6)

@@ -19,8 +19,8 @@ from pydantic.fields import FieldInfo
 from structlog.testing import capture_logs
 
 from feature_cache.kafka import KafkaSecurity
-from feature_cache.settings import WorkerSettings
-from local.settings import LocalSettings
+from feature_cache.worker.settings import WorkerSettings
+from local.stack.settings import LocalSettings
 from server.configuration import differences
 from server.control.flags import FlagProviderError, Flags, provider_from
 from server.settings import Settings

@@ -13,7 +13,7 @@ from stack_files import ENDPOINTS, stack_file
 from typer.testing import CliRunner
 
 from local.cli import app
-from local.server import env
+from local.stack.parts.server import env
 from server.stack_file import NoStackError, StackFile, running_stack, stack_endpoint
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_cache.simulator import simulate
+from feature_cache.sources.simulator import simulate
 from torchserve.dataset import Samples, collect
 from torchserve.export import metadata_of, write_archive
 from torchserve.handler import ModelHandler

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from feature_cache.session import SessionError
+from feature_cache.sources.session import SessionError
 from local.cli import app
 from torchserve.build import NAMES, build_models
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from feature_cache import features
-from feature_cache.simulator import simulate
+from feature_cache.sources.simulator import simulate
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.dataset import LABEL_HORIZON_NS, STEP_NS, collect
 

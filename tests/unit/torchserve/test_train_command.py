@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from feature_cache.features import NAMES
 from local.cli import app
-from local.training import Plan, carry_out
+from local.training.training import Plan, carry_out
 from server.models.registry import Registry
 from torchserve.build import build_models
 from torchserve.sources import load_samples, read_dataset, write_dataset

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from feature_cache.features import INDEX, N_FEATURES
-from local.training import rules_trades
+from local.training.training import rules_trades
 from torchserve.card import verdict
 from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
 from torchserve.evaluation import BootstrapSettings, Estimate

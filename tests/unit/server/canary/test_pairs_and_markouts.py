@@ -8,8 +8,8 @@ import numpy as np
 from cases import Clock
 
 from feature_cache import features
-from feature_cache.codec import BookState, FeatureSnapshot, encode
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.markouts import Markouts

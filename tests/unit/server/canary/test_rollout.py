@@ -19,7 +19,7 @@ from virtual_time import until
 from fallback.budget import BudgetSettings
 from fallback.order import Case
 from feature_cache import features
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

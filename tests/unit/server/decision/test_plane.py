@@ -27,9 +27,9 @@ from fallback.guards import Guards, GuardSettings
 from fallback.order import Order
 from fallback.rules import RulesBaseline, RulesSettings
 from feature_cache import features
-from feature_cache.codec import BookState, FeatureSnapshot, encode
-from feature_cache.engine import FeatureEngine
-from feature_cache.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.store.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fallback.order import Answer, Attempt
 from feature_cache import features
-from feature_cache.codec import BookState, FeatureSnapshot
+from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.file import ControlFile

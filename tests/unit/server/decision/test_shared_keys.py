@@ -275,7 +275,7 @@ def test_memory_is_taken_when_there_are_keys_and_not_before(clock: Clock) -> Non
 def test_processes_that_claim_the_same_keys_at_once_get_each_of_them_once(memory: int) -> None:
     keys, processes = 400, 4
     began = str(time.monotonic() + 2.0)
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     claiming = [
         subprocess.Popen(
             [sys.executable, "-c", CLAIMING, str(memory), began, str(keys), f"process-{number}"],

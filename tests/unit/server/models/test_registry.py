@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from feature_cache import features
-from local.torchserve import archive
-from local.variants import inverted, late, recalibrated
+from local.demo.variants import inverted, late, recalibrated
+from local.stack.parts.torchserve import archive
 from server.journal.errors import ModelUnknown
 from server.models.registry import ModelUnusableError, Registry
 

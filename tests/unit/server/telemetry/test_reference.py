@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.core import HistogramMetricFamily
 
-from feature_cache import metric_families as feature_metrics
-from feature_cache.metric_families import Counter, Declaration
+from feature_cache.worker import metric_families as feature_metrics
+from feature_cache.worker.metric_families import Counter, Declaration
 from server.telemetry import families as server_metrics
 from server.telemetry.histogram import LATENCY_EDGES_SECONDS, Histogram
 from server.telemetry.reference import LABELS, metrics_page
 
-PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[4] / "docs" / "metrics.md"
 ALL = (*server_metrics.METRICS, *feature_metrics.METRICS)
 
 

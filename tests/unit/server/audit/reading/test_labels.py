@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from feature_cache import features
-from feature_cache.engine import FeatureEngine
-from feature_cache.simulator import simulate
+from feature_cache.engine.engine import FeatureEngine
+from feature_cache.sources.simulator import simulate
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2

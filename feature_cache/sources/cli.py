@@ -1,0 +1,109 @@
+"""Commands that feed the market data topic: `replay` a recording, `simulate` a market."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pretrade.market.v1 import market_pb2 as pb
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+Kafka = Annotated[str, typer.Option(help="Comma-separated host:port of the Kafka brokers.")]
+Topic = Annotated[str, typer.Option(help="Topic to publish to; created when missing.")]
+Speed = Annotated[str, typer.Option(help="How many times faster than it happened, or max.")]
+
+Linger = Annotated[
+    float,
+    typer.Option("--linger-ms", min=0, max=1000, help="How long an event waits for others to share its batch."),
+]
+
+_LINGER_MS = 20.0
+KAFKA = "127.0.0.1:9092"
+TOPIC = "market.events"
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(help="Recordings (*.gz), or folders of them.")],
+    speed: Speed = "1",
+    kafka: Kafka = KAFKA,
+    topic: Topic = TOPIC,
+    linger_ms: Linger = _LINGER_MS,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, for ever.")] = False,
+    instruments: Annotated[list[str] | None, typer.Option(help="Only these, for example BTCUSDT.BINANCE.")] = None,
+) -> None:
+    """Publish recorded exchange sessions to Kafka with their original timing."""
+    # The clients of the brokers and the decoders, which the other commands of `pretrade` do not need.
+    from feature_cache.sources import publication, session  # noqa: PLC0415
+    from feature_cache.sources.publisher import EventPublisher, with_resets, with_snapshots  # noqa: PLC0415
+
+    factor = _factor(speed)
+    try:
+        files = session.session_files(paths)
+        recorded = session.instruments(files)
+    except session.SessionError as error:
+        raise typer.BadParameter(str(error)) from error
+    chosen = set(instruments or recorded)
+    if missing := chosen.difference(recorded):
+        raise typer.BadParameter(f"no recording of {', '.join(sorted(missing))}; there is {', '.join(recorded)}")
+
+    def rounds() -> Iterator[Iterable[pb.MarketEvent]]:
+        for _ in itertools.count() if loop else range(1):
+            yield with_snapshots(with_resets(session.read_session(files, chosen), "replay"))
+
+    publisher = EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000)
+    raise typer.Exit(publication.run(rounds(), factor, publisher, "replayed"))
+
+
+@app.command("simulate")
+def simulate_market(
+    seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
+    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Steps per instrument and second.")] = 150.0,
+    duration: Annotated[float | None, typer.Option(min=0, help="Simulated seconds. [default: for ever]")] = None,
+    speed: Speed = "1",
+    kafka: Kafka = KAFKA,
+    topic: Topic = TOPIC,
+    linger_ms: Linger = _LINGER_MS,
+    instruments: Annotated[list[str] | None, typer.Option(help="SYMBOL.SIM; default BTCUSDT.SIM, ETHUSDT.SIM.")] = None,
+) -> None:
+    """Publish a seeded, simulated market to Kafka."""
+    from feature_cache.sources import publication  # noqa: PLC0415 - as above
+    from feature_cache.sources.publisher import EventPublisher, with_resets  # noqa: PLC0415 - as above
+    from feature_cache.sources.simulator import INSTRUMENTS, simulate  # noqa: PLC0415 - as above
+
+    factor = _factor(speed)
+    try:
+        events = simulate(
+            seed,
+            instruments or INSTRUMENTS,
+            events_per_second=rate,
+            start_ns=time.time_ns(),
+            duration_seconds=duration,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    publisher = EventPublisher(kafka, topic, linger_seconds=linger_ms / 1000)
+    raise typer.Exit(publication.run(iter((with_resets(events, "simulation"),)), factor, publisher, "simulated"))
+
+
+def _factor(speed: str) -> float | None:
+    if speed == "max":
+        return None
+    try:
+        factor = float(speed)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise typer.BadParameter("must be a positive number, or max", param_hint="--speed")
+    return factor
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,273 @@
+"""The decision server's in-process copy of the feature vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Final
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from feature_cache.store.cluster import Cluster, is_cluster
+from feature_cache.store.codec import CodecError, FeatureSnapshot, decode, split
+from feature_cache.store.vectors import CHANNEL, connect, key_of
+
+_SILENT_CHECKS: Final = 3
+_log = structlog.get_logger(__name__)
+
+
+class FeatureCacheSettings(BaseModel):
+    """Where the vectors come from and how long they are good for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """Age in seconds, from exchange event time, beyond which a vector is dropped."""
+    max_clock_lead_seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    """Seconds by which a vector may have been published after this host's clock. Beyond, the clocks of publisher and
+    server disagree, its age cannot be told, and it is not taken."""
+    reconcile_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Seconds between two readings of every key, which make up for lost notifications and show that Redis is alive."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Seconds after which a Redis that does not answer counts as lost."""
+    reconnect_min_seconds: Annotated[float, Field(gt=0, le=60)] = 0.05
+    """Seconds before the first attempt to reconnect; doubles with every failure, with jitter."""
+    reconnect_max_seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
+    """Longest pause between two attempts, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFeatures:
+    """A vector and what is needed to know its age."""
+
+    snapshot: FeatureSnapshot
+    age_at_receipt_seconds: float
+    """Age from exchange event time when it was received, by the wall clock."""
+    received_monotonic: float
+    """When it was received, on the monotonic clock, seconds."""
+
+    def age_seconds(self, now_monotonic: float) -> float:
+        """Age from exchange event time at an instant of the monotonic clock, whatever the wall clock did since."""
+        return self.age_at_receipt_seconds + max(0.0, now_monotonic - self.received_monotonic)
+
+
+class FeatureCache:
+    """Follows Redis in the background and answers from memory.
+
+    `run` subscribes, then reads every key, then takes updates as they come and reads every key again now and then. An
+    update never replaces one of the same or a higher sequence, unless that one has outlived its TTL. Without Redis the
+    cache goes on answering until the TTL has passed.
+
+    Args:
+        redis_url: The Redis or Redis Cluster that the feature worker writes to.
+        settings: See there.
+        instruments: The instruments to follow; others are ignored.
+        monotonic: Seconds on a clock that never jumps.
+        wall_ns: Nanoseconds since the Unix epoch.
+        uniform: Uniform in [0, 1).
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        settings: FeatureCacheSettings,
+        instruments: Iterable[str],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._redis_url = redis_url
+        self._settings = settings
+        self._entries: dict[str, CachedFeatures | None] = dict.fromkeys(instruments)
+        self._monotonic = monotonic
+        self._wall_ns = wall_ns
+        self._uniform = uniform
+        self._followed: set[str] = set()
+        self.updates = 0
+        """Vectors taken over."""
+        self.outdated = 0
+        """Vectors refused because a newer one was there."""
+        self.rejected = 0
+        """Values that were not a vector of this feature set."""
+        self.expired = 0
+        """Vectors dropped because of their age."""
+        self.ahead = 0
+        """Vectors refused because the clocks disagree: see `max_clock_lead_seconds`."""
+        self.disconnects = 0
+        """Times Redis was lost or not reached."""
+
+    @property
+    def instruments(self) -> tuple[str, ...]:
+        """The instruments that are followed."""
+        return tuple(self._entries)
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis is being followed: subscribed, and every key read at least once since."""
+        return self._followed.issuperset(self._entries)
+
+    def get(self, instrument: str) -> CachedFeatures | None:
+        """The newest vector of an instrument, from memory; None when there is none within its TTL."""
+        entry = self._entries.get(instrument)
+        if entry is None:
+            return None
+        if entry.age_seconds(self._monotonic()) > self._settings.ttl_seconds:
+            self._entries[instrument] = None
+            self.expired += 1
+            return None
+        return entry
+
+    def accept(self, packed: bytes) -> bool:
+        """Takes one packed vector in.
+
+        Returns:
+            Whether it is now the one that `get` gives; what is refused is counted.
+        """
+        try:
+            snapshot = decode(packed)
+        except CodecError as error:
+            self.rejected += 1
+            _log.warning("features.rejected", reason=str(error))
+            return False
+        if snapshot.instrument not in self._entries:
+            return False
+        current = self.get(snapshot.instrument)
+        if current is not None and snapshot.sequence <= current.snapshot.sequence:
+            self.outdated += snapshot.sequence < current.snapshot.sequence
+            return False
+        now_ns = self._wall_ns()
+        lead = (snapshot.publish_time_ns - now_ns) / 1e9
+        if lead > self._settings.max_clock_lead_seconds:
+            self.ahead += 1
+            if self.ahead.bit_count() == 1:  # the 1st, 2nd, 4th …: there are hundreds a second of them
+                _log.warning("features.clocks_disagree", instrument=snapshot.instrument, lead_seconds=round(lead, 3))
+            return False
+        age = snapshot.age_seconds(now_ns)
+        if age > self._settings.ttl_seconds:
+            self.expired += 1
+            return False
+        self._entries[snapshot.instrument] = CachedFeatures(snapshot, age, self._monotonic())
+        self.updates += 1
+        return True
+
+    async def run(self) -> None:
+        """Follows Redis for ever, through any outage of it; ends only by cancellation, which is safe at any point."""
+        if is_cluster(self._redis_url):
+            await self._follow_cluster()
+        else:
+            await self._keep_following(
+                lambda: connect(self._redis_url, self._settings.timeout_seconds), tuple(self._entries), sharded=False
+            )
+
+    async def _follow_cluster(self) -> None:
+        """Follows each node by itself, and sees every now and then which node holds which instruments."""
+        cluster = Cluster(self._redis_url, self._settings.timeout_seconds)
+        followers: dict[tuple[str, tuple[str, ...]], asyncio.Task[None]] = {}
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    try:
+                        await cluster.discover()
+                    except RedisError:
+                        self.disconnects += 1  # what was known of the nodes stands
+                    wanted = {(node, tuple(names)) for node, names in cluster.by_node(self._entries).items() if node}
+                    for gone in followers.keys() - wanted:
+                        followers[gone].cancel()
+                        await asyncio.wait([followers.pop(gone)])
+                    for node, names in wanted - followers.keys():
+                        connecting = partial(cluster.new_client, node)
+                        followers[node, names] = tasks.create_task(
+                            self._keep_following(connecting, names, sharded=True)
+                        )
+                    await asyncio.sleep(self._settings.reconcile_interval_seconds)
+        finally:
+            await cluster.aclose()
+
+    async def _keep_following(self, new_client: Callable[[], Redis], names: tuple[str, ...], *, sharded: bool) -> None:
+        pause = self._settings.reconnect_min_seconds
+        while True:
+            try:
+                await self._follow(new_client(), names, sharded=sharded)
+            except (RedisError, OSError) as error:
+                if self._followed.issuperset(names):
+                    pause = self._settings.reconnect_min_seconds
+                    _log.warning("features.redis_lost", error=repr(error), instruments=len(names))
+                self.disconnects += 1
+            finally:
+                self._followed.difference_update(names)
+            await asyncio.sleep(pause * (0.5 + 0.5 * self._uniform()))
+            pause = min(2 * pause, self._settings.reconnect_max_seconds)
+
+    async def _follow(self, redis: Redis, names: tuple[str, ...], *, sharded: bool) -> None:
+        pubsub = redis.pubsub()
+        try:
+            await self._follow_with(redis, pubsub, names, sharded=sharded)
+        finally:
+            # Whatever goes wrong here must not replace what ended the following, a cancellation above all.
+            for client in (pubsub, redis):
+                with contextlib.suppress(RedisError, OSError):
+                    await client.aclose()
+
+    async def _follow_with(self, redis: Redis, pubsub: PubSub, names: tuple[str, ...], *, sharded: bool) -> None:
+        keys = [key_of(instrument) for instrument in names]
+        async with asyncio.timeout(self._settings.timeout_seconds):
+            if sharded:
+                for key in keys:  # one by one: a command must not name two slots
+                    await pubsub.ssubscribe(key)
+            else:
+                await pubsub.subscribe(CHANNEL)
+        unanswered = 0
+        while True:
+            # A subscription can die without a sign; a ping on it that is never answered shows it.
+            if unanswered == _SILENT_CHECKS:
+                raise ConnectionError("the subscription does not answer")
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                await pubsub.ping()
+                stored = await _read(redis, keys, sharded=sharded)
+            unanswered += 1
+            for packed in stored:
+                if isinstance(packed, bytes):
+                    self.accept(packed)
+            if not self._followed.issuperset(names):
+                self._followed.update(names)
+                _log.info("features.redis_followed", instruments=len(names))
+            if await self._take_updates(pubsub, self._monotonic() + self._settings.reconcile_interval_seconds):
+                unanswered = 0
+
+    async def _take_updates(self, pubsub: PubSub, until: float) -> bool:
+        """Takes updates until an instant of the monotonic clock; returns whether anything came at all."""
+        heard = False
+        while (left := until - self._monotonic()) > 0:
+            message = await pubsub.get_message(timeout=left)
+            if message is None:
+                continue
+            heard = True
+            packed = message["data"]
+            if message["type"] in ("message", "smessage") and isinstance(packed, bytes):
+                for one in split(packed):
+                    self.accept(one)
+            elif message["type"] == "sunsubscribe":
+                raise ConnectionError("the node no longer holds the slot")
+        return heard
+
+
+async def _read(redis: Redis, keys: list[str], *, sharded: bool) -> list[object]:
+    """The values of some keys, None for what is no string."""
+    if not keys:
+        return []
+    if not sharded:
+        return list(await redis.mget(keys))
+    async with redis.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.mget(key)  # one by one: a command must not name two slots
+        return [value for values in await pipeline.execute() for value in values]

@@ -1,0 +1,76 @@
+"""What the worker knows of each instrument beside its features: told about once a second, read by `pretrade status`.
+
+`features.report:{INSTRUMENT}` holds the newest report as JSON and expires when none follows. Nothing decides on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from redis.exceptions import RedisError
+
+from feature_cache.store.codec import BookState
+
+if TYPE_CHECKING:
+    from feature_cache.store.cluster import ClusterFeatureStore
+    from feature_cache.store.vectors import FeatureStore
+
+
+class InstrumentReport(BaseModel):
+    """One instrument as its worker sees it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    worker: str
+    """`host:pid`."""
+    state: BookState
+    unknown_because: str
+    """Why the book is unknown, for people; empty while it is known."""
+    event_age_seconds: float
+    """Age of the newest event from exchange time."""
+    lag_records: int | None
+    """Records between position and end of the partition's log; None before they were counted."""
+    vector_version: str
+    """Feature set and fingerprint."""
+    events: int
+    gaps: int
+    crossings: int
+    resets: int
+    time_restarts: int
+
+    @property
+    def losses(self) -> int:
+        """Times the book became unknown."""
+        return self.gaps + self.crossings + self.resets + self.time_restarts
+
+
+def key_of(instrument: str) -> str:
+    """The Redis key of an instrument's report."""
+    return f"features.report:{{{instrument}}}"
+
+
+class ReportReader:
+    """The reading side.
+
+    Args:
+        store: Where the reports are.
+    """
+
+    def __init__(self, store: FeatureStore | ClusterFeatureStore) -> None:
+        self._store = store
+
+    async def read(self, instruments: Sequence[str]) -> dict[str, InstrumentReport]:
+        """The reports that there are; none at all while Redis does not answer. Never raises."""
+        try:
+            values = await self._store.read_reports(instruments)
+        except (RedisError, OSError):
+            return {}
+        found = {}
+        for name, value in values.items():
+            try:
+                found[name] = InstrumentReport.model_validate_json(value)
+            except ValidationError:
+                continue  # of another version of the worker, or nobody's: as good as none
+        return found

@@ -1,0 +1,124 @@
+"""Packed feature vectors in Redis, written by the worker and followed by every decision server.
+
+`features:{INSTRUMENT}` (the braces are part of the key: a hash tag) holds an instrument's newest vector and expires
+after the TTL. A vector never replaces one of a higher sequence there: a worker that was frozen while its instruments
+went to another may wake up and write. All vectors of one write are also published, packed one after the other, as one
+message on the channel `features.updates`; in a Redis Cluster each on the shard channel of its key's name, since a
+cluster carries an ordinary message to each of its nodes (see `cluster`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
+from redis.exceptions import AskError, ClusterError
+
+from feature_cache.store.codec import FeatureSnapshot, encode
+from feature_cache.store.report import key_of as report_key_of
+
+CHANNEL: Final = "features.updates"
+_DRIVER: Final = DriverInfo()
+"""What every client says of itself: to look up its version takes milliseconds, and would at every connection."""
+
+_SET_UNLESS_OLDER: Final = """
+local found = redis.pcall('GETRANGE', KEYS[1], 0, 15)
+if type(found) == 'string' and #found == 16 and string.sub(found, 1, 4) == 'PTF1' then
+  local old_low, old_high = struct.unpack('<I4I4', found, 9)
+  local low, high = struct.unpack('<I4I4', ARGV[1], 9)
+  if old_high > high or (old_high == high and old_low > low) then return 1 end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 0
+"""
+"""Stores a packed vector, unless its sequence (see `codec`) is lower than the stored one's; returns 1 for refused.
+The sequence is compared in halves, since Lua's numbers do not hold 64 bits."""
+
+
+def key_of(instrument: str) -> str:
+    """The Redis key of an instrument's vector."""
+    return f"features:{{{instrument}}}"
+
+
+def connect(redis_url: str, connect_timeout_seconds: float) -> Redis:
+    """A client without retries of its own; nothing is connected before the first command.
+
+    Whoever uses it has a loop that tries again, and knows better than the client when that is of use. It also bounds
+    the time of each command, with `asyncio.timeout`: the client's own `socket_timeout` uses `asyncio.wait_for`, which
+    in Python 3.11 can lose a cancellation, and a task that was told to end would go on.
+    """
+    return Redis.from_url(
+        redis_url,
+        socket_connect_timeout=connect_timeout_seconds,
+        socket_timeout=None,
+        retry=Retry(NoBackoff(), 0),
+        driver_info=_DRIVER,
+    )
+
+
+class FeatureStore:
+    """The writing side.
+
+    Args:
+        redis: A client that returns bytes; not closed here.
+        ttl_seconds: How long a vector stays when nothing newer replaces it.
+        timeout_seconds: How long Redis may take to answer.
+        sharded: Whether it is a node of a cluster.
+    """
+
+    def __init__(self, redis: Redis, ttl_seconds: float, timeout_seconds: float, *, sharded: bool = False) -> None:
+        self._redis = redis
+        self._sharded = sharded
+        self._ttl_ms = round(ttl_seconds * 1000)
+        self._timeout_seconds = timeout_seconds
+
+    async def write(self, snapshots: Iterable[FeatureSnapshot]) -> int:
+        """Stores and publishes vectors in one round trip. Cancelling may leave some of them written.
+
+        Returns:
+            How many were not stored because newer ones were there.
+
+        Raises:
+            RedisError: Redis refused or was lost; some may be written. Writing again is harmless.
+            TimeoutError: Redis did not answer in time; the same.
+        """
+        async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
+            vectors = [(key_of(snapshot.instrument), encode(snapshot)) for snapshot in snapshots]
+            for key, packed in vectors:
+                pipeline.eval(_SET_UNLESS_OLDER, 1, key, packed, self._ttl_ms)
+            if self._sharded:
+                for key, packed in vectors:
+                    pipeline.spublish(key, packed)
+            else:
+                pipeline.publish(CHANNEL, b"".join(packed for _, packed in vectors))
+            answers = await pipeline.execute()
+        return sum(answers[: len(vectors)])
+
+    async def write_reports(self, reports: Mapping[str, str], life_ms: int) -> None:
+        """Stores a report for each instrument, for so many milliseconds. Raises as `write` does."""
+        async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
+            for instrument, report in reports.items():
+                pipeline.set(report_key_of(instrument), report, px=life_ms)
+            await pipeline.execute()
+
+    async def read_reports(self, instruments: Sequence[str]) -> dict[str, bytes]:
+        """The reports that there are, by instrument. Raises as `write` does; a value that is no report is none."""
+        async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
+            for instrument in instruments:
+                pipeline.get(report_key_of(instrument))
+            values = await pipeline.execute(raise_on_error=False)
+        for value in values:
+            if isinstance(value, (AskError, ClusterError)):
+                raise value
+        pairs = zip(instruments, values, strict=True)
+        return {instrument: value for instrument, value in pairs if isinstance(value, bytes)}
+
+    async def check(self) -> None:
+        """Sees whether Redis is there. Raises as `write` does."""
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._redis.ping()

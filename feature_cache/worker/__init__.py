@@ -1,0 +1,1 @@
+"""The feature worker: market events from Kafka, through the engines, to Redis."""

@@ -1,0 +1,107 @@
+"""All settings of the feature worker, from `PRETRADE_WORKER_*` environment variables."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from feature_cache import kafka
+from feature_cache.store import cluster
+
+PREFIX: Final = "PRETRADE_WORKER_"
+
+
+class WorkerSettings(BaseSettings):
+    """A wrong value refuses to start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """URL of the Redis to write to; a Redis Cluster, version 7 or later, is
+    `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
+    redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Seconds after which a Redis that does not answer counts as lost."""
+    ttl_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    """Seconds a vector stays in Redis when nothing newer replaces it."""
+    flush_interval_seconds: Annotated[float, Field(gt=0, le=1)] = 0.005
+    """Seconds between two writes to Redis; each writes the newest vector of every instrument that changed."""
+    kafka_bootstrap_servers: Annotated[str, Field(pattern=r"^[^\s@/]+$")] = "127.0.0.1:9092"
+    """Comma-separated `host:port` of the brokers. TLS, name and password are in `PRETRADE_KAFKA_*`."""
+    kafka_topic: str = "market.events"
+    """Topic of the market events; created with `kafka_partitions` partitions when it is missing."""
+    kafka_partitions: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Partitions of a topic that this worker creates."""
+    kafka_replicas: Annotated[int, Field(ge=1, le=10)] = 1
+    """Copies of each partition of a topic that this worker creates."""
+    kafka_group: str = "pretrade-features"
+    """Consumer group; workers of one group share the partitions."""
+    rewind_seconds: Annotated[float, Field(ge=0, le=86_400)] = 45.0
+    """Seconds of the log that are read again when a partition is taken over: the longest window and the feed's
+    interval between two snapshots must fit."""
+    poll_interval_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Seconds between two readings of the topic once all there was has been read; fewer readings are less work for the
+    brokers and for the worker."""
+    fetch_wait_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Seconds, in whole milliseconds, for which brokers may hold back the answer to a fetch that finds nothing new.
+    Apache Kafka answers as soon as something comes; the embedded broker lets them pass, where they are latency."""
+    max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Instruments kept; events of further ones are poison."""
+    feast_url: SecretStr = SecretStr("")
+    """Base URL of a Feast feature server to push the vectors to, such as `http://127.0.0.1:6566`; empty pushes nowhere.
+    See `feature_cache/feature_repo/mf1.py`."""
+    feast_interval_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
+    """Seconds between two pushes to Feast; each carries the newest vector of every instrument that changed."""
+    report_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Seconds between two reports of every instrument's state to Redis, where `pretrade status` finds them."""
+    ready_lag_records: Annotated[int, Field(ge=0, le=10**9)] = 10_000
+    """Records between position and end of a partition's log beyond which the worker is not ready."""
+    ready_age_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """Seconds since the newest event of any instrument of a venue beyond which the worker is not ready. One instrument
+    may trade rarely, all of a venue do not; a feed that was stopped on purpose does not count."""
+    metrics_host: str = "127.0.0.1"
+    """Address on which `/metrics`, `/healthz` and `/readyz` are served."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of `/metrics`, `/healthz` and `/readyz`; 0 serves none of them."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr) -> SecretStr:
+        cluster.check_url(url.get_secret_value())
+        return url
+
+    @field_validator("feast_url")
+    @classmethod
+    def _is_http(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("http://", "https://")) and url.get_secret_value():
+            raise ValueError("must begin with http:// or https://")
+        return url
+
+
+def load() -> WorkerSettings:
+    """Reads the settings.
+
+    Raises:
+        pydantic.ValidationError: A value breaks its rule.
+        ValueError: A `PRETRADE_WORKER_*` variable names no setting, or those of `feature_cache/kafka.py` are wrong.
+    """
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(PREFIX)
+        and name.upper().removeprefix(PREFIX).lower() not in WorkerSettings.model_fields
+    )
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(unknown)}")
+    settings = WorkerSettings()
+    try:
+        kafka.client(settings.kafka_bootstrap_servers)
+    except kafka.KafkaSecurityError as error:
+        raise ValueError(str(error)) from None
+    return settings

@@ -1,0 +1,64 @@
+"""The feature worker, composed: market events from Kafka, feature vectors to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+
+import structlog
+
+from feature_cache.store.cluster import open_store
+from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
+from feature_cache.worker.engines import Engines
+from feature_cache.worker.feast_push import FeastPush
+from feature_cache.worker.metrics import WorkerCollector, serve_http
+from feature_cache.worker.reporter import Reporter
+from feature_cache.worker.settings import WorkerSettings
+from feature_cache.worker.writer import FeatureWriter
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: WorkerSettings) -> None:
+    """Runs the worker until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: The metrics port cannot be listened on.
+    """
+    engines = Engines(settings.max_instruments)
+    dead_letters = DeadLetters(settings.kafka_bootstrap_servers, settings.kafka_topic + DEAD_LETTER_SUFFIX)
+    consumer = MarketEventConsumer(settings, engines, dead_letters)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(
+            open_store(settings.redis_url.get_secret_value(), settings.ttl_seconds, settings.redis_timeout_seconds)
+        )
+        writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
+        reporter = Reporter(store, engines, consumer, settings)
+        feast_url = settings.feast_url.get_secret_value()
+        feast = FeastPush(feast_url, engines, settings.feast_interval_seconds) if feast_url else None
+        if settings.metrics_port:
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, feast)
+            stack.enter_context(
+                serve_http(
+                    settings.metrics_host,
+                    settings.metrics_port,
+                    collector,
+                    problem=lambda: consumer.problem or writer.problem,
+                    not_ready=lambda: consumer.problem or writer.problem or reporter.problem,
+                )
+            )
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
+            if feast is not None:
+                running.append(tasks.create_task(feast.run()))
+            _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
+            await stopped.wait()
+            _log.info("worker.stopping")
+            for task in running:
+                task.cancel()
+    _log.info("worker.stopped")

@@ -1,0 +1,1 @@
+"""Benchmarks around the embedded stack, a file each."""

@@ -1,0 +1,273 @@
+"""What the benchmarks put under load: decision servers of their own, and what else could score an order."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import grpc
+import numpy as np
+import psutil
+import uvloop
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+
+from feature_cache.features import N_FEATURES
+from loadtest.benchmark.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
+from loadtest.generators import h2load
+from loadtest.generators.callers import Measurement
+from loadtest.generators.callers import call_decide as callers_in_python
+from loadtest.generators.channel import connected
+from local.bench.fastapi_model import ARCHIVE, PATH
+from local.stack.errors import NotReadyError
+from local.stack.guard import Guard
+from local.stack.parts import server, torchserve
+from local.stack.ports import LOOPBACK, free_ports
+from local.stack.process import Process
+from local.stack.stack import Stack
+from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.decision.v1 import decision_pb2_grpc
+from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.inference import wire
+from server.models.archive import read_archive
+from torchserve.config import TorchServeSettings, prepare
+
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 20.0
+_BATCHING: Final = {"batchSize": 32, "maxBatchDelay": 1}
+"""TorchServe's own, as it is to be for callers that send single rows: up to 32 rows, 1 ms."""
+_PREDICTIONS: Final = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A decision server under load."""
+
+    address: str
+    metrics_url: str
+    process: psutil.Process
+
+    def count(self, name: str, **labels: str) -> float:
+        """The sum of the series of a metric that carry these labels."""
+        return _sum(self._samples(), name, labels)
+
+    def usage(self) -> Usage:
+        """What it has used and decided so far."""
+        samples = self._samples()
+        decisions = "pretrade_decisions_total"
+        return Usage(
+            cpu_seconds=self.cpu_seconds(),
+            memory_bytes=self.memory_bytes(),
+            decisions=_sum(samples, decisions, {}),
+            refused=_sum(samples, "pretrade_errors_total", {}),
+            scored=sum(_sum(samples, decisions, {"source": source}) for source in ("PRIMARY", "SECONDARY")),
+        )
+
+    def cpu_seconds(self) -> float:
+        """What it and all its processes have used so far."""
+        return _usage(self.process).cpu_seconds
+
+    def memory_bytes(self) -> int:
+        """What it and all its processes hold."""
+        return _usage(self.process).memory_bytes
+
+    def deciding(self) -> psutil.Process:
+        """The process that decides: Envoy where there is one, a child of the supervisor's."""
+        children = self.process.children()
+        return next((child for child in children if "envoy" in child.exe()), self.process)
+
+    def _samples(self) -> list[Any]:
+        with urlopen(self.metrics_url, timeout=5.0) as response:  # noqa: S310 - our own
+            families = list(text_string_to_metric_families(response.read().decode()))
+        return [sample for family in families for sample in family.samples]
+
+
+def _sum(samples: list[Any], name: str, labels: Mapping[str, str]) -> float:
+    values = (each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+    return float(sum(values))
+
+
+def _usage(process: psutil.Process) -> Usage:
+    family = [process, *process.children(recursive=True)]
+    cpu = sum(sum(each.cpu_times()[:2]) for each in family)
+    return Usage(cpu, sum(each.memory_info().rss for each in family))
+
+
+def usage_of_port(port: int) -> Callable[[], Usage]:
+    """Tells what the process that listens on a port, one of our descendants, and its processes use.
+
+    Raises:
+        LookupError: None of them does.
+    """
+    for child in psutil.Process().children(recursive=True):
+        if any(found.laddr.port == port for found in child.net_connections("tcp") if found.status == "LISTEN"):
+            return partial(_usage, child)
+    raise LookupError(f"no process of ours listens on port {port}")
+
+
+@contextmanager
+def decision_server(
+    stack: Stack, directory: Path, edge: str, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Target]:
+    """A decision server on an edge, with settings of its own, in front of the stack's replicas and features."""
+    directory = directory.resolve()
+    names = ("decision", "admin", "metrics")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    env = {
+        **server.env(stack.endpoints, ports),
+        "PRETRADE_GRPC__EDGE": edge,
+        "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
+        "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
+        **settings,
+    }
+    with _running(
+        f"server on {edge}", server.argv(None), directory, partial(server.ready, ports["decision"]), env
+    ) as pid:
+        metrics = f"http://{LOOPBACK}:{ports['metrics']}/metrics"
+        yield Target(server.address(ports["decision"]), metrics, psutil.Process(pid))
+
+
+@contextmanager
+def _running(
+    name: str, argv: Sequence[str], directory: Path, ready: Callable[[], None], env: Mapping[str, str]
+) -> Iterator[int]:
+    """A program that is ready, under a guard of its own; yields its process id.
+
+    Raises:
+        PartFailedError: It did not start.
+    """
+    with closing(Guard(grace_seconds=2)) as guard:
+        process = Process(
+            name,
+            argv,
+            directory=directory,
+            log_path=directory / "log",
+            guard=guard,
+            ready=ready,
+            start_timeout_seconds=_START_SECONDS,
+            stop_timeout_seconds=_STOP_SECONDS,
+            env=env,
+        )
+        process.start()
+        try:
+            assert process.pid is not None
+            yield process.pid
+        finally:
+            process.stop()
+
+
+def warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
+    """Decides until a replica has answered, for a while; a typical response."""
+    until = time.monotonic() + _STOP_SECONDS
+    with grpc.insecure_channel(address) as channel:
+        stub = decision_pb2_grpc.DecisionServiceStub(channel)
+        while True:
+            try:
+                response = stub.Decide(pb.DecideRequest(order=order), timeout=5.0)
+            except grpc.RpcError:
+                if time.monotonic() > until:
+                    raise
+                continue  # too late, on a machine that is still starting something
+            if response.decision.source == pb.SOURCE_PRIMARY or time.monotonic() > until:
+                return response
+
+
+def call_decide(target: str, order: pb.Order, callers: int, seconds: float) -> h2load.Run:
+    """`callers` calls of `Decide` under way at once, by h2load where it is installed, else by callers in Python."""
+    if h2load.is_installed():
+        return h2load.call_decide(target, order, callers, seconds)
+
+    async def call() -> Measurement:
+        async with connected(target) as stub:
+            return await callers_in_python(stub, [order], callers=callers, seconds=seconds, deadline_seconds=1.0)
+
+    measured = uvloop.run(call())
+    return h2load.Run(measured.seconds, measured.decisions, measured.latencies)
+
+
+@contextmanager
+def torchserve_alone(name: str, archive: Path, directory: Path) -> Iterator[Server]:
+    """TorchServe with its own batching, for callers that ask it for scores and for nothing else."""
+    (port,) = free_ports(1)
+    launch = prepare(
+        TorchServeSettings(
+            archive=archive, model_name="champion", directory=directory, grpc_port=port, job_queue_size=1_024
+        )
+    )
+    batching = {
+        "champion": {
+            read_archive(archive).version: {**_BATCHING, "minWorkers": 1, "maxWorkers": 1, "marName": archive.name}
+        }
+    }
+    with (directory / "config.properties").open("a") as properties:
+        properties.write(f"models={json.dumps(batching)}\n")
+    with _running(name, launch.argv, directory, partial(torchserve.ready, port, "champion"), launch.env) as pid:
+        address = torchserve.address(port)
+        yield Server(
+            name=name,
+            kind=ALTERNATIVE,
+            address=address,
+            calls={
+                "unary": _prediction(address, 1),
+                "batch": _prediction(address, ORDERS["batch"]),
+            },
+            usage=partial(_usage, psutil.Process(pid)),
+        )
+
+
+def _prediction(address: str, rows: int) -> Call:
+    """A request for the scores of so many rows, and the length of the answer to it."""
+    request = wire.request("champion", [_rows(rows).tobytes()])
+    with grpc.insecure_channel(address) as channel:
+        answer = InferenceAPIsServiceStub(channel).Predictions(request, timeout=_STOP_SECONDS)
+    return Call(_PREDICTIONS, framed(request), rows, answer_bytes=len(framed(answer)))
+
+
+@contextmanager
+def fastapi_with_model(name: str, archive: Path, directory: Path) -> Iterator[Server]:
+    """FastAPI on uvicorn with the model in its process, `fastapi_model.py`: JSON in, JSON out, over HTTP/1.1."""
+    (port,) = free_ports(1)
+    argv = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--factory",
+        "local.bench.fastapi_model:build",
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+    ]
+    argv += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    calls: Mapping[Method, Call] = {
+        method: Call(PATH, json.dumps({"rows": _rows(ORDERS[method]).tolist()}).encode(), ORDERS[method], is_grpc=False)
+        for method in ("unary", "batch")
+    }
+    ready = partial(_answers, f"http://{LOOPBACK}:{port}{PATH}", calls["unary"].body)
+    with _running(name, argv, directory, ready, os.environ | {ARCHIVE: str(archive.resolve())}) as pid:
+        yield Server(name, ALTERNATIVE, f"{LOOPBACK}:{port}", calls, usage=partial(_usage, psutil.Process(pid)))
+
+
+def _answers(url: str, body: bytes) -> None:
+    request = Request(url, body, {"content-type": "application/json"})  # noqa: S310 - our own
+    try:
+        with urlopen(request, timeout=5.0) as response:  # noqa: S310 - our own
+            response.read()
+    except (URLError, ConnectionError) as error:
+        raise NotReadyError(str(error)) from error
+
+
+def _rows(number: int) -> NDArray[np.float32]:
+    """Rows like those that an order's features make."""
+    return np.random.default_rng(1).normal(size=(number, N_FEATURES)).astype("<f4")

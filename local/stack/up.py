@@ -1,0 +1,90 @@
+"""`pretrade up`: starts the stack, keeps it running, and stops it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from rich.console import Console
+
+from local.stack.command import OK, run_with_stack
+from local.stack.settings import LocalSettings
+from local.stack.stack import PARTS, Stack
+from server.stack_file import DEFAULT_DIRECTORY
+
+_POLL_SECONDS: Final = 0.5
+_HOPELESS_SECONDS: Final = 15.0
+"""A part that ends again so soon after it was started again is not started a third time."""
+
+
+def run_up(given: Mapping[str, Any], parts: Collection[str]) -> int:
+    """Runs the stack until SIGINT, SIGTERM or SIGHUP, or until a part is beyond help.
+
+    Args:
+        given: Settings given on the command line; they win over the environment.
+        parts: The parts to start; none for all.
+
+    Returns:
+        The exit code: 0 when it was told to stop, 1 when a part failed, 2 when it was asked for something impossible,
+        130 when it was told to stop before it was up.
+    """
+    return run_with_stack(given, _keep_running, parts or PARTS)
+
+
+def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> int:
+    """Keeps it up until Ctrl-C.
+
+    Returns:
+        0.
+
+    Raises:
+        PartFailedError: A part does not start any more, or ends again at once.
+    """
+    console.print(f"Ctrl-C stops it{_next_steps(stack, settings)}", highlight=False, markup=False, soft_wrap=True)
+    with suppress(KeyboardInterrupt):
+        keep_up(stack, settings, console)
+    return OK
+
+
+def _next_steps(stack: Stack, settings: LocalSettings) -> str:
+    """What to type in another terminal, as this command was typed; nothing where no server decides."""
+    if stack.endpoints.decision is None or not stack.endpoints.instruments:
+        return ""
+    program = "pretrade" if shutil.which("pretrade") else os.path.relpath(sys.argv[0])
+    # Whoever named the directory here has to name it there; a variable may not be set in the other terminal.
+    where = [] if settings.dir == DEFAULT_DIRECTORY else ["--dir", str(settings.dir.absolute())]
+    lines = [
+        shlex.join([program, "decide", stack.endpoints.instruments[0], "buy", "0.05", *where]),
+        shlex.join([program, "status", *where]),
+    ]
+    return "\n".join(["; in another terminal, in this folder:", *(f"  {line}" for line in lines)])
+
+
+def keep_up(stack: Stack, settings: LocalSettings, console: Console, until: Callable[[], bool] = lambda: False) -> None:
+    """Starts again what ends by itself, and the broker before it fills the memory, until told to stop.
+
+    Raises:
+        PartFailedError: A part does not start any more, or ends again at once.
+    """
+    restarted: dict[str, float] = {}
+    idle = threading.Event()
+    while not until():
+        for part in stack.ended():
+            ending = stack[part].ending
+            if time.monotonic() - restarted.get(part, -_HOPELESS_SECONDS) < _HOPELESS_SECONDS:
+                raise stack[part].failure(f"{ending}, again")
+            console.print(f"[yellow]![/] {part} {ending}; starting it again", highlight=False)
+            stack.restart(part)
+            restarted[part] = time.monotonic()
+        broker = stack.processes.get("broker")
+        if broker is not None and broker.memory_bytes() > settings.broker_memory_mebibytes * 2**20:
+            console.print("[yellow]![/] broker has filled its memory; starting it with an empty log", highlight=False)
+            stack.restart("broker")
+        idle.wait(_POLL_SECONDS)

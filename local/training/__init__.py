@@ -1,0 +1,1 @@
+"""From samples to models in a store, and the commands for it."""

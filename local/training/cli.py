@@ -1,0 +1,250 @@
+"""`pretrade dataset` and `pretrade train`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from feature_cache.sources.session import SessionError
+from server.audit.reading.places import model_store
+from server.stack_file import DEFAULT_DIRECTORY, Directory
+from torchserve.config import store_directory
+from torchserve.dataset import SamplesError
+from torchserve.sources import SIMULATED_SECONDS, SUFFIX, load_samples, write_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from local.training.training import Made, Outcome
+    from torchserve.dataset import Samples
+    from torchserve.training import Kind
+
+T = TypeVar("T")
+
+REFUSED: Final = 3
+"""Exit code when a model does not beat the baselines and was not written."""
+
+dataset_app = typer.Typer(name="dataset", help="Samples to learn from, as Parquet.", no_args_is_help=True)
+
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of simulation and training.")]
+Seconds = Annotated[float, typer.Option(min=60, help="Length of the simulated session, without a recorded one.")]
+
+
+@dataset_app.command("build")
+def build(
+    out: Annotated[Path, typer.Option(help="The dataset file, NAME.parquet.")],
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Recordings (*.gz) or folders of them, as `pretrade ingest --record` writes. Default: the simulator."
+        ),
+    ] = None,
+    seed: Seed = 1,
+    seconds: Seconds = SIMULATED_SECONDS,
+) -> None:
+    """Replays market data through the feature engine and labels both sides of every decision instant."""
+    if out.suffix != SUFFIX:
+        raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
+    console = Console()
+    samples = _shown(
+        console,
+        lambda report: load_samples(recordings or [], seed=seed, simulated_seconds=seconds, report=report),
+    )
+    if not len(samples.rows):
+        console.print("[red]no sample: no instant with a known book had another a label's horizon later[/red]")
+        raise typer.Exit(1)
+    write_dataset(samples, out)
+    _describe(console, samples)
+    console.print(f"{out}: {out.stat().st_size:,} bytes", highlight=False)
+
+
+@dataset_app.command("show")
+def show(file: Annotated[Path, typer.Argument(help="A dataset file.")]) -> None:
+    """Says what a dataset file holds: span, source, hashes, and how many samples are eligible."""
+    console = Console()
+    _describe(console, _shown(console, lambda _: load_samples([file])))
+
+
+def train(
+    model: Annotated[
+        list[str] | None, typer.Option(help="xgboost or torch; can be repeated. Default: xgboost; with --install both.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A dataset file, or recordings (*.gz) or folders of them; can be repeated. Default: the simulator."
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="The model store. Default: that of the running stack, else the one it would make."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Whose place the model is for: champion or challenger.")] = "champion",
+    seed: Seed = 1,
+    seconds: Seconds = SIMULATED_SECONDS,
+    blocks: Annotated[int, typer.Option(min=1, max=100, help="Walk-forward blocks.")] = 5,
+    trials: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Trials of a search for settings (extra `search`).")
+    ] = 0,
+    install: Annotated[
+        bool, typer.Option("--install", help="Make both models what the stack starts with, not just new versions.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write a model that does not beat the baselines, too; its card says so.")
+    ] = False,
+    cards: Annotated[
+        Path | None, typer.Option(help="Write the cards here, by model name. Default: in the store, by version.")
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MLFLOW_TRACKING_URI",
+            help="MLflow to log runs to (extra `mlflow`): a tracking URI, or `local` for mlflow.db in --dir.",
+        ),
+    ] = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """Train models, hold them against the baselines in a walk-forward evaluation, and publish them with their cards.
+
+    Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`.
+
+    Exit code 3: a model does not beat the baselines and was not published (see --force).
+    """
+    from local.training.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
+
+    kinds = _kinds(model or (["xgboost", "torch"] if install else ["xgboost"]))
+    if name not in ("champion", "challenger"):
+        raise typer.BadParameter(f"{name} is neither champion nor challenger", param_hint="--name")
+    if install and (trials or set(kinds) != {"xgboost", "torch"} or len(data or ()) > 1 or _is_dataset(data)):
+        raise typer.BadParameter("the stack starts with both models of one recording, without a search")
+    plan = Plan(
+        kinds=kinds,
+        data=tuple(data or ()),
+        store=store or _store(directory, data),
+        name=name,
+        seed=seed,
+        simulated_seconds=seconds,
+        blocks=blocks,
+        trials=trials,
+        install=install,
+        force=force,
+        cards=cards,
+        command=shlex.join(["pretrade", *sys.argv[1:]]),
+    )
+    console = Console(stderr=as_json)
+    try:
+        outcome = _shown(console, lambda report: carry_out(plan, report))
+        runs = (
+            {}
+            if mlflow is None
+            else {made.described["version"]: _track(mlflow, made, outcome, directory) for made in outcome.made}
+        )
+    except ImportError as error:
+        console.print(f"[red]{error}: pip install 'pretrade\\[search,mlflow]'[/red]")
+        raise typer.Exit(1) from error
+    if as_json:
+        described = [one.described | {"archive": str(one.archive), "card": str(one.card)} for one in outcome.made]
+        print(json.dumps({"models": described, "refused": outcome.refused, "walk_forward": outcome.walk.summary()}))
+    else:
+        _report(console, outcome, runs)
+    raise typer.Exit(REFUSED if outcome.refused else 0)
+
+
+def _track(uri: str, made: Made, outcome: Outcome, directory: Path) -> str:
+    from torchserve.tracking import track  # noqa: PLC0415 - an optional extra
+
+    return track(uri, directory, made.described, outcome.walk, made.card, made.archive)
+
+
+def _kinds(names: list[str]) -> tuple[Kind, ...]:
+    kinds: dict[Kind, None] = {}
+    for name in names:
+        if name not in ("xgboost", "torch"):
+            raise typer.BadParameter(f"{name} is neither xgboost nor torch", param_hint="--model")
+        kinds["xgboost" if name == "xgboost" else "torch"] = None
+    return tuple(kinds)
+
+
+def _store(directory: Path, data: list[Path] | None) -> Path:
+    running = model_store(directory)
+    if running != directory / "models":
+        return running
+    return store_directory(directory, data[0] if data and not _is_dataset(data) else None)
+
+
+def _is_dataset(data: list[Path] | None) -> bool:
+    return data is not None and any(path.suffix == SUFFIX for path in data)
+
+
+def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:
+    """Does something while showing what is being done."""
+    try:
+        with console.status("starting") as status:
+
+            def report(doing: str) -> None:
+                status.update(doing)
+                if not console.is_terminal:
+                    console.print(doing, highlight=False)
+
+            return work(report)
+    except (SessionError, SamplesError) as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(1) from error
+
+
+def _describe(console: Console, samples: Samples) -> None:
+    from torchserve.evaluation import class_balance  # noqa: PLC0415 - the machine-learning libraries
+
+    span = (int(samples.time_ns.max()) - int(samples.time_ns.min())) / 1e9
+    console.print(f"{samples.source}\nsource {samples.source_sha256}, samples {samples.sha256()}", highlight=False)
+    table = Table(box=box.SIMPLE)
+    for heading in (f"over {span:,.1f} s", "samples", "eligible"):
+        table.add_column(heading, justify="right" if heading != f"over {span:,.1f} s" else "left")
+    for part, (number, share) in class_balance(samples).items():
+        table.add_row(part, f"{number:,}", f"{share:.3f}")
+    console.print(table)
+
+
+def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
+    from torchserve.card import verdict  # noqa: PLC0415 - as above
+
+    walk = outcome.walk
+    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
+    table.title = f"walk-forward, {walk.blocks} blocks, {len(walk.samples.rows):,} samples, markouts in bps"
+    columns = {
+        "precision": "precision",
+        "coverage": "coverage",
+        "auc": "AUC",
+        "brier": "Brier",
+        "ece": "ECE",
+        "markout_traded_bps": "traded",
+        "markout_refused_bps": "refused",
+    }
+    table.add_column("", no_wrap=True)
+    for heading in columns.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for decider, figures in walk.figures.items():
+        values = [getattr(figures, column).value for column in columns]
+        table.add_row(decider, *("–" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)
+    for kind in walk.comparisons:
+        console.print(f"{kind}: {verdict(walk, kind)}", highlight=False)
+    for made in outcome.made:
+        described: dict[str, Any] = made.described
+        run = runs.get(described["version"])
+        console.print(
+            f"{described['name']} [bold]{described['version']}[/] ({described['kind']}): threshold"
+            f" {described['threshold']:.4f}, {made.archive}, card {made.card}" + (f", MLflow run {run}" if run else ""),
+            highlight=False,
+        )
+    for kind in outcome.refused:
+        console.print(f"[red]{kind} was not published[/]: --force publishes it all the same", highlight=False)

@@ -1,0 +1,150 @@
+"""From samples to models in a store, each with its card: evaluated next to the baselines before it is written.
+
+Here and not beside the models, because one of the baselines is the rules that answer when no model can.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fallback.rules import RulesBaseline, RulesSettings
+from server.models.registry import CANDIDATE, Registry
+from torchserve.build import NAMES, build_models
+from torchserve.card import CardFacts, write_card
+from torchserve.dataset import Samples
+from torchserve.export import VERSIONS_DIRECTORY, metadata_of, write_archive
+from torchserve.handler import WEIGHTS_FILE
+from torchserve.importance import importance_of
+from torchserve.search import search
+from torchserve.sources import Report, load_samples
+from torchserve.training import Kind, TrainingSettings, split_by_time, train
+from torchserve.walk_forward import WalkForward, WalkForwardSettings, walk_forward
+
+CARDS_DIRECTORY: Final = "cards"
+"""Folder of the store with a folder for the card of every version."""
+EVALUATION_FILE: Final = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be trained, on what, and where it goes."""
+
+    kinds: tuple[Kind, ...]
+    data: tuple[Path, ...]
+    """See `load_samples`."""
+    store: Path
+    name: str
+    """Which replicas' place the models are for: see `training.KINDS`."""
+    seed: int
+    simulated_seconds: float
+    blocks: int
+    """Of the walk-forward evaluation."""
+    trials: int
+    """Of the search for settings; 0 for none."""
+    install: bool
+    """Make the stack start with them: the trees as its champion, the network as its challenger."""
+    force: bool
+    """Write models that do not beat the baselines, too."""
+    cards: Path | None
+    """Folder for a card by model name, instead of one by version in the store."""
+    command: str
+    """What the card says made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A model that was written."""
+
+    described: dict[str, Any]
+    """Its metadata with its version."""
+    archive: Path
+    card: Path
+    """Folder of its card."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a plan."""
+
+    walk: WalkForward
+    made: tuple[Made, ...]
+    refused: tuple[Kind, ...]
+    """Models that do not beat the baselines, and were not forced."""
+
+
+def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
+    """Evaluates, trains, writes.
+
+    Raises:
+        feature_cache.sources.session.SessionError: A recording cannot be read.
+        torchserve.dataset.SamplesError: The samples cannot make a model.
+    """
+    walk_settings = WalkForwardSettings(blocks=plan.blocks)
+    samples = load_samples(list(plan.data), seed=plan.seed, simulated_seconds=plan.simulated_seconds, report=report)
+    training = TrainingSettings(seed=plan.seed)
+    if plan.trials:
+        for kind in plan.kinds:
+            training = search(kind, samples, training, walk_settings, trials=plan.trials, report=report)
+    walk = walk_forward(samples, plan.kinds, training, walk_settings, rules_trades(), report)
+    refused = tuple(kind for kind in plan.kinds if not (plan.force or walk.beats_baselines(kind)))
+    if plan.install and refused:
+        return Outcome(walk, (), refused)
+    written = _install(plan, samples, report) if plan.install else _publish(plan, samples, training, refused, report)
+    made = []
+    for described in written:
+        report(f"card of {described['name']} {described['version']}")
+        made.append(_with_card(described, plan, samples, walk))
+    return Outcome(walk, tuple(made), refused)
+
+
+def rules_trades(settings: RulesSettings | None = None) -> Callable[[NDArray[np.float32]], NDArray[np.bool_]]:
+    """What the rules baseline would trade; where a rule cannot be decided it trades nothing."""
+    rules = RulesBaseline(settings or RulesSettings(), clock=lambda: 0.0)
+
+    def trades(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return np.array([rules.passes(row) is True for row in rows], dtype=np.bool_)
+
+    return trades
+
+
+def _install(plan: Plan, samples: Samples, report: Report) -> Sequence[dict[str, Any]]:
+    data = plan.data[0] if plan.data else None
+    built = build_models(
+        data, plan.store, seed=plan.seed, simulated_seconds=plan.simulated_seconds, samples=samples, report=report
+    )
+    return [built[name] for name in NAMES]
+
+
+def _publish(
+    plan: Plan, samples: Samples, training: TrainingSettings, refused: Sequence[Kind], report: Report
+) -> Sequence[dict[str, Any]]:
+    written = []
+    for kind in plan.kinds:
+        if kind not in refused:
+            report(f"training {kind} on {len(samples.rows):,} samples")
+            model = train(plan.name, samples, training, kind)
+            metadata = metadata_of(model, samples, training)
+            version = write_archive(model, metadata, plan.store, install=False)
+            Registry(plan.store).set_alias(CANDIDATE, version)
+            written.append({"version": version, **metadata})
+    return written
+
+
+def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: WalkForward) -> Made:
+    archive = plan.store / VERSIONS_DIRECTORY / f"{described['version']}.mar"
+    with zipfile.ZipFile(archive) as archived:
+        weights = archived.read(WEIGHTS_FILE)
+    test = split_by_time(samples.time_ns, TrainingSettings.model_validate(described["training"])).test
+    importance, measure = importance_of(described, weights, samples.rows[test], samples.eligible[test])
+    card = plan.cards / described["name"] if plan.cards else plan.store / CARDS_DIRECTORY / described["version"]
+    write_card(CardFacts(described, samples, walk, importance, measure, plan.command), card)
+    (card / EVALUATION_FILE).write_text(json.dumps(walk.summary(), indent=1) + "\n")
+    return Made(described, archive, card)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from feature_cache.features import N_FEATURES, for_sell
+from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, decode, encode, split
+
+TIMES = st.integers(-(2**63), 2**63 - 1)
+SNAPSHOTS = st.builds(
+    FeatureSnapshot,
+    instrument=st.text(st.characters(codec="utf-8"), max_size=60).filter(lambda name: len(name.encode()) < 256),
+    sequence=TIMES,
+    event_time_ns=TIMES,
+    book_time_ns=TIMES,
+    trade_time_ns=TIMES,
+    publish_time_ns=TIMES,
+    transit_ns=TIMES,
+    bid=st.floats(),
+    ask=st.floats(),
+    state=st.sampled_from(BookState),
+    values=arrays(np.float32, N_FEATURES, elements=st.floats(width=32)),
+)
+
+
+@given(SNAPSHOTS)
+def test_a_snapshot_comes_back_as_it_was(snapshot: FeatureSnapshot) -> None:
+    again = decode(encode(snapshot))
+    for name in FeatureSnapshot.__slots__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(snapshot, name))
+    assert encode(again) == encode(snapshot)
+
+
+@given(SNAPSHOTS, st.integers(0, 400))
+def test_a_cut_or_lengthened_vector_is_refused(snapshot: FeatureSnapshot, size: int) -> None:
+    packed = encode(snapshot)
+    for broken in (packed[: min(size, len(packed) - 1)], packed + b"\0"):
+        with pytest.raises(CodecError):
+            decode(broken)
+
+
+@given(st.lists(SNAPSHOTS, max_size=4), st.binary(max_size=90))
+def test_vectors_packed_one_after_the_other_come_apart_and_garbage_behind_them_stays_garbage(
+    snapshots: list[FeatureSnapshot], garbage: bytes
+) -> None:
+    vectors = [encode(snapshot) for snapshot in snapshots]
+    *parts, last = [*split(b"".join([*vectors, garbage])), b""]
+    assert [part for part in parts if part in vectors] == vectors
+    assert b"".join([*parts, last]) == b"".join([*vectors, garbage])
+
+
+@given(st.binary(max_size=400))
+def test_garbage_is_refused(garbage: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode(garbage)
+
+
+@pytest.mark.parametrize(("at", "what"), [(0, "magic"), (4, "fingerprint"), (72, "BookState"), (73, "bytes")])
+def test_the_message_says_what_is_wrong(at: int, what: str) -> None:
+    packed = bytearray(
+        encode(FeatureSnapshot("A.B", 1, 2, 3, 4, 5, 6, 7.0, 8.0, BookState.VALID, np.zeros(N_FEATURES, np.float32)))
+    )
+    packed[at] ^= 0xFF
+    with pytest.raises(CodecError, match=what):
+        decode(bytes(packed))
+
+
+@given(arrays(np.float32, (3, N_FEATURES), elements=st.floats(width=32)))
+def test_turning_for_a_sell_twice_gives_the_vector_back(
+    values: np.ndarray[tuple[int, int], np.dtype[np.float32]],
+) -> None:
+    np.testing.assert_array_equal(for_sell(for_sell(values)), values)
