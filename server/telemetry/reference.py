@@ -22,7 +22,7 @@ from server.telemetry import families as server_metrics
 from server.telemetry.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
 
 _MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
-_PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
+_PROTO: Final = Path(__file__).parents[2] / "proto/pretrade/decision/v1/decision.proto"
 
 LABELS: Final = {
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
