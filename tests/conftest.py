@@ -11,10 +11,10 @@ import numpy as np
 import psycopg
 import pytest
 import redis
-from harness import product, product_stack  # noqa: F401 - fixtures
 from psycopg import sql
-from rig import open_rig, replica_stack  # noqa: F401 - fixtures
 from sqlalchemy import make_url
+from support.harness import product, product_stack  # noqa: F401 - fixtures
+from support.rig import open_rig, replica_stack  # noqa: F401 - fixtures
 
 from feature_cache.features import N_FEATURES
 from local.stack.proxies import spare_this_machine
@@ -22,7 +22,7 @@ from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 
 spare_this_machine()
-pytest_plugins = ("ci_verdict", "figures", "own_logs", "seeds")
+pytest_plugins = ("support.ci_verdict", "support.figures", "support.own_logs", "support.seeds")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import typer.main
 import yaml
-from dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
+from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules, series_asked_for, series_that_exist
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from overlays import K8S, Object, named, settings_of, with_component
+from support.overlays import K8S, Object, named, settings_of, with_component
 
 from server.models.registry import VERSIONS
 from server.settings import Settings

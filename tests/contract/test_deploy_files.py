@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from dashboards import rules, series_asked_for, series_that_exist
 from jsonschema import Draft7Validator
+from support.dashboards import rules, series_asked_for, series_that_exist
 
 from feature_cache.worker.settings import WorkerSettings
 from server.security.identity import Policy

@@ -23,9 +23,9 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from harness import INSTRUMENTS, eventually
-from server_group import EDGES, Group, server_environment, server_group
-from wire import DECIDE, STREAM, Caller, framed
+from support.harness import INSTRUMENTS, eventually
+from support.server_group import EDGES, Group, server_environment, server_group
+from support.wire import DECIDE, STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

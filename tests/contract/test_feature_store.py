@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from redis.asyncio import Redis
-from tcp_proxy import through
+from support.tcp_proxy import through
 
 from feature_cache.features import N_FEATURES
 from feature_cache.store.codec import BookState, FeatureSnapshot, decode, encode, split

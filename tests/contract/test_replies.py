@@ -10,9 +10,9 @@ from typing import Any, Final
 import grpc
 import h2.errors
 import pytest
-from harness import INSTRUMENTS, eventually
-from server_group import EDGES, Group, server_group
-from wire import STREAM, Caller, framed
+from support.harness import INSTRUMENTS, eventually
+from support.server_group import EDGES, Group, server_group
+from support.wire import STREAM, Caller, framed
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

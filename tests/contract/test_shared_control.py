@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
-from tcp_proxy import Fault, TcpProxy, through
-from valkey_pair import ValkeyPair
+from support.tcp_proxy import Fault, TcpProxy, through
+from support.valkey_pair import ValkeyPair
 
 from feature_cache.store.vectors import connect
 from pretrade.admin.v1 import admin_pb2

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from overlays import named, settings_of, with_component
+from support.overlays import named, settings_of, with_component
 
 from server.settings import Settings
 

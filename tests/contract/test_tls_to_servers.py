@@ -15,10 +15,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import pytest
-from harness import eventually
-from model_server import VERSION, Models, certify, model_server
 from opentelemetry.sdk.trace.export import SpanExportResult
-from otlp_collector import OtlpCollector
+from support.harness import eventually
+from support.model_server import VERSION, Models, certify, model_server
+from support.otlp_collector import OtlpCollector
 
 from feature_cache.features import N_FEATURES
 from local.stack.parts.torchserve import archive

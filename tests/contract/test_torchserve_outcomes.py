@@ -12,8 +12,8 @@ from typing import Final
 
 import grpc
 import pytest
-from harness import eventually
-from scripted_peer import PeerCall, ScriptedPeer, scored
+from support.harness import eventually
+from support.scripted_peer import PeerCall, ScriptedPeer, scored
 
 from feature_cache import features
 from local.stack.settings import LocalSettings

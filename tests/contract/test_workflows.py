@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import seeds
 import yaml
 from google.protobuf.json_format import MessageToJson
-from server_group import EDGES
+from support import seeds
+from support.server_group import EDGES
 
 from pretrade.admin.v1 import admin_pb2
 

@@ -11,9 +11,9 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
-from harness import INSTRUMENTS
-from secure_server import SecureServer, bearer
-from server_group import EDGES
+from support.harness import INSTRUMENTS
+from support.secure_server import SecureServer, bearer
+from support.server_group import EDGES
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -16,9 +16,9 @@ import grpc
 import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from harness import INSTRUMENTS, eventually
-from secure_server import SecureServer, bearer, decide, halt, refused, secret_in, status
-from server_group import EDGES
+from support.harness import INSTRUMENTS, eventually
+from support.secure_server import SecureServer, bearer, decide, halt, refused, secret_in, status
+from support.server_group import EDGES
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb

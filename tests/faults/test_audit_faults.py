@@ -19,7 +19,7 @@ import grpc
 import psycopg
 import pytest
 import sqlalchemy as sa
-from harness import EDGE, INSTRUMENTS, Load, Market, Product, deciding, eventually, stack_admin_channel
+from support.harness import EDGE, INSTRUMENTS, Load, Market, Product, deciding, eventually, stack_admin_channel
 from typer.testing import CliRunner
 
 from local.stack.errors import PartFailedError

@@ -10,8 +10,8 @@ from typing import Final
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from harness import CAP_SECONDS, EDGE, Load, Product
-from wire import DECIDE, STREAM, Caller, Reply, framed
+from support.harness import CAP_SECONDS, EDGE, Load, Product
+from support.wire import DECIDE, STREAM, Caller, Reply, framed
 
 from feature_cache.features import N_FEATURES
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -14,9 +14,9 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
-from harness import INSTRUMENTS, eventually
-from secure_server import SECONDS, SecureServer, bearer
-from server_group import EDGES
+from support.harness import INSTRUMENTS, eventually
+from support.secure_server import SECONDS, SecureServer, bearer
+from support.server_group import EDGES
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

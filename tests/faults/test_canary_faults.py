@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from figures import Figure
-from harness import Product, eventually
-from rig import ROOMY, OpenRig, Rig, wait_for_more
-from server_group import Callers, beside, server_group
-from tcp_proxy import Fault
+from support.figures import Figure
+from support.harness import Product, eventually
+from support.rig import ROOMY, OpenRig, Rig, wait_for_more
+from support.server_group import Callers, beside, server_group
+from support.tcp_proxy import Fault
 
 from local.demo.variants import late, recalibrated
 from local.stack.stack import Stack

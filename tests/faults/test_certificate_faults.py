@@ -14,9 +14,9 @@ from urllib.parse import quote
 import grpc
 import pytest
 from cryptography import x509
-from harness import PATIENCE_SECONDS, eventually
-from secure_server import SecureServer, decide, halt, refused, status
-from server_group import RARELY_ON_ENVOY
+from support.harness import PATIENCE_SECONDS, eventually
+from support.secure_server import SecureServer, decide, halt, refused, status
+from support.server_group import RARELY_ON_ENVOY
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from bare_server import admin_channel
-from harness import eventually
-from server_group import Callers, Group, server_group
+from support.bare_server import admin_channel
+from support.harness import eventually
+from support.server_group import Callers, Group, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -11,9 +11,9 @@ from pathlib import Path
 import grpc
 import pytest
 import redis
-from bare_server import admin_channel
-from harness import eventually
-from server_group import Callers, Group, server_group
+from support.bare_server import admin_channel
+from support.harness import eventually
+from support.server_group import Callers, Group, server_group
 
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack

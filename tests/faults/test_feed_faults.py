@@ -12,8 +12,8 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from exchange_servers import KrakenServer
 from prometheus_client.parser import text_string_to_metric_families
+from support.exchange_servers import KrakenServer
 
 from feature_cache.engine.book import OrderBook
 from feature_cache.sources.exchanges import Kraken

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import grpc
 import pytest
-from bare_server import decide, environment, is_ready
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import eventually
-from server_group import RARELY_ON_ENVOY
-from wire import STREAM, Caller, framed
+from support.bare_server import decide, environment, is_ready
+from support.harness import eventually
+from support.server_group import RARELY_ON_ENVOY
+from support.wire import STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
 

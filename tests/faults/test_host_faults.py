@@ -17,11 +17,11 @@ from typing import Final
 
 import grpc
 import pytest
-from bare_server import admin_channel, is_ready
 from google.protobuf.duration_pb2 import Duration
-from harness import Load, Product, deciding, eventually
-from name_server import NameServer, forwarder
-from server_group import Callers, beside, server_environment
+from support.bare_server import admin_channel, is_ready
+from support.harness import Load, Product, deciding, eventually
+from support.name_server import NameServer, forwarder
+from support.server_group import Callers, beside, server_environment
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2

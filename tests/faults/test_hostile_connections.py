@@ -11,10 +11,10 @@ from typing import Final
 
 import h2.errors
 import pytest
-from harness import EDGE, INSTRUMENTS, MID, eventually
-from open_loop import summary
-from rig import ROOMY, OpenRig, Rig
-from wire import STREAM, Caller, framed
+from support.harness import EDGE, INSTRUMENTS, MID, eventually
+from support.open_loop import summary
+from support.rig import ROOMY, OpenRig, Rig
+from support.wire import STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
 

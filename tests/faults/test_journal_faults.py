@@ -20,7 +20,7 @@ from server.journal.errors import JournalFull
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 
-CHILD = Path(__file__).parents[1] / "audit_child.py"
+CHILD = Path(__file__).parents[1] / "support" / "audit_child.py"
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import pytest
-from harness import INSTRUMENTS, MID, eventually
-from open_loop import LEFT, Call, summary
-from rig import CHAMPIONS, ROOMY, ROOMY_SECONDS, OpenRig, Rig
+from support.harness import INSTRUMENTS, MID, eventually
+from support.open_loop import LEFT, Call, summary
+from support.rig import CHAMPIONS, ROOMY, ROOMY_SECONDS, OpenRig, Rig
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

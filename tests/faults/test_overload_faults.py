@@ -10,18 +10,18 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Final, cast
 
-import flood
 import grpc
 import psutil
 import pytest
-from figures import Figure
-from flood import Flood, Outcome
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, eventually
-from leash import LeashedPopen
-from open_loop import summary
-from rig import CHAMPIONS, REPLICAS, ROOMY, OpenRig, Rig
+from support import flood
+from support.figures import Figure
+from support.flood import Flood, Outcome
+from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, eventually
+from support.leash import LeashedPopen
+from support.open_loop import summary
+from support.rig import CHAMPIONS, REPLICAS, ROOMY, OpenRig, Rig
 
 from pretrade.decision.v1 import decision_pb2 as pb
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from bare_server import admin_channel, environment, is_ready
-from harness import INSTRUMENTS, MID, Product, eventually
-from server_group import EDGES, RARELY_ON_ENVOY, Callers, Group, beside, server_group
-from up_command import assert_gone
+from support.bare_server import admin_channel, environment, is_ready
+from support.harness import INSTRUMENTS, MID, Product, eventually
+from support.server_group import EDGES, RARELY_ON_ENVOY, Callers, Group, beside, server_group
+from support.up_command import assert_gone
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2

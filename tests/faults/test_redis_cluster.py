@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from redis.exceptions import MovedError, RedisError
-from valkey_cluster import PRIMARIES, ValkeyCluster, valkey_cluster, wait_until
+from support.valkey_cluster import PRIMARIES, ValkeyCluster, valkey_cluster, wait_until
 
 from feature_cache.features import N_FEATURES
 from feature_cache.store.cluster import ClusterFeatureStore, PartialWriteError, is_cluster, node_urls, open_store

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from decision_server import DecisionServer
-from figures import Figure
-from harness import INSTRUMENTS, eventually
-from rig import ROOMY, ROOMY_SECONDS, OpenRig
+from support.decision_server import DecisionServer
+from support.figures import Figure
+from support.harness import INSTRUMENTS, eventually
+from support.rig import ROOMY, ROOMY_SECONDS, OpenRig
 
 from loadtest.generators.callers import percentile
 from loadtest.studies.failover import Call, Routing, run

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from decision_server import DecisionServer
-from harness import calm_values, eventually
-from open_loop import summary
-from rig import ROOMY, OpenRig, Rig, wait_for_more
-from scripted_peer import VERSION, PeerCall, Script, ScriptedPeer, scored
+from support.decision_server import DecisionServer
+from support.harness import calm_values, eventually
+from support.open_loop import summary
+from support.rig import ROOMY, OpenRig, Rig, wait_for_more
+from support.scripted_peer import VERSION, PeerCall, Script, ScriptedPeer, scored
 
 from feature_cache import features
 from loadtest.generators.callers import percentile

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import pytest
-from open_loop import summary
-from rig import OpenRig, Rig, heal
-from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault
+from support.open_loop import summary
+from support.rig import OpenRig, Rig, heal
+from support.tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault
 
 from pretrade.decision.v1 import decision_pb2 as pb
 

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import flood
 import pytest
-from decision_server import NOWHERE
-from figures import Figure
-from flood import Flood
-from harness import INSTRUMENTS
-from invariants import breaker_times, stalls
-from open_loop import MIDS, between, summary
-from rig import OpenRig, Rig
-from tcp_proxy import BLACK_HOLE, Fault
+from support import flood
+from support.decision_server import NOWHERE
+from support.figures import Figure
+from support.flood import Flood
+from support.harness import INSTRUMENTS
+from support.invariants import breaker_times, stalls
+from support.open_loop import MIDS, between, summary
+from support.rig import OpenRig, Rig
+from support.tcp_proxy import BLACK_HOLE, Fault
 
 from loadtest.generators.orders import OrderFlow
 from pretrade.admin.v1 import admin_pb2

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from harness import eventually
-from open_loop import summary
-from rig import ROOMY, OpenRig, wait_for_more
-from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
+from support.harness import eventually
+from support.open_loop import summary
+from support.rig import ROOMY, OpenRig, wait_for_more
+from support.tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

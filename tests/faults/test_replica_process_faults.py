@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
-from figures import Figure
-from harness import eventually
-from open_loop import Call, summary
-from rig import OpenRig, heal, wait_for_more
+from support.figures import Figure
+from support.harness import eventually
+from support.open_loop import Call, summary
+from support.rig import OpenRig, heal, wait_for_more
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 import grpc
 import pytest
-from bare_server import environment, is_ready
-from decision_server import NOWHERE
-from harness import eventually
-from rig import ROOMY, OpenRig, Rig
+from support.bare_server import environment, is_ready
+from support.decision_server import NOWHERE
+from support.harness import eventually
+from support.rig import ROOMY, OpenRig, Rig
 
 from loadtest.generators.callers import percentile
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from feature_conditions import Seen, copy_of, fresh, until, url
 from redis.asyncio import Redis
+from support.feature_conditions import Seen, copy_of, fresh, until, url
 
 from feature_cache.store.codec import decode, split
 from feature_cache.store.report import InstrumentReport

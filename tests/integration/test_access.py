@@ -20,9 +20,9 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from harness import INSTRUMENTS, eventually
-from secure_server import SECONDS, SecureServer, bearer, decide, halt, refused, status
-from server_group import RARELY_ON_ENVOY
+from support.harness import INSTRUMENTS, eventually
+from support.secure_server import SECONDS, SecureServer, bearer, decide, halt, refused, status
+from support.server_group import RARELY_ON_ENVOY
 
 from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2
@@ -46,7 +46,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureServer]:
     server.env.pop("PRETRADE_REDIS_URL")
     server.env["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parents[1]), server.env.get("PYTHONPATH", "")))
     provider = {
-        "CONTROL__FLAG_PROVIDER": "flag_provider:make",
+        "CONTROL__FLAG_PROVIDER": "support.flag_provider:make",
         "CONTROL__FLAG_PROVIDER_OPTIONS": json.dumps({"sdk_key": _SDK_KEY}),
     }
     with server.running(PROCESSES="2", SECRETS_DIR=str(secrets), GRPC__HEALTH_PORT=str(free_ports(1)[0]), **provider):

@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from bare_server import admin_channel, decide
-from harness import eventually
-from server_group import Group, server_group
+from support.bare_server import admin_channel, decide
+from support.harness import eventually
+from support.server_group import Group, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2

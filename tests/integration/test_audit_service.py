@@ -12,7 +12,7 @@ import grpc
 import psutil
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from harness import Load, Product, eventually, stack_admin_channel
+from support.harness import Load, Product, eventually, stack_admin_channel
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

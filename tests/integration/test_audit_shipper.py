@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import sqlalchemy as sa
-from harness import eventually, has_ended
+from support.harness import eventually, has_ended
 
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
@@ -27,7 +27,7 @@ from server.journal.journal_file import JournalFile, JournalReader
 
 pytestmark = pytest.mark.stack
 
-CHILD = Path(__file__).parents[1] / "audit_child.py"
+CHILD = Path(__file__).parents[1] / "support" / "audit_child.py"
 PATIENCE_SECONDS = 30.0
 
 

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from harness import INSTRUMENTS, Product, eventually
+from support.harness import INSTRUMENTS, Product, eventually
 from typer.testing import CliRunner
 
 from feature_cache import features

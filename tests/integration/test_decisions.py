@@ -15,7 +15,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
-from harness import (
+from prometheus_client.parser import text_string_to_metric_families
+from support.harness import (
     CAP_SECONDS,
     DEADLINE_SECONDS,
     INSTRUMENTS,
@@ -25,7 +26,6 @@ from harness import (
     eventually,
     stack_admin_channel,
 )
-from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache import features
 from feature_cache.store.codec import BookState

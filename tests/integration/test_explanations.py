@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 from google.protobuf.json_format import Parse
-from harness import Product, eventually, stack_admin_channel
+from support.harness import Product, eventually, stack_admin_channel
 from typer.testing import CliRunner
 
 from feature_cache import features

@@ -17,9 +17,9 @@ from typing import Final
 import grpc
 import psutil
 import pytest
-from harness import eventually, has_ended
-from open_loop import LEFT, NO_RESULT, Call, Fate, OpenLoop, Shape, read_log
-from tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
+from support.harness import eventually, has_ended
+from support.open_loop import LEFT, NO_RESULT, Call, Fate, OpenLoop, Shape, read_log
+from support.tcp_proxy import BLACK_HOLE, HALF_OPEN, Fault, TcpProxy
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -277,9 +277,10 @@ def test_a_generator_ends_with_the_test_run_that_started_it_however_it_ends(
 ) -> None:
     code = "\n".join(
         (
-            "import flood, sys",
+            "import sys",
+            "from support import flood",
             "from pathlib import Path",
-            "from open_loop import OpenLoop",
+            "from support.open_loop import OpenLoop",
             f"process = {start.format(address=answering, log=str(tmp_path / 'log'))}",
             "print(process.pid, flush=True)",
             "sys.stdin.read()",

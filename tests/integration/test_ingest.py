@@ -21,7 +21,7 @@ from urllib.request import urlopen
 
 import pytest
 from aiokafka import AIOKafkaConsumer
-from exchange_servers import PATIENCE_SECONDS, BinanceServer, CoinbaseServer, KrakenServer, RecordedServer
+from support.exchange_servers import PATIENCE_SECONDS, BinanceServer, CoinbaseServer, KrakenServer, RecordedServer
 from typer import Typer
 from typer.testing import CliRunner
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from harness import eventually
+from support.harness import eventually
 
 from feature_cache import kafka
 from feature_cache.sources.publisher import EventPublisher

@@ -9,8 +9,8 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
-from bare_server import environment, is_ready
-from harness import eventually
+from support.bare_server import environment, is_ready
+from support.harness import eventually
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -19,11 +19,11 @@ from urllib.request import urlopen
 import grpc
 import pytest
 import yaml
-from dashboards import OBSERVABILITY, RULES, queries
-from harness import eventually, stack_admin_channel
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from support.dashboards import OBSERVABILITY, RULES, queries
+from support.harness import eventually, stack_admin_channel
 
 from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from figures import Figure
-from up_command import DEADLINE_SECONDS, up
+from support.figures import Figure
+from support.up_command import DEADLINE_SECONDS, up
 
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack

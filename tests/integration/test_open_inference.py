@@ -21,10 +21,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from decision_server import DecisionServer
-from harness import INSTRUMENTS, eventually
 from numpy.typing import NDArray
-from rig import ROOMY
+from support.decision_server import DecisionServer
+from support.harness import INSTRUMENTS, eventually
+from support.rig import ROOMY
 
 from feature_cache import features
 from feature_cache.sources.simulator import simulate

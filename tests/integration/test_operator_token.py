@@ -13,11 +13,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from bare_server import admin_channel
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from harness import eventually
-from server_group import EDGES, Callers, Group, server_group
+from support.bare_server import admin_channel
+from support.harness import eventually
+from support.server_group import EDGES, Callers, Group, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.security import operator
@@ -126,7 +126,7 @@ def test_whatever_a_server_writes_is_its_own_users_alone(group: Group) -> None:
 
 
 def test_a_token_that_cannot_be_written_keeps_a_server_from_starting(tmp_path: Path) -> None:
-    from bare_server import environment  # noqa: PLC0415
+    from support.bare_server import environment  # noqa: PLC0415
 
     (tmp_path / "journal.db.operator-token").mkdir()
     env = environment(tmp_path)

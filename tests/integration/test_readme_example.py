@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import Product
+from support.harness import Product
 
 pytestmark = pytest.mark.stack
 README = (Path(__file__).parents[2] / "README.md").read_text()

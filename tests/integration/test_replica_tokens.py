@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from harness import eventually
+from support.harness import eventually
 
 from feature_cache.features import N_FEATURES
 from local.stack.settings import LocalSettings

@@ -13,8 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from bare_server import admin_channel, decide, environment, is_ready
-from harness import eventually
+from support.bare_server import admin_channel, decide, environment, is_ready
+from support.harness import eventually
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -21,7 +21,7 @@ import psutil
 import psycopg
 import pytest
 from sqlalchemy import make_url
-from up_command import DEADLINE_SECONDS, Up, assert_gone, up
+from support.up_command import DEADLINE_SECONDS, Up, assert_gone, up
 
 pytestmark = [
     pytest.mark.stack,

@@ -13,7 +13,7 @@ from typing import Final
 import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
-from up_command import DEADLINE_SECONDS, assert_gone, up
+from support.up_command import DEADLINE_SECONDS, assert_gone, up
 
 from local.stack.command import MISUSED, OK
 from local.stack.killing import kill_part

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import grpc
 import pytest
 import redis
-from figures import Figure
-from harness import stack_admin_channel
 from sqlalchemy import create_engine, inspect, select
+from support.figures import Figure
+from support.harness import stack_admin_channel
 
 from feature_cache.store.codec import BookState, decode
 from feature_cache.store.vectors import key_of

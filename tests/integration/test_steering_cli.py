@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import grpc
 import pytest
-from decision_server import DecisionServer
-from harness import eventually
-from tcp_proxy import TcpProxy
+from support.decision_server import DecisionServer
+from support.harness import eventually
+from support.tcp_proxy import TcpProxy
 from typer.testing import CliRunner, Result
 
 from local.cli import app

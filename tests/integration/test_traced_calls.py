@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc.aio
-from scripted_peer import scored
+from support.scripted_peer import scored
 
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
 from server.inference.batcher import BatcherSettings, Scored

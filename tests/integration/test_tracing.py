@@ -7,14 +7,14 @@ from typing import Any
 
 import grpc
 import pytest
-from harness import DEADLINE_SECONDS, INSTRUMENTS, MID, eventually
 from opentelemetry.instrumentation.grpc import client_interceptor
 from opentelemetry.instrumentation.grpc.grpcext import intercept_channel
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from otlp_collector import OtlpCollector, Received
-from rig import ROOMY, OpenRig, Rig
+from support.harness import DEADLINE_SECONDS, INSTRUMENTS, MID, eventually
+from support.otlp_collector import OtlpCollector, Received
+from support.rig import ROOMY, OpenRig, Rig
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

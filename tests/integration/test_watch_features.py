@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import INSTRUMENTS, Product, eventually
 from redis import Redis
 from rich.console import Console
+from support.harness import INSTRUMENTS, Product, eventually
 
 from feature_cache.features import INDEX, N_FEATURES, VERSION
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode

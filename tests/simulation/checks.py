@@ -1,6 +1,6 @@
 """What must hold of a history. Each check returns what it found wrong, a line a violation that begins with its name.
 
-They are called I1 to I8 as in `tests/invariants.py`, which checks the same of real servers:
+They are called I1 to I8 as in `tests/support/invariants.py`, which checks the same of real servers:
 
 * I1 Every decision that a caller heard has exactly one row, and no row is there twice. A row counts as replied exactly
   if its bytes were handed to the transport; but of a process that was killed the last ones may say `killed`.

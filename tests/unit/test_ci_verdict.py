@@ -23,7 +23,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI_LACKS", raising=False)
     monkeypatch.setenv("CI", "1")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a run takes 0.1 s without them
-    pytester.makeconftest('pytest_plugins = ("ci_verdict",)')
+    pytester.makeconftest('pytest_plugins = ("support.ci_verdict",)')
 
 
 def result(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
@@ -88,7 +88,7 @@ def test_a_test_that_was_run_again_fails_the_run(pytester: pytest.Pytester) -> N
         """
         import pytest
 
-        pytest_plugins = ("ci_verdict",)
+        pytest_plugins = ("support.ci_verdict",)
 
         @pytest.hookimpl(wrapper=True)
         def pytest_runtest_makereport(item):

@@ -20,9 +20,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a run takes 0.1 s without them
     pytester.makeconftest(
         """
-        import figures
+        from support import figures
 
-        pytest_plugins = ("figures",)
+        pytest_plugins = ("support.figures",)
         figures.busy_share = lambda seconds: BUSY
         """.replace("BUSY", "0.02")
     )

@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 import pytest
-from invariants import Evidence, Steered, Usage, stalls
-from open_loop import LEFT, NO_RESULT, Call
+from support.invariants import Evidence, Steered, Usage, stalls
+from support.open_loop import LEFT, NO_RESULT, Call
 
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2

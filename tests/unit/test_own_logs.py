@@ -40,6 +40,6 @@ def test_what_a_command_configures_ends_with_its_test(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a run takes 0.1 s without them
-    pytester.makeconftest('pytest_plugins = ("own_logs",)')
+    pytester.makeconftest('pytest_plugins = ("support.own_logs",)')
     pytester.makepyfile(COMMAND_THEN_LOGGING)
     pytester.runpytest("-p", "no:cacheprovider").assert_outcomes(passed=2)

@@ -22,7 +22,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_SEED", raising=False)
     monkeypatch.delenv("FAILING_SEEDS", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a run takes 0.1 s without them
-    pytester.makeconftest('pytest_plugins = ("seeds",)')
+    pytester.makeconftest('pytest_plugins = ("support.seeds",)')
     pytester.mkdir("tests")
 
 

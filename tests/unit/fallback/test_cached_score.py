@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from cases import Clock, new_case
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from support.cases import Clock, new_case
 
 from fallback.cached_score import CachedScores, CachedScoreSettings
 from fallback.order import Answer, Case

@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from cases import Clock, new_case
 from structlog.testing import capture_logs
+from support.cases import Clock, new_case
 
 from fallback.chain import Chain, Stage, StageName
 from fallback.order import Answer, Case

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from cases import Clock, new_case
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.cases import Clock, new_case
 
 from fallback.guards import Guards, GuardSettings, OrderLimit
 from fallback.order import Answer, Case

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from cases import Clock, new_case
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.cases import Clock, new_case
 
 from fallback.order import Answer, Case
 from fallback.rules import RulesBaseline, RulesSettings

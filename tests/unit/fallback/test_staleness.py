@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from cases import new_case
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import new_case
 
 from fallback.staleness import is_fresh, judge
 from feature_cache import features

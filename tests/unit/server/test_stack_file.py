@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from stack_files import ENDPOINTS, stack_file
+from support.stack_files import ENDPOINTS, stack_file
 from typer.testing import CliRunner
 
 from local.cli import app

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from mf1_definitions import History
+from support.mf1_definitions import History
 
 from feature_cache import features
 from feature_cache.engine.book import EventError

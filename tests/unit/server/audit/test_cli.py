@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stack_files import stack_file
+from support.stack_files import stack_file
 from typer.testing import CliRunner, Result
 
 from feature_cache import features

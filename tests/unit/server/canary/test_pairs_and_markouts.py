@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from cases import Clock
+from support.cases import Clock
 
 from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode

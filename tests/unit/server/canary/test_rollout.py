@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import new_case
-from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
-from virtual_time import until
+from support.cases import new_case
+from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+from support.virtual_time import until
 
 from fallback.budget import BudgetSettings
 from fallback.order import Case

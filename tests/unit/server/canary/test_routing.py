@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from cases import new_case
-from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+from support.cases import new_case
+from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
 from fallback.order import Case

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
-from control_world import MadeUpRedis, Server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from virtual_time import VirtualTimeLoop
+from support.control_world import MadeUpRedis, Server
+from support.virtual_time import VirtualTimeLoop
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cases import Clock
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import Clock
 
 from server.decision.admission import Admission, AdmissionSettings
 from server.errors import DrainingError, OverloadedError

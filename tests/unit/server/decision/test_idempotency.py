@@ -7,9 +7,9 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from cases import Clock, new_case
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import Clock, new_case
 
 from fallback.order import Answer
 from pretrade.decision.v1 import decision_pb2 as pb

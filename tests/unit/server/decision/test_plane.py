@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-import control_files
 import numpy as np
 import pytest
-from cases import new_case
-from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+from support import control_files
+from support.cases import new_case
+from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScores, CachedScoreSettings

@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 import pytest
-from cases import new_case
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import new_case
 
 from fallback.order import Answer
 from feature_cache import features

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import new_case
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import new_case
 
 from fallback.order import Answer, Attempt
 from feature_cache import features

@@ -16,7 +16,8 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from request_path import (
+from structlog.testing import capture_logs
+from support.request_path import (
     PATIENT,
     AbortedError,
     Context,
@@ -27,7 +28,6 @@ from request_path import (
     request_path,
     statuses,
 )
-from structlog.testing import capture_logs
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from cases import Clock, new_case
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.cases import Clock, new_case
 
 from fallback.order import Answer
 from pretrade.decision.v1 import decision_pb2 as pb

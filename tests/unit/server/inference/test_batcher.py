@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from virtual_time import VirtualTimeLoop
+from support.virtual_time import VirtualTimeLoop
 
 from server.inference.batcher import BatcherSettings, Lane, MicroBatcher, Report, Result, Scored
 from server.inference.outcome import BatchFailedError, Outcome

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from cases import Clock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+from support.cases import Clock
 
 from server.inference.breaker import Breaker, BreakerSettings, Mode, State
 from server.inference.outcome import Outcome

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from cases import new_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+from support.cases import new_case
+from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 
 from fallback.budget import BudgetSettings
 from fallback.order import Case

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from cases import new_case
-from scripted_replica import ScriptedReplica
+from support.cases import new_case
+from support.scripted_replica import ScriptedReplica
 
 from fallback.budget import BudgetSettings
 from pretrade.decision.v1 import decision_pb2 as pb

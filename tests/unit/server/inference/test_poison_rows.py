@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from scripted_replica import ScriptedReplica, fails
+from support.scripted_replica import ScriptedReplica, fails
 
 from server.inference.batcher import Scored
 from server.inference.breaker import State

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from scripted_replica import Script, ScriptedReplica, answers, fails, hangs
-from virtual_time import until
+from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
+from support.virtual_time import until
 
 from server.inference.breaker import BreakerSettings, State
 from server.inference.outcome import Outcome

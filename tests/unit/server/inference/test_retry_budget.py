@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from cases import Clock
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import Clock
 
 from server.inference.retry_budget import RetryBudget, RetrySettings
 

@@ -7,8 +7,8 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import new_case
-from scripted_replica import ScriptedReplica, answers, fails, hangs
+from support.cases import new_case
+from support.scripted_replica import ScriptedReplica, answers, fails, hangs
 
 from fallback.order import Answer, Attempt
 from feature_cache import features

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from cases import Clock
 from grpc_health.v1 import health_pb2
+from support.cases import Clock
 
 from server.process.health import SERVICES, Component, Health
 from server.rpc.health import HealthServicer

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from harness import eventually
+from support.harness import eventually
 
 from server.errors import CredentialsUnknownError, PretradeError, RateLimitedError, UnauthenticatedError
 from server.security.access import AccessControl

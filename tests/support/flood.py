@@ -23,8 +23,9 @@ from typing import Any, Final
 
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-from leash import LeashedPopen
-from wire import DECIDE, framed
+
+from support.leash import LeashedPopen
+from support.wire import DECIDE, framed
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
@@ -80,7 +81,7 @@ def run(flood: Flood) -> Outcome:
 
 def start(flood: Flood) -> LeashedPopen:
     """The same, without waiting for it."""
-    return LeashedPopen([sys.executable, __file__, json.dumps(asdict(flood))], stdout=subprocess.PIPE)
+    return LeashedPopen.module("support.flood", [json.dumps(asdict(flood))], stdout=subprocess.PIPE)
 
 
 def outcome(process: LeashedPopen) -> Outcome:

@@ -23,7 +23,6 @@ import math
 import selectors
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -34,15 +33,15 @@ from typing import Any, BinaryIO, Final, Literal, Self, get_args
 
 import grpc.aio
 import uvloop
-from flood import Connection
 from google.protobuf.duration_pb2 import Duration
-from leash import LeashedPopen
-from wire import DECIDE, DECIDE_BATCH, framed
 
 from loadtest.generators.callers import percentile
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from support.flood import Connection
+from support.leash import LeashedPopen
+from support.wire import DECIDE, DECIDE_BATCH, framed
 
 MIDS: Final = 60_000.0
 """Mid price that every instrument's limit orders are placed around."""
@@ -147,8 +146,8 @@ class OpenLoop:
     ) -> None:
         assert not (on_the_wire and shape == "stream")
         self._log = log
-        self._argv = [
-            *(sys.executable, str(Path(__file__)), target, str(log), "--rate", str(rate), "--prefix", prefix),
+        self._arguments = [
+            *(target, str(log), "--rate", str(rate), "--prefix", prefix),
             *("--deadline", str(deadline_seconds), "--connections", str(connections)),
             *("--shape", shape, "--together", str(1 if shape == "unary" else together)),
             *(("--on-the-wire",) if on_the_wire else ()),
@@ -158,7 +157,7 @@ class OpenLoop:
 
     def __enter__(self) -> Self:
         self._log.unlink(missing_ok=True)
-        self._process = LeashedPopen(self._argv, stdout=subprocess.PIPE)
+        self._process = LeashedPopen.module("support.open_loop", self._arguments, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
         assert ready == b"ready\n", "the load generator did not start"

@@ -20,9 +20,6 @@ from urllib.request import urlopen
 import grpc
 import psutil
 import pytest
-from bare_server import admin_channel, environment, is_ready
-from harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
-from leash import LeashedPopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -30,6 +27,9 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading.verify import Verified, verify
+from support.bare_server import admin_channel, environment, is_ready
+from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
+from support.leash import LeashedPopen
 
 EDGES: Final = ("grpcio", "envoy")
 """Who may speak HTTP/2 with the callers."""

@@ -16,10 +16,7 @@ from urllib.request import urlopen
 
 import grpc
 import psutil
-from bare_server import environment
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import INSTRUMENTS, eventually
-from leash import LeashedPopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -28,6 +25,9 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.security.private import write_private
 from server.security.trial import ISSUER, KeyPair, TrialAuthority, TrialIssuer, jwks
+from support.bare_server import environment
+from support.harness import INSTRUMENTS, eventually
+from support.leash import LeashedPopen
 
 SECONDS: Final = 5.0
 ROLES: Final = {

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 from local.stack.guard import Family, Guard
 
 _GRACE_SECONDS: Final = 1.0
+_TESTS: Final = Path(__file__).parents[1]
 
 
 @cache
@@ -28,6 +32,12 @@ class LeashedPopen(subprocess.Popen[bytes]):
         super().__init__(
             [*guard.launcher(), *argv], pass_fds=(*pass_fds, guard.pipe), start_new_session=True, **options
         )
+
+    @classmethod
+    def module(cls, name: str, arguments: Sequence[str], **options: Any) -> LeashedPopen:
+        """The same for a module of the tests, such as `support.flood`."""
+        path = os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))
+        return cls([sys.executable, "-m", name, *arguments], env=os.environ | {"PYTHONPATH": path}, **options)
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the program; the guard is told when nothing of it is left."""

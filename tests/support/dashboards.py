@@ -14,7 +14,7 @@ from feature_cache.worker import metric_families as feature_metrics
 from feature_cache.worker.metric_families import Histogram
 from server.telemetry import families as server_metrics
 
-OBSERVABILITY: Final = Path(__file__).parents[1] / "k8s" / "observability"
+OBSERVABILITY: Final = Path(__file__).parents[2] / "k8s" / "observability"
 RULES: Final = OBSERVABILITY / "prometheus"
 DASHBOARDS: Final = sorted((OBSERVABILITY / "grafana" / "dashboards").glob("*.json"))
 

@@ -1,0 +1,1 @@
+"""What tests share: servers in groups, scripted peers, callers without manners, checks of what was heard."""
