@@ -112,7 +112,7 @@ PROCESS_RESTARTS: Final = Counter("pretrade_process_restarts", "Times a process 
 JOURNAL_WRITABLE: Final = Gauge("pretrade_journal_writable", "1 while rows are made durable.")
 JOURNAL_ROWS: Final = Counter("pretrade_journal_rows", "Rows made durable.")
 JOURNAL_REFUSED: Final = Counter("pretrade_journal_refused", "Rows not made durable.")
-JOURNAL_OUTAGES: Final = Counter("pretrade_journal_outages", "Times the journal became unwritable.")
+JOURNAL_OUTAGES: Final = Counter("pretrade_journal_outages", "Times the journal began to refuse decisions.")
 JOURNAL_BYTES: Final = Gauge("pretrade_journal_bytes", "What the rows of the journal fill on disk.")
 JOURNAL_LIMIT_BYTES: Final = Gauge(
     "pretrade_journal_limit_bytes", "What they may fill: what the settings allow and the volume has left."

@@ -167,7 +167,9 @@ class Journal:
         self.refused = 0
         """Rows whose caller got a `JournalError` since start."""
         self.outages = 0
-        """Times the journal became unwritable since start."""
+        """Times the journal began to refuse decisions since start, since it was full or could not be written."""
+        self._out = False
+        """True while it does. A full volume is both, one after the other, and one outage."""
         self.marked: Counter[Cause] = Counter()
         """Decisions marked when the file was opened because nobody knows what became of their replies, by cause."""
         self.bytes = 0
@@ -346,11 +348,13 @@ class Journal:
         was_full = self.full
         self.bytes, self.limit_bytes = bytes_, limit_bytes
         if self.full and not was_full:
-            self.outages += 1
+            self._count_outage()
             _log.error("audit_journal_full", path=str(self.settings.path), error=self.problem)
             self.on_full()
         elif was_full and not self.full:
             _log.info("audit_journal_takes_rows_again", path=str(self.settings.path))
+        if self.writable and not self.full:
+            self._out = False
         if self.full and self._open and self._measuring is None:
             self._measuring = self._loop.call_later(_MEASURE_SECONDS, self._measure)
 
@@ -386,8 +390,13 @@ class Journal:
 
     def _note_outage(self, why: str) -> None:
         """On the loop: the journal became unwritable."""
-        self.outages += 1
+        self._count_outage()
         _log.error("audit_journal_unwritable", path=str(self.settings.path), error=why)
+
+    def _count_outage(self) -> None:
+        if not self._out:
+            self._out = True
+            self.outages += 1
 
     def _note_recovery(self, position: int, seconds: float) -> None:
         """On the loop: the journal is writable again; rows may have turned up, or been added about them."""

@@ -162,6 +162,27 @@ async def test_a_journal_fills_its_volume_only_so_far_that_it_can_recover(tmp_pa
         await journal.append(row)
 
 
+async def test_a_full_volume_that_cannot_be_written_either_is_one_outage(tmp_path: Path) -> None:
+    made = settings(tmp_path, **SMALL)
+    disk = SmallDisk(made.path, 50)
+    async with Journal(made, machine=Machine(files=disk)) as journal:
+        for outage in (1, 2):
+            await journal.append(b"row")
+            disk.others_bytes = 47 * 2**20
+            while not journal.full:
+                await journal.append(bytes(10_000))
+            with closing(sqlite3.connect(made.path, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(JournalUnwritable):
+                    await journal.append(b"a note", even_if_full=True)
+                other.execute("ROLLBACK")
+            await until(lambda: journal.writable)
+            assert journal.full
+            disk.others_bytes = 0
+            await until(lambda: not journal.full)
+            assert journal.outages == outage
+
+
 async def test_a_journal_makes_way_for_others_and_takes_rows_again_when_they_are_gone(tmp_path: Path) -> None:
     made = settings(tmp_path, **SMALL)
     disk = SmallDisk(made.path, 50)
