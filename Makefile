@@ -22,7 +22,7 @@ help:  ## this list
 setup: $(BIN)/.installed  ## make .venv with everything pretrade and its tests need, once; every other target does it first (LOCKED=1: by the hashes in requirements/)
 
 # With LOCKED=1 exactly what requirements/*.txt name, by their hashes; TORCH='torch==2.13.0' for a build of your own index.
-$(BIN)/.installed: pyproject.toml $(if $(LOCKED),$(wildcard requirements/*.txt))
+$(BIN)/.installed: pyproject.toml client/pyproject.toml $(if $(LOCKED),$(wildcard requirements/*.txt))
 	@LOCKED="$(LOCKED)" TORCH="$(TORCH)" .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
@@ -42,15 +42,15 @@ check: setup  ## lint, types, import direction, contract, generated code
 check-deploy: setup $(DEPLOY_VENV)/.installed  ## every file of the deployment, offline: one table
 	DEPLOY_VENV=$(DEPLOY_VENV) $(BIN)/python .ci/check-deploy
 
-$(DEPLOY_VENV)/.installed: pyproject.toml
+$(DEPLOY_VENV)/.installed: pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(DEPLOY_VENV)
-	$(DEPLOY_VENV)/bin/python $(PIP_INSTALL) $(if $(LOCKED),--no-deps --require-hashes --requirement requirements/deploy.txt,'.[deploy]')
+	$(DEPLOY_VENV)/bin/python $(PIP_INSTALL) $(if $(LOCKED),--no-deps --require-hashes --requirement requirements/deploy.txt,./client '.[deploy]')
 	@touch $@
 
 protos: setup  ## generate the stubs in proto/gen anew
 	.ci/protos
 
-lock: setup  ## write requirements/*.txt anew, after a change of a pin in pyproject.toml
+lock: setup  ## write requirements/*.txt anew, after a change of a pin in a pyproject.toml
 	$(BIN)/python .ci/lock
 
 test-long: setup  ## the longest of the tests, which `make test` leaves out
@@ -69,7 +69,7 @@ faults: setup  ## the whole fault matrix with real processes, and its table (ARG
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
 feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours
-	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python $(PIP_INSTALL) --editable '.[feast]'; }
+	test -x $(FEAST_VENV)/bin/feast || { $(PYTHON) -m venv $(FEAST_VENV) && $(FEAST_VENV)/bin/python $(PIP_INSTALL) --editable ./client --editable '.[feast]'; }
 	PRETRADE_FEAST_VENV="$(abspath $(FEAST_VENV))" $(BIN)/python -m pytest tests/integration/test_feast.py
 
 mlserver: setup  ## MLServer in an environment of its own, and the tests that it scores as TorchServe does

@@ -1,6 +1,6 @@
 """`python -m local` is the `pretrade` command."""
 
-from local.cli import main
+from pretrade.client.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,9 +17,9 @@ from support.harness import product, product_stack  # noqa: F401 - fixtures
 from support.rig import open_rig, replica_stack  # noqa: F401 - fixtures
 
 from feature_cache.features import N_FEATURES
-from local.stack.proxies import spare_this_machine
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
+from pretrade.client.proxies import spare_this_machine
 
 spare_this_machine()
 pytest_plugins = ("support.ci_verdict", "support.figures", "support.own_logs", "support.seeds")

@@ -1,7 +1,7 @@
 """What Feast is to know: the entity `instrument` and the feature view `mf1`, pushed by the feature worker.
 
-Feast's release has narrower pins than ours, so it lives in an environment of its own (`pip install 'pretrade[feast]'`,
-without the other extras), and the worker reaches it over HTTP::
+Feast's release has narrower pins than ours, so it lives in an environment of its own (`pip install
+'pretrade-server[feast]'`, without the other extras), and the worker reaches it over HTTP::
 
     export PRETRADE_FEAST_DIR=/srv/feast PRETRADE_FEAST_REDIS=127.0.0.1:6379
     feast --chdir feature_cache/feature_repo apply

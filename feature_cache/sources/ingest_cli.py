@@ -13,6 +13,8 @@ import typer
 
 from feature_cache.sources.cli import KAFKA, TOPIC, Kafka, Linger, Topic
 
+app = typer.Typer(add_completion=False)
+
 
 class ExchangeName(enum.StrEnum):
     """Exchanges on the command line."""
@@ -32,6 +34,7 @@ class ChannelName(enum.StrEnum):
     FULL = "full"
 
 
+@app.command()
 def ingest(
     exchange: Annotated[ExchangeName, typer.Option(help="Where from.")],
     instruments: Annotated[list[str], typer.Option(help="BTCUSDT, BTC-USD, …, comma-separated; can be repeated.")],
@@ -93,4 +96,4 @@ def ingest(
 
 
 if __name__ == "__main__":
-    typer.run(ingest)
+    app()

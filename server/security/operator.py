@@ -1,16 +1,14 @@
 """The operator token: what a server asks of those who steer it, where no issuer and no authority was set up for that.
 
 It stands in a file that only the server's own user can read, beside the journal, and is made anew at every start. The
-`pretrade` command finds it there by itself. What shares the machine or the pod with the server but neither its user nor
-its files, a model server that runs somebody's archive above all, cannot steer it.
+`pretrade` command finds it there by itself (`pretrade.client.operator_token`). What shares the machine or the pod with
+the server but neither its user nor its files, a model server that runs somebody's archive above all, cannot steer it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,20 +17,7 @@ if TYPE_CHECKING:
 
 NAME: Final = "operator"
 """Of the caller who shows the token: it names a machine's operator and no person, who therefore says who he is."""
-DEFAULT_JOURNAL: Final = Path("pretrade-journal.db")
-"""Where a server that is not told otherwise keeps its journal."""
-_JOURNAL: Final = "PRETRADE_JOURNAL__PATH"
 _BYTES: Final = 32
-
-
-def token_path(journal: Path) -> Path:
-    """The file of the server that keeps this journal; one for all of its processes."""
-    return journal.with_name(f"{journal.name}.operator-token")
-
-
-def path_from(environment: Mapping[str, str] = os.environ) -> Path:
-    """The file of a server that was given these variables and runs in this directory."""
-    return token_path(Path(environment.get(_JOURNAL) or DEFAULT_JOURNAL))
 
 
 def make_token(path: Path, machine: Machine) -> bytes:

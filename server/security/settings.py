@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pretrade.client.addresses import is_loopback
 from server.security.identity import Policy, Principal, RateTier, Role, Strategies, Tiers
 
 DecisionCredential = Literal["open", "token", "certificate"]
@@ -203,13 +203,3 @@ def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts
         of_callers = {"decisions_per_second": access.decisions_per_second, "strategies": access.strategies}
         for name in (name for name, value in of_callers.items() if value is not None):
             raise ValueError(f"access.{name}: nobody is known on a decision port that is open")
-
-
-def is_loopback(host: str) -> bool:
-    """True when nobody beyond this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

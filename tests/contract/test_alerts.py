@@ -17,7 +17,7 @@ from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules,
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from local.cli import app
+from pretrade.client.cli.main import app
 
 ROOT: Final = Path(__file__).parents[2]
 RUNBOOK: Final = (ROOT / "docs" / "runbook.md").read_text()

@@ -473,7 +473,7 @@ def test_without_envoy_the_start_says_what_to_install(tmp_path: Path) -> None:
     env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env.get('PYTHONPATH', '')}"
     ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert b"pip install 'pretrade[envoy]'" in ended.stderr
+    assert b"pip install 'pretrade-server[envoy]'" in ended.stderr
 
 
 def test_a_server_that_cannot_start_inside_envoy_ends_it(tmp_path: Path) -> None:

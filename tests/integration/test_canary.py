@@ -16,9 +16,9 @@ from support.harness import INSTRUMENTS, Product, eventually
 from typer.testing import CliRunner
 
 from feature_cache import features
-from local.cli import app
 from local.demo.variants import inverted, recalibrated
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.main import app
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
 from server.audit.store.schema import DECISIONS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 from urllib.request import urlopen
 
@@ -260,7 +261,7 @@ def test_health_and_reflection_answer_on_both_ports(product: Product) -> None:
         (endpoints.decision, SERVICE),
         (endpoints.admin, "pretrade.admin.v1.AdminService"),
     ):
-        with stack_admin_channel(endpoints.model_copy(update={"admin": address})) as channel:
+        with stack_admin_channel(replace(endpoints, admin=address)) as channel:
             check: grpc.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
             check = channel.unary_unary(
                 "/grpc.health.v1.Health/Check",

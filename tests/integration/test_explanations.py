@@ -12,9 +12,9 @@ from support.harness import Product, eventually, stack_admin_channel
 from typer.testing import CliRunner
 
 from feature_cache import features
-from local.cli import app as pretrade
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc
+from pretrade.client.cli.main import app as pretrade
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.cli import app
 

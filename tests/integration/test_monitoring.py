@@ -29,9 +29,9 @@ from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.views import status_view
+from pretrade.client.stack_file import StackFile
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
-from server.stack_file import StackFile
-from server.views import status_view
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(400)]
 

@@ -20,7 +20,7 @@ from support.harness import eventually
 from support.server_group import EDGES, Callers, Group, server_group
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.security import operator
+from pretrade.client import operator_token
 
 pytestmark = pytest.mark.stack
 
@@ -37,7 +37,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def token_file(group: Group) -> Path:
-    return operator.path_from(group.env)
+    return operator_token.path_from(group.env)
 
 
 def halt(channel: grpc.Channel, token: str | None = None) -> admin_pb2.SetTradingStateResponse:

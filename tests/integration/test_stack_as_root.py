@@ -191,10 +191,11 @@ def test_the_whole_demo_runs_in_a_clone_that_is_closed_to_others(closed: Path) -
     summary = closed / "summary.json"
     argv = [sys.executable, "-m", "local", "demo", "--duration", "8", "--json", str(summary)]
     env = os.environ | environment(closed) | {"HOME": str(closed)}
-    env["PYTHONPATH"] += f":{closed / 'pretrade'}:{closed / 'pretrade' / 'proto' / 'gen'}"
-    run = subprocess.run(
-        argv, cwd=closed / "pretrade", env=env, capture_output=True, text=True, timeout=280, check=False
+    clone = closed / "pretrade"
+    env["PYTHONPATH"] = os.pathsep.join(
+        (env["PYTHONPATH"], *map(str, (clone, clone / "client", clone / "proto" / "gen")))
     )
+    run = subprocess.run(argv, cwd=clone, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert summary.exists(), run.stdout + run.stderr
     found = json.loads(summary.read_text())
     assert found["decisions"] == found["audit_rows"] > 0

@@ -19,7 +19,7 @@ from local.stack.command import MISUSED, OK
 from local.stack.killing import kill_part
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
-from server.stack_file import StackFile
+from pretrade.client.stack_file import StackFile
 
 pytestmark = pytest.mark.stack
 

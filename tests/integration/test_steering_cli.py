@@ -19,9 +19,9 @@ from support.harness import eventually
 from support.tcp_proxy import TcpProxy
 from typer.testing import CliRunner, Result
 
-from local.cli import app
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.main import app
 from server.control.errors import ChangeInDoubtError
 
 pytestmark = pytest.mark.stack

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT: Final = Path(__file__).parents[2]
-_SOURCES: Final = ("server", "fallback", "feature_cache", "proto/gen", "tests/simulation", "pyproject.toml")
+_SOURCES: Final = ("server", "fallback", "feature_cache", "client", "proto/gen", "tests/simulation", "pyproject.toml")
 _FAILED: Final = re.compile(r"^(?:seed (\d+)|kept plan (\w+)) \((\w+)\) fails:\n  (.*)", re.M)
 _SEEDS: Final = re.compile(r"^(\d+) seeds in", re.M)
 
@@ -244,7 +244,7 @@ def find(mutation: Mutation, seeds: int, jobs: int) -> Found:
                 raise ValueError(f"{mutation.bug}: {mutation.path} does not hold {before!r}")
             text = text.replace(before, after)
         file.write_text(text)
-        path = os.pathsep.join(map(str, (copy / "tests", copy, copy / "proto/gen")))
+        path = os.pathsep.join(map(str, (copy / "tests", copy, copy / "client", copy / "proto/gen")))
         command = [
             *(sys.executable, "-m", "simulation", "--first", "0", "--seeds", str(seeds), "--jobs", str(jobs)),
             *("--until", mutation.finds),

@@ -12,10 +12,10 @@ import grpc
 from local.stack.errors import NotReadyError
 from local.stack.parts import server
 from local.stack.ports import free_ports
+from pretrade.client import operator_token
+from pretrade.client.credentials import ClientCredentials
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.security import operator
-from server.security.client import ClientCredentials
 from support.harness import EDGE
 
 
@@ -44,7 +44,7 @@ def environment(directory: Path, **changes: str) -> dict[str, str]:
 
 def admin_channel(env: Mapping[str, str], options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
     """A channel to the admin port of a server with this environment, which shows its operator token."""
-    token_file = operator.path_from(env)
+    token_file = operator_token.path_from(env)
     return ClientCredentials(token_file=token_file).channel(f"127.0.0.1:{env['PRETRADE_ADMIN__PORT']}", options)
 
 

@@ -28,12 +28,12 @@ from local.stack.parts import server
 from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
+from pretrade.client import operator_token
+from pretrade.client.credentials import ClientCredentials
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading import verify as reader
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
-from server.security import operator
-from server.security.client import ClientCredentials
 from support.harness import DEADLINE_SECONDS, EDGE, INSTRUMENTS, MID, deciding, eventually
 from support.leash import LeashedPopen
 
@@ -144,7 +144,7 @@ class DecisionServer:
 
     @cached_property
     def _channels(self) -> tuple[grpc.Channel, grpc.Channel]:
-        token_file = operator.token_path(self.journal_path)
+        token_file = operator_token.token_path(self.journal_path)
         admin = ClientCredentials(token_file=token_file).channel(self.admin_address)
         return grpc.insecure_channel(self.address), admin
 

@@ -28,9 +28,9 @@ from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.stack_file import Endpoints
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.stack_file import Endpoints
 
 T = TypeVar("T")
 

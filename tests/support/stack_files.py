@@ -6,10 +6,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from server.stack_file import Endpoints, StackFile
+from pretrade.client.stack_file import Endpoints, StackFile
 
 ENDPOINTS: Final = Endpoints(
     redis_url="redis://:word@127.0.0.1:1/0",
@@ -31,7 +32,7 @@ ENDPOINTS: Final = Endpoints(
 @contextmanager
 def stack_file(directory: Path, **changes: Any) -> Iterator[StackFile]:
     """The file of a stack with other endpoints, and the lock that says that it runs."""
-    stack = StackFile(pid=os.getpid(), endpoints=ENDPOINTS.model_copy(update=changes), processes={"valkey": 1})
+    stack = StackFile(pid=os.getpid(), endpoints=replace(ENDPOINTS, **changes), processes={"valkey": 1})
     stack.write(directory)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -13,7 +13,7 @@ from typing import Final
 
 import psutil
 
-from server.stack_file import StackFile
+from pretrade.client.stack_file import StackFile
 from support.harness import eventually, has_ended
 
 DEADLINE_SECONDS: Final = 60.0

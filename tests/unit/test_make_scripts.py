@@ -15,7 +15,7 @@ import pytest
 
 CI: Final = Path(__file__).parents[2] / ".ci"
 PIP: Final = """
-print("Collecting torch==2.13.0 (from pretrade==0.1.0)")
+print("Collecting torch==2.13.0 (from pretrade-server==0.1.0)")
 print("  Downloading torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl (526.6 MB)")
 print("  Downloading grpcio-1.85.1-cp311-cp311-manylinux2014_x86_64.whl (7.4 MB)")
 print("  Using cached duckdb-2.0.0-cp311-cp311-manylinux_2_28_x86_64.whl (20.5 MB)")

@@ -11,7 +11,7 @@ from feature_cache.sources import session, simulator
 from feature_cache.store.cluster import is_cluster, node_urls
 from feature_cache.store.vectors import key_of
 from local.stack.errors import NotReadyError
-from server.stack_file import Endpoints
+from pretrade.client.stack_file import Endpoints
 
 
 def instruments(data: Path | None) -> tuple[str, ...]:

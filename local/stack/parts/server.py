@@ -14,8 +14,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from local.stack.errors import NotReadyError
 from local.stack.ports import LOOPBACK
-from server.security.client import ClientCredentials
-from server.stack_file import Endpoints
+from pretrade.client.credentials import ClientCredentials
+from pretrade.client.stack_file import Endpoints
 
 _PROBE_TIMEOUT_SECONDS: Final = 2.0
 _INITIAL_STATE: Final = "PRETRADE_CONTROL__INITIAL_TRADING_STATE"

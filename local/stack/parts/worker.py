@@ -11,7 +11,7 @@ from typing import Final
 
 from local.stack.errors import NotReadyError
 from local.stack.ports import LOOPBACK
-from server.stack_file import Endpoints
+from pretrade.client.stack_file import Endpoints
 
 _POLL: Final = "PRETRADE_WORKER_POLL_INTERVAL_SECONDS"
 

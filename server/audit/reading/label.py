@@ -20,6 +20,8 @@ from rich.table import Table
 
 from feature_cache.sources.session import SessionError, read_session, session_files
 from pretrade.audit.v1 import audit_pb2
+from pretrade.client.cli.options import Directory
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.market.v1 import market_pb2
 from server.audit.cli import app
 from server.audit.reading.labels import (
@@ -37,7 +39,6 @@ from server.audit.replay.review import Since, Until, decisions_of
 from server.audit.store.refusals import refusals
 from server.audit.store.store import Store
 from server.journal.errors import AuditError
-from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 __all__ = ["app"]
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pretrade.client.stack_file import NoStackError, running_stack
 from server.journal.journal_file import journals_of
-from server.stack_file import NoStackError, running_stack
 
 DatabaseUrl = Annotated[
     str | None,

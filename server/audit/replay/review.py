@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
+from pretrade.client.cli.connection import connected
+from pretrade.client.cli.options import Directory
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.cli import app
 from server.audit.reading.places import (
@@ -35,10 +38,8 @@ from server.audit.reading.places import (
 from server.audit.reading.query import AuditQuery
 from server.audit.replay import whatif
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
-from server.cli import connected
 from server.journal.errors import AuditError
 from server.models.archive import Archive, ModelStore, read_archive
-from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
@@ -263,7 +264,7 @@ def _plot(comparison: whatif.Comparison, path: Path) -> None:
     try:
         whatif.plot(comparison, path)
     except ModuleNotFoundError as error:
-        raise failure("plots need the extra `plots`: pip install 'pretrade[plots]'") from error
+        raise failure("plots need the extra `plots`: pip install 'pretrade-server[plots]'") from error
     except (OSError, ValueError) as error:
         raise failure(error) from error
     typer.echo(f"drawn into {path}")

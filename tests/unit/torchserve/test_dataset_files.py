@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from feature_cache import features
 from feature_cache.sources.session import read_session, session_files
 from feature_cache.sources.simulator import simulate
-from local.cli import app
+from pretrade.client.cli.main import app
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError, collect
 from torchserve.sources import load_samples, read_dataset, write_dataset

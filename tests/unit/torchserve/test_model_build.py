@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_cache.sources.session import SessionError
-from local.cli import app
+from pretrade.client.cli.main import app
 from torchserve.build import NAMES, build_models
 
 ROOT = Path(__file__).parents[3]

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_cache.features import NAMES
-from local.cli import app
 from local.training.training import Plan, carry_out
+from pretrade.client.cli.main import app
 from server.models.registry import Registry
 from torchserve.build import build_models
 from torchserve.sources import load_samples, read_dataset, write_dataset

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.security import operator
+from pretrade.client import operator_token
 from server.settings import Settings
 
 _TLS = {"certificate": "/c.pem", "key": "/k.pem"}
@@ -33,8 +33,8 @@ def test_an_open_decision_port_is_open_to_a_network_by_name_alone() -> None:
 
 
 def test_the_command_looks_where_a_server_keeps_its_operator_token() -> None:
-    assert operator.path_from({}) == operator.token_path(settings().journal.path)
-    assert operator.path_from({"PRETRADE_JOURNAL__PATH": "/var/j.db"}) == Path("/var/j.db.operator-token")
+    assert operator_token.path_from({}) == operator_token.token_path(settings().journal.path)
+    assert operator_token.path_from({"PRETRADE_JOURNAL__PATH": "/var/j.db"}) == Path("/var/j.db.operator-token")
 
 
 def test_with_credentials_the_admin_plane_may_listen_anywhere() -> None:

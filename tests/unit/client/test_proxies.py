@@ -16,8 +16,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from typer.testing import CliRunner
 
-from local.cli import app
-from local.stack.proxies import spare_this_machine
+from pretrade.client.cli.main import app
+from pretrade.client.proxies import spare_this_machine
 
 VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "no_proxy", "no_grpc_proxy")
 

@@ -20,10 +20,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.cli import USER, AdminTarget, AsJson, connected
-from server.stack_file import DEFAULT_DIRECTORY, Directory
-from server.steering_cli import Author, DryRun, Expect, Reason, Yes
-from server.views import canary_view, enum_name, local_time
+from pretrade.client.cli.connection import connected
+from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, Reason, Yes
+from pretrade.client.cli.views import canary_view, enum_name, local_time
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 _RPC_SECONDS: Final = 3.0
 _LOAD_SECONDS: Final = 180.0
@@ -39,6 +39,9 @@ _REASON: Final = "from the command line"
 
 canary_app = typer.Typer(name="canary", no_args_is_help=True, help="Give a model version orders, a few at first.")
 models_app = typer.Typer(name="models", no_args_is_help=True, help="Model versions, their aliases, and loading them.")
+app = typer.Typer()
+app.add_typer(models_app)
+app.add_typer(canary_app)
 
 Version = Annotated[str, typer.Argument(help="A version of `pretrade models list`, or an alias.")]
 

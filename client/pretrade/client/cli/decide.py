@@ -7,13 +7,8 @@ Exit codes: 0 done, 1 the server said no, 2 wrong usage, 3 the server could not 
 from __future__ import annotations
 
 import enum
-import getpass
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import grpc
@@ -24,33 +19,15 @@ from rich.live import Live
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.connection import connected
+from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Target
+from pretrade.client.cli.views import RPC_SECONDS, History, enum_name, explanation_table, milliseconds, status_view
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
-from server.audit.reading.explanation_table import explanation_table
-from server.security.client import ClientCredentials, CredentialsError
-from server.stack_file import DEFAULT_DIRECTORY, Directory, NoStackError, operator_token_file, stack_endpoint
-from server.views import RPC_SECONDS, History, enum_name, milliseconds, status_view
 
 _REFRESH_SECONDS = 0.5
-_EXIT_CODES = {grpc.StatusCode.ABORTED: 4, grpc.StatusCode.DEADLINE_EXCEEDED: 7}
 
-Target = Annotated[
-    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_TARGET")
-]
-AdminTarget = Annotated[
-    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_ADMIN_TARGET")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _user() -> str:
-    """Who types: the name that the system has for this user, or the number where it has none, as in some containers."""
-    try:
-        return os.environ.get("USER") or getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
-USER = _user()
+app = typer.Typer()
 
 
 class SideName(enum.StrEnum):
@@ -60,6 +37,7 @@ class SideName(enum.StrEnum):
     SELL = "sell"
 
 
+@app.command()
 def decide(
     instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
     side: Annotated[SideName, typer.Argument(help="Side.")],
@@ -98,6 +76,7 @@ def decide(
         Console().print(explanation_table(response.explanation))
 
 
+@app.command()
 def status(
     target: AdminTarget = None,
     directory: Directory = DEFAULT_DIRECTORY,
@@ -156,39 +135,3 @@ def _decision_table(decision: decision_pb2.Decision) -> Table:
     table.add_row("budget", f"{decision.budget.used_us} of {decision.budget.allowed_us} µs: {stages}")
     table.add_row("decision id", decision.decision_id)
     return table
-
-
-@contextmanager
-def connected(target: str | None, directory: Path, endpoint: str) -> Iterator[grpc.Channel]:
-    """A channel to the target, or to the stack in `directory`; turns failures into messages and exit codes."""
-    try:
-        address = target or stack_endpoint(directory, endpoint)
-        opened = credentials(address, directory, admin=endpoint == "admin").channel(address)
-    except NoStackError as error:
-        typer.echo(error, err=True)
-        raise typer.Exit(3) from None
-    except CredentialsError as error:
-        raise typer.BadParameter(str(error)) from None
-    with opened as channel:
-        try:
-            yield channel
-        except CredentialsError as error:
-            raise typer.BadParameter(str(error)) from None
-        except grpc.FutureTimeoutError:
-            typer.echo(f"{address} cannot be reached", err=True)
-            raise typer.Exit(3) from None
-        except grpc.RpcError as error:
-            code, details = error.code(), error.details()
-            if code is grpc.StatusCode.UNAVAILABLE:
-                typer.echo(f"{address} cannot be reached: {details}", err=True)
-                raise typer.Exit(3) from None
-            typer.echo(f"{code.name}: {details}", err=True)
-            raise typer.Exit(_EXIT_CODES.get(code, 1)) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(0) from None
-
-
-def credentials(address: str, directory: Path, *, admin: bool) -> ClientCredentials:
-    """What to show to a server: what the environment says; to an admin port of this machine its operator token."""
-    given = ClientCredentials.from_environment()
-    return given.or_operator_token(address, operator_token_file(directory, address)) if admin else given

@@ -8,14 +8,13 @@ restart of the machine or of a container, when its process id belongs to another
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Final, Self
-
-import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import make_url
+from typing import Final, Self
 
 STACK_FILE: Final = "stack.json"
 """Name of the file in the stack's directory, there from when the stack is ready until it stops."""
@@ -24,21 +23,21 @@ LOCK_FILE: Final = "lock"
 DEFAULT_DIRECTORY: Final = Path(".pretrade")
 """Where a stack is looked for when nobody names a directory: below the current one."""
 
-Directory = Annotated[
-    Path,
-    typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack: its folder's .pretrade."),
-]
-"""The option of every command that looks for a stack."""
+_DATABASE: Final = re.compile(r"[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?((?:\[[^/?\]]+\]|[^/:?@]+)(?::\d+)?)")
+"""A database's URL; the group is its host, with the port where it names one."""
 
 
 class NoStackError(Exception):
     """No stack can be used in the directory; the message says why, and what to do."""
 
 
-class Endpoints(BaseModel):
-    """Where the parts are reached; None where a part neither runs nor was given."""
+class StackFormatError(ValueError):
+    """The file is not of this version of pretrade."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoints:
+    """Where the parts are reached; None where a part neither runs nor was given."""
 
     redis_url: str | None
     """With its password, as the next but one."""
@@ -61,9 +60,9 @@ class Endpoints(BaseModel):
     """What the admin service wants to be shown, in a file; None without a server of our own."""
     model_store: str | None
     """Folder of the models' archives, every version that was trained there."""
-    management: Mapping[str, str] = {}
+    management: Mapping[str, str] = field(default_factory=dict)
     """gRPC address of the management service of each TorchServe that the stack runs, by part."""
-    token_files: Mapping[str, str] = {}
+    token_files: Mapping[str, str] = field(default_factory=dict)
     """`key_file.json` of each TorchServe that asks for tokens, by part."""
     instruments: tuple[str, ...]
 
@@ -78,14 +77,13 @@ class Endpoints(BaseModel):
     @property
     def database_address(self) -> str | None:
         """`host:port` of the database, for people; None without one, or for a file."""
-        url = make_url(self.database_url) if self.database_url else None
-        return f"{url.host}:{url.port}" if url is not None and url.host else None
+        found = _DATABASE.match(self.database_url) if self.database_url else None
+        return found[1] if found else None
 
 
-class StackFile(BaseModel):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StackFile:
     """The content of `stack.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     """The process that runs the stack."""
@@ -98,7 +96,7 @@ class StackFile(BaseModel):
         """Reads the file of a stack that runs in `directory`; None when none does.
 
         Raises:
-            pydantic.ValidationError: Another version of pretrade wrote it.
+            StackFormatError: Another version of pretrade wrote it.
             PermissionError: It belongs to another user.
         """
         try:
@@ -107,7 +105,7 @@ class StackFile(BaseModel):
             return None
         if not is_locked(directory):
             return None
-        stack = cls.model_validate_json(content)
+        stack = cls._from_json(content)
         return stack if _is_alive(stack.pid) else None  # its parts are being ended, if it was killed
 
     def write(self, directory: Path) -> None:
@@ -115,8 +113,36 @@ class StackFile(BaseModel):
         unfinished = directory / f"{STACK_FILE}.new"
         unfinished.unlink(missing_ok=True)
         unfinished.touch(mode=0o600)
-        unfinished.write_text(self.model_dump_json(indent=2) + "\n")
+        unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n")
         unfinished.rename(directory / STACK_FILE)
+
+    @classmethod
+    def _from_json(cls, content: bytes) -> Self:
+        try:
+            found = json.loads(content)
+            stack = cls(endpoints=Endpoints(**found.pop("endpoints")), **found)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StackFormatError(f"{STACK_FILE}: {error}") from error
+        if not _is_sound(stack):
+            raise StackFormatError(f"{STACK_FILE}: a value of another type")
+        return replace(stack, endpoints=replace(stack.endpoints, instruments=tuple(stack.endpoints.instruments)))
+
+
+def _is_sound(stack: StackFile) -> bool:
+    """Whether every value that was read has the type of its field."""
+    endpoints = stack.endpoints
+    texts = [getattr(endpoints, one.name) for one in fields(endpoints) if one.type == "str | None"]
+    mappings = (stack.processes, endpoints.management, endpoints.token_files)
+    names: object = endpoints.instruments  # JSON has lists, no tuples
+    return (
+        isinstance(stack.pid, int)
+        and all(text is None or isinstance(text, str) for text in texts)
+        and all(isinstance(one, dict) for one in mappings)
+        and all(isinstance(process, int) for process in stack.processes.values())
+        and all(isinstance(text, str) for one in mappings[1:] for text in one.values())
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+    )
 
 
 def _is_alive(process: int) -> bool:
@@ -165,7 +191,7 @@ def running_stack(directory: Path, instead: str | None = None) -> StackFile:
         busy = found is None and is_locked(directory)
     except PermissionError:
         raise NoStackError(f"{place} belongs to another user. Run this as that user{otherwise}.") from None
-    except ValidationError:
+    except StackFormatError:
         raise NoStackError(
             f"The stack in {place} was started by another version of pretrade. Stop it with Ctrl-C where it runs, and"
             f" start it again{otherwise}."

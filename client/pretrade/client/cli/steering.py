@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final, cast
@@ -19,15 +18,27 @@ import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
-from grpc_status import rpc_status
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.cli import USER, AdminTarget, AsJson, connected
-from server.stack_file import DEFAULT_DIRECTORY, Directory
-from server.views import RPC_SECONDS, enum_name, replica_table
+from pretrade.client.cli.connection import connected
+from pretrade.client.cli.options import (
+    USER,
+    AdminTarget,
+    AsJson,
+    Author,
+    Directory,
+    DryRun,
+    Expect,
+    For,
+    Reason,
+    Yes,
+    seconds,
+)
+from pretrade.client.cli.views import RPC_SECONDS, enum_name, replica_table
+from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
@@ -35,29 +46,11 @@ EXIT_CODES: Final = (
 )
 _CHAMPIONS: Final = ("primary", "secondary")
 _STRICTNESS: Final = ("active", "reducing", "halted")
-_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
-_SPAN_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_STATUS_DETAILS: Final = "grpc-status-details-bin"
+"""Trailing metadata with which a server itself says why it refuses."""
 
+app = typer.Typer()
 
-def _span(text: str | float) -> float:
-    """Seconds in a span of time as people write it: `90`, `90s`, `10m`, `2h`, `1d`."""
-    match = _SPAN.fullmatch(str(text))
-    if match is None or not float(match[1]):
-        raise typer.BadParameter("must be a span of time like 90, 90s, 10m, 2h or 1d")
-    return float(match[1]) * _SPAN_SECONDS[match[2]]
-
-
-Author = Annotated[str, typer.Option(help="Who asks, for the audit; a server that knows who calls takes that.")]
-Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
-For = Annotated[
-    float | None,
-    typer.Option("--for", parser=_span, metavar="TIME", help="Reverts by itself after this time: 90, 10m, 2h, 1d."),
-]
-Expect = Annotated[
-    int | None, typer.Option("--expect", metavar="VERSION", help="Only if this is the control state's version.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ReplicaName = Annotated[
     str,
     typer.Argument(
@@ -107,6 +100,7 @@ _MODES = {
 }
 
 
+@app.command(epilog=EXIT_CODES)
 def breaker(
     replica: ReplicaName,
     mode: Annotated[BreakerName, typer.Argument(help="Who drives it.")],
@@ -140,6 +134,7 @@ def breaker(
     _show(response, response.change, as_json)
 
 
+@app.command(epilog=EXIT_CODES)
 def flag(
     name: Annotated[
         str | None, typer.Argument(help="The flag; none lists them.", autocompletion=lambda: ["shadow", "cached_score"])
@@ -174,6 +169,7 @@ def flag(
             print(f"{entry.name}: {'on' if entry.enabled else 'off'}{ends}  ({entry.description})")
 
 
+@app.command(epilog=EXIT_CODES)
 def state(
     value: Annotated[StateName | None, typer.Argument(help="The state to set; none shows it.")] = None,
     lift: Annotated[
@@ -230,6 +226,7 @@ def _restriction_table(restrictions: Iterable[admin_pb2.Restriction]) -> Table:
     return table
 
 
+@app.command(epilog=EXIT_CODES)
 def chain(
     stages: Annotated[
         list[StageArgument] | None, typer.Argument(help="Who may answer, in this order; none shows it.")
@@ -262,6 +259,8 @@ def chain(
 
 replica_app = typer.Typer(name="replica", help="List replicas; drain one, and give it orders again.", epilog=EXIT_CODES)
 config_app = typer.Typer(name="config", help="The servers' configuration.", epilog=EXIT_CODES)
+app.add_typer(replica_app)
+app.add_typer(config_app)
 
 
 @replica_app.command("list", epilog=EXIT_CODES)
@@ -317,12 +316,13 @@ def replica_resume(
     _show(response, response.change, as_json)
 
 
+@app.command(epilog=EXIT_CODES)
 def changes(
     subject: Annotated[
         str, typer.Argument(help="Only this, or below it: trading_state, flag, breaker/primary, …")
     ] = "",
     since: Annotated[
-        float | None, typer.Option(parser=_span, metavar="TIME", help="Only of the last 10m, 2h, 1d, ….")
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="Only of the last 10m, 2h, 1d, ….")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="The most to show.")] = 50,
     target: AdminTarget = None,
@@ -423,7 +423,9 @@ def _may_have_arrived(error: grpc.RpcError) -> bool:
     Not when the server itself says why it refuses, nor when there never was a connection. The library tells the latter
     apart in its message alone. Should that change, an operator looks at `pretrade changes` once too often.
     """
-    if error.code() is not grpc.StatusCode.UNAVAILABLE or rpc_status.from_call(cast("grpc.Call", error)) is not None:
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    if any(name == _STATUS_DETAILS for name, _ in cast("grpc.Call", error).trailing_metadata() or ()):
         return False
     return not (error.details() or "").startswith("failed to connect")
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of a server: replicas, features, counts, the canary with its evidence, recent changes."""
+"""What a terminal shows of a server: replicas, features, the canary with its evidence, why a model scored so."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from contextlib import suppress
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.decision.v1 import decision_pb2
 
 RPC_SECONDS = 3.0
 _MINUTE_SECONDS = 60.0
 _CHANGES_SECONDS = 5.0
 _CHANGES = 5
+_BAR_WIDTH = 20
 
 
 class History:
@@ -203,6 +205,30 @@ def canary_view(canary: admin_pb2.Canary) -> Group:
             words(check.verdict),
         )
     return Group(*lines, table) if canary.checks else Group(*lines)
+
+
+def explanation_table(explanation: decision_pb2.Explanation) -> RenderableType:
+    """The features that moved the score most come first; a sentence where there is no explanation."""
+    if explanation.status != decision_pb2.EXPLANATION_STATUS_READY:
+        status = decision_pb2.ExplanationStatus.Name(explanation.status).removeprefix("EXPLANATION_STATUS_")
+        return f"explanation: {status}: {explanation.message}"
+    parts = sorted(explanation.contributions, key=lambda part: -abs(part.contribution))
+    largest = max((abs(part.contribution) for part in parts), default=0.0) or 1.0
+    table = Table(
+        title=f"why model {explanation.model_version} scored so ({explanation.method}), in log odds before calibration",
+        caption=f"base {explanation.base:+.4f}, in all {explanation.margin:+.4f}; decision {explanation.decision_id}",
+        title_justify="left",
+    )
+    table.add_column("feature")
+    table.add_column("value", justify="right")
+    table.add_column("contribution", justify="right")
+    table.add_column("")
+    for part in parts:
+        width = round(_BAR_WIDTH * abs(part.contribution) / largest)
+        value = f"{part.value:.6g}" if part.HasField("value") else "undefined"
+        colour = "green" if part.contribution > 0 else "red"
+        table.add_row(part.feature, value, f"{part.contribution:+.4f}", f"[{colour}]{'█' * width}[/{colour}]")
+    return table
 
 
 def words(verdict: admin_pb2.CanaryVerdict.ValueType) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from support.stack_files import ENDPOINTS, stack_file
 from typer.testing import CliRunner
 
-from local.cli import app
 from local.stack.parts.server import env
-from server.stack_file import NoStackError, StackFile, running_stack, stack_endpoint
+from pretrade.client.cli.main import app
+from pretrade.client.stack_file import NoStackError, StackFile, StackFormatError, running_stack, stack_endpoint
 
 
 @pytest.fixture
@@ -57,9 +59,26 @@ def test_a_stack_that_was_killed_does_not_run_while_its_parts_are_being_ended(ru
         running_stack(running)
 
 
-def test_a_file_of_another_shape_is_an_error(running: Path) -> None:
-    (running / "stack.json").write_text("{}")
-    with pytest.raises(ValidationError):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: {},
+        lambda _: [],
+        lambda whole: whole | {"since": 1},
+        lambda whole: whole | {"pid": "1"},
+        lambda whole: whole | {"processes": ["valkey"]},
+        lambda whole: whole | {"processes": {"valkey": "1"}},
+        lambda whole: whole | {"endpoints": whole["endpoints"] | {"admin": 7}},
+        lambda whole: whole | {"endpoints": whole["endpoints"] | {"admin_port": "7"}},
+        lambda whole: whole | {"endpoints": whole["endpoints"] | {"management": {"primary": 7}}},
+        lambda whole: whole | {"endpoints": whole["endpoints"] | {"instruments": "BTCUSDT.SIM"}},
+        lambda whole: whole | {"endpoints": {name: one for name, one in whole["endpoints"].items() if name != "admin"}},
+    ],
+)
+def test_a_file_of_another_shape_is_an_error(running: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    file = running / "stack.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(StackFormatError):
         StackFile.read(running)
     with pytest.raises(NoStackError, match="started by another version of pretrade"):
         running_stack(running)
@@ -124,7 +143,13 @@ def test_every_command_that_finds_no_stack_says_what_to_do(
 
 def test_the_database_is_shown_without_its_password() -> None:
     assert ENDPOINTS.database_address == "127.0.0.1:3"
-    assert ENDPOINTS.model_copy(update={"database_url": "sqlite:///audit.db"}).database_address is None
+    for url, address in (
+        ("postgresql+psycopg://ours:pa#ss/w:rd@db.example:5432/pretrade", "db.example:5432"),
+        ("postgresql://ours@db.example/pretrade", "db.example"),
+        ("postgresql://ours:secret@[::1]:5432/pretrade", "[::1]:5432"),
+    ):
+        assert replace(ENDPOINTS, database_url=url).database_address == address
+    assert replace(ENDPOINTS, database_url="sqlite:///audit.db").database_address is None
 
 
 def test_the_server_is_told_what_the_stack_has_and_keeps_its_defaults_for_the_rest(
@@ -141,5 +166,5 @@ def test_the_server_is_told_what_the_stack_has_and_keeps_its_defaults_for_the_re
 
 def test_people_see_where_redis_is_and_not_its_password() -> None:
     assert ENDPOINTS.redis_address == "redis://127.0.0.1:1/0"
-    cluster = ENDPOINTS.model_copy(update={"redis_url": "redis+cluster://u:w@a:1,b:2"})
+    cluster = replace(ENDPOINTS, redis_url="redis+cluster://u:w@a:1,b:2")
     assert cluster.redis_address == "redis+cluster://a:1,b:2"

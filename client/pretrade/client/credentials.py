@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
-from server.security import operator
-from server.security.settings import is_loopback
+from pretrade.client import operator_token
+from pretrade.client.addresses import is_local
 
 CA = "PRETRADE_CLIENT_CA"
 CERTIFICATE = "PRETRADE_CLIENT_CERTIFICATE"
@@ -69,9 +69,9 @@ class ClientCredentials:
             address: `host:port`.
             token_file: The token's file; None for that of a server in this directory or with this environment.
         """
-        if self.ca or self.token or self.token_file or not _is_local(address):
+        if self.ca or self.token or self.token_file or not is_local(address):
             return self
-        path = token_file or operator.path_from()
+        path = token_file or operator_token.path_from()
         return replace(self, token_file=path) if path.is_file() else self
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
@@ -110,7 +110,7 @@ class ClientCredentials:
 
     def _check_open(self, address: str) -> None:
         """Refuses to send a token over a network in the open."""
-        if self.ca is None and not _is_local(address):
+        if self.ca is None and not is_local(address):
             raise CredentialsError(f"a token is not sent to {address} without TLS: name the authority (--tls-ca)")
 
     def _tls(self, ca: Path) -> grpc.ChannelCredentials:
@@ -129,10 +129,6 @@ class ClientCredentials:
             return self.token_file.read_text().strip()
         except OSError as error:
             raise CredentialsError(str(error)) from error
-
-
-def _is_local(address: str) -> bool:
-    return address.startswith("unix:") or is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
 class _Details(NamedTuple):

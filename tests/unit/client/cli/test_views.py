@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console, RenderableType
 
 from pretrade.admin.v1 import admin_pb2
-from server.views import canary_view, status_view
+from pretrade.client.cli.views import canary_view, status_view
 
 REASON = "retrained [/] on [red]November[/] data"
 

@@ -1,0 +1,58 @@
+"""Options that many commands share."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+Directory = Annotated[
+    Path,
+    typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack: its folder's .pretrade."),
+]
+"""The option of every command that looks for a stack."""
+Target = Annotated[
+    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_TARGET")
+]
+AdminTarget = Annotated[
+    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_ADMIN_TARGET")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _user() -> str:
+    """Who types: the name that the system has for this user, or the number where it has none, as in some containers."""
+    try:
+        return os.environ.get("USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+USER = _user()
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_SPAN_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def seconds(text: str | float) -> float:
+    """Seconds in a span of time as people write it: `90`, `90s`, `10m`, `2h`, `1d`."""
+    match = _SPAN.fullmatch(str(text))
+    if match is None or not float(match[1]):
+        raise typer.BadParameter("must be a span of time like 90, 90s, 10m, 2h or 1d")
+    return float(match[1]) * _SPAN_SECONDS[match[2]]
+
+
+Author = Annotated[str, typer.Option(help="Who asks, for the audit; a server that knows who calls takes that.")]
+Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
+For = Annotated[
+    float | None,
+    typer.Option("--for", parser=seconds, metavar="TIME", help="Reverts by itself after this time: 90, 10m, 2h, 1d."),
+]
+Expect = Annotated[
+    int | None, typer.Option("--expect", metavar="VERSION", help="Only if this is the control state's version.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -1,0 +1,21 @@
+"""Options that the commands of the embedded stack share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Directory = Annotated[
+    Path | None, typer.Option("--dir", help="Where databases, models, journal and logs are kept. [.pretrade]")
+]
+Recording = Annotated[
+    Path | None, typer.Option("--data", help="Directory of a recorded session to replay; without it, the simulator.")
+]
+Speed = Annotated[str | None, typer.Option(help="Speed of the market data: a factor, or max. [1]")]
+
+
+def given(**options: object) -> dict[str, object]:
+    """The settings that were given; the environment and the defaults decide the rest."""
+    return {name: value for name, value in options.items() if value is not None}
