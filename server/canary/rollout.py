@@ -337,7 +337,7 @@ class Rollout:
 
         Raises:
             CanaryError: It cannot be begun as things are.
-            ModelUnknown, ModelUnusableError, LoadError: The version is not fit.
+            ModelUnknownError, ModelUnusableError, LoadError: The version is not fit.
             ControlError: The control state changed meanwhile, or is not known, or it is not known whether it changed.
         """
         self._refuse_a_second()
@@ -354,8 +354,8 @@ class Rollout:
         """Makes the canary the champion.
 
         Raises:
-            ModelUnknown, ModelUnusableError, LoadError, DeploymentError: It could not be loaded, or ended meanwhile;
-                nothing changed.
+            ModelUnknownError, ModelUnusableError, LoadError, DeploymentError: It could not be loaded, or ended
+                meanwhile; nothing changed.
             ControlError: The control state changed meanwhile, or is not known; nothing changed.
             ChangeInDoubtError: It is not known whether all servers have the new champion. The canary goes on.
         """

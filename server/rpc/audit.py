@@ -15,16 +15,16 @@ from google.protobuf.message import DecodeError
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading.reading import EVENT, STEP, Question, Reading
 from server.journal.errors import (
-    AuditBusy,
+    AuditBusyError,
     AuditError,
-    AuditUnavailable,
-    InvalidRequest,
+    AuditUnavailableError,
+    InvalidRequestError,
     JournalError,
-    ModelFailed,
-    ModelUnknown,
-    NotReplayable,
-    OutcomeConflict,
-    UnknownDecision,
+    ModelFailedError,
+    ModelUnknownError,
+    NotReplayableError,
+    OutcomeConflictError,
+    UnknownDecisionError,
 )
 from server.journal.journal import Journal
 from server.journal.lock import FileLock
@@ -37,14 +37,14 @@ _WATCH_SECONDS: Final = 0.1
 _MAX_NAME: Final = 64
 
 _CODES: Final = {
-    AuditBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    ModelFailed: grpc.StatusCode.FAILED_PRECONDITION,
-    ModelUnknown: grpc.StatusCode.FAILED_PRECONDITION,
-    NotReplayable: grpc.StatusCode.FAILED_PRECONDITION,
-    OutcomeConflict: grpc.StatusCode.ALREADY_EXISTS,
-    UnknownDecision: grpc.StatusCode.NOT_FOUND,
+    AuditBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    AuditUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelFailedError: grpc.StatusCode.FAILED_PRECONDITION,
+    ModelUnknownError: grpc.StatusCode.FAILED_PRECONDITION,
+    NotReplayableError: grpc.StatusCode.FAILED_PRECONDITION,
+    OutcomeConflictError: grpc.StatusCode.ALREADY_EXISTS,
+    UnknownDecisionError: grpc.StatusCode.NOT_FOUND,
 }
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -113,7 +113,7 @@ class AuditServicer:
         Nothing is kept for a watcher but its cursor: one that does not read holds up nothing but itself.
         """
         if self._watchers >= _MOST_WATCHERS:
-            await abort(context, AuditBusy(f"{self._watchers} watch already"))
+            await abort(context, AuditBusyError(f"{self._watchers} watch already"))
         self._watchers += 1
         try:
             wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
@@ -133,7 +133,7 @@ class AuditServicer:
                 if not more:
                     await asyncio.sleep(_WATCH_SECONDS)
         except DecodeError:
-            await abort(context, InvalidRequest("the request is not a valid message of this method"))
+            await abort(context, InvalidRequestError("the request is not a valid message of this method"))
         except AuditError as error:
             await abort(context, error)
         finally:
@@ -160,12 +160,12 @@ def _outcome(request: bytes) -> packet_pb2.Outcome:
     """The outcome in a request.
 
     Raises:
-        InvalidRequest: It breaks a rule; names the field and the rule.
+        InvalidRequestError: It breaks a rule; names the field and the rule.
     """
     try:
         outcome = audit_pb2.RecordOutcomeRequest.FromString(request).outcome
     except DecodeError as error:
-        raise InvalidRequest("the request is not a valid message of this method") from error
+        raise InvalidRequestError("the request is not a valid message of this method") from error
     outcome.ClearField("recorded_at_ns")
     # Whoever is known reports in no other name: an outcome of another reporter would be taken for theirs.
     outcome.reporter = known_name(outcome.reporter)
@@ -183,7 +183,7 @@ def _outcome(request: bytes) -> packet_pb2.Outcome:
     )
     for field, rule, kept in rules:
         if not kept:
-            raise InvalidRequest(f"outcome.{field}: {rule}")
+            raise InvalidRequestError(f"outcome.{field}: {rule}")
     return outcome
 
 

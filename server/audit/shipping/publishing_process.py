@@ -52,7 +52,7 @@ class Publishing:
         closing: Set when nobody writes the journal any more.
 
     Raises:
-        KeyUnusable: There is no key where the task says that there is one.
+        KeyUnusableError: There is no key where the task says that there is one.
     """
 
     def __init__(self, task: TopicTask, closing: threading.Event) -> None:

@@ -35,7 +35,7 @@ from server.audit.reading.query import AuditQuery
 from server.decision.record import Decided
 from server.decision.replies import Replies
 from server.journal import reply_status
-from server.journal.errors import JournalUnwritable
+from server.journal.errors import JournalUnwritableError
 from server.journal.journal import Durability, Journal, JournalSettings, settle_what_was_left
 from server.journal.journal_file import JournalReader
 from server.journal.reply_status import REPLIED, UNSETTLED, WITHDRAWN, Statuses
@@ -361,7 +361,7 @@ class Disk:
 
     def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[bool]:
         if not self.writable or self.refuses:
-            raise JournalUnwritable("the disk")
+            raise JournalUnwritableError("the disk")
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.under_way.append((entry, future))
         return future
@@ -376,7 +376,7 @@ class Disk:
     def fail(self) -> None:
         """What is under way does not become durable."""
         for _, future in self.under_way:
-            future.set_exception(JournalUnwritable("the disk"))
+            future.set_exception(JournalUnwritableError("the disk"))
         self.under_way.clear()
 
 
