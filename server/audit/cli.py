@@ -35,7 +35,7 @@ from server.audit.reading.query import AuditQuery
 from server.audit.reading.verify import Finding, Open, Unreachable, Unremembered, verify
 from server.audit.shipping.heads import VerifyingKey
 from server.audit.store.store import Store
-from server.journal.errors import AuditError, AuditUnavailableError
+from server.errors import AuditError, AuditUnavailableError
 from server.journal.reply_status import REPLIED, UNSETTLED
 from server.models.archive import ModelStore
 from server.stack_file import DEFAULT_DIRECTORY, Directory

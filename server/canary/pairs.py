@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import JournalError, JournalFullError
+from server.errors import JournalError, JournalFullError
 
 if TYPE_CHECKING:
     from server.inference.shadow import Pair

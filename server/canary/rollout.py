@@ -24,9 +24,8 @@ from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Ver
 from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
-from server.control.errors import ChangeInDoubtError, ControlError
+from server.errors import ChangeInDoubtError, ControlError, JournalError
 from server.inference.outcome import Outcome
-from server.journal.errors import JournalError
 from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 import structlog
 
 from server.decision.record import Decided, ReplyState
-from server.journal.errors import JournalError, JournalFullError
+from server.errors import JournalError, JournalFullError
 from server.journal.reply_status import Cause, heard, unconfirmed
 
 if TYPE_CHECKING:

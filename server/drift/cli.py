@@ -21,7 +21,7 @@ from server.audit.reading.query import AuditQuery
 from server.audit.replay.review import Since, Until, decisions_of
 from server.drift.report import write_report
 from server.drift.summary import Summary, metadata_of, summarise
-from server.journal.errors import AuditError, AuditUnavailableError
+from server.errors import AuditError, AuditUnavailableError
 from server.models.archive import ModelStore
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 

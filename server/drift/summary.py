@@ -16,7 +16,7 @@ from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.drift.psi import Reference, correlation_time, limit, psi, references_of
-from server.journal.errors import ModelUnknownError
+from server.errors import ModelUnknownError
 
 SCORE: Final = "score"
 FALSE_ALARMS: Final = 0.01

@@ -41,7 +41,7 @@ from typing import Final, NamedTuple, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.journal.errors import (
+from server.errors import (
     JournalClosedError,
     JournalCorruptedError,
     JournalError,

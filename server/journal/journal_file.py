@@ -29,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from server.journal.errors import JournalCorruptedError, JournalError
+from server.errors import JournalCorruptedError, JournalError
 from server.machine import Files
 
 GENESIS: Final = bytes(32)

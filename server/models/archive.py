@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from server.errors import ModelFailedError, ModelUnknownError
 from server.inference import wire
 from server.inference.outcome import BatchFailedError
 from server.inference.wire import ModelIdentity
-from server.journal.errors import ModelFailedError, ModelUnknownError
 from server.models.model_process import EXPLAIN, SCORE
 
 _FILES: Final = ("handler.py", "metadata.json", "weights.bin")

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from server.control.errors import ChangeInDoubtError
-from server.journal.errors import ModelUnknownError
+from server.errors import ChangeInDoubtError, ModelUnknownError
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelUnusableError
 

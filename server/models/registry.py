@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache import features
-from server.journal.errors import ModelUnknownError
+from server.errors import ModelUnknownError
 from server.models.archive import read_archive
 
 VERSIONS: Final = "versions"

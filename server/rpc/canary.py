@@ -15,10 +15,15 @@ from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.settings import check_steps
 from server.canary.subjects import CANARY, CHAMPION
-from server.control.errors import ChangeRefusedError, ControlChangedError, InvalidChangeError, UnknownSubjectError
 from server.control.state import ControlState, Wanted
+from server.errors import (
+    ChangeRefusedError,
+    ControlChangedError,
+    InvalidChangeError,
+    ModelUnknownError,
+    UnknownSubjectError,
+)
 from server.inference.replica import Replica
-from server.journal.errors import ModelUnknownError
 from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError
 from server.models.registry import ALIASES, ModelRecord, ModelUnusableError

@@ -16,7 +16,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.days import TablesBusyError
 from server.audit.store.store import Store
-from server.journal.errors import JournalCorruptedError, SchemaUnknownError
+from server.errors import JournalCorruptedError, SchemaUnknownError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 NEWEST = "0008"

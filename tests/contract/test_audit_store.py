@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.store import Store
-from server.journal.errors import JournalCorruptedError
+from server.errors import JournalCorruptedError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 JOURNAL = "journal-1"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import JournalFullError
+from server.errors import JournalFullError
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 

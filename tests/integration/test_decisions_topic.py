@@ -15,7 +15,7 @@ from local.stack.stack import Stack
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.shipper import Shipper
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
-from server.journal.errors import JournalFullError
+from server.errors import JournalFullError
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 

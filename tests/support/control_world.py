@@ -20,7 +20,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.control.file import ControlFile
 from server.control.shared import SharedControl, SharedSettings
 from server.control.state import ControlSettings, ControlState, Wanted
-from server.journal.errors import JournalUnwritableError
+from server.errors import JournalUnwritableError
 from server.journal.journal import Journal, JournalSettings
 from server.machine import Files, Identity, Machine
 

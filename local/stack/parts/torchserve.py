@@ -15,7 +15,7 @@ from local.stack.errors import NotReadyError
 from local.stack.ports import LOOPBACK
 from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
-from server.journal.errors import ModelUnknownError
+from server.errors import ModelUnknownError
 from server.models.archive import read_archive
 from server.models.registry import ModelUnusableError, Registry
 

@@ -16,7 +16,7 @@ from server.audit.reading.journals import Journals, entry_of, unshipped_rows
 from server.audit.store.schema import CONTROL_CHANGES, JOURNAL_ENTRIES
 from server.audit.store.store import Store
 from server.control.records import recorded
-from server.journal.errors import AuditUnavailableError, InvalidRequestError
+from server.errors import AuditUnavailableError, InvalidRequestError
 from server.journal.journal_file import Head, JournalReader, Row
 
 _DEFAULT_PAGE: Final = 50

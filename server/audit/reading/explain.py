@@ -12,7 +12,7 @@ import numpy as np
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.journal.errors import ModelFailedError, NotReplayableError
+from server.errors import ModelFailedError, NotReplayableError
 from server.models.archive import Archive, RunningModel
 
 SCORED: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY, pb.SOURCE_CACHED_SCORE))
@@ -50,7 +50,7 @@ class Explainer:
         """The explanation of a decision's score, or why there is none; raises nothing."""
         decision = packet.decision
         if decision.source not in SCORED:
-            return no_model(decision)
+            return no_model(decision.source)
         try:
             return self._explained(self._scored(packet))
         except NotReplayableError as error:
@@ -105,10 +105,10 @@ class Explainer:
         self._running.pop(version)[1].close()
 
 
-def no_model(decision: pb.Decision) -> pb.Explanation:
+def no_model(source: pb.Source.ValueType) -> pb.Explanation:
     """There is nothing to explain."""
-    source = pb.Source.Name(decision.source).removeprefix("SOURCE_")
-    return pb.Explanation(status=pb.EXPLANATION_STATUS_NO_MODEL, message=f"no model scored the order: source {source}")
+    name = pb.Source.Name(source).removeprefix("SOURCE_")
+    return pb.Explanation(status=pb.EXPLANATION_STATUS_NO_MODEL, message=f"no model scored the order: source {name}")
 
 
 def unavailable(why: str) -> pb.Explanation:

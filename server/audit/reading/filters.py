@@ -8,7 +8,7 @@ import datetime as dt
 
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.journal.errors import InvalidRequestError
+from server.errors import InvalidRequestError
 
 
 def instants(wanted: audit_pb2.DecisionFilter) -> tuple[dt.datetime | None, dt.datetime | None]:

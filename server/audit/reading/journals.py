@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
-from server.journal.errors import AuditUnavailableError, InvalidRequestError, JournalError
+from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
 from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
 

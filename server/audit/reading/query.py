@@ -27,7 +27,7 @@ from server.audit.reading.labels import Label, LabelledDecision
 from server.audit.store import outcomes
 from server.audit.store.schema import DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES
 from server.audit.store.store import Store
-from server.journal.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
+from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.journal_file import Head, JournalReader, Row
 from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
 

@@ -22,7 +22,7 @@ from typing import Final, Self
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from server.journal.errors import (
+from server.errors import (
     AuditBusyError,
     AuditError,
     AuditUnavailableError,

@@ -25,7 +25,7 @@ from server.audit.reading.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP,
 from server.audit.replay.replay import Replay, Replayer, fact_of_reply
 from server.drift.summary import metadata_of, summarise
 from server.drift.watch import DriftRequest, packed
-from server.journal.errors import AuditError, AuditUnavailableError, InvalidRequestError, ModelFailedError
+from server.errors import AuditError, AuditUnavailableError, InvalidRequestError, ModelFailedError
 from server.models.archive import ModelStore
 
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import VerifyingKey, slot_of
 from server.audit.store.store import Shipped, Store
-from server.journal.errors import JournalCorruptedError, JournalError
+from server.errors import JournalCorruptedError, JournalError
 from server.journal.journal_file import Head, JournalReader, Point, journals_of
 from server.machine import REAL
 

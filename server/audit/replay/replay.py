@@ -34,9 +34,8 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
-from server.errors import InvalidOrderError
+from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
-from server.journal.errors import NotReplayableError
 from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
 from server.models.archive import Archive, RunningModel
 from server.settings import FeatureSettings, hash_of

@@ -36,7 +36,7 @@ from server.audit.reading.query import AuditQuery
 from server.audit.replay import whatif
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
 from server.cli import connected
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.models.archive import Archive, ModelStore, read_archive
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
-from server.journal.errors import NotReplayableError
+from server.errors import NotReplayableError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

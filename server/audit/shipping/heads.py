@@ -15,14 +15,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import AuditError
+from server.errors import KeyUnusableError
 from server.journal.journal_file import Head
 
 _KEY_ID_DIGITS: Final = 16
-
-
-class KeyUnusableError(AuditError):
-    """A file does not hold an Ed25519 key in PEM."""
 
 
 class SigningKey:

@@ -35,7 +35,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import SigningKey, Stating, heads_topic
 from server.audit.shipping.shipping import Progress, TopicTask
 from server.audit.shipping.shipping_process import take_task
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.journal.journal_file import Head, JournalReader, Row
 
 _STATE_SECONDS: Final = 1.0

@@ -32,7 +32,7 @@ from server.audit.shipping.heads import SigningKey, Stating
 from server.audit.shipping.shipping import CLOSE, Progress, Task
 from server.audit.store.days import TablesBusyError
 from server.audit.store.store import Shipped, Store
-from server.journal.errors import AuditError, JournalCorruptedError
+from server.errors import AuditError, JournalCorruptedError
 from server.journal.journal_file import Head, JournalReader, follow
 
 T = TypeVar("T", bound=BaseModel)

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from feature_cache import kafka
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import heads_topic
-from server.journal.errors import AuditUnavailableError
+from server.errors import AuditUnavailableError
 
 _PATIENCE_SECONDS: Final = 30.0
 

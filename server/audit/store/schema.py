@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql
 
-from server.journal.errors import SchemaUnknownError
+from server.errors import SchemaUnknownError
 
 METADATA: Final = sa.MetaData()
 _NAMES: Final = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")

@@ -37,7 +37,7 @@ from server.audit.store.schema import (
     VERIFICATIONS,
     migrate,
 )
-from server.journal.errors import JournalCorruptedError
+from server.errors import JournalCorruptedError
 from server.journal.journal_file import Head, Row, follow, link
 from server.journal.reply_status import WITHDRAWN
 

@@ -14,8 +14,8 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
+from server.errors import JournalUnwritableError
 from server.inference.shadow import Opinion, Pair
-from server.journal.errors import JournalUnwritableError
 from server.journal.journal import Journal, JournalSettings
 
 INSTRUMENT = "BTCUSDT.BINANCE"

@@ -12,7 +12,7 @@ from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.reading import Question, Reading, Task
 from server.decision.explaining import Explaining, ExplainSettings
-from server.journal.errors import AuditBusyError, AuditError, AuditUnavailableError, UnknownDecisionError
+from server.errors import AuditBusyError, AuditError, AuditUnavailableError, UnknownDecisionError
 
 DECISION = pb.Decision(decision_id="0197-somebody", source=pb.SOURCE_PRIMARY)
 FOUND = audit_pb2.ExplainDecisionResponse(explanation=pb.Explanation(status=pb.EXPLANATION_STATUS_READY, base=0.25))

@@ -25,7 +25,7 @@ from server.drift.psi import Reference, correlation_time, limit, psi, references
 from server.drift.report import write_report
 from server.drift.summary import Summary, summarise
 from server.drift.watch import DriftSettings, DriftWatch, packed, unpacked
-from server.journal.errors import ModelUnknownError
+from server.errors import ModelUnknownError
 from torchserve.reference import reference_histogram
 
 DECILES = tuple([0.1] * 10 + [0.0])

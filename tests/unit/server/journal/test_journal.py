@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import (
+from server.errors import (
     JournalClosedError,
     JournalCorruptedError,
     JournalError,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.journal.errors import JournalCorruptedError, JournalError
+from server.errors import JournalCorruptedError, JournalError
 from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, link
 
 ROWS = 30

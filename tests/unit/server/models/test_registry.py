@@ -13,7 +13,7 @@ import pytest
 from feature_cache import features
 from local.demo.variants import inverted, late, recalibrated
 from local.stack.parts.torchserve import archive
-from server.journal.errors import ModelUnknownError
+from server.errors import ModelUnknownError
 from server.models.registry import ModelUnusableError, Registry
 
 

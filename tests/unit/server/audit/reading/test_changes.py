@@ -15,7 +15,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.reading.query import AuditQuery
 from server.audit.shipping.leftovers import ship_leftovers
 from server.audit.shipping.shipping import ShippingSettings
-from server.journal.errors import AuditUnavailableError, InvalidRequestError
+from server.errors import AuditUnavailableError, InvalidRequestError
 from server.journal.journal import Journal, JournalSettings
 
 START_NS = 1_700_000_000_000_000_000

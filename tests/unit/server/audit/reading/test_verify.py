@@ -20,12 +20,12 @@ from typer.testing import CliRunner, Result
 from pretrade.audit.v1 import packet_pb2
 from server.audit.cli import app
 from server.audit.reading.verify import Open, Unremembered, Verified, verify
-from server.audit.shipping.heads import KeyUnusableError, SigningKey, VerifyingKey, slot_of
+from server.audit.shipping.heads import SigningKey, VerifyingKey, slot_of
 from server.audit.shipping.shipper import Shipper
 from server.audit.shipping.shipping import Progress, ShippingSettings, Task
 from server.audit.shipping.shipping_process import Shipping
 from server.audit.store.store import Store
-from server.journal.errors import JournalCorruptedError
+from server.errors import JournalCorruptedError, KeyUnusableError
 from server.journal.journal_file import Head, JournalFile, JournalReader, link
 from server.machine import REAL
 

@@ -25,7 +25,7 @@ from server.audit.reading.labels import Label
 from server.audit.reading.query import AuditQuery
 from server.audit.replay.review import instant
 from server.audit.store.store import Store
-from server.journal.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError
+from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError
 from server.journal.journal_file import JournalFile, JournalReader
 from server.models.archive import RunningModel, read_archive
 from server.settings import hash_of
