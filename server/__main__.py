@@ -20,7 +20,7 @@ from feature_cache import logs
 from server.composition.app import serve
 from server.composition.process import ComponentEndedError
 from server.control.flags import FlagProviderError
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.process.slot import Slot
 from server.process.stopping import Leash
 from server.process.supervisor import Supervisor

@@ -19,9 +19,9 @@ import structlog
 from pydantic import ValidationError
 
 from pretrade.admin.v1 import admin_pb2
-from server.control.errors import ChangeRefusedError, InvalidChangeError
 from server.control.state import ControlState, Wanted
 from server.control.subjects import Subject
+from server.errors import ChangeRefusedError, InvalidChangeError
 
 if TYPE_CHECKING:
     from server.settings import Settings

@@ -1,16 +1,50 @@
-"""What can keep a call from getting a decision. None of these knows a transport; `rpc/status.py` maps them.
+"""Why a call, or an order of it, gets no answer.
 
-PretradeError
-├── InvalidOrderError     the caller must change the order
-├── KeyReusedError        the caller must use a new idempotency key
-├── OverloadedError       the caller may try again shortly
-├── DeadlineError         the caller asked for an answer sooner than one could be given
-├── DrainingError         the caller should go to another server
-├── UnauthenticatedError  the caller must show better credentials
-├── PermissionDeniedError the caller may not do this, whoever asks
-├── RateLimitedError      the caller may try again when his bucket has something in it
-├── CredentialsUnknownError  nobody can tell at the moment whether the credentials are good
-└── InternalError         nobody's fault but ours: logged with its traceback
+No error knows a transport: the table in `rpc/status.py` maps each to its gRPC status.
+
+::
+
+    PretradeError
+    ├── InvalidOrderError          the caller must change the request
+    ├── KeyReusedError             the caller must use a new idempotency key
+    ├── OverloadedError            the caller may try again shortly
+    ├── MessageTooLargeError       the caller must send less at once
+    ├── DeadlineError              the caller wanted the answer sooner than it could be given
+    ├── DrainingError              the caller should go to another server
+    ├── UnauthenticatedError       the caller must show better credentials
+    ├── PermissionDeniedError      the caller may not do this
+    ├── RateLimitedError           the caller may try again after `retry_after_seconds`
+    ├── CredentialsUnknownError    the credentials cannot be verified at the moment
+    ├── UnknownMethodError         the server has no such method
+    ├── UnknownServiceError        the server has no such service to ask the health of
+    ├── ProtocolError              the caller does not speak gRPC as its specification says
+    ├── UnsupportedEncodingError   the caller must compress its messages in another way, or not at all
+    ├── InternalError              a fault of this server, logged with its traceback
+    ├── ControlError               a change to the control state is not made
+    │   ├── UnknownSubjectError    the server has nothing of this name to steer
+    │   ├── InvalidChangeError     the caller must change the request
+    │   ├── ControlChangedError    another change came first: the caller must look again
+    │   ├── ChangeRefusedError     the change does not fit the state that the server is in
+    │   └── ChangeInDoubtError     nobody knows yet whether the change was made
+    └── AuditError                 a part of the audit failed
+        ├── JournalError              this row is not durable: the caller must not act on its decision
+        │   ├── JournalFullError         too many rows wait; try again when `depth` or `bytes` falls
+        │   ├── JournalUnwritableError   the last write failed; the journal recovers by itself
+        │   ├── JournalClosedError       the journal is not started, or is already closed
+        │   ├── JournalInUseError        another process holds this journal; the start fails
+        │   └── JournalCorruptedError    a row does not fit the chain; the start fails, `position` says where
+        ├── SchemaUnknownError        the database is of a newer version; nothing is shipped until the server is too
+        ├── KeyUnusableError          the key that signs journal heads, or checks them, cannot be read
+        ├── UnknownDecisionError      neither the store nor the journal holds this decision
+        ├── NotReplayableError        a decision cannot be recomputed; the message says what is missing
+        │   ├── ModelUnknownError        no archive of this version exists, or its content is another
+        │   └── ModelFailedError         the model gave no score
+        ├── OutcomeConflictError      this reporter said something else about this decision before
+        ├── InvalidRequestError       the caller must change the request; the message names field and rule
+        ├── AuditUnavailableError     what was asked for may be where the server cannot look now
+        └── AuditBusyError            too many requests wait for the audit
+
+Errors that a component raises for its own parts, or for the one that builds it, are defined beside it.
 """
 
 from __future__ import annotations
@@ -23,16 +57,19 @@ if TYPE_CHECKING:
 
 
 class PretradeError(Exception):
-    """A call that gets no decision.
+    """A call, or an order of it, that gets no answer.
 
     Attributes:
         reason: Stable, machine-readable, UPPER_SNAKE_CASE.
         field: The field to blame; empty when there is none.
         named: What else it is about, by name, for programs.
+        retry_after_seconds: When to ask again; None where nobody can say.
         case: What was known of the order when it ended, where that is worth telling.
     """
 
+    reason: str
     named: Mapping[str, str] = {}
+    retry_after_seconds: float | None = None
     case: Case | None = None
 
     def __init__(self, reason: str, message: str, field: str = "") -> None:
@@ -42,7 +79,7 @@ class PretradeError(Exception):
 
 
 class InvalidOrderError(PretradeError):
-    """The order breaks a rule."""
+    """The request, or an order of it, breaks a rule."""
 
 
 class KeyReusedError(PretradeError):
@@ -52,13 +89,23 @@ class KeyReusedError(PretradeError):
 class OverloadedError(PretradeError):
     """Too many decisions are under way."""
 
+    retry_after_seconds = 0.05
+
+
+class MessageTooLargeError(PretradeError):
+    """A message is larger than the server takes."""
+
+    def __init__(self, size: int, most: int) -> None:
+        # The words of grpc.aio, which refuses such a message by itself.
+        super().__init__("MESSAGE_TOO_LARGE", f"Received message larger than max ({size} vs. {most})")
+
 
 class DeadlineError(PretradeError):
     """The deadline had passed on arrival, or passed before an answer could be sent."""
 
 
 class DrainingError(PretradeError):
-    """The server is about to stop."""
+    """The server is about to stop, or has stopped."""
 
 
 class UnauthenticatedError(PretradeError):
@@ -66,7 +113,7 @@ class UnauthenticatedError(PretradeError):
 
 
 class PermissionDeniedError(PretradeError):
-    """The credentials are good, and not enough."""
+    """The credentials are good, and do not allow this."""
 
     def __init__(self, reason: str, message: str, field: str = "", named: Mapping[str, str] | None = None) -> None:
         super().__init__(reason, message, field)
@@ -74,11 +121,7 @@ class PermissionDeniedError(PretradeError):
 
 
 class RateLimitedError(PretradeError):
-    """The caller asks too often.
-
-    Attributes:
-        retry_after_seconds: When to ask again.
-    """
+    """The caller asks too often."""
 
     def __init__(self, reason: str, message: str, retry_after_seconds: float) -> None:
         super().__init__(reason, message)
@@ -89,5 +132,207 @@ class CredentialsUnknownError(PretradeError):
     """What the credentials are to be verified with is not known at the moment."""
 
 
+class UnknownMethodError(PretradeError):
+    """The server has no such method."""
+
+    def __init__(self) -> None:
+        super().__init__("UNKNOWN_METHOD", "Method not found!")
+
+
+class UnknownServiceError(PretradeError):
+    """The server has no such service to ask the health of."""
+
+    def __init__(self) -> None:
+        super().__init__("UNKNOWN_SERVICE", "unknown service")
+
+
+class ProtocolError(PretradeError):
+    """The caller does not speak gRPC as its specification says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("PROTOCOL_ERROR", message)
+
+
+class UnsupportedEncodingError(PretradeError):
+    """Messages are compressed in a way that the server does not know."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("UNSUPPORTED_ENCODING", message)
+
+
 class InternalError(PretradeError):
     """Something failed that should not have; the caller learns no more than that."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("INTERNAL", message)
+
+
+class ControlError(PretradeError):
+    """A change that is not made, or not known to be."""
+
+    reason = "CONTROL_FAILED"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(type(self).reason, message)
+
+
+class UnknownSubjectError(ControlError):
+    """The server has nothing of this name to steer."""
+
+    reason = "UNKNOWN_SUBJECT"
+
+
+class InvalidChangeError(ControlError):
+    """The change breaks a rule; the message names the field and the rule."""
+
+    reason = "INVALID_CHANGE"
+
+
+class ControlChangedError(ControlError):
+    """The control state is not the one that the change was meant for."""
+
+    reason = "CONTROL_CHANGED"
+
+    def __init__(self, version: int, expected: int) -> None:
+        super().__init__(f"the control state's version is {version}, not {expected}")
+
+
+class ChangeRefusedError(ControlError):
+    """The change does not fit the state that the server is in."""
+
+    reason = "CHANGE_REFUSED"
+
+
+class ChangeInDoubtError(ControlError):
+    """The change was sent to Redis, and no answer said whether it was made.
+
+    It may be in force, now or in a moment. If it is, it is recorded with its id, by this process or any other.
+
+    Attributes:
+        change_id: The change's id, to look for in the history.
+    """
+
+    reason = "CHANGE_IN_DOUBT"
+
+    def __init__(self, change_id: str, why: str) -> None:
+        super().__init__(
+            f"it is not known whether the change was made ({why}); change id {change_id}; "
+            "if it was, it is recorded under that id as soon as that is known"
+        )
+        self.change_id = change_id
+        self.named = {"change_id": change_id}
+
+
+class AuditError(PretradeError):
+    """A part of the audit failed."""
+
+    reason = "AUDIT_FAILED"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(type(self).reason, message)
+
+
+class JournalError(AuditError):
+    """The row was not made durable."""
+
+    reason = "JOURNAL_FAILED"
+
+
+class JournalFullError(JournalError):
+    """As many rows wait as `JournalSettings` allows: `queue_rows` to be written, `max_mebibytes` to be shipped."""
+
+    reason = "JOURNAL_FULL"
+
+
+class JournalUnwritableError(JournalError):
+    """The last write failed and no probe has succeeded since."""
+
+    reason = "JOURNAL_UNWRITABLE"
+
+
+class JournalClosedError(JournalError):
+    """The journal was not started, or is closed."""
+
+    reason = "JOURNAL_CLOSED"
+
+
+class JournalInUseError(JournalError):
+    """Another process writes this journal: two writers would fork the chain."""
+
+    reason = "JOURNAL_IN_USE"
+
+
+class JournalCorruptedError(JournalError):
+    """A row is missing, or is not what was written.
+
+    Attributes:
+        position: The first position that does not fit.
+        problem: What is wrong there.
+    """
+
+    reason = "JOURNAL_CORRUPTED"
+
+    def __init__(self, position: int, problem: str, journal_id: str = "") -> None:
+        super().__init__(f"{f'journal {journal_id}, ' if journal_id else ''}position {position}: {problem}")
+        self.position = position
+        self.problem = problem
+
+
+class SchemaUnknownError(AuditError):
+    """The tables of the audit database are of a newer version of pretrade."""
+
+    reason = "SCHEMA_UNKNOWN"
+
+
+class KeyUnusableError(AuditError):
+    """The key that signs journal heads, or checks them, cannot be read."""
+
+    reason = "KEY_UNUSABLE"
+
+
+class UnknownDecisionError(AuditError):
+    """Neither the store nor the journal holds this decision."""
+
+    reason = "UNKNOWN_DECISION"
+
+
+class NotReplayableError(AuditError):
+    """A decision cannot be recomputed; the message says what is missing."""
+
+    reason = "NOT_REPLAYABLE"
+
+
+class ModelUnknownError(NotReplayableError):
+    """No archive of this model version can be found, or its content is not what its version says."""
+
+    reason = "MODEL_UNKNOWN"
+
+
+class ModelFailedError(NotReplayableError):
+    """The model gave no score."""
+
+    reason = "MODEL_FAILED"
+
+
+class OutcomeConflictError(AuditError):
+    """The reporter recorded another outcome of this decision before."""
+
+    reason = "OUTCOME_CONFLICT"
+
+
+class InvalidRequestError(AuditError):
+    """A request breaks a rule; the message names the field and the rule."""
+
+    reason = "INVALID_REQUEST"
+
+
+class AuditUnavailableError(AuditError):
+    """What was asked for may be in the database or the journal, which cannot be read now."""
+
+    reason = "AUDIT_UNAVAILABLE"
+
+
+class AuditBusyError(AuditError):
+    """Too many requests wait for the audit."""
+
+    reason = "AUDIT_BUSY"

@@ -40,7 +40,7 @@ from server.audit.reading.query import AuditQuery
 from server.audit.reading.verify import Finding, Open, Unreachable, Unremembered, verify
 from server.audit.shipping.heads import VerifyingKey
 from server.audit.store.store import Store
-from server.journal.errors import AuditError, AuditUnavailable
+from server.errors import AuditError, AuditUnavailableError
 from server.journal.reply_status import REPLIED, UNSETTLED
 from server.models.archive import ModelStore
 
@@ -69,7 +69,7 @@ def show(
             decision = query.get(decision_id)
             try:
                 outcomes = query.outcomes(decision_id)
-            except AuditUnavailable as error:
+            except AuditUnavailableError as error:
                 outcomes = []
                 typer.echo(f"outcomes may be missing: {error}", err=True)
             explanation = _explanation(decision, query, models or _model_store(directory)) if explain else None
@@ -127,7 +127,7 @@ def verify_chains(
         if brokers is not None:
             try:
                 heads = _heads_on(brokers, topic)
-            except AuditUnavailable as error:
+            except AuditUnavailableError as error:
                 incomplete = True
                 typer.echo(f"not compared: {error}", err=True)
         verifying = None if key is None else VerifyingKey(key)
@@ -144,7 +144,7 @@ def _heads_on(brokers: str, topic: str) -> Sequence[packet_pb2.JournalHead]:
     try:
         from server.audit.shipping.topic_heads import read_heads  # noqa: PLC0415 - an extra that servers need not install
     except ModuleNotFoundError as error:
-        raise AuditUnavailable(f"{error.name} is missing: pip install 'pretrade-server[worker]'") from error
+        raise AuditUnavailableError(f"{error.name} is missing: pip install 'pretrade-server[worker]'") from error
     return read_heads(brokers, topic)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import JournalError, JournalFull
+from server.errors import JournalError, JournalFullError
 
 if TYPE_CHECKING:
     from server.inference.shadow import Pair
@@ -62,7 +62,7 @@ class PairRecorder:
             entry = packet_pb2.JournalEntry(score_pairs=packet_pb2.ScorePairs(pairs=pairs)).SerializeToString()
             try:
                 if self._journal.full or not self._journal.writable:  # decisions need what room there is
-                    raise JournalFull
+                    raise JournalFullError
                 self._journal.append(entry)
             except JournalError:
                 self.lost += len(pairs)

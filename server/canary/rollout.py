@@ -24,9 +24,8 @@ from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Ver
 from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
-from server.control.errors import ChangeInDoubtError, ControlError
+from server.errors import ChangeInDoubtError, ControlError, JournalError
 from server.inference.outcome import Outcome
-from server.journal.errors import JournalError
 from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
 if TYPE_CHECKING:
@@ -337,7 +336,7 @@ class Rollout:
 
         Raises:
             CanaryError: It cannot be begun as things are.
-            ModelUnknown, ModelUnusableError, LoadError: The version is not fit.
+            ModelUnknownError, ModelUnusableError, LoadError: The version is not fit.
             ControlError: The control state changed meanwhile, or is not known, or it is not known whether it changed.
         """
         self._refuse_a_second()
@@ -354,8 +353,8 @@ class Rollout:
         """Makes the canary the champion.
 
         Raises:
-            ModelUnknown, ModelUnusableError, LoadError, DeploymentError: It could not be loaded, or ended meanwhile;
-                nothing changed.
+            ModelUnknownError, ModelUnusableError, LoadError, DeploymentError: It could not be loaded, or ended
+                meanwhile; nothing changed.
             ControlError: The control state changed meanwhile, or is not known; nothing changed.
             ChangeInDoubtError: It is not known whether all servers have the new champion. The canary goes on.
         """

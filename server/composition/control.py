@@ -16,7 +16,7 @@ from server.control.shared import SharedControl
 from server.control.start import halt_at_start
 from server.control.state import ControlState
 from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
-from server.journal.errors import JournalError
+from server.errors import JournalError
 from server.settings import Settings, control_path
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
 import structlog
@@ -19,15 +19,15 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.decision.convert import OrderReader
 from server.envoy.asgi import GrpcApplication
 from server.machine import REAL, Machine
-from server.rpc.access import AccessInterceptor
 from server.rpc.admin import AdminServicer
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
 from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
 from server.rpc.decision import SERVICE as DECISION_SERVICE
 from server.rpc.decision import DecisionServicer
-from server.rpc.parsing import ParsingInterceptor
+from server.rpc.edge import GrpcEdge
 from server.rpc.steering import Steering
+from server.timing.call_deadlines import CallDeadlines
 
 if TYPE_CHECKING:
     from server.composition.audit import AuditParts
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from server.envoy.edge import EnvoyEdge
     from server.process.health import Health
     from server.rpc.health import HealthServicer
-    from server.security.security import Plane, Security
+    from server.security.access import AccessControl
+    from server.security.security import Security
     from server.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -62,8 +63,9 @@ async def open_admin_port(
     settings, slot = process.settings, process.slot
     control, canary = path.control, path.canary
     by_name = {replica.name: replica for replica in path.replicas}
-    server = grpc_server(settings, access(base.security, "admin"), process.metrics.errors, process.machine)
-    admin_pb2_grpc.add_AdminServiceServicer_to_server(
+    server = grpc_server(settings, base.security.access("admin"), process.metrics.errors, process.machine)
+    add_admin: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server  # its servicers are given a context of gRPC's
+    add_admin(
         AdminServicer(
             instance_id=process.instance_id,
             control=control,
@@ -112,7 +114,7 @@ async def open_health_port(process: Process, health_servicer: HealthServicer) ->
     settings = process.settings
     if settings.grpc.health_port is not None:
         at = f"{settings.grpc.host}:{settings.grpc.health_port}"
-        server = grpc_server(settings, (), process.metrics.errors, process.machine)
+        server = grpc_server(settings, None, process.metrics.errors, process.machine)
         await _listen(process.stack, server, health_servicer, (), at, None)
 
 
@@ -139,12 +141,10 @@ async def open_decision_port(
         path.reports,
         explaining,
         clock,
-        # What grpc.aio says of a deadline depends on the wall clock; what we read in Envoy does not.
-        process.machine.wall_clock if envoy is None else clock,
         security.orders,
     )
     if envoy is None:
-        server = grpc_server(settings, access(security, "decision"), metrics.errors, process.machine)
+        server = grpc_server(settings, security.access("decision"), metrics.errors, process.machine)
         servicer.add_to(server)
         at = f"{settings.grpc.host}:{settings.grpc.port}"
         credentials = security.credentials("decision")
@@ -159,30 +159,32 @@ async def open_decision_port(
         process.machine.wall_clock,
         security.access("decision"),
     )
-    servicer.add_to_application(application)
-    # As generated code sees it, the application is a server.
-    _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
+    server = cast("grpc.aio.Server", application)  # as generated code sees it
+    servicer.add_to_application(server)
+    _add_standard_services(server, health_servicer, (DECISION_SERVICE,))
     await process.background(application.run(), "calls")
     await process.background(envoy.watch_gate(path.admission, metrics), "gate")
     envoy.serve(application)
     return settings.grpc.port, envoy.refuse
 
 
-def access(security: Security, plane: Plane) -> tuple[AccessInterceptor, ...]:
-    """Guards a port on grpc.aio; nothing where it is open."""
-    control = security.access(plane)
-    return () if control is None else (AccessInterceptor(control),)
-
-
 def grpc_server(
     settings: Settings,
-    interceptors: Sequence[grpc.aio.ServerInterceptor],
+    access: AccessControl | None,
     errors: Counter[str],
     machine: Machine = REAL,
 ) -> grpc.aio.Server:
-    """A server with the limits that protect it from its callers."""
+    """A server with the limits that protect it from its callers, and the edge that its calls pass.
+
+    Args:
+        settings: Its limits.
+        access: Asked about every call; None for an open port.
+        errors: Counts the calls that end with an error, by reason.
+        machine: What it runs on.
+    """
+    deadlines = CallDeadlines(machine.clock, machine.wall_clock)
     return machine.grpc_server(
-        interceptors=(*interceptors, ParsingInterceptor(settings.grpc.read_seconds, errors)),
+        interceptors=(GrpcEdge(settings.grpc.read_seconds, errors, deadlines, access),),
         options=(
             ("grpc.max_receive_message_length", settings.grpc.max_message_bytes),
             ("grpc.max_concurrent_streams", settings.grpc.max_streams_per_connection),
@@ -237,7 +239,8 @@ async def _end(server: grpc.aio.Server, grace_seconds: float) -> None:
 
 def _add_standard_services(server: grpc.aio.Server, health_servicer: HealthServicer, services: tuple[str, ...]) -> None:
     """Adds health and reflection."""
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
+    add_health(health_servicer, server)
     names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     servicer = reflection.aio.ReflectionServicer(names)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]

@@ -26,12 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.control.errors import (
-    ChangeRefusedError,
-    ControlChangedError,
-    InvalidChangeError,
-    UnknownSubjectError,
-)
 from server.control.file import ControlFile
 from server.control.flags import FLAGS, ControlProvider, Flags
 from server.control.model import (
@@ -49,7 +43,13 @@ from server.control.records import describe, from_json, record, recorded, to_jso
 from server.control.shared import SharedControl, SharedSettings, UnreachableError
 from server.control.store import ControlStore, Describe
 from server.control.subjects import OFF, ON, Subject, flag_subject, one_of
-from server.journal.errors import JournalError
+from server.errors import (
+    ChangeRefusedError,
+    ControlChangedError,
+    InvalidChangeError,
+    JournalError,
+    UnknownSubjectError,
+)
 
 if TYPE_CHECKING:
     from server.journal.journal import Journal

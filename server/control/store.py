@@ -27,10 +27,10 @@ from typing import Final
 
 import structlog
 
-from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError
 from server.control.file import ControlFile, UnreadableControlError
 from server.control.model import TRADING_STATE, Change, Control, Kept
 from server.control.shared import SharedControl, UnreachableError
+from server.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError
 
 _log = structlog.get_logger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,9 +14,18 @@ from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explain import SCORED, no_model, unavailable
 from server.audit.reading.reading import Question, Reading
-from server.journal.errors import AuditError
+from server.errors import AuditError
 
 _log = structlog.get_logger(__name__)
+
+
+class Explained(Protocol):
+    """A decision, as far as its explanation goes by it."""
+
+    @property
+    def decision_id(self) -> str: ...  # noqa: D102
+    @property
+    def source(self) -> pb.Source.ValueType: ...  # noqa: D102
 
 
 class ExplainSettings(BaseModel):
@@ -50,7 +60,7 @@ class Explaining:
         self._counts = counts
         self._clock = clock
 
-    async def explanation(self, decision: pb.Decision, deadline: float | None) -> pb.Explanation:
+    async def explanation(self, decision: Explained, deadline: float | None) -> pb.Explanation:
         """The explanation of a durable decision, or why there is none.
 
         Args:
@@ -62,7 +72,7 @@ class Explaining:
         if decision.source in SCORED:
             answer = await self._within(decision.decision_id, self._until(deadline))
         else:
-            answer = no_model(decision)
+            answer = no_model(decision.source)
         self._counts[answer.status] += 1
         return answer
 

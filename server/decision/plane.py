@@ -15,8 +15,7 @@ from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.idempotency import ClaimLostError, identify
 from server.decision.record import Decided
-from server.errors import DeadlineError, OverloadedError
-from server.journal.errors import JournalError
+from server.errors import DeadlineError, JournalError, OverloadedError
 from server.journal.reply_status import unconfirmed
 from server.security.identity import CALLER
 from server.timing.deadlines import Deadlines
@@ -138,11 +137,12 @@ class DataPlane:
         self._wall_clock_ns = wall_clock_ns
         self._new_id = new_id
 
-    def deadline(self, arrived: float, timeout_seconds: float | None) -> float:
+    def capped(self, arrived: float, deadline: float | None) -> float:
         """The monotonic instant before which an order's decision must be sent; its arguments are those of `decide`."""
-        return arrived + (self._cap_seconds if timeout_seconds is None else min(timeout_seconds, self._cap_seconds))
+        latest = arrived + self._cap_seconds
+        return latest if deadline is None or deadline > latest else deadline
 
-    async def decide(self, order: Order, arrived: float, timeout_seconds: float | None) -> Decided:
+    async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
         """The decision of one order, durable when this returns.
 
         Whoever gets it reports what became of the reply: `heard` or `unheard`.
@@ -150,7 +150,7 @@ class DataPlane:
         Args:
             order: A valid order.
             arrived: Monotonic instant at which it arrived.
-            timeout_seconds: What the caller allows from `arrived` on; None for the server's cap.
+            deadline: Monotonic instant at which the caller stops waiting; None for the server's cap.
 
         Raises:
             DeadlineError: Too late on arrival, or no durable decision before the deadline.
@@ -159,7 +159,7 @@ class DataPlane:
 
         Cancelling is safe: other callers keep their answers, and a packet already written is marked unconfirmed.
         """
-        deadline = self.deadline(arrived, timeout_seconds)
+        deadline = self.capped(arrived, deadline)
         if self._clock() >= deadline:
             self._metrics.late += 1
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 import structlog
 
 from server.decision.record import Decided, ReplyState
-from server.journal.errors import JournalError, JournalFull
+from server.errors import JournalError, JournalFullError
 from server.journal.reply_status import Cause, heard, unconfirmed
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ class Replies:
         """Remembers a decision whose packet is about to be handed to the journal.
 
         Raises:
-            JournalFull: Too many decisions are not settled.
+            JournalFullError: Too many decisions are not settled.
         """
         if len(self._owed) >= _MOST:
-            raise JournalFull(f"of {_MOST} decisions nobody knows yet whether their callers heard them")
+            raise JournalFullError(f"of {_MOST} decisions nobody knows yet whether their callers heard them")
         decided.reply = ReplyState.OWED
         self._journal.hold(decided)
 

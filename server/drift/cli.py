@@ -26,7 +26,7 @@ from server.audit.reading.query import AuditQuery
 from server.audit.replay.review import Since, Until, decisions_of
 from server.drift.report import write_report
 from server.drift.summary import Summary, metadata_of, summarise
-from server.journal.errors import AuditError, AuditUnavailable
+from server.errors import AuditError, AuditUnavailableError
 from server.models.archive import ModelStore
 
 __all__ = ["app"]
@@ -61,7 +61,7 @@ def drift(
             found = summarise(packets, lambda version: metadata_of(store.find(version).files))
             try:
                 quality = by_source(query.labelled(since, until, HORIZON_SECONDS))
-            except AuditUnavailable:
+            except AuditUnavailableError:
                 quality = {}
         if report is not None:
             write_report(report, found, quality)

@@ -16,7 +16,7 @@ from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.drift.psi import Reference, correlation_time, limit, psi, references_of
-from server.journal.errors import ModelUnknown
+from server.errors import ModelUnknownError
 
 SCORE: Final = "score"
 FALSE_ALARMS: Final = 0.01
@@ -98,7 +98,7 @@ def summarise(packets: Iterable[packet_pb2.DecisionPacket], metadata: Callable[[
 
     Args:
         packets: Of the decisions.
-        metadata: A model version's; raises `ModelUnknown` where there is none.
+        metadata: A model version's; raises `ModelUnknownError` where there is none.
     """
     found = sorted(packets, key=lambda packet: packet.decision.decision_id)
     versions = Counter(one.decision.model_version for one in found if one.decision.source in _MODELS)
@@ -133,7 +133,7 @@ def summarise(packets: Iterable[packet_pb2.DecisionPacket], metadata: Callable[[
         return replace(summary, problem="no decision was scored by a model")
     try:
         references = references_of(metadata(version))
-    except ModelUnknown as error:
+    except ModelUnknownError as error:
         return replace(summary, problem=str(error))
     if not references:
         return replace(summary, problem=f"model {version} was exported without a reference")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.audit.reading.reading import Question, Reading
 from server.drift.summary import Drift, Summary
-from server.journal.errors import AuditError
+from server.errors import AuditError
 
 _log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 import grpc
@@ -30,16 +30,24 @@ from server.envoy.framing import (
     ENCODINGS,
     PEER,
     PREFIX_BYTES,
-    CallError,
-    Metadata,
+    Header,
     call_headers,
     decompressed,
     framed,
     message_length,
     status_headers,
 )
-from server.errors import DeadlineError, InvalidOrderError, PretradeError
+from server.errors import (
+    DeadlineError,
+    DrainingError,
+    InternalError,
+    InvalidOrderError,
+    MessageTooLargeError,
+    PretradeError,
+    UnknownMethodError,
+)
 from server.rpc import status
+from server.rpc.call import Call
 from server.security.access import AccessControl
 from server.security.identity import Attempt
 
@@ -67,67 +75,35 @@ _START: Final = {
 _CERTIFICATE: Final = re.compile(rb'(?:^|;)Cert="([^"]*)"')
 _OK_STATUS: Final = (b"grpc-status", b"0")
 _OK: Final = {"type": "http.response.trailers", "headers": [_OK_STATUS], "more_trailers": False}
-_UNKNOWN_METHOD: Final = CallError(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-_FAILED: Final = CallError(grpc.StatusCode.INTERNAL, "the call failed; see the server's log")
-_TOO_LATE: Final = CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-_STOPPED: Final = CallError(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
 
 
 class _CallerGoneError(Exception):
     """Nobody hears the answer."""
 
 
-class Call:
-    """One call, as far as our servicers and grpc's own use `grpc.aio.ServicerContext`.
+class EnvoyCall(Call):
+    """A call in Envoy's process.
 
     Args:
         receive: Gives its requests.
-        headers: Its metadata.
-        clock: Monotonic seconds.
+        headers: Its metadata, pseudo headers and all, as bytes.
+        arrived: When it was taken up, in monotonic seconds.
     """
 
-    __slots__ = (
-        "_clock",
-        "_headers",
-        "_task",
-        "arrived",
-        "deadline",
-        "ended",
-        "is_unary",
-        "is_watched",
-        "receive",
-        "write",
-    )
+    __slots__ = ("_task", "arrived", "ended", "is_unary", "is_watched", "receive")
 
-    def __init__(self, receive: Receive, headers: Headers, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._headers = headers
+    def __init__(self, receive: Receive, headers: Headers, arrived: float) -> None:
+        super().__init__(None, headers)
         self._task = asyncio.current_task()
         self.receive = receive
-        self.arrived = clock()
-        self.deadline: float | None = None
-        """Monotonic seconds; None without one."""
+        self.arrived = arrived
         self.is_unary = True
         self.is_watched = False
         """True while its requests are read and its answer is not: then anybody may ask `receive`."""
-        self.ended: CallError | _CallerGoneError | None = None
+        self.ended: PretradeError | _CallerGoneError | None = None
         """Why it was cancelled."""
-        self.write: Callable[[Any], Awaitable[None]]
-        """Sends one message of a stream of answers."""
 
-    def time_remaining(self) -> float | None:
-        """Seconds to the caller's deadline; None without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - self._clock())
-
-    def invocation_metadata(self) -> Headers:
-        """What the caller sent besides its message, pseudo headers and all, as bytes."""
-        return self._headers
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        """Ends the call with a status."""
-        raise CallError(code, details, trailing_metadata)
-
-    def end(self, reason: CallError | _CallerGoneError) -> None:
+    def end(self, reason: PretradeError | _CallerGoneError) -> None:
         """Cancels it; the first reason counts."""
         assert self._task is not None
         if self.ended is None:
@@ -165,7 +141,7 @@ class GrpcApplication:
         max_message_bytes: Largest request.
         read_seconds: How long a unary call may take to send its message.
         delivery: Told what became of every unary answer.
-        metrics: Counts the calls that end here.
+        metrics: Counts the calls that end with an error, by reason.
         clock: Monotonic seconds.
         wall_clock: Seconds of the clock by which Envoy says when a call arrived.
         access: Asked about every call; None for an open port.
@@ -189,7 +165,7 @@ class GrpcApplication:
         self._wall_clock = wall_clock
         self._access = access
         self._methods: dict[str, _Method] = {}
-        self._calls: dict[Call, None] = {}
+        self._calls: dict[EnvoyCall, None] = {}
         """Those under way, in the order of their arrival."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -220,14 +196,14 @@ class GrpcApplication:
             for call in self._slow():
                 await self._look_after(call)
 
-    def _slow(self) -> list[Call]:
+    def _slow(self) -> list[EnvoyCall]:
         before = self._clock() - _LOOK_SECONDS
         return list(itertools.takewhile(lambda call: call.arrived <= before, self._calls))
 
-    async def _look_after(self, call: Call) -> None:
+    async def _look_after(self, call: EnvoyCall) -> None:
         now = self._clock()
         if call.deadline is not None and now >= call.deadline:
-            call.end(_TOO_LATE)
+            call.end(DeadlineError("DEADLINE_EXCEEDED", "Deadline Exceeded"))
         elif call.is_watched:
             try:
                 message = await call.receive()
@@ -237,22 +213,21 @@ class GrpcApplication:
                 if message["type"] == "http.disconnect":
                     call.end(_CallerGoneError())
         elif call.is_unary and call in self._calls and now - call.arrived >= self._read_seconds:
-            slow = DeadlineError("REQUEST_TOO_SLOW", "the request's message did not arrive in time")
-            call.end(self._refusal(slow))
+            call.end(DeadlineError("REQUEST_TOO_SLOW", "the request's message did not arrive in time"))
 
     def end_all(self) -> None:
         """Ends every call that is still under way with UNAVAILABLE."""
         for call in self._calls:
-            call.end(_STOPPED)
+            call.end(DrainingError("STOPPED", "the server has stopped"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one call."""
-        call = Call(receive, scope["headers"], self._clock)
+        call = EnvoyCall(receive, scope["headers"], self._clock())
         self._calls[call] = None
         try:
             method = self._methods.get(scope["path"])
             if method is None:
-                raise _UNKNOWN_METHOD
+                raise UnknownMethodError
             timeout, encoding, arrived = call_headers(scope["headers"])
             if timeout is not None:
                 call.deadline = await self._deadline(call, timeout, arrived)
@@ -262,24 +237,22 @@ class GrpcApplication:
                 await self._answer(call, send, method, encoding)
             else:
                 with self._watched(call):
-                    await self._stream(call, send, method, encoding)
-        except CallError as error:
-            await _refuse(send, error)
+                    await self._stream(call, scope, send, method, encoding)
+        except PretradeError as error:
+            await self._refuse(send, error)
         except _CallerGoneError:
             pass
         except asyncio.CancelledError:
             if call.ended is None:
                 raise  # not by us
-            if isinstance(call.ended, CallError):
-                await _refuse(send, call.ended)
-        except Exception:
-            self._metrics.errors["INTERNAL"] += 1
-            _log.exception("call failed", method=scope["path"][:200])
-            await _refuse(send, _FAILED)
+            if isinstance(call.ended, PretradeError):
+                await self._refuse(send, call.ended)
+        except Exception as error:
+            await self._refuse(send, _failed(scope, error))
         finally:
             del self._calls[call]
 
-    async def _deadline(self, call: Call, allowed: float, arrived: float | None) -> float:
+    async def _deadline(self, call: EnvoyCall, allowed: float, arrived: float | None) -> float:
         """A call's deadline; raises where it has passed.
 
         A call that waited until then keeps its place in Envoy's gate for as long again, which costs nobody anything.
@@ -291,7 +264,7 @@ class GrpcApplication:
             return call.arrived - waited + allowed
         await asyncio.sleep(min(waited, _LONGEST_ZOMBIE_SECONDS))
         self._metrics.late += 1
-        raise self._refusal(DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival"))
+        raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
 
     def _waited(self, arrived: float | None) -> float:
         """How long a call waited to be taken up, in seconds.
@@ -313,18 +286,15 @@ class GrpcApplication:
             peer=lambda: _header(headers, PEER).decode("latin-1") or "unknown",
             certificate=lambda: _certificate(_header(headers, b"x-forwarded-client-cert")),
         )
-        try:
-            await access.admit(attempt)
-        except PretradeError as error:
-            raise CallError(*status.of(error)) from None
+        await access.admit(attempt)
 
-    def _watched(self, call: Call) -> contextlib.AbstractContextManager[None]:
+    def _watched(self, call: EnvoyCall) -> contextlib.AbstractContextManager[None]:
         """Ends a stream whose caller would not be let in any more."""
         if self._access is None:
             return contextlib.nullcontext()
-        return self._access.watched(lambda error: call.end(CallError(*status.of(error))))
+        return self._access.watched(call.end)
 
-    async def _answer(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
+    async def _answer(self, call: EnvoyCall, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with one answer."""
         answer = await method.answer(await self._request(call, method, encoding), call)
         call.is_watched = False
@@ -337,10 +307,10 @@ class GrpcApplication:
             raise _CallerGoneError from None
         self._delivery.sent(answer)
 
-    async def _stream(self, call: Call, send: Send, method: _Method, encoding: bytes) -> None:
+    async def _stream(self, call: EnvoyCall, scope: Scope, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with a stream of answers."""
         call.is_unary = False
-        problem: CallError | None = None
+        problem: PretradeError | None = None
 
         async def write(answer: Any) -> None:
             frame = framed(method.serialize(answer))
@@ -354,10 +324,9 @@ class GrpcApplication:
             try:
                 async for request in self._requests(call, method, encoding):
                     yield request
-            except CallError as error:
+            except PretradeError as error:
                 problem = error  # said after the answers that are due
 
-        call.write = write
         if method.answers_stream is not None:
             answers = method.answers_stream(requests(), call)
         else:
@@ -365,20 +334,21 @@ class GrpcApplication:
         try:
             with contextlib.suppress(OSError):  # then the first answer says so, too
                 await send(_START)
-            if isinstance(answers, AsyncIterator):
-                async with contextlib.aclosing(answers):  # type: ignore[type-var]  # a generator
-                    async for answer in answers:
-                        await write(answer)
-            else:
-                await answers
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    await write(answer)
             if problem is not None:
                 raise problem
-        except CallError as error:
-            trailers = status_headers(error)
+        except PretradeError as error:
+            trailers = self._status(error)
+        except _CallerGoneError:
+            raise
         except asyncio.CancelledError:
-            if not isinstance(call.ended, CallError):
+            if not isinstance(call.ended, PretradeError):
                 raise
-            trailers = status_headers(call.ended)
+            trailers = self._status(call.ended)
+        except Exception as error:
+            trailers = self._status(_failed(scope, error))
         else:
             trailers = [_OK_STATUS]
         call.is_watched = False
@@ -386,7 +356,7 @@ class GrpcApplication:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             await send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
 
-    async def _request(self, call: Call, method: _Method, encoding: bytes) -> Any:
+    async def _request(self, call: EnvoyCall, method: _Method, encoding: bytes) -> Any:
         """The only request of a call; what follows it is ignored."""
         message = await call.receive()
         body = message.get("body", b"")
@@ -397,11 +367,11 @@ class GrpcApplication:
         length = message_length(body)
         self._check_size(length)
         if len(body) < PREFIX_BYTES + length:
-            raise self._refusal(InvalidOrderError("MISSING_REQUEST", "the request ended before its message"))
+            raise InvalidOrderError("MISSING_REQUEST", "the request ended before its message")
         call.is_watched = True
         return self._parsed(method, body[0], body[PREFIX_BYTES : PREFIX_BYTES + length], encoding)
 
-    async def _rest(self, call: Call, body: bytes) -> bytes:
+    async def _rest(self, call: EnvoyCall, body: bytes) -> bytes:
         """A request's body to its end."""
         whole = bytearray(body)
         while True:
@@ -415,7 +385,7 @@ class GrpcApplication:
             if not message.get("more_body"):
                 return bytes(whole)
 
-    async def _requests(self, call: Call, method: _Method, encoding: bytes) -> AsyncIterator[Any]:
+    async def _requests(self, call: EnvoyCall, method: _Method, encoding: bytes) -> AsyncIterator[Any]:
         """The requests of a stream."""
         buffer = bytearray()
         more = True
@@ -437,7 +407,7 @@ class GrpcApplication:
                 yield self._parsed(method, compressed, payload, encoding)
         call.is_watched = True
         if buffer:
-            raise self._refusal(InvalidOrderError("MISSING_REQUEST", "the request ended before its message"))
+            raise InvalidOrderError("MISSING_REQUEST", "the request ended before its message")
 
     def _parsed(self, method: _Method, compressed: int, payload: bytes, encoding: bytes) -> Any:
         self._check_size(len(payload))
@@ -447,29 +417,29 @@ class GrpcApplication:
         try:
             return method.parse(payload)
         except DecodeError:
-            malformed = InvalidOrderError("MALFORMED_REQUEST", "the request is not a valid message of this method")
-            raise self._refusal(malformed) from None
+            raise InvalidOrderError("MALFORMED_REQUEST", "the request is not a valid message of this method") from None
 
     def _check_size(self, size: int) -> None:
         if size > self._max_message_bytes:
-            self._metrics.errors["MESSAGE_TOO_LARGE"] += 1
-            raise CallError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"Received message larger than max ({size} vs. {self._max_message_bytes})",
-            )
+            raise MessageTooLargeError(size, self._max_message_bytes)
 
-    def _refusal(self, error: PretradeError) -> CallError:
-        """The status of a call that gets no further than here."""
+    async def _refuse(self, send: Send, error: PretradeError) -> None:
+        """Ends a call, of which nothing was answered yet, with a status other than OK."""
+        headers = [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *self._status(error)]
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _status(self, error: PretradeError) -> list[Header]:
+        """The trailers of a call that fails. Each has its own from here, and is counted here alone."""
         self._metrics.errors[error.reason] += 1
-        return CallError(*status.of(error))
+        return status_headers(*status.of(error))
 
 
-async def _refuse(send: Send, error: CallError) -> None:
-    """Ends a call, of which nothing was answered yet, with a status other than OK."""
-    headers = [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *status_headers(error)]
-    with contextlib.suppress(OSError):
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+def _failed(scope: Scope, error: Exception) -> InternalError:
+    """What the caller is told of a fault of ours."""
+    _log.error("call failed", method=scope["path"][:200], exc_info=error)
+    return InternalError("the call failed; see the server's log")
 
 
 def _header(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes:

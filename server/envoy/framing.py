@@ -1,4 +1,4 @@
-"""gRPC's own part of a call over HTTP/2: headers, framed messages, status trailers. Knows no server.
+"""gRPC's own part of a call over HTTP/2: headers, framed messages, status trailers. Knows no servicer.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 """
@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 import grpc
 
+from server.errors import ProtocolError, UnsupportedEncodingError
+
 PREFIX_BYTES: Final = 5
 """Before each message: whether it is compressed, and its length as 4 bytes, big-endian."""
 ENCODINGS: Final = b"identity,gzip,deflate"
@@ -27,16 +29,6 @@ _UNESCAPED: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 Header = tuple[bytes, bytes]
 Metadata = Sequence[tuple[str, str | bytes]]
-
-
-class CallError(Exception):
-    """A call that ends with a status other than OK."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata = ()) -> None:
-        super().__init__(details)
-        self.code = code
-        self.details = details
-        self.trailing_metadata = trailing_metadata
 
 
 def framed(message: bytes) -> bytes:
@@ -64,7 +56,7 @@ def call_headers(headers: Sequence[Header]) -> CallHeaders:
     """Reads those headers of a call that mean something to gRPC.
 
     Raises:
-        CallError: The timeout is none.
+        ProtocolError: The timeout is none.
     """
     timeout: float | None = None
     encoding = b"identity"
@@ -73,7 +65,7 @@ def call_headers(headers: Sequence[Header]) -> CallHeaders:
         if name == b"grpc-timeout":
             unit = _UNITS.get(value[-1:])
             if unit is None or not value[:-1].isdigit():
-                raise CallError(grpc.StatusCode.INTERNAL, f"grpc-timeout: {value[:32]!r} is not a timeout")
+                raise ProtocolError(f"grpc-timeout: {value[:32]!r} is not a timeout")
             # More digits than gRPC allows are no harm: the distant future has no end.
             timeout = float(value[:-1]) * unit
         elif name == b"grpc-encoding":
@@ -87,27 +79,28 @@ def decompressed(payload: bytes, encoding: bytes, max_bytes: int) -> bytes:
     """A compressed message's bytes; one more than `max_bytes` at most, however many there would be.
 
     Raises:
-        CallError: It is not what its encoding says, or that is unknown.
+        ProtocolError: It is not what its encoding says.
+        UnsupportedEncodingError: The encoding is unknown.
     """
     if encoding == b"identity":
-        raise CallError(grpc.StatusCode.INTERNAL, "a compressed message without grpc-encoding")
+        raise ProtocolError("a compressed message without grpc-encoding")
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
-        raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding: {encoding[:32]!r} is not supported")
+        raise UnsupportedEncodingError(f"grpc-encoding: {encoding[:32]!r} is not supported")
     unpacking = zlib.decompressobj(bits)
     with contextlib.suppress(zlib.error):
         plain = unpacking.decompress(payload, max_bytes + 1)
         if unpacking.eof or len(plain) > max_bytes:
             return plain
-    raise CallError(grpc.StatusCode.INTERNAL, f"the message is not {encoding.decode()}")
+    raise ProtocolError(f"the message is not {encoding.decode()}")
 
 
-def status_headers(error: CallError) -> list[Header]:
+def status_headers(code: grpc.StatusCode, details: str, trailing_metadata: Metadata = ()) -> list[Header]:
     """The trailers of a call that ends with a status other than OK."""
-    headers = [(b"grpc-status", str(error.code.value[0]).encode())]
-    if error.details:
-        headers.append((b"grpc-message", quote(error.details, safe=_UNESCAPED).encode()))
-    for name, value in error.trailing_metadata:
+    headers = [(b"grpc-status", str(code.value[0]).encode())]
+    if details:
+        headers.append((b"grpc-message", quote(details, safe=_UNESCAPED).encode()))
+    for name, value in trailing_metadata:
         wire = base64.b64encode(value).rstrip(b"=") if isinstance(value, bytes) else value.encode()
         headers.append((name.encode(), wire))
     return headers

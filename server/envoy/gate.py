@@ -22,7 +22,7 @@ from typing import Any, Final
 from google.protobuf.descriptor import ServiceDescriptor
 
 from server.decision.admission import AdmissionSettings, overloaded
-from server.envoy.framing import CallError, status_headers
+from server.envoy.framing import status_headers
 from server.rpc import status
 from server.rpc.call_context import REDUCE_ONLY
 
@@ -89,14 +89,14 @@ def _route(match: Mapping[str, Any], disabled: Sequence[str]) -> dict[str, Any]:
 
 def reply() -> dict[str, Any]:
     """What a refused call hears: the status that admission would give it; over gRPC-Web and JSON with HTTP 429."""
-    error = CallError(*status.of(overloaded()))
-    headers = [{"header": {"key": name.decode(), "value": value.decode()}} for name, value in status_headers(error)]
+    wire = status.of(overloaded())
+    headers = [{"header": {"key": name.decode(), "value": value.decode()}} for name, value in status_headers(*wire)]
     code = {"default_value": _TOO_MANY_REQUESTS, "runtime_key": "pretrade.gate.status"}
     return {
         "mappers": [
             {
                 "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": code}}},
-                "body": {"inline_string": error.details},
+                "body": {"inline_string": wire[1]},
                 "headers_to_add": [
                     header | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
                     for header in headers

@@ -41,13 +41,13 @@ from typing import Final, NamedTuple, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.journal.errors import (
-    JournalClosed,
-    JournalCorrupted,
+from server.errors import (
+    JournalClosedError,
+    JournalCorruptedError,
     JournalError,
-    JournalFull,
-    JournalInUse,
-    JournalUnwritable,
+    JournalFullError,
+    JournalInUseError,
+    JournalUnwritableError,
 )
 from server.journal.journal_file import JournalFile, checkpoint, make_log_durable
 from server.journal.reply_status import Cause, unknown_replies
@@ -213,8 +213,8 @@ class Journal:
         """Opens the journal, creating it if there is none.
 
         Raises:
-            JournalInUse: Another process writes it.
-            JournalCorrupted: Its tail is not what was written.
+            JournalInUseError: Another process writes it.
+            JournalCorruptedError: Its tail is not what was written.
             JournalError: It cannot be opened or written.
         """
         self._loop = asyncio.get_running_loop()
@@ -263,13 +263,13 @@ class Journal:
 
         Returns:
             A future that resolves to True when all of them are durable (at once with durability `off`) and fails with
-            `JournalUnwritable` when none of them is. Cancelling it gives up the waiting, not the rows, and harms no
-            other caller. It need not be awaited.
+            `JournalUnwritableError` when none of them is. Cancelling it gives up the waiting, not the rows, and
+            harms no other caller. It need not be awaited.
 
         Raises:
-            JournalFull: Too many rows wait for the writer, or for being shipped.
-            JournalUnwritable: The last write failed.
-            JournalClosed: The journal is not open.
+            JournalFullError: Too many rows wait for the writer, or for being shipped.
+            JournalUnwritableError: The last write failed.
+            JournalClosedError: The journal is not open.
         """
         full = (self.full and not even_if_full) or self.depth + len(entries) > self.settings.queue_rows
         if full or not (self._open and self.writable):
@@ -316,8 +316,8 @@ class Journal:
         """Waits until everything appended so far is durable, and through where replies are settled. Safe to cancel.
 
         Raises:
-            JournalUnwritable: It could not be made durable.
-            JournalClosed: The journal is not open.
+            JournalUnwritableError: It could not be made durable.
+            JournalClosedError: The journal is not open.
         """
         if not (self._open and self.writable):
             raise self._refusal()
@@ -336,12 +336,12 @@ class Journal:
 
     def _refusal(self) -> JournalError:
         if not self._open:
-            return JournalClosed("the audit journal is not open")
+            return JournalClosedError("the audit journal is not open")
         if not self.writable:
-            return JournalUnwritable(f"the audit journal cannot be written: {self.last_error}")
+            return JournalUnwritableError(f"the audit journal cannot be written: {self.last_error}")
         if self.full:
-            return JournalFull(f"the audit journal: {self.problem}")
-        return JournalFull(f"{self.depth} rows wait for the audit journal")
+            return JournalFullError(f"the audit journal: {self.problem}")
+        return JournalFullError(f"{self.depth} rows wait for the audit journal")
 
     def _measured(self, bytes_: int, limit_bytes: int) -> None:
         """On the loop: what the rows fill by now, and what they may fill."""
@@ -383,7 +383,7 @@ class Journal:
             self.depth -= len(append.entries)
             self.refused += len(append.entries)
             if not append.future.done():
-                append.future.set_exception(JournalUnwritable(f"the audit journal cannot be written: {why}"))
+                append.future.set_exception(JournalUnwritableError(f"the audit journal cannot be written: {why}"))
                 append.future.exception()  # seen: an outage is logged once, not for every future nobody awaits
 
     # The writer does not log: a full disk may hold the log too, and no failure to log may end the writer.
@@ -713,7 +713,7 @@ class _Writer:
         """Compares the file with what callers were told."""
         position = self.position
         if position < acknowledged:
-            raise JournalCorrupted(position + 1, f"gone, like every row up to {acknowledged}")
+            raise JournalCorruptedError(position + 1, f"gone, like every row up to {acknowledged}")
         self._mark(acknowledged, "not_durable")
 
     def _open(self) -> JournalFile:
@@ -724,7 +724,7 @@ def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
     """Marks what a killed process left in its journal, which nobody writes now; returns the last position.
 
     Raises:
-        JournalInUse: Somebody writes it.
+        JournalInUseError: Somebody writes it.
         JournalError: It cannot be opened, or its tail is not what was written.
         sqlite3.Error: It cannot be read or written.
     """
@@ -777,7 +777,7 @@ def _lock(files: Files, path: Path) -> int:
     except OSError as error:
         raise JournalError(f"cannot open the audit journal: {error}") from error
     if lock is None:
-        raise JournalInUse(f"another process writes the audit journal {path}")
+        raise JournalInUseError(f"another process writes the audit journal {path}")
     return lock
 
 

@@ -29,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from server.journal.errors import JournalCorrupted, JournalError
+from server.errors import JournalCorruptedError, JournalError
 from server.machine import Files
 
 GENESIS: Final = bytes(32)
@@ -111,7 +111,7 @@ class JournalFile:
         random_bytes: Gives so many bytes that no other journal has: its id, when it is made.
 
     Raises:
-        JournalCorrupted: The tail does not fit the chain.
+        JournalCorruptedError: The tail does not fit the chain.
         JournalError: The file is of another format.
         sqlite3.Error: The file cannot be opened or written.
     """
@@ -185,7 +185,7 @@ class JournalFile:
             settled: The position through which replies are settled; later rows stay. None for what was last written.
 
         Raises:
-            JournalCorrupted: The last of them is not there; nothing was removed.
+            JournalCorruptedError: The last of them is not there; nothing was removed.
             sqlite3.Error: The file cannot be read or written; nothing was removed.
         """
         last = min(through, self.settled if settled is None else settled, self.head.position)
@@ -197,7 +197,7 @@ class JournalFile:
         try:
             row = execute("SELECT hash FROM entries WHERE position = ?", (through,)).fetchone()
             if row is None:
-                raise JournalCorrupted(through, "missing")
+                raise JournalCorruptedError(through, "missing")
             anchor = Head(through, row[0])
             execute("DELETE FROM entries WHERE position <= ?", (through,))
             execute("UPDATE journal SET anchor_position = ?, anchor_hash = ?", (anchor.position, anchor.hash))
@@ -329,7 +329,7 @@ class JournalReader:
             The anchor and the head: everything in between is as it was written.
 
         Raises:
-            JournalCorrupted: A row is missing or was changed, or SQLite cannot read on; with its position.
+            JournalCorruptedError: A row is missing or was changed, or SQLite cannot read on; with its position.
         """
         anchor = head = self.anchor()
         try:
@@ -346,10 +346,10 @@ class JournalReader:
                     head = follow(head, row)
                     _check_points(head, points)
         except sqlite3.DatabaseError as error:
-            raise JournalCorrupted(head.position + 1, f"unreadable: {error}") from error
+            raise JournalCorruptedError(head.position + 1, f"unreadable: {error}") from error
         for point in points:
             if point.head.position > head.position:
-                raise JournalCorrupted(head.position + 1, f"{point.what}, up to {point.head.position}, but gone")
+                raise JournalCorruptedError(head.position + 1, f"{point.what}, up to {point.head.position}, but gone")
         return anchor, head
 
     def close(self) -> None:
@@ -371,12 +371,12 @@ def follow(head: Head, row: Row) -> Head:
     """The head after `row`.
 
     Raises:
-        JournalCorrupted: `row` does not follow `head`.
+        JournalCorruptedError: `row` does not follow `head`.
     """
     if row.position != head.position + 1:
-        raise JournalCorrupted(head.position + 1, f"missing; the next row is {row.position}")
+        raise JournalCorruptedError(head.position + 1, f"missing; the next row is {row.position}")
     if row.hash != link(head.hash, row.entry):
-        raise JournalCorrupted(row.position, "changed after it was written: its hash does not fit the chain")
+        raise JournalCorruptedError(row.position, "changed after it was written: its hash does not fit the chain")
     return Head(row.position, row.hash)
 
 
@@ -389,7 +389,7 @@ def _settled(connection: sqlite3.Connection) -> int:
 def _check_points(head: Head, points: Sequence[Point]) -> None:
     for point in points:
         if point.head.position == head.position and point.head.hash != head.hash:
-            raise JournalCorrupted(head.position, f"not what was {point.what}")
+            raise JournalCorruptedError(head.position, f"not what was {point.what}")
 
 
 def _read(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> Iterator[Row]:
@@ -411,7 +411,7 @@ def _verified_tail(connection: sqlite3.Connection, anchor: Head) -> Head:
     if start > anchor.position:
         row = connection.execute("SELECT hash FROM entries WHERE position = ?", (start,)).fetchone()
         if row is None:
-            raise JournalCorrupted(start, "missing")
+            raise JournalCorruptedError(start, "missing")
         head = Head(start, row[0])
     for row in _rows(connection, head.position, -1):
         head = follow(head, row)

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from server.errors import ModelFailedError, ModelUnknownError
 from server.inference import wire
 from server.inference.outcome import BatchFailedError
 from server.inference.wire import ModelIdentity
-from server.journal.errors import ModelFailed, ModelUnknown
 from server.models.model_process import EXPLAIN, SCORE
 
 _FILES: Final = ("handler.py", "metadata.json", "weights.bin")
@@ -72,31 +72,31 @@ class ModelStore:
         """The archive of a version.
 
         Raises:
-            ModelUnknown: No folder holds it.
+            ModelUnknownError: No folder holds it.
         """
         for directory in self._directories:
             for path in sorted(directory.rglob("*.mar"), key=lambda path: path.stem != version):
                 if _declared_version(path) == version:
                     return read_archive(path)
         places = ", ".join(map(str, self._directories)) or "no model store at all"
-        raise ModelUnknown(f"no archive of model version {version} in {places}")
+        raise ModelUnknownError(f"no archive of model version {version} in {places}")
 
 
 def read_archive(path: Path) -> Archive:
     """Reads an archive and holds its content against its version.
 
     Raises:
-        ModelUnknown: It cannot be read, or its content is not what its version says.
+        ModelUnknownError: It cannot be read, or its content is not what its version says.
     """
     try:
         with zipfile.ZipFile(path) as archived:
             model = json.loads(archived.read(_MANIFEST))["model"]
             files = {name: archived.read(name) for name in _FILES}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ModelUnknown(f"{path} is not a model archive of pretrade: {error}") from error
+        raise ModelUnknownError(f"{path} is not a model archive of pretrade: {error}") from error
     version = content_version(files.values())
     if version != model["modelVersion"]:
-        raise ModelUnknown(f"{path} says version {model['modelVersion']}, but its content is {version}")
+        raise ModelUnknownError(f"{path} says version {model['modelVersion']}, but its content is {version}")
     return Archive(model["modelName"], version, files)
 
 
@@ -149,28 +149,32 @@ class RunningModel:
             batch_index: The row's place in it.
 
         Raises:
-            ModelFailed: There is no score.
+            ModelFailedError: There is no score.
         """
         batch = bytearray(batch_rows * wire.ROW_BYTES)
         batch[batch_index * wire.ROW_BYTES : (batch_index + 1) * wire.ROW_BYTES] = row
         try:
             answer = wire.parse_answer(self.archive.name, batch_rows, self._exchange(SCORE, bytes(batch)))
         except (OSError, BatchFailedError) as error:
-            raise ModelFailed(f"{self.archive.name} {self.archive.version} gave no score: {error}") from error
+            raise ModelFailedError(f"{self.archive.name} {self.archive.version} gave no score: {error}") from error
         return answer.model, float(answer.scores[batch_index])
 
     def explain(self, row: bytes) -> Attribution:
         """Why it scores one row, little-endian float32, as it does.
 
         Raises:
-            ModelFailed: It cannot say.
+            ModelFailedError: It cannot say.
         """
         try:
             answer = self._exchange(EXPLAIN, row)
         except OSError as error:
-            raise ModelFailed(f"{self.archive.name} {self.archive.version} gave no explanation: {error}") from error
+            raise ModelFailedError(
+                f"{self.archive.name} {self.archive.version} gave no explanation: {error}"
+            ) from error
         if not answer:
-            raise ModelFailed(f"the archive of {self.archive.name} {self.archive.version} is older than explanations")
+            raise ModelFailedError(
+                f"the archive of {self.archive.name} {self.archive.version} is older than explanations"
+            )
         said = json.loads(answer)
         return Attribution(said["method"], said["margin"], said["base"], tuple(said["contributions"]))
 
@@ -181,7 +185,7 @@ class RunningModel:
         self._process.stdin.flush()
         header = self._process.stdout.read(_LENGTH.size)
         if len(header) < _LENGTH.size:
-            raise ModelFailed(
+            raise ModelFailedError(
                 f"the process of {self.archive.name} {self.archive.version} ended with {self._process.wait()}"
             )
         return self._process.stdout.read(_LENGTH.unpack(header)[0])

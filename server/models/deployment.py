@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from server.control.errors import ChangeInDoubtError
-from server.journal.errors import ModelUnknown
+from server.errors import ChangeInDoubtError, ModelUnknownError
 from server.models.loading import LoadError, ModelLoader
 from server.models.registry import ModelUnusableError
 
@@ -38,7 +37,7 @@ class DeploymentError(Exception):
     """What was asked for cannot be done as things are."""
 
 
-NOT_LOADED: Final = (LoadError, ModelUnknown, ModelUnusableError, DeploymentError)
+NOT_LOADED: Final = (LoadError, ModelUnknownError, ModelUnusableError, DeploymentError)
 """Why a version may not be loaded."""
 
 
@@ -144,7 +143,7 @@ class Deployment:
 
         Raises:
             DeploymentError: There is no champion to take its place, or it is no longer wanted.
-            ModelUnknown, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
+            ModelUnknownError, ModelUnusableError, LoadError: It could not be loaded; nothing changed.
             ControlError: The control state changed, or is not known; nothing changed.
             ChangeInDoubtError: It is not known whether the control state names the version. What follows is done when
                 it is seen that it does.
@@ -167,7 +166,7 @@ class Deployment:
         """Loads a version into replicas, one after the other.
 
         Raises:
-            DeploymentError, ModelUnknown, ModelUnusableError, LoadError: It could not be loaded into one of them.
+            DeploymentError, ModelUnknownError, ModelUnusableError, LoadError: It could not be loaded into one of them.
         """
         record = await asyncio.to_thread(self.registry.usable, version)
         for replica in replicas:
@@ -229,7 +228,7 @@ class Deployment:
             self.registry.set_alias("champion", champion)
             if previous != champion:
                 self.registry.set_alias("previous", previous)
-        except (OSError, ModelUnknown, ModelUnusableError) as error:
+        except (OSError, ModelUnknownError, ModelUnusableError) as error:
             _log.error("model aliases not moved: a replica that starts will have the old one", error=str(error))
 
     async def _unload_later(self, replica: Replica, version: str) -> None:

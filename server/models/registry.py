@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache import features
-from server.journal.errors import ModelUnknown
+from server.errors import ModelUnknownError
 from server.models.archive import read_archive
 
 VERSIONS: Final = "versions"
@@ -85,11 +85,11 @@ class Registry:
         """The version that is meant.
 
         Raises:
-            ModelUnknown: It is neither a version in the registry nor an alias of one.
+            ModelUnknownError: It is neither a version in the registry nor an alias of one.
         """
         version = self._read_alias(version_or_alias) if version_or_alias in ALIASES else version_or_alias
         if version is None or not is_version(version) or not self.path(version).is_file():
-            raise ModelUnknown(f"no model {version_or_alias!r} in {self.root}")
+            raise ModelUnknownError(f"no model {version_or_alias!r} in {self.root}")
         return version
 
     def path(self, version: str) -> Path:
@@ -100,19 +100,19 @@ class Registry:
         """What a version says of itself; one that is damaged or of another feature set has a `problem`.
 
         Raises:
-            ModelUnknown: There is no such version.
+            ModelUnknownError: There is no such version.
         """
         path = self.path(version)
         try:
             created_at = path.stat().st_mtime
         except OSError as error:
-            raise ModelUnknown(f"no model {version} in {self.root}") from error
+            raise ModelUnknownError(f"no model {version} in {self.root}") from error
         try:
             archive = read_archive(path)
             if archive.version != version:
-                raise ModelUnknown(f"its name says {version}, its content is {archive.version}")
+                raise ModelUnknownError(f"its name says {version}, its content is {archive.version}")
             return _record(version, archive.name, json.loads(archive.files["metadata.json"]), created_at)
-        except (ModelUnknown, ValueError, KeyError, TypeError, binascii.Error) as error:
+        except (ModelUnknownError, ValueError, KeyError, TypeError, binascii.Error) as error:
             nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
             return ModelRecord(version, "", "", 0.0, created_at, 0, *nothing, problem=f"unreadable: {error}")
 
@@ -120,7 +120,7 @@ class Registry:
         """The record of a version that this server can use.
 
         Raises:
-            ModelUnknown: There is no such version.
+            ModelUnknownError: There is no such version.
             ModelUnusableError: It is damaged, or wants other features than ours.
         """
         record = self.describe(version)
@@ -133,7 +133,7 @@ class Registry:
 
         Raises:
             ValueError: There is no such alias.
-            ModelUnknown: There is no such version.
+            ModelUnknownError: There is no such version.
             ModelUnusableError: It is damaged, or wants other features than ours.
             OSError: It cannot be written; nothing changed.
         """

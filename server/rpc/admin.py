@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import grpc
 import grpc.aio
-from google.rpc import code_pb2
 
 from feature_cache.features import VERSION
 from feature_cache.store.codec import BookState
@@ -17,29 +15,17 @@ from feature_cache.store.report import InstrumentReport, ReportReader
 from pretrade.admin.v1 import admin_pb2 as pb
 from pretrade.admin.v1 import admin_pb2_grpc
 from server.configuration import Configuration
-from server.control.errors import (
-    ChangeInDoubtError,
-    ChangeRefusedError,
-    ControlChangedError,
-    ControlError,
-    InvalidChangeError,
-    UnknownSubjectError,
-)
 from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.drift.watch import DriftState, DriftWatch
-from server.journal.errors import AuditError
 from server.journal.journal import Journal
 from server.process.health import Health
 from server.process.slot import Slot
-from server.rpc.audit import abort
+from server.rpc.call import Call
 from server.rpc.canary import CanarySteering
-from server.rpc.status import with_reason
 from server.rpc.steering import Steering, check_author, duration
 from server.security.identity import known_name
 from server.telemetry.metrics import DecisionMetrics
-
-_Context = grpc.aio.ServicerContext[object, object]
 
 _OTHERS_SECONDS = 0.5
 """How long another process may take to say how it is."""
@@ -48,17 +34,9 @@ _BOOKS = {
     BookState.VALID: pb.BOOK_STATE_VALID,
     BookState.LOCKED: pb.BOOK_STATE_LOCKED,
 }
-_CODES = {
-    UnknownSubjectError: code_pb2.NOT_FOUND,
-    InvalidChangeError: code_pb2.INVALID_ARGUMENT,
-    ControlChangedError: code_pb2.ABORTED,
-    ChangeRefusedError: code_pb2.FAILED_PRECONDITION,
-    ChangeInDoubtError: code_pb2.DEADLINE_EXCEEDED,
-}
-_T = TypeVar("_T")
 
 
-class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+class AdminServicer:
     """Serves `AdminService`."""
 
     def __init__(
@@ -103,7 +81,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._clock = clock
         self._started = clock()
 
-    async def GetStatus(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
+    async def GetStatus(self, request: pb.GetStatusRequest, call: Call) -> pb.GetStatusResponse:
         """Everything on one page."""
         reports = {} if request.this_process_only else await self._reports.read(self._instruments)
         return pb.GetStatusResponse(
@@ -159,94 +137,87 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         answers = await asyncio.gather(*(_ask(slot.admin_address(index), index) for index in others))
         return sorted((this, *filter(None, answers)), key=lambda process: process.index)
 
-    async def GetControl(self, request: pb.GetControlRequest, context: _Context) -> pb.GetControlResponse:
+    async def GetControl(self, request: pb.GetControlRequest, call: Call) -> pb.GetControlResponse:
         """Everything that somebody set."""
         return self._steering.control()
 
-    async def ListChanges(self, request: pb.ListChangesRequest, context: _Context) -> pb.ListChangesResponse:
+    async def ListChanges(self, request: pb.ListChangesRequest, call: Call) -> pb.ListChangesResponse:
         """The on-call's history."""
-        try:
-            return pb.ListChangesResponse.FromString(await self._changes(request.SerializeToString()))
-        except AuditError as error:
-            await abort(context, error)
+        return pb.ListChangesResponse.FromString(await self._changes(request.SerializeToString()))
 
-    async def ListReplicas(self, request: pb.ListReplicasRequest, context: _Context) -> pb.ListReplicasResponse:
+    async def ListReplicas(self, request: pb.ListReplicasRequest, call: Call) -> pb.ListReplicasResponse:
         """Every replica."""
         return self._steering.replica_list()
 
-    async def DrainReplica(self, request: pb.DrainReplicaRequest, context: _Context) -> pb.DrainReplicaResponse:
+    async def DrainReplica(self, request: pb.DrainReplicaRequest, call: Call) -> pb.DrainReplicaResponse:
         """Sends a replica no more orders."""
-        return await _answer(self._steering.drain(request, known_name(request.author)), context)
+        return await self._steering.drain(request, known_name(request.author))
 
-    async def ResumeReplica(self, request: pb.ResumeReplicaRequest, context: _Context) -> pb.ResumeReplicaResponse:
+    async def ResumeReplica(self, request: pb.ResumeReplicaRequest, call: Call) -> pb.ResumeReplicaResponse:
         """Gives a replica its orders back."""
-        return await _answer(self._steering.resume(request, known_name(request.author)), context)
+        return await self._steering.resume(request, known_name(request.author))
 
-    async def SetBreaker(self, request: pb.SetBreakerRequest, context: _Context) -> pb.SetBreakerResponse:
+    async def SetBreaker(self, request: pb.SetBreakerRequest, call: Call) -> pb.SetBreakerResponse:
         """Forces a breaker, or hands it back."""
-        return await _answer(self._steering.set_breaker(request, known_name(request.author)), context)
+        return await self._steering.set_breaker(request, known_name(request.author))
 
-    async def ListFlags(self, request: pb.ListFlagsRequest, context: _Context) -> pb.ListFlagsResponse:
+    async def ListFlags(self, request: pb.ListFlagsRequest, call: Call) -> pb.ListFlagsResponse:
         """Every flag."""
         return self._steering.flag_list()
 
-    async def SetFlag(self, request: pb.SetFlagRequest, context: _Context) -> pb.SetFlagResponse:
+    async def SetFlag(self, request: pb.SetFlagRequest, call: Call) -> pb.SetFlagResponse:
         """Sets one flag."""
-        return await _answer(self._steering.set_flag(request, known_name(request.author)), context)
+        return await self._steering.set_flag(request, known_name(request.author))
 
-    async def SetTradingState(
-        self, request: pb.SetTradingStateRequest, context: _Context
-    ) -> pb.SetTradingStateResponse:
+    async def SetTradingState(self, request: pb.SetTradingStateRequest, call: Call) -> pb.SetTradingStateResponse:
         """Sets the trading state."""
-        return await _answer(self._steering.set_trading_state(request, known_name(request.author)), context)
+        return await self._steering.set_trading_state(request, known_name(request.author))
 
-    async def SetChain(self, request: pb.SetChainRequest, context: _Context) -> pb.SetChainResponse:
+    async def SetChain(self, request: pb.SetChainRequest, call: Call) -> pb.SetChainResponse:
         """Sets who may answer, in which order."""
-        return await _answer(self._steering.set_chain(request, known_name(request.author)), context)
+        return await self._steering.set_chain(request, known_name(request.author))
 
-    async def StartCanary(self, request: pb.StartCanaryRequest, context: _Context) -> pb.StartCanaryResponse:
+    async def StartCanary(self, request: pb.StartCanaryRequest, call: Call) -> pb.StartCanaryResponse:
         """Begins to give a model version orders."""
-        return await _answer(self._canaries.start(request, known_name(request.author)), context)
+        return await self._canaries.start(request, known_name(request.author))
 
-    async def SetCanaryWeight(
-        self, request: pb.SetCanaryWeightRequest, context: _Context
-    ) -> pb.SetCanaryWeightResponse:
+    async def SetCanaryWeight(self, request: pb.SetCanaryWeightRequest, call: Call) -> pb.SetCanaryWeightResponse:
         """Sets the canary's share by hand."""
-        return await _answer(self._canaries.set_weight(request, known_name(request.author)), context)
+        return await self._canaries.set_weight(request, known_name(request.author))
 
-    async def PromoteCanary(self, request: pb.PromoteCanaryRequest, context: _Context) -> pb.PromoteCanaryResponse:
+    async def PromoteCanary(self, request: pb.PromoteCanaryRequest, call: Call) -> pb.PromoteCanaryResponse:
         """Makes the canary the champion now."""
-        return await _answer(self._canaries.promote(request, known_name(request.author)), context)
+        return await self._canaries.promote(request, known_name(request.author))
 
-    async def AbortCanary(self, request: pb.AbortCanaryRequest, context: _Context) -> pb.AbortCanaryResponse:
+    async def AbortCanary(self, request: pb.AbortCanaryRequest, call: Call) -> pb.AbortCanaryResponse:
         """Ends the canary."""
-        return await _answer(self._canaries.abort(request, known_name(request.author)), context)
+        return await self._canaries.abort(request, known_name(request.author))
 
-    async def GetCanary(self, request: pb.GetCanaryRequest, context: _Context) -> pb.GetCanaryResponse:
+    async def GetCanary(self, request: pb.GetCanaryRequest, call: Call) -> pb.GetCanaryResponse:
         """The canary with its evidence."""
-        return await _answer(self._canaries.get(request), context)
+        return await self._canaries.get(request)
 
-    async def RollBack(self, request: pb.RollBackRequest, context: _Context) -> pb.RollBackResponse:
+    async def RollBack(self, request: pb.RollBackRequest, call: Call) -> pb.RollBackResponse:
         """Makes the champion's predecessor the champion again."""
-        return await _answer(self._canaries.roll_back(request, known_name(request.author)), context)
+        return await self._canaries.roll_back(request, known_name(request.author))
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
+    async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Every version in the registry."""
-        return await _answer(self._canaries.list_models(), context)
+        return await self._canaries.list_models()
 
-    async def LoadModel(self, request: pb.LoadModelRequest, context: _Context) -> pb.LoadModelResponse:
+    async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:
         """Loads a version into replicas."""
-        return await _answer(self._canaries.load_model(request, known_name(request.author)), context)
+        return await self._canaries.load_model(request, known_name(request.author))
 
-    async def SetModelAlias(self, request: pb.SetModelAliasRequest, context: _Context) -> pb.SetModelAliasResponse:
+    async def SetModelAlias(self, request: pb.SetModelAliasRequest, call: Call) -> pb.SetModelAliasResponse:
         """Points an alias at a version."""
-        return await _answer(self._canaries.set_alias(request, known_name(request.author)), context)
+        return await self._canaries.set_alias(request, known_name(request.author))
 
     async def ReloadConfiguration(
-        self, request: pb.ReloadConfigurationRequest, context: _Context
+        self, request: pb.ReloadConfigurationRequest, call: Call
     ) -> pb.ReloadConfigurationResponse:
         """Reads the configuration file anew."""
-        return await _answer(self._reload(request), context)
+        return await self._reload(request)
 
     async def _reload(self, request: pb.ReloadConfigurationRequest) -> pb.ReloadConfigurationResponse:
         who = known_name(request.author)
@@ -309,12 +280,3 @@ def _drift_status(state: DriftState) -> pb.DriftStatus:
             for one in state.drifts
         ],
     )
-
-
-async def _answer(answer: Awaitable[_T], context: _Context) -> _T:
-    """The answer, or the status of why there is none."""
-    try:
-        return await answer
-    except ControlError as error:
-        metadata = {"change_id": error.change_id} if isinstance(error, ChangeInDoubtError) else {}
-        await context.abort(*with_reason(_CODES[type(error)], str(error), error.reason, metadata))

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -14,20 +14,10 @@ from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading.reading import EVENT, STEP, Question, Reading
-from server.journal.errors import (
-    AuditBusy,
-    AuditError,
-    AuditUnavailable,
-    InvalidRequest,
-    JournalError,
-    ModelFailed,
-    ModelUnknown,
-    NotReplayable,
-    OutcomeConflict,
-    UnknownDecision,
-)
+from server.errors import AuditBusyError, InvalidRequestError
 from server.journal.journal import Journal
 from server.journal.lock import FileLock
+from server.rpc.call import Call
 from server.security.identity import known_name, longest_name
 
 SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
@@ -35,19 +25,6 @@ _MOST_WATCHERS: Final = 16
 _WATCH_SECONDS: Final = 0.1
 """How often a watcher that has seen everything looks whether there is more."""
 _MAX_NAME: Final = 64
-
-_CODES: Final = {
-    AuditBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    ModelFailed: grpc.StatusCode.FAILED_PRECONDITION,
-    ModelUnknown: grpc.StatusCode.FAILED_PRECONDITION,
-    NotReplayable: grpc.StatusCode.FAILED_PRECONDITION,
-    OutcomeConflict: grpc.StatusCode.ALREADY_EXISTS,
-    UnknownDecision: grpc.StatusCode.NOT_FOUND,
-}
-
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AuditServicer:
@@ -98,22 +75,19 @@ class AuditServicer:
         """Answers `AdminService.ListChanges`. Raises `AuditError`."""
         return await self._lookups.ask(Question.CHANGES, request)
 
-    def _asks(self, reading: Reading, question: Question) -> Callable[[bytes, _Context], Any]:
-        async def method(request: bytes, context: _Context) -> bytes:
-            try:
-                return await reading.ask(question, request)
-            except AuditError as error:
-                await abort(context, error)
+    def _asks(self, reading: Reading, question: Question) -> Callable[[bytes, Call], Any]:
+        async def method(request: bytes, call: Call) -> bytes:
+            return await reading.ask(question, request)
 
         return method
 
-    async def _watch(self, request: bytes, context: _Context) -> AsyncIterator[bytes]:
+    async def _watch(self, request: bytes, call: Call) -> AsyncIterator[bytes]:
         """Sends what the journals hold beyond a cursor, again and again.
 
         Nothing is kept for a watcher but its cursor: one that does not read holds up nothing but itself.
         """
         if self._watchers >= _MOST_WATCHERS:
-            await abort(context, AuditBusy(f"{self._watchers} watch already"))
+            raise AuditBusyError(f"{self._watchers} watch already")
         self._watchers += 1
         try:
             wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
@@ -122,7 +96,7 @@ class AuditServicer:
                 answer = await self._watching.ask(Question.WATCH, wanted.SerializeToString())
                 if not begun:
                     begun = True
-                    await context.send_initial_metadata(())
+                    await call.accept()
                 more, length = STEP.unpack_from(answer)
                 start = STEP.size + length
                 wanted.cursor = answer[STEP.size : start].decode()
@@ -132,40 +106,35 @@ class AuditServicer:
                     yield answer[start - length : start]
                 if not more:
                     await asyncio.sleep(_WATCH_SECONDS)
-        except DecodeError:
-            await abort(context, InvalidRequest("the request is not a valid message of this method"))
-        except AuditError as error:
-            await abort(context, error)
+        except DecodeError as error:
+            raise InvalidRequestError("the request is not a valid message of this method") from error
         finally:
             self._watchers -= 1
 
-    async def _record_outcome(self, request: bytes, context: _Context) -> bytes:
+    async def _record_outcome(self, request: bytes, call: Call) -> bytes:
         """Makes an outcome durable, unless it is known already."""
-        try:
-            outcome = _outcome(request)
-            # One after the other, so that two different outcomes of one decision do not pass each other.
-            async with self._recording.held():
-                known = await self._lookups.ask(Question.RECORDED, outcome.SerializeToString())
-                if known:
-                    before = packet_pb2.Outcome.FromString(known)
-                    return audit_pb2.RecordOutcomeResponse(outcome=before, existed=True).SerializeToString()
-                outcome.recorded_at_ns = self._wall_clock_ns()
-                await self._journal.append(packet_pb2.JournalEntry(outcome=outcome).SerializeToString())
-            return audit_pb2.RecordOutcomeResponse(outcome=outcome).SerializeToString()
-        except AuditError as error:
-            await abort(context, error)
+        outcome = _outcome(request)
+        # One after the other, so that two different outcomes of one decision do not pass each other.
+        async with self._recording.held():
+            known = await self._lookups.ask(Question.RECORDED, outcome.SerializeToString())
+            if known:
+                before = packet_pb2.Outcome.FromString(known)
+                return audit_pb2.RecordOutcomeResponse(outcome=before, existed=True).SerializeToString()
+            outcome.recorded_at_ns = self._wall_clock_ns()
+            await self._journal.append(packet_pb2.JournalEntry(outcome=outcome).SerializeToString())
+        return audit_pb2.RecordOutcomeResponse(outcome=outcome).SerializeToString()
 
 
 def _outcome(request: bytes) -> packet_pb2.Outcome:
     """The outcome in a request.
 
     Raises:
-        InvalidRequest: It breaks a rule; names the field and the rule.
+        InvalidRequestError: It breaks a rule; names the field and the rule.
     """
     try:
         outcome = audit_pb2.RecordOutcomeRequest.FromString(request).outcome
     except DecodeError as error:
-        raise InvalidRequest("the request is not a valid message of this method") from error
+        raise InvalidRequestError("the request is not a valid message of this method") from error
     outcome.ClearField("recorded_at_ns")
     # Whoever is known reports in no other name: an outcome of another reporter would be taken for theirs.
     outcome.reporter = known_name(outcome.reporter)
@@ -183,17 +152,9 @@ def _outcome(request: bytes) -> packet_pb2.Outcome:
     )
     for field, rule, kept in rules:
         if not kept:
-            raise InvalidRequest(f"outcome.{field}: {rule}")
+            raise InvalidRequestError(f"outcome.{field}: {rule}")
     return outcome
 
 
 def _is_name(text: str, longest: int) -> bool:
     return 0 < len(text) <= longest and text.isprintable()
-
-
-async def abort(context: _Context, error: AuditError) -> NoReturn:
-    """Ends a call with an error's status."""
-    code = _CODES.get(type(error))
-    if code is None:
-        code = grpc.StatusCode.UNAVAILABLE if isinstance(error, JournalError) else grpc.StatusCode.INTERNAL
-    await context.abort(code, str(error))

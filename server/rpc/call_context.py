@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
 from typing import Final
 
 from fallback.order import NO_CONTEXT, CallContext
+from server.rpc.call import CallMetadata
 
 CORRELATION_ID: Final = "x-correlation-id"
 """Metadata key of the caller's own id for the work that a call is part of; 1 to 64 printable ASCII characters."""
 TRACEPARENT: Final = "traceparent"
 REDUCE_ONLY: Final = "pretrade-reduce-only"
 """Metadata, with any value, of a unary call all of whose orders are reduce-only: Envoy lets it in in an overload."""
-
-CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]] | None
-"""As grpc.aio and ASGI give it."""
 
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)(?:00(?=.{53}\Z)|(?!00)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"

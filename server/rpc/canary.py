@@ -15,10 +15,15 @@ from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.settings import check_steps
 from server.canary.subjects import CANARY, CHAMPION
-from server.control.errors import ChangeRefusedError, ControlChangedError, InvalidChangeError, UnknownSubjectError
 from server.control.state import ControlState, Wanted
+from server.errors import (
+    ChangeRefusedError,
+    ControlChangedError,
+    InvalidChangeError,
+    ModelUnknownError,
+    UnknownSubjectError,
+)
 from server.inference.replica import Replica
-from server.journal.errors import ModelUnknown
 from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError
 from server.models.registry import ALIASES, ModelRecord, ModelUnusableError
@@ -207,7 +212,7 @@ class CanarySteering:
     async def _resolve(self, version_or_alias: str) -> str:
         try:
             return await asyncio.to_thread(self._deployment.registry.resolve, version_or_alias)
-        except ModelUnknown as error:
+        except ModelUnknownError as error:
             raise UnknownSubjectError(str(error)) from None
         except DeploymentError as error:
             raise ChangeRefusedError(str(error)) from None
@@ -303,7 +308,7 @@ async def _refused(work: Awaitable[T]) -> T:
     """What comes of it, or a refusal in the control state's words."""
     try:
         return await work
-    except ModelUnknown as error:
+    except ModelUnknownError as error:
         raise UnknownSubjectError(str(error)) from error
     except (CanaryError, DeploymentError, LoadError, ModelUnusableError, OSError) as error:
         raise ChangeRefusedError(str(error)) from error

@@ -1,4 +1,4 @@
-"""The edge of `DecisionService`, on grpc.aio and in Envoy alike. It converts, maps errors and decides nothing."""
+"""`DecisionService`, on both edges alike: it converts, raises and decides nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -22,14 +22,11 @@ from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
 from server.rpc import status
-from server.rpc.call_context import REDUCE_ONLY, CallContexts, CallMetadata, says_reduce_only
+from server.rpc.call import Call, CallMetadata
+from server.rpc.call_context import REDUCE_ONLY, CallContexts, says_reduce_only
 from server.security.orders import OrderAccess
 from server.telemetry.metrics import DecisionMetrics
 from server.telemetry.reports import DecisionReports
-from server.timing.remaining import RemainingTime
-
-if TYPE_CHECKING:
-    from server.envoy.asgi import GrpcApplication
 
 _log = structlog.get_logger(__name__)
 
@@ -41,6 +38,7 @@ _BATCH_SLICE = 64
 
 _wire: Final[Callable[[Reply], bytes]] = attrgetter("wire")
 _DECIDED: Final = template(pb.DecideResponse.DESCRIPTOR, "decision")
+_EXPLANATION: Final = template(pb.DecideResponse.DESCRIPTOR, "explanation")
 _RESULTS: Final = template(pb.DecideBatchResponse.DESCRIPTOR, "results")
 _RESULT: Final = template(pb.DecideStreamResponse.DESCRIPTOR, "result")
 _ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decision")
@@ -56,16 +54,6 @@ class Reply:
         self.decisions = decisions
         self.deadline = math.inf
         """Of one order's result, in monotonic seconds: it must not be sent later."""
-
-
-def _refused(order_ref: str, error: PretradeError) -> Reply:
-    """The result of an order that got no decision."""
-    return Reply(pb.OrderResult(order_ref=order_ref, error=status.order_error(error)).SerializeToString())
-
-
-_UNREFERENCED: Final = _refused(
-    "", InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
-)
 
 
 class StreamSettings(BaseModel):
@@ -88,10 +76,9 @@ class DecisionServicer:
     Args:
         dataplane: Decides.
         orders: Reads and checks orders.
-        metrics: Counts errors.
+        metrics: Counts the orders of batches and streams that got no decision; other errors are the edges' to count.
         stream_settings: Bounds of a stream.
         clock: Monotonic seconds.
-        wall_clock: What the transport reckons deadlines by.
         access: Holds every order against what its caller may ask about.
     """
 
@@ -105,7 +92,6 @@ class DecisionServicer:
         reports: DecisionReports,
         explaining: Explaining,
         clock: Callable[[], float],
-        wall_clock: Callable[[], float],
         access: OrderAccess,
     ) -> None:
         self._dataplane = dataplane
@@ -116,16 +102,15 @@ class DecisionServicer:
         self._contexts = contexts
         self._reports = reports
         self._clock = clock
-        self._remaining = RemainingTime(clock, wall_clock)
         self._access = access
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves the methods of the contract on a grpc.aio server."""
         self._add_to(server, self._handed_over)
 
-    def add_to_application(self, application: GrpcApplication) -> None:
+    def add_to_application(self, application: grpc.aio.Server) -> None:
         """Serves them in Envoy, by an application that tells `sent` and `not_sent` what became of unary replies."""
-        self._add_to(cast("grpc.aio.Server", application), _wire)
+        self._add_to(application, _wire)
 
     def _add_to(self, server: grpc.aio.Server, serialize_unary: Callable[[Reply], bytes]) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -156,97 +141,77 @@ class DecisionServicer:
         self.sent(reply)
         return reply.wire
 
-    async def Decide(
-        self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[pb.DecideRequest, Reply]
-    ) -> Reply:
+    async def Decide(self, request: pb.DecideRequest, call: Call) -> Reply:
         """One order."""
         arrived = self._clock()
-        try:
-            remaining = self._remaining.corrected(context.time_remaining())
-            metadata = context.invocation_metadata()
-            self._check_lane(metadata, (request.order,))
-            called = self._contexts.of(metadata)
-            decided = await self._decide(request.order, arrived, remaining, called)
-            reply = Reply(_DECIDED % prefixed(decided.wire), decided)
-            if request.explain:
-                await self._explain(reply, None if remaining is None else arrived + remaining)
-        except PretradeError as error:
-            await status.abort(context, error)
+        self._check_lane(call.metadata, (request.order,))
+        decided = await self._decide(request.order, arrived, call.deadline, self._contexts.of(call.metadata))
+        reply = Reply(_DECIDED % prefixed(decided.wire), decided)
+        if request.explain:
+            await self._explain(reply, decided, call.deadline)
         return reply
 
-    async def _explain(self, reply: Reply, deadline: float | None) -> None:
+    async def _explain(self, reply: Reply, decided: Decided, deadline: float | None) -> None:
         """Adds the explanation of its decision to a reply, or the reason why that is not there."""
-        response = pb.DecideResponse.FromString(reply.wire)
         try:
-            explanation = await self._explaining.explanation(response.decision, deadline)
+            explanation = await self._explaining.explanation(decided, deadline)
         except asyncio.CancelledError:
             self.not_sent(reply)
             raise
         if deadline is not None and self._clock() >= deadline:
             raise self._late(reply)
-        response.explanation.CopyFrom(explanation)
-        reply.wire = response.SerializeToString()
+        reply.wire += _EXPLANATION % prefixed(explanation.SerializeToString())
 
-    async def DecideBatch(
-        self,
-        request: pb.DecideBatchRequest,
-        context: grpc.aio.ServicerContext[pb.DecideBatchRequest, Reply],
-    ) -> Reply:
+    async def DecideBatch(self, request: pb.DecideBatchRequest, call: Call) -> Reply:
         """Many orders under one deadline, each with its own result."""
-        arrived = self._clock()
         if not 0 < len(request.orders) <= MAX_BATCH:
-            await status.abort(
-                context,
-                InvalidOrderError(
-                    "BATCH_SIZE", f"orders: must be 1 to {MAX_BATCH}, not {len(request.orders)}", "orders"
-                ),
-            )
-        remaining = self._remaining.corrected(context.time_remaining())
-        metadata = context.invocation_metadata()
-        try:
-            self._check_lane(metadata, request.orders)
-        except InvalidOrderError as error:
-            await status.abort(context, error)
+            rule = f"must be 1 to {MAX_BATCH}, not {len(request.orders)}"
+            raise InvalidOrderError("BATCH_SIZE", f"orders: {rule}", "orders")
+        metadata = call.metadata
+        self._check_lane(metadata, request.orders)
         results: dict[int, Reply] = {}
 
-        async def decide(number: int, taken_up: float, left: float | None) -> None:
+        async def decide(number: int, taken_up: float) -> None:
             order = request.orders[number]
-            result = results[number] = await self._result(order, taken_up, left, metadata)
+            result = results[number] = await self._result(order, taken_up, call.deadline, metadata)
             if result.decisions and (own := order_timeout_seconds(order)) is not None:
                 result.deadline = taken_up + own  # the server's cap is for deciding, and the call's deadline for all
 
         try:
             for first in range(0, len(request.orders), _BATCH_SLICE):
                 taken_up = self._clock()
-                left = None if remaining is None else arrived + remaining - taken_up
                 numbers = range(first, min(first + _BATCH_SLICE, len(request.orders)))
-                await asyncio.gather(*(decide(number, taken_up, left) for number in numbers))
+                await asyncio.gather(*(decide(number, taken_up) for number in numbers))
         except BaseException:
             for result in results.values():
                 self.not_sent(result)
             raise
-        if remaining is not None and self._clock() >= arrived + remaining:
+        if call.deadline is not None and self._clock() >= call.deadline:
             late = [self._late(result) for result in results.values()]
-            await status.abort(context, late[0])
+            raise late[0]
         sent = [self._in_time(results[number]) for number in range(len(request.orders))]
         wire = b"".join(_RESULTS % prefixed(result.wire) for result in sent)
         return Reply(wire, *(decided for result in sent for decided in result.decisions))
 
     async def DecideStream(
         self,
-        request_iterator: AsyncIterator[pb.DecideStreamRequest],
-        context: grpc.aio.ServicerContext[pb.DecideStreamRequest, Reply],
+        requests: AsyncIterator[pb.DecideStreamRequest],
+        call: Call,
     ) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
         ready: asyncio.Queue[Reply | None] = asyncio.Queue()
-        metadata = context.invocation_metadata()
+        metadata = call.metadata
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
         over = False
 
         async def decide(order: pb.Order, arrived: float) -> None:
-            result = await self._result(order, arrived, None, metadata) if order.order_ref else _UNREFERENCED
+            if order.order_ref:
+                result = await self._result(order, arrived, None, metadata)
+            else:
+                missing = InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
+                result = self._refused("", missing)
             if result.decisions:
-                result.deadline = self._dataplane.deadline(arrived, order_timeout_seconds(order))
+                result.deadline = self._dataplane.capped(arrived, _deadline(order, arrived, None))
             if over:
                 self.not_sent(result)
             else:
@@ -255,7 +220,7 @@ class DecisionServicer:
         async def read() -> None:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    async for request in request_iterator:
+                    async for request in requests:
                         arrived = self._clock()
                         await room.acquire()
                         tasks.create_task(decide(request.order, arrived))
@@ -282,56 +247,62 @@ class DecisionServicer:
     def _check_lane(self, metadata: CallMetadata, orders: Iterable[pb.Order]) -> None:
         """Refuses a call that came in past Envoy's gate, as calls with reduce-only orders may, with another order."""
         if says_reduce_only(metadata) and not all(order.reduce_only for order in orders):
-            reason, rule = "NOT_REDUCE_ONLY", f"must be true of every order of a call with `{REDUCE_ONLY}`"
-            self._metrics.errors[reason] += 1
-            raise InvalidOrderError(reason, f"reduce_only: {rule}", "reduce_only")
+            rule = f"must be true of every order of a call with `{REDUCE_ONLY}`"
+            raise InvalidOrderError("NOT_REDUCE_ONLY", f"reduce_only: {rule}", "reduce_only")
 
     def _in_time(self, result: Reply) -> Reply:
         """An order's result, or DEADLINE_EXCEEDED when it waited past the order's deadline."""
         if self._clock() < result.deadline:
             return result
         (decided,) = result.decisions
-        return _refused(decided.order_ref, self._late(result))
+        return self._refused(decided.order_ref, self._late(result))
+
+    def _refused(self, order_ref: str, error: PretradeError) -> Reply:
+        """The result of an order of a batch or stream that got no decision; it is counted here alone."""
+        self._metrics.errors[error.reason] += 1
+        return Reply(pb.OrderResult(order_ref=order_ref, error=status.order_error(error)).SerializeToString())
 
     def _late(self, reply: Reply) -> DeadlineError:
         """Takes back what cannot be sent in time; the error to send instead."""
         for decided in reply.decisions:
             self._dataplane.unheard(decided, "deadline")
-        late = DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
-        self._metrics.errors[late.reason] += 1
-        return late
+        return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
 
-    async def _result(self, order: pb.Order, arrived: float, remaining: float | None, metadata: CallMetadata) -> Reply:
+    async def _result(self, order: pb.Order, arrived: float, deadline: float | None, metadata: CallMetadata) -> Reply:
         """What became of one order of a batch or stream."""
         try:
-            decided = await self._decide(order, arrived, remaining, self._contexts.of(metadata))
+            decided = await self._decide(order, arrived, deadline, self._contexts.of(metadata))
         except PretradeError as error:
-            return _refused(order.order_ref[:64], error)
+            return self._refused(order.order_ref[:64], error)
         order_ref = prefixed(order.order_ref.encode())
         return Reply(_ORDER_DECIDED % (order_ref, prefixed(decided.wire)), decided)
 
-    async def _decide(self, message: pb.Order, arrived: float, remaining: float | None, called: CallContext) -> Decided:
-        """Convert, take the shortest of the deadlines given, decide."""
+    async def _decide(self, message: pb.Order, arrived: float, deadline: float | None, called: CallContext) -> Decided:
+        """Convert, take the earlier of the deadlines given, decide."""
         try:
             self._access.charge()
             order = self._orders.read(message)
             self._access.check_strategy(order.strategy)
             order.context = called
-            own = order_timeout_seconds(message)
-            timeout = own if remaining is None else remaining if own is None else min(own, remaining)
-            return await self._dataplane.decide(order, arrived, timeout)
+            return await self._dataplane.decide(order, arrived, _deadline(message, arrived, deadline))
         except PretradeError as error:
-            self._metrics.errors[error.reason] += 1
             self._reports.failed(message, called, error, arrived, self._clock())
             raise
         except Exception as error:
-            self._metrics.errors["INTERNAL"] += 1
             _log.exception(
                 "decision failed",
                 order_ref=message.order_ref[:64],
                 trace_id=called.trace_id,
                 correlation_id=called.correlation_id,
             )
-            failure = InternalError("INTERNAL", "the decision failed; see the server's log")
+            failure = InternalError("the decision failed; see the server's log")
             self._reports.failed(message, called, failure, arrived, self._clock())
             raise failure from error
+
+
+def _deadline(order: pb.Order, arrived: float, of_call: float | None) -> float | None:
+    """The earlier of an order's own deadline and its call's; None without either."""
+    own = order_timeout_seconds(order)
+    if own is None:
+        return of_call
+    return arrived + own if of_call is None else min(arrived + own, of_call)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import NoReturn
 
-import grpc
-import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
+
+from server.errors import UnknownMethodError, UnknownServiceError
+from server.rpc.call import Call
 
 _Response = health_pb2.HealthCheckResponse
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):
+class HealthServicer:
     """Answers `grpc.health.v1` from a table, on as many ports as there are. Used from one event loop.
 
     A change of the table waits for nobody. Every watcher has a sign of its own that something changed, and writes the
@@ -33,13 +34,19 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         for changed in self._watchers.get(service, ()):
             changed.set()
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> health_pb2.HealthCheckResponse:
+    async def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
         """The status of a service; NOT_FOUND for one that was never told of."""
         if request.service not in self._serving:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+            raise UnknownServiceError
         return self._status(request.service)
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
+    async def List(self, request: object, call: Call) -> NoReturn:
+        """Not served: nobody needs all services at once."""
+        raise UnknownMethodError
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, call: Call
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status of a service now, and again whenever it has changed; SERVICE_UNKNOWN until it was told of."""
         changed, told = asyncio.Event(), None
         watchers = self._watchers.setdefault(request.service, set())
@@ -48,7 +55,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             while True:
                 changed.clear()
                 if (status := self._status(request.service)) != told:
-                    await context.write(status)
+                    yield status
                     told = status
                 await changed.wait()
         finally:

@@ -1,54 +1,64 @@
-"""From domain errors to gRPC statuses: one table for every edge."""
+"""From errors to gRPC: the one table of statuses, for all services on both edges.
+
+Every call that fails carries a `google.rpc.ErrorInfo` with the error's reason, and a `RetryInfo` where the server knows
+when to ask again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Final
 
 import grpc
-import grpc.aio
-from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.errors import (
-    CredentialsUnknownError,
-    DeadlineError,
-    DrainingError,
-    InternalError,
-    InvalidOrderError,
-    KeyReusedError,
-    OverloadedError,
-    PermissionDeniedError,
-    PretradeError,
-    RateLimitedError,
-    UnauthenticatedError,
-)
+from server import errors
+from server.errors import OverloadedError, PretradeError
 
-_DOMAIN = "pretrade"
-_RETRY_AFTER_NANOS = 50_000_000
+_DOMAIN: Final = "pretrade"
 
 Wire = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
-_CODES: dict[type[PretradeError], int] = {
-    InvalidOrderError: code_pb2.INVALID_ARGUMENT,
-    KeyReusedError: code_pb2.ALREADY_EXISTS,
-    OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
-    DeadlineError: code_pb2.DEADLINE_EXCEEDED,
-    DrainingError: code_pb2.UNAVAILABLE,
-    UnauthenticatedError: code_pb2.UNAUTHENTICATED,
-    PermissionDeniedError: code_pb2.PERMISSION_DENIED,
-    RateLimitedError: code_pb2.RESOURCE_EXHAUSTED,
-    CredentialsUnknownError: code_pb2.UNAVAILABLE,
-    InternalError: code_pb2.INTERNAL,
+CODES: Final[dict[type[PretradeError], int]] = {
+    errors.InvalidOrderError: code_pb2.INVALID_ARGUMENT,
+    errors.KeyReusedError: code_pb2.ALREADY_EXISTS,
+    errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
+    errors.MessageTooLargeError: code_pb2.RESOURCE_EXHAUSTED,
+    errors.DeadlineError: code_pb2.DEADLINE_EXCEEDED,
+    errors.DrainingError: code_pb2.UNAVAILABLE,
+    errors.UnauthenticatedError: code_pb2.UNAUTHENTICATED,
+    errors.PermissionDeniedError: code_pb2.PERMISSION_DENIED,
+    errors.RateLimitedError: code_pb2.RESOURCE_EXHAUSTED,
+    errors.CredentialsUnknownError: code_pb2.UNAVAILABLE,
+    errors.UnknownMethodError: code_pb2.UNIMPLEMENTED,
+    errors.UnknownServiceError: code_pb2.NOT_FOUND,
+    errors.ProtocolError: code_pb2.INTERNAL,
+    errors.UnsupportedEncodingError: code_pb2.UNIMPLEMENTED,
+    errors.InternalError: code_pb2.INTERNAL,
+    errors.ControlError: code_pb2.INTERNAL,
+    errors.UnknownSubjectError: code_pb2.NOT_FOUND,
+    errors.InvalidChangeError: code_pb2.INVALID_ARGUMENT,
+    errors.ControlChangedError: code_pb2.ABORTED,
+    errors.ChangeRefusedError: code_pb2.FAILED_PRECONDITION,
+    errors.ChangeInDoubtError: code_pb2.DEADLINE_EXCEEDED,
+    errors.AuditError: code_pb2.INTERNAL,
+    errors.JournalError: code_pb2.UNAVAILABLE,
+    errors.UnknownDecisionError: code_pb2.NOT_FOUND,
+    errors.NotReplayableError: code_pb2.FAILED_PRECONDITION,
+    errors.OutcomeConflictError: code_pb2.ALREADY_EXISTS,
+    errors.InvalidRequestError: code_pb2.INVALID_ARGUMENT,
+    errors.AuditUnavailableError: code_pb2.UNAVAILABLE,
+    errors.AuditBusyError: code_pb2.RESOURCE_EXHAUSTED,
 }
+"""By class. An error whose class is not here has the status of its nearest base class that is."""
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PretradeError) -> NoReturn:
-    """Ends a call with an error's status and its `google.rpc.ErrorInfo`."""
-    await context.abort(*of(error))
+def code(error: PretradeError) -> int:
+    """The `google.rpc.Code` of an error."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
 def of(error: PretradeError) -> Wire:
@@ -63,31 +73,21 @@ def _overload(reason: str, message: str) -> Wire:
 
 
 def _wire(error: PretradeError) -> Wire:
-    details = []
-    if isinstance(error, OverloadedError | RateLimitedError):
-        retry = error_details_pb2.RetryInfo()
-        nanos = int(error.retry_after_seconds * 1e9) if isinstance(error, RateLimitedError) else _RETRY_AFTER_NANOS
-        retry.retry_delay.FromNanoseconds(nanos)
-        details.append(retry)
-    metadata = {**({"field": error.field} if error.field else {}), **error.named}
-    return with_reason(code(error), str(error), error.reason, metadata, details)
-
-
-def with_reason(
-    status_code: int, text: str, reason: str, metadata: Mapping[str, str], details: Sequence[Message] = ()
-) -> Wire:
-    """Code, message and trailing metadata of a call that ends with a `google.rpc.ErrorInfo` and further details."""
-    status = status_pb2.Status(code=status_code, message=text)
-    info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=reason, metadata=metadata)
-    for detail in (info, *details):
+    named = {**({"field": error.field} if error.field else {}), **error.named}
+    status = status_pb2.Status(code=code(error), message=str(error))
+    info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason, metadata=named)
+    for detail in (info, *_retry(error.retry_after_seconds)):
         status.details.add().Pack(detail)
     wire = rpc_status.to_status(status)
     return wire.code, wire.details, wire.trailing_metadata
 
 
-def code(error: PretradeError) -> int:
-    """The `google.rpc.Code` of an error."""
-    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+def _retry(after_seconds: float | None) -> Iterable[error_details_pb2.RetryInfo]:
+    """When to ask again, where that is known."""
+    if after_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(after_seconds * 1e9))
+        yield retry
 
 
 def order_error(error: PretradeError) -> pb.OrderError:

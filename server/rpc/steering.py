@@ -8,11 +8,11 @@ from typing import Final, Literal, Protocol
 from google.protobuf.duration_pb2 import Duration
 
 from pretrade.admin.v1 import admin_pb2 as pb
-from server.control.errors import InvalidChangeError, UnknownSubjectError
 from server.control.flags import FLAGS
 from server.control.model import TRADING_STATE, Restriction
 from server.control.state import ControlState, Wanted
 from server.control.subjects import CHAIN, OFF, ON, breaker_subject, drain_subject, flag_subject
+from server.errors import InvalidChangeError, UnknownSubjectError
 from server.inference.breaker import Mode, State
 from server.inference.replica import Replica
 from server.security.identity import longest_name

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import JournalError
+from server.errors import JournalError
 from server.security.rates import Rates
 
 _log = structlog.get_logger(__name__)

@@ -14,9 +14,9 @@ from alembic.config import Config
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.store.days import Busy
+from server.audit.store.days import TablesBusyError
 from server.audit.store.store import Store
-from server.journal.errors import JournalCorrupted, SchemaUnknown
+from server.errors import JournalCorruptedError, SchemaUnknownError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 NEWEST = "0008"
@@ -132,7 +132,7 @@ def test_a_database_of_a_newer_version_is_left_alone(store: Store, engine: sa.En
     store.migrate()
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(SchemaUnknown, match="9999"):
+    with pytest.raises(SchemaUnknownError, match="9999"):
         store.migrate()
 
 
@@ -155,7 +155,7 @@ def test_days_past_their_retention_are_removed_whole_and_the_chain_still_verifie
     assert store.verify(JOURNAL) == (6, 8)
     with engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM journal_entries WHERE position = 6"))
-    with pytest.raises(JournalCorrupted) as caught:  # not everything that is gone is past its retention
+    with pytest.raises(JournalCorruptedError) as caught:  # not everything that is gone is past its retention
         store.verify(JOURNAL)
     assert caught.value.position == 6
 
@@ -218,7 +218,7 @@ class TestOnPostgreSQL:
         ship(store, decision("d1", old))
         with engine.connect() as report:
             report.execute(sa.text("SELECT * FROM decisions"))
-            with pytest.raises(Busy):
+            with pytest.raises(TablesBusyError):
                 store.remove_days(1)
             ship(store, decision("d2", TODAY))
         assert self.partitions(engine) == {f"decisions_{old:%Y%m%d}": 1, "decisions_other": 1}

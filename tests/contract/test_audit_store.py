@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.store import Store
-from server.journal.errors import JournalCorrupted
+from server.errors import JournalCorruptedError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
 JOURNAL = "journal-1"
@@ -286,7 +286,7 @@ def test_verification_names_the_shipped_row_that_was_tampered_with(
     assert store.verify(JOURNAL) == (1, 5)
     with sql.begin():
         sql.execute(sa.text(tamper))
-    with pytest.raises(JournalCorrupted) as caught:
+    with pytest.raises(JournalCorruptedError) as caught:
         store.verify(JOURNAL)
     assert caught.value.position == position
 

@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from server.composition.ports import access, grpc_server
+from server.composition.ports import grpc_server
 from server.rpc.health import HealthServicer
 from server.security.security import Plane, Security
 from server.security.trial import ISSUER, TrialIssuer, jwks
@@ -43,12 +43,13 @@ async def test_a_port_asks_for_credentials(plane: Plane, tmp_path: Path) -> None
         return None
 
     security = Security(settings.tls, settings.tokens, settings.access, None, record, "test", time.monotonic)
-    server = grpc_server(settings, access(security, plane), Counter())
+    server = grpc_server(settings, security.access(plane), Counter())
     add: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server
     add(Admin(), server)  # type: ignore[abstract]  # the other methods answer UNIMPLEMENTED
     health = HealthServicer()
     health.set("", True)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
+    add_health(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -20,12 +20,12 @@ from support.valkey_pair import ValkeyPair
 from feature_cache.store.vectors import connect
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError
 from server.control.file import ControlFile
 from server.control.model import UNDECIDED
 from server.control.shared import SharedControl, SharedSettings
 from server.control.state import ControlSettings, ControlState, Wanted
 from server.control.subjects import breaker_subjects
+from server.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError
 from server.inference.breaker import Breaker, BreakerSettings, Mode
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import JournalFull
+from server.errors import JournalFullError
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 
@@ -157,7 +157,7 @@ async def test_a_journal_that_fills_its_volume_heals_when_rows_are_shipped(
                 await asyncio.gather(*(journal.append(bytes(1_000)) for _ in range(50)))
             assert "all that they may" in journal.problem
             assert journal.writable
-            with pytest.raises(JournalFull):
+            with pytest.raises(JournalFullError):
                 journal.append(bytes(1_000))
             left = shutil.disk_usage(small_volume).free
             journal.trim(journal.position - 100)

@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
 from server.envoy.asgi import GrpcApplication
-from server.envoy.framing import CallError, call_headers, decompressed, framed, message_length, status_headers
-from server.errors import InvalidOrderError
+from server.envoy.framing import call_headers, decompressed, framed, message_length, status_headers
+from server.errors import InvalidOrderError, PretradeError
 from server.rpc import status
 from server.telemetry.metrics import DecisionMetrics
 
@@ -62,8 +62,8 @@ def framing(data: bytes) -> None:
     source = Bytes(data)
     try:
         found = call_headers(_headers(source))
-    except CallError as refused:
-        assert status_headers(refused)  # noqa: PT017 - as below
+    except PretradeError as refused:
+        _check_status(refused)
     else:
         assert found.timeout is None or found.timeout >= 0.0
     encoding = _ENCODINGS[source.number(len(_ENCODINGS))]
@@ -71,10 +71,17 @@ def framing(data: bytes) -> None:
     assert message_length(framed(payload)) == len(payload)
     try:
         plain = decompressed(payload, encoding, _MAX_BYTES)
-    except CallError as refused:
-        assert refused.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED)  # noqa: PT017 - no test of raising
+    except PretradeError as refused:
+        _check_status(refused, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED)
     else:
         assert len(plain) <= _MAX_BYTES + 1
+
+
+def _check_status(error: PretradeError, *among: grpc.StatusCode) -> None:
+    """An error has a status that can be sent: one of these, where any are given."""
+    code, details, trailing_metadata = status.of(error)
+    assert not among or code in among
+    assert status_headers(code, details, trailing_metadata)
 
 
 def orders(data: bytes) -> None:
@@ -88,8 +95,7 @@ def orders(data: bytes) -> None:
             timeout = order_timeout_seconds(one)
             order = OrderReader((_INSTRUMENT,)).read(one)
         except InvalidOrderError as error:
-            code, details, trailers = status.of(error)
-            assert status_headers(CallError(code, details, trailers))
+            _check_status(error)
             continue
         assert timeout is None or timeout > 0
         assert 0 < order.quantity < math.inf

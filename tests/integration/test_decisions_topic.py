@@ -15,7 +15,7 @@ from local.stack.stack import Stack
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.shipper import Shipper
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
-from server.journal.errors import JournalFull
+from server.errors import JournalFullError
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 
@@ -144,7 +144,7 @@ async def test_a_journal_that_fills_up_lets_go_of_what_brokers_do_not_take_and_c
                 try:
                     await journal.append(decision(i, padding=2000))
                     break
-                except JournalFull:  # never for long: SQL takes everything
+                except JournalFullError:  # never for long: SQL takes everything
                     await until(lambda: not journal.full)
         assert await shipping.drain(PATIENCE_SECONDS)
         await asyncio.to_thread(own_broker["broker"].start)

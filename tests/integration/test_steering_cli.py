@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.main import app
-from server.control.errors import ChangeInDoubtError
+from server.errors import ChangeInDoubtError
 
 pytestmark = pytest.mark.stack
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from pretrade.audit.v1 import packet_pb2
 from server.audit.store.schema import JOURNAL_ENTRIES, SHIPMENTS
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.journal.journal_file import Head, JournalReader, Point
 
 if TYPE_CHECKING:

@@ -193,9 +193,9 @@ MUTATIONS: Final = (
         "health",
         also=(
             (
-                "                    await context.write(status)\n",
+                "                    yield status\n",
                 "                    changed.set()\n"
-                "                    await context.write(status)\n"
+                "                    yield status\n"
                 "                    changed.clear()\n",
             ),
         ),

@@ -14,7 +14,7 @@ import grpc
 
 from feature_cache.features import FEATURE_SET_ID
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.journal.journal_file import JournalReader
 from simulation import checks, register
 from simulation.audit import read_audit

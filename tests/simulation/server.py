@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from server.composition.app import start
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.settings import Settings
 from simulation.calls import Envoy
 from simulation.database import URL

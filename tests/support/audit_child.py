@@ -19,7 +19,7 @@ from feature_cache.logs import configure
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.shipper import Shipper
 from server.audit.shipping.shipping import ShippingSettings
-from server.journal.errors import JournalError
+from server.errors import JournalError
 from server.journal.journal import Journal, JournalSettings
 
 APPENDERS = 16

@@ -20,7 +20,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.control.file import ControlFile
 from server.control.shared import SharedControl, SharedSettings
 from server.control.state import ControlSettings, ControlState, Wanted
-from server.journal.errors import JournalUnwritable
+from server.errors import JournalUnwritableError
 from server.journal.journal import Journal, JournalSettings
 from server.machine import Files, Identity, Machine
 
@@ -176,7 +176,7 @@ class Rows(Journal):
 
     def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[bool]:
         if self.is_broken:
-            raise JournalUnwritable("broken")
+            raise JournalUnwritableError("broken")
         self.changes.append(packet_pb2.JournalEntry.FromString(entry).control_change)
         written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         written.set_result(True)

@@ -11,9 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any, NoReturn, cast
-
-import grpc
+from typing import Any, cast
 
 from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScores, CachedScoreSettings
@@ -38,6 +36,7 @@ from server.inference.shadow import Shadow
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 from server.journal.reply_status import REPLIED, unconfirmed_status
+from server.rpc.call import Call
 from server.rpc.call_context import CallContexts
 from server.rpc.decision import DecisionServicer, StreamSettings
 from server.security.orders import OrderAccess
@@ -64,28 +63,6 @@ class Gate:
         self.asked += 1
         await self.open.acquire()
         return Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
-
-
-class AbortedError(Exception):
-    """The call ended with a status."""
-
-
-class Context:
-    """What a servicer asks of a call."""
-
-    def __init__(self, timeout_seconds: float | None = None) -> None:
-        self._timeout_seconds = timeout_seconds
-        self.code: grpc.StatusCode | None = None
-
-    def time_remaining(self) -> float | None:
-        return self._timeout_seconds  # it is asked once, on arrival
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: object = ()) -> NoReturn:
-        self.code = code
-        raise AbortedError(details)
 
 
 class RequestPath:
@@ -148,22 +125,24 @@ class RequestPath:
             DecisionReports(()),
             explaining,
             clock,
-            clock,
             OrderAccess(
                 Rates(math.inf, 1.0, clock), Refusals(journal.append, Rates(0.0, 1.0, clock), "", time.time_ns)
             ),
         )
 
+    def call(self, timeout_seconds: float | None = None) -> Call:
+        """A call whose caller waits so long from now on; None for ever."""
+        return Call(None if timeout_seconds is None else self.clock() + timeout_seconds, ())
+
     async def decide(self, order: pb.Order, timeout_seconds: float | None = None) -> pb.Decision:
         """A unary call, whose reply is heard."""
-        context: Any = Context(timeout_seconds)
-        reply = await self.servicer.Decide(pb.DecideRequest(order=order), context)
+        reply = await self.servicer.Decide(pb.DecideRequest(order=order), self.call(timeout_seconds))
         self.servicer.sent(reply)
         return pb.DecideResponse.FromString(reply.wire).decision
 
     def stream(self, *orders: pb.Order) -> AsyncGenerator[Any]:
         """The answers of a stream that its caller does not end."""
-        answers: Any = self.servicer.DecideStream(_requests(orders), _context())
+        answers: Any = self.servicer.DecideStream(_requests(orders), self.call())
         return cast("AsyncGenerator[Any]", answers)
 
     async def settled_on_disk(self) -> None:
@@ -243,7 +222,3 @@ async def _requests(orders: tuple[pb.Order, ...]) -> AsyncIterator[pb.DecideStre
     for one in orders:
         yield pb.DecideStreamRequest(order=one)
     await asyncio.Event().wait()
-
-
-def _context() -> Any:
-    return Context()

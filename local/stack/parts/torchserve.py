@@ -15,7 +15,7 @@ from local.stack.errors import NotReadyError
 from local.stack.ports import LOOPBACK
 from pretrade.wire.torchserve.inference_pb2 import PredictionsRequest
 from pretrade.wire.torchserve.inference_pb2_grpc import InferenceAPIsServiceStub
-from server.journal.errors import ModelUnknown
+from server.errors import ModelUnknownError
 from server.models.archive import read_archive
 from server.models.registry import ModelUnusableError, Registry
 
@@ -39,7 +39,7 @@ def archive(store: Path, model: str) -> Path:
     if version is not None:
         try:
             return registry.path(registry.usable(version).version)
-        except (ModelUnknown, ModelUnusableError):
+        except (ModelUnknownError, ModelUnusableError):
             pass
     trained = store / f"{model}.mar"
     kept = registry.path(read_archive(trained).version) if trained.is_file() else trained

@@ -16,7 +16,7 @@ from server.audit.reading.journals import Journals, entry_of, unshipped_rows
 from server.audit.store.schema import CONTROL_CHANGES, JOURNAL_ENTRIES
 from server.audit.store.store import Store
 from server.control.records import recorded
-from server.journal.errors import AuditUnavailable, InvalidRequest
+from server.errors import AuditUnavailableError, InvalidRequestError
 from server.journal.journal_file import Head, JournalReader, Row
 
 _DEFAULT_PAGE: Final = 50
@@ -36,14 +36,14 @@ def list_changes(
     """One page of the changes, the newest first.
 
     Raises:
-        InvalidRequest: Size, token or instant break a rule.
-        AuditUnavailable: There is nothing that can be read.
+        InvalidRequestError: Size, token or instant break a rule.
+        AuditUnavailableError: There is nothing that can be read.
     """
     size = request.page_size or _DEFAULT_PAGE
     if size > _LARGEST_PAGE:
-        raise InvalidRequest(f"page_size: must be 1 to {_LARGEST_PAGE}, or 0 for {_DEFAULT_PAGE}, not {size}")
+        raise InvalidRequestError(f"page_size: must be 1 to {_LARGEST_PAGE}, or 0 for {_DEFAULT_PAGE}, not {size}")
     if "\0" in request.subject:
-        raise InvalidRequest("subject: must not hold a NUL character")
+        raise InvalidRequestError("subject: must not hold a NUL character")
     before, since = _read_token(request.page_token), _since(request)
     problems: list[str] = []
 
@@ -59,7 +59,7 @@ def list_changes(
     except sa.exc.SQLAlchemyError as error:
         problems.append(f"the database: {str(error.__cause__ or error).splitlines()[0]}")
         if not tails:
-            raise AuditUnavailable("; ".join(problems)) from error
+            raise AuditUnavailableError("; ".join(problems)) from error
     found = {_place(change): change for changes in (stored, *tails) for change in changes}
     places = sorted(
         (
@@ -137,7 +137,7 @@ def _since(request: admin_pb2.ListChangesRequest) -> int:
     try:
         request.since.ToDatetime(dt.UTC)
     except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"since: must be a valid instant: {error}") from error
+        raise InvalidRequestError(f"since: must be a valid instant: {error}") from error
     return max(0, request.since.ToMicroseconds())
 
 
@@ -158,4 +158,4 @@ def _read_token(token: str) -> _Place:
             raise ValueError("not a place in the history")
         return int(microseconds), change_id
     except (ValueError, binascii.Error) as error:
-        raise InvalidRequest("page_token: must be the next_page_token of a page before") from error
+        raise InvalidRequestError("page_token: must be the next_page_token of a page before") from error

@@ -12,7 +12,7 @@ import numpy as np
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.journal.errors import ModelFailed, NotReplayable
+from server.errors import ModelFailedError, NotReplayableError
 from server.models.archive import Archive, RunningModel
 
 SCORED: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY, pb.SOURCE_CACHED_SCORE))
@@ -26,7 +26,7 @@ class Explainer:
 
     Args:
         packet_of: The packet of this decision, or None.
-        archive_of: The archive of this model version; raises `ModelUnknown`.
+        archive_of: The archive of this model version; raises `ModelUnknownError`.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Explainer:
         """The explanation of a decision's score, or why there is none; raises nothing."""
         decision = packet.decision
         if decision.source not in SCORED:
-            return no_model(decision)
+            return no_model(decision.source)
         try:
             return self._explained(self._scored(packet))
-        except NotReplayable as error:
+        except NotReplayableError as error:
             return unavailable(str(error))
 
     def _scored(self, packet: packet_pb2.DecisionPacket) -> packet_pb2.DecisionPacket:
@@ -62,7 +62,7 @@ class Explainer:
             return packet
         origin = self._packet_of(packet.cached_from_decision_id)
         if origin is None:
-            raise NotReplayable(f"the audit does not hold decision {packet.cached_from_decision_id}")
+            raise NotReplayableError(f"the audit does not hold decision {packet.cached_from_decision_id}")
         return origin
 
     def _explained(self, packet: packet_pb2.DecisionPacket) -> pb.Explanation:
@@ -71,10 +71,10 @@ class Explainer:
         names = model.archive.feature_names
         row = np.frombuffer(packet.model_input, dtype="<f4")
         if len(row) != len(names):
-            raise NotReplayable(f"the features are of the set {packet.feature_set_id!r}, not the model's")
+            raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}, not the model's")
         try:
             attribution = model.explain(packet.model_input)
-        except ModelFailed:
+        except ModelFailedError:
             self._end(version)  # its process may be gone: the next one starts it anew
             raise
         explanation = pb.Explanation(
@@ -105,10 +105,10 @@ class Explainer:
         self._running.pop(version)[1].close()
 
 
-def no_model(decision: pb.Decision) -> pb.Explanation:
+def no_model(source: pb.Source.ValueType) -> pb.Explanation:
     """There is nothing to explain."""
-    source = pb.Source.Name(decision.source).removeprefix("SOURCE_")
-    return pb.Explanation(status=pb.EXPLANATION_STATUS_NO_MODEL, message=f"no model scored the order: source {source}")
+    name = pb.Source.Name(source).removeprefix("SOURCE_")
+    return pb.Explanation(status=pb.EXPLANATION_STATUS_NO_MODEL, message=f"no model scored the order: source {name}")
 
 
 def unavailable(why: str) -> pb.Explanation:

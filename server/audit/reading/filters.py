@@ -8,25 +8,25 @@ import datetime as dt
 
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.journal.errors import InvalidRequest
+from server.errors import InvalidRequestError
 
 
 def instants(wanted: audit_pb2.DecisionFilter) -> tuple[dt.datetime | None, dt.datetime | None]:
-    """Since and until, UTC; None for no bound. Raises InvalidRequest."""
+    """Since and until, UTC; None for no bound. Raises InvalidRequestError."""
     try:
         return (
             wanted.since.ToDatetime(dt.UTC) if wanted.HasField("since") else None,
             wanted.until.ToDatetime(dt.UTC) if wanted.HasField("until") else None,
         )
     except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"filter: since and until must be valid instants: {error}") from error
+        raise InvalidRequestError(f"filter: since and until must be valid instants: {error}") from error
 
 
 def check_text(wanted: audit_pb2.DecisionFilter) -> None:
-    """Raises InvalidRequest where a text cannot be asked for."""
+    """Raises InvalidRequestError where a text cannot be asked for."""
     for text in (*wanted.instruments, *wanted.strategies, wanted.model):
         if "\0" in text:  # which PostgreSQL cannot store, nor be asked for
-            raise InvalidRequest("filter: no text may hold a NUL character")
+            raise InvalidRequestError("filter: no text may hold a NUL character")
 
 
 def short_names(enum: type[pb.Action] | type[pb.Source], values: object, prefix: str) -> list[str]:
@@ -41,11 +41,11 @@ def token(decision_id: str) -> str:
 
 
 def read_token(token: str) -> str:
-    """The decision id in a page token. Raises InvalidRequest."""
+    """The decision id in a page token. Raises InvalidRequestError."""
     try:
         decision_id = base64.b64decode(token, altchars=b"-_", validate=True).decode()
         if "\0" in decision_id:
             raise ValueError("not a decision id")
         return decision_id
     except (ValueError, binascii.Error) as error:
-        raise InvalidRequest("page_token: must be the next_page_token of a page before") from error
+        raise InvalidRequestError("page_token: must be the next_page_token of a page before") from error

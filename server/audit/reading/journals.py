@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
-from server.journal.errors import AuditUnavailable, InvalidRequest, JournalError
+from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
 from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
 
@@ -115,8 +115,8 @@ class Journals:
         """What the journals hold beyond a cursor, some rows of it.
 
         Raises:
-            InvalidRequest: The cursor is not one, or the filter breaks a rule.
-            AuditUnavailable: No journal can be read.
+            InvalidRequestError: The cursor is not one, or the filter breaks a rule.
+            AuditUnavailableError: No journal can be read.
         """
         filters.instants(wanted.filter)
         positions = _positions(wanted.cursor)
@@ -155,7 +155,7 @@ class Journals:
 
         more = list(self.each(read, problems))
         if not more:
-            raise AuditUnavailable("; ".join(problems) or "there is no journal here")
+            raise AuditUnavailableError("; ".join(problems) or "there is no journal here")
         return Step(events, _cursor(positions), any(more))
 
 
@@ -215,5 +215,5 @@ def _cursor(positions: dict[str, int]) -> str:
 
 def _positions(cursor: str) -> dict[str, int]:
     if cursor and not _CURSOR.fullmatch(cursor):
-        raise InvalidRequest("cursor: must be that of an event of an earlier watch")
+        raise InvalidRequestError("cursor: must be that of an event of an earlier watch")
     return {name: int(position) for name, _, position in (one.partition(":") for one in cursor.split(",") if one)}

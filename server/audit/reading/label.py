@@ -38,7 +38,7 @@ from server.audit.reading.query import AuditQuery
 from server.audit.replay.review import Since, Until, decisions_of
 from server.audit.store.refusals import refusals
 from server.audit.store.store import Store
-from server.journal.errors import AuditError
+from server.errors import AuditError
 
 __all__ = ["app"]
 

@@ -27,7 +27,7 @@ from server.audit.reading.labels import Label, LabelledDecision
 from server.audit.store import outcomes
 from server.audit.store.schema import DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES
 from server.audit.store.store import Store
-from server.journal.errors import AuditUnavailable, InvalidRequest, OutcomeConflict, UnknownDecision
+from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.journal_file import Head, JournalReader, Row
 from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
 
@@ -74,11 +74,11 @@ class AuditQuery:
         """One decision.
 
         Raises:
-            UnknownDecision: It is not there.
-            AuditUnavailable: It may be where we cannot look.
+            UnknownDecisionError: It is not there.
+            AuditUnavailableError: It may be where we cannot look.
         """
         if not 0 < len(decision_id) <= _LONGEST_ID:
-            raise UnknownDecision("no decision has an empty or a very long id")
+            raise UnknownDecisionError("no decision has an empty or a very long id")
         problems: list[str] = []
         news = self._news_of(decision_id, problems)
         found = self._find_stored(decision_id, problems) or self.journals.find(decision_id, problems)
@@ -90,8 +90,8 @@ class AuditQuery:
             found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
             return found
         if problems:
-            raise AuditUnavailable("; ".join(dict.fromkeys(problems)))
-        raise UnknownDecision(f"no decision {decision_id} in the audit")
+            raise AuditUnavailableError("; ".join(dict.fromkeys(problems)))
+        raise UnknownDecisionError(f"no decision {decision_id} in the audit")
 
     def newest(
         self, wanted: audit_pb2.DecisionFilter, limit: int, incomplete: Callable[[str], object] = lambda _: None
@@ -99,8 +99,8 @@ class AuditQuery:
         """The newest decisions that match, page by page; `incomplete` hears what cannot be read.
 
         Raises:
-            InvalidRequest: The filter breaks a rule.
-            AuditUnavailable: There is nothing that can be read.
+            InvalidRequestError: The filter breaks a rule.
+            AuditUnavailableError: There is nothing that can be read.
         """
         token = ""
         while limit > 0:
@@ -117,11 +117,11 @@ class AuditQuery:
         """One page of the decisions that match, the newest first.
 
         Raises:
-            InvalidRequest: Filter, size or token break a rule.
-            AuditUnavailable: There is nothing that can be read.
+            InvalidRequestError: Filter, size or token break a rule.
+            AuditUnavailableError: There is nothing that can be read.
         """
         if not 0 <= size <= LARGEST_PAGE:
-            raise InvalidRequest(f"page_size: must be 1 to {LARGEST_PAGE}, or 0 for {DEFAULT_PAGE}, not {size}")
+            raise InvalidRequestError(f"page_size: must be 1 to {LARGEST_PAGE}, or 0 for {DEFAULT_PAGE}, not {size}")
         size = size or DEFAULT_PAGE
         before = filters.read_token(token)
         since, until = filters.instants(wanted)
@@ -131,7 +131,7 @@ class AuditQuery:
         tails = self._tails(wanted, before, size + 1, statuses, problems)
         stored = self._stored(wanted, since, until, before, size + 1, problems)
         if stored is None and not tails:
-            raise AuditUnavailable("; ".join(problems) or "there is neither database nor journal")
+            raise AuditUnavailableError("; ".join(problems) or "there is neither database nor journal")
         recent = (one for tail in tails for one in tail)
         found = {one.packet.decision.decision_id: one for one in (*recent, *(stored or ()))}
         ids = sorted(found, reverse=True)
@@ -161,7 +161,7 @@ class AuditQuery:
         """The packet of a decision, or None."""
         try:
             return self.get(decision_id).packet
-        except (UnknownDecision, AuditUnavailable):
+        except (UnknownDecisionError, AuditUnavailableError):
             return None
 
     def outcomes(self, decision_id: str) -> list[packet_pb2.Outcome]:
@@ -171,7 +171,7 @@ class AuditQuery:
         it went, and some before.
 
         Raises:
-            AuditUnavailable: There may be more where we cannot look.
+            AuditUnavailableError: There may be more where we cannot look.
         """
         problems: list[str] = []
         found: dict[str, packet_pb2.Outcome] = {}
@@ -182,10 +182,10 @@ class AuditQuery:
                     found = {one.reporter: one for one in outcomes.find_outcomes(connection, decision_id)}
             except sa.exc.SQLAlchemyError as error:
                 if not self.journals.reach_back_to(decision_id):
-                    raise AuditUnavailable(f"the database: {_line(error)}") from error
+                    raise AuditUnavailableError(f"the database: {_line(error)}") from error
                 news = self._entries_naming(decision_id, {}, problems)  # also what was shipped before it went
         if problems:
-            raise AuditUnavailable("; ".join(problems))
+            raise AuditUnavailableError("; ".join(problems))
         for entry in news:
             if entry.outcome.decision_id == decision_id:
                 found.setdefault(entry.outcome.reporter, entry.outcome)
@@ -197,10 +197,10 @@ class AuditQuery:
         """The decisions of a time that have a label; none without a database.
 
         Raises:
-            AuditUnavailable: The database cannot be read.
+            AuditUnavailableError: The database cannot be read.
         """
         if self._store is None:
-            raise AuditUnavailable("labels are in the database, and there is none here")
+            raise AuditUnavailableError("labels are in the database, and there is none here")
         columns = DECISIONS.c
         query = (
             sa.select(columns.action, columns.source, columns.score, outcomes.LABELS.c.eligible)
@@ -215,16 +215,16 @@ class AuditQuery:
             with self._database() as store, store.connect() as connection:
                 return [LabelledDecision(*row) for row in connection.execute(query)]
         except sa.exc.SQLAlchemyError as error:
-            raise AuditUnavailable(f"the database: {_line(error)}") from error
+            raise AuditUnavailableError(f"the database: {_line(error)}") from error
 
     def add_labels(self, labels: Iterable[Label], horizon_seconds: float) -> None:
         """Stores labels; one that is there already is left as it is.
 
         Raises:
-            AuditUnavailable: The database cannot be written, or there is none.
+            AuditUnavailableError: The database cannot be written, or there is none.
         """
         if self._store is None:
-            raise AuditUnavailable("labels go into the database, and there is none here")
+            raise AuditUnavailableError("labels go into the database, and there is none here")
         rows = [
             {
                 "decision_id": label.decision_id,
@@ -238,19 +238,19 @@ class AuditQuery:
             with self._database() as store:
                 store.add_labels(rows)
         except sa.exc.SQLAlchemyError as error:
-            raise AuditUnavailable(f"the database: {_line(error)}") from error
+            raise AuditUnavailableError(f"the database: {_line(error)}") from error
 
     def recorded(self, outcome: packet_pb2.Outcome) -> packet_pb2.Outcome | None:
         """The same outcome as it was recorded before; None when there is none of this reporter.
 
         Raises:
-            UnknownDecision, AuditUnavailable: As `get`.
-            OutcomeConflict: The reporter said something else.
+            UnknownDecisionError, AuditUnavailableError: As `get`.
+            OutcomeConflictError: The reporter said something else.
         """
         self.get(outcome.decision_id)
         before = next((one for one in self.outcomes(outcome.decision_id) if one.reporter == outcome.reporter), None)
         if before is not None and not outcomes.same_outcome(before, outcome):
-            raise OutcomeConflict(f"{outcome.reporter} recorded another outcome of {outcome.decision_id} before")
+            raise OutcomeConflictError(f"{outcome.reporter} recorded another outcome of {outcome.decision_id} before")
         return before
 
     @contextmanager

@@ -22,16 +22,16 @@ from typing import Final, Self
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from server.journal.errors import (
-    AuditBusy,
+from server.errors import (
+    AuditBusyError,
     AuditError,
-    AuditUnavailable,
-    InvalidRequest,
-    ModelFailed,
-    ModelUnknown,
-    NotReplayable,
-    OutcomeConflict,
-    UnknownDecision,
+    AuditUnavailableError,
+    InvalidRequestError,
+    ModelFailedError,
+    ModelUnknownError,
+    NotReplayableError,
+    OutcomeConflictError,
+    UnknownDecisionError,
 )
 
 _log = structlog.get_logger(__name__)
@@ -46,13 +46,13 @@ STEP: Final = struct.Struct("<?I")
 """Header of the answer to a WATCH: whether there is more to look at, length of the cursor that follows."""
 ERRORS: Final[tuple[type[AuditError], ...]] = (
     AuditError,
-    AuditUnavailable,
-    InvalidRequest,
-    ModelFailed,
-    ModelUnknown,
-    NotReplayable,
-    OutcomeConflict,
-    UnknownDecision,
+    AuditUnavailableError,
+    InvalidRequestError,
+    ModelFailedError,
+    ModelUnknownError,
+    NotReplayableError,
+    OutcomeConflictError,
+    UnknownDecisionError,
 )
 _MOST_WAITING: Final = 32
 _NICENESS: Final = 5
@@ -136,11 +136,11 @@ class Reading:
         """The answer to a question. Cancelling gives up the waiting and harms no other caller.
 
         Raises:
-            AuditBusy: Too many wait already.
+            AuditBusyError: Too many wait already.
             AuditError: One of `ERRORS`.
         """
         if self.waiting >= _MOST_WAITING:
-            raise AuditBusy(f"{self.waiting} requests wait already")
+            raise AuditBusyError(f"{self.waiting} requests wait already")
         self.waiting += 1
         self.asked += 1
         # A task of its own, because half an exchange would leave the answer to the next caller.
@@ -173,7 +173,7 @@ class Reading:
                 _log.error("audit_reading_ended", name=self.name, error=repr(error))
                 self.ended += 1
                 self._end()
-                raise AuditUnavailable("the process that reads the audit ended; ask again") from error
+                raise AuditUnavailableError("the process that reads the audit ended; ask again") from error
 
     async def _running(self) -> Process:
         if self._process is None or self._process.returncode is not None:

@@ -25,7 +25,7 @@ from server.audit.reading.reading import ERRORS, EVENT, REQUEST, RESPONSE, STEP,
 from server.audit.replay.replay import Replay, Replayer, fact_of_reply
 from server.drift.summary import metadata_of, summarise
 from server.drift.watch import DriftRequest, packed
-from server.journal.errors import AuditError, AuditUnavailable, InvalidRequest, ModelFailed
+from server.errors import AuditError, AuditUnavailableError, InvalidRequestError, ModelFailedError
 from server.models.archive import ModelStore
 
 
@@ -76,13 +76,13 @@ class Answering:
                 case Question.CHANGES:
                     return self._query.changes(admin_pb2.ListChangesRequest.FromString(request)).SerializeToString()
         except DecodeError as error:
-            raise InvalidRequest("the request is not a valid message of this method") from error
+            raise InvalidRequestError("the request is not a valid message of this method") from error
 
     def _get(self, request: audit_pb2.GetDecisionRequest) -> bytes:
         response = audit_pb2.GetDecisionResponse(decision=self._query.get(request.decision_id))
         try:
             response.outcomes.extend(self._query.outcomes(request.decision_id))
-        except AuditUnavailable as error:
+        except AuditUnavailableError as error:
             response.incomplete = str(error)
         return response.SerializeToString()
 
@@ -99,7 +99,7 @@ class Answering:
         recorded = self._query.get(request.decision_id)
         try:
             response = response_of(asyncio.run(self._replayer.replay(recorded.packet)))
-        except ModelFailed:
+        except ModelFailedError:
             # Its process may be gone: the next replay starts it anew.
             self._replayer.__exit__()
             self._replayer = self._new_replayer()

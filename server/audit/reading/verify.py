@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import VerifyingKey, slot_of
 from server.audit.store.store import Shipped, Store
-from server.journal.errors import JournalCorrupted, JournalError
+from server.errors import JournalCorruptedError, JournalError
 from server.journal.journal_file import Head, JournalReader, Point, journals_of
 from server.machine import REAL
 
@@ -94,7 +94,7 @@ def verify(
         topic_heads: What was found on the topic. Read before this is called, none is newer than what is read here.
 
     Raises:
-        JournalCorrupted: A row is missing or was changed; with its journal and the first such position.
+        JournalCorruptedError: A row is missing or was changed; with its journal and the first such position.
         JournalError: A journal cannot be read.
     """
     request = _Request(database_url, journal_path, full, key, topic_heads)
@@ -153,7 +153,7 @@ def _by_journal(request: _Request) -> Mapping[str, packet_pb2.JournalHead]:
 def _check_signature(head: packet_pb2.JournalHead, key: VerifyingKey | None) -> None:
     if key is not None and not key.has_signed(head):
         who = f"signed by key {head.key_id}" if head.key_id else "not signed"
-        raise JournalCorrupted(head.position, f"its stated head is {who}, not by {key.key_id}", head.journal_id)
+        raise JournalCorruptedError(head.position, f"its stated head is {who}, not by {key.key_id}", head.journal_id)
 
 
 def _verify_stored(
@@ -169,17 +169,17 @@ def _verify_stored(
             gone = (
                 f"missing, like every row up to {shipped.missed}: gone from the journal before they were shipped here"
             )
-            raise JournalCorrupted(1, gone)
+            raise JournalCorruptedError(1, gone)
         if shipped.stated is not None:
             _check_signature(shipped.stated, request.key)
         for head, what in ((shipped.stated, "stated with the database"), (on_topic, "published on the topic")):
             if head is not None and _is_stored(store, shipped, head, what):
                 compared.append(_described(head, what))
-    except JournalCorrupted as error:
+    except JournalCorruptedError as error:
         again = next((one for one in store.shipments() if one.journal_id == shipped.journal_id), shipped)
         if again.anchor != shipped.anchor:  # old days were removed meanwhile
             return _verify_stored(store, again, request, on_topic)
-        raise JournalCorrupted(error.position, f"{error.problem} (database)", shipped.journal_id) from error
+        raise JournalCorruptedError(error.position, f"{error.problem} (database)", shipped.journal_id) from error
     if since is not None and not first:
         first = last = since.position
     return Verified(
@@ -191,13 +191,13 @@ def _is_stored(store: Store, shipped: Shipped, head: packet_pb2.JournalHead, wha
     """True when a head that the server stated is among the rows in the database, as it must be where they reach so far.
 
     Raises:
-        JournalCorrupted: Another row is in its place.
+        JournalCorruptedError: Another row is in its place.
     """
     first = 0 if shipped.anchor is None else shipped.anchor.position
     if not first < head.position <= shipped.head.position:
         return False
     if store.hash_at(shipped.journal_id, head.position) != head.hash:
-        raise JournalCorrupted(head.position, f"not what was {what}")
+        raise JournalCorruptedError(head.position, f"not what was {what}")
     return True
 
 
@@ -222,15 +222,15 @@ def _verify_journal(
         compared.append(_described(on_topic, "published on the topic"))
     try:
         anchor, head = journal.verify(points)
-    except JournalCorrupted as error:
-        raise JournalCorrupted(error.position, error.problem, journal.journal_id) from error
+    except JournalCorruptedError as error:
+        raise JournalCorruptedError(error.position, error.problem, journal.journal_id) from error
     if store is not None:
         # What was read of the database before may be older than the journal's last trim.
         newest = next((one for one in store.shipments() if one.journal_id == journal.journal_id), None)
         stored = 0 if newest is None else newest.head.position
         if stored < anchor.position:
             gone = f"missing, like every row up to {anchor.position}: in neither the database nor the journal"
-            raise JournalCorrupted(stored + 1, gone, journal.journal_id)
+            raise JournalCorruptedError(stored + 1, gone, journal.journal_id)
     return Verified(
         "journal", journal.journal_id, anchor.position + 1 if head != anchor else 0, head.position, tuple(compared)
     )
@@ -249,7 +249,7 @@ def _account_for_absent(
     """Says of every journal that is not here where its end is; raises where that is lost."""
     for journal_id in sorted(heads.keys() - known.keys() - here):
         gone = f"missing, like every row up to {heads[journal_id].position}: published on the topic, and nowhere else"
-        raise JournalCorrupted(1, gone, journal_id)
+        raise JournalCorruptedError(1, gone, journal_id)
     followed = {}
     for shipped in known.values():
         followed[shipped.predecessor_id] = shipped.journal_id
@@ -257,7 +257,7 @@ def _account_for_absent(
             followed[shipped.stated.predecessor_id] = shipped.journal_id
     for journal_id in sorted(followed.keys() - known.keys() - here - {""}):
         gone = f"missing, like all its rows: the journal {followed[journal_id]} followed it, and nobody has it"
-        raise JournalCorrupted(1, gone, journal_id)
+        raise JournalCorruptedError(1, gone, journal_id)
     for shipped in known.values():
         if shipped.missed:
             yield Open(
@@ -278,10 +278,10 @@ def _account_for_absent(
             yield Open(journal_id, f"is open at {shipped.slot}, where alone its end can be checked: {rows}{heard}")
         elif last > stored:
             gone = f"missing, like every row up to {last}: stated, never shipped, and the journal is gone"
-            raise JournalCorrupted(stored + 1, gone, journal_id)
+            raise JournalCorruptedError(stored + 1, gone, journal_id)
         else:
             gone = f"missing, with whatever followed: the journal at {shipped.slot} was never closed, and is gone"
-            raise JournalCorrupted(stored + 1, gone, journal_id)
+            raise JournalCorruptedError(stored + 1, gone, journal_id)
 
 
 def _instant(nanoseconds: int) -> str:

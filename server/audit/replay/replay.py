@@ -34,9 +34,8 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
-from server.errors import InvalidOrderError
+from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
-from server.journal.errors import NotReplayable
 from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
 from server.models.archive import Archive, RunningModel
 from server.settings import FeatureSettings, hash_of
@@ -118,7 +117,7 @@ class Replayer:
     Args:
         settings_of: The settings with this hash, or None.
         packet_of: The packet of this decision, or None.
-        archive_of: The archive of this model version; raises `ModelUnknown`.
+        archive_of: The archive of this model version; raises `ModelUnknownError`.
         what_if: What to decide with instead.
     """
 
@@ -148,7 +147,7 @@ class Replayer:
         """Computes a decision anew and holds it against the packet.
 
         Raises:
-            NotReplayable: Something it needs is missing: settings, model, or the decision a cached score came from.
+            NotReplayableError: Something it needs is missing: settings, model, or the decision of a cached score.
         """
         recorded = packet.decision
         settings = self._deciding_settings(packet.config_hash)
@@ -177,13 +176,13 @@ class Replayer:
         if settings is None:
             found = self._settings_of(config_hash)
             if found is None:
-                raise NotReplayable(f"the audit does not hold the settings {config_hash}")
+                raise NotReplayableError(f"the audit does not hold the settings {config_hash}")
             if hash_of(found.settings_json) != config_hash:
-                raise NotReplayable(f"the settings {config_hash} are not what their hash says")
+                raise NotReplayableError(f"the settings {config_hash} are not what their hash says")
             try:
                 settings = DecidingSettings.model_validate(json.loads(found.settings_json))
             except ValidationError as error:
-                raise NotReplayable(
+                raise NotReplayableError(
                     f"the settings {config_hash} are of version {found.software_version}: {error}"
                 ) from error
             self._settings[config_hash] = settings
@@ -216,9 +215,9 @@ class Replayer:
             answered = f"{attempt.replica} {attempt.model_version}" if attempt else "no attempt succeeded"
             return Difference("attempts", expected, answered)
         if len(packet.model_input) != ROW_BYTES or packet.feature_set_id != features.FEATURE_SET_ID:
-            raise NotReplayable(f"the features are of the set {packet.feature_set_id!r}")
+            raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
-            raise NotReplayable("the packet does not say in which batch the model scored")
+            raise NotReplayableError("the packet does not say in which batch the model scored")
         identity, score = self._model(version).score(packet.model_input, attempt.batch_rows, attempt.batch_index)
         if self._what_if.model is None:
             # A version may be served under another name than it was made for: a canary is.
@@ -237,7 +236,7 @@ class Replayer:
         origin_id = packet.cached_from_decision_id
         origin = self._packet_of(origin_id)
         if origin is None:
-            raise NotReplayable(f"the audit does not hold decision {origin_id}, whose score was used again")
+            raise NotReplayableError(f"the audit does not hold decision {origin_id}, whose score was used again")
         if origin.decision.source not in _REPLICAS:
             return Difference("cached_from_decision_id", "a score of a model", _name(pb.Source, origin.decision.source))
         answer = self._model_answer(origin)
@@ -262,7 +261,7 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
     """The case as the chain saw it.
 
     Raises:
-        NotReplayable: The order is none that this version accepts.
+        NotReplayableError: The order is none that this version accepts.
     """
     arrived = packet.arrived_monotonic_ns / 1e9
     order = _order(packet.order)
@@ -289,7 +288,7 @@ def _order(message: pb.Order) -> Order:
     try:
         return OrderReader((message.instrument,)).read(message)
     except InvalidOrderError as error:
-        raise NotReplayable(f"the order is none that this version accepts: {error}") from error
+        raise NotReplayableError(f"the order is none that this version accepts: {error}") from error
 
 
 def _guarded(

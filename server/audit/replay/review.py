@@ -38,7 +38,7 @@ from server.audit.reading.places import (
 from server.audit.reading.query import AuditQuery
 from server.audit.replay import whatif
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.models.archive import Archive, ModelStore, read_archive
 
 _RPC_SECONDS: Final = 10.0

@@ -15,7 +15,7 @@ from rich.table import Table
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
-from server.journal.errors import NotReplayable
+from server.errors import NotReplayableError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ async def compare(packets: Iterable[packet_pb2.DecisionPacket], replayer: Replay
         comparison.decisions += 1
         try:
             comparison.add(await replayer.replay(packet))
-        except NotReplayable as error:
+        except NotReplayableError as error:
             comparison.not_replayable[str(error)] += 1
     return comparison
 

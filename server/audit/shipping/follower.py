@@ -13,7 +13,7 @@ import structlog
 from pydantic import BaseModel
 
 from server.audit.shipping.shipping import CLOSE, Progress
-from server.journal.errors import JournalError
+from server.errors import JournalError
 from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)

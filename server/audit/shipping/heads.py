@@ -15,14 +15,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import AuditError
+from server.errors import KeyUnusableError
 from server.journal.journal_file import Head
 
 _KEY_ID_DIGITS: Final = 16
-
-
-class KeyUnusable(AuditError):  # noqa: N818 - the state it reports
-    """A file does not hold an Ed25519 key in PEM."""
 
 
 class SigningKey:
@@ -32,16 +28,16 @@ class SigningKey:
         path: PEM file of an Ed25519 private key without a passphrase.
 
     Raises:
-        KeyUnusable: It holds none, or cannot be read.
+        KeyUnusableError: It holds none, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), None)
         except (OSError, ValueError, TypeError) as error:
-            raise KeyUnusable(f"{path}: {error}") from error
+            raise KeyUnusableError(f"{path}: {error}") from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise KeyUnusable(f"{path}: not an Ed25519 key")
+            raise KeyUnusableError(f"{path}: not an Ed25519 key")
         self._key = key
         self._key_id = _key_id(key.public_key())
 
@@ -58,16 +54,16 @@ class VerifyingKey:
         path: PEM file of the public key.
 
     Raises:
-        KeyUnusable: It holds none, or cannot be read.
+        KeyUnusableError: It holds none, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             key = serialization.load_pem_public_key(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise KeyUnusable(f"{path}: {error}") from error
+            raise KeyUnusableError(f"{path}: {error}") from error
         if not isinstance(key, Ed25519PublicKey):
-            raise KeyUnusable(f"{path}: not an Ed25519 key")
+            raise KeyUnusableError(f"{path}: not an Ed25519 key")
         self._key = key
         self.key_id = _key_id(key)
 

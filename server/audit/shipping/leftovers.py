@@ -12,7 +12,7 @@ import structlog
 
 from server.audit.shipping.heads import slot_of
 from server.audit.shipping.shipping import Progress, ShippingSettings, Task
-from server.journal.errors import JournalError
+from server.errors import JournalError
 from server.journal.journal import settle_what_was_left
 from server.machine import REAL
 

@@ -35,7 +35,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import SigningKey, Stating, heads_topic
 from server.audit.shipping.shipping import Progress, TopicTask
 from server.audit.shipping.shipping_process import take_task
-from server.journal.errors import AuditError
+from server.errors import AuditError
 from server.journal.journal_file import Head, JournalReader, Row
 
 _STATE_SECONDS: Final = 1.0
@@ -52,7 +52,7 @@ class Publishing:
         closing: Set when nobody writes the journal any more.
 
     Raises:
-        KeyUnusable: There is no key where the task says that there is one.
+        KeyUnusableError: There is no key where the task says that there is one.
     """
 
     def __init__(self, task: TopicTask, closing: threading.Event) -> None:

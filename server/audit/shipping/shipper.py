@@ -37,7 +37,7 @@ class Shipper:
 
     Raises:
         ValueError: The URL is of neither kind.
-        KeyUnusable: There is no key to sign with where the settings name one.
+        KeyUnusableError: There is no key to sign with where the settings name one.
     """
 
     def __init__(

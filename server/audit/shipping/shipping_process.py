@@ -30,9 +30,9 @@ from pydantic import BaseModel
 
 from server.audit.shipping.heads import SigningKey, Stating
 from server.audit.shipping.shipping import CLOSE, Progress, Task
-from server.audit.store.days import Busy
+from server.audit.store.days import TablesBusyError
 from server.audit.store.store import Shipped, Store
-from server.journal.errors import AuditError, JournalCorrupted
+from server.errors import AuditError, JournalCorruptedError
 from server.journal.journal_file import Head, JournalReader, follow
 
 T = TypeVar("T", bound=BaseModel)
@@ -55,7 +55,7 @@ class Shipping:
         closing: Set when nobody writes the journal any more.
 
     Raises:
-        KeyUnusable: There is no key where the task says that there is one.
+        KeyUnusableError: There is no key where the task says that there is one.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class Shipping:
         """How far the journal was shipped, and who states how far it has come.
 
         Raises:
-            JournalCorrupted: Journal and database do not belong together.
+            JournalCorruptedError: Journal and database do not belong together.
         """
         anchor, newest = journal.anchor(), journal.head()
         head = store.shipped(journal.journal_id, anchor, self._task.slot)
         if head.position < anchor.position:
-            raise JournalCorrupted(
+            raise JournalCorruptedError(
                 head.position + 1, f"not in the database and no longer in the journal, up to {anchor.position}"
             )
         known = {one.journal_id: one for one in store.shipments()}
@@ -127,7 +127,7 @@ class Shipping:
         if max(head.position, stated) > newest.position:
             where = "in the database" if head.position > newest.position else "stated with the database"
             up_to = max(head.position, stated)
-            raise JournalCorrupted(newest.position + 1, f"{where}, up to {up_to}, but not in the journal")
+            raise JournalCorruptedError(newest.position + 1, f"{where}, up to {up_to}, but not in the journal")
         stating = Stating(journal.journal_id, self._task.slot, ours.predecessor_id, self._key)
         store.state(journal.journal_id, stating.head(newest, self._wall_clock_ns()))  # it is open again
         self._closed = False
@@ -143,7 +143,7 @@ class Shipping:
             store.prepare_days(settings.days_ahead)
             if settings.retention_days is not None:
                 store.remove_days(settings.retention_days)
-        except Busy as error:
+        except TablesBusyError as error:
             self._neglected = str(error)
 
     def _ship(self, journal: JournalReader, store: Store, head: Head, stating: Stating) -> Head:

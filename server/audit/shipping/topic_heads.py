@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from feature_cache import kafka
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import heads_topic
-from server.journal.errors import AuditUnavailable
+from server.errors import AuditUnavailableError
 
 _PATIENCE_SECONDS: Final = 30.0
 
@@ -21,12 +21,12 @@ def read_heads(bootstrap_servers: str, topic: str) -> list[packet_pb2.JournalHea
     """Every head that is still on the topic beside `topic`.
 
     Raises:
-        AuditUnavailable: The brokers cannot be reached, or hold something else there.
+        AuditUnavailableError: The brokers cannot be reached, or hold something else there.
     """
     try:
         return asyncio.run(_read(bootstrap_servers, heads_topic(topic)))
     except (KafkaError, OSError, TimeoutError, DecodeError) as error:
-        raise AuditUnavailable(f"the topic {heads_topic(topic)}: {error!r}") from error
+        raise AuditUnavailableError(f"the topic {heads_topic(topic)}: {error!r}") from error
 
 
 async def _read(bootstrap_servers: str, topic: str) -> list[packet_pb2.JournalHead]:

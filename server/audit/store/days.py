@@ -22,7 +22,7 @@ _LOCK: Final = 0x5052_4544
 """Key of PostgreSQL's advisory lock: several shippers share a database."""
 
 
-class Busy(Exception):  # noqa: N818 - the state it reports
+class TablesBusyError(Exception):
     """Somebody reads these tables for long, and waiting for a lock would make everybody else wait behind us."""
 
 
@@ -30,7 +30,7 @@ def make_partitions(engine: sa.Engine, days: Iterable[dt.date]) -> None:
     """Gives each of the days a partition in PostgreSQL, where it has none yet.
 
     Raises:
-        Busy: None was made.
+        TablesBusyError: None was made.
         sqlalchemy.exc.SQLAlchemyError: The database cannot be reached, or refuses.
     """
     with _unless_busy(engine) as connection:
@@ -48,7 +48,7 @@ def remove_days(engine: sa.Engine, retention_days: int) -> dt.date:
         The first day that is kept.
 
     Raises:
-        Busy: Nothing was removed.
+        TablesBusyError: Nothing was removed.
         sqlalchemy.exc.SQLAlchemyError: The database cannot be reached, or refuses; nothing was removed.
     """
     with _unless_busy(engine) as connection:
@@ -101,7 +101,7 @@ def _unless_busy(engine: sa.Engine) -> Iterator[sa.Connection]:
             yield connection
     except sa.exc.OperationalError as error:
         if isinstance(error.orig, psycopg.errors.LockNotAvailable):
-            raise Busy("the audit tables are being read or changed") from error
+            raise TablesBusyError("the audit tables are being read or changed") from error
         raise
 
 

@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql
 
-from server.journal.errors import SchemaUnknown
+from server.errors import SchemaUnknownError
 
 METADATA: Final = sa.MetaData()
 _NAMES: Final = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
@@ -147,7 +147,7 @@ def migrate(engine: sa.Engine) -> tuple[str | None, str]:
         The revision before, None for an empty database, and the one after.
 
     Raises:
-        SchemaUnknown: The database is of a newer version of pretrade.
+        SchemaUnknownError: The database is of a newer version of pretrade.
         sqlalchemy.exc.SQLAlchemyError: The database cannot be reached or refuses.
     """
     config = Config()
@@ -166,5 +166,5 @@ def migrate(engine: sa.Engine) -> tuple[str | None, str]:
                     command.stamp(config, before := _FIRST_REVISION)
                 command.upgrade(config, "head")
             except CommandError as error:
-                raise SchemaUnknown(f"the audit database has revision {before}, newer than {newest}") from error
+                raise SchemaUnknownError(f"the audit database has revision {before}, newer than {newest}") from error
     return before, newest

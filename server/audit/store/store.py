@@ -37,7 +37,7 @@ from server.audit.store.schema import (
     VERIFICATIONS,
     migrate,
 )
-from server.journal.errors import JournalCorrupted
+from server.errors import JournalCorruptedError
 from server.journal.journal_file import Head, Row, follow, link
 from server.journal.reply_status import WITHDRAWN
 
@@ -238,7 +238,7 @@ class Store:
             False, with nothing stored, when `shipped` is not how far the journal was shipped: somebody else was faster.
         """
         shipment = Shipment(journal_id, rows)
-        with suppress(days.Busy):  # somebody reads for long: its rows wait for it in the default partition
+        with suppress(days.TablesBusyError):  # somebody reads for long: its rows wait for it in the default partition
             self._make_partitions(shipment.days())
         with self._engine.begin() as connection:
             # First, so that this row's lock keeps two shippers of one journal apart.
@@ -346,7 +346,7 @@ class Store:
         """Up to where this journal was verified before, of what is still kept; None when it never was.
 
         Raises:
-            JournalCorrupted: What was verified is not all there any more, or is not what it was; with its position.
+            JournalCorruptedError: What was verified is not all there, or is not what it was; with its position.
         """
         verified, entries = VERIFICATIONS.c, JOURNAL_ENTRIES.c
         ours = entries.journal_id == shipped.journal_id
@@ -363,13 +363,13 @@ class Store:
             )
             if row is None or (shipped.anchor is not None and rows != found.position - first):
                 gap = _first_gap(connection, shipped.journal_id, first)
-                raise JournalCorrupted(gap, "missing; it was verified before")
+                raise JournalCorruptedError(gap, "missing; it was verified before")
             before = sa.select(entries.hash).where(ours, entries.position == found.position - 1)
             previous = connection.scalar(before)
             if found.position - 1 == first and shipped.anchor is not None:
                 previous = shipped.anchor.hash
             if row.hash != found.hash or (previous is not None and link(previous, row.entry) != found.hash):
-                raise JournalCorrupted(found.position, "not what was verified before")
+                raise JournalCorruptedError(found.position, "not what was verified before")
         return Checkpoint(Head(found.position, found.hash), found.verified_at)
 
     def remember_verified(self, journal_id: str, head: Head) -> None:
@@ -403,7 +403,7 @@ class Store:
             The first and the last position of what was walked; (0, 0) without rows.
 
         Raises:
-            JournalCorrupted: A row is missing or was changed; with its position.
+            JournalCorruptedError: A row is missing or was changed; with its position.
         """
         first = 0
         entries = JOURNAL_ENTRIES.c
@@ -424,7 +424,7 @@ class Store:
                     first = first or position
                     head = Head(position, digest) if head is None else follow(head, Row(position, entry, digest))
         if head is not None and head != shipped.head:
-            raise JournalCorrupted(head.position + 1, f"missing; {shipped.head.position} rows were shipped")
+            raise JournalCorruptedError(head.position + 1, f"missing; {shipped.head.position} rows were shipped")
         return first, head.position if head and first else 0
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from pretrade.admin.v1 import admin_pb2
 from server.configuration import Configuration, differences
-from server.control.errors import ChangeRefusedError, InvalidChangeError
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
+from server.errors import ChangeRefusedError, InvalidChangeError
 from server.journal.journal import Journal, JournalSettings
 from server.settings import CONFIG_FILE, Settings, load
 

@@ -14,8 +14,8 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
+from server.errors import JournalUnwritableError
 from server.inference.shadow import Opinion, Pair
-from server.journal.errors import JournalUnwritable
 from server.journal.journal import Journal, JournalSettings
 
 INSTRUMENT = "BTCUSDT.BINANCE"
@@ -37,7 +37,7 @@ class Entries(Journal):
 
     def append(self, entry: bytes, *, even_if_full: bool = False) -> object:  # type: ignore[override]  # nobody waits
         if self.broken:
-            raise JournalUnwritable("no disk")
+            raise JournalUnwritableError("no disk")
         self.entries.append(packet_pb2.JournalEntry.FromString(entry))
         return None
 

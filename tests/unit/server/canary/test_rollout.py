@@ -30,7 +30,7 @@ from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.routing import CanaryRouting
 from server.canary.settings import CanarySettings
-from server.control.errors import ChangeInDoubtError, ChangeRefusedError
+from server.errors import ChangeInDoubtError, ChangeRefusedError
 from server.inference.champion import Champion
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings

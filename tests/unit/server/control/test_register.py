@@ -20,7 +20,7 @@ from support.virtual_time import VirtualTimeLoop
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.control.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError, ControlError
+from server.errors import ChangeInDoubtError, ChangeRefusedError, ControlChangedError, ControlError
 
 STRICTNESS = ("ACTIVE", "REDUCING", "HALTED")
 

@@ -15,12 +15,12 @@ import pytest
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.control.errors import ChangeRefusedError, ControlChangedError, InvalidChangeError, UnknownSubjectError
 from server.control.file import ControlFile, UnreadableControlError
 from server.control.model import UNDECIDED, Control, Kept, Temporary
 from server.control.start import halt_at_start
 from server.control.state import ControlSettings, ControlState, Wanted
 from server.control.subjects import breaker_subjects
+from server.errors import ChangeRefusedError, ControlChangedError, InvalidChangeError, UnknownSubjectError
 from server.inference.breaker import Breaker, BreakerSettings, Mode
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader

@@ -12,7 +12,7 @@ from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.reading import Question, Reading, Task
 from server.decision.explaining import Explaining, ExplainSettings
-from server.journal.errors import AuditBusy, AuditError, AuditUnavailable, UnknownDecision
+from server.errors import AuditBusyError, AuditError, AuditUnavailableError, UnknownDecisionError
 
 DECISION = pb.Decision(decision_id="0197-somebody", source=pb.SOURCE_PRIMARY)
 FOUND = audit_pb2.ExplainDecisionResponse(explanation=pb.Explanation(status=pb.EXPLANATION_STATUS_READY, base=0.25))
@@ -60,7 +60,7 @@ async def test_a_reply_does_not_wait_beyond_its_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [UnknownDecision("no such decision"), AuditBusy("32 wait"), AuditUnavailable("ended")]
+    "error", [UnknownDecisionError("no such decision"), AuditBusyError("32 wait"), AuditUnavailableError("ended")]
 )
 async def test_what_cannot_be_explained_says_why(error: AuditError) -> None:
     counts: Counter[int] = Counter()

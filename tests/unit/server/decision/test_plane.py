@@ -153,7 +153,9 @@ class Plane:
             instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=quantity, strategy="alpha", idempotency_key=key
         )
         order = Order(message, INSTRUMENT, pb.SIDE_BUY, quantity, 100.0, "alpha", reduce_only, own)
-        decided = await self.dataplane.decide(order, self.clock(), timeout_seconds)
+        arrived = self.clock()
+        deadline = None if timeout_seconds is None else arrived + timeout_seconds
+        decided = await self.dataplane.decide(order, arrived, deadline)
         return pb.Decision.FromString(decided.wire)
 
 

@@ -12,15 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from support.request_path import (
     PATIENT,
-    AbortedError,
-    Context,
     RequestPath,
     entries,
     left_by_kill,
@@ -34,8 +31,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.query import AuditQuery
 from server.decision.record import Decided
 from server.decision.replies import Replies
+from server.errors import DeadlineError, InternalError, JournalUnwritableError
 from server.journal import reply_status
-from server.journal.errors import JournalUnwritable
 from server.journal.journal import Durability, Journal, JournalSettings, settle_what_was_left
 from server.journal.journal_file import JournalReader
 from server.journal.reply_status import REPLIED, UNSETTLED, WITHDRAWN, Statuses
@@ -64,8 +61,7 @@ def locked(journal: Journal) -> Iterator[None]:
 
 async def unary(p: RequestPath, message: pb.Order, timeout_seconds: float | None = None) -> Any:
     """The reply to a call; what becomes of it is for the test to say."""
-    context: Any = Context(timeout_seconds)
-    return await p.servicer.Decide(pb.DecideRequest(order=message), context)
+    return await p.servicer.Decide(pb.DecideRequest(order=message), p.call(timeout_seconds))
 
 
 def result_in(answer: Any) -> pb.OrderResult:
@@ -74,8 +70,7 @@ def result_in(answer: Any) -> pb.OrderResult:
 
 
 async def batch_of(p: RequestPath, orders: list[pb.Order], timeout_seconds: float | None = None) -> Any:
-    context: Any = Context(timeout_seconds)
-    return await p.servicer.DecideBatch(pb.DecideBatchRequest(orders=orders), context)
+    return await p.servicer.DecideBatch(pb.DecideBatchRequest(orders=orders), p.call(timeout_seconds))
 
 
 async def test_what_is_heard_needs_no_note(tmp_path: Path) -> None:
@@ -128,15 +123,13 @@ async def test_a_batch_cancelled_in_its_second_slice_was_heard_by_nobody(tmp_pat
 async def test_a_batch_that_is_ready_after_its_deadline_is_not_sent(tmp_path: Path) -> None:
     async with request_path(tmp_path) as p:
         p.gate.open = asyncio.Semaphore(64)
-        context: Any = Context(5.0)
         request = pb.DecideBatchRequest(orders=[order(f"{number}") for number in range(65)])
-        call = asyncio.create_task(p.servicer.DecideBatch(request, context))
+        call = asyncio.create_task(p.servicer.DecideBatch(request, p.call(5.0)))
         await until(lambda: p.gate.asked == 65)
         p.ahead_seconds = 6.0
         p.gate.open.release()
         await asyncio.wait((call,))
-        assert isinstance(call.exception(), AbortedError)
-        assert context.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert isinstance(call.exception(), DeadlineError)
         await p.settled()
     found = statuses(tmp_path)
     assert len(found) >= 64
@@ -291,10 +284,8 @@ async def test_a_decision_whose_reporting_fails_is_noted(tmp_path: Path, monkeyp
 
     async with request_path(tmp_path) as p:
         monkeypatch.setattr(p.metrics, "observe", fail)
-        context: Any = Context()
-        with pytest.raises(AbortedError):
-            await p.servicer.Decide(pb.DecideRequest(order=order("one")), context)
-        assert context.code is grpc.StatusCode.INTERNAL
+        with pytest.raises(InternalError):
+            await p.servicer.Decide(pb.DecideRequest(order=order("one")), p.call())
         await p.settled()
     assert statuses(tmp_path) == {"one": "reply_unconfirmed:failed"}
 
@@ -361,7 +352,7 @@ class Disk:
 
     def append(self, entry: bytes, *, even_if_full: bool = False) -> asyncio.Future[bool]:
         if not self.writable or self.refuses:
-            raise JournalUnwritable("the disk")
+            raise JournalUnwritableError("the disk")
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.under_way.append((entry, future))
         return future
@@ -376,7 +367,7 @@ class Disk:
     def fail(self) -> None:
         """What is under way does not become durable."""
         for _, future in self.under_way:
-            future.set_exception(JournalUnwritable("the disk"))
+            future.set_exception(JournalUnwritableError("the disk"))
         self.under_way.clear()
 
 

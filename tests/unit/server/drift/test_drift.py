@@ -25,7 +25,7 @@ from server.drift.psi import Reference, correlation_time, limit, psi, references
 from server.drift.report import write_report
 from server.drift.summary import Summary, summarise
 from server.drift.watch import DriftSettings, DriftWatch, packed, unpacked
-from server.journal.errors import ModelUnknown
+from server.errors import ModelUnknownError
 from torchserve.reference import reference_histogram
 
 DECILES = tuple([0.1] * 10 + [0.0])
@@ -130,7 +130,7 @@ def uniform(count: int) -> NDArray[np.float64]:
 def known(metadata: Mapping[str, Any]) -> Any:
     def find(version: str) -> Mapping[str, Any]:
         if version != "v1":
-            raise ModelUnknown(f"no archive of model version {version}")
+            raise ModelUnknownError(f"no archive of model version {version}")
         return metadata
 
     return find

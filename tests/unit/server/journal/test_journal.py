@@ -12,13 +12,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from pretrade.audit.v1 import packet_pb2
-from server.journal.errors import (
-    JournalClosed,
-    JournalCorrupted,
+from server.errors import (
+    JournalClosedError,
+    JournalCorruptedError,
     JournalError,
-    JournalFull,
-    JournalInUse,
-    JournalUnwritable,
+    JournalFullError,
+    JournalInUseError,
+    JournalUnwritableError,
 )
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader, link
@@ -97,7 +97,7 @@ async def test_with_durability_off_nobody_waits_and_the_rows_are_written_all_the
 async def test_a_full_queue_refuses_at_once_and_takes_rows_again_when_it_has_room(tmp_path: Path) -> None:
     async with Journal(settings(tmp_path, queue_rows=3)) as journal:
         waiting = [journal.append(b"row") for _ in range(3)]
-        with pytest.raises(JournalFull):
+        with pytest.raises(JournalFullError):
             journal.append(b"one too many")
         assert journal.refused == 1
         await asyncio.gather(*waiting)
@@ -113,7 +113,7 @@ async def test_a_journal_that_holds_all_it_may_refuses_decisions_until_shipped_r
         assert journal.position < 2**20 / 10_000 + 1
         assert journal.outages == 1
         assert "1 MiB" in journal.problem
-        with pytest.raises(JournalFull, match="1 MiB"):
+        with pytest.raises(JournalFullError, match="1 MiB"):
             journal.append(row)
         await journal.append(b"a note", even_if_full=True)
         kept = journal.position
@@ -154,7 +154,7 @@ async def test_a_journal_fills_its_volume_only_so_far_that_it_can_recover(tmp_pa
             await journal.append(row)
         assert 6.6 * 2**20 < journal.bytes < 7.2 * 2**20
         assert "6 MiB" in journal.problem
-        with pytest.raises(JournalFull):
+        with pytest.raises(JournalFullError):
             journal.append(row)
         assert disk.volume(tmp_path).free_bytes > 2.5 * 2**20, "what is behind the limit"
         journal.trim(journal.position - 10)
@@ -191,7 +191,7 @@ async def test_a_journal_makes_way_for_others_and_takes_rows_again_when_they_are
         disk.others_bytes = 47 * 2**20
         while not journal.full:
             await journal.append(bytes(10_000))
-        with pytest.raises(JournalFull):
+        with pytest.raises(JournalFullError):
             journal.append(b"row")
         assert journal.writable
         assert journal.bytes < 2**20
@@ -239,19 +239,19 @@ async def test_what_a_journal_may_fill_is_what_the_settings_say_and_the_volume_h
 
 async def test_a_closed_journal_refuses(tmp_path: Path) -> None:
     journal = Journal(settings(tmp_path))
-    with pytest.raises(JournalClosed):
+    with pytest.raises(JournalClosedError):
         journal.append(b"too early")
     async with journal:
         pass
-    with pytest.raises(JournalClosed):
+    with pytest.raises(JournalClosedError):
         journal.append(b"too late")
-    with pytest.raises(JournalClosed):
+    with pytest.raises(JournalClosedError):
         await journal.flush()
 
 
 async def test_two_writers_cannot_share_a_journal(tmp_path: Path) -> None:
     async with Journal(settings(tmp_path)):
-        with pytest.raises(JournalInUse):
+        with pytest.raises(JournalInUseError):
             await Journal(settings(tmp_path)).__aenter__()
     async with Journal(settings(tmp_path)) as journal:
         await journal.append(b"the lock went with its holder")
@@ -270,7 +270,7 @@ async def test_a_journal_whose_tail_was_changed_refuses_to_start(tmp_path: Path)
         await journal.append_many([b"a", b"b", b"c"])
     with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as connection:
         connection.execute("UPDATE entries SET entry = 'B' WHERE position = 2")
-    with pytest.raises(JournalCorrupted) as caught:
+    with pytest.raises(JournalCorruptedError) as caught:
         await Journal(settings(tmp_path)).__aenter__()
     assert caught.value.position == 2
 
@@ -302,12 +302,12 @@ async def test_a_failed_write_fails_its_rows_then_refuses_at_once_then_recovers(
             other.execute("BEGIN IMMEDIATE")
             waiting = [journal.append(b"lost") for _ in range(3)]
             for failed in await asyncio.gather(*waiting, return_exceptions=True):
-                assert isinstance(failed, JournalUnwritable)
+                assert isinstance(failed, JournalUnwritableError)
             assert not journal.writable
             assert "locked" in journal.last_error
-            with pytest.raises(JournalUnwritable, match="locked"):
+            with pytest.raises(JournalUnwritableError, match="locked"):
                 journal.append(b"refused at once")
-            with pytest.raises(JournalUnwritable):
+            with pytest.raises(JournalUnwritableError):
                 await journal.flush()
             other.execute("ROLLBACK")
         await until(lambda: journal.writable)
@@ -320,7 +320,7 @@ async def test_a_journal_stays_unwritable_as_long_as_probes_fail_though_the_file
     async with Journal(settings(tmp_path)) as journal:
         with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(JournalUnwritable):
+            with pytest.raises(JournalUnwritableError):
                 await journal.append(b"lost")
             with pytest.raises(TimeoutError):  # many times the longest pause between two probes
                 async with asyncio.timeout(1):
@@ -334,7 +334,7 @@ async def test_a_journal_can_be_closed_during_an_outage(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
         async with Journal(settings(tmp_path)) as journal:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(JournalUnwritable):
+            with pytest.raises(JournalUnwritableError):
                 await journal.append(b"lost")
         other.execute("ROLLBACK")
     assert entries_in(journal.settings.path) == []
@@ -353,7 +353,7 @@ async def test_a_failed_row_that_turns_up_after_all_is_marked_as_not_durable(tmp
         await journal.append(acknowledged)
         with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as disk:
             disk.execute("BEGIN IMMEDIATE")
-            with pytest.raises(JournalUnwritable):
+            with pytest.raises(JournalUnwritableError):
                 await journal.append(unheard)
             previous = disk.execute("SELECT hash FROM entries WHERE position = 1").fetchone()[0]
             disk.execute("INSERT INTO entries VALUES (2, ?, ?, 1)", (unheard, link(previous, unheard)))
@@ -372,7 +372,7 @@ async def test_acknowledged_rows_that_vanish_keep_the_journal_unwritable(tmp_pat
         await journal.append_many([b"a", b"b"])
         with closing(sqlite3.connect(journal.settings.path, isolation_level=None)) as disk:
             disk.execute("BEGIN IMMEDIATE")
-            with pytest.raises(JournalUnwritable):
+            with pytest.raises(JournalUnwritableError):
                 await journal.append(b"c")
             disk.execute("DELETE FROM entries WHERE position = 2")
             disk.execute("COMMIT")
@@ -424,7 +424,7 @@ async def test_a_row_that_somebody_removed_stops_trimming_and_not_the_writing(tm
         assert await journal.append(b"and more")
         with closing(JournalReader(journal.settings.path)) as reader:
             assert reader.anchor().position == 0
-            with pytest.raises(JournalCorrupted) as caught:
+            with pytest.raises(JournalCorruptedError) as caught:
                 reader.verify()
     assert caught.value.position == 256
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.journal.errors import JournalCorrupted, JournalError
+from server.errors import JournalCorruptedError, JournalError
 from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, link
 
 ROWS = 30
@@ -61,7 +61,7 @@ def test_verification_names_the_position_that_was_tampered_with(how: str, positi
         if not changed:
             assert verified(path) == (trim, ROWS)
             return
-        with pytest.raises(JournalCorrupted) as caught:
+        with pytest.raises(JournalCorruptedError) as caught:
             verified(path)
         assert caught.value.position == position
 
@@ -71,7 +71,7 @@ def test_a_forged_anchor_is_found_at_the_first_row(tmp_path: Path) -> None:
     write(path, ROWS, 10)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE journal SET anchor_hash = zeroblob(32)")
-    with pytest.raises(JournalCorrupted) as caught:
+    with pytest.raises(JournalCorruptedError) as caught:
         verified(path)
     assert caught.value.position == 11
 
@@ -84,7 +84,7 @@ def test_damaged_pages_are_reported_with_a_position_and_never_skipped(tmp_path: 
     middle = len(content) // 2 // 4096 * 4096
     content[middle : middle + 4096] = b"\xff" * 4096
     path.write_bytes(content)
-    with pytest.raises(JournalCorrupted) as caught:
+    with pytest.raises(JournalCorruptedError) as caught:
         verified(path)
     assert 1 < caught.value.position < 500
 

@@ -13,7 +13,7 @@ import pytest
 from feature_cache import features
 from local.demo.variants import inverted, late, recalibrated
 from local.stack.parts.torchserve import archive
-from server.journal.errors import ModelUnknown
+from server.errors import ModelUnknownError
 from server.models.registry import ModelUnusableError, Registry
 
 
@@ -56,7 +56,7 @@ def test_an_alias_points_to_a_version_until_it_points_to_another(registry: Regis
 
 @pytest.mark.parametrize("name", ["", "previous", "nobody", "00" * 8, "../../etc/passwd", "AB" * 8])
 def test_what_is_not_there_is_not_found(registry: Registry, name: str) -> None:
-    with pytest.raises(ModelUnknown):
+    with pytest.raises(ModelUnknownError):
         registry.resolve(name)
 
 
@@ -66,7 +66,7 @@ def test_an_alias_is_refused_to_what_is_unknown_damaged_or_of_another_feature_se
     version = trained(registry, "champion")
     with pytest.raises(ValueError, match="one of"):
         registry.set_alias("favourite", version)
-    with pytest.raises(ModelUnknown):
+    with pytest.raises(ModelUnknownError):
         registry.set_alias("champion", "00" * 8)
     with registry.path("22" * 8).open("wb") as file:
         file.write(b"no zip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from server.rpc.health import HealthServicer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-NO_CONTEXT: Any = None
-"""`Check` needs one only to refuse an unknown name."""
+NO_CALL: Any = None
+"""Health asks nothing of a call."""
 
 
 class Server:
@@ -41,7 +42,7 @@ class Server:
         return {name: await self._serving(name) for name in ("", "journal", "primary")}
 
     async def _serving(self, name: str) -> bool:
-        answer = await self.servicer.Check(health_pb2.HealthCheckRequest(service=name), NO_CONTEXT)
+        answer = await self.servicer.Check(health_pb2.HealthCheckRequest(service=name), NO_CALL)
         return bool(answer.status == SERVING)
 
 
@@ -106,24 +107,27 @@ async def test_draining_takes_everything_back_for_good(server: Server) -> None:
 async def test_the_service_is_told_by_its_name_too(server: Server) -> None:
     server.problems = {"journal": "", "primary": ""}
     await server.told()
-    answers = [
-        await server.servicer.Check(health_pb2.HealthCheckRequest(service=name), NO_CONTEXT) for name in SERVICES
-    ]
+    answers = [await server.servicer.Check(health_pb2.HealthCheckRequest(service=name), NO_CALL) for name in SERVICES]
     assert [answer.status for answer in answers] == [SERVING] * len(SERVICES)
 
 
 class Watcher:
-    """One that takes so many messages and then reads no more; also what the servicer calls its context."""
+    """One that takes so many messages and then reads no more."""
 
     def __init__(self, servicer: HealthServicer, service: str, takes: int = 1_000) -> None:
         self.heard: list[int] = []
-        self._takes = takes
+        self._limit = takes
         self.is_stuck = asyncio.Event()
-        context: Any = self
-        self._watch = asyncio.create_task(servicer.Watch(health_pb2.HealthCheckRequest(service=service), context))
+        self._watch = asyncio.create_task(self._hear(servicer, service))
 
-    async def write(self, response: health_pb2.HealthCheckResponse) -> None:
-        if len(self.heard) == self._takes:
+    async def _hear(self, servicer: HealthServicer, service: str) -> None:
+        answers: Any = servicer.Watch(health_pb2.HealthCheckRequest(service=service), NO_CALL)
+        async with contextlib.aclosing(answers):
+            async for response in answers:
+                await self.take(response)
+
+    async def take(self, response: health_pb2.HealthCheckResponse) -> None:
+        if len(self.heard) == self._limit:
             self.is_stuck.set()
             await asyncio.Event().wait()
         self.heard.append(response.status)
@@ -150,7 +154,7 @@ async def test_watchers_that_do_not_read_keep_the_truth_from_nobody_else(server:
         await settle()
         assert [watcher.heard[-1] for watcher in honest] == [status] * len(names)
         for name in names:
-            answer = await server.servicer.Check(health_pb2.HealthCheckRequest(service=name), NO_CONTEXT)
+            answer = await server.servicer.Check(health_pb2.HealthCheckRequest(service=name), NO_CALL)
             assert answer.status == status
     server.health.drain()
     await settle()
@@ -172,7 +176,7 @@ async def test_a_watcher_that_reads_late_hears_what_is_true_by_then(server: Serv
         await gate.wait()
         written.put_nowait(response.status)
 
-    watcher.write = slowly  # type: ignore[method-assign]  # a connection that takes the next message late
+    watcher.take = slowly  # type: ignore[method-assign]  # a connection that takes the next message late
     for problem in ("disk full", "", "disk full"):
         server.problems["journal"] = problem
         await server.told()

@@ -15,7 +15,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.reading.query import AuditQuery
 from server.audit.shipping.leftovers import ship_leftovers
 from server.audit.shipping.shipping import ShippingSettings
-from server.journal.errors import AuditUnavailable, InvalidRequest
+from server.errors import AuditUnavailableError, InvalidRequestError
 from server.journal.journal import Journal, JournalSettings
 
 START_NS = 1_700_000_000_000_000_000
@@ -112,11 +112,11 @@ async def test_it_outlives_the_evidence_of_its_day(journal: Path, url: str, quer
     ],
 )
 def test_a_request_that_breaks_a_rule_is_refused(query: AuditQuery, asked: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         reasons(query, **asked)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'no' / 'audit.db'}"
-    with closing(AuditQuery(url, None)) as query, pytest.raises(AuditUnavailable, match="database"):
+    with closing(AuditQuery(url, None)) as query, pytest.raises(AuditUnavailableError, match="database"):
         reasons(query)

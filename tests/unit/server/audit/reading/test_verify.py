@@ -20,17 +20,17 @@ from typer.testing import CliRunner, Result
 from pretrade.audit.v1 import packet_pb2
 from server.audit.cli import app
 from server.audit.reading.verify import Open, Unremembered, Verified, verify
-from server.audit.shipping.heads import KeyUnusable, SigningKey, VerifyingKey, slot_of
+from server.audit.shipping.heads import SigningKey, VerifyingKey, slot_of
 from server.audit.shipping.shipper import Shipper
 from server.audit.shipping.shipping import Progress, ShippingSettings, Task
 from server.audit.shipping.shipping_process import Shipping
 from server.audit.store.store import Store
-from server.journal.errors import JournalCorrupted
+from server.errors import JournalCorruptedError, KeyUnusableError
 from server.journal.journal_file import Head, JournalFile, JournalReader, link
 from server.machine import REAL
 
 
-class Shipped(Exception):  # noqa: N818 - what has happened
+class ShippedError(Exception):
     """There was nothing left to ship."""
 
 
@@ -65,20 +65,20 @@ class Place:
 
         def wait(_: float) -> None:
             if said and said[-1].error:
-                raise Shipped
+                raise ShippedError
             if not close or said[-1].closed:
-                raise Shipped
+                raise ShippedError
 
         def report(progress: Progress) -> None:
             said.append(progress)
             if progress.position >= shipments * batch_rows:
-                raise Shipped
+                raise ShippedError
 
         options = ShippingSettings(batch_rows=batch_rows, signing_key=self.key)
         task = Task(
             journal=self.journal, slot=slot_of(self.journal, REAL.host_name()), database_url=self.url, settings=options
         )
-        with pytest.raises(Shipped):
+        with pytest.raises(ShippedError):
             Shipping(task, report, wait, closing=closing).run()
         return said[-1]
 
@@ -338,13 +338,13 @@ def test_a_file_that_holds_no_key_is_refused_at_the_start(tmp_path: Path, keys: 
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("not a key")
     for path in (wrong, tmp_path / "missing.pem"):
-        with pytest.raises(KeyUnusable, match=path.name):
+        with pytest.raises(KeyUnusableError, match=path.name):
             SigningKey(path)
-        with pytest.raises(KeyUnusable, match=path.name):
+        with pytest.raises(KeyUnusableError, match=path.name):
             VerifyingKey(path)
-    with pytest.raises(KeyUnusable):
+    with pytest.raises(KeyUnusableError):
         VerifyingKey(keys[0])
-    with pytest.raises(KeyUnusable):
+    with pytest.raises(KeyUnusableError):
         Shipper(None, "sqlite:///a.db", ShippingSettings(signing_key=wrong))  # type: ignore[arg-type]  # not reached
 
 
@@ -372,7 +372,7 @@ def test_what_was_published_is_compared_too(place: Place) -> None:
         (head(place, 70, position=90), 71, "published on the topic, up to 90, but gone"),
         (head(place, 10, journal_id="0" * 32), 1, "published on the topic, and nowhere else"),
     ):
-        with pytest.raises(JournalCorrupted, match=problem) as caught:
+        with pytest.raises(JournalCorruptedError, match=problem) as caught:
             list(verify(place.url, place.journal, topic_heads=[other]))
         assert caught.value.position == position
 
@@ -563,6 +563,6 @@ def test_whatever_is_cut_out_the_first_row_that_nobody_has_is_named(
     if not in_database and not in_journal:
         list(verify(place.url, place.journal))
         return
-    with pytest.raises(JournalCorrupted) as caught:
+    with pytest.raises(JournalCorruptedError) as caught:
         list(verify(place.url, place.journal))
     assert caught.value.position == (in_database or in_journal)[0]

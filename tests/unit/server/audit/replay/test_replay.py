@@ -17,7 +17,7 @@ from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
-from server.journal.errors import ModelUnknown, NotReplayable
+from server.errors import ModelUnknownError, NotReplayableError
 from server.models import archive as models
 from server.models.archive import ModelStore, RunningModel, read_archive
 from server.settings import Settings, hash_of
@@ -198,19 +198,19 @@ async def test_without_settings_or_model_there_is_no_replay(desk: Desk, model_st
     empty = ModelStore([tmp_path / "nowhere"])
     with (
         Replayer(lambda _: None, desk.packets.get, empty.find) as replayer,
-        pytest.raises(NotReplayable, match="does not hold the settings"),
+        pytest.raises(NotReplayableError, match="does not hold the settings"),
     ):
         await replayer.replay(packet)
     held = packet_pb2.SettingsInForce(settings_json=SETTINGS_JSON)
     with (
         Replayer(lambda _: held, desk.packets.get, empty.find) as replayer,
-        pytest.raises(ModelUnknown, match="nowhere"),
+        pytest.raises(ModelUnknownError, match="nowhere"),
     ):
         await replayer.replay(packet)
     held.settings_json = SETTINGS_JSON.replace("max_age_seconds", "max_age_hours")
     with (
         Replayer(lambda _: held, desk.packets.get, ModelStore([model_store]).find) as replayer,
-        pytest.raises(NotReplayable, match="not what their hash says"),
+        pytest.raises(NotReplayableError, match="not what their hash says"),
     ):
         await replayer.replay(packet)
 
@@ -221,7 +221,7 @@ def test_no_code_of_an_archive_runs_whose_content_is_not_its_version(model_store
         for name in before.namelist():
             content = before.read(name)
             after.writestr(name, content + b"\nprint('mine')\n" if name == "handler.py" else content)
-    with pytest.raises(ModelUnknown, match="but its content is"):
+    with pytest.raises(ModelUnknownError, match="but its content is"):
         read_archive(changed)
 
 

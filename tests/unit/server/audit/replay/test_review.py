@@ -25,7 +25,7 @@ from server.audit.reading.labels import Label
 from server.audit.reading.query import AuditQuery
 from server.audit.replay.review import instant
 from server.audit.store.store import Store
-from server.journal.errors import AuditUnavailable, InvalidRequest, OutcomeConflict
+from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError
 from server.journal.journal_file import JournalFile, JournalReader
 from server.models.archive import RunningModel, read_archive
 from server.settings import hash_of
@@ -142,7 +142,7 @@ def test_a_database_that_was_away_is_not_asked_again_at_once(audit: Audit, tmp_p
 
 @pytest.mark.parametrize(("size", "token"), [(-1, ""), (501, ""), (1, "?")])
 def test_a_page_that_breaks_a_rule_is_refused(audit: Audit, size: int, token: str) -> None:
-    with closing(audit.query()) as query, pytest.raises(InvalidRequest):
+    with closing(audit.query()) as query, pytest.raises(InvalidRequestError):
         query.page(audit_pb2.DecisionFilter(), size, token)
 
 
@@ -245,7 +245,7 @@ def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:
             journal.append([packet_pb2.JournalEntry(outcome=said).SerializeToString()])
         assert query.recorded(said) == said
         said.fill_price = 3.0
-        with pytest.raises(OutcomeConflict):
+        with pytest.raises(OutcomeConflictError):
             query.recorded(said)
 
 
@@ -263,13 +263,13 @@ def test_without_the_database_outcomes_are_known_of_decisions_that_the_journals_
             journal.trim(through=11, rows=11)  # the settings and ten decisions
             assert query.recorded(said) == said
             assert query.recorded(outcome_of("decision-00010")) is None
-            with pytest.raises(AuditUnavailable):
+            with pytest.raises(AuditUnavailableError):
                 query.outcomes("decision-00009")
             other = audit.journal.with_name(f"{audit.journal.name}.0")
             with closing(JournalFile(other, sync_commits=False)) as another:
                 another.append([packet_pb2.JournalEntry().SerializeToString()] * 2)
                 another.trim(through=1, rows=1)
-            with pytest.raises(AuditUnavailable):
+            with pytest.raises(AuditUnavailableError):
                 query.recorded(said)
 
 
@@ -315,10 +315,10 @@ def test_a_watch_goes_on_in_every_journal_where_it_broke_off(audit: Audit) -> No
         assert (again.events[0].missed.first_position, again.events[0].missed.last_position) == (1, 11)
         assert ids(again) == [*list(audit.packets)[10:], "decision-00000"]
         for wrong in ("17", "x:1", oldest.cursor + ","):
-            with pytest.raises(InvalidRequest):
+            with pytest.raises(InvalidRequestError):
                 query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=wrong))
         never = audit_pb2.DecisionFilter(since=Timestamp(seconds=1 << 60))
-        with pytest.raises(InvalidRequest, match="since and until must be valid instants"):
+        with pytest.raises(InvalidRequestError, match="since and until must be valid instants"):
             query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=seen.cursor, filter=never))
 
 

@@ -116,7 +116,7 @@ def test_a_changed_row_is_reported_for_ever_and_nothing_behind_it_is_shipped(jou
     assert [(report.position, report.error) for report in reports] == [
         (0, ""),
         (10, ""),
-        (10, "JournalCorrupted: position 15: changed after it was written: its hash does not fit the chain"),
+        (10, "JournalCorruptedError: position 15: changed after it was written: its hash does not fit the chain"),
     ]
     # Doubling up to the longest, each with up to half of it taken off.
     for pause, longest in zip(pauses, [1.0, 2.0, 4.0, 4.0, 4.0], strict=True):
@@ -162,7 +162,7 @@ def test_rows_that_are_in_neither_place_are_reported_not_skipped(journal: Journa
     journal.trim(8, 100)
     reports, _ = ship(task)
     assert [report.error for report in reports] == [
-        "JournalCorrupted: position 6: not in the database and no longer in the journal, up to 8"
+        "JournalCorruptedError: position 6: not in the database and no longer in the journal, up to 8"
     ]
 
 
@@ -176,7 +176,7 @@ def test_a_journal_older_than_the_database_is_reported(journal: JournalFile, tas
     task.journal.write_bytes(copy)
     reports, _ = ship(task)
     assert [report.error for report in reports] == [
-        "JournalCorrupted: position 2: in the database, up to 3, but not in the journal"
+        "JournalCorruptedError: position 2: in the database, up to 3, but not in the journal"
     ]
 
 
@@ -221,5 +221,5 @@ def test_a_database_of_a_newer_version_is_reported_and_left_alone(journal: Journ
     journal.append([entry("2")])
     reports, _ = ship(task)
     assert [report.error.partition(",")[0] for report in reports] == [
-        "SchemaUnknown: the audit database has revision 9999"
+        "SchemaUnknownError: the audit database has revision 9999"
     ]

@@ -1,4 +1,4 @@
-"""What is left of a caller's deadline, whatever the wall clock does."""
+"""When a caller on grpc.aio stops waiting, whatever the wall clock does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _PENDING_SECONDS: Final = 0.25
 """How long after a step a call may turn up that arrived before it."""
 
 
-class RemainingTime:
-    """Corrects what the transport says of a call's remaining time.
+class CallDeadlines:
+    """Makes a monotonic instant of what grpc.aio says of a call's remaining time.
 
     gRPC measures deadlines on the monotonic clock but hands them to its handlers as instants of the wall clock, taken
     when the call arrived. A clock that steps forward before the call is taken up makes such a call look expired. Its
-    true remaining time is lost, so it gets the server's cap; its deadline itself ends it in time all the same.
+    true deadline is lost, so it gets the server's cap; the transport ends it in time all the same.
 
     Args:
         clock: Monotonic seconds.
@@ -30,18 +30,20 @@ class RemainingTime:
         self._offset = wall_clock() - clock()
         self._stepped = -math.inf
 
-    def corrected(self, remaining: float | None) -> float | None:
-        """What a call may take, in seconds.
+    def deadline(self, remaining: float | None) -> float | None:
+        """The monotonic instant at which a call's caller stops waiting.
 
         Args:
-            remaining: What the transport has just said: None without a deadline, 0 when it has passed.
+            remaining: What the transport has just said, in seconds: None without a deadline, 0 when it has passed.
 
         Returns:
-            The same, or None where that cannot be known.
+            None without a deadline, and where it cannot be known.
         """
         now = self._clock()
         offset = self._wall_clock() - now
         if abs(offset - self._offset) > _STEP_SECONDS:
             self._stepped = now
         self._offset = offset
-        return None if remaining == 0.0 and now - self._stepped < _PENDING_SECONDS else remaining
+        if remaining is None or (remaining == 0.0 and now - self._stepped < _PENDING_SECONDS):
+            return None
+        return now + remaining

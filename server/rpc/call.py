@@ -1,0 +1,30 @@
+"""One call, as servicers see it: the same on both edges.
+
+A servicer returns an answer or raises a `PretradeError`. The edge that made the call turns that into a status, so no
+servicer knows a transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]] | None
+"""As grpc.aio and ASGI give it."""
+
+
+class Call:
+    """What a call brings along besides its request.
+
+    Args:
+        deadline: Monotonic instant at which the caller stops waiting; None without one.
+        metadata: What the caller sent.
+    """
+
+    __slots__ = ("deadline", "metadata")
+
+    def __init__(self, deadline: float | None, metadata: CallMetadata) -> None:
+        self.deadline = deadline
+        self.metadata = metadata
+
+    async def accept(self) -> None:
+        """Tells the caller of a stream that it was accepted, before there is an answer."""
