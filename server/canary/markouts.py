@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.reading.labels import HORIZON_SECONDS, WORST_MARKOUT_BPS
+from server.models.markout import HORIZON_SECONDS, WORST_MARKOUT_BPS
 
 if TYPE_CHECKING:
     from feature_cache.store.l1 import FeatureCache

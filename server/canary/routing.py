@@ -10,9 +10,9 @@ from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.evidence import FirstAttempt, Side
+from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
-from server.telemetry.attempt_span import attempt_span
 
 if TYPE_CHECKING:
     from server.canary.plan import Canary

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from server.control.file import ControlFile
+from server.control.file import ControlFile, control_path
 from server.control.flags import provider_from
 from server.control.shared import SharedControl
 from server.control.start import halt_at_start
 from server.control.state import ControlState
 from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
 from server.journal.errors import JournalError
-from server.settings import Settings, control_path
+from server.settings import Settings
 
 if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
@@ -53,7 +53,7 @@ async def open_control(
         FlagProviderError: There is no such provider of flags.
     """
     settings, stack, clock, new_id = process.shared, process.stack, process.clock, process.new_id
-    file = ControlFile(control_path(settings), process.machine)
+    file = ControlFile(control_path(settings.journal.path), process.machine)
     if process.slot is None:
         halt_at_start(settings.control, file, new_id, process.machine.wall_clock_ns)
     by_name = {replica.name: replica for replica in replicas}
@@ -89,7 +89,7 @@ async def open_control(
 
 
 def obey_configuration(
-    configuration: Configuration,
+    configuration: Configuration[Settings],
     cached_scores: CachedScores,
     rules: RulesBaseline,
     guards: Guards,

@@ -30,10 +30,10 @@ from server.rpc.parsing import ParsingInterceptor
 from server.rpc.steering import Steering
 
 if TYPE_CHECKING:
+    from server.audit.reading.explaining import Explaining
     from server.composition.audit import AuditParts
     from server.composition.process import Process
     from server.composition.request_path import Foundation, RequestPath
-    from server.decision.explaining import Explaining
     from server.envoy.edge import EnvoyEdge
     from server.process.health import Health
     from server.rpc.health import HealthServicer
@@ -159,9 +159,10 @@ async def open_decision_port(
         process.machine.wall_clock,
         security.access("decision"),
     )
-    servicer.add_to_application(application)
     # As generated code sees it, the application is a server.
-    _add_standard_services(cast("grpc.aio.Server", application), health_servicer, (DECISION_SERVICE,))
+    as_server = cast("grpc.aio.Server", application)
+    servicer.add_to_application(as_server)
+    _add_standard_services(as_server, health_servicer, (DECISION_SERVICE,))
     await process.background(application.run(), "calls")
     await process.background(envoy.watch_gate(path.admission, metrics), "gate")
     envoy.serve(application)

@@ -25,6 +25,7 @@ from server.decision.idempotency import IdempotencyWindow
 from server.decision.plane import DataPlane
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
+from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.champion import Champion
 from server.inference.replica import Replica
@@ -32,9 +33,8 @@ from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
 from server.security import operator
 from server.security.security import Security
-from server.settings import load
+from server.settings import Settings, load
 from server.telemetry.decision_log import decision_log
-from server.telemetry.reports import DecisionReports
 from server.telemetry.tracing import Tracing, open_tracing
 from server.timing.loop_lag import LoopLag
 
@@ -65,7 +65,7 @@ class RequestPath:
     champion: Champion
     canary: CanaryParts
     chain: Chain
-    configuration: Configuration
+    configuration: Configuration[Settings]
     control: ControlState
     admission: Admission
     idempotency: IdempotencyWindow

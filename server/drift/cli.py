@@ -15,7 +15,6 @@ from rich.table import Table
 from pretrade.audit.v1 import audit_pb2
 from server.audit.cli import app
 from server.audit.reading.label import by_source
-from server.audit.reading.labels import HORIZON_SECONDS
 from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, targets
 from server.audit.reading.query import AuditQuery
 from server.audit.replay.review import Since, Until, decisions_of
@@ -23,6 +22,7 @@ from server.drift.report import write_report
 from server.drift.summary import Summary, metadata_of, summarise
 from server.journal.errors import AuditError, AuditUnavailable
 from server.models.archive import ModelStore
+from server.models.markout import HORIZON_SECONDS
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 __all__ = ["app"]

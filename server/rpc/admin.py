@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -66,7 +66,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         *,
         instance_id: str,
         control: ControlState,
-        configuration: Configuration,
+        configuration: Configuration[Any],
         steering: Steering,
         canaries: CanarySteering,
         changes: Callable[[bytes], Awaitable[bytes]],

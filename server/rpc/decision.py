@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -15,21 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fallback.order import CallContext
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader, order_timeout_seconds
-from server.decision.explaining import Explaining
 from server.decision.plane import DataPlane
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
+from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
 from server.rpc import status
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, CallMetadata, says_reduce_only
 from server.security.orders import OrderAccess
 from server.telemetry.metrics import DecisionMetrics
-from server.telemetry.reports import DecisionReports
 from server.timing.remaining import RemainingTime
-
-if TYPE_CHECKING:
-    from server.envoy.asgi import GrpcApplication
 
 _log = structlog.get_logger(__name__)
 
@@ -123,9 +120,9 @@ class DecisionServicer:
         """Serves the methods of the contract on a grpc.aio server."""
         self._add_to(server, self._handed_over)
 
-    def add_to_application(self, application: GrpcApplication) -> None:
+    def add_to_application(self, application: grpc.aio.Server) -> None:
         """Serves them in Envoy, by an application that tells `sent` and `not_sent` what became of unary replies."""
-        self._add_to(cast("grpc.aio.Server", application), _wire)
+        self._add_to(application, _wire)
 
     def _add_to(self, server: grpc.aio.Server, serialize_unary: Callable[[Reply], bytes]) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from feature_cache.worker.metric_families import Counter, Gauge, Histogram, declared
-from server.telemetry.histogram import ROW_EDGES
+from server.timing.histogram import ROW_EDGES
 
 EVENT_LOOP_TASKS: Final = Gauge("pretrade_event_loop_tasks", "Tasks of the event loop: a leak grows.")
 DECISIONS: Final = Counter("pretrade_decisions", "Decisions sent.", ("source", "action"))

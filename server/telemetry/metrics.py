@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
@@ -21,11 +21,11 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.events import TURNS
 from server.canary.evidence import Verdict
 from server.control.flags import FLAGS
+from server.decision.reports import Cause, DecisionReports
 from server.inference.breaker import State
 from server.journal.reply_status import CAUSES
 from server.telemetry import families
-from server.telemetry.histogram import ROW_EDGES, Histogram
-from server.telemetry.reports import Cause, DecisionReports
+from server.timing.histogram import ROW_EDGES, Histogram
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -123,7 +123,7 @@ class ServerCollector(Collector):
         idempotency: IdempotencyWindow,
         loop_lag: LoopLag,
         control: ControlState,
-        configuration: Configuration,
+        configuration: Configuration[Any],
         champion: Champion,
         chain: Chain,
         restarts: int,

@@ -32,6 +32,7 @@ from server.decision.idempotency import IdempotencyWindow
 from server.decision.plane import DataPlane
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
+from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.batcher import BatcherSettings
 from server.inference.shadow import Shadow
@@ -44,7 +45,6 @@ from server.security.orders import OrderAccess
 from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.telemetry.metrics import DecisionMetrics
-from server.telemetry.reports import DecisionReports
 from server.timing.loop_lag import LoopLag
 from support.scripted_replica import ScriptedReplica, answers
 

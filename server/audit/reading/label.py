@@ -23,7 +23,6 @@ from pretrade.audit.v1 import audit_pb2
 from pretrade.market.v1 import market_pb2
 from server.audit.cli import app
 from server.audit.reading.labels import (
-    HORIZON_SECONDS,
     Label,
     LabelledDecision,
     Labeller,
@@ -37,6 +36,7 @@ from server.audit.replay.review import Since, Until, decisions_of
 from server.audit.store.refusals import refusals
 from server.audit.store.store import Store
 from server.journal.errors import AuditError
+from server.models.markout import HORIZON_SECONDS
 from server.stack_file import DEFAULT_DIRECTORY, Directory
 
 __all__ = ["app"]

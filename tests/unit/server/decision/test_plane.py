@@ -41,6 +41,7 @@ from server.decision.idempotency import IdempotencyWindow
 from server.decision.plane import DataPlane
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
+from server.decision.reports import DecisionReports
 from server.decision.shared_keys import PLACES, SharedKeys, make_memory
 from server.errors import DeadlineError, KeyReusedError, OverloadedError
 from server.inference.batcher import BatcherSettings
@@ -53,7 +54,6 @@ from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 from server.security.identity import CALLER, Attempt, Caller, Grants, Role
 from server.telemetry.metrics import DecisionMetrics
-from server.telemetry.reports import DecisionReports
 from server.timing.loop_lag import LoopLag
 
 INSTRUMENT = "BTCUSDT.BINANCE"

@@ -25,10 +25,10 @@ from server.audit.reading.labels import Label
 from server.audit.reading.query import AuditQuery
 from server.audit.replay.review import instant
 from server.audit.store.store import Store
+from server.decision.record import hash_of
 from server.journal.errors import AuditUnavailable, InvalidRequest, OutcomeConflict
 from server.journal.journal_file import JournalFile, JournalReader
 from server.models.archive import RunningModel, read_archive
-from server.settings import hash_of
 
 DECISIONS, SHIPPED = 30, 20
 REPLY_LATE = "reply_unconfirmed:audit_late"

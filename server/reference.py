@@ -1,6 +1,6 @@
 """The settings, reason codes and metrics for people to read, made from the code that defines them.
 
-`python -m server.telemetry.reference` writes the reason codes into the README between their markers, and
+`python -m server.reference` writes the reason codes into the README between their markers, and
 `docs/metrics.md`; a test holds both against the code.
 """
 
@@ -19,10 +19,10 @@ from feature_cache.worker.metric_families import Declaration, Histogram
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.settings import PREFIX, Settings
 from server.telemetry import families as server_metrics
-from server.telemetry.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
+from server.timing.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
 
 _MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
-_PROTO: Final = Path(__file__).parents[2] / "proto/pretrade/decision/v1/decision.proto"
+_PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
 
 LABELS: Final = {
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
@@ -64,7 +64,7 @@ def metrics_page() -> str:
         (
             "# Metrics",
             "",
-            "<!-- Made by `python -m server.telemetry.reference` from server/telemetry/families.py and"
+            "<!-- Made by `python -m server.reference` from server/telemetry/families.py and"
             " feature_cache/worker/metric_families.py. -->",
             "",
             "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
