@@ -11,19 +11,28 @@ import asyncio
 import hashlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 from pydantic import ValidationError
 
+from feature_cache.metrics import Counter
 from pretrade.admin.v1 import admin_pb2
 from server.control.errors import ChangeRefusedError, InvalidChangeError
 from server.control.state import ControlState, Wanted
 from server.control.subjects import Subject
 
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
 _log = structlog.get_logger(__name__)
+
+CONFIG_RELOAD_FAILURES: Final = Counter(
+    "pretrade_config_reload_failures", "Reloads of the configuration that were refused; the last one stays in force."
+)
+METRICS: Final = (CONFIG_RELOAD_FAILURES,)
 
 RELOADABLE: Final = ("cached_score", "guards", "rules")
 """Sections that may change without a restart."""
@@ -105,6 +114,10 @@ class Configuration(Generic[SettingsT]):
         return admin_pb2.ReloadConfigurationResponse(
             previous_config_hash=before.config_hash(), config_hash=new.config_hash(), change=change
         )
+
+    def metrics(self) -> Iterator[Metric]:
+        """One scrape."""
+        yield CONFIG_RELOAD_FAILURES.family(self.failures)
 
     async def _read(self) -> SettingsT:
         try:

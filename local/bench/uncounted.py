@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.decision.metrics import DecisionMetrics
 from server.decision.reports import DecisionReports
-from server.telemetry.metrics import DecisionMetrics
 from server.timing.histogram import Histogram
 
 

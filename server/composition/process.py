@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from server.decision.ids import uuid7_source
+from server.decision.metrics import DecisionMetrics
 from server.machine import REAL, Machine
 from server.process.slot import Slot, journal_path
 from server.settings import Settings
-from server.telemetry.metrics import DecisionMetrics
 
 _SPARE_SECONDS: Final = 10.0
 """What a process may take to end beyond what draining may take by the settings."""

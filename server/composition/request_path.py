@@ -83,11 +83,11 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     Raises:
         OSError, AuditError: One could not be started.
     """
-    settings, stack, clock, metrics = process.settings, process.stack, process.clock, process.metrics
-    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
+    settings, stack, clock = process.settings, process.stack, process.clock
+    loop_lag = LoopLag(clock)
     await process.background(loop_lag.run(), "loop-lag")
     journals = 1 if process.slot is None else process.slot.processes + 1
-    journal = await stack.enter_async_context(Journal(settings.journal, metrics.committed, process.machine, journals))
+    journal = await stack.enter_async_context(Journal(settings.journal, process.machine, journals))
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from pretrade.audit.v1 import audit_pb2
 from server.audit.cli import app
-from server.audit.reading.label import by_source
+from server.audit.label import by_source
 from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, targets
 from server.audit.reading.query import AuditQuery
-from server.audit.replay.review import Since, Until, decisions_of
+from server.audit.review import Since, Until, decisions_of
 from server.drift.report import write_report
 from server.drift.summary import Summary, metadata_of, summarise
 from server.journal.errors import AuditError, AuditUnavailable

@@ -29,10 +29,10 @@ from server.security.tls import Material, open_material
 
 if TYPE_CHECKING:
     from server.decision.admission import Admission, AdmissionSettings
+    from server.decision.metrics import DecisionMetrics
     from server.envoy.asgi import GrpcApplication
     from server.rpc.ports import GrpcSettings
     from server.security.settings import AccessSettings, TlsSettings
-    from server.telemetry.metrics import DecisionMetrics
 
 _log = structlog.get_logger(__name__)
 

@@ -27,6 +27,7 @@ from server.control.errors import (
 )
 from server.control.state import ControlState
 from server.decision.admission import Admission
+from server.decision.metrics import DecisionMetrics
 from server.drift.watch import DriftState, DriftWatch
 from server.journal.errors import AuditError
 from server.journal.journal import Journal
@@ -37,7 +38,6 @@ from server.rpc.canary import CanarySteering
 from server.rpc.status import with_reason
 from server.rpc.steering import Steering, check_author, duration
 from server.security.identity import known_name
-from server.telemetry.metrics import DecisionMetrics
 
 _Context = grpc.aio.ServicerContext[object, object]
 

@@ -17,6 +17,7 @@ from fallback.order import CallContext
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader, order_timeout_seconds
+from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
@@ -25,7 +26,6 @@ from server.errors import DeadlineError, InternalError, InvalidOrderError, Pretr
 from server.rpc import status
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, CallMetadata, says_reduce_only
 from server.security.orders import OrderAccess
-from server.telemetry.metrics import DecisionMetrics
 from server.timing.remaining import RemainingTime
 
 _log = structlog.get_logger(__name__)

@@ -38,6 +38,7 @@ from server.canary.burn import Objective, SloSettings
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
@@ -53,7 +54,6 @@ from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 from server.security.identity import CALLER, Attempt, Caller, Grants, Role
-from server.telemetry.metrics import DecisionMetrics
 from server.timing.loop_lag import LoopLag
 
 INSTRUMENT = "BTCUSDT.BINANCE"
@@ -107,7 +107,7 @@ class Plane:
         self.objective = Objective(SloSettings(), budget.cap_seconds)
         self.journal = journal
         self.clock = clock
-        self.loop_lag = LoopLag(clock, lambda delay: None)
+        self.loop_lag = LoopLag(clock)
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         self.dataplane = DataPlane(
             admission=self.admission,

@@ -62,11 +62,11 @@ async def test_rows_keep_the_order_of_their_appends(tmp_path: Path) -> None:
 
 
 async def test_rows_appended_together_share_one_commit(tmp_path: Path) -> None:
-    commits: list[tuple[int, float]] = []
-    async with Journal(settings(tmp_path), on_commit=lambda rows, seconds: commits.append((rows, seconds))) as journal:
+    async with Journal(settings(tmp_path)) as journal:
         await journal.append_many([b"a", b"b", b"c"])
-        assert [rows for rows, _ in commits] == [3]
-        assert 0 < commits[0][1] == journal.last_commit_seconds
+        assert journal.batches == 1
+        assert journal.commit_rows.buckets()[1] == 3
+        assert 0 < journal.commits.buckets()[1] == journal.last_commit_seconds
     assert entries_in(journal.settings.path) == [b"a", b"b", b"c"]
 
 

@@ -32,7 +32,7 @@ from server.audit.reading.labels import (
 )
 from server.audit.reading.places import DatabaseUrl, JournalPath, failure, targets
 from server.audit.reading.query import AuditQuery
-from server.audit.replay.review import Since, Until, decisions_of
+from server.audit.review import Since, Until, decisions_of
 from server.audit.store.refusals import refusals
 from server.audit.store.store import Store
 from server.journal.errors import AuditError
