@@ -56,7 +56,7 @@ def of_canary(routing: CanaryRouting, rollout: Rollout, objective: Objective) ->
     orders.add_metric(("passed_over",), routing.orders - routing.answered)
     turns = CANARY_TURNS.family()
     for turn in TURNS:
-        turns.add_metric((turn,), rollout.events[turn])
+        turns.add_metric((turn,), rollout.events.counts[turn])
     verdicts, excess = CANARY_VERDICT.family(), CANARY_EXCESS.family()
     samples = CANARY_SAMPLES.family()
     if canary is not None:

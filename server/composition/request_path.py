@@ -16,7 +16,7 @@ from feature_cache.store.vectors import FeatureStore
 from server.audit.shipping.shipper import Shipper
 from server.canary.subjects import canary_subjects
 from server.composition.canary import CanaryParts, assemble
-from server.composition.control import obey_configuration, open_control
+from server.composition.control import obey_configuration, open_control, subjects_of
 from server.composition.replicas import open_replicas
 from server.configuration import Configuration
 from server.control.state import ControlState
@@ -141,6 +141,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         OSError, ValueError, FlagProviderError: A part of it could not be started.
     """
     settings, clock, uniform = process.settings, process.clock, process.uniform
+    control = open_control(process, base.journal)
     replicas = await open_replicas(process, base.loop_lag.stalled_seconds)
     primary, secondary, *_ = replicas
     budget = RetryBudget(settings.retry, clock)
@@ -151,7 +152,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         champion,
         base.feature_cache,
         base.journal,
-        lambda: control,
+        control,
         process.instance_id,
         process.new_id,
         process.machine,
@@ -167,7 +168,8 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     chain = Chain(stages, settings.chain.stages, clock)
     configuration = Configuration(process.shared, load, process.shared.journal.path)
     canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
-    control = await open_control(process, replicas, chain, canary_steering | configuration.subjects(), base.journal)
+    control.steer(subjects_of(replicas, chain, process.shared.chain.stages, canary_steering | configuration.subjects()))
+    await control.synchronise()
     await process.background(control.watch(), "control")
     await process.background(canary.rollout.run(), "canary")
     admission = Admission(settings.admission, clock)
