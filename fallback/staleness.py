@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from fallback.order import Case
 from feature_cache import features
 from feature_cache.store.codec import BookState
@@ -19,6 +21,15 @@ DEGRADATIONS: Final = {
 }
 """What a decision says of features that may not decide, by the reason why they may not."""
 _BOOK_AGE: Final = features.INDEX["book_age_ms"]
+
+
+class FeatureSettings(BaseModel):
+    """What features may decide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_age_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Older features, from exchange event time, are stale and decide nothing; in seconds."""
 
 
 def is_fresh(age_seconds: float, book_age_seconds: float, max_age_seconds: float) -> bool:

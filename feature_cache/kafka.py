@@ -11,11 +11,15 @@ import ssl
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from aiokafka.errors import KafkaError
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from pydantic import SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX: Final = "PRETRADE_KAFKA_"
+MAX_EVENT_BYTES: Final = 8 * 2**20
+"""Largest market event. Only snapshots are large: a level takes about 10 bytes, and some books have over 100,000, which
+is more than the 1 MiB that Kafka takes unless told otherwise."""
 
 
 class KafkaSecurityError(KafkaError):  # type: ignore[misc]  # aiokafka has no types
@@ -98,3 +102,40 @@ def client(bootstrap_servers: str) -> dict[str, Any]:
         raise KafkaSecurityError(f"{PREFIX}*: {problems}") from None
     except OSError as error:  # of TLS, too
         raise KafkaSecurityError(f"{PREFIX}*: {error}") from error
+
+
+async def create_topic(
+    bootstrap_servers: str,
+    topic: str,
+    partitions: int,
+    replicas: int = 1,
+    max_message_bytes: int | None = None,
+    *,
+    compacted: bool = False,
+) -> None:
+    """Creates a topic where there is none; one that exists is left as it is.
+
+    Args:
+        bootstrap_servers: Comma-separated `host:port` of the brokers.
+        topic: Its name.
+        partitions: Its partitions.
+        replicas: Copies of each partition.
+        max_message_bytes: Largest batch that it takes; None leaves that to the brokers.
+        compacted: Whether the brokers keep the last message of each key for ever, and may remove the others.
+
+    Raises:
+        KafkaError: The brokers cannot be reached, or refuse.
+    """
+    admin = AIOKafkaAdminClient(**client(bootstrap_servers), request_timeout_ms=5000)
+    try:
+        await admin.start()
+        configuration = {} if max_message_bytes is None else {"max.message.bytes": str(max_message_bytes)}
+        if compacted:
+            configuration["cleanup.policy"] = "compact"
+        answer = await admin.create_topics([NewTopic(topic, partitions, replicas, topic_configs=configuration)])
+        for _, code, *message in answer.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise error(*message)
+    finally:
+        await admin.close()

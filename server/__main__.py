@@ -17,15 +17,15 @@ import uvloop
 from pydantic import ValidationError
 
 from feature_cache import logs
+from server import reference
 from server.composition.app import serve
 from server.composition.process import ComponentEndedError
+from server.composition.supervision import supervise
 from server.control.flags import FlagProviderError
 from server.errors import AuditError
 from server.process.slot import Slot
 from server.process.stopping import Leash
-from server.process.supervisor import Supervisor
 from server.settings import Settings, load
-from server.telemetry import reference
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ def main() -> int:
 
 def _run(settings: Settings, arguments: argparse.Namespace, leash: Leash | None) -> int:
     if settings.processes is not None and arguments.slot is None:
-        return asyncio.run(Supervisor(settings).run())
+        return asyncio.run(supervise(settings))
     slot = None
     if arguments.slot is not None:
         processes = settings.processes or 1

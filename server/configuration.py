@@ -11,28 +11,49 @@ import asyncio
 import hashlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 from pydantic import ValidationError
 
+from feature_cache.metrics import Counter
 from pretrade.admin.v1 import admin_pb2
 from server.control.state import ControlState, Wanted
 from server.control.subjects import Subject
 from server.errors import ChangeRefusedError, InvalidChangeError
 
 if TYPE_CHECKING:
-    from server.settings import Settings
+    from prometheus_client.metrics_core import Metric
 
 _log = structlog.get_logger(__name__)
+
+CONFIG_RELOAD_FAILURES: Final = Counter(
+    "pretrade_config_reload_failures", "Reloads of the configuration that were refused; the last one stays in force."
+)
+METRICS: Final = (CONFIG_RELOAD_FAILURES,)
 
 RELOADABLE: Final = ("cached_score", "guards", "rules")
 """Sections that may change without a restart."""
 
 
-class Configuration:
+class Reloadable(Protocol):
+    """Settings as far as a reload goes: they have a hash, and can be compared."""
+
+    def config_hash(self) -> str:
+        """The hash by which packets name them."""
+        ...
+
+    def model_dump_json(self, *, exclude: set[str]) -> str:
+        """All of them but some sections, secrets masked."""
+        ...
+
+
+SettingsT = TypeVar("SettingsT", bound=Reloadable)
+
+
+class Configuration(Generic[SettingsT]):
     """The settings in force, and how they become others.
 
     Args:
@@ -41,20 +62,20 @@ class Configuration:
         journal_path: What tells servers of a machine apart.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings], journal_path: Path) -> None:
+    def __init__(self, settings: SettingsT, load: Callable[[], SettingsT], journal_path: Path) -> None:
         self.settings = settings
         self._load = load
         digest = hashlib.sha256(str(journal_path.absolute()).encode()).hexdigest()[:8]
         self.subject: Final = f"configuration/{socket.gethostname()}-{digest}"
         """What a reload of this server is called."""
-        self._obey: list[Callable[[Settings], None]] = []
-        self._checked: Settings | None = None
+        self._obey: list[Callable[[SettingsT], None]] = []
+        self._checked: SettingsT | None = None
         """What a reload of this process is about to put in force."""
         self._reading: set[asyncio.Task[None]] = set()
         self.failures = 0
         """Reloads that were refused or failed since start."""
 
-    def on_reload(self, obey: Callable[[Settings], None]) -> None:
+    def on_reload(self, obey: Callable[[SettingsT], None]) -> None:
         """Has someone told of new settings."""
         self._obey.append(obey)
 
@@ -94,7 +115,11 @@ class Configuration:
             previous_config_hash=before.config_hash(), config_hash=new.config_hash(), change=change
         )
 
-    async def _read(self) -> Settings:
+    def metrics(self) -> Iterator[Metric]:
+        """One scrape."""
+        yield CONFIG_RELOAD_FAILURES.family(self.failures)
+
+    async def _read(self) -> SettingsT:
         try:
             new = await asyncio.to_thread(self._load)
             if fixed := sorted({line.partition(":")[0] for line in differences(self.settings, new, RELOADABLE)}):
@@ -128,7 +153,7 @@ class Configuration:
             return
         self._put_in_force(new)
 
-    def _put_in_force(self, settings: Settings) -> None:
+    def _put_in_force(self, settings: SettingsT) -> None:
         for line in differences(self.settings, settings):
             _log.warning("configuration", change=line)
         self.settings = settings
@@ -136,7 +161,7 @@ class Configuration:
             obey(settings)
 
 
-def differences(before: Settings, after: Settings, without: tuple[str, ...] = ()) -> list[str]:
+def differences(before: Reloadable, after: Reloadable, without: tuple[str, ...] = ()) -> list[str]:
     """What differs, a line each, secrets masked."""
     old, new = (json.loads(settings.model_dump_json(exclude=set(without))) for settings in (before, after))
     return list(_differences("", old, new))

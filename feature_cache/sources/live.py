@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from feature_cache.metrics_http import serve_http
 from feature_cache.sources.exchanges import Binance, Coinbase, Exchange, Kraken
 from feature_cache.sources.ingest import Ingest, IngestSettings
+from feature_cache.sources.metrics import IngestCollector
 from feature_cache.sources.publisher import EventPublisher
 from feature_cache.sources.recorder import Recorder
-from feature_cache.worker.metrics import IngestCollector, serve_http
 
 
 def exchange_of(name: str, names: list[str], channel: str, url: str | None, rest_url: str | None) -> Exchange:

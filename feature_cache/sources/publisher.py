@@ -17,7 +17,6 @@ from aiokafka.errors import KafkaError
 
 from feature_cache import kafka
 from feature_cache.engine.snapshots import INTERVAL_NS, Snapshots, sibling
-from feature_cache.worker.consumer import MAX_EVENT_BYTES, create_topic
 from pretrade.market.v1 import market_pb2 as pb
 
 _STOP_SECONDS: Final = 5.0
@@ -87,10 +86,12 @@ class EventPublisher:
         """How far the newest event was behind its time."""
 
     async def __aenter__(self) -> EventPublisher:
-        await create_topic(self.bootstrap_servers, self.topic, self._partitions, max_message_bytes=MAX_EVENT_BYTES)
+        await kafka.create_topic(
+            self.bootstrap_servers, self.topic, self._partitions, max_message_bytes=kafka.MAX_EVENT_BYTES
+        )
         # A producer belongs to the running loop from its constructor on.
         self._producer = AIOKafkaProducer(
-            **kafka.client(self.bootstrap_servers), linger_ms=self._linger_ms, max_request_size=MAX_EVENT_BYTES
+            **kafka.client(self.bootstrap_servers), linger_ms=self._linger_ms, max_request_size=kafka.MAX_EVENT_BYTES
         )
         await self._producer.start()
         return self

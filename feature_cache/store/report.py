@@ -46,11 +46,6 @@ class InstrumentReport(BaseModel):
         return self.gaps + self.crossings + self.resets + self.time_restarts
 
 
-def key_of(instrument: str) -> str:
-    """The Redis key of an instrument's report."""
-    return f"features.report:{{{instrument}}}"
-
-
 class ReportReader:
     """The reading side.
 

@@ -20,7 +20,6 @@ from redis.driver_info import DriverInfo
 from redis.exceptions import AskError, ClusterError
 
 from feature_cache.store.codec import FeatureSnapshot, encode
-from feature_cache.store.report import key_of as report_key_of
 
 CHANNEL: Final = "features.updates"
 _DRIVER: Final = DriverInfo()
@@ -59,6 +58,11 @@ def connect(redis_url: str, connect_timeout_seconds: float) -> Redis:
         retry=Retry(NoBackoff(), 0),
         driver_info=_DRIVER,
     )
+
+
+def report_key_of(instrument: str) -> str:
+    """The Redis key of an instrument's report."""
+    return f"features.report:{{{instrument}}}"
 
 
 class FeatureStore:

@@ -12,13 +12,10 @@ from typing import Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    TopicAlreadyExistsError,
-    for_code,
 )
 
 from feature_cache import kafka
@@ -26,9 +23,6 @@ from feature_cache.worker.engines import Engines, PoisonError
 from feature_cache.worker.settings import WorkerSettings
 
 DEAD_LETTER_SUFFIX: Final = ".dlq"
-MAX_EVENT_BYTES: Final = 8 * 2**20
-"""Largest market event. Only snapshots are large: a level takes about 10 bytes, and some books have over 100,000, which
-is more than the 1 MiB that Kafka takes unless told otherwise."""
 _BATCH: Final = 500
 _CHECK_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
@@ -115,12 +109,12 @@ class MarketEventConsumer:
         pause = shortest
         while True:
             try:
-                await create_topic(
+                await kafka.create_topic(
                     self._settings.kafka_bootstrap_servers,
                     self._settings.kafka_topic,
                     self._settings.kafka_partitions,
                     self._settings.kafka_replicas,
-                    MAX_EVENT_BYTES,
+                    kafka.MAX_EVENT_BYTES,
                 )
                 await self._consume()
             except* (KafkaError, OSError, TimeoutError) as errors:
@@ -369,40 +363,3 @@ class DeadLetters:
             with contextlib.suppress(KafkaError, OSError):
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     await producer.stop()
-
-
-async def create_topic(
-    bootstrap_servers: str,
-    topic: str,
-    partitions: int,
-    replicas: int = 1,
-    max_message_bytes: int | None = None,
-    *,
-    compacted: bool = False,
-) -> None:
-    """Creates a topic where there is none; one that exists is left as it is.
-
-    Args:
-        bootstrap_servers: Comma-separated `host:port` of the brokers.
-        topic: Its name.
-        partitions: Its partitions.
-        replicas: Copies of each partition.
-        max_message_bytes: Largest batch that it takes; None leaves that to the brokers.
-        compacted: Whether the brokers keep the last message of each key for ever, and may remove the others.
-
-    Raises:
-        KafkaError: The brokers cannot be reached, or refuse.
-    """
-    admin = AIOKafkaAdminClient(**kafka.client(bootstrap_servers), request_timeout_ms=5000)
-    try:
-        await admin.start()
-        configuration = {} if max_message_bytes is None else {"max.message.bytes": str(max_message_bytes)}
-        if compacted:
-            configuration["cleanup.policy"] = "compact"
-        answer = await admin.create_topics([NewTopic(topic, partitions, replicas, topic_configs=configuration)])
-        for _, code, *message in answer.topic_errors:
-            error = for_code(code)
-            if code and error is not TopicAlreadyExistsError:
-                raise error(*message)
-    finally:
-        await admin.close()

@@ -8,11 +8,12 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from feature_cache.metrics_http import serve_http
 from feature_cache.store.cluster import open_store
 from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.worker.engines import Engines
 from feature_cache.worker.feast_push import FeastPush
-from feature_cache.worker.metrics import WorkerCollector, serve_http
+from feature_cache.worker.metrics import WorkerCollector
 from feature_cache.worker.reporter import Reporter
 from feature_cache.worker.settings import WorkerSettings
 from feature_cache.worker.writer import FeatureWriter

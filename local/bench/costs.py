@@ -46,7 +46,7 @@ WITHOUT: Final[Mapping[str, Mapping[str, str]]] = {
 """Settings of each server."""
 _WARM_UP_SECONDS: Final = 1.0
 _SHOWN_US: Final = 0.5
-_MODULES: Final = ("server.audit.reading.reading_process", "server.audit.shipping.publishing_process", "server.audit")
+_MODULES: Final = ("server.composition.reading_process", "server.audit.shipping.publishing_process", "server.audit")
 
 
 @dataclass(frozen=True, slots=True)

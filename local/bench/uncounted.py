@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.telemetry.histogram import Histogram
-from server.telemetry.metrics import DecisionMetrics
-from server.telemetry.reports import DecisionReports
+from server.decision.metrics import DecisionMetrics
+from server.decision.reports import DecisionReports
+from server.timing.histogram import Histogram
 
 
 def _nothing(*_: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.reading.labels import HORIZON_SECONDS, WORST_MARKOUT_BPS
+from server.models.markout import HORIZON_SECONDS, WORST_MARKOUT_BPS
 
 if TYPE_CHECKING:
     from feature_cache.store.l1 import FeatureCache
@@ -29,19 +29,20 @@ class Markouts:
 
     Args:
         feature_cache: Where the mids are.
-        observe: Told of every pair whose outcome is known: True when it was eligible.
         clock: Monotonic seconds.
     """
 
-    def __init__(
-        self, feature_cache: FeatureCache, observe: Callable[[Pair, bool], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, feature_cache: FeatureCache, clock: Callable[[], float]) -> None:
         self._feature_cache = feature_cache
-        self._observe = observe
+        self._listeners: list[Callable[[Pair, bool], None]] = []
         self._clock = clock
         self._waiting: deque[tuple[float, Pair]] = deque(maxlen=_MOST_WAITING)
         self.unknown = 0
         """Pairs whose outcome could not be known."""
+
+    def on_outcome(self, listener: Callable[[Pair, bool], None]) -> None:
+        """Has a function told of every pair whose outcome is known: True when it was eligible."""
+        self._listeners.append(listener)
 
     def add(self, pair: Pair) -> None:
         """A pair that was decided just now; the oldest is forgotten when too many wait."""
@@ -59,4 +60,5 @@ class Markouts:
                 self.unknown += 1
                 continue
             markout_bps = 1e4 * (mid / pair.mid - 1) * (1 if pair.side == pb.SIDE_BUY else -1)
-            self._observe(pair, markout_bps >= WORST_MARKOUT_BPS)
+            for listener in self._listeners:
+                listener(pair, markout_bps >= WORST_MARKOUT_BPS)

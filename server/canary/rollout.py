@@ -11,7 +11,7 @@ becomes the champion is in `server/models/deployment.py`.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
@@ -19,12 +19,12 @@ import structlog
 
 from pretrade.audit.v1 import packet_pb2
 from server.canary.burn import BurnRate, Objective, SloSettings
-from server.canary.events import event_of
+from server.canary.events import EventLog
 from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
 from server.canary.markouts import Markouts
 from server.canary.plan import Canary, StateName
 from server.canary.settings import CanarySettings
-from server.errors import ChangeInDoubtError, ControlError, JournalError
+from server.errors import ChangeInDoubtError, ControlError
 from server.inference.outcome import Outcome
 from server.models.deployment import AGAIN_SECONDS, NOT_LOADED, Deployment
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from server.canary.routing import CanaryRouting
     from server.inference.replica import Replica
     from server.inference.shadow import Pair
-    from server.journal.journal import Journal
 
 _log = structlog.get_logger(__name__)
 
@@ -71,15 +70,12 @@ class Rollout:
         deployment: The champion's replicas, and the versions on them.
         challenger: Where the canary is served.
         routing: Gives it its orders.
-        markouts: Makes what knows the outcomes of decided rows, told whom to tell.
+        markouts: Knows the outcomes of decided rows.
         set_canary: Changes the control state.
         objective: Counts the calls that a model answered in time, and those that none did.
-        journal: Where the canary's turns are kept.
+        events: Keeps the canary's turns.
         recorder: Keeps the pairs; None to keep none.
-        new_id: Makes a unique, time-ordered id.
-        instance_id: This process.
         clock: Monotonic seconds.
-        wall_clock_ns: Nanoseconds since the Unix epoch.
     """
 
     def __init__(
@@ -91,15 +87,12 @@ class Rollout:
         deployment: Deployment,
         challenger: Replica,
         routing: CanaryRouting,
-        markouts: Callable[[Callable[[Pair, bool], None]], Markouts],
+        markouts: Markouts,
         set_canary: SetCanary,
         objective: Objective,
-        journal: Journal,
+        events: EventLog,
         recorder: PairRecorder | None,
-        new_id: Callable[[], str],
-        instance_id: str,
         clock: Callable[[], float],
-        wall_clock_ns: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._slo = slo
@@ -107,15 +100,13 @@ class Rollout:
         self._deployment = deployment
         self._challenger = challenger
         self._routing = routing
-        self._markouts = markouts(self._observe_outcome)
+        self._markouts = markouts
         self._set_canary = set_canary
         self._objective = objective
-        self._journal = journal
+        self.events = events
+        """Turns of canaries that this process brought about."""
         self._recorder = recorder
-        self._new_id = new_id
-        self._instance_id = instance_id
         self._clock = clock
-        self._wall_clock_ns = wall_clock_ns
         self.burn = BurnRate(slo.objective)
         self.burn_rates = dict.fromkeys(_BURN_WINDOWS_SECONDS, 0.0)
         """By window in seconds, a second old at most."""
@@ -127,8 +118,6 @@ class Rollout:
         """Decisions of this process that it answered."""
         self.affected: deque[str] = deque(maxlen=_AFFECTED)
         """Their ids, the newest last."""
-        self.events: Counter[str] = Counter()
-        """Turns of canaries that this process brought about, since start."""
         self._seen: dict[tuple[str, pb.Side.ValueType], int] = {}
         """The newest vector of an instrument, by side, that both models have scored."""
         self._joined_at = 0.0
@@ -136,10 +125,6 @@ class Rollout:
         """Turns of which it is not known whether all obey them, and how the canary then looks."""
         self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
-        routing.observe = self._observe_order
-        challenger.observe_batch = lambda outcome, seconds: self._observe_batch(Side.CANARY, outcome, seconds)
-        for replica in deployment.champions:
-            replica.observe_batch = lambda outcome, seconds: self._observe_batch(Side.CHAMPION, outcome, seconds)
 
     # What the control state says.
 
@@ -152,7 +137,7 @@ class Rollout:
         before, self.canary = self.canary, canary
         for after, event in self._in_doubt:
             if canary == after:
-                self._keep(event)
+                self.events.keep(event)
         self._in_doubt.clear()
         if canary is None or not canary.running:
             self._routing.canary = None
@@ -212,15 +197,18 @@ class Rollout:
         self.decisions += 1
         self.affected.append(decision_id)
 
-    def _observe_outcome(self, pair: Pair, eligible: bool) -> None:
+    def observe_outcome(self, pair: Pair, eligible: bool) -> None:
+        """What became of a row that both models scored: True when the order was eligible."""
         canary = self._routing.canary
         if canary is not None and pair.challenger.version == canary.model_version:
             self.evidence.observe_outcome(_scored(pair), eligible)
 
-    def _observe_order(self, side: Side, attempt: FirstAttempt) -> None:
+    def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
+        """An order that gave a model a fair chance."""
         self.evidence.observe_order(side, attempt)
 
-    def _observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
+    def observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
+        """A batch at the canary's replica or a champion's."""
         if self._routing.canary is not None:
             self.evidence.observe_batch(side, outcome, seconds)
 
@@ -313,7 +301,7 @@ class Rollout:
         except ChangeInDoubtError:
             self._in_doubt.append((after, event))
             raise
-        self._keep(event)
+        self.events.keep(event)
         return made
 
     async def end(self, canary: Canary, state: StateName, author: str, reason: str) -> admin_pb2.Change:
@@ -323,7 +311,7 @@ class Rollout:
         # In force here before anything is written: what is worse gets no more orders, whatever else is broken.
         self.obey_canary(after)
         change = await self._set_canary(after, author, reason[:256], False)
-        self._keep(event)
+        self.events.keep(event)
         if state != "promoted":
             if self._deployment.champion_version == canary.model_version:
                 # Somebody else was promoting it at this very moment.
@@ -381,32 +369,10 @@ class Rollout:
 
     def _event(self, name: str, before: Canary, after: Canary, author: str, reason: str) -> packet_pb2.CanaryEvent:
         """A turn, with the evidence of this moment."""
-        event = event_of(self.evidence, name, before, after, author, reason)
-        event.event_id, event.at_ns = self._new_id(), self._wall_clock_ns()
-        event.orders, event.instance_id = self.decisions, self._instance_id
-        return event
-
-    def _keep(self, event: packet_pb2.CanaryEvent) -> None:
-        self.events[event.event] += 1
-        log = _log.error if event.event == "rolled_back" else _log.warning
-        log(
-            "canary",
-            turn=event.event,
-            canary_id=event.canary_id,
-            version=event.model_version,
-            weight=event.weight,
-            verdict=event.verdict,
-            reason=event.reason,
-            decisions=event.orders,
-            author=event.author,
-        )
-        try:
-            self._journal.append(packet_pb2.JournalEntry(canary_event=event).SerializeToString(), even_if_full=True)
-        except JournalError as error:
-            _log.error("canary's turn not recorded", event_id=event.event_id, error=str(error))
+        return self.events.event(self.evidence, self.decisions, name, before, after, author, reason)
 
     def _wall_seconds(self) -> float:
-        return self._wall_clock_ns() / 1e9
+        return self.events.wall_clock_ns() / 1e9
 
 
 def _scored(pair: Pair) -> ScoredPair:

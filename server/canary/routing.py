@@ -10,9 +10,9 @@ from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.evidence import FirstAttempt, Side
+from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
-from server.telemetry.attempt_span import attempt_span
 
 if TYPE_CHECKING:
     from server.canary.plan import Canary
@@ -53,9 +53,7 @@ class CanaryRouting:
         self._reserve_seconds = reserve_seconds
         self._share = budget_settings.first_attempt_share
         self._is_fair = is_fair
-        self.observe: Callable[[Side, FirstAttempt], None] = lambda side, attempt: None
-        """Told of every order while there is a canary that gives a model a fair chance: whose it is, and what became of
-        the first attempt at it."""
+        self._order_listeners: list[Callable[[Side, FirstAttempt], None]] = []
         self._clock = clock
         self.canary: Canary | None = None
         """The version on trial; None without one."""
@@ -63,6 +61,13 @@ class CanaryRouting:
         """Orders that belonged to a canary, since start."""
         self.answered = 0
         """Those that it answered."""
+
+    def on_order(self, listener: Callable[[Side, FirstAttempt], None]) -> None:
+        """Has a function told of every order while there is a canary that gives a model a fair chance.
+
+        It is told whose the order is, and what became of the first attempt at it.
+        """
+        self._order_listeners.append(listener)
 
     async def answer(self, case: Case) -> Answer | None:
         """The canary's or the champion's answer, or None. Cancelling it harms no other caller."""
@@ -86,7 +91,8 @@ class CanaryRouting:
     def _note(self, side: Side, case: Case, seconds: float, allowed: float, reserve: float) -> None:
         """Tells of the first attempt at an order, unless it had not even time for two such as the champion's."""
         if allowed >= reserve and self._is_fair(case):
-            self.observe(side, FirstAttempt(seconds, allowed))
+            for listener in self._order_listeners:
+                listener(side, FirstAttempt(seconds, allowed))
 
     def _allowed(self, case: Case, now: float) -> tuple[float, float]:
         """Seconds that a first attempt may take, and those that one at the champion takes at present."""

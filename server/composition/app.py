@@ -15,7 +15,7 @@ from feature_cache.store.l1 import FeatureCache
 from server.composition.audit import open_audit
 from server.composition.metrics_port import serve_metrics
 from server.composition.ports import open_admin_port, open_decision_port, open_health_port
-from server.composition.process import Process, this_process
+from server.composition.process import Process, seconds_to_end, this_process
 from server.composition.replicas import problem_of
 from server.composition.request_path import Foundation, RequestPath, open_foundation, open_request_path
 from server.decision.admission import Admission
@@ -24,9 +24,10 @@ from server.machine import REAL, Machine
 from server.process.garbage import spare_the_hot_path
 from server.process.health import Component, Health
 from server.process.slot import READY, Slot
-from server.process.stopping import Leash, seconds_to_end, stop_on_signal
+from server.process.stopping import Leash, stop_on_signal
 from server.rpc.health import HealthServicer
-from server.settings import GrpcSettings, Settings
+from server.rpc.ports import GrpcSettings
+from server.settings import Settings
 from server.telemetry.tracing import Tracing
 
 _log = structlog.get_logger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from server.audit.reading.explaining import Explaining
 from server.audit.reading.reading import Reading, Task
-from server.decision.explaining import Explaining
 from server.drift.watch import DriftWatch
 from server.journal.lock import FileLock
 from server.rpc.audit import AuditServicer

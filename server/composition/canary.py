@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pretrade.admin.v1 import admin_pb2
 from server.canary.burn import Objective
+from server.canary.events import EventLog
+from server.canary.evidence import Side
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.rollout import Rollout
@@ -50,7 +53,7 @@ def assemble(
     champion: Champion,
     feature_cache: FeatureCache,
     journal: Journal,
-    control: Callable[[], ControlState],
+    control: ControlState,
     instance_id: str,
     new_id: Callable[[], str],
     machine: Machine,
@@ -63,7 +66,7 @@ def assemble(
         champion: The model stage without a canary.
         feature_cache: Where the market's outcomes are read.
         journal: Where pairs and turns are kept.
-        control: The control state, which obeys none of this before it is made.
+        control: The control state, which begins to steer these parts later.
         instance_id: This server process.
         new_id: Makes a unique, time-ordered id.
         machine: Whose clocks and chance they use.
@@ -83,14 +86,12 @@ def assemble(
     routing = CanaryRouting(challenger, champion, reserve_seconds, settings.budget, objective.counts, clock)
 
     def set_canary(canary: Canary, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
-        state = control()
-        value, expected = canary.model_dump_json(), state.version if unchanged else None
-        return state.change(Wanted(CANARY, value, author, reason, expected_version=expected, needs_all=unchanged))
+        value, expected = canary.model_dump_json(), control.version if unchanged else None
+        return control.change(Wanted(CANARY, value, author, reason, expected_version=expected, needs_all=unchanged))
 
     def set_champion(version: str, author: str, reason: str, unchanged: bool) -> Awaitable[admin_pb2.Change]:
-        state = control()
-        expected = state.version if unchanged else None
-        return state.change(Wanted(CHAMPION, version, author, reason, expected_version=expected, needs_all=unchanged))
+        expected = control.version if unchanged else None
+        return control.change(Wanted(CHAMPION, version, author, reason, expected_version=expected, needs_all=unchanged))
 
     deployment = Deployment(
         Registry(store) if store is not None else None,
@@ -101,6 +102,7 @@ def assemble(
         settings.canary.keep_previous_seconds,
         clock,
     )
+    markouts = Markouts(feature_cache, clock)
     rollout = Rollout(
         settings=settings.canary,
         slo=settings.slo,
@@ -108,16 +110,14 @@ def assemble(
         deployment=deployment,
         challenger=challenger,
         routing=routing,
-        markouts=lambda observe: Markouts(feature_cache, observe, clock),
+        markouts=markouts,
         set_canary=set_canary,
         objective=objective,
-        journal=journal,
+        events=EventLog(journal, new_id, instance_id, wall_clock_ns),
         recorder=recorder,
-        new_id=new_id,
-        instance_id=instance_id,
         clock=clock,
-        wall_clock_ns=wall_clock_ns,
     )
+    listen(rollout, markouts, routing, challenger, (primary, secondary))
     shadow = Shadow(
         replicas[2:],
         (primary, secondary),
@@ -128,3 +128,14 @@ def assemble(
         rollout.observe_decision,
     )
     return CanaryParts(routing, shadow, rollout, objective, deployment, recorder)
+
+
+def listen(
+    rollout: Rollout, markouts: Markouts, routing: CanaryRouting, challenger: Replica, champions: Iterable[Replica]
+) -> None:
+    """Has the rollout told of outcomes, orders and batches."""
+    markouts.on_outcome(rollout.observe_outcome)
+    routing.on_order(rollout.observe_order)
+    challenger.on_batch(partial(rollout.observe_batch, Side.CANARY))
+    for replica in champions:
+        replica.on_batch(partial(rollout.observe_batch, Side.CHAMPION))

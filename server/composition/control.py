@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from server.control.file import ControlFile
+from server.control.file import ControlFile, control_path
 from server.control.flags import provider_from
 from server.control.shared import SharedControl
 from server.control.start import halt_at_start
 from server.control.state import ControlState
 from server.control.subjects import Subject, breaker_subjects, chain_subjects, drain_subjects
 from server.errors import JournalError
-from server.settings import Settings, control_path
+from server.settings import Settings
 
 if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
-    from fallback.chain import Chain
+    from fallback.chain import Chain, StageName
     from fallback.guards import Guards
     from fallback.rules import RulesBaseline
     from server.composition.process import Process
@@ -36,16 +36,11 @@ _RECORD_AGAIN_SECONDS = 1.0
 """Between two attempts to put the settings into the journal."""
 
 
-async def open_control(
-    process: Process, replicas: Iterable[Replica], chain: Chain, others: Mapping[str, Subject], journal: Journal
-) -> ControlState:
-    """The control state, as all servers know it where Redis answers.
+def open_control(process: Process, journal: Journal) -> ControlState:
+    """The control state, which knows what this server was told before and steers no part of it yet.
 
     Args:
         process: What it is built with.
-        replicas: Whose breakers and drains it steers.
-        chain: Whose stages it steers.
-        others: What else it steers.
         journal: Where changes are kept.
 
     Raises:
@@ -53,16 +48,9 @@ async def open_control(
         FlagProviderError: There is no such provider of flags.
     """
     settings, stack, clock, new_id = process.shared, process.stack, process.clock, process.new_id
-    file = ControlFile(control_path(settings), process.machine)
+    file = ControlFile(control_path(settings.journal.path), process.machine)
     if process.slot is None:
         halt_at_start(settings.control, file, new_id, process.machine.wall_clock_ns)
-    by_name = {replica.name: replica for replica in replicas}
-    subjects = {
-        **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),
-        **drain_subjects(by_name),
-        **chain_subjects(chain, settings.chain.stages),
-        **others,
-    }
     shared = provider = None
     if settings.control.store == "redis":
         shared = SharedControl(settings.redis_url.get_secret_value(), settings.control.shared, clock)
@@ -72,10 +60,10 @@ async def open_control(
             settings.control.flag_provider, settings.control.flag_provider_options.get_secret_value()
         )
         stack.callback(provider.shutdown)
-    control = ControlState(
+    return ControlState(
         settings.control,
         file,
-        subjects,
+        {},
         journal,
         process.instance_id,
         new_id,
@@ -84,12 +72,30 @@ async def open_control(
         shared,
         provider,
     )
-    await control.synchronise()
-    return control
+
+
+def subjects_of(
+    replicas: Iterable[Replica], chain: Chain, usual_stages: tuple[StageName, ...], others: Mapping[str, Subject]
+) -> dict[str, Subject]:
+    """What the control state steers besides trading state and flags.
+
+    Args:
+        replicas: Whose breakers and drains it steers.
+        chain: Whose stages it steers.
+        usual_stages: Those while nobody chose others.
+        others: What else it steers.
+    """
+    by_name = {replica.name: replica for replica in replicas}
+    return {
+        **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),
+        **drain_subjects(by_name),
+        **chain_subjects(chain, usual_stages),
+        **others,
+    }
 
 
 def obey_configuration(
-    configuration: Configuration,
+    configuration: Configuration[Settings],
     cached_scores: CachedScores,
     rules: RulesBaseline,
     guards: Guards,

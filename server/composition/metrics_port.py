@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 
-from server.telemetry.metrics import ServerCollector
+from feature_cache.store import metrics as features
+from server import configuration
+from server.audit import metrics as audits
+from server.canary import metrics as canaries
+from server.control import metrics as controls
+from server.decision import metrics as decisions
+from server.drift import metrics as drifts
+from server.inference import metrics as models
+from server.journal import metrics as journals
+from server.process import metrics as processes
+from server.security import metrics as securities
+from server.telemetry import metrics as exports
+from server.timing import metrics as timings
 
 if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
     from server.composition.audit import AuditParts
     from server.composition.process import Process
     from server.composition.request_path import Foundation, RequestPath
+
+METRICS: Final = tuple(
+    itertools.chain(
+        decisions.METRICS,
+        models.METRICS,
+        canaries.METRICS,
+        controls.METRICS,
+        configuration.METRICS,
+        journals.METRICS,
+        audits.METRICS,
+        features.METRICS,
+        securities.METRICS,
+        exports.METRICS,
+        drifts.METRICS,
+        timings.METRICS,
+        processes.METRICS,
+    )
+)
+"""Every metric of the decision server; `docs/metrics.md` is made from this."""
 
 
 def serve_metrics(process: Process, base: Foundation, path: RequestPath, audit: AuditParts) -> int:
@@ -23,35 +59,40 @@ def serve_metrics(process: Process, base: Foundation, path: RequestPath, audit: 
     """
     settings, stack = process.settings, process.stack
     registry = CollectorRegistry()
-    registry.register(
-        ServerCollector(
-            decisions=process.metrics,
-            admission=path.admission,
-            idempotency=path.idempotency,
-            loop_lag=base.loop_lag,
-            control=path.control,
-            configuration=path.configuration,
-            champion=path.champion,
-            chain=path.chain,
-            restarts=0 if process.slot is None else process.slot.restarts,
-            replicas=path.replicas,
-            canary=path.canary,
-            journal=base.journal,
-            replies=base.replies,
-            shipper=base.shipper,
-            reports=path.reports,
-            exporter=None if path.tracing is None else path.tracing.exporter,
-            readings=audit.readings,
-            drift=audit.drift,
-            feature_cache=base.feature_cache,
-            instruments=settings.instruments,
-            security=base.security,
-            clock=process.clock,
-            loop=asyncio.get_running_loop(),
-        )
-    )
+    registry.register(exports.Metrics(_components(process, base, path, audit)))
     server, thread = process.machine.http_server(settings.metrics.port, settings.metrics.host, registry)
     stack.callback(thread.join)
     stack.callback(server.server_close)
     stack.callback(server.shutdown)
     return int(server.server_port)
+
+
+def _components(
+    process: Process, base: Foundation, path: RequestPath, audit: AuditParts
+) -> tuple[Callable[[], Iterator[Metric]], ...]:
+    """What yields the metrics of each component."""
+    canary, restarts = path.canary, 0 if process.slot is None else process.slot.restarts
+    return (
+        partial(decisions.of_decisions, process.metrics),
+        partial(decisions.of_chain, path.chain),
+        partial(decisions.of_admission, path.admission),
+        partial(decisions.of_idempotency, path.idempotency),
+        partial(decisions.of_replies, base.replies, base.journal),
+        partial(decisions.of_reports, path.reports),
+        partial(models.of_replicas, path.replicas),
+        partial(models.of_attempts, path.champion),
+        partial(models.of_shadow, canary.shadow),
+        partial(canaries.of_pairs, canary.recorder),
+        partial(canaries.of_canary, canary.routing, canary.rollout, canary.objective),
+        partial(controls.of_control, path.control),
+        path.configuration.metrics,
+        partial(journals.of_journal, base.journal),
+        partial(audits.of_shipping, base.shipper),
+        partial(audits.of_readings, audit.readings),
+        partial(features.of_features, base.feature_cache, process.settings.instruments, process.clock),
+        base.security.metrics,
+        partial(exports.of_spans, None if path.tracing is None else path.tracing.exporter),
+        lambda: drifts.of_drift(audit.drift.state),
+        partial(timings.of_loop_lag, base.loop_lag),
+        partial(processes.of_process, restarts, asyncio.get_running_loop()),
+    )

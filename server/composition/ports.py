@@ -30,10 +30,10 @@ from server.rpc.steering import Steering
 from server.timing.call_deadlines import CallDeadlines
 
 if TYPE_CHECKING:
+    from server.audit.reading.explaining import Explaining
     from server.composition.audit import AuditParts
     from server.composition.process import Process
     from server.composition.request_path import Foundation, RequestPath
-    from server.decision.explaining import Explaining
     from server.envoy.edge import EnvoyEdge
     from server.process.health import Health
     from server.rpc.health import HealthServicer
@@ -159,9 +159,10 @@ async def open_decision_port(
         process.machine.wall_clock,
         security.access("decision"),
     )
-    server = cast("grpc.aio.Server", application)  # as generated code sees it
-    servicer.add_to_application(server)
-    _add_standard_services(server, health_servicer, (DECISION_SERVICE,))
+    # As generated code sees it, the application is a server.
+    as_server = cast("grpc.aio.Server", application)
+    servicer.add_to_application(as_server)
+    _add_standard_services(as_server, health_servicer, (DECISION_SERVICE,))
     await process.background(application.run(), "calls")
     await process.background(envoy.watch_gate(path.admission, metrics), "gate")
     envoy.serve(application)

@@ -7,12 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from server.decision.ids import uuid7_source
+from server.decision.metrics import DecisionMetrics
 from server.machine import REAL, Machine
-from server.process.slot import Slot
+from server.process.slot import Slot, journal_path
 from server.settings import Settings
-from server.telemetry.metrics import DecisionMetrics
+
+_SPARE_SECONDS: Final = 10.0
+"""What a process may take to end beyond what draining may take by the settings."""
 
 
 class ComponentEndedError(Exception):
@@ -62,7 +66,7 @@ def this_process(
     new_id = uuid7_source(machine.wall_clock_ns, machine.random_bytes)
     return Process(
         shared=shared,
-        settings=shared if slot is None else slot.settings(shared),
+        settings=shared if slot is None else settings_of(slot, shared),
         slot=slot,
         stack=stack,
         stop=stop,
@@ -71,6 +75,19 @@ def this_process(
         machine=machine,
         new_id=new_id,
     )
+
+
+def settings_of(slot: Slot, shared: Settings) -> Settings:
+    """The settings of the process in a place: its own journal and its own metrics port."""
+    journal = shared.journal.model_copy(update={"path": journal_path(shared.journal.path, slot.index)})
+    port = shared.metrics.port and shared.metrics.port + slot.index
+    metrics = shared.metrics.model_copy(update={"port": port})
+    return shared.model_copy(update={"journal": journal, "metrics": metrics})
+
+
+def seconds_to_end(settings: Settings) -> float:
+    """How long a process that was told to drain may take until it has ended."""
+    return settings.grpc.drain_seconds + settings.grpc.grace_seconds + settings.shipping.drain_seconds + _SPARE_SECONDS
 
 
 @contextlib.asynccontextmanager

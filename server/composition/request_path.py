@@ -17,7 +17,7 @@ from pretrade.client.operator_token import token_path
 from server.audit.shipping.shipper import Shipper
 from server.canary.subjects import canary_subjects
 from server.composition.canary import CanaryParts, assemble
-from server.composition.control import obey_configuration, open_control
+from server.composition.control import obey_configuration, open_control, subjects_of
 from server.composition.replicas import open_replicas
 from server.configuration import Configuration
 from server.control.state import ControlState
@@ -26,6 +26,7 @@ from server.decision.idempotency import IdempotencyWindow
 from server.decision.plane import DataPlane
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
+from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.champion import Champion
 from server.inference.replica import Replica
@@ -33,9 +34,8 @@ from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
 from server.security import operator
 from server.security.security import Security
-from server.settings import load
+from server.settings import Settings, load
 from server.telemetry.decision_log import decision_log
-from server.telemetry.reports import DecisionReports
 from server.telemetry.tracing import Tracing, open_tracing
 from server.timing.loop_lag import LoopLag
 
@@ -66,7 +66,7 @@ class RequestPath:
     champion: Champion
     canary: CanaryParts
     chain: Chain
-    configuration: Configuration
+    configuration: Configuration[Settings]
     control: ControlState
     admission: Admission
     idempotency: IdempotencyWindow
@@ -84,11 +84,11 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     Raises:
         OSError, AuditError: One could not be started.
     """
-    settings, stack, clock, metrics = process.settings, process.stack, process.clock, process.metrics
-    loop_lag = LoopLag(clock, metrics.loop_lag.observe)
+    settings, stack, clock = process.settings, process.stack, process.clock
+    loop_lag = LoopLag(clock)
     await process.background(loop_lag.run(), "loop-lag")
     journals = 1 if process.slot is None else process.slot.processes + 1
-    journal = await stack.enter_async_context(Journal(settings.journal, metrics.committed, process.machine, journals))
+    journal = await stack.enter_async_context(Journal(settings.journal, process.machine, journals))
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
@@ -142,6 +142,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         OSError, ValueError, FlagProviderError: A part of it could not be started.
     """
     settings, clock, uniform = process.settings, process.clock, process.uniform
+    control = open_control(process, base.journal)
     replicas = await open_replicas(process, base.loop_lag.stalled_seconds)
     primary, secondary, *_ = replicas
     budget = RetryBudget(settings.retry, clock)
@@ -152,7 +153,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         champion,
         base.feature_cache,
         base.journal,
-        lambda: control,
+        control,
         process.instance_id,
         process.new_id,
         process.machine,
@@ -168,7 +169,8 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     chain = Chain(stages, settings.chain.stages, clock)
     configuration = Configuration(process.shared, load, process.shared.journal.path)
     canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
-    control = await open_control(process, replicas, chain, canary_steering | configuration.subjects(), base.journal)
+    control.steer(subjects_of(replicas, chain, process.shared.chain.stages, canary_steering | configuration.subjects()))
+    await control.synchronise()
     await process.background(control.watch(), "control")
     await process.background(canary.rollout.run(), "canary")
     admission = Admission(settings.admission, clock)

@@ -123,3 +123,8 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'content'}: {one['msg']}" for one in error.errors())
     return str(error)
+
+
+def control_path(journal: Path) -> Path:
+    """The file of the control state, beside the journal: one for all processes of a server."""
+    return journal.with_name(f"{journal.name}.control.json")

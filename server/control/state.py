@@ -209,6 +209,11 @@ class ControlState:
         self.store.restore()
         self._obey()
 
+    def steer(self, subjects: Mapping[str, Subject]) -> None:
+        """Steers something more from now on, beginning with what the state says of it."""
+        self._subjects |= subjects
+        self._obey()
+
     @property
     def stale(self) -> bool:
         """True when other servers may have made changes that are not known here."""

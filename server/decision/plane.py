@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from server.canary.burn import Objective
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
+    from server.decision.metrics import DecisionMetrics
     from server.decision.record import PacketWriter
     from server.decision.replies import Replies
+    from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
     from server.inference.shadow import Shadow
     from server.journal.journal import Journal
     from server.journal.reply_status import Cause
-    from server.telemetry.metrics import DecisionMetrics
-    from server.telemetry.reports import DecisionReports
     from server.timing.loop_lag import LoopLag
 
 _BOOK_AGE = features.INDEX["book_age_ms"]

@@ -7,6 +7,7 @@ was recorded by its ledger alone, which then also says what the audit cost.
 from __future__ import annotations
 
 import enum
+import hashlib
 import math
 import struct
 from functools import lru_cache
@@ -381,3 +382,8 @@ def _duration(nanoseconds: int) -> bytes:
 
 def _microseconds(seconds: float) -> bytes:
     return varint(int(seconds * 1e6)) if seconds > 0 else _ZERO
+
+
+def hash_of(settings_json: str) -> str:
+    """The hash by which packets name settings."""
+    return hashlib.sha256(settings_json.encode()).hexdigest()[:16]

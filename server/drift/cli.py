@@ -19,15 +19,15 @@ from pretrade.audit.v1 import audit_pb2
 from pretrade.client.cli.options import Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.cli import app
-from server.audit.reading.label import by_source
-from server.audit.reading.labels import HORIZON_SECONDS
+from server.audit.label import by_source
 from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, targets
 from server.audit.reading.query import AuditQuery
-from server.audit.replay.review import Since, Until, decisions_of
+from server.audit.review import Since, Until, decisions_of
 from server.drift.report import write_report
 from server.drift.summary import Summary, metadata_of, summarise
 from server.errors import AuditError, AuditUnavailableError
 from server.models.archive import ModelStore
+from server.models.markout import HORIZON_SECONDS
 
 __all__ = ["app"]
 

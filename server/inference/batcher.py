@@ -31,8 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
 from server.inference.pacing import RowLimit, SlotSearch
 from server.inference.wire import ModelIdentity, ScoreBatch
-from server.telemetry.histogram import ROW_EDGES, Histogram
 from server.timing.deadlines import Deadlines
+from server.timing.histogram import ROW_EDGES, Histogram
 from server.timing.latency import LatencyWindow
 
 _log = structlog.get_logger(__name__)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Attempt, Case, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Result, Scored
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
-from server.telemetry.attempt_span import attempt_span
 from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:

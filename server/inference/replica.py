@@ -122,9 +122,7 @@ class Replica:
         self.model_name = model_name
         self.wanted_version = wanted_version
         """May change at any time; a batch under way keeps the version that it was sent for."""
-        self.observe_batch: Callable[[Outcome, float], None] = lambda outcome, seconds: None
-        """Told how each batch ended and what it took, in seconds. Probes are none; nor is a batch that failed, perhaps,
-        because of a row that a caller brought."""
+        self._batch_listeners: list[Callable[[Outcome, float], None]] = []
         self._settings = settings
         self._clock = clock
         self._codec = codec
@@ -153,6 +151,13 @@ class Replica:
         """Version of the certificates that the connection was made with."""
         self._connect_at = -float("inf")
         """When certificates that were refused are tried again."""
+
+    def on_batch(self, listener: Callable[[Outcome, float], None]) -> None:
+        """Has a function told how each batch ended and what it took, in seconds.
+
+        Probes are none; nor is a batch that failed, perhaps, because of a row that a caller brought.
+        """
+        self._batch_listeners.append(listener)
 
     async def __aenter__(self) -> Replica:
         self._channel = self._open_channel(self.endpoint, options=_CHANNEL_OPTIONS)
@@ -224,7 +229,8 @@ class Replica:
             self.outcomes[outcome] += 1
             self.breaker.record(outcome, seconds, generation)
             if not (from_caller and outcome in BLAMES_CONTENT):
-                self.observe_batch(outcome, seconds)
+                for listener in self._batch_listeners:
+                    listener(outcome, seconds)
             if self.breaker.suspicious:
                 self._recheck.set()
 

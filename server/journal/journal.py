@@ -52,6 +52,7 @@ from server.errors import (
 from server.journal.journal_file import JournalFile, checkpoint, make_log_durable
 from server.journal.reply_status import Cause, unknown_replies
 from server.machine import REAL, Files, Machine, Queue
+from server.timing.histogram import ROW_EDGES, Histogram
 
 _log = structlog.get_logger(__name__)
 
@@ -124,7 +125,6 @@ class Journal:
 
     Args:
         settings: Where and how.
-        on_commit: Called on the loop after every commit with its rows and its seconds.
         machine: Whose disk, threads and clock it uses.
         on_volume: How many journals with these settings share the volume, with this one.
     """
@@ -132,14 +132,17 @@ class Journal:
     def __init__(
         self,
         settings: JournalSettings,
-        on_commit: Callable[[int, float], None] | None = None,
         machine: Machine = REAL,
         on_volume: int = 1,
     ) -> None:
         self.settings: Final = settings
         self.on_volume: Final = on_volume
         self.machine: Final = machine
-        self._on_commit = on_commit
+        self.commits = Histogram()
+        """Seconds of commits."""
+        self.commit_rows = Histogram(ROW_EDGES)
+        """Rows of commits."""
+        self._when_full: list[Callable[[], None]] = []
         self._work: Queue[_Work] = machine.threads.queue()
         self._gathered: list[_Append] = []
         """Appended in this turn of the event loop, and not handed to the writer yet."""
@@ -177,8 +180,6 @@ class Journal:
         self.limit_bytes = _MOST_BYTES
         """What they may fill: what the settings allow and the volume has left but for a reserve. In that, what has been
         shipped can be removed and the journal recover."""
-        self.on_full: Callable[[], None] = lambda: None
-        """Called on the loop when the rows have come to fill all that they may."""
         self.last_commit_seconds = 0.0
         """Duration of the newest commit."""
 
@@ -343,6 +344,10 @@ class Journal:
             return JournalFullError(f"the audit journal: {self.problem}")
         return JournalFullError(f"{self.depth} rows wait for the audit journal")
 
+    def on_full(self, listener: Callable[[], None]) -> None:
+        """Has a function called on the loop when the rows have come to fill all that they may."""
+        self._when_full.append(listener)
+
     def _measured(self, bytes_: int, limit_bytes: int) -> None:
         """On the loop: what the rows fill by now, and what they may fill."""
         was_full = self.full
@@ -350,7 +355,8 @@ class Journal:
         if self.full and not was_full:
             self._count_outage()
             _log.error("audit_journal_full", path=str(self.settings.path), error=self.problem)
-            self.on_full()
+            for listener in self._when_full:
+                listener()
         elif was_full and not self.full:
             _log.info("audit_journal_takes_rows_again", path=str(self.settings.path))
         if self.writable and not self.full:
@@ -374,8 +380,8 @@ class Journal:
             self.written += rows
             self.batches += 1
             self.last_commit_seconds = seconds
-            if self._on_commit is not None:
-                self._on_commit(rows, seconds)
+            self.commits.observe(seconds)
+            self.commit_rows.observe(rows)
 
     def _fail(self, appends: list[_Append], why: str) -> None:
         """On the loop: these rows are not durable."""

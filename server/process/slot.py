@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from server.settings import Settings
-
 READY: Final = b"ready"
 """What a process writes to its standard output, for its supervisor, when it serves."""
 
@@ -29,13 +27,6 @@ class Slot:
     """Times that this place's process ended by itself and was started again."""
     keys: int | None = None
     """Memory of the idempotency keys that all processes share, as a file descriptor."""
-
-    def settings(self, shared: Settings) -> Settings:
-        """The settings of the process in this place: its own journal and its own metrics port."""
-        journal = shared.journal.model_copy(update={"path": journal_path(shared.journal.path, self.index)})
-        port = shared.metrics.port and shared.metrics.port + self.index
-        metrics = shared.metrics.model_copy(update={"port": port})
-        return shared.model_copy(update={"journal": journal, "metrics": metrics})
 
     def admin_address(self, index: int) -> str:
         """Where the process in a place answers the others about itself, past the shared admin port."""

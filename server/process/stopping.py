@@ -9,17 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Final
-
-from server.settings import Settings
-
-_SPARE_SECONDS: Final = 10.0
-"""What a process may take to end beyond what draining may take by the settings."""
-
-
-def seconds_to_end(settings: Settings) -> float:
-    """How long a process that was told to drain may take until it has ended."""
-    return settings.grpc.drain_seconds + settings.grpc.grace_seconds + settings.shipping.drain_seconds + _SPARE_SECONDS
 
 
 def stop_on_signal(alone: bool) -> asyncio.Future[None]:

@@ -19,35 +19,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import shutil
 import signal
-import socket
-import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import structlog
 
-from pretrade.client.operator_token import token_path
-from server.audit.shipping.leftovers import ship_leftovers
-from server.control.file import ControlFile
-from server.control.start import halt_at_start
-from server.decision.ids import uuid7_source
-from server.decision.shared_keys import make_memory
-from server.envoy.edge import Envoy
-from server.journal.journal_file import journals_of
-from server.machine import REAL
-from server.process.short_paths import short_directory
-from server.process.slot import READY, journal_path
-from server.process.stopping import seconds_to_end
-from server.security import operator
-from server.settings import Settings, control_path
+from server.process.slot import READY
 
 _log = structlog.get_logger(__name__)
 
@@ -55,8 +39,6 @@ _PAUSE_MIN_SECONDS: Final = 0.2
 _PAUSE_MAX_SECONDS: Final = 10.0
 _SOUND_SECONDS: Final = 10.0
 """A process that was ready for so long did not die of its start."""
-_PRIVATE_PREFIX: Final = "pretrade-server-"
-_PATH_BYTES: Final = 4096
 _LOAD_SECONDS: Final = 60.0
 """What a new process may take on a busy machine, beyond its patience with replicas and features; one that cannot start
 ends by itself, and one that hangs is killed after that."""
@@ -96,21 +78,52 @@ class _Child:
             self.process.kill()
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How one server process is started."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    descriptors: tuple[int, ...]
+    """Files that it inherits."""
+    blocked_signals: frozenset[signal.Signals] = frozenset()
+    """Signals that it begins its life with blocked."""
+    process_group: int | None = None
+    """0 for a group of its own; None for the supervisor's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What the server processes have in common; their supervisor knows no more of them."""
+
+    decision_port: int
+    command: Callable[[int, int], Command]
+    """How the process of a slot is started, by the slot's number and the times that its process ended by itself."""
+    journal: Callable[[int], Path]
+    """The journal of a slot."""
+    ship: Callable[[Path], Coroutine[None, None, None]]
+    """Ships what an ended process left in its journal."""
+    left_behind: tuple[tuple[int, Path], ...]
+    """Journals that no process takes at the start, numbered as slots: earlier servers left them."""
+    patience_seconds: float
+    """How long a process waits for replicas and features before it serves degraded."""
+    seconds_to_end: float
+    """What a process may take from being told to drain until it has ended."""
+
+
 class Supervisor:
-    """Keeps `settings.processes` server processes running.
+    """Keeps some server processes running.
 
     Args:
-        settings: Shared by all; every process narrows them to its place.
+        processes: How many.
+        open_group: Takes what they share, and gives it back at the end; may raise `OSError`.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        assert settings.processes is not None
-        self._settings = settings
-        self._count = settings.processes
-        self._environment = dict(os.environ)
-        self._envoy: Envoy | None = None
-        self._keys = -1
-        self._sockets = Path()
+    def __init__(self, processes: int, open_group: Callable[[], AbstractContextManager[Group]]) -> None:
+        self._count = processes
+        self._open_group = open_group
+        self._group: Group
+        """There from the start of `run` on."""
         self._running: dict[int, _Child] = {}
         self._restarts: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,23 +147,11 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._replace.set)
-        settings = self._settings
-        with contextlib.ExitStack() as held:
-            lock = _lock(settings.journal.path)
-            held.callback(os.close, lock)
-            self._keys = make_memory(settings.idempotency.max_keys)
-            held.callback(os.close, self._keys)
-            self._sockets = held.enter_context(private_directory(lock))
-            if settings.grpc.edge == "envoy":
-                self._envoy = Envoy(settings, self._sockets)
-            if settings.access.admin == "operator_token":
-                operator.make_token(token_path(settings.journal.path), REAL)
-            for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):
-                reservation = held.enter_context(_reserve(section.host, section.port))
-                self._environment[f"PRETRADE_{name}__PORT"] = str(reservation.getsockname()[1])
-            halt_at_start(settings.control, ControlFile(control_path(settings)), uuid7_source(), time.time_ns)
-            self._ship_leftovers_of_others()
-            _log.info("supervising", processes=self._count, decision_port=self._environment["PRETRADE_GRPC__PORT"])
+        with self._open_group() as group:
+            self._group = group
+            for slot, journal in group.left_behind:
+                self._ship(slot, journal)
+            _log.info("supervising", processes=self._count, decision_port=group.decision_port)
             try:
                 code = await self._start()
                 if code == 0:
@@ -209,20 +210,15 @@ class Supervisor:
         """Starts a process in a place that is free."""
         await self._end_leftovers(slot)
         restarts = self._restarts.get(slot, 0)
-        argv = [sys.executable, "-m", "server", "--slot", str(slot)]
-        argv += ["--restarts", str(restarts), "--keys", str(self._keys), "--sockets", str(self._sockets)]
-        environment = self._environment
-        if self._envoy is not None:
-            argv, added = self._envoy.command(slot, restarts, self._keys, int(environment["PRETRADE_GRPC__PORT"]))
-            environment = environment | added
-        with _blocked(set() if self._envoy is None else {signal.SIGTERM}):
+        command = self._group.command(slot, restarts)
+        with _blocked(command.blocked_signals):
             process = await asyncio.create_subprocess_exec(
-                *argv,
+                *command.argv,
                 stdin=PIPE,
                 stdout=PIPE,
-                env=environment,
-                pass_fds=(self._keys,),
-                process_group=None if self._envoy is None else 0,
+                env=command.environment,
+                pass_fds=command.descriptors,
+                process_group=command.process_group,
             )
         child = self._running[slot] = _Child(slot, process)
         self._background(child.follow())
@@ -231,7 +227,7 @@ class Supervisor:
 
     async def _end_if_it_hangs(self, child: _Child) -> None:
         """Kills a process that is not ready in time; what follows is what follows when it ends by itself."""
-        within_seconds = self._settings.startup_patience_seconds + _LOAD_SECONDS
+        within_seconds = self._group.patience_seconds + _LOAD_SECONDS
         try:
             async with asyncio.timeout(within_seconds):
                 await child.ready_or_ended.wait()
@@ -294,7 +290,7 @@ class Supervisor:
             child = self._running[slot]
             child.drain()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds_to_end(self._settings)):
+            async with asyncio.timeout(self._group.seconds_to_end):
                 await child.process.wait()
         if child.process.returncode is None:
             _log.error("a process did not end, killed", slot=child.slot, pid=child.process.pid)
@@ -304,19 +300,10 @@ class Supervisor:
 
     def _free(self, slot: int) -> None:
         self._running.pop(slot)
-        self._ship(slot, journal_path(self._settings.journal.path, slot))
-
-    def _ship_leftovers_of_others(self) -> None:
-        """Ships what was left by places that nobody takes now, and by a server of one process."""
-        ours = {journal_path(self._settings.journal.path, slot): slot for slot in range(self._count + 1)}
-        for number, journal in enumerate(journals_of(self._settings.journal.path)):
-            slot = ours.get(journal, self._count + 1 + number)
-            if slot >= self._count:
-                self._ship(slot, journal)
+        self._ship(slot, self._group.journal(slot))
 
     def _ship(self, slot: int, journal: Path) -> None:
-        url = self._settings.database_url.get_secret_value()
-        self._leftovers[slot] = asyncio.create_task(ship_leftovers(journal, url, self._settings.shipping))
+        self._leftovers[slot] = asyncio.create_task(self._group.ship(journal))
 
     async def _end_leftovers(self, slot: int) -> None:
         task = self._leftovers.pop(slot, None)
@@ -331,7 +318,7 @@ class Supervisor:
             child.drain()
         ends = [asyncio.create_task(child.process.wait()) for child in children]
         if ends:
-            await asyncio.wait(ends, timeout=seconds_to_end(self._settings))
+            await asyncio.wait(ends, timeout=self._group.seconds_to_end)
         for child in children:
             if child.process.returncode is None:
                 _log.error("a process did not end, killed", slot=child.slot, pid=child.process.pid)
@@ -350,68 +337,10 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+def _blocked(signals: frozenset[signal.Signals]) -> Iterator[None]:
     """Blocks signals in this thread and in what it starts meanwhile; one that comes for us is heard afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _reserve(host: str, port: int) -> socket.socket:
-    """A socket that holds a port for our processes and never listens.
-
-    Raises:
-        OSError: Somebody else has it.
-    """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    # Whoever listens there now is not one of ours: with SO_REUSEPORT alone we would join it.
-    with socket.socket(family, kind, protocol) as alone:
-        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            alone.bind(address)
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    held = socket.socket(family, kind, protocol)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind(address)
-    return held
-
-
-@contextlib.contextmanager
-def private_directory(lock: int) -> Iterator[Path]:
-    """A directory for sockets and Envoy's files that only this user can enter, with a path short enough for sockets.
-
-    It holds keys, so it must not stay behind when a supervisor is killed.
-
-    Args:
-        lock: The lock's file, where the directory is noted; the next supervisor that has the lock removes it.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    left = Path(os.fsdecode(os.pread(lock, _PATH_BYTES, 0)))
-    if left.name.startswith(_PRIVATE_PREFIX):
-        shutil.rmtree(left, ignore_errors=True)
-    with TemporaryDirectory(prefix=_PRIVATE_PREFIX, dir=short_directory(), ignore_cleanup_errors=True) as directory:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, os.fsencode(directory), 0)
-        yield Path(directory)
-
-
-def _lock(journal: Path) -> int:
-    """Takes the right to supervise servers of this journal, held until the process ends.
-
-    Raises:
-        OSError: Another supervisor has it.
-    """
-    path = journal.with_name(f"{journal.name}.supervisor.lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise OSError(f"another supervisor runs servers on the audit journal {journal}") from error
-    return descriptor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -17,6 +18,7 @@ from pretrade.admin.v1 import admin_pb2_grpc
 from server.configuration import Configuration
 from server.control.state import ControlState
 from server.decision.admission import Admission
+from server.decision.metrics import DecisionMetrics
 from server.drift.watch import DriftState, DriftWatch
 from server.journal.journal import Journal
 from server.process.health import Health
@@ -25,7 +27,6 @@ from server.rpc.call import Call
 from server.rpc.canary import CanarySteering
 from server.rpc.steering import Steering, check_author, duration
 from server.security.identity import known_name
-from server.telemetry.metrics import DecisionMetrics
 
 _OTHERS_SECONDS = 0.5
 """How long another process may take to say how it is."""
@@ -44,7 +45,7 @@ class AdminServicer:
         *,
         instance_id: str,
         control: ControlState,
-        configuration: Configuration,
+        configuration: Configuration[Any],
         steering: Steering,
         canaries: CanarySteering,
         changes: Callable[[bytes], Awaitable[bytes]],

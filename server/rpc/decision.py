@@ -15,18 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fallback.order import CallContext
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader, order_timeout_seconds
-from server.decision.explaining import Explaining
+from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
+from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
 from server.rpc import status
 from server.rpc.call import Call, CallMetadata
 from server.rpc.call_context import REDUCE_ONLY, CallContexts, says_reduce_only
 from server.security.orders import OrderAccess
-from server.telemetry.metrics import DecisionMetrics
-from server.telemetry.reports import DecisionReports
 
 _log = structlog.get_logger(__name__)
 

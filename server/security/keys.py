@@ -64,9 +64,6 @@ def parse(text: bytes) -> KeySet:
 class Keys(Protocol):
     """Where a verifier gets its keys."""
 
-    changed: Callable[[], None]
-    """Told when the keys are others."""
-
     @property
     def current(self) -> KeySet | None:
         """The keys that count; None when they are not known."""
@@ -78,6 +75,9 @@ class Keys(Protocol):
     @property
     def failures(self) -> int:
         """Attempts to get new keys that failed, since start."""
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Has a function called whenever other keys count."""
 
     async def refresh(self) -> bool:
         """Looks for new keys at once, unless that was done a moment ago; True when it was done and got an answer."""
@@ -96,7 +96,7 @@ class FileKeys:
     def __init__(self, path: Path, refresh_seconds: float) -> None:
         self._file = Watched("token keys", (path,), parse)
         self._refresh_seconds = refresh_seconds
-        self.changed: Callable[[], None] = lambda: None
+        self._when_changed: list[Callable[[], None]] = []
 
     @property
     def current(self) -> KeySet:
@@ -113,13 +113,21 @@ class FileKeys:
         """Times that the file was no good."""
         return self._file.failures
 
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Has a function called whenever other keys count."""
+        self._when_changed.append(listener)
+
+    def _tell(self) -> None:
+        for listener in self._when_changed:
+            listener()
+
     async def refresh(self) -> bool:
         """Nothing more: the file is looked at all the time."""
         return False
 
     async def run(self) -> None:
         """Watches the file."""
-        await self._file.watch(self._refresh_seconds, self.changed)
+        await self._file.watch(self._refresh_seconds, self._tell)
 
 
 class UrlKeys:
@@ -142,13 +150,17 @@ class UrlKeys:
         self._asking = asyncio.Lock()
         self.problem = "not fetched yet"
         self.failures = 0
-        self.changed: Callable[[], None] = lambda: None
+        self._when_changed: list[Callable[[], None]] = []
 
     @property
     def current(self) -> KeySet | None:
         """The last ones fetched, while not too old."""
         too_old = self._clock() - self._fetched_at > self._settings.max_key_age_seconds
         return None if too_old else self._keys
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Has a function called whenever other keys count."""
+        self._when_changed.append(listener)
 
     async def refresh(self) -> bool:
         """Fetches, unless somebody did within `refetch_seconds`."""
@@ -188,7 +200,8 @@ class UrlKeys:
         self.problem = ""
         if self._keys is None or _names(keys) != _names(self._keys):
             self._keys = keys
-            self.changed()
+            for listener in self._when_changed:
+                listener()
         return True
 
 

@@ -13,6 +13,7 @@ import grpc
 from prometheus_client.metrics_core import Metric
 
 from server.process.health import Component
+from server.security import metrics
 from server.security.access import AccessControl
 from server.security.client_tls import ClientMaterial, ClientTls
 from server.security.identity import Policy
@@ -30,7 +31,6 @@ from server.security.settings import (
 from server.security.tls import Material, grpc_credentials, open_material
 from server.security.tokens import TokenVerifier, revocations
 from server.security.watched import Watched
-from server.telemetry import families
 
 Plane = Literal["decision", "admin"]
 
@@ -95,7 +95,7 @@ class Security:
         self.verifier: TokenVerifier | None = None
         if self._keys is not None:
             self.verifier = TokenVerifier(tokens, self._keys, lambda: self._revoked.value, wall_clock)
-            self._keys.changed = self.verifier.forget
+            self._keys.on_change(self.verifier.forget)
         # What callers may take is in the policy.
         self.orders = OrderAccess(Rates(math.inf, _BURST_SECONDS, clock), self.refusals)
         self._controls: list[AccessControl] = []
@@ -172,12 +172,12 @@ class Security:
 
     def metrics(self) -> Iterator[Metric]:
         """One scrape."""
-        refused = families.ACCESS_REFUSED.family()
+        refused = metrics.ACCESS_REFUSED.family()
         for (plane, reason), count in self.refusals.counts.copy().items():
             refused.add_metric((plane, reason), count)
         yield refused
-        yield families.TOKENS_VERIFIED.family(0 if self.verifier is None else self.verifier.verified)
-        versions, failures = families.CREDENTIALS_VERSION.family(), families.CREDENTIALS_FAILURES.family()
+        yield metrics.TOKENS_VERIFIED.family(0 if self.verifier is None else self.verifier.verified)
+        versions, failures = metrics.CREDENTIALS_VERSION.family(), metrics.CREDENTIALS_FAILURES.family()
         for watched in (*self._watched(), *self._of_clients):
             versions.add_metric((watched.name,), watched.version)
             failures.add_metric((watched.name,), watched.failures)
@@ -186,7 +186,7 @@ class Security:
         yield versions
         yield failures
         material = self.material
-        yield families.CERTIFICATE_EXPIRY_SECONDS.family(None if material is None else material.value.expires_at)
+        yield metrics.CERTIFICATE_EXPIRY_SECONDS.family(None if material is None else material.value.expires_at)
 
     def _watched(self) -> list[Watched[Material] | Watched[frozenset[str]] | Watched[Policy]]:
         return [*([self.material] if self.material is not None else []), self._revoked, self._policy]

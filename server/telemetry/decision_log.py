@@ -8,8 +8,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.reports import Outlet, Report
 from server.machine import REAL, Machine
-from server.telemetry.reports import Outlet, Report
 
 _log = structlog.get_logger(__name__)
 

@@ -34,9 +34,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.reports import Outlet, Report
 from server.security.client_tls import ClientTls
-from server.settings import TracingSettings
-from server.telemetry.reports import Outlet, Report
+from server.telemetry.settings import TracingSettings
 
 if TYPE_CHECKING:
     from fallback.order import Attempt, Case

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from server.timing.histogram import Histogram
 from server.timing.latency import LatencyWindow
 
 _TICK_SECONDS: Final = 0.02
@@ -23,12 +24,12 @@ class LoopLag:
 
     Args:
         clock: Monotonic seconds, the event loop's own.
-        observe: Called with every delay in seconds.
     """
 
-    def __init__(self, clock: Callable[[], float], observe: Callable[[float], None]) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._observe = observe
+        self.delays = Histogram()
+        """Every delay since start, in seconds."""
         self._due = float("inf")
         self._stalls: deque[tuple[float, float]] = deque(maxlen=_KEPT)
         self._recent = LatencyWindow(clock, prior_seconds=0.0)
@@ -44,7 +45,7 @@ class LoopLag:
                 self._due = self._clock() + _TICK_SECONDS
                 await asyncio.sleep(_TICK_SECONDS)
                 late = max(0.0, self._clock() - self._due)
-                self._observe(late)
+                self.delays.observe(late)
                 self._recent.add(late)
                 self.p95 = self._recent.p95
                 if late > _STALL_SECONDS:

@@ -33,7 +33,7 @@ from server.security.client_tls import ClientTls
 from server.security.private import write_private
 from server.security.settings import ClientTlsSettings
 from server.security.trial import KeyPair, TrialAuthority
-from server.settings import TracingSettings
+from server.telemetry.settings import TracingSettings
 from server.telemetry.tracing import Tracing
 from torchserve.config import TorchServeSettings, prepare
 

@@ -13,11 +13,11 @@ from google.protobuf.message import DecodeError
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
+from server.decision.metrics import DecisionMetrics
 from server.envoy.asgi import GrpcApplication
 from server.envoy.framing import call_headers, decompressed, framed, message_length, status_headers
 from server.errors import InvalidOrderError, PretradeError
 from server.rpc import status
-from server.telemetry.metrics import DecisionMetrics
 
 _INSTRUMENT: Final = "BTCUSDT.SIM"
 _MAX_BYTES: Final = 4_096

@@ -221,7 +221,7 @@ def test_a_reading_process_that_dies_is_replaced_and_no_decision_notices(
     decision = product.decide()
     get(audit, decision.decision_id)
     server = psutil.Process(product.stack["server"].pid)
-    readers = [one for one in server.children() if "server.audit.reading.reading_process" in one.cmdline()]
+    readers = [one for one in server.children() if "server.composition.reading_process" in one.cmdline()]
     assert readers
     for reader in readers:
         reader.kill()

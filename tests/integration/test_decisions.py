@@ -33,7 +33,7 @@ from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.schema import CONTROL_CHANGES, DECISIONS
-from server.telemetry.families import METRICS
+from server.composition.metrics_port import METRICS
 
 pytestmark = pytest.mark.stack
 

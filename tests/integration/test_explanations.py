@@ -69,9 +69,7 @@ def test_a_process_that_hangs_delays_no_reply_beyond_its_patience(
     decision = product.decide_until(pb.SOURCE_PRIMARY)
     assert_explains(explained(audit, decision), decision)
     server = psutil.Process(product.stack["server"].pid)
-    readers = [
-        one for one in server.children(recursive=True) if "server.audit.reading.reading_process" in one.cmdline()
-    ]
+    readers = [one for one in server.children(recursive=True) if "server.composition.reading_process" in one.cmdline()]
     for reader in readers:
         reader.suspend()
     try:

@@ -20,9 +20,10 @@ from support.harness import INSTRUMENTS, Product, eventually
 
 from feature_cache.features import INDEX, N_FEATURES, VERSION
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
-from feature_cache.store.report import InstrumentReport, key_of
+from feature_cache.store.report import InstrumentReport
 from feature_cache.store.vectors import CHANNEL
 from feature_cache.store.vectors import key_of as vector_key_of
+from feature_cache.store.vectors import report_key_of as key_of
 from feature_cache.store.watch import view
 from pretrade.admin.v1 import admin_pb2
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from feature_cache.worker.metrics import serve_http
+from feature_cache.metrics_http import serve_http
 
 
 class NoMetrics(Collector):

@@ -10,9 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from feature_cache.worker import metric_families as feature_metrics
-from feature_cache.worker.metric_families import Histogram
-from server.telemetry import families as server_metrics
+from feature_cache.metrics import Histogram
+from feature_cache.sources import metrics as ingest_metrics
+from feature_cache.worker import metrics as worker_metrics
+from server.composition import metrics_port
 
 OBSERVABILITY: Final = Path(__file__).parents[2] / "k8s" / "observability"
 RULES: Final = OBSERVABILITY / "prometheus"
@@ -45,7 +46,7 @@ def queries() -> Iterator[Query]:
 def series_that_exist() -> set[str]:
     """What a scrape shows, and what the rules record."""
     there = {rule["record"] for rule in rules() if "record" in rule}
-    for metric in (*server_metrics.METRICS, *feature_metrics.METRICS):
+    for metric in (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS):
         suffixes = ("_bucket", "_sum", "_count") if isinstance(metric, Histogram) else ("",)
         there |= {f"{metric.scraped_name}{suffix}" for suffix in suffixes}
     return there

@@ -27,9 +27,11 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
+from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.batcher import BatcherSettings
 from server.inference.shadow import Shadow
@@ -42,8 +44,6 @@ from server.rpc.decision import DecisionServicer, StreamSettings
 from server.security.orders import OrderAccess
 from server.security.rates import Rates
 from server.security.refusals import Refusals
-from server.telemetry.metrics import DecisionMetrics
-from server.telemetry.reports import DecisionReports
 from server.timing.loop_lag import LoopLag
 from support.scripted_replica import ScriptedReplica, answers
 
@@ -111,7 +111,7 @@ class RequestPath:
             metrics=self.metrics,
             budget_settings=budget,
             reports=DecisionReports(()),
-            loop_lag=LoopLag(clock, lambda delay: None),
+            loop_lag=LoopLag(clock),
             clock=clock,
             new_id=lambda: next(ids),
         )

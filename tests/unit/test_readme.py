@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from server.telemetry.reference import with_reasons
+from server.reference import with_reasons
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
 def test_its_reason_codes_are_current() -> None:
-    assert with_reasons(README) == README, "run `python -m server.telemetry.reference`"
+    assert with_reasons(README) == README, "run `python -m server.reference`"
 
 
 def test_every_file_it_links_to_exists() -> None:

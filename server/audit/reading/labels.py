@@ -24,9 +24,8 @@ from feature_cache.store.codec import FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2
+from server.models.markout import HORIZON_SECONDS, WORST_MARKOUT_BPS
 
-HORIZON_SECONDS: Final = 5.0
-WORST_MARKOUT_BPS: Final = -1.0
 MAX_BOOK_AGE_MS: Final = 2_000.0
 """With an older book at the end of the horizon there is no label."""
 _BOOK_AGE: Final = features.INDEX["book_age_ms"]

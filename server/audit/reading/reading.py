@@ -178,7 +178,7 @@ class Reading:
     async def _running(self) -> Process:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "server.audit.reading.reading_process", stdin=PIPE, stdout=PIPE
+                sys.executable, "-m", "server.composition.reading_process", stdin=PIPE, stdout=PIPE
             )
             with suppress(OSError):  # from its first import on: decisions first
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)

@@ -27,18 +27,18 @@ from fallback.chain import ChainSettings
 from fallback.guards import Guards, GuardSettings
 from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
-from fallback.staleness import DEGRADATIONS, judge
+from fallback.staleness import DEGRADATIONS, FeatureSettings, judge
 from feature_cache import features
 from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
+from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
 from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
 from server.models.archive import Archive, RunningModel
-from server.settings import FeatureSettings, hash_of
 
 _BOOK_STATES: Final = {
     packet_pb2.BOOK_STATE_UNKNOWN: BookState.UNKNOWN,

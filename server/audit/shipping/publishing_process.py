@@ -30,7 +30,7 @@ from aiokafka.errors import KafkaError
 from google.protobuf.message import DecodeError
 
 from feature_cache import kafka
-from feature_cache.worker.consumer import create_topic
+from feature_cache.kafka import create_topic
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import SigningKey, Stating, heads_topic
 from server.audit.shipping.shipping import Progress, TopicTask

@@ -93,7 +93,7 @@ class Shipper:
 
     async def __aenter__(self) -> Self:
         """Starts shipping; does not wait for the database, nor for the brokers."""
-        self._journal.on_full = self._trim
+        self._journal.on_full(self._trim)
         self._sql.start()
         if self.topic is not None:
             self.topic.start()

@@ -21,10 +21,10 @@ from structlog.testing import capture_logs
 from feature_cache.kafka import KafkaSecurity
 from feature_cache.worker.settings import WorkerSettings
 from local.stack.settings import LocalSettings
+from server import reference
 from server.configuration import differences
 from server.control.flags import FlagProviderError, Flags, provider_from
 from server.settings import Settings
-from server.telemetry import reference
 
 ROOTS: Final[tuple[type[BaseModel], ...]] = (Settings, WorkerSettings, KafkaSecurity, LocalSettings)
 """What the programs read from their environment."""

@@ -98,7 +98,7 @@ def test_a_process_that_was_lost_is_named_and_a_successor_that_came_late_is_not_
 def test_a_process_that_is_asked_for_now_and_then_is_no_loss() -> None:
     seen = series()
     for number in range(100, 340):
-        seen.rows[number] = {**seen.rows[number], ("server: server.audit.reading.reading_process 5", MEMORY): 60.0}
+        seen.rows[number] = {**seen.rows[number], ("server: server.composition.reading_process 5", MEMORY): 60.0}
     assert judged(seen).flat
 
 

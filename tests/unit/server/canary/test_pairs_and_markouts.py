@@ -81,9 +81,8 @@ class Market:
             "redis://unused", FeatureCacheSettings(), (INSTRUMENT,), monotonic=self.clock, wall_ns=self.wall_ns
         )
         self.heard: list[tuple[str, bool]] = []
-        self.markouts = Markouts(
-            self.cache, lambda one, eligible: self.heard.append((one.decision_id, eligible)), self.clock
-        )
+        self.markouts = Markouts(self.cache, self.clock)
+        self.markouts.on_outcome(lambda one, eligible: self.heard.append((one.decision_id, eligible)))
 
     def wall_ns(self) -> int:
         return int((1_700_000_000 + self.clock.now) * 1e9)

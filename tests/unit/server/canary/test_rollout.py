@@ -24,12 +24,14 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
+from server.canary.events import EventLog
 from server.canary.markouts import Markouts
 from server.canary.pairs import PairRecorder
 from server.canary.plan import Canary
 from server.canary.rollout import CanaryError, Rollout
 from server.canary.routing import CanaryRouting
 from server.canary.settings import CanarySettings
+from server.composition.canary import listen
 from server.errors import ChangeInDoubtError, ChangeRefusedError
 from server.inference.champion import Champion
 from server.inference.outcome import BatchFailedError, Outcome
@@ -151,6 +153,7 @@ class Process:
             settings.keep_previous_seconds,
             self.clock,
         )
+        markouts = Markouts(cache, self.clock)
         self.rollout = Rollout(
             settings=settings,
             slo=SloSettings(),
@@ -158,16 +161,14 @@ class Process:
             deployment=self.deployment,
             challenger=self.challenger,
             routing=self.routing,
-            markouts=lambda observe: Markouts(cache, observe, self.clock),
+            markouts=markouts,
             set_canary=control.set_canary,
             objective=self.objective,
-            journal=journal,
+            events=EventLog(journal, lambda: next(ids), "server-1", lambda: int(self.wall() * 1e9)),
             recorder=PairRecorder(journal, lambda: int(self.wall() * 1e9)),
-            new_id=lambda: next(ids),
-            instance_id="server-1",
             clock=self.clock,
-            wall_clock_ns=lambda: int(self.wall() * 1e9),
         )
+        listen(self.rollout, markouts, self.routing, self.challenger, champions)
         self.shadow = Shadow(
             [self.challenger],
             (self.primary, self.secondary),
@@ -365,7 +366,7 @@ async def test_a_process_without_evidence_obeys_and_does_not_judge() -> None:
         await until(lambda: w.control.canary is not None and w.control.canary.step == 1)
         assert w.two.routing.canary is not None
         assert w.two.routing.canary.step == 1
-        assert w.two.rollout.events == {}
+        assert w.two.rollout.events.counts == {}
 
 
 async def test_nobody_takes_a_step_that_the_control_state_refuses() -> None:

@@ -50,7 +50,7 @@ class Desk:
         """Whether the canary answered, an order each."""
         self.controls: list[bool] = []
         """Whether the first attempt at the champion answered, likewise."""
-        self.routing.observe = self._observe
+        self.routing.on_order(self._observe)
 
     def _observe(self, side: Side, attempt: FirstAttempt) -> None:
         answered = attempt.seconds <= attempt.allowed_seconds

@@ -38,9 +38,11 @@ from server.canary.burn import Objective, SloSettings
 from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
+from server.decision.reports import DecisionReports
 from server.decision.shared_keys import PLACES, SharedKeys, make_memory
 from server.errors import DeadlineError, KeyReusedError, OverloadedError
 from server.inference.batcher import BatcherSettings
@@ -52,8 +54,6 @@ from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 from server.security.identity import CALLER, Attempt, Caller, Grants, Role
-from server.telemetry.metrics import DecisionMetrics
-from server.telemetry.reports import DecisionReports
 from server.timing.loop_lag import LoopLag
 
 INSTRUMENT = "BTCUSDT.BINANCE"
@@ -107,7 +107,7 @@ class Plane:
         self.objective = Objective(SloSettings(), budget.cap_seconds)
         self.journal = journal
         self.clock = clock
-        self.loop_lag = LoopLag(clock, lambda delay: None)
+        self.loop_lag = LoopLag(clock)
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         self.dataplane = DataPlane(
             admission=self.admission,

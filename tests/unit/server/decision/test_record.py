@@ -19,8 +19,9 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.decision import record
+from server.decision.record import hash_of
 from server.journal.journal import Journal, JournalSettings
-from server.settings import Settings, hash_of
+from server.settings import Settings
 
 SCORED = Answer(
     pb.ACTION_TRADE,

@@ -8,11 +8,11 @@ from typing import Any, cast
 import grpc
 import pytest
 
+from server.decision.metrics import DecisionMetrics
 from server.envoy.asgi import GrpcApplication
 from server.envoy.framing import ARRIVED, PEER, framed
 from server.errors import UnauthenticatedError
 from server.security.identity import Attempt
-from server.telemetry.metrics import DecisionMetrics
 
 NOW = 1_790_000_000.0
 

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from feature_cache import features
 from pretrade.wire.oip.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from server.inference.endpoints import ReplicaEndpoints
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.wire import ROW_BYTES, ModelIdentity
-from server.settings import ReplicaEndpoints, Settings
+from server.settings import Settings
 
 VERSION = "0123456789abcdef"
 DESCRIPTION = {"version": VERSION, "threshold": 0.75, "feature_set_fingerprint": features.FINGERPRINT, "expires_at": 9}

@@ -52,7 +52,7 @@ async def test_a_broken_model_opens_its_breaker_within_a_second_although_its_bat
 async def test_what_a_callers_own_row_may_have_caused_is_no_evidence_against_a_model() -> None:
     replica = ScriptedReplica("challenger", fails_on_poison)
     told: list[Outcome] = []
-    replica.observe_batch = lambda outcome, seconds: told.append(outcome)
+    replica.on_batch(lambda outcome, seconds: told.append(outcome))
     clock = asyncio.get_running_loop().time
     await replica.batcher.submit(POISON, clock() + 0.03, from_caller=True)
     assert (told, replica.outcomes) == ([], {Outcome.MODEL_ERROR: 1}), "the breaker knows of it"

@@ -62,11 +62,11 @@ async def test_rows_keep_the_order_of_their_appends(tmp_path: Path) -> None:
 
 
 async def test_rows_appended_together_share_one_commit(tmp_path: Path) -> None:
-    commits: list[tuple[int, float]] = []
-    async with Journal(settings(tmp_path), on_commit=lambda rows, seconds: commits.append((rows, seconds))) as journal:
+    async with Journal(settings(tmp_path)) as journal:
         await journal.append_many([b"a", b"b", b"c"])
-        assert [rows for rows, _ in commits] == [3]
-        assert 0 < commits[0][1] == journal.last_commit_seconds
+        assert journal.batches == 1
+        assert journal.commit_rows.buckets()[1] == 3
+        assert 0 < journal.commits.buckets()[1] == journal.last_commit_seconds
     assert entries_in(journal.settings.path) == [b"a", b"b", b"c"]
 
 
@@ -173,7 +173,7 @@ async def test_a_full_volume_that_cannot_be_written_either_is_one_outage(tmp_pat
                 await journal.append(bytes(10_000))
             with closing(sqlite3.connect(made.path, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
-                with pytest.raises(JournalUnwritable):
+                with pytest.raises(JournalUnwritableError):
                     await journal.append(b"a note", even_if_full=True)
                 other.execute("ROLLBACK")
             await until(lambda: journal.writable)

@@ -74,7 +74,7 @@ class Rig:
         )
         self.keys = UrlKeys(url, settings, lambda: self.now)
         self.verifier = TokenVerifier(settings, self.keys, frozenset, time.time)
-        self.keys.changed = self.verifier.forget
+        self.keys.on_change(self.verifier.forget)
 
         async def record(entry: bytes) -> None:
             return None
@@ -234,7 +234,7 @@ async def test_the_keys_are_renewed_without_being_asked_for(server: KeyServer) -
     running = asyncio.create_task(keys.run())
     try:
         await asyncio.to_thread(eventually, lambda: keys.current, bool)
-        keys.changed = told.set
+        keys.on_change(told.set)
         server.body = jwks((TrialIssuer("k2"),)).encode()
         await asyncio.wait_for(told.wait(), 20)
         assert set(keys.current or ()) == {"k2"}

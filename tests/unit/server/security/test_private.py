@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from server.process import short_paths
+from server.process.private_directory import private_directory
 from server.process.short_paths import short_directory
-from server.process.supervisor import private_directory
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ class Keys:
         self.current: KeySet | None = parse(jwks(issuers).encode())
         self.problem = ""
         self.failures = 0
-        self.changed: Callable[[], None] = lambda: None
+
+    def on_change(self, listener: Callable[[], None]) -> None: ...
 
     async def refresh(self) -> bool:
         return False
@@ -207,7 +208,7 @@ async def test_a_file_of_keys_is_followed(tmp_path: Path) -> None:
     path.write_text(jwks((TrialIssuer("k1"),)))
     keys = FileKeys(path, 0.01)
     told = asyncio.Event()
-    keys.changed = told.set
+    keys.on_change(told.set)
     watching = asyncio.create_task(keys.run())
     try:
         path.write_text(jwks((TrialIssuer("k2"),)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jwt
@@ -25,8 +26,7 @@ class Keys:
     problem = ""
     failures = 0
 
-    def __init__(self) -> None:
-        self.changed = lambda: None
+    def on_change(self, listener: Callable[[], None]) -> None: ...
 
     async def refresh(self) -> bool:
         return False

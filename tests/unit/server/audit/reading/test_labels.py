@@ -15,6 +15,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2
 from server.audit.reading import labels
 from server.audit.reading.labels import Label, LabelledDecision, Labeller, quality
+from server.models import markout
 from torchserve import dataset
 
 BOOK_AGE = features.INDEX["book_age_ms"]
@@ -84,8 +85,8 @@ def test_an_event_from_the_future_ends_no_horizon_before_its_time(ahead_seconds:
 
 
 def test_horizon_and_limits_are_those_of_training() -> None:
-    assert labels.HORIZON_SECONDS * 1e9 == dataset.LABEL_HORIZON_NS
-    assert labels.WORST_MARKOUT_BPS == dataset.WORST_MARKOUT_BPS
+    assert markout.HORIZON_SECONDS * 1e9 == dataset.LABEL_HORIZON_NS
+    assert markout.WORST_MARKOUT_BPS == dataset.WORST_MARKOUT_BPS
     assert labels.MAX_BOOK_AGE_MS == dataset.MAX_BOOK_AGE_MS
 
 

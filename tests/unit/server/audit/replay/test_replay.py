@@ -17,10 +17,11 @@ from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
+from server.decision.record import hash_of
 from server.errors import ModelUnknownError, NotReplayableError
 from server.models import archive as models
 from server.models.archive import ModelStore, RunningModel, read_archive
-from server.settings import Settings, hash_of
+from server.settings import Settings
 from torchserve import handler
 
 

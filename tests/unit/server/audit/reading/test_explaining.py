@@ -10,8 +10,8 @@ import pytest
 
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.explaining import Explaining, ExplainSettings
 from server.audit.reading.reading import Question, Reading, Task
-from server.decision.explaining import Explaining, ExplainSettings
 from server.errors import AuditBusyError, AuditError, AuditUnavailableError, UnknownDecisionError
 
 DECISION = pb.Decision(decision_id="0197-somebody", source=pb.SOURCE_PRIMARY)

@@ -12,8 +12,8 @@ from fallback.budget import Budget
 from fallback.order import CallContext, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.record import Decided
+from server.decision.reports import DecisionReports, Outlet, Report
 from server.errors import DeadlineError, InvalidOrderError, OverloadedError, PretradeError
-from server.telemetry.reports import DecisionReports, Outlet, Report
 
 DECIDED = cast("Decided", SimpleNamespace(decision_id="d"))
 CONTEXT = CallContext("ab" * 16, "cd" * 8, sampled=True)

@@ -1,6 +1,6 @@
 """The settings, reason codes and metrics for people to read, made from the code that defines them.
 
-`python -m server.telemetry.reference` writes the reason codes into the README between their markers, and
+`python -m server.reference` writes the reason codes into the README between their markers, and
 `docs/metrics.md`; a test holds both against the code.
 """
 
@@ -14,15 +14,16 @@ from typing import Final
 
 from pydantic import BaseModel, Secret, SecretStr
 
-from feature_cache.worker import metric_families as feature_metrics
-from feature_cache.worker.metric_families import Declaration, Histogram
+from feature_cache.metrics import Declaration, Histogram
+from feature_cache.sources import metrics as ingest_metrics
+from feature_cache.worker import metrics as worker_metrics
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.composition import metrics_port
 from server.settings import PREFIX, Settings
-from server.telemetry import families as server_metrics
-from server.telemetry.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
+from server.timing.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
 
 _MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
-_PROTO: Final = Path(__file__).parents[2] / "proto/pretrade/decision/v1/decision.proto"
+_PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
 
 LABELS: Final = {
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
@@ -56,16 +57,13 @@ LABELS: Final = {
 
 def metrics_page() -> str:
     """Every metric as Markdown tables, a section for each process that shows some."""
-    worker = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_worker_")]
-    ingest = [each for each in feature_metrics.METRICS if each.name.startswith("pretrade_ingest_")]
     edges = ", ".join(f"{edge * 1e3:g}" for edge in LATENCY_EDGES_SECONDS)
     rows = ", ".join(f"{edge:g}" for edge in ROW_EDGES)
     return "\n".join(
         (
             "# Metrics",
             "",
-            "<!-- Made by `python -m server.telemetry.reference` from server/telemetry/families.py and"
-            " feature_cache/worker/metric_families.py. -->",
+            "<!-- Made by `python -m server.reference` from the files `metrics.py` of server and feature_cache. -->",
             "",
             "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
             " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`."
@@ -76,20 +74,20 @@ def metrics_page() -> str:
             "",
             "## Decision server",
             "",
-            *_metrics_table(server_metrics.METRICS),
+            *_metrics_table(metrics_port.METRICS),
             "",
             "The metrics of the topic are there where decisions are published to one, those of spans where a collector"
             " is named.",
             "",
             "## Feature worker",
             "",
-            *_metrics_table(worker),
+            *_metrics_table(worker_metrics.METRICS),
             "",
             "The metrics of Feast are there where vectors are pushed to it.",
             "",
             "## Live feed",
             "",
-            *_metrics_table(ingest),
+            *_metrics_table(ingest_metrics.METRICS),
             "",
             "## Labels",
             "",

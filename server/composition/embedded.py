@@ -19,11 +19,12 @@ import structlog
 
 from feature_cache import logs
 from server.composition.app import Server, start
+from server.composition.process import seconds_to_end
 from server.envoy.asgi import Receive, Scope, Send
 from server.envoy.edge import Embedding, EnvoyEdge
 from server.process.garbage import spare_the_hot_path
 from server.process.slot import Slot
-from server.process.stopping import Leash, seconds_to_end
+from server.process.stopping import Leash
 from server.settings import load
 
 _log = structlog.get_logger(__name__)

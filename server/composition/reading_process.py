@@ -1,4 +1,4 @@
-"""The process that reads the audit for a server: `python -m server.audit.reading.reading_process`.
+"""The process that reads the audit for a server: `python -m server.composition.reading_process`.
 
 Its parent writes a `Task` as one line of JSON to its standard input, then questions, each a header and a serialised
 request; answers go to standard output in the same order. It exits at the end of its input.

@@ -19,16 +19,16 @@ from typer.testing import CliRunner, Result
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.label import app
 from server.audit.reading.journals import Step
-from server.audit.reading.label import app
 from server.audit.reading.labels import Label
 from server.audit.reading.query import AuditQuery
-from server.audit.replay.review import instant
+from server.audit.review import instant
 from server.audit.store.store import Store
+from server.decision.record import hash_of
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError
 from server.journal.journal_file import JournalFile, JournalReader
 from server.models.archive import RunningModel, read_archive
-from server.settings import hash_of
 
 DECISIONS, SHIPPED = 30, 20
 REPLY_LATE = "reply_unconfirmed:audit_late"

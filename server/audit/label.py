@@ -25,7 +25,6 @@ from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.market.v1 import market_pb2
 from server.audit.cli import app
 from server.audit.reading.labels import (
-    HORIZON_SECONDS,
     Label,
     LabelledDecision,
     Labeller,
@@ -35,10 +34,11 @@ from server.audit.reading.labels import (
 )
 from server.audit.reading.places import DatabaseUrl, JournalPath, failure, targets
 from server.audit.reading.query import AuditQuery
-from server.audit.replay.review import Since, Until, decisions_of
+from server.audit.review import Since, Until, decisions_of
 from server.audit.store.refusals import refusals
 from server.audit.store.store import Store
 from server.errors import AuditError
+from server.models.markout import HORIZON_SECONDS
 
 __all__ = ["app"]
 

@@ -1,0 +1,210 @@
+"""What the decision path counts, and its metrics.
+
+The path only adds to plain integers; the Prometheus families are built when somebody scrapes, on a thread of its own.
+Counters to which the event loop may add a key are copied in one step.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, get_args
+
+from fallback.chain import StageName
+from feature_cache.metrics import Counter, Gauge, Histogram, declared
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.reports import Cause
+from server.enum_names import short_name
+from server.journal.reply_status import CAUSES
+from server.timing.histogram import Histogram as Observations
+
+if TYPE_CHECKING:
+    from prometheus_client.core import CounterMetricFamily
+    from prometheus_client.metrics_core import Metric
+
+    from fallback.chain import Chain
+    from fallback.order import Case
+    from server.decision.admission import Admission
+    from server.decision.idempotency import IdempotencyWindow
+    from server.decision.record import Decided
+    from server.decision.replies import Replies
+    from server.decision.reports import DecisionReports
+    from server.journal.journal import Journal
+
+DECISIONS: Final = Counter("pretrade_decisions", "Decisions sent.", ("source", "action"))
+DECISION_REASONS: Final = Counter("pretrade_decision_reasons", "Reasons of decisions.", ("reason",))
+DEGRADATIONS: Final = Counter("pretrade_degradations", "Degradations of decisions.", ("degradation",))
+DECISION_SECONDS: Final = Histogram("pretrade_decision_seconds", "Arrival to hand-over of the reply.")
+STAGE_SECONDS: Final = Histogram("pretrade_stage_seconds", "Time used by a stage.", ("stage",))
+STAGE_ALLOWED_SECONDS: Final = Histogram("pretrade_stage_allowed_seconds", "Time allowed to a stage.", ("stage",))
+STAGE_SKIPS: Final = Counter("pretrade_stage_skips", "Stages passed over.", ("stage", "reason"))
+STAGE_BROKEN: Final = Counter("pretrade_stage_broken", "Stages that broke off with a bug.", ("stage",))
+LATE: Final = Counter("pretrade_late", "Calls that ended DEADLINE_EXCEEDED.")
+CANCELLED: Final = Counter("pretrade_cancelled", "Calls whose caller had gone.")
+ERRORS: Final = Counter("pretrade_errors", "Calls, and orders in batches and streams, that failed.", ("reason",))
+EXPLANATIONS: Final = Counter("pretrade_explanations", "Explanations asked for beside replies.", ("status",))
+IN_FLIGHT: Final = Gauge("pretrade_in_flight", "Decisions under way.")
+ADMISSION_LIMIT: Final = Gauge("pretrade_admission_limit", "Decisions that may be under way.")
+SHED: Final = Counter("pretrade_shed", "Calls refused by admission; with Envoy also before they are taken up.")
+IDEMPOTENT_REPEATS: Final = Counter("pretrade_idempotent_repeats", "Calls answered again.")
+IDEMPOTENT_WITHDRAWN: Final = Counter(
+    "pretrade_idempotent_withdrawn", "Calls answered again with something safer: a guard objected since."
+)
+IDEMPOTENT_REFUSED: Final = Counter(
+    "pretrade_idempotent_refused", "Calls shed because no further key could be remembered."
+)
+IDEMPOTENT_LOST: Final = Counter(
+    "pretrade_idempotent_lost", "Decisions made so late that another process may have decided in their place."
+)
+REPLIES_UNCONFIRMED: Final = Counter(
+    "pretrade_replies_unconfirmed", "Decisions that were not what their callers heard; each is noted.", ("fate",)
+)
+REPLIES_OWED: Final = Gauge(
+    "pretrade_replies_owed", "Decisions on disk of which nobody knows yet whether they were heard."
+)
+REPLY_NOTES_WAITING: Final = Gauge("pretrade_reply_notes_waiting", "Notes about replies that are not durable yet.")
+REPLY_NOTES_LOST: Final = Counter("pretrade_reply_notes_lost", "Notes about replies given up because too many waited.")
+REPORTS_CHOSEN: Final = Counter(
+    "pretrade_reports_chosen", "Decisions chosen to be told of, lost ones included.", ("outlet", "cause")
+)
+REPORTS_LOST: Final = Counter(
+    "pretrade_reports_lost", "Of these, those beyond the outlet's rate or queue.", ("outlet",)
+)
+
+METRICS: Final = declared(globals())
+"""Every metric of this folder, in the order of the page that explains them."""
+
+
+class DecisionMetrics:
+    """What the decision path counts."""
+
+    def __init__(self) -> None:
+        self.decisions: collections.Counter[tuple[int, int]] = collections.Counter()
+        """By (source, action)."""
+        self.reasons: collections.Counter[int] = collections.Counter()
+        self.degradations: collections.Counter[int] = collections.Counter()
+        self.latency = Observations()
+        """Arrival to the reply's hand-over."""
+        self.stages: dict[int, Observations] = {stage: Observations() for stage in pb.Stage.values()}
+        """Seconds used, by stage."""
+        self.allowances: dict[int, Observations] = {stage: Observations() for stage in pb.Stage.values()}
+        """Seconds allowed, by stage."""
+        self.skips: collections.Counter[tuple[int, int]] = collections.Counter()
+        """By (stage, why it was passed over)."""
+        self.late = 0
+        """Calls that ended DEADLINE_EXCEEDED."""
+        self.cancelled = 0
+        """Calls whose caller had gone before the reply."""
+        self.explanations: collections.Counter[int] = collections.Counter()
+        """Explanations asked for beside replies, by status."""
+        self.errors: collections.Counter[str] = collections.Counter({"INTERNAL": 0})
+        """Calls, and orders in batches and streams, that failed, by reason."""
+
+    def observe(self, case: Case, decided: Decided, now: float) -> None:
+        """Counts one decision that is about to be sent."""
+        self.decisions[decided.source, decided.action] += 1
+        for reason in decided.reasons:
+            self.reasons[reason] += 1
+        for degradation in case.degradations:
+            self.degradations[degradation] += 1
+        self.latency.observe(now - case.budget.arrived)
+        for stage, allowed, used, skipped in case.budget.uses:
+            if skipped:
+                self.skips[stage, skipped] += 1
+            else:
+                self.stages[stage].observe(used)
+                self.allowances[stage].observe(allowed)
+
+    def by_source(self) -> dict[str, int]:
+        """Decisions by source, every source named."""
+        counts = {pb.Source.Name(source).removeprefix("SOURCE_"): 0 for source in pb.Source.values() if source}
+        for (source, _), count in self.decisions.items():
+            counts[pb.Source.Name(pb.Source.ValueType(source)).removeprefix("SOURCE_")] += count
+        return counts
+
+
+def of_decisions(metrics: DecisionMetrics) -> Iterator[Metric]:
+    """One scrape of what became of calls."""
+    decisions = DECISIONS.family()
+    for source, action in itertools.product(pb.Source.values(), pb.Action.values()):
+        if source and action:
+            labels = (short_name(pb.Source, source), short_name(pb.Action, action))
+            decisions.add_metric(labels, metrics.decisions[source, action])
+    yield decisions
+    yield _by_name(DECISION_REASONS.family(), pb.ReasonCode, metrics.reasons)
+    yield _by_name(DEGRADATIONS.family(), pb.Degradation, metrics.degradations)
+    latency = DECISION_SECONDS.family()
+    latency.add_metric((), *metrics.latency.buckets())
+    yield latency
+    for stages, histograms in (
+        (STAGE_SECONDS.family(), metrics.stages),
+        (STAGE_ALLOWED_SECONDS.family(), metrics.allowances),
+    ):
+        for stage, histogram in histograms.items():
+            if stage:
+                stages.add_metric((short_name(pb.Stage, stage),), *histogram.buckets())
+        yield stages
+    skips = STAGE_SKIPS.family()
+    for (stage, why), count in metrics.skips.copy().items():
+        skips.add_metric((short_name(pb.Stage, stage), short_name(pb.Degradation, why)), count)
+    yield skips
+    yield LATE.family(metrics.late)
+    yield CANCELLED.family(metrics.cancelled)
+    errors = ERRORS.family()
+    for reason, count in metrics.errors.copy().items():
+        errors.add_metric((reason,), count)
+    yield errors
+    yield _by_name(EXPLANATIONS.family(), pb.ExplanationStatus, metrics.explanations)
+
+
+def of_chain(chain: Chain) -> Iterator[Metric]:
+    """One scrape of the stages."""
+    broken = STAGE_BROKEN.family()
+    for name in get_args(StageName):
+        broken.add_metric((name,), chain.broken[name])
+    yield broken
+
+
+def of_admission(admission: Admission) -> Iterator[Metric]:
+    """One scrape."""
+    yield IN_FLIGHT.family(admission.in_flight)
+    yield ADMISSION_LIMIT.family(admission.limit)
+    yield SHED.family(admission.shed)
+
+
+def of_idempotency(idempotency: IdempotencyWindow) -> Iterator[Metric]:
+    """One scrape."""
+    yield IDEMPOTENT_REPEATS.family(idempotency.repeated)
+    yield IDEMPOTENT_WITHDRAWN.family(idempotency.withdrawn)
+    yield IDEMPOTENT_REFUSED.family(idempotency.refused)
+    yield IDEMPOTENT_LOST.family(idempotency.lost)
+
+
+def of_replies(replies: Replies, journal: Journal) -> Iterator[Metric]:
+    """One scrape; the journal tells of replies, too: of those that were under way when a process died."""
+    unconfirmed = REPLIES_UNCONFIRMED.family()
+    for cause in CAUSES:
+        unconfirmed.add_metric((cause,), replies.unconfirmed[cause] + journal.marked[cause])
+    yield unconfirmed
+    yield REPLIES_OWED.family(replies.owed)
+    yield REPLY_NOTES_WAITING.family(replies.waiting)
+    yield REPLY_NOTES_LOST.family(replies.lost)
+
+
+def of_reports(reports: DecisionReports) -> Iterator[Metric]:
+    """One scrape."""
+    chosen, lost = REPORTS_CHOSEN.family(), REPORTS_LOST.family()
+    for outlet in reports.outlets:
+        for cause in get_args(Cause):
+            chosen.add_metric((outlet.name, cause), outlet.chosen[cause])
+        lost.add_metric((outlet.name,), outlet.lost)
+    yield from (chosen, lost)
+
+
+def _by_name(family: CounterMetricFamily, enum: object, counts: collections.Counter[int]) -> Metric:
+    """The family with a sample for every value, 0 included: a rate does not see a sample that begins at 1."""
+    for value in enum.values():  # type: ignore[attr-defined]  # every enum wrapper of protobuf has it
+        if value:
+            family.add_metric((short_name(enum, value),), counts[value])
+    return family

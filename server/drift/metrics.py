@@ -1,0 +1,37 @@
+"""The metrics of drift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from feature_cache.metrics import Gauge, declared
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from server.drift.watch import DriftState
+
+DRIFT_PSI: Final = Gauge(
+    "pretrade_drift_psi", "Population stability of recent inputs, and of the score, against the model's.", ("feature",)
+)
+DRIFT_LIMIT: Final = Gauge(
+    "pretrade_drift_psi_limit", "What as many values without drift exceed once in a hundred comparisons.", ("feature",)
+)
+DRIFT_UNDEFINED: Final = Gauge("pretrade_drift_undefined_ratio", "Share of undefined values.", ("feature",))
+DRIFT_ROWS: Final = Gauge("pretrade_drift_rows", "Different inputs in the newest comparison; 0 without one.")
+
+METRICS: Final = declared(globals())
+"""Every metric of this folder, in the order of the page that explains them."""
+
+
+def of_drift(state: DriftState) -> Iterator[Metric]:
+    """One scrape of the newest comparison."""
+    psi, limit, undefined = (family.family() for family in (DRIFT_PSI, DRIFT_LIMIT, DRIFT_UNDEFINED))
+    for one in state.drifts:
+        psi.add_metric((one.name,), one.psi)
+        undefined.add_metric((one.name,), one.undefined)
+        if one.limit is not None:
+            limit.add_metric((one.name,), one.limit)
+    yield from (psi, limit, undefined)
+    yield DRIFT_ROWS.family(state.rows if state.drifts else 0)

@@ -1,0 +1,38 @@
+"""Settings of metrics and traces, apart from the code that needs the SDKs of both."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.inference.endpoints import Endpoint
+from server.security.settings import ClientTlsSettings
+
+
+class MetricsSettings(BaseModel):
+    """The Prometheus port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=7003, ge=0, le=65_535)
+    """Port to listen on; 0 for any free one."""
+
+
+class TracingSettings(BaseModel):
+    """Spans of decisions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    otlp_endpoint: Endpoint | None = None
+    """`host:port` of an OTLP gRPC collector; unset: no tracing and no cost."""
+    tls: ClientTlsSettings | None = None
+    """TLS to the collector; unset: none. `{}` believes the authorities that gRPC comes with."""
+    one_in: int = Field(default=100, ge=0)
+    """One of so many good decisions is traced, beside every slow, failed or degraded one and those whose callers keep
+    their trace; 0 for none."""
+    slow_seconds: float = Field(default=0.01, gt=0, le=10)
+    """A decision that takes longer is traced, in seconds."""
+    max_per_second: float = Field(default=20.0, ge=1, le=100_000)
+    """Traces a second at most, since a trace costs 0.5 ms of a core and the worst of times makes the most of them; the
+    rest is counted."""
