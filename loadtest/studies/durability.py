@@ -22,8 +22,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.generators.callers import Measurement, call_decide, percentile
 from loadtest.generators.channel import connected
+from loadtest.generators.closed_loop import call_decide
+from loadtest.generators.measurement import Measurement, percentile
 from loadtest.generators.orders import OrderFlow
 
 _ORDERS: Final = 4_096

@@ -26,9 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from feature_cache.features import N_FEATURES
 from loadtest.benchmark.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
 from loadtest.generators import h2load
-from loadtest.generators.callers import Measurement
-from loadtest.generators.callers import call_decide as callers_in_python
 from loadtest.generators.channel import connected
+from loadtest.generators.closed_loop import call_decide as callers_in_python
+from loadtest.generators.measurement import Measurement
 from local.bench.fastapi_model import ARCHIVE, PATH
 from local.stack.errors import NotReadyError
 from local.stack.guard import Guard
