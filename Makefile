@@ -13,7 +13,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving bench-observability sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,8 +97,8 @@ sizing: setup  ## the table of docs/sizing.md, from the run of `make bench` that
 bench-compare: setup  ## the last `make bench` against the one that was kept last
 	$(BIN)/pretrade bench-compare
 
-bench-costs: setup  ## where the CPU of a decision goes, by process and thread, and what each optional part costs (EDGE=envoy JSON=file)
-	$(BIN)/pretrade bench-costs --edge $(EDGE) $(WITH_DATA) $(WITH_JSON)
+bench-costs: setup  ## what audit, shadow rows, metrics, traces and logs cost a decision, and where its CPU goes (EDGE=envoy JSON=file ARGS='--variant audit-off')
+	$(BIN)/pretrade bench-costs --edge $(EDGE) $(WITH_DATA) $(WITH_JSON) $(ARGS)
 
 bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
@@ -111,9 +111,6 @@ bench-features: setup  ## the feature worker: steps next to pandas, events a sec
 
 bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows and by setting (JSON=file)
 	$(BIN)/pretrade bench-serving $(WITH_JSON)
-
-bench-observability: setup  ## what metrics, traces of 1 % and logs cost a decision (EDGE=envoy JSON=file)
-	$(BIN)/pretrade bench-observability --edge $(EDGE) $(WITH_JSON)
 
 soak: setup  ## half an hour under load: do memory, descriptors, tasks and latency stay flat? (EDGE=envoy ARGS='--rate 300')
 	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade soak $(ARGS)
