@@ -193,6 +193,7 @@ app.command(rich_help_panel=_MARKET)(ingest_cli.ingest)
 app.command(rich_help_panel=_MARKET)(feature_cli.replay)
 app.command("simulate", rich_help_panel=_MARKET)(feature_cli.simulate_market)
 app.command(rich_help_panel=_MODELS)(training_cli.train)
+app.command(rich_help_panel=_MODELS)(training_cli.card)
 for group in (canary_cli.models_app, canary_cli.canary_app, training_cli.dataset_app):
     app.add_typer(group, rich_help_panel=_MODELS)
 
