@@ -13,7 +13,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving bench-observability soak
+.PHONY: help setup demo test test-all clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,12 @@ $(BIN)/.installed: pyproject.toml client/pyproject.toml $(if $(LOCKED),$(wildcar
 demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s RATE=orders/s JSON=file)
 	$(BIN)/pretrade demo --duration $(DURATION) --rate $(RATE) $(WITH_DATA) $(WITH_JSON)
 
-test: setup  ## every test but the longest, against real servers, two files at a time: half an hour
+test: setup  ## all tests but those that take minutes, against real servers, two files at a time: half an hour; it says what it left out
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: setup  ## everything, for a night: test, test-long, faults on both edges, an hour of simulation, fuzzing
+	@failed=; for part in test test-long 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600'; do \
+	  $(MAKE) $$part || failed="$$failed [$$part]"; done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:  ## remove all that make has made here: environments, caches, the stack's data
 	@$(PYTHON) .ci/clean $(VENV) $(FEAST_VENV) $(MLSERVER_VENV) $(DEPLOY_VENV)
@@ -54,7 +58,7 @@ lock: setup  ## write requirements/*.txt anew, after a change of a pin in a pypr
 	$(BIN)/python .ci/lock
 
 test-long: setup  ## the longest of the tests, which `make test` leaves out
-	$(BIN)/python -m pytest -m long tests/unit tests/contract tests/integration tests/simulation $(ARGS)
+	$(BIN)/python -m pytest -m 'long and not fault' $(ARGS)
 
 simulate: setup  ## seeds of a simulated server, until its time is up or a seed fails (SEEDS=n SECONDS=s SEED=n TRACE=1 ARGS='--profile audit')
 	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace) $(ARGS)
@@ -87,11 +91,14 @@ canaries: setup  ## three canaries on the whole stack, each to its end: good, la
 bench: setup  ## decisions a second, latency, CPU on both edges, next to echoes, TorchServe, FastAPI (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file)
 	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(WITH_DATA) $(if $(PROFILE),--profile "$(PROFILE)") $(WITH_JSON)
 
+sizing: setup  ## the table of docs/sizing.md, from the run of `make bench` that was kept last
+	$(BIN)/python -m loadtest.benchmark.sizing
+
 bench-compare: setup  ## the last `make bench` against the one that was kept last
 	$(BIN)/pretrade bench-compare
 
-bench-costs: setup  ## where the CPU of a decision goes, by process and thread, and what each optional part costs (EDGE=envoy JSON=file)
-	$(BIN)/pretrade bench-costs --edge $(EDGE) $(WITH_DATA) $(WITH_JSON)
+bench-costs: setup  ## what audit, shadow rows, metrics, traces and logs cost a decision, and where its CPU goes (EDGE=envoy JSON=file ARGS='--variant audit-off')
+	$(BIN)/pretrade bench-costs --edge $(EDGE) $(WITH_DATA) $(WITH_JSON) $(ARGS)
 
 bench-faults: setup  ## the figures that are claimed of a server in trouble, on a machine with nothing else to do (EDGE=envoy ARGS='-k ten')
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults tests/integration -m '' --figures $(ARGS)
@@ -104,9 +111,6 @@ bench-features: setup  ## the feature worker: steps next to pandas, events a sec
 
 bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows and by setting (JSON=file)
 	$(BIN)/pretrade bench-serving $(WITH_JSON)
-
-bench-observability: setup  ## what metrics, traces of 1 % and logs cost a decision (EDGE=envoy JSON=file)
-	$(BIN)/pretrade bench-observability --edge $(EDGE) $(WITH_JSON)
 
 soak: setup  ## half an hour under load: do memory, descriptors, tasks and latency stay flat? (EDGE=envoy ARGS='--rate 300')
 	PRETRADE_GRPC__EDGE=$(EDGE) $(BIN)/pretrade soak $(ARGS)

@@ -1,6 +1,6 @@
 """The model card: what a model was made from, how good it is, how sure that is, and where it must not be trusted.
 
-Markdown for a repository, and the same as one HTML file for everybody else. Nothing in it is typed by hand.
+Markdown with two pictures, which `pretrade card` renders as one HTML file. Nothing in it is typed by hand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torchserve.training import Kind
 from torchserve.walk_forward import WalkForward
 
 FILE: Final = "card.md"
-HTML_FILE: Final = "card.html"
 _RELIABILITY, _COVERAGE = "reliability.svg", "coverage.svg"
 _SIMULATED: Final = "simulated"
 _STYLE: Final = (
@@ -54,11 +53,10 @@ class CardFacts:
 
 
 def write_card(facts: CardFacts, directory: Path) -> Path:
-    """Writes the card, as Markdown and as HTML, and its pictures into a folder of its own; returns the Markdown."""
+    """Writes the card as Markdown, and its pictures, into a folder of its own; returns the Markdown."""
     plots = {_RELIABILITY: reliability_plot(facts.walk, facts.kind), _COVERAGE: coverage_plot(facts.walk)}
-    markdown = render(facts)
     directory.mkdir(parents=True, exist_ok=True)
-    for name, content in (*plots.items(), (FILE, markdown), (HTML_FILE, _html(markdown, plots))):
+    for name, content in (*plots.items(), (FILE, render(facts))):
         (directory / name).write_text(content)
     return directory / FILE
 
@@ -263,12 +261,18 @@ def _limits(facts: CardFacts) -> Iterable[str]:
     )
 
 
-def _html(markdown: str, plots: Mapping[str, str]) -> str:
+def render_html(directory: Path) -> str:
+    """The card in a folder as one HTML file, its pictures included.
+
+    Raises:
+        FileNotFoundError: The folder has no card, or not all of it.
+    """
+    markdown = (directory / FILE).read_text()
     body = MarkdownIt("commonmark").enable("table").render(markdown)
-    for name, svg in plots.items():
-        before, image, after = body.partition(f'<img src="{name}"')
-        if image:
-            body = before + svg[svg.index("<svg") :] + after[after.index(">") + 1 :]
+    for name in (_RELIABILITY, _COVERAGE):
+        svg = (directory / name).read_text()
+        before, _, after = body.partition(f'<img src="{name}"')
+        body = before + svg[svg.index("<svg") :] + after[after.index(">") + 1 :]
     title = markdown.partition("\n")[0].lstrip("# ").replace("`", "")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

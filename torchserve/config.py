@@ -113,8 +113,6 @@ class TorchServeSettings(BaseModel):
     """A worker that is silent for longer while it has a request is replaced."""
     startup_timeout_seconds: int = Field(default=60, ge=1, le=600)
     """A worker that has not loaded its model after this time is replaced."""
-    open_inference: bool = False
-    """Also answer TorchServe's dialect of the Open Inference Protocol, on the same port."""
     max_message_bytes: int = Field(default=1_048_576, ge=65_536, le=67_108_864)
     """Largest request and answer; 1,024 rows are about 100 KB."""
 
@@ -219,8 +217,6 @@ def _properties(settings: TorchServeSettings, archive: Path, temporary: Path) ->
         "install_py_dep_per_model": "false",
         "allowed_urls": archive.parent.as_uri() + "/.*",
     }
-    if settings.open_inference:
-        properties["ts_open_inference_protocol"] = "true"
     if settings.token_minutes is not None:
         properties["token_expiration_min"] = settings.token_minutes
     if settings.certificate is not None and settings.key is not None:

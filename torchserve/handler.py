@@ -9,15 +9,10 @@ side of the order, NaN where undefined; the entry `feature_set`, where it is sen
 
 `version` is the first 8 bytes of the hash of everything in the archive that can change a score; `expires_at` is in Unix
 seconds, 0 for never. A score is the calibrated probability 1 / (1 + exp(-(slope * margin + intercept))).
-
-TorchServe's endpoint of the Open Inference Protocol hands over JSON: one input tensor, FP32 `[n, n_features]`, or BYTES
-`[1]` with the rows as above in base64, since JSON has no NaN. The answer is one FP32 tensor `score` `[n]`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ctypes
 import gc
 import hashlib
@@ -265,7 +260,7 @@ class ModelHandler:
         gc.collect()
         gc.freeze()
 
-    def handle(self, requests: list[dict[str, Any]], _context: Any) -> list[bytes | dict[str, Any]]:
+    def handle(self, requests: list[dict[str, Any]], _context: Any) -> list[bytes]:
         """One answer for each request of TorchServe's batch (of one: batching happens in front of it).
 
         Raises:
@@ -298,37 +293,13 @@ class ModelHandler:
             "contributions": contributions.tolist(),
         }
 
-    def _answer(self, request: dict[str, Any]) -> bytes | dict[str, Any]:
-        body = request.get("body")
-        if isinstance(body, dict):
-            scores = self.score(self._rows(self._packed(body)))
-            output = {"name": "score", "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
-            return {
-                "id": str(body.get("id", "")),
-                "model_name": str(body.get("model_name", "")),
-                "model_version": self._version,
-                "outputs": [output],
-            }
+    def _answer(self, request: dict[str, Any]) -> bytes:
         feature_set = request.get("feature_set")
         if feature_set is not None and bytes(feature_set) != self._feature_set.encode():
             raise _refused(f"`feature_set` is {bytes(feature_set)[:64]!r}, this model's is {self._feature_set}")
         rows = self._rows(request.get("input"))
         scores = self.score(rows)
         return HEADER.pack(MAGIC, len(rows), *self._header_tail) + scores.astype("<f4", copy=False).tobytes()
-
-    def _packed(self, body: dict[str, Any]) -> bytes:
-        """The rows in a request of the Open Inference Protocol."""
-        try:
-            (tensor,) = body["inputs"]
-            if tensor["datatype"] == "BYTES":
-                (encoded,) = tensor["data"]
-                return base64.b64decode(encoded, validate=True)
-            shape = tensor["shape"]
-            if tensor["datatype"] == "FP32" and len(shape) == 2 and shape[1] == self._n_features:
-                return np.array(tensor["data"], dtype="<f4").reshape(shape).tobytes()
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
-            raise _refused(f"not one FP32 or BYTES tensor: {error!r}") from error
-        raise _refused(f"{tensor['datatype']} {shape} instead of FP32 [n, {self._n_features}] or BYTES [1]")
 
     def _rows(self, packed: object) -> NDArray[np.float32]:
         row_bytes = 4 * self._n_features

@@ -25,7 +25,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.json_format import MessageToDict
 
 from loadtest.benchmark.load import METHODS, ORDERS, Method
-from loadtest.generators.callers import NO_REPLY, Measurement
+from loadtest.generators.measurement import NO_REPLY, Measurement
 from pretrade.decision.v1 import decision_pb2 as pb
 
 NOT_SENT: Final = "NOT_SENT"

@@ -1,1 +1,1 @@
-"""Measurements of one question each: durability, failover, flips, soak, standstills."""
+"""Measurements of one question each: failover, flips, soak, standstills."""

@@ -29,7 +29,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.generators.callers import percentile
+from loadtest.generators.measurement import clock, percentile
+from loadtest.generators.open_loop import arrivals
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -48,7 +49,6 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
-_clock = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +143,10 @@ async def run(
     regions = (Region("a", a), Region("b", b))
     flow = OrderFlow(instruments, ref_prefix=f"region-{time.time_ns():x}-")
     calls: list[Call] = []
-    began = _clock()
+    began = clock()
     try:
         async with asyncio.TaskGroup() as tasks:
-            for number in range(int(rate * seconds)):
-                due = number / rate
-                await asyncio.sleep(max(0.0, began + due - _clock()))
+            async for due in arrivals(rate, seconds):
                 tasks.create_task(_send(flow.next({}), due, began, regions, routing, calls, observe))
     finally:
         for region in regions:
@@ -168,13 +166,13 @@ async def _send(
     """One order: to its home, or to the other region."""
     flow = zlib.crc32(f"{order.strategy}/{order.instrument}".encode())
     home, other = regions if flow % 2 == 0 else regions[::-1]
-    deadline = began + due + routing.deadline_seconds
-    left = deadline - _clock()
-    attempts = [(home, left * routing.home_share), (other, left)] if home.takes(_clock(), routing) else [(other, left)]
+    deadline = due + routing.deadline_seconds
+    left = deadline - clock()
+    attempts = [(home, left * routing.home_share), (other, left)] if home.takes(clock(), routing) else [(other, left)]
     made, answered_by, ended_as = 0, "", ""
     for region, share in attempts:
         distance = 0.0 if region is home else routing.distance_seconds
-        allowed = min(share, deadline - _clock()) - distance
+        allowed = min(share, deadline - clock()) - distance
         if allowed <= 0:
             break
         made += 1
@@ -183,14 +181,14 @@ async def _send(
             response = await region.stub.Decide(pb.DecideRequest(order=order), timeout=allowed)
         except grpc.aio.AioRpcError as error:
             ended_as = error.code().name
-            region.ended(error.code() not in _GO_ELSEWHERE, _clock(), routing)
+            region.ended(error.code() not in _GO_ELSEWHERE, clock(), routing)
             if error.code() not in _GO_ELSEWHERE:
                 break
         else:
-            region.ended(True, _clock(), routing)
+            region.ended(True, clock(), routing)
             answered_by, ended_as = region.name, pb.Action.Name(response.decision.action).removeprefix("ACTION_")
             break
-    call = Call(due, home.name, answered_by, _clock() - began - due, made, ended_as, order.order_ref)
+    call = Call(due - began, home.name, answered_by, clock() - due, made, ended_as, order.order_ref)
     calls.append(call)
     observe(call)
 

@@ -23,11 +23,11 @@ import typer
 import uvloop
 from rich.console import Console
 
-from loadtest.generators.callers import percentile
+from loadtest.generators.channel import connected
+from loadtest.generators.closed_loop import call_decide
+from loadtest.generators.measurement import Measurement, percentile
 from loadtest.generators.orders import OrderFlow
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.decision.v1 import decision_pb2 as pb
-from pretrade.decision.v1 import decision_pb2_grpc
 
 _FLAG: Final = "shadow"
 _RPC_SECONDS: Final = 5.0
@@ -152,31 +152,26 @@ async def _flip(
 
 async def _load(targets: list[str], instruments: list[str], callers: int) -> None:
     """Decides until the input ends; then prints what came of it."""
-    decisions, errors, ended = Counter[str](), Counter[str](), asyncio.Event()
+    ended = asyncio.Event()
     flow = OrderFlow(instruments, seed=1)
     orders = [flow.next({}) for _ in range(1_000)]
 
-    async def call(target: str, number: int) -> None:
-        options = (("grpc.use_local_subchannel_pool", 1),)  # each a connection of its own, as callers elsewhere have
-        async with grpc.aio.insecure_channel(target, options=options) as channel:
-            stub = decision_pb2_grpc.DecisionServiceStub(channel)
-            while not ended.is_set():
-                number += 1
-                try:
-                    request = pb.DecideRequest(order=orders[number % len(orders)])
-                    response = await stub.Decide(request, timeout=_RPC_SECONDS)
-                    decisions[pb.Source.Name(response.decision.source)] += 1
-                except grpc.aio.AioRpcError as error:
-                    errors[error.code().name] += 1
+    async def call(target: str, first: int) -> Measurement:
+        async with connected(target) as stub:  # each a connection of its own, as callers elsewhere have
+            return await call_decide(
+                stub, orders[first:] + orders[:first], callers=1, deadline_seconds=_RPC_SECONDS, stopped=ended
+            )
 
     async with asyncio.TaskGroup() as tasks:
-        for number in range(callers):
-            for target in targets:
-                tasks.create_task(call(target, number * 37))
+        calls = [
+            tasks.create_task(call(target, number * 37 % 1_000)) for number in range(callers) for target in targets
+        ]
         print("begun", flush=True)
         await asyncio.to_thread(sys.stdin.read)
         ended.set()
-    print(json.dumps({"decisions": decisions.total(), "errors": dict(errors)}))
+    measured = [task.result() for task in calls]
+    errors = sum((one.errors for one in measured), Counter[str]())
+    print(json.dumps({"decisions": sum(one.decisions for one in measured), "errors": dict(errors)}))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.generators.callers import percentile
-from loadtest.generators.open_loop import Answer, call_decide_at_rate
+from loadtest.generators.measurement import Answer, clock, percentile
+from loadtest.generators.open_loop import decide_at_rate
 from loadtest.generators.orders import OrderFlow
 from loadtest.studies.trend import Allowance, Trend, trend
 from loadtest.studies.watched import DESCRIPTORS, KINDS, MEMORY, PROCESSES, TASKS, THREADS, UNSHIPPED, Key, sample
@@ -164,7 +164,7 @@ async def soak(
     summaries: list[Summary] = []
 
     def observe(answer: Answer) -> None:
-        one = slices[int(answer.due / length)]
+        one = slices[int((answer.since - began) / length)]
         if answer.decision is None:
             one.errors[answer.error] += 1
         else:
@@ -184,9 +184,15 @@ async def soak(
             await channel.channel_ready()
         stub: decision_pb2_grpc.DecisionServiceAsyncStub = decision_pb2_grpc.DecisionServiceStub(channel)
         async with _watching(series, roots, metrics, every_seconds, sum_up):
+            began = clock()
             load = asyncio.create_task(
-                call_decide_at_rate(
-                    stub, flow, rate=rate, seconds=seconds, deadline_seconds=deadline_seconds, observe=observe
+                decide_at_rate(
+                    stub,
+                    lambda: flow.next({}),
+                    rate=rate,
+                    seconds=seconds,
+                    deadline_seconds=deadline_seconds,
+                    observe=observe,
                 )
             )
             for number in (signal.SIGINT, signal.SIGTERM):

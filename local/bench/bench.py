@@ -1,4 +1,4 @@
-"""`pretrade bench`: the stack around `loadtest.benchmark.bench`, or around `loadtest.studies.durability`.
+"""`pretrade bench`: the stack around `loadtest.benchmark.bench`.
 
 Next to a decision server on each edge, in the same run: bare echoes behind the same transports, TorchServe itself, and
 FastAPI with the model in its process. The decision servers have everything on, an audit journal of their own, and share
@@ -8,13 +8,12 @@ the stack's replicas, features, control state and database.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +33,7 @@ from loadtest.generators import h2load, k6
 from local.bench.servers import decision_server, fastapi_with_model, torchserve_alone, usage_of_port, warm_up
 from local.stack.command import FAILED, OK, run_with_stack
 from local.stack.parts import torchserve
-from local.stack.settings import LocalSettings, secret
+from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -44,7 +43,6 @@ TORCHSERVE: Final = "TorchServe"
 FASTAPI: Final = "FastAPI"
 LAST_RUN: Final = "bench.json"
 """Where in the stack's directory the figures of the last run are."""
-_DURABILITIES: Final = ("fsync", "os", "off")
 _PROFILED: Final = Load("unary", callers=64)
 _PROFILE_SECONDS: Final = 10
 _DRAW_SECONDS: Final = 60
@@ -170,39 +168,3 @@ def _profile(server: Server, path: Path, orders: Sequence[pb.Order]) -> None:
         output, _ = spying.communicate(timeout=_DRAW_SECONDS)
     if spying.returncode:
         raise RuntimeError(f"py-spy: {output[-500:]}")
-
-
-def run_audit_bench(given: Mapping[str, Any], options: Sequence[str]) -> int:
-    """Runs the stack with one server for each durability of the audit, and measures them in turn.
-
-    Args:
-        given: Settings of the stack given on the command line.
-        options: Passed on to `python -m loadtest.studies.durability`.
-
-    Returns:
-        The benchmark's exit code, or that of a stack that does not start.
-    """
-
-    def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
-        shared = stack.endpoints
-        argv = [sys.executable, "-m", "loadtest.studies.durability", *options]
-        for instrument in shared.instruments:
-            argv += ["--instrument", instrument]
-        with ExitStack() as servers:
-            for durability in _DURABILITIES:
-                own = LocalSettings(
-                    dir=settings.dir / "bench" / durability,
-                    market=False,
-                    instruments=shared.instruments,
-                    redis_url=secret(shared.redis_url),
-                    database_url=secret(shared.database_url),
-                    primary=shared.primary,
-                    secondary=shared.secondary,
-                    challenger=shared.challenger,
-                )
-                os.environ["PRETRADE_JOURNAL__DURABILITY"] = durability
-                server = servers.enter_context(Stack(own, parts={"server"}))
-                argv += ["--server", f"{durability}={server.endpoints.decision}"]
-            return subprocess.run(argv, check=False).returncode  # noqa: S603 - our own module
-
-    return run_with_stack(given, use, parts=set(PARTS) - {"server"})

@@ -41,7 +41,6 @@ def bench(
     instrument: Annotated[
         list[str] | None, typer.Option(help="SYMBOL.VENUE that the target knows; can be repeated.")
     ] = None,
-    audit: Annotated[bool, typer.Option("--audit", help="Compare audit durability fsync, os and off instead.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Of a closed loop in one round. [2]")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Of each closed loop; medians are shown. [2]")] = None,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Of every order, where the generator sets one.")] = 200.0,
@@ -54,17 +53,12 @@ def bench(
     """
     from loadtest.benchmark.bench import INSTRUMENTS, run_target  # noqa: PLC0415
     from loadtest.benchmark.load import plan  # noqa: PLC0415
-    from local.bench.bench import Outputs, run_audit_bench, run_bench  # noqa: PLC0415
+    from local.bench.bench import Outputs, run_bench  # noqa: PLC0415
 
-    chosen = given(dir=directory, data=data)
-    if audit:
-        options = given(seconds=seconds, rounds=rounds, json=json)
-        values = [f"--{name}={value}" for name, value in options.items()]
-        raise typer.Exit(run_audit_bench(chosen, [*values, f"--deadline-ms={deadline_ms:g}"]))
     wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_ms / 1e3)
     if target is not None:
         raise typer.Exit(run_target(target, instrument or INSTRUMENTS, wanted, json, Console()))
-    raise typer.Exit(run_bench(chosen, wanted, Outputs(json, keep, profile)))
+    raise typer.Exit(run_bench(given(dir=directory, data=data), wanted, Outputs(json, keep, profile)))
 
 
 @app.command("bench-compare")
@@ -85,15 +79,26 @@ def bench_costs(
     data: Recording = None,
     directory: Directory = None,
     edge: Annotated[str, typer.Option(help="`grpcio` or `envoy`.")] = "envoy",
-    callers: Annotated[int, typer.Option(min=1, help="Calls under way at once.")] = 64,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="What to leave out, a server for each; can be repeated. [all of them]")
+    ] = None,
+    callers: Annotated[list[int] | None, typer.Option(min=1, help="Calls under way; can be repeated. [64]")] = None,
     seconds: Annotated[float, typer.Option(min=0.5, help="Load of one round, on each server.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
-    """Measure where the CPU of a decision goes, by process and thread, and what each optional part of it costs."""
-    from local.bench.costs import run_cost_bench  # noqa: PLC0415
+    """Measure what each optional part of a decision costs, and where its CPU goes, by process and thread.
 
-    raise typer.Exit(run_cost_bench(given(dir=directory, data=data), edge, callers, seconds, rounds, json))
+    Servers that differ in one thing are loaded in turn: no-shadow-rows, tenth-of-shadow-rows, no-score-pairs, audit-os,
+    audit-off, and unobserved (no metrics, traces or logs).
+    """
+    from local.bench.costs import VARIANTS, run_cost_bench  # noqa: PLC0415
+
+    variants = variant or list(VARIANTS)
+    if unknown := set(variants) - VARIANTS.keys():
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(VARIANTS)}")
+    chosen = given(dir=directory, data=data)
+    raise typer.Exit(run_cost_bench(chosen, edge, variants, callers or [64], seconds, rounds, json))
 
 
 @app.command("bench-flips")
@@ -110,20 +115,6 @@ def bench_flips(
     from local.bench.flips import run_flip_bench  # noqa: PLC0415
 
     raise typer.Exit(run_flip_bench(given(dir=directory, data=data), flips, callers, json))
-
-
-@app.command("bench-observability")
-def bench_observability(
-    directory: Directory = None,
-    edge: Annotated[str, typer.Option(help="`grpcio` or `envoy`.")] = "grpcio",
-    seconds: Annotated[float, typer.Option(min=0.5, help="Load of one round, on each of the two servers.")] = 3.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Pairs of rounds of each number of callers.")] = 5,
-    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
-) -> None:
-    """Measure what metrics, traces of 1 % and logs cost, against a server that has none of them."""
-    from local.bench.observability import run_observability_bench  # noqa: PLC0415
-
-    raise typer.Exit(run_observability_bench(given(dir=directory), edge, seconds, rounds, json))
 
 
 @app.command("bench-features")

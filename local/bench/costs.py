@@ -1,23 +1,25 @@
-"""`pretrade bench-costs`: where the CPU of a decision goes, on the whole machine, and what each optional part costs.
+"""`pretrade bench-costs`: what each optional part of a decision costs, and where the CPU of a decision goes.
 
-Servers that differ in one setting decide side by side on one stack and are loaded in turn in short rounds, so that what
-the machine does besides hits all alike; the median of the rounds is shown. Of the first one, which has everything on,
-the CPU is told apart by process and by thread. Threads have the names Python gave them where
-`py-spy` is installed.
+Servers that differ from the first one in one thing decide side by side on one stack, each with a journal of its own.
+They are loaded in turn in short rounds, so that what the machine does besides hits all alike. Every round of a server
+is held against the round of the first one beside it, and the median of the rounds is shown. Of the first one, which has
+everything on, the CPU is told apart by process and by thread. Threads have the names Python gave them where `py-spy`
+is installed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,25 +28,39 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.benchmark.bench import commit
-from loadtest.generators import h2load
-from loadtest.generators.orders import OrderFlow
-from local.bench.servers import Target, call_decide, decision_server, warm_up
+from loadtest.benchmark.bench import commit, order_flow
+from loadtest.benchmark.figures import Round
+from loadtest.benchmark.load import PRETRADE, Load, Server, decision_calls
+from loadtest.benchmark.rounds import closed_loop
+from local.bench.observing import scraping, trace_collector, uncounted
+from local.bench.servers import Target, decision_server, warm_up
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
+from pretrade.decision.v1 import decision_pb2 as pb
 
-EVERYTHING: Final = "everything on"
-WITHOUT: Final[Mapping[str, Mapping[str, str]]] = {
-    EVERYTHING: {},
-    "no shadow rows": {"PRETRADE_CONTROL__SHADOW": "false", "PRETRADE_CONTROL__STORE": "file"},
-    "a tenth of the shadow rows": {"PRETRADE_SHADOW__SAMPLE_SHARE": "0.1"},
-    "pairs not kept": {"PRETRADE_SHADOW__KEEP_PAIRS": "false"},
-    "audit os": {"PRETRADE_JOURNAL__DURABILITY": "os"},
-    "audit off": {"PRETRADE_JOURNAL__DURABILITY": "off"},
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A server that differs from the one with everything on."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    observed: bool = True
+    """Whether it counts, is scraped, traces one in a hundred decisions, and logs as in production."""
+
+
+EVERYTHING: Final = "everything"
+VARIANTS: Final[Mapping[str, Variant]] = {
+    EVERYTHING: Variant(),
+    "no-shadow-rows": Variant({"PRETRADE_CONTROL__SHADOW": "false", "PRETRADE_CONTROL__STORE": "file"}),
+    "tenth-of-shadow-rows": Variant({"PRETRADE_SHADOW__SAMPLE_SHARE": "0.1"}),
+    "no-score-pairs": Variant({"PRETRADE_SHADOW__KEEP_PAIRS": "false"}),
+    "audit-os": Variant({"PRETRADE_JOURNAL__DURABILITY": "os"}),
+    "audit-off": Variant({"PRETRADE_JOURNAL__DURABILITY": "off"}),
+    "unobserved": Variant({"PRETRADE_LOG_LEVEL": "error"}, observed=False),
 }
-"""Settings of each server."""
 _WARM_UP_SECONDS: Final = 1.0
+_DEADLINE_SECONDS: Final = 1.0
 _SHOWN_US: Final = 0.5
 _MODULES: Final = ("server.composition.reading_process", "server.audit.shipping.publishing_process", "server.audit")
 
@@ -54,11 +70,18 @@ class Cost:
     """A server's, medians over the rounds."""
 
     name: str
+    callers: int
     decisions_per_second: float
     p50_ms: float
     p99_ms: float
-    cpu_us: float
-    """CPU of the server and all its processes per decision, in microseconds."""
+    errors: int
+    """Orders without a decision, in all rounds."""
+    cpu_us: float | None
+    """CPU of the server and all its processes per decision, in microseconds; None where nobody can look into it."""
+    throughput: float
+    """Decisions a second over those of the first server, minus 1."""
+    cpu: float | None
+    """The same of the CPU of a decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +96,38 @@ class Share:
 
 
 def run_cost_bench(
-    given: Mapping[str, Any], edge: str, callers: int, seconds: float, rounds: int, report: Path | None
+    given: Mapping[str, Any],
+    edge: str,
+    variants: Sequence[str],
+    callers: Sequence[int],
+    seconds: float,
+    rounds: int,
+    report: Path | None,
 ) -> int:
     """Measures, prints and returns the exit code.
 
     Args:
         given: Settings of the stack.
         edge: Who speaks HTTP/2 with the callers.
-        callers: Calls under way at once.
+        variants: Names of `VARIANTS` to hold against everything.
+        callers: Calls under way at once, one number after the other.
         seconds: Load of one round on each server.
-        rounds: Rounds.
+        rounds: Rounds of each number of callers.
         report: JSON file for all figures.
     """
     parts = {"valkey", "broker", "worker", "market", "primary", "secondary", "challenger"}
 
     def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
-        costs, shares = _measure(stack, settings.dir, edge, callers, seconds, rounds)
-        console.print(_cost_table(costs, f"{edge} edge, {callers} callers, {rounds} rounds of {seconds:g} s"))
+        costs, shares = _measure(stack, settings.dir, edge, variants, callers, seconds, rounds, console)
+        console.print(_cost_table(costs, f"{edge} edge, {rounds} rounds of {seconds:g} s"))
         console.print(_share_table(shares))
         if report is not None:
             document = {
                 "commit": commit(),
                 "edge": edge,
-                "callers": callers,
                 "rounds": rounds,
                 "seconds": seconds,
+                "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
                 "load_average": os.getloadavg(),
                 "costs": [asdict(cost) for cost in costs],
                 "shares": [asdict(share) for share in shares],
@@ -110,49 +140,149 @@ def run_cost_bench(
 
 
 def _measure(
-    stack: Stack, directory: Path, edge: str, callers: int, seconds: float, rounds: int
+    stack: Stack,
+    directory: Path,
+    edge: str,
+    variants: Sequence[str],
+    callers: Sequence[int],
+    seconds: float,
+    rounds: int,
+    console: Console,
 ) -> tuple[list[Cost], list[Share]]:
-    order = OrderFlow(stack.endpoints.instruments, ref_prefix=f"bench-{time.time_ns():x}-").next({})
-    order.ClearField("idempotency_key")
-    runs: dict[str, list[tuple[h2load.Run, float]]] = {name: [] for name in WITHOUT}
-    spent: list[tuple[dict[str, float], int]] = []
+    orders = order_flow(stack.endpoints.instruments)
+    wanted = {name: VARIANTS[name] for name in dict.fromkeys((EVERYTHING, *variants))}
     with ExitStack() as opened:
-        servers = {
-            name: opened.enter_context(decision_server(stack, directory / f"costs-{number}", edge, settings))
-            for number, (name, settings) in enumerate(WITHOUT.items())
+        collector = opened.enter_context(trace_collector())
+        targets = {
+            name: opened.enter_context(_server(stack, directory / f"costs-{name}", edge, variant, collector))
+            for name, variant in wanted.items()
         }
-        for server in servers.values():
-            warm_up(server.address, order)
-        names = thread_names(servers[EVERYTHING].deciding().pid)
-        for number in range(rounds):
-            # Who comes when makes a difference: in another order each time.
-            for name in (*list(WITHOUT)[number % len(WITHOUT) :], *list(WITHOUT)[: number % len(WITHOUT)]):
-                server = servers[name]
-                call_decide(server.address, order, callers, _WARM_UP_SECONDS)
-                before, used = _cpu_by_part(stack, server, names), server.cpu_seconds()
-                run = call_decide(server.address, order, callers, seconds)
-                used = server.cpu_seconds() - used
-                runs[name].append((run, 1e6 * used / run.answers))
-                if name == EVERYTHING:
-                    after = _cpu_by_part(stack, server, names)
-                    spent.append(({part: after[part] - before.get(part, 0.0) for part in after}, run.answers))
-    costs = [
-        Cost(
-            name=name,
-            decisions_per_second=statistics.median(run.answers / run.seconds for run, _ in found),
-            p50_ms=statistics.median(run.p50_ms for run, _ in found),
-            p99_ms=statistics.median(run.p99_ms for run, _ in found),
-            cpu_us=statistics.median(cpu for _, cpu in found),
-        )
-        for name, found in runs.items()
-    ]
-    answers = sum(number for _, number in spent)
-    totals: defaultdict[str, float] = defaultdict(float)
-    for each, _ in spent:
-        for part, used in each.items():
-            totals[part] += used
-    shares = [Share(part, 1e6 * total / answers, total / (seconds * rounds)) for part, total in totals.items()]
-    return costs, [share for share in shares if share.cpu_us >= _SHOWN_US]
+        for target in targets.values():
+            warm_up(target.address, orders[0])
+        opened.enter_context(scraping([targets[name].metrics_url for name in wanted if wanted[name].observed]))
+        calls = decision_calls(orders)
+        servers = [
+            Server(
+                *(name, PRETRADE, target.address, calls),
+                usage=target.usage if wanted[name].observed else target.resources,
+            )
+            for name, target in targets.items()
+        ]
+        spent = _Spent(stack, targets[EVERYTHING])
+        costs = []
+        for number in callers:
+            with console.status(f"{number} callers"):
+                costs += compare(servers, orders, callers=number, seconds=seconds, rounds=rounds, watch=spent)
+        return costs, spent.shares()
+
+
+def _server(
+    stack: Stack, directory: Path, edge: str, variant: Variant, collector: str
+) -> AbstractContextManager[Target]:
+    if variant.observed:
+        # Only what is sampled: on a machine that is short of cores most decisions would be slow ones.
+        observing = {"PRETRADE_TRACING__OTLP_ENDPOINT": collector, "PRETRADE_TRACING__ONE_IN": "100"}
+        observing |= {"PRETRADE_TRACING__SLOW_SECONDS": "10", "PRETRADE_DECISION_LOG__SLOW_SECONDS": "10"}
+    else:
+        observing = uncounted(directory / "uncounted")
+    return decision_server(stack, directory, edge, {**observing, **variant.settings})
+
+
+def compare(
+    servers: Sequence[Server],
+    orders: Sequence[pb.Order],
+    *,
+    callers: int,
+    seconds: float,
+    rounds: int,
+    watch: Callable[[Server], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(lambda _: None),
+) -> list[Cost]:
+    """Measures servers in turn, and holds each against the first.
+
+    Args:
+        servers: In the order in which they are shown.
+        orders: For callers in Python.
+        callers: Calls under way at once.
+        seconds: Load of one round on each server.
+        rounds: How many.
+        watch: Entered around each round of a server; what it yields is told how many decisions it made.
+
+    Raises:
+        RuntimeError: A server gave no answer.
+    """
+    load = Load("unary", callers=callers)
+    found: dict[str, list[Round]] = {server.name: [] for server in servers}
+    for number in range(rounds):
+        # Who comes when makes a difference: in another order each time.
+        turn = number % len(servers)
+        for server in (*servers[turn:], *servers[:turn]):
+            closed_loop(
+                server, load, orders, seconds=min(_WARM_UP_SECONDS, seconds), deadline_seconds=_DEADLINE_SECONDS
+            )
+            with watch(server) as made:
+                one = closed_loop(server, load, orders, seconds=seconds, deadline_seconds=_DEADLINE_SECONDS)
+                made(one.decisions)
+            found[server.name].append(one)
+    first = found[servers[0].name]
+    return [_cost(name, callers, mine, first) for name, mine in found.items()]
+
+
+def _cost(name: str, callers: int, rounds: Sequence[Round], first: Sequence[Round]) -> Cost:
+    pairs = list(zip(rounds, first, strict=True))
+    cpu = [one.cpu_us for one in rounds if one.cpu_us is not None]
+    ratios = [mine.cpu_us / other.cpu_us for mine, other in pairs if mine.cpu_us is not None and other.cpu_us]
+    return Cost(
+        name=name,
+        callers=callers,
+        decisions_per_second=statistics.median(one.decisions / one.seconds for one in rounds),
+        p50_ms=statistics.median(one.latencies_ms["p50"] for one in rounds),
+        p99_ms=statistics.median(one.latencies_ms.get("p99", one.latencies_ms["p50"]) for one in rounds),
+        errors=sum(one.errors for one in rounds),
+        cpu_us=statistics.median(cpu) if cpu else None,
+        throughput=statistics.median(
+            mine.decisions / mine.seconds / (other.decisions / other.seconds) - 1 for mine, other in pairs
+        ),
+        cpu=statistics.median(ratios) - 1 if ratios else None,
+    )
+
+
+class _Spent:
+    """Where the CPU went in the rounds of the server that has everything on."""
+
+    def __init__(self, stack: Stack, target: Target) -> None:
+        self._stack = stack
+        self._target = target
+        self._names = thread_names(target.deciding().pid)
+        self._totals: defaultdict[str, float] = defaultdict(float)
+        self._decisions = 0
+        self._seconds = 0.0
+
+    @contextmanager
+    def __call__(self, server: Server) -> Iterator[Callable[[int], None]]:
+        """Watches a round, if it is that server's."""
+        if server.name != EVERYTHING:
+            yield lambda _: None
+            return
+        made = 0
+
+        def count(decisions: int) -> None:
+            nonlocal made
+            made = decisions
+
+        before, began = _cpu_by_part(self._stack, self._target, self._names), time.monotonic()
+        yield count
+        after = _cpu_by_part(self._stack, self._target, self._names)
+        self._seconds += time.monotonic() - began
+        self._decisions += made
+        for part, used in after.items():
+            self._totals[part] += used - before.get(part, 0.0)
+
+    def shares(self) -> list[Share]:
+        """The parts that took more than half a microsecond of a decision."""
+        shares = [
+            Share(part, 1e6 * total / self._decisions, total / self._seconds) for part, total in self._totals.items()
+        ]
+        return [share for share in shares if share.cpu_us >= _SHOWN_US]
 
 
 def _cpu_by_part(stack: Stack, server: Target, names: Mapping[int, str]) -> dict[str, float]:
@@ -196,19 +326,25 @@ def thread_names(pid: int) -> dict[int, str]:
     return names
 
 
-def _cost_table(costs: list[Cost], title: str) -> Table:
-    table = Table(title=title, caption="ms; CPU of the server and its processes in µs a decision", box=SIMPLE)
-    for heading in ("server", "dec./s", "p50", "p99", "CPU", "less"):
+def _cost_table(costs: Sequence[Cost], title: str) -> Table:
+    table = Table(
+        title=title,
+        caption=f"ms; CPU of the server and its processes in µs a decision; to the right, against `{EVERYTHING}`",
+        box=SIMPLE,
+    )
+    for heading in ("server", "callers", "dec./s", "p50", "p99", "errors", "CPU", "dec./s", "CPU"):
         table.add_column(heading, justify="left" if heading == "server" else "right")
     for cost in costs:
         table.add_row(
-            *(cost.name, f"{cost.decisions_per_second:,.0f}", f"{cost.p50_ms:.1f}", f"{cost.p99_ms:.1f}"),
-            *(f"{cost.cpu_us:,.0f}", f"{costs[0].cpu_us - cost.cpu_us:,.0f}"),
+            *(cost.name, str(cost.callers), f"{cost.decisions_per_second:,.0f}"),
+            *(f"{cost.p50_ms:.1f}", f"{cost.p99_ms:.1f}", str(cost.errors)),
+            "" if cost.cpu_us is None else f"{cost.cpu_us:,.0f}",
+            *(f"{cost.throughput:+.1%}", "" if cost.cpu is None else f"{cost.cpu:+.1%}"),
         )
     return table
 
 
-def _share_table(shares: list[Share]) -> Table:
+def _share_table(shares: Sequence[Share]) -> Table:
     table = Table(title=f"where it goes: {EVERYTHING}", caption="µs of CPU a decision; cores under load", box=SIMPLE)
     for heading in ("part", "CPU", "cores"):
         table.add_column(heading, justify="left" if heading == "part" else "right")

@@ -19,16 +19,11 @@ from urllib.request import Request, urlopen
 import grpc
 import numpy as np
 import psutil
-import uvloop
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache.features import N_FEATURES
 from loadtest.benchmark.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
-from loadtest.generators import h2load
-from loadtest.generators.callers import Measurement
-from loadtest.generators.callers import call_decide as callers_in_python
-from loadtest.generators.channel import connected
 from local.bench.fastapi_model import ARCHIVE, PATH
 from local.stack.errors import NotReadyError
 from local.stack.guard import Guard
@@ -64,23 +59,19 @@ class Target:
 
     def usage(self) -> Usage:
         """What it has used and decided so far."""
-        samples = self._samples()
+        samples, resources = self._samples(), self.resources()
         decisions = "pretrade_decisions_total"
         return Usage(
-            cpu_seconds=self.cpu_seconds(),
-            memory_bytes=self.memory_bytes(),
+            cpu_seconds=resources.cpu_seconds,
+            memory_bytes=resources.memory_bytes,
             decisions=_sum(samples, decisions, {}),
             refused=_sum(samples, "pretrade_errors_total", {}),
             scored=sum(_sum(samples, decisions, {"source": source}) for source in ("PRIMARY", "SECONDARY")),
         )
 
-    def cpu_seconds(self) -> float:
-        """What it and all its processes have used so far."""
-        return _usage(self.process).cpu_seconds
-
-    def memory_bytes(self) -> int:
-        """What it and all its processes hold."""
-        return _usage(self.process).memory_bytes
+    def resources(self) -> Usage:
+        """What it and all its processes have used so far, and hold; not what they have decided."""
+        return _usage(self.process)
 
     def deciding(self) -> psutil.Process:
         """The process that decides: Envoy where there is one, a child of the supervisor's."""
@@ -181,19 +172,6 @@ def warm_up(address: str, order: pb.Order) -> pb.DecideResponse:
                 continue  # too late, on a machine that is still starting something
             if response.decision.source == pb.SOURCE_PRIMARY or time.monotonic() > until:
                 return response
-
-
-def call_decide(target: str, order: pb.Order, callers: int, seconds: float) -> h2load.Run:
-    """`callers` calls of `Decide` under way at once, by h2load where it is installed, else by callers in Python."""
-    if h2load.is_installed():
-        return h2load.call_decide(target, order, callers, seconds)
-
-    async def call() -> Measurement:
-        async with connected(target) as stub:
-            return await callers_in_python(stub, [order], callers=callers, seconds=seconds, deadline_seconds=1.0)
-
-    measured = uvloop.run(call())
-    return h2load.Run(measured.seconds, measured.decisions, measured.latencies)
 
 
 @contextmanager

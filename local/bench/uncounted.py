@@ -1,4 +1,4 @@
-"""Makes a decision server that counts nothing and tells of nothing: what `pretrade bench-observability` compares with.
+"""Makes a decision server that counts nothing and tells of nothing: the `unobserved` one of `pretrade bench-costs`.
 
 Imported before the server, by a `sitecustomize` that only the benchmark puts in the way, inside Envoy as well.
 """

@@ -25,10 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from loadtest.generators.measurement import Answer
+from loadtest.generators.open_loop import decide_at_rate
 from loadtest.generators.orders import OrderFlow
+from local.demo.live_features import mids, wait_for_features
 from local.demo.variants import inverted, late, recalibrated
 from local.stack.command import FAILED, OK, run_with_stack
-from local.stack.errors import StackError
 from local.stack.parts import server
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
@@ -61,7 +63,7 @@ _FLOWS: Final = 400
 """Strategies: with each instrument one order flow, of which a canary gets its share."""
 _DEADLINE_SECONDS: Final = 0.2
 _LONGEST_SECONDS: Final = 240.0
-_FRESH_SECONDS: Final = 60.0
+_CHAMPION_SECONDS: Final = 60.0
 _DRAIN_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.1
 
@@ -114,10 +116,14 @@ class Orders:
     by_canary: dict[str, list[pb.Decision]] = field(default_factory=dict)
     """Decisions that a canary answered, by its version."""
 
-    def add(self, decision: pb.Decision, seconds: float) -> None:
-        """One reply."""
+    def add(self, answer: Answer) -> None:
+        """Adds what became of one order."""
+        decision = answer.decision
+        if decision is None:
+            self.errors[answer.error] += 1
+            return
         self.decided += 1
-        self.latencies_seconds.append(seconds)
+        self.latencies_seconds.append(answer.seconds)
         self.sources[enum_name(pb.Source, decision.source)] += 1
         if decision.source == pb.SOURCE_CANARY:
             self.by_canary.setdefault(decision.model_version, []).append(decision)
@@ -182,15 +188,16 @@ async def _run(stack: Stack, rate: float, only: list[str], console: Console) -> 
         server.admin_credentials(endpoints).aio_channel(endpoints.admin) as admin,
     ):
         await decisions.channel_ready()
-        await _wait_for_features(cache)
+        await wait_for_features(cache)
         stub = admin_pb2_grpc.AdminServiceStub(admin)
-        sending = asyncio.create_task(_send(decision_pb2_grpc.DecisionServiceStub(decisions), cache, orders, rate))
+        stopped, decision_stub = asyncio.Event(), decision_pb2_grpc.DecisionServiceStub(decisions)
+        sending = asyncio.create_task(_send(decision_stub, cache, orders, rate, stopped))
         for name, (expected, make) in variants.items():
             if only and name not in only:
                 continue
             trials.append(await _try(stub, Trial(name, expected), make, console))
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        stopped.set()
+        await sending
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     assert endpoints.database_url is not None
@@ -238,7 +245,7 @@ async def _try(
 
 async def _wait_for_champion(stub: admin_pb2_grpc.AdminServiceAsyncStub, version: str) -> None:
     """Waits until both of the champion's replicas answer with a version."""
-    async with asyncio.timeout(_FRESH_SECONDS):
+    async with asyncio.timeout(_CHAMPION_SECONDS):
         while True:
             status = await stub.GetStatus(admin_pb2.GetStatusRequest(this_process_only=True), timeout=5.0)
             if all(replica.model_version == version for replica in status.replicas[:2]):
@@ -278,50 +285,31 @@ def _look_up(database_url: str, trial: Trial) -> None:
         engine.dispose()
 
 
-async def _wait_for_features(cache: FeatureCache) -> None:
-    """Waits until every instrument has a book to decide on; raises `StackError` when that does not happen."""
-    try:
-        async with asyncio.timeout(_FRESH_SECONDS):
-            while any(cache.get(instrument) is None for instrument in cache.instruments):  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise StackError(f"no features within {_FRESH_SECONDS:.0f} s; see the worker's log") from None
-
-
 async def _send(
-    stub: decision_pb2_grpc.DecisionServiceAsyncStub, cache: FeatureCache, orders: Orders, rate: float
+    stub: decision_pb2_grpc.DecisionServiceAsyncStub,
+    cache: FeatureCache,
+    orders: Orders,
+    rate: float,
+    stopped: asyncio.Event,
 ) -> None:
-    """Sends orders of many strategies at random instants until cancelled, and then waits for their answers."""
+    """Sends orders of many strategies at random instants until stopped, and then waits for their answers."""
     flow, dice = OrderFlow(cache.instruments, seed=1), random.Random(2)  # noqa: S311 - no cryptography
-    calls: set[asyncio.Task[None]] = set()
-    due = time.monotonic()
-    try:
-        while True:
-            due += dice.expovariate(rate)
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            order = flow.next(_mids(cache))
-            order.strategy = f"{order.strategy}-{dice.randrange(_FLOWS)}"
-            call = asyncio.create_task(_decide(stub, order, orders))
-            calls.add(call)
-            call.add_done_callback(calls.discard)
-    finally:
-        await asyncio.gather(*calls)
 
+    def next_order() -> pb.Order:
+        orders.sent += 1
+        order = flow.next(mids(cache))
+        order.strategy = f"{order.strategy}-{dice.randrange(_FLOWS)}"
+        return order
 
-async def _decide(stub: decision_pb2_grpc.DecisionServiceAsyncStub, order: pb.Order, orders: Orders) -> None:
-    orders.sent += 1
-    started = time.monotonic()
-    try:
-        response = await stub.Decide(pb.DecideRequest(order=order), timeout=_DEADLINE_SECONDS)
-    except grpc.aio.AioRpcError as error:
-        orders.errors[error.code().name] += 1
-        return
-    orders.add(response.decision, time.monotonic() - started)
-
-
-def _mids(cache: FeatureCache) -> dict[str, float]:
-    entries = ((instrument, cache.get(instrument)) for instrument in cache.instruments)
-    return {instrument: entry.snapshot.mid for instrument, entry in entries if entry is not None}
+    await decide_at_rate(
+        stub,
+        next_order,
+        rate=rate,
+        deadline_seconds=_DEADLINE_SECONDS,
+        observe=orders.add,
+        seed=3,
+        stopped=stopped,
+    )
 
 
 def _table(trials: list[Trial]) -> Table:

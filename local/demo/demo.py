@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import statistics
 import time
 from collections import Counter, deque
@@ -24,9 +23,11 @@ from rich.table import Table
 
 from feature_cache import features
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from loadtest.generators.measurement import Answer
+from loadtest.generators.open_loop import decide_at_rate
 from loadtest.generators.orders import OrderFlow
+from local.demo.live_features import mids, wait_for_features
 from local.stack.command import FAILED, OK, run_with_stack
-from local.stack.errors import StackError
 from local.stack.parts import server
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
@@ -43,7 +44,6 @@ DEADLINE_SECONDS: Final = 0.2
 _KILL_AT, _RESTART_AT = 0.5, 0.6
 """Parts of the run after which the primary is killed, and started again."""
 _SHOWN_ORDERS: Final = 12
-_FRESH_SECONDS: Final = 60.0
 _DRAIN_SECONDS: Final = 30.0
 _SHOWN_FEATURES: Final = ("spread_bps", "imbalance_l5", "ofi_1s")
 
@@ -55,6 +55,7 @@ class _Row:
     order: pb.Order
     decision: pb.Decision
     latency_seconds: float
+    """From when it was due."""
     mid: float
     values: Sequence[float]
 
@@ -173,7 +174,7 @@ async def _run(stack: Stack, duration_seconds: float, rate: float, console: Cons
         server.admin_credentials(endpoints).aio_channel(endpoints.admin) as admin,
     ):
         await decisions.channel_ready()
-        await _wait_for_features(cache)
+        await wait_for_features(cache)
         tally = _Tally()
         screen = _Screen(tally, cache, admin_pb2_grpc.AdminServiceStub(admin), console)
         showing = asyncio.create_task(screen.run())
@@ -188,21 +189,6 @@ async def _run(stack: Stack, duration_seconds: float, rate: float, console: Cons
     return _summarise(tally, audited, await asyncio.to_thread(_events_consumed, endpoints))
 
 
-async def _wait_for_features(cache: FeatureCache) -> None:
-    """Waits until every instrument has a book to decide on.
-
-    Raises:
-        StackError: That does not happen.
-    """
-    try:
-        async with asyncio.timeout(_FRESH_SECONDS):
-            # The cache has no event for this.
-            while any(cache.get(instrument) is None for instrument in cache.instruments):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise StackError(f"no features within {_FRESH_SECONDS:.0f} s; see the worker's log") from None
-
-
 async def _send_orders(
     stub: decision_pb2_grpc.DecisionServiceAsyncStub,
     cache: FeatureCache,
@@ -210,37 +196,33 @@ async def _send_orders(
     duration_seconds: float,
     rate: float,
 ) -> None:
-    """Sends orders at random instants (an open loop: a slow answer does not hold the next order back)."""
+    """Sends orders at random instants, whatever becomes of the ones before."""
     flow = OrderFlow(cache.instruments, seed=1)
-    arrivals = random.Random(2)  # noqa: S311 - a market needs no cryptography
-    clock = time.monotonic
-    began = due = clock()
-    async with asyncio.TaskGroup() as calls:
-        while (due := due + arrivals.expovariate(rate)) < began + duration_seconds:
-            await asyncio.sleep(max(0.0, due - clock()))
-            calls.create_task(_decide(stub, cache, flow, tally))
 
+    def next_order() -> pb.Order:
+        tally.sent += 1
+        return flow.next(mids(cache))
 
-async def _decide(
-    stub: decision_pb2_grpc.DecisionServiceAsyncStub, cache: FeatureCache, flow: OrderFlow, tally: _Tally
-) -> None:
-    mids = {}
-    for instrument in cache.instruments:
-        entry = cache.get(instrument)
+    def observe(answer: Answer) -> None:
+        if answer.decision is None:
+            tally.errors[answer.error] += 1
+            return
+        entry = cache.get(answer.order.instrument)
+        values, mid = [], float("nan")
         if entry is not None:
-            mids[instrument] = entry.snapshot.mid
-    order = flow.next(mids)
-    tally.sent += 1
-    started = time.monotonic()
-    try:
-        response = await stub.Decide(pb.DecideRequest(order=order), timeout=DEADLINE_SECONDS)
-    except grpc.aio.AioRpcError as error:
-        tally.errors[error.code().name] += 1
-        return
-    entry = cache.get(order.instrument)
-    values = () if entry is None else [float(entry.snapshot.values[features.INDEX[name]]) for name in _SHOWN_FEATURES]
-    mid = mids.get(order.instrument, float("nan"))
-    tally.add(_Row(order, response.decision, time.monotonic() - started, mid, values))
+            values = [float(entry.snapshot.values[features.INDEX[name]]) for name in _SHOWN_FEATURES]
+            mid = entry.snapshot.mid
+        tally.add(_Row(answer.order, answer.decision, answer.seconds, mid, values))
+
+    await decide_at_rate(
+        stub,
+        next_order,
+        rate=rate,
+        seconds=duration_seconds,
+        deadline_seconds=DEADLINE_SECONDS,
+        observe=observe,
+        seed=2,
+    )
 
 
 async def _fail_primary(stack: Stack, screen: _Screen, duration_seconds: float) -> None:

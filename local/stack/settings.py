@@ -41,9 +41,6 @@ class LocalSettings(BaseSettings):
     model_store: Path | None = None
     """Directory of `champion.mar` and `challenger.mar`; none to train them into `dir` when they are not there yet."""
 
-    open_inference: bool = False
-    """Whether our own TorchServe processes answer its dialect of the Open Inference Protocol, too."""
-
     redis_url: SecretStr | None = None
     """Redis or Valkey to use instead of our own; `redis+cluster://host:port,…` for a cluster."""
     kafka_bootstrap_servers: Annotated[str, Field(pattern=r"^[^\s@/]+$")] | None = None

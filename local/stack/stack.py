@@ -372,7 +372,6 @@ class Stack:
                 directory=self._directory / name,
                 grpc_port=port,
                 management_port=self._ports[f"{name}_management"],
-                open_inference=self._settings.open_inference,
                 token_minutes=_TOKEN_MINUTES if self._settings.replica_tokens else None,
             )
         )

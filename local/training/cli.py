@@ -178,6 +178,21 @@ def _kinds(names: list[str]) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
+@app.command()
+def card(
+    directory: Annotated[Path, typer.Argument(help="Folder of the card: in the store, cards/VERSION.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("card.html"),
+) -> None:
+    """Render a model's card, with its pictures, as one HTML file."""
+    from torchserve.card import render_html  # noqa: PLC0415 - the machine-learning libraries
+
+    try:
+        out.write_text(render_html(directory))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"no {error.filename}", param_hint="DIRECTORY") from error
+    typer.echo(out)
+
+
 def _store(directory: Path, data: list[Path] | None) -> Path:
     running = model_store(directory)
     if running != directory / "models":

@@ -82,4 +82,4 @@ def _codec(settings: Settings, replica: str) -> Codec:
         return TORCHSERVE
     description = settings.oip.challenger if replica == "challenger" else settings.oip.champion
     assert description is not None
-    return OpenInference(protocol, settings.oip, ModelDescription.read(description))
+    return OpenInference(settings.oip, ModelDescription.read(description))

@@ -62,9 +62,9 @@ class Reference:
 
 
 def references_of(metadata: Mapping[str, Any]) -> dict[str, Reference]:
-    """By feature, and `score`: what a model's metadata holds; nothing of a model that was exported without."""
-    samples = int(metadata.get("data", {}).get("samples", 0))
-    return {name: Reference.of(one, samples) for name, one in metadata.get("reference", {}).items()}
+    """By feature, and `score`: what a model's metadata holds."""
+    samples = int(metadata["data"]["samples"])
+    return {name: Reference.of(one, samples) for name, one in metadata["reference"].items()}
 
 
 def psi(

@@ -135,8 +135,6 @@ def summarise(packets: Iterable[packet_pb2.DecisionPacket], metadata: Callable[[
         references = references_of(metadata(version))
     except ModelUnknownError as error:
         return replace(summary, problem=str(error))
-    if not references:
-        return replace(summary, problem=f"model {version} was exported without a reference")
     matrix = np.frombuffer(b"".join(rows.values), dtype=features.ROW).reshape(-1, features.N_FEATURES)
     columns = {name: matrix[:, i] for name, i in features.INDEX.items()}
     columns[SCORE] = np.array(rows.scores, dtype=np.float64)

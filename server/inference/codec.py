@@ -10,9 +10,8 @@ from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
 from server.inference import wire
 from server.inference.wire import ScoreBatch
 
-ProtocolName = Literal["torchserve", "oip", "torchserve-oip"]
-"""`torchserve`: its own `Predictions`. `oip`: the Open Inference Protocol of Triton, KServe and MLServer.
-`torchserve-oip`: TorchServe's dialect of that."""
+ProtocolName = Literal["torchserve", "oip"]
+"""`torchserve`: its own `Predictions`. `oip`: the Open Inference Protocol of Triton, KServe and MLServer."""
 
 Call = grpc.aio.UnaryUnaryMultiCallable[Any, Any]
 """A method of a server; request and response are those of one codec."""

@@ -41,8 +41,8 @@ class ReplicaEndpoints(BaseModel):
     challenger: Endpoint = "127.0.0.1:7270"
     """`host:port` of the challenger's."""
     primary_protocol: ProtocolName = "torchserve"
-    """What the primary speaks: `torchserve`, `oip` (Open Inference Protocol: Triton, KServe, MLServer; see the section
-    `oip`) or `torchserve-oip` (TorchServe's dialect of that)."""
+    """What the primary speaks: `torchserve`, or `oip`, the Open Inference Protocol of Triton, KServe and MLServer; see
+    the section `oip`."""
     secondary_protocol: ProtocolName = "torchserve"
     """What the secondary speaks."""
     challenger_protocol: ProtocolName = "torchserve"

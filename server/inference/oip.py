@@ -9,9 +9,6 @@ A request holds one FP32 tensor `[rows, features]`, with NaN where a feature is 
 FP64 tensor: `[rows]` or `[rows, 1]` scores, or `[rows, 2]` probabilities of both classes, the second being the score.
 Scores are calibrated probabilities; `python -m torchserve.mlserver` writes the champion as an XGBoost model that gives
 those. They equal the handler's to 1e-6 and not to the last bit, which a replay of such a decision then shows.
-
-TorchServe speaks a dialect, under a service name of its own: it drops raw contents, and cannot carry NaN, since every
-value passes through JSON. Its rows are therefore one BYTES element, which the handler takes apart.
 """
 
 from __future__ import annotations
@@ -25,15 +22,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
 
 from feature_cache import features
-from pretrade.wire.oip.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
-from server.inference.codec import Call, ProtocolName
+from pretrade.wire.oip.inference_pb2 import ModelInferRequest, ModelInferResponse
+from server.inference.codec import Call
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.wire import ModelIdentity, ScoreBatch
 
-_SERVICES: Final[dict[ProtocolName, str]] = {
-    "oip": "inference.GRPCInferenceService",
-    "torchserve-oip": "org.pytorch.serve.grpc.openinference.GRPCInferenceService",
-}
+_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _DTYPES: Final = {"FP32": "<f4", "FP64": "<f8"}
 
 
@@ -96,17 +90,14 @@ class ModelDescription(BaseModel):
 
 
 class OpenInference:
-    """The codec of the protocol and of TorchServe's dialect.
+    """The codec of the protocol.
 
     Args:
-        protocol: `oip` or `torchserve-oip`.
         settings: Names of the tensors.
         description: The model.
     """
 
-    def __init__(self, protocol: ProtocolName, settings: OpenInferenceSettings, description: ModelDescription) -> None:
-        self._method = f"/{_SERVICES[protocol]}/ModelInfer"
-        self._packed = protocol == "torchserve-oip"
+    def __init__(self, settings: OpenInferenceSettings, description: ModelDescription) -> None:
         self._settings = settings
         self._description = description
         self._served_version = description.served_version or description.version
@@ -114,25 +105,20 @@ class OpenInference:
     def open(self, channel: grpc.aio.Channel) -> Call:
         """See `Codec`."""
         return channel.unary_unary(
-            self._method,
+            _METHOD,
             request_serializer=ModelInferRequest.SerializeToString,
             response_deserializer=ModelInferResponse.FromString,
         )
 
     def request(self, model_name: str, rows: list[bytes], version: str) -> ModelInferRequest:
         """See `Codec`."""
-        content = b"".join(rows)
         served = self._served_version if version == self._description.version else version
         request = ModelInferRequest(model_name=model_name, model_version=served)
         if self._settings.output_name:
             request.outputs.add(name=self._settings.output_name)
-        if self._packed:
-            contents = InferTensorContents(bytes_contents=[content])
-            request.inputs.add(name=self._settings.input_name, datatype="BYTES", shape=[1], contents=contents)
-        else:
-            shape = [len(rows), features.N_FEATURES]
-            request.inputs.add(name=self._settings.input_name, datatype="FP32", shape=shape)
-            request.raw_input_contents.append(content)
+        shape = [len(rows), features.N_FEATURES]
+        request.inputs.add(name=self._settings.input_name, datatype="FP32", shape=shape)
+        request.raw_input_contents.append(b"".join(rows))
         return request
 
     def parse(self, model_name: str, n_rows: int, answer: ModelInferResponse) -> ScoreBatch:

@@ -171,10 +171,6 @@ class RunningModel:
             raise ModelFailedError(
                 f"{self.archive.name} {self.archive.version} gave no explanation: {error}"
             ) from error
-        if not answer:
-            raise ModelFailedError(
-                f"the archive of {self.archive.name} {self.archive.version} is older than explanations"
-            )
         said = json.loads(answer)
         return Attribution(said["method"], said["margin"], said["base"], tuple(said["contributions"]))
 

@@ -2,8 +2,7 @@
 
 A child of whoever replays or explains. A request on standard input is a byte, SCORE or EXPLAIN, and a frame with the
 bytes that TorchServe would hand to the handler as `input`; a frame is a little-endian u32 length and so many bytes. A
-frame on standard output holds the answer: the handler's own, or its explanation as JSON, empty when the archive is
-older than explanations. Ends with its input.
+frame on standard output holds the answer: the handler's own, or its explanation as JSON. Ends with its input.
 """
 
 from __future__ import annotations
@@ -42,8 +41,6 @@ def main(directory: Path, version: str) -> None:
 
 
 def _explanation(handler: Any, row: bytes) -> bytes:
-    if not hasattr(handler, "explain"):
-        return b""
     return json.dumps(handler.explain(np.frombuffer(row, dtype="<f4"))).encode()
 
 

@@ -167,7 +167,7 @@ def is_version(text: str) -> bool:
 def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: float) -> ModelRecord:
     fingerprint = int(metadata["feature_set_fingerprint"])
     feature_set = f"{metadata['feature_set']}/{fingerprint:08x}"
-    canned = metadata.get("canned", {"rows": "", "scores": []})
+    canned = metadata["canned"]
     rows = np.frombuffer(base64.b64decode(canned["rows"], validate=True), dtype="<f4")
     scores = np.array(canned["scores"], dtype=np.float32)
     if fingerprint != features.FINGERPRINT:

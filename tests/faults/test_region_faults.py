@@ -14,7 +14,7 @@ from support.figures import Figure
 from support.harness import INSTRUMENTS, eventually
 from support.rig import ROOMY, ROOMY_SECONDS, OpenRig
 
-from loadtest.generators.callers import percentile
+from loadtest.generators.measurement import percentile
 from loadtest.studies.failover import Call, Routing, run
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]

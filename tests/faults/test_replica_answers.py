@@ -20,7 +20,7 @@ from support.rig import ROOMY, OpenRig, Rig, wait_for_more
 from support.scripted_peer import VERSION, PeerCall, Script, ScriptedPeer, scored
 
 from feature_cache import features
-from loadtest.generators.callers import percentile
+from loadtest.generators.measurement import percentile
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 

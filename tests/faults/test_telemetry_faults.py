@@ -19,7 +19,7 @@ from support.decision_server import NOWHERE
 from support.harness import eventually
 from support.rig import ROOMY, OpenRig, Rig
 
-from loadtest.generators.callers import percentile
+from loadtest.generators.measurement import percentile
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 

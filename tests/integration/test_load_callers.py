@@ -17,8 +17,10 @@ import pytest
 
 from loadtest.benchmark.echo import EchoServicer, echo_server
 from loadtest.benchmark.load import Method, plan
-from loadtest.generators.callers import NO_REPLY, WRONG_REPLY, call_decide, call_decide_batch, call_decide_stream, offer
 from loadtest.generators.channel import connected
+from loadtest.generators.closed_loop import call_decide, call_decide_batch, call_decide_stream
+from loadtest.generators.measurement import NO_REPLY, WRONG_REPLY
+from loadtest.generators.open_loop import offer
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import json
 import os
 import subprocess
@@ -34,7 +33,7 @@ from local.stack.stack import Stack
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.batcher import BatcherSettings, Scored
 from server.inference.breaker import BreakerSettings
-from server.inference.codec import TORCHSERVE, Codec, ProtocolName
+from server.inference.codec import TORCHSERVE, Codec
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.replica import Replica, ReplicaSettings
@@ -68,7 +67,7 @@ def rows() -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iterator[Stack]:
-    settings = LocalSettings(dir=tmp_path_factory.mktemp("oip"), model_store=model_store, open_inference=True)
+    settings = LocalSettings(dir=tmp_path_factory.mktemp("oip"), model_store=model_store)
     with Stack(settings, parts={"valkey", *REPLICAS.values()}) as stack:
         yield stack
 
@@ -89,7 +88,7 @@ def mlserver(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Ite
             [str(MLSERVER), "start", str(folder)], env=environment, cwd=folder, stdout=log, stderr=log
         )
     try:
-        codec = OpenInference("oip", OpenInferenceSettings(), described(model_store, "champion"))
+        codec = OpenInference(OpenInferenceSettings(), described(model_store, "champion"))
         address = f"127.0.0.1:{grpc_port}"
 
         def answers() -> bool:
@@ -171,21 +170,13 @@ async def served(
     return np.array([result.score for result in scored], dtype=np.float32)
 
 
-def codec_of(protocol: ProtocolName, store: Path, model: str) -> Codec:
-    return (
-        TORCHSERVE
-        if protocol == "torchserve"
-        else OpenInference(protocol, OpenInferenceSettings(), described(store, model))
-    )
-
-
-@pytest.mark.parametrize(("model", "protocol"), [*itertools.product(REPLICAS, ("torchserve", "torchserve-oip"))])
-async def test_torchserve_gives_the_scores_of_the_handler_in_both_protocols(
-    model: str, protocol: ProtocolName, stack: Stack, model_store: Path, rows: NDArray[np.float32], tmp_path: Path
+@pytest.mark.parametrize("model", REPLICAS)
+async def test_torchserve_gives_the_scores_of_the_handler(
+    model: str, stack: Stack, model_store: Path, rows: NDArray[np.float32], tmp_path: Path
 ) -> None:
     address = str(getattr(stack.endpoints, REPLICAS[model]))
     version = described(model_store, model).version
-    scores = await served(address, model, codec_of(protocol, model_store, model), version, rows)
+    scores = await served(address, model, TORCHSERVE, version, rows)
     np.testing.assert_allclose(scores, expected(model_store, model, rows, tmp_path), rtol=0, atol=1e-6)
     assert np.ptp(scores) > 0.1
 
@@ -195,7 +186,7 @@ async def test_mlserver_gives_the_scores_of_the_handler(
     mlserver: str, model_store: Path, rows: NDArray[np.float32], tmp_path: Path
 ) -> None:
     description = described(model_store, "champion")
-    codec = OpenInference("oip", OpenInferenceSettings(), description)
+    codec = OpenInference(OpenInferenceSettings(), description)
     scores = await served(mlserver, "champion", codec, description.version, rows)
     np.testing.assert_allclose(scores, expected(model_store, "champion", rows, tmp_path), rtol=0, atol=1e-6)
 
@@ -242,20 +233,13 @@ EXPECTED_FAILURES = {
 }
 
 
-async def test_failures_of_torchserves_dialect_are_classed_by_their_meaning(stack: Stack, model_store: Path) -> None:
-    description = described(model_store, "champion")
-    codec = OpenInference("torchserve-oip", OpenInferenceSettings(), description)
-    other = OpenInference("torchserve-oip", OpenInferenceSettings(), another_version(description))
-    assert await failures(str(stack.endpoints.primary), codec, other)() == EXPECTED_FAILURES
-
-
 @needs_mlserver
 async def test_failures_of_mlserver_are_classed_by_their_meaning(mlserver: str, model_store: Path) -> None:
     description = described(model_store, "champion")
-    codec = OpenInference("oip", OpenInferenceSettings(), description)
-    other = OpenInference("oip", OpenInferenceSettings(), another_version(description))
+    codec = OpenInference(OpenInferenceSettings(), description)
+    other = OpenInference(OpenInferenceSettings(), another_version(description))
     assert await failures(mlserver, codec, other)() == EXPECTED_FAILURES
-    named = OpenInference("oip", OpenInferenceSettings(output_name="nope"), description)
+    named = OpenInference(OpenInferenceSettings(output_name="nope"), description)
     assert await outcome_of(mlserver, named) is Outcome.MODEL_ERROR
 
 
@@ -284,31 +268,33 @@ def order(row: NDArray[np.float32]) -> pb.Order:
     return pb.Order(instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=0.01, strategy="test", features=vector)
 
 
-@pytest.mark.parametrize(
-    ("model", "protocol", "count"),
-    [
-        ("champion", "torchserve-oip", 1_000),
-        *(
-            pytest.param(model, protocol, ROWS, marks=pytest.mark.long)
-            for model, protocol in itertools.product(REPLICAS, ("torchserve", "torchserve-oip"))
-        ),
-    ],
-)
-def test_a_decision_server_gives_the_scores_of_the_handler(
-    model: str, protocol: ProtocolName, count: int, stack: Stack, model_store: Path, tmp_path: Path
+def check_a_decision_server(
+    primary: str, model: str, settings: dict[str, str], stack: Stack, model_store: Path, tmp_path: Path
 ) -> None:
+    """Holds the scores that callers get through a whole server against the handler's."""
     random = np.random.default_rng(3)
-    rows = random.normal(size=(count, features.N_FEATURES)).astype(np.float32)
+    rows = random.normal(size=(ROWS, features.N_FEATURES)).astype(np.float32)
     rows = np.clip(rows, features.LOWEST, features.HIGHEST)  # callers' own features are finite and possible
-    settings = {
-        **ROOMY,
-        "REPLICAS__PRIMARY_PROTOCOL": protocol,
-        "REPLICAS__CHAMPION_MODEL": model,
-        "OIP__CHAMPION": str(model_store / f"{model}.json"),
-    }
-    redis_url, primary = str(stack.endpoints.redis_url), str(getattr(stack.endpoints, REPLICAS[model]))
+    settings = {**ROOMY, "REPLICAS__CHAMPION_MODEL": model, **settings}
+    redis_url = str(stack.endpoints.redis_url)
     with DecisionServer(tmp_path / "server", redis_url, primary=primary, settings=settings) as server:
         eventually(lambda: server.replica("primary").healthy, bool)
         scores = decided(server, rows)
     np.testing.assert_allclose(scores, expected(model_store, model, rows, tmp_path), rtol=0, atol=1e-6)
     assert np.ptp(scores) > 0.1
+
+
+@pytest.mark.parametrize("model", REPLICAS)
+def test_a_decision_server_gives_the_scores_of_the_handler(
+    model: str, stack: Stack, model_store: Path, tmp_path: Path
+) -> None:
+    primary = str(getattr(stack.endpoints, REPLICAS[model]))
+    check_a_decision_server(primary, model, {}, stack, model_store, tmp_path)
+
+
+@needs_mlserver
+def test_a_decision_server_gives_the_scores_of_the_handler_through_mlserver(
+    mlserver: str, stack: Stack, model_store: Path, tmp_path: Path
+) -> None:
+    settings = {"REPLICAS__PRIMARY_PROTOCOL": "oip", "OIP__CHAMPION": str(model_store / "champion.json")}
+    check_a_decision_server(mlserver, "champion", settings, stack, model_store, tmp_path)

@@ -35,7 +35,8 @@ import grpc.aio
 import uvloop
 from google.protobuf.duration_pb2 import Duration
 
-from loadtest.generators.callers import percentile
+from loadtest.generators.measurement import percentile
+from loadtest.generators.open_loop import arrivals
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -368,7 +369,6 @@ async def _generate(arguments: argparse.Namespace, log: _Log) -> None:
     """Sends orders until told to stop."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    clock = time.monotonic
     orders = _Orders(arguments)
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
     channels = [grpc.aio.insecure_channel(arguments.target, options=options) for _ in range(arguments.connections)]
@@ -389,25 +389,21 @@ async def _generate(arguments: argparse.Namespace, log: _Log) -> None:
         task.add_done_callback(under_way.discard)
 
     print("ready", flush=True)
-    began, number = clock(), 0
-    while not stopped.is_set():
-        now = clock()
-        if now - began >= arguments.seconds:
-            break
-        while (due := began + number / arguments.rate) <= now:
-            if not streaming:
-                start(getattr(caller, arguments.shape)(orders.take(together), due))
-                number += together
-                continue
-            if number % together == 0:
-                if stream is not None:
-                    stream.put_nowait(None)
-                stream = asyncio.Queue()
-                start(caller.stream(stream, leaves=next(streams) % 2 == 1))
-            assert stream is not None
-            stream.put_nowait((orders.take(1)[0], due))
-            number += 1
-        await asyncio.sleep(max(0.0, due - clock()))
+    number = 0
+    async for due in arrivals(
+        arguments.rate, arguments.seconds, together=1 if streaming else together, stopped=stopped
+    ):
+        if not streaming:
+            start(getattr(caller, arguments.shape)(orders.take(together), due))
+            continue
+        if number % together == 0:
+            if stream is not None:
+                stream.put_nowait(None)
+            stream = asyncio.Queue()
+            start(caller.stream(stream, leaves=next(streams) % 2 == 1))
+        assert stream is not None
+        stream.put_nowait((orders.take(1)[0], due))
+        number += 1
     if stream is not None:
         stream.put_nowait(None)
     await asyncio.gather(*under_way)

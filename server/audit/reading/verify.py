@@ -193,8 +193,7 @@ def _is_stored(store: Store, shipped: Shipped, head: packet_pb2.JournalHead, wha
     Raises:
         JournalCorruptedError: Another row is in its place.
     """
-    first = 0 if shipped.anchor is None else shipped.anchor.position
-    if not first < head.position <= shipped.head.position:
+    if not shipped.anchor.position < head.position <= shipped.head.position:
         return False
     if store.hash_at(shipped.journal_id, head.position) != head.hash:
         raise JournalCorruptedError(head.position, f"not what was {what}")

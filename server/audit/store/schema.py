@@ -4,10 +4,10 @@
 after the journal was trimmed. `decisions` and `control_changes` are the same rows taken apart. `shipments` says how
 far each journal was shipped, and where its evidence begins since older days were removed.
 
-The tables are made and changed by the Alembic migrations in `migrations/`, and only there; what stands here is what
-queries use. In PostgreSQL `decisions` is partitioned by the day of `decided_at` and `journal_entries` by the day of
-`shipped_at`, which never decreases along a journal: removing the oldest days therefore always cuts the front off a
-chain. Control changes are few and are kept for ever.
+The Alembic migrations in `migrations/` alone create and change the tables. The definitions here are what queries use; a
+test checks that both are the same. In PostgreSQL `decisions` is partitioned by the day of `decided_at` and
+`journal_entries` by the day of `shipped_at`, which never decreases along a journal: removing the oldest days therefore
+always cuts the front off a chain. Control changes are few and are kept for ever.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ _NAMES: Final = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 """A JSON list of enum names without their prefix, for example `["SCORE_BELOW_THRESHOLD"]`."""
 _INSTANT: Final = sa.DateTime(timezone=True)
 """UTC; SQLite gives it back without a time zone."""
-_FIRST_REVISION: Final = "0001"
-"""What a database has that was made before there were migrations."""
 _MIGRATION_LOCK: Final = 0x5052_4554
 """Key of PostgreSQL's advisory lock: several servers start at once."""
 
@@ -41,15 +39,18 @@ SHIPMENTS: Final = sa.Table(
     sa.Column("position", sa.BigInteger, nullable=False, comment="the last row shipped"),
     sa.Column("hash", sa.LargeBinary, nullable=False, comment="its hash"),
     sa.Column("shipped_at", _INSTANT, nullable=False, comment="when; never decreases"),
-    sa.Column("anchor_position", sa.BigInteger, comment="the row before the first one kept"),
-    sa.Column("anchor_hash", sa.LargeBinary, comment="its hash; null: unknown, the first row is taken on trust"),
+    sa.Column("anchor_position", sa.BigInteger, nullable=False, comment="the row before the first one kept"),
+    sa.Column("anchor_hash", sa.LargeBinary, nullable=False, comment="its hash"),
     sa.Column("slot", sa.String, comment="where the journal is written, `host:path`"),
-    sa.Column("started_at", _INSTANT, comment="when the first row was shipped"),
+    sa.Column("started_at", _INSTANT, nullable=False, comment="when the journal was first seen here"),
     sa.Column("predecessor_id", sa.String, comment="the journal that was written there before"),
     sa.Column("stated_head", sa.LargeBinary, comment="pretrade.audit.v1.JournalHead, the last that the server stated"),
     sa.Column("written_off", sa.String, comment="who gave its missing end up as lost, and why"),
     sa.Column(
-        "missed_position", sa.BigInteger, comment="the last row that was never shipped here, but elsewhere before"
+        "missed_position",
+        sa.BigInteger,
+        nullable=False,
+        comment="rows up to this one were gone from the journal before it was first seen here; 0 for none",
     ),
     sa.Column("missed_written_off", sa.String, comment="who gave up the rows up to there, and why"),
 )
@@ -154,7 +155,7 @@ def migrate(engine: sa.Engine) -> tuple[str | None, str]:
     config.set_main_option("script_location", "server.audit.store:migrations")
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
-            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # rewriting old tables takes its time
+            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # others may hold the lock for long
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         config.attributes["connection"] = connection
         before = MigrationContext.configure(connection).get_current_revision()
@@ -162,8 +163,6 @@ def migrate(engine: sa.Engine) -> tuple[str | None, str]:
         assert newest is not None
         if before != newest:
             try:
-                if before is None and sa.inspect(connection).has_table(SHIPMENTS.name):
-                    command.stamp(config, before := _FIRST_REVISION)
                 command.upgrade(config, "head")
             except CommandError as error:
                 raise SchemaUnknownError(f"the audit database has revision {before}, newer than {newest}") from error

@@ -73,8 +73,8 @@ class Shipped:
     """What the database knows of a journal besides its rows."""
 
     journal_id: str
-    anchor: Head | None
-    """Where the evidence begins; None when only its first row can tell."""
+    anchor: Head
+    """The row before the first one that is kept."""
     head: Head
     """The last row shipped."""
     slot: str
@@ -350,7 +350,7 @@ class Store:
         """
         verified, entries = VERIFICATIONS.c, JOURNAL_ENTRIES.c
         ours = entries.journal_id == shipped.journal_id
-        first = 0 if shipped.anchor is None else shipped.anchor.position
+        first = shipped.anchor.position
         with self._engine.connect() as connection:
             query = sa.select(VERIFICATIONS).where(verified.journal_id == shipped.journal_id)
             found = connection.execute(query).first()
@@ -361,12 +361,12 @@ class Store:
             rows = connection.scalar(
                 sa.select(sa.func.count()).where(ours, entries.position > first, entries.position <= found.position)
             )
-            if row is None or (shipped.anchor is not None and rows != found.position - first):
+            if row is None or rows != found.position - first:
                 gap = _first_gap(connection, shipped.journal_id, first)
                 raise JournalCorruptedError(gap, "missing; it was verified before")
             before = sa.select(entries.hash).where(ours, entries.position == found.position - 1)
             previous = connection.scalar(before)
-            if found.position - 1 == first and shipped.anchor is not None:
+            if found.position - 1 == first:
                 previous = shipped.anchor.hash
             if row.hash != found.hash or (previous is not None and link(previous, row.entry) != found.hash):
                 raise JournalCorruptedError(found.position, "not what was verified before")
@@ -422,10 +422,10 @@ class Store:
             with connection.execution_options(yield_per=_READ_ROWS).execute(query) as found:
                 for position, entry, digest in found:
                     first = first or position
-                    head = Head(position, digest) if head is None else follow(head, Row(position, entry, digest))
-        if head is not None and head != shipped.head:
+                    head = follow(head, Row(position, entry, digest))
+        if head != shipped.head:
             raise JournalCorruptedError(head.position + 1, f"missing; {shipped.head.position} rows were shipped")
-        return first, head.position if head and first else 0
+        return first, head.position if first else 0
 
     def close(self) -> None:
         """Closes every connection."""
@@ -481,17 +481,16 @@ def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dic
 
 
 def _shipped(row: sa.Row[Any]) -> Shipped:
-    anchor = None if row.anchor_hash is None else Head(row.anchor_position, row.anchor_hash)
     stated = None if row.stated_head is None else packet_pb2.JournalHead.FromString(row.stated_head)
     return Shipped(
         row.journal_id,
-        anchor,
+        Head(row.anchor_position, row.anchor_hash),
         Head(row.position, row.hash),
         row.slot or "",
         row.predecessor_id or "",
         stated,
         row.written_off or "",
-        row.missed_position or 0,
+        row.missed_position,
         row.missed_written_off or "",
     )
 

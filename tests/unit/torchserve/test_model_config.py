@@ -91,9 +91,3 @@ def test_a_missing_archive_is_an_error(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, int], archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         TorchServeSettings(**{"archive": archive, "directory": tmp_path, "grpc_port": 7070, **wrong})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_the_open_inference_protocol_is_answered_when_asked_for(wanted: bool, archive: Path, tmp_path: Path) -> None:
-    prepare(TorchServeSettings(archive=archive, directory=tmp_path / "d", grpc_port=7070, open_inference=wanted))
-    assert properties_of(tmp_path / "d").get("ts_open_inference_protocol", "false") == str(wanted).lower()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import itertools
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -139,54 +137,6 @@ def test_rows_of_another_feature_set_are_refused(feature_set: bytes, store: Path
     assert scores_in(answer).shape == (1,)
     with pytest.raises(PredictionException, match=f"`feature_set` is .*, this model's is {ours}") as refusal:
         handler.handle([{"input": rows, "feature_set": feature_set}], None)
-    assert refusal.value.error_code == 400
-
-
-def inferred(handler: ModelHandler, tensor: Mapping[str, object]) -> Any:
-    body = {"id": "7", "model_name": "champion", "inputs": [{"name": "input", **tensor}]}
-    (answer,) = handler.handle([{"body": body}], None)
-    return answer
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_open_inference_protocol_gives_the_same_scores(
-    name: str, store: Path, load: Load, samples: Samples
-) -> None:
-    handler = load(store / f"{name}.mar")
-    rows = samples.rows[:64].astype("<f4")
-    encoded = base64.b64encode(rows.tobytes()).decode()
-    answer = inferred(handler, {"datatype": "BYTES", "shape": [1], "data": [encoded]})
-    (output,) = answer["outputs"]
-    assert (answer["id"], answer["model_name"]) == ("7", "champion")
-    assert answer["model_version"] == json.loads((store / f"{name}.json").read_text())["version"]
-    assert (output["name"], output["datatype"], output["shape"]) == ("score", "FP32", [64])
-    np.testing.assert_array_equal(np.array(output["data"], dtype="<f4"), scores_in(ask(handler, rows)))
-    finite = samples.rows[np.isfinite(samples.rows).all(axis=1)][:5].astype("<f4")
-    assert len(finite) == 5
-    tensor = {"datatype": "FP32", "shape": list(finite.shape), "data": finite.ravel().tolist()}
-    (output,) = inferred(handler, tensor)["outputs"]
-    np.testing.assert_array_equal(np.array(output["data"], dtype="<f4"), scores_in(ask(handler, finite)))
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        {},
-        {"datatype": "BYTES", "shape": [1], "data": ["not base64!"]},
-        {"datatype": "BYTES", "shape": [2], "data": ["", ""]},
-        {"datatype": "BYTES", "shape": [1], "data": ["AAAA"]},
-        {"datatype": "FP32", "shape": [1, 24], "data": [0.0] * 24},
-        {"datatype": "FP32", "shape": [25], "data": [0.0] * 25},
-        {"datatype": "FP32", "shape": [2, 25], "data": [0.0] * 25},
-        {"datatype": "FP32", "shape": [1, 25], "data": ["x"] * 25},
-        {"datatype": "INT64", "shape": [1, 25], "data": [0] * 25},
-    ],
-)
-def test_a_wrong_tensor_is_refused_as_the_callers_fault(tensor: dict[str, object], store: Path, load: Load) -> None:
-    from ts.utils.util import PredictionException  # noqa: PLC0415  as above
-
-    with pytest.raises(PredictionException) as refusal:
-        inferred(load(store / "champion.mar"), tensor)
     assert refusal.value.error_code == 400
 
 

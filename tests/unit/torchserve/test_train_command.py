@@ -19,6 +19,7 @@ from local.training.training import Plan, carry_out
 from pretrade.client.cli.main import app
 from server.models.registry import Registry
 from torchserve.build import build_models
+from torchserve.card import render_html
 from torchserve.sources import load_samples, read_dataset, write_dataset
 
 SECONDS = 420.0
@@ -105,7 +106,7 @@ def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -
     _, said = forced
     for model in said["models"]:
         folder = Path(model["card"])
-        card, page = (folder / "card.md").read_text(), (folder / "card.html").read_text()
+        card, page = (folder / "card.md").read_text(), render_html(folder)
         assert card.startswith(f"# Model card: champion `{model['version']}`\n")
         figures = said["walk_forward"]["figures"][model["kind"]]
         row = next(line for line in card.splitlines() if line.startswith(f"| **{model['kind']}**"))
@@ -122,6 +123,16 @@ def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -
         assert f'<td style="text-align:right">{figures["auc"][0]:.3f} (' in page
     importance = [model["kind"] for model in said["models"] if "SHAP" in (Path(model["card"]) / "card.md").read_text()]
     assert importance == ["xgboost"]
+
+
+def test_a_card_is_rendered_as_one_file_on_demand(forced: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = Path(forced[1]["models"][0]["card"])
+    result = CliRunner().invoke(app, ["card", str(folder), "--out", str(tmp_path / "card.html")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "card.html").read_text() == render_html(folder)
+    result = CliRunner().invoke(app, ["card", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "card.md" in result.output
 
 
 @pytest.mark.long
@@ -182,7 +193,7 @@ def test_runs_are_kept_in_mlflow(forced: tuple[Path, dict[str, Any]]) -> None:
         assert np.isfinite(list(run.data.metrics.values())).all()
         assert run.data.params["xgboost.max_depth"] == "3"
         assert run.info.status == "FINISHED"
-        assert "card/card.html" in {file.path for file in client.list_artifacts(run.info.run_id, "card")}
+        assert "card/card.md" in {file.path for file in client.list_artifacts(run.info.run_id, "card")}
         kept = Path(str(registered[model["version"]].source).removeprefix("file://"))
         assert kept.read_bytes() == Path(model["archive"]).read_bytes()
         assert kept.is_relative_to(directory)

@@ -27,10 +27,10 @@ _PANELS: Final = {
         *("replica", "config", "audit"),
     ),
     "Market data": ("features", "ingest", "replay", "simulate"),
-    "Models": ("train", "canary-demo", "models", "canary", "dataset"),
+    "Models": ("train", "card", "canary-demo", "models", "canary", "dataset"),
     "Measure": (
         *("soak", "bench", "bench-compare", "bench-costs", "bench-flips"),
-        *("bench-observability", "bench-features", "bench-serving"),
+        *("bench-features", "bench-serving"),
     ),
 }
 """What the help lists the commands under, and their order. It names those of `pretrade-server` as well, so that the

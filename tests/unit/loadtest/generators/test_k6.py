@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.generators.callers import NO_REPLY
 from loadtest.generators.k6 import NOT_SENT, measurement
+from loadtest.generators.measurement import NO_REPLY
 
 HEADER = "metric_name,timestamp,metric_value,proto,extra_tags,metadata"
 AT = 1_795_293_002.0

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generators.callers import percentile
+from loadtest.generators.measurement import percentile
 
 SHARES = st.sampled_from([0.01, 0.5, 0.9, 0.99, 0.999, 1.0])
 VALUES = st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=300)

@@ -163,10 +163,9 @@ def test_the_same_state_of_the_market_counts_once_and_too_few_say_nothing() -> N
     assert found.drifted == ()
 
 
-def test_without_scores_model_or_reference_it_says_why() -> None:
+def test_without_scores_or_model_it_says_why() -> None:
     rows = packets(market(40, 7), uniform(40))
     assert summarise([], known({})).problem == "no decision was scored by a model"
-    assert "without a reference" in summarise(rows, known({})).problem
     for packet in rows:
         packet.decision.model_version = "v2"
     assert summarise(rows, known({})).problem == "no archive of model version v2"
@@ -194,7 +193,6 @@ async def test_comparisons_that_are_switched_off_do_not_end_the_component_and_th
 
 
 def test_references_are_those_of_the_metadata() -> None:
-    assert references_of({}) == {}
     assert set(references_of(learnt(market(100, 1)))) == {*features.NAMES, "score"}
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from feature_cache import features
-from pretrade.wire.oip.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from pretrade.wire.oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.inference.endpoints import ReplicaEndpoints
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
@@ -24,8 +24,8 @@ from server.settings import Settings
 VERSION = "0123456789abcdef"
 DESCRIPTION = {"version": VERSION, "threshold": 0.75, "feature_set_fingerprint": features.FINGERPRINT, "expires_at": 9}
 MODEL = ModelDescription.model_validate(DESCRIPTION)
-OIP = OpenInference("oip", OpenInferenceSettings(), MODEL)
-NAMED = OpenInference("oip", OpenInferenceSettings(input_name="input__0", output_name="score"), MODEL)
+OIP = OpenInference(OpenInferenceSettings(), MODEL)
+NAMED = OpenInference(OpenInferenceSettings(input_name="input__0", output_name="score"), MODEL)
 FLOAT32 = np.array([0.25, 1.0, 0.125], dtype="<f4")
 
 
@@ -60,17 +60,6 @@ def test_a_request_is_one_tensor_of_the_rows() -> None:
     assert [output.name for output in request.outputs] == ["score"]
 
 
-def test_torchserves_dialect_packs_the_rows_into_one_element() -> None:
-    rows = [bytes([number]) * ROW_BYTES for number in (1, 2)]
-    request = OpenInference("torchserve-oip", OpenInferenceSettings(), MODEL).request("champion", rows, VERSION)
-    (tensor,) = request.inputs
-    assert request.model_version == VERSION
-    assert (tensor.datatype, list(tensor.shape)) == ("BYTES", [1])
-    assert tensor.contents == InferTensorContents(bytes_contents=[b"".join(rows)])
-    assert not request.raw_input_contents
-    assert not request.outputs
-
-
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("FP64", "<f8")])
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
@@ -95,7 +84,7 @@ def test_the_output_that_was_named_is_taken_wherever_it_is() -> None:
 
 def test_a_server_may_have_its_own_name_for_the_version() -> None:
     described = ModelDescription.model_validate({**DESCRIPTION, "served_version": "1"})
-    codec = OpenInference("oip", OpenInferenceSettings(), described)
+    codec = OpenInference(OpenInferenceSettings(), described)
     assert codec.request("champion", [bytes(ROW_BYTES)], VERSION).model_version == "1"
     assert codec.request("champion", [bytes(ROW_BYTES)], "fedcba9876543210").model_version == "fedcba9876543210"
     assert codec.parse("champion", 3, answer(version="1")).model.version == VERSION
@@ -189,4 +178,4 @@ def test_a_replica_that_speaks_it_needs_a_description() -> None:
     with pytest.raises(ValidationError, match=r"oip\.champion"):
         Settings(replicas=ReplicaEndpoints(secondary_protocol="oip"))
     with pytest.raises(ValidationError, match=r"oip\.challenger"):
-        Settings(replicas=ReplicaEndpoints(challenger_protocol="torchserve-oip"))
+        Settings(replicas=ReplicaEndpoints(challenger_protocol="oip"))
