@@ -1,10 +1,10 @@
-"""docs/metrics.md says what is declared, and what is declared is fit to be scraped."""
+"""The generated pages are current, and every declared metric follows the rules for its name and labels."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter as Tally
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from prometheus_client.core import HistogramMetricFamily
@@ -13,14 +13,14 @@ from feature_cache.worker import metric_families as feature_metrics
 from feature_cache.worker.metric_families import Counter, Declaration
 from server.telemetry import families as server_metrics
 from server.telemetry.histogram import LATENCY_EDGES_SECONDS, Histogram
-from server.telemetry.reference import LABELS, metrics_page
+from server.telemetry.reference import LABELS, PAGES, metrics_page, reasons_page
 
-PAGE = Path(__file__).parents[4] / "docs" / "metrics.md"
 ALL = (*server_metrics.METRICS, *feature_metrics.METRICS)
 
 
-def test_the_page_is_current() -> None:
-    assert PAGE.read_text() == metrics_page(), "run `python -m server.telemetry.reference`"
+@pytest.mark.parametrize(("page", "made"), [("metrics.md", metrics_page), ("reason-codes.md", reasons_page)])
+def test_the_page_is_current(page: str, made: Callable[[], str]) -> None:
+    assert (PAGES / page).read_text() == made(), "run `make pages`"
 
 
 def test_no_name_is_declared_twice() -> None:
