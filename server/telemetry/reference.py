@@ -80,7 +80,9 @@ def metrics_page() -> str:
         (
             "# Metrics",
             "",
-            "<!-- Made by `python -m server.telemetry.reference` from server/telemetry/families.py and"
+            "Read this when you build a dashboard or an alert, or want to know what a metric means.",
+            "",
+            "<!-- Made by `make pages` from server/telemetry/families.py and"
             " feature_cache/worker/metric_families.py. -->",
             "",
             "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
