@@ -34,8 +34,7 @@ NO_TRADE or ABSTAIN, and never the other way round.
 What happened on the way, such as a replica that was passed over, is in `Decision.degradations`; the
 contract ([decision.proto](../proto/pretrade/decision/v1/decision.proto)) explains each of those.
 
-The models that `pretrade train` publishes have no expiry, so with them `MODEL_EXPIRED` does not
-occur. It occurs only with an archive, or a description of a model server, that sets one.
+`MODEL_EXPIRED` occurs only with an archive, or a description of a model server, that sets an expiry.
 
 <!-- Made by `make pages` from the contract's comments. -->
 """
