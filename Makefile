@@ -13,7 +13,7 @@ WITH_DATA = $(if $(DATA),--data "$(DATA)")
 WITH_JSON = $(if $(JSON),--json "$(JSON)")
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all clean check check-deploy protos lock test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving sizing soak
+.PHONY: help setup demo test test-all clean check check-deploy protos lock pages test-long simulate simulate-mutations fuzz faults feast mlserver models canaries bench bench-compare bench-costs bench-faults bench-flips bench-features bench-serving sizing soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,8 @@ $(BIN)/.installed: pyproject.toml client/pyproject.toml $(if $(LOCKED),$(wildcar
 	@LOCKED="$(LOCKED)" TORCH="$(TORCH)" .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
-demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s RATE=orders/s JSON=file)
-	$(BIN)/pretrade demo --duration $(DURATION) --rate $(RATE) $(WITH_DATA) $(WITH_JSON)
+demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s RATE=orders/s JSON=file SVG=file)
+	$(BIN)/pretrade demo --duration $(DURATION) --rate $(RATE) $(WITH_DATA) $(WITH_JSON) $(if $(SVG),--svg "$(SVG)")
 
 test: setup  ## all tests but those that take minutes, against real servers, two files at a time: half an hour; it says what it left out
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -51,6 +51,10 @@ $(DEPLOY_VENV)/.installed: pyproject.toml client/pyproject.toml
 	$(DEPLOY_VENV)/bin/python $(PIP_INSTALL) $(if $(LOCKED),--no-deps --require-hashes --requirement requirements/deploy.txt,./client '.[deploy]')
 	@touch $@
 
+pages: setup  ## write the generated pages of docs/ anew: failures, metrics, reason codes
+	$(BIN)/python -m server.reference
+	PYTHONPATH=tests $(BIN)/python -m support.failures
+
 protos: setup  ## generate the stubs in proto/gen anew
 	.ci/protos
 
@@ -69,7 +73,7 @@ simulate-mutations: setup  ## takes one protection after another out of a copy o
 fuzz: setup  ## coverage-guided fuzzing of framing, the ASGI edge and the reader of orders, so long each (SECONDS=60)
 	for target in framing asgi orders; do PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
-faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k A1' for a part, EDGE=envoy)
+faults: setup  ## the whole fault matrix with real processes, and its table (ARGS='-k cluster' for a part, EDGE=envoy)
 	TEST_EDGE=$(EDGE) $(BIN)/python -m pytest tests/faults -m fault $(ARGS)
 
 feast: setup  ## Feast in an environment of its own, and the tests that its values equal ours

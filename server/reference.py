@@ -1,13 +1,12 @@
-"""The settings, reason codes and metrics for people to read, made from the code that defines them.
+"""Pages for people to read, made from the code that defines what they describe: reason codes, metrics, settings.
 
-`python -m server.reference` writes the reason codes into the README between their markers, and
-`docs/metrics.md`; a test holds both against the code.
+`python -m server.reference` writes `docs/reason-codes.md` and `docs/metrics.md` (`make pages` does, too).
+Tests check that both are current.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -22,8 +21,24 @@ from server.composition import metrics_port
 from server.settings import PREFIX, Settings
 from server.timing.histogram import LATENCY_EDGES_SECONDS, ROW_EDGES
 
-_MARKERS: Final = re.compile("<!-- begin reasons -->.*?<!-- end reasons -->", re.DOTALL)
+PAGES: Final = Path(__file__).parents[1] / "docs"
 _PROTO: Final = Path(__file__).parents[1] / "proto/pretrade/decision/v1/decision.proto"
+
+_REASONS_INTRODUCTION: Final = """\
+# Reason codes
+
+Read this when a decision is not what you expected: `Decision.reasons` says why it is what it is.
+
+The first reason is that of the source that answered. Each further one is the objection of a *guard*:
+a check that runs after every source and can only make a decision safer. A guard turns TRADE into
+NO_TRADE or ABSTAIN, and never the other way round.
+What happened on the way, such as a replica that was passed over, is in `Decision.degradations`; the
+contract ([decision.proto](../proto/pretrade/decision/v1/decision.proto)) explains each of those.
+
+`MODEL_EXPIRED` occurs only with an archive, or a description of a model server, that sets an expiry.
+
+<!-- Made by `make pages` from the contract's comments. -->
+"""
 
 LABELS: Final = {
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
@@ -63,7 +78,9 @@ def metrics_page() -> str:
         (
             "# Metrics",
             "",
-            "<!-- Made by `python -m server.reference` from the files `metrics.py` of server and feature_cache. -->",
+            "Read this when you build a dashboard or an alert, or want to know what a metric means.",
+            "",
+            "<!-- Made by `make pages` from the files `metrics.py` of server and feature_cache. -->",
             "",
             "Prometheus scrapes `/metrics`: of a decision server at its metrics port (7003; of process *i* of several"
             " at 7003 + *i*), of the worker at `PRETRADE_WORKER_METRICS_PORT`, of a live feed at `--metrics-port`."
@@ -112,24 +129,12 @@ def settings() -> Iterator[tuple[str, str, str]]:
     yield from _fields(Settings, PREFIX)
 
 
-def reasons_table() -> str:
+def reasons_page() -> str:
     """Every reason code as a Markdown table, with the contract's own comment."""
     comments = {name: text for text, name in re.findall(r"// (.+)\n  (REASON_CODE_\w+) =", _PROTO.read_text())}
     names = (value.name for value in pb.ReasonCode.DESCRIPTOR.values if value.number)
     rows = (f"| `{name.removeprefix('REASON_CODE_')}` | {comments[name]} |" for name in names)
-    return "\n".join(("| reason | meaning |", "|---|---|", *rows))
-
-
-def with_reasons(document: str) -> str:
-    """The document with its table of reason codes brought up to date.
-
-    Raises:
-        ValueError: The table's markers are missing.
-    """
-    if not _MARKERS.search(document):
-        raise ValueError("the markers of the reason codes are missing")
-    head, tail = _MARKERS.split(document, maxsplit=1)
-    return f"{head}<!-- begin reasons -->\n{reasons_table()}\n<!-- end reasons -->{tail}"
+    return "\n".join((_REASONS_INTRODUCTION, "| reason | meaning |", "|---|---|", *rows, ""))
 
 
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -157,8 +162,5 @@ def _shown(default: object) -> str:
 
 
 if __name__ == "__main__":
-    readme = Path(sys.argv[1] if sys.argv[1:] else "README.md")
-    readme.write_text(with_reasons(readme.read_text()))
-    page = readme.parent / "docs" / "metrics.md"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(metrics_page())
+    (PAGES / "reason-codes.md").write_text(reasons_page())
+    (PAGES / "metrics.md").write_text(metrics_page())

@@ -19,12 +19,13 @@ def demo(
     directory: Directory = None,
     data: Recording = None,
     speed: Speed = None,
-    json: Annotated[Path | None, typer.Option(help="File for the summary.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the summary to this file, as JSON.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write a picture of the last screen to this file, as SVG.")] = None,
 ) -> None:
-    """Run the whole stack, send orders through it, kill a replica halfway, and sum up."""
+    """Run the whole stack on this machine, send orders, kill a replica halfway, and print a summary."""
     from local.demo.demo import run_demo  # noqa: PLC0415
 
-    raise typer.Exit(run_demo(given(dir=directory, data=data, speed=speed), duration, rate, json))
+    raise typer.Exit(run_demo(given(dir=directory, data=data, speed=speed), duration, rate, json, svg))
 
 
 @app.command("canary-demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import statistics
 import time
@@ -20,6 +21,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from feature_cache import features
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
@@ -44,6 +46,7 @@ DEADLINE_SECONDS: Final = 0.2
 _KILL_AT, _RESTART_AT = 0.5, 0.6
 """Parts of the run after which the primary is killed, and started again."""
 _SHOWN_ORDERS: Final = 12
+_PICTURE_COLUMNS: Final = 126
 _DRAIN_SECONDS: Final = 30.0
 _SHOWN_FEATURES: Final = ("spread_bps", "imbalance_l5", "ofi_1s")
 
@@ -131,7 +134,9 @@ class Summary:
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, indent=2)
 
 
-def run_demo(given: Mapping[str, Any], duration_seconds: float, rate: float, json_path: Path | None) -> int:
+def run_demo(
+    given: Mapping[str, Any], duration_seconds: float, rate: float, json_path: Path | None, svg_path: Path | None
+) -> int:
     """Starts the stack, sends orders for a while, kills the primary halfway, and sums up.
 
     Args:
@@ -139,6 +144,7 @@ def run_demo(given: Mapping[str, Any], duration_seconds: float, rate: float, jso
         duration_seconds: How long orders are sent.
         rate: How many a second.
         json_path: Where the summary goes as JSON; None for nowhere.
+        svg_path: Where a picture of the last screen and the summary goes; None for nowhere.
 
     Returns:
         The exit code: 0 when every order was answered and audited, 1 when not or when a part failed, 2 when asked for
@@ -151,10 +157,15 @@ def run_demo(given: Mapping[str, Any], duration_seconds: float, rate: float, jso
             if settings.data is None
             else f"market data: [bold]recorded session {escape(str(settings.data))}[/] at speed {settings.speed}"
         )
-        summary = uvloop.run(_run(stack, duration_seconds, rate, console))
-        console.print(_summary_table(summary))
-        for problem in summary.problems(rate):
-            console.print(f"[red]✗[/] {problem}", highlight=False)
+        summary, last_screen = uvloop.run(_run(stack, duration_seconds, rate, console))
+        verdict = Group(
+            _summary_table(summary), *(Text.from_markup(f"[red]✗[/] {each}") for each in summary.problems(rate))
+        )
+        console.print(verdict, highlight=False)
+        if svg_path is not None:
+            picture = Console(record=True, width=_PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
+            picture.print(last_screen, "", verdict, highlight=False)
+            picture.save_svg(str(svg_path), title="pretrade demo", unique_id="demo")
         if json_path is not None:
             json_path.write_text(summary.as_json() + "\n")
         return OK if summary.sound else FAILED
@@ -162,7 +173,8 @@ def run_demo(given: Mapping[str, Any], duration_seconds: float, rate: float, jso
     return run_with_stack(given, use)
 
 
-async def _run(stack: Stack, duration_seconds: float, rate: float, console: Console) -> Summary:
+async def _run(stack: Stack, duration_seconds: float, rate: float, console: Console) -> tuple[Summary, Group]:
+    """Sends the orders; returns what came of them, and what the screen showed last."""
     endpoints = stack.endpoints
     assert endpoints.decision is not None
     assert endpoints.admin is not None
@@ -183,10 +195,11 @@ async def _run(stack: Stack, duration_seconds: float, rate: float, console: Cons
         await failing
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
+        last_screen = await screen.now()
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     audited = await asyncio.to_thread(_count_audited, endpoints, tally.decision_ids)
-    return _summarise(tally, audited, await asyncio.to_thread(_events_consumed, endpoints))
+    return _summarise(tally, audited, await asyncio.to_thread(_events_consumed, endpoints)), last_screen
 
 
 async def _send_orders(
@@ -270,11 +283,13 @@ class _Screen:
                     printed = line
         with Live(console=self._console, auto_refresh=False) as live:
             while True:
-                status = await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=2.0)
-                live.update(
-                    Group(self._orders(), replica_table(status.replicas), self._line(), *self._events), refresh=True
-                )
+                live.update(await self.now(), refresh=True)
                 await asyncio.sleep(0.25)
+
+    async def now(self) -> Group:
+        """What is to be seen at this moment."""
+        status = await self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=2.0)
+        return Group(self._orders(), replica_table(status.replicas), self._line(), *self._events)
 
     def _orders(self) -> Table:
         columns = ("instrument", "side", "mid", *_SHOWN_FEATURES, "action", "score", "source", "latency")

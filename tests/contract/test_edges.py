@@ -380,6 +380,11 @@ def test_envoy_speaks_json(envoy: Group) -> None:
     assert health.json() == {"status": "SERVING"}
 
 
+@pytest.mark.fault(
+    "E1",
+    "Calls arrive at Envoy beyond the admission limit",
+    "Envoy refuses them with RESOURCE_EXHAUSTED before Python sees them.",
+)
 def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_path: Path) -> None:
     limit = 4
     changes = {

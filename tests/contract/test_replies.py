@@ -84,6 +84,9 @@ def answers(body: bytes) -> list[pb.OrderResult]:
     return found
 
 
+@pytest.mark.fault(
+    "E5", "A caller leaves while its batch is decided", "The audit marks these decisions as not received."
+)
 def test_a_batch_whose_caller_leaves_while_it_is_decided_was_heard_by_nobody(group: Group) -> None:
     before = journalled(group)
     request = pb.DecideBatchRequest(orders=[order(f"left-{number}") for number in range(1_024)])
@@ -100,6 +103,9 @@ def test_a_batch_whose_caller_leaves_while_it_is_decided_was_heard_by_nobody(gro
     assert len(found) < 1_024, "who has left needs no further decisions"
 
 
+@pytest.mark.fault(
+    "E5", "A caller stops reading a stream", "The audit says of each decision whether it was handed to the transport."
+)
 def test_a_stream_that_ends_unread_was_heard_as_far_as_the_transport_took_it(group: Group) -> None:
     decided, most_bytes = _UNREAD[group.env["PRETRADE_GRPC__EDGE"]]
     with Caller(group.decision, window=1_000) as caller:

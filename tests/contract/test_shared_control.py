@@ -262,6 +262,11 @@ async def test_without_redis_the_trading_state_only_grows_stricter(
     assert other.state == "HALTED", "what one server undid for itself does not undo what all were told"
 
 
+@pytest.mark.fault(
+    "B3",
+    "A server with an empty disk starts while Redis is down",
+    "It is HALTED until it has read the shared control state.",
+)
 async def test_a_server_that_never_heard_of_the_others_is_halted_until_it_does(
     start: Start, network: TcpProxy, by_proxy: str, tmp_path: Path
 ) -> None:
@@ -436,6 +441,11 @@ async def test_something_else_at_the_key_changes_nothing_and_is_left_there(
     assert (await start("b")).state == "HALTED"
 
 
+@pytest.mark.fault(
+    "B3",
+    "Redis never answers a change to ACTIVE",
+    "The operator gets CHANGE_IN_DOUBT. The change is audited if it was made.",
+)
 async def test_whoever_relaxes_trading_and_gets_no_answer_is_told_that_nobody_knows_and_it_is_recorded_all_the_same(
     start: Start, network: TcpProxy, by_proxy: str, journal: Journal
 ) -> None:
@@ -551,6 +561,11 @@ async def test_a_change_whose_process_died_with_the_answer_is_recorded_by_anothe
     assert len(changes_in(journal)) == 2, "it is known to be recorded"
 
 
+@pytest.mark.fault(
+    "B3",
+    "Redis fails over and loses a halt that it had acknowledged",
+    "Every server that knew the halt stays HALTED, and one of them writes it to Redis again.",
+)
 async def test_a_halt_that_a_failover_lost_comes_back_from_whoever_knew_it(
     start: Start, tmp_path: Path, journal: Journal
 ) -> None:

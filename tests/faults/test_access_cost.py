@@ -59,7 +59,9 @@ def cpu_seconds(server: SecureServer) -> float:
     return sum(one.user + one.system for one in times)
 
 
-@pytest.mark.fault("F6", "TLS, tokens and certificates on every call", "the server's CPU for a call hardly grows")
+@pytest.mark.fault(
+    "F6", "TLS, tokens and client certificates are used on every call", "The CPU time of a call hardly grows."
+)
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.timeout(300)
 def test_what_credentials_cost(edge: str, tmp_path: Path, seen: Callable[[str], None]) -> None:

@@ -111,7 +111,9 @@ BAD_TOKENS: dict[str, tuple[Callable[[SecureServer], str | None], grpc.StatusCod
 
 
 @pytest.mark.fault(
-    "F6", "21 kinds of bad credentials, both edges", "UNAUTHENTICATED or PERMISSION_DENIED exactly; audited; no secret"
+    "F6",
+    "21 kinds of bad credentials",
+    "Refused with exactly UNAUTHENTICATED or PERMISSION_DENIED. The refusal is audited and shows no secret.",
 )
 def test_the_admin_plane_refuses_bad_credentials(server: SecureServer, seen: Callable[[str], None]) -> None:
     shown: list[str] = []
@@ -137,7 +139,7 @@ def test_the_admin_plane_refuses_bad_credentials(server: SecureServer, seen: Cal
     seen(f"{len(BAD_TOKENS)} kinds refused, each with its status, each in the audit")
 
 
-@pytest.mark.fault("F6", "good tokens of each role", "each may do what its role may, and no more")
+@pytest.mark.fault("F6", "Valid tokens of every role", "Each caller may do what its role allows, and nothing more.")
 def test_each_role_may_do_what_it_may(server: SecureServer, seen: Callable[[str], None]) -> None:
     tokens = {role: server.token(role) for role in ("trader", "viewer", "operator", "admin")}
     with server.channel(server.admin) as admin, server.channel(server.decision) as decision:
@@ -167,7 +169,11 @@ def test_a_change_has_its_author_from_the_token(server: SecureServer) -> None:
     assert "bob" not in authors()
 
 
-@pytest.mark.fault("F6", "keys replaced; a jti and a caller revoked", "in force within a second; the others go on")
+@pytest.mark.fault(
+    "F6",
+    "The issuer's keys are replaced; a token and a caller are revoked",
+    "It takes effect within a second. Other callers notice nothing.",
+)
 def test_keys_and_revocations_are_taken_over(server: SecureServer, seen: Callable[[str], None]) -> None:
     old, gone = server.token("viewer"), server.token("viewer", jti="stolen")
     banned = server.token("viewer", sub="mallory")

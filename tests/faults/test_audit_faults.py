@@ -223,7 +223,9 @@ def slow_to_commit(product: Product) -> Iterator[None]:
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "D1", "PostgreSQL killed, frozen, out of connections, its commits hang", "no decision differs; drains in order"
+    "D1",
+    "PostgreSQL is killed, frozen or out of connections, or its commits hang",
+    "No decision changes. The journal keeps the rows and ships them in order later.",
 )
 def test_a_database_in_trouble_costs_no_decision_and_gets_every_row_once(
     own_database: Product, seen: Callable[[str], None]
@@ -250,7 +252,11 @@ def drain_behind(product: Product) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.fault("D1", "PostgreSQL down for 5 minutes under load", "p99 as without; none lost; drained in order")
+@pytest.mark.fault(
+    "D1",
+    "PostgreSQL is down for five minutes under load",
+    "The p99 latency stays the same. No row is lost, and all are shipped in order later.",
+)
 def test_five_minutes_without_the_database_slow_no_decision_down(
     own_database: Product, seen: Callable[[str], None]
 ) -> None:
@@ -311,7 +317,11 @@ def kill_again_and_again(product: Product, times: int, seed: int, seen: Callable
     seen(f"seed {seed}: {len(load.decisions)} decisions received, {rows} audited, each once; chains verify")
 
 
-@pytest.mark.fault("D2", "server killed with -9 five times under load", "every decision received is audited once")
+@pytest.mark.fault(
+    "D2",
+    "The server is killed with SIGKILL five times under load",
+    "Every decision that a caller received is in the audit exactly once.",
+)
 def test_a_server_killed_five_times_has_audited_every_decision_that_a_client_received(
     own_database: Product, seed: int, seen: Callable[[str], None]
 ) -> None:
@@ -320,7 +330,11 @@ def test_a_server_killed_five_times_has_audited_every_decision_that_a_client_rec
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.fault("D2", "server killed with -9 fifty times under load", "every decision received is audited once")
+@pytest.mark.fault(
+    "D2",
+    "The server is killed with SIGKILL fifty times under load",
+    "Every decision that a caller received is in the audit exactly once.",
+)
 def test_a_server_killed_fifty_times_has_audited_every_decision_that_a_client_received(
     own_database: Product, seed: int, seen: Callable[[str], None]
 ) -> None:
@@ -408,7 +422,11 @@ def assert_abstains_until_healed(
     seen(f"{why.split('.')[0][:60]}: {len(refused)} refused, TRADE again after {seconds:.1f} s")
 
 
-@pytest.mark.fault("D3", "the journal's disk is full", "ABSTAIN, not ready; recovers when there is space")
+@pytest.mark.fault(
+    "D3",
+    "The disk of the audit journal is full",
+    "ABSTAIN, and health is NOT_SERVING. The server recovers when the disk has space.",
+)
 def test_a_full_disk_abstains_until_there_is_space(
     small_disk: Path, redis_url: str, database_url: str, seen: Callable[[str], None]
 ) -> None:
@@ -423,12 +441,20 @@ def test_a_full_disk_abstains_until_there_is_space(
         pytest.param(
             "fdatasync",
             "EIO",
-            marks=pytest.mark.fault("D3", "fdatasync of the journal: EIO", "ABSTAIN, not ready, sticky; recovers"),
+            marks=pytest.mark.fault(
+                "D3",
+                "Syncing the journal fails (`fdatasync`: EIO)",
+                "ABSTAIN, and health is NOT_SERVING until a whole rewrite of the log succeeds.",
+            ),
         ),
         pytest.param(
             "pwrite64",
             "EROFS",
-            marks=pytest.mark.fault("D3", "the journal is read-only: EROFS", "ABSTAIN, not ready; recovers"),
+            marks=pytest.mark.fault(
+                "D3",
+                "The journal's file system becomes read-only (EROFS)",
+                "ABSTAIN, and health is NOT_SERVING. The server recovers when it can write.",
+            ),
         ),
     ],
 )
@@ -439,7 +465,11 @@ def test_a_disk_that_fails_abstains_until_it_works(
         assert_abstains_until_healed(product, injecting(product, calls, error), seen)
 
 
-@pytest.mark.fault("D3", "unshipped rows fill what they may, PostgreSQL frozen", "ABSTAIN, not ready; recovers")
+@pytest.mark.fault(
+    "D3",
+    "PostgreSQL is frozen until the journal reaches its size limit",
+    "ABSTAIN, and health is NOT_SERVING. The server recovers when the database takes rows again.",
+)
 def test_a_journal_that_nobody_empties_abstains_rather_than_lose_a_row(
     tmp_path: Path, redis_url: str, seen: Callable[[str], None]
 ) -> None:
@@ -447,7 +477,9 @@ def test_a_journal_that_nobody_empties_abstains_rather_than_lose_a_row(
         assert_abstains_until_healed(product, frozen(product), seen)
 
 
-@pytest.mark.fault("D6", "a bit of the newest rows flips on disk", "the start is refused, with the position")
+@pytest.mark.fault(
+    "D6", "A bit of the newest journal rows flips on disk", "The server refuses to start and names the changed row."
+)
 def test_a_server_refuses_to_start_on_a_journal_that_was_changed(
     tmp_path: Path, redis_url: str, database_url: str, seen: Callable[[str], None]
 ) -> None:

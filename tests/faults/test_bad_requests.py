@@ -63,7 +63,11 @@ def decision(reply: Reply) -> pb.Decision:
     return pb.DecideResponse.FromString(reply.body[5:]).decision
 
 
-@pytest.mark.fault("E3", "deadline 0 or, of the order itself, 1 ns", "DEADLINE_EXCEEDED, no model call, counted")
+@pytest.mark.fault(
+    "E3",
+    "The deadline is 0, or the order's own timeout is 1 ns",
+    "DEADLINE_EXCEEDED without a model call; it is counted.",
+)
 def test_an_order_whose_deadline_has_passed_costs_no_model_call(
     product: Product, address: str, seen: Callable[[str], None]
 ) -> None:
@@ -81,7 +85,9 @@ def test_an_order_whose_deadline_has_passed_costs_no_model_call(
     assert counted >= 5
 
 
-@pytest.mark.fault("E3", "deadline 1 ms, 1 µs, 1 ns", "an answer in time or DEADLINE_EXCEEDED, never a late answer")
+@pytest.mark.fault(
+    "E3", "The deadline is 1 ms, 1 µs or 1 ns", "An answer in time or DEADLINE_EXCEEDED, never a late answer."
+)
 def test_a_millisecond_gets_an_answer_in_time_or_none(
     product: Product, address: str, seen: Callable[[str], None]
 ) -> None:
@@ -96,7 +102,9 @@ def test_a_millisecond_gets_an_answer_in_time_or_none(
     seen(f"{answers} of 60 answered in time, the others DEADLINE_EXCEEDED; gRPC rounds 1 ns up to 1 ms")
 
 
-@pytest.mark.fault("E3", "no deadline, 1 year, 11,000 years", "the server's cap applies")
+@pytest.mark.fault(
+    "E3", "The caller sets no deadline, or one of a year or of 11,000 years", "The server's own cap applies."
+)
 def test_without_a_deadline_or_with_a_distant_one_the_cap_applies(product: Product, address: str) -> None:
     for extra in ([], [("grpc-timeout", "8760H")], [("grpc-timeout", "99999999H")], [("grpc-timeout", "9" * 99 + "S")]):
         reply = call(address, framed(request(product)), extra=extra)
@@ -104,7 +112,9 @@ def test_without_a_deadline_or_with_a_distant_one_the_cap_applies(product: Produ
         assert decision(reply).budget.allowed_us == pytest.approx(1e6 * CAP_SECONDS, abs=1)
 
 
-@pytest.mark.fault("E3", "malformed grpc-timeout", "refused by the transport, nobody else affected")
+@pytest.mark.fault(
+    "E3", "The header `grpc-timeout` is malformed", "The transport refuses the call. Other callers are not affected."
+)
 def test_a_malformed_timeout_is_refused(
     product: Product, address: str, bystanders: Load, seen: Callable[[str], None]
 ) -> None:
@@ -114,7 +124,9 @@ def test_a_malformed_timeout_is_refused(
     seen("INTERNAL, said by the gRPC library before our code sees the call")
 
 
-@pytest.mark.fault("E4", "broken, oversize and senseless requests", "the exact status each, no internals")
+@pytest.mark.fault(
+    "E4", "A request is broken, too large or makes no sense", "Each gets its exact status, and no internals are shown."
+)
 def test_every_broken_request_gets_its_status(
     product: Product, address: str, bystanders: Load, seen: Callable[[str], None]
 ) -> None:
@@ -145,7 +157,11 @@ def test_every_broken_request_gets_its_status(
     seen(f"{len(cases)} kinds, each its status; both bystanders answered throughout")
 
 
-@pytest.mark.fault("E4", "unknown and repeated fields, gzip", "decided: the last value of a field counts")
+@pytest.mark.fault(
+    "E4",
+    "A request has unknown or repeated fields, or is compressed with gzip",
+    "It is decided. The last value of a repeated field counts, as protobuf prescribes.",
+)
 def test_what_protobuf_allows_is_decided(product: Product, address: str) -> None:
     good = request(product)
     unknown = good + b"\xfa\x7f\x05hello"
@@ -157,7 +173,7 @@ def test_what_protobuf_allows_is_decided(product: Product, address: str) -> None
     assert decision(call(address, framed(repeated))).order_ref == "the second"
 
 
-@pytest.mark.fault("E4", "a request that never ends", "DEADLINE_EXCEEDED after the time allowed to send it")
+@pytest.mark.fault("E4", "A request never ends", "DEADLINE_EXCEEDED after the time that is allowed for sending it.")
 def test_a_request_that_never_ends_does_not_hang_for_ever(
     product: Product, address: str, bystanders: Load, seen: Callable[[str], None]
 ) -> None:
@@ -176,7 +192,11 @@ def test_a_request_that_never_ends_does_not_hang_for_ever(
     assert product.metric("pretrade_errors_total", reason="REQUEST_TOO_SLOW") == before + 2
 
 
-@pytest.mark.fault("E4", "garbage inside a stream", "INVALID_ARGUMENT after the answers to the orders before it")
+@pytest.mark.fault(
+    "E4",
+    "A stream sends garbage after valid orders",
+    "The valid orders are answered, then the stream ends with INVALID_ARGUMENT.",
+)
 def test_garbage_ends_a_stream_after_the_answers_due(product: Product, address: str, bystanders: Load) -> None:
     sound = framed(pb.DecideStreamRequest(order=product.order(order_ref="before")).SerializeToString())
     with Caller(address) as caller:
@@ -187,7 +207,9 @@ def test_garbage_ends_a_stream_after_the_answers_due(product: Product, address: 
     assert pb.DecideStreamResponse.FromString(reply.body[5:]).result.order_ref == "before"
 
 
-@pytest.mark.fault("E4", "bytes that are not HTTP/2", "the connection is closed, nobody else affected")
+@pytest.mark.fault(
+    "E4", "A client sends bytes that are not HTTP/2", "The connection is closed. Other callers are not affected."
+)
 def test_a_connection_that_does_not_speak_http2_is_closed(product: Product, address: str, bystanders: Load) -> None:
     other = b"GET / HTTP/1.1\r\n\r\n" if EDGE == "grpcio" else b"GET /\r\n\r\n"  # Envoy speaks HTTP/1.1 as well
     for garbage in (other, b"\x16\x03\x01\x02\x00\x01" * 40, b"\x00" * 500):

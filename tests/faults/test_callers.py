@@ -97,7 +97,11 @@ def reason(error: Any) -> str:
     return str(info.reason)
 
 
-@pytest.mark.fault("F6", "open streams: token expires, is revoked, caller denied, role lost", "each ends in seconds")
+@pytest.mark.fault(
+    "F6",
+    "On an open stream the token expires or is revoked, or its caller loses its role or is denied",
+    "The stream ends within seconds.",
+)
 def test_an_open_stream_is_as_good_as_its_callers_credentials(
     server: SecureServer, seen: Callable[[str], None]
 ) -> None:
@@ -163,7 +167,11 @@ def _open_ended(requests: Iterator[pb.DecideStreamRequest]) -> Iterator[pb.Decid
     time.sleep(_BOUND_SECONDS)  # keeps the stream open, in the caller's own thread
 
 
-@pytest.mark.fault("F6", "orders of strategies that are another caller's", "PERMISSION_DENIED, order by order; audited")
+@pytest.mark.fault(
+    "F6",
+    "A caller sends orders of a strategy that belongs to another caller",
+    "PERMISSION_DENIED for these orders only; the refusal is audited.",
+)
 def test_strategies_are_bound_to_callers(server: SecureServer, seen: Callable[[str], None]) -> None:
     policy(server, strategies={"sub:eu": ["twap-*", "close"], "claim:desk": "vwap"}, roles={"claim:desk": "trader"})
     token = server.token("trader", sub="eu", roles=["trader", "desk"])
@@ -262,7 +270,9 @@ def test_an_outcome_is_its_callers_report(server: SecureServer) -> None:
         assert sorted(outcome.reporter for outcome in found.outcomes) == ["ems-1", "mallory"]
 
 
-@pytest.mark.fault("F6", "open streams: client certificate expires or is revoked", "each ends in seconds")
+@pytest.mark.fault(
+    "F6", "On an open stream the client certificate expires or is revoked", "The stream ends within seconds."
+)
 @pytest.mark.parametrize("edge", EDGES)
 def test_a_stream_ends_with_its_client_certificate(edge: str, tmp_path: Path, seen: Callable[[str], None]) -> None:
     server = SecureServer(tmp_path, "certificate")

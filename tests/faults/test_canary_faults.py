@@ -54,7 +54,9 @@ def open_canary(open_rig: OpenRig, stack: Stack) -> tuple[Rig, str]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.fault(
-    "A15", "a canary that gets every order fails", "every order is answered in time; rolled back <= 10 s"
+    "A15",
+    "A canary fails while it gets every order",
+    "Every order is answered in time. The canary is rolled back within 10 s.",
 )
 def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(
     fault: str, open_rig: OpenRig, replica_stack: Stack, seen: Seen, figure: Figure
@@ -85,7 +87,11 @@ def test_a_canary_in_trouble_is_rolled_back_and_no_order_is_late(
     assert version == ended.model_version
 
 
-@pytest.mark.fault("A15", "a late canary on a server of two processes", "whichever finds it ends it for both")
+@pytest.mark.fault(
+    "A15",
+    "A canary is slow on a server with two processes",
+    "The first process that detects it rolls the canary back for both.",
+)
 def test_one_process_ends_a_canary_for_all(product: Product, tmp_path: Path, seen: Seen) -> None:
     endpoints = product.stack.endpoints
     registry = Registry(Path(str(endpoints.model_store)))

@@ -64,7 +64,11 @@ def served_serial(server: SecureServer, address: str) -> int:
         return x509.load_der_x509_certificate(der).serial_number
 
 
-@pytest.mark.fault("F5", "server certificate replaced 5 times under load", "new handshakes get it; no call fails")
+@pytest.mark.fault(
+    "F5",
+    "The server certificate is replaced five times under load",
+    "New connections get the new certificate. No call fails.",
+)
 def test_a_certificate_is_replaced_under_load(server: SecureServer, seen: Callable[[str], None]) -> None:
     trader = server.authority.certify("trader")
     errors: list[str] = []
@@ -115,7 +119,9 @@ def test_a_certificate_is_replaced_under_load(server: SecureServer, seen: Callab
 
 
 @pytest.mark.fault(
-    "F5", "certificate expired, of another key, half written, gone", "the last one stays; counted, logged, unhealthy"
+    "F5",
+    "A new certificate is expired, half written, missing, or does not fit its key",
+    "The last good one stays in use. The failure is counted and logged, and the component is unhealthy.",
 )
 def test_a_certificate_that_is_no_good_is_not_taken(server: SecureServer, seen: Callable[[str], None]) -> None:
     sound = pair(server)
@@ -158,7 +164,9 @@ def test_a_certificate_that_is_no_good_is_not_taken(server: SecureServer, seen: 
 
 
 @pytest.mark.fault(
-    "F5", "client without certificate, of another authority, expired", "no connection; audited by nobody"
+    "F5",
+    "A client has no certificate, an expired one, or one of another authority",
+    "The connection is refused. No call reaches the server, so the audit has no row.",
 )
 def test_a_client_that_nobody_vouches_for_does_not_get_in(server: SecureServer, seen: Callable[[str], None]) -> None:
     stranger = TrialAuthority("somebody else")
@@ -181,7 +189,11 @@ def test_a_client_that_nobody_vouches_for_does_not_get_in(server: SecureServer, 
     seen("3 kinds of clients on 2 ports: UNAVAILABLE in the handshake")
 
 
-@pytest.mark.fault("F5", "client certificate revoked", "UNAUTHENTICATED at once, also as connected; others go on")
+@pytest.mark.fault(
+    "F5",
+    "A client certificate is revoked",
+    "UNAUTHENTICATED at once, on open connections too. Other clients are not affected.",
+)
 def test_a_revoked_client_does_not_get_in(server: SecureServer, seen: Callable[[str], None]) -> None:
     stolen, other = server.authority.certify("operator"), server.authority.certify("operator")
     with contextlib.ExitStack() as stack:
@@ -210,7 +222,7 @@ def test_a_revoked_client_does_not_get_in(server: SecureServer, seen: Callable[[
     seen(f"refused on the open connection after {took:.2f} s")
 
 
-@pytest.mark.fault("F5", "revocation list of another authority", "the last one stays")
+@pytest.mark.fault("F5", "The revocation list comes from another authority", "The last good list stays in use.")
 def test_a_revocation_list_of_somebody_else_is_not_taken(server: SecureServer) -> None:
     failures = server.metric("pretrade_credentials_failures_total", file="certificates")
     write_private(server.path("crl.pem"), TrialAuthority("pretrade trial").revoking(()).decode())

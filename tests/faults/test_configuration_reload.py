@@ -56,7 +56,9 @@ def replace(path: Path, content: str) -> None:
 @pytest.mark.stack
 @pytest.mark.long
 @pytest.mark.fault(
-    "F4", "the configuration file broken in nine ways, then sound", "the old one stays whole; then new for all calls"
+    "F4",
+    "The configuration file is broken in nine ways at a reload, then repaired",
+    "The old configuration stays in force as a whole, until the repaired one replaces it for all calls.",
 )
 def test_a_broken_file_changes_nothing_and_a_sound_one_holds_in_every_process(
     tmp_path: Path, seen: Callable[[str], None]

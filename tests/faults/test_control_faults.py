@@ -68,8 +68,8 @@ class Server:
 @pytest.mark.long
 @pytest.mark.fault(
     "B1",
-    "Redis killed, HALTED set on one of two servers, Redis back without its data",
-    "no failed call; the others say they may be out of date; all HALTED once Redis is back",
+    "Redis is killed, one of two servers is halted, and Redis comes back empty",
+    "No call fails. The other server marks its decisions CONTROL_STALE, and all servers are HALTED once Redis is back.",
 )
 def test_two_servers_of_two_processes_obey_one_control_state_whatever_becomes_of_redis(
     tmp_path: Path, seen: Callable[[str], None]

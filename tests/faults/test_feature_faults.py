@@ -61,8 +61,8 @@ async def slowest_get_seconds(cache: FeatureCache, until_: Callable[[], bool]) -
 @pytest.mark.long
 @pytest.mark.fault(
     "B1",
-    "Redis killed, then frozen (SIGSTOP), below worker and copy",
-    "reads never wait, vectors serve until their TTL, then they are missing; the worker is not ready; both recover",
+    "Redis is killed, or frozen with SIGSTOP",
+    "No read waits. Vectors serve until their TTL, then they are missing. The worker is not ready. Both recover.",
 )
 async def test_redis_killed_or_frozen_costs_no_read_any_time_and_everybody_comes_back(
     stack: Stack, seen: Seen, figure: Figure
@@ -85,7 +85,11 @@ async def test_redis_killed_or_frozen_costs_no_read_any_time_and_everybody_comes
             await until_health(stack, lambda said: said == "ok")
 
 
-@pytest.mark.fault("B1", "Redis black-holed for the copy", "as killed: found by timeouts, vectors until their TTL")
+@pytest.mark.fault(
+    "B1",
+    "The network between a server and Redis swallows all packets",
+    "The server's timeouts detect it. Feature vectors serve until their TTL.",
+)
 async def test_a_black_holed_redis_is_found_out_and_left(stack: Stack, seen: Seen, figure: Figure) -> None:
     with TcpProxy(":".join(host_and_port(url(stack)))) as network:
         async with copy_of(through(url(stack), network.address), NAMES) as cache:
@@ -122,7 +126,9 @@ REFUSALS: Final[dict[str, tuple[Act, Act, str]]] = {
 
 
 @pytest.mark.fault(
-    "B2", "Redis refuses: OOM, READONLY, NOAUTH", "named by the worker's health; nothing crashes; refilled"
+    "B2",
+    "Redis refuses writes: OOM, READONLY or NOAUTH",
+    "The worker's health names the error. Nothing crashes, and Redis is refilled once it accepts writes.",
 )
 async def test_a_redis_that_refuses_is_named_and_refilled_once_it_accepts(stack: Stack, seen: Seen) -> None:
     pid = stack["worker"].pid
@@ -141,7 +147,9 @@ async def test_a_redis_that_refuses_is_named_and_refilled_once_it_accepts(stack:
 
 
 @pytest.mark.long
-@pytest.mark.fault("B2", "Redis is LOADING its data", "as a Redis that is away; back once it has loaded")
+@pytest.mark.fault(
+    "B2", "Redis is loading its data (LOADING)", "The servers treat Redis as unavailable until it has loaded."
+)
 async def test_a_redis_that_is_loading_is_waited_for(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory, seen: Seen
 ) -> None:
@@ -168,8 +176,8 @@ async def test_a_redis_that_is_loading_is_waited_for(
 
 @pytest.mark.fault(
     "B2",
-    "FLUSHALL, a key evicted, of another type, or garbage",
-    "the copy keeps what it has, counts garbage; the worker's next write refills the key",
+    "A feature key in Redis is flushed, evicted, of another type or garbage",
+    "The server keeps its last copy and counts the garbage. The worker's next write refills the key.",
 )
 async def test_keys_that_vanish_or_are_spoilt_are_refilled(stack: Stack, seen: Seen) -> None:
     key = key_of(NAMES[0])
@@ -195,8 +203,8 @@ async def test_keys_that_vanish_or_are_spoilt_are_refilled(stack: Stack, seen: S
 @pytest.mark.long
 @pytest.mark.fault(
     "C1",
-    "broker killed and restarted with an empty log, then frozen",
-    "the worker is not ready, idles, joins again by itself and serves known books",
+    "The broker is killed and restarted with an empty log, then frozen",
+    "The worker is not ready and idles. It rejoins without help and serves known books again.",
 )
 async def test_a_broker_that_goes_away_is_waited_for_without_a_busy_loop(stack: Stack, seen: Seen) -> None:
     broker = stack["broker"]

@@ -191,7 +191,11 @@ async def unknown_until_a_fresh_snapshot(
     seen(f"unknown after {1000 * seconds:.0f} ms, reason '{reason}', 1 counted, 1 log line, not ready; then valid")
 
 
-@pytest.mark.fault("C4", "an update is lost", "unknown until a fresh snapshot; counted, logged once, in the status")
+@pytest.mark.fault(
+    "C4",
+    "A market update is lost",
+    "The book is unknown until a fresh snapshot: counted, logged once and shown in the status. Orders get ABSTAIN.",
+)
 @pytest.mark.parametrize("instrument", ["GAP.SIM"], indirect=True)
 async def test_a_gap_makes_the_book_unknown(instrument: Instrument, seen: Seen) -> None:
     events = market("GAP.SIM", 3)
@@ -209,7 +213,7 @@ async def test_a_gap_makes_the_book_unknown(instrument: Instrument, seen: Seen) 
     )
 
 
-@pytest.mark.fault("C4", "the feed says it lost continuity", "as for a gap")
+@pytest.mark.fault("C4", "The feed reports that it lost continuity", "The book is unknown until a fresh snapshot.")
 @pytest.mark.parametrize("instrument", ["RESET.SIM"], indirect=True)
 async def test_a_reset_makes_the_book_unknown(instrument: Instrument, seen: Seen) -> None:
     events = market("RESET.SIM", 3)
@@ -232,7 +236,9 @@ async def test_a_reset_makes_the_book_unknown(instrument: Instrument, seen: Seen
     )
 
 
-@pytest.mark.fault("C4", "an update crosses the book", "as for a gap")
+@pytest.mark.fault(
+    "C4", "An update crosses the book (best bid at or above best ask)", "The book is unknown until a fresh snapshot."
+)
 @pytest.mark.parametrize("instrument", ["CROSSED.SIM"], indirect=True)
 async def test_a_crossed_book_is_unknown(instrument: Instrument, seen: Seen) -> None:
     events = market("CROSSED.SIM", 3)
@@ -263,7 +269,11 @@ async def test_a_crossed_book_is_unknown(instrument: Instrument, seen: Seen) -> 
     )
 
 
-@pytest.mark.fault("C4", "event time runs back by a minute", "as for a gap; the windows begin anew")
+@pytest.mark.fault(
+    "C4",
+    "Event time runs back by a minute",
+    "The book is unknown until a fresh snapshot, and the time windows start again.",
+)
 @pytest.mark.parametrize("instrument", ["BACK.SIM"], indirect=True)
 async def test_time_that_runs_back_makes_the_book_unknown(instrument: Instrument, seen: Seen) -> None:
     events = market("BACK.SIM", 3)
@@ -285,7 +295,7 @@ async def test_time_that_runs_back_makes_the_book_unknown(instrument: Instrument
 
 
 @pytest.mark.fault(
-    "C4", "a checksum fails at a live feed", "as for a gap, and the feed fetches the fresh snapshot itself"
+    "C4", "A live feed's checksum does not match", "The book is unknown, and the feed fetches a fresh snapshot."
 )
 @pytest.mark.parametrize("instrument", [BTC], indirect=True)
 async def test_a_failed_checksum_makes_the_book_unknown_until_the_feed_has_a_fresh_one(
@@ -317,7 +327,11 @@ async def test_a_failed_checksum_makes_the_book_unknown_until_the_feed_has_a_fre
             await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.mark.fault("C4", "an event an hour in the future", "counts as at most a second ahead; the book stays valid")
+@pytest.mark.fault(
+    "C4",
+    "An event carries a time one hour in the future",
+    "It counts as at most one second ahead. The book stays valid.",
+)
 @pytest.mark.parametrize("instrument", ["AHEAD.SIM"], indirect=True)
 async def test_an_event_from_the_future_is_clamped(instrument: Instrument, seen: Seen) -> None:
     events = market("AHEAD.SIM", 3)
@@ -332,7 +346,11 @@ async def test_an_event_from_the_future_is_clamped(instrument: Instrument, seen:
     seen(f"1 counted, newest event {(newest(instrument) - last) / 1e9:.2f} s ahead of the feed, book valid")
 
 
-@pytest.mark.fault("C4", "duplicates and old updates", "dropped and counted; the book is as without them")
+@pytest.mark.fault(
+    "C4",
+    "The feed repeats updates or sends old ones",
+    "They are dropped and counted. The book is the same as without them.",
+)
 @pytest.mark.parametrize("instrument", ["TWICE.SIM"], indirect=True)
 async def test_duplicates_and_older_events_are_dropped(instrument: Instrument, seen: Seen) -> None:
     events = market("TWICE.SIM", 3)
@@ -347,7 +365,9 @@ async def test_duplicates_and_older_events_are_dropped(instrument: Instrument, s
 
 
 @pytest.mark.fault(
-    "C4", "a feed is stopped on purpose", "the book is known closed: undecidable, but the worker is ready"
+    "C4",
+    "A feed is stopped on purpose",
+    "The book is known to be closed: orders get ABSTAIN, but the worker stays ready.",
 )
 @pytest.mark.parametrize("instrument", ["CLOSED.SIM"], indirect=True)
 async def test_a_closed_feed_is_no_reason_not_to_be_ready(instrument: Instrument, seen: Seen) -> None:

@@ -78,7 +78,9 @@ def disk(path: Path) -> Iterator[Path]:
 @pytest.mark.stack
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 @pytest.mark.fault(
-    "G4", "watchers of health, a stream and a scraper that read nothing (zero window)", "everybody else: truth <= 1 s"
+    "G4",
+    "Health watchers, a stream and a scraper stop reading",
+    "Every other health watcher gets the true state within one second.",
 )
 def test_a_watcher_that_does_not_read_keeps_the_truth_from_nobody_else(tmp_path: Path, edge: str, seen: Seen) -> None:
     with ExitStack() as stack:

@@ -51,7 +51,9 @@ def server(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs cc, for a wall clock that can be moved")
-@pytest.mark.fault("F1", "the wall clock jumps by +1 h, then by -2 h", "answers, deadlines and breakers as before")
+@pytest.mark.fault(
+    "F1", "The wall clock jumps one hour ahead, then two hours back", "Answers, deadlines and breakers work as before."
+)
 def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: Path, seen: Seen) -> None:
     library, clock = tmp_path / "wall_clock.so", tmp_path / "clock"
     # libfaketime does the same and more, and hangs in Envoy, whose allocator is its own.
@@ -118,7 +120,7 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
     seen(f"audit: wall clocks {max(walls) - min(walls)} s apart, monotonic ones {spread:.0f} s")
 
 
-@pytest.mark.fault("F2", "the server stands still for 500 ms, three times", "no breaker opens; stalls are counted")
+@pytest.mark.fault("F2", "The server gets no CPU for 500 ms, three times", "No breaker opens. Stalls are counted.")
 def test_a_standstill_of_the_server_opens_no_breaker(product: Product, seen: Seen) -> None:
     process = deciding(product.stack["server"].pid)
     opened = {name: transitions(product, name) for name in ("primary", "secondary", "challenger")}
@@ -145,7 +147,7 @@ def transitions(product: Product, replica: str) -> float:
     return product.metric("pretrade_breaker_transitions_total", replica=replica, state="open")
 
 
-@pytest.mark.fault("F2", "every core is taken by others for 3 s", "no breaker opens; every call is answered")
+@pytest.mark.fault("F2", "Other processes take every core for 3 s", "No breaker opens. Every call is answered.")
 def test_others_who_take_every_core_open_no_breaker(product: Product, seen: Seen) -> None:
     opened = {name: transitions(product, name) for name in ("primary", "secondary")}
     hog = [sys.executable, "-c", "while True: pass"]
@@ -169,7 +171,11 @@ def test_others_who_take_every_core_open_no_breaker(product: Product, seen: Seen
 
 
 @pytest.mark.long
-@pytest.mark.fault("F7", "the replica's name loses its address, then gets another", "reconnected; no call fails")
+@pytest.mark.fault(
+    "F7",
+    "A replica's host name stops resolving, then resolves to another address",
+    "The server reconnects. No call fails.",
+)
 def test_a_replica_that_moves_is_found_again(product: Product, tmp_path: Path, seen: Seen) -> None:
     primary = str(product.stack.endpoints.primary)
     with NameServer("127.0.0.2") as names, ExitStack() as old, ExitStack() as new:

@@ -55,7 +55,11 @@ def unharmed(rig: Rig, seen: Seen, growth_bytes: int, refused: float = 0.0) -> I
     seen(rig.check())
 
 
-@pytest.mark.fault("E2", "a stream and 500 calls whose answers are never read", "memory bounded, others unaffected")
+@pytest.mark.fault(
+    "E2",
+    "A caller never reads the answers of a stream and of 500 calls",
+    "Memory is bounded. Other callers are not affected.",
+)
 def test_answers_that_nobody_reads_fill_no_memory(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED)
     with (
@@ -88,7 +92,7 @@ def test_answers_that_nobody_reads_fill_no_memory(open_rig: OpenRig, seen: Seen)
         assert decided < (256 + 500 if EDGE == "grpcio" else 5_000) + len(rig.calls())
 
 
-@pytest.mark.fault("E2", "1,000 idle connections", "memory bounded, others unaffected")
+@pytest.mark.fault("E2", "1,000 connections stay idle", "Memory is bounded. Other callers are not affected.")
 def test_a_thousand_idle_connections_cost_little(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED)
     with unharmed(rig, seen, 64 * MEGABYTE), ExitStack() as opened:
@@ -101,7 +105,11 @@ def test_a_thousand_idle_connections_cost_little(open_rig: OpenRig, seen: Seen) 
         assert rig.server.decide().source == pb.SOURCE_PRIMARY
 
 
-@pytest.mark.fault("E2", "200 connections that send their first bytes slowly", "closed in time, others unaffected")
+@pytest.mark.fault(
+    "E2",
+    "200 connections send their first bytes very slowly",
+    "They are closed in time. Other callers are not affected.",
+)
 def test_connections_that_never_say_hello_are_closed(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED | {"GRPC__HANDSHAKE_SECONDS": str(HANDSHAKE_SECONDS)})
     with unharmed(rig, seen, 32 * MEGABYTE), ExitStack() as opened:
@@ -119,7 +127,11 @@ def test_connections_that_never_say_hello_are_closed(open_rig: OpenRig, seen: Se
         seen(f"all closed after {time.monotonic() - started:.1f} s of the {HANDSHAKE_SECONDS:.0f} s allowed")
 
 
-@pytest.mark.fault("E2", "a flood of pings", "GOAWAY too_many_pings, others unaffected")
+@pytest.mark.fault(
+    "E2",
+    "A client floods a connection with pings",
+    "The connection ends with GOAWAY too_many_pings. Other callers are not affected.",
+)
 def test_a_flood_of_pings_ends_the_connection(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED)
     with unharmed(rig, seen, 32 * MEGABYTE), Caller(rig.server.address) as caller:
@@ -140,7 +152,11 @@ def test_a_flood_of_pings_ends_the_connection(open_rig: OpenRig, seen: Seen) -> 
 
 
 @pytest.mark.long  # a flood: what it leaves to others depends on what else runs
-@pytest.mark.fault("E2", "20,000 rapid resets (CVE-2023-44487)", "memory bounded; others answered, or refused at once")
+@pytest.mark.fault(
+    "E2",
+    "A client sends 20,000 rapid resets (CVE-2023-44487)",
+    "Memory is bounded. Other callers are answered or refused at once.",
+)
 def test_streams_that_are_reset_at_once_harm_nobody(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(AS_SHIPPED)
     message = framed(pb.DecideRequest(order=order("reset")).SerializeToString())

@@ -90,7 +90,11 @@ def told(events: list[str]) -> str:
     return f"{acknowledged} acknowledged and there, {refused} refused"
 
 
-@pytest.mark.fault("D2", "kill -9 of a busy journal's process, ten times", "every acknowledged row is there, once")
+@pytest.mark.fault(
+    "D2",
+    "The process of a busy journal is killed with SIGKILL ten times",
+    "Every acknowledged row is in the journal exactly once.",
+)
 def test_every_acknowledged_decision_survives_kill_9_at_any_instant(
     tmp_path: Path, seed: int, seen: Callable[[str], None]
 ) -> None:
@@ -145,7 +149,11 @@ def small_volume(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", volume], check=True)
 
 
-@pytest.mark.fault("D3", "the journal fills its own volume, three times", "refused; takes rows when some are shipped")
+@pytest.mark.fault(
+    "D3",
+    "The journal fills its own volume, three times",
+    "New rows are refused (ABSTAIN) until some rows have been shipped.",
+)
 async def test_a_journal_that_fills_its_volume_heals_when_rows_are_shipped(
     small_volume: Path, seen: Callable[[str], None]
 ) -> None:
@@ -168,7 +176,11 @@ async def test_a_journal_that_fills_its_volume_heals_when_rows_are_shipped(
         seen(f"{journal.position} rows, {left / 2**20:.1f} of 8 MiB left when full; durable again after each trim")
 
 
-@pytest.mark.fault("D3", "files may not grow (RLIMIT_FSIZE)", "refused, then durable again; no row told wrongly")
+@pytest.mark.fault(
+    "D3",
+    "Files may not grow any more (RLIMIT_FSIZE)",
+    "Rows are refused, and durable again later. No row is reported wrongly.",
+)
 def test_files_that_may_not_grow_refuse_decisions_until_they_may(tmp_path: Path, seen: Callable[[str], None]) -> None:
     """Needs no rights, other than a full disk."""
     path = tmp_path / "journal.db"
@@ -179,7 +191,7 @@ def test_files_that_may_not_grow_refuse_decisions_until_they_may(tmp_path: Path,
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to inject the error")
-@pytest.mark.fault("D3", "fdatasync fails eleven times (strace)", "no failed sync is taken for a durable row")
+@pytest.mark.fault("D3", "`fdatasync` fails eleven times", "No row whose sync failed counts as durable.")
 def test_a_failed_sync_is_never_taken_for_a_durable_row(tmp_path: Path, seen: Callable[[str], None]) -> None:
     path = tmp_path / "journal.db"
     inject = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e")

@@ -74,7 +74,9 @@ async def leave_at_random(address: str, seed: int) -> list[Call]:
 
 
 @pytest.mark.fault(
-    "E5", "callers cancel at every stage", "nobody else harmed, no breaker failure, audit says cancelled"
+    "E5",
+    "Callers cancel at every stage of a call",
+    "Nobody else is affected, no breaker counts a failure, and the audit says cancelled.",
 )
 def test_callers_that_leave_at_any_moment_harm_nobody(open_rig: OpenRig, seed: int, seen: Seen) -> None:
     rig = open_rig(PATIENT)
@@ -114,7 +116,9 @@ def failed_batches(rig: Rig) -> Counter[str]:
     return found
 
 
-@pytest.mark.fault("D5", "a key 64 times at once from 16 connections", "one decision, one row, told 64 times")
+@pytest.mark.fault(
+    "D5", "64 calls use one idempotency key at the same time", "One decision and one row, returned 64 times."
+)
 def test_a_key_asked_for_many_times_at_once_is_decided_once(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(warm_up_calls=10)
 
@@ -136,7 +140,9 @@ def test_a_key_asked_for_many_times_at_once_is_decided_once(open_rig: OpenRig, s
     seen("1 decision, 1 audit row, 63 repeats")
 
 
-@pytest.mark.fault("D5", "a key for another order, also while it is decided", "ALREADY_EXISTS; the first unharmed")
+@pytest.mark.fault(
+    "D5", "An idempotency key is used for another order", "ALREADY_EXISTS. The first order is not affected."
+)
 def test_a_key_for_another_order_is_refused_even_while_the_first_is_decided(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(warm_up_calls=10)
     stub = rig.server.decisions

@@ -56,7 +56,9 @@ def message() -> str:
     return pb.DecideRequest(order=order).SerializeToString().hex()
 
 
-@pytest.mark.fault("E1", "a call beyond the limit", "RESOURCE_EXHAUSTED at once, with ErrorInfo and RetryInfo")
+@pytest.mark.fault(
+    "E1", "A call arrives beyond the admission limit", "RESOURCE_EXHAUSTED at once, with ErrorInfo and RetryInfo."
+)
 def test_a_call_that_is_shed_learns_when_to_try_again(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY | {"ADMISSION__MAX_IN_FLIGHT": "1", "ADMISSION__MIN_IN_FLIGHT": "1"}, warm_up_calls=5)
     for name in CHAMPIONS:
@@ -125,7 +127,9 @@ class Floods:
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "E1", "ten times the capacity, open loop", "shed and counted; I1-I7 of callers meanwhile; normal again by itself"
+    "E1",
+    "Ten times as many calls arrive as the server can answer",
+    "The excess is shed and counted. All invariants hold, and the server returns to normal without help.",
 )
 @pytest.mark.parametrize("core", KEPT)
 def test_ten_times_the_capacity_is_shed_and_the_rest_answered(

@@ -51,7 +51,11 @@ def replaced_under_load(product: Product, directory: Path, edge: str, times: int
         seen(f"{len(audited)} audit rows, one for each reply; chains sound")
 
 
-@pytest.mark.fault("F3", "rolling restart under load", "no failed call; one audit row for each reply")
+@pytest.mark.fault(
+    "F3",
+    "Servers are replaced one by one under load",
+    "No call fails, with the client retry policy. The audit has one row for each reply.",
+)
 @pytest.mark.parametrize("edge", EDGES)
 def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
     replaced_under_load(product, tmp_path, edge, 1, seen)
@@ -59,14 +63,22 @@ def test_a_rolling_restart_under_load_loses_no_call(product: Product, tmp_path: 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)  # twenty processes load
-@pytest.mark.fault("F3", "ten rolling restarts under load", "no failed call; one audit row for each reply")
+@pytest.mark.fault(
+    "F3",
+    "Ten rolling restarts under load",
+    "No call fails, with the client retry policy. The audit has one row for each reply.",
+)
 @pytest.mark.parametrize("edge", EDGES)
 def test_ten_rolling_restarts_under_load_lose_no_call(product: Product, tmp_path: Path, edge: str, seen: Seen) -> None:
     replaced_under_load(product, tmp_path, edge, 10, seen)
 
 
 @pytest.mark.long
-@pytest.mark.fault("F3", "SIGTERM while a caller holds a stream", "ends within drain + grace, rows in SQL, exit 0")
+@pytest.mark.fault(
+    "F3",
+    "SIGTERM while a caller holds a stream open",
+    "The server ends within drain and grace time, ships its rows and exits with 0.",
+)
 @pytest.mark.parametrize("edge", EDGES)
 def test_draining_ends_in_time_whoever_holds_on(tmp_path: Path, edge: str, seen: Seen) -> None:
     drain, grace = 0.2, 1.0
@@ -96,7 +108,7 @@ def never_ending() -> Iterator[pb.DecideStreamRequest]:
     time.sleep(30)
 
 
-@pytest.mark.fault("F3", "SIGTERM twice", "the second one ends all processes at once")
+@pytest.mark.fault("F3", "A second SIGTERM", "All processes end at once.")
 @pytest.mark.parametrize(("processes", "edge"), [(None, "grpcio"), (2, "grpcio"), (1, "envoy")])
 def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, edge: str, seen: Seen) -> None:
     env = environment(tmp_path, PRETRADE_GRPC__DRAIN_SECONDS="60", PRETRADE_GRPC__EDGE=edge)
@@ -118,7 +130,9 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, processes: int | None, ed
 
 
 @pytest.mark.long
-@pytest.mark.fault("F3", "SIGTERM during start", "ends at once, leaves no process, and the next start works")
+@pytest.mark.fault(
+    "F3", "SIGTERM during the start", "The server ends at once and leaves no process behind. The next start works."
+)
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) -> None:
     env = environment(tmp_path, PRETRADE_GRPC__EDGE=edge)
@@ -143,8 +157,8 @@ def test_sigterm_during_start_is_clean(tmp_path: Path, edge: str, seen: Seen) ->
 
 @pytest.mark.fault(
     "D5",
-    "a key on 24 connections to two processes, and again when both were replaced",
-    "one decision and row, told 48x",
+    "24 connections to two processes use one idempotency key, and again after both were replaced",
+    "One decision and one row, returned 48 times.",
 )
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: str, seen: Seen) -> None:
@@ -170,7 +184,11 @@ def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: 
         seen("1 decision, 1 audit row, told 48 times")
 
 
-@pytest.mark.fault("D5", "HALTED between a call and its repeats, on every process", "NO_TRADE; noted; still one row")
+@pytest.mark.fault(
+    "D5",
+    "Trading is halted between a call and its repeats",
+    "The repeats get NO_TRADE on every process. The change is noted in the audit, in the same row.",
+)
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_a_halt_holds_for_repeats_whichever_process_is_asked(
     product: Product, tmp_path: Path, edge: str, seen: Seen
@@ -221,7 +239,11 @@ def test_a_halt_holds_for_repeats_whichever_process_is_asked(
         seen("16 of 16 heard NO_TRADE, 1 row, noted")
 
 
-@pytest.mark.fault("F3", "SIGTERM to every process at once, as a service manager sends it", "drained; audited; exit 0")
+@pytest.mark.fault(
+    "F3",
+    "A service manager sends SIGTERM to every process at once",
+    "The server drains, ships its audit rows and exits with 0.",
+)
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_processes_that_are_told_to_end_themselves_drain(tmp_path: Path, edge: str, seen: Seen) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
@@ -268,7 +290,11 @@ def session_members(session: int) -> list[int]:
     return members
 
 
-@pytest.mark.fault("F3", "one of two processes killed -9", "the other answers; its place and journal are taken again")
+@pytest.mark.fault(
+    "F3",
+    "One of two server processes is killed with SIGKILL",
+    "The other one answers. The process is restarted and takes its journal over.",
+)
 @pytest.mark.parametrize("edge", EDGES)
 def test_a_killed_process_is_started_again_with_its_journal(tmp_path: Path, edge: str, seen: Seen) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
@@ -295,7 +321,11 @@ def test_a_killed_process_is_started_again_with_its_journal(tmp_path: Path, edge
 
 
 @pytest.mark.long
-@pytest.mark.fault("F3", "processes killed -9 while all are replaced, five times", "as many new ones in the end")
+@pytest.mark.fault(
+    "F3",
+    "Processes are killed with SIGKILL while all are being replaced, five times",
+    "In the end the right number of new processes runs.",
+)
 def test_processes_killed_while_all_are_replaced_are_replaced_all_the_same(
     tmp_path: Path, seed: int, seen: Seen
 ) -> None:
@@ -317,7 +347,9 @@ def test_processes_killed_while_all_are_replaced_are_replaced_all_the_same(
 
 
 @pytest.mark.long
-@pytest.mark.fault("F3", "a process that hangs in its start", "killed after a minute or so, and started again")
+@pytest.mark.fault(
+    "F3", "A server process hangs during its start", "It is killed after about a minute and started again."
+)
 def test_a_process_that_hangs_in_its_start_is_started_again(tmp_path: Path, seen: Seen) -> None:
     with server_group(tmp_path, 2, PRETRADE_STARTUP_PATIENCE_SECONDS="1") as group:
         victim, other = group.pids()
@@ -333,7 +365,7 @@ def test_a_process_that_hangs_in_its_start_is_started_again(tmp_path: Path, seen
     seen(f"two processes again after {took:.0f} s")
 
 
-@pytest.mark.fault("F3", "the supervisor killed -9", "its processes drain and end")
+@pytest.mark.fault("F3", "The supervisor is killed with SIGKILL", "Its processes drain and end.")
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
@@ -344,7 +376,7 @@ def test_processes_whose_supervisor_died_drain_and_end(tmp_path: Path, edge: str
 
 
 @pytest.mark.long
-@pytest.mark.fault("F3", "a replacement that cannot start", "the old processes go on")
+@pytest.mark.fault("F3", "A replacement process cannot start", "The old processes keep serving.")
 @pytest.mark.parametrize("edge", RARELY_ON_ENVOY)
 def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path, edge: str) -> None:
     with server_group(tmp_path, 2, PRETRADE_GRPC__EDGE=edge) as group:
@@ -355,7 +387,7 @@ def test_a_replacement_that_cannot_start_leaves_the_old_processes(tmp_path: Path
         assert group.processes() == before
 
 
-@pytest.mark.fault("F3", "SQL down while processes are replaced", "their journals are shipped later")
+@pytest.mark.fault("F3", "The database is down while processes are replaced", "Their journals are shipped later.")
 def test_what_a_replaced_process_could_not_ship_is_shipped_for_it(tmp_path: Path, seen: Seen) -> None:
     (tmp_path / "audit.db").mkdir()  # no database can be opened there
     with server_group(tmp_path, 1, PRETRADE_SHIPPING__DRAIN_SECONDS="0.1") as group:

@@ -97,7 +97,7 @@ async def test_vectors_on_every_node_are_read_and_their_updates_heard(cluster: V
             await until(lambda: all(sequence_of(cache, name) == 2 for name in names))
 
 
-@pytest.mark.fault("B1", "a Redis Cluster hands slots over to another node", "the store and every copy follow them")
+@pytest.mark.fault("B1", "A Redis Cluster moves slots to another node", "The workers and every server follow them.")
 async def test_slots_that_move_are_followed(cluster: ValkeyCluster, seen: Callable[[str], None]) -> None:
     [moving], [staying] = cluster.names_on(0, prefix="MOVES"), cluster.names_on(1, prefix="STAYS")
     async with (
@@ -134,7 +134,11 @@ async def reported(reader: ReportReader, wanted: dict[str, int]) -> None:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.fault("B1", "a Redis Cluster hands slots over to another node", "every worker's reports are found there")
+@pytest.mark.fault(
+    "B1",
+    "A Redis Cluster moves slots to another node (status reports)",
+    "Every worker's status report is found on the new node.",
+)
 async def test_reports_are_on_every_node_and_follow_slots_that_move(
     cluster: ValkeyCluster, seen: Callable[[str], None]
 ) -> None:
@@ -180,8 +184,8 @@ async def test_reports_are_on_every_node_and_follow_slots_that_move(
 
 @pytest.mark.fault(
     "B1",
-    "a node of a Redis Cluster killed with -9 under a running worker",
-    "instruments of the other nodes stay fresh; its own are back once the cluster has promoted its replica",
+    "A node of a Redis Cluster is killed with SIGKILL",
+    "Instruments of other nodes stay fresh. Its own are back once the cluster has promoted its replica.",
 )
 def test_a_killed_node_makes_only_its_own_instruments_stale_until_its_replica_has_taken_over(
     cluster: ValkeyCluster, tmp_path: Path, seen: Callable[[str], None]

@@ -25,8 +25,8 @@ QUICKLY_SECONDS = 0.4
 
 @pytest.mark.fault(
     "F3",
-    "a region is killed under load, and comes back",
-    "the other one answers its orders, in their deadlines",
+    "A region is lost under load, and comes back",
+    "The other region answers its orders inside their deadlines.",
 )
 def test_the_other_region_answers_for_one_that_is_lost(
     open_rig: OpenRig, tmp_path: Path, seen: Seen, figure: Figure

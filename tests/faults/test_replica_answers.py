@@ -79,8 +79,8 @@ CUT: Final[dict[str, Script]] = {
 @pytest.mark.long
 @pytest.mark.fault(
     "A5",
-    "RST_STREAM in data, GOAWAY, garbage frames, half a message, closed, silent",
-    "the retry answers; no call fails",
+    "A replica answers with RST_STREAM, GOAWAY, garbage frames or half a message, closes or stays silent",
+    "The retry answers. No call fails.",
 )
 def test_an_answer_that_is_cut_off_is_never_used_and_costs_no_call_its_decision(
     peer: ScriptedPeer, open_rig: OpenRig, seen: Seen
@@ -131,7 +131,9 @@ MALFORMED: Final[dict[str, Callable[[int], bytes]]] = {
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "A6", "malformed replies: empty, JSON, wrong shape, wrong header, 10 MB", "BAD_ANSWER; retry answers"
+    "A6",
+    "A replica's reply is malformed: empty, JSON, of a wrong shape or header, or 10 MB long",
+    "The retry answers. The audit records BAD_ANSWER.",
 )
 def test_a_malformed_answer_is_a_bad_answer_with_its_reason_in_the_audit(
     peer: ScriptedPeer, open_rig: OpenRig, seen: Seen
@@ -150,7 +152,7 @@ def test_a_malformed_answer_is_a_bad_answer_with_its_reason_in_the_audit(
 
 
 @pytest.mark.fault(
-    "A7", "scores NaN, ±Inf, 1.0000001, -0.1; then -0.0 and a subnormal", "invalid: retry; the rest valid"
+    "A7", "A score is NaN, infinite or outside 0 to 1", "The retry answers. Valid edge values, such as -0.0, are used."
 )
 def test_a_score_outside_0_to_1_is_never_used_and_one_inside_is_whatever_it_looks_like(
     peer: ScriptedPeer, open_rig: OpenRig, seen: Seen
@@ -175,7 +177,9 @@ def test_a_score_outside_0_to_1_is_never_used_and_one_inside_is_whatever_it_look
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "A10", "the primary answers with another model version than the one wanted", "BAD_ANSWER; breaker opens"
+    "A10",
+    "The primary answers with another model version than the wanted one",
+    "The answer is never used (BAD_ANSWER), and the breaker opens.",
 )
 def test_another_model_version_than_the_one_wanted_is_never_used(
     peer: ScriptedPeer, open_rig: OpenRig, model_store: Path, seen: Seen
@@ -196,7 +200,9 @@ POISON: Final = 123.0
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "A8", "the model fails on one order in ten, on both replicas", "only those go without; breakers closed"
+    "A8",
+    "The model fails on one order in ten, on both replicas",
+    "Only these orders get no model score. Breakers stay closed.",
 )
 def test_poison_orders_cost_only_themselves_their_score(peer: ScriptedPeer, open_rig: OpenRig, seen: Seen) -> None:
     poison = b"".join([float32(POISON)] * 2)
@@ -228,7 +234,9 @@ def test_poison_orders_cost_only_themselves_their_score(peer: ScriptedPeer, open
 
 
 @pytest.mark.fault(
-    "A12", "200 callers while the primary is half-open and its probe hangs", "only permitted probes reach it"
+    "A12",
+    "200 callers arrive while the primary's breaker is half-open and its probe hangs",
+    "Only the permitted probes reach the primary. Orders are answered by the SECONDARY.",
 )
 def test_no_order_reaches_a_half_open_replica_and_a_stuck_probe_opens_it_again(
     peer: ScriptedPeer, open_rig: OpenRig, seen: Seen
@@ -257,7 +265,9 @@ def test_no_order_reaches_a_half_open_replica_and_a_stuck_probe_opens_it_again(
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "A14", "the challenger hangs, fails every call, answers garbage", "no answer changes; shadow rows are counted"
+    "A14",
+    "The challenger hangs, fails every call or answers garbage",
+    "No answer changes. Failed shadow rows are counted.",
 )
 def test_a_challenger_that_hangs_fails_or_talks_nonsense_changes_no_answer(
     peer: ScriptedPeer, open_rig: OpenRig, seen: Seen

@@ -73,7 +73,9 @@ def schedule(seed: int) -> list[Step]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.fault(
-    "Z1", "seeded: 2 or 3 faults at once on replicas, network, features; 60 s", "I1-I7 hold; no failed call"
+    "Z1",
+    "Two or three faults at once on replicas, network and features, drawn from a seed",
+    "All invariants hold, and no call fails.",
 )
 def test_the_invariants_hold_through_any_combination_of_faults(open_rig: OpenRig, seed: int, seen: Seen) -> None:
     seen(f"seed {seed}")

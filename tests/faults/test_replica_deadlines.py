@@ -104,8 +104,8 @@ def capacity(rig: Rig) -> float:
 
 @pytest.mark.fault(
     "A1",
-    "primary killed, hung, slowed x20 or black-holed, at half the capacity",
-    "answered inside 25 ms or DEADLINE_EXCEEDED; breaker opens, closes after the heal; I1-I7",
+    "The primary is killed, hung, slowed twentyfold or cut off, at half of the capacity",
+    "Every call ends inside 25 ms, answered or DEADLINE_EXCEEDED. The breaker opens, and closes after the repair.",
 )
 @pytest.mark.parametrize("kind", CASES)
 def test_half_the_capacity_is_answered_inside_25_ms_whatever_becomes_of_the_primary(

@@ -12,7 +12,9 @@ from pretrade.decision.v1 import decision_pb2 as pb
 pytestmark = pytest.mark.stack
 
 
-@pytest.mark.fault("A11", "both champions killed, then no features", "CACHED_SCORE, then RULES, then ABSTAIN")
+@pytest.mark.fault(
+    "A11", "Both champions are killed, then the features stop", "CACHED_SCORE, then RULES, then ABSTAIN."
+)
 def test_without_replicas_the_last_score_answers_then_the_rules_then_nobody(product: Product) -> None:
     product.decide_until(pb.SOURCE_PRIMARY)
     product.stack["primary"].kill()
@@ -31,6 +33,7 @@ def test_without_replicas_the_last_score_answers_then_the_rules_then_nobody(prod
     assert pb.DEGRADATION_FEATURES_STALE in nobody.degradations
 
 
+@pytest.mark.fault("C7", "An instrument's features stop", "ABSTAIN with FEATURES_STALE, then with FEATURES_MISSING.")
 def test_features_that_expired_are_missing_and_decide_nothing(product: Product) -> None:
     product.market.pause()
     decision = eventually(product.decide, lambda seen: pb.REASON_CODE_FEATURES_MISSING in seen.reasons)
@@ -57,7 +60,7 @@ def test_forced_breakers_are_obeyed_and_expire(product: Product) -> None:
     product.decide_until(pb.SOURCE_PRIMARY)
 
 
-@pytest.mark.fault("A2", "both champions hang", "an answer inside the deadline from cached score or rules")
+@pytest.mark.fault("A2", "Both champions hang", "An answer inside the deadline, from CACHED_SCORE or RULES.")
 def test_hung_replicas_leave_every_caller_an_answer_inside_its_deadline(product: Product) -> None:
     product.stack["primary"].pause()
     product.stack["secondary"].pause()

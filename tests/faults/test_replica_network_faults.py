@@ -28,7 +28,9 @@ LOST: Final[dict[str, Callable[[TcpProxy], None]]] = {
 
 
 @pytest.mark.fault(
-    "A4", "black hole, half-open TCP, SYN drop, refused", "no failed call; breaker opens; closes after the heal"
+    "A4",
+    "The network to the primary swallows packets, half-closes, drops SYNs or refuses connections",
+    "No call fails. The breaker opens, and closes after the repair.",
 )
 def test_a_primary_that_the_network_swallows_costs_no_call_its_decision(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(proxied=("primary",))
@@ -51,7 +53,11 @@ def test_a_primary_that_the_network_swallows_costs_no_call_its_decision(open_rig
     seen(rig.check())
 
 
-@pytest.mark.fault("A4", "a black hole that lasts", "keepalive ends the dead connection, and nothing waits for it")
+@pytest.mark.fault(
+    "A4",
+    "The network to the primary swallows all packets for a long time",
+    "Keepalive ends the dead connection. No call waits for it.",
+)
 def test_keepalive_ends_a_connection_that_a_black_hole_keeps_open(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(proxied=("primary",))
     proxy = rig.proxies["primary"]
@@ -66,7 +72,9 @@ def test_keepalive_ends_a_connection_that_a_black_hole_keeps_open(open_rig: Open
     seen(rig.check())
 
 
-@pytest.mark.fault("A5", "replies reset (RST) or truncated in their middle", "the retry answers; never a partial score")
+@pytest.mark.fault(
+    "A5", "Replies of the primary are reset or cut off in the middle", "The retry answers, never a partial score."
+)
 def test_a_reply_cut_in_its_middle_is_retried_and_never_used(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY | {"BREAKER__CONSECUTIVE_FAILURES": "1000", "RETRY__SHARE": "1"}, proxied=("primary",))
     proxy = rig.proxies["primary"]
@@ -83,7 +91,11 @@ def test_a_reply_cut_in_its_middle_is_retried_and_never_used(open_rig: OpenRig, 
     seen(rig.check())
 
 
-@pytest.mark.fault("A3", "every reply of the primary takes 350 ms longer", "breaker opens once and stays; no flapping")
+@pytest.mark.fault(
+    "A3",
+    "Every reply of the primary takes 350 ms longer",
+    "SECONDARY answers. The breaker opens once and does not flap.",
+)
 def test_a_slow_primary_is_left_alone_without_flapping(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(proxied=("primary",))
     with rig.load(RATE) as load:
@@ -100,7 +112,9 @@ def test_a_slow_primary_is_left_alone_without_flapping(open_rig: OpenRig, seen: 
 
 
 @pytest.mark.fault(
-    "A13", "replies held until long after their callers gave up", "ignored for the breaker, audited; no leak"
+    "A13",
+    "Replies of a replica arrive long after their callers gave up",
+    "The breaker ignores them, and the audit records timeouts. Nothing leaks.",
 )
 def test_answers_that_come_late_change_nothing(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY | {"BREAKER__CONSECUTIVE_FAILURES": "3"}, proxied=("primary",))

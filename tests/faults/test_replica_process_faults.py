@@ -26,7 +26,11 @@ RATE = 50.0
 Seen = Callable[[str], None]
 
 
-@pytest.mark.fault("A1", "primary killed with -9 under load", "no failed call; SECONDARY; PRIMARY after its restart")
+@pytest.mark.fault(
+    "A1",
+    "The primary is killed with SIGKILL under load",
+    "No call fails. SECONDARY answers, and PRIMARY again after its restart.",
+)
 def test_a_killed_primary_fails_no_call_and_the_secondary_answers_until_it_is_back(
     open_rig: OpenRig, seen: Seen
 ) -> None:
@@ -54,7 +58,9 @@ def test_a_killed_primary_fails_no_call_and_the_secondary_answers_until_it_is_ba
 
 
 @pytest.mark.fault(
-    "A2", "primary stopped with SIGSTOP under load", "retry, then breaker: no failed call, bounded tasks"
+    "A2",
+    "The primary hangs (SIGSTOP) under load",
+    "No call fails: the retry answers, then the breaker opens. The number of tasks is bounded.",
 )
 def test_a_hung_primary_costs_no_call_its_answer_and_leaves_nothing_behind(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig()
@@ -101,7 +107,9 @@ def crowd(address: str) -> Iterator[None]:
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "A9", "TorchServe's own queue filled by somebody else", "overload: the other replica; breaker closed"
+    "A9",
+    "Another client fills TorchServe's queue",
+    "The other replica answers. The breaker stays closed, because this is overload.",
 )
 def test_a_full_queue_sends_orders_to_the_other_replica_and_opens_no_breaker(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig()
@@ -123,7 +131,7 @@ def test_a_full_queue_sends_orders_to_the_other_replica_and_opens_no_breaker(ope
 
 
 @pytest.mark.long
-@pytest.mark.fault("A11", "both champions killed", "CACHED_SCORE while young, then RULES")
+@pytest.mark.fault("A11", "Both champions are killed", "CACHED_SCORE while the score is young, then RULES.")
 def test_without_champions_cached_score_and_rules_answer_at_once(open_rig: OpenRig, seen: Seen, figure: Figure) -> None:
     rig = open_rig()
     with rig.load(RATE) as load:

@@ -111,12 +111,18 @@ def kill_the_shipping_process() -> None:
         pytest.param(
             lambda: None,
             id="lost",
-            marks=pytest.mark.fault("D4", "the commit's acknowledgement is lost", "shipped again, stored once"),
+            marks=pytest.mark.fault(
+                "D4", "The acknowledgement of a database commit is lost", "The rows are shipped again and stored once."
+            ),
         ),
         pytest.param(
             kill_the_shipping_process,
             id="killed",
-            marks=pytest.mark.fault("D4", "shipper killed between COMMIT and trim", "shipped again, stored once"),
+            marks=pytest.mark.fault(
+                "D4",
+                "The shipper is killed between COMMIT and trimming the journal",
+                "The rows are shipped again and stored once.",
+            ),
         ),
     ],
 )

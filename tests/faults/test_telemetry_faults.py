@@ -47,7 +47,11 @@ def timed(rig: Rig) -> list[float]:
     return seconds
 
 
-@pytest.mark.fault("F8", "the collector takes connections and never answers", "every decision as ever; spans counted")
+@pytest.mark.fault(
+    "F8",
+    "The trace collector accepts connections and never answers",
+    "Decisions are not affected. Lost spans are counted.",
+)
 def test_a_collector_that_never_answers_costs_no_decision(open_rig: OpenRig, seen: Seen) -> None:
     with mute() as collector:
         rig = open_rig(ROOMY | EVERYTHING | {"TRACING__OTLP_ENDPOINT": collector}, warm_up_calls=20)
@@ -62,7 +66,11 @@ def test_a_collector_that_never_answers_costs_no_decision(open_rig: OpenRig, see
 
 
 @pytest.mark.long
-@pytest.mark.fault("F8", "nobody listens at the collector's address", "every decision as ever; the stop is not delayed")
+@pytest.mark.fault(
+    "F8",
+    "Nothing listens at the trace collector's address",
+    "Decisions are not affected. The server's stop is not delayed.",
+)
 def test_a_collector_that_is_gone_costs_no_decision(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY | EVERYTHING | {"TRACING__OTLP_ENDPOINT": NOWHERE}, warm_up_calls=20)
     seconds = timed(rig)
@@ -70,7 +78,9 @@ def test_a_collector_that_is_gone_costs_no_decision(open_rig: OpenRig, seen: See
 
 
 @pytest.mark.long
-@pytest.mark.fault("F8", "50 scrapers that ask for metrics and never read", "every decision as ever; others are served")
+@pytest.mark.fault(
+    "F8", "50 scrapers request metrics and never read them", "Decisions are not affected. Other scrapers are served."
+)
 def test_scrapers_that_never_read_cost_no_decision(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY, warm_up_calls=20)
     with ExitStack() as opened:
@@ -85,7 +95,7 @@ def test_scrapers_that_never_read_cost_no_decision(open_rig: OpenRig, seen: Seen
 
 
 @pytest.mark.fault(
-    "F8", "nobody reads the log's pipe, one line a decision", "every decision as ever; lines are dropped"
+    "F8", "Nothing reads the log's pipe", "Decisions are not affected. Log lines are dropped and counted."
 )
 def test_a_log_that_nobody_reads_stops_no_decision(tmp_path: Path, seen: Seen) -> None:
     reading, writing = os.pipe()

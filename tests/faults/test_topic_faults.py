@@ -120,8 +120,8 @@ def holds(cache: FeatureCache, events: Sequence[pb.MarketEvent]) -> bool:
 
 @pytest.mark.fault(
     "C3",
-    "poison among good records: no protobuf, empty, null, 0.9 MB, another key, another contract",
-    "each a dead letter with its reason; the good ones around them give the same features as without",
+    "Unreadable records among good ones: not protobuf, empty, null, too large, wrong key or wrong version",
+    "Each goes to the dead-letter topic with its reason. The good records give the same features as without them.",
 )
 async def test_poison_among_the_events_of_a_market_goes_to_the_dead_letters(stack: Stack, seen: Seen) -> None:
     events = market("POISON.SIM", 400)
@@ -154,8 +154,8 @@ async def test_poison_among_the_events_of_a_market_goes_to_the_dead_letters(stac
 
 @pytest.mark.fault(
     "C5",
-    "the broker restarts with an empty log, below the worker's positions",
-    "counted; the book is unknown until the new log has a snapshot, and never the old log's",
+    "The broker restarts with an empty log",
+    "It is counted. The book is unknown until the new log has a snapshot.",
 )
 async def test_a_log_that_was_lost_makes_books_unknown_until_the_new_one_has_told_them(
     stack: Stack, seen: Seen
@@ -191,8 +191,8 @@ async def test_a_log_that_was_lost_makes_books_unknown_until_the_new_one_has_tol
 
 @pytest.mark.fault(
     "C6",
-    "60,000 events of one instrument as fast as they can be published",
-    "conflated: few writes, bounded memory, and at the end the exact features",
+    "60,000 events of one instrument arrive in a burst",
+    "They are conflated: few writes and bounded memory, and at the end exact features.",
 )
 async def test_a_burst_is_conflated_and_caught_up_with(stack: Stack, seen: Seen) -> None:
     events = market("BURST.SIM", 60_000, seed=7, events_per_second=1500)

@@ -184,8 +184,8 @@ async def watching(stack: Stack) -> AsyncIterator[Watch]:
 @pytest.mark.long
 @pytest.mark.fault(
     "C2",
-    "a worker joins, and leaves again",
-    "instruments move without a stale or a twofold vector; every copy goes on",
+    "A feature worker joins and leaves again",
+    "Instruments move without a stale or duplicate vector. Every server's copy keeps being updated.",
 )
 async def test_instruments_move_to_a_worker_that_joins_and_back(stack: Stack, tmp_path: Path, seen: Seen) -> None:
     first = stack["worker"].pid
@@ -208,8 +208,8 @@ async def test_instruments_move_to_a_worker_that_joins_and_back(stack: Stack, tm
 @pytest.mark.long
 @pytest.mark.fault(
     "C2",
-    "a worker frozen beyond its session and woken up, then others killed and stopped",
-    "what it held goes to others, it joins again, all comes back to it; no stored vector goes back",
+    "A feature worker freezes beyond its session and wakes up; others are killed",
+    "Other workers take its instruments over, and it rejoins. No stored vector is replaced by an older one.",
 )
 async def test_what_a_frozen_or_killed_worker_held_goes_to_others(stack: Stack, tmp_path: Path, seen: Seen) -> None:
     main = stack["worker"]

@@ -215,6 +215,11 @@ def test_the_whole_fallback_chain_replays_bit_equal(product: Product, audit: aud
             assert replayed.score == decision.score
 
 
+@pytest.mark.fault(
+    "D7",
+    "A process that reads the audit dies",
+    "Decisions are not affected. One audit query gets UNAVAILABLE, then a new process answers.",
+)
 def test_a_reading_process_that_dies_is_replaced_and_no_decision_notices(
     product: Product, audit: audit_pb2_grpc.AuditServiceStub
 ) -> None:

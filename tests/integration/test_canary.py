@@ -100,6 +100,11 @@ class Traders:
         return decision
 
 
+@pytest.mark.fault(
+    "A15",
+    "A canary's scores are inverted",
+    "Only its share of the orders is affected. The evidence rolls it back without an operator.",
+)
 def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_audit(
     product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
 ) -> None:

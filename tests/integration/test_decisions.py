@@ -138,6 +138,7 @@ def test_a_caller_may_bring_its_own_features(product: Product) -> None:
         ({"features": pb.FeatureVector(feature_set_id="mf9")}, "UNKNOWN_FEATURE_SET", "features.feature_set_id"),
     ],
 )
+@pytest.mark.fault("E4", "An order breaks a rule of the contract", "INVALID_ARGUMENT, naming the field and the rule.")
 def test_a_bad_order_is_refused_with_field_and_rule(
     product: Product, changes: dict[str, Any], reason: str, field: str
 ) -> None:

@@ -107,6 +107,11 @@ async def test_every_entry_is_published_in_order_with_its_instrument_as_key(tmp_
     assert by_position[1001].key is None  # the second process had not seen its decision
 
 
+@pytest.mark.fault(
+    "D1",
+    "The brokers of the topic `decisions` are down",
+    "Decisions are not affected. The rows are published once the brokers are back.",
+)
 async def test_brokers_that_are_down_delay_neither_decisions_nor_sql_and_get_the_rows_once_they_are_back(
     tmp_path: Path, own_broker: Stack
 ) -> None:

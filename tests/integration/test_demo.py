@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -35,12 +36,15 @@ def test_the_demo_decides_and_audits_every_order_through_a_replica_failure(
 ) -> None:
     summary_path = tmp_path / "summary.json"
     argv = [sys.executable, "-m", "local", "demo", "--duration", "8"]
-    argv += ["--dir", str(tmp_path / "stack"), "--json", str(summary_path)]
+    argv += ["--dir", str(tmp_path / "stack"), "--json", str(summary_path), "--svg", str(tmp_path / "demo.svg")]
     if data is not None:
         argv += ["--data", str(data)]
     run = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
     assert summary_path.exists(), run.stdout + run.stderr
     summary = json.loads(summary_path.read_text())
+    picture = html.unescape((tmp_path / "demo.svg").read_text()).replace("\xa0", " ")
+    assert "was killed with SIGKILL" in picture
+    assert f"{summary['audit_rows']:,}" in picture
     assert {
         "decisions",
         "answered_in_deadline",

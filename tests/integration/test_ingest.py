@@ -120,6 +120,11 @@ def same(book: OrderBook, truth: OrderBook) -> bool:
 
 
 @pytest.mark.parametrize("venue", binance_streams.VENUES)
+@pytest.mark.fault(
+    "C8",
+    "An exchange closes the connection, skips updates or sends garbage",
+    "Books are unknown, then fresh again, without an operator.",
+)
 async def test_binance_books_are_the_exchanges_through_a_lost_connection_a_gap_and_garbage(
     venue: str, kafka_bootstrap_servers: str, tmp_path: Path
 ) -> None:
@@ -215,6 +220,7 @@ async def test_a_recorded_kraken_session_played_live_has_every_checksum_right(ka
     assert (kinds["delta"], kinds["trade"]) == (4_269, 10)
 
 
+@pytest.mark.fault("C8", "An exchange refuses a snapshot", "The feed asks again when the exchange allows it.")
 async def test_a_refused_snapshot_is_asked_for_again_when_the_exchange_wants(kafka_bootstrap_servers: str) -> None:
     async with BinanceServer(binance_streams.SPOT, ["BTCUSDT"]).running() as server:
         server.refusals.append((HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": "2"}))
@@ -243,6 +249,7 @@ async def test_a_slow_exchange_is_waited_for_with_what_it_sends_meanwhile(kafka_
             assert same(feed.book("BTCUSDT.BINANCE"), server.books["BTCUSDT"])
 
 
+@pytest.mark.fault("C8", "An exchange falls silent", "The feed reconnects without an operator.")
 async def test_a_connection_that_falls_silent_is_made_anew(kafka_bootstrap_servers: str) -> None:
     async with BinanceServer(binance_streams.SPOT, ["BTCUSDT"]).running() as server:
         exchange = Binance(binance_streams.SPOT, ["BTCUSDT"], server.url, server.rest_url)

@@ -66,6 +66,11 @@ async def test_a_chain_without_stages_abstains() -> None:
     assert (await chain_of().decide(new_case())).action == pb.ACTION_ABSTAIN
 
 
+@pytest.mark.fault(
+    "A16",
+    "A stage of the fallback chain raises an exception",
+    "The next stage answers, with STAGE_BROKEN. It is counted and logged.",
+)
 async def test_a_stage_with_a_bug_is_counted_and_logged_once_and_the_next_one_answers() -> None:
     clock = Clock()
     chain = chain_of(Buggy(), Scripted("b", [], RULES_TRADE), clock=clock)

@@ -1,10 +1,10 @@
-"""docs/metrics.md says what is declared, and what is declared is fit to be scraped."""
+"""The generated pages are current, and every declared metric follows the rules for its name and labels."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter as Tally
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from prometheus_client.core import HistogramMetricFamily
@@ -13,15 +13,15 @@ from feature_cache.metrics import Counter, Declaration
 from feature_cache.sources import metrics as ingest_metrics
 from feature_cache.worker import metrics as worker_metrics
 from server.composition import metrics_port
-from server.reference import LABELS, metrics_page
+from server.reference import LABELS, PAGES, metrics_page, reasons_page
 from server.timing.histogram import LATENCY_EDGES_SECONDS, Histogram
 
-PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 ALL = (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS)
 
 
-def test_the_page_is_current() -> None:
-    assert PAGE.read_text() == metrics_page(), "run `python -m server.reference`"
+@pytest.mark.parametrize(("page", "made"), [("metrics.md", metrics_page), ("reason-codes.md", reasons_page)])
+def test_the_page_is_current(page: str, made: Callable[[], str]) -> None:
+    assert (PAGES / page).read_text() == made(), "run `make pages`"
 
 
 def test_no_name_is_declared_twice() -> None:

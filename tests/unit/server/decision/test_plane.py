@@ -332,6 +332,7 @@ def market(late_seconds: float) -> FeatureSnapshot:
         (60.0, pb.DEGRADATION_FEATURES_MISSING),
     ],
 )
+@pytest.mark.fault("C7", "A feed is late all the time", "ABSTAIN with FEATURES_STALE, then with FEATURES_MISSING.")
 async def test_a_feed_that_is_late_beyond_the_clocks_offset_decides_nothing_and_the_decision_says_so(
     tmp_path: Path, late_seconds: float, degradation: pb.Degradation.ValueType | None
 ) -> None:
@@ -450,6 +451,11 @@ async def test_a_repeat_hears_the_same_decision_and_nothing_is_counted_twice(tmp
     assert notes_in(tmp_path) == []
 
 
+@pytest.mark.fault(
+    "D5",
+    "Trading is halted between a call and its repeat, then resumed",
+    "The repeat gets NO_TRADE, and so does every later one.",
+)
 async def test_after_a_halt_no_repeat_hears_trade_and_after_that_none_ever_does(tmp_path: Path) -> None:
     memory = make_memory(1)
     one = plane(tmp_path / "one", answers(0.75), answers(0.75), keys=memory)

@@ -223,6 +223,7 @@ async def test_a_cancelled_row_leaves_the_queue() -> None:
     slots=st.integers(1, 3),
     answer_every=st.integers(1, 4),
 )
+@pytest.mark.fault("E5", "Any number of callers leave a micro-batch", "Every other caller gets its own answer.")
 async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_answer(
     rows: list[tuple[int, int | None]], poison: set[int], slots: int, answer_every: int
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
+import pytest
 from support.scripted_replica import ScriptedReplica, fails
 
 from server.inference.batcher import Scored
@@ -23,6 +24,11 @@ async def fails_on_poison(rows: list[bytes]) -> ScoreBatch:
     return ScoreBatch(ModelIdentity("champion", "aa" * 8, 0.5, 0), np.full(len(rows), 0.75, dtype=np.float32))
 
 
+@pytest.mark.fault(
+    "A8",
+    "The model fails on one row in every batch",
+    "The other orders of the batch get their scores. No breaker opens.",
+)
 async def test_a_poison_row_in_every_batch_opens_no_breaker_and_fails_alone() -> None:
     replica = ScriptedReplica("primary", fails_on_poison)
     clock = asyncio.get_running_loop().time

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """What on-call needs at 3 a.m.
+    """Shows the state of a server, and changes it while it runs.
 
     The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
     that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
@@ -42,10 +42,12 @@ class AdminServiceStub:
 
     * `author` (1 to 64 characters; ignored where the caller's identity is known, which is then the author), `reason` (1 to
     256 characters);
-    * `expires_in`, where it makes sense: after this time (> 0, at most 7 days) what was set without an end is in force again;
-    * `expected_control_version`: the change is refused with ABORTED unless this is the control state's version; absent:
-    whatever it is;
-    * `dry_run`: true to change nothing and be told what would change.
+    * `expected_control_version`: the change is refused with ABORTED unless the control state has this version; absent: any
+    version (`ReloadConfiguration` has `expected_config_hash` instead);
+    * `dry_run`: true to change nothing and only see what would change.
+
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
 
@@ -177,7 +179,7 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """What on-call needs at 3 a.m.
+    """Shows the state of a server, and changes it while it runs.
 
     The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
     that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
@@ -193,10 +195,12 @@ class AdminServiceServicer:
 
     * `author` (1 to 64 characters; ignored where the caller's identity is known, which is then the author), `reason` (1 to
     256 characters);
-    * `expires_in`, where it makes sense: after this time (> 0, at most 7 days) what was set without an end is in force again;
-    * `expected_control_version`: the change is refused with ABORTED unless this is the control state's version; absent:
-    whatever it is;
-    * `dry_run`: true to change nothing and be told what would change.
+    * `expected_control_version`: the change is refused with ABORTED unless the control state has this version; absent: any
+    version (`ReloadConfiguration` has `expected_config_hash` instead);
+    * `dry_run`: true to change nothing and only see what would change.
+
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
 
@@ -244,7 +248,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainReplica(self, request, context):
-        """Sends a replica no more orders; what is under way on it finishes. It is probed all the same.
+        """Sends a replica no more orders. Calls in flight on it finish, and it is still probed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,8 +297,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReloadConfiguration(self, request, context):
-        """Reads this server's configuration anew, in all of its processes, and puts what may change while it runs in force. All
-        of it or nothing; what needs a restart is refused by name.
+        """Reads this server's configuration again, in all of its processes, and applies it as a whole or not at all. Settings
+        that need a restart are refused by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -350,7 +354,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders by that.
+        """Loads a version into replicas, warms it up and checks its canned scores. It gets no orders yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -480,7 +484,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """What on-call needs at 3 a.m.
+    """Shows the state of a server, and changes it while it runs.
 
     The control state (trading state, flags, breakers, drained replicas, the chain's order, the canary) is one for all servers
     that share a Redis. A change takes effect at once in the process that answers, in every other process of every server
@@ -496,10 +500,12 @@ class AdminService:
 
     * `author` (1 to 64 characters; ignored where the caller's identity is known, which is then the author), `reason` (1 to
     256 characters);
-    * `expires_in`, where it makes sense: after this time (> 0, at most 7 days) what was set without an end is in force again;
-    * `expected_control_version`: the change is refused with ABORTED unless this is the control state's version; absent:
-    whatever it is;
-    * `dry_run`: true to change nothing and be told what would change.
+    * `expected_control_version`: the change is refused with ABORTED unless the control state has this version; absent: any
+    version (`ReloadConfiguration` has `expected_config_hash` instead);
+    * `dry_run`: true to change nothing and only see what would change.
+
+    `SetTradingState`, `SetBreaker`, `SetFlag`, `SetChain` and `DrainReplica` also take `expires_in`: after this time (> 0, at
+    most 7 days) the change ends, and the last value that was set without an end applies again. No other change can expire.
 
     Every reply to one carries the `change`, with the versions before and after and what differs.
 

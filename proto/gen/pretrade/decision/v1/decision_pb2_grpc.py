@@ -30,13 +30,14 @@ class DecisionServiceStub:
     that the call got no decision:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
-    * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
-    accepts. The first two carry `google.rpc.RetryInfo` besides.
-    * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
-    * PERMISSION_DENIED: the credentials are good and not enough: the caller lacks the role, or may not use the order's
-    strategy (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
+    * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
+    the server accepts. The first two also carry `google.rpc.RetryInfo`.
+    * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
+    * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
+    (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
     right to it, or whose credentials expire, ends with this status or UNAUTHENTICATED within seconds.
-    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
+    * CANCELLED, although the caller did not cancel: shed by the transport, before the service saw the call. Try again as for
+    RESOURCE_EXHAUSTED.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
@@ -73,13 +74,14 @@ class DecisionServiceServicer:
     that the call got no decision:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
-    * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
-    accepts. The first two carry `google.rpc.RetryInfo` besides.
-    * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
-    * PERMISSION_DENIED: the credentials are good and not enough: the caller lacks the role, or may not use the order's
-    strategy (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
+    * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
+    the server accepts. The first two also carry `google.rpc.RetryInfo`.
+    * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
+    * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
+    (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
     right to it, or whose credentials expire, ends with this status or UNAUTHENTICATED within seconds.
-    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
+    * CANCELLED, although the caller did not cancel: shed by the transport, before the service saw the call. Try again as for
+    RESOURCE_EXHAUSTED.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
@@ -97,8 +99,8 @@ class DecisionServiceServicer:
 
     def DecideBatch(self, request, context):
         """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
-        fail the others. All orders share the call's deadline; they are taken up 64 at a time, and the server's cap counts
-        from when an order is taken up. An order whose own `timeout` has passed when the whole batch is ready is answered
+        fail the others. All orders share the call's deadline. The server processes 64 at a time, and its cap counts from when
+        it begins with an order. An order whose own `timeout` has passed when the whole batch is ready is answered
         DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -145,13 +147,14 @@ class DecisionService:
     that the call got no decision:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
-    * RESOURCE_EXHAUSTED: shed by admission control, more than the caller may ask, or the message is larger than the server
-    accepts. The first two carry `google.rpc.RetryInfo` besides.
-    * UNAUTHENTICATED: the server asks for credentials; there are none, or they are no good.
-    * PERMISSION_DENIED: the credentials are good and not enough: the caller lacks the role, or may not use the order's
-    strategy (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
+    * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
+    the server accepts. The first two also carry `google.rpc.RetryInfo`.
+    * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
+    * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
+    (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
     right to it, or whose credentials expire, ends with this status or UNAUTHENTICATED within seconds.
-    * CANCELLED, not asked for by the caller: shed by the transport, before the service saw the call. Try again as above.
+    * CANCELLED, although the caller did not cancel: shed by the transport, before the service saw the call. Try again as for
+    RESOURCE_EXHAUSTED.
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.

@@ -140,6 +140,11 @@ def test_rows_that_are_in_neither_place_are_named(place: Place) -> None:
     missing(place, 51, "in neither the database nor the journal")
 
 
+@pytest.mark.fault(
+    "D6",
+    "Rows are removed from the journal and from the database",
+    "`pretrade audit verify` exits with 1 and names the first missing row.",
+)
 def test_rows_cut_out_of_journal_and_database_are_named(place: Place) -> None:
     place.write(120)
     place.ship()
@@ -148,6 +153,9 @@ def test_rows_cut_out_of_journal_and_database_are_named(place: Place) -> None:
     missing(place, 51)
 
 
+@pytest.mark.fault(
+    "D6", "The end of a journal is cut off", "`pretrade audit verify` exits with 1 and names the first missing row."
+)
 def test_an_end_that_was_never_shipped_and_is_cut_off_is_named(place: Place) -> None:
     place.write(120)
     place.ship(batch_rows=50, shipments=2)  # 100 of them; the server has said that there are 120
@@ -159,6 +167,9 @@ def test_an_end_that_was_never_shipped_and_is_cut_off_is_named(place: Place) -> 
     )
 
 
+@pytest.mark.fault(
+    "D6", "A journal is deleted", "`pretrade audit verify` exits with 1 as soon as another journal takes its place."
+)
 def test_a_journal_that_was_deleted_is_missed_as_soon_as_another_takes_its_place(place: Place) -> None:
     place.write(100)
     place.ship()

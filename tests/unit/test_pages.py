@@ -1,0 +1,50 @@
+"""README and the pages in docs/ name what exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support import failures
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "loadtest/README.md", ROOT / "k8s/README.md"]
+
+
+def test_the_page_of_failures_is_current() -> None:
+    assert failures.PAGE.read_text() == failures.page(), "run `make pages`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_it_links_to_exists(page: Path) -> None:
+    missing = [link for link in _links(page) if not (page.parent / link.partition("#")[0]).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_heading_it_links_to_exists(page: Path) -> None:
+    to_headings = [link.partition("#") for link in _links(page) if "#" in link]
+    missing = [
+        f"{path}#{heading}"
+        for path, _, heading in to_headings
+        if heading not in _headings(page.parent / path if path else page)
+    ]
+    assert not missing
+
+
+def test_every_make_target_that_a_page_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for page in PAGES for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text())}
+    assert named
+    assert named <= targets
+
+
+def _links(page: Path) -> list[str]:
+    return re.findall(r"\]\(((?:[\w./-]+)?(?:#[\w-]+)?)\)", page.read_text())
+
+
+def _headings(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
