@@ -33,7 +33,9 @@ window and one answer more, or Envoy's 64 KiB and what it takes at once. The oth
 @pytest.fixture(scope="module", params=EDGES)
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     directory = tmp_path_factory.mktemp(f"replies-{request.param}")
-    with server_group(directory, 1, PRETRADE_GRPC__EDGE=request.param) as group:
+    # No order is refused because the machine is slow: what is tested here is what is said of those that are decided.
+    roomy = {"PRETRADE_ADMISSION__MIN_IN_FLIGHT": "512"}
+    with server_group(directory, 1, PRETRADE_GRPC__EDGE=request.param, **roomy) as group:
         yield group
 
 

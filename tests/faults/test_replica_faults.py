@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from support.harness import Product, eventually
+from support.harness import Load, Product, eventually
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -17,9 +17,11 @@ pytestmark = pytest.mark.stack
 )
 def test_without_replicas_the_last_score_answers_then_the_rules_then_nobody(product: Product) -> None:
     product.decide_until(pb.SOURCE_PRIMARY)
-    product.stack["primary"].kill()
-    product.stack["secondary"].kill()
-    cached = product.decide_until(pb.SOURCE_CACHED_SCORE)
+    with Load(product, callers=1) as load:  # asks all the time, since a score is young for a second only
+        product.stack["primary"].kill()
+        product.stack["secondary"].kill()
+        eventually(load.sources, lambda sources: pb.SOURCE_RULES in sources)
+    cached = next(decision for decision in load.decisions if decision.source == pb.SOURCE_CACHED_SCORE)
     assert cached.model_name == "champion"
     assert cached.HasField("score")
     rules = product.decide_until(pb.SOURCE_RULES)
