@@ -85,7 +85,7 @@ def test_the_server_takes_its_settings_and_finds_everybody() -> None:
 
 
 def test_the_worker_takes_its_settings_and_finds_everybody() -> None:
-    loaded = settings("worker", "feature_cache")
+    loaded = settings("worker", "feature_cache.worker")
     assert loaded["kafka_bootstrap_servers"].split(":")[0] in SERVICES
     assert loaded["metrics_host"] == "0.0.0.0"
 
@@ -113,7 +113,7 @@ def test_prometheus_scrapes_the_ports_on_which_metrics_are_served() -> None:
     assert f"--metrics-port={live['port']}" in SERVICES["ingest"]["command"]
     assert {name: job["static_configs"][0]["targets"] for name, job in jobs.items()} == {
         "pretrade-server": [f"server:{settings('server', 'server')['metrics']['port']}"],
-        "pretrade-worker": [f"worker:{settings('worker', 'feature_cache')['metrics_port']}"],
+        "pretrade-worker": [f"worker:{settings('worker', 'feature_cache.worker')['metrics_port']}"],
     }
 
 

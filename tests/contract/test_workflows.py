@@ -98,8 +98,9 @@ def test_dependabot_watches_everything_that_is_pinned() -> None:
         "docker-compose",
         "terraform",
     }
-    for each in updates:
-        assert (ROOT / each["directory"].lstrip("/")).is_dir()
+    directories = {one for each in updates for one in each.get("directories", [each.get("directory")])}
+    assert all((ROOT / one.lstrip("/")).is_dir() for one in directories)
+    assert {"/", "/client"} <= directories, "both distributions"
 
 
 # --- The contract

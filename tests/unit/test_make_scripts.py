@@ -82,7 +82,7 @@ def test_setup_installs_by_hash_what_the_locks_name_when_it_is_told_to(clone: Pa
     locked = installed(LOCKED="1", TORCH="")
     by_hash = r"--no-deps --require-hashes --requirement (\S+)"
     assert re.findall(by_hash, locked) == ["requirements/torch.txt", "requirements/dev.txt"]
-    assert "--no-deps --no-build-isolation --editable ." in locked
+    assert "--no-deps --no-build-isolation --editable ./client --editable .\n" in locked
     own = installed(LOCKED="1", TORCH="torch==2.13.0")
     assert re.findall(by_hash, own) == ["requirements/dev.txt"]
     assert "--no-deps torch==2.13.0" in own
