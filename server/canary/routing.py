@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fallback.budget import BudgetSettings
-from fallback.order import Answer, Attempt, Case, held_against
+from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.evidence import FirstAttempt, Side
-from server.inference.attempt_span import attempt_span
+from server.inference.attempt import settle
 from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
 
@@ -121,28 +121,12 @@ class CanaryRouting:
         case.budget.charge(pb.STAGE_CANARY, allowed, used)
         if isinstance(result, Scored) and result.model.version != version:
             result = Outcome.BAD_ANSWER
-        if not isinstance(result, Scored):
-            case.attempts.append(Attempt(replica.name, result.value, used, "", span_id=span_id))
-            case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
-            if result is not Outcome.OVERLOAD:
-                self._note(Side.CANARY, case, math.inf, allowed, reserve)
-            return None
-        self.answered += 1
-        self._note(Side.CANARY, case, used, allowed, reserve)
-        model = result.model
-        attempt = Attempt(
-            replica.name,
-            Outcome.SUCCESS.value,
-            used,
-            version,
-            result.batch_rows,
-            result.batch_index,
-            span_id,
-            result.queued_seconds,
-            result.call_parent,
-        )
-        case.attempts.append(attempt)
-        action, reason = held_against(result.score, model.threshold)
-        return Answer(
-            action, pb.SOURCE_CANARY, reason, result.score, model.threshold, model.name, version, model.expires_at
-        )
+        answer = settle(case, replica.name, pb.SOURCE_CANARY, result, used, span_id)
+        if answer is not None:
+            self.answered += 1
+            self._note(Side.CANARY, case, used, allowed, reserve)
+            return answer
+        case.degradations.append(pb.DEGRADATION_CANARY_PASSED_OVER)
+        if result is not Outcome.OVERLOAD:
+            self._note(Side.CANARY, case, math.inf, allowed, reserve)
+        return None

@@ -20,10 +20,8 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -96,9 +94,6 @@ class Scored:
     call_parent: str = field(default="", compare=False)
     """The `traceparent` that the call carried."""
 
-
-CALL_PARENT: Final[ContextVar[str]] = ContextVar("call_parent", default="")
-"""While a batch is sent: the `traceparent` its call carries, that of its first row. The others know it afterwards."""
 
 Result = Scored | Outcome
 """What a row's future resolves to: a score, or why there is none. It never raises but for cancellation."""
@@ -195,7 +190,8 @@ class MicroBatcher:
     takes at most ceil(n / split_parts) - 1 mates with it, which may be retried elsewhere.
 
     Args:
-        send: Scores a batch of payloads; raises `BatchFailedError`.
+        send: Scores a batch of payloads in a call that carries a `traceparent`, that of the first row; the other rows
+            learn of it afterwards. Raises `BatchFailedError`.
         begin: Called when a batch leaves, with whether a caller brought one of its rows; what it returns is called once
             with the batch's outcome.
         latency: Recent time of a batch; the batcher adds to it.
@@ -206,7 +202,7 @@ class MicroBatcher:
 
     def __init__(
         self,
-        send: Callable[[list[bytes]], Awaitable[ScoreBatch]],
+        send: Callable[[list[bytes], str], Awaitable[ScoreBatch]],
         begin: Callable[[bool], Report],
         latency: LatencyWindow,
         settings: BatcherSettings,
@@ -447,9 +443,9 @@ class MicroBatcher:
     async def _fly(self, flight: _Flight) -> None:
         """Waits for one batch, for as long as the call takes."""
         outcome = Outcome.IGNORED
-        CALL_PARENT.set(flight.rows[0].traceparent)
         try:
-            outcome = self._hand_out(flight, await self._send([row.payload for row in flight.rows]))
+            rows = flight.rows
+            outcome = self._hand_out(flight, await self._send([row.payload for row in rows], rows[0].traceparent))
         except BatchFailedError as failure:
             outcome = failure.outcome
             if outcome in BLAMES_CONTENT and flight.divisible and not flight.abandoned:

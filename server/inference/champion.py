@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fallback.budget import BudgetSettings
-from fallback.order import Answer, Attempt, Case, held_against
+from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.attempt_span import attempt_span
+from server.inference.attempt import settle
 from server.inference.batcher import Result, Scored
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
@@ -234,34 +234,12 @@ class Champion:
         return granted
 
     def _outcome(self, case: Case, seat: _Seat, result: Result | None, used: float, span_id: str) -> Answer | None:
-        """Writes an attempt's result into the case; None when it was given up because the other one had answered."""
-        if isinstance(result, Scored):
-            model = result.model
-            self.attempts[seat.replica.name, Outcome.SUCCESS] += 1
-            attempt = Attempt(
-                seat.replica.name,
-                Outcome.SUCCESS.value,
-                used,
-                model.version,
-                result.batch_rows,
-                result.batch_index,
-                span_id,
-                result.queued_seconds,
-                result.call_parent,
-            )
-            case.attempts.append(attempt)
-            action, reason = held_against(result.score, model.threshold)
-            return Answer(
-                action, seat.source, reason, result.score, model.threshold, model.name, model.version, model.expires_at
-            )
-        if result is None:
-            self.attempts[seat.replica.name, Outcome.IGNORED] += 1
-            case.attempts.append(Attempt(seat.replica.name, Outcome.IGNORED.value, used, "", span_id=span_id))
-            return None
-        self.attempts[seat.replica.name, result] += 1
-        case.attempts.append(Attempt(seat.replica.name, result.value, used, "", span_id=span_id))
-        case.degradations.append(_FAILURE[result][seat.failure_index])
-        return None
+        """Counts an attempt and writes it into the case; its result is None when the other one had answered first."""
+        outcome = Outcome.IGNORED if result is None else Outcome.SUCCESS if isinstance(result, Scored) else result
+        self.attempts[seat.replica.name, outcome] += 1
+        if result is not None and outcome is not Outcome.SUCCESS:
+            case.degradations.append(_FAILURE[outcome][seat.failure_index])
+        return settle(case, seat.replica.name, seat.source, result, used, span_id)
 
 
 def _pass_over(case: Case, seat: _Seat, allowed: float, reason: pb.Degradation.ValueType) -> None:

@@ -14,7 +14,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache import features
-from server.inference.batcher import CALL_PARENT, BatcherSettings, MicroBatcher, Report
+from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome, classify
@@ -180,12 +180,13 @@ class Replica:
         """True when it is not drained and the breaker lets a live row pass."""
         return not self.drained and self.breaker.passes
 
-    async def ask(self, rows: list[bytes], version: str | None) -> ScoreBatch:
+    async def ask(self, rows: list[bytes], version: str | None, traceparent: str = "") -> ScoreBatch:
         """One call of its own, past the batcher and unknown to the breaker.
 
         Args:
             rows: Encoded rows.
             version: The version that is to answer; None for the server's choice.
+            traceparent: The trace that the call belongs to; empty for none.
 
         Raises:
             BatchFailedError: No usable answer, by class.
@@ -194,7 +195,7 @@ class Replica:
             answer = await self._call(
                 self._codec.request(self.model_name, rows, version or ""),
                 timeout=self._settings.call_bound_seconds,
-                metadata=self._metadata(CALL_PARENT.get()),
+                metadata=self._metadata(traceparent),
             )
         except grpc.aio.AioRpcError as error:
             raise BatchFailedError(classify(error.code(), error.details() or ""), error.details() or "") from error
@@ -203,9 +204,9 @@ class Replica:
             raise BatchFailedError(Outcome.BAD_ANSWER, f"model version {batch.model.version}, expected {version}")
         return batch
 
-    async def _score(self, rows: list[bytes]) -> ScoreBatch:
+    async def _score(self, rows: list[bytes], traceparent: str = "") -> ScoreBatch:
         """One call for the batcher or the prober; raises `BatchFailedError`."""
-        batch = await self.ask(rows, self.wanted_version)
+        batch = await self.ask(rows, self.wanted_version, traceparent)
         if self.model != batch.model:
             _log.info("model", replica=self.name, version=batch.model.version, threshold=batch.model.threshold)
             self.model = batch.model

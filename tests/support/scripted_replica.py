@@ -42,7 +42,7 @@ class ScriptedReplica(Replica):
         self.script = script
         self.calls = 0
 
-    async def _score(self, rows: list[bytes]) -> ScoreBatch:
+    async def _score(self, rows: list[bytes], traceparent: str = "") -> ScoreBatch:
         self.calls += 1
         return await self.script(rows)
 

@@ -46,7 +46,7 @@ class ModelServer:
         self.from_callers: list[bool] = []
         """Whether a caller brought a row of the batch, a batch each."""
 
-    async def send(self, rows: list[bytes]) -> ScoreBatch:
+    async def send(self, rows: list[bytes], traceparent: str) -> ScoreBatch:
         call = Call(rows)
         self.calls.append(call)
         return ScoreBatch(MODEL, np.array(await call.answer, dtype=np.float32))

@@ -1,0 +1,52 @@
+"""What became of one attempt at a model: written into the case, and made an answer where it was scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fallback.order import Answer, Attempt, held_against
+from server.inference.batcher import Scored
+from server.inference.outcome import Outcome
+
+if TYPE_CHECKING:
+    from fallback.order import Case
+    from pretrade.decision.v1 import decision_pb2 as pb
+    from server.inference.batcher import Result
+
+
+def settle(
+    case: Case, replica: str, source: pb.Source.ValueType, result: Result | None, used_seconds: float, span_id: str
+) -> Answer | None:
+    """Adds an attempt to its case.
+
+    Args:
+        case: The order that the attempt was made for.
+        replica: The replica that was asked.
+        source: Whose answer a score is.
+        result: What the replica's batcher resolved to; None for an attempt that was given up.
+        used_seconds: What the attempt took.
+        span_id: The attempt's span in the call's trace; empty when nobody traces.
+
+    Returns:
+        The answer that the score gives; None without a score.
+    """
+    if not isinstance(result, Scored):
+        outcome = Outcome.IGNORED if result is None else result
+        case.attempts.append(Attempt(replica, outcome.value, used_seconds, "", span_id=span_id))
+        return None
+    model = result.model
+    case.attempts.append(
+        Attempt(
+            replica,
+            Outcome.SUCCESS.value,
+            used_seconds,
+            model.version,
+            result.batch_rows,
+            result.batch_index,
+            span_id,
+            result.queued_seconds,
+            result.call_parent,
+        )
+    )
+    action, reason = held_against(result.score, model.threshold)
+    return Answer(action, source, reason, result.score, model.threshold, model.name, model.version, model.expires_at)
