@@ -11,6 +11,7 @@ from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.evidence import FirstAttempt, Side
 from server.inference.attempt import settle
+from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -47,17 +48,34 @@ async def serve(settings: Settings, slot: Slot | None = None, leash: Leash | Non
         ComponentEndedError: A part of it ended that must not; it was drained all the same.
     """
     stop = stop_on_signal(alone=slot is None)
+    async with started(settings, slot, leash, stop) as server:
+        await server.run(stop)
+    stop.result()
+
+
+@asynccontextmanager
+async def started(
+    settings: Settings,
+    slot: Slot | None,
+    leash: Leash | None,
+    stop: asyncio.Future[None],
+    envoy: EnvoyEdge | None = None,
+) -> AsyncIterator[Server]:
+    """The started server, on either edge; its components end when the context is left.
+
+    Args:
+        settings: Those of the whole server.
+        slot: The place of this process among several; None when it is alone.
+        leash: Resolves `stop` when the supervisor ends; None without a supervisor.
+        stop: As in `start`.
+        envoy: As in `start`.
+    """
     if leash is not None:
         leash.drain(stop, seconds_to_end(settings))
     async with AsyncExitStack() as stack:
-        server = await start(settings, slot, stack, stop)
+        server = await start(settings, slot, stack, stop, envoy)
         spare_the_hot_path()
-        announcement = asyncio.create_task(server.announce()) if slot is not None else None
-        await asyncio.wait((stop,))
-        if announcement is not None:
-            announcement.cancel()
-        await server.drain()
-    stop.result()
+        yield server
 
 
 class Server:
@@ -68,6 +86,7 @@ class Server:
         health_state: Told of the end first.
         admission: Refuses orders on streams in the end.
         refuse: Tells callers of the decision port to go elsewhere and gives calls under way so many seconds.
+        supervised: True where a supervisor waits to hear that the server is ready.
     """
 
     def __init__(
@@ -76,11 +95,28 @@ class Server:
         health_state: Health,
         admission: Admission,
         refuse: Callable[[float], Awaitable[None]],
+        supervised: bool,
     ) -> None:
+        self._supervised = supervised
         self._settings = settings
         self._health = health_state
         self._admission = admission
         self._refuse = refuse
+
+    async def run(self, stop: asyncio.Future[None], *ends: asyncio.Future[Any]) -> bool:
+        """Serves until `stop` is done, and then drains.
+
+        Returns:
+            False, without draining, where one of `ends` is done by then.
+        """
+        announcement = asyncio.create_task(self._announce()) if self._supervised else None
+        await asyncio.wait((stop, *ends), return_when=asyncio.FIRST_COMPLETED)
+        if announcement is not None:
+            announcement.cancel()
+        if any(end.done() for end in ends):
+            return False
+        await self.drain()
+        return True
 
     async def drain(self) -> None:
         """Health NOT_SERVING → time to notice → no new connections → calls under way finish."""
@@ -93,7 +129,7 @@ class Server:
         self._admission.draining = True  # for orders on streams that go on
         await stopped
 
-    async def announce(self) -> None:
+    async def _announce(self) -> None:
         """Tells the supervisor, once the server is ready."""
         await self._health.serving.wait()
         with contextlib.suppress(OSError):  # the supervisor is gone, and our input ends
@@ -148,7 +184,7 @@ async def start(
         metrics=f"{settings.metrics.host}:{metrics_port}",
         durability=settings.journal.durability.value,
     )
-    return Server(settings.grpc, health_state, path.admission, refuse)
+    return Server(settings.grpc, health_state, path.admission, refuse, slot is not None)
 
 
 def _health(process: Process, base: Foundation, path: RequestPath, servicer: HealthServicer) -> Health:

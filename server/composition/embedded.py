@@ -18,11 +18,9 @@ from typing import Any
 import structlog
 
 from feature_cache import logs
-from server.composition.app import Server, start
-from server.composition.process import seconds_to_end
+from server.composition.app import Server, started
 from server.envoy.asgi import Receive, Scope, Send
 from server.envoy.edge import Embedding, EnvoyEdge
-from server.process.garbage import spare_the_hot_path
 from server.process.slot import Slot
 from server.process.stopping import Leash
 from server.settings import load
@@ -53,15 +51,13 @@ class _Application:
         slot = Slot(told.slot, settings.processes or 1, Path(told.sockets), told.restarts, told.keys)
         structlog.contextvars.bind_contextvars(process=slot.index)
         stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._leash.drain(stop, seconds_to_end(settings))
         async with AsyncExitStack() as stack:
             try:
-                server = await start(settings, slot, stack, stop, self._edge)
+                server = await stack.enter_async_context(started(settings, slot, self._leash, stop, self._edge))
             except Exception as error:
                 _log.error("cannot start", error=str(error))
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            spare_the_hot_path()
             await send({"type": "lifespan.startup.complete"})
             try:
                 await self._serve(server, stop, stack, asyncio.ensure_future(receive()))
@@ -74,14 +70,10 @@ class _Application:
         self, server: Server, stop: asyncio.Future[None], stack: AsyncExitStack, shut_down: asyncio.Future[Any]
     ) -> None:
         """Serves until told to stop, and then until Envoy is about to end."""
-        announcement = asyncio.create_task(server.announce())
         _stop_on_sigterm(stop)
-        await asyncio.wait((stop, shut_down), return_when=asyncio.FIRST_COMPLETED)
-        announcement.cancel()
-        if shut_down.done():
+        if not await server.run(stop, shut_down):
             _log.warning("Envoy was told to end, not draining")
             return
-        await server.drain()
         await stack.aclose()
         stop.result()
         await self._edge.end()

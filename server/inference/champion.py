@@ -11,6 +11,7 @@ from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.attempt import settle
+from server.inference.attempt_span import attempt_span
 from server.inference.batcher import Result, Scored
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
