@@ -107,6 +107,28 @@ def test_an_error_has_its_status_its_words_and_its_details(decisions: decision_p
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "code", "reason"),
+    [
+        (DECIDE, grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
+        (f"{DECIDE}Nothing", grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD"),
+        ("/grpc.health.v1.Health/Check", grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
+    ],
+)
+def test_a_call_that_fails_says_why_for_programs_and_is_counted_once(
+    group: Group, channel: grpc.Channel, path: str, code: grpc.StatusCode, reason: str
+) -> None:
+    call: Any = channel.unary_unary(path)
+    before = group.metric("pretrade_errors_total", reason=reason)
+    with pytest.raises(grpc.RpcError) as refused:
+        call(b"\n\1x", timeout=_SECONDS)  # a health check of the service `x`
+    assert refused.value.code() is code
+    info = error_details_pb2.ErrorInfo()
+    assert rpc_status.from_call(refused.value).details[0].Unpack(info)  # type: ignore[arg-type]  # it is a call as well
+    assert (info.reason, info.domain) == (reason, "pretrade")
+    assert group.metric("pretrade_errors_total", reason=reason) == before + 1
+
+
 @pytest.mark.parametrize("timeout", ["0n", "0m", "0S", "0H"])
 def test_a_deadline_that_has_passed_gets_no_decision(group: Group, timeout: str) -> None:
     with Caller(group.decision) as caller:
