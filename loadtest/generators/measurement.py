@@ -19,8 +19,10 @@ WRONG_REPLY: Final = "WRONG_REPLY"
 NO_REPLY: Final = "NO_REPLY"
 """Error of an order of a stream that was never answered."""
 
-_ACTIONS: Final = {number: name.removeprefix("ACTION_") for name, number in pb.Action.items()}
-_SOURCES: Final = {number: name.removeprefix("SOURCE_") for name, number in pb.Source.items()}
+ACTIONS: Final = {number: name.removeprefix("ACTION_") for name, number in pb.Action.items()}
+"""Names of actions without their prefix."""
+SOURCES: Final = {number: name.removeprefix("SOURCE_") for name, number in pb.Source.items()}
+"""The same of sources."""
 _STATUSES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
 clock: Final = time.monotonic
 """What all latencies are measured by."""
@@ -83,8 +85,8 @@ class Measurement:
 
     def _add(self, decision: pb.Decision) -> None:
         self.decisions += 1
-        self.actions[_ACTIONS.get(decision.action, str(decision.action))] += 1
-        self.sources[_SOURCES.get(decision.source, str(decision.source))] += 1
+        self.actions[ACTIONS.get(decision.action, str(decision.action))] += 1
+        self.sources[SOURCES.get(decision.source, str(decision.source))] += 1
 
 
 def percentile(values: Sequence[float], share: float) -> float:

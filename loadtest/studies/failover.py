@@ -29,7 +29,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.generators.measurement import clock, percentile
+from loadtest.generators.measurement import ACTIONS, clock, percentile
 from loadtest.generators.open_loop import arrivals
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -186,7 +186,7 @@ async def _send(
                 break
         else:
             region.ended(True, clock(), routing)
-            answered_by, ended_as = region.name, pb.Action.Name(response.decision.action).removeprefix("ACTION_")
+            answered_by, ended_as = region.name, ACTIONS[response.decision.action]
             break
     call = Call(due - began, home.name, answered_by, clock() - due, made, ended_as, order.order_ref)
     calls.append(call)

@@ -45,12 +45,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.generators.measurement import Answer, clock, percentile
+from loadtest.generators.measurement import SOURCES, Answer, clock, percentile
 from loadtest.generators.open_loop import decide_at_rate
 from loadtest.generators.orders import OrderFlow
 from loadtest.studies.trend import Allowance, Trend, trend
 from loadtest.studies.watched import DESCRIPTORS, KINDS, MEMORY, PROCESSES, TASKS, THREADS, UNSHIPPED, Key, sample
-from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
 P50: Final = "p50 ms"
@@ -169,7 +168,7 @@ async def soak(
             one.errors[answer.error] += 1
         else:
             one.latencies.append(answer.seconds)
-            one.sources[pb.Source.Name(answer.decision.source).removeprefix("SOURCE_")] += 1
+            one.sources[SOURCES[answer.decision.source]] += 1
 
     def sum_up(until: float) -> None:
         for number in sorted(slices):

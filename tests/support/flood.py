@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -226,6 +227,27 @@ class Connection:
 
 
 @dataclass
+class Pace:
+    """When the calls of an open loop on the wire are due; `loadtest.generators.open_loop` is that of asyncio."""
+
+    began: float
+    """Instant at which the first one is due."""
+    calls_per_second: float
+    given: int = 0
+
+    @property
+    def next_due(self) -> float:
+        """When the next one is due."""
+        return self.began + self.given / self.calls_per_second
+
+    def overdue(self, now: float) -> Iterator[float]:
+        """When each of those was due that are due by now, and were not given before."""
+        while (due := self.next_due) <= now:
+            self.given += 1
+            yield due
+
+
+@dataclass
 class _Run:
     """The loop and its counts."""
 
@@ -247,18 +269,16 @@ class _Run:
         turn = deque(connections)
         started, cpu = time.monotonic(), time.process_time()
         until = started + flood.seconds
-        due_so_far = 0
+        pace = None if flood.rate is None else Pace(started, flood.rate)
         while True:
             now = time.monotonic()
             if now < until:
-                if flood.rate is None:
+                if pace is None:
                     while sum(len(connection.due) for connection in connections) < flood.callers:
                         self._call(turn, now, body)
                 else:
-                    due = int((now - started) * flood.rate) + 1
-                    for number in range(due_so_far, due):
-                        self._call(turn, started + number / flood.rate, body)
-                    due_so_far = due
+                    for due in pace.overdue(now):
+                        self._call(turn, due, body)
             elif now >= until + _LAST_WORD_SECONDS or not any(connection.due for connection in connections):
                 break
             for connection in connections:

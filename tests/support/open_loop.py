@@ -40,7 +40,7 @@ from loadtest.generators.open_loop import arrivals
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from support.flood import Connection
+from support.flood import Connection, Pace
 from support.leash import LeashedPopen
 from support.wire import DECIDE, DECIDE_BATCH, framed
 
@@ -456,24 +456,22 @@ def _generate_on_the_wire(arguments: argparse.Namespace, log: _Log) -> None:
             log.ended(refs[0], now, "OK", pb.DecideResponse.FromString(body[_PREFIX_BYTES:]).decision)
 
     print("ready", flush=True)
-    began, number = clock(), 0
-    until = began + arguments.seconds
+    began = clock()
+    pace, until = Pace(began, arguments.rate / together), began + arguments.seconds
     while under_way or not stopped.is_set():
         now = clock()
         if now >= until:
             stopped.set()
-        due = began + number / arguments.rate
         if stopped.is_set():
             if now >= until + _STOP_SECONDS / 2:
                 break  # what is unanswered stays so
             until = min(until, now)
-        elif due <= now:
-            send(due)
-            number += together
-            continue
+        else:
+            for due in pace.overdue(now):
+                send(due)
         for connection in connections:
             connection.flush()
-        for key, _ in selector.select(min(0.001, max(0.0, due - now))):
+        for key, _ in selector.select(min(0.001, max(0.0, pace.next_due - clock()))):
             for stream, status, _ in key.data.read():
                 heard(key.data, stream, status)
 
