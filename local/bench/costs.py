@@ -33,7 +33,7 @@ from loadtest.benchmark.figures import Round
 from loadtest.benchmark.load import PRETRADE, Load, Server, decision_calls
 from loadtest.benchmark.rounds import closed_loop
 from local.bench.observing import scraping, trace_collector, uncounted
-from local.bench.servers import Target, decision_server, warm_up
+from local.bench.servers import Target, decision_server, usage_of_process, warm_up
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
@@ -290,18 +290,13 @@ def _cpu_by_part(stack: Stack, server: Target, names: Mapping[int, str]) -> dict
     parts: defaultdict[str, float] = defaultdict(float)
     for name, process in stack.processes.items():
         if process.pid is not None:
-            parts[name] += _seconds(psutil.Process(process.pid))
+            parts[name] += usage_of_process(psutil.Process(process.pid)).cpu_seconds
     deciding = server.deciding()
     for one in (server.process, *server.process.children(recursive=True)):
         parts[f"server: {_role(one, deciding)} {one.pid}"] += sum(one.cpu_times()[:2])
     for thread in deciding.threads():
         parts[f"  thread {names.get(thread.id, 'other')}"] += thread.user_time + thread.system_time
     return dict(parts)
-
-
-def _seconds(process: psutil.Process) -> float:
-    """CPU of a process and all that it started."""
-    return sum(sum(each.cpu_times()[:2]) for each in (process, *process.children(recursive=True)))
 
 
 def _role(process: psutil.Process, deciding: psutil.Process) -> str:

@@ -71,7 +71,7 @@ class Target:
 
     def resources(self) -> Usage:
         """What it and all its processes have used so far, and hold; not what they have decided."""
-        return _usage(self.process)
+        return usage_of_process(self.process)
 
     def deciding(self) -> psutil.Process:
         """The process that decides: Envoy where there is one, a child of the supervisor's."""
@@ -89,7 +89,8 @@ def _sum(samples: list[Any], name: str, labels: Mapping[str, str]) -> float:
     return float(sum(values))
 
 
-def _usage(process: psutil.Process) -> Usage:
+def usage_of_process(process: psutil.Process) -> Usage:
+    """What a process and all that it started have used so far, and hold."""
     family = [process, *process.children(recursive=True)]
     cpu = sum(sum(each.cpu_times()[:2]) for each in family)
     return Usage(cpu, sum(each.memory_info().rss for each in family))
@@ -103,7 +104,7 @@ def usage_of_port(port: int) -> Callable[[], Usage]:
     """
     for child in psutil.Process().children(recursive=True):
         if any(found.laddr.port == port for found in child.net_connections("tcp") if found.status == "LISTEN"):
-            return partial(_usage, child)
+            return partial(usage_of_process, child)
     raise LookupError(f"no process of ours listens on port {port}")
 
 
@@ -200,7 +201,7 @@ def torchserve_alone(name: str, archive: Path, directory: Path) -> Iterator[Serv
                 "unary": _prediction(address, 1),
                 "batch": _prediction(address, ORDERS["batch"]),
             },
-            usage=partial(_usage, psutil.Process(pid)),
+            usage=partial(usage_of_process, psutil.Process(pid)),
         )
 
 
@@ -234,7 +235,9 @@ def fastapi_with_model(name: str, archive: Path, directory: Path) -> Iterator[Se
     }
     ready = partial(_answers, f"http://{LOOPBACK}:{port}{PATH}", calls["unary"].body)
     with _running(name, argv, directory, ready, os.environ | {ARCHIVE: str(archive.resolve())}) as pid:
-        yield Server(name, ALTERNATIVE, f"{LOOPBACK}:{port}", calls, usage=partial(_usage, psutil.Process(pid)))
+        yield Server(
+            name, ALTERNATIVE, f"{LOOPBACK}:{port}", calls, usage=partial(usage_of_process, psutil.Process(pid))
+        )
 
 
 def _answers(url: str, body: bytes) -> None:
