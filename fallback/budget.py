@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 
 Use = tuple[pb.Stage.ValueType, float, float, pb.Degradation.ValueType]
@@ -17,16 +18,18 @@ class BudgetSettings(BaseModel):
 
     cap_seconds: float = Field(default=0.05, gt=0, le=10)
     """Longest deadline the server grants, in seconds; the caller's applies when it is shorter."""
-    fallback_reserve_seconds: float = Field(default=0.0005, gt=0, le=1)
-    """Kept for cached score, rules and guards, in seconds; never lent to a model attempt."""
+    fallback_reserve_seconds: Constant[float] = 0.0005
+    """Kept for cached score, rules and guards, in seconds; never lent to a model attempt. Cached score and rules take a
+    small part of it."""
     audit_reserve_seconds: float = Field(default=0.004, gt=0, le=1)
     """Kept for making the packet durable and sending the reply, in seconds; never lent to a model attempt. Grows with
     what the audit recently took, up to half of what is allowed."""
     reply_reserve_seconds: float = Field(default=0.002, gt=0, le=1)
     """Part of the audit's reserve that is kept for sending the reply, in seconds. Grows with the event loop's lateness,
     up to a quarter of what is allowed."""
-    first_attempt_share: float = Field(default=0.5, gt=0, lt=1)
-    """Part of the time left to models that the first attempt gets while a second replica could still take a retry."""
+    first_attempt_share: Constant[float] = 0.5
+    """Part of the time left to models that the first attempt gets while a second replica could still take a retry. Both
+    attempts at a replica then have the same chance."""
 
 
 class Budget:

@@ -1,7 +1,7 @@
 """Pages for people to read, made from the code that defines what they describe: reason codes, metrics, settings.
 
-`python -m server.reference` writes `docs/reason-codes.md` and `docs/metrics.md` (`make pages` does, too).
-Tests check that both are current.
+`python -m server.reference` writes `docs/reason-codes.md`, `docs/metrics.md` and `docs/settings.md` (`make pages` does,
+too). Tests check that all are current.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, Secret, SecretStr
 
+from feature_cache.constants import is_constant
 from feature_cache.metrics import Declaration, Histogram
 from feature_cache.sources import metrics as ingest_metrics
 from feature_cache.worker import metrics as worker_metrics
@@ -129,6 +130,80 @@ def settings() -> Iterator[tuple[str, str, str]]:
     yield from _fields(Settings, PREFIX)
 
 
+_HEADINGS: Final = {
+    "The ports and the processes": ("", "grpc", "admin", "metrics"),
+    "The models": ("replicas", "oip", "replica", "batcher", "breaker", "retry"),
+    "The time of a decision": ("budget", "admission", "idempotency", "stream"),
+    "Features": ("features", "feature_cache"),
+    "What is answered without a model, and the guards": ("chain", "cached_score", "rules", "guards"),
+    "Steering and canaries": ("control", "shadow", "canary", "slo"),
+    "The audit": ("journal", "shipping", "decisions_topic", "replay", "explain", "drift"),
+    "Logs and traces": ("tracing", "decision_log"),
+    "Credentials and access": ("tls", "tokens", "access"),
+}
+"""The groups of the settings page; the empty name stands for what is in no section."""
+_UNITS: Final = {
+    "_seconds": "s",
+    "_days": "days",
+    "_bps": "bp",
+    "_bytes": "bytes",
+    "_mebibytes": "MiB",
+    "_rows": "rows",
+    "_per_second": "1/s",
+    "_share": "share, 0 to 1",
+    "_rate": "share or multiple",
+    "_probability": "probability",
+}
+
+
+def settings_page() -> str:
+    """Every setting as Markdown tables, a section for each part of the server."""
+    lines = [
+        "# Settings",
+        "",
+        "<!-- Made by `make pages` from the sections in server, fallback and feature_cache. -->",
+        "",
+        "Read this when you deploy a decision server, or when it does not do what you expect. All settings have"
+        " defaults that fit one server on one machine, so begin with the addresses and change the rest when the table"
+        " gives you a reason.",
+        "",
+        "A setting comes from the environment variable that is named here, for secrets from a file of that name in the"
+        " directory `PRETRADE_SECRETS_DIR`, and otherwise from the TOML file `PRETRADE_CONFIG_FILE`, where each section"
+        " is a table. An unknown name or a wrong value refuses to start. Numbers that nobody needs to decide, such as"
+        " pauses between retries, are constants in the code, each with its reason.",
+        "",
+    ]
+    for heading, sections in _HEADINGS.items():
+        lines += [f"## {heading}", ""]
+        for section in sections:
+            if section:
+                model = type(Settings.model_fields[section].default)
+                rows = list(_fields(model, f"{PREFIX}{section.upper()}__"))
+                purpose = " ".join((model.__doc__ or "").split("\n\n")[0].split())
+                lines += [f"**`[{section}]`** {purpose}", ""] if rows else []
+            else:
+                own = Settings.model_fields.items()
+                names = {f"{PREFIX}{name.upper()}" for name, field in own if not isinstance(field.default, BaseModel)}
+                rows = [row for row in settings() if row[0] in names]
+            if rows:
+                lines += ["| variable | default | unit | what it does, and when to change it |", "|---|---|---|---|"]
+                lines += [f"| `{row[0]}` | {_cell(row[1])} | {_unit(row[0])} | {_escaped(row[2])} |" for row in rows]
+                lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(default: str) -> str:
+    return default if default == "unset" else f"`{_escaped(default)}`" if default else "empty"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _unit(variable: str) -> str:
+    return next((unit for suffix, unit in _UNITS.items() if variable.lower().endswith(suffix)), "")
+
+
 def reasons_page() -> str:
     """Every reason code as a Markdown table, with the contract's own comment."""
     comments = {name: text for text, name in re.findall(r"// (.+)\n  (REASON_CODE_\w+) =", _PROTO.read_text())}
@@ -141,6 +216,8 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
     for name, field in model.model_fields.items():
         variable = f"{prefix}{name.upper()}"
         default = field.default
+        if is_constant(field):
+            continue
         if isinstance(default, BaseModel):
             yield from _fields(type(default), f"{variable}__")
         else:
@@ -164,3 +241,4 @@ def _shown(default: object) -> str:
 if __name__ == "__main__":
     (PAGES / "reason-codes.md").write_text(reasons_page())
     (PAGES / "metrics.md").write_text(metrics_page())
+    (PAGES / "settings.md").write_text(settings_page())

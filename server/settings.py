@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Literal
@@ -30,6 +30,7 @@ from fallback.chain import ChainSettings
 from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
 from fallback.staleness import FeatureSettings
+from feature_cache.constants import is_constant
 from feature_cache.store import cluster
 from feature_cache.store.l1 import FeatureCacheSettings
 from server.audit.reading.explaining import ExplainSettings
@@ -224,6 +225,21 @@ def _with_scheme(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
     return url
 
 
+def _constants_set(path: str, section: BaseModel) -> Iterator[str]:
+    """Paths of the constants that somebody tries to set."""
+    for name, field in type(section).model_fields.items():
+        below, value = f"{path}.{name}".lstrip("."), getattr(section, name)
+        if is_constant(field) and name in section.model_fields_set:
+            yield below
+        elif isinstance(value, BaseModel):
+            yield from _constants_set(below, value)
+
+
+def _refuse(unknown: Iterable[str]) -> None:
+    if names := sorted(unknown):
+        raise ValueError(f"unknown settings: {', '.join(names)}")
+
+
 def load() -> Settings:
     """Settings from the environment.
 
@@ -238,8 +254,7 @@ def load() -> Settings:
         and not name.upper().startswith(_OTHERS)
         and name.upper().removeprefix(PREFIX).split("__")[0].lower() not in Settings.model_fields
     ]
-    if unknown:
-        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+    _refuse(unknown)
     path = os.environ.get(CONFIG_FILE)
     try:
         if path is not None and not Path(path).is_file():
@@ -247,6 +262,7 @@ def load() -> Settings:
         settings = Settings()
     except (OSError, TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
+    _refuse(f"{PREFIX}{path.replace('.', '__').upper()}" for path in _constants_set("", settings))
     if settings.grpc.edge == "auto":
         grpc = settings.grpc.model_copy(update={"edge": edges.best()})
         settings = settings.model_copy(update={"grpc": grpc})

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from feature_cache.constants import Constant
 from feature_cache.store.cluster import Cluster, is_cluster
 from feature_cache.store.codec import CodecError, FeatureSnapshot, decode, split
 from feature_cache.store.vectors import CHANNEL, connect, key_of
@@ -35,13 +36,13 @@ class FeatureCacheSettings(BaseModel):
     max_clock_lead_seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
     """Seconds by which a vector may have been published after this host's clock. Beyond, the clocks of publisher and
     server disagree, its age cannot be told, and it is not taken."""
-    reconcile_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    reconcile_interval_seconds: Constant[float] = 1.0
     """Seconds between two readings of every key, which make up for lost notifications and show that Redis is alive."""
-    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
+    timeout_seconds: Constant[float] = 0.5
     """Seconds after which a Redis that does not answer counts as lost."""
-    reconnect_min_seconds: Annotated[float, Field(gt=0, le=60)] = 0.05
+    reconnect_min_seconds: Constant[float] = 0.05
     """Seconds before the first attempt to reconnect; doubles with every failure, with jitter."""
-    reconnect_max_seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
+    reconnect_max_seconds: Constant[float] = 2.0
     """Longest pause between two attempts, in seconds."""
 
 

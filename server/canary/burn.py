@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
+
 if TYPE_CHECKING:
     from fallback.order import Case
 
@@ -53,9 +55,9 @@ class SloSettings(BaseModel):
     """Calls in a long window before its burn rate says anything."""
     canary_rate: float = Field(default=50.0, gt=1)
     """A canary is rolled back while the budget burns this many times as fast as it may, over the next two."""
-    canary_long_seconds: float = Field(default=10.0, ge=2, le=3_600)
+    canary_long_seconds: Constant[float] = 10.0
     """Long window of that rule, in seconds."""
-    canary_short_seconds: float = Field(default=2.0, ge=1, le=3_600)
+    canary_short_seconds: Constant[float] = 2.0
     """Short window of that rule, in seconds."""
     canary_min_events: int = Field(default=100, ge=1)
     """Calls in its long window before that rule says anything."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from feature_cache.constants import Constant
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Tolerance = Annotated[float, Field(ge=0, le=0.99)]
 
@@ -28,13 +30,15 @@ class CanarySettings(BaseModel):
     """Rows that both models must have scored at a step, likewise."""
     min_outcomes: int = Field(default=0, ge=0, le=10_000_000)
     """Rows whose outcome must be known at a step, likewise; with 0 outcomes can only speak against the canary."""
-    false_rollback_probability: float = Field(default=0.001, gt=0, lt=0.5)
-    """Of rolling a canary back that is within every tolerance all the time; over its life, all checks and processes."""
+    false_rollback_probability: Constant[float] = 0.001
+    """Of rolling a canary back that is within every tolerance all the time; over its life, all checks and processes.
+    One canary in a thousand for no fault of its own is rare enough."""
     judges: int | None = Field(default=None, ge=1, le=10_000)
     """Processes, of all servers that share the control state, that judge a canary by evidence of their own. Unset: the
     processes of this server."""
-    false_step_probability: float = Field(default=0.05, gt=0, lt=0.5)
-    """Of taking a step with a canary that is beyond a tolerance all the time."""
+    false_step_probability: Constant[float] = 0.05
+    """Of taking a step with a canary that is beyond a tolerance all the time. The usual five per cent; the next step
+    looks again."""
     max_error_excess: Tolerance = 0.02
     """Tolerance: share of failed batches, less the champion's."""
     max_fallback_share: Tolerance = 0.05
@@ -58,10 +62,12 @@ class CanarySettings(BaseModel):
     archive_url: str = Field(default="{version}.mar", pattern=r"^[^\s@]*\{version\}[^\s@]*$")
     """Where TorchServe finds the archive of a version: a file in its model store, or a URL that it may load from; one
     without name and password."""
-    load_seconds: float = Field(default=60.0, gt=0, le=600)
-    """How long loading a version into one replica may take, in seconds."""
-    keep_previous_seconds: float = Field(default=3_600.0, ge=0, le=2_592_000)
-    """How long the champion's predecessor stays loaded after a promotion, in seconds."""
+    load_seconds: Constant[float] = 60.0
+    """How long loading a version into one replica may take, in seconds. Importing Torch alone takes
+    several; a replica that needs longer than this hangs."""
+    keep_previous_seconds: Constant[float] = 3_600.0
+    """How long the champion's predecessor stays loaded after a promotion, in seconds. Going back within the hour needs
+    no loading."""
 
     @field_validator("steps")
     @classmethod

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from feature_cache.constants import Constant
 from feature_cache.store.cluster import Cluster, is_cluster
 from feature_cache.store.vectors import connect
 from server.control.model import Control
@@ -52,11 +53,11 @@ class SharedSettings(BaseModel):
 
     key: str = Field(default="pretrade:control", min_length=1, max_length=200)
     """Key in the Redis of `redis_url`; servers that name the same one are steered together."""
-    timeout_seconds: float = Field(default=0.3, gt=0, le=10)
+    timeout_seconds: Constant[float] = 0.3
     """A Redis that does not answer within this, in seconds, cannot be reached: a change then holds on this server."""
     stale_seconds: float = Field(default=3.0, ge=1, le=600)
     """Not having heard Redis for so long, in seconds, the control state may be out of date: every decision says so."""
-    reconnect_seconds: float = Field(default=0.2, gt=0, le=10)
+    reconnect_seconds: Constant[float] = 0.2
     """Pause between two attempts to reach Redis, in seconds."""
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from feature_cache.constants import Constant
 from server.errors import DrainingError, OverloadedError
 
 _WINDOW_SECONDS: Final = 0.1
@@ -34,7 +35,7 @@ class AdmissionSettings(BaseModel):
     of one `DecideBatch` are taken up 64 at a time."""
     target_seconds: float = Field(default=0.03, gt=0, le=10)
     """The limit falls while one call in ten takes longer, in seconds; to be shorter than most callers' deadlines."""
-    reserved_share: float = Field(default=0.1, ge=0, lt=1)
+    reserved_share: Constant[float] = 0.1
     """Share of the limit that only reduce-only orders may use."""
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
 from server.audit.reading.reading import Question, Reading
 from server.drift.summary import Drift, Summary
 from server.errors import AuditError
@@ -26,8 +27,9 @@ class DriftSettings(BaseModel):
     """Seconds between two comparisons; 0 makes none. One costs about a second of a core, at low priority."""
     window_seconds: float = Field(default=900.0, gt=0, le=86_400)
     """How far back a comparison looks, in seconds."""
-    max_decisions: int = Field(default=2_000, ge=100, le=100_000)
-    """The newest decisions of that time are looked at, at most so many."""
+    max_decisions: Constant[int] = 2_000
+    """The newest decisions of that time are looked at, at most so many. Enough for the statistics, and about a second
+    of one core."""
 
 
 class DriftRequest(BaseModel):

@@ -26,6 +26,7 @@ from itertools import pairwise
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from feature_cache.constants import Constant
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
 from server.inference.pacing import RowLimit, SlotSearch
 from server.inference.wire import ModelIdentity, ScoreBatch
@@ -49,23 +50,27 @@ class BatcherSettings(BaseModel):
     max_slots: int = Field(default=4, ge=1, le=64)
     """Batches in flight at once at most: while rows wait, as many as score most of them, from 1 on, also bounded by
     `max_in_flight`. No more than `slots`: always `slots`."""
-    max_in_flight: int = Field(default=8, ge=1, le=256)
-    """Batches in flight including abandoned ones; above it the replica counts as full."""
-    max_queued_rows: int = Field(default=4_096, ge=1, le=1_000_000)
-    """Live and canary rows waiting for a slot; a live row takes a canary row's place when there is no other."""
-    max_queued_shadow_rows: int = Field(default=2_048, ge=0, le=1_000_000)
-    """Shadow rows waiting for a slot; more are shed."""
-    shadow_linger_seconds: float = Field(default=0.05, gt=0, le=10)
+    max_in_flight: Constant[int] = 8
+    """Batches in flight including abandoned ones; above it the replica counts as full. More calls than that to a server
+    that answers none of them would only fill its memory."""
+    max_queued_rows: Constant[int] = 4_096
+    """Live and canary rows waiting for a slot; a live row takes a canary row's place when there is no other. Several
+    batches; rows that wait longer than these take would miss their deadlines anyway."""
+    max_queued_shadow_rows: Constant[int] = 2_048
+    """Shadow rows waiting for a slot; more are shed. Half of the live rows' room: nobody waits for them."""
+    shadow_linger_seconds: Constant[float] = 0.05
     """Shadow rows gather this long, in seconds, unless a batch fills earlier: nobody waits for them."""
     min_patience_seconds: float = Field(default=0.01, gt=0, le=10)
     """A batch is never abandoned earlier than this, in seconds."""
     max_patience_seconds: float = Field(default=0.05, gt=0, le=10)
     """A batch is abandoned at the latest after this, in seconds; in between after four times the recent p95."""
-    wanted_seconds: float = Field(default=0.01, gt=0, le=10)
-    """A batch gets no more rows than should be back within this, in seconds."""
+    wanted_seconds: Constant[float] = 0.01
+    """A batch gets no more rows than should be back within this, in seconds. A batch that takes longer makes the rows
+    behind it late."""
 
-    split_parts: int = Field(default=8, ge=1, le=64)
-    """Parts in which a batch that failed as a whole is sent once more; 1 for not at all."""
+    split_parts: Constant[int] = 8
+    """Parts in which a batch that failed as a whole is sent once more; 1 for not at all. Eight parts find one bad row
+    among 256 with few more calls, and let the others have their scores."""
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> BatcherSettings:

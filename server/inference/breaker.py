@@ -28,6 +28,7 @@ from typing import Final
 import pybreaker
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
 from server.inference.outcome import Outcome
 
 _BUCKETS: Final = 10
@@ -45,21 +46,23 @@ class BreakerSettings(BaseModel):
     """Open after this many failed or slow batches in a row."""
     failure_rate: float = Field(default=0.5, gt=0, le=1)
     """Open when this share of the window's batches failed."""
-    slow_rate: float = Field(default=0.8, gt=0, le=1)
-    """Open when this share of the window's batches was slow."""
+    slow_rate: Constant[float] = 0.8
+    """Open when this share of the window's batches was slow. Below it a
+    replica is slow only now and then."""
     slow_seconds: float = Field(default=0.025, gt=0, le=10)
     """A batch is slow from this time on, in seconds."""
-    window_seconds: float = Field(default=10.0, gt=0, le=600)
-    """Length of the window for the two rates, in seconds."""
+    window_seconds: Constant[float] = 10.0
+    """Length of the window for the two rates, in seconds. Long enough for the rates to mean something, short enough
+    that an old outage is forgotten."""
     minimum_calls: int = Field(default=20, ge=1, le=100_000)
     """The rates count only from this many batches in the window."""
     open_seconds: float = Field(default=0.5, gt=0, le=600)
     """First open time, in seconds; doubles with each opening in a row."""
-    max_open_seconds: float = Field(default=0.75, gt=0, le=3_600)
+    max_open_seconds: Constant[float] = 0.75
     """Longest open time, in seconds; probes carry no order, so a short one costs nothing, and a replica that has just
     started may need several."""
-    half_open_probes: int = Field(default=2, ge=1, le=100)
-    """Probes in flight at once, and successes in a row needed to close."""
+    half_open_probes: Constant[int] = 2
+    """Probes in flight at once, and successes in a row needed to close. One success may be chance."""
 
 
 class Mode(enum.Enum):

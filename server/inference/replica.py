@@ -14,6 +14,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache import features
+from feature_cache.constants import Constant
 from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
@@ -65,11 +66,12 @@ class ReplicaSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    call_bound_seconds: float = Field(default=5.0, gt=0, le=60)
+    call_bound_seconds: Constant[float] = 5.0
     """A call that was given up is ended after this, in seconds: cancelling early would restart TorchServe's worker."""
-    probe_interval_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Time between health probes, in seconds."""
-    suspicion_interval_seconds: float = Field(default=0.1, gt=0, le=60)
+    probe_interval_seconds: Constant[float] = 1.0
+    """Time between health probes, in seconds. A replica that died is known to be dead within a second, and a probe
+    costs it a row."""
+    suspicion_interval_seconds: Constant[float] = 0.1
     """The same while the last batch failed or was slow, in seconds: orders that pass a slow replica over tell nothing
     about it any more."""
     probe_timeout_seconds: float = Field(default=0.2, gt=0, le=10)

@@ -7,6 +7,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
+
 _SECONDS: Final = 10
 
 
@@ -17,7 +19,7 @@ class RetrySettings(BaseModel):
 
     share: float = Field(default=0.1, ge=0, le=1)
     """Retries allowed per first attempt of the last 10 s."""
-    per_second: float = Field(default=1.0, ge=0, le=1_000)
+    per_second: Constant[float] = 1.0
     """Retries allowed on top, per second."""
     hedge: bool = False
     """Ask the other replica as well when the first attempt takes longer than the recent p95; the first score wins."""

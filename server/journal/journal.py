@@ -41,6 +41,7 @@ from typing import Final, NamedTuple, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
 from server.errors import (
     JournalClosedError,
     JournalCorruptedError,
@@ -101,18 +102,19 @@ class JournalSettings(BaseModel):
     """The file; one journal belongs to one server process. Its directory must exist."""
     durability: Durability = Durability.FSYNC
     """What a decision waits for: `fsync` (survives power loss), `os` (survives the process) or `off`."""
-    queue_rows: int = Field(default=20_000, ge=1, le=1_000_000)
-    """Rows that may wait to be written; beyond, appends fail at once."""
-    batch_rows: int = Field(default=256, ge=1, le=4096)
-    """Rows after which a commit takes no further appends."""
+    queue_rows: Constant[int] = 20_000
+    """Rows that may wait to be written; beyond, appends fail at once. A few seconds of rows; what
+    waits longer misses its deadline."""
+    batch_rows: Constant[int] = 256
+    """Rows after which a commit takes no further appends. More rows make a commit longer than a decision can wait."""
     max_mebibytes: int | None = Field(default=None, ge=1)
     """What rows that are not shipped yet may fill, in MiB, of each process. Unset: 16 GiB. Never more than the volume
     has left but for a reserve: a server whose volume cannot hold what is set here for all its processes, and one more
     while a process is replaced, does not start. Beyond, decisions are answered ABSTAIN rather than lost, and the server
     is not healthy, until the database takes rows again."""
-    checkpoint_pages: int = Field(default=1000, ge=100, le=1_000_000)
-    """Pages of 4 KiB written to the log after which they are moved into the file."""
-    retry_min_seconds: float = Field(default=0.05, gt=0, le=10)
+    checkpoint_pages: Constant[int] = 1000
+    """Pages of 4 KiB written to the log after which they are moved into the file. SQLite's own default."""
+    retry_min_seconds: Constant[float] = 0.05
     """First pause before a probe after a failed write; doubles up to `retry_max_seconds`."""
     retry_max_seconds: float = Field(default=2.0, gt=0, le=60)
     """Longest pause between two probes."""

@@ -11,9 +11,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from fallback.order import CallContext
+from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader, order_timeout_seconds
@@ -61,7 +62,7 @@ class StreamSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    max_in_flight: int = Field(default=256, ge=1, le=65_536)
+    max_in_flight: Constant[int] = 256
     """Orders of one stream under way at once; the server reads no further until one is answered."""
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from feature_cache.constants import Constant
+
 
 class GrpcSettings(BaseModel):
     """The decision port."""
@@ -27,8 +29,9 @@ class GrpcSettings(BaseModel):
     kubelet's. Unset: none."""
     max_message_bytes: int = Field(default=1_048_576, ge=1_024, le=67_108_864)
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
-    max_streams_per_connection: int = Field(default=1_024, ge=1, le=1_000_000)
-    """Calls under way on one connection."""
+    max_streams_per_connection: Constant[int] = 1_024
+    """Calls under way on one connection. Far more than one caller has under way at once; a bound only so that no
+    connection can take all memory."""
     max_pending_calls: int = Field(default=64, ge=1, le=100_000)
     """Calls that wait to be taken up by the event loop; of more than these some, of twice as many all are refused by
     the transport, with CANCELLED. A burst needs room; in an overload all of it is waiting time, so a small machine
@@ -36,8 +39,9 @@ class GrpcSettings(BaseModel):
     bounded by `admission`, and refused like any other call beyond it."""
     handshake_seconds: float = Field(default=5.0, ge=0.1, le=120)
     """How long a new connection may take for its first bytes, in seconds; then it is closed."""
-    keepalive_seconds: float = Field(default=30.0, ge=1, le=7_200)
-    """A connection on which nothing arrives for so long is pinged, and closed if it does not answer within 10 s."""
+    keepalive_seconds: Constant[float] = 30.0
+    """A connection on which nothing arrives for so long is pinged, and closed if it does not answer within 10 s.
+    Callers' networks drop idle connections after a minute or more, and a ping costs next to nothing."""
     read_seconds: float = Field(default=5.0, gt=0, le=600)
     """How long a unary call may take to send its message, in seconds; then it ends DEADLINE_EXCEEDED."""
     drain_seconds: float = Field(default=0.2, ge=0, le=300)

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from feature_cache.constants import Constant
 from pretrade.client.addresses import is_loopback
 from server.security.identity import Policy, Principal, RateTier, Role, Strategies, Tiers
 
@@ -92,16 +93,17 @@ class TokenSettings(BaseModel):
     """Signatures that are believed; a JSON list."""
     roles_claim: str = Field(default="roles", min_length=1)
     """The claim whose value, or list of values, is looked up in `access.roles` as `claim:<value>`."""
-    leeway_seconds: float = Field(default=5.0, ge=0, le=60)
-    """How far the issuer's clock and ours may differ, in seconds."""
+    leeway_seconds: Constant[float] = 5.0
+    """How far the issuer's clock and ours may differ, in seconds. Clocks that are synchronised differ by less."""
     max_lifetime_seconds: float = Field(default=86_400.0, ge=60, le=31_622_400)
     """A token that is valid for longer than this, from `iat` to `exp`, is refused; in seconds."""
     revoked: Path | None = None
     """File of the `jti` of tokens that no longer count, one a line; replaced at any time."""
     refresh_seconds: float = Field(default=300.0, ge=0.05, le=86_400)
     """Time between two looks at a URL's keys, in seconds; a file is looked at every `tls.refresh_seconds`."""
-    refetch_seconds: float = Field(default=10.0, ge=0.05, le=3_600)
-    """An unknown `kid` has the keys fetched at once, but not sooner than this after the last time, in seconds."""
+    refetch_seconds: Constant[float] = 10.0
+    """An unknown `kid` has the keys fetched at once, but not sooner than this after the last time, in seconds. Nobody
+    can have the issuer asked more often by inventing keys."""
     max_key_age_seconds: float = Field(default=86_400.0, ge=1, le=31_622_400)
     """Keys of a URL that could not be fetched again for so long no longer count, in seconds."""
 

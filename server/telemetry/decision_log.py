@@ -7,6 +7,7 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.reports import Outlet, Report
 from server.machine import REAL, Machine
@@ -25,8 +26,8 @@ class DecisionLogSettings(BaseModel):
     """One of so many good decisions gets a line, beside every degraded, failed or slow one; 0 for none."""
     slow_seconds: float = Field(default=0.025, gt=0, le=10)
     """A decision that takes longer gets a line, in seconds."""
-    max_per_second: float = Field(default=20.0, ge=1, le=100_000)
-    """Lines a second at most; the rest is counted and in the audit."""
+    max_per_second: Constant[float] = 20.0
+    """Lines a second at most; the rest is counted and in the audit. A log that grows faster is read by nobody."""
 
 
 def decision_log(settings: DecisionLogSettings, everything: bool, machine: Machine = REAL) -> Outlet:

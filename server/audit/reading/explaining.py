@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explain import SCORED, no_model, unavailable
@@ -36,7 +37,7 @@ class ExplainSettings(BaseModel):
     patience_seconds: float = Field(default=0.25, ge=0, le=10)
     """How long a reply waits for its explanation, in seconds, where the call's deadline leaves it that; 0 for not at
     all. The first one of a model version loads the model, which takes seconds, and comes LATE."""
-    reply_reserve_seconds: float = Field(default=0.005, gt=0, le=1)
+    reply_reserve_seconds: Constant[float] = 0.005
     """Kept before the call's deadline for sending the reply, in seconds."""
 
 

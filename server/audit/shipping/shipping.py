@@ -7,24 +7,29 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.constants import Constant
+
 
 class ShippingSettings(BaseModel):
     """The way of the audit from the journal into SQL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    batch_rows: int = Field(default=2000, ge=1, le=10_000)
-    """Most rows in one transaction."""
-    poll_seconds: float = Field(default=0.1, gt=0, le=10)
-    """Pause before the journal is looked at again when everything was shipped."""
-    retry_min_seconds: float = Field(default=0.1, gt=0, le=10)
+    batch_rows: Constant[int] = 2000
+    """Most rows in one transaction. A round trip to the other side is a small part of it."""
+    poll_seconds: Constant[float] = 0.1
+    """Pause before the journal is looked at again when everything was shipped. The audit may be so far behind without
+    anybody noticing."""
+    retry_min_seconds: Constant[float] = 0.1
     """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
     retry_max_seconds: float = Field(default=5.0, gt=0, le=300)
     """Longest pause after a failure."""
-    retained_rows: int = Field(default=10_000, ge=0)
-    """Rows that stay in the journal after they were shipped."""
-    days_ahead: int = Field(default=3, ge=0, le=7)
-    """Days for which PostgreSQL has a partition before they begin; also as many days as nobody need look after it."""
+    retained_rows: Constant[int] = 10_000
+    """Rows that stay in the journal after they were shipped. The last seconds stay at hand for repeats and explanations
+    where the database is slow."""
+    days_ahead: Constant[int] = 3
+    """Days for which PostgreSQL has a partition before they begin; also as many days as nobody need look after it. A
+    weekend."""
     retention_days: int | None = Field(default=None, ge=1)
     """Days, UTC, that stay in the database besides today; older ones are removed whole. Unset: all stay."""
     signing_key: Path | None = None
@@ -59,13 +64,14 @@ class TopicSettings(BaseModel):
     """Its name; made when missing."""
     partitions: int = Field(default=6, ge=1, le=1000)
     """Its partitions, when it is made."""
-    batch_rows: int = Field(default=500, ge=1, le=10_000)
-    """Most rows under way to the brokers at once."""
-    poll_seconds: float = Field(default=0.05, gt=0, le=10)
-    """Pause before the journal is looked at again when everything was published."""
-    retry_min_seconds: float = Field(default=0.1, gt=0, le=10)
+    batch_rows: Constant[int] = 500
+    """Most rows under way to the brokers at once. A round trip to the other side is a small part of it."""
+    poll_seconds: Constant[float] = 0.05
+    """Pause before the journal is looked at again when everything was published. The audit may be so far behind without
+    anybody noticing."""
+    retry_min_seconds: Constant[float] = 0.1
     """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
-    retry_max_seconds: float = Field(default=5.0, gt=0, le=300)
+    retry_max_seconds: Constant[float] = 5.0
     """Longest pause after a failure."""
 
 

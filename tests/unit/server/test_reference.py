@@ -13,7 +13,7 @@ from feature_cache.metrics import Counter, Declaration
 from feature_cache.sources import metrics as ingest_metrics
 from feature_cache.worker import metrics as worker_metrics
 from server.composition import metrics_port
-from server.reference import LABELS, PAGES, metrics_page, reasons_page
+from server.reference import LABELS, PAGES, metrics_page, reasons_page, settings, settings_page
 from server.timing.histogram import LATENCY_EDGES_SECONDS, Histogram
 
 ALL = (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS)
@@ -22,6 +22,14 @@ ALL = (*metrics_port.METRICS, *worker_metrics.METRICS, *ingest_metrics.METRICS)
 @pytest.mark.parametrize(("page", "made"), [("metrics.md", metrics_page), ("reason-codes.md", reasons_page)])
 def test_the_page_is_current(page: str, made: Callable[[], str]) -> None:
     assert (PAGES / page).read_text() == made(), "run `make pages`"
+
+
+def test_the_page_of_settings_is_current() -> None:
+    page = (PAGES / "settings.md").read_text()
+    assert page == settings_page(), "run `make pages`"
+    for name, _, text in settings():
+        assert page.count(f"| `{name}` |") == 1, name
+        assert text.endswith("."), name
 
 
 def test_no_name_is_declared_twice() -> None:

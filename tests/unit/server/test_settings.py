@@ -141,3 +141,10 @@ def test_no_setting_is_infinite_or_not_a_number(
     monkeypatch.setenv(f"PRETRADE_{section}__{field}".upper(), value)
     with pytest.raises(ValidationError, match=field):
         load()
+
+
+@pytest.mark.parametrize("name", ["JOURNAL__BATCH_ROWS", "CONTROL__SHARED__TIMEOUT_SECONDS"])
+def test_a_constant_cannot_be_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"PRETRADE_{name}", "1")
+    with pytest.raises(ValueError, match=f"unknown settings: PRETRADE_{name}"):
+        load()
