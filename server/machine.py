@@ -2,8 +2,8 @@
 
 The composition root hands a `Machine` to every part that needs something of it. Production has one, the real one. The
 simulation in `tests/simulation/` starts the same composition on a machine whose time, disk and network it controls, so
-a part that reads the clock, starts a thread or syncs a file does so through here and not by itself. What asyncio offers
-(timers, sockets, subprocesses, `asyncio.to_thread`) needs nothing here: there the event loop is what is exchanged.
+a part that reads the clock, starts a thread or syncs a file does so through the `Machine`. What asyncio offers (timers,
+sockets, subprocesses, `asyncio.to_thread`) needs nothing here, because the simulation replaces the event loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows that a model scores when it is exported; whoever loads it somewhere else asks for them again and compares."""
+"""Rows that a model scores when it is exported. A server that loads it asks for them again and compares."""
 
 from __future__ import annotations
 

@@ -5,13 +5,14 @@
        │ backoff, jitter        │ lost       │ snapshot: REST, or subscribing again
        └────────────────────────┘            └── a book that is not what the exchange's is
 
-A connection that ends, is silent for too long or answers no ping is lost: its books become unknown (a `BookReset`
-each) and it is made anew. A book that shows a gap, a failed checksum or a crossing is asked for again, one request at a
-time, slower with every failure; after `resync_attempts` in vain its connection is made anew. Messages that cannot be
-read are counted and passed over, except where only the exchange's word says that none was lost.
+A connection that ends, stays silent for too long or answers no ping is lost: its books become unknown (a `BookReset`
+each), and the feed reconnects. After a gap, a failed checksum or a crossing the feed requests the book again, one
+request at a time, more slowly after every failure; after `resync_attempts` failures it reconnects. Messages that cannot
+be read are counted and skipped. If the exchange's messages do not prove that a book is whole, the feed reconnects
+instead.
 
-Whatever happens is a `Line`; the recorder and the decoder see the same ones in the same order, so that a recording
-replayed gives the same events.
+Everything that happens is a `Line`. The recorder and the decoder get the same lines in the same order, so a replay of
+the recording gives the same events.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Closed-loop load by h2load, which takes a fraction of the CPU that callers in Python take from the server.
 
-It sends one request again and again and takes every HTTP 200 for a success, gRPC errors included: whoever uses it asks
-the server how many there were. Its latencies are of all answers, the refusals among them.
+It sends one request again and again, and counts every HTTP 200 as a success, gRPC errors included. Take the number of
+decisions from the server instead. Its latencies are those of all answers, refusals included.
 """
 
 from __future__ import annotations

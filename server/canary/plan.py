@@ -1,7 +1,7 @@
 """What all processes know of a canary: part of the control state, changed by pure functions.
 
-Every change is made of what the control state holds at that moment, so a canary that one process has just rolled back
-is not moved on by another that had not heard of it yet: a transition that does not fit changes nothing.
+Every change starts from what the control state holds at that moment, and a transition that does not fit changes
+nothing. So if one process has just rolled a canary back, another one that does not know it yet cannot take a step.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The control state in Redis, one for all servers that name the same key.
 
-The key is a stream of which only the last entry counts. Reading it blocks until there is a newer one, so a change is
-everywhere within a round trip. A server without news reads the entry twice a second all the same: Redis may have lost
-it, or a failover may have brought back an older one. A Redis that no longer answers is noticed within the same time.
-A server that has connected anew reads it at once.
+The key is a stream of which only the last entry counts. Reading blocks until there is a newer one, so a change reaches
+every server within a round trip. Even without a newer entry a server reads the last one twice a second, because Redis
+may have lost it, or a failover may have brought back an older one. A Redis that does not answer is noticed within the
+same time. A server reads the entry at once after it has reconnected.
 
-A script replaces the entry if it still is the one that the new state was made from. Otherwise it returns what it found,
-to be merged. So nothing is ever overwritten that its writer had not seen.
+A script replaces the entry only if it is still the one from which the new state was made. Otherwise the script returns
+the entry that it found, and the writer merges. So no writer ever overwrites an entry that it had not read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can be steered, and who obeys it."""
+"""What the control state can change, and which part of the server applies it."""
 
 from __future__ import annotations
 

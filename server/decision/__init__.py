@@ -1,1 +1,1 @@
-"""The way of an order: read, admit, decide once, record, and know whether its caller heard the answer."""
+"""The way of an order: read, admit, decide once, record, and know whether the caller received the answer."""

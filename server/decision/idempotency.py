@@ -1,7 +1,7 @@
 """The promise of `Order.idempotency_key`: the same key gives the same decision, and only one.
 
-A repeat hears what the first call was told, or something safer: the guards run again for it, since what they guard may
-have changed, and what one repeat was told instead of TRADE every later one is told, too. See `DataPlane`.
+A repeat gets the answer of the first call, or a safer one. The guards run again for it, because what they check may
+have changed. Once a repeat got something safer than TRADE, every later repeat gets that, too. See `DataPlane`.
 """
 
 from __future__ import annotations

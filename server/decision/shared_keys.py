@@ -1,12 +1,12 @@
 """The table of idempotency keys: memory that belongs to no single process.
 
-The supervisor makes the memory, and every process it starts inherits it: a key outlives the process that decided its
-order. A server of one process has a table of its own. A key has a place in one bucket, and is in one of these states::
+The supervisor allocates the memory, and every process that it starts inherits it, so a key outlives the process that
+decided its order. A server of one process has its own table. A key takes a slot of one bucket. Its states::
 
-    free       nobody asked, or it is forgotten          → the process that claims it decides
+    free       never used, or forgotten                  → the process that claims it decides
     claimed    a process decides, until its deadline     → others wait; past that deadline it is free again
-    decided    the decision is here                      → repeats hear it
-    withdrawn  a repeat heard something safer            → so does every later one
+    decided    the decision is here                      → repeats get it
+    withdrawn  a repeat got something safer              → so does every later one
 
 Layout. A bucket has 256 places, the key's hash picks the bucket, and any free place in it will do. With n keys alive in
 b buckets, the keys of one are Poisson distributed with mean n / b; the table is made so large that this is 192 when as

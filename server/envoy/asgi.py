@@ -5,10 +5,9 @@ through `pyvoy`; see `server/envoy/edge.py`. What is ours is in `framing.py`, an
 
     read the request → the servicer's method → the answer, or a status
 
-Nothing tells the application that a caller has gone, or that a call's deadline has passed: whoever asks `receive` hears
-of the first, and of the second nobody but a clock. One task looks after all calls that take longer than most, and
-cancels those that nobody waits for, as grpc.aio does; the fast ones pay nothing. One whose caller went in the meantime
-fails to be sent.
+ASGI reports a disconnect only to a pending `receive()`, and never reports an expired deadline. One task therefore
+checks all calls that take longer than most, and cancels those whose caller has gone or whose deadline has passed, as
+grpc.aio does. Fast calls cost nothing extra; if the caller of one has gone, sending its answer fails.
 """
 
 from __future__ import annotations

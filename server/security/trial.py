@@ -1,4 +1,4 @@
-"""Certificates and tokens for trials on one machine, and for tests. Whoever reads its files is everybody."""
+"""Certificates and tokens for trials on one machine, and for tests. A user who can read the files may do everything."""
 
 from __future__ import annotations
 
