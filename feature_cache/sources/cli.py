@@ -36,8 +36,10 @@ def replay(
     kafka: Kafka = KAFKA,
     topic: Topic = TOPIC,
     linger_ms: Linger = _LINGER_MS,
-    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, for ever.")] = False,
-    instruments: Annotated[list[str] | None, typer.Option(help="Only these, for example BTCUSDT.BINANCE.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Start again at the end, until interrupted.")] = False,
+    instruments: Annotated[
+        list[str] | None, typer.Option(help="Publish only these, for example BTCUSDT.BINANCE.")
+    ] = None,
 ) -> None:
     """Publish recorded exchange sessions to Kafka with their original timing."""
     # The clients of the brokers and the decoders, which the other commands of `pretrade` do not need.

@@ -36,13 +36,13 @@ class ChannelName(enum.StrEnum):
 
 @app.command()
 def ingest(
-    exchange: Annotated[ExchangeName, typer.Option(help="Where from.")],
+    exchange: Annotated[ExchangeName, typer.Option(help="The exchange.")],
     instruments: Annotated[list[str], typer.Option(help="BTCUSDT, BTC-USD, …, comma-separated; can be repeated.")],
     kafka: Kafka = KAFKA,
     topic: Topic = TOPIC,
     linger_ms: Linger = 0.0,
     record: Annotated[
-        Path | None, typer.Option(help="Folder for a recording that `replay` reads, one file a connection.")
+        Path | None, typer.Option(help="Also record to this folder, one file for each connection; `replay` reads it.")
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="WebSocket address instead of the exchange's: a proxy, another site, a test.")
@@ -51,16 +51,17 @@ def ingest(
         str | None, typer.Option(help="Address of the REST interface instead of the exchange's.")
     ] = None,
     channel: Annotated[
-        ChannelName, typer.Option(help="Coinbase's books; level2 and full need an address that authenticates us.")
+        ChannelName,
+        typer.Option(help="Coinbase's book channel; level2 and full need an address that authenticates us."),
     ] = ChannelName.LEVEL2_BATCH,
     silence: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds without a message after which a connection is made anew.")
+        float, typer.Option(min=0.1, max=3600, help="Reconnect after so many seconds without a message.")
     ] = 60.0,
     duration: Annotated[float | None, typer.Option(min=0, help="Seconds. [default: for ever]")] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of /metrics, /healthz and /readyz.")] = "127.0.0.1",
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Their port; 0 serves none of them.")] = 0,
 ) -> None:
-    """Publish an exchange's live market data to Kafka, through lost connections and gaps, until interrupted."""
+    """Publish an exchange's live market data to Kafka until interrupted. Reconnects, and recovers from gaps."""
     # The clients of exchanges and brokers, which take longer to load than most other commands take in all.
     import uvloop  # noqa: PLC0415
     from aiokafka.errors import KafkaError  # noqa: PLC0415

@@ -44,7 +44,11 @@ from server.errors import AuditError, AuditUnavailableError
 from server.journal.reply_status import REPLIED, UNSETTLED
 from server.models.archive import ModelStore
 
-app = typer.Typer(name="audit", help="Look decisions up, and verify that none was changed.", no_args_is_help=True)
+app = typer.Typer(
+    name="audit",
+    help="Look decisions up, recompute and export them, and verify that none was changed.",
+    no_args_is_help=True,
+)
 
 _BAR_WIDTH: Final = 24
 _REPLIES: Final = {REPLIED: "sent", UNSETTLED: "not known yet whether it was sent"}
@@ -55,15 +59,13 @@ _COLOURS: Final = {pb.ACTION_TRADE: "green", pb.ACTION_NO_TRADE: "yellow", pb.AC
 def show(
     decision_id: Annotated[str, typer.Argument(help="The decision id of the reply.")],
     as_json: Annotated[bool, typer.Option("--json", help="The whole packet as JSON.")] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Also what each feature did to the score, by the model version it names.")
-    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also show what each feature added to the score.")] = False,
     models: _Models = None,
     database_url: _DatabaseUrl = None,
     journal: _JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Shows one decision: asked, answered, why, known, cost, attempts, outcomes, evidence."""
+    """Shows everything about one decision: order, answer, reasons, features, cost, outcomes, evidence."""
     try:
         with closing(AuditQuery(*_targets(database_url, journal, directory))) as query:
             decision = query.get(decision_id)
@@ -94,18 +96,21 @@ def _explanation(decision: audit_pb2.AuditedDecision, query: AuditQuery, models:
 @app.command(name="verify")
 def verify_chains(
     full: Annotated[
-        bool, typer.Option("--full", help="Also check again what was verified before; else it is only counted.")
+        bool,
+        typer.Option(
+            "--full", help="Check every row again. Without it, rows that were verified before are only counted."
+        ),
     ] = False,
     key: Annotated[
         Path | None,
-        typer.Option(help="Public key in PEM. What servers stated outside of their journals must be signed by it."),
+        typer.Option(help="Public key (PEM) that must have signed what servers state about their journals."),
     ] = None,
     brokers: Annotated[
         str | None,
         typer.Option(
             envvar="PRETRADE_DECISIONS_TOPIC__BOOTSTRAP_SERVERS",
             show_envvar=True,
-            help="Brokers of the topic of decisions: what servers stated there is compared, too.",
+            help="Brokers of the topic of decisions, to compare what servers state there, too.",
         ),
     ] = None,
     topic: Annotated[
@@ -164,16 +169,19 @@ def _finding(one: Finding) -> str:
 
 @app.command(name="write-off")
 def write_off(
-    journal_id: Annotated[str, typer.Argument(help="The journal of which something is lost, as `verify` names it.")],
+    journal_id: Annotated[str, typer.Argument(help="The damaged journal, as `verify` names it.")],
     author: Annotated[str, typer.Option(help="Who gives it up.")],
     reason: Annotated[str, typer.Option(help="Why: what happened to it.")],
     beginning: Annotated[
-        bool, typer.Option("--beginning", help="Not its end, but the rows that were shipped to another database.")
+        bool,
+        typer.Option(
+            "--beginning", help="Give up the beginning (rows that were shipped to another database), not the end."
+        ),
     ] = False,
     database_url: _DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Gives up what followed the last shipped row of a lost journal, or its beginning; `verify` says so and goes on."""
+    """Gives up the lost end of a journal, or its beginning. `verify` reports that and continues."""
     database_url, _ = _targets(database_url, None, directory)
     if database_url is None:
         raise _failure("no database: name --database-url")
@@ -214,7 +222,7 @@ def export_days(
     database_url: _DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Writes the decisions of whole days as Parquet, a file a day and instrument; the same file when repeated."""
+    """Writes whole days as Parquet, one file for each day and instrument. Repeating it writes the same files."""
     database_url, _ = _targets(database_url, None, directory)
     if database_url is None:
         raise _failure("no database to export: name --database-url")

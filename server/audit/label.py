@@ -53,7 +53,7 @@ def list_refusals(
     database_url: DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Lists calls that were refused for want of credentials, roles or patience, the newest first."""
+    """Lists calls that were refused for their credentials, roles or rates, the newest first."""
     database_url, _ = targets(database_url, None, directory)
     if database_url is None:
         raise failure("refusals are in the database: name --database-url")

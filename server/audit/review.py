@@ -108,7 +108,7 @@ def list_decisions(
     journal: JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Lists decisions, the newest first, from the database and from what only the journal holds yet."""
+    """Lists decisions, the newest first, from the database and, for the latest rows, from the journal."""
     wanted = _filter(since, until, instrument, strategy, action, source, by_model)
     with _query(database_url, journal, directory) as query:
         table = Table(

@@ -36,15 +36,15 @@ __all__ = ["app"]
 def drift(
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="The newest decisions looked at.")] = 20_000,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Look at so many of the newest decisions.")] = 20_000,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page with plots to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     models: Models = None,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Compare the features and scores of decisions with what their model learnt from: PSI, and what is missing.
+    """Compare the features and scores of recent decisions with the training data of their model (PSI).
 
     A limit comes with every figure: what as many independent values without drift exceed in one report of a hundred.
     Exit codes: 0 nothing drifted, 1 no comparison, 4 something drifted.

@@ -37,8 +37,14 @@ _EXIT_CODES: Final = (
 ROLLED_BACK, NO_CANARY = 5, 6
 _REASON: Final = "from the command line"
 
-canary_app = typer.Typer(name="canary", no_args_is_help=True, help="Give a model version orders, a few at first.")
-models_app = typer.Typer(name="models", no_args_is_help=True, help="Model versions, their aliases, and loading them.")
+canary_app = typer.Typer(
+    name="canary",
+    no_args_is_help=True,
+    help="Give a new model version a small share of the orders, and more as its evidence allows.",
+)
+models_app = typer.Typer(
+    name="models", no_args_is_help=True, help="List model versions and their aliases, and load them."
+)
 app = typer.Typer()
 app.add_typer(models_app)
 app.add_typer(canary_app)
@@ -78,7 +84,9 @@ def start(
 
 @canary_app.command(epilog=_EXIT_CODES)
 def status(
-    affected: Annotated[int, typer.Option(min=0, max=1_000, help="List so many of the decisions it made.")] = 0,
+    affected: Annotated[
+        int, typer.Option(min=0, max=1_000, help="Also list so many of the decisions that it made.")
+    ] = 0,
     watch: Annotated[bool | None, typer.Option("--watch/--once", help="Keep refreshing until it ends.")] = None,
     target: AdminTarget = None,
     directory: Directory = DEFAULT_DIRECTORY,

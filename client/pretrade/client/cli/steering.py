@@ -103,7 +103,10 @@ _MODES = {
 @app.command(epilog=EXIT_CODES)
 def breaker(
     replica: ReplicaName,
-    mode: Annotated[BreakerName, typer.Argument(help="Who drives it.")],
+    mode: Annotated[
+        BreakerName,
+        typer.Argument(help="auto: by the outcomes of calls; open or closed: forced; metrics-only: calls pass."),
+    ],
     expires_in_seconds: For = None,
     author: Author = USER,
     reason: Reason = _REASON,
@@ -114,7 +117,7 @@ def breaker(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Force a replica's breaker open or closed, or hand it back. Asks before no champion is left, and for closed."""
+    """Force a replica's breaker open or closed, or make it automatic again. Asks if that is risky."""
     request = admin_pb2.SetBreakerRequest(replica=replica, mode=_MODES[mode], author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
@@ -137,7 +140,8 @@ def breaker(
 @app.command(epilog=EXIT_CODES)
 def flag(
     name: Annotated[
-        str | None, typer.Argument(help="The flag; none lists them.", autocompletion=lambda: ["shadow", "cached_score"])
+        str | None,
+        typer.Argument(help="The flag. Without one: list them.", autocompletion=lambda: ["shadow", "cached_score"]),
     ] = None,
     value: Annotated[OnOff | None, typer.Argument(help="The value to set.")] = None,
     expires_in_seconds: For = None,
@@ -171,7 +175,7 @@ def flag(
 
 @app.command(epilog=EXIT_CODES)
 def state(
-    value: Annotated[StateName | None, typer.Argument(help="The state to set; none shows it.")] = None,
+    value: Annotated[StateName | None, typer.Argument(help="The state to set. Without one: show it.")] = None,
     lift: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Lift this restriction only, by its change id; can be repeated."),
@@ -229,9 +233,10 @@ def _restriction_table(restrictions: Iterable[admin_pb2.Restriction]) -> Table:
 @app.command(epilog=EXIT_CODES)
 def chain(
     stages: Annotated[
-        list[StageArgument] | None, typer.Argument(help="Who may answer, in this order; none shows it.")
+        list[StageArgument] | None,
+        typer.Argument(help="The stages that may answer, in this order. Without any: show them."),
     ] = None,
-    usual: Annotated[bool, typer.Option("--usual", help="The stages of the server's settings.")] = False,
+    usual: Annotated[bool, typer.Option("--usual", help="Go back to the stages of the server's settings.")] = False,
     expires_in_seconds: For = None,
     author: Author = USER,
     reason: Reason = _REASON,
@@ -242,7 +247,7 @@ def chain(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Show which stages may answer, or set them and their order; abstaining comes last. Asks first."""
+    """Show which stages of the fallback chain may answer, or set them and their order. Asks first."""
     if stages and usual:
         raise typer.BadParameter("either stages or --usual")
     with connected(target, directory, "admin") as channel:
@@ -257,7 +262,7 @@ def chain(
     _show(response, response.change, as_json)
 
 
-replica_app = typer.Typer(name="replica", help="List replicas; drain one, and give it orders again.", epilog=EXIT_CODES)
+replica_app = typer.Typer(name="replica", help="List replicas, drain one, or resume it.", epilog=EXIT_CODES)
 config_app = typer.Typer(name="config", help="The servers' configuration.", epilog=EXIT_CODES)
 app.add_typer(replica_app)
 app.add_typer(config_app)
@@ -288,7 +293,7 @@ def replica_drain(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Send a replica no more orders; what is under way on it finishes. Asks before no champion is left."""
+    """Send a replica no more orders. Calls in flight on it finish. Asks if no champion is left."""
     request = admin_pb2.DrainReplicaRequest(replica=replica, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
@@ -308,7 +313,7 @@ def replica_resume(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Give a drained replica its orders back."""
+    """Send a drained replica orders again."""
     request = admin_pb2.ResumeReplicaRequest(replica=replica, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
@@ -319,17 +324,17 @@ def replica_resume(
 @app.command(epilog=EXIT_CODES)
 def changes(
     subject: Annotated[
-        str, typer.Argument(help="Only this, or below it: trading_state, flag, breaker/primary, …")
+        str, typer.Argument(help="Only changes of this subject or below it: trading_state, flag, breaker/primary, …")
     ] = "",
     since: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="Only of the last 10m, 2h, 1d, ….")
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="Only changes of the last 10m, 2h, 1d, …")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000, help="The most to show.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="Show at most so many.")] = 50,
     target: AdminTarget = None,
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Show what was changed, when, by whom and why, the newest first."""
+    """Show who changed what, when and why, the newest first."""
     request = admin_pb2.ListChangesRequest(page_size=limit, subject=subject)
     if since is not None:
         request.since.FromDatetime(dt.datetime.now(dt.UTC) - dt.timedelta(seconds=since))
@@ -358,7 +363,7 @@ def config_reload(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
 ) -> None:
-    """Have a server read its file PRETRADE_CONFIG_FILE anew, in all of its processes. Asks first."""
+    """Make a server read its PRETRADE_CONFIG_FILE again, in all of its processes. Asks first."""
     request = admin_pb2.ReloadConfigurationRequest(author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
