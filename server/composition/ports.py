@@ -19,7 +19,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.decision.convert import OrderReader
 from server.envoy.asgi import GrpcApplication
 from server.machine import REAL, Machine
-from server.rpc.admin import AdminServicer
+from server.rpc.admin import AdminServicer, MarketParts, RecordParts, ServingParts
 from server.rpc.audit import SERVICE as AUDIT_SERVICE
 from server.rpc.call_context import CallContexts
 from server.rpc.canary import CanarySteering
@@ -67,7 +67,6 @@ async def open_admin_port(
     add_admin: Any = admin_pb2_grpc.add_AdminServiceServicer_to_server  # its servicers are given a context of gRPC's
     add_admin(
         AdminServicer(
-            instance_id=process.instance_id,
             control=control,
             configuration=path.configuration,
             steering=Steering(control, by_name),
@@ -80,19 +79,16 @@ async def open_admin_port(
                 process.new_id,
                 process.machine.wall_clock,
             ),
-            changes=audit.servicer.changes,
-            journal=base.journal,
-            unshipped=lambda: base.shipper.unshipped,
-            feature_cache=base.feature_cache,
-            reports=ReportReader(base.feature_store),
-            drift=audit.drift,
-            instruments=settings.instruments,
-            max_feature_age_seconds=settings.features.max_age_seconds,
-            health=health_state,
-            metrics=process.metrics,
-            admission=path.admission,
-            slot=slot,
-            clock=process.clock,
+            serving=ServingParts(
+                process.instance_id, health_state, process.metrics, path.admission, slot, process.clock
+            ),
+            market=MarketParts(
+                base.feature_cache,
+                ReportReader(base.feature_store),
+                settings.instruments,
+                settings.features.max_age_seconds,
+            ),
+            records=RecordParts(audit.servicer.changes, base.journal, lambda: base.shipper.unshipped, audit.drift),
         ),
         server,
     )

@@ -23,7 +23,7 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.decision.idempotency import IdempotencyWindow
-from server.decision.plane import DataPlane
+from server.decision.plane import DataPlane, Observers, Recording
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -189,20 +189,13 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         chain=chain,
         cached_scores=cached_scores,
         guards=guards,
-        journal=base.journal,
-        replies=base.replies,
-        packets=packets,
+        recording=Recording(base.journal, base.replies, packets, process.new_id),
         shadow=canary.shadow,
-        shadow_on=lambda: control.shadow,
-        control_stale=lambda: control.stale,
-        metrics=process.metrics,
-        objective=canary.objective,
+        control=control,
+        observers=Observers(process.metrics, canary.objective, reports, base.loop_lag),
         budget_settings=settings.budget,
-        reports=reports,
-        loop_lag=base.loop_lag,
         clock=clock,
         wall_clock_ns=process.machine.wall_clock_ns,
-        new_id=process.new_id,
     )
     return RequestPath(
         dataplane=dataplane,

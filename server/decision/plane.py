@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fallback.budget import Budget, BudgetSettings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from feature_cache.store.codec import FeatureSnapshot
     from feature_cache.store.l1 import FeatureCache
     from server.canary.burn import Objective
+    from server.control.state import ControlState
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.metrics import DecisionMetrics
@@ -69,17 +71,36 @@ class _Market:
         self.for_sell = features.for_sell(snapshot.values)
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What makes a decision durable."""
+
+    journal: Journal
+    replies: Replies
+    packets: PacketWriter
+    new_id: Callable[[], str]
+    """Unique, time-ordered decision ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """What counts decisions and tells of them."""
+
+    metrics: DecisionMetrics
+    objective: Objective
+    reports: DecisionReports
+    loop_lag: LoopLag
+    """How late the event loop is."""
+
+
 class DataPlane:
     """Decides orders.
 
     Args:
         budget_settings: Cap and reserves of a decision's time.
         max_feature_age_seconds: Older features are stale.
-        reports: Tells of decisions in logs and traces.
-        loop_lag: How late the event loop is.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
-        new_id: Unique, time-ordered decision ids.
         Everything else: the collaborators, one a step of `_decide`.
     """
 
@@ -93,19 +114,12 @@ class DataPlane:
         chain: Chain,
         cached_scores: CachedScores,
         guards: Guards,
-        journal: Journal,
-        replies: Replies,
-        packets: PacketWriter,
+        recording: Recording,
         shadow: Shadow,
-        shadow_on: Callable[[], bool],
-        control_stale: Callable[[], bool],
-        metrics: DecisionMetrics,
-        objective: Objective,
+        control: ControlState,
+        observers: Observers,
         budget_settings: BudgetSettings,
-        reports: DecisionReports,
-        loop_lag: LoopLag,
         clock: Callable[[], float],
-        new_id: Callable[[], str],
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._admission = admission
@@ -117,25 +131,24 @@ class DataPlane:
         self._chain = chain
         self._cached_scores = cached_scores
         self._guards = guards
-        self._journal = journal
-        self._replies = replies
-        self._packets = packets
+        self._journal = recording.journal
+        self._replies = recording.replies
+        self._packets = recording.packets
         self._shadow = shadow
-        self._shadow_on = shadow_on
-        self._control_stale = control_stale
-        self._metrics = metrics
-        self._objective = objective
+        self._control = control
+        self._metrics = observers.metrics
+        self._objective = observers.objective
         self._cap_seconds = budget_settings.cap_seconds
         self._fallback_reserve_seconds = budget_settings.fallback_reserve_seconds
         self._audit_reserve_seconds = budget_settings.audit_reserve_seconds
         self._audit_times = LatencyWindow(clock, prior_seconds=0.0)
         self._audit_deadlines = Deadlines(clock)
-        self._reports = reports
-        self._loop_lag = loop_lag
+        self._reports = observers.reports
+        self._loop_lag = observers.loop_lag
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
-        self._new_id = new_id
+        self._new_id = recording.new_id
 
     def capped(self, arrived: float, deadline: float | None) -> float:
         """The monotonic instant before which an order's decision must be sent; its arguments are those of `decide`."""
@@ -265,7 +278,7 @@ class DataPlane:
     async def _decide(self, order: Order, budget: Budget) -> Decided:
         """Life of a request, a line a step."""
         case = Case(order, budget)
-        if self._control_stale():
+        if self._control.stale:
             case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
         budget.charge(pb.STAGE_ADMISSION, budget.allowed, self._clock() - budget.arrived)
         self._look_up_features(case)
@@ -363,7 +376,7 @@ class DataPlane:
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
             self._cached_scores.remember(case, answer, decided.decision_id)
-        if case.features is not None and (self._shadow_on() or answer.source == pb.SOURCE_CANARY):
+        if case.features is not None and (self._control.shadow or answer.source == pb.SOURCE_CANARY):
             self._shadow.mirror(case, answer, decided.decision_id)
         now = self._clock()
         if answer.source not in MODEL_SOURCES and not _OUT_OF_TIME.isdisjoint(case.degradations):

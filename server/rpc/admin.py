@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -37,50 +38,71 @@ _BOOKS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ServingParts:
+    """The process that serves."""
+
+    instance_id: str
+    health: Health
+    metrics: DecisionMetrics
+    admission: Admission
+    slot: Slot | None
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class MarketParts:
+    """What is known of the market."""
+
+    feature_cache: FeatureCache
+    reports: ReportReader
+    instruments: tuple[str, ...]
+    max_feature_age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecordParts:
+    """The audit, as far as administration asks for it."""
+
+    changes: Callable[[bytes], Awaitable[bytes]]
+    journal: Journal
+    unshipped: Callable[[], int]
+    drift: DriftWatch
+
+
 class AdminServicer:
     """Serves `AdminService`."""
 
     def __init__(
         self,
         *,
-        instance_id: str,
         control: ControlState,
         configuration: Configuration[Any],
         steering: Steering,
         canaries: CanarySteering,
-        changes: Callable[[bytes], Awaitable[bytes]],
-        journal: Journal,
-        unshipped: Callable[[], int],
-        feature_cache: FeatureCache,
-        reports: ReportReader,
-        drift: DriftWatch,
-        instruments: tuple[str, ...],
-        max_feature_age_seconds: float,
-        health: Health,
-        metrics: DecisionMetrics,
-        admission: Admission,
-        slot: Slot | None,
-        clock: Callable[[], float],
+        serving: ServingParts,
+        market: MarketParts,
+        records: RecordParts,
     ) -> None:
-        self._instance_id = instance_id
+        self._instance_id = serving.instance_id
         self._control = control
         self._configuration = configuration
         self._steering = steering
         self._canaries = canaries
-        self._changes = changes
-        self._journal = journal
-        self._unshipped = unshipped
-        self._feature_cache = feature_cache
-        self._reports = reports
-        self._drift = drift
-        self._instruments = instruments
-        self._max_feature_age_seconds = max_feature_age_seconds
-        self._health = health
-        self._metrics = metrics
-        self._admission = admission
-        self._slot = slot
-        self._clock = clock
-        self._started = clock()
+        self._changes = records.changes
+        self._journal = records.journal
+        self._unshipped = records.unshipped
+        self._feature_cache = market.feature_cache
+        self._reports = market.reports
+        self._drift = records.drift
+        self._instruments = market.instruments
+        self._max_feature_age_seconds = market.max_feature_age_seconds
+        self._health = serving.health
+        self._metrics = serving.metrics
+        self._admission = serving.admission
+        self._slot = serving.slot
+        self._clock = serving.clock
+        self._started = serving.clock()
 
     async def GetStatus(self, request: pb.GetStatusRequest, call: Call) -> pb.GetStatusResponse:
         """Everything on one page."""

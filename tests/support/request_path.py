@@ -28,7 +28,7 @@ from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane
+from server.decision.plane import DataPlane, Observers, Recording
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -93,6 +93,7 @@ class RequestPath:
         self.metrics = DecisionMetrics()
         self.replies = Replies(journal, clock)
         self.replica = ScriptedReplica("secondary", answers(0.75), BatcherSettings())
+        objective = Objective(SloSettings(), budget.cap_seconds)
         self.dataplane = DataPlane(
             admission=Admission(AdmissionSettings(), clock),
             idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
@@ -101,19 +102,14 @@ class RequestPath:
             chain=Chain({"model": self.gate, "cached_score": self.gate, "rules": self.gate}, ("rules",), clock),
             cached_scores=CachedScores(CachedScoreSettings(), clock),
             guards=Guards(GuardSettings(), lambda: control.trading_state, clock, time.time),
-            journal=journal,
-            replies=self.replies,
-            packets=PacketWriter("server-1", "hash", "os", control),
-            objective=Objective(SloSettings(), budget.cap_seconds),
             shadow=Shadow([self.replica]),
-            shadow_on=lambda: False,
-            control_stale=lambda: False,
-            metrics=self.metrics,
+            recording=Recording(
+                journal, self.replies, PacketWriter("server-1", "hash", "os", control), lambda: next(ids)
+            ),
+            control=control,
+            observers=Observers(self.metrics, objective, DecisionReports(()), LoopLag(clock)),
             budget_settings=budget,
-            reports=DecisionReports(()),
-            loop_lag=LoopLag(clock),
             clock=clock,
-            new_id=lambda: next(ids),
         )
         explaining: Any = None  # nobody asks for an explanation
         self.servicer = DecisionServicer(

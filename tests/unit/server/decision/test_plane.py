@@ -39,7 +39,7 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane
+from server.decision.plane import DataPlane, Observers, Recording
 from server.decision.record import PacketWriter
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -121,19 +121,14 @@ class Plane:
             ),
             cached_scores=cached_scores,
             guards=self.guards,
-            journal=journal,
-            replies=Replies(journal, clock),
-            packets=PacketWriter("server-1", "hash", "os", control),
-            objective=self.objective,
             shadow=Shadow([self.secondary]),
-            shadow_on=lambda: False,
-            control_stale=lambda: False,
-            metrics=self.metrics,
+            recording=Recording(
+                journal, Replies(journal, clock), PacketWriter("server-1", "hash", "os", control), lambda: next(ids)
+            ),
+            control=control,
+            observers=Observers(self.metrics, self.objective, DecisionReports(()), self.loop_lag),
             budget_settings=budget,
-            reports=DecisionReports(()),
-            loop_lag=self.loop_lag,
             clock=clock,
-            new_id=lambda: next(ids),
         )
 
     async def decide(

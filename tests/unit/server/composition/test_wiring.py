@@ -1,0 +1,39 @@
+"""How components are put together: by few arguments, and by methods rather than by assignment."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[4]
+MOST_ARGUMENTS: Final = 14
+"""A constructor with more is given parts that belong together, such as `Recording`."""
+
+
+def sources() -> Iterator[Path]:
+    for folder in ("server", "fallback", "feature_cache"):
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*sources()], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_constructor_takes_a_long_list(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert len(given) - 1 <= MOST_ARGUMENTS, f"line {node.lineno}: {len(given) - 1} arguments"
+
+
+@pytest.mark.parametrize("path", [*sources()], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_puts_its_own_function_into_another_object(path: Path) -> None:
+    """A listener is added by a method such as `on_batch`: an assignment would silence the one before it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            if isinstance(target, ast.Attribute) and target.attr.startswith(("on_", "observe")):
+                own = isinstance(target.value, ast.Name) and target.value.id == "self"
+                assert own, f"line {node.lineno}: {ast.unparse(target)}"
