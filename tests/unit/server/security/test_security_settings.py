@@ -81,7 +81,6 @@ def test_with_credentials_the_admin_plane_may_listen_anywhere() -> None:
         ({"tokens": _TOKENS | {"algorithms": ["HS256"]}}, "algorithms"),
         ({"tokens": _TOKENS | {"algorithms": ["none"]}}, "algorithms"),
         ({"tokens": _TOKENS | {"algorithms": []}}, "algorithms"),
-        ({"tokens": _TOKENS | {"leeway_seconds": 3600}}, "leeway"),
     ],
 )
 def test_settings_that_do_not_fit_together_refuse_to_start(sections: dict[str, object], problem: str) -> None:
