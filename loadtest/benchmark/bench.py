@@ -32,9 +32,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadtest.benchmark.figures import Figures, Round, figures, remarks, table
-from loadtest.benchmark.load import ALTERNATIVE, ECHO, PRETRADE, Load, Plan, Server, decision_calls, plan
 from loadtest.benchmark.rounds import closed_loop, open_loop
 from loadtest.generators.channel import connected
+from loadtest.generators.load import ALTERNATIVE, ECHO, PRETRADE, Load, Plan, Server, decision_calls, plan
 from loadtest.generators.measurement import WRONG_REPLY
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb

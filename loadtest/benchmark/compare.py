@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadtest.benchmark.bench import RESULTS, print_whole
-from loadtest.benchmark.load import ECHO, PRETRADE
+from loadtest.generators.load import ECHO, PRETRADE
 
 
 @dataclass(frozen=True, slots=True)

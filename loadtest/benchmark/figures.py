@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
 
-from loadtest.benchmark.load import ALTERNATIVE, ECHO, PRETRADE, Load, Server
+from loadtest.generators.load import ALTERNATIVE, ECHO, PRETRADE, Load, Server
 
 _PERCENTILES: Final = {"p50": (50, 1), "p99": (99, 100), "p999": (99.9, 1_000)}
 """Each with the fewest calls that can tell it."""

@@ -15,10 +15,10 @@ from typing import Final
 import uvloop
 
 from loadtest.benchmark.figures import Round, percentiles_ms
-from loadtest.benchmark.load import ORDERS, Call, Load, Server, Usage
 from loadtest.generators import h2load, k6
 from loadtest.generators.channel import connected
 from loadtest.generators.closed_loop import call_decide, call_decide_batch, call_decide_stream
+from loadtest.generators.load import ORDERS, Call, Load, Server, Usage
 from loadtest.generators.measurement import Measurement
 from loadtest.generators.open_loop import offer
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtest.benchmark.bench import RESULTS
-from loadtest.benchmark.load import METHODS, PRETRADE
+from loadtest.generators.load import METHODS, PRETRADE
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "sizing.md"
 _BEGIN, _END = "<!-- begin: make sizing -->\n", "<!-- end: make sizing -->\n"

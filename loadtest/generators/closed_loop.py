@@ -13,7 +13,7 @@ from typing import Final
 
 import grpc.aio
 
-from loadtest.benchmark.load import ORDERS
+from loadtest.generators.load import ORDERS
 from loadtest.generators.measurement import NO_REPLY, WRONG_REPLY, Measurement, clock, decide, decide_batch
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.benchmark.load import Call, decision_calls
+from loadtest.generators.load import Call, decision_calls
 from pretrade.decision.v1 import decision_pb2 as pb
 
 _MOST_CONNECTIONS: Final = 16

@@ -24,7 +24,7 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.json_format import MessageToDict
 
-from loadtest.benchmark.load import METHODS, ORDERS, Method
+from loadtest.generators.load import METHODS, ORDERS, Method
 from loadtest.generators.measurement import NO_REPLY, Measurement
 from pretrade.decision.v1 import decision_pb2 as pb
 

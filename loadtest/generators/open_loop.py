@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import grpc.aio
 
-from loadtest.benchmark.load import ORDERS, Method
 from loadtest.generators.closed_loop import STREAM_GRACE_SECONDS
+from loadtest.generators.load import ORDERS, Method
 from loadtest.generators.measurement import NO_REPLY, WRONG_REPLY, Answer, Measurement, clock, decide, decide_batch
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from loadtest.benchmark.load import framed
+from loadtest.generators.load import framed
 from pretrade.decision.v1.decision_pb2 import SIDE_BUY, SIDE_SELL, DecideRequest, Order, Side
 
 

@@ -27,9 +27,9 @@ from loadtest.benchmark import bench
 from loadtest.benchmark.echo import echo_server
 from loadtest.benchmark.envoy_echo import envoy_echo
 from loadtest.benchmark.figures import with_ratios
-from loadtest.benchmark.load import ECHO, PRETRADE, Load, Plan, Server, decision_calls
 from loadtest.benchmark.rounds import closed_loop
 from loadtest.generators import h2load, k6
+from loadtest.generators.load import ECHO, PRETRADE, Load, Plan, Server, decision_calls
 from local.bench.servers import decision_server, fastapi_with_model, torchserve_alone, usage_of_port, warm_up
 from local.stack.command import FAILED, OK, run_with_stack
 from local.stack.parts import torchserve

@@ -52,7 +52,7 @@ def bench(
     closed ones reached. `pretrade bench-compare` shows the change against the run that was kept last.
     """
     from loadtest.benchmark.bench import INSTRUMENTS, run_target  # noqa: PLC0415
-    from loadtest.benchmark.load import plan  # noqa: PLC0415
+    from loadtest.generators.load import plan  # noqa: PLC0415
     from local.bench.bench import Outputs, run_bench  # noqa: PLC0415
 
     wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_ms / 1e3)

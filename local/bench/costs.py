@@ -30,8 +30,8 @@ from rich.table import Table
 
 from loadtest.benchmark.bench import commit, order_flow
 from loadtest.benchmark.figures import Round
-from loadtest.benchmark.load import PRETRADE, Load, Server, decision_calls
 from loadtest.benchmark.rounds import closed_loop
+from loadtest.generators.load import PRETRADE, Load, Server, decision_calls
 from local.bench.observing import scraping, trace_collector, uncounted
 from local.bench.servers import Target, decision_server, usage_of_process, warm_up
 from local.stack.command import OK, run_with_stack

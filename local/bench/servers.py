@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache.features import N_FEATURES
-from loadtest.benchmark.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
+from loadtest.generators.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
 from local.bench.fastapi_model import ARCHIVE, PATH
 from local.stack.errors import NotReadyError
 from local.stack.guard import Guard

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.benchmark.load import plan
 from loadtest.generators import h2load
+from loadtest.generators.load import plan
 
 
 @pytest.mark.stack

@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.benchmark.bench import order_flow
 from loadtest.benchmark.echo import echo_server
-from loadtest.benchmark.load import PRETRADE, Server, decision_calls
+from loadtest.generators.load import PRETRADE, Server, decision_calls
 from local.bench.costs import compare
 from local.bench.servers import usage_of_port
 from pretrade.decision.v1 import decision_pb2 as pb

@@ -16,9 +16,9 @@ import grpc.aio
 import pytest
 
 from loadtest.benchmark.echo import EchoServicer, echo_server
-from loadtest.benchmark.load import Method, plan
 from loadtest.generators.channel import connected
 from loadtest.generators.closed_loop import call_decide, call_decide_batch, call_decide_stream
+from loadtest.generators.load import Method, plan
 from loadtest.generators.measurement import NO_REPLY, WRONG_REPLY
 from loadtest.generators.open_loop import offer
 from loadtest.generators.orders import OrderFlow

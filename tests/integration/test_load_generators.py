@@ -9,8 +9,8 @@ import pytest
 
 from loadtest.benchmark.echo import echo_server
 from loadtest.benchmark.envoy_echo import envoy_echo
-from loadtest.benchmark.load import METHODS, ORDERS, Method, decision_calls
 from loadtest.generators import h2load, k6
+from loadtest.generators.load import METHODS, ORDERS, Method, decision_calls
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

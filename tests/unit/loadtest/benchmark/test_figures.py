@@ -10,9 +10,9 @@ from rich.console import Console
 
 from loadtest.benchmark.bench import until_steady
 from loadtest.benchmark.figures import Round, figures, percentiles_ms, remarks, table, with_ratios
-from loadtest.benchmark.load import ALTERNATIVE, ECHO, PRETRADE, Call, Load, Server, Usage, plan
 from loadtest.benchmark.rounds import without_decision
 from loadtest.generators import h2load
+from loadtest.generators.load import ALTERNATIVE, ECHO, PRETRADE, Call, Load, Server, Usage, plan
 
 UNARY = Load("unary", callers=64)
 HALF = Load("unary", share=0.5)

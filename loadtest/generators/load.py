@@ -1,4 +1,4 @@
-"""What the benchmark puts on a server: which calls, how many at once or how many a second."""
+"""What is put on a server: which calls, how many at once or how many a second."""
 
 from __future__ import annotations
 
