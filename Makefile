@@ -51,7 +51,7 @@ $(DEPLOY_VENV)/.installed: pyproject.toml client/pyproject.toml
 	$(DEPLOY_VENV)/bin/python $(PIP_INSTALL) $(if $(LOCKED),--no-deps --require-hashes --requirement requirements/deploy.txt,./client '.[deploy]')
 	@touch $@
 
-pages: setup  ## write the generated pages of docs/ anew: failures, metrics, reason codes
+pages: setup  ## write the generated pages of docs/ anew: failures, metrics, reason codes, settings
 	$(BIN)/python -m server.reference
 	PYTHONPATH=tests $(BIN)/python -m support.failures
 

@@ -1,6 +1,7 @@
 """Guards: evaluated last, over whatever source answered. They only ever make an answer safer.
 
-A guard that cannot be evaluated (no mid to hold a price against) objects.
+A guard that cannot be evaluated (no mid to hold a price against) objects. A new guard objects in `_order_objections` or
+`_evidence_objections`, with a reason of its own in decision.proto.
 """
 
 from __future__ import annotations

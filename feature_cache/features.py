@@ -1,6 +1,7 @@
 """The feature set `mf1`: names, order, and how a vector is turned for the side of an order.
 
-The formulas are in `engine.py`; this module is what a model, a store and a server must agree on. Undefined is NaN.
+The formulas are in `engine/engine.py`; this module is what a model, a store and a server must agree on. Undefined is
+NaN.
 """
 
 from __future__ import annotations

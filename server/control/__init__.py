@@ -1,1 +1,1 @@
-"""Flags and trading state."""
+"""What operators set while servers run, shared by all servers: trading state, flags, breakers, drains, the chain."""

@@ -1,8 +1,9 @@
 """The gate: admission in Envoy, for the calls that wait until the event loop takes them up.
 
-`admission.py` sees a call when Python does. In an overload that is too late: what waits before it makes every answer
-late, and to refuse a call there takes time from those that are answered. So Envoy counts the calls, from their headers
-to the end of their answers, and refuses those beyond a limit at once, with the status that admission gives.
+`server/decision/admission.py` sees a call when Python does. In an overload that is too late: what waits before it makes
+every answer late, and to refuse a call there takes time from those that are answered. So Envoy counts the calls, from
+their headers to the end of their answers, and refuses those beyond a limit at once, with the status that admission
+gives.
 
 The limit follows the same target as admission's. Per window of 0.05 s, with w = the 90th percentile of all times::
 

@@ -95,7 +95,6 @@ class Replica:
         stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
         codec: The server's protocol.
         token: What it wants to be shown; None for nothing.
-        open_channel: Opens connections in the open.
         tls: Opens connections, where these are to be TLS.
         open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
     """

@@ -14,8 +14,8 @@ States::
         └── a probe is durable ◀──────┘  opens the file anew and commits a probe, again and again with backoff
 
 What a decision's caller heard is known only after its row is durable. Until then the row is *held*, and every commit
-carries the position through which no row is (see `journal_file.py` and `replies.py`). Rows beyond it that a process
-left when it was killed are marked by the next one that opens the journal, with cause `killed`.
+carries the position through which no row is (see `journal_file.py` and `server/decision/replies.py`). Rows beyond it
+that a process left when it was killed are marked by the next one that opens the journal, with cause `killed`.
 
 A failed sync is never retried on the same pages, whose state in the page cache nobody knows: the log is written once
 more (see `journal_file.py`), the file is opened anew and a new commit must succeed. Rows of a failed commit that turn

@@ -5,9 +5,9 @@ gap. Trimming removes rows from the front and keeps the position and hash of the
 the chain of what remains can still be checked, and joins what was shipped.
 
 Every row also carries how far replies were *settled* when it was written: through which position it was known of each
-decision whether its caller heard it, or a note said that it did not (see `replies.py`). Beside the row this costs
-nothing. It is no evidence. It tells the next process, after the death of one, whose replies nobody knows, and readers
-which rows they may call `replied`. While no row is written it is kept in the table `journal`.
+decision whether its caller heard it, or a note said that it did not (see `server/decision/replies.py`). Beside the row
+this costs nothing. It is no evidence. It tells the next process, after the death of one, whose replies nobody knows,
+and readers which rows they may call `replied`. While no row is written it is kept in the table `journal`.
 
 SQLite runs in WAL mode. With `synchronous=FULL` a COMMIT syncs the WAL before it becomes visible to any reader; with
 `NORMAL` the WAL is only synced before a checkpoint, so a row survives the death of the process but not of the machine.

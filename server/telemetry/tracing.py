@@ -2,8 +2,8 @@
 
 A decision's spans are written from its ledger: it knows what every stage took, so nothing is measured twice and the
 decision path carries no tracer. OpenTelemetry's server interceptor would make a span of every call, kept or not, before
-anybody can know whether it is worth keeping; these are chosen at the end (see `reports.py`) and are the same on both
-edges::
+anybody can know whether it is worth keeping; these are chosen at the end (see `server/decision/reports.py`) and are the
+same on both edges::
 
     pretrade.decision.v1.DecisionService/Decide   (server; child of the caller's span)
     ├── admission

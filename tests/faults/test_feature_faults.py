@@ -62,7 +62,8 @@ async def slowest_get_seconds(cache: FeatureCache, until_: Callable[[], bool]) -
 @pytest.mark.fault(
     "B1",
     "Redis is killed, or frozen with SIGSTOP",
-    "No read waits. Vectors serve until their TTL, then they are missing. The worker is not ready. Both recover.",
+    "No read waits. Vectors are kept until their TTL; decisions call them stale after a second. "
+    "The worker is not ready. Both recover.",
 )
 async def test_redis_killed_or_frozen_costs_no_read_any_time_and_everybody_comes_back(
     stack: Stack, seen: Seen, figure: Figure
@@ -88,7 +89,7 @@ async def test_redis_killed_or_frozen_costs_no_read_any_time_and_everybody_comes
 @pytest.mark.fault(
     "B1",
     "The network between a server and Redis swallows all packets",
-    "The server's timeouts detect it. Feature vectors serve until their TTL.",
+    "The server's timeouts detect it. Vectors are kept until their TTL; decisions call them stale after a second.",
 )
 async def test_a_black_holed_redis_is_found_out_and_left(stack: Stack, seen: Seen, figure: Figure) -> None:
     with TcpProxy(":".join(host_and_port(url(stack)))) as network:

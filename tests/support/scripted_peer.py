@@ -1,6 +1,6 @@
 """A model server over real HTTP/2 whose every answer is the test's: for what TorchServe cannot be made to send.
 
-`tests/contract/test_scripted_peer.py` holds its sound answers against those of the real TorchServe.
+`tests/contract/test_torchserve_outcomes.py` holds its sound answers against those of the real TorchServe.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,15 @@ def _headings(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_python_file_that_the_code_names_by_its_path_exists() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    code = [name for name in tracked if name.endswith((".py", ".toml", ".md", "Makefile"))]
+    missing = [
+        f"{name} names {path}"
+        for name in code
+        for path in re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / name).read_text())
+        if not any((place / path).exists() for place in (ROOT, ROOT / "server", (ROOT / name).parent))
+    ]
+    assert not missing

@@ -2,8 +2,8 @@
 
 Taking packets apart, talking SQL and running a model would hold the interpreter lock of the event loop that decides.
 Each `Reading` is one process, started with its first question (about a second of a core, 110 MiB), that answers one
-question at a time, at a lower priority than decisions; its other side is `reading_process.py`. Requests and answers
-pass through the server as bytes.
+question at a time, at a lower priority than decisions; its other side is `server/composition/reading_process.py`.
+Requests and answers pass through the server as bytes.
 """
 
 from __future__ import annotations

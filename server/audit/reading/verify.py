@@ -3,7 +3,8 @@
 A hash chain by itself shows what was changed in its middle. It does not show that its end was cut off, that rows are
 gone between what was shipped and what the journal still holds, or that a journal was exchanged for another. Therefore
 every chain is held against its *anchors*: what the database has of it, how far its server said that it had come (with
-the database and on the topic, see `heads.py`), and which journal was written at the same place before.
+the database and on the topic, see `server/audit/shipping/heads.py`), and which journal was written at the same place
+before.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 `journal_entries` holds every row of every journal as it was written, with its hash, so the chain can be verified long
 after the journal was trimmed. `decisions` and `control_changes` are the same rows taken apart. `shipments` says how
-far each journal was shipped, and where its evidence begins since older days were removed.
+far each journal was shipped, and where its evidence begins since older days were removed. Outcomes are in
+`outcomes.py`, refusals in `refusals.py`, canaries in `canaries.py`; the migration creates all of them.
 
 The Alembic migrations in `migrations/` alone create and change the tables. The definitions here are what queries use; a
 test checks that both are the same. In PostgreSQL `decisions` is partitioned by the day of `decided_at` and
