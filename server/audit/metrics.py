@@ -10,7 +10,7 @@ from feature_cache.metrics import Counter, Gauge, declared
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from server.audit.reading.reading import Reading
+    from server.audit.reading.reading import Reading, ReadingProcess
     from server.audit.shipping.shipper import Shipper
 
 SHIPPER_UNSHIPPED: Final = Gauge("pretrade_shipper_unshipped", "Durable rows not yet in SQL.")
@@ -23,10 +23,10 @@ TOPIC_SKIPPED: Final = Counter(
     "pretrade_topic_skipped", "Rows that left the journal unpublished, because it was half full."
 )
 READER_QUESTIONS: Final = Counter(
-    "pretrade_reader_questions", "Questions to a process that reads the audit.", ("reader",)
+    "pretrade_reader_questions", "Questions to the processes that read the audit, by kind.", ("question",)
 )
 READER_ENDED: Final = Counter("pretrade_reader_ended", "Times a process that reads the audit ended.", ("reader",))
-READER_WAITING: Final = Gauge("pretrade_reader_waiting", "Questions that have no answer yet.", ("reader",))
+READER_WAITING: Final = Gauge("pretrade_reader_waiting", "Questions that have no answer yet, by kind.", ("question",))
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
@@ -44,11 +44,12 @@ def of_shipping(shipper: Shipper) -> Iterator[Metric]:
         yield TOPIC_SKIPPED.family(topic.skipped)
 
 
-def of_readings(readings: Sequence[Reading]) -> Iterator[Metric]:
+def of_reading(processes: Sequence[ReadingProcess], questions: Sequence[Reading]) -> Iterator[Metric]:
     """One scrape."""
     asked, ended, waiting = (family.family() for family in (READER_QUESTIONS, READER_ENDED, READER_WAITING))
-    for reading in readings:
-        asked.add_metric((reading.name,), reading.asked)
-        ended.add_metric((reading.name,), reading.ended)
-        waiting.add_metric((reading.name,), reading.waiting)
+    for one in questions:
+        asked.add_metric((one.name,), one.asked)
+        waiting.add_metric((one.name,), one.waiting)
+    for process in processes:
+        ended.add_metric((process.name,), process.ended)
     yield from (asked, ended, waiting)

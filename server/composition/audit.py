@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.audit.reading.explaining import Explaining
-from server.audit.reading.reading import Reading, Task
+from server.audit.reading.reading import Reading, ReadingProcess, Task
 from server.drift.watch import DriftWatch
 from server.journal.lock import FileLock
 from server.rpc.audit import AuditServicer
@@ -23,8 +24,10 @@ class AuditParts:
     servicer: AuditServicer
     explaining: Explaining
     """Explanations beside replies."""
-    readings: list[Reading]
-    """The processes that read all journals."""
+    reading: Sequence[ReadingProcess]
+    """The processes that read all journals and the database."""
+    questions: Sequence[Reading]
+    """What they are asked, by kind."""
     drift: DriftWatch
 
 
@@ -37,15 +40,16 @@ async def open_audit(process: Process, journal: Journal) -> AuditParts:
         database_url=settings.database_url.get_secret_value(),
         model_store=settings.replay.model_store,
     )
-    readings = [
-        await stack.enter_async_context(Reading(name, task))
-        for name in ("lookups", "watching", "replays", "explanations", "drift")
-    ]
-    lookups, watching, replays, explanations, comparing = readings
+    # Those who read, and those who run models besides: a model that hangs holds up no look-up.
+    reads = await stack.enter_async_context(ReadingProcess("reads", task))
+    models = await stack.enter_async_context(ReadingProcess("models", task))
+    lookups, watching, comparing = (Reading(name, reads) for name in ("lookups", "watching", "drift"))
+    replays, explanations = (Reading(name, models) for name in ("replays", "explanations"))
     drift = DriftWatch(comparing, settings.drift)
     await process.background(drift.run(), "drift")
     recording = FileLock(path.with_name(f"{path.name}.outcomes.lock"), process.machine)
     wall_clock_ns = process.machine.wall_clock_ns
     servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording, wall_clock_ns)
     explaining = Explaining(explanations, settings.explain, process.metrics.explanations, process.clock)
-    return AuditParts(servicer, explaining, readings, drift)
+    questions = (lookups, watching, replays, explanations, comparing)
+    return AuditParts(servicer, explaining, (reads, models), questions, drift)

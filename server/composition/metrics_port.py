@@ -88,7 +88,7 @@ def _components(
         path.configuration.metrics,
         partial(journals.of_journal, base.journal),
         partial(audits.of_shipping, base.shipper),
-        partial(audits.of_readings, audit.readings),
+        partial(audits.of_reading, audit.reading, audit.questions),
         partial(features.of_features, base.feature_cache, process.settings.instruments, process.clock),
         base.security.metrics,
         partial(exports.of_spans, None if path.tracing is None else path.tracing.exporter),

@@ -10,7 +10,7 @@ from feature_cache.metrics import Gauge, declared
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from server.drift.watch import DriftState
+    from pretrade.admin.v1 import admin_pb2
 
 DRIFT_PSI: Final = Gauge(
     "pretrade_drift_psi", "Population stability of recent inputs, and of the score, against the model's.", ("feature",)
@@ -25,13 +25,13 @@ METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
 
 
-def of_drift(state: DriftState) -> Iterator[Metric]:
+def of_drift(state: admin_pb2.DriftStatus) -> Iterator[Metric]:
     """One scrape of the newest comparison."""
     psi, limit, undefined = (family.family() for family in (DRIFT_PSI, DRIFT_LIMIT, DRIFT_UNDEFINED))
-    for one in state.drifts:
+    for one in state.features:
         psi.add_metric((one.name,), one.psi)
         undefined.add_metric((one.name,), one.undefined)
-        if one.limit is not None:
+        if one.HasField("limit"):
             limit.add_metric((one.name,), one.limit)
     yield from (psi, limit, undefined)
-    yield DRIFT_ROWS.family(state.rows if state.drifts else 0)
+    yield DRIFT_ROWS.family(state.rows if state.features else 0)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache.constants import Constant
+from pretrade.admin.v1 import admin_pb2
+from pretrade.wire.reading import reading_pb2
 from server.audit.reading.reading import Question, Reading
-from server.drift.summary import Drift, Summary
 from server.errors import AuditError
 
 _log = structlog.get_logger(__name__)
@@ -32,36 +30,6 @@ class DriftSettings(BaseModel):
     of one core."""
 
 
-class DriftRequest(BaseModel):
-    """What a reading process is asked."""
-
-    window_seconds: float
-    max_decisions: int
-
-
-@dataclass(frozen=True, slots=True)
-class DriftState:
-    """The newest comparison."""
-
-    model_version: str = ""
-    problem: str = "not compared yet"
-    rows: int = 0
-    drifts: tuple[Drift, ...] = ()
-
-
-def packed(summary: Summary) -> bytes:
-    """What a reading process answers."""
-    state = DriftState(summary.model_version, summary.problem, summary.rows, summary.drifts)
-    return json.dumps(asdict(state)).encode()
-
-
-def unpacked(answer: bytes) -> DriftState:
-    """Such an answer."""
-    content = json.loads(answer)
-    drifts = tuple(Drift(**one) for one in content.pop("drifts"))
-    return DriftState(**content, drifts=drifts)
-
-
 class DriftWatch:
     """Keeps the newest comparison; says so once when something drifts or has stopped to.
 
@@ -73,28 +41,28 @@ class DriftWatch:
     def __init__(self, reading: Reading, settings: DriftSettings) -> None:
         self._reading = reading
         self._settings = settings
-        self.state = DriftState()
+        self.state = admin_pb2.DriftStatus(problem="not compared yet")
         """The newest comparison."""
 
     async def run(self) -> None:
         """Compares for ever; ends only by cancellation."""
-        request = DriftRequest(
+        request = reading_pb2.CompareDriftRequest(
             window_seconds=self._settings.window_seconds, max_decisions=self._settings.max_decisions
-        ).model_dump_json()
+        ).SerializeToString()
         if not self._settings.interval_seconds:
             await asyncio.Event().wait()  # a component that ends takes the server with it
         while True:
             await asyncio.sleep(self._settings.interval_seconds)
             try:
-                state = unpacked(await self._reading.ask(Question.DRIFT, request.encode()))
+                state = admin_pb2.DriftStatus.FromString(await self._reading.ask(Question.DRIFT, request))
             except AuditError as error:
-                self.state = DriftState(problem=str(error))
+                self.state = admin_pb2.DriftStatus(problem=str(error))
                 continue
-            before, now = _drifted(self.state.drifts), _drifted(state.drifts)
+            before, now = _drifted(self.state), _drifted(state)
             if before != now:
                 _log.warning("drift", model_version=state.model_version, drifted=now, rows=state.rows)
             self.state = state
 
 
-def _drifted(drifts: Sequence[Drift]) -> list[str]:
-    return sorted(one.name for one in drifts if one.drifted)
+def _drifted(state: admin_pb2.DriftStatus) -> list[str]:
+    return sorted(one.name for one in state.features if one.drifted)

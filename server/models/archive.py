@@ -116,8 +116,8 @@ class RunningModel:
         self.archive: Final = archive
 
     def __enter__(self) -> Self:
-        """Starts the process; the model is loaded with the first score."""
-        self._directory = tempfile.TemporaryDirectory(prefix="pretrade-model-")
+        """Starts the process, which removes the folder as soon as it has loaded the model."""
+        self._directory = tempfile.TemporaryDirectory(prefix="pretrade-model-", ignore_cleanup_errors=True)
         for name, content in self.archive.files.items():
             (Path(self._directory.name) / name).write_bytes(content)
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a hash

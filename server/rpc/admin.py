@@ -20,7 +20,7 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.decision.metrics import DecisionMetrics
-from server.drift.watch import DriftState, DriftWatch
+from server.drift.watch import DriftWatch
 from server.journal.journal import Journal
 from server.process.health import Health
 from server.process.slot import Slot
@@ -134,7 +134,7 @@ class AdminServicer:
             control=self._control.status(),
             chain_stages=self._steering.chain(),
             canary=self._canaries.current(),
-            drift=_drift_status(self._drift.state),
+            drift=self._drift.state,
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:
@@ -291,15 +291,3 @@ async def _ask(address: str, index: int) -> pb.ProcessStatus | None:
     answer = status.processes[0]
     answer.answered = False
     return answer
-
-
-def _drift_status(state: DriftState) -> pb.DriftStatus:
-    return pb.DriftStatus(
-        model_version=state.model_version,
-        problem=state.problem,
-        rows=state.rows,
-        features=[
-            pb.FeatureDrift(name=one.name, psi=one.psi, limit=one.limit, undefined=one.undefined, drifted=one.drifted)
-            for one in state.drifts
-        ],
-    )

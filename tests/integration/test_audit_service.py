@@ -227,7 +227,7 @@ def test_a_reading_process_that_dies_is_replaced_and_no_decision_notices(
     get(audit, decision.decision_id)
     server = psutil.Process(product.stack["server"].pid)
     readers = [one for one in server.children() if "server.composition.reading_process" in one.cmdline()]
-    assert readers
+    assert 1 <= len(readers) <= 2, "one that reads and one that runs models, whatever was asked"
     for reader in readers:
         reader.kill()
     assert product.decide().decision_id

@@ -102,7 +102,7 @@ class _Child(asyncio.SubprocessTransport):
     # What `asyncio.subprocess.Process` uses.
 
     def get_pid(self) -> int:
-        return 1
+        return 1 << 30  # no process of this machine has this number
 
     def get_returncode(self) -> int | None:
         return self._code

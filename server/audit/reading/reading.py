@@ -1,27 +1,32 @@
-"""The server's side of reading the audit: questions go to processes of their own.
+"""The server's side of reading the audit: other processes look, so that the event loop that decides need not.
 
-Taking packets apart, talking SQL and running a model would hold the interpreter lock of the event loop that decides.
-Each `Reading` is one process, started with its first question (about a second of a core, 110 MiB), that answers one
-question at a time, at a lower priority than decisions; its other side is `server/composition/reading_process.py`.
-Requests and answers pass through the server as bytes.
+Taking packets apart, talking SQL and running a model would hold the interpreter lock of that loop. A `ReadingProcess`
+serves the generated `AuditService`, and a small service of ours beside it, on a Unix socket
+(`server/rpc/reading.py`). Decisions pass through the server as bytes. A `Reading` is one kind of question
+to such a process: each kind is answered in a thread of its own, one question at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import os
-import struct
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Final, Self
 
+import grpc
+import grpc.aio
 import structlog
+from google.rpc import error_details_pb2, status_pb2
 from pydantic import BaseModel, ConfigDict
 
+from pretrade.admin.v1 import admin_pb2
+from pretrade.audit.v1 import audit_pb2
+from pretrade.wire.reading import reading_pb2
 from server.errors import (
     AuditBusyError,
     AuditError,
@@ -33,29 +38,42 @@ from server.errors import (
     OutcomeConflictError,
     UnknownDecisionError,
 )
+from server.process import child
+from server.process.short_paths import short_directory
 
 _log = structlog.get_logger(__name__)
 
-REQUEST: Final = struct.Struct("<BI")
-"""Header of a request: question, length."""
-RESPONSE: Final = struct.Struct("<BI")
-"""Header of an answer: 0 or 1 + index in `ERRORS`, length of the answer or of the error's message."""
-EVENT: Final = struct.Struct("<I")
-"""Header of an event in the answer to a WATCH: its length."""
-STEP: Final = struct.Struct("<?I")
-"""Header of the answer to a WATCH: whether there is more to look at, length of the cursor that follows."""
-ERRORS: Final[tuple[type[AuditError], ...]] = (
-    AuditError,
-    AuditUnavailableError,
-    InvalidRequestError,
-    ModelFailedError,
-    ModelUnknownError,
-    NotReplayableError,
-    OutcomeConflictError,
-    UnknownDecisionError,
+LISTENING: Final = b"listening\n"
+"""What a reading process writes when it can be asked."""
+UNLIMITED: Final = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+"""Both ends trust each other, and a page of packets is as large as it is."""
+_OPTIONS: Final = (
+    *UNLIMITED,
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),  # the socket has no name any more, so the connection must stay
 )
+_ADMIN: Final = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+_AUDIT: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
+_READING: Final = reading_pb2.DESCRIPTOR.services_by_name["ReadingService"].full_name
+_ERRORS: Final[dict[str, type[AuditError]]] = {
+    "MALFORMED_REQUEST": InvalidRequestError,
+    **{
+        kind.reason: kind
+        for kind in (
+            AuditUnavailableError,
+            InvalidRequestError,
+            ModelFailedError,
+            ModelUnknownError,
+            NotReplayableError,
+            OutcomeConflictError,
+            UnknownDecisionError,
+        )
+    },
+}
+"""By the reason that comes over the socket; any other is a fault of ours."""
+_DETAILS: Final = "grpc-status-details-bin"
 _MOST_WAITING: Final = 32
-_NICENESS: Final = 5
+_START_SECONDS: Final = 60.0
+"""Its imports take about a second of a core, which a busy machine may not have."""
 
 
 class ReplaySettings(BaseModel):
@@ -68,53 +86,61 @@ class ReplaySettings(BaseModel):
     decision that a model made can be neither here."""
 
 
-class Question(enum.IntEnum):
-    """What a reading process can be asked: a serialised request, answered by the serialised response."""
+class Question(enum.StrEnum):
+    """The methods of a reading process: some of the server's own services, and those of its own."""
 
-    GET = 0
-    LIST = 1
-    WATCH = 2
-    """`WatchDecisionsRequest` → `STEP`, the cursor, then `WatchDecisionsResponse` messages, each after its `EVENT`."""
-    RECORDED = 3
-    """`Outcome` → the `Outcome` recorded before, or nothing."""
-    REPLAY = 4
-    CHANGES = 5
-    """`pretrade.admin.v1.ListChangesRequest` → `ListChangesResponse`."""
-    EXPLAIN = 6
-    DRIFT = 7
-    """`DriftRequest` as JSON → `DriftState` as JSON (`server/drift/watch.py`)."""
+    GET = f"/{_AUDIT}/GetDecision"
+    LIST = f"/{_AUDIT}/ListDecisions"
+    REPLAY = f"/{_AUDIT}/ReplayDecision"
+    EXPLAIN = f"/{_AUDIT}/ExplainDecision"
+    EVENTS = f"/{_READING}/NextEvents"
+    CHANGES = f"/{_ADMIN}/ListChanges"
+    OUTCOME = f"/{_READING}/FindOutcome"
+    DRIFT = f"/{_READING}/CompareDrift"
 
 
 class Task(BaseModel):
-    """What to read."""
+    """What a reading process reads, and where it serves."""
 
     journal: Path
     """Where the server keeps its journal, or those of its processes."""
     database_url: str
     """SQLAlchemy URL; may hold a password, and therefore is not a command-line argument."""
     model_store: Path | None
+    socket: Path = Path()
+    """Set for every process anew."""
 
 
-class Reading:
-    """One process that reads the audit; an async context manager.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Started:
+    """A process that can be asked."""
+
+    process: Process
+    channel: grpc.aio.Channel
+
+    async def end(self) -> None:
+        await self.channel.close()
+        await child.end(self.process)
+
+
+class ReadingProcess:
+    """A process that reads the audit; an async context manager.
+
+    It starts with the first question, which takes about a second, runs at a lower priority than decisions, and is
+    replaced when it has ended. Safe to use by many tasks at once.
 
     Args:
-        name: For the log.
+        name: For log and metrics.
         task: What it reads.
     """
 
     def __init__(self, name: str, task: Task) -> None:
         self.name = name
         self._task = task
-        self._process: Process | None = None
-        self._turn = asyncio.Lock()
-        self.waiting = 0
-        """Questions that have no answer yet."""
-        self.asked = 0
-        """Questions so far."""
+        self._running: asyncio.Task[_Started] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self.ended = 0
-        """Times the process ended while it was asked."""
-        self._exchanges: set[asyncio.Task[tuple[int, bytes]]] = set()
+        """Times that it ended, or did not start, when it was asked."""
 
     async def __aenter__(self) -> Self:
         """Nothing yet: the process starts with the first question."""
@@ -124,69 +150,138 @@ class Reading:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Ends the process, whatever it is doing."""
-        for exchange in self._exchanges:
-            exchange.cancel()
-        await asyncio.gather(*self._exchanges, return_exceptions=True)
-        process = self._process
-        self._end()
-        if process is not None:
-            await process.wait()
+        if self._running is not None:
+            self._running.cancel()  # in vain once it has started
+            with suppress(asyncio.CancelledError, OSError):
+                self._end(await self._running)
+        await asyncio.gather(*self._ending)
 
     async def ask(self, question: Question, request: bytes) -> bytes:
-        """The answer to a question. Cancelling gives up the waiting and harms no other caller.
+        """The serialised response. Cancelling harms no other caller.
+
+        Raises:
+            AuditError: There is none.
+        """
+        running, started = await self._started()
+        try:
+            method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = started.channel.unary_unary(question)
+            return await method(request)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(running, error) from None
+
+    async def _started(self) -> tuple[asyncio.Task[_Started], _Started]:
+        if self._running is not None and (ended := _exit_code(self._running)) is not None:
+            self._over(self._running, f"it ended with {ended}")
+        if self._running is None:
+            self._running = asyncio.create_task(self._start(), name=f"start {self.name}")
+        running = self._running
+        try:
+            return running, await asyncio.shield(running)
+        except OSError as error:
+            self._over(running, f"it does not start: {error}")
+            raise _unavailable() from error
+
+    async def _start(self) -> _Started:
+        """Starts a process.
+
+        Raises:
+            OSError: It cannot be started, or says nothing in time.
+        """
+        with TemporaryDirectory(
+            prefix="pretrade-audit-", dir=short_directory(), ignore_cleanup_errors=True
+        ) as directory:  # needed until both ends have met, so no killed process leaves it behind
+            socket = Path(directory, "socket")
+            process = await child.start(
+                "server.composition.reading_process", self._task.model_copy(update={"socket": socket})
+            )
+            started = _Started(process, grpc.aio.insecure_channel(f"unix:{socket}", _OPTIONS))
+            try:
+                assert process.stdout is not None
+                async with asyncio.timeout(_START_SECONDS):
+                    if await process.stdout.readline() != LISTENING:
+                        raise OSError("it ended before it could be asked")
+                    await started.channel.channel_ready()
+            except BaseException:
+                await started.end()
+                raise
+        return started
+
+    def _error(self, running: asyncio.Task[_Started], error: grpc.aio.AioRpcError) -> AuditError:
+        """What a call's status says; one without a reason comes of no program of ours, but of the connection."""
+        reason = _reason(error)
+        if not reason:
+            self._over(running, f"{error.code().name}: {error.details()}")
+            return _unavailable()
+        return _ERRORS.get(reason, AuditError)(error.details() or "")
+
+    def _over(self, running: asyncio.Task[_Started], why: str) -> None:
+        """Replaces a process with the next question, whoever of its callers notices first."""
+        if self._running is not running:
+            return
+        _log.error("audit_reading_ended", name=self.name, error=why)
+        self.ended += 1
+        self._running = None
+        if _has_started(running):
+            self._end(running.result())
+
+    def _end(self, started: _Started) -> None:
+        ending = asyncio.create_task(started.end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+class Reading:
+    """One kind of question to a process that reads the audit.
+
+    Args:
+        name: For log and metrics.
+        process: Whom to ask.
+    """
+
+    def __init__(self, name: str, process: ReadingProcess) -> None:
+        self.name = name
+        self._process = process
+        self.waiting = 0
+        """Questions that have no answer yet."""
+        self.asked = 0
+        """Questions so far."""
+
+    async def ask(self, question: Question, request: bytes) -> bytes:
+        """The serialised response. Cancelling gives up the waiting and harms no other caller.
 
         Raises:
             AuditBusyError: Too many wait already.
-            AuditError: One of `ERRORS`.
+            AuditError: There is none, for another reason.
         """
         if self.waiting >= _MOST_WAITING:
             raise AuditBusyError(f"{self.waiting} requests wait already")
         self.waiting += 1
         self.asked += 1
-        # A task of its own, because half an exchange would leave the answer to the next caller.
-        exchange = asyncio.create_task(self._exchange(question, request))
-        self._exchanges.add(exchange)
-        exchange.add_done_callback(self._done)
-        status, answer = await asyncio.shield(exchange)
-        if status:
-            raise ERRORS[status - 1](answer.decode())
-        return answer
+        try:
+            return await self._process.ask(question, request)
+        finally:
+            self.waiting -= 1
 
-    def _done(self, exchange: asyncio.Task[tuple[int, bytes]]) -> None:
-        self._exchanges.discard(exchange)
-        self.waiting -= 1
-        if not exchange.cancelled():
-            exchange.exception()  # seen, also where its caller has gone
 
-    async def _exchange(self, question: Question, request: bytes) -> tuple[int, bytes]:
-        async with self._turn:
-            try:
-                process = await self._running()
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(REQUEST.pack(question, len(request)) + request)
-                await process.stdin.drain()
-                status, length = RESPONSE.unpack(await process.stdout.readexactly(RESPONSE.size))
-                return status, await process.stdout.readexactly(length)
-            except (OSError, asyncio.IncompleteReadError, RuntimeError) as error:
-                # RuntimeError is what uvloop says of a pipe that has closed while nobody wrote.
-                _log.error("audit_reading_ended", name=self.name, error=repr(error))
-                self.ended += 1
-                self._end()
-                raise AuditUnavailableError("the process that reads the audit ended; ask again") from error
+def _exit_code(running: asyncio.Task[_Started]) -> int | None:
+    """What a process ended with; None while it starts or runs."""
+    return running.result().process.returncode if _has_started(running) else None
 
-    async def _running(self) -> Process:
-        if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "server.composition.reading_process", stdin=PIPE, stdout=PIPE
-            )
-            with suppress(OSError):  # from its first import on: decisions first
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
-            assert self._process.stdin is not None
-            self._process.stdin.write(self._task.model_dump_json().encode() + b"\n")
-        return self._process
 
-    def _end(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()  # it only reads; and its own children end with it
-        self._process = None
+def _has_started(running: asyncio.Task[_Started]) -> bool:
+    return running.done() and not running.cancelled() and running.exception() is None
+
+
+def _unavailable() -> AuditUnavailableError:
+    return AuditUnavailableError("the process that reads the audit ended; ask again")
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    """The reason of an error of ours; empty where there is none."""
+    for name, value in error.trailing_metadata():
+        if name == _DETAILS and isinstance(value, bytes):
+            info = error_details_pb2.ErrorInfo()
+            for detail in status_pb2.Status.FromString(value).details:
+                if detail.Unpack(info):
+                    return str(info.reason)
+    return ""

@@ -35,7 +35,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
-from server.errors import InvalidOrderError, NotReplayableError
+from server.errors import InvalidOrderError, ModelFailedError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
 from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
 from server.models.archive import Archive, RunningModel
@@ -218,7 +218,7 @@ class Replayer:
             raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayableError("the packet does not say in which batch the model scored")
-        identity, score = self._model(version).score(packet.model_input, attempt.batch_rows, attempt.batch_index)
+        identity, score = self._score(version, packet.model_input, attempt.batch_rows, attempt.batch_index)
         if self._what_if.model is None:
             # A version may be served under another name than it was made for: a canary is.
             identity = replace(identity, name=packet.decision.model_name)
@@ -247,6 +247,14 @@ class Replayer:
         return await scores.answer(case) or Difference(
             "cached_score", f"of decision {origin_id}", "too old, or the market had moved too far"
         )
+
+    def _score(self, version: str, row: bytes, batch_rows: int, batch_index: int) -> tuple[ModelIdentity, float]:
+        try:
+            return self._model(version).score(row, batch_rows, batch_index)
+        except ModelFailedError:
+            self.__exit__()  # its process may be gone: the next replay starts it anew
+            self._models.clear()
+            raise
 
     def _model(self, version: str) -> RunningModel:
         """The running model of a version, or the one to use instead."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -15,6 +14,7 @@ from pydantic import BaseModel
 from server.audit.shipping.shipping import CLOSE, Progress
 from server.errors import JournalError
 from server.journal.journal import Journal
+from server.process import child
 
 _log = structlog.get_logger(__name__)
 
@@ -78,12 +78,11 @@ class Follower:
 
     async def _close(self, until: float) -> bool:
         """Has the process say where the journal ends; False when that takes longer than until `until`, loop time."""
-        if self._process is None or self._process.stdin is None:
+        if self._process is None:
             return False
         try:
             async with asyncio.timeout_at(until):
-                with suppress(OSError, RuntimeError):  # it has ended; uvloop calls a closed pipe a RuntimeError
-                    self._process.stdin.write(CLOSE)
+                child.say(self._process, CLOSE)
                 while not self._closed:
                     self._progressed.clear()
                     await self._progressed.wait()
@@ -116,14 +115,12 @@ class Follower:
         pause = _RESTART_MIN_SECONDS
         while True:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", self._module, stdin=PIPE, stdout=PIPE
-                )
+                process = await child.start(self._module, self._task)
                 try:
                     if await self._follow(process):
                         pause = _RESTART_MIN_SECONDS
                 finally:
-                    await _end(process)
+                    await child.end(process)
                 problem = f"the shipping process ended with {process.returncode}"
             except (OSError, ValueError) as error:  # no process to be had, or it talks nonsense
                 problem = f"the shipping process: {error}"
@@ -134,13 +131,9 @@ class Follower:
             pause = min(2 * pause, _RESTART_MAX_SECONDS)
 
     async def _follow(self, process: Process) -> bool:
-        """Gives the process its task and reads its progress until it ends; True when it made any."""
-        assert process.stdin is not None
+        """Reads the progress of the process until it ends; True when it made any."""
         assert process.stdout is not None
         self._process = process
-        with suppress(ConnectionError):
-            process.stdin.write(self._task.model_dump_json().encode() + b"\n")
-            await process.stdin.drain()
         progressed = False
         while line := await process.stdout.readline():
             progress = Progress.model_validate_json(line)
@@ -168,15 +161,3 @@ class Follower:
             _log.error(f"{self._name}_fails", error=progress.error, behind=self.behind)
         elif over:
             _log.info(f"{self._name}_again", behind=self.behind)
-
-
-async def _end(process: Process) -> None:
-    """Ends the process by closing its input, on which it exits wherever it is."""
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        async with asyncio.timeout(1.0):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

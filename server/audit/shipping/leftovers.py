@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import structlog
@@ -15,6 +13,7 @@ from server.audit.shipping.shipping import Progress, ShippingSettings, Task
 from server.errors import JournalError
 from server.journal.journal import settle_what_was_left
 from server.machine import REAL
+from server.process import child
 
 _log = structlog.get_logger(__name__)
 
@@ -36,21 +35,18 @@ async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSet
         return
     if not rows:
         return
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "server.audit", stdin=PIPE, stdout=PIPE)
-    assert process.stdin is not None
+    slot = slot_of(journal, REAL.host_name())
+    task = Task(journal=journal, slot=slot, database_url=database_url, settings=settings, close=True)
+    process = await child.start("server.audit", task)
     assert process.stdout is not None
     try:
-        slot = slot_of(journal, REAL.host_name())
-        task = Task(journal=journal, slot=slot, database_url=database_url, settings=settings, close=True)
-        process.stdin.write(task.model_dump_json().encode() + b"\n")
         while line := await process.stdout.readline():
             progress = Progress.model_validate_json(line)
             if progress.closed:
                 return
         _log.error("journal_left_unshipped", path=str(journal), error="the shipping process ended")
     finally:
-        process.stdin.close()  # it exits at once; nothing is lost by that
-        await process.wait()
+        await child.end(process)  # nothing is lost by that
 
 
 async def _settled(journal: Path) -> int:

@@ -33,10 +33,10 @@ from feature_cache import kafka
 from feature_cache.kafka import create_topic
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import SigningKey, Stating, heads_topic
-from server.audit.shipping.shipping import Progress, TopicTask
-from server.audit.shipping.shipping_process import take_task
+from server.audit.shipping.shipping import CLOSE, Progress, TopicTask
 from server.errors import AuditError
 from server.journal.journal_file import Head, JournalReader, Row
+from server.process.child import take_task
 
 _STATE_SECONDS: Final = 1.0
 """Least time between two heads on the topic."""
@@ -171,7 +171,8 @@ class Publishing:
 
 def main() -> None:
     """Runs the publishing process."""
-    task, closing = take_task(TopicTask)
+    closing = threading.Event()
+    task = take_task(TopicTask, lambda line: closing.set() if line == CLOSE else None)
     # During an outage aiokafka writes several lines for every attempt; the server says once what matters.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     asyncio.run(Publishing(task, closing).run())

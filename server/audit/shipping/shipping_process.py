@@ -4,29 +4,24 @@ A process of its own, because taking packets apart and talking SQL would hold th
 that decides. It reads the journal beside its writer, follows the hash chain as it goes, and never skips a row: what it
 cannot ship it reports, and tries again for ever.
 
-The parent writes a `Task` as one line of JSON to its standard input and keeps that open: its end means that the parent
-is gone or wants no more, and the process exits at once, wherever it is, because nothing is lost by that. A line `close`
-means that the parent writes the journal no more: when all of it is shipped, the process states where it ends. Progress
-goes to standard output as one line of JSON per change, a `Progress`.
+Its task is a `Task` (`server/process/child.py` says how it is given). A line `close` means that the parent writes the
+journal no more: when all of it is shipped, the process states where it ends. Progress goes to standard output as one
+line of JSON per change, a `Progress`.
 
 With every shipment goes how far the journal has come by then (`heads.py`): an end that is cut off later will be missed.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Final, TypeVar
+from typing import Final
 
 import sqlalchemy as sa
-from pydantic import BaseModel
 
 from server.audit.shipping.heads import SigningKey, Stating
 from server.audit.shipping.shipping import CLOSE, Progress, Task
@@ -34,10 +29,8 @@ from server.audit.store.days import TablesBusyError
 from server.audit.store.store import Shipped, Store
 from server.errors import AuditError, JournalCorruptedError
 from server.journal.journal_file import Head, JournalReader, follow
+from server.process.child import take_task
 
-T = TypeVar("T", bound=BaseModel)
-
-_NICENESS: Final = 5  # decisions first
 _TIDY_SECONDS: Final = 3600.0
 
 
@@ -175,34 +168,11 @@ class Shipping:
 
 def main() -> None:
     """Runs the shipping process."""
-    task, closing = take_task(Task)
+    closing = threading.Event()
+    task = take_task(Task, lambda line: closing.set() if line == CLOSE else None)
     if task.close:
         closing.set()
     Shipping(task, lambda progress: print(progress.model_dump_json(), flush=True), closing=closing).run()
-
-
-def take_task(kind: type[T]) -> tuple[T, threading.Event]:
-    """Makes this process a child that ends when its parent does or says so.
-
-    Returns:
-        Its task, and an event that is set when the parent writes the journal no more.
-    """
-    # The server decides when this ends, also where a terminal or a supervisor signals the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(_NICENESS)
-    task = kind.model_validate_json(sys.stdin.readline())
-    closing = threading.Event()
-    threading.Thread(target=_listen, args=(closing,), daemon=True).start()
-    return task, closing
-
-
-def _listen(closing: threading.Event) -> None:
-    """Hears what the parent says, and exits with it."""
-    while line := sys.stdin.readline():
-        if line.encode() == CLOSE:
-            closing.set()
-    os._exit(0)
 
 
 def _lost(predecessor: Shipped | None) -> str:

@@ -20,12 +20,13 @@ from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.labels import LabelledDecision, quality
-from server.audit.reading.reading import Reading, Task
+from server.audit.reading.reading import Reading, ReadingProcess, Task
 from server.drift.psi import Reference, correlation_time, limit, psi, references_of
 from server.drift.report import write_report
 from server.drift.summary import Summary, summarise
-from server.drift.watch import DriftSettings, DriftWatch, packed, unpacked
+from server.drift.watch import DriftSettings, DriftWatch
 from server.errors import ModelUnknownError
+from server.rpc.reading import drift_status
 from torchserve.reference import reference_histogram
 
 DECILES = tuple([0.1] * 10 + [0.0])
@@ -178,14 +179,18 @@ def test_decisions_without_features_count_as_missing() -> None:
     assert set(found.missing["ETHUSDT.SIM"].values()) == {1.0}
 
 
-def test_a_comparison_passes_between_processes() -> None:
+def test_a_comparison_is_told_in_the_words_of_the_contract() -> None:
     found = summarise(packets(market(200, 8), uniform(200)), known(learnt(market(2_000, 9))))
-    state = unpacked(packed(found))
-    assert (state.drifts, state.rows, state.problem) == (found.drifts, 200, "")
+    told = drift_status(found)
+    assert (told.model_version, told.problem, told.rows) == (found.model_version, "", 200)
+    for one, feature in zip(told.features, found.drifts, strict=True):
+        assert (one.name, one.psi, one.undefined) == (feature.name, feature.psi, feature.undefined)
+        assert (one.limit if one.HasField("limit") else None, one.drifted) == (feature.limit, feature.drifted)
 
 
 async def test_comparisons_that_are_switched_off_do_not_end_the_component_and_the_server_with_it() -> None:
-    nobody = Reading("drift", Task(journal=Path("nowhere"), database_url="sqlite://", model_store=None))
+    task = Task(journal=Path("nowhere"), database_url="sqlite://", model_store=None)
+    nobody = Reading("drift", ReadingProcess("reads", task))
     watching = asyncio.create_task(DriftWatch(nobody, DriftSettings(interval_seconds=0)).run())
     done, _ = await asyncio.wait((watching,), timeout=0.05)
     assert not done

@@ -11,7 +11,7 @@ import pytest
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining, ExplainSettings
-from server.audit.reading.reading import Question, Reading, Task
+from server.audit.reading.reading import Question, Reading, ReadingProcess, Task
 from server.errors import AuditBusyError, AuditError, AuditUnavailableError, UnknownDecisionError
 
 DECISION = pb.Decision(decision_id="0197-somebody", source=pb.SOURCE_PRIMARY)
@@ -22,7 +22,8 @@ class Scripted(Reading):
     """Answers as told, in the place of a process; until told it does not answer."""
 
     def __init__(self) -> None:
-        super().__init__("explanations", Task(journal=Path("unused"), database_url="sqlite://", model_store=None))
+        task = Task(journal=Path("unused"), database_url="sqlite://", model_store=None)
+        super().__init__("explanations", ReadingProcess("models", task))
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.questions: list[tuple[Question, str]] = []
 

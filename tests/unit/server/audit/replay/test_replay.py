@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.decision.record import hash_of
 from server.errors import ModelUnknownError, NotReplayableError
+from server.inference.wire import ROW_BYTES
 from server.models import archive as models
 from server.models.archive import ModelStore, RunningModel, read_archive
 from server.settings import Settings
@@ -249,3 +251,13 @@ async def test_a_decision_of_another_chain_than_the_settings_name_replays_by_tha
     assert (await replayer.replay(packet)).first_difference is None
     del packet.chain_stages[0]
     assert field_of(await replayer.replay(packet)) == "source"
+
+
+def test_a_loaded_model_leaves_no_folder_behind_even_if_it_is_killed(
+    tmp_path: Path, model_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with RunningModel(read_archive(model_store / "champion.mar")) as model:
+        assert list(tmp_path.iterdir())
+        model.score(bytes(ROW_BYTES), 1, 0)
+        assert not list(tmp_path.iterdir())
