@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Callable
 from typing import Annotated, Final
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
+from feature_cache.backoff import Backoff
 from feature_cache.engine.book import CLOSED, OrderBook
 from feature_cache.engine.snapshots import Snapshots, sibling
 from feature_cache.feeds.wire import FeedError
@@ -170,7 +170,7 @@ class Ingest:
 
     async def _follow(self, stream: Stream) -> None:
         """Connects, receives, and begins again, for ever."""
-        pause = self._settings.reconnect_min_seconds
+        backoff = Backoff(self._settings.reconnect_min_seconds, self._settings.reconnect_max_seconds)
         while True:
             began = self._monotonic()
             try:
@@ -179,9 +179,8 @@ class Ingest:
                 self.losses += 1
                 _log.warning("ingest.lost", stream=stream.name, error=str(error) or repr(error))
             if self._monotonic() - began > _STEADY_SECONDS:
-                pause = self._settings.reconnect_min_seconds
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
-            pause = min(2 * pause, self._settings.reconnect_max_seconds)
+                backoff.reset()
+            await asyncio.sleep(backoff.next_pause())
 
     async def _receive(self, stream: Stream) -> None:
         settings = self._settings
@@ -299,7 +298,9 @@ class Ingest:
 
     def _ask_for(self, instrument: str, delay_seconds: float = 0.0) -> None:
         if instrument not in self._wanted:
-            self._wanted[instrument] = _Resync(self._monotonic() + delay_seconds)
+            settings = self._settings
+            backoff = Backoff(settings.resync_min_seconds, settings.resync_max_seconds, spread=(0.75, 1.25))
+            self._wanted[instrument] = _Resync(self._monotonic() + delay_seconds, backoff)
             self._want.set()
 
     async def _resync(self, client: httpx.AsyncClient) -> None:
@@ -330,8 +331,7 @@ class Ingest:
                 _log.warning("ingest.resync_given_up", instrument=instrument, attempts=settings.resync_attempts)
                 await connection.close()
                 continue
-            pause = min(settings.resync_min_seconds * 2 ** (resync.attempts - 1), settings.resync_max_seconds)
-            resync.due = self._monotonic() + pause * random.uniform(0.75, 1.25)  # noqa: S311 — jitter is no secret
+            resync.due = self._monotonic() + resync.backoff.next_pause()
             self.requests += 1
             wait = await self._request(client, stream, connection, instrument)
             resync.due = max(resync.due, self._monotonic() + wait)
@@ -376,10 +376,11 @@ class Ingest:
 class _Resync:
     """A book that is wanted."""
 
-    __slots__ = ("attempts", "due")
+    __slots__ = ("attempts", "backoff", "due")
 
-    def __init__(self, due: float) -> None:
+    def __init__(self, due: float, backoff: Backoff) -> None:
         self.due = due
+        self.backoff = backoff
         self.attempts = 0
 
 

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
 from feature_cache.store.cluster import Cluster, is_cluster
 from feature_cache.store.codec import CodecError, FeatureSnapshot, decode, split
@@ -195,19 +196,19 @@ class FeatureCache:
             await cluster.aclose()
 
     async def _keep_following(self, new_client: Callable[[], Redis], names: tuple[str, ...], *, sharded: bool) -> None:
-        pause = self._settings.reconnect_min_seconds
+        settings = self._settings
+        backoff = Backoff(settings.reconnect_min_seconds, settings.reconnect_max_seconds, uniform=self._uniform)
         while True:
             try:
                 await self._follow(new_client(), names, sharded=sharded)
             except (RedisError, OSError) as error:
                 if self._followed.issuperset(names):
-                    pause = self._settings.reconnect_min_seconds
+                    backoff.reset()
                     _log.warning("features.redis_lost", error=repr(error), instruments=len(names))
                 self.disconnects += 1
             finally:
                 self._followed.difference_update(names)
-            await asyncio.sleep(pause * (0.5 + 0.5 * self._uniform()))
-            pause = min(2 * pause, self._settings.reconnect_max_seconds)
+            await asyncio.sleep(backoff.next_pause())
 
     async def _follow(self, redis: Redis, names: tuple[str, ...], *, sharded: bool) -> None:
         pubsub = redis.pubsub()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from aiokafka.errors import (
 )
 
 from feature_cache import kafka
+from feature_cache.backoff import Backoff
 from feature_cache.worker.engines import Engines, PoisonError
 from feature_cache.worker.settings import WorkerSettings
 
@@ -105,8 +105,7 @@ class MarketEventConsumer:
 
     async def run(self) -> None:
         """Consumes for ever; ends only by cancellation, which leaves the group."""
-        shortest, longest = _RECONNECT_SECONDS
-        pause = shortest
+        backoff = Backoff(*_RECONNECT_SECONDS)
         while True:
             try:
                 await kafka.create_topic(
@@ -119,12 +118,12 @@ class MarketEventConsumer:
                 await self._consume()
             except* (KafkaError, OSError, TimeoutError) as errors:
                 self.failures += 1
-                _log.warning("worker.kafka_lost", error=repr(errors.exceptions[0]), again_in_seconds=round(pause, 2))
+                again = round(backoff.seconds, 2)
+                _log.warning("worker.kafka_lost", error=repr(errors.exceptions[0]), again_in_seconds=again)
             if self._assigned:
-                pause = shortest
+                backoff.reset()
             self._assigned = False
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
-            pause = min(2 * pause, longest)
+            await asyncio.sleep(backoff.next_pause())
 
     async def _consume(self) -> None:
         consumer = AIOKafkaConsumer(

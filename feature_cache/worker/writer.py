@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Final
 
 import structlog
 from redis.exceptions import RedisError
 
+from feature_cache.backoff import Backoff
 from feature_cache.store.cluster import ClusterFeatureStore, PartialWriteError
 from feature_cache.store.vectors import FeatureStore
 from feature_cache.worker.consumer import MarketEventConsumer
@@ -54,8 +54,7 @@ class FeatureWriter:
 
     async def run(self) -> None:
         """Writes for ever, through any outage of Redis; ends only by cancellation."""
-        shortest, longest = _RETRY_SECONDS
-        pause = shortest
+        backoff = Backoff(*_RETRY_SECONDS)
         while True:
             try:
                 await self._write()
@@ -65,14 +64,13 @@ class FeatureWriter:
                     _log.warning("worker.redis_lost", error=repr(error))
                 self.problem = f"redis: {error!r}"
                 if isinstance(error, PartialWriteError):
-                    pause = shortest  # the other nodes' instruments must not wait for the one that is away
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 — jitter is no secret
-                pause = min(2 * pause, longest)
+                    backoff.reset()  # the other nodes' instruments must not wait for the one that is away
+                await asyncio.sleep(backoff.next_pause())
                 continue
             if self.problem is not None:
                 _log.info("worker.redis_reached")
             self.problem = None
-            pause = shortest
+            backoff.reset()
             await self._wait_for_progress()
 
     async def _write(self) -> None:

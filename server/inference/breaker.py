@@ -28,11 +28,15 @@ from typing import Final
 import pybreaker
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
 from server.inference.outcome import Outcome
 
 _BUCKETS: Final = 10
 """The window is counted in this many parts."""
+
+_SHORTEST_FACTOR: Final = 0.8
+"""An open time is shortened at random to at least this share."""
 
 _FAILURES: Final = frozenset((Outcome.MODEL_ERROR, Outcome.BAD_ANSWER, Outcome.TRANSPORT, Outcome.TIMEOUT))
 
@@ -104,7 +108,6 @@ class Breaker:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._random = random
         self._on_transition = on_transition
         self._circuit = pybreaker.CircuitBreaker(name=name)
         self._closed = True
@@ -114,7 +117,9 @@ class Breaker:
         self.generation = 0
         """Changes with every transition; a result is reported with the one its call began in."""
         self._consecutive_failures = 0
-        self._openings_in_a_row = 0
+        self._open_time = Backoff(
+            settings.open_seconds, settings.max_open_seconds, spread=(1.0, _SHORTEST_FACTOR), uniform=random
+        )
         self._closed_at = -float("inf")
         self._half_open_at = 0.0
         self._probes_in_flight = 0
@@ -218,12 +223,8 @@ class Breaker:
     def _open(self) -> None:
         settings = self._settings
         if self._closed and self._clock() - self._closed_at >= settings.window_seconds:
-            self._openings_in_a_row = 0
-        self._openings_in_a_row += 1
-        open_seconds = min(
-            settings.max_open_seconds, settings.open_seconds * 2.0 ** min(self._openings_in_a_row - 1, 32)
-        )
-        self._half_open_at = self._clock() + open_seconds * (1.0 - 0.2 * self._random())
+            self._open_time.reset()
+        self._half_open_at = self._clock() + self._open_time.next_pause()
         self._move(self._circuit.open)
 
     def _move(self, transition: Callable[[], object]) -> None:

@@ -41,6 +41,7 @@ from typing import Final, NamedTuple, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
 from server.errors import (
     JournalClosedError,
@@ -671,12 +672,11 @@ class _Writer:
         journal.writable = False
         self._post(journal._fail, appends, str(error))
         self._post(journal._note_outage, str(error))
-        pause = self._settings.retry_min_seconds
+        backoff = Backoff(self._settings.retry_min_seconds, self._settings.retry_max_seconds, spread=(1.0, 1.0))
         acknowledged = self.position
         while True:
-            if not self._refuse_for(pause):
+            if not self._refuse_for(backoff.next_pause()):
                 return False
-            pause = min(2 * pause, self._settings.retry_max_seconds)
             try:
                 make_log_durable(self._settings.path, self._machine.files)  # before closing moves it into the file
                 with suppress(sqlite3.Error):

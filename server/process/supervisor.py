@@ -31,6 +31,7 @@ from typing import Final
 
 import structlog
 
+from feature_cache.backoff import Backoff
 from server.process.slot import READY
 
 _log = structlog.get_logger(__name__)
@@ -243,13 +244,14 @@ class Supervisor:
         self._background(self._take_again(child))
 
     async def _take_again(self, child: _Child) -> None:
-        pause = _PAUSE_MIN_SECONDS
+        backoff = Backoff(_PAUSE_MIN_SECONDS, _PAUSE_MAX_SECONDS, spread=(1.0, 1.0))
         while True:
             await child.process.wait()
             if child.dismissed or self._stop.is_set():
                 return
             if child.ready_since is not None and time.monotonic() - child.ready_since >= _SOUND_SECONDS:
-                pause = _PAUSE_MIN_SECONDS
+                backoff.reset()
+            pause = backoff.next_pause()
             self._restarts[child.slot] = self._restarts.get(child.slot, 0) + 1
             _log.error(
                 "a process ended by itself, starting it again",
@@ -260,7 +262,6 @@ class Supervisor:
                 after_seconds=pause,
             )
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _PAUSE_MAX_SECONDS)
             async with self._taking_again:
                 if self._stop.is_set() or child.dismissed:
                     return

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 from pydantic import BaseModel
 
+from feature_cache.backoff import Backoff
 from server.audit.shipping.shipping import CLOSE, Progress
 from server.errors import JournalError
 from server.journal.journal import Journal
@@ -112,13 +113,13 @@ class Follower:
         return True
 
     async def _supervise(self) -> None:
-        pause = _RESTART_MIN_SECONDS
+        backoff = Backoff(_RESTART_MIN_SECONDS, _RESTART_MAX_SECONDS, spread=(1.0, 1.0))
         while True:
             try:
                 process = await child.start(self._module, self._task)
                 try:
                     if await self._follow(process):
-                        pause = _RESTART_MIN_SECONDS
+                        backoff.reset()
                 finally:
                     await child.end(process)
                 problem = f"the shipping process ended with {process.returncode}"
@@ -127,8 +128,7 @@ class Follower:
             self.restarts += 1
             with suppress(OSError):  # of the log, whose disk may be full
                 self._note(Progress(position=self.position, error=problem))
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _RESTART_MAX_SECONDS)
+            await asyncio.sleep(backoff.next_pause())
 
     async def _follow(self, process: Process) -> bool:
         """Reads the progress of the process until it ends; True when it made any."""

@@ -16,7 +16,6 @@ import asyncio
 import json
 import logging
 import math
-import random
 import sqlite3
 import threading
 import time
@@ -30,6 +29,7 @@ from aiokafka.errors import KafkaError
 from google.protobuf.message import DecodeError
 
 from feature_cache import kafka
+from feature_cache.backoff import Backoff
 from feature_cache.kafka import create_topic
 from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import SigningKey, Stating, heads_topic
@@ -71,7 +71,7 @@ class Publishing:
     async def run(self) -> None:
         """Publishes for ever."""
         settings = self._task.settings
-        pause = settings.retry_min_seconds
+        backoff = Backoff(settings.retry_min_seconds, settings.retry_max_seconds)
         while True:
             try:
                 with closing(JournalReader(self._task.journal)) as journal:
@@ -84,13 +84,12 @@ class Publishing:
                     try:
                         while True:
                             await self._publish(journal, producer)
-                            pause = settings.retry_min_seconds
+                            backoff.reset()
                     finally:
                         await producer.stop()
             except (KafkaError, sqlite3.Error, AuditError, OSError) as error:
                 self._note(f"{type(error).__name__}: {error}".splitlines()[0])
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
-            pause = min(2 * pause, settings.retry_max_seconds)
+            await asyncio.sleep(backoff.next_pause())
 
     def _start(self, journal: JournalReader) -> None:
         """Goes on where the file beside the journal says; where it says nothing, with what the journal holds."""

@@ -23,6 +23,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from feature_cache.backoff import Backoff
 from server.audit.shipping.heads import SigningKey, Stating
 from server.audit.shipping.shipping import CLOSE, Progress, Task
 from server.audit.store.days import TablesBusyError
@@ -81,7 +82,7 @@ class Shipping:
     def run(self) -> None:
         """Ships for ever."""
         settings = self._task.settings
-        pause = settings.retry_min_seconds
+        backoff = Backoff(settings.retry_min_seconds, settings.retry_max_seconds, uniform=self._uniform)
         while True:
             try:
                 with (
@@ -96,11 +97,10 @@ class Shipping:
                             self._tidy(store)
                             tidy_at += _TIDY_SECONDS
                         head = self._ship(journal, store, head, stating)
-                        pause = settings.retry_min_seconds
+                        backoff.reset()
             except (sa.exc.SQLAlchemyError, sqlite3.Error, AuditError, OSError) as error:
                 self._note(self._position, _reason(error))
-            self._wait(pause * (0.5 + 0.5 * self._uniform()))  # spreads retries, hides nothing
-            pause = min(2 * pause, settings.retry_max_seconds)
+            self._wait(backoff.next_pause())
 
     def _start(self, journal: JournalReader, store: Store) -> tuple[Head, Stating]:
         """How far the journal was shipped, and who states how far it has come.
