@@ -8,7 +8,6 @@ sockets, subprocesses, `asyncio.to_thread`) needs nothing here, because the simu
 
 from __future__ import annotations
 
-import fcntl
 import os
 import queue
 import random
@@ -23,6 +22,8 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import grpc.aio
 from prometheus_client import start_http_server
+
+from pretrade.client.file_lock import take_lock
 
 _T = TypeVar("_T")
 _REWRITTEN_AT_ONCE: Final = 2**20
@@ -155,16 +156,7 @@ class Files:
         Returns:
             What `unlock` wants, or None while somebody else has it. It is free, too, when this process dies.
         """
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        return take_lock(path)
 
     def unlock(self, lock: int) -> None:
         """Gives a lock back."""

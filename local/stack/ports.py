@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import socket
@@ -10,6 +9,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+
+from pretrade.client.file_lock import take_lock
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -23,14 +24,12 @@ _COUNT: Final = 12_000
 def default_port(port: int, held: ExitStack) -> int | None:
     """The port, unless somebody listens on it or another stack of this machine is about to: until `held` is closed."""
     try:
-        claim = os.open(Path(tempfile.gettempdir()) / f"pretrade-{port}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        claim = take_lock(Path(tempfile.gettempdir()) / f"pretrade-{port}.lock")
     except OSError:  # another user's
         return None
-    held.callback(os.close, claim)
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if claim is None:
         return None
+    held.callback(os.close, claim)
     return port if is_free(port) else None
 
 

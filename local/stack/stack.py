@@ -6,7 +6,6 @@ calls what takes time through `asyncio.to_thread`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
@@ -29,6 +28,7 @@ from local.stack.parts import broker, market, postgres, server, torchserve, valk
 from local.stack.ports import LOOPBACK, default_port, free_ports, is_free
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
+from pretrade.client.file_lock import take_lock
 from pretrade.client.operator_token import token_path
 from pretrade.client.stack_file import LOCK_FILE, STACK_FILE, Endpoints, StackFile
 from torchserve.config import TorchServeSettings, prepare, store_directory
@@ -207,32 +207,26 @@ class Stack:
 
     def _take_directory(self) -> None:
         """Locks the directory. The guard holds the lock too, until the last of our processes is gone."""
+        path = self._directory / LOCK_FILE
+        began = time.monotonic()
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # passwords, orders, and what became of them
-            lock = os.open(self._directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+            while (lock := take_lock(path)) is None:
+                # A stack that lives keeps it; one that was killed lets go once its guard has ended its parts. A command
+                # that looks for a stack holds it for an instant.
+                holder = int(path.read_bytes() or b"0")
+                patience = _LOOK_SECONDS if psutil.pid_exists(holder) else _LOCK_SECONDS
+                if time.monotonic() - began > patience:
+                    raise DirectoryInUseError(self._directory, holder)
+                self._cancelled.wait(0.1)
         except OSError as error:
             raise StackError(
                 f"cannot work in {self._directory}: {error.strerror}; "
                 "name a directory that you may write to, with --dir or PRETRADE_LOCAL_DIR"
             ) from error
-        began = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # A stack that lives keeps it; one that was killed lets go once its guard has ended its parts. A command
-                # that looks for a stack holds it for an instant.
-                holder = int(os.pread(lock, 20, 0) or b"0")
-                patience = _LOOK_SECONDS if psutil.pid_exists(holder) else _LOCK_SECONDS
-                if time.monotonic() - began > patience:
-                    os.close(lock)
-                    raise DirectoryInUseError(self._directory, holder) from None
-                self._cancelled.wait(0.1)
-            else:
-                os.ftruncate(lock, 0)
-                os.pwrite(lock, str(os.getpid()).encode(), 0)
-                self._lock = lock
-                return
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        self._lock = lock
 
     def _choose_endpoints(self) -> Endpoints:
         settings, ports, parts = self._settings, self._ports, self._parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pretrade.client.file_lock import take_lock
 from pretrade.client.operator_token import token_path
 from server.audit.shipping.leftovers import ship_leftovers
 from server.composition.process import seconds_to_end
@@ -121,11 +121,7 @@ def _lock(journal: Path) -> int:
     Raises:
         OSError: Another supervisor has it.
     """
-    path = journal.with_name(f"{journal.name}.supervisor.lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise OSError(f"another supervisor runs servers on the audit journal {journal}") from error
-    return descriptor
+    lock = take_lock(journal.with_name(f"{journal.name}.supervisor.lock"))
+    if lock is None:
+        raise OSError(f"another supervisor runs servers on the audit journal {journal}")
+    return lock

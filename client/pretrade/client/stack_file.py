@@ -7,7 +7,6 @@ restart of the machine or of a container, when its process id belongs to another
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final, Self
+
+from pretrade.client.file_lock import take_lock
 
 STACK_FILE: Final = "stack.json"
 """Name of the file in the stack's directory, there from when the stack is ready until it stops."""
@@ -162,15 +163,13 @@ def is_locked(directory: Path) -> bool:
         PermissionError: It belongs to another user.
     """
     try:
-        lock = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        # Shared, so that two who look at the same time do not take each other for a stack.
+        lock = take_lock(directory / LOCK_FILE, create=False, shared=True)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if lock is None:
         return True
-    finally:
-        os.close(lock)
+    os.close(lock)
     return False
 
 

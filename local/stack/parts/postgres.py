@@ -10,7 +10,6 @@ folder of the system's for temporary files, for as long as the stack runs.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import pwd
 import secrets
@@ -30,6 +29,7 @@ from local.stack import launch
 from local.stack.errors import NotReadyError
 from local.stack.guard import Guard
 from local.stack.ports import LOOPBACK
+from pretrade.client.file_lock import take_lock
 
 _ROLE: Final = "pretrade"
 _DATABASE: Final = "pretrade"
@@ -251,11 +251,12 @@ def _remove_left_copies(place: Path) -> None:
         try:
             if copy.lstat().st_uid != os.geteuid() or copy.is_symlink():
                 continue
-            with (copy / _IN_USE).open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(copy, ignore_errors=True)
-        except OSError:  # in use, or not ours to remove
+            lock = take_lock(copy / _IN_USE, create=False)
+        except OSError:  # not ours to remove
             continue
+        if lock is not None:
+            shutil.rmtree(copy, ignore_errors=True)
+            os.close(lock)
 
 
 def _as_seen(directory: Path) -> Path:
