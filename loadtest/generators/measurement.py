@@ -11,6 +11,7 @@ from typing import Final
 
 import grpc.aio
 
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -19,9 +20,9 @@ WRONG_REPLY: Final = "WRONG_REPLY"
 NO_REPLY: Final = "NO_REPLY"
 """Error of an order of a stream that was never answered."""
 
-ACTIONS: Final = {number: name.removeprefix("ACTION_") for name, number in pb.Action.items()}
+ACTIONS: Final = {number: enum_name(pb.Action, number) for number in pb.Action.values()}
 """Names of actions without their prefix."""
-SOURCES: Final = {number: name.removeprefix("SOURCE_") for name, number in pb.Source.items()}
+SOURCES: Final = {number: enum_name(pb.Source, number) for number in pb.Source.values()}
 """The same of sources."""
 _STATUSES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
 clock: Final = time.monotonic

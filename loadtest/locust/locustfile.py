@@ -21,6 +21,7 @@ import grpc.experimental.gevent
 from locust import User, constant_throughput, task
 
 from loadtest.generators.orders import OrderFlow
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -65,7 +66,7 @@ class TradingProcess(User):
         try:
             response = self.stub.Decide(pb.DecideRequest(order=order), timeout=DEADLINE_SECONDS)
             length = response.ByteSize()
-            name = f"Decide from {pb.Source.Name(response.decision.source).removeprefix('SOURCE_')}"
+            name = f"Decide from {enum_name(pb.Source, response.decision.source)}"
             if response.decision.order_ref != order.order_ref:
                 failure = ValueError(f"{order.order_ref} was answered with {response.decision.order_ref}")
         except grpc.RpcError as error:

@@ -35,7 +35,7 @@ from local.stack.parts import server
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.client.cli.views import enum_name
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.store.canaries import SCORE_PAIRS

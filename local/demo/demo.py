@@ -34,7 +34,8 @@ from local.stack.parts import server
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.client.cli.views import enum_name, replica_table
+from pretrade.client.cli.views import replica_table
+from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import Endpoints
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc

@@ -27,6 +27,7 @@ from feature_cache import features
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.cli.options import Directory
 from pretrade.client.cli.views import explanation_table
+from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explain import Explainer
@@ -270,7 +271,7 @@ def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Ou
     answer = packet.decision
     colour = _COLOURS.get(answer.action, "white")
     title = Text.assemble(
-        (f" {_short(pb.Action.Name(answer.action), 'ACTION_')} ", f"bold reverse {colour}"),
+        (f" {enum_name(pb.Action, answer.action)} ", f"bold reverse {colour}"),
         f"  {answer.decision_id}  {_instant(answer.decided_at.ToNanoseconds())} ",
     )
     sections: list[RenderableType] = [
@@ -295,7 +296,7 @@ def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Ou
 
 def _asked(order: pb.Order) -> Iterator[tuple[str, str]]:
     price = f"limit {order.limit_price:.12g}" if order.HasField("limit_price") else "market"
-    yield "order", f"{_short(pb.Side.Name(order.side), 'SIDE_')} {order.quantity:.12g} {order.instrument}, {price}"
+    yield "order", f"{enum_name(pb.Side, order.side)} {order.quantity:.12g} {order.instrument}, {price}"
     yield "strategy", order.strategy + (", reduce only" if order.reduce_only else "")
     yield "order ref", order.order_ref or "-"
     yield "idempotency key", order.idempotency_key or "-"
@@ -303,7 +304,7 @@ def _asked(order: pb.Order) -> Iterator[tuple[str, str]]:
 
 def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
     answer = decision.packet.decision
-    source = _short(pb.Source.Name(answer.source), "SOURCE_")
+    source = enum_name(pb.Source, answer.source)
     if decision.packet.cached_from_decision_id:
         source += f", from decision {decision.packet.cached_from_decision_id}"
     yield "source", source
@@ -319,8 +320,8 @@ def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
 
 
 def _why(answer: pb.Decision) -> Iterator[tuple[str, str]]:
-    yield "reasons", ", ".join(_short(pb.ReasonCode.Name(reason), "REASON_CODE_") for reason in answer.reasons)
-    degradations = ", ".join(_short(pb.Degradation.Name(one), "DEGRADATION_") for one in answer.degradations)
+    yield "reasons", ", ".join(enum_name(pb.ReasonCode, reason) for reason in answer.reasons)
+    degradations = ", ".join(enum_name(pb.Degradation, one) for one in answer.degradations)
     yield "degradations", degradations or "none"
 
 
@@ -372,12 +373,10 @@ def _cost(budget: pb.Budget) -> RenderableType:
     for use in budget.stages:
         width = round(_BAR_WIDTH * use.used_us / budget.allowed_us) if budget.allowed_us else 0
         table.add_row(
-            _short(pb.Stage.Name(use.stage), "STAGE_"),
+            enum_name(pb.Stage, use.stage),
             _milliseconds(use.used_us),
             _milliseconds(use.allowed_us),
-            _short(pb.Degradation.Name(use.skipped), "DEGRADATION_")
-            if use.skipped
-            else "█" * min(width, _BAR_WIDTH) or "▏",
+            enum_name(pb.Degradation, use.skipped) if use.skipped else "█" * min(width, _BAR_WIDTH) or "▏",
         )
     return table
 
@@ -415,10 +414,6 @@ def _features(packet: packet_pb2.DecisionPacket) -> Mapping[str, float]:
     else:
         names = tuple(str(i) for i in range(len(values)))
     return {name: float(value) for name, value in zip(names, values, strict=True)}
-
-
-def _short(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix)
 
 
 def _milliseconds(microseconds: int) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import enum
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,7 +22,8 @@ from rich.table import Table
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.client.cli.connection import connected
-from pretrade.client.cli.options import Directory
+from pretrade.client.cli.options import Directory, span_seconds
+from pretrade.client.enum_names import enum_choices, enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.cli import app
@@ -43,34 +43,26 @@ from server.models.archive import Archive, ModelStore, read_archive
 
 _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
-_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_SPAN_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class ActionName(enum.StrEnum):
-    """Actions on the command line."""
+def _one_of(enum: object) -> Callable[[str], int]:
+    """What reads a value of an enum from the command line."""
+    choices = enum_choices(enum)
 
-    TRADE = "trade"
-    NO_TRADE = "no_trade"
-    ABSTAIN = "abstain"
+    def value_of(text: str) -> int:
+        if text not in choices:
+            raise typer.BadParameter(f"must be one of {', '.join(choices)}")
+        return choices[text]
 
-
-class SourceName(enum.StrEnum):
-    """Sources on the command line."""
-
-    PRIMARY = "primary"
-    SECONDARY = "secondary"
-    CACHED_SCORE = "cached_score"
-    RULES = "rules"
-    NONE = "none"
+    return value_of
 
 
 def instant(text: str) -> dt.datetime:
     """An instant: ISO 8601 (UTC where it names no zone), or how long ago, for example `90s`, `10m`, `2h`, `1d`."""
-    span = _SPAN.fullmatch(text)
+    ago = span_seconds(text)
     try:
-        if span:
-            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=float(span[1]) * _SPAN_SECONDS[span[2]])
+        if ago is not None:
+            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=ago)
         at = dt.datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter("must be an ISO 8601 instant, or a time ago like 90s, 10m, 2h, 1d") from error
@@ -84,8 +76,24 @@ Since = Annotated[
 Until = Annotated[dt.datetime | None, typer.Option(parser=instant, metavar="TIME", help="Decided before.")]
 Instruments = Annotated[list[str] | None, typer.Option("--instrument", help="Of this instrument; can be repeated.")]
 Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Of this strategy; can be repeated.")]
-Actions = Annotated[list[ActionName] | None, typer.Option("--action", help="With this action; can be repeated.")]
-Sources = Annotated[list[SourceName] | None, typer.Option("--source", help="From this source; can be repeated.")]
+Actions = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--action",
+        parser=_one_of(pb.Action),
+        metavar=f"[{'|'.join(enum_choices(pb.Action))}]",
+        help="With this action; can be repeated.",
+    ),
+]
+Sources = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--source",
+        parser=_one_of(pb.Source),
+        metavar=f"[{'|'.join(enum_choices(pb.Source))}]",
+        help="From this source; can be repeated.",
+    ),
+]
 ByModel = Annotated[str, typer.Option("--by-model", help="Scored by this model: a name or a version.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Target = Annotated[
@@ -299,15 +307,15 @@ def _filter(
     until: dt.datetime | None,
     instruments: list[str] | None,
     strategies: list[str] | None,
-    actions: list[ActionName] | None,
-    sources: list[SourceName] | None,
+    actions: list[int] | None,
+    sources: list[int] | None,
     model: str,
 ) -> audit_pb2.DecisionFilter:
     wanted = audit_pb2.DecisionFilter(
         instruments=instruments or (),
         strategies=strategies or (),
-        actions=[pb.Action.Value(f"ACTION_{name.name}") for name in actions or ()],
-        sources=[pb.Source.Value(f"SOURCE_{name.name}") for name in sources or ()],
+        actions=[pb.Action.ValueType(number) for number in actions or ()],
+        sources=[pb.Source.ValueType(number) for number in sources or ()],
         model=model,
     )
     if since is not None:
@@ -325,11 +333,11 @@ def _cells(decision: audit_pb2.AuditedDecision) -> tuple[str, ...]:
         answer.decided_at.ToDatetime().isoformat(" ", "milliseconds"),
         answer.decision_id,
         order.instrument,
-        pb.Side.Name(order.side).removeprefix("SIDE_"),
+        enum_name(pb.Side, order.side),
         order.strategy,
-        _name(pb.Action, answer.action).removeprefix("ACTION_") + status,
+        enum_name(pb.Action, answer.action) + status,
         f"{answer.score:.4f} / {answer.threshold:.4f}" if answer.HasField("score") else "-",
-        _name(pb.Source, answer.source).removeprefix("SOURCE_"),
+        enum_name(pb.Source, answer.source),
     )
     return tuple("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cell) for cell in cells)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from feature_cache.metrics import Counter, Gauge, declared
 from pretrade.admin.v1 import admin_pb2
+from pretrade.client.enum_names import enum_name
 from server.control.flags import FLAGS
-from server.enum_names import short_name
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -44,7 +44,7 @@ def of_control(control: ControlState) -> Iterator[Metric]:
     states = TRADING_STATE.family()
     for state in admin_pb2.TradingState.values():
         if state:
-            states.add_metric((short_name(admin_pb2.TradingState, state),), state == control.trading_state)
+            states.add_metric((enum_name(admin_pb2.TradingState, state),), state == control.trading_state)
     yield states
     flags = FLAG.family()
     for name in FLAGS:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from fallback.chain import StageName
 from feature_cache.metrics import Counter, Gauge, Histogram, declared
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.reports import Cause
-from server.enum_names import short_name
 from server.journal.reply_status import CAUSES
 from server.timing.histogram import Histogram as Observations
 
@@ -118,9 +118,9 @@ class DecisionMetrics:
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""
-        counts = {pb.Source.Name(source).removeprefix("SOURCE_"): 0 for source in pb.Source.values() if source}
+        counts = {enum_name(pb.Source, source): 0 for source in pb.Source.values() if source}
         for (source, _), count in self.decisions.items():
-            counts[pb.Source.Name(pb.Source.ValueType(source)).removeprefix("SOURCE_")] += count
+            counts[enum_name(pb.Source, source)] += count
         return counts
 
 
@@ -129,7 +129,7 @@ def of_decisions(metrics: DecisionMetrics) -> Iterator[Metric]:
     decisions = DECISIONS.family()
     for source, action in itertools.product(pb.Source.values(), pb.Action.values()):
         if source and action:
-            labels = (short_name(pb.Source, source), short_name(pb.Action, action))
+            labels = (enum_name(pb.Source, source), enum_name(pb.Action, action))
             decisions.add_metric(labels, metrics.decisions[source, action])
     yield decisions
     yield _by_name(DECISION_REASONS.family(), pb.ReasonCode, metrics.reasons)
@@ -143,11 +143,11 @@ def of_decisions(metrics: DecisionMetrics) -> Iterator[Metric]:
     ):
         for stage, histogram in histograms.items():
             if stage:
-                stages.add_metric((short_name(pb.Stage, stage),), *histogram.buckets())
+                stages.add_metric((enum_name(pb.Stage, stage),), *histogram.buckets())
         yield stages
     skips = STAGE_SKIPS.family()
     for (stage, why), count in metrics.skips.copy().items():
-        skips.add_metric((short_name(pb.Stage, stage), short_name(pb.Degradation, why)), count)
+        skips.add_metric((enum_name(pb.Stage, stage), enum_name(pb.Degradation, why)), count)
     yield skips
     yield LATE.family(metrics.late)
     yield CANCELLED.family(metrics.cancelled)
@@ -206,5 +206,5 @@ def _by_name(family: CounterMetricFamily, enum: object, counts: collections.Coun
     """The family with a sample for every value, 0 included: a rate does not see a sample that begins at 1."""
     for value in enum.values():  # type: ignore[attr-defined]  # every enum wrapper of protobuf has it
         if value:
-            family.add_metric((short_name(enum, value),), counts[value])
+            family.add_metric((enum_name(enum, value),), counts[value])
     return family

@@ -33,6 +33,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.reports import Outlet, Report
 from server.security.client_tls import ClientTls
@@ -118,12 +119,12 @@ class Tracing:
             attempt = None if skipped else attempts.get(replica)
             attributes: dict[str, str | int] = {"pretrade.allowed_us": int(1e6 * allowed)}
             if skipped:
-                attributes["pretrade.skipped"] = _short(pb.Degradation.Name(skipped), "DEGRADATION_")
+                attributes["pretrade.skipped"] = enum_name(pb.Degradation, skipped)
             if attempt is not None:
                 attributes |= _attempt_attributes(attempt)
                 self._ids.span_id = int(attempt.span_id, 16) if attempt.span_id else 0
             span = self._tracer.start_span(
-                _short(pb.Stage.Name(stage), "STAGE_").lower(),
+                enum_name(pb.Stage, stage).lower(),
                 within,
                 SpanKind.INTERNAL if attempt is None else SpanKind.CLIENT,
                 attributes=attributes,
@@ -229,13 +230,11 @@ def _attributes(report: Report) -> dict[str, str | int | list[str]]:
     if report.context.correlation_id:
         attributes["pretrade.correlation_id"] = report.context.correlation_id
     if report.case is not None:
-        attributes["pretrade.degradations"] = [
-            _short(pb.Degradation.Name(each), "DEGRADATION_") for each in report.case.degradations
-        ]
+        attributes["pretrade.degradations"] = [enum_name(pb.Degradation, each) for each in report.case.degradations]
     if report.decision is not None:
         attributes["pretrade.decision_id"] = report.decision.decision_id
-        attributes["pretrade.action"] = _short(pb.Action.Name(report.decision.action), "ACTION_")
-        attributes["pretrade.source"] = _short(pb.Source.Name(report.decision.source), "SOURCE_")
+        attributes["pretrade.action"] = enum_name(pb.Action, report.decision.action)
+        attributes["pretrade.source"] = enum_name(pb.Source, report.decision.source)
     return attributes
 
 
@@ -257,7 +256,3 @@ def _links(attempt: Attempt, trace_id: int) -> tuple[Link, ...]:
     if (int(carrier_trace, 16), carrier_span) == (trace_id, attempt.span_id):
         return ()
     return (Link(SpanContext(int(carrier_trace, 16), int(carrier_span, 16), True, _KEPT)),)
-
-
-def _short(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix)

@@ -21,6 +21,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from pretrade.admin.v1 import admin_pb2
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from simulation.audit import Audit
 from simulation.history import Operation
@@ -202,4 +203,4 @@ def in_force(scene: Scene, reason: str) -> str:
 
 def state_name(state: admin_pb2.TradingState.ValueType) -> str:
     """A trading state's name."""
-    return admin_pb2.TradingState.Name(state).removeprefix("TRADING_STATE_")
+    return enum_name(admin_pb2.TradingState, state)

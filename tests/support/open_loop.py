@@ -38,6 +38,7 @@ from google.protobuf.duration_pb2 import Duration
 from loadtest.generators.measurement import percentile
 from loadtest.generators.open_loop import arrivals
 from loadtest.generators.orders import OrderFlow
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from support.flood import Connection, Pace
@@ -232,9 +233,7 @@ def summary(calls: Sequence[Call]) -> str:
     """Statuses, sources and latency percentiles in one line."""
     statuses = Counter(call.status or "NO_END" for call in calls)
     answered = [call for call in calls if call.decision is not None]
-    sources = Counter(
-        pb.Source.Name(call.decision.source).removeprefix("SOURCE_") for call in answered if call.decision
-    )
+    sources = Counter(enum_name(pb.Source, call.decision.source) for call in answered if call.decision)
     if not answered:
         return f"{len(calls)} calls: {dict(statuses)}"
     latencies = [1e3 * call.latency for call in answered]

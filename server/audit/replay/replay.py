@@ -32,6 +32,7 @@ from feature_cache import features
 from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
@@ -324,8 +325,7 @@ def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
         if attempt.outcome != "success"
     ]
     facts += [
-        f"{pb.Stage.Name(use.stage).removeprefix('STAGE_')} passed over: "
-        + pb.Degradation.Name(use.skipped).removeprefix("DEGRADATION_")
+        f"{enum_name(pb.Stage, use.stage)} passed over: " + enum_name(pb.Degradation, use.skipped)
         for use in packet.decision.budget.stages
         if use.skipped
     ]

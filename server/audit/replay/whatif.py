@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pretrade.audit.v1 import packet_pb2
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.errors import NotReplayableError
@@ -52,7 +53,7 @@ class Comparison:
     def add(self, replay: Replay) -> None:
         """Counts a replay."""
         recorded = replay.packet.decision
-        self.by_source[pb.Source.Name(recorded.source).removeprefix("SOURCE_")] += 1
+        self.by_source[enum_name(pb.Source, recorded.source)] += 1
         self.actions[recorded.action, replay.action] += 1
         same = replay.action == recorded.action if self.what_if != AS_RECORDED else replay.first_difference is None
         if same:
@@ -90,10 +91,10 @@ def tables(comparison: Comparison) -> RenderableType:
         confusion = Table(title="decided (rows) and would have decided (columns)", title_justify="left")
         confusion.add_column("")
         for action in _ACTIONS:
-            confusion.add_column(_action(action), justify="right")
+            confusion.add_column(enum_name(pb.Action, action), justify="right")
         for recorded in _ACTIONS:
             counts = (f"{comparison.actions[recorded, replayed]:,}" for replayed in _ACTIONS)
-            confusion.add_row(_action(recorded), *counts)
+            confusion.add_row(enum_name(pb.Action, recorded), *counts)
         parts.append(confusion)
     if comparison.different:
         first = Table(title="the first that differ", title_justify="left")
@@ -102,7 +103,12 @@ def tables(comparison: Comparison) -> RenderableType:
         for replay in comparison.different:
             decision = replay.packet.decision
             if is_what_if or replay.first_difference is None:
-                first.add_row(decision.decision_id, "action", _action(decision.action), _action(replay.action))
+                first.add_row(
+                    decision.decision_id,
+                    "action",
+                    enum_name(pb.Action, decision.action),
+                    enum_name(pb.Action, replay.action),
+                )
             else:
                 difference = replay.first_difference
                 first.add_row(decision.decision_id, difference.field, difference.recorded, difference.replayed)
@@ -140,7 +146,3 @@ def plot(comparison: Comparison, path: Path) -> None:
 def _line(axes: Axes, before: float, after: float) -> None:
     axes.axvline(before, color="tab:blue", linestyle="--")
     axes.axhline(after, color="tab:orange", linestyle="--")
-
-
-def _action(action: int) -> str:
-    return str(pb.Action.DESCRIPTOR.values_by_number[action].name).removeprefix("ACTION_")

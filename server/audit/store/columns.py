@@ -11,6 +11,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from pretrade.audit.v1 import packet_pb2
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.journal.journal_file import Row
 from server.journal.reply_status import REPLIED, WITHDRAWN, unconfirmed_status
@@ -92,29 +93,14 @@ class Shipment:
 # There are few of each, and a name takes longer than the whole rest of a row.
 
 
-@functools.cache
-def _side(side: pb.Side.ValueType) -> str:
-    return pb.Side.Name(side).removeprefix("SIDE_")
-
-
-@functools.cache
-def _action(action: pb.Action.ValueType) -> str:
-    return pb.Action.Name(action).removeprefix("ACTION_")
-
-
-@functools.cache
-def _source(source: pb.Source.ValueType) -> str:
-    return pb.Source.Name(source).removeprefix("SOURCE_")
-
-
 @functools.lru_cache(maxsize=4096)
 def _reasons(reasons: tuple[pb.ReasonCode.ValueType, ...]) -> tuple[str, ...]:
-    return tuple(pb.ReasonCode.Name(reason).removeprefix("REASON_CODE_") for reason in reasons)
+    return tuple(enum_name(pb.ReasonCode, reason) for reason in reasons)
 
 
 @functools.lru_cache(maxsize=4096)
 def _degradations(degradations: tuple[pb.Degradation.ValueType, ...]) -> tuple[str, ...]:
-    return tuple(pb.Degradation.Name(one).removeprefix("DEGRADATION_") for one in degradations)
+    return tuple(enum_name(pb.Degradation, one) for one in degradations)
 
 
 def _text(value: str) -> str:
@@ -138,15 +124,15 @@ def _decision_columns(packet: packet_pb2.DecisionPacket) -> Columns:
         "decided_at": _instant(decision.decided_at.ToNanoseconds()),
         "order_ref": _text(order.order_ref),
         "instrument": _text(order.instrument),
-        "side": _side(order.side),
+        "side": enum_name(pb.Side, order.side),
         "quantity": _number(order.quantity),
         "limit_price": _number(order.limit_price) if order.HasField("limit_price") else None,
         "strategy": _text(order.strategy),
         "idempotency_key": _text(order.idempotency_key) or None,
-        "action": _action(decision.action),
+        "action": enum_name(pb.Action, decision.action),
         "score": _number(decision.score) if decision.HasField("score") else None,
         "threshold": _number(decision.threshold) if decision.HasField("threshold") else None,
-        "source": _source(decision.source),
+        "source": enum_name(pb.Source, decision.source),
         "reasons": _reasons(tuple(decision.reasons)),
         "degradations": _degradations(tuple(decision.degradations)),
         "model_name": _text(decision.model_name),

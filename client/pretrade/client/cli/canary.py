@@ -22,7 +22,8 @@ from rich.table import Table
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.connection import connected
 from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, Reason, Yes
-from pretrade.client.cli.views import canary_view, enum_name, local_time
+from pretrade.client.cli.views import canary_view, local_time
+from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 _RPC_SECONDS: Final = 3.0

@@ -21,7 +21,8 @@ from rich.table import Table
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.connection import connected
 from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Target
-from pretrade.client.cli.views import RPC_SECONDS, History, enum_name, explanation_table, milliseconds, status_view
+from pretrade.client.cli.views import RPC_SECONDS, History, explanation_table, milliseconds, status_view
+from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 

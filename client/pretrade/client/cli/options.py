@@ -33,16 +33,22 @@ def _user() -> str:
 
 
 USER = _user()
-_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
-_SPAN_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SPAN_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def span_seconds(text: str) -> float | None:
+    """Seconds in a span of time with its unit: `90s`, `10m`, `2h`, `1d`; None for every other text."""
+    match = _SPAN.fullmatch(text)
+    return float(match[1]) * _SPAN_SECONDS[match[2]] if match else None
 
 
 def seconds(text: str | float) -> float:
     """Seconds in a span of time as people write it: `90`, `90s`, `10m`, `2h`, `1d`."""
-    match = _SPAN.fullmatch(str(text))
-    if match is None or not float(match[1]):
+    span = span_seconds(str(text)) or span_seconds(f"{text}s")
+    if not span:
         raise typer.BadParameter("must be a span of time like 90, 90s, 10m, 2h or 1d")
-    return float(match[1]) * _SPAN_SECONDS[match[2]]
+    return span
 
 
 Author = Annotated[str, typer.Option(help="Who asks, for the audit; a server that knows who calls takes that.")]

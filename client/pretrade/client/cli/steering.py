@@ -37,7 +37,8 @@ from pretrade.client.cli.options import (
     Yes,
     seconds,
 )
-from pretrade.client.cli.views import RPC_SECONDS, enum_name, replica_table
+from pretrade.client.cli.views import RPC_SECONDS, replica_table
+from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 EXIT_CODES: Final = (

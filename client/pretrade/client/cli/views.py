@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2
 
 RPC_SECONDS = 3.0
@@ -210,7 +211,7 @@ def canary_view(canary: admin_pb2.Canary) -> Group:
 def explanation_table(explanation: decision_pb2.Explanation) -> RenderableType:
     """The features that moved the score most come first; a sentence where there is no explanation."""
     if explanation.status != decision_pb2.EXPLANATION_STATUS_READY:
-        status = decision_pb2.ExplanationStatus.Name(explanation.status).removeprefix("EXPLANATION_STATUS_")
+        status = enum_name(decision_pb2.ExplanationStatus, explanation.status)
         return f"explanation: {status}: {explanation.message}"
     parts = sorted(explanation.contributions, key=lambda part: -abs(part.contribution))
     largest = max((abs(part.contribution) for part in parts), default=0.0) or 1.0
@@ -239,14 +240,6 @@ def words(verdict: admin_pb2.CanaryVerdict.ValueType) -> str:
 def local_time(instant: dt.datetime) -> str:
     """An instant in this machine's time zone."""
     return instant.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def enum_name(enum_type: object, value: int) -> str:
-    """An enum value's name without its prefix."""
-    values = enum_type.DESCRIPTOR.values_by_number  # type: ignore[attr-defined]  # every enum wrapper of protobuf has it
-    prefix: str = values[0].name.removesuffix("UNSPECIFIED")
-    name: str = values[value].name
-    return name.removeprefix(prefix)
 
 
 def milliseconds(duration: Duration) -> str:

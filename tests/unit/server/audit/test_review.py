@@ -18,6 +18,7 @@ from support.desk import SETTINGS_JSON, Desk, values
 from typer.testing import CliRunner, Result
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.client.enum_names import enum_choices
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.label import app
 from server.audit.reading.journals import Step
@@ -320,6 +321,20 @@ def test_a_watch_goes_on_in_every_journal_where_it_broke_off(audit: Audit) -> No
         never = audit_pb2.DecisionFilter(since=Timestamp(seconds=1 << 60))
         with pytest.raises(InvalidRequestError, match="since and until must be valid instants"):
             query.journals.after(audit_pb2.WatchDecisionsRequest(cursor=seen.cursor, filter=never))
+
+
+def test_every_source_and_action_of_the_contract_can_be_asked_for(audit: Audit) -> None:
+    for option, enum in (("--source", pb.Source), ("--action", pb.Action)):
+        for name in enum_choices(enum):
+            result = audit.run("list", option, name)
+            assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("option", ["--source", "--action"])
+def test_a_source_or_an_action_that_the_contract_does_not_have_is_refused(audit: Audit, option: str) -> None:
+    result = audit.run("list", option, "nobody")
+    assert result.exit_code == 2
+    assert "must be one of" in result.output
 
 
 def test_instants_are_iso_8601_or_a_time_ago() -> None:
