@@ -98,6 +98,8 @@ def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
     if plan.install and refused:
         return Outcome(walk, (), refused)
     written = _install(plan, samples, report) if plan.install else _publish(plan, samples, training, refused, report)
+    if plan.cards:
+        _write_evaluation(plan.cards, walk)
     made = []
     for described in written:
         report(f"card of {described['name']} {described['version']}")
@@ -146,5 +148,12 @@ def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: Wa
     importance, measure = importance_of(described, weights, samples.rows[test], samples.eligible[test])
     card = plan.cards / described["name"] if plan.cards else plan.store / CARDS_DIRECTORY / described["version"]
     write_card(CardFacts(described, samples, walk, importance, measure, plan.command), card)
-    (card / EVALUATION_FILE).write_text(json.dumps(walk.summary(), indent=1) + "\n")
+    if not plan.cards:
+        _write_evaluation(card, walk)
     return Made(described, archive, card)
+
+
+def _write_evaluation(directory: Path, walk: WalkForward) -> None:
+    """Writes the figures of the walk forward. One run measures all models, so cards made together share the file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / EVALUATION_FILE).write_text(json.dumps(walk.summary(), indent=1) + "\n")

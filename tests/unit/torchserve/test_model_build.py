@@ -88,10 +88,10 @@ def test_the_card_of_the_recorded_session_is_what_its_command_makes(tmp_path: Pa
         card = (CARDS / name / "card.md").read_text()
         assert f"{described['data']['samples']:,} samples" in card
         assert "minutes of one session: one regime of BTCUSDT.BINANCE and ETHUSDT.BINANCE" in card
-        made = json.loads((tmp_path / "cards" / name / "evaluation.json").read_text())
-        committed = json.loads((CARDS / name / "evaluation.json").read_text())
-        assert made["beats_baselines"] == committed["beats_baselines"]
-        for decider, figures in committed["figures"].items():
-            for figure, (value, *_) in figures.items():
-                # Another processor may add up in another order, which early stopping may turn into another tree.
-                assert made["figures"][decider][figure][0] == pytest.approx(value, abs=0.05), (decider, figure)
+    made = json.loads((tmp_path / "cards" / "evaluation.json").read_text())
+    committed = json.loads((CARDS / "evaluation.json").read_text())
+    assert made["beats_baselines"] == committed["beats_baselines"]
+    for decider, figures in committed["figures"].items():
+        for figure, (value, *_) in figures.items():
+            # Another processor may add up in another order, which early stopping may turn into another tree.
+            assert made["figures"][decider][figure][0] == pytest.approx(value, abs=0.05), (decider, figure)

@@ -155,7 +155,7 @@ def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: 
         command="pretrade train",
     )
     outcome = carry_out(plan)
-    assert {path.name for path in (tmp_path / "cards").iterdir()} == {"champion", "challenger"}
+    assert {path.name for path in (tmp_path / "cards").iterdir()} == {"champion", "challenger", "evaluation.json"}
     reports: list[str] = []
     models = build_models(None, plan.store, seed=3, simulated_seconds=SECONDS, report=reports.append)
     assert reports == [f"{plan.store} is up to date"]
