@@ -92,6 +92,7 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     shipper = await stack.enter_async_context(
         Shipper(journal, settings.database_url.get_secret_value(), settings.shipping, settings.decisions_topic)
     )
+    journal.on_full(shipper.trim)
     replies = await stack.enter_async_context(Replies(journal, clock))
     publish = None if envoy is None else envoy.publish
     # Not even if full: whoever is refused must not fill the disk.

@@ -177,6 +177,7 @@ async def test_a_journal_that_few_large_rows_fill_takes_more_as_soon_as_they_are
     packet.decision.model_input = bytes(20_000)
     settings = JournalSettings(path=tmp_path / "journal.db", durability=Durability.OS, max_mebibytes=1)
     async with Journal(settings) as journal, Shipper(journal, url, shipping()) as shipper:
+        journal.on_full(shipper.trim)
         for i in range(300):  # six times as much as fits
             packet.decision.decision.decision_id = str(i)
             await until(lambda: not journal.full)

@@ -141,6 +141,7 @@ async def test_a_journal_that_fills_up_lets_go_of_what_brokers_do_not_take_and_c
         journal_in(tmp_path, max_mebibytes=4) as journal,
         shipper(journal, settings(own_broker), retained_rows=0) as shipping,
     ):
+        journal.on_full(shipping.trim)
         assert shipping.topic is not None
         await asyncio.to_thread(own_broker["broker"].kill)
         await until(lambda: shipping.topic is not None and shipping.topic.last_error != "")

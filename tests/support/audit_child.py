@@ -38,7 +38,8 @@ async def main(path: str, database_url: str, prefix: str) -> None:
         settings = JournalSettings(path=Path(path), retry_min_seconds=0.01, retry_max_seconds=0.05)
         journal = await stack.enter_async_context(Journal(settings))
         if database_url:
-            await stack.enter_async_context(Shipper(journal, database_url, ShippingSettings(retained_rows=100)))
+            shipper = Shipper(journal, database_url, ShippingSettings(retained_rows=100))
+            journal.on_full((await stack.enter_async_context(shipper)).trim)
 
         async def append() -> None:
             for i in ids:

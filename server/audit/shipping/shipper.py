@@ -57,13 +57,13 @@ class Shipper:
         path = journal.settings.path.absolute()
         slot = slot_of(path, journal.machine.host_name())
         task = Task(journal=path, slot=slot, database_url=database_url, settings=settings)
-        self._sql = Follower(journal, "server.audit", task, "audit_shipping", self._trim)
+        self._sql = Follower(journal, "server.audit", task, "audit_shipping", self.trim)
         self.topic: Follower | None = None
         """The way to the topic, if there is one."""
         if topic.bootstrap_servers is not None:
             publish = TopicTask(journal=path, slot=slot, settings=topic, signing_key=settings.signing_key)
             self.topic = Follower(
-                journal, "server.audit.shipping.publishing_process", publish, "audit_publishing", self._trim
+                journal, "server.audit.shipping.publishing_process", publish, "audit_publishing", self.trim
             )
 
     @property
@@ -93,7 +93,6 @@ class Shipper:
 
     async def __aenter__(self) -> Self:
         """Starts shipping; does not wait for the database, nor for the brokers."""
-        self._journal.on_full(self._trim)
         self._sql.start()
         if self.topic is not None:
             self.topic.start()
@@ -111,8 +110,12 @@ class Shipper:
         """Waits until every row appended so far is in SQL; False when that takes longer. Safe to cancel."""
         return await self._sql.drain(within_seconds)
 
-    def _trim(self) -> None:
-        # Where there is no room, what was shipped need not stay.
+    def trim(self) -> None:
+        """Has the journal drop rows that have arrived and need not stay.
+
+        The shipper calls this after every progress. `composition/` also adds it to the listeners of `Journal.on_full`,
+        as a journal without room keeps nothing that was shipped.
+        """
         through = self._sql.position - (0 if self._journal.full else self._settings.retained_rows)
         if self.topic is not None and self._journal.bytes < _TOPIC_SHARE * self._journal.limit_bytes:
             through = min(through, self.topic.position)
