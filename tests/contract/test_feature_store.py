@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from redis.asyncio import Redis
+from support.followed_cache import following, sequence_of, snapshot
 from support.tcp_proxy import through
+from support.waiting import until
 
 from feature_cache.features import N_FEATURES
-from feature_cache.store.codec import BookState, FeatureSnapshot, decode, encode, split
+from feature_cache.store.codec import decode, encode, split
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from feature_cache.store.vectors import CHANNEL, FeatureStore, connect, key_of
 from local.stack.settings import LocalSettings
@@ -24,46 +26,8 @@ from local.stack.stack import Stack
 BTC, ETH = "BTCUSDT.BINANCE", "ETHUSDT.BINANCE"
 
 
-def snapshot(instrument: str, sequence: int) -> FeatureSnapshot:
-    return FeatureSnapshot(
-        instrument=instrument,
-        sequence=sequence,
-        event_time_ns=1,
-        book_time_ns=1,
-        trade_time_ns=1,
-        publish_time_ns=time.time_ns(),
-        transit_ns=0,
-        bid=1.0,
-        ask=2.0,
-        state=BookState.VALID,
-        values=np.arange(N_FEATURES, dtype=np.float32),
-    )
-
-
 def settings() -> FeatureCacheSettings:
     return FeatureCacheSettings(reconcile_interval_seconds=0.2, timeout_seconds=0.3)
-
-
-@asynccontextmanager
-async def following(cache: FeatureCache) -> AsyncIterator[FeatureCache]:
-    task = asyncio.create_task(cache.run())
-    try:
-        yield cache
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert task.cancelled(), "nothing but cancellation ends it"
-
-
-async def until(condition: Callable[[], object], timeout_seconds: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.005)
-
-
-def sequence_of(cache: FeatureCache, instrument: str = BTC) -> int:
-    entry = cache.get(instrument)
-    return entry.snapshot.sequence if entry else 0
 
 
 @pytest.fixture
@@ -118,10 +82,10 @@ async def test_a_copy_starts_with_what_is_stored_and_follows_updates(redis: Redi
     async with following(FeatureCache(redis_url, settings(), [BTC, ETH])) as cache:
         assert cache.get(BTC) is None
         await until(lambda: cache.connected)
-        assert sequence_of(cache) == 1
+        assert sequence_of(cache, BTC) == 1
         await store.write([snapshot(BTC, 2), snapshot(ETH, 3)])
         await until(lambda: sequence_of(cache, ETH) == 3)
-        assert sequence_of(cache) == 2
+        assert sequence_of(cache, BTC) == 2
         entry = cache.get(BTC)
         assert entry is not None
         np.testing.assert_array_equal(entry.snapshot.values, np.arange(N_FEATURES, dtype=np.float32))
@@ -133,7 +97,7 @@ async def test_an_update_whose_notification_was_lost_is_found_by_reading_again(r
     async with following(FeatureCache(redis_url, settings(), [BTC])) as cache:
         await until(lambda: cache.connected)
         await redis.set(key_of(BTC), encode(snapshot(BTC, 5)))
-        await until(lambda: sequence_of(cache) == 5)
+        await until(lambda: sequence_of(cache, BTC) == 5)
 
 
 @pytest.mark.stack
@@ -146,9 +110,9 @@ async def test_garbage_and_wrong_types_in_redis_are_no_vectors(redis: Redis, red
         assert cache.rejected >= 1
         await redis.publish(CHANNEL, b"more garbage")
         await redis.publish(CHANNEL, encode(snapshot(BTC, 1)))
-        await until(lambda: sequence_of(cache) == 1)
+        await until(lambda: sequence_of(cache, BTC) == 1)
         await redis.flushall()
-        assert sequence_of(cache) == 1, "it is good until its TTL"
+        assert sequence_of(cache, BTC) == 1, "it is good until its TTL"
 
 
 @pytest.mark.stack
@@ -172,7 +136,7 @@ async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_u
         await redis.client_kill_filter(_type="pubsub")
         await until(lambda: cache.disconnects == 1 and cache.connected)
         await redis.publish(CHANNEL, encode(snapshot(BTC, 1)))
-        await until(lambda: sequence_of(cache) == 1)
+        await until(lambda: sequence_of(cache, BTC) == 1)
 
 
 @asynccontextmanager
@@ -212,10 +176,10 @@ async def test_a_subscription_that_has_gone_silent_is_made_anew(redis: Redis, re
         await until(lambda: cache.connected)
         silent.set()
         await redis.set(key_of(BTC), encode(snapshot(BTC, 1)))
-        await until(lambda: sequence_of(cache) == 1)  # keys are still read, on the other connection
+        await until(lambda: sequence_of(cache, BTC) == 1)  # keys are still read, on the other connection
         await until(lambda: cache.disconnects == 1 and cache.connected)
         await redis.publish(CHANNEL, encode(snapshot(BTC, 2)))
-        await until(lambda: sequence_of(cache) == 2)
+        await until(lambda: sequence_of(cache, BTC) == 2)
 
 
 @pytest.mark.stack
@@ -233,12 +197,12 @@ async def test_a_copy_survives_a_redis_that_is_absent_killed_or_frozen(tmp_path:
             await until(lambda: cache.connected)
             async with connect(url, 1.0) as redis:
                 await FeatureStore(redis, 60, 5).write([snapshot(BTC, 1)])
-            await until(lambda: sequence_of(cache) == 1)
+            await until(lambda: sequence_of(cache, BTC) == 1)
 
             await asyncio.to_thread(valkey.pause)
             try:
                 await until(lambda: not cache.connected)
-                assert sequence_of(cache) == 1, "what is known is good until its TTL"
+                assert sequence_of(cache, BTC) == 1, "what is known is good until its TTL"
             finally:
                 await asyncio.to_thread(valkey.resume)
             await until(lambda: cache.connected)
@@ -249,4 +213,4 @@ async def test_a_copy_survives_a_redis_that_is_absent_killed_or_frozen(tmp_path:
             await until(lambda: cache.connected)
             async with connect(url, 1.0) as redis:
                 await FeatureStore(redis, 60, 5).write([snapshot(BTC, 2)])
-            await until(lambda: sequence_of(cache) == 2)
+            await until(lambda: sequence_of(cache, BTC) == 2)

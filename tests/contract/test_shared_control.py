@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 from support.tcp_proxy import Fault, TcpProxy, through
 from support.valkey_pair import ValkeyPair
+from support.waiting import until
 
 from feature_cache.store.vectors import connect
 from pretrade.admin.v1 import admin_pb2
@@ -34,7 +35,6 @@ pytestmark = pytest.mark.stack
 
 KEY = "test:control"
 _NUMBERS = itertools.count()
-_PATIENCE_SECONDS = 20.0
 TRADES: Final = ControlSettings(initial_trading_state="ACTIVE")
 """Of servers that trade from their first start on, which makes version 1 of their control state."""
 
@@ -158,12 +158,6 @@ async def refused(network: TcpProxy) -> AsyncIterator[None]:
     network.refuse()
     yield
     network.heal()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - plain attributes
-            await asyncio.sleep(0.005)
 
 
 def changes_in(journal: Journal) -> list[packet_pb2.ControlChange]:

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from redis.asyncio import Redis
-from support.feature_conditions import Seen, copy_of, fresh, gone, stored, until, until_health, url
+from support.feature_conditions import Seen, copy_of, fresh, gone, stored, until_health, url
 from support.figures import Figure
 from support.tcp_proxy import BLACK_HOLE, TcpProxy, through
+from support.waiting import until
 
 from feature_cache.store.l1 import FeatureCache
 from feature_cache.store.vectors import connect, key_of

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.exchange_servers import KrakenServer
+from support.followed_cache import following
+from support.waiting import until
 
 from feature_cache.engine.book import OrderBook
 from feature_cache.sources.exchanges import Kraken
@@ -103,12 +105,6 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.005)
-
-
 @pytest.fixture
 async def instrument(stack: Stack, request: pytest.FixtureRequest) -> AsyncIterator[Instrument]:
     redis_url, kafka = stack.endpoints.redis_url, stack.endpoints.kafka_bootstrap_servers
@@ -116,10 +112,12 @@ async def instrument(stack: Stack, request: pytest.FixtureRequest) -> AsyncItera
     assert kafka is not None
     settings = FeatureCacheSettings(ttl_seconds=600, reconcile_interval_seconds=0.2)
     name: str = request.param
-    cache = FeatureCache(redis_url, settings, [name])
-    task = asyncio.create_task(cache.run())
-    await until(lambda: cache.connected)
-    async with open_store(redis_url, 600.0, 1.0) as store, EventPublisher(kafka) as publisher:
+    async with (
+        following(FeatureCache(redis_url, settings, [name])) as cache,
+        open_store(redis_url, 600.0, 1.0) as store,
+        EventPublisher(kafka) as publisher,
+    ):
+        await until(lambda: cache.connected)
         found = Instrument(stack, name, cache, ReportReader(store), publisher)
         yield found
         # The next test's readiness must not be this one's.
@@ -128,8 +126,6 @@ async def instrument(stack: Stack, request: pytest.FixtureRequest) -> AsyncItera
         await publisher.publish([leave], speed=None)
         async with asyncio.timeout(30):
             await found.until_reported("closed")
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def market(name: str, seconds: float) -> list[pb.MarketEvent]:

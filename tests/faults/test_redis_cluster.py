@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from redis.exceptions import MovedError, RedisError
+from support.followed_cache import following, sequence_of, snapshot
 from support.valkey_cluster import PRIMARIES, ValkeyCluster, valkey_cluster, wait_until
+from support.waiting import until
 
-from feature_cache.features import N_FEATURES
 from feature_cache.store.cluster import ClusterFeatureStore, PartialWriteError, is_cluster, node_urls, open_store
-from feature_cache.store.codec import BookState, FeatureSnapshot
+from feature_cache.store.codec import BookState
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from feature_cache.store.report import InstrumentReport, ReportReader
 from local.stack.settings import LocalSettings, secret
@@ -31,45 +31,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]
         yield cluster
 
 
-def snapshot(instrument: str, sequence: int) -> FeatureSnapshot:
-    return FeatureSnapshot(
-        instrument=instrument,
-        sequence=sequence,
-        event_time_ns=1,
-        book_time_ns=1,
-        trade_time_ns=1,
-        publish_time_ns=time.time_ns(),
-        transit_ns=0,
-        bid=1.0,
-        ask=2.0,
-        state=BookState.VALID,
-        values=np.arange(N_FEATURES, dtype=np.float32),
-    )
-
-
 @asynccontextmanager
-async def following(url: str, names: list[str], reconcile_seconds: float) -> AsyncIterator[FeatureCache]:
+async def copy_of(url: str, names: list[str], reconcile_seconds: float) -> AsyncIterator[FeatureCache]:
     settings = FeatureCacheSettings(reconcile_interval_seconds=reconcile_seconds, timeout_seconds=0.5)
-    cache = FeatureCache(url, settings, names)
-    task = asyncio.create_task(cache.run())
-    try:
+    async with following(FeatureCache(url, settings, names)) as cache:
         await until(lambda: cache.connected)
         yield cache
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert task.cancelled(), "nothing but cancellation ends it"
-
-
-async def until(condition: Callable[[], object], timeout_seconds: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.005)
-
-
-def sequence_of(cache: FeatureCache, instrument: str) -> int:
-    entry = cache.get(instrument)
-    return entry.snapshot.sequence if entry else 0
 
 
 def test_a_cluster_is_known_by_its_url() -> None:
@@ -91,7 +58,7 @@ async def test_vectors_on_every_node_are_read_and_their_updates_heard(cluster: V
         await store.check()
         await store.write([snapshot(name, 1) for name in names])
         # It reads the keys too seldom to find the second vectors so: they come by notification.
-        async with following(cluster.url, names, reconcile_seconds=60) as cache:
+        async with copy_of(cluster.url, names, reconcile_seconds=60) as cache:
             assert [sequence_of(cache, name) for name in names] == [1] * len(names)
             await store.write([snapshot(name, 2) for name in names])
             await until(lambda: all(sequence_of(cache, name) == 2 for name in names))
@@ -102,7 +69,7 @@ async def test_slots_that_move_are_followed(cluster: ValkeyCluster, seen: Callab
     [moving], [staying] = cluster.names_on(0, prefix="MOVES"), cluster.names_on(1, prefix="STAYS")
     async with (
         open_store(cluster.url, ttl_seconds=60, timeout_seconds=2) as store,
-        following(cluster.url, [moving, staying], reconcile_seconds=0.2) as cache,
+        copy_of(cluster.url, [moving, staying], reconcile_seconds=0.2) as cache,
     ):
         await store.write([snapshot(moving, 1), snapshot(staying, 1)])
         await until(lambda: sequence_of(cache, moving) == sequence_of(cache, staying) == 1)
@@ -207,7 +174,7 @@ async def _kill_first_primary(cluster: ValkeyCluster, names: list[str]) -> tuple
         entry = cache.get(name)
         return entry.age_seconds(time.monotonic()) if entry else float("inf")
 
-    async with following(cluster.url, names, reconcile_seconds=0.2) as cache:
+    async with copy_of(cluster.url, names, reconcile_seconds=0.2) as cache:
         await until(lambda: max(map(age, names)) < 0.5)
         await asyncio.to_thread(cluster.nodes[0].kill)
         began = time.monotonic()

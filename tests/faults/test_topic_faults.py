@@ -15,6 +15,8 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
+from support.followed_cache import following
+from support.waiting import until
 
 from feature_cache.engine.engine import FeatureEngine
 from feature_cache.sources.publisher import EventPublisher
@@ -77,23 +79,9 @@ async def until_ready(stack: Stack, wanted: bool) -> None:
 async def copy_of(stack: Stack, instrument: str) -> AsyncIterator[FeatureCache]:
     """What a decision server holds, for as long as the test takes."""
     settings = FeatureCacheSettings(ttl_seconds=600, reconcile_interval_seconds=0.2, timeout_seconds=0.5)
-    cache = FeatureCache(str(stack.endpoints.redis_url), settings, [instrument])
-    task = asyncio.create_task(cache.run())
-    try:
+    async with following(FeatureCache(str(stack.endpoints.redis_url), settings, [instrument])) as cache:
         await until(lambda: cache.connected)
         yield cache
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], object]) -> float:
-    """Waits until something holds; returns the seconds it took."""
-    began = time.monotonic()
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.01)
-    return time.monotonic() - began
 
 
 def market(instrument: str, count: int, seed: int = 1, events_per_second: float = 150.0) -> list[pb.MarketEvent]:

@@ -18,7 +18,8 @@ from typing import Final
 
 import pytest
 from redis.asyncio import Redis
-from support.feature_conditions import Seen, copy_of, fresh, until, url
+from support.feature_conditions import Seen, copy_of, fresh, url
+from support.waiting import until
 
 from feature_cache.store.codec import decode, split
 from feature_cache.store.report import InstrumentReport

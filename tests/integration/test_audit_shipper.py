@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 from support.harness import eventually, has_ended
+from support.waiting import until
 
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
@@ -56,12 +57,6 @@ def unconfirmed(decision_id: str) -> bytes:
 
 async def append(journal: Journal, ids: list[str]) -> None:
     await asyncio.gather(*(journal.append(entry(one)) for one in ids))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by another process
-            await asyncio.sleep(0.01)
 
 
 def stored_in_order(url: str) -> list[str]:

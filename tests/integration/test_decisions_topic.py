@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from support.waiting import until
 
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
@@ -61,12 +62,6 @@ def decision(i: int, padding: int = 0) -> bytes:
     entry.decision.order.instrument = INSTRUMENTS[i % 2]
     entry.decision.model_input = bytes(padding)
     return entry.SerializeToString()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by another process
-            await asyncio.sleep(0.01)
 
 
 async def consume(broker: Stack, records: int) -> list[ConsumerRecord]:

@@ -10,13 +10,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from support.followed_cache import following
+from support.waiting import until
 
 from feature_cache.engine.engine import FeatureEngine
 from feature_cache.sources.publisher import EventPublisher
@@ -46,18 +48,10 @@ async def cache(stack: Stack) -> AsyncIterator[FeatureCache]:
     """A server's copy of all instruments."""
     assert stack.endpoints.redis_url is not None
     settings = FeatureCacheSettings(ttl_seconds=600, reconcile_interval_seconds=0.2, timeout_seconds=0.5)
-    cache = FeatureCache(stack.endpoints.redis_url, settings, (*NAMES, "BTCUSDT.BINANCE", "ETHUSDT.BINANCE"))
-    task = asyncio.create_task(cache.run())
-    await until(lambda: cache.connected)
-    yield cache
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], object], timeout_seconds: float = 40.0) -> None:
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.01)
+    names = (*NAMES, "BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
+    async with following(FeatureCache(stack.endpoints.redis_url, settings, names)) as cache:
+        await until(lambda: cache.connected)
+        yield cache
 
 
 def brokers(stack: Stack) -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import pytest
 from aiokafka import AIOKafkaConsumer
 from support.exchange_servers import PATIENCE_SECONDS, BinanceServer, CoinbaseServer, KrakenServer, RecordedServer
+from support.waiting import until
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -42,12 +43,6 @@ DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 QUICK = IngestSettings(
     silence_seconds=10, reconnect_min_seconds=0.05, reconnect_max_seconds=0.2, resync_min_seconds=0.2, ping_seconds=5
 )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

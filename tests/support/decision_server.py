@@ -19,7 +19,6 @@ from urllib.request import urlopen
 import grpc
 import psutil
 import sqlalchemy as sa
-from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,11 +29,10 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.client import operator_token
 from pretrade.client.credentials import ClientCredentials
-from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading import verify as reader
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
-from support.harness import DEADLINE_SECONDS, EDGE, INSTRUMENTS, MID, deciding, eventually
+from support.harness import EDGE, INSTRUMENTS, Asking, deciding, eventually
 from support.leash import LeashedPopen
 
 NOWHERE: Final = "127.0.0.1:9"
@@ -42,7 +40,7 @@ NOWHERE: Final = "127.0.0.1:9"
 _STOP_SECONDS: Final = 30.0
 
 
-class DecisionServer:
+class DecisionServer(Asking):
     """`python -m server` with a journal and an SQLite audit store in `directory`; also a context manager.
 
     Args:
@@ -149,12 +147,12 @@ class DecisionServer:
         return grpc.insecure_channel(self.address), admin
 
     @cached_property
-    def decisions(self) -> decision_pb2_grpc.DecisionServiceStub:
+    def decisions(self) -> decision_pb2_grpc.DecisionServiceStub:  # type: ignore[override]  # read only
         """The decision service."""
         return decision_pb2_grpc.DecisionServiceStub(self._channels[0])
 
     @cached_property
-    def admin(self) -> admin_pb2_grpc.AdminServiceStub:
+    def admin(self) -> admin_pb2_grpc.AdminServiceStub:  # type: ignore[override]  # read only
         """The admin service."""
         return admin_pb2_grpc.AdminServiceStub(self._channels[1])
 
@@ -168,42 +166,6 @@ class DecisionServer:
         )
         response = check(health_pb2.HealthCheckRequest(service="liveness"), timeout=5.0)
         assert response.status == health_pb2.HealthCheckResponse.SERVING
-
-    def decide(self, deadline_seconds: float = DEADLINE_SECONDS, **changes: Any) -> pb.Decision:
-        """Decides a sound limit order at the mid, with `changes`."""
-        fields: dict[str, Any] = {
-            "order_ref": "one",
-            "instrument": INSTRUMENTS[0],
-            "side": pb.SIDE_BUY,
-            "quantity": 0.01,
-            "limit_price": MID,
-            "strategy": "test",
-        }
-        request = pb.DecideRequest(order=pb.Order(**(fields | changes)))
-        return self.decisions.Decide(request, timeout=deadline_seconds).decision
-
-    def decide_until(self, source: pb.Source.ValueType, **changes: Any) -> pb.Decision:
-        """Decides again and again until `source` answers."""
-        return eventually(lambda: self.decide(**changes), lambda decision: decision.source == source)
-
-    def status(self) -> admin_pb2.GetStatusResponse:
-        """What the admin service says."""
-        return self.admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0)
-
-    def replica(self, name: str) -> admin_pb2.ReplicaStatus:
-        """What the admin service says of one replica."""
-        return next(replica for replica in self.status().replicas if replica.name == name)
-
-    def force(self, replica: str, mode: admin_pb2.BreakerMode.ValueType, expires_in: Duration | None = None) -> None:
-        """Forces a breaker."""
-        request = admin_pb2.SetBreakerRequest(
-            replica=replica, mode=mode, expires_in=expires_in, author="test", reason="test"
-        )
-        self.admin.SetBreaker(request, timeout=5.0)
-
-    def wait_for_breaker(self, replica: str, state: admin_pb2.BreakerState.ValueType) -> None:
-        """Waits until a breaker is in this state."""
-        eventually(lambda: self.replica(replica).breaker_state, lambda seen: seen == state)
 
     def wait_until_well(self, *replicas: str) -> None:
         """Waits until the features are usable and these replicas healthy with their breakers closed."""

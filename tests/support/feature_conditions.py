@@ -16,6 +16,7 @@ from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, de
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from feature_cache.store.vectors import key_of
 from local.stack.stack import Stack
+from support.followed_cache import following
 
 TTL: Final = 3.0
 """Seconds for which `copy_of` serves a vector."""
@@ -31,13 +32,8 @@ def url(stack: Stack) -> str:
 async def copy_of(redis_url: str, names: tuple[str, ...]) -> AsyncIterator[FeatureCache]:
     """What a decision server holds."""
     settings = FeatureCacheSettings(ttl_seconds=TTL, reconcile_interval_seconds=0.2, timeout_seconds=0.3)
-    cache = FeatureCache(redis_url, settings, names)
-    task = asyncio.create_task(cache.run())
-    try:
+    async with following(FeatureCache(redis_url, settings, names)) as cache:
         yield cache
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def stored(redis: Redis, name: str) -> FeatureSnapshot | None:
@@ -47,15 +43,6 @@ async def stored(redis: Redis, name: str) -> FeatureSnapshot | None:
         return decode(packed) if isinstance(packed, bytes) else None
     except CodecError:
         return None
-
-
-async def until(condition: Callable[[], object], timeout_seconds: float = 60.0) -> float:
-    """Waits until something holds; returns the seconds it took."""
-    began = time.monotonic()
-    async with asyncio.timeout(timeout_seconds):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by what comes over the network
-            await asyncio.sleep(0.01)
-    return time.monotonic() - began
 
 
 def fresh(cache: FeatureCache) -> bool:

@@ -109,12 +109,9 @@ class Market:
                     client.publish(CHANNEL, packed)
 
 
-@dataclass
-class Product:
-    """A running server with its replicas, and stubs to talk to it."""
+class Asking:
+    """What tests ask of a running server and steer in it, by the stubs of its two services."""
 
-    stack: Stack
-    market: Market
     decisions: decision_pb2_grpc.DecisionServiceStub
     admin: admin_pb2_grpc.AdminServiceStub
 
@@ -149,16 +146,26 @@ class Product:
     def wait_for_breaker(self, replica: str, state: admin_pb2.BreakerState.ValueType) -> None:
         eventually(lambda: self.replica(replica).breaker_state, lambda seen: seen == state)
 
+    def decide_until(self, source: pb.Source.ValueType, **changes: Any) -> pb.Decision:
+        """Decides again and again until `source` answers."""
+        return eventually(lambda: self.decide(**changes), lambda decision: decision.source == source)
+
+
+@dataclass
+class Product(Asking):
+    """A running server with its replicas, and stubs to talk to it."""
+
+    stack: Stack
+    market: Market
+    decisions: decision_pb2_grpc.DecisionServiceStub
+    admin: admin_pb2_grpc.AdminServiceStub
+
     def metric(self, name: str, **labels: str) -> float:
         """The value of one series of the server's metrics; 0 when it is not there."""
         with urlopen(f"{self.stack.endpoints.metrics_url}/metrics", timeout=5.0) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
         samples = (sample for family in families for sample in family.samples)
         return sum(sample.value for sample in samples if sample.name == name and sample.labels == labels)
-
-    def decide_until(self, source: pb.Source.ValueType, **changes: Any) -> pb.Decision:
-        """Decides again and again until `source` answers."""
-        return eventually(lambda: self.decide(**changes), lambda decision: decision.source == source)
 
 
 def deciding(pid: int | None) -> psutil.Process:

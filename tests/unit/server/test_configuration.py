@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.waiting import until
 
 from pretrade.admin.v1 import admin_pb2
 from server.configuration import Configuration, differences
@@ -78,12 +79,6 @@ def write(path: Path, content: str) -> None:
 
 def remove(path: Path) -> None:
     path.unlink()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - plain attributes
-            await asyncio.sleep(0.005)
 
 
 async def test_a_sound_file_holds_in_every_process_of_the_server(file: Path, tmp_path: Path, journal: Journal) -> None:

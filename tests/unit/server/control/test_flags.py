@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
 from openfeature.event import ProviderEventDetails
 from openfeature.provider.in_memory_provider import InMemoryFlag, InMemoryProvider
+from support.waiting import until
 
 from server.control.flags import ControlProvider, FlagProviderError, Flags, provider_from
 
@@ -48,12 +49,6 @@ async def following(flags: Flags) -> AsyncIterator[None]:
     yield
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - plain attributes
-            await asyncio.sleep(0.005)
 
 
 def test_ours_answers_from_the_control_state_when_it_is_told_of_a_change() -> None:

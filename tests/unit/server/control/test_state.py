@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from support.waiting import until
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
@@ -128,14 +129,6 @@ def unwritable(directory: Path) -> Iterator[None]:
     blocker.mkdir()
     yield
     blocker.rmdir()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1_000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("the condition never held")
 
 
 async def until_version(process: Process, version: int) -> None:

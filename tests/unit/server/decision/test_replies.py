@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,7 @@ from support.request_path import (
     request_path,
     statuses,
 )
+from support.waiting import until
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -39,13 +40,6 @@ from server.journal.reply_status import REPLIED, UNSETTLED, WITHDRAWN, Statuses
 
 CANCELLED = "reply_unconfirmed:cancelled"
 DEADLINE = "reply_unconfirmed:deadline"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what other tasks and the writer's thread do."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - plain attributes
-            await asyncio.sleep(0.001)
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from support.waiting import until
 
 from pretrade.audit.v1 import packet_pb2
 from server.errors import (
@@ -35,13 +35,6 @@ def entries_in(path: Path) -> list[bytes]:
     with closing(JournalReader(path)) as journal:
         journal.verify()
         return [row.entry for row in journal.rows_after(journal.anchor().position, -1)]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for a change in another thread."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - plain attributes, set by another thread or process
-            await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("durability", [Durability.FSYNC, Durability.OS])

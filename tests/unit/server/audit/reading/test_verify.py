@@ -280,6 +280,15 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
     return new_keys(tmp_path, "ours")
 
 
+@pytest.fixture
+def signed_place(tmp_path: Path, keys: tuple[Path, Path]) -> Place:
+    """50 rows, all shipped and stated to be the last, signed with our key."""
+    place = Place(tmp_path, keys[0])
+    place.write(50)
+    place.ship(close=True)
+    return place
+
+
 def new_keys(directory: Path, name: str) -> tuple[Path, Path]:
     key = Ed25519PrivateKey.generate()
     private, public = directory / f"{name}.key", directory / f"{name}.pub"
@@ -293,12 +302,9 @@ def new_keys(directory: Path, name: str) -> tuple[Path, Path]:
 
 
 def test_who_can_write_the_database_but_has_no_key_cannot_make_another_history(
-    tmp_path: Path, keys: tuple[Path, Path]
+    signed_place: Place, keys: tuple[Path, Path]
 ) -> None:
-    private, public = keys
-    place = Place(tmp_path, private)
-    place.write(50)
-    place.ship(close=True)
+    place, public = signed_place, keys[1]
     signed = place.run("--key", str(public))
     assert signed.exit_code == 0
     assert f"row 50 stated with the database, signed by {VerifyingKey(public).key_id}, closed" in signed.stdout
@@ -316,12 +322,9 @@ def test_who_can_write_the_database_but_has_no_key_cannot_make_another_history(
 
 
 def test_a_whole_journal_that_was_taken_out_of_the_database_is_missed_by_the_one_that_followed(
-    tmp_path: Path, keys: tuple[Path, Path]
+    signed_place: Place, keys: tuple[Path, Path]
 ) -> None:
-    private, public = keys
-    place = Place(tmp_path, private)
-    place.write(50)
-    place.ship(close=True)
+    place, public = signed_place, keys[1]
     with closing(JournalReader(place.journal)) as journal:
         removed = journal.journal_id
     place.journal.unlink()
