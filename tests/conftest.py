@@ -57,6 +57,15 @@ def database_url(servers: Stack) -> Iterator[str]:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
+def audit_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty audit database: of SQLite, and of PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'audit.db'}"
+    url: str = request.getfixturevalue("database_url")
+    return url
+
+
 @pytest.fixture
 def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a broker with no topics, of this test alone: topics have fixed names, and it starts in 0.1 s."""

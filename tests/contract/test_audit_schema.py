@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -27,25 +26,17 @@ START = Head(0, GENESIS)
 TODAY = dt.datetime.now(dt.UTC)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'audit.db'}"
-    url: str = request.getfixturevalue("database_url")
-    return url
-
-
 @pytest.fixture
-def engine(url: str) -> Iterator[sa.Engine]:
+def engine(audit_url: str) -> Iterator[sa.Engine]:
     """What an auditor uses."""
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(audit_url)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with closing(Store(url)) as store:
+def store(audit_url: str) -> Iterator[Store]:
+    with closing(Store(audit_url)) as store:
         yield store
 
 
@@ -113,8 +104,8 @@ def test_the_one_migration_makes_exactly_the_tables_that_queries_know(store: Sto
         assert made[name]["constrained_columns"] == primary_key, name
 
 
-def test_two_servers_that_start_at_once_make_the_tables_once(url: str, engine: sa.Engine) -> None:
-    with closing(Store(url)) as first, closing(Store(url)) as second:
+def test_two_servers_that_start_at_once_make_the_tables_once(audit_url: str, engine: sa.Engine) -> None:
+    with closing(Store(audit_url)) as first, closing(Store(audit_url)) as second:
         assert first.migrate()[0] is None
         assert second.migrate() == (NEWEST, NEWEST)
         ship(first, decision("d1", TODAY))
@@ -168,7 +159,7 @@ def test_when_everything_is_past_its_retention_shipping_goes_on_where_it_was(sto
 @pytest.mark.stack
 class TestOnPostgreSQL:
     @pytest.fixture
-    def url(self, database_url: str) -> str:
+    def audit_url(self, database_url: str) -> str:
         return database_url
 
     def partitions(self, engine: sa.Engine) -> dict[str, int]:

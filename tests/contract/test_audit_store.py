@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -22,25 +21,17 @@ JOURNAL = "journal-1"
 START = Head(0, GENESIS)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'audit.db'}"
-    url: str = request.getfixturevalue("database_url")
-    return url
-
-
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with closing(Store(url)) as store:
+def store(audit_url: str) -> Iterator[Store]:
+    with closing(Store(audit_url)) as store:
         store.migrate()
         yield store
 
 
 @pytest.fixture
-def sql(url: str) -> Iterator[sa.Connection]:
+def sql(audit_url: str) -> Iterator[sa.Connection]:
     """What an auditor sees."""
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(audit_url)
     with engine.connect() as connection:
         yield connection
     engine.dispose()

@@ -24,7 +24,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
-from support.server_group import EDGES, Group, server_environment, server_group
+from support.server_group import EDGES, Group, order, server_environment, server_group
 from support.wire import DECIDE, STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -60,17 +60,6 @@ def channel(group: Group) -> Iterator[grpc.Channel]:
 @pytest.fixture
 def decisions(channel: grpc.Channel) -> decision_pb2_grpc.DecisionServiceStub:
     return decision_pb2_grpc.DecisionServiceStub(channel)
-
-
-def order(ref: str = "one", **changes: Any) -> pb.Order:
-    fields: dict[str, Any] = {
-        "order_ref": ref,
-        "instrument": INSTRUMENTS[0],
-        "side": pb.SIDE_BUY,
-        "quantity": 1.0,
-        "strategy": "test",
-    }
-    return pb.Order(**(fields | changes))
 
 
 def wire(ref: str = "one", **changes: Any) -> bytes:

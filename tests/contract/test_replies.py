@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import h2.errors
 import pytest
-from support.harness import INSTRUMENTS, eventually
-from support.server_group import EDGES, Group, server_group
+from support.harness import eventually
+from support.server_group import EDGES, Group, order, server_group
 from support.wire import STREAM, Caller, framed
 
 from pretrade.audit.v1 import packet_pb2
@@ -37,17 +37,6 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     roomy = {"PRETRADE_ADMISSION__MIN_IN_FLIGHT": "512"}
     with server_group(directory, 1, PRETRADE_GRPC__EDGE=request.param, **roomy) as group:
         yield group
-
-
-def order(ref: str, **changes: Any) -> pb.Order:
-    fields: dict[str, Any] = {
-        "order_ref": ref,
-        "instrument": INSTRUMENTS[0],
-        "side": pb.SIDE_BUY,
-        "quantity": 1.0,
-        "strategy": "test",
-    }
-    return pb.Order(**(fields | changes))
 
 
 def journalled(group: Group) -> int:

@@ -103,13 +103,13 @@ class Paced(Load):
 
     period_seconds: float = 0.02
 
-    def _call(self, caller: int) -> None:
-        due = time.monotonic() + caller * self.period_seconds / self.callers
+    def _call(self, number: int) -> None:
+        due = time.monotonic() + number * self.period_seconds / self.count
         while not self._stopped.wait(max(0.0, due - time.monotonic())):
             started = time.monotonic()
             due = max(due + self.period_seconds, started)
             try:
-                self.decisions.append(self.product.decide(order_ref=f"paced-{caller}"))
+                self.decisions.append(self.product.decide(order_ref=f"paced-{number}"))
             except grpc.RpcError as error:
                 self.errors.append(error)
             self.seconds.append(time.monotonic() - started)
@@ -230,7 +230,7 @@ def slow_to_commit(product: Product) -> Iterator[None]:
 def test_a_database_in_trouble_costs_no_decision_and_gets_every_row_once(
     own_database: Product, seen: Callable[[str], None]
 ) -> None:
-    with Load(own_database, callers=4) as load:
+    with Load(own_database, count=4) as load:
         for trouble in (killed, frozen, out_of_connections, slow_to_commit):
             drain_behind(own_database)
             with trouble(own_database):
@@ -260,7 +260,7 @@ def drain_behind(product: Product) -> None:
 def test_five_minutes_without_the_database_slow_no_decision_down(
     own_database: Product, seen: Callable[[str], None]
 ) -> None:
-    with Paced(own_database, callers=4) as load:
+    with Paced(own_database, count=4) as load:
 
         def slice_of(seconds: float) -> list[float]:
             """Seconds of the decisions sent in the next so many seconds, sorted."""
@@ -300,7 +300,7 @@ def test_five_minutes_without_the_database_slow_no_decision_down(
 
 def kill_again_and_again(product: Product, times: int, seed: int, seen: Callable[[str], None]) -> None:
     instants = random.Random(seed)
-    with Paced(product, callers=8, period_seconds=0.01) as load:
+    with Paced(product, count=8, period_seconds=0.01) as load:
 
         def wait_for_replies(replies: int) -> None:
             wanted = len(load.decisions) + replies
@@ -397,7 +397,7 @@ def assert_abstains_until_healed(
 ) -> None:
     """While there is trouble nothing trades, the server is not ready and stays so; then it is, by itself."""
     outages = product.metric("pretrade_journal_outages_total")
-    with Load(product, callers=4) as load:
+    with Load(product, count=4) as load:
         load.wait_for_more(100)
         with trouble:
             eventually(product.status, lambda status: not status.audit.writable and not status.ready)
@@ -417,7 +417,7 @@ def assert_abstains_until_healed(
     # What injects errors holds the whole server up when it comes and when it goes.
     codes = Counter(error.code() for error in load.errors)
     assert set(codes) <= {grpc.StatusCode.DEADLINE_EXCEEDED}
-    assert codes.total() <= 2 * load.callers
+    assert codes.total() <= 2 * load.count
     assert_audited_once(product, load.decisions)
     seen(f"{why.split('.')[0][:60]}: {len(refused)} refused, TRADE again after {seconds:.1f} s")
 

@@ -38,7 +38,7 @@ def address(product: Product) -> str:
 @pytest.fixture
 def bystanders(product: Product) -> Iterator[Load]:
     """Well-behaved callers beside the bad one; none of them may lose a call."""
-    with Load(product, callers=2) as load:
+    with Load(product, count=2) as load:
         load.wait_for_more(20)
         yield load
         load.wait_for_more(20)

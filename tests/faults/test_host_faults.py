@@ -138,7 +138,7 @@ def test_a_standstill_of_the_server_opens_no_breaker(product: Product, seen: See
     assert counted >= 3
     codes = Counter(error.code() for error in load.errors)
     assert set(codes) <= {grpc.StatusCode.DEADLINE_EXCEEDED}
-    assert codes.total() <= 3 * load.callers
+    assert codes.total() <= 3 * load.count
     assert pb.SOURCE_PRIMARY in {decision.source for decision in after}
     seen(f"{int(counted)} stalls counted; {codes.total()} of {len(load.decisions)} calls were too late")
 
@@ -151,7 +151,7 @@ def transitions(product: Product, replica: str) -> float:
 def test_others_who_take_every_core_open_no_breaker(product: Product, seen: Seen) -> None:
     opened = {name: transitions(product, name) for name in ("primary", "secondary")}
     hog = [sys.executable, "-c", "while True: pass"]
-    with Load(product, callers=4) as load:
+    with Load(product, count=4) as load:
         load.wait_for_more(100)
         hogs = [subprocess.Popen(hog) for _ in range(2 * (os.cpu_count() or 1))]
         try:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.stack
 )
 def test_without_replicas_the_last_score_answers_then_the_rules_then_nobody(product: Product) -> None:
     product.decide_until(pb.SOURCE_PRIMARY)
-    with Load(product, callers=1) as load:  # asks all the time, since a score is young for a second only
+    with Load(product, count=1) as load:  # asks all the time, since a score is young for a second only
         product.stack["primary"].kill()
         product.stack["secondary"].kill()
         eventually(load.sources, lambda sources: pb.SOURCE_RULES in sources)

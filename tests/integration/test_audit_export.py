@@ -73,16 +73,13 @@ def rows(random: np.random.Generator) -> list[Row]:
     return rows
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stack)])
-def url(request: pytest.FixtureRequest, tmp_path: Path, rows: list[Row]) -> str:
+@pytest.fixture
+def url(audit_url: str, rows: list[Row]) -> str:
     """A database with the decisions of yesterday and a few of today."""
-    database: str = (
-        f"sqlite:///{tmp_path / 'audit.db'}" if request.param == "sqlite" else request.getfixturevalue("database_url")
-    )
-    with closing(Store(database)) as store:
+    with closing(Store(audit_url)) as store:
         store.migrate()
         assert store.write(JOURNAL, store.shipped(JOURNAL, Head(0, GENESIS)), rows)
-    return database
+    return audit_url
 
 
 def export(url: str, to: Path, *options: str) -> str:

@@ -142,7 +142,7 @@ def test_a_watcher_that_does_not_read_holds_up_nobody(product: Product, audit: a
     watch = audit.WatchDecisions(audit_pb2.WatchDecisionsRequest(), timeout=60.0)
     reader = threading.Thread(target=lambda: heard.set() if next(watch, None) else None)
     reader.start()
-    with Load(product, callers=2) as load:
+    with Load(product, count=2) as load:
         load.wait_for_more(100)
     assert heard.wait(SECONDS)
     reader.join()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.request import urlopen
 
 import grpc
@@ -198,19 +198,15 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 @dataclass
-class Load:
-    """Decisions asked for in the background, one after another in several threads, until stopped."""
+class CallingThreads:
+    """Callers in the background, each in a thread of its own, from entering the context until leaving it."""
 
-    product: Product
-    callers: int = 8
-    decisions: list[pb.Decision] = field(default_factory=list)
-    errors: list[grpc.RpcError] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    _stopped: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    count: int = field(default=8, kw_only=True)
+    _stopped: threading.Event = field(init=False, default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(init=False, default_factory=list)
 
-    def __enter__(self) -> Load:
-        self._threads = [threading.Thread(target=self._call, args=(i,)) for i in range(self.callers)]
+    def __enter__(self) -> Self:
+        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(self.count)]
         for thread in self._threads:
             thread.start()
         return self
@@ -220,6 +216,20 @@ class Load:
         for thread in self._threads:
             thread.join()
 
+    def _call(self, number: int) -> None:
+        """Calls again and again until `_stopped`."""
+        raise NotImplementedError
+
+
+@dataclass
+class Load(CallingThreads):
+    """Decisions asked for in the background, one after another in several threads, until stopped."""
+
+    product: Product
+    decisions: list[pb.Decision] = field(default_factory=list)
+    errors: list[grpc.RpcError] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
     def sources(self) -> set[pb.Source.ValueType]:
         return {decision.source for decision in list(self.decisions)}
 
@@ -228,12 +238,12 @@ class Load:
         wanted = len(self.decisions) + decisions
         eventually(lambda: len(self.decisions) + len(self.errors), lambda count: count >= wanted)
 
-    def _call(self, caller: int) -> None:
-        side = pb.SIDE_BUY if caller % 2 else pb.SIDE_SELL
+    def _call(self, number: int) -> None:
+        side = pb.SIDE_BUY if number % 2 else pb.SIDE_SELL
         while not self._stopped.is_set():
             started = time.monotonic()
             try:
-                self.decisions.append(self.product.decide(side=side, order_ref=f"load-{caller}"))
+                self.decisions.append(self.product.decide(side=side, order_ref=f"load-{number}"))
             except grpc.RpcError as error:
                 self.errors.append(error)
             self.seconds.append(time.monotonic() - started)

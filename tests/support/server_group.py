@@ -8,13 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.request import urlopen
 
 import grpc
@@ -28,7 +27,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading.verify import Verified, verify
 from support.bare_server import admin_channel, environment, is_ready
-from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, Product, eventually
+from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, CallingThreads, Product, eventually
 from support.leash import LeashedPopen
 
 EDGES: Final = ("grpcio", "envoy")
@@ -191,8 +190,20 @@ def beside(product: Product) -> dict[str, str]:
     }
 
 
+def order(ref: str = "one", **changes: Any) -> pb.Order:
+    """A sound market order."""
+    fields: dict[str, Any] = {
+        "order_ref": ref,
+        "instrument": INSTRUMENTS[0],
+        "side": pb.SIDE_BUY,
+        "quantity": 1.0,
+        "strategy": "test",
+    }
+    return pb.Order(**(fields | changes))
+
+
 @dataclass
-class Callers:
+class Callers(CallingThreads):
     """Callers who ask one decision after another, each over a connection of its own, until stopped.
 
     Every call has an order with a reference of its own.
@@ -201,23 +212,9 @@ class Callers:
     """
 
     target: str
-    count: int = 8
     retrying: bool = True
     decisions: list[pb.Decision] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    _stopped: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> Callers:
-        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(self.count)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
 
     def wait_for_more(self, calls: int) -> None:
         wanted = len(self.decisions) + len(self.errors) + calls
