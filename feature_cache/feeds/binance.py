@@ -107,13 +107,7 @@ class BinanceSpot:
 
 def new_event(instrument: str, receive_time_ns: int) -> pb.MarketEvent:
     """An event with Binance's decimals, without a body or an event time."""
-    return pb.MarketEvent(
-        instrument=instrument,
-        price_decimals=PRICE_DECIMALS,
-        size_decimals=SIZE_DECIMALS,
-        receive_time_ns=receive_time_ns,
-        publish_time_ns=receive_time_ns,
-    )
+    return wire.new_event(instrument, PRICE_DECIMALS, SIZE_DECIMALS, receive_time_ns)
 
 
 def write_snapshot(snapshot: pb.BookSnapshot, body: dict[str, Any]) -> None:

@@ -405,13 +405,7 @@ def _match(body: dict[str, Any], receive_time_ns: int) -> pb.MarketEvent:
 
 
 def _event(instrument: str, receive_time_ns: int) -> pb.MarketEvent:
-    return pb.MarketEvent(
-        instrument=instrument,
-        price_decimals=PRICE_DECIMALS,
-        size_decimals=SIZE_DECIMALS,
-        receive_time_ns=receive_time_ns,
-        publish_time_ns=receive_time_ns,
-    )
+    return wire.new_event(instrument, PRICE_DECIMALS, SIZE_DECIMALS, receive_time_ns)
 
 
 def _sibling(event: pb.MarketEvent) -> pb.MarketEvent:

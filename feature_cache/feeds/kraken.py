@@ -76,13 +76,7 @@ class _Pair:
 
     def event(self, receive_time_ns: int) -> pb.MarketEvent:
         """An event of this pair, without a body or an event time."""
-        return pb.MarketEvent(
-            instrument=self.instrument,
-            price_decimals=self.decimals.price,
-            size_decimals=self.decimals.size,
-            receive_time_ns=receive_time_ns,
-            publish_time_ns=receive_time_ns,
-        )
+        return wire.new_event(self.instrument, self.decimals.price, self.decimals.size, receive_time_ns)
 
     def replace(self, bids: _Side, asks: _Side, depth: int) -> None:
         """Takes a snapshot in."""

@@ -44,6 +44,17 @@ class FeedError(ValueError):
         self.rule = rule
 
 
+def new_event(instrument: str, price_decimals: int, size_decimals: int, receive_time_ns: int) -> pb.MarketEvent:
+    """An event that is published as it is received, without a body or an event time."""
+    return pb.MarketEvent(
+        instrument=instrument,
+        price_decimals=price_decimals,
+        size_decimals=size_decimals,
+        receive_time_ns=receive_time_ns,
+        publish_time_ns=receive_time_ns,
+    )
+
+
 def json_object(message: bytes | str) -> dict[str, Any]:
     """A message that is one JSON object.
 
