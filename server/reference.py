@@ -17,6 +17,7 @@ from feature_cache.constants import is_constant
 from feature_cache.metrics import Declaration, Histogram
 from feature_cache.sources import metrics as ingest_metrics
 from feature_cache.worker import metrics as worker_metrics
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.composition import metrics_port
 from server.settings import PREFIX, Settings
@@ -208,8 +209,8 @@ def _unit(variable: str) -> str:
 def reasons_page() -> str:
     """Every reason code as a Markdown table, with the contract's own comment."""
     comments = {name: text for text, name in re.findall(r"// (.+)\n  (REASON_CODE_\w+) =", _PROTO.read_text())}
-    names = (value.name for value in pb.ReasonCode.DESCRIPTOR.values if value.number)
-    rows = (f"| `{name.removeprefix('REASON_CODE_')}` | {comments[name]} |" for name in names)
+    values = (value for value in pb.ReasonCode.values() if value)
+    rows = (f"| `{enum_name(pb.ReasonCode, value)}` | {comments[pb.ReasonCode.Name(value)]} |" for value in values)
     return "\n".join((_REASONS_INTRODUCTION, "| reason | meaning |", "|---|---|", *rows, ""))
 
 

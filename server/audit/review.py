@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -45,8 +45,8 @@ _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
 
 
-def _one_of(enum: object) -> Callable[[str], int]:
-    """What reads a value of an enum from the command line."""
+def _choice_of(enum: object, flag: str, help: str) -> Any:  # noqa: A002 - Typer's word
+    """The option of a command that takes a value of an enum by its name."""
     choices = enum_choices(enum)
 
     def value_of(text: str) -> int:
@@ -54,7 +54,7 @@ def _one_of(enum: object) -> Callable[[str], int]:
             raise typer.BadParameter(f"must be one of {', '.join(choices)}")
         return choices[text]
 
-    return value_of
+    return typer.Option(flag, parser=value_of, metavar=f"[{'|'.join(choices)}]", help=help)
 
 
 def instant(text: str) -> dt.datetime:
@@ -76,24 +76,8 @@ Since = Annotated[
 Until = Annotated[dt.datetime | None, typer.Option(parser=instant, metavar="TIME", help="Decided before.")]
 Instruments = Annotated[list[str] | None, typer.Option("--instrument", help="Of this instrument; can be repeated.")]
 Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Of this strategy; can be repeated.")]
-Actions = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--action",
-        parser=_one_of(pb.Action),
-        metavar=f"[{'|'.join(enum_choices(pb.Action))}]",
-        help="With this action; can be repeated.",
-    ),
-]
-Sources = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--source",
-        parser=_one_of(pb.Source),
-        metavar=f"[{'|'.join(enum_choices(pb.Source))}]",
-        help="From this source; can be repeated.",
-    ),
-]
+Actions = Annotated[list[int] | None, _choice_of(pb.Action, "--action", "With this action; can be repeated.")]
+Sources = Annotated[list[int] | None, _choice_of(pb.Source, "--source", "From this source; can be repeated.")]
 ByModel = Annotated[str, typer.Option("--by-model", help="Scored by this model: a name or a version.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Target = Annotated[

@@ -13,6 +13,7 @@ import pytest
 import redis
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from sqlalchemy import create_engine, text
+from support.harness import listened_on
 
 from local.stack.errors import DirectoryInUseError, PartFailedError, StackError
 from local.stack.settings import LocalSettings, secret
@@ -117,14 +118,7 @@ def test_postgres_does_not_run_as_root(stack: Stack) -> None:
 
 
 def test_only_the_loopback_interface_is_listened_on(stack: Stack) -> None:
-    listening = {
-        connection.laddr.ip
-        for part in stack.processes.values()
-        for process in part.tree()
-        for connection in process.net_connections()
-        if connection.status == "LISTEN"
-    }
-    assert listening == {"127.0.0.1"}
+    assert listened_on(stack) == {"127.0.0.1"}
 
 
 def test_the_stack_file_names_what_runs_and_is_for_our_eyes_only(stack: Stack, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import redis
 from sqlalchemy import create_engine, inspect, select
 from support.figures import Figure
-from support.harness import stack_admin_channel
+from support.harness import listened_on, stack_admin_channel
 
 from feature_cache.store.codec import BookState, decode
 from feature_cache.store.vectors import key_of
@@ -118,11 +118,4 @@ def test_metrics_are_served(stack: Stack) -> None:
 
 
 def test_everything_listens_on_the_loopback_interface_only(stack: Stack) -> None:
-    listening = {
-        connection.laddr.ip
-        for part in stack.processes.values()
-        for process in part.tree()
-        for connection in process.net_connections()
-        if connection.status == "LISTEN"
-    }
-    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert listened_on(stack) <= {"127.0.0.1", "::ffff:127.0.0.1"}

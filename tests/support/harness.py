@@ -188,6 +188,17 @@ def eventually(observe: Callable[[], T], accept: Callable[[T], bool], patience_s
         time.sleep(_OBSERVE_EVERY_SECONDS)
 
 
+def listened_on(stack: Stack) -> set[str]:
+    """The addresses on which the parts of a stack listen."""
+    return {
+        connection.laddr.ip
+        for part in stack.processes.values()
+        for process in part.tree()
+        for connection in process.net_connections()
+        if connection.status == "LISTEN"
+    }
+
+
 def has_ended(process: psutil.Process) -> bool:
     """Whether a process runs no more. One whose parent is gone may stay a zombie for as long as init takes, or for good
     in a container whose first process looks after no others."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from pretrade.client.file_lock import take_lock
 from pretrade.client.stack_file import Endpoints, StackFile
 
 ENDPOINTS: Final = Endpoints(
@@ -34,6 +34,9 @@ def stack_file(directory: Path, **changes: Any) -> Iterator[StackFile]:
     """The file of a stack with other endpoints, and the lock that says that it runs."""
     stack = StackFile(pid=os.getpid(), endpoints=replace(ENDPOINTS, **changes), processes={"valkey": 1})
     stack.write(directory)
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = take_lock(directory / "lock")
+    assert lock is not None
+    try:
         yield stack
+    finally:
+        os.close(lock)
