@@ -11,6 +11,7 @@ from typing import Final, Self
 import numpy as np
 
 from pretrade.audit.v1 import packet_pb2
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import ModelFailedError, NotReplayableError
 from server.models.archive import Archive, RunningModel
@@ -107,8 +108,8 @@ class Explainer:
 
 def no_model(source: pb.Source.ValueType) -> pb.Explanation:
     """There is nothing to explain."""
-    name = pb.Source.Name(source).removeprefix("SOURCE_")
-    return pb.Explanation(status=pb.EXPLANATION_STATUS_NO_MODEL, message=f"no model scored the order: source {name}")
+    message = f"no model scored the order: source {enum_name(pb.Source, source)}"
+    return pb.Explanation(status=pb.EXPLANATION_STATUS_NO_MODEL, message=message)
 
 
 def unavailable(why: str) -> pb.Explanation:
