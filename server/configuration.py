@@ -1,8 +1,9 @@
-"""The configuration file, read anew while the server runs.
+"""Rereads the configuration file while the server runs.
 
 Some sections may change without a restart (`RELOADABLE`): those that decide what is answered and hold no resource. A
-reload is all or nothing, and holds from the next decision on. It is asked for in one process, which checks the file and
-then makes a change of the control state, for this server alone; the other processes obey that by reading the file, too.
+reload applies completely or not at all, from the next decision on. The process that receives the request checks the
+file and then makes a change of the control state for this server alone. The other processes see that change and reread
+the file as well.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The audit after the reply: rows are shipped to SQL and Kafka, verified, read, explained and replayed."""
+"""The audit after the reply: journal rows are shipped to SQL and Kafka, verified, read, explained and replayed."""

@@ -1,6 +1,7 @@
-"""`pretrade audit`: one decision on one screen, and the proof that nothing was changed.
+"""`pretrade audit`: shows one decision, and verifies that no audit row was changed or removed.
 
-It reads the audit database and the journals themselves, and is therefore part of `pretrade-server`, not of `pretrade`.
+The commands read the audit database and the journal files directly. They are therefore part of `pretrade-server`, not
+of `pretrade`.
 """
 
 from __future__ import annotations

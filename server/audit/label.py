@@ -1,4 +1,4 @@
-"""`pretrade audit label`: labels past decisions from recorded market events, and says how good they were."""
+"""`pretrade audit label`: labels past decisions from recorded market events, and reports how good they were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of what ships the audit and of what reads it."""
+"""Metrics of the processes that ship the audit and of those that read it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`pretrade audit`, an auditor's part: `list`, `watch`, `outcome`, `replay`.
+"""The `pretrade audit` commands for auditors: `list`, `watch`, `outcome`, `replay`.
 
-`list` and `replay` read database and journals themselves; `watch` and `outcome` are clients of `AuditService`.
-Exit codes: 0 done, 1 refused, or a replay that differs, 2 wrong usage, 3 the server cannot be reached.
+`list` and `replay` read database and journals directly; `watch` and `outcome` are clients of `AuditService`. Exit
+codes: 0 done; 1 refused, or a replay that differs; 2 wrong usage; 3 the server cannot be reached.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A model version on trial: its share of the orders, the evidence for and against it, and its way up or out."""
+"""A model version on trial: its share of the orders, the evidence for and against it, its promotion or its rollback."""

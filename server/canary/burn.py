@@ -1,7 +1,7 @@
-"""How fast the error budget burns: over hours and minutes for the server, over seconds while a canary is on trial.
+"""How fast the error budget burns: over hours and minutes for the server, over seconds for a canary.
 
-An alarm needs two windows (Source: Beyer et al., "The Site Reliability Workbook", chapter 5): the long one says that it
-matters, the short one that it is still going on. Both want a minimum of events.
+An alarm needs two windows (Source: Beyer et al., "The Site Reliability Workbook", chapter 5). The long window shows
+that the burn matters, the short one that it still goes on. Both need a minimum number of events.
 """
 
 from __future__ import annotations

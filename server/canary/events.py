@@ -1,4 +1,4 @@
-"""A turn in the life of a canary, as the audit keeps it."""
+"""One event in the life of a canary, as the audit stores it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the market made of decided rows: the mid a few seconds later, from the features that the server has anyway.
+"""What the market made of decided rows: the mid a few seconds later, from the server's own features.
 
 The label is the model's own: the side-signed markout of the mid over the next 5 s, *eligible* when it is not worse than
--1 bp. Unlike `server/audit/reading/labels.py`, which goes by the exchange's clock over recorded events, this one is
-there while a canary is on trial, and about as exact as the features are fresh.
+-1 bp. `server/audit/reading/labels.py` computes the same from recorded events on the exchange's clock. The label here
+is available while a canary is on trial, and is about as exact as the features are fresh.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps what champion and challenger said of the same rows: in the audit journal, and from there in SQL."""
+"""Records the scores of champion and challenger for the same rows: in the audit journal, and from there in SQL."""
 
 from __future__ import annotations
 

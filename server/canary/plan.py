@@ -1,7 +1,7 @@
 """What all processes know of a canary: part of the control state, changed by pure functions.
 
-Every change starts from what the control state holds at that moment, and a transition that does not fit changes
-nothing. So if one process has just rolled a canary back, another one that does not know it yet cannot take a step.
+Every change starts from what the control state holds at that moment. A transition that does not fit that state changes
+nothing. If one process has just rolled a canary back, another process that has not seen this yet cannot take a step.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Moves a canary on or out, in every process by its own evidence and for all of them through the control state.
+"""Promotes a canary or rolls it back: each process by its own evidence, all of them through the control state.
 
-A process that finds the canary worse ends it for everybody at once. Taking a step is refused by the control state when
-anything in it changed meanwhile, so nobody moves on what somebody else has just rolled back. Nothing begins a canary
-but an operator: a version that was rolled back stays out until somebody starts it again.
+A process that finds the canary worse rolls it back on all servers at once. The control state refuses a step if anything
+in it has changed meanwhile, so no process takes a step with a canary that another has just rolled back. Only an
+operator starts a canary: a version that was rolled back stays out until an operator starts it again.
 
-The version on trial is served by the challenger's replica, apart from what decides everybody else's orders; how it
-becomes the champion is in `server/models/deployment.py`.
+The version on trial is served by the challenger's replica, separate from the one that decides all other orders. How it
+becomes the champion is described in `server/models/deployment.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model stage while a version is on trial: some flows ask it first, and nobody is worse off for it."""
+"""The model stage while a canary runs: some flows ask it first, and fall back to the champion when it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that may be looked at after every observation, without paying for the looks."""
+"""Sequential tests: their result may be read after every observation without more false alarms."""
 
 from __future__ import annotations
 

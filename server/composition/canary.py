@@ -1,4 +1,4 @@
-"""Puts the parts of canary and shadow together, for the composition root."""
+"""Connects the parts of canary and shadow traffic, for the composition root."""
 
 from __future__ import annotations
 

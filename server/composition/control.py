@@ -1,4 +1,4 @@
-"""Opens the control state and puts settings in force, for the composition root."""
+"""Opens the control state and applies the settings, for the composition root."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The decision server inside Envoy's process: the ASGI application that `server/envoy/edge.py` has Envoy load.
 
-Its lifespan is the server's. Ready, it says so on standard output; it drains when its standard input ends or a SIGTERM
-comes, as a process of `python -m server --slot` does, and ends Envoy when it is done.
+The ASGI lifespan is the server's lifetime. The application writes a line to standard output when it is ready. It drains
+when its standard input ends or a SIGTERM comes, as a process of `python -m server --slot` does, and then ends Envoy.
 """
 
 from __future__ import annotations

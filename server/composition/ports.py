@@ -1,4 +1,4 @@
-"""Opens the ports of gRPC: decisions, on grpc.aio or in Envoy, administration with audit, and health alone."""
+"""Opens the gRPC ports: decisions (on grpc.aio or in Envoy), administration with audit, and health alone."""
 
 from __future__ import annotations
 

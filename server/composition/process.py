@@ -1,4 +1,4 @@
-"""One server process: what all of its parts are built with, and loops that must not end before it does."""
+"""One server process: what all of its parts are built with, and the background loops whose end is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts the request path and what it stands on together, for the composition root."""
+"""Connects the request path and what it depends on, for the composition root."""
 
 from __future__ import annotations
 

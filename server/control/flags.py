@@ -1,8 +1,8 @@
 """Feature flags, evaluated through the OpenFeature SDK whenever something changed and never while deciding.
 
-Our provider answers from the control state. Any other provider for the SDK (flagd, LaunchDarkly, ConfigCat, …) takes
-its place by `control.flag_provider`; its flags are evaluated when it says that they changed, and once a second, in a
-thread.
+The default provider answers from the control state. The setting `control.flag_provider` replaces it by any other
+provider for the SDK (flagd, LaunchDarkly, ConfigCat, …). Such a provider's flags are evaluated in a thread: when it
+says that they changed, and once a second.
 """
 
 from __future__ import annotations

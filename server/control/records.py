@@ -1,4 +1,4 @@
-"""Changes in the contract's words: what a caller is told, and what the audit keeps."""
+"""Converts control changes to the contract's messages: for replies to callers, and for the audit."""
 
 from __future__ import annotations
 

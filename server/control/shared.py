@@ -1,9 +1,9 @@
-"""The control state in Redis, one for all servers that name the same key.
+"""The control state in Redis, one for all servers that use the same key.
 
-The key is a stream of which only the last entry counts. Reading blocks until there is a newer one, so a change reaches
-every server within a round trip. Even without a newer entry a server reads the last one twice a second, because Redis
-may have lost it, or a failover may have brought back an older one. A Redis that does not answer is noticed within the
-same time. A server reads the entry at once after it has reconnected.
+The key is a stream of which only the last entry counts. Reading blocks until there is a newer entry, so a change
+reaches every server within a round trip. A server also reads the last entry twice a second, because Redis may have lost
+it, or a failover may have restored an older one. A Redis that does not answer is noticed within the same time. After a
+reconnect a server reads the entry at once.
 
 A script replaces the entry only if it is still the one from which the new state was made. Otherwise the script returns
 the entry that it found, and the writer merges. So no writer ever overwrites an entry that it had not read.

@@ -1,4 +1,4 @@
-"""What is done to the control state before the first process of a server starts."""
+"""Changes to the control state before the first process of a server starts."""
 
 from __future__ import annotations
 

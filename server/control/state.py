@@ -1,10 +1,10 @@
-"""The control state as a process obeys it: in force at once here, soon everywhere, kept over restarts.
+"""The control state as one process applies it: here at once, on all servers soon, and kept over restarts.
 
-Read on the decision path as plain attributes. Every change has an author and a reason, is logged, and goes into the
-audit journal of the process that made it. Should that process die before it has done so, another process records it.
+The decision path reads it as plain attributes. Every change has an author and a reason, is logged, and goes into the
+audit journal of the process that made it. If that process dies before it has done so, another process records it.
 
-A change is in force here before it is written anywhere: on-call must be able to halt trading whatever is broken. Only a
-change that relaxes the trading state takes effect when it is written where the others find it, and not before.
+A change applies here before it is written anywhere: on-call must be able to halt trading whatever is broken. The only
+exception is a change that relaxes the trading state. It applies once it is written where the other servers find it.
 
 A server that has never seen a control state is halted. So is a new installation, until somebody sets the trading state
 or `initial_trading_state` says otherwise.

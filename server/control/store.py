@@ -1,20 +1,21 @@
-"""Where the control state is kept, and how a change gets everywhere.
+"""Where the control state is stored, and how a change reaches all servers.
 
 ::
 
-    Redis (`shared`)   of all servers; a change is made there when it can be reached
+    Redis (`shared`)   of all servers; a change is made here when Redis can be reached
     the file           of all processes of this server: what Redis last said, and the changes it does not hold yet
-    this object        of this process: the same, and what the disk could not take
+    this object        of this process: the same, and what could not be written to disk
 
-Whatever is heard from any of them is merged (see `model`) and obeyed at once. What another one lacks is brought to it:
-states that a Redis lost, changes that a server made while it could not reach Redis, notes that a change is recorded.
+A state that arrives from any of them is merged (see `model`) and applied at once. What another copy lacks is written to
+it: states that a Redis lost, changes that a server made while it could not reach Redis, notes that a change is
+recorded.
 
-A change that cannot reach Redis stays *pending*, in force on this server alone, until it can be brought there. Two
-kinds of changes cannot wait: those that lift a restriction which all servers have, and those that depend on what all
-servers did. They are refused when Redis cannot be reached. When a write of theirs is not answered, it is repeated until
-an answer says that the change is there; it has an id, so it is made once. When time runs out first, nobody knows.
+A change that cannot reach Redis stays *pending*: it applies on this server alone until Redis takes it. Two kinds of
+changes are refused instead when Redis cannot be reached: those that lift a restriction which all servers have, and
+those that depend on what all servers did. If such a write is not answered, it is repeated until an answer confirms it;
+it has an id, so it is made once. If the time runs out first, its result is unknown.
 
-Without a Redis to share with, the file takes its place.
+Without a shared Redis the file is the only store.
 """
 
 from __future__ import annotations

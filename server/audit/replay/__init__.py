@@ -1,1 +1,1 @@
-"""Deciding again what was decided, as it was or as it might have been."""
+"""Replays recorded decisions: as they were made, or with another model or threshold."""

@@ -1,12 +1,13 @@
 """Recomputes decisions from their packets, with the code that decided them.
 
-What is recomputed: whether the features could be used, the vector where the caller brought it, the score (by the model
-version that the packet names, in a batch of the same shape), the cached score and its eligibility, the rules, the
-guards, and from these action and reasons. A replay is equal when all of it is, scores to the last bit.
+These values are recomputed: whether the features could be used, the feature vector if the caller sent it, the score (by
+the model version that the packet names, in a batch of the same shape), the cached score and its eligibility, the rules
+and the guards. Action and reasons follow from them. A replay is equal when all of these are equal, scores to the last
+bit.
 
-What is a fact of the packet and is not recomputed, because it depends on what else happened at that time: which replica
-answered, failed or was passed over; that there was no cached score to use; how old a cached score was to the
-microsecond; that a strategy was over its rate. `Replay.facts` names those a decision rests on.
+Some facts depend on what else happened at that time, and are taken from the packet instead: which replica answered,
+failed or was passed over; that there was no cached score to use; how old a cached score was to the microsecond; that a
+strategy was over its rate. `Replay.facts` names those that a decision rests on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Many decisions replayed: do they come out as recorded, and how would another model or threshold have decided?"""
+"""Replays many decisions: do they come out as recorded, and how would another model or threshold have decided?"""
 
 from __future__ import annotations
 

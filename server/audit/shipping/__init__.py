@@ -1,1 +1,1 @@
-"""The way from a journal to the database and to a topic, in processes of their own."""
+"""Ships journal rows to the database and to a Kafka topic, in processes of their own."""

@@ -1,4 +1,4 @@
-"""A process that follows the journal, seen from the server: kept running, and asked how far it is."""
+"""The server's handle on a process that follows the journal: keeps it running and reads its progress."""
 
 from __future__ import annotations
 

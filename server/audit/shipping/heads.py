@@ -1,7 +1,8 @@
-"""Heads of journals as their servers state them elsewhere, so that a journal cannot be cut off or exchanged unseen.
+"""Journal heads: a server publishes how far each journal has come, so that a cut or exchanged journal is noticed.
 
-A head is signed where there is a key: who can write the database, or the topic, but has not the key cannot make another
-history look like the server's. Who has the server's rights has its key, too: see docs/security.md.
+A head is signed if a key is configured. Somebody who can write the database or the topic, but does not have the key,
+cannot make another history look like the server's. Somebody with the server's own rights has the key as well: see
+docs/security.md.
 """
 
 from __future__ import annotations

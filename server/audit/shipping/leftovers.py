@@ -1,4 +1,4 @@
-"""Settling and shipping what a process that has ended left in its journal, while nobody writes it."""
+"""Settles and ships what an ended process left in its journal, while no process writes that journal."""
 
 from __future__ import annotations
 

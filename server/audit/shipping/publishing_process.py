@@ -1,13 +1,13 @@
-"""From the journal to a Kafka topic: `python -m server.audit.shipping.publishing_process`, a child of the server.
+"""Publishes the journal to a Kafka topic: `python -m server.audit.shipping.publishing_process`, a child of the server.
 
-Every entry of the journal, as it was written and after it was durable: the value is a `pretrade.audit.v1.JournalEntry`,
-the key the decision's instrument, so that an instrument's decisions keep their order. A `ReplyUnconfirmed` or
-`ReplyHeard` has the key of its decision while that is among the newest, and none otherwise; so has a control change. At
-least once: the headers `journal_id` and `position` tell a repetition. Input and output are those of
-`shipping_process.py`.
+Every journal entry is published unchanged, after it was durable. The value is a `pretrade.audit.v1.JournalEntry`. The
+key is the decision's instrument, so that the decisions of an instrument keep their order. A `ReplyUnconfirmed` or
+`ReplyHeard` has the key of its decision if that is among the newest; otherwise it has no key. A control change has no
+key either. Delivery is at least once: the headers `journal_id` and `position` identify a repetition. Input and output
+are those of `shipping_process.py`.
 
-On the topic `<topic>.heads` stands how far each journal has come (`heads.py`), at most a second old, with the journal's
-id as the key: the brokers keep the last one.
+The topic `<topic>.heads` says how far each journal has come (`heads.py`), at most a second late. Its key is the
+journal's id, so that the brokers keep only the last head of each.
 """
 
 from __future__ import annotations

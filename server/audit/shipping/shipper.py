@@ -1,4 +1,4 @@
-"""The server's side of shipping: keeps the processes running that ship, and trims the journal behind them.
+"""The server's side of shipping: keeps the shipping processes running, and trims the journal behind them.
 
 The processes are `shipping_process.py`, which alone needs SQLAlchemy, and `publishing_process.py`, which alone needs a
 Kafka client.

@@ -1,4 +1,4 @@
-"""What the server and the shipping process say to each other, and the settings of both."""
+"""The messages between the server and the shipping process, and the settings of both."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""The way from the journal into SQL: `python -m server.audit`, a child of the decision server.
+"""Ships the journal into SQL: `python -m server.audit`, a child of the decision server.
 
-A process of its own, because taking packets apart and talking SQL would hold the interpreter lock of the event loop
-that decides. It reads the journal beside its writer, follows the hash chain as it goes, and never skips a row: what it
-cannot ship it reports, and tries again for ever.
+Shipping has a process of its own, because parsing packets and talking SQL would hold the interpreter lock of the event
+loop that decides. The process reads the journal beside its writer, follows the hash chain as it goes, and never skips a
+row. What it cannot ship it reports, and tries again until it succeeds.
 
-Its task is a `Task` (`server/process/child.py` says how it is given). A line `close` means that the parent writes the
-journal no more: when all of it is shipped, the process states where it ends. Progress goes to standard output as one
-line of JSON per change, a `Progress`.
+Its task is a `Task`; `server/process/child.py` says how it is given. A line `close` on standard input means that the
+parent will not write the journal again: once everything is shipped, the process records where the journal ends.
+Progress goes to standard output as one line of JSON per change, a `Progress`.
 
-With every shipment goes how far the journal has come by then (`heads.py`): an end that is cut off later will be missed.
+Each shipment includes how far the journal had come by then (`heads.py`), so that an end that is cut off later is
+noticed.
 """
 
 from __future__ import annotations

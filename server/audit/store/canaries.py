@@ -1,7 +1,8 @@
-"""Challengers and canaries in SQL: what both models said of the same rows, and the turns that came of it.
+"""Challengers and canaries in SQL: the scores of both models for the same rows, and the canary's changes of state.
 
-`score_pairs` joins with `decisions`, `outcomes` and `labels` by `decision_id`: what a challenger would have decided,
-and what became of it. It is removed with the days of its decisions. `canary_events` is kept for ever.
+`score_pairs` joins with `decisions`, `outcomes` and `labels` by `decision_id`: it shows what a challenger would have
+decided, and how that would have turned out. Its rows are removed with the days of their decisions. `canary_events` is
+never removed.
 """
 
 from __future__ import annotations

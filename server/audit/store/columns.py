@@ -1,4 +1,4 @@
-"""Journal rows taken apart into the columns of SQL."""
+"""Converts journal rows to the columns of SQL."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is known of decisions afterwards, in SQL: outcomes, labels, and the settings that packets name.
+"""What becomes known after a decision, in SQL: outcomes, labels, and the settings that packets name.
 
-`outcomes` holds what execution systems reported, through the journal like every decision. `labels` holds what the
-market said by itself, computed from recorded events; it can be computed again. `settings_in_force` holds every
+`outcomes` holds what execution systems reported; these reports pass through the journal as decisions do. `labels` holds
+what the market shows, computed from recorded events; it can be computed again. `settings_in_force` holds each
 configuration once, by its hash. None of them is partitioned: a replay needs settings for as long as there are packets.
 """
 

@@ -1,4 +1,4 @@
-"""Refused attempts in SQL: who knocked at which port, and why nobody opened."""
+"""Refused attempts in SQL: who called which port, and why the call was refused."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """The tables of the audit database, and how a database gets them.
 
 `journal_entries` holds every row of every journal as it was written, with its hash, so the chain can be verified long
-after the journal was trimmed. `decisions` and `control_changes` are the same rows taken apart. `shipments` says how
-far each journal was shipped, and where its evidence begins since older days were removed. Outcomes are in
-`outcomes.py`, refusals in `refusals.py`, canaries in `canaries.py`; the migration creates all of them.
+after the journal was trimmed. `decisions` and `control_changes` hold the same rows as columns. `shipments` says how far
+each journal was shipped, and where its evidence begins since older days were removed. Outcomes are in `outcomes.py`,
+refusals in `refusals.py`, canaries in `canaries.py`; the migration creates all of them.
 
-The Alembic migrations in `migrations/` alone create and change the tables. The definitions here are what queries use; a
+Only the Alembic migrations in `migrations/` create and change the tables. The definitions here are what queries use; a
 test checks that both are the same. In PostgreSQL `decisions` is partitioned by the day of `decided_at` and
 `journal_entries` by the day of `shipped_at`, which never decreases along a journal: removing the oldest days therefore
-always cuts the front off a chain. Control changes are few and are kept for ever.
+always cuts the front off a chain. Control changes are few and are never removed.
 """
 
 from __future__ import annotations

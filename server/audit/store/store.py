@@ -1,7 +1,7 @@
 """The audit in SQL: what was shipped from the journals, as evidence and as columns to query (see `schema.py`).
 
-How far a journal was shipped moves in the same transaction as its rows: a crash anywhere repeats nothing and loses
-nothing. SQLite and PostgreSQL.
+A transaction stores rows together with how far their journal was shipped. A crash at any instant therefore repeats
+nothing and loses nothing. SQLite and PostgreSQL are supported.
 """
 
 from __future__ import annotations
