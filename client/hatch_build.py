@@ -1,4 +1,4 @@
-"""Adds the generated stubs, which lie beside this folder, to what is built."""
+"""Adds the generated stubs, which are in a folder beside this one, to what is built."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The chain of sources, its budget and the guards; pure and transport-free."""
+"""The chain of sources, its budget and the guards. It is pure code and knows no transport."""

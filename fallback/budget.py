@@ -1,4 +1,4 @@
-"""The time an answer may take, kept as a ledger."""
+"""The time an answer may take, as a ledger of what each stage used."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The fallback chain: the best source still standing answers.
+"""The fallback chain: the first source that can answer decides.
 
-model (primary, secondary) → cached score → rules baseline → abstain, unless the settings say otherwise. Each stage
-either answers or notes in the case why it could not, and the next one is asked. A stage that raises has a bug: it is
-counted and logged, and the next one is asked all the same. Abstaining needs nothing and therefore never fails.
+The order is model (primary, secondary) → cached score → rules baseline → abstain, unless the settings say otherwise.
+Each stage either answers or notes in the case why it could not, and the next one is asked. A stage that raises has a
+bug: it is counted and logged, and the next one is asked all the same. Abstaining needs nothing and therefore never
+fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The order being decided, and the case that gathers all that is known while it is."""
+"""The order being decided, and the case that gathers all that is known while it is decided."""
 
 from __future__ import annotations
 

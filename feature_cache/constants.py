@@ -1,7 +1,7 @@
-"""Numbers of a settings section that nobody needs to decide.
+"""Numbers of a settings section that no user needs to decide.
 
-Such a number stands beside the settings that it belongs to, with the reason for it, and a test may pass another to the
-section's constructor. Neither the environment nor a configuration file can set it, and no page lists it.
+Such a number is defined beside the settings that it belongs to, with the reason for it. A test may pass another value
+to the section's constructor. Neither the environment nor a configuration file can set it, and no page lists it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How every Kafka client of pretrade reaches its brokers: plainly, or over TLS and with a name and password.
+"""How every Kafka client of pretrade connects to its brokers: plainly, or over TLS and with a name and password.
 
-One set of variables, `PRETRADE_KAFKA_*`, for worker, ingest, replay, the topic of decisions and the labels. They are
-read whenever a client is made, so that a renewed certificate is taken over with the next connection.
+One set of variables, `PRETRADE_KAFKA_*`, holds for worker, ingest, replay, the topic of decisions and the labels. They
+are read whenever a client is made, so that the next connection uses a renewed certificate.
 """
 
 from __future__ import annotations

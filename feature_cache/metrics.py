@@ -1,7 +1,7 @@
 """What a metric is, and how those of a process are served.
 
-Each component declares its metrics beside the code that yields them. What is declared is what a scrape shows and what
-`docs/metrics.md` says.
+Each component declares its metrics beside the code that yields them. A scrape and `docs/metrics.md` show exactly what
+is declared.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Load scenarios and the benchmark; a client like any other."""
+"""Load scenarios and the benchmark; they call the server as any other client does."""

@@ -1,1 +1,1 @@
-"""The embedded stack: the product and everything it stands on, on this machine, with its demo and benchmarks."""
+"""The embedded stack: the product and everything it depends on, on this machine, with its demo and benchmarks."""

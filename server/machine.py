@@ -1,4 +1,4 @@
-"""What a server process gets from the machine that it runs on: time, chance, threads, files and the network.
+"""What a server process uses of the machine that it runs on: time, randomness, threads, files and the network.
 
 The composition root hands a `Machine` to every part that needs something of it. Production has one, the real one. The
 simulation in `tests/simulation/` starts the same composition on a machine whose time, disk and network it controls, so

@@ -1,9 +1,10 @@
-"""All settings of the decision server: one section a component, composed here.
+"""All settings of the decision server: one section per component, composed here.
 
-Values come from `PRETRADE_*` environment variables (`__` between section and field, for example
-`PRETRADE_BUDGET__CAP_SECONDS=0.02`), for secrets from files of the same name in the directory `PRETRADE_SECRETS_DIR`,
-and where neither says anything from the TOML file `PRETRADE_CONFIG_FILE` (a table a section). A wrong value, an unknown
-field or an unknown variable refuses to start. `pretrade config reload` has a running server read the file anew.
+Values come from `PRETRADE_*` environment variables, with `__` between section and field, for example
+`PRETRADE_BUDGET__CAP_SECONDS=0.02`. Secrets may come from files of the same name in the directory
+`PRETRADE_SECRETS_DIR`. A value that is set in neither comes from the TOML file `PRETRADE_CONFIG_FILE`, in which each
+section is a table. The server refuses to start with a wrong value, an unknown field or an unknown variable. `pretrade
+config reload` makes a running server reread the file.
 """
 
 from __future__ import annotations

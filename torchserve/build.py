@@ -1,4 +1,4 @@
-"""From market data to a model store: replay, train, export; nothing when the store already holds just that."""
+"""From market data to a model store: replay, train, export. Does nothing if the store already holds the same models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The model card: what a model was made from, how good it is, how sure that is, and where it must not be trusted.
 
-Markdown with two pictures, which `pretrade card` renders as one HTML file. Nothing in it is typed by hand.
+It is Markdown with two pictures, which `pretrade card` renders as one HTML file. Nothing in it is typed by hand.
 """
 
 from __future__ import annotations

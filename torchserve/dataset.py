@@ -1,8 +1,8 @@
 """Samples to learn from: features at decision instants, for both sides, with what the market did next.
 
 The instants of an instrument are a grid of 200 ms of event time. A sample at t holds what a server would have known
-then: every event received before the first one of t or later has been taken in, none after it, and the ages of book and
-trade run until t. Its label looks at the mid of the instant that is the label's horizon later. An instant counts only
+then: every event that was received before the first event of t or later, and no other. The ages of book and trade are
+as of t. Its label is computed from the mid at the instant that is the label's horizon later. An instant counts only
 when the book is known and fresh, at both ends.
 """
 

@@ -1,9 +1,9 @@
 """How good deciders are on samples they have not seen, and how sure that is.
 
 A decider is a model or a baseline: what it decided on each sample and, if it has one, its score. Every figure is an
-estimate with a confidence interval from a block bootstrap: samples a few hundred milliseconds apart share most of their
+estimate with a confidence interval from a block bootstrap. Samples a few hundred milliseconds apart share most of their
 label's horizon, and the instruments move together, so blocks of time are drawn with replacement, each with all samples
-of all instruments in it. With few blocks the interval is wide, as it should be; where dependence outlasts a block it is
+of all instruments in it. With few blocks the interval is wide, as it should be. If dependence outlasts a block, it is
 still too narrow.
 
 Source: H. Künsch, The Jackknife and the Bootstrap for General Stationary Observations (1989); calibration error: C. Guo

@@ -1,7 +1,7 @@
-"""Fits the estimators: boosted trees, a small network, and the logistic regression they are held against.
+"""Fits the estimators: boosted trees, a small network, and logistic regression for comparison.
 
-Trees and network stop early: they grow until the loss on samples that fit nothing has not improved for a while, and
-the best state is kept. Everything random follows the seed, on one thread, so that the same samples give the same bytes.
+Trees and network stop early: they grow until the loss on samples that fit nothing has not improved for a while, and the
+best state is used. All randomness follows the seed, on one thread, so that the same samples give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model looks at."""
+"""The importance of each feature for a model."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ Writes the folder that MLServer serves (`mlserver start DIRECTORY`)::
 
     model.json            the trees, as XGBoost's own JSON; Triton's FIL backend and KServe read it too
     model-settings.json   what MLServer needs to know
-    champion.json         the description that the decision server wants, see `PRETRADE_OIP__CHAMPION`
+    champion.json         the description that the decision server needs, see `PRETRADE_OIP__CHAMPION`
 
-The calibration is folded into the trees: every leaf times the slope, and the intercept into the base score. What such a
-server predicts is therefore the score itself, but for float32 rounding (less than 1e-6).
+The calibration is folded into the trees: every leaf is multiplied by the slope, and the intercept is added to the base
+score. Such a server therefore predicts the score itself, except for float32 rounding (less than 1e-6).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What features and scores looked like when a model learnt, to hold later ones against and notice drift."""
+"""The distributions of features and score at training time. Later ones are compared with them to detect drift."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A bounded search for settings with Optuna, on nothing but what lies before the first walk-forward block.
+"""A bounded search for settings with Optuna, only on the data before the first walk-forward block.
 
-So no figure of the walk is of data that had a part in choosing the settings. The number of trials is the bound, and
-not a time: with one seed the same samples give the same settings on any machine.
+No figure of the walk-forward evaluation is therefore computed on data that influenced the choice of settings. The bound
+is a number of trials and not a time: with one seed the same samples give the same settings on any machine.
 """
 
 from __future__ import annotations

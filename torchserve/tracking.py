@@ -1,6 +1,6 @@
-"""One MLflow run a trained model: parameters, figures, card and archive, and an entry in MLflow's model registry.
+"""One MLflow run per trained model: parameters, figures, card and archive, and an entry in MLflow's model registry.
 
-Ours is the registry that servers load from; MLflow's entry points at the same archive and carries the same version.
+Servers load models from our own registry. MLflow's entry points at the same archive and has the same version.
 """
 
 from __future__ import annotations

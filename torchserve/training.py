@@ -1,13 +1,14 @@
 """Fits, calibrates and measures the two models: the champion (XGBoost) and the challenger (a small Torch network).
 
 Samples are split in time order into four parts: the first fits the model, the second says when to stop, the third
-calibrates it and sets its threshold, the fourth measures it. Between two parts lies a gap: as long as the label looks
-ahead, so that no label of one part is made of prices of the next (purging), and as long again, because prices just
-after a label's are still much like it (embargo).
+calibrates it and sets its threshold, the fourth measures it. Between two parts is a gap of two label horizons. The
+first keeps every label of one part free of prices of the next (purging). The second is there because prices just after
+a label's are still much like it (embargo).
 
-The calibration is Platt's curve, not isotonic regression: with two parameters it follows minutes of samples that
-overlap without following their noise, and it keeps the ranking, so that a threshold chosen on the same part is the one
-that the margins alone would give. Isotonic steps would tie the best scores together, which is where the threshold lies.
+The calibration is Platt's curve, not isotonic regression. With two parameters it follows minutes of samples that
+overlap without following their noise. It also preserves the ranking, so that a threshold chosen on the same part is the
+one that the margins alone would give. Isotonic steps would tie the best scores together, which is where the threshold
+lies.
 """
 
 from __future__ import annotations

@@ -1,20 +1,21 @@
-"""Walk-forward evaluation: models and baselines on blocks of time that lie after all they were made from.
+"""Walk-forward evaluation: models and baselines are measured on blocks of time after all the data they were made from.
 
-The span after a first part is cut into blocks. For each, everything is done anew on what came before, as it would have
-been at that time: fit, early stopping, calibration, threshold. History ends a gap before the block: the label's horizon
-(purging: no label is made of the block's prices) and an embargo as long. Nothing is ever fitted on what lies after a
-block, so no other embargo is needed. The decisions on all blocks together are what is reported::
+The span after a first part is cut into blocks. For each block everything is repeated on the data before it, as it would
+have been at that time: fit, early stopping, calibration, threshold. That history ends a gap before the block: the
+label's horizon (purging: no label is made of the block's prices) and an embargo as long. Nothing is ever fitted on what
+lies after a block, so no other embargo is needed. The decisions on all blocks together are what is reported::
 
     |---------- history ----------| gap |- block 1 -|
     |---------------- history ----------------| gap |- block 2 -|
 
 Source of purging and embargo: M. López de Prado, Advances in Financial Machine Learning (2018), chapter 7.
 
-Baselines: *always trade*; the *rules* that answer when no model can; *logistic regression* on the same features,
-calibrated and cut alike. A model *beats* a baseline when it is more precise at equal coverage: at its own for the
-scores of logistic regression (its best-ranked samples, as many in each block) and for always trading (whose precision
-is the base rate at any coverage), at the rules' own for the rules. The comparison is of what was measured; whether the
-interval of the difference excludes zero is said beside it.
+The baselines are *always trade*, the *rules* that answer when no model can, and *logistic regression* on the same
+features, calibrated and cut alike. A model *beats* a baseline when it is more precise at equal coverage. For logistic
+regression that is the model's own coverage: the baseline's best-ranked samples, as many in each block. For always
+trading it is the model's own as well, because that precision is the base rate at any coverage. For the rules it is the
+rules' coverage. The comparison is of what was measured; whether the interval of the difference excludes zero is said
+beside it.
 """
 
 from __future__ import annotations

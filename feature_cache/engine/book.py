@@ -1,4 +1,4 @@
-"""The order book of one instrument, kept from a snapshot and the updates after it."""
+"""The order book of one instrument, built from a snapshot and the updates after it."""
 
 from __future__ import annotations
 

@@ -24,24 +24,27 @@ deeper levels come from the book as of its last delta. M = (Pa + Pb)/2, I = qb/(
     book_age_ms, trade_age_ms   since the newest book or quote event, and the newest trade
 
 A missing side has price ∓∞ and size 0 in e_n; everything else that needs it is undefined (NaN). While the book is
-unknown, or the quote that stands for it is crossed, every feature is undefined. The first best level after that, or
-after a start, gives no e_n; mids and trades from before a gap stay in their windows.
+unknown, or the quote that replaces it is crossed, every feature is undefined. The first best level after that, or after
+a start, gives no e_n; mids and trades from before a gap stay in their windows.
 
-Time is event time, made monotonic: streams that interleave run slightly backwards, so the engine's time is the running
-maximum, and an event counts at that time. Three rules keep a wrong clock from doing harm: an event ahead of its feed
-(receive time less the feed's smallest lag) by more than a second counts as a second ahead; one that is more than ten
-seconds behind the engine's time starts the windows anew and makes the book unknown, for neither the age of the book nor
-the order of what is on its way is known any more; a `BookReset` starts everything anew.
+Time is event time, made monotonic. Streams that interleave run slightly backwards, so the engine's time is the running
+maximum, and an event counts at that time. Three rules limit the harm that a wrong clock can do:
 
-Age counts from event time: since publication, plus what the newest message took beyond the clock offset, which is the
-feed's smallest recent lag, taken for at most `lag.MAX_OFFSET_NS`.
+* An event may be ahead of its feed, that is of receive time less the feed's smallest lag. If it is ahead by more than a
+  second, it counts as one second ahead.
+* An event may be behind the engine's time. If it is behind by more than ten seconds, the windows start anew and the
+  book is unknown, because neither the book's age nor the order of the events still to come is known any more.
+* A `BookReset` starts everything anew.
 
-The sequence of a snapshot orders what different workers write of one instrument, so it comes from the events alone: it
-is the publish time of the newest event, or one more than before where that is higher. No worker's clock matters, and
-two workers that read the same log agree as soon as both have read one event that was published later than all before
-it. Offsets of the log would order as well, but begin anew with a log that was lost; publish times go on. Only where the
-publisher's clock is set back by more than what a new owner reads again do a former owner's vectors keep the new one's
-out, until they expire.
+Age counts from event time: the time since publication, plus what the newest message took beyond the clock offset. The
+offset is the feed's smallest recent lag, taken for at most `lag.MAX_OFFSET_NS`.
+
+The sequence of a snapshot orders what different workers write about one instrument. It comes from the events alone: it
+is the publish time of the newest event, or one more than the sequence before where that is higher. No worker's clock
+matters. Two workers that read the same log agree as soon as both have read one event that was published later than all
+before it. Offsets of the log would give an order as well, but they start again at 0 when a log is lost; publish times
+go on. One case remains: the publisher's clock is set back by more than a new owner of the instrument reads again. The
+former owner's vectors then stay in the store in place of the new ones until they expire.
 
 Source of e_n: Cont, Kukanov, Stoikov, "The Price Impact of Order Book Events" (2014).
 """

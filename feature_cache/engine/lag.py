@@ -1,4 +1,4 @@
-"""The smallest recent lag of a feed: what the two clocks differ by, plus the fastest way from exchange to receipt."""
+"""The smallest recent lag of a feed: the difference of the two clocks plus the fastest exchange-to-receipt time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Books kept beside a stream of events, and the snapshots of them that let a reader begin anywhere."""
+"""Maintains books from a stream of events, and makes snapshots of them so that a reader can begin anywhere."""
 
 from __future__ import annotations
 

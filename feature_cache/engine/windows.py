@@ -1,7 +1,7 @@
 """Rolling windows on event time, updated event by event.
 
 An entry at time t is inside a window of width w at time T when T − w < t <= T. Times are nanoseconds and never run
-backwards. Sums are kept in integers (ticks, lots), so that what leaves a window takes exactly what it had brought.
+backwards. Sums are integers (ticks, lots), so that an entry that leaves a window subtracts exactly what it had added.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What Feast is to know: the entity `instrument` and the feature view `mf1`, pushed by the feature worker.
+"""The definitions for Feast: the entity `instrument` and the feature view `mf1`, pushed by the feature worker.
 
-Feast's release has narrower pins than ours, so it lives in an environment of its own (`pip install
+Feast's release has narrower pins than ours, so it needs an environment of its own (`pip install
 'pretrade-server[feast]'`, without the other extras), and the worker reaches it over HTTP::
 
     export PRETRADE_FEAST_DIR=/srv/feast PRETRADE_FEAST_REDIS=127.0.0.1:6379
@@ -8,8 +8,8 @@ Feast's release has narrower pins than ours, so it lives in an environment of it
     feast --chdir feature_cache/feature_repo serve --port 6566
     PRETRADE_WORKER_FEAST_URL=http://127.0.0.1:6566 python -m feature_cache
 
-Undefined features are null online and NaN in training sets. The Parquet file is copied whole by every write of Feast's
-file store: rotate it daily, or let Feast use a warehouse.
+Undefined features are null online and NaN in training sets. Every write of Feast's file store copies the Parquet file
+as a whole: rotate it daily, or let Feast use a warehouse.
 """
 
 import os

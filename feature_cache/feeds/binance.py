@@ -4,11 +4,11 @@ One `BinanceSpot` decodes the messages of one instrument: `depthUpdate`, `bookTi
 WebSocket streams (bare, or in the combined-stream wrapper `{"stream", "data"}`) and the REST snapshot of the book.
 
 Prices and sizes are read from their decimal strings into integers of 8 decimals, exactly. The event time is the
-exchange's `E` (milliseconds). `bookTicker` and the REST snapshot carry none: theirs is estimated as receive time minus
-the feed's current smallest lag, and nothing is said about them before the first timed message has shown that lag.
+exchange's `E` (milliseconds). `bookTicker` and the REST snapshot have no such field. Their time is estimated as receive
+time minus the feed's current smallest lag, and they give no event before the first timed message has shown that lag.
 
-An aggregate trade has the id of the last trade in it, so that `trade` and `aggTrade` side by side count nothing twice:
-whichever comes second is no news.
+An aggregate trade has the id of the last trade in it. If both `trade` and `aggTrade` are subscribed, the message that
+arrives second is therefore dropped, and nothing is counted twice.
 
 Source: Binance, "WebSocket Streams" and "Market Data endpoints" of the spot API.
 """

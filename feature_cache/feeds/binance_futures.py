@@ -1,9 +1,10 @@
-"""Binance futures messages as market events: USD-M and COIN-M, which share their shapes.
+"""Binance futures messages as market events: USD-M and COIN-M, which share their message formats.
 
 One `BinanceFutures` decodes the messages of one instrument: `depthUpdate`, `bookTicker` and `aggTrade` of the WebSocket
-streams and the REST snapshot of the book. They differ from spot in two things. Every message carries the exchange's
-time `E`, the snapshot too. And a `depthUpdate` names the last update of the one before it, `pu`, since ids are given
-out over all symbols and a symbol's own have holes: an update follows on when its `pu` is the last id that was applied.
+streams and the REST snapshot of the book. They differ from spot in two things. First, every message has the exchange's
+time `E`, the snapshot too. Second, a `depthUpdate` names the last update of the one before it, `pu`, because ids are
+shared by all symbols and those of one symbol have gaps. An update follows on when its `pu` is the last id that was
+applied.
 
 Sizes are those of the venue: base currency for USD-M, contracts for COIN-M. An aggregate trade has the id of the last
 trade in it, as for spot.

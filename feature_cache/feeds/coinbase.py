@@ -1,9 +1,9 @@
 """Coinbase Exchange messages as market events: the level-2 feed and the full (level-3) feed.
 
-`CoinbaseLevel2` decodes the channels `level2`, `matches`, `ticker` and `heartbeat`; `CoinbaseFull` the channel `full`
-with the level-3 snapshot of the REST interface. Each takes what one or several connections send about any number of
-products; `BTC-USD` becomes the instrument `BTC-USD.COINBASE`. An instrument takes one of the two, for their update ids
-differ.
+`CoinbaseLevel2` decodes the channels `level2`, `matches`, `ticker` and `heartbeat`. `CoinbaseFull` decodes the channel
+`full` with the level-3 snapshot of the REST interface. Each takes what one or several connections send about any number
+of products; `BTC-USD` becomes the instrument `BTC-USD.COINBASE`. An instrument uses one of the two feeds, because their
+update ids differ.
 
 Prices and sizes are read from their decimal strings into integers of 8 decimals, exactly.
 

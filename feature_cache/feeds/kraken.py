@@ -3,16 +3,15 @@
 One `KrakenV1` or `KrakenV2` decodes what one or several connections send about any number of pairs. `XBT/USD` becomes
 the instrument `XBT-USD.KRAKEN`, `BTC/USD` (v2's name of it) `BTC-USD.KRAKEN`.
 
-Kraken numbers neither messages nor, in v1, trades; it sends a CRC32 of the ten best levels of both sides instead. So
-the feed keeps the books itself. Every book message counts as one update id, beginning at 1: a loss on the way *from*
+Kraken does not number messages, nor trades in v1. Instead it sends a CRC32 of the ten best levels of both sides, so the
+feed maintains the books itself. Every book message counts as one update id, beginning at 1: a loss on the way *from*
 here shows as a gap. A loss on the way *to* here shows as a failed checksum and becomes a `BookReset`, after which the
-pair's updates are dropped until its next snapshot. Levels that fall out of the subscribed depth are removed by the
-events, since Kraken does not send that.
+pair's updates are dropped until its next snapshot. The feed emits events that remove the levels which fall out of the
+subscribed depth, since Kraken does not send that.
 
 The checksum is over the digits of price and size as Kraken sends them, ten asks and then ten bids, best first, without
-points and leading zeros. Those are just the integers in ticks and lots when both have the decimals of the wire: v1's
-strings carry them (they are not `pair_decimals` of AssetPairs), and for v2's numbers the `instrument` channel tells
-them.
+points and leading zeros. These are the integers in ticks and lots when both have the decimals of the wire. v1's strings
+show these decimals (they are not `pair_decimals` of AssetPairs). For v2's numbers the `instrument` channel gives them.
 
 Source: Kraken, "Book checksum" guides for WebSocket v1 and v2, and the references of `book`, `trade`, `instrument`.
 """

@@ -1,4 +1,4 @@
-"""Commands that feed the market data topic: `replay` a recording, `simulate` a market."""
+"""Commands that publish to the market data topic: `replay` a recording, `simulate` a market."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What one venue's connections said, live or recorded, as market events.
+"""What was sent and received on one venue's connections, live or recorded, as market events.
 
-Every connection, request, answer and message is a `Line`; `Conversation.take` is the one way from there to events, so
-that a recording replayed gives the events that were published live. The lines of all connections are merged on their
-one clock and read by one feed. A connection that is lost, or made anew, resets the books that it carried.
+Every connection, request, answer and message is a `Line`. `Conversation.take` is the only way from lines to events, so
+a replayed recording gives the events that were published live. The lines of all connections are merged on their one
+clock and read by one feed. A connection that is lost or reopened resets the books that it carried.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How to ask each exchange for its market data: addresses, subscriptions, and the way to a fresh snapshot.
 
-What they answer is decoded by the adapters in `feature_cache.feeds`; nothing here parses prices.
+The adapters in `feature_cache.feeds` decode the answers; nothing here parses prices.
 """
 
 from __future__ import annotations

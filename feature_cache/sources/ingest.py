@@ -1,9 +1,9 @@
-"""Live market data: from an exchange's public connections to the topic, through whatever happens to them.
+"""Live market data: from an exchange's public connections to the topic, with reconnects and resynchronisation.
 
     connect ─▶ subscribe ─▶ messages ─▶ Conversation ─▶ events ─▶ topic
        ▲                        │            ▲
        │ backoff, jitter        │ lost       │ snapshot: REST, or subscribing again
-       └────────────────────────┘            └── a book that is not what the exchange's is
+       └────────────────────────┘            └── a book that differs from the exchange's
 
 A connection that ends, stays silent for too long or answers no ping is lost: its books become unknown (a `BookReset`
 each), and the feed reconnects. After a gap, a failed checksum or a crossing the feed requests the book again, one

@@ -1,4 +1,4 @@
-"""A live feed as a program: signals, metrics and the line on the terminal, around `ingest`."""
+"""Runs `ingest` as a program: signals, metrics and the status line on the terminal."""
 
 from __future__ import annotations
 

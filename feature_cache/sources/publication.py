@@ -1,4 +1,4 @@
-"""Publishing recorded or simulated markets as a program: signals, and what is told at the terminal."""
+"""Runs the publishing of recorded or simulated markets as a program: signals, and the output on the terminal."""
 
 from __future__ import annotations
 

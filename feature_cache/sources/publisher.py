@@ -1,7 +1,7 @@
 """Publishes market events to Kafka with their original timing.
 
-What is published is fit for a worker that starts at any moment: a `BookReset` comes before an instrument's first event,
-since update ids may have gone back, and a full snapshot of the book about every ten seconds.
+A worker may start reading at any moment. Therefore a `BookReset` is published before an instrument's first event, since
+update ids may have gone back, and a full snapshot of the book about every ten seconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What was said on an exchange's connections, as lines of files: cryptofeed's recorder format, read and written.
+"""Reads and writes recordings of an exchange's connections, in the format of cryptofeed's recorder.
 
-A recording of a venue is several gzip files, one a connection, whose names begin with the venue: `VENUE.0.gz` (REST),
+A recording of a venue is several gzip files, one per connection, whose names begin with the venue: `VENUE.0.gz` (REST),
 `VENUE.ws.N.0.gz` (WebSocket). Their lines::
 
     configuration: {…}                     what was asked of the recorder
@@ -9,10 +9,10 @@ A recording of a venue is several gzip files, one a connection, whose names begi
     https://… -> 1618678132.358447: {…}    received in answer to a request
     1618678132.831468: {…}                 received
     wss://… >-< 1618678199.123456789       lost
-    wss://… ?? 1618678132.831468: …        received, and not what the venue documents
+    wss://… ?? 1618678132.831468: …        received, but not documented by the venue
 
-The last two are ours: a replay forgets the books when they were forgotten, and passes over what was passed over.
-Times are local, in seconds since the Unix epoch.
+The last two are ours: with them a replay forgets the books and skips messages where the live feed did. Times are local,
+in seconds since the Unix epoch.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A seeded market that sends what an exchange would: simulated, for use where there is no recording.
+"""A seeded market that sends what an exchange would, for use where no recording is available.
 
 Each instrument has a fair value that follows a hidden pressure (mean-reverting, unit variance) and noise of clustered
 volatility. The pressure also tilts the sizes at the best levels and the side of the takers, so that the features carry
-some information about the next seconds' move, as they do in real markets; how much is set below, not found in data.
-The spread reverts to its mean. A book of real levels stands behind it all: quotes follow every change of the best
-level, deltas carry all changes every 100 ms, a snapshot is sent at the start and every ten seconds, and every update id
-is accounted for.
+some information about the next seconds' move, as they do in real markets. How much is set by constants below and was
+not fitted to data. The spread reverts to its mean. Behind all this is a book of real levels: quotes follow every change
+of the best level, deltas carry all changes every 100 ms, a snapshot is sent at the start and every ten seconds, and
+every update id is accounted for.
 
 Instruments are named with the venue `SIM`. The same arguments give the same events.
 """

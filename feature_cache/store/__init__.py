@@ -1,1 +1,1 @@
-"""Feature vectors in Redis: their packed form, a cluster's nodes, and the decision server's copy of them."""
+"""Feature vectors in Redis: their packed form, the nodes of a cluster, and the decision server's copy of them."""

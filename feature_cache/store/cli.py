@@ -1,6 +1,6 @@
-"""The command `features`: one instrument's features, read from Redis itself.
+"""The command `features`: one instrument's features, read directly from Redis.
 
-That takes the client of Redis, so the command is part of `pretrade-server` and not of `pretrade`.
+It needs the Redis client, so the command is part of `pretrade-server` and not of `pretrade`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Redis Cluster: which node holds an instrument's vector, and writing to every node by itself.
+"""Redis Cluster: which node holds an instrument's vector, and a separate writer for every node.
 
 A vector's key and its shard channel have the same name and therefore the same node, so that a plain client of that node
-writes and notifies in one round trip, as it does without a cluster. A client per node keeps the nodes apart: while one
-is away, the instruments of the others go on as ever, which redis-py's cluster client does not give, since it fails a
-pipeline as a whole.
+writes and notifies in one round trip, as it does without a cluster. A client per node isolates the nodes: while one is
+away, the instruments of the others continue. redis-py's cluster client does not give that, since it fails a pipeline as
+a whole.
 """
 
 from __future__ import annotations

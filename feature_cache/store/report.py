@@ -1,6 +1,6 @@
-"""What the worker knows of each instrument beside its features: told about once a second, read by `pretrade status`.
+"""The worker's report on each instrument: written about once a second, shown by `pretrade status`.
 
-`features.report:{INSTRUMENT}` holds the newest report as JSON and expires when none follows. Nothing decides on it.
+`features.report:{INSTRUMENT}` holds the newest report as JSON and expires when none follows. No decision depends on it.
 """
 
 from __future__ import annotations

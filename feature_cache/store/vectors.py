@@ -1,10 +1,10 @@
 """Packed feature vectors in Redis, written by the worker and followed by every decision server.
 
 `features:{INSTRUMENT}` (the braces are part of the key: a hash tag) holds an instrument's newest vector and expires
-after the TTL. A vector never replaces one of a higher sequence there: a worker that was frozen while its instruments
-went to another may wake up and write. All vectors of one write are also published, packed one after the other, as one
-message on the channel `features.updates`; in a Redis Cluster each on the shard channel of its key's name, since a
-cluster carries an ordinary message to each of its nodes (see `cluster`).
+after the TTL. A vector never replaces one of a higher sequence: a worker that was frozen while its instruments went to
+another worker may resume and write. All vectors of one write are also published, packed one after the other, as one
+message on the channel `features.updates`. In a Redis Cluster each is published on the shard channel of its key's name,
+since a cluster sends an ordinary message to each of its nodes (see `cluster`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One instrument's features in the terminal, live: what a decision server would decide on, read from Redis."""
+"""Shows one instrument's features in the terminal, live: what a decision server would decide on, read from Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature vectors to a Feast feature server, beside the worker's own path and never in its way."""
+"""Pushes feature vectors to a Feast feature server, beside the worker's own path and without delaying it."""
 
 from __future__ import annotations
 

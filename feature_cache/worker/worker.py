@@ -1,4 +1,4 @@
-"""The feature worker, composed: market events from Kafka, feature vectors to Redis."""
+"""Composes the feature worker: market events from Kafka in, feature vectors to Redis out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed, into Redis, every few milliseconds."""
+"""Writes changed feature vectors to Redis, every few milliseconds."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`pretrade bench`: decisions a second and latency of servers in turn, next to bare echoes."""
+"""`pretrade bench`: decisions a second and latency of several servers in turn, compared with bare echoes."""

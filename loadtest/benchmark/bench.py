@@ -1,12 +1,12 @@
-"""The benchmark: decisions a second and latency in closed and open loops, of servers in turn.
+"""The benchmark: decisions a second and latency in closed and open loops, of several servers in turn.
 
-Every closed loop is measured in rounds, all servers in turn and in another order each time, and the medians over the
-rounds are shown, so that whatever else the machine does hits all alike. Before that every server is called until it is
-steady: until two seconds in a row differ by less than a tenth.
+Every closed loop is measured in rounds. Each round calls all servers in turn, in another order each time, and the
+medians over the rounds are shown, so that other work on the machine affects all servers alike. Before that every server
+is called until it is steady: until two seconds in a row differ by less than a tenth.
 
 `make bench` runs it on the embedded stack, next to bare echoes, TorchServe itself and FastAPI, see
-`local/bench/bench.py`; `pretrade bench --target HOST:PORT`, or `python -m loadtest.benchmark.bench`, on a deployment of
-your own, by callers in Python that need nothing installed.
+`local/bench/bench.py`. `pretrade bench --target HOST:PORT`, or `python -m loadtest.benchmark.bench`, measures a
+deployment of your own with callers in Python, which need nothing installed.
 """
 
 from __future__ import annotations

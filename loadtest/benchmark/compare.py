@@ -1,8 +1,8 @@
 """What changed between two runs of the benchmark.
 
-A machine that is busier today makes everything slower, the bare echoes too: so beside the ratio of two figures stands
-that of the echo behind the same transport under the same load, and the one over the other. What is left is the
-product's.
+On a machine that is busier today everything is slower, the bare echoes too. The table therefore shows two ratios for
+each figure: its own, and that of the echo behind the same transport under the same load. The first divided by the
+second is the change of the product itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`python -m loadtest.benchmark.echo`: a bare grpc.aio server with the contract's messages that decides nothing.
 
-It is what the transport alone can do on this machine, and so the yardstick of the benchmark: same stubs, same requests,
-same responses in content and size, same event loop.
+It shows what the transport alone can do on this machine, and is the yardstick of the benchmark: same stubs, same
+requests, same responses in content and size, same event loop.
 
-Talks to its parent over pipes: one line with a `DecideResponse` in hexadecimal on standard input, one line with its
+It talks to its parent over pipes: one line with a `DecideResponse` in hexadecimal on standard input, one line with its
 port on standard output. It ends when standard input does, so it never outlives its parent.
 """
 

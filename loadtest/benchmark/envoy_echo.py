@@ -1,6 +1,7 @@
 """`loadtest.benchmark.envoy_echo:application`: the bare echo of `echo.py` as an ASGI application inside Envoy.
 
-What Envoy with an embedded interpreter can do at best on this machine: messages decoded and encoded, nothing decided.
+It shows the best that Envoy with an embedded interpreter can do on this machine: messages are decoded and encoded, and
+nothing is decided.
 """
 
 from __future__ import annotations

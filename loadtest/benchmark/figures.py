@@ -1,4 +1,4 @@
-"""What the benchmark found: one round, the figures of a server under a load, and the table of them."""
+"""The results of the benchmark: one round, the figures of a server under a load, and the table of them."""
 
 from __future__ import annotations
 

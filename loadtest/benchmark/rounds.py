@@ -1,9 +1,9 @@
-"""One load on one server, once, by whichever generator there is.
+"""One round: one load on one server, by the generator that suits both.
 
-h2load calls in closed loops and k6 in open ones at a fixed rate, where they are installed and the server's own counts
-are known, since h2load takes gRPC errors for successes; else callers in this process do. They also make the open loops
-at a share of the capacity: k6 takes 0.7 ms of CPU for a call, twice as much as they and as the server, and where all
-share a few cores would measure itself.
+h2load makes the closed loops and k6 the open ones at a fixed rate, where they are installed and the server's own counts
+are known. The counts are needed because h2load takes gRPC errors for successes. Otherwise callers in this process make
+both. These callers also make the open loops at a share of the capacity: k6 takes 0.7 ms of CPU for a call, twice as
+much as they and as the server, so on a few shared cores k6 would measure itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of `docs/sizing.md`, made from the run of the benchmark that was kept last.
+"""Writes the table of `docs/sizing.md` from the run of the benchmark that was saved last.
 
 `python -m loadtest.benchmark.sizing` (`make sizing`) writes it into the page, between its markers.
 """

@@ -1,4 +1,4 @@
-"""Connections of callers in Python, with the credentials of the environment, those of the `pretrade` command."""
+"""Connections of callers in Python, with the same credentials from the environment as the `pretrade` command."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The closed loop: callers that send their next order after the last answer.
+"""The closed loop: each caller sends its next order after the last answer.
 
-It finds the highest throughput, and hides queueing: a slow server is asked less often.
+It finds the highest throughput, but hides queueing: a slow server is asked less often.
 """
 
 from __future__ import annotations

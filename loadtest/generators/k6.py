@@ -1,7 +1,7 @@
 """Open-loop load by k6: orders leave at a constant rate, and a latency counts from when an order was due.
 
-k6 starts a call at the rate that it is told, on one of its virtual users; one that finds none free is not sent, and is
-an error here. What it says of its calls comes as samples with their instants; see `k6.js`.
+k6 starts calls at the given rate, each on one of its virtual users. A call that finds no free user is not sent, and
+counts as an error here. k6 reports its calls as samples with their instants; see `k6.js`.
 """
 
 from __future__ import annotations

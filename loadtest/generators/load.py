@@ -1,4 +1,4 @@
-"""What is put on a server: which calls, how many at once or how many a second."""
+"""Defines a load: which calls, and how many at once or how many a second."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
     locust -f loadtest/locust/locustfile.py --headless --users 50 --run-time 30s --host 127.0.0.1:7001
 
 A user is a trading process with its own connection and its own flow of orders. Decisions are counted by source. Python
-costs more here than in the other load generators: use it for many users and long runs, not for the last decision a
-second.
+costs more here than in the other load generators: use it for many users and long runs, not to find the highest rate.
 """
 
 # Locust is not installed where the types are checked: the extra `loadtest` brings it.

@@ -1,8 +1,8 @@
-"""A market open for Locust: few trading processes, then ten times as many at once, then back.
+"""A market open for Locust: few trading processes at first, ten times as many at once, and few again.
 
     locust -f loadtest/locust/locustfile.py,loadtest/locust/market_open.py --headless --host 127.0.0.1:7001
 
-`QUIET_USERS`, `TIMES` and `PHASE_SECONDS` say how many, and how long each of its four phases takes.
+`QUIET_USERS`, `TIMES` and `PHASE_SECONDS` set how many there are, and how long each of the four phases takes.
 """
 
 # As in locustfile.py.

@@ -3,13 +3,13 @@
 Every flow of orders (a strategy's on an instrument) has a home region, by its hash, and its orders go there: limits per
 strategy and idempotency keys hold within a region. An order whose region does not answer in its share of the deadline
 goes to the other one, once. A region that fails several orders in a row is *away*: its flows go to the other one at
-once, and one order in a while tries whether it is back. The other region is farther: its calls take a round trip more,
-which is simulated.
+once, and now and then one order checks whether it is back. The other region is farther: its calls take a round trip
+more, which is simulated.
 
     python -m loadtest.studies.failover --a HOST:PORT --b HOST:PORT --instruments BTCUSDT.SIM --rate 100 --seconds 30
 
-Whoever runs it takes a region away meanwhile. It prints a line for every second; `docs/two-regions.md` says what to
-expect. An open loop: orders come when they are due, however long the answers take.
+You take a region away while it runs. It prints a line for every second; `docs/two-regions.md` says what to expect. It
+is an open loop: orders come when they are due, however long the answers take.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How fast a change made on one server is obeyed by every process of every server, while they decide.
+"""How fast a change made on one server is applied by every process of every server, while they decide.
 
 `python -m loadtest.studies.flips --server DECISION,ADMIN,TOKEN_FILE … --process ADMIN …`: a flag is flipped again and
-again, on the servers in turn, and every process is asked until it obeys. Callers in a process of their own keep
-deciding meanwhile; a call of theirs that gets no decision is an error of the run.
+again, on the servers in turn, and every process is asked until it has applied the flip. Callers in a process of their
+own ask for decisions meanwhile. If one of their calls gets no decision, the run counts an error.
 """
 
 from __future__ import annotations

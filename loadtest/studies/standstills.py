@@ -1,11 +1,11 @@
-"""What stops the cores of this machine: `python -m loadtest.studies.standstills` (Linux; as root).
+"""Measures what stops the cores of this machine: `python -m loadtest.studies.standstills` (Linux; as root).
 
 A process on each core sleeps for half a millisecond, again and again, at a real-time priority, so that no other process
-can hold it up. Where it wakes up late the core stood still: the host of a virtual machine had given it to somebody else
+can delay it. If it wakes up late, the core stood still: the host of a virtual machine had given it to another guest
 (*stolen*, which the kernel counts in steps of 10 ms), or the kernel itself was busy. Without the right to a real-time
 priority it also waits behind other processes, and the output says so.
 
-It takes 3 % of a core. Start it beside whatever is late, and compare.
+It takes 3 % of a core. Start it beside a program that is late at times, and compare.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Whether a series of samples is flat: the verdict of a soak.
 
 A process that leaks grows for as long as it is used; one that fills its caches grows at first and then stops. So the
-beginning is left out, and what counts is the trend of the rest:
+beginning is left out, and the trend of the rest counts:
 
     growth  = Theil–Sen slope of the samples after the warm-up × the time they span
     allowed = max(absolute allowance, relative allowance × median of those samples)
     flat    ⇔ growth ≤ allowed
 
-The Theil–Sen slope, the median of the slopes between all pairs of samples, is that of a line through most of them: up
-to 29 % of the samples may be outliers (a garbage collection, a burst) without moving it far. Shrinking is always flat.
+The Theil–Sen slope is the median of the slopes between all pairs of samples. It is the slope of a line through most of
+them: up to 29 % of the samples may be outliers (a garbage collection, a burst) without moving it far. Shrinking is
+always flat.
 
 Source: P. K. Sen, Estimates of the Regression Coefficient Based on Kendall's Tau, JASA 63 (1968).
 """

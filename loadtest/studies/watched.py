@@ -1,4 +1,4 @@
-"""What processes hold while they are under load: memory, descriptors, threads, and what their metrics tell."""
+"""The resources that processes use under load: memory, descriptors, threads, and what their metrics report."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`pretrade bench`: the stack around `loadtest.benchmark.bench`.
+"""`pretrade bench`: starts the stack and runs `loadtest.benchmark.bench` on it.
 
-Next to a decision server on each edge, in the same run: bare echoes behind the same transports, TorchServe itself, and
-FastAPI with the model in its process. The decision servers have everything on, an audit journal of their own, and share
-the stack's replicas, features, control state and database.
+The run measures a decision server on each edge and, for comparison, bare echoes behind the same transports, TorchServe
+itself, and FastAPI with the model in its process. The decision servers have everything on and an audit journal of their
+own; they share the stack's replicas, features, control state and database.
 """
 
 from __future__ import annotations

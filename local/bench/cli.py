@@ -1,4 +1,4 @@
-"""Commands that measure: `bench` and its kin, `soak`. Each loads what it needs when it runs."""
+"""Commands that measure: `bench` and its variants, `soak`. Each loads what it needs when it runs."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """`pretrade bench-costs`: what each optional part of a decision costs, and where the CPU of a decision goes.
 
-Servers that differ from the first one in one thing decide side by side on one stack, each with a journal of its own.
-They are loaded in turn in short rounds, so that what the machine does besides hits all alike. Every round of a server
-is held against the round of the first one beside it, and the median of the rounds is shown. Of the first one, which has
-everything on, the CPU is told apart by process and by thread. Threads have the names Python gave them where `py-spy`
-is installed.
+Several servers decide side by side on one stack, each with a journal of its own. The first one has everything on; every
+other one differs from it in one thing. They are loaded in turn in short rounds, so that other work on the machine
+affects all alike. Each round of a server is compared with the neighbouring round of the first one, and the median of
+these comparisons is shown. The CPU of the first server is shown by process and by thread. Threads have the names that
+Python gave them if `py-spy` is installed.
 """
 
 from __future__ import annotations

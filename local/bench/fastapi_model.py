@@ -1,4 +1,4 @@
-"""`local.bench.fastapi_model:build`: the champion behind FastAPI, what the benchmark holds a decision against.
+"""`local.bench.fastapi_model:build`: the champion behind FastAPI, which the benchmark compares with a decision.
 
 It only scores: no features, guards, audit or fallback. Its model is called as fast as the TorchServe handler calls it.
 """

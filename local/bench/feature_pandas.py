@@ -1,7 +1,7 @@
-"""The features as one computes them with pandas, for comparison: the whole frame at once, or the last of it live.
+"""The features computed with pandas, for comparison: over the whole frame at once, or live over its last part.
 
-Over the whole frame a row is cheap, but no row is there before all are. Live, a user without an engine computes the
-last half minute anew for every vector.
+Over the whole frame a row is cheap, but no row is available before all are. Live, a user without an engine recomputes
+the last half minute for every vector.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`pretrade bench-features`: the feature worker's steps, its throughput from Kafka to Redis, and its freshness.
 
-The throughput run stops the worker (SIGSTOP), fills its topic, lets it go on and waits until a server's copy holds the
-features of the last events: how fast a real worker consumes when the log is full, while Valkey and the broker share the
-machine. The freshness run publishes at a fixed rate, from a process of its own, and looks at how long after its
+The throughput run stops the worker (SIGSTOP), fills its topic, lets it continue and waits until a server's copy holds
+the features of the last events: how fast a real worker consumes when the log is full, while Valkey and the broker share
+the machine. The freshness run publishes at a fixed rate, from a process of its own. It measures how long after its
 publication each event is part of the vector that a server's copy holds.
 """
 

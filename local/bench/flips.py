@@ -1,4 +1,4 @@
-"""`pretrade bench-flips`: two servers with two processes each around `loadtest.studies.flips`."""
+"""`pretrade bench-flips`: starts two servers with two processes each and runs `loadtest.studies.flips` on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What observes a server in a benchmark: a trace collector, and somebody who scrapes metrics; or nothing at all."""
+"""What observes a server in a benchmark: a trace collector and a client that scrapes metrics, or nothing at all."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What scores a champion's rows in process, for comparison: XGBoost as the handler has it, and faster runtimes.
+"""Runtimes that score a champion's rows in process, for comparison: XGBoost as in the handler, and faster ones.
 
-Those beside XGBoost and Torch are the extra `runtimes`; what is not installed is left out.
+The runtimes other than XGBoost and Torch come with the extra `runtimes`; those that are not installed are left out.
 """
 
 from __future__ import annotations

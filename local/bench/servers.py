@@ -1,4 +1,4 @@
-"""What the benchmarks put under load: decision servers of their own, and what else could score an order."""
+"""The servers that the benchmarks load: decision servers of their own, and alternatives that score an order."""
 
 from __future__ import annotations
 

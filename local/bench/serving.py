@@ -1,8 +1,9 @@
-"""`pretrade bench-serving`: what a call to a model server costs, what in process, and what each of its settings does.
+"""`pretrade bench-serving`: the cost of a call to a model server and in process, and the effect of each setting.
 
-Three tables: runtimes in this process, TorchServe calls of 1 to 256 rows, and TorchServe with one thing changed next to
-one as `torchserve.config` starts it. Those two take turns of half a second, and ratios of neighbouring turns are
-compared: what else the machine does hits both alike. The first variant changes nothing, and shows how much that leaves.
+It prints three tables: runtimes in this process, TorchServe calls of 1 to 256 rows, and TorchServe with one setting
+changed compared with one as `torchserve.config` starts it. Those two take turns of half a second, and ratios of
+neighbouring turns are compared, so that other work on the machine affects both alike. The first variant changes
+nothing, and shows how much noise remains.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pretrade soak`: the embedded stack around `loadtest.studies.soak`."""
+"""`pretrade soak`: starts the embedded stack and runs `loadtest.studies.soak` on it."""
 
 from __future__ import annotations
 

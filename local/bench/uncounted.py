@@ -1,6 +1,6 @@
-"""Makes a decision server that counts nothing and tells of nothing: the `unobserved` one of `pretrade bench-costs`.
+"""Makes a decision server without metrics, logs and traces: the `unobserved` one of `pretrade bench-costs`.
 
-Imported before the server, by a `sitecustomize` that only the benchmark puts in the way, inside Envoy as well.
+It is imported before the server, by a `sitecustomize` that only the benchmark puts on the path, inside Envoy as well.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What shows the product at work: the demo, and canaries each to its end."""
+"""Shows the product at work: the demo, and canaries that run until they are promoted or rolled back."""

@@ -1,8 +1,8 @@
-"""`pretrade canary-demo`: three canaries on the whole stack, each to its end, under a flow of orders.
+"""`pretrade canary-demo`: three canaries on the whole stack under a flow of orders, each until it is decided.
 
-A version that is as good as the champion goes through all steps and becomes it. One that answers late, and one whose
+A version that is as good as the champion goes through all steps and replaces it. One that answers late, and one whose
 scores are inverted, are rolled back. Everything is real: the archives, TorchServe loading them while it serves, the
-orders, the clock. Only the waiting is shorter than in earnest: see `SETTINGS`.
+orders, the clock. Only the waiting times are shorter than in production: see `SETTINGS`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The live features that the demos follow: when they are there, and the mid prices that orders are made from."""
+"""The live features that the demos follow: whether they are available, and the mid prices that orders are made from."""
 
 from __future__ import annotations
 

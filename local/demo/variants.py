@@ -1,4 +1,4 @@
-"""Versions made of another one, to try canaries with: sound archives, each different in one thing.
+"""Versions made from another one, to try canaries with: valid archives, each different in one thing.
 
 They are new versions in every respect: their content has another hash, and their canned scores are their own.
 """

@@ -1,4 +1,4 @@
-"""What every command that runs the stack has in common: start it, show how that goes, use it, stop it."""
+"""What every command that runs the stack has in common: start it, show the progress, use it, stop it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Leaves no orphans: a process of its own that outlives the stack's, and ends the children with it.
+"""Leaves no orphans: a process of its own that outlives the stack's process, and ends the children with it.
 
 The stack holds one end of a pipe, the guard the other. However the stack's process ends, `kill -9` included, the kernel
 closes its end; the guard then stops every program that is still registered, with everything it started. Run as a script
 it is the guard (standard library alone, so that it starts at once and stays small); imported it starts one.
 
-No instant of a start is left out. A child registers before it turns into its program, and turns into it only if the
-stack still lives *after* that. So whatever turns into a program has registered before the stack's end, and the guard,
-which reads the pipe once more after that end, knows it.
+No instant of a start is left out. A child registers before it executes its program, and executes it only if the stack
+still lives *after* that. So every child that executes a program has registered before the stack's end. The guard reads
+the pipe once more after that end, and therefore knows it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pretrade kill`: takes a part away from a running stack, for load scenarios in which something fails."""
+"""`pretrade kill`: kills a part of a running stack, for load scenarios in which something fails."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Becomes a child of the stack: registers with the guard, gives up root if told to, then executes the program.
 
-Run as a script, with the standard library alone. Registering before `exec`, and looking whether the stack lives after
-that, leaves no instant in which the program runs and the guard does not know it (see `guard`). Arguments: the guard's
-pipe, the process id of the stack, the signal that stops the program, the user to become or an empty string, and the
-program with its arguments.
+It runs as a script, with the standard library alone. It registers before `exec` and checks after that whether the stack
+still lives, so there is no instant in which the program runs and the guard does not know it (see `guard`). Arguments:
+the guard's pipe, the process id of the stack, the signal that stops the program, the user to become or an empty string,
+and the program with its arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the start and the end of a stack look in a terminal."""
+"""Shows the start and the end of a stack in a terminal."""
 
 from __future__ import annotations
 

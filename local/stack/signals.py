@@ -1,4 +1,4 @@
-"""How a command that runs a stack is told to stop."""
+"""The signals that stop a command that runs a stack."""
 
 from __future__ import annotations
 

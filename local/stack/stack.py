@@ -1,4 +1,4 @@
-"""The embedded stack: which parts there are, what each needs, and how they start and stop together.
+"""The embedded stack: its parts, what each needs, and how they start and stop together.
 
 Everything here blocks and belongs to no event loop, so that tests and commands can share one stack; asynchronous code
 calls what takes time through `asyncio.to_thread`.

@@ -1,1 +1,1 @@
-"""From samples to models in a store, and the commands for it."""
+"""From samples to models in a model store, and the commands for it."""

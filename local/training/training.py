@@ -1,6 +1,6 @@
-"""From samples to models in a store, each with its card: evaluated next to the baselines before it is written.
+"""From samples to models in a model store. Each model is compared with the baselines before it is written.
 
-Here and not beside the models, because one of the baselines is the rules that answer when no model can.
+It is not part of `torchserve`, because one of the baselines is the rules baseline of `fallback`.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def this_process(
 
 
 def settings_of(slot: Slot, shared: Settings) -> Settings:
-    """The settings of the process in a place: its own journal and its own metrics port."""
+    """The settings of the process in a slot: its own journal and its own metrics port."""
     journal = shared.journal.model_copy(update={"path": journal_path(shared.journal.path, slot.index)})
     port = shared.metrics.port and shared.metrics.port + slot.index
     metrics = shared.metrics.model_copy(update={"port": port})

@@ -1,1 +1,1 @@
-"""The way of an order: read, admit, decide once, record, and know whether the caller received the answer."""
+"""The way of an order: read, admit, decide once, record, and note whether the caller received the answer."""

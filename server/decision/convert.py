@@ -1,4 +1,4 @@
-"""From the contract's messages to the domain, with every rule an order must keep."""
+"""Converts the contract's messages to domain objects, and checks every rule that an order must meet."""
 
 from __future__ import annotations
 

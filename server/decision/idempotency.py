@@ -1,7 +1,7 @@
-"""The promise of `Order.idempotency_key`: the same key gives the same decision, and only one.
+"""Idempotency by `Order.idempotency_key`: the same key gives the same decision, and only one.
 
-A repeat gets the answer of the first call, or a safer one. The guards run again for it, because what they check may
-have changed. Once a repeat got something safer than TRADE, every later repeat gets that, too. See `DataPlane`.
+A repeated call gets the answer of the first call, or a safer one. The guards run again for it, because what they check
+may have changed. Once a repeat got something safer than TRADE, every later repeat gets that as well. See `DataPlane`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the decision path counts, and its metrics.
+"""The counts of the decision path, and its metrics.
 
-The path only adds to plain integers; the Prometheus families are built when somebody scrapes, on a thread of its own.
+The path only adds to plain integers; the Prometheus families are built for each scrape, on a thread of its own.
 Counters to which the event loop may add a key are copied in one step.
 """
 

@@ -1,8 +1,8 @@
-"""Protocol Buffers' wire format, for the few messages that are too frequent to be built as objects first.
+"""Protocol Buffers' wire format, written directly for the few messages that are too frequent to build as objects first.
 
-Filling message objects with the fifty fields of a reply and its audit packet, and serialising those, took longer than
-anything else about a decision. Field numbers come from the contract's own descriptors, and tests hold what is written
-against the generated classes.
+Filling and serialising message objects with the fifty fields of a reply and its audit packet took longer than any other
+part of a decision. Field numbers come from the contract's own descriptors, and tests compare what is written here with
+the generated classes.
 
 Source: https://protobuf.dev/programming-guides/encoding/.
 """

@@ -1,7 +1,7 @@
-"""Puts a decision into the contract's words: the reply and the audit packet.
+"""Writes a decision as the contract's messages: the reply and the audit packet.
 
-Both are written as bytes, and only once: the packet holds those of the reply. What the caller gets differs from what
-was recorded by its ledger alone, which then also says what the audit cost.
+Both are written as bytes, and only once: the packet contains the bytes of the reply. The caller's reply differs from
+the recorded one in its ledger alone, which then also contains the time of the audit.
 """
 
 from __future__ import annotations

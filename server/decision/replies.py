@@ -1,22 +1,22 @@
-"""The ledger of replies: what became of a decision after it was written down.
+"""The ledger of replies: whether each caller received the decision that was written for it.
 
-A row of the journal says what was decided. Whether the caller heard it is known only later, so every decision is *owed*
-from the moment its packet is handed to the journal::
+A row of the journal says what was decided. Whether the caller received it is known only later. Every decision is
+therefore *owed* from the moment its packet is handed to the journal::
 
     owe() ──▶ owed ──heard()─────────▶ settled. Nothing is written: a row alone says `replied`
                 │
-                └──unheard(cause)──▶ a note for the journal, kept here until it is durable ──▶ settled
+                └──unheard(cause)──▶ a note for the journal, held here until it is durable ──▶ settled
 
-*Heard* means that the deadline had not passed when the reply's bytes were handed to the transport. The edges report
-that, or that they were not sent; they decide nothing. What is noted is the journal entry `ReplyUnconfirmed`, and
-`ReplyHeard` where a repeat of the call heard the decision after all: the last word about a decision holds.
+*Heard* means that the deadline had not passed when the reply's bytes were handed to the transport. The edges only
+report that the bytes were sent, or that they were not. The note is the journal entry `ReplyUnconfirmed`. If a repeat of
+the call receives the decision after all, `ReplyHeard` is written. The last entry about a decision holds.
 
-A note whose commit fails, or that the journal does not take, waits and is written when the journal is well again.
-Decisions that are not settled are bounded: beyond, `owe` refuses, and the decision is answered ABSTAIN, because the
-audit could not say what became of it.
+If the journal does not take a note, or its commit fails, the note waits and is written when the journal has recovered.
+The number of decisions that are not settled is bounded. Beyond that bound `owe` refuses, and the decision is answered
+ABSTAIN, because the audit could not say whether it was received.
 
-A process that is killed writes no notes. Therefore the journal knows which decisions are not settled (`Journal.hold`)
-and keeps on disk through where all of them are. The next process that opens it notes the rest as `killed`.
+A process that is killed writes no notes. Therefore the journal knows which decisions are not settled (`Journal.hold`),
+and stores the position through which all of them are. The next process that opens it notes the rest as `killed`.
 """
 
 from __future__ import annotations

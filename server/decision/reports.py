@@ -1,9 +1,9 @@
 """Which decisions are written to the log and to traces: slow, failed or degraded ones, and one in N of the others.
 
 The choice is made when a decision is over, because only then is it known how it went. It costs the decision path a few
-comparisons. A chosen decision goes into a bounded queue, and a separate thread of each outlet writes it a little later.
-An *outlet* is a sink of such reports: the log, or traces. An outlet that is slow or down, or that gets more reports a
-second than its limit, loses reports. They are counted, and no decision waits.
+comparisons. A *sink* is the log or the traces. A chosen decision goes into the bounded queue of its sink, and a thread
+of that sink writes it a little later. A sink that is slow or down, or that gets more reports a second than its limit,
+loses reports. They are counted, and no decision waits.
 """
 
 from __future__ import annotations

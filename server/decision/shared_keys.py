@@ -1,4 +1,4 @@
-"""The table of idempotency keys: memory that belongs to no single process.
+"""The table of idempotency keys: memory that all processes of a server share.
 
 The supervisor allocates the memory, and every process that it starts inherits it, so a key outlives the process that
 decided its order. A server of one process has its own table. A key takes a slot of one bucket. Its states::
@@ -8,19 +8,21 @@ decided its order. A server of one process has its own table. A key takes a slot
     decided    the decision is here                      → repeats get it
     withdrawn  a repeat got something safer              → so does every later one
 
-Layout. A bucket has 256 places, the key's hash picks the bucket, and any free place in it will do. With n keys alive in
-b buckets, the keys of one are Poisson distributed with mean n / b; the table is made so large that this is 192 when as
-many keys are alive as were asked for, and 256 are four and a half standard deviations away. (Buckets of 32, as many as
-there were at first, overflowed at three quarters of their load.) Smaller buckets with two choices need two locks.
+Layout. A bucket has 256 slots. The key's hash picks the bucket, and the key takes any free slot of it. With n keys
+alive in b buckets, the number of keys in a bucket is Poisson distributed with mean n / b. The table is made so large
+that this mean is 192 when as many keys are alive as were asked for; 256 are four and a half standard deviations away.
+(Buckets of 32, as many as there were at first, overflowed at three quarters of their load.) Smaller buckets with two
+choices would need two locks.
 
-Memory. A place takes 512 bytes, in pages that the kernel gives when they are first written to, and of the free places
-the first is taken: what is used follows the largest number of keys that were alive at once.
+Memory. A slot takes 512 bytes, in pages that the kernel provides when they are first written to. A key takes the first
+free slot, so the memory in use follows the largest number of keys that were alive at once.
 
-Locks. A bucket is changed under a lock of its own, which the kernel takes from a process that dies. A process that was
-stopped while it held one costs the others no more than the keys of that bucket: nobody waits, but asks again.
+Locks. A bucket is changed under a lock of its own, which the kernel releases when its holder dies. If a process is
+stopped while it holds one, the other processes do without the keys of that bucket: they do not block on the lock, but
+try again later.
 
-Rejected: Redis, for a round trip on every order with a key, and for failing with Redis; the kernel cannot send a key
-to a process of our choice, as it picks by connection.
+Rejected: Redis, because it adds a round trip to every order with a key, and fails with Redis. Also rejected: sending a
+key always to the same process. The kernel cannot do that, because it distributes connections and not calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """gRPC over ASGI: serves the servicers of the grpc.aio edge behind Envoy.
 
 Envoy terminates HTTP/2 (flow control, limits, TLS, floods) and hands every call to this application in its own process,
-through `pyvoy`; see `server/envoy/edge.py`. What is ours is in `framing.py`, and what becomes of a call here::
+through `pyvoy`; see `server/envoy/edge.py`. gRPC's own framing is in `framing.py`. The steps of a call here::
 
     read the request → the servicer's method → the answer, or a status
 

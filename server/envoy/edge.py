@@ -1,7 +1,8 @@
 """The Envoy edge: Envoy speaks HTTP/2 with the callers and runs the decision server inside its own process.
 
-`Envoy` is how the supervisor starts one; `EnvoyEdge` is what the server inside (`server/composition/embedded.py`) knows
-of it. What Envoy does better than Python is Envoy's configuration: HTTP/2 and its limits, gRPC-Web, JSON, draining.
+The supervisor starts an Envoy as an `Envoy`. The server inside (`server/composition/embedded.py`) knows it as an
+`EnvoyEdge`. What Envoy does better than Python is left to Envoy's configuration: HTTP/2 and its limits, gRPC-Web, JSON,
+draining.
 """
 
 from __future__ import annotations

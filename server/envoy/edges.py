@@ -1,4 +1,4 @@
-"""Which edge speaks HTTP/2 with the callers where nobody chose one."""
+"""Chooses the edge that speaks HTTP/2 with the callers when the settings leave it open."""
 
 from __future__ import annotations
 

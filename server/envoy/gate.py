@@ -1,18 +1,20 @@
-"""The gate: admission in Envoy, for the calls that wait until the event loop takes them up.
+"""The gate: admission in Envoy, for calls that the event loop has not taken up yet.
 
-`server/decision/admission.py` sees a call when Python does. In an overload that is too late: what waits before it makes
-every answer late, and to refuse a call there takes time from those that are answered. So Envoy counts the calls, from
-their headers to the end of their answers, and refuses those beyond a limit at once, with the status that admission
-gives.
+`server/decision/admission.py` sees a call only when Python does. In an overload that is too late: the calls that wait
+before it make every answer late, and refusing them there takes time from those that are answered. Envoy therefore
+counts the calls, from their headers to the end of their answers. It refuses those beyond a limit at once, with the
+status that admission gives.
 
 The limit follows the same target as admission's. Per window of 0.05 s, with w = the 90th percentile of all times::
 
     limit ← limit · g + √(limit · g)    where g = target / w, between 0.5 and 2;  min_in_flight ≤ limit ≤ max_in_flight
 
-It is Envoy's adaptive concurrency filter with a target in place of the lowest latency it ever saw. Streams, health and
-reflection are no concern of the gate: what decides orders on a stream admits each by itself. Neither are calls whose
-metadata says that all of their orders are reduce-only: the gate cannot read orders, and lets such a call pass to
-admission's lane for them. One that says so of other orders is refused as soon as it has been read, and decides nothing.
+This is Envoy's adaptive concurrency filter, but with a target in place of the lowest latency it ever saw.
+
+The gate does not count streams, health and reflection: each order on a stream is admitted by itself. It does not count
+calls either whose metadata says that all of their orders are reduce-only: the gate cannot read orders, and lets such a
+call pass to the lane that admission has for them. If the metadata is untrue, the call is refused as soon as it has been
+read, and nothing is decided.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What became of one attempt at a model: written into the case, and made an answer where it was scored."""
+"""The result of one attempt at a model: written into the case, and made an answer if the row was scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The identity of an attempt in a call's trace, given away before there is a span: to the model server."""
+"""The span id of an attempt, chosen before the span exists, so that it can be sent to the model server."""
 
 from __future__ import annotations
 

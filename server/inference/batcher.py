@@ -1,15 +1,16 @@
-"""The micro-batcher: many callers' rows, one call to the model server.
+"""The micro-batcher: puts the rows of many callers into one call to the model server.
 
-A model server takes about the same time for 1 row as for 1,000, and a few hundred calls a second. So rows wait only for
-a free slot (there is no timer): a batch leaves as soon as one is free, and the rows arriving meanwhile form the next.
-How many slots there are, and how many rows a batch may have, follows from how the replica answers; see `pacing.py`.
+A model server takes about the same time for 1 row as for 1,000, and handles a few hundred calls a second. Rows
+therefore wait only for a free slot (there is no timer): a batch leaves as soon as a slot is free, and the rows that
+arrive meanwhile form the next. How many slots there are, and how many rows a batch may have, follows from how the
+replica answers; see `pacing.py`.
 
-A caller waits on its own row with its own deadline and never owns the batch's call: whoever gives up or is cancelled
-leaves its batch mates alone. A batch that does not come back is *abandoned*, not cancelled: its slot is free again, but
-it counts against the cap until the call really ends.
+A caller waits on its own row with its own deadline and never owns the batch's call: if it gives up or is cancelled, the
+other rows of the batch are not affected. A batch that does not come back is *abandoned*, not cancelled: its slot is
+free again, but it counts against the cap until the call really ends.
 
-A batch that fails as a whole because of what it holds is *split*: sent once more, in parts, so that one poison row
-cannot fail its mates.
+If a batch fails as a whole because of what it contains, it is *split*: sent once more, in parts, so that one poison row
+cannot fail the others.
 """
 
 from __future__ import annotations

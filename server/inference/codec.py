@@ -1,4 +1,4 @@
-"""How rows travel to a model server and scores come back: one codec for each protocol, behind the same replica."""
+"""How rows are sent to a model server and scores come back: one codec per protocol, for the same replica."""
 
 from __future__ import annotations
 

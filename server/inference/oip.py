@@ -1,14 +1,14 @@
-"""The Open Inference Protocol (KServe v2, gRPC): model servers that know nothing of pretrade.
+"""The Open Inference Protocol (KServe v2, gRPC), for model servers that know nothing of pretrade.
 
-Such a server answers with scores and the name of a version. What pretrade's own handler says of itself with every
-answer, the threshold and the feature set above all, comes from a description of the model: the `NAME.json` that lies
-beside every exported archive, or a file of one's own with the fields of `ModelDescription`. An answer counts only while
-the server says that it serves the version described.
+Such a server answers with scores and the name of a version. pretrade's own handler also sends, with every answer, what
+else a decision needs, above all the threshold and the feature set. For this protocol that comes from a description of
+the model: the `NAME.json` that is exported beside every archive, or a file of your own with the fields of
+`ModelDescription`. An answer counts only while the server says that it serves the version described.
 
 A request holds one FP32 tensor `[rows, features]`, with NaN where a feature is undefined. An answer holds one FP32 or
 FP64 tensor: `[rows]` or `[rows, 1]` scores, or `[rows, 2]` probabilities of both classes, the second being the score.
 Scores are calibrated probabilities; `python -m torchserve.mlserver` writes the champion as an XGBoost model that gives
-those. They equal the handler's to 1e-6 and not to the last bit, which a replay of such a decision then shows.
+those. They equal the handler's to 1e-6 and not to the last bit. A replay of such a decision shows that difference.
 """
 
 from __future__ import annotations

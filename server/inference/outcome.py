@@ -1,7 +1,7 @@
-"""What can become of a call to a model server, by meaning rather than by status code.
+"""The possible outcomes of a call to a model server, by meaning rather than by status code.
 
-TorchServe answers "queue full", "no worker" and "unknown model" all as INTERNAL and a handler's exception as
-UNAVAILABLE, the code a broken connection has as well; only the message tells them apart.
+TorchServe answers "queue full", "no worker" and "unknown model" all as INTERNAL. It answers an exception of the handler
+as UNAVAILABLE, which is also the code of a broken connection. Only the message distinguishes them.
 """
 
 from __future__ import annotations

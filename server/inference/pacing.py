@@ -1,4 +1,4 @@
-"""How much to give a replica at once, learnt from how it answers: batches in flight, and rows in a batch."""
+"""How much to send to a replica at once, learnt from how it answers: batches in flight, and rows in a batch."""
 
 from __future__ import annotations
 

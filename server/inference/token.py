@@ -1,4 +1,4 @@
-"""TorchServe's own tokens: it wants one with every call, and writes them into a file when it starts."""
+"""TorchServe's own tokens: TorchServe writes them to a file when it starts, and expects one with every call."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What pretrade and its TorchServe handler say to each other.
+"""The wire format between pretrade and its TorchServe handler.
 
-A request carries rows of little-endian float32 in the entry `input`, and which features they are of in the entry
-`feature_set`, so that a model refuses rows it was not trained on. The answer is a 32-byte header, little-endian::
+A request carries rows of little-endian float32 in the entry `input`, and the feature set that they belong to in the
+entry `feature_set`, so that a model refuses rows it was not trained on. The answer is a 32-byte header, little-endian::
 
     magic "PTS1" | rows u32 | version 8 bytes | threshold f32 | feature-set fingerprint u32 | expires_at u64
 
-and one calibrated float32 score a row. Source: `torchserve/handler.py`, held against this module by a contract test.
+and one calibrated float32 score a row. Source: `torchserve/handler.py`; a contract test compares both.
 """
 
 from __future__ import annotations

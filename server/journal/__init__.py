@@ -1,1 +1,1 @@
-"""The durable write side of the audit: a decision is answered when its row is here."""
+"""The durable write side of the audit: a decision is answered only when its row is here."""

@@ -1,11 +1,11 @@
-"""The durable audit journal: a row is on disk before its caller goes on.
+"""The durable audit journal: a row is on disk before its caller continues.
 
 Life of a row::
 
     append() ─▶ queue ─▶ writer thread: everything queued, one INSERT, one sync ─▶ event loop: the callers' futures
 
-Appends that arrive during a sync share the next one (group commit), so the cost of a sync is divided by the load. Those
-of one turn of the event loop are handed over together: waking the writer takes longer than writing a row.
+Appends that arrive during a sync share the next one (group commit), so the cost of a sync is divided by the load. The
+rows of one iteration of the event loop are handed over together: waking the writer takes longer than writing a row.
 
 States::
 
@@ -13,14 +13,14 @@ States::
         ▲                             │
         └── a probe is durable ◀──────┘  opens the file anew and commits a probe, again and again with backoff
 
-What a decision's caller heard is known only after its row is durable. Until then the row is *held*, and every commit
-carries the position through which no row is (see `journal_file.py` and `server/decision/replies.py`). Rows beyond it
-that a process left when it was killed are marked by the next one that opens the journal, with cause `killed`.
+Whether a caller received its decision is known only after the row is durable. Until then the row is *held*. Every
+commit stores the position up to which no row is held (see `journal_file.py` and `server/decision/replies.py`). If a
+process is killed, the next one that opens the journal marks the rows beyond that position with cause `killed`.
 
-A failed sync is never retried on the same pages, whose state in the page cache nobody knows: the log is written once
-more (see `journal_file.py`), the file is opened anew and a new commit must succeed. Rows of a failed commit that turn
-up after all are marked in the journal as `reply_unconfirmed` with cause `not_durable`, because their callers were told
-that they failed. Trims wait until that is over.
+A failed sync is never retried on the same pages, because their state in the page cache is unknown. The log is written
+once more (see `journal_file.py`), the file is reopened, and a new commit must succeed. Rows of a failed commit can
+appear in the file after all. They are marked as `reply_unconfirmed` with cause `not_durable`, because their callers
+were told that they failed. Trims wait until that is over.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
 """The journal's file: rows in SQLite, each chained to the one before by a hash.
 
 `hash[n] = sha256(hash[n - 1] + entry[n])`, with 32 zero bytes before the first row. Positions count from 1 without a
-gap. Trimming removes rows from the front and keeps the position and hash of the last one removed as the *anchor*, so
-the chain of what remains can still be checked, and joins what was shipped.
+gap. Trimming removes rows from the front and stores the position and hash of the last one removed as the *anchor*. The
+chain of the remaining rows can still be checked, and continues what was shipped.
 
-Every row also carries how far replies were *settled* when it was written: through which position it was known of each
-decision whether its caller heard it, or a note said that it did not (see `server/decision/replies.py`). Beside the row
-this costs nothing. It is no evidence. It tells the next process, after the death of one, whose replies nobody knows,
-and readers which rows they may call `replied`. While no row is written it is kept in the table `journal`.
+Every row also stores how far replies were *settled* when it was written. A decision is settled when it is known that
+its caller received it, or when a note says that it did not (see `server/decision/replies.py`). Storing this with the
+row costs nothing extra. It is not evidence. After a process died, it tells the next one whose replies are unknown, and
+it tells readers which rows they may call `replied`. While no row is written, it is stored in the table `journal`.
 
 SQLite runs in WAL mode. With `synchronous=FULL` a COMMIT syncs the WAL before it becomes visible to any reader; with
 `NORMAL` the WAL is only synced before a checkpoint, so a row survives the death of the process but not of the machine.
 
-What a failed sync leaves in the WAL may be nowhere but in memory, where it can be read all the same, and no later sync
-writes it. A commit behind it would be lost with it. Therefore whoever is about to write the journal, after a failure or
-after another process, first writes the WAL over itself and syncs it (`make_log_durable`).
+After a failed sync, part of the WAL may exist in memory alone. It can still be read, but no later sync writes it, and a
+commit that follows it would be lost with it. A process therefore first writes the WAL over itself and syncs it before
+it writes to a journal after a failure, or after another process (`make_log_durable`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the audit says of the reply to a decision: `replied`, unless an entry of a journal says otherwise."""
+"""The status of a decision's reply in the audit: `replied`, unless a journal entry says otherwise."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Model versions: where they are kept, what they are called, and how a model server gets them."""
+"""Model versions: where they are stored, what they are called, and how a model server loads them."""

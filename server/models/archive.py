@@ -1,8 +1,8 @@
 """Archived models for replays: found by version, checked against it, and run in a process of their own.
 
-Nothing on the serving side knows how a model is made. An archive (`.mar`) brings its own code, `handler.py`, and its
-version is the hash of that code, the metadata and the weights. The hash stands in every packet, and is computed anew
-before any of the code runs; the code then runs as it did in TorchServe's worker, in a child process.
+The serving side does not know how a model is made. An archive (`.mar`) contains its own code, `handler.py`, and its
+version is the hash of that code, the metadata and the weights. Every packet names that hash. It is recomputed before
+any of the code runs; the code then runs in a child process, as it did in TorchServe's worker.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which version the champion's replicas decide by, and how another one takes its place.
+"""Which version the champion's replicas decide by, and how it is replaced by another.
 
-A version is loaded beside the old one into the secondary and then the primary, warmed up and checked; only then does
-the control state name it, and in every process a replica is switched when it has been seen to serve it. The old one
-stays loaded for a while, so that going back is a change of the name and nothing else.
+A new version is loaded beside the old one, into the secondary and then the primary, warmed up and checked. Only then
+does the control state name it. Every process switches a replica when it has seen that replica serve the new version.
+The old version stays loaded for a while, so that going back only changes the name.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Loads model versions into TorchServe while it runs, and lets none near an order before it has proven itself.
+"""Loads model versions into a running TorchServe, and checks each before it may decide orders.
 
-A version is registered beside those that are there, under the name that the replica is asked for; requests name the
-version that they mean. It is then warmed up and asked for its canned scores, which must be those it gave when it was
-exported. Everything here may be done again: what is there already stays as it is.
+A version is registered beside the loaded ones, under the name that the replica is asked for; requests name the version
+that they mean. It is then warmed up and asked for its canned scores, which must be those it gave when it was exported.
+Every step can be repeated: what is done already stays as it is.
 
-A replica's management service may be a name with several addresses, such as a headless Service of Kubernetes: whatever
-is done is done at each of them, since the connection that decides orders may lead to any.
+A replica's management service may be a name with several addresses, such as a headless Service of Kubernetes. Every
+step is done at each of them, since the connection that decides orders may lead to any.
 """
 
 from __future__ import annotations

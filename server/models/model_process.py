@@ -1,8 +1,9 @@
 """Runs the handler of an unpacked model archive: `python -m server.models.model_process DIRECTORY VERSION`.
 
-A child of whoever replays or explains. A request on standard input is a byte, SCORE or EXPLAIN, and a frame with the
-bytes that TorchServe would hand to the handler as `input`; a frame is a little-endian u32 length and so many bytes. A
-frame on standard output holds the answer: the handler's own, or its explanation as JSON. Ends with its input.
+It is a child of the process that replays or explains. A request on standard input is a byte, SCORE or EXPLAIN, and a
+frame with the bytes that TorchServe would hand to the handler as `input`. A frame is a little-endian u32 length and
+that many bytes. Each answer is a frame on standard output: the handler's own answer, or its explanation as JSON. The
+process exits when its input ends.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The model registry: every version under its content hash, and names for some of them.
+"""The model registry: every version under its content hash, and aliases for some of them.
 
-A folder that all servers see::
+It is a folder that all servers see::
 
     versions/<version>.mar   archives, never changed once they are there
     aliases/<alias>          one line, a version; replaced whole
 
-Whoever trains puts archives into it (`torchserve/export.py`); servers read them and move the aliases. An alias says
-what a model server should be started with; which version decides orders is part of the control state.
+Training puts archives into it (`torchserve/export.py`); servers read them and move the aliases. An alias says which
+version a model server should be started with. Which version decides orders is part of the control state.
 """
 
 from __future__ import annotations

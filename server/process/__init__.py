@@ -1,1 +1,1 @@
-"""Processes of one server: who starts, replaces and stops them, and what each says of its health."""
+"""The processes of one server: starting, replacing and stopping them, and their health."""

@@ -1,4 +1,4 @@
-"""Python's collector of cycles, set for a process that answers in milliseconds."""
+"""Configures Python's cyclic garbage collector for a process that answers in milliseconds."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from feature_cache.metrics import Counter, Gauge, declared
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-PROCESS_RESTARTS: Final = Counter("pretrade_process_restarts", "Times a process in this place ended by itself.")
+PROCESS_RESTARTS: Final = Counter("pretrade_process_restarts", "Times that the process in this slot ended by itself.")
 EVENT_LOOP_TASKS: Final = Gauge("pretrade_event_loop_tasks", "Tasks of the event loop: a leak grows.")
 
 METRICS: Final = declared(globals())
@@ -22,8 +22,7 @@ def of_process(restarts: int, loop: asyncio.AbstractEventLoop) -> Iterator[Metri
     """One scrape.
 
     Args:
-        restarts: Times that a process in this place ended by itself.
-        loop: The process's event loop.
+        restarts: Times that the process in this slot ended by itself. loop: The process's event loop.
     """
     yield PROCESS_RESTARTS.family(restarts)
     yield EVENT_LOOP_TASKS.family(len(asyncio.all_tasks(loop)))

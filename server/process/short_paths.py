@@ -1,4 +1,4 @@
-"""Folders for Unix sockets, whose paths the kernel limits to some hundred bytes."""
+"""Folders for Unix sockets with short paths: the kernel limits a socket's path to about a hundred bytes."""
 
 from __future__ import annotations
 

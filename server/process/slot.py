@@ -1,4 +1,4 @@
-"""The place of one process among those that serve together."""
+"""The numbered slot of one process among the processes of a server."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ READY: Final = b"ready"
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A numbered place; whatever process takes it finds the journal of the one before it.
+    """A numbered slot. The process that takes it finds the journal of the process before it.
 
-    There is one place more than there are processes, so that a new process is up before an old one goes.
+    There is one slot more than processes, so that a new process is ready before an old one ends.
     """
 
     index: int
@@ -24,15 +24,15 @@ class Slot:
     sockets: Path
     """Directory of the sockets by which the processes ask each other; the supervisor made it for its own user alone."""
     restarts: int = 0
-    """Times that this place's process ended by itself and was started again."""
+    """How often the process in this slot ended by itself and was started again."""
     keys: int | None = None
     """Memory of the idempotency keys that all processes share, as a file descriptor."""
 
     def admin_address(self, index: int) -> str:
-        """Where the process in a place answers the others about itself, past the shared admin port."""
+        """Address at which the process in a slot answers the other processes, beside the shared admin port."""
         return f"unix:{self.sockets / f'process-{index}.sock'}"
 
 
 def journal_path(shared: Path, index: int) -> Path:
-    """The journal of a place."""
+    """The journal of a slot."""
     return shared.with_name(f"{shared.name}.{index}")

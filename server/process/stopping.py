@@ -1,4 +1,4 @@
-"""What tells a server process to stop: a signal, or the end of its standard input, which its supervisor holds."""
+"""What tells a server process to stop: a signal, or the end of its standard input, which its supervisor holds open."""
 
 from __future__ import annotations
 

@@ -1,18 +1,22 @@
 """Several server processes on one port: `python -m server --processes N`.
 
-Each process takes a numbered place (`slot.py`) with a journal of its own; the kernel spreads connections over them.
-There is one place more than processes::
+Each process takes a numbered slot (`slot.py`) with a journal of its own; the kernel spreads connections over them.
+There is one slot more than processes::
 
-    SIGHUP       one by one: a new process in the free place, ready → the oldest drains, and its place is free
-    a death      the same place is taken again, after a pause that doubles from one to the next;
+    SIGHUP       one by one: a new process in the free slot, ready → the oldest drains, and its slot is free
+    a death      a new process takes the same slot, after a pause that doubles from one to the next;
                  a process that hangs in its start is killed first
     SIGTERM      all drain; a second one ends all at once
 
-A child's standard input is its leash (`stopping.py`): told to drain by its end, it drains as well when the supervisor
-itself is killed, and ends at once when it had not started yet.
-With the Envoy edge, each process is an Envoy with a server inside. Envoy itself would end undrained on SIGTERM, so that
-is blocked in it and the server inside waits for it; SIGINT of a terminal does not reach its process group.
-What a process could not ship before it ended is shipped while its place is free, so no audit row waits for its turn.
+A child drains when its standard input ends (`stopping.py`). It therefore drains as well when the supervisor itself is
+killed. A child that has not finished its start exits at once.
+
+With the Envoy edge, each process is an Envoy with a server inside. Envoy itself would end undrained on SIGTERM.
+Therefore that signal is blocked in Envoy and the server inside waits for it. A terminal's SIGINT does not reach Envoy's
+process group.
+
+When a process ends before all of its rows are shipped, the rest is shipped while its slot is free, so no audit row
+waits for the next process.
 """
 
 from __future__ import annotations
@@ -208,7 +212,7 @@ class Supervisor:
                 _log.error("no new process can be started, the old ones stay", error=str(error))
 
     async def _spawn(self, slot: int) -> _Child:
-        """Starts a process in a place that is free."""
+        """Starts a process in a free slot."""
         await self._end_leftovers(slot)
         restarts = self._restarts.get(slot, 0)
         command = self._group.command(slot, restarts)
@@ -240,7 +244,7 @@ class Supervisor:
             child.ready_or_ended.set()  # even where a process that it had started holds its output open
 
     def _keep(self, child: _Child) -> None:
-        """Has the place taken again should this process end unbidden."""
+        """Starts a new process in the slot if this one ends by itself."""
         self._background(self._take_again(child))
 
     async def _take_again(self, child: _Child) -> None:
@@ -286,7 +290,7 @@ class Supervisor:
         _log.info("replaced all processes", processes=len(self._running))
 
     async def _dismiss(self, slot: int) -> None:
-        """Drains the process in a place and frees the place."""
+        """Drains the process in a slot and frees the slot."""
         async with self._taking_again:
             child = self._running[slot]
             child.drain()

@@ -1,4 +1,4 @@
-"""The edge of `AdminService`: on-call's view of this server and hands on it."""
+"""The edge of `AdminService`: shows operators the state of this server and lets them change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what a call brings along besides its orders: W3C Trace Context and the caller's correlation id."""
+"""Reads what a call carries besides its orders: W3C Trace Context and the caller's correlation id."""
 
 from __future__ import annotations
 

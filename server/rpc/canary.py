@@ -1,4 +1,4 @@
-"""What `AdminService` says and does about models and canaries, in messages; knows no call and no status."""
+"""`AdminService` for models and canaries: converts messages and applies changes; knows no call and no status."""
 
 from __future__ import annotations
 

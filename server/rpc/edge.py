@@ -2,8 +2,8 @@
 
 Its counterpart in Envoy is `server/envoy/asgi.py`.
 
-The edge reads and parses every request itself. grpc.aio would show the caller our internals where a request cannot be
-parsed, and would leave a unary call open for ever whose request ends without a message, or never ends.
+The edge reads and parses every request itself. If grpc.aio parsed them, a request that cannot be parsed would show the
+caller our internals, and a unary call whose request never ends, or ends without a message, would stay open for ever.
 """
 
 from __future__ import annotations

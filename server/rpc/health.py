@@ -1,4 +1,4 @@
-"""`grpc.health.v1`, for any number of watchers of whom some do not read."""
+"""`grpc.health.v1`, for any number of watchers, including those that do not read."""
 
 from __future__ import annotations
 

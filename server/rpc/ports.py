@@ -1,4 +1,4 @@
-"""The ports that the server listens on with gRPC, and their limits."""
+"""The gRPC ports that the server listens on, and their limits."""
 
 from __future__ import annotations
 

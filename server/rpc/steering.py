@@ -1,4 +1,4 @@
-"""What `AdminService` says and does about the control state, in messages; knows no call and no status."""
+"""`AdminService` for the control state: converts messages and applies changes; knows no call and no status."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who may call what: TLS, callers' identities and roles, rates, and an account of what was refused."""
+"""Who may call what: TLS, callers' identities and roles, rates, and a record of what was refused."""

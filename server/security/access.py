@@ -1,4 +1,4 @@
-"""Access to one port: who calls, and whether he may; for streams, as long as they are open."""
+"""Access control of one port: who the caller is and what it may do, checked for streams as long as they are open."""
 
 from __future__ import annotations
 

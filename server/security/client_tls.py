@@ -1,4 +1,4 @@
-"""TLS to servers that this one calls: model servers, and the collector of traces."""
+"""TLS to the servers that this one calls: model servers, and the collector of traces."""
 
 from __future__ import annotations
 

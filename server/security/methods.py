@@ -1,4 +1,4 @@
-"""Which role every method asks for. A method that is not here asks for `admin`."""
+"""The role that each method requires. A method that is not listed requires `admin`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The operator token: what a server asks of those who steer it, where no issuer and no authority was set up for that.
+"""The operator token: the credential for operators when no token issuer and no certificate authority are set up.
 
-It stands in a file that only the server's own user can read, beside the journal, and is made anew at every start. The
-`pretrade` command finds it there by itself (`pretrade.client.operator_token`). What shares the machine or the pod with
-the server but neither its user nor its files, a model server that runs somebody's archive above all, cannot steer it.
+The token is in a file beside the journal that only the server's own user can read, and is made anew at every start. The
+`pretrade` command finds it there by itself (`pretrade.client.operator_token`). A program that shares the machine or the
+pod with the server, but neither its user nor its files, cannot steer it. The main example is a model server that runs
+an archive from somebody else.
 """
 
 from __future__ import annotations

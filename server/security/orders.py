@@ -1,4 +1,4 @@
-"""What callers of the decision port may ask about, order by order: a batch or a stream carries many."""
+"""Checks what callers of the decision port may ask, for each order: a batch or a stream carries many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An account of refused attempts: counted, logged and in the audit, without anything that could be a secret."""
+"""Records refused attempts: counted, logged and in the audit, without anything that could be a secret."""
 
 from __future__ import annotations
 

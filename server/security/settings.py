@@ -1,4 +1,4 @@
-"""Settings of TLS, tokens and access; how they must fit together."""
+"""Settings of TLS, tokens and access, and the checks that they fit together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON Web Tokens: what makes one good, and whose it is."""
+"""JSON Web Tokens: which are valid, and whom they identify."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is measured, traced and logged of decisions, for people and their tools."""
+"""Metrics, traces and logs of decisions, for people and their tools."""

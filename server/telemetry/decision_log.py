@@ -1,4 +1,4 @@
-"""The canonical line: everything worth knowing of one decision, in one log line."""
+"""The canonical log line: all that matters about one decision, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of what is exported, and what collects those of all components."""
+"""The metrics of the telemetry itself, and the collector that gathers those of all components."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of metrics and traces, apart from the code that needs the SDKs of both."""
+"""Settings of metrics and traces, separate from the code that needs the SDKs of both."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Spans of decisions with OpenTelemetry, made when a decision is over; off unless a collector is named.
 
-A decision's spans are written from its ledger: it knows what every stage took, so nothing is measured twice and the
-decision path carries no tracer. OpenTelemetry's server interceptor would make a span of every call, kept or not, before
-anybody can know whether it is worth keeping; these are chosen at the end (see `server/decision/reports.py`) and are the
-same on both edges::
+A decision's spans are written from its ledger. The ledger knows what every stage took, so nothing is measured twice and
+the decision path carries no tracer. OpenTelemetry's server interceptor would have to make a span of every call before
+it is known whether the span is worth keeping. Here the choice is made at the end (see `server/decision/reports.py`),
+and it is the same on both edges::
 
     pretrade.decision.v1.DecisionService/Decide   (server; child of the caller's span)
     ├── admission

@@ -1,4 +1,4 @@
-"""When a caller on grpc.aio stops waiting, whatever the wall clock does."""
+"""When a caller on grpc.aio stops waiting, independent of the wall clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recent latency of something, cheap enough for every call."""
+"""Recent latencies, cheap enough to record for every call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the event loop is behind: whatever stands still here must not be held against a replica."""
+"""How far the event loop is behind: time that the loop itself lost must not count against a replica."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What tests share: servers in groups, scripted peers, callers without manners, checks of what was heard."""
+"""What tests share: groups of servers, scripted peers, callers that break rules, and checks of what they received."""

@@ -1,8 +1,9 @@
 """A process with a journal of its own, for tests that kill it or break its disk.
 
-Appends decisions from 16 tasks until it is killed. Writes one line per event to standard output: `+<id>` durable,
-`-<id>` refused, `writable` after an outage. Arguments: the journal, the database to ship to or an empty string, and a
-prefix for the ids. Line on standard input: `limit <bytes>` caps the size of every file it writes, `unlimit` lifts that.
+It appends decisions from 16 tasks until it is killed, and writes one line per event to standard output: `+<id>`
+durable, `-<id>` refused, `writable` after an outage. Its arguments are the journal, the database to ship to or an empty
+string, and a prefix for the ids. A line on standard input changes the disk: `limit <bytes>` caps the size of every file
+that it writes, `unlimit` lifts that.
 """
 
 from __future__ import annotations

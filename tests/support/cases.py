@@ -1,4 +1,4 @@
-"""A clock that tests move, and the case under decision."""
+"""A clock that tests move, and the case that is being decided."""
 
 from __future__ import annotations
 

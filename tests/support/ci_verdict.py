@@ -1,4 +1,4 @@
-"""What fails a run in CI although no test failed: a skip that nobody agreed to, an expected failure, a second run.
+"""What makes a run in CI fail although no test failed: a skip that was not agreed, an expected failure, a second run.
 
 CI is any run with the environment variable `CI` set, as GitHub's runners and `.ci/run` set it. A developer's machine
 skips what it cannot run, and says why. No test is ever run again: one that failed once has found something.

@@ -1,6 +1,6 @@
-"""Servers that share a control state, in virtual time: a Redis with a replica, disks, clocks and journals are made up.
+"""Servers that share a control state in virtual time, with simulated Redis, replica, disks, clocks and journals.
 
-The control state itself is the real one, down to the client of Redis and the files of the machine.
+The control state itself is the real one, including the Redis client and the machine's files.
 """
 
 from __future__ import annotations

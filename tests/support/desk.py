@@ -1,4 +1,4 @@
-"""Decisions as the decision path makes them, without a server around it, and their packets."""
+"""Makes decisions and their packets as the decision path does, without a server around it."""
 
 from __future__ import annotations
 

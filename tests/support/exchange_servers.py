@@ -1,4 +1,4 @@
-"""Exchanges on loopback: real WebSocket and REST servers that speak as the real ones document, moved on by the test."""
+"""Exchanges on loopback: real WebSocket and REST servers that send what the real ones document, driven by the test."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Figures that are claimed of the machine's time: asserted where a run is there to measure them, told everywhere.
+"""Claims about time: asserted only in a run that measures them, and reported in every other run.
 
-A test asserts what holds whatever the machine does beside: who answers, with what, what is counted, what is left. How
-fast it is depends on what else has the cores. So a test hands such a figure to the fixture `figure`. A run with
-`--figures` (`make bench-faults`) picks the tests that do, makes sure that the machine has nothing else to do, and
-asserts what is claimed. Every other run names the figures that were missed, and fails none.
+A test asserts what holds whatever else the machine does: which source answers, with what, what is counted, what
+remains. How fast that is depends on what else uses the cores. So a test hands such a figure to the fixture `figure`. A
+run with `--figures` (`make bench-faults`) picks the tests that do, makes sure that the machine is otherwise idle, and
+asserts what is claimed. Every other run reports the figures that were missed, and fails none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A provider of flags that wants a key, as most do."""
+"""A flag provider that requires a key, as most do."""
 
 from __future__ import annotations
 

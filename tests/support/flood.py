@@ -1,8 +1,8 @@
 """More calls than a client library could make: an open or closed loop of one unary call, in a process of its own.
 
-A call costs this process about 10 µs, where `grpc.aio` would spend more on asking than the server on refusing: the
-frames of a call are the same bytes every time but for the stream's number, and of a response only the status is read.
-It keeps to HTTP/2 all the same: flow control, the server's limit of streams, settings and pings.
+A call costs this process about 10 µs. `grpc.aio` would spend more on asking than the server on refusing. The frames of
+a call are the same bytes every time except for the stream's number, and only the status of a response is read. It still
+follows HTTP/2: flow control, the server's limit of streams, settings and pings.
 
 The latency of an open loop's call counts from when it was due, sent late or not.
 """

@@ -1,4 +1,4 @@
-"""Processes that tests start, and everything these start, end with the tests: also when those are killed."""
+"""Ends the processes that tests start, and everything these start, when the tests end, even if the tests are killed."""
 
 from __future__ import annotations
 

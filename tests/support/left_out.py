@@ -1,4 +1,4 @@
-"""What a run of the tests leaves out, said at its end: a green `make test` is not every test.
+"""What a run of the tests leaves out, printed at its end: a green `make test` is not every test.
 
 It counts the tests that the default selection (`-m 'not long'`) passed over. A run that was asked for a selection of
 its own says nothing. With pytest-xdist every process that runs tests collects the same ones, so one count is enough.

@@ -1,12 +1,12 @@
-"""The features of `mf1` straight from their definitions, over the full list of events: slow, and obviously right.
+"""The features of `mf1` directly from their definitions, over the full list of events: slow, but obviously right.
 
     history = History(events)
     history.features(i)           # after event i, as of its time: float64[N_FEATURES]
     history.features(i, now_ns)   # after event i, as of a later instant
 
-The walk keeps everything: after every event the time, the best level and the deeper ones, and whole series of mids,
-order flows and trades. Each feature is then computed anew from the series, over all that lies in its window. Nothing
-is shared with the engine but the messages.
+The walk stores everything: after every event the time, the best level and the deeper ones, and whole series of mids,
+order flows and trades. Each feature is then computed from these series, over all that lies in its window. Nothing is
+shared with the engine but the messages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model server of the test's own: TorchServe's inference service with a score that is always the same, over TLS."""
+"""A model server for one test: TorchServe's inference service with a score that is always the same, over TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A name server with one name, whose address the test changes; and a forwarder that gives a server another address."""
+"""A name server with one name, whose address the test changes, and a forwarder that gives a server another address."""
 
 from __future__ import annotations
 

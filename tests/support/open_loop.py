@@ -1,13 +1,13 @@
-"""An open-loop load generator: orders leave at a fixed rate, whatever becomes of the ones before.
+"""An open-loop load generator: orders leave at a fixed rate, whatever happens to earlier ones.
 
 In tests `OpenLoop` starts it as a process of its own, so that its CPU time and its stalls are not the server's. Every
-order is logged before it is sent and after its end, so that what was acknowledged, what failed and what is unknown can
-be told apart even when a process dies. Instants are seconds of the system's monotonic clock, which all processes
-share; latency counts from the instant at which an order was *due*, not from when the generator got round to it.
+order is logged before it is sent and after its end, so that the test can tell acknowledged, failed and unknown orders
+apart even when a process dies. Instants are seconds of the system's monotonic clock, which all processes share. Latency
+counts from the instant at which an order was *due*, not from when the generator sent it.
 
 Orders are asked for one by one, in batches, or on streams. A caller with a client library gives up by itself when its
 deadline has passed, and every second stream is left with orders under way. A caller *on the wire* never gives up: it
-hears what the server says of each call, whenever that is, so whatever it did not hear was not said.
+receives whatever the server says of each call, at any time, so what it did not receive was not sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A collector of the test's own: a real OTLP gRPC endpoint that keeps the spans it is sent."""
+"""A trace collector for one test: a real OTLP gRPC endpoint that stores the spans it is sent."""
 
 from __future__ import annotations
 

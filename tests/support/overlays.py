@@ -1,4 +1,4 @@
-"""Overlays of `k8s/` as a cluster would get them."""
+"""Renders the overlays of `k8s/` as a cluster would get them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a test does to the logs of its process ends with the test.
+"""Confines a test's changes of logging to that test.
 
 A command that a test runs in the test's own process sets up logging as if the process were the command's: for good, at
-the command's level, to a standard error that is closed when the command ends, and with loggers that keep all this from
+the command's level, to a standard error that is closed when the command ends, and with loggers that cache all this from
 their first line on. Later tests would miss lines, or fail where something is logged.
 """
 

@@ -1,4 +1,4 @@
-"""The request path from servicer to journal on its real parts, with a stage that answers when a test lets it."""
+"""The request path from servicer to journal with its real parts, and a stage that answers when a test lets it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A model server over real HTTP/2 whose every answer is the test's: for what TorchServe cannot be made to send.
+"""A model server over real HTTP/2 whose every answer the test decides: for answers that TorchServe never gives.
 
-`tests/contract/test_torchserve_outcomes.py` holds its sound answers against those of the real TorchServe.
+`tests/contract/test_torchserve_outcomes.py` compares its sound answers with those of the real TorchServe.
 """
 
 from __future__ import annotations

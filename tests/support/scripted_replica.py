@@ -1,4 +1,4 @@
-"""A replica whose model server is the test's; its breaker, batcher, latency and probes are the real ones."""
+"""A replica whose model server the test plays; its breaker, batcher, latency and probes are the real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A decision server that asks for credentials, and those that it believes."""
+"""A decision server that requires credentials, and the credentials that it accepts."""
 
 from __future__ import annotations
 

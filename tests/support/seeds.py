@@ -1,15 +1,15 @@
-"""The seeds of tests that draw at random: printed, kept when a test fails, and used again until somebody removes them.
+"""The seeds of randomised tests: printed, stored when a test fails, and used again until they are removed by hand.
 
 A test that takes the fixture `seed` runs once with a new seed, and before that once with every seed it ever failed
-with. Those stand in `tests/failing_seeds.json`, by the test's id without its parameters. A seed that fails is added to
-that file, to be committed with the fix; it is removed by hand, by somebody who knows why it no longer matters.
+with. Those are stored in `tests/failing_seeds.json`, by the test's id without its parameters. A seed that fails is
+added to that file, to be committed with the fix. Remove it only when you know why it no longer matters.
 
 * `TEST_SEED=n` runs such tests with that seed alone.
-* `FAILING_SEEDS=file` names a second file, which is read as well and written in place of the first: CI keeps
-  the seeds that its own runs found there.
+* `FAILING_SEEDS=file` names a second file, which is read as well and written in place of the first: CI stores the seeds
+  that its own runs found there.
 
-Hypothesis keeps what fails in `.hypothesis/`, and in CI draws the same examples each time. How long an example takes is
-no part of any property.
+Hypothesis stores its failing examples in `.hypothesis/`, and in CI draws the same examples each time. How long an
+example takes is no part of any property.
 """
 
 from __future__ import annotations

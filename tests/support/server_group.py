@@ -1,4 +1,4 @@
-"""A decision server of several processes, and a load that keeps every decision it got."""
+"""A decision server of several processes, and a load that records every decision it received."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A TCP proxy that spoils the network between two real processes: late, held, dropped, cut or refused.
+"""A TCP proxy that disturbs the network between two real processes: it delays, holds, drops, cuts or refuses.
 
-It runs in a thread of its own. Faults are set and healed while connections are open; bytes that a fault holds back are
-delivered after it, as TCP would retransmit them, while bytes that a fault loses end their connection.
+It runs in a thread of its own. Faults are set and healed while connections are open. Bytes that a fault holds back are
+delivered after it, as TCP would retransmit them; bytes that a fault loses end their connection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real cluster on loopback: three primaries and a replica of the first, as Valkey processes of their own."""
+"""A real cluster on loopback: three primaries and a replica of the first, each a Valkey process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An event loop for tests whose time is theirs."""
+"""An event loop in virtual time, for tests."""
 
 from __future__ import annotations
 

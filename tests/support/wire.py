@@ -1,4 +1,4 @@
-"""A gRPC caller that does only what it is told: frames over a real socket, with none of a client library's manners."""
+"""A gRPC caller that does only what it is told: frames over a real socket, without a client library's safeguards."""
 
 from __future__ import annotations
 

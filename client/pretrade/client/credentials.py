@@ -1,4 +1,4 @@
-"""Credentials of the `pretrade` command and of whoever else calls a server from here."""
+"""Credentials of the `pretrade` command and of other programs here that call a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a server keeps its operator token, which `server.security.operator` makes and checks."""
+"""Where a server stores its operator token, which `server.security.operator` makes and checks."""
 
 from __future__ import annotations
 

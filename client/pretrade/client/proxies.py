@@ -1,4 +1,4 @@
-"""Proxies and this machine: what the embedded stack says to itself goes through none."""
+"""Keeps connections between parts of the embedded stack from going through a proxy."""
 
 from __future__ import annotations
 

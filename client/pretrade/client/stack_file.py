@@ -1,8 +1,8 @@
 """The file in which a running stack (`pretrade up`) says where its parts are, and how every other command finds it.
 
 The stack writes `stack.json` when it is ready and removes it when it stops. It also holds a lock on the file `lock`
-beside it for as long as anything of it runs, so a file that a killed stack left behind fools nobody: not even after a
-restart of the machine or of a container, when its process id belongs to another process.
+beside it for as long as anything of it runs. A file that a killed stack left behind is therefore recognised as stale,
+even after a restart of the machine or the container, when its process id may belong to another process.
 """
 
 from __future__ import annotations

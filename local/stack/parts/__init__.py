@@ -1,1 +1,1 @@
-"""One server of the embedded stack a file: its program, its settings, and when it is ready."""
+"""The servers of the embedded stack, one per file: its program, its settings, and when it is ready."""

