@@ -17,16 +17,17 @@ class BudgetSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     cap_seconds: float = Field(default=0.05, gt=0, le=10)
-    """Longest deadline the server grants, in seconds; the caller's applies when it is shorter."""
+    """Longest time for a decision, in seconds; the caller's deadline applies when it is shorter. Raise it only if your
+    callers can wait longer."""
     fallback_reserve_seconds: Constant[float] = 0.0005
     """Kept for cached score, rules and guards, in seconds; never lent to a model attempt. Cached score and rules take a
     small part of it."""
     audit_reserve_seconds: float = Field(default=0.004, gt=0, le=1)
-    """Kept for making the packet durable and sending the reply, in seconds; never lent to a model attempt. Grows with
-    what the audit recently took, up to half of what is allowed."""
+    """Time reserved for making the packet durable and sending the reply, in seconds; no model attempt may use it. It
+    grows with what the audit recently took, up to half of the allowed time. Raise it for a slow disk."""
     reply_reserve_seconds: float = Field(default=0.002, gt=0, le=1)
-    """Part of the audit's reserve that is kept for sending the reply, in seconds. Grows with the event loop's lateness,
-    up to a quarter of what is allowed."""
+    """Part of the audit's reserve that is for sending the reply, in seconds. It grows with the event loop's delay, up
+    to a quarter of the allowed time. Raise it when replies are sent just after their deadline."""
     first_attempt_share: Constant[float] = 0.5
     """Part of the time left to models that the first attempt gets while a second replica could still take a retry. Both
     attempts at a replica then have the same chance."""

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 class CachedScoreSettings(BaseModel):
-    """When an old score may still answer."""
+    """When an earlier score may answer because no model can."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_age_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Oldest score that may answer, in seconds."""
+    """Age of the oldest score that may answer, in seconds. Lower it for a model whose scores lose their value
+    sooner."""
     max_mid_move_bps: float = Field(default=1.0, ge=0, le=1_000)
-    """Largest move of the mid since the score, in basis points either way."""
+    """Largest move of the mid since the score, in basis points either way. Raise it for a more volatile market."""
     max_feature_move: dict[str, float] = Field(default={"imbalance_l5": 0.5, "spread_bps": 1.0})
     """Largest move of single features since the score, in each feature's own unit."""
 

@@ -29,12 +29,13 @@ StageName = Literal["model", "cached_score", "rules"]
 
 
 class ChainSettings(BaseModel):
-    """Who may answer."""
+    """Which sources may answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     stages: tuple[StageName, ...] = Field(default=("model", "cached_score", "rules"), min_length=1)
-    """Stages in the order they are asked, a JSON list; one that is not named never answers. Abstain comes last."""
+    """Stages in the order in which they are asked; a JSON list. A stage that is not in the list never answers; abstain
+    always comes last. Remove `rules` or `cached_score` if that source must not decide."""
 
     @field_validator("stages")
     @classmethod

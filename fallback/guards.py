@@ -40,21 +40,24 @@ class OrderLimit(BaseModel):
 
 
 class GuardSettings(BaseModel):
-    """Limits no answer may cross. None switches a limit off."""
+    """Limits that no answer may cross. `PRETRADE_GUARDS='{"max_notional": null}'` switches a limit off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     price_collar_bps: float | None = Field(default=100.0, gt=0)
-    """Farthest a limit price may lie on the paying side of the mid, in basis points."""
+    """How far a limit price may lie on the paying side of the mid, in basis points. Set it to what your risk policy
+    calls a mistyped price."""
     max_notional: float | None = Field(default=1_000_000.0, gt=0)
-    """Largest order in quote currency, at the higher of limit price and mid; for a market order, at the mid."""
+    """Largest order, in quote currency: at the higher of limit price and mid, and for a market order at the mid."""
     limits: tuple[OrderLimit, ...] = ()
-    """Further limits by instrument and strategy, a JSON list; every one that applies to an order holds."""
+    """Further limits by instrument and strategy; a JSON list of objects of `instrument`, `strategy`, `max_quantity`
+    (base asset) and `max_notional` (quote currency). Every one that applies to an order holds."""
     max_decisions_per_second: float | None = Field(default=None, gt=0)
-    """Orders per second and strategy that may trade; bursts up to one second's worth."""
+    """Orders a second that may trade, for each strategy and in each server process; a burst may have one second's
+    worth. Set it to stop a strategy that runs wild. Unset: any number."""
     degraded_orders: Literal["any", "reduce_only"] = "any"
-    """Orders that may trade when no model answered but the cached score or the rules: `any`, or `reduce_only` orders
-    alone."""
+    """Orders that may trade when the cached score or the rules answered instead of a model: `any`, or only
+    `reduce_only` orders."""
 
     @field_validator("limits")
     @classmethod

@@ -24,7 +24,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 
 
 class RulesSettings(BaseModel):
-    """Limits of the rules baseline."""
+    """Limits of the rules baseline, for a trader to decide: an order beyond any of them gets NO_TRADE."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -35,7 +35,7 @@ class RulesSettings(BaseModel):
     max_adverse_weighted_mid_bps: float = Field(default=0.2, ge=0)
     """How far the weighted mid may lean against the order, in basis points."""
     max_adverse_imbalance: float = Field(default=0.3, ge=0, le=1)
-    """How far the imbalance of the first five levels may lean against the order."""
+    """How far the imbalance of the first five levels may lean against the order, 0 to 1."""
     max_adverse_ofi: float = Field(default=0.5, ge=0)
     """How far the order-flow imbalance of the last second may lean against the order, in units of mean depth."""
 

@@ -24,12 +24,13 @@ _BOOK_AGE: Final = features.INDEX["book_age_ms"]
 
 
 class FeatureSettings(BaseModel):
-    """What features may decide."""
+    """Which features may decide."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_age_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Older features, from exchange event time, are stale and decide nothing; in seconds."""
+    """Features are stale, and no model uses them, above this age from exchange event time, in seconds. Lower it for a
+    model that needs newer data; raise it for instruments that trade rarely."""
 
 
 def is_fresh(age_seconds: float, book_age_seconds: float, max_age_seconds: float) -> bool:

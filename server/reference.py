@@ -153,8 +153,33 @@ _UNITS: Final = {
     "_rows": "rows",
     "_per_second": "1/s",
     "_share": "share, 0 to 1",
-    "_rate": "share or multiple",
-    "_probability": "probability",
+    "_rank_disagreement": "-1 to 1",
+    "_imbalance": "0 to 1",
+    "_ofi": "mean depths",
+    "_notional": "quote currency",
+    "_port": "port",
+    "_processes": "processes",
+    "_judges": "processes",
+    "_partitions": "partitions",
+    "_failures": "batches",
+    "batcher__slots": "batches",
+    "batcher__max_slots": "batches",
+    "breaker__minimum_calls": "batches",
+    "_pending_calls": "calls",
+    "_events": "calls",
+    "_in_flight": "decisions",
+    "__one_in": "decisions",
+    "_keys": "keys",
+    "min_orders": "orders",
+    "min_pairs": "rows",
+    "min_outcomes": "rows",
+    "_steps": "shares, 0 to 1",
+    "_objective": "share, 0 to 1",
+    "__failure_rate": "share, 0 to 1",
+    "__canary_rate": "multiple",
+    "_excess": "share, 0 to 1",
+    "_disagreement": "share, 0 to 1",
+    "_score_shift": "probability",
 }
 
 
@@ -166,13 +191,16 @@ def settings_page() -> str:
         "<!-- Made by `make pages` from the sections in server, fallback and feature_cache. -->",
         "",
         "Read this when you deploy a decision server, or when it does not do what you expect. All settings have"
-        " defaults that fit one server on one machine, so begin with the addresses and change the rest when the table"
-        " gives you a reason.",
+        " defaults that fit one server on one machine. Begin with the addresses, and change another setting only when"
+        " its row gives you a reason.",
         "",
-        "A setting comes from the environment variable that is named here, for secrets from a file of that name in the"
-        " directory `PRETRADE_SECRETS_DIR`, and otherwise from the TOML file `PRETRADE_CONFIG_FILE`, where each section"
-        " is a table. An unknown name or a wrong value refuses to start. Numbers that nobody needs to decide, such as"
-        " pauses between retries, are constants in the code, each with its reason.",
+        "The server reads a setting from the environment variable that is named here. A secret may also be in a file of"
+        " that name in the directory `PRETRADE_SECRETS_DIR`. A setting that is in neither is read from the TOML file"
+        " `PRETRADE_CONFIG_FILE`, where each section is a table. The server refuses to start with an unknown name or a"
+        " wrong value. A setting without a unit is a name, an address, a file, a list or a switch.",
+        "",
+        "Numbers that no user needs to decide, such as pauses between retries, are constants in the code, each with its"
+        " reason.",
         "",
     ]
     for heading, sections in _HEADINGS.items():

@@ -91,20 +91,25 @@ class Settings(BaseSettings):
     )
 
     instruments: Annotated[tuple[Instrument, ...], Field(min_length=1)] = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
-    """Instruments that may be decided, `SYMBOL.VENUE`; a JSON list."""
+    """Instruments for which orders are decided, `SYMBOL.VENUE`; a JSON list. An order for any other is refused. Set it
+    to what you trade."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    """Redis with the feature vectors; a Redis Cluster, version 7 or later, is
-    `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
+    """URL of the Redis with the feature vectors. A Redis Cluster, version 7 or later, is
+    `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), with some of its nodes."""
     database_url: SecretStr = SecretStr("sqlite:///pretrade-audit.db")
-    """SQLAlchemy URL of the audit store: SQLite or `postgresql+psycopg://…`."""
+    """SQLAlchemy URL of the audit database: SQLite or `postgresql+psycopg://…`. Use PostgreSQL as soon as several
+    servers share it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log line; `debug` writes one line a decision."""
+    """Least severe level that is logged. `debug` writes a line for every decision: use it to look for a fault, not
+    under load."""
     processes: int | None = Field(default=None, ge=1, le=64)
-    """Server processes that share the ports, each with a journal of its own, `<journal>.<i>`, and the metrics port
-    `metrics.port` + i, with i from 0 to this number; under a supervisor that starts dead ones again and replaces all on
-    SIGHUP. Linux only. Unset: one process, alone. Limits per second hold within a process."""
+    """Number of server processes that share the ports. A supervisor restarts those that die and replaces all on SIGHUP.
+    Each process has a journal `<journal>.<i>` and the metrics port `metrics.port` + i, with i from 0 to this number.
+    Unset: one process without a supervisor. Raise it when one core does not carry the load. Linux only. Limits per
+    second hold within a process."""
     startup_patience_seconds: float = Field(default=5.0, ge=0, le=600)
-    """How long to wait for replicas and features before serving degraded, in seconds."""
+    """How long a starting server waits for replicas and features before it serves degraded, in seconds. Raise it when
+    your model servers start more slowly than that."""
     grpc: GrpcSettings = GrpcSettings()
     admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -28,15 +28,16 @@ _log = structlog.get_logger(__name__)
 
 
 class FeatureCacheSettings(BaseModel):
-    """Where the vectors come from and how long they are good for."""
+    """How long the server uses feature vectors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
-    """Age in seconds, from exchange event time, beyond which a vector is dropped."""
-    max_clock_lead_seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
-    """Seconds by which a vector may have been published after this host's clock. Beyond, the clocks of publisher and
-    server disagree, its age cannot be told, and it is not taken."""
+    """Age from exchange event time at which a vector is dropped, in seconds. It must not be below
+    `features.max_age_seconds` to be of use."""
+    max_clock_lead_seconds: Constant[float] = 1.0
+    """How far a vector's publish time may be ahead of this host's clock, in seconds. A vector that is further ahead is
+    not used, because its age cannot be known. Synchronised clocks differ by milliseconds."""
     reconcile_interval_seconds: Constant[float] = 1.0
     """Seconds between two readings of every key, which make up for lost notifications and show that Redis is alive."""
     timeout_seconds: Constant[float] = 0.5

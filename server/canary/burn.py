@@ -39,7 +39,7 @@ class BurnRule:
 
 
 class SloSettings(BaseModel):
-    """The objective: decisions that a model answers in time.
+    """The service level objective: decisions that a model answers in time.
 
     A call counts when a model had a fair chance: it allowed enough time, and the server's own features could decide it.
     """
@@ -49,18 +49,20 @@ class SloSettings(BaseModel):
     objective: float = Field(default=0.999, gt=0, lt=1)
     """Share of the calls that a model must answer in time; the rest is the error budget."""
     min_allowed_seconds: float = Field(default=0.02, gt=0, le=10)
-    """A call that allows less, in seconds, neither counts nor speaks for or against a canary, unless it allows all that
-    `budget.cap_seconds` grants: how little a caller allows is no fault of a model."""
+    """A call with a shorter deadline, in seconds, counts neither for the objective nor for or against a canary, unless
+    its deadline is at least `budget.cap_seconds`. Set it to the shortest deadline at which a model has a fair
+    chance."""
     min_events: int = Field(default=1_000, ge=1)
-    """Calls in a long window before its burn rate says anything."""
+    """Calls that a long window must have before its burn rate can raise an alarm. Lower it for little traffic."""
     canary_rate: float = Field(default=50.0, gt=1)
-    """A canary is rolled back while the budget burns this many times as fast as it may, over the next two."""
+    """A canary is rolled back when the error budget burns this many times faster than allowed, over both the last 10 s
+    and the last 2 s."""
     canary_long_seconds: Constant[float] = 10.0
     """Long window of that rule, in seconds."""
     canary_short_seconds: Constant[float] = 2.0
     """Short window of that rule, in seconds."""
     canary_min_events: int = Field(default=100, ge=1)
-    """Calls in its long window before that rule says anything."""
+    """Calls that the last 10 s must have before that rule applies. Lower it for little traffic."""
 
     def rules(self) -> tuple[BurnRule, ...]:
         """The rules of the whole server."""

@@ -14,28 +14,28 @@ Tolerance = Annotated[float, Field(ge=0, le=0.99)]
 
 
 class CanarySettings(BaseModel):
-    """How a model version earns its traffic, and what it loses it by."""
+    """When a canary takes its next step, and when it is rolled back."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     steps: tuple[float, ...] = Field(default=(0.01, 0.05, 0.25, 0.5, 1.0), min_length=1)
-    """Share of the order flows at each step, increasing to 1; a JSON list."""
+    """Share of the order flows at each step, increasing to 1; a JSON list. Fewer steps promote sooner and risk more."""
     dwell_seconds: float = Field(default=300.0, ge=0, le=604_800)
-    """Least time at a step, in seconds."""
+    """Least time at a step, in seconds. Raise it to see each step in more market conditions."""
     patience_seconds: float = Field(default=3_600.0, gt=0, le=2_592_000)
-    """A step at which there is no proof after this time, in seconds, ends the canary."""
+    """A canary that cannot prove a step within this time, in seconds, is rolled back. Raise it for few orders."""
     min_orders: int = Field(default=100, ge=1, le=1_000_000)
-    """Orders that the canary must have been asked for at a step, by the process that takes the next one."""
+    """Orders that the canary must have been asked for at a step, in the process that takes the next step."""
     min_pairs: int = Field(default=500, ge=1, le=10_000_000)
     """Rows that both models must have scored at a step, likewise."""
     min_outcomes: int = Field(default=0, ge=0, le=10_000_000)
-    """Rows whose outcome must be known at a step, likewise; with 0 outcomes can only speak against the canary."""
+    """Rows whose outcome must be known at a step, likewise. With 0, outcomes can only count against the canary."""
     false_rollback_probability: Constant[float] = 0.001
     """Of rolling a canary back that is within every tolerance all the time; over its life, all checks and processes.
     One canary in a thousand for no fault of its own is rare enough."""
     judges: int | None = Field(default=None, ge=1, le=10_000)
-    """Processes, of all servers that share the control state, that judge a canary by evidence of their own. Unset: the
-    processes of this server."""
+    """Number of processes that judge a canary, over all servers that share the control state. Set it if you run several
+    servers. Unset: the processes of this server."""
     false_step_probability: Constant[float] = 0.05
     """Of taking a step with a canary that is beyond a tolerance all the time. The usual five per cent; the next step
     looks again."""
@@ -45,7 +45,8 @@ class CanarySettings(BaseModel):
     """Tolerance: share of the canary's orders that it did not answer in time, less that of the champion's orders that
     the first replica asked did not."""
     slow_seconds: float = Field(default=0.01, gt=0, le=10)
-    """A batch that takes longer than this is slow, in seconds: of a decision's budget, what a model may take."""
+    """A batch that takes longer than this is slow, in seconds. Set it to the part of a decision's time that a model may
+    take."""
     max_slow_excess: Tolerance = 0.1
     """Tolerance: share of slow batches, less the champion's."""
     max_disagreement: Tolerance = 0.3
@@ -53,15 +54,15 @@ class CanarySettings(BaseModel):
     max_score_shift: Tolerance = 0.2
     """Tolerance: mean absolute difference of the scores of a row."""
     max_rank_disagreement: float = Field(default=0.0, ge=-0.99, le=0.99)
-    """Tolerance: share of the pairs of rows that the two models order differently, less the share that they order
-    alike (Kendall's tau, negated); 0 for scores that have nothing to do with each other."""
+    """Tolerance: share of the pairs of rows that the two models order differently, less the share that they order alike
+    (Kendall's tau, negated, -1 to 1). Unrelated scores give 0. Lower it to require more agreement."""
     max_brier_excess: Tolerance = 0.02
     """Tolerance: Brier score, less the champion's, where outcomes are known."""
     max_bad_trade_excess: Tolerance = 0.05
     """Tolerance: share of rows with TRADE that turned out not to be eligible, less the champion's."""
     archive_url: str = Field(default="{version}.mar", pattern=r"^[^\s@]*\{version\}[^\s@]*$")
-    """Where TorchServe finds the archive of a version: a file in its model store, or a URL that it may load from; one
-    without name and password."""
+    """Where TorchServe finds the archive of a version: a file in its model store, or a URL that it may load from,
+    without name and password. Set it if TorchServe has no access to the registry's folder."""
     load_seconds: Constant[float] = 60.0
     """How long loading a version into one replica may take, in seconds. Importing Torch alone takes
     several; a replica that needs longer than this hangs."""
@@ -77,14 +78,14 @@ class CanarySettings(BaseModel):
 
 
 class ShadowSettings(BaseModel):
-    """Rows that the model which did not decide scores too."""
+    """Rows that the model which did not decide scores as well, after the reply."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     sample_share: Share = 1.0
-    """Share of the decisions that are mirrored."""
+    """Share of the decisions that are mirrored. Lower it if the challenger cannot keep up."""
     keep_pairs: bool = True
-    """Keep what both models said in the audit."""
+    """Record the scores of both models in the audit. Turn it off to save disk space."""
 
 
 def check_steps(steps: tuple[float, ...]) -> None:

@@ -47,16 +47,19 @@ Without any, the last one is the empty string."""
 
 
 class SharedSettings(BaseModel):
-    """Where all servers keep the control state that they share."""
+    """The control state in Redis."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     key: str = Field(default="pretrade:control", min_length=1, max_length=200)
-    """Key in the Redis of `redis_url`; servers that name the same one are steered together."""
+    """Key in the Redis of `redis_url`. Servers with the same key share one control state: use another key for servers
+    that you steer separately."""
     timeout_seconds: Constant[float] = 0.3
-    """A Redis that does not answer within this, in seconds, cannot be reached: a change then holds on this server."""
+    """A Redis that does not answer within this time, in seconds, counts as unreachable. A change then holds on this
+    server."""
     stale_seconds: float = Field(default=3.0, ge=1, le=600)
-    """Not having heard Redis for so long, in seconds, the control state may be out of date: every decision says so."""
+    """When Redis has not answered for this long, in seconds, every decision says that the control state may be out of
+    date."""
     reconnect_seconds: Constant[float] = 0.2
     """Pause between two attempts to reach Redis, in seconds."""
 

@@ -75,29 +75,33 @@ class SecretOptions(Secret[dict[str, Any]]):
 
 
 class ControlSettings(BaseModel):
-    """Control state."""
+    """Initial values of the control state, and where it is stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     shadow: bool = Field(default=True)
-    """Mirror decided rows to the challenger."""
+    """Default of the flag `shadow`: mirror decided rows to the challenger."""
     cached_score: bool = Field(default=True)
-    """Let the last good score answer when no replica can."""
+    """Default of the flag `cached_score`: let the last good score answer when no replica can."""
     halted: bool = Field(default=False)
-    """Start with trading state HALTED, whatever it was before: of all servers that share the control state."""
+    """Start with trading state HALTED, whatever it was before; this halts all servers that share the control state. Set
+    it to start after an incident."""
     initial_trading_state: Literal["HALTED", "REDUCING", "ACTIVE"] = "HALTED"
-    """Trading state of a new installation: when neither Redis nor this server's disk holds a control state, the server
-    sets this, and the audit says so. With anything but HALTED, trading also goes on after Redis and every server's disk
-    were lost at once, and with them every halt: for demonstrations and tests."""
+    """Trading state of a new installation. When neither Redis nor this server's disk holds a control state, the server
+    sets this one and records it in the audit. Change it only for demonstrations and tests: with anything but HALTED,
+    trading continues even after Redis and every server's disk were lost at once, and with them every halt."""
     store: Literal["redis", "file"] = "redis"
-    """Where the state is: in the Redis of `redis_url`, shared by all servers there, with a copy beside the journal; or
-    in that file alone, shared by the processes of this server."""
+    """Where the control state is stored. `redis`: in the Redis of `redis_url`, shared by all servers, with a copy in a
+    file beside the journal. `file`: in that file alone, shared by the processes of this server. Use `file` for a single
+    server without Redis failover."""
     shared: SharedSettings = SharedSettings()
     flag_provider: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     """`module:callable` of another OpenFeature provider for the flags, for example
-    `openfeature.contrib.provider.flagd:FlagdProvider`; they then cannot be set here. Unset: the control state."""
+    `openfeature.contrib.provider.flagd:FlagdProvider`. `pretrade flag set` is then refused. Unset: the flags are part
+    of the control state."""
     flag_provider_options: SecretOptions = SecretOptions({})
-    """What that callable is given, a JSON object. It is a secret as a whole, since most providers want a key."""
+    """Arguments of that callable, a JSON object. It is treated as a secret as a whole, because most providers require a
+    key."""
 
     @field_validator("flag_provider_options", mode="before")
     @classmethod

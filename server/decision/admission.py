@@ -24,17 +24,18 @@ def overloaded() -> OverloadedError:
 
 
 class AdmissionSettings(BaseModel):
-    """Bounds of admission."""
+    """How many decisions may be under way at once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_in_flight: int = Field(default=512, ge=1, le=1_000_000)
-    """Decisions under way at once, whatever the latency; a call beyond it is shed with RESOURCE_EXHAUSTED."""
+    """Most decisions under way at once, at any latency; a call beyond it is shed with RESOURCE_EXHAUSTED."""
     min_in_flight: int = Field(default=96, ge=1, le=1_000_000)
-    """The limit never falls below this; a replica takes as long for one row as for a batch of this many, and the orders
-    of one `DecideBatch` are taken up 64 at a time."""
+    """The limit never falls below this number of decisions. A replica takes as long for a batch of this many rows as
+    for one, and the orders of one `DecideBatch` are taken up 64 at a time. Lower it on a very small machine."""
     target_seconds: float = Field(default=0.03, gt=0, le=10)
-    """The limit falls while one call in ten takes longer, in seconds; to be shorter than most callers' deadlines."""
+    """The limit falls while one call in ten takes longer than this, in seconds. Set it below most callers'
+    deadlines."""
     reserved_share: Constant[float] = 0.1
     """Share of the limit that only reduce-only orders may use."""
 

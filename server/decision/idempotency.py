@@ -32,11 +32,12 @@ class IdempotencySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     window_seconds: float = Field(default=10.0, gt=0, le=86_400)
-    """How long a key is remembered, in seconds from its decision on."""
+    """How long a key is remembered after its decision, in seconds. Set it above the longest time after which your
+    callers still retry."""
     max_keys: int = Field(default=200_000, ge=1, le=100_000_000)
-    """Keys that all processes together remember at once: by default 20,000 new ones a second over the window. An order
-    with a new key beyond it is shed, since the promise could not be kept. Each takes 0.5 KiB of memory that the
-    processes share, when there are so many at once and not before."""
+    """Keys that all processes together remember at once; the default is 20,000 new keys a second over the window. When
+    the table is full, an order with a new key is shed. Raise it for more orders a second, or for a longer window. A key
+    takes 0.5 KiB of shared memory, which is used only when so many keys are alive."""
 
 
 class ClaimLostError(Exception):

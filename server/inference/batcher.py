@@ -39,18 +39,18 @@ _log = structlog.get_logger(__name__)
 
 
 class BatcherSettings(BaseModel):
-    """How rows are gathered and how much may be under way to one replica."""
+    """How rows are gathered into batches, and how much may be under way to one replica."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_rows: int = Field(default=256, ge=1, le=1_024)
-    """Rows in one batch."""
+    """Most rows in one batch. Lower it to the largest batch that your model server takes."""
     slots: int = Field(default=2, ge=1, le=64)
-    """Batches in flight at once, to start with and while no rows wait: the second lets a lone row leave beside a batch
+    """Batches in flight at once at the start and while no rows wait. With 2, a single row need not wait for a batch
     that is under way."""
     max_slots: int = Field(default=4, ge=1, le=64)
-    """Batches in flight at once at most: while rows wait, as many as score most of them, from 1 on, also bounded by
-    `max_in_flight`. No more than `slots`: always `slots`."""
+    """Most batches in flight at once. While rows wait, the server finds the number up to this at which most rows are
+    scored. Raise it for a model server with more workers. A value not above `slots` fixes the number at `slots`."""
     max_in_flight: Constant[int] = 8
     """Batches in flight including abandoned ones; above it the replica counts as full. More calls than that to a server
     that answers none of them would only fill its memory."""
@@ -62,9 +62,11 @@ class BatcherSettings(BaseModel):
     shadow_linger_seconds: Constant[float] = 0.05
     """Shadow rows gather this long, in seconds, unless a batch fills earlier: nobody waits for them."""
     min_patience_seconds: float = Field(default=0.01, gt=0, le=10)
-    """A batch is never abandoned earlier than this, in seconds."""
+    """A batch is never abandoned before this time, in seconds. Raise it for a model that is slow even when it is
+    well."""
     max_patience_seconds: float = Field(default=0.05, gt=0, le=10)
-    """A batch is abandoned at the latest after this, in seconds; in between after four times the recent p95."""
+    """A batch is abandoned at the latest after this time, in seconds; between the two bounds, after four times the
+    recent p95. Keep it below your callers' deadlines."""
     wanted_seconds: Constant[float] = 0.01
     """A batch gets no more rows than should be back within this, in seconds. A batch that takes longer makes the rows
     behind it late."""

@@ -47,21 +47,25 @@ class BreakerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     consecutive_failures: int = Field(default=5, ge=1, le=1_000)
-    """Open after this many failed or slow batches in a row."""
+    """The breaker opens after this many failed or slow batches in a row. Lower it to give up a failing replica
+    sooner."""
     failure_rate: float = Field(default=0.5, gt=0, le=1)
-    """Open when this share of the window's batches failed."""
+    """The breaker opens when this share of the batches of the last 10 s failed, 0 to 1."""
     slow_rate: Constant[float] = 0.8
     """Open when this share of the window's batches was slow. Below it a
     replica is slow only now and then."""
     slow_seconds: float = Field(default=0.025, gt=0, le=10)
-    """A batch is slow from this time on, in seconds."""
+    """A batch that takes at least this time is slow, in seconds. Raise it for a slower model, to about half of your
+    callers' deadline."""
     window_seconds: Constant[float] = 10.0
     """Length of the window for the two rates, in seconds. Long enough for the rates to mean something, short enough
     that an old outage is forgotten."""
     minimum_calls: int = Field(default=20, ge=1, le=100_000)
-    """The rates count only from this many batches in the window."""
-    open_seconds: float = Field(default=0.5, gt=0, le=600)
-    """First open time, in seconds; doubles with each opening in a row."""
+    """The rates count only if the window has at least this many batches. Raise it when a few failures at low traffic
+    open the breaker."""
+    open_seconds: Constant[float] = 0.5
+    """First open time, in seconds; doubles with each opening in a row, up to `max_open_seconds`. A replica that only
+    paused is back soon, and probing it costs no order."""
     max_open_seconds: Constant[float] = 0.75
     """Longest open time, in seconds; probes carry no order, so a short one costs nothing, and a replica that has just
     started may need several."""

@@ -37,31 +37,33 @@ class ReplicaEndpoints(BaseModel):
     primary: Endpoint = "127.0.0.1:7070"
     """`host:port` of the primary's gRPC inference service; `dns://server/host:port` asks another name server."""
     secondary: Endpoint = "127.0.0.1:7170"
-    """`host:port` of the secondary's."""
+    """`host:port` of the secondary's gRPC inference service."""
     challenger: Endpoint = "127.0.0.1:7270"
-    """`host:port` of the challenger's."""
+    """`host:port` of the challenger's gRPC inference service. The challenger only scores shadow rows and canaries."""
     primary_protocol: ProtocolName = "torchserve"
-    """What the primary speaks: `torchserve`, or `oip`, the Open Inference Protocol of Triton, KServe and MLServer; see
+    """Protocol of the primary: `torchserve`, or `oip`, the Open Inference Protocol of Triton, KServe and MLServer; see
     the section `oip`."""
     secondary_protocol: ProtocolName = "torchserve"
-    """What the secondary speaks."""
+    """Protocol of the secondary, likewise."""
     challenger_protocol: ProtocolName = "torchserve"
-    """What the challenger speaks."""
+    """Protocol of the challenger, likewise."""
     champion_model: str = Field(default="champion", pattern="^[!-~]{1,64}$")
     """Name of the model on primary and secondary."""
     challenger_model: str = Field(default="challenger", pattern="^[!-~]{1,64}$")
     """Name of the model on the challenger."""
     other_challengers: Mapping[Annotated[str, Field(pattern="^challenger-[a-z0-9-]{1,32}$")], OtherChallenger] = {}
-    """Further challengers by name, `challenger-…`; a JSON object."""
+    """Further challengers by name, `challenger-…`; a JSON object. Set it to compare several models on the same
+    orders."""
     champion_version: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
-    """The only champion version whose scores are used: 16 hex digits. Unset: what was promoted last, or else what the
-    replicas serve."""
+    """The only champion version whose scores are used, 16 hex digits. Set it to pin a version. Unset: the version that
+    was promoted last, or else the one that the replicas serve."""
     management: Mapping[ReplicaName, Endpoint] = {}
-    """`host:port` of the gRPC management service of TorchServe, as a JSON object by replica (`primary`, `secondary`,
-    `challenger`): where versions are loaded while it runs, at each address where a name has several. One that is not
-    named is loaded by somebody else."""
+    """`host:port` of each TorchServe's gRPC management service, as a JSON object by replica (`primary`, `secondary`,
+    `challenger`). The server loads versions there; if the name has several addresses, at each of them. Set it for
+    canaries and promotions. The server loads nothing into a replica that is not named."""
     tls: Mapping[ReplicaName, ClientTlsSettings] = {}
-    """TLS to inference and management service, as a JSON object by replica, of objects of `ca`, `certificate`, `key`
-    (paths) and `server_name`. One that is not named is called in the open, as fits the loopback of a pod."""
+    """TLS to inference and management service: a JSON object by replica, whose values are objects of `ca`,
+    `certificate`, `key` (paths) and `server_name`. Set it for every replica outside this machine or pod. A replica that
+    is not named is called without TLS."""
     token_files: Mapping[ReplicaName, Path] = {}
-    """The `key_file.json` of each TorchServe that asks for its tokens, as a JSON object by replica."""
+    """The `key_file.json` of each TorchServe that requires its tokens, as a JSON object by replica."""

@@ -37,14 +37,15 @@ class OpenInferenceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     input_name: str = Field(default="input", min_length=1, max_length=128)
-    """Name of the input tensor; Triton's backends insist on theirs, for example `input__0`."""
+    """Name of the input tensor. Triton's backends require their own, for example `input__0`."""
     output_name: str = Field(default="", max_length=128)
     """Name of the output tensor with the scores, for example `output__0`; empty for the first one that is sent."""
     champion: FilePath | None = None
-    """Description of the champion, JSON: `version`, `threshold`, `feature_set_fingerprint`, and where they are wanted
-    `expires_at` and `served_version`. The exported `champion.json` is one."""
+    """JSON file that describes the champion: `version`, `threshold`, `feature_set_fingerprint`, and optionally
+    `expires_at` and `served_version`. The exported `champion.json` is one. Required if primary or secondary use
+    `oip`."""
     challenger: FilePath | None = None
-    """The same of the challenger."""
+    """The same for the challenger."""
 
     @field_validator("champion", "challenger")
     @classmethod

@@ -62,7 +62,7 @@ _CANNED_ROW = np.zeros(features.N_FEATURES, dtype="<f4").tobytes()
 
 
 class ReplicaSettings(BaseModel):
-    """What every replica has in common."""
+    """Health probes of the replicas."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -75,7 +75,8 @@ class ReplicaSettings(BaseModel):
     """The same while the last batch failed or was slow, in seconds: orders that pass a slow replica over tell nothing
     about it any more."""
     probe_timeout_seconds: float = Field(default=0.2, gt=0, le=10)
-    """A probe without a sound answer after this has failed, in seconds."""
+    """A health probe without a valid answer after this time has failed, in seconds. Raise it for a replica that is far
+    away."""
 
 
 class Replica:

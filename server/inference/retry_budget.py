@@ -13,16 +13,18 @@ _SECONDS: Final = 10
 
 
 class RetrySettings(BaseModel):
-    """How many second attempts there may be. A hedge is one, and counts like a retry."""
+    """How many second attempts at a model are allowed. A hedge counts like a retry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     share: float = Field(default=0.1, ge=0, le=1)
-    """Retries allowed per first attempt of the last 10 s."""
+    """Retries allowed per first attempt of the last 10 s. Raise it only if your replicas can bear more load while one
+    fails."""
     per_second: Constant[float] = 1.0
     """Retries allowed on top, per second."""
     hedge: bool = False
-    """Ask the other replica as well when the first attempt takes longer than the recent p95; the first score wins."""
+    """Ask the other replica as well when the first attempt takes longer than the recent p95; the first score wins. Turn
+    it on to shorten the slowest decisions at the cost of more calls to the replicas."""
 
 
 class RetryBudget:

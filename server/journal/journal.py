@@ -100,25 +100,27 @@ class JournalSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     path: Path = Path("pretrade-journal.db")
-    """The file; one journal belongs to one server process. Its directory must exist."""
+    """The journal's file. One journal belongs to one server process. Its directory must exist: put it on a fast,
+    durable disk."""
     durability: Durability = Durability.FSYNC
-    """What a decision waits for: `fsync` (survives power loss), `os` (survives the process) or `off`."""
+    """What a decision waits for: `fsync` (its row survives power loss), `os` (it survives the process) or `off`. Change
+    it only if you may lose audit rows."""
     queue_rows: Constant[int] = 20_000
     """Rows that may wait to be written; beyond, appends fail at once. A few seconds of rows; what
     waits longer misses its deadline."""
     batch_rows: Constant[int] = 256
     """Rows after which a commit takes no further appends. More rows make a commit longer than a decision can wait."""
     max_mebibytes: int | None = Field(default=None, ge=1)
-    """What rows that are not shipped yet may fill, in MiB, of each process. Unset: 16 GiB. Never more than the volume
-    has left but for a reserve: a server whose volume cannot hold what is set here for all its processes, and one more
-    while a process is replaced, does not start. Beyond, decisions are answered ABSTAIN rather than lost, and the server
-    is not healthy, until the database takes rows again."""
+    """Space for rows that are not shipped yet, in MiB, for each process. Unset: 16 GiB, or what the volume has left
+    less a reserve. When it is full, decisions are answered ABSTAIN and the server is not healthy until the database
+    takes rows again. Size it for the longest outage of the database. A server does not start if its volume cannot hold
+    this space for all its processes and one more, which runs while a process is replaced."""
     checkpoint_pages: Constant[int] = 1000
     """Pages of 4 KiB written to the log after which they are moved into the file. SQLite's own default."""
     retry_min_seconds: Constant[float] = 0.05
-    """First pause before a probe after a failed write; doubles up to `retry_max_seconds`."""
-    retry_max_seconds: float = Field(default=2.0, gt=0, le=60)
-    """Longest pause between two probes."""
+    """First pause before a probe after a failed write, in seconds; doubles up to `retry_max_seconds`."""
+    retry_max_seconds: Constant[float] = 2.0
+    """Longest pause between two probes, in seconds: how long a journal may stay unwritable after its disk is well."""
 
 
 class Journal:

@@ -22,7 +22,8 @@ def of_process(restarts: int, loop: asyncio.AbstractEventLoop) -> Iterator[Metri
     """One scrape.
 
     Args:
-        restarts: Times that the process in this slot ended by itself. loop: The process's event loop.
+        restarts: Times that the process in this slot ended by itself.
+        loop: The process's event loop.
     """
     yield PROCESS_RESTARTS.family(restarts)
     yield EVENT_LOOP_TASKS.family(len(asyncio.all_tasks(loop)))

@@ -16,38 +16,42 @@ class GrpcSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     edge: Literal["auto", "grpcio", "envoy"] = "grpcio"
-    """Who speaks HTTP/2 with the callers: `grpcio`, which runs everywhere; `envoy`, with the server in its process:
-    faster, and gRPC-Web and JSON as well; or `auto`: `envoy` where it can run. That needs Linux, the extra `envoy` and
-    a Python with a shared library, and sets `processes` to 1 where it is unset."""
+    """What speaks HTTP/2 with the callers. `grpcio` runs everywhere. `envoy` runs the server inside Envoy: it is
+    faster, and serves gRPC-Web and JSON as well. It needs Linux, the extra `envoy` and a Python with a shared library,
+    and sets `processes` to 1 if that is unset. `auto` is `envoy` where it can run."""
     host: str = "127.0.0.1"
-    """Address to listen on; loopback only, unless `access.decision` asks for credentials or
-    `access.decision_open_to_network` says that none are wanted."""
+    """Address to listen on. It must be loopback, unless `access.decision` requires credentials or
+    `access.decision_open_to_network` allows callers without."""
     port: int = Field(default=7001, ge=0, le=65_535)
     """Port to listen on; 0 for any free one."""
     health_port: int | None = Field(default=None, ge=1, le=65_535)
-    """Port of the same address for health checks alone, without TLS and credentials: for probes that know neither, as a
-    kubelet's. Unset: none."""
+    """Port on the same address for health checks alone, without TLS and credentials. Set it for probes that have
+    neither, such as a kubelet's. Unset: none."""
     max_message_bytes: int = Field(default=1_048_576, ge=1_024, le=67_108_864)
-    """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
+    """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED. Raise it for large batches."""
     max_streams_per_connection: Constant[int] = 1_024
     """Calls under way on one connection. Far more than one caller has under way at once; a bound only so that no
     connection can take all memory."""
     max_pending_calls: int = Field(default=64, ge=1, le=100_000)
-    """Calls that wait to be taken up by the event loop; of more than these some, of twice as many all are refused by
-    the transport, with CANCELLED. A burst needs room; in an overload all of it is waiting time, so a small machine
-    wants no more than it takes up in a quarter of its callers' deadlines. With the edge `envoy`, what waits is
-    bounded by `admission`, and refused like any other call beyond it."""
-    handshake_seconds: float = Field(default=5.0, ge=0.1, le=120)
-    """How long a new connection may take for its first bytes, in seconds; then it is closed."""
+    """Calls that may wait for the event loop. Beyond this number the transport refuses some calls with CANCELLED,
+    beyond twice this number all. Bursts need room, but in an overload all of it becomes waiting time. Set it to no more
+    than the server takes up in a quarter of its callers' deadlines. The edge `envoy` ignores it: `admission` bounds its
+    waiting calls."""
+    handshake_seconds: Constant[float] = 5.0
+    """How long a new connection may take to send its first bytes, in seconds; then it is closed. Real callers need
+    milliseconds, or a second after lost packets; connections that send nothing should not stay."""
     keepalive_seconds: Constant[float] = 30.0
     """A connection on which nothing arrives for so long is pinged, and closed if it does not answer within 10 s.
     Callers' networks drop idle connections after a minute or more, and a ping costs next to nothing."""
     read_seconds: float = Field(default=5.0, gt=0, le=600)
-    """How long a unary call may take to send its message, in seconds; then it ends DEADLINE_EXCEEDED."""
+    """How long a unary call may take to send its message, in seconds; after that it ends with DEADLINE_EXCEEDED. Raise
+    it for callers on very slow networks."""
     drain_seconds: float = Field(default=0.2, ge=0, le=300)
-    """On SIGTERM: time between NOT_SERVING and refusing new calls, in seconds, for load balancers to notice."""
+    """On SIGTERM: time between NOT_SERVING and refusing new calls, in seconds. Set it to the time that your load
+    balancer takes to notice."""
     grace_seconds: float = Field(default=2.0, ge=0, le=300)
-    """On SIGTERM: time calls under way get to finish, in seconds."""
+    """On SIGTERM: time that calls under way get to finish, in seconds. Raise it if callers use deadlines or streams
+    that are longer."""
 
 
 class AdminSettings(BaseModel):
@@ -56,7 +60,7 @@ class AdminSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address to listen on; loopback only, unless `access.admin` asks for tokens or client certificates."""
+    """Address to listen on. It must be loopback, unless `access.admin` requires tokens or client certificates."""
     port: int = Field(default=7002, ge=0, le=65_535)
     """Port to listen on; 0 for any free one."""
 

@@ -27,17 +27,21 @@ class TlsSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     certificate: Path | None = None
-    """The server's certificate, followed by the intermediate ones; unset: no TLS."""
+    """PEM file with the server's certificate, followed by the intermediate ones. Unset: no TLS. Set it as soon as
+    callers are on another machine."""
     key: Path | None = None
     """Its private key, not encrypted."""
     client_ca: Path | None = None
-    """Authorities whose client certificates identify callers where `access` says `certificate`."""
+    """PEM file of the authorities whose client certificates identify callers. Required where `access` says
+    `certificate`."""
     client_crl: Path | None = None
-    """Revocation lists of these authorities: a revoked certificate is refused, on open connections as well."""
-    refresh_seconds: float = Field(default=1.0, ge=0.05, le=3_600)
-    """Time between two looks at the files, in seconds."""
+    """PEM file with revocation lists of these authorities. A revoked certificate is refused, on open connections as
+    well."""
+    refresh_seconds: Constant[float] = 1.0
+    """Time between two checks of the files, in seconds. Reading a few small files each second costs next to nothing."""
     warn_days: float = Field(default=14.0, ge=0, le=366)
-    """The component `certificates` is unhealthy when the certificate expires within so many days."""
+    """The component `certificates` is unhealthy when the certificate expires within this many days. Set it to the time
+    that a renewal takes you."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> TlsSettings:
@@ -84,28 +88,31 @@ class TokenSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     issuer: str | None = Field(default=None, min_length=1)
-    """The only `iss` that is believed."""
+    """The `iss` that a token must have. Required with `jwks`."""
     audience: str = Field(default="pretrade", min_length=1)
-    """Must be in `aud`."""
+    """A token is accepted only if this is in its `aud`."""
     jwks: str | None = None
     """The issuer's public keys: a file, or an `https://` URL (`http://` on loopback)."""
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
-    """Signatures that are believed; a JSON list."""
+    """Signature algorithms that are accepted; a JSON list. Set it to what your issuer uses."""
     roles_claim: str = Field(default="roles", min_length=1)
     """The claim whose value, or list of values, is looked up in `access.roles` as `claim:<value>`."""
     leeway_seconds: Constant[float] = 5.0
     """How far the issuer's clock and ours may differ, in seconds. Clocks that are synchronised differ by less."""
     max_lifetime_seconds: float = Field(default=86_400.0, ge=60, le=31_622_400)
-    """A token that is valid for longer than this, from `iat` to `exp`, is refused; in seconds."""
+    """A token that is valid for longer than this, from `iat` to `exp`, is refused; in seconds. Lower it to limit the
+    use of a stolen token."""
     revoked: Path | None = None
-    """File of the `jti` of tokens that no longer count, one a line; replaced at any time."""
-    refresh_seconds: float = Field(default=300.0, ge=0.05, le=86_400)
-    """Time between two looks at a URL's keys, in seconds; a file is looked at every `tls.refresh_seconds`."""
+    """File with the `jti` of revoked tokens, one a line. You may replace it at any time."""
+    refresh_seconds: Constant[float] = 300.0
+    """Time between two requests for a URL's keys, in seconds; a file is checked every `tls.refresh_seconds`. A new key
+    need not wait for it, because an unknown `kid` fetches the keys at once."""
     refetch_seconds: Constant[float] = 10.0
     """An unknown `kid` has the keys fetched at once, but not sooner than this after the last time, in seconds. Nobody
     can have the issuer asked more often by inventing keys."""
     max_key_age_seconds: float = Field(default=86_400.0, ge=1, le=31_622_400)
-    """Keys of a URL that could not be fetched again for so long no longer count, in seconds."""
+    """If a URL's keys could not be fetched for this long, in seconds, no token is accepted any more. Raise it if your
+    issuer may be away for longer."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> TokenSettings:
@@ -130,36 +137,39 @@ class AccessSettings(BaseModel):
     """What identifies the callers of the decision port: nothing (`open`, on loopback only), a `token`, or a client
     `certificate`."""
     decision_open_to_network: bool = False
-    """Let the decision port be `open` beyond loopback: whoever reaches it then may ask, in any strategy's name. For
-    networks that nobody else is in."""
+    """Let the decision port be `open` beyond loopback. Everybody who can reach it may then ask for decisions, in the
+    name of any strategy. Only for networks that you alone use."""
     admin: AdminCredential = "operator_token"
     """What identifies the callers of the admin port: a `token`, a client `certificate` or, on loopback only and without
-    TLS, the `operator_token`: whoever shows what is in the file `<journal>.operator-token` may do everything. The
-    server makes it anew at every start, for its own user alone; the `pretrade` command finds it by itself."""
+    TLS, the `operator_token`. That is the content of the file `<journal>.operator-token`, and allows everything. The
+    server makes it anew at every start, readable for its own user alone; the `pretrade` command finds it by itself."""
     roles: dict[Principal, Role | tuple[Role, ...]] = {}
-    """What callers are: a JSON object from `sub:…`, `claim:…` (of a token), `uri:…`, `dns:…` or `cn:…` (of a
-    certificate's names) to `trader` (asks for decisions, reports outcomes), `viewer` (reads), `operator` (steers, too)
-    or `admin` (everything), or to a list of these."""
+    """Roles of callers. It is a JSON object whose keys are principals: `sub:…` or `claim:…` (of a token), `uri:…`,
+    `dns:…` or `cn:…` (of a certificate's names). Its values are a role or a list of roles: `trader` (asks for
+    decisions, reports outcomes), `viewer` (reads), `operator` (reads and steers) or `admin` (everything)."""
     strategies: Strategies | None = None
     """Strategies that callers may name in their orders: a JSON object from a principal, as in `roles`, to a name or a
     list of names, in which `*` stands for any characters (`twap-*`). An order of another strategy is refused with
-    PERMISSION_DENIED. Unset, here and in the policy file: every caller may use any name, and limits by strategy hold
-    for callers who name theirs truly. An empty object: nobody may name any but what the policy file says."""
+    PERMISSION_DENIED. Unset here and in the policy file: every caller may use any name, so limits by strategy rely on
+    callers to use their own. An empty object: callers may use only the names that the policy file gives them."""
     rates: Tiers = {}
     """Rates of some callers: a JSON object from a principal, or from `role:trader`, `role:viewer`, `role:operator` or
     `role:admin`, to an object of `decisions_per_second` and `admin_calls_per_second`. The first principal of a caller
-    that has a rate counts, else the highest of its roles, else the two settings below."""
+    that has a rate counts. Otherwise the highest rate of its roles counts, and otherwise the two settings below."""
     policy: Path | None = None
-    """A JSON file with further `roles`, `strategies` and `rates`, and `denied`, a list of principals that are nobody;
-    replaced at any time, and in force for open streams as well."""
+    """JSON file with further `roles`, `strategies` and `rates`, and with `denied`, a list of principals that may do
+    nothing. You may replace it at any time; it then applies to open streams as well. Use it to change access without a
+    restart."""
     decisions_per_second: float | None = Field(default=None, gt=0, le=1e6)
-    """Orders a second that one caller may ask about, in each server process, on whatever connection or stream; more get
-    RESOURCE_EXHAUSTED. Unset: any number. Twice as many may come at once."""
+    """Orders a second that one caller may ask about, in each server process, over all its connections and streams;
+    twice as many may come at once. More are refused with RESOURCE_EXHAUSTED. Unset: any number. Set it so that one
+    caller cannot take the server from the others."""
     admin_calls_per_second: float = Field(default=50.0, gt=0, le=1e6)
-    """Calls a second of one identified caller of the admin port; twice as many may come at once."""
+    """Calls a second that one identified caller of the admin port may make; twice as many may come at once."""
     failures_per_second: float = Field(default=5.0, gt=0, le=1e6)
-    """Attempts with unknown credentials that are looked into, for one address; more are refused unseen. Four times as
-    many may come at once. As many refusals a second are recorded in the audit, in each server process."""
+    """Attempts a second with unknown credentials that are verified, for one address; four times as many may come at
+    once. More are refused without a look at them. Each server process records at most this many refusals a second in
+    the audit."""
 
     def base_policy(self) -> Policy:
         """What the settings say, without the policy file."""

@@ -23,11 +23,11 @@ class DecisionLogSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     one_in: int = Field(default=1_000, ge=0)
-    """One of so many good decisions gets a line, beside every degraded, failed or slow one; 0 for none."""
+    """One in this many good decisions gets a line, besides degraded, failed and slow ones; 0: none of the good ones."""
     slow_seconds: float = Field(default=0.025, gt=0, le=10)
-    """A decision that takes longer gets a line, in seconds."""
+    """A decision that takes longer than this gets a line, in seconds. Raise it if too many do."""
     max_per_second: Constant[float] = 20.0
-    """Lines a second at most; the rest is counted and in the audit. A log that grows faster is read by nobody."""
+    """Most lines a second; the rest are counted, and are in the audit. Nobody reads a log that grows faster."""
 
 
 def decision_log(settings: DecisionLogSettings, everything: bool, machine: Machine = REAL) -> Outlet:

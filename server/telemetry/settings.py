@@ -25,14 +25,15 @@ class TracingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     otlp_endpoint: Endpoint | None = None
-    """`host:port` of an OTLP gRPC collector; unset: no tracing and no cost."""
+    """`host:port` of an OTLP gRPC collector. Unset: no tracing and no cost."""
     tls: ClientTlsSettings | None = None
-    """TLS to the collector; unset: none. `{}` believes the authorities that gRPC comes with."""
+    """TLS to the collector: a JSON object of `ca`, `certificate`, `key` (paths) and `server_name`. `{}` trusts the
+    authorities that gRPC comes with. Unset: no TLS."""
     one_in: int = Field(default=100, ge=0)
-    """One of so many good decisions is traced, beside every slow, failed or degraded one and those whose callers keep
-    their trace; 0 for none."""
+    """One in this many good decisions is traced, besides slow, failed and degraded ones and those whose callers sampled
+    their trace; 0: none of the good ones."""
     slow_seconds: float = Field(default=0.01, gt=0, le=10)
-    """A decision that takes longer is traced, in seconds."""
+    """A decision that takes longer than this is traced, in seconds. Raise it if too many are."""
     max_per_second: float = Field(default=20.0, ge=1, le=100_000)
-    """Traces a second at most, since a trace costs 0.5 ms of a core and the worst of times makes the most of them; the
-    rest is counted."""
+    """Most traces a second; the rest are counted as lost. A trace costs 0.5 ms of a core, and in an incident most
+    decisions would be traced. Raise it if you have cores to spare."""

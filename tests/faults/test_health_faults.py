@@ -85,7 +85,7 @@ def disk(path: Path) -> Iterator[Path]:
 def test_a_watcher_that_does_not_read_keeps_the_truth_from_nobody_else(tmp_path: Path, edge: str, seen: Seen) -> None:
     with ExitStack() as stack:
         directory = stack.enter_context(disk(tmp_path / "disk"))
-        settings = {"GRPC__EDGE": edge, "GRPC__DRAIN_SECONDS": "4", "JOURNAL__RETRY_MAX_SECONDS": "0.1"}
+        settings = {"GRPC__EDGE": edge, "GRPC__DRAIN_SECONDS": "4"}
         env = environment(directory, **{f"PRETRADE_{name}": value for name, value in settings.items()})
         ports = {"decision": int(env["PRETRADE_GRPC__PORT"]), "admin": int(env["PRETRADE_ADMIN__PORT"])}
         server = stack.enter_context(subprocess.Popen([sys.executable, "-m", "server"], env=env))

@@ -17,6 +17,7 @@ from support.rig import ROOMY, OpenRig, Rig
 from support.wire import STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.rpc.ports import GrpcSettings
 
 pytestmark = pytest.mark.stack
 
@@ -24,7 +25,7 @@ MEGABYTE: Final = 1024 * 1024
 HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 AS_SHIPPED: Final = ROOMY | {"GRPC__MAX_PENDING_CALLS": "64"}
 """What may wait in the transport bounds what a hostile caller can cost the others."""
-HANDSHAKE_SECONDS: Final = 2.0
+HANDSHAKE_SECONDS: Final = GrpcSettings().handshake_seconds
 Seen = Callable[[str], None]
 
 
@@ -111,7 +112,7 @@ def test_a_thousand_idle_connections_cost_little(open_rig: OpenRig, seen: Seen) 
     "They are closed in time. Other callers are not affected.",
 )
 def test_connections_that_never_say_hello_are_closed(open_rig: OpenRig, seen: Seen) -> None:
-    rig = open_rig(AS_SHIPPED | {"GRPC__HANDSHAKE_SECONDS": str(HANDSHAKE_SECONDS)})
+    rig = open_rig(AS_SHIPPED)
     with unharmed(rig, seen, 32 * MEGABYTE), ExitStack() as opened:
         slow = [opened.enter_context(connect(rig)) for _ in range(200)]
         started = time.monotonic()

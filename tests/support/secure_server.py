@@ -62,7 +62,6 @@ class SecureServer:
             "TLS__KEY": self.path("server.key"),
             "TLS__CLIENT_CA": self.path("ca.pem"),
             "TLS__CLIENT_CRL": self.path("crl.pem"),
-            "TLS__REFRESH_SECONDS": "0.1",
             "TLS__WARN_DAYS": "0",
             "TOKENS__JWKS": self.path("jwks.json"),
             "TOKENS__ISSUER": ISSUER,

@@ -35,8 +35,8 @@ class ExplainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     patience_seconds: float = Field(default=0.25, ge=0, le=10)
-    """How long a reply waits for its explanation, in seconds, where the call's deadline leaves it that; 0 for not at
-    all. The first one of a model version loads the model, which takes seconds, and comes LATE."""
+    """How long a reply waits for its explanation, in seconds, if the call's deadline allows it; 0: not at all. The
+    first explanation of a model version loads the model, which takes seconds, and is LATE."""
     reply_reserve_seconds: Constant[float] = 0.005
     """Kept before the call's deadline for sending the reply, in seconds."""
 

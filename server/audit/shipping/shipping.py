@@ -11,7 +11,7 @@ from feature_cache.constants import Constant
 
 
 class ShippingSettings(BaseModel):
-    """The way of the audit from the journal into SQL."""
+    """Shipping of the audit from the journal into SQL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -22,8 +22,8 @@ class ShippingSettings(BaseModel):
     anybody noticing."""
     retry_min_seconds: Constant[float] = 0.1
     """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
-    retry_max_seconds: float = Field(default=5.0, gt=0, le=300)
-    """Longest pause after a failure."""
+    retry_max_seconds: Constant[float] = 5.0
+    """Longest pause after a failure, in seconds. The journal holds the rows meanwhile, so nothing is lost by it."""
     retained_rows: Constant[int] = 10_000
     """Rows that stay in the journal after they were shipped. The last seconds stay at hand for repeats and explanations
     where the database is slow."""
@@ -31,12 +31,15 @@ class ShippingSettings(BaseModel):
     """Days for which PostgreSQL has a partition before they begin; also as many days as nobody need look after it. A
     weekend."""
     retention_days: int | None = Field(default=None, ge=1)
-    """Days, UTC, that stay in the database besides today; older ones are removed whole. Unset: all stay."""
+    """Number of days, UTC, that stay in the database besides today; older days are removed. Set it to what your
+    regulator requires. Unset: all days stay."""
     signing_key: Path | None = None
-    """PEM file of an Ed25519 private key that signs how far the journal has come, wherever that is kept outside of the
-    journal; `pretrade audit verify --key` takes the public one. Unset: it is not signed."""
+    """PEM file of an Ed25519 private key. It signs the journal heads, which say in the database and on the topic how
+    far the journal has come; `pretrade audit verify --key` takes the public key. Set it so that somebody who can write
+    the database cannot forge them. Unset: heads are not signed."""
     drain_seconds: float = Field(default=5.0, ge=0, le=300)
-    """How long a stopping server waits for the rest to be shipped; what is left is shipped after the next start."""
+    """How long a stopping server waits for the remaining rows to be shipped, in seconds; what is left is shipped after
+    the next start."""
 
 
 class Task(BaseModel):
@@ -53,17 +56,18 @@ class Task(BaseModel):
 
 
 class TopicSettings(BaseModel):
-    """Decisions for downstream consumers, on a Kafka topic. Off unless brokers are named; needs the extra `worker`."""
+    """Decisions on a Kafka topic, for downstream consumers. Off unless brokers are named; needs the extra `worker`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     bootstrap_servers: str | None = Field(default=None, pattern=r"^[^\s@/]+$")
-    """Brokers, `host:port` separated by commas; unset: nothing is published. TLS, name and password
-    are in `PRETRADE_KAFKA_*`."""
+    """Brokers, `host:port` separated by commas. Unset: nothing is published. TLS, name and password are set by
+    `PRETRADE_KAFKA_*`."""
     topic: str = Field(default="decisions", pattern=r"^[A-Za-z0-9._-]{1,200}$")
-    """Its name; made when missing."""
+    """Name of the topic; it is created if it is missing."""
     partitions: int = Field(default=6, ge=1, le=1000)
-    """Its partitions, when it is made."""
+    """Number of partitions, if the topic is created. Raise it for more consumers in parallel."""
     batch_rows: Constant[int] = 500
     """Most rows under way to the brokers at once. A round trip to the other side is a small part of it."""
     poll_seconds: Constant[float] = 0.05
