@@ -58,15 +58,15 @@ class Chain:
 
     Args:
         stages: By name.
-        usual: Those that are asked, in this order, until told otherwise.
+        default: The stages that are asked, in this order, until others are set.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, stages: Mapping[StageName, Stage], usual: tuple[StageName, ...], clock: Callable[[], float]
+        self, stages: Mapping[StageName, Stage], default: tuple[StageName, ...], clock: Callable[[], float]
     ) -> None:
         self._known = stages
-        self._asked = self._usual = tuple((name, stages[name]) for name in usual)
+        self._asked = self._default = tuple((name, stages[name]) for name in default)
         self._clock = clock
         self._next_report = -math.inf
         self.broken: Counter[StageName] = Counter()
@@ -79,7 +79,7 @@ class Chain:
     async def decide(self, case: Case) -> Answer:
         """The answer of the first stage that has one, else ABSTAIN. Cancelling it is safe at any moment."""
         asked = self._asked
-        if asked != self._usual:
+        if asked != self._default:
             case.stages = tuple(name for name, _ in asked)
         for name, stage in asked:
             try:

@@ -24,5 +24,5 @@ Constant = Annotated[T, _MARKER]
 
 
 def is_constant(field: FieldInfo) -> bool:
-    """True for a field that nobody can set."""
+    """True for a field that cannot be set."""
     return _MARKER in field.metadata

@@ -55,11 +55,11 @@ SettingsT = TypeVar("SettingsT", bound=Reloadable)
 
 
 class Configuration(Generic[SettingsT]):
-    """The settings in force, and how they become others.
+    """The settings in force, and how they are reloaded.
 
     Args:
         settings: Of all processes of this server.
-        load: Reads them anew; raises as `server.settings.load`.
+        load: Rereads them; raises as `server.settings.load`.
         journal_path: What tells servers of a machine apart.
     """
 
@@ -69,19 +69,19 @@ class Configuration(Generic[SettingsT]):
         digest = hashlib.sha256(str(journal_path.absolute()).encode()).hexdigest()[:8]
         self.subject: Final = f"configuration/{socket.gethostname()}-{digest}"
         """What a reload of this server is called."""
-        self._obey: list[Callable[[SettingsT], None]] = []
+        self._apply: list[Callable[[SettingsT], None]] = []
         self._checked: SettingsT | None = None
         """What a reload of this process is about to put in force."""
         self._reading: set[asyncio.Task[None]] = set()
         self.failures = 0
         """Reloads that were refused or failed since start."""
 
-    def on_reload(self, obey: Callable[[SettingsT], None]) -> None:
-        """Has someone told of new settings."""
-        self._obey.append(obey)
+    def on_reload(self, apply: Callable[[SettingsT], None]) -> None:
+        """Registers a function that is called with new settings."""
+        self._apply.append(apply)
 
     def subjects(self) -> dict[str, Subject]:
-        """What can be steered. A value is the hash of the settings to obey."""
+        """The subject of the control state. Its value is the hash of the settings to apply."""
 
         def check(value: str) -> str:
             return "" if len(value) <= 16 else "must be the hash of a configuration"
@@ -134,7 +134,7 @@ class Configuration(Generic[SettingsT]):
 
     def _ask_for(self, config_hash: str) -> None:
         """Somebody wants the configuration of this hash in force here."""
-        if config_hash == self.settings.config_hash() or not self._obey:
+        if config_hash == self.settings.config_hash() or not self._apply:
             return  # as it is, or what was asked for before the start: what was read then is newer
         if self._checked is not None and self._checked.config_hash() == config_hash:
             self._put_in_force(self._checked)
@@ -150,7 +150,7 @@ class Configuration(Generic[SettingsT]):
             return
         if new.config_hash() != config_hash:
             self.failures += 1
-            _log.error("the configuration file is not the one to obey any more", wanted=config_hash)
+            _log.error("the configuration file is no longer the one to apply", wanted=config_hash)
             return
         self._put_in_force(new)
 
@@ -158,8 +158,8 @@ class Configuration(Generic[SettingsT]):
         for line in differences(self.settings, settings):
             _log.warning("configuration", change=line)
         self.settings = settings
-        for obey in self._obey:
-            obey(settings)
+        for apply in self._apply:
+            apply(settings)
 
 
 def differences(before: Reloadable, after: Reloadable, without: tuple[str, ...] = ()) -> list[str]:

@@ -62,9 +62,9 @@ class PretradeError(Exception):
     Attributes:
         reason: Stable, machine-readable, UPPER_SNAKE_CASE.
         field: The field to blame; empty when there is none.
-        named: What else it is about, by name, for programs.
-        retry_after_seconds: When to ask again; None where nobody can say.
-        case: What was known of the order when it ended, where that is worth telling.
+        named: Further details by name, for programs.
+        retry_after_seconds: When to ask again, in seconds; None if that is unknown.
+        case: What was known of the order when it ended, if that is worth reporting.
     """
 
     reason: str

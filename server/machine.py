@@ -154,7 +154,8 @@ class Files:
         """Takes the lock of a file, made where it is missing.
 
         Returns:
-            What `unlock` wants, or None while somebody else has it. It is free, too, when this process dies.
+            What `unlock` takes, or None while another process has the lock. The lock is also released when this process
+            dies.
         """
         return take_lock(path)
 

@@ -54,7 +54,7 @@ LABELS: Final = {
     "flag": "the flags of `pretrade flag`",
     "instrument": "server: `PRETRADE_INSTRUMENTS`; worker: the instruments on its partitions; feed: `--instruments`",
     "kind": "`retry`, `hedge`",
-    "outlet": "`log`, `traces`",
+    "sink": "`log`, `traces`",
     "outcome": "outcomes of a batch, from `success` to `ignored`",
     "partition": "partitions of the topic `market.events`",
     "plane": "`decision`, `admin`",

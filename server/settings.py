@@ -78,7 +78,7 @@ Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_lengt
 
 
 class Settings(BaseSettings):
-    """Everything the decision server can be told."""
+    """All settings of the decision server."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -232,7 +232,7 @@ def _with_scheme(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
 
 
 def _constants_set(path: str, section: BaseModel) -> Iterator[str]:
-    """Paths of the constants that somebody tries to set."""
+    """Paths of the constants for which a value is given."""
     for name, field in type(section).model_fields.items():
         below, value = f"{path}.{name}".lstrip("."), getattr(section, name)
         if is_constant(field) and name in section.model_fields_set:

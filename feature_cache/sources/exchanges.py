@@ -63,7 +63,7 @@ class Exchange(Protocol):
         """Where the book is fetched; empty where it comes with a subscription."""
 
     def resubscribe(self, instrument: str) -> tuple[bytes, ...]:
-        """What brings a fresh snapshot where there is no `snapshot_url`."""
+        """The messages that request a fresh snapshot if there is no `snapshot_url`."""
 
 
 class Binance:

@@ -153,7 +153,7 @@ class Ingest:
         return f"book unknown: {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}" if unknown else None
 
     async def run(self) -> None:
-        """Runs until cancelled; then every book is told closed, and the recording is ended."""
+        """Runs until cancelled; then every book is published as closed, and the recording ends."""
         limits = httpx.Limits(max_connections=2)
         try:
             async with (
@@ -363,7 +363,7 @@ class Ingest:
         return wait
 
     async def _close(self) -> None:
-        """Tells every book closed, so that nobody takes the silence for a failure."""
+        """Publishes every book as closed, so that the silence is not taken for a failure."""
         for event in self._newest.values():
             closing = sibling(event)
             closing.receive_time_ns = max(event.receive_time_ns, self._wall_ns())

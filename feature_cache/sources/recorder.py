@@ -94,8 +94,8 @@ def read_lines(path: Path) -> Iterator[Line]:
 class Recorder:
     """Writes lines, one file a connection: `<venue>.<connection>.<start in seconds>.gz`.
 
-    What cannot be written is not worth losing the market for: at the first failure the recording ends, with a line in
-    the log, and whoever asks sees `failed`.
+    Recording must not stop the live feed: at the first failure to write the recording ends with a log line, and
+    `failed` is true.
 
     Args:
         folder: Where the files go; created when missing.

@@ -40,8 +40,8 @@ def of_features(cache: FeatureCache, instruments: Sequence[str], clock: Callable
     """One scrape.
 
     Args:
-        cache: Whose vectors are told of.
-        instruments: Those that there may be vectors of.
+        cache: Its vectors are reported.
+        instruments: Those that may have vectors.
         clock: Monotonic seconds, the cache's own.
     """
     age = FEATURE_AGE_SECONDS.family()

@@ -47,9 +47,9 @@ def key_of(instrument: str) -> str:
 def connect(redis_url: str, connect_timeout_seconds: float) -> Redis:
     """A client without retries of its own; nothing is connected before the first command.
 
-    Whoever uses it has a loop that tries again, and knows better than the client when that is of use. It also bounds
-    the time of each command, with `asyncio.timeout`: the client's own `socket_timeout` uses `asyncio.wait_for`, which
-    in Python 3.11 can lose a cancellation, and a task that was told to end would go on.
+    Its users have retry loops of their own and know better than the client when a retry is of use. They also bound the
+    time of each command with `asyncio.timeout`. The client's own `socket_timeout` uses `asyncio.wait_for`, which in
+    Python 3.11 can lose a cancellation, so that a cancelled task would go on.
     """
     return Redis.from_url(
         redis_url,

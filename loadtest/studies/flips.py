@@ -32,7 +32,7 @@ from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 _FLAG: Final = "shadow"
 _RPC_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.01
-"""Between two questions to a process whether it obeys: so much too late it may be found to. The questions are load,
+"""Between two questions to a process whether it applies: so much too late it may be found to. The questions are load,
 too, and more of them would make slow what they are to find."""
 _PAUSE_SECONDS: Final = 0.05
 _SETTLE_SECONDS: Final = 1.0
@@ -56,8 +56,8 @@ def main(
     console = Console()
     console.print(
         f"{figures['flips']} flips of {len(server)} servers with {len(process)} processes: "
-        f"obeyed by all after {figures['obeyed_median_ms']:.1f} ms (median), {figures['obeyed_p99_ms']:.1f} (p99), "
-        f"{figures['obeyed_max_ms']:.1f} (max); the caller had its answer, audited, after "
+        f"applied by all after {figures['applied_median_ms']:.1f} ms (median), {figures['applied_p99_ms']:.1f} (p99), "
+        f"{figures['applied_max_ms']:.1f} (max); the caller had its answer, audited, after "
         f"{figures['answered_median_ms']:.1f} ms (median), {figures['answered_max_ms']:.1f} (max)\n"
         f"meanwhile {figures['decisions']:,} decisions, errors: {figures['errors'] or 'none'}",
         highlight=False,
@@ -103,20 +103,20 @@ async def _measure(
         steered = [(await stub(address), token) for address, token in zip(addresses, tokens, strict=True)]
         followed = [await stub(one) for one in processes]
         await asyncio.sleep(_SETTLE_SECONDS)
-        answered, obeyed = [], []
+        answered, applied = [], []
         for number in range(flips):
             took = await _flip(*steered[number % len(steered)], followed, bool(number % 2))
             answered.append(took[0])
-            obeyed.append(took[1])
+            applied.append(took[1])
             await asyncio.sleep(_PAUSE_SECONDS)
     said, _ = await load.communicate(b"")
     return {
         "flips": flips,
         "answered_median_ms": statistics.median(answered) * 1e3,
         "answered_max_ms": max(answered) * 1e3,
-        "obeyed_median_ms": statistics.median(obeyed) * 1e3,
-        "obeyed_p99_ms": percentile(obeyed, 0.99) * 1e3,
-        "obeyed_max_ms": max(obeyed) * 1e3,
+        "applied_median_ms": statistics.median(applied) * 1e3,
+        "applied_p99_ms": percentile(applied, 0.99) * 1e3,
+        "applied_max_ms": max(applied) * 1e3,
         **json.loads(said),
     }
 
@@ -127,7 +127,7 @@ async def _flip(
     followed: list[admin_pb2_grpc.AdminServiceAsyncStub],
     enabled: bool,
 ) -> tuple[float, float]:
-    """Seconds from the call until its answer, and until the last process obeyed."""
+    """Seconds from the call until its answer, and until the last process applied."""
     began = time.perf_counter()
     version: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -146,8 +146,8 @@ async def _flip(
                 return at
             await asyncio.sleep(_LOOK_SECONDS)
 
-    answered, *obeyed = await asyncio.gather(call(), *(follow(process) for process in followed))
-    return answered, max(obeyed)
+    answered, *applied = await asyncio.gather(call(), *(follow(process) for process in followed))
+    return answered, max(applied)
 
 
 async def _load(targets: list[str], instruments: list[str], callers: int) -> None:

@@ -124,7 +124,8 @@ def verify_chains(
 ) -> None:
     """Checks that no row of the audit was changed and none is missing, in the database and in the journals.
 
-    Exits with 1 at the first row that is changed or missing, and with 2 when a place could not be checked.
+    Exits with 1 at the first row that is changed or missing, and with 2 when a database, topic or journal could not be
+    read.
     """
     asked = database_url is not None or journal is not None
     database_url, journal = _targets(database_url, journal, directory)
@@ -202,7 +203,7 @@ def migrate_database(
     database_url: _DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Makes the tables of the audit database or brings them to this version; a server does the same when it starts."""
+    """Creates the tables of the audit database, or upgrades them to this version. A starting server does the same."""
     database_url, _ = _targets(database_url, None, directory)
     if database_url is None:
         raise _failure("no database to migrate: name --database-url")

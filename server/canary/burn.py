@@ -89,10 +89,10 @@ class Objective:
         """Calls that none did."""
 
     def counts(self, case: Case) -> bool:
-        """True when a model has a fair chance at this order.
+        """True when a model has a fair chance to answer this order.
 
-        Nothing of what makes it false is a fault of a model, and all of it is up to callers: how long they wait, what
-        features they bring, for what instrument they ask. One alone must not be able to use up the error budget.
+        What makes it false is never a model's fault but the caller's choice: how long it waits, which features it
+        sends, for which instrument it asks. A single caller must not be able to use up the error budget.
         """
         return case.features is not None and not case.from_caller and case.budget.allowed >= self._min_allowed_seconds
 

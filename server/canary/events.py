@@ -23,10 +23,10 @@ TURNS: Final = ("started", "advanced", "weighted", "promoted", "rolled_back", "a
 
 
 class EventLog:
-    """Makes the events of canaries in this process, and keeps them in the journal and the log.
+    """Makes the events of canaries in this process, and writes them to the journal and the log.
 
     Args:
-        journal: Where they are kept.
+        journal: Where they are written.
         new_id: Makes a unique, time-ordered id.
         instance_id: This process.
         wall_clock_ns: Nanoseconds since the Unix epoch.

@@ -136,7 +136,7 @@ class Check:
         self._test.add(canary - champion)
 
     def restart(self) -> None:
-        """A new step: what speaks for it has to be shown anew, what speaks against it stays."""
+        """Starts a new step: evidence for the canary must be collected again, evidence against it stays."""
         self._test.restart()
         self._canary_sum = self._champion_sum = 0.0
         self.samples = 0
@@ -210,10 +210,10 @@ class Evidence:
         self.checks["slow"].observe(canary[1], champion[1])
 
     def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
-        """The first attempt at an order of either model's flows. Waits for one of the other.
+        """Observes the first attempt at an order, and pairs it with the next one of the other model.
 
-        What is slow for both, such as a machine that stalls, speaks against nobody then. Nor does a caller that allows
-        less than others do: of a pair, both are held against what the more impatient one allowed.
+        Something that is slow for both, such as a stalled machine, therefore counts against neither. Nor does a caller
+        with a short deadline: both orders of a pair are measured against the shorter deadline.
         """
         waiting, other = self._orders[side], self._orders[Side(1 - side.value)]
         if other:

@@ -41,7 +41,7 @@ class Markouts:
         """Pairs whose outcome could not be known."""
 
     def on_outcome(self, listener: Callable[[Pair, bool], None]) -> None:
-        """Has a function told of every pair whose outcome is known: True when it was eligible."""
+        """Registers a function that is called for every pair whose outcome is known, with True when it was eligible."""
         self._listeners.append(listener)
 
     def add(self, pair: Pair) -> None:

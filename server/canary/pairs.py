@@ -19,7 +19,7 @@ _MOST_WAITING: Final = 4_096
 class PairRecorder:
     """Gathers pairs and writes many of them as one journal entry.
 
-    Nobody waits for it: a pair that cannot be kept is counted and lost.
+    No decision waits for it: a pair that cannot be written is counted and lost.
 
     Args:
         journal: Where they go.

@@ -60,9 +60,10 @@ class CanaryError(Exception):
 class Rollout:
     """The canary as this process sees it.
 
-    No single caller decides about it. What callers choose is left out of the evidence: rows they brought, batches that
-    failed with such a row in them, orders that allow a model too little time, and a row that was asked for again before
-    the market moved, which is the same observation once more. See `Objective`, `CanaryRouting` and `Replica._begin`.
+    No single caller can decide its fate. What callers control is left out of the evidence: rows with their own
+    features, batches that failed with such a row in them, orders that allow a model too little time, and a row that is
+    asked for again before the market moved, because that is the same observation. See `Objective`, `CanaryRouting` and
+    `Replica._begin`.
 
     Args:
         settings, slo: Limits.
@@ -73,8 +74,8 @@ class Rollout:
         markouts: Knows the outcomes of decided rows.
         set_canary: Changes the control state.
         objective: Counts the calls that a model answered in time, and those that none did.
-        events: Keeps the canary's turns.
-        recorder: Keeps the pairs; None to keep none.
+        events: Records the canary's changes of state.
+        recorder: Records the pairs; None: they are not recorded.
         clock: Monotonic seconds.
     """
 
@@ -122,13 +123,13 @@ class Rollout:
         """The newest vector of an instrument, by side, that both models have scored."""
         self._joined_at = 0.0
         self._in_doubt: deque[tuple[Canary, packet_pb2.CanaryEvent]] = deque(maxlen=_IN_DOUBT)
-        """Turns of which it is not known whether all obey them, and how the canary then looks."""
+        """Changes of state of which it is not known whether all servers apply them, and the canary after each."""
         self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
 
     # What the control state says.
 
-    def obey_canary(self, canary: Canary | None) -> None:
+    def apply_canary(self, canary: Canary | None) -> None:
         """Puts what the control state says of the canary in force in this process.
 
         One that ended gets no more orders from this moment on; a new one gets its first when the challenger's replica
@@ -288,9 +289,9 @@ class Rollout:
         reason: str,
         change: Awaitable[admin_pb2.Change],
     ) -> admin_pb2.Change:
-        """Has all servers obey a canary by this change, and keeps the turn with the evidence of this moment.
+        """Makes all servers apply a canary's new state by this change, and records it with the evidence of this moment.
 
-        A turn of which it is not known whether it was made is kept when it is seen that it was.
+        If it is not known whether the change was made, it is recorded as soon as it is seen.
 
         Raises:
             ControlError: As the change.
@@ -309,7 +310,7 @@ class Rollout:
         after = canary.ended(state, reason, self._wall_seconds())
         event = self._event(state, canary, after, author, reason)
         # In force here before anything is written: what is worse gets no more orders, whatever else is broken.
-        self.obey_canary(after)
+        self.apply_canary(after)
         change = await self._set_canary(after, author, reason[:256], False)
         self.events.keep(event)
         if state != "promoted":

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class CanaryRouting:
-    """Asks the canary where the order's flow is one of its own, and else, or when it does not answer, the champion.
+    """Asks the canary if the order's flow is its own; otherwise, or if it does not answer, the champion.
 
-    The canary gets no more time than leaves the champion an attempt, and is passed over where there is not as much or
-    its breaker is open. An order that it was asked for costs one attempt of the two that an order has.
+    The canary's time is limited so that the champion can still be asked. The canary is skipped if too little time is
+    left or its breaker is open. Asking it costs one of the two attempts that an order has.
 
-    An order that brings its own features goes to the champion whatever its flow: its caller could make the canary fail,
-    and the canary is not judged by it. An order that allows less than `fair_seconds`, or finds the canary's queue long,
-    is decided like any other and says nothing about either model.
+    An order with its caller's own features always goes to the champion: its caller could make the canary fail, and the
+    canary is not judged by it. An order that `is_fair` rejects, or that finds the canary's queue long, is decided like
+    any other but counts for or against neither model.
 
     Args:
         replica: Where the canary is served.
@@ -64,7 +64,7 @@ class CanaryRouting:
         """Those that it answered."""
 
     def on_order(self, listener: Callable[[Side, FirstAttempt], None]) -> None:
-        """Has a function told of every order while there is a canary that gives a model a fair chance.
+        """Registers a function that is called, while a canary runs, for every order that gives a model a fair chance.
 
         It is told whose the order is, and what became of the first attempt at it.
         """

@@ -24,8 +24,8 @@ def canary_subjects(rollout: Rollout, deployment: Deployment, champion_version: 
     """What the control state says about models.
 
     Args:
-        rollout: Obeys what it says of the canary.
-        deployment: Obeys what it says of the champion.
+        rollout: Applies the canary's value.
+        deployment: Applies the champion's value.
         champion_version: The champion's version while none was promoted; None for what the replicas serve.
     """
 
@@ -40,11 +40,11 @@ def canary_subjects(rollout: Rollout, deployment: Deployment, champion_version: 
         return "" if not value or is_version(value) else "must be 16 hexadecimal digits"
 
     return {
-        CANARY: Subject("", check_canary, lambda value, _seconds: rollout.obey_canary(_canary(value)), _in_words),
+        CANARY: Subject("", check_canary, lambda value, _seconds: rollout.apply_canary(_canary(value)), _in_words),
         CHAMPION: Subject(
             champion_version or "",
             check_version,
-            lambda value, _seconds: deployment.obey(value),
+            lambda value, _seconds: deployment.apply(value),
             lambda version: version or "what the replicas serve",
         ),
     }

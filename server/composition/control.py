@@ -41,10 +41,10 @@ def open_control(process: Process, journal: Journal) -> ControlState:
 
     Args:
         process: What it is built with.
-        journal: Where changes are kept.
+        journal: Where changes are recorded.
 
     Raises:
-        OSError: The server is to start halted, and that cannot be written.
+        OSError: The server must start halted, and this cannot be written.
         FlagProviderError: There is no such provider of flags.
     """
     settings, stack, clock, new_id = process.shared, process.stack, process.clock, process.new_id
@@ -75,26 +75,26 @@ def open_control(process: Process, journal: Journal) -> ControlState:
 
 
 def subjects_of(
-    replicas: Iterable[Replica], chain: Chain, usual_stages: tuple[StageName, ...], others: Mapping[str, Subject]
+    replicas: Iterable[Replica], chain: Chain, default_stages: tuple[StageName, ...], others: Mapping[str, Subject]
 ) -> dict[str, Subject]:
     """What the control state steers besides trading state and flags.
 
     Args:
         replicas: Whose breakers and drains it steers.
         chain: Whose stages it steers.
-        usual_stages: Those while nobody chose others.
+        default_stages: The stages while no others are set.
         others: What else it steers.
     """
     by_name = {replica.name: replica for replica in replicas}
     return {
         **breaker_subjects({name: replica.breaker for name, replica in by_name.items()}),
         **drain_subjects(by_name),
-        **chain_subjects(chain, usual_stages),
+        **chain_subjects(chain, default_stages),
         **others,
     }
 
 
-def obey_configuration(
+def apply_configuration(
     configuration: Configuration[Settings],
     cached_scores: CachedScores,
     rules: RulesBaseline,
@@ -105,7 +105,7 @@ def obey_configuration(
 ) -> None:
     """Records the settings in force, and puts those sections in force at a reload that need no restart."""
 
-    def obey(settings: Settings) -> None:
+    def apply(settings: Settings) -> None:
         cached_scores.configure(settings.cached_score)
         rules.configure(settings.rules)
         guards.configure(settings.guards)
@@ -113,7 +113,7 @@ def obey_configuration(
         _record_settings(settings, stack, packets, journal)
 
     _record_settings(configuration.settings, stack, packets, journal)
-    configuration.on_reload(obey)
+    configuration.on_reload(apply)
 
 
 def _record_settings(settings: Settings, stack: AsyncExitStack, packets: PacketWriter, journal: Journal) -> None:

@@ -69,7 +69,7 @@ class _Application:
     async def _serve(
         self, server: Server, stop: asyncio.Future[None], stack: AsyncExitStack, shut_down: asyncio.Future[Any]
     ) -> None:
-        """Serves until told to stop, and then until Envoy is about to end."""
+        """Serves until it is stopped, and after that until Envoy is about to end."""
         _stop_on_sigterm(stop)
         if not await server.run(stop, shut_down):
             _log.warning("Envoy was told to end, not draining")

@@ -86,7 +86,7 @@ def settings_of(slot: Slot, shared: Settings) -> Settings:
 
 
 def seconds_to_end(settings: Settings) -> float:
-    """How long a process that was told to drain may take until it has ended."""
+    """How long a process may take to end after it was asked to drain."""
     return settings.grpc.drain_seconds + settings.grpc.grace_seconds + settings.shipping.drain_seconds + _SPARE_SECONDS
 
 

@@ -17,7 +17,7 @@ from pretrade.client.operator_token import token_path
 from server.audit.shipping.shipper import Shipper
 from server.canary.subjects import canary_subjects
 from server.composition.canary import CanaryParts, assemble
-from server.composition.control import obey_configuration, open_control, subjects_of
+from server.composition.control import apply_configuration, open_control, subjects_of
 from server.composition.replicas import open_replicas
 from server.configuration import Configuration
 from server.control.state import ControlState
@@ -75,11 +75,11 @@ class RequestPath:
 
 
 async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundation:
-    """The event loop's own delays, the journal and its way to the database, credentials and policies, and features.
+    """Opens loop-lag measurement, the journal and its shipping, credentials and policies, and features.
 
     Args:
         process: What they are built with.
-        envoy: The Envoy in whose process this runs, which then is told of certificates.
+        envoy: The Envoy in whose process this runs; it gets new certificates. None without one.
 
     Raises:
         OSError, AuditError: One could not be started.
@@ -125,7 +125,7 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
 
 
 def _operator_token(process: Process) -> bytes | None:
-    """Digest of the operator token, which is made by the supervisor where there is one; None where nobody asks for it.
+    """Digest of the operator token, which a supervisor makes before its processes start; None if it is not used.
 
     Raises:
         OSError: Its file cannot be written, or read.
@@ -181,7 +181,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     durability = settings.journal.durability.value
     packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
     guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock)
-    obey_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
+    apply_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
     dataplane = DataPlane(
         admission=admission,
         idempotency=idempotency,
@@ -224,8 +224,8 @@ def _shared_keys(process: Process) -> SharedKeys:
 
 
 def _open_reports(process: Process) -> tuple[DecisionReports, Tracing | None]:
-    """What is told of single decisions, in the log and, where a collector is named, in traces."""
+    """Opens the reports of single decisions: to the log and, if a collector is named, to traces."""
     settings, stack = process.settings, process.stack
     tracing = stack.enter_context(open_tracing(settings.tracing, process.instance_id, process.machine.wall_clock))
     log = stack.enter_context(decision_log(settings.decision_log, settings.log_level == "debug", process.machine))
-    return DecisionReports((log,) if tracing is None else (log, tracing.outlet), process.machine), tracing
+    return DecisionReports((log,) if tracing is None else (log, tracing.sink), process.machine), tracing

@@ -96,10 +96,11 @@ class Flags:
     """The flags' values in force, as a provider says.
 
     Args:
-        defaults: What a flag is where the provider does not say.
+        defaults: Value of a flag that the provider does not know.
         provider: Ours, or another.
         on_change: Called with the new values when one of them differs.
-        options: What the provider was made with. No text of them is told, whatever the provider says when it fails.
+        options: What the provider was made with. None of their texts is shown, even if the provider's error message has
+            it.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ def _texts(options: Any) -> Iterator[str]:
 
 
 def _without(options: Any, text: str) -> str:
-    """A text of somebody else's, without the texts among the options."""
+    """A text of the provider's, without the texts among the options."""
     # The longest first: what is left of a key in which another option was hidden would be told.
     for one in sorted(filter(None, _texts(options)), key=len, reverse=True):
         text = text.replace(one, "…")

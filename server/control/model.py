@@ -43,10 +43,10 @@ _T = TypeVar("_T")
 
 
 class Change(BaseModel):
-    """Something that somebody wants set.
+    """A change that is asked for.
 
-    One without an end replaces everything that is set of its subject, one with an end hides it. For the trading state,
-    a value stricter than ACTIVE adds a restriction, and `lifts` says which others end.
+    A change without an end replaces every value of its subject; one with an end hides it until then. For the trading
+    state, a value stricter than ACTIVE adds a restriction, and `lifts` names those that end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

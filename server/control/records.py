@@ -17,7 +17,7 @@ def describe(
 ) -> admin_pb2.Change:
     """What a change does to a state; instant and instance are the caller's to add."""
     subject = subjects[change.subject]
-    default, words = subject.usual, subject.words
+    default, words = subject.default, subject.words
 
     def was_over(timed: Timed) -> bool:  # what a change ends was in force until now
         return timed.id != change.ends and is_over(timed)
@@ -71,7 +71,7 @@ def record(change: admin_pb2.Change) -> packet_pb2.ControlChange:
 
 
 def recorded(change: packet_pb2.ControlChange) -> admin_pb2.Change:
-    """A change as it was kept."""
+    """A change as it was recorded."""
     message = admin_pb2.Change(
         change_id=change.change_id,
         subject=change.subject,

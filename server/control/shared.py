@@ -139,9 +139,9 @@ class SharedControl:
         return found.control
 
     async def wait(self) -> Control | None:
-        """The state once there is another one than at the last look, or as it is after half a second.
+        """The state as soon as it differs from the one last read, or the current one after half a second.
 
-        It does not wait on a new connection: what was changed here or there since the last one waits for nobody.
+        On a new connection it returns at once, because the state may have changed on either side since the last one.
 
         Raises:
             UnreachableError: It is not known.

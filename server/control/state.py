@@ -97,7 +97,7 @@ class ControlSettings(BaseModel):
     shared: SharedSettings = SharedSettings()
     flag_provider: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     """`module:callable` of another OpenFeature provider for the flags, for example
-    `openfeature.contrib.provider.flagd:FlagdProvider`. `pretrade flag set` is then refused. Unset: the flags are part
+    `openfeature.contrib.provider.flagd:FlagdProvider`. `pretrade flag` cannot set them then. Unset: the flags are part
     of the control state."""
     flag_provider_options: SecretOptions = SecretOptions({})
     """Arguments of that callable, a JSON object. It is treated as a secret as a whole, because most providers require a
@@ -117,7 +117,7 @@ class ControlSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A change as somebody asks for it."""
+    """A change as its caller asks for it."""
 
     subject: str
     value: str | None
@@ -138,19 +138,19 @@ class Wanted:
 
 
 class ControlState:
-    """The control state as one process obeys it.
+    """The control state as one process applies it.
 
     Args:
-        settings: Values while nobody set others.
-        file: Where it is kept and shared with the other processes of this server.
+        settings: Values while no others are set.
+        file: Where it is stored and shared with the other processes of this server.
         subjects: What can be steered besides trading state and flags.
         journal: Makes changes durable in the audit.
         instance_id: This server process.
         new_id: Makes a unique, time-ordered id.
         wall_clock_ns: Nanoseconds since the Unix epoch.
         clock: Monotonic seconds.
-        shared: Where all servers share it; None: in the file alone.
-        flag_provider: Says what the flags are; None: this state.
+        shared: Where all servers share it; None: it is in the file alone.
+        flag_provider: Decides the flags; None: this state decides them.
     """
 
     def __init__(
@@ -178,12 +178,12 @@ class ControlState:
         self.flags = Flags(
             defaults,
             flag_provider or ControlProvider(self._set_flags.get),
-            self._obey_flags,
+            self._apply_flags,
             settings.flag_provider_options.get_secret_value(),
         )
         self._initial_trading_state = settings.initial_trading_state
         self._subjects = {
-            TRADING_STATE: Subject("HALTED", one_of(*STRICTNESS), self._obey_trading_state),
+            TRADING_STATE: Subject("HALTED", one_of(*STRICTNESS), self._apply_trading_state),
             **{flag_subject(name): self._flag(name, is_on) for name, is_on in defaults.items()},
             **subjects,
         }
@@ -192,7 +192,7 @@ class ControlState:
         self._new_id = new_id
         self._wall_clock_ns = wall_clock_ns
         self._clock = clock
-        self._obeyed: dict[str, tuple[str, str]] = {}
+        self._applied: dict[str, tuple[str, str]] = {}
         """Value and id of the temporary value in force, by subject."""
         self._ends: Mapping[str, float] = {}
         """Monotonic instants at which what has an end is over, by id."""
@@ -209,14 +209,14 @@ class ControlState:
         """Ids of changes that the journal has refused, and that were logged."""
         self.record_failures = 0
         """Attempts to record a change that failed since start."""
-        self.store = ControlStore(file, shared, self._obey)
+        self.store = ControlStore(file, shared, self._apply)
         self.store.restore()
-        self._obey()
+        self._apply()
 
     def steer(self, subjects: Mapping[str, Subject]) -> None:
         """Steers something more from now on, beginning with what the state says of it."""
         self._subjects |= subjects
-        self._obey()
+        self._apply()
 
     @property
     def stale(self) -> bool:
@@ -231,14 +231,14 @@ class ControlState:
 
     def value(self, subject: str) -> str:
         """The value in force. Raises `KeyError` for what cannot be steered."""
-        return self._obeyed[subject][0]
+        return self._applied[subject][0]
 
-    def usual(self, subject: str) -> str:
-        """The value while nobody set another. Raises `KeyError` for what cannot be steered."""
-        return self._subjects[subject].usual
+    def default(self, subject: str) -> str:
+        """The default value of a subject. Raises `KeyError` for what cannot be steered."""
+        return self._subjects[subject].default
 
     def settings(self) -> Mapping[str, Setting]:
-        """What somebody set, by subject, without the trading state."""
+        """The values that are set, by subject, without the trading state."""
         settings = self.store.in_force().settings
         return {
             subject: setting
@@ -259,7 +259,7 @@ class ControlState:
 
     def reverts_in_seconds(self, subject: str) -> float | None:
         """Seconds until the value in force changes by itself; None when it does not."""
-        end = self._ends.get(self._obeyed[subject][1]) if subject != TRADING_STATE else self._trading_state_ends()
+        end = self._ends.get(self._applied[subject][1]) if subject != TRADING_STATE else self._trading_state_ends()
         return None if end is None else max(0.0, end - self._clock())
 
     def _trading_state_ends(self) -> float | None:
@@ -362,7 +362,7 @@ class ControlState:
     async def _lifted(self, wanted: Wanted) -> tuple[str, ...]:
         """Ids of the restrictions that a change of the trading state lifts.
 
-        They are settled here, before anything is written: a halt that somebody sets meanwhile is not among them.
+        They are chosen here, before anything is written: a halt that is set meanwhile is not among them.
         """
         trading, value = self.store.in_force().trading, wanted.value or "HALTED"
         if not (wanted.lifts or value == "ACTIVE" or is_stricter(trading.state(self._is_over), value)):
@@ -389,12 +389,12 @@ class ControlState:
 
     async def _finish(self, change: Change, describe_: Describe, wanted: Wanted) -> admin_pb2.Change:
         """Shares, writes and records a change."""
-        brought = await self.store.bring(change, describe_, wanted.expected_version, wanted.needs_all)
-        change_made = from_json(brought.record)
+        replicated = await self.store.replicate(change, describe_, wanted.expected_version, wanted.needs_all)
+        change_made = from_json(replicated.record)
         _tell("change", change_made)
         await self._record(change_made)
-        message = _message(brought.record)
-        message.local, message.unsaved = brought.local, brought.unsaved
+        message = _message(replicated.record)
+        message.local, message.unsaved = replicated.local, replicated.unsaved
         return message
 
     def _finished(self, task: asyncio.Task[admin_pb2.Change]) -> None:
@@ -423,7 +423,7 @@ class ControlState:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             if self._clock() >= self._next_end:
-                self._obey()
+                self._apply()
             over = [
                 (subject, timed)
                 for subject, timed in self.store.control.timed()
@@ -478,7 +478,7 @@ class ControlState:
                     break
                 _tell("change recorded after its call had ended", change)
 
-    def _obey(self) -> None:
+    def _apply(self) -> None:
         """Puts what is known in force."""
         control = self.store.in_force()
         self._note_ends(control)
@@ -486,19 +486,19 @@ class ControlState:
             temporary = control.temporary(name, self._is_over)
             value = control.value(name, self._is_over)
             if value is None or subject.check(value):
-                value = subject.usual  # of a version that knows more than this one
-            obeyed = value, "" if temporary is None else temporary.id
-            if self._obeyed.get(name) != obeyed:
-                self._obeyed[name] = obeyed
-                subject.obey(value, None if temporary is None else self._ends[temporary.id] - self._clock())
+                value = subject.default  # of a version that knows more than this one
+            applied = value, "" if temporary is None else temporary.id
+            if self._applied.get(name) != applied:
+                self._applied[name] = applied
+                subject.apply(value, None if temporary is None else self._ends[temporary.id] - self._clock())
         self._next_end = min((end for end in self._ends.values() if end > self._clock()), default=math.inf)
         self.version = control.version
 
     def _note_ends(self, control: Control) -> None:
-        """Settles by the monotonic clock when what is new will be over, whatever the wall clock does then.
+        """Decides by the monotonic clock when new values end, so that later jumps of the wall clock do not matter.
 
-        No wall clock that is ahead may end a halt: one that is heard of is in force for all of its time, and whoever
-        set it, or anybody else who knew it earlier, ends it before that.
+        A wall clock that is ahead must not end a halt. A halt therefore lasts its whole time from when this process
+        first sees it. The process that set it, or one that saw it earlier, ends it before that.
         """
         now, wall_seconds = self._clock(), self._wall_clock_ns() / 1e9
         ends, doubted_until = {}, {}
@@ -524,19 +524,19 @@ class ControlState:
     def _may_end(self, timed: Timed) -> bool:
         return self._is_over(timed) and self._clock() >= self._doubted_until.get(timed.id, -math.inf)
 
-    def _obey_trading_state(self, value: str, _seconds: float | None) -> None:
+    def _apply_trading_state(self, value: str, _seconds: float | None) -> None:
         self.trading_state_name = value
         self.trading_state = admin_pb2.TradingState.Value(f"TRADING_STATE_{value}")
 
     def _flag(self, name: str, default: bool) -> Subject:
-        def obey(value: str, _seconds: float | None) -> None:
+        def apply(value: str, _seconds: float | None) -> None:
             self._set_flags[name] = value == ON
             if self.flags.is_ours:
                 self.flags.evaluate()
 
-        return Subject(ON if default else OFF, one_of(ON, OFF), obey)
+        return Subject(ON if default else OFF, one_of(ON, OFF), apply)
 
-    def _obey_flags(self, values: Mapping[str, bool]) -> None:
+    def _apply_flags(self, values: Mapping[str, bool]) -> None:
         self.shadow, self.cached_score = values["shadow"], values["cached_score"]
         self.flags_on = tuple(name for name in FLAGS if values[name])
 
@@ -551,7 +551,7 @@ class ControlState:
         await self._record(record(change))
 
     async def _record(self, change: packet_pb2.ControlChange) -> bool:
-        """Makes a change durable; whether that could be done. If not, `_watch_records` tries again."""
+        """Makes a change durable; returns whether that succeeded. If not, `_watch_records` tries again."""
         try:
             entry = packet_pb2.JournalEntry(control_change=change).SerializeToString()
             await self._journal.append(entry, even_if_full=True)
@@ -567,7 +567,7 @@ class ControlState:
 
 
 def _message(text: str) -> admin_pb2.Change:
-    """A change as its caller is told of it."""
+    """A change as it is reported to its caller."""
     change = from_json(text)
     message = recorded(change)
     message.ClearField("diff")

@@ -78,7 +78,7 @@ class ControlStore:
         self._pending: tuple[Change, ...] = ()
         """Changes in force on this server that Redis, or the file where that is all, does not hold yet."""
         self._under_way: list[Change] = []
-        """Changes of this process that are being brought there, and are in force here already."""
+        """Changes of this process that are being written to Redis, and are in force here already."""
         self._unwritten = self._failing = False
         """Whether the file lacks something, and whether that is because it cannot be written."""
         self._next_attempt = -math.inf
@@ -101,7 +101,7 @@ class ControlStore:
         return len(self._pending) if self.shared is not None else 0
 
     def in_force(self) -> Control:
-        """What this process obeys: what all servers have, and what only this one has yet."""
+        """What this process applies: what all servers have, and what only this one has so far."""
         return self.control.with_changes((*self._pending, *self._under_way))
 
     def unrecorded(self) -> Mapping[str, str]:
@@ -161,25 +161,25 @@ class ControlStore:
                 await asyncio.sleep(shared.settings.reconnect_seconds)
 
     def put_in_force(self, change: Change) -> None:
-        """Has this process obey a change before it is anywhere else; `bring` must follow."""
+        """Applies a change in this process before it is written anywhere; `replicate` must follow."""
         self._under_way.append(change)
         self._on_news()
 
-    async def bring(
+    async def replicate(
         self, change: Change, describe: Describe, expected_version: int | None = None, needs_all: bool = False
     ) -> Brought:
-        """Brings a change as far as it gets.
+        """Writes a change to Redis and the file, as far as they can be reached.
 
         Args:
-            change: What to bring.
-            describe: Says what the audit is to say of it.
+            change: The change to write.
+            describe: Makes its description for the audit.
             expected_version: It is refused unless this is the version in force; None for any.
             needs_all: It is refused where it would hold on this server alone.
 
         Raises:
             ControlChangedError: Another version was expected; nothing changed.
-            ChangeRefusedError: It cannot be written where all servers find it, and must be; nothing changed.
-            ChangeInDoubtError: It must be written there, and nobody knows whether it was.
+            ChangeRefusedError: It must be written to Redis, and Redis cannot be reached; nothing changed.
+            ChangeInDoubtError: It must be written to Redis, and it is not known whether it was.
         """
         said = ""
 
@@ -192,8 +192,8 @@ class ControlStore:
             if expected_version is not None:
                 await self.refresh()
             must_reach_all = needs_all or self.control.trading.relaxes(change)
-            bring = self._bring_to_all if must_reach_all else self._bring_or_keep
-            await bring(change, describe_once_more, expected_version)
+            replicate = self._replicate_to_all if must_reach_all else self._replicate_or_keep
+            await replicate(change, describe_once_more, expected_version)
         finally:
             if change in self._under_way:
                 self._under_way.remove(change)
@@ -212,14 +212,14 @@ class ControlStore:
         await self._write()
 
     def note_recorded(self, change_id: str) -> None:
-        """Remembers that a change is in the audit; the other processes and servers are told in a moment."""
+        """Remembers that a change is in the audit; the other processes and servers learn it in a moment."""
         self.control = self.control.with_record(change_id, None)
         self._pending = tuple(
             one.model_copy(update={"record": None}) if one.id == change_id else one for one in self._pending
         )
         self._unwritten = True
 
-    async def _bring_to_all(
+    async def _replicate_to_all(
         self, change: Change, describe: Describe, expected_version: int | None, in_doubt: bool = False
     ) -> None:
         """Brings a change that must be where all servers find it; `in_doubt` says that it may be there already."""
@@ -227,7 +227,7 @@ class ControlStore:
         give_up_at = loop.time() + _FIND_OUT_SECONDS
         while True:
             try:
-                await self._bring(change, describe, expected_version)
+                await self._replicate(change, describe, expected_version)
                 return
             except ControlChangedError as error:
                 if not in_doubt:
@@ -246,10 +246,10 @@ class ControlStore:
                 raise ChangeInDoubtError(change.id, why)
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
-    async def _bring_or_keep(self, change: Change, describe: Describe, expected_version: int | None) -> None:
-        """Brings a change to all, or keeps it here until it can be brought."""
+    async def _replicate_or_keep(self, change: Change, describe: Describe, expected_version: int | None) -> None:
+        """Writes a change to Redis, or holds it as pending until Redis can be reached."""
         try:
-            await self._bring(change, describe, expected_version)
+            await self._replicate(change, describe, expected_version)
             return
         except UnreachableError as error:
             before = self.control.with_changes(self._pending)
@@ -260,13 +260,13 @@ class ControlStore:
             kept = Kept(pending=(change.model_copy(update={"sequence": sequence, "record": record}),))
             if before.trading.relaxes(change) and not await self._write(kept):
                 if error.in_doubt or self._file.unsynced:  # nobody may be told that trading stays restricted
-                    await self._bring_to_all(change, describe, expected_version, in_doubt=True)
+                    await self._replicate_to_all(change, describe, expected_version, in_doubt=True)
                     return
                 raise ChangeRefusedError(f"neither Redis ({error}) nor this server's disk takes it") from error
         self._take(kept)
         await self._write()
 
-    async def _bring(self, change: Change, describe: Describe, expected_version: int | None) -> None:
+    async def _replicate(self, change: Change, describe: Describe, expected_version: int | None) -> None:
         """Makes a change where all share the state. Raises `ControlChangedError`, `UnreachableError`."""
         self._take(Kept(control=await self._replace(self._made(change, describe, expected_version))))
         await self._write()
@@ -320,7 +320,7 @@ class ControlStore:
         pending = len(self._pending)
         after = await shared.replace(self._joined)
         if pending:
-            _log.info("changes of this server brought to all", changes=pending, version=after.version)
+            _log.info("pending changes of this server written to redis", changes=pending, version=after.version)
         elif (joined.trading, joined.settings) != (lacking.trading, lacking.settings):
             _log.warning("Redis had lost some of the control state and has it again", version=after.version)
         self._take(Kept(control=after))
@@ -391,7 +391,7 @@ class ControlStore:
         return Kept(control=self.control, pending=self._pending)
 
     def _take(self, kept: Kept) -> bool:
-        """Adds what somebody else knows to what is known here; whether that steers anything otherwise."""
+        """Merges another copy into this one; returns whether that changes any value."""
         known = self._kept()
         merged = known.merged(kept)
         if merged == known:

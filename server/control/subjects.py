@@ -23,12 +23,12 @@ STAGES: Final[tuple[StageName, ...]] = get_args(StageName)
 class Subject:
     """Something that can be set to a value."""
 
-    usual: str
-    """Value while nobody set another."""
+    default: str
+    """Value while no other is set."""
     check: Callable[[str], str]
     """What is wrong with a value, naming the rule; empty when it may be set."""
-    obey: Callable[[str, float | None], None]
-    """Puts a value in force, for so many seconds or until another one comes."""
+    apply: Callable[[str, float | None], None]
+    """Applies a value, for this many seconds or until another value comes."""
     words: Callable[[str], str] = str
     """A value for people."""
 
@@ -54,7 +54,7 @@ def one_of(*values: str) -> Callable[[str], str]:
 
 
 def breaker_subjects(breakers: Mapping[str, Breaker]) -> dict[str, Subject]:
-    """Who drives the breaker of each replica."""
+    """The mode of each replica's breaker, as subjects."""
 
     def subject(breaker: Breaker) -> Subject:
         modes = one_of(*(mode.value for mode in Mode))
@@ -67,15 +67,15 @@ def drain_subjects(replicas: Mapping[str, Replica]) -> dict[str, Subject]:
     """Whether each replica is drained."""
 
     def subject(replica: Replica) -> Subject:
-        def obey(value: str, _seconds: float | None) -> None:
+        def apply(value: str, _seconds: float | None) -> None:
             replica.drained = value == ON
 
-        return Subject(OFF, one_of(ON, OFF), obey)
+        return Subject(OFF, one_of(ON, OFF), apply)
 
     return {drain_subject(name): subject(replica) for name, replica in replicas.items()}
 
 
-def chain_subjects(chain: Chain, usual: tuple[StageName, ...]) -> dict[str, Subject]:
+def chain_subjects(chain: Chain, default: tuple[StageName, ...]) -> dict[str, Subject]:
     """Which stages may answer, in which order: names with commas between."""
 
     def check(value: str) -> str:
@@ -84,8 +84,8 @@ def chain_subjects(chain: Chain, usual: tuple[StageName, ...]) -> dict[str, Subj
             return ""
         return f"must be some of {', '.join(STAGES)}, each at most once"
 
-    def obey(value: str, _seconds: float | None) -> None:
+    def apply(value: str, _seconds: float | None) -> None:
         names = value.split(",")
         chain.ask_in_order(tuple(sorted((stage for stage in STAGES if stage in names), key=names.index)))
 
-    return {CHAIN: Subject(",".join(usual), check, obey)}
+    return {CHAIN: Subject(",".join(default), check, apply)}

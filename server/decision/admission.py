@@ -19,7 +19,7 @@ _DROPPED: Final = math.inf
 
 
 def overloaded() -> OverloadedError:
-    """What a call is told that is shed, here or in the gate."""
+    """The error of a call that is shed, here or in the gate."""
     return OverloadedError("TOO_MANY_IN_FLIGHT", "too many decisions are under way; try again shortly")
 
 

@@ -93,7 +93,7 @@ class IdempotencyWindow:
         Raises:
             KeyReusedError: The key was used for another order.
             OverloadedError: Too many keys are remembered.
-            ClaimLostError: What was decided must not be told: it took longer than `deadline`.
+            ClaimLostError: The decision must not be sent: it took longer than `deadline`.
             TimeoutError: The first call had not finished by `deadline` (monotonic seconds).
         """
         while True:
@@ -121,7 +121,7 @@ class IdempotencyWindow:
     async def withdraw(
         self, order: KeyedOrder, at: Remembered, safer: Decided, deadline: float
     ) -> tuple[Decided, Remembered]:
-        """Has every repeat from now on hear a safer decision; the one that is heard if another repeat was first.
+        """Gives every later repeat a safer decision; returns the one that applies if another repeat was first.
 
         Raises:
             TimeoutError: It could not be done by `deadline`.
@@ -133,7 +133,7 @@ class IdempotencyWindow:
             await self._a_moment(deadline)
 
     def noted(self, at: Remembered) -> None:
-        """What a repeat is told in place of the decision is durable in the audit, and need not be noted again."""
+        """Notes that the decision which replaces the first one is durable in the audit."""
         with contextlib.suppress(BusyError):  # then the next repeat notes it once more
             self._table.noted(at.claim)
 
@@ -177,11 +177,11 @@ class IdempotencyWindow:
 
 
 def identify(order: pb.Order, caller: str) -> KeyedOrder:
-    """What the key of an order is remembered by.
+    """The identity of an order's key in the table.
 
     Args:
         order: It has a key.
-        caller: Who asks; empty where nobody is asked who he is.
+        caller: Who asks; empty if the port asks for no credentials.
     """
     strategy = order.strategy
     whose = f"{len(caller)} {len(strategy)} {caller}{strategy}{order.idempotency_key}"

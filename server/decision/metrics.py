@@ -66,11 +66,9 @@ REPLIES_OWED: Final = Gauge(
 REPLY_NOTES_WAITING: Final = Gauge("pretrade_reply_notes_waiting", "Notes about replies that are not durable yet.")
 REPLY_NOTES_LOST: Final = Counter("pretrade_reply_notes_lost", "Notes about replies given up because too many waited.")
 REPORTS_CHOSEN: Final = Counter(
-    "pretrade_reports_chosen", "Decisions chosen to be told of, lost ones included.", ("outlet", "cause")
+    "pretrade_reports_chosen", "Decisions chosen to be reported, lost ones included.", ("sink", "cause")
 )
-REPORTS_LOST: Final = Counter(
-    "pretrade_reports_lost", "Of these, those beyond the outlet's rate or queue.", ("outlet",)
-)
+REPORTS_LOST: Final = Counter("pretrade_reports_lost", "Of these, those beyond the sink's rate or queue.", ("sink",))
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
@@ -195,10 +193,10 @@ def of_replies(replies: Replies, journal: Journal) -> Iterator[Metric]:
 def of_reports(reports: DecisionReports) -> Iterator[Metric]:
     """One scrape."""
     chosen, lost = REPORTS_CHOSEN.family(), REPORTS_LOST.family()
-    for outlet in reports.outlets:
+    for sink in reports.sinks:
         for cause in get_args(Cause):
-            chosen.add_metric((outlet.name, cause), outlet.chosen[cause])
-        lost.add_metric((outlet.name,), outlet.lost)
+            chosen.add_metric((sink.name, cause), sink.chosen[cause])
+        lost.add_metric((sink.name,), sink.lost)
     yield from (chosen, lost)
 
 

@@ -158,7 +158,7 @@ class DataPlane:
     async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
         """The decision of one order, durable when this returns.
 
-        Whoever gets it reports what became of the reply: `heard` or `unheard`.
+        The caller of this method reports whether the reply was sent: `heard` or `unheard`.
 
         Args:
             order: A valid order.
@@ -219,10 +219,11 @@ class DataPlane:
     async def _repeat(
         self, order: Order, budget: Budget, keyed: KeyedOrder, decided: Decided, at: Remembered
     ) -> Decided:
-        """What a repeat hears: the decision as it is remembered, unless the guards object by now.
+        """The answer to a repeat: the remembered decision, unless the guards object to it now.
 
-        Then every repeat from now on hears the safer decision, whatever the guards say later. That is so before it is
-        noted in the audit, and noted before it is told: whoever finds it without its note writes the note first.
+        If they object, every later repeat gets the safer decision, whatever the guards say then. It is stored in the
+        table first, noted in the audit next, and sent last. A repeat that finds it without its note writes the note
+        first.
         """
         if decided.action == pb.ACTION_TRADE:
             case = Case(order, budget)
@@ -243,7 +244,7 @@ class DataPlane:
         return decided
 
     async def _note_withdrawn(self, decided: Decided, at: Remembered, budget: Budget) -> Decided:
-        """Makes it durable that repeats hear this; ABSTAIN where that fails or takes too long."""
+        """Makes it durable that repeats get this decision; ABSTAIN if that fails or takes too long."""
         durable_until = budget.deadline - self._reply_reserve(budget.allowed)
         note = unconfirmed(decided.decision_id, "withdrawn", decided.action, decided.reasons)
         try:
@@ -268,9 +269,9 @@ class DataPlane:
         return self._fallback_reserve_seconds + max(self._audit_reserve_seconds, recent)
 
     def _reply_reserve(self, allowed_seconds: float) -> float:
-        """What waiting for the audit may not touch: that of the settings, and as long as the event loop is late now.
+        """The time that waiting for the audit must leave for the reply: the setting plus the event loop's delay.
 
-        At most a quarter of what is allowed. A reply that is not sent by then is not heard in time.
+        It is at most a quarter of the allowed time. A reply that is not sent by then comes too late.
         """
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))

@@ -87,7 +87,7 @@ _CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "co
 
 
 class ReplyState(enum.Enum):
-    """What is known of a decision's reply; kept by `server.decision.replies`."""
+    """What is known of a decision's reply; maintained by `server.decision.replies`."""
 
     NONE = enum.auto()
     """There is nothing to note: no row was written, or the commit failed, or it is what a repeat hears in place of the
@@ -105,8 +105,8 @@ class ReplyState(enum.Enum):
 class Decided:
     """A decision, ready to be recorded and sent.
 
-    `wire` is the serialised `Decision`. It holds the ledger as it is: up to now in the packet, with the audit's cost in
-    the reply. `abstained` is true when the caller is told ABSTAIN for the audit's sake, whatever the packet says.
+    `wire` is the serialised `Decision`. In the packet its ledger ends before the audit; in the reply it includes the
+    audit's time. `abstained` is true when the caller gets ABSTAIN because the audit failed, whatever the packet says.
     """
 
     __slots__ = (
@@ -169,12 +169,12 @@ class Decided:
 
     @classmethod
     def repeated(cls, remembered: bytes, order_ref: str, *, is_withdrawn: bool) -> Decided:
-        """A decision made before, by another process perhaps; nothing is charged to it.
+        """A decision that was made before, perhaps by another process; its ledger is not changed.
 
         Args:
             remembered: See there.
             order_ref: That of the order, which is the same as of the first one.
-            is_withdrawn: True when it is what repeats hear in place of the decision.
+            is_withdrawn: True when it replaces the first decision for repeats.
         """
         (expires_at,) = _EXPIRES.unpack_from(remembered)
         message = pb.Decision.FromString(remembered[_EXPIRES.size :])
@@ -187,7 +187,7 @@ class Decided:
     def withdrawn(
         self, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType], control_version: int
     ) -> Decided:
-        """The same decision as a repeat of the call hears it to whom the guards object by now."""
+        """The same decision for a repeat of the call to which the guards object now."""
         message = pb.Decision.FromString(self.wire)
         message.action, message.reasons[:], message.control_version = action, reasons, control_version
         return self._of(message, self.model_expires_at)

@@ -59,7 +59,7 @@ class _Note:
 
 
 class Replies:
-    """Knows of every decision whether its caller heard it, and writes down when not.
+    """Knows for every decision whether its caller received it, and notes in the journal if not.
 
     An async context manager, to be left before the journal is closed and after the last call has ended. Its methods are
     called on the journal's loop. The attributes are for metrics.
@@ -144,7 +144,7 @@ class Replies:
             self._note(decided, heard(decided.decision_id))
 
     def unheard(self, decided: Decided, cause: Cause) -> None:
-        """The reply was not sent, and will not be; a decision that was heard before stays heard."""
+        """The reply was not sent, and will not be. A decision that was heard before stays heard."""
         if decided.reply is ReplyState.OWED:
             decided.reply = ReplyState.UNHEARD
             self.unconfirmed[cause] += 1
@@ -189,7 +189,7 @@ class Replies:
             self._write_again()
 
     def _note_unsent(self) -> None:
-        """Notes what nobody has taken for long: nobody knows whether it will ever be sent."""
+        """Notes decisions that no edge has reported for long: it is not known whether they will ever be sent."""
         before = self._clock() - _LONGEST_OWED_SECONDS
         old = []
         for decided in self._owed:

@@ -55,15 +55,15 @@ class Report:
     """Why there is none; empty when there is one."""
 
 
-class Outlet:
-    """Where reports go; a context manager that runs its thread.
+class Sink:
+    """A destination of reports: the log or the traces. A context manager that runs its thread.
 
     Args:
         name: For its thread and its metrics.
-        write: Writes one report, on the outlet's thread.
-        one_in: One of so many decisions is told of without a cause; 0 for none.
-        slow_seconds: A decision that takes longer is told of.
-        follows_caller: Whether a decision is told of because its caller keeps the trace.
+        write: Writes one report, on the sink's thread.
+        one_in: One in this many decisions is reported without a cause; 0: none.
+        slow_seconds: A decision that takes longer is reported.
+        follows_caller: Whether a decision is reported because its caller sampled the trace.
         max_per_second: More reports than this are lost; a second's worth may come at once.
         machine: Whose threads it uses.
     """
@@ -146,29 +146,29 @@ class Outlet:
                     self._write(self._queue.popleft())
                 except Exception:  # a report that cannot be written must not end all others
                     self.lost += 1
-                    _log.exception("a report could not be written", outlet=self.name)
+                    _log.exception("a report could not be written", sink=self.name)
             if last:
                 return
 
 
 class DecisionReports:
-    """Chooses what to tell, for every outlet by its own rules.
+    """Chooses which decisions to report, for every sink by its own rules.
 
     Args:
-        outlets: Running ones.
+        sinks: Running ones.
         machine: Whose clock says when a decision ended.
     """
 
-    def __init__(self, outlets: tuple[Outlet, ...], machine: Machine = REAL) -> None:
-        self.outlets = outlets
+    def __init__(self, sinks: tuple[Sink, ...], machine: Machine = REAL) -> None:
+        self.sinks = sinks
         self._wall_clock_ns = machine.wall_clock_ns
 
     def decided(self, case: Case, decision: Decided, now: float) -> None:
         """A decision is about to be sent, at the monotonic instant `now`."""
         used = now - case.budget.arrived
-        for outlet in self.outlets:
-            cause = outlet.cause(case, used)
-            if cause is not None and outlet.admits(cause, now):
+        for sink in self.sinks:
+            cause = sink.cause(case, used)
+            if cause is not None and sink.admits(cause, now):
                 order = case.order
                 report = Report(
                     cause,
@@ -181,15 +181,15 @@ class DecisionReports:
                     decision,
                     "",
                 )
-                outlet.put(report)
+                sink.put(report)
 
     def failed(self, order: pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float) -> None:
         """A call gets no decision; orders that are wrong are their callers' affair."""
         if isinstance(error, InvalidOrderError | KeyReusedError):
             return
-        for outlet in self.outlets:
-            if outlet.admits("failed", now):
-                outlet.put(
+        for sink in self.sinks:
+            if sink.admits("failed", now):
+                sink.put(
                     Report(
                         "failed", order, context, arrived, now, self._wall_clock_ns(), error.case, None, error.reason
                     )

@@ -73,7 +73,7 @@ class KeyedOrder(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to decide the order of a key, and afterwards the place of what was decided."""
+    """The right to decide the order of a key; afterwards, the slot of its decision."""
 
     bucket: int
     place: int
@@ -98,7 +98,7 @@ class BusyError(Exception):
 
 
 def reused() -> KeyReusedError:
-    """What a call is told whose key was used for another order."""
+    """The error of a call whose key was used for another order."""
     return KeyReusedError(
         "IDEMPOTENCY_KEY_REUSED", "idempotency_key: already used for another order", "idempotency_key"
     )
@@ -123,7 +123,7 @@ class SharedKeys:
 
     Args:
         memory: Made by `make_memory`.
-        window_seconds: How long a decision is kept.
+        window_seconds: How long a decision is remembered.
         clock: Monotonic seconds.
         new_number: Numbers of 64 bits, none of them twice among all processes.
 
@@ -183,11 +183,11 @@ class SharedKeys:
             return claim
 
     def decided(self, claim: Claim, decision: bytes) -> bool:
-        """Lets all processes know what was decided, and keeps it for the window.
+        """Publishes what was decided to all processes, and remembers it for the window.
 
         Returns:
-            False when the claim was lost: another process may have decided since. What was decided under it must not
-            be told to anybody.
+            False when the claim was lost: another process may have decided since. What was decided under it must not be
+            sent.
 
         Raises:
             BusyError: Ask again in a moment.
@@ -210,10 +210,10 @@ class SharedKeys:
                 self._expires[claim.bucket, claim.place] = 0.0
 
     def withdraw(self, remembered: Remembered, decision: bytes) -> Remembered:
-        """Has every repeat from now on hear a safer decision, unless one did so already.
+        """Gives every later repeat a safer decision, unless that has happened already.
 
         Returns:
-            What repeats hear: this decision, or that of whoever was first.
+            What repeats get: this decision, or that of the process that was first.
 
         Raises:
             BusyError: Ask again in a moment.
@@ -237,7 +237,7 @@ class SharedKeys:
                 self._state[claim.bucket, claim.place] = _NOTED
 
     def _known(self, bucket: int, place: int, digest: bytes) -> Remembered:
-        """What is in a place that a key has."""
+        """The contents of a key's slot."""
         claim = Claim(bucket, place, int(self._claim[bucket, place]))
         at = self._at(claim, self._digests, _DIGEST_BYTES)
         if self._mapped[at : at + _DIGEST_BYTES] != digest:
@@ -260,7 +260,7 @@ class SharedKeys:
         self._state[claim.bucket, claim.place] = state
 
     def _is_held(self, claim: Claim, state: int) -> bool:
-        """True while what was claimed is in this state, and nobody else has its place."""
+        """True while the claim is in this state and no other key has its slot."""
         return bool(
             self._claim[claim.bucket, claim.place] == claim.number
             and self._state[claim.bucket, claim.place] == state
@@ -269,7 +269,7 @@ class SharedKeys:
 
     @staticmethod
     def _at(claim: Claim, start: int, size: int) -> int:
-        """Where a place's bytes begin in a column of such that begins at `start`."""
+        """Offset of a slot's bytes in the column that begins at `start`."""
         return start + (claim.bucket * PLACES + claim.place) * size
 
     @contextmanager

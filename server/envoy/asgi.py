@@ -77,7 +77,7 @@ _OK: Final = {"type": "http.response.trailers", "headers": [_OK_STATUS], "more_t
 
 
 class _CallerGoneError(Exception):
-    """Nobody hears the answer."""
+    """The caller has gone: an answer cannot be sent."""
 
 
 class EnvoyCall(Call):
@@ -254,9 +254,9 @@ class GrpcApplication:
     async def _deadline(self, call: EnvoyCall, allowed: float, arrived: float | None) -> float:
         """A call's deadline; raises where it has passed.
 
-        A call that waited until then keeps its place in Envoy's gate for as long again, which costs nobody anything.
-        Were it over at once the gate would take that for a quick answer, and let in thousands more of those that are
-        too late already, each of which takes time from one that is not.
+        A call that waited that long stays counted in Envoy's gate for the same time again, at no cost. If it ended at
+        once, the gate would take it for a quick answer and let in thousands more calls that are too late already. Each
+        of those would take time from a call that is not.
         """
         waited = self._waited(arrived)
         if waited < allowed:
@@ -436,7 +436,7 @@ class GrpcApplication:
 
 
 def _failed(scope: Scope, error: Exception) -> InternalError:
-    """What the caller is told of a fault of ours."""
+    """The error that the caller gets for an internal fault."""
     _log.error("call failed", method=scope["path"][:200], exc_info=error)
     return InternalError("the call failed; see the server's log")
 
@@ -450,6 +450,6 @@ def _header(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes:
 
 
 def _certificate(forwarded: bytes) -> bytes | None:
-    """The client's certificate in PEM, as Envoy forwards it, and nobody else: it takes away what a client sends."""
+    """The client's certificate in PEM, as Envoy forwards it. Envoy removes this header if a client sends it."""
     found = _CERTIFICATE.search(forwarded)
     return None if found is None else unquote_to_bytes(found[1])

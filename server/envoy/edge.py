@@ -61,7 +61,7 @@ _COUNT_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What a server inside Envoy is told by its supervisor, in a variable of its environment."""
+    """What the supervisor passes to a server inside Envoy, in an environment variable."""
 
     executable: str
     """The Python interpreter, which the process itself is not."""
@@ -80,7 +80,7 @@ class Embedding:
 
     @classmethod
     def take(cls) -> Embedding:
-        """Reads what this process was told, and gives its children the environment of any other process."""
+        """Reads this process's variable, and removes it from the environment that its children get."""
         told = cls(**json.loads(os.environ.pop(_EMBEDDED)))
         for name, value in told.environment.items():
             if value is None:
@@ -99,10 +99,10 @@ class Envoy:
         admission: How many calls may be under way.
         access: Who may call.
         tls_settings: Certificates.
-        directory: For its files; nobody else's to look into, since Envoy's admin interface has no credentials.
+        directory: For its files. Only our user may enter it, because Envoy's admin interface has no credentials.
 
     Raises:
-        OSError: It is not installed, or there is none for this platform; or a certificate is no good.
+        OSError: Envoy is not installed or does not exist for this platform, or a certificate is invalid.
     """
 
     def __init__(

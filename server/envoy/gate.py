@@ -91,7 +91,7 @@ def _route(match: Mapping[str, Any], disabled: Sequence[str]) -> dict[str, Any]:
 
 
 def reply() -> dict[str, Any]:
-    """What a refused call hears: the status that admission would give it; over gRPC-Web and JSON with HTTP 429."""
+    """The answer to a refused call: the status that admission would give; over gRPC-Web and JSON with HTTP 429."""
     wire = status.of(overloaded())
     headers = [{"header": {"key": name.decode(), "value": value.decode()}} for name, value in status_headers(*wire)]
     code = {"default_value": _TOO_MANY_REQUESTS, "runtime_key": "pretrade.gate.status"}

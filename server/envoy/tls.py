@@ -17,7 +17,7 @@ _CLIENTS: Final = "clients"
 
 
 def publish(directory: Path, material: Material) -> None:
-    """Writes the secrets that `transport_socket` names, each at once, where nobody else may read them.
+    """Writes the secrets that `transport_socket` names, each atomically, readable for our user alone.
 
     Raises:
         OSError: They cannot be written.

@@ -25,7 +25,7 @@ def settle(
         source: Whose answer a score is.
         result: What the replica's batcher resolved to; None for an attempt that was given up.
         used_seconds: What the attempt took.
-        span_id: The attempt's span in the call's trace; empty when nobody traces.
+        span_id: The attempt's span in the call's trace; empty without tracing.
 
     Returns:
         The answer that the score gives; None without a score.

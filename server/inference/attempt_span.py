@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def attempt_span(case: Case) -> tuple[str, str]:
-    """The id of an attempt's span, and the `traceparent` that leads to it; both empty when nobody traces."""
+    """The id of an attempt's span, and the `traceparent` that leads to it; both empty without tracing."""
     trace_id = case.order.context.trace_id
     if not trace_id:
         return "", ""

@@ -58,9 +58,9 @@ class BatcherSettings(BaseModel):
     """Live and canary rows waiting for a slot; a live row takes a canary row's place when there is no other. Several
     batches; rows that wait longer than these take would miss their deadlines anyway."""
     max_queued_shadow_rows: Constant[int] = 2_048
-    """Shadow rows waiting for a slot; more are shed. Half of the live rows' room: nobody waits for them."""
+    """Shadow rows waiting for a slot; more are shed. Half of the live rows' room, because no caller waits for them."""
     shadow_linger_seconds: Constant[float] = 0.05
-    """Shadow rows gather this long, in seconds, unless a batch fills earlier: nobody waits for them."""
+    """Shadow rows gather this long, in seconds, unless a batch fills earlier: no caller waits for them."""
     min_patience_seconds: float = Field(default=0.01, gt=0, le=10)
     """A batch is never abandoned before this time, in seconds. Raise it for a model that is slow even when it is
     well."""
@@ -111,7 +111,7 @@ Report = Callable[[Outcome, float], None]
 
 
 class Lane(enum.Enum):
-    """Whose row goes first, among those somebody waits for. Shadow rows come after both."""
+    """The priority of a row that a caller waits for. Shadow rows come after both lanes."""
 
     LIVE = "live"
     """An order's, on the model that decides."""
@@ -316,13 +316,13 @@ class MicroBatcher:
         traceparent: str = "",
         from_caller: bool = False,
     ) -> asyncio.Future[Result]:
-        """Queues a row that somebody waits for.
+        """Queues a row that a caller waits for.
 
         Args:
             payload: One encoded row.
             deadline: Instant after which the caller has no use for a score.
             lane: Whose it is.
-            traceparent: W3C context of the attempt; empty when nobody traces.
+            traceparent: W3C context of the attempt; empty without tracing.
             from_caller: True when a caller brought the row, which may be made to fail.
 
         Returns:
@@ -413,7 +413,7 @@ class MicroBatcher:
             self._depart(_Flight(rows, self._clock(), report, divisible=self._settings.split_parts > 1))
 
     def _depart_part(self) -> None:
-        """Sends the next part of a split batch, unless nobody waits for it any more."""
+        """Sends the next part of a split batch, unless no caller waits for it any more."""
         rows, split = self._parts.popleft()
         earliest_useful = self._clock() + self._latency.expected
         rows = [row for row in rows if _is_worth_sending(row, earliest_useful)]
@@ -545,7 +545,7 @@ class MicroBatcher:
 
 
 def _is_worth_sending(row: _Row, earliest_useful: float) -> bool:
-    """True when somebody waits for the row and an answer can be there in time; answers it TIMEOUT when it cannot."""
+    """True when a caller waits for the row and can still get a score in time; resolves it to TIMEOUT if not."""
     if row.future.done():
         return False
     if row.deadline < earliest_useful:

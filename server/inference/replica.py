@@ -155,9 +155,9 @@ class Replica:
         """When certificates that were refused are tried again."""
 
     def on_batch(self, listener: Callable[[Outcome, float], None]) -> None:
-        """Has a function told how each batch ended and what it took, in seconds.
+        """Registers a function that is called with how each batch ended and what it took, in seconds.
 
-        Probes are none; nor is a batch that failed, perhaps, because of a row that a caller brought.
+        It is not called for probes, nor for a batch that may have failed because of a row with a caller's own features.
         """
         self._batch_listeners.append(listener)
 
@@ -224,7 +224,7 @@ class Replica:
     def _begin(self, from_caller: bool) -> Report:
         """Starts the account of one batch: its outcome counts for the breaker generation it left in.
 
-        What a row that a caller brought may have caused is told to nobody who compares models by it.
+        A failure that a row with a caller's own features may have caused is not reported to what compares models.
         """
         generation = self.breaker.generation
 

@@ -47,13 +47,13 @@ class Pair(NamedTuple):
 
 
 class Shadow:
-    """Sends rows to the model that did not decide, and compares what it says with what was decided.
+    """Sends rows to the model that did not decide, and compares its scores with the decisions.
 
     What the champion decided goes to every challenger; what a canary decided goes to the champion. A model that is
     slow, hung or broken costs a decision nothing: its queue is bounded, and rows beyond it are shed and counted. Its
     breaker applies, so a dead one is not even asked.
 
-    A row that a caller brought does not go where a version is on trial: it might be made to fail there.
+    A row with a caller's own features is not sent to a version on trial: it might be made to fail there.
 
     Args:
         challengers: Each gets every sampled row.
@@ -61,8 +61,8 @@ class Shadow:
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
         on_trial: Whether a challenger serves a canary now.
-        observe: Told of every row that two models scored.
-        observe_decision: Told of every decision of a canary.
+        observe: Called for every row that two models scored.
+        observe_decision: Called for every decision of a canary.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ _MAX_BYTES: Final = 65_536
 class ReplicaToken:
     """The tokens of one TorchServe, from its `key_file.json`.
 
-    A TorchServe that was started anew has new ones, and the file is read again before every probe: its first calls are
-    refused, which its breaker takes for a replica that is down. A file that is not there yet is no reason not to start.
+    A restarted TorchServe has new tokens. Its first calls are refused, and the breaker treats the replica as down; the
+    file is read again before every probe. If the file does not exist yet, the server starts all the same.
 
     Args:
         replica: Its name, for the log.

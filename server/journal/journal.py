@@ -195,7 +195,7 @@ class Journal:
 
     @property
     def settled(self) -> int:
-        """The position through which it is known of every decision whether its caller heard it."""
+        """The position up to which it is known of every decision whether its caller received it."""
         return next(iter(self.held.values())) if self.held else self.position
 
     def hold(self, row: Hashable) -> None:
@@ -310,7 +310,7 @@ class Journal:
         self._work.put(_Batch(appends, self._settled_handed))
 
     def _settle_if_idle(self) -> None:
-        """Has it written through where replies are settled, when no commit brings it."""
+        """Writes the position up to which replies are settled, if no commit will do so."""
         self._look = None
         idle, self._handed_over = not self._handed_over, False
         if idle and self.settled > self._settled_handed:
@@ -415,7 +415,7 @@ class Journal:
         _log.info("audit_journal_writable", path=str(self.settings.path), outage_seconds=round(seconds, 3))
 
     def _note_marked(self, cause: Cause, decisions: int) -> None:
-        """On the loop: there were decisions in the file whose replies nobody knows."""
+        """On the loop: the file had decisions whose replies are unknown."""
         self.marked[cause] += decisions
         _log.warning("audit_replies_unknown", path=str(self.settings.path), cause=cause, decisions=decisions)
 
@@ -539,12 +539,12 @@ class _Writer:
         return self._file.used_bytes(), limit
 
     def settle_what_was_left(self) -> None:
-        """Marks what a killed process left whose replies nobody knows."""
+        """Marks the decisions of a killed process whose replies are unknown."""
         self._mark(self._settled, "killed")
         self._write_settled(self.position)
 
     def _mark(self, after: int, cause: Cause) -> None:
-        """Notes of the decisions after a position that nobody knows what became of their replies."""
+        """Notes that the replies of the decisions after a position are unknown."""
         marked = _mark(self._file, after, cause, self._settled)
         if marked:
             self._post(self._journal._note_marked, cause, marked)
@@ -701,7 +701,7 @@ class _Writer:
         return True
 
     def _refuse_for(self, seconds: float) -> bool:
-        """Fails what arrives during `seconds`; False when told to stop."""
+        """Fails what arrives during `seconds`; False when the journal is to stop."""
         until = self._clock() + seconds
         while (left := until - self._clock()) > 0:
             try:
@@ -720,7 +720,7 @@ class _Writer:
         return True
 
     def _mark_unacknowledged(self, acknowledged: int) -> None:
-        """Compares the file with what callers were told."""
+        """Compares the file with the results that callers got."""
         position = self.position
         if position < acknowledged:
             raise JournalCorruptedError(position + 1, f"gone, like every row up to {acknowledged}")
@@ -731,10 +731,10 @@ class _Writer:
 
 
 def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:
-    """Marks what a killed process left in its journal, which nobody writes now; returns the last position.
+    """Marks what a killed process left in its journal, which no process writes now; returns the last position.
 
     Raises:
-        JournalInUseError: Somebody writes it.
+        JournalInUseError: A process writes it.
         JournalError: It cannot be opened, or its tail is not what was written.
         sqlite3.Error: It cannot be read or written.
     """
@@ -773,7 +773,7 @@ def _open(path: Path, machine: Machine, *, sync_commits: bool) -> JournalFile:
 
 
 def _mark(file: JournalFile, after: int, cause: Cause, settled: int) -> int:
-    """Notes of the decisions after a position that nobody knows what became of their replies; returns how many."""
+    """Notes that the replies of the decisions after a position are unknown; returns how many they are."""
     marks = unknown_replies(file.rows_after(after), cause)
     for first in range(0, len(marks), _MARKS):
         file.append(marks[first : first + _MARKS], settled)

@@ -213,7 +213,7 @@ class JournalFile:
         """Proves that writing works by committing as much as a large batch would, and removing it again.
 
         Raises:
-            JournalError: The end is no longer where it was found, since somebody else wrote before the lock was ours.
+            JournalError: The end is no longer where it was found: another process wrote before we had the lock.
             sqlite3.Error: Writing does not work.
         """
         self._connection.execute("UPDATE journal SET probe = randomblob(?)", (_PROBE_BYTES,))
@@ -292,7 +292,7 @@ class JournalReader:
         return self.anchor().position if newest is None else newest
 
     def settled(self) -> int:
-        """The position through which it is known of every decision whether its caller heard it."""
+        """The position up to which it is known of every decision whether its caller received it."""
         return _settled(self._connection)
 
     def rows_after(self, position: int, limit: int) -> list[Row]:
@@ -300,7 +300,7 @@ class JournalReader:
         return _rows(self._connection, position, limit)
 
     def settled_rows_after(self, position: int, limit: int) -> list[Row]:
-        """The same, but for rows beyond `settled()`: what may be told to others."""
+        """The same, without rows beyond `settled()`: the rows that may be passed on."""
         return _rows(self._connection, position, limit, last=self.settled())
 
     def newest_first(self) -> Iterator[Row]:

@@ -31,10 +31,10 @@ def unconfirmed_status(cause: str) -> str:
 
 
 class Statuses:
-    """What entries of journals say of replies. They are added in the order of their journal; journals in any order.
+    """The reply statuses from journal entries. Entries are added in the order of their journal, journals in any order.
 
-    What repeats of a call heard holds over what is said of its first reply, and that a decision was withdrawn over that
-    a repeat heard it: nobody hears it any more.
+    What repeats of a call received takes precedence over the status of its first reply. That a decision was withdrawn
+    takes precedence over a repeat having received it, because no later repeat gets it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Statuses:
             self._repeats.setdefault(entry.reply_heard.decision_id, REPLIED)
 
     def add_repeats(self, statuses: Mapping[str, str]) -> None:
-        """Takes what is known otherwise of what repeats heard: `REPLIED` or `WITHDRAWN`, by decision id."""
+        """Adds what is known from elsewhere of repeats: `REPLIED` or `WITHDRAWN`, by decision id."""
         for decision_id, status in statuses.items():
             if self._repeats.get(decision_id) != WITHDRAWN:
                 self._repeats[decision_id] = status
@@ -67,7 +67,7 @@ def unconfirmed(
     heard_action: pb.Action.ValueType = pb.ACTION_UNSPECIFIED,
     heard_reasons: Sequence[pb.ReasonCode.ValueType] = (),
 ) -> bytes:
-    """The serialised journal entry that says that a decision was not what its caller heard."""
+    """The serialised journal entry that says that a caller did not receive its decision."""
     note = packet_pb2.ReplyUnconfirmed(
         decision_id=decision_id, cause=cause, heard_action=heard_action, heard_reasons=heard_reasons
     )
@@ -75,7 +75,7 @@ def unconfirmed(
 
 
 def heard(decision_id: str) -> bytes:
-    """The serialised journal entry that says that a repeat of the call heard a decision after all."""
+    """The serialised journal entry that says that a repeat of the call received the decision after all."""
     return packet_pb2.JournalEntry(reply_heard=packet_pb2.ReplyHeard(decision_id=decision_id)).SerializeToString()
 
 

@@ -45,7 +45,7 @@ class Deployment:
     """The champion's replicas and the versions on them.
 
     Args:
-        registry: The models; None without a model store: versions are then loaded by somebody else.
+        registry: The models; None without a model store: this server then loads no versions.
         loader: Loads versions into replicas.
         champions: Primary and secondary.
         champion_version: The champion's version while none was promoted; None for what the replicas serve.
@@ -67,7 +67,7 @@ class Deployment:
         self.loader: Final = loader
         self.champions: Final = champions
         self._registry = registry
-        self._usual = champion_version
+        self._default = champion_version
         self._champion = champion_version
         self._set_champion = set_champion
         self._keep_previous_seconds = keep_previous_seconds
@@ -107,9 +107,9 @@ class Deployment:
             return version == self._champion
         return any(replica.model is not None and replica.model.version == version for replica in self.champions)
 
-    def obey(self, version: str) -> None:
+    def apply(self, version: str) -> None:
         """Has orders decided by this version, as soon as a replica serves it; empty for what the settings say."""
-        self._champion = version or self._usual
+        self._champion = version or self._default
         if self._in_doubt is not None:
             (wanted, previous), self._in_doubt = self._in_doubt, None
             if version == wanted:
@@ -121,7 +121,7 @@ class Deployment:
                 self.spawn(self._switch(replica, self._champion))
 
     def repair(self) -> None:
-        """Loads the champion again where a replica has lost it: started anew, it knows the version of its start."""
+        """Loads the champion again into a replica that lost it: after a restart it has only its first version."""
         if self._clock() < self._next_repair:
             return
         for replica in self.champions:

@@ -50,8 +50,8 @@ class ModelLoader:
     """Loads versions into replicas.
 
     Args:
-        management: `host:port` of each replica's gRPC management service, by the replica's name; a replica that is not
-            named is loaded by somebody else and only checked.
+        management: `host:port` of each replica's gRPC management service, by the replica's name. A replica that is not
+            named is only checked; the server loads nothing into it.
         archive_url: Where TorchServe finds a version; holds `{version}`.
         timeout_seconds: For one version and replica.
         resolve: The addresses, `host:port`, of a `host:port`; raises OSError.

@@ -19,7 +19,7 @@ LIVENESS: Final = "liveness"
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A part whose health is told: returns an empty string when sound, else what is wrong."""
+    """A health check of one part: returns an empty string when it is healthy, otherwise what is wrong."""
 
     problem: Callable[[], str]
     required: bool

@@ -140,10 +140,10 @@ class Supervisor:
         """Set by SIGHUP; one that comes during a replacement or at the start is heard after it."""
 
     async def run(self) -> int:
-        """Runs until told to stop.
+        """Runs until it is stopped.
 
         Returns:
-            The exit code: 0 when told to stop, that of a process that could not be started at first.
+            The exit code: 0 when it was stopped, otherwise that of a process that could not be started at first.
 
         Raises:
             OSError: A port or the journal belongs to another server, or the control state cannot be written.
@@ -193,7 +193,7 @@ class Supervisor:
         return 0
 
     async def _serve(self) -> None:
-        """Replaces all processes whenever told to, until told to stop."""
+        """Replaces all processes on request, until it is stopped."""
         replacements = asyncio.create_task(self._replace_when_told())
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait((replacements, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -343,7 +343,7 @@ class Supervisor:
 
 @contextlib.contextmanager
 def _blocked(signals: frozenset[signal.Signals]) -> Iterator[None]:
-    """Blocks signals in this thread and in what it starts meanwhile; one that comes for us is heard afterwards."""
+    """Blocks signals in this thread and in the processes it starts; a signal for us is delivered afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

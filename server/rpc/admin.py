@@ -161,7 +161,7 @@ class AdminServicer:
         return sorted((this, *filter(None, answers)), key=lambda process: process.index)
 
     async def GetControl(self, request: pb.GetControlRequest, call: Call) -> pb.GetControlResponse:
-        """Everything that somebody set."""
+        """Every value that was set."""
         return self._steering.control()
 
     async def ListChanges(self, request: pb.ListChangesRequest, call: Call) -> pb.ListChangesResponse:
@@ -239,7 +239,7 @@ class AdminServicer:
     async def ReloadConfiguration(
         self, request: pb.ReloadConfigurationRequest, call: Call
     ) -> pb.ReloadConfigurationResponse:
-        """Reads the configuration file anew."""
+        """Rereads the configuration file."""
         return await self._reload(request)
 
     async def _reload(self, request: pb.ReloadConfigurationRequest) -> pb.ReloadConfigurationResponse:

@@ -13,7 +13,7 @@ CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]]
 
 
 class Call:
-    """What a call brings along besides its request.
+    """What a call carries besides its request.
 
     Args:
         deadline: Monotonic instant at which the caller stops waiting; None without one.

@@ -67,7 +67,7 @@ class StreamSettings(BaseModel):
 
 
 class DecisionServicer:
-    """Serves the contract. Its answers are bytes already: what generated code would serialise is written once.
+    """Serves the contract. Its answers are already serialised, because the bytes of a decision are written only once.
 
     It reports every decision that it got as heard or as unheard. A decision is heard when the transport has taken the
     bytes of its reply. On grpc.aio a unary reply is serialised and handed over in one step; in Envoy the application
@@ -80,7 +80,7 @@ class DecisionServicer:
         metrics: Counts the orders of batches and streams that got no decision; other errors are the edges' to count.
         stream_settings: Bounds of a stream.
         clock: Monotonic seconds.
-        access: Holds every order against what its caller may ask about.
+        access: Checks for every order that its caller may ask about it.
     """
 
     def __init__(

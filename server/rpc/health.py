@@ -15,11 +15,12 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class HealthServicer:
-    """Answers `grpc.health.v1` from a table, on as many ports as there are. Used from one event loop.
+    """Answers `grpc.health.v1` from a table, on any number of ports. Used from one event loop.
 
-    A change of the table waits for nobody. Every watcher has a sign of its own that something changed, and writes the
-    newest status when its connection takes it, so one that does not read holds up itself alone, and what it would hear
-    in the end is true. (`grpc_health`'s own servicer holds a lock of the service while it writes to a watcher.)
+    A change of the table waits for no watcher. Every watcher has an event of its own that signals a change, and writes
+    the newest status when its connection takes it. A watcher that does not read therefore delays only itself, and the
+    status that it gets in the end is current. (`grpc_health`'s own servicer holds a lock of the service while it writes
+    to a watcher.)
     """
 
     def __init__(self) -> None:
@@ -35,19 +36,19 @@ class HealthServicer:
             changed.set()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
-        """The status of a service; NOT_FOUND for one that was never told of."""
+        """The status of a service; NOT_FOUND for one that was never set."""
         if request.service not in self._serving:
             raise UnknownServiceError
         return self._status(request.service)
 
     async def List(self, request: object, call: Call) -> NoReturn:
-        """Not served: nobody needs all services at once."""
+        """Not served: no caller needs all services at once."""
         raise UnknownMethodError
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, call: Call
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """The status of a service now, and again whenever it has changed; SERVICE_UNKNOWN until it was told of."""
+        """The status of a service now, and again whenever it has changed; SERVICE_UNKNOWN until it is set."""
         changed, told = asyncio.Event(), None
         watchers = self._watchers.setdefault(request.service, set())
         watchers.add(changed)

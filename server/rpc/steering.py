@@ -70,7 +70,7 @@ class Steering:
         self._replicas = replicas
 
     def control(self) -> pb.GetControlResponse:
-        """Everything that somebody set, and what the trading state comes from."""
+        """Every value that was set, and the restrictions that make up the trading state."""
         control = self._control
         response = pb.GetControlResponse(
             control_version=control.version, trading_state=control.trading_state, status=control.status()
@@ -79,13 +79,13 @@ class Steering:
             temporary = setting.temporary
             who = setting if temporary is None else temporary
             try:
-                value, usual = control.value(subject), control.usual(subject)
+                value, default = control.value(subject), control.default(subject)
             except KeyError:
                 continue  # of a version that knows more than this one
             message = response.settings.add(
                 subject=subject,
                 value=value,
-                permanent_value=usual if setting.permanent is None else setting.permanent,
+                permanent_value=default if setting.permanent is None else setting.permanent,
                 author=who.author,
                 reason=who.reason,
             )
@@ -206,7 +206,7 @@ class Steering:
         flag = pb.Flag(
             name=name,
             enabled=self._control.flags.values[name],
-            default_enabled=self._control.usual(subject) == ON,
+            default_enabled=self._control.default(subject) == ON,
             description=FLAGS[name],
         )
         if (seconds := self._control.reverts_in_seconds(subject)) is not None:

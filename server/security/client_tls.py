@@ -33,10 +33,10 @@ class ClientMaterial:
 
 
 class ClientTls:
-    """Opens connections to one server, by files that may be replaced at any time.
+    """Opens connections to one server, with certificates from files that may be replaced at any time.
 
-    gRPC's clients in Python keep the credentials that they began with, so whoever holds a channel opens another one
-    when `look` says that the files are others.
+    A gRPC channel in Python uses the credentials that it was opened with. The owner of a channel therefore opens
+    another one when `look` says that the files have changed.
 
     Args:
         name: Of the server, for the log and the metrics.
@@ -44,7 +44,7 @@ class ClientTls:
         wall_clock: Seconds since the Unix epoch.
 
     Raises:
-        OSError: A file cannot be read, or is no good.
+        OSError: A file cannot be read, or is invalid.
     """
 
     def __init__(self, name: str, settings: ClientTlsSettings, wall_clock: Callable[[], float]) -> None:

@@ -119,8 +119,8 @@ def longest_name(for_claimed: int) -> int:
 class Policy:
     """What principals are allowed, and which principals are denied everything.
 
-    `strategies` is None while nobody is bound to strategies. Where there is a binding, even an empty one, a caller may
-    use what its principals are bound to and nothing else.
+    `strategies` is None if no caller is restricted to strategies. With a mapping, even an empty one, a caller may use
+    only the strategies of its principals.
     """
 
     roles: Roles = field(default_factory=dict)

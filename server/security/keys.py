@@ -163,7 +163,7 @@ class UrlKeys:
         self._when_changed.append(listener)
 
     async def refresh(self) -> bool:
-        """Fetches, unless somebody did within `refetch_seconds`."""
+        """Fetches the keys, unless that was done within `refetch_seconds`."""
         answers = self._answers
         async with self._asking:
             if self._answers > answers:

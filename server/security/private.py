@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces a file that nobody else may read, at once."""
+    """Atomically replaces a file that only our user may read."""
     new = path.with_name(f"{path.name}.new")
     new.touch(mode=0o600)
     new.chmod(0o600)

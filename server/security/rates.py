@@ -11,12 +11,12 @@ _MAX_NAMES: Final = 10_000
 
 
 class Rates:
-    """How much each name may take: so much a second on average, and as much at once as some seconds bring, at least 1.
+    """How much each name may take: a rate per second on average, and at once what some seconds add, at least 1.
 
     A bucket is kept as the instant at which it will be full again, so that a name's rate may change at any time.
 
     Args:
-        per_second: What a bucket gains a second, where nothing else is said of it.
+        per_second: The default of what a bucket gains a second.
         burst_seconds: What a bucket holds, in seconds of its rate.
         clock: Monotonic seconds.
     """

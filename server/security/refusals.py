@@ -16,7 +16,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Refusals:
-    """Counts every refused attempt, and records so few a second that nobody can fill a disk with them.
+    """Counts every refused attempt, and records only a few a second, so that they cannot fill a disk.
 
     Args:
         record: Makes an entry of the journal durable.

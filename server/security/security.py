@@ -193,4 +193,4 @@ class Security:
 
 
 def _nothing() -> None:
-    """For a bucket that nobody set up."""
+    """For a bucket that is not configured."""

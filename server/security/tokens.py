@@ -63,14 +63,14 @@ class TokenVerifier:
         """Signatures verified since start."""
 
     def forget(self) -> None:
-        """Has every token verified anew: keys or revocations have changed."""
+        """Makes every token be verified again, because keys or revocations have changed."""
         self._known.clear()
 
     def known(self, token: str) -> Token | None:
-        """A token that was found good before and still is.
+        """A token that was verified before and is still valid.
 
-        It is as good as the keys: when these have not been heard of for too long, nobody knows whether the issuer has
-        withdrawn the one that signed it.
+        It is only as valid as the keys. If these could not be fetched for too long, the issuer may have withdrawn the
+        one that signed the token.
         """
         if self._keys.current is None:
             return None

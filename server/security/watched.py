@@ -17,19 +17,20 @@ _MAX_BYTES: Final = 1_048_576
 
 
 class Watched(Generic[T]):
-    """A value made from files, and made anew when they change.
+    """A value made from files, and made again when they change.
 
-    Files are read whole and compared by content, so that a rename, a symlink that is swapped and a file that is written
-    in place are the same. What cannot be read or is no good leaves the last value in force, and is tried again.
+    Files are read whole and compared by content, so it does not matter whether they are renamed, swapped by a symlink
+    or written in place. If files cannot be read or are invalid, the last value stays in force, and they are read again
+    later.
 
     Args:
         name: For the log and the metrics.
         paths: The files, in the order in which `make` gets their contents.
-        make: Makes the value; raises `ValueError` when the contents are no good. Its message must hold no secret.
+        make: Makes the value; raises `ValueError` when the contents are invalid. Its message must hold no secret.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: The contents are no good.
+        ValueError: The contents are invalid.
     """
 
     def __init__(self, name: str, paths: Sequence[Path], make: Callable[..., T]) -> None:

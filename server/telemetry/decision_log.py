@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.reports import Outlet, Report
+from server.decision.reports import Report, Sink
 from server.machine import REAL, Machine
 
 _log = structlog.get_logger(__name__)
@@ -30,9 +30,9 @@ class DecisionLogSettings(BaseModel):
     """Most lines a second; the rest are counted, and are in the audit. Nobody reads a log that grows faster."""
 
 
-def decision_log(settings: DecisionLogSettings, everything: bool, machine: Machine = REAL) -> Outlet:
-    """The outlet that writes canonical lines; every decision's where `everything` is to be logged."""
-    return Outlet(
+def decision_log(settings: DecisionLogSettings, everything: bool, machine: Machine = REAL) -> Sink:
+    """The sink that writes canonical lines; with `everything`, one for every decision."""
+    return Sink(
         "log",
         write_line,
         one_in=1 if everything else settings.one_in,

@@ -35,7 +35,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.reports import Outlet, Report
+from server.decision.reports import Report, Sink
 from server.security.client_tls import ClientTls
 from server.telemetry.settings import TracingSettings
 
@@ -57,7 +57,7 @@ class Tracing:
     """A running tracer.
 
     Attributes:
-        outlet: Where the reports go.
+        sink: Where the reports go.
         exporter: Counts what the collector took.
     """
 
@@ -76,7 +76,7 @@ class Tracing:
             BatchSpanProcessor(self.exporter, schedule_delay_millis=500, export_timeout_millis=_FLUSH_MILLISECONDS)
         )
         self._tracer = self._provider.get_tracer("pretrade")
-        self.outlet = Outlet(
+        self.sink = Sink(
             "traces",
             self.write,
             one_in=settings.one_in,
@@ -138,7 +138,7 @@ class Tracing:
 
 
 class CountingExporter(SpanExporter):
-    """An exporter that counts what its collector took, and connects anew when its certificates are others.
+    """An exporter that counts what its collector took, and reconnects when its certificates change.
 
     Args:
         connect: Makes the exporter that does the work.
@@ -203,7 +203,7 @@ def open_tracing(
         return
     tracing = Tracing(settings, instance_id, wall_clock)
     try:
-        with tracing.outlet:
+        with tracing.sink:
             yield tracing
     finally:
         tracing.close()
@@ -219,7 +219,7 @@ def _exporter(endpoint: str, tls: ClientTls | None) -> OTLPSpanExporter:
 
 
 def _attributes(report: Report) -> dict[str, str | int | list[str]]:
-    """What a search for traces goes by; neither quantity nor price."""
+    """The attributes to search traces by; neither quantity nor price."""
     attributes: dict[str, str | int | list[str]] = {
         "rpc.system": "grpc",
         "pretrade.cause": report.cause,

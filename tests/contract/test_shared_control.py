@@ -395,7 +395,7 @@ async def test_a_restart_prolongs_nothing_that_was_set_for_a_time(
     after = Process(tmp_path / "a", "redis://127.0.0.1:9/0", journal, ahead=away_seconds)
     assert after.state == state
     after.ahead = 61.0
-    after.control._obey()
+    after.control._apply()
     assert after.state == "ACTIVE"
 
 

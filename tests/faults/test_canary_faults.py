@@ -115,7 +115,7 @@ def test_one_process_ends_a_canary_for_all(product: Product, tmp_path: Path, see
                 lambda canary: canary.state == admin_pb2.CANARY_STATE_ROLLED_BACK,
             )
         took = time.monotonic() - began
-        # Each process obeys within a moment: its decisions are the champion's again.
+        # Each process applies within a moment: its decisions are the champion's again.
         callers.wait_for_more(200)
         by_process = {decision.decision_id: decision.source for decision in callers.decisions[-100:]}
         assert set(by_process.values()) == {pb.SOURCE_PRIMARY}

@@ -1,4 +1,4 @@
-"""A canary on a whole server with real model servers: begun, obeyed, judged, ended, and in the audit."""
+"""A canary on a whole server with real model servers: begun, applied, judged, ended, and in the audit."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def server(shared_server: DecisionServer) -> Iterator[DecisionServer]:
     yield shared_server
     for words in (
         ("state", "active"),
-        ("chain", "--usual"),
+        ("chain", "--default"),
         ("flag", "shadow", "on"),
         ("replica", "resume", "primary"),
     ):

@@ -140,7 +140,7 @@ def test_what_failed_or_the_caller_keeps_is_told_of_and_other_good_decisions_are
     assert (root.parent_id, root.attributes["pretrade.cause"]) == (SPAN, "caller")
     assert not collector.trace(dropped), "and it came before"
     assert not lines(rig, root.attributes["pretrade.order_ref"]), "a line a decision would be too many"
-    assert rig.server.metric("pretrade_reports_chosen_total", outlet="traces", cause="caller") == 1
+    assert rig.server.metric("pretrade_reports_chosen_total", sink="traces", cause="caller") == 1
 
     with pytest.raises(grpc.RpcError):
         decide_with_nothing_left(rig)
@@ -157,8 +157,8 @@ def test_one_in_n_good_decisions_is_told_of(open_rig: OpenRig, collector: OtlpCo
         decide_well(rig, f"good-{number}", unsampled(1_000 * number))
     eventually(lambda: len(good(rig)), lambda count: count == 2)
     eventually(lambda: len(sampled(collector)), lambda count: count == 4)
-    assert rig.server.metric("pretrade_reports_chosen_total", outlet="traces", cause="sample") == 4
-    assert rig.server.metric("pretrade_reports_chosen_total", outlet="log", cause="sample") == 2
+    assert rig.server.metric("pretrade_reports_chosen_total", sink="traces", cause="sample") == 4
+    assert rig.server.metric("pretrade_reports_chosen_total", sink="log", cause="sample") == 2
 
 
 def decide_with_nothing_left(rig: Rig) -> None:

@@ -33,7 +33,7 @@ def say(line: str) -> None:
 async def main(path: str, database_url: str, prefix: str) -> None:
     configure("info", "audit-child")  # to standard error, away from the events
     loop = asyncio.get_running_loop()
-    loop.add_reader(0, obey)
+    loop.add_reader(0, apply)
     ids = itertools.count()
     async with AsyncExitStack() as stack:
         settings = JournalSettings(path=Path(path), retry_min_seconds=0.01, retry_max_seconds=0.05)
@@ -62,7 +62,7 @@ async def main(path: str, database_url: str, prefix: str) -> None:
                 group.create_task(append())
 
 
-def obey() -> None:
+def apply() -> None:
     """Changes the limit on the size of files."""
     command, *arguments = sys.stdin.readline().split()
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

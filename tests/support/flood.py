@@ -210,7 +210,7 @@ class Connection:
                 if stream == 0:
                     self._window += struct.unpack_from(">I", wire, at + 9)[0]
             elif kind == _SETTINGS and not flags & _ACK:
-                self._obey(wire[at + 9 : end])
+                self._apply(wire[at + 9 : end])
             elif kind == _PING and not flags & _ACK:
                 self._unsent += _frame(_PING, _ACK, 0, wire[at + 9 : end])
             elif kind == _GOAWAY:
@@ -219,7 +219,7 @@ class Connection:
         self._unread = wire[at:]
         return ended
 
-    def _obey(self, settings: bytes) -> None:
+    def _apply(self, settings: bytes) -> None:
         for name, value in struct.iter_unpack(">HI", settings):
             if name == 3:
                 self._max_streams = value

@@ -98,7 +98,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A decision computed anew."""
+    """A recomputed decision."""
 
     packet: packet_pb2.DecisionPacket
     action: pb.Action.ValueType
@@ -146,7 +146,7 @@ class Replayer:
         self._stack.close()
 
     async def replay(self, packet: packet_pb2.DecisionPacket) -> Replay:
-        """Computes a decision anew and holds it against the packet.
+        """Recomputes a decision and compares it with the packet.
 
         Raises:
             NotReplayableError: Something it needs is missing: settings, model, or the decision of a cached score.
@@ -367,7 +367,7 @@ def _number(value: float, present: bool = True) -> str:
 
 
 def _problems(degradations: Iterable[pb.Degradation.ValueType]) -> str:
-    """What was wrong with the features, the server's or those that the caller brought."""
+    """What was wrong with the features, the server's or the caller's own."""
     return ", ".join(_name(pb.Degradation, one) for one in degradations if one in _PROBLEMS) or "none"
 
 

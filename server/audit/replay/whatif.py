@@ -66,7 +66,7 @@ class Comparison:
 
 
 async def compare(packets: Iterable[packet_pb2.DecisionPacket], replayer: Replayer, what_if: WhatIf) -> Comparison:
-    """Replays decisions, as the replayer was told to."""
+    """Replays decisions as the replayer is configured."""
     comparison = Comparison(what_if)
     for packet in packets:
         comparison.decisions += 1

@@ -78,13 +78,13 @@ class VerifyingKey:
 
 
 class Stating:
-    """States the heads of one journal.
+    """Makes the heads of one journal.
 
     Args:
         journal_id: The journal.
         slot: Where it is written.
         predecessor_id: The journal before it there; empty for none.
-        key: Signs; None where nobody does.
+        key: Signs the heads; None: they are not signed.
     """
 
     def __init__(self, journal_id: str, slot: str, predecessor_id: str, key: SigningKey | None) -> None:

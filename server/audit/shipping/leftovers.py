@@ -19,9 +19,9 @@ _log = structlog.get_logger(__name__)
 
 
 async def ship_leftovers(journal: Path, database_url: str, settings: ShippingSettings) -> None:
-    """Ships a journal that nobody writes, however long the database takes; to be cancelled before somebody does.
+    """Ships a journal that no process writes, however long the database takes. Cancel it before a process writes again.
 
-    First it marks decisions of which the process that wrote it could not say any more whether their callers heard them.
+    It first marks the decisions of which the process could not note any more whether their callers received them.
 
     Args:
         journal: The journal's file; it need not be there.

@@ -49,10 +49,10 @@ class Publishing:
 
     Args:
         task: What to publish, and where to.
-        closing: Set when nobody writes the journal any more.
+        closing: Set when no process writes the journal any more.
 
     Raises:
-        KeyUnusableError: There is no key where the task says that there is one.
+        KeyUnusableError: The key that the task names cannot be read.
     """
 
     def __init__(self, task: TopicTask, closing: threading.Event) -> None:

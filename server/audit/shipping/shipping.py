@@ -18,8 +18,8 @@ class ShippingSettings(BaseModel):
     batch_rows: Constant[int] = 2000
     """Most rows in one transaction. A round trip to the other side is a small part of it."""
     poll_seconds: Constant[float] = 0.1
-    """Pause before the journal is looked at again when everything was shipped. The audit may be so far behind without
-    anybody noticing."""
+    """Pause before the journal is read again when everything was shipped, in seconds. The audit in SQL may be this
+    late."""
     retry_min_seconds: Constant[float] = 0.1
     """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
     retry_max_seconds: Constant[float] = 5.0
@@ -52,12 +52,11 @@ class Task(BaseModel):
     """SQLAlchemy URL; may hold a password, and therefore is not a command-line argument."""
     settings: ShippingSettings
     close: bool = False
-    """True when nobody writes the journal: then it is closed as soon as all of it is shipped."""
+    """True when no process writes the journal: it is then closed as soon as all of it is shipped."""
 
 
 class TopicSettings(BaseModel):
-    """Decisions on a Kafka topic, for downstream consumers. Off unless brokers are named; needs the extra `worker`.
-    """
+    """Decisions on a Kafka topic, for consumers. Off unless brokers are named; needs the extra `worker`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -71,8 +70,7 @@ class TopicSettings(BaseModel):
     batch_rows: Constant[int] = 500
     """Most rows under way to the brokers at once. A round trip to the other side is a small part of it."""
     poll_seconds: Constant[float] = 0.05
-    """Pause before the journal is looked at again when everything was published. The audit may be so far behind without
-    anybody noticing."""
+    """Pause before the journal is read again when everything was published, in seconds. The topic may be this late."""
     retry_min_seconds: Constant[float] = 0.1
     """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
     retry_max_seconds: Constant[float] = 5.0
@@ -91,19 +89,19 @@ class TopicTask(BaseModel):
 
 
 class Progress(BaseModel):
-    """What a process that follows the journal tells its parent."""
+    """What a process that follows the journal reports to its parent."""
 
     position: int
     """The last row shipped; 0 while that is unknown."""
     error: str
     """Why nothing can be shipped; empty when all is well."""
     neglected: str = ""
-    """What was put off that stops nothing: a partition, or the removal of old days."""
+    """What was postponed without stopping anything: a partition, or the removal of old days."""
     skipped: int = 0
     """Rows that were trimmed before they could be published."""
     closed: bool = False
-    """True when it was said where the journal ends, as the parent asked for."""
+    """True when the end of the journal is recorded, as the parent asked."""
 
 
 CLOSE: Final = b"close\n"
-"""What the parent says when it writes the journal no more: the rest is to be shipped, and its end to be stated."""
+"""What the parent sends when it no longer writes the journal: ship the rest, and record where the journal ends."""

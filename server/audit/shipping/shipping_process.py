@@ -47,10 +47,10 @@ class Shipping:
         clock: Monotonic seconds.
         uniform: Uniform in [0, 1).
         wall_clock_ns: Nanoseconds since the Unix epoch.
-        closing: Set when nobody writes the journal any more.
+        closing: Set when no process writes the journal any more.
 
     Raises:
-        KeyUnusableError: There is no key where the task says that there is one.
+        KeyUnusableError: The key that the task names cannot be read.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Shipping:
         return head, stating
 
     def _tidy(self, store: Store) -> None:
-        """Makes the next days' partitions and removes old days; puts it off while somebody is in the way."""
+        """Creates the next days' partitions and removes old days; postpones it while another session holds a lock."""
         settings = self._task.settings
         self._neglected = self._lost
         try:

@@ -119,9 +119,9 @@ def _partitions(connection: sa.Connection, table: sa.Table) -> set[dt.date]:
 
 
 def _make_partition(connection: sa.Connection, table: sa.Table, day: dt.date) -> None:
-    """Makes a partition and moves into it what the default one holds of its day.
+    """Creates a partition and moves the rows of its day from the default partition into it.
 
-    Attached, not created in place: writers of other days need not wait for that.
+    It is attached, not created in place, so that writers of other days need not wait.
     """
     name, other, key = _name(table, day), f"{table.name}_other", _KEYS[table].name
     first, end = f"'{day} 00:00:00+00'", f"'{day + dt.timedelta(days=1)} 00:00:00+00'"

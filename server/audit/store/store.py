@@ -155,7 +155,7 @@ class Store:
         )
 
     def migrate(self) -> tuple[str | None, str]:
-        """Makes the tables, or brings them to this version; see `server.audit.store.schema.migrate`."""
+        """Creates the tables, or upgrades them to this version; see `server.audit.store.schema.migrate`."""
         self._may_create = True
         return migrate(self._engine)
 
@@ -235,7 +235,8 @@ class Store:
             stated: As for `state`.
 
         Returns:
-            False, with nothing stored, when `shipped` is not how far the journal was shipped: somebody else was faster.
+            False, with nothing stored, when `shipped` is not how far the journal was shipped: another process was
+            faster.
         """
         shipment = Shipment(journal_id, rows)
         with suppress(days.TablesBusyError):  # somebody reads for long: its rows wait for it in the default partition
@@ -280,7 +281,7 @@ class Store:
         return True
 
     def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:
-        """What became of replies. What repeats heard holds, whichever of two journals is shipped first."""
+        """Reply statuses. What repeats received takes precedence, whichever of two journals is shipped first."""
         if self._copies:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
         if shipment.repeats:
@@ -292,7 +293,7 @@ class Store:
             connection.execute(_SET_REPLY_STATUS, shipment.statuses)
 
     def repeats(self, decision_ids: Collection[str]) -> dict[str, str]:
-        """The reply statuses of those of the decisions of which repeats of their calls heard something, by id."""
+        """Reply statuses by id, of those of the decisions that repeats of their calls received."""
         with self._engine.connect() as connection:
             return _repeats_of(connection, decision_ids)
 
@@ -343,7 +344,7 @@ class Store:
             return [_shipped(row) for row in rows]
 
     def checkpoint(self, shipped: Shipped) -> Checkpoint | None:
-        """Up to where this journal was verified before, of what is still kept; None when it never was.
+        """The position up to which this journal was verified before, if its row is still stored; None if it never was.
 
         Raises:
             JournalCorruptedError: What was verified is not all there, or is not what it was; with its position.

@@ -37,7 +37,7 @@ class Process:
 
     def __init__(self, directory: Path, journal: Journal) -> None:
         self.configuration = Configuration(load(), load, directory / "journal.db")
-        self.obeyed: list[Settings] = []
+        self.applied: list[Settings] = []
         self.control = ControlState(
             ControlSettings(),
             ControlFile(directory / "control.json"),
@@ -48,7 +48,7 @@ class Process:
             lambda: 0,
             lambda: 0.0,
         )
-        self.configuration.on_reload(self.obeyed.append)
+        self.configuration.on_reload(self.applied.append)
 
     async def reload(self, **asked: object) -> admin_pb2.ReloadConfigurationResponse:
         request = admin_pb2.ReloadConfigurationRequest(reason="limits", **asked)  # type: ignore[arg-type]
@@ -87,17 +87,17 @@ async def test_a_sound_file_holds_in_every_process_of_the_server(file: Path, tmp
     write(file, GOOD)
     tried = await first.reload(dry_run=True)
     assert "guards.max_notional: 1000000.0 → 1000.0" in tried.change.diff
-    assert (first.obeyed, first.control.version) == ([], 0)
+    assert (first.applied, first.control.version) == ([], 0)
     made = await first.reload(expected_config_hash=tried.previous_config_hash)
     assert (first.max_notional, made.config_hash) == (1_000.0, first.configuration.settings.config_hash())
-    await until(lambda: second.obeyed)
+    await until(lambda: second.applied)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
     assert second.configuration.settings == first.configuration.settings
     with pytest.raises(InvalidChangeError):
         await first.reload(expected_config_hash=tried.previous_config_hash)
     restarted = Process(tmp_path, journal)
-    assert (restarted.max_notional, restarted.obeyed) == (1_000.0, [])
+    assert (restarted.max_notional, restarted.applied) == (1_000.0, [])
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
@@ -109,7 +109,7 @@ async def test_a_broken_file_changes_nothing(file: Path, tmp_path: Path, journal
         await process.reload()
     assert str(refused.value)
     assert (process.configuration.settings, process.control.version) == (before, 0)
-    assert (process.obeyed, process.configuration.failures) == ([], 1)
+    assert (process.applied, process.configuration.failures) == ([], 1)
 
 
 async def test_a_file_that_is_gone_changes_nothing_and_keeps_a_server_from_starting(

@@ -238,7 +238,7 @@ def chain(
         list[StageArgument] | None,
         typer.Argument(help="The stages that may answer, in this order. Without any: show them."),
     ] = None,
-    usual: Annotated[bool, typer.Option("--usual", help="Go back to the stages of the server's settings.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Go back to the stages of the server's settings.")] = False,
     expires_in_seconds: For = None,
     author: Author = USER,
     reason: Reason = _REASON,
@@ -250,11 +250,11 @@ def chain(
     as_json: AsJson = False,
 ) -> None:
     """Show which stages of the fallback chain may answer, or set them and their order. Asks first."""
-    if stages and usual:
-        raise typer.BadParameter("either stages or --usual")
+    if stages and default:
+        raise typer.BadParameter("either stages or --default")
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        if not stages and not usual:
+        if not stages and not default:
             found = stub.GetStatus(admin_pb2.GetStatusRequest(this_process_only=True), timeout=RPC_SECONDS)
             print(" → ".join((*found.chain_stages, "abstain")))
             return

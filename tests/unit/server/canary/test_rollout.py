@@ -1,4 +1,4 @@
-"""A canary's way, judged by one process and obeyed by two; in virtual time, with scripted model servers."""
+"""A canary's way, judged by one process and applied by two; in virtual time, with scripted model servers."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ class Control:
     def _put_canary(self, canary: Canary) -> None:
         self.canary, self.version = canary, self.version + 1
         for process in self.processes:
-            process.rollout.obey_canary(canary)
+            process.rollout.apply_canary(canary)
 
     async def set_champion(self, version: str, author: str, reason: str, unchanged: bool) -> admin_pb2.Change:
         if unchanged and self.refuse_steps:
@@ -256,7 +256,7 @@ class Control:
     def _put_champion(self, version: str) -> None:
         self.champion, self.version = version, self.version + 1
         for process in self.processes:
-            process.deployment.obey(version)
+            process.deployment.apply(version)
 
 
 class World:
@@ -461,7 +461,7 @@ async def test_scores_of_a_version_decide_until_it_is_rolled_back_and_not_a_mome
         await deployment.make_champion(NEW, "ann", "better")
         assert deployment.decides(NEW)
         assert not deployment.decides(OLD)
-        deployment.obey(OLD)
+        deployment.apply(OLD)
         assert w.one.primary.wanted_version != OLD, "the replica is not switched yet"
         assert (deployment.decides(OLD), deployment.decides(NEW)) == (True, False)
 

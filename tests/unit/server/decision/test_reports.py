@@ -1,4 +1,4 @@
-"""Which decisions are told of, and what an outlet does that is asked for too much or breaks."""
+"""Which decisions are told of, and what an sink does that is asked for too much or breaks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fallback.budget import Budget
 from fallback.order import CallContext, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.record import Decided
-from server.decision.reports import DecisionReports, Outlet, Report
+from server.decision.reports import DecisionReports, Report, Sink
 from server.errors import DeadlineError, InvalidOrderError, OverloadedError, PretradeError
 
 DECIDED = cast("Decided", SimpleNamespace(decision_id="d"))
@@ -26,10 +26,10 @@ def case(*degradations: pb.Degradation.ValueType, context: CallContext = CONTEXT
     return made
 
 
-def outlet(
+def sink(
     written: list[Report], one_in: int = 0, slow_seconds: float = 0.01, follows: bool = False, rate: float = 1e6
-) -> Outlet:
-    return Outlet(
+) -> Sink:
+    return Sink(
         "test",
         written.append,
         one_in=one_in,
@@ -52,14 +52,14 @@ def test_the_gravest_cause_is_named(
     degradations: tuple[pb.Degradation.ValueType, ...], used: float, follows: bool, cause: str | None
 ) -> None:
     written: list[Report] = []
-    with outlet(written, follows=follows) as one:
+    with sink(written, follows=follows) as one:
         DecisionReports((one,)).decided(case(*degradations), DECIDED, used)
     assert [report.cause for report in written] == ([] if cause is None else [cause])
 
 
 def test_one_in_n_of_the_others_is_told_of_and_0_is_none() -> None:
     written: list[Report] = []
-    with outlet(written, one_in=4) as some, outlet(written, one_in=0) as none:
+    with sink(written, one_in=4) as some, sink(written, one_in=0) as none:
         reports = DecisionReports((some, none))
         for number in range(12):
             reports.decided(case(), DECIDED, number * 1e-6)
@@ -78,7 +78,7 @@ def test_one_in_n_of_the_others_is_told_of_and_0_is_none() -> None:
 def test_a_call_without_a_decision_is_told_of_unless_its_order_was_wrong(error: PretradeError, told: bool) -> None:
     written: list[Report] = []
     error.case = case()
-    with outlet(written) as one:
+    with sink(written) as one:
         DecisionReports((one,)).failed(pb.Order(order_ref="r"), CONTEXT, error, 1.0, 2.0)
     assert [(report.error, report.case, report.order.order_ref) for report in written] == (
         [(error.reason, error.case, "r")] if told else []
@@ -87,7 +87,7 @@ def test_a_call_without_a_decision_is_told_of_unless_its_order_was_wrong(error: 
 
 def test_more_than_the_rate_is_lost_and_counted() -> None:
     written: list[Report] = []
-    with outlet(written, one_in=1, rate=10) as one:
+    with sink(written, one_in=1, rate=10) as one:
         reports = DecisionReports((one,))
         for _ in range(25):
             reports.decided(case(), DECIDED, 100.0)
@@ -98,13 +98,13 @@ def test_more_than_the_rate_is_lost_and_counted() -> None:
     assert len(written) == 15
 
 
-def test_an_outlet_that_hangs_fills_its_queue_and_no_more() -> None:
+def test_an_sink_that_hangs_fills_its_queue_and_no_more() -> None:
     released = threading.Event()
 
     def hang(report: Report) -> None:
         released.wait()
 
-    one = Outlet("stuck", hang, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
+    one = Sink("stuck", hang, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
     with one:
         for number in range(5_000):
             DecisionReports((one,)).decided(case(), DECIDED, number * 1e-3)
@@ -121,7 +121,7 @@ def test_a_report_that_cannot_be_written_ends_no_other() -> None:
             raise RuntimeError("once")
         written.append("whole")
 
-    one = Outlet("flaky", write, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
+    one = Sink("flaky", write, one_in=1, slow_seconds=1e9, follows_caller=False, max_per_second=1e6)
     with one:
         for number in range(3):
             DecisionReports((one,)).decided(case(), DECIDED, number * 1e-3)
