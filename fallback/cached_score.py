@@ -88,7 +88,7 @@ class CachedScores:
         self._moves = tuple((features.INDEX[name], move) for name, move in settings.max_feature_move.items())
 
     def remember(self, case: Case, answer: Answer, decision_id: str) -> None:
-        """Keeps a model's answer. The caller's own features are not kept: they are not the server's view."""
+        """Remembers a model's answer, but not one from the caller's own features: they are not the server's view."""
         if case.features is None or case.order.caller_features is not None or not case.mid > 0:
             return
         self._scores[case.order.instrument, case.order.side] = _Score(

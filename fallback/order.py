@@ -40,7 +40,7 @@ MODEL_SOURCES: Final = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
 
 @dataclass(slots=True)
 class Order:
-    """A valid order. `message` is the caller's own, kept for the audit packet."""
+    """A valid order. `message` is the caller's own, for the audit packet."""
 
     message: pb.Order
     instrument: str
@@ -60,8 +60,8 @@ class Case:
     """One order on its way through the chain: what is asked, what is known, and what went wrong so far.
 
     `snapshot` is what the server itself knows of the instrument (None: nothing). `features` is what a scorer may use
-    (turned for the order's side): the server's, or those that the caller brought. None when they may not decide;
-    `features_problem` then says why.
+    (turned for the order's side): the server's, or the caller's own. None when they may not decide; `features_problem`
+    then says why.
     """
 
     __slots__ = (
@@ -94,11 +94,11 @@ class Case:
         self.degradations: list[pb.Degradation.ValueType] = []
         self.attempts: list[Attempt] = []
         self.stages: tuple[str, ...] = ()
-        """Stages of the chain that might answer, where they are not the usual ones."""
+        """Stages of the chain that may answer, if they are not the default ones."""
 
     @property
     def from_caller(self) -> bool:
-        """True when the caller brought the features: a row that a model may fail on, and that says nothing about it."""
+        """True when the features are the caller's own: a model may fail on such a row without being at fault."""
         return self.order.caller_features is not None
 
     def row(self) -> bytes:

@@ -47,12 +47,12 @@ def is_fresh(age_seconds: float, book_age_seconds: float, max_age_seconds: float
 def judge(
     case: Case, state: BookState | None, age_seconds: float, book_age_seconds: float, max_age_seconds: float
 ) -> bool:
-    """Writes into the case what is wrong with the features; `features_problem` is about those that would decide it.
+    """Writes into the case what is wrong with the features; `features_problem` is about those that would decide.
 
-    The server's own features count even where the caller brought others: the guards' mid comes from them.
+    The server's own features matter even if the caller sent others: the guards' mid comes from them.
 
     Args:
-        case: The order, with the features that its caller brought.
+        case: The order, with its caller's own features if it has any.
         state: The server's own: state of the book; None when the server has no vector.
         age_seconds: Of the server's own vector.
         book_age_seconds: Of the book in it.

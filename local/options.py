@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 Directory = Annotated[
-    Path | None, typer.Option("--dir", help="Where databases, models, journal and logs are kept. [.pretrade]")
+    Path | None, typer.Option("--dir", help="Folder of databases, models, journal and logs. [.pretrade]")
 ]
 Recording = Annotated[
     Path | None, typer.Option("--data", help="Directory of a recorded session to replay; without it, the simulator.")

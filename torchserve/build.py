@@ -34,11 +34,11 @@ def build_models(
 
     Args:
         data: A recorded session: a `.gz` file or a folder of them. None for a simulated session.
-        out: The store, made when missing.
+        out: The store; created if missing.
         seed: Of the simulation and of all that is random in training.
         simulated_seconds: Length of the simulated session.
         samples: What `load_samples` gives for these arguments, where they are at hand already.
-        report: Is told what is being done.
+        report: Called with what is being done.
 
     Returns:
         Model name → its metadata with the version, as in `NAME.json`.

@@ -184,7 +184,7 @@ def prepare(settings: TorchServeSettings) -> Launch:
 
 
 def store_directory(root: Path, data: Path | None) -> Path:
-    """Where under `root` the models trained from `data`, or from the simulator, are kept."""
+    """The folder under `root` for the models trained from `data`, or from the simulator."""
     return root / "models" / ("simulated" if data is None else data.resolve().name)
 
 

@@ -40,7 +40,7 @@ def load_samples(
             --record` writes them or as `feature_cache.sources.session` describes. Empty for a simulation.
         seed: Of the simulation.
         simulated_seconds: Its length.
-        report: Is told what is being done.
+        report: Called with what is being done.
 
     Raises:
         feature_cache.sources.session.SessionError: A recording cannot be read.

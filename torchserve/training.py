@@ -183,10 +183,10 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
     """Fits, calibrates and measures a model. The same samples and settings give the same bytes.
 
     Args:
-        name: The model's name in the model server: which replicas' place it is for.
+        name: The model's name in the model server, which says which replicas it is for.
         samples: In time order.
         settings: How.
-        kind: What it is; None for what is usual for the name.
+        kind: The kind of model; None for the default of the name.
 
     Raises:
         SamplesError: Too short a time span, or a part in which every label is the same.

@@ -46,9 +46,9 @@ class _DeadLetter:
 class MarketEventConsumer:
     """Feeds the records of the topic to the engines, through any outage of the brokers.
 
-    A partition is read again from `rewind_seconds` ago when it is taken over, so that books and windows are complete
-    without a state of their own to keep. What has been written to Redis is committed about once a second: nothing
-    starts from there, but the usual tools show the group's lag.
+    When a partition is taken over, it is read again from `rewind_seconds` ago, so that books and windows are complete
+    without any stored state. Offsets of what has been written to Redis are committed about once a second. No worker
+    starts from them, but Kafka's tools show the group's lag by them.
 
     A log that shrank was truncated, or lost by the broker: the partition is taken over once more. An end below the
     position is no proof of it, since the embedded broker gives the last batch's first offset for the end; an end below
@@ -238,7 +238,7 @@ class MarketEventConsumer:
             self._committed.update(news)
 
     async def release(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
-        """Gives partitions up before they go to somebody else: what is on its way to Redis arrives and is committed."""
+        """Gives up partitions before another worker gets them: pending writes to Redis finish and are committed."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS), self._engines.writing:
                 await self.commit(consumer)

@@ -61,8 +61,8 @@ class Reporter:
     def problem(self) -> str | None:
         """Why not every vector is good to decide on, for people; None when all are.
 
-        The lag must be known and small, every book valid, or unknown because its feed was stopped on purpose, and every
-        venue must have been heard of lately.
+        All is well when the lag is known and small, every book is valid (or unknown because its feed was stopped on
+        purpose), and every venue has sent something recently.
         """
         lag = dict(self._consumer.lag)
         live = self._engines.live()

@@ -238,7 +238,7 @@ def show(console: Console, found: Found, title: str) -> None:
 
 
 def print_whole(console: Console, shown: Table) -> None:
-    """Prints a table with all its columns whole where nobody says how wide a line may be, as in a log."""
+    """Prints a table with whole columns if the output has no known width, as in a log."""
     (console if console.is_terminal else Console(file=console.file, width=_WIDTH)).print(shown)
 
 
@@ -251,7 +251,7 @@ def run_target(
 ) -> int:
     """Measures a deployment by callers in Python, prints, and returns the exit code.
 
-    It is 1 when something could not be measured, or an answer was somebody else's.
+    It is 1 when something could not be measured, or an answer belonged to another order.
     """
     orders = order_flow(instruments)
     server = Server(target, PRETRADE, target, decision_calls(orders))
@@ -272,7 +272,8 @@ def run_target(
 def main(
     target: Annotated[str, typer.Option(help="HOST:PORT of the decision service.")],
     instrument: Annotated[
-        list[str] | None, typer.Option(help="SYMBOL.VENUE that it knows; can be repeated. [BTCUSDT, ETHUSDT.BINANCE]")
+        list[str] | None,
+        typer.Option(help="SYMBOL.VENUE that it knows; can be repeated. [BTCUSDT.BINANCE, ETHUSDT.BINANCE]"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A minute: fewer callers, one round.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0.1, max=600, help="Of each closed loop in a round.")] = None,

@@ -85,7 +85,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def last_kept(before: Mapping[str, Any], folder: Path = RESULTS) -> Path | None:
-    """The run that was kept last of those that ended before another; None when there is none."""
+    """The run that was saved last before another one ended; None if there is none."""
     kept = {path: json.loads(path.read_text())["finished_at"] for path in folder.glob("bench-*.json")}
     earlier = {path: at for path, at in kept.items() if at < before["finished_at"]}
     return max(earlier, key=earlier.__getitem__, default=None)

@@ -115,7 +115,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def table(results: Sequence[Figures], title: str) -> Table:
-    """For people, within 80 columns; what nobody can know here is left out."""
+    """A table for people, within 80 columns; unknown figures are left out."""
     compared = any(each.to_echo is not None or each.to_torchserve is not None for each in results)
     seen = any(each.cpu_us is not None for each in results)
     notes = ["ms", *(["CPU in µs a decision"] if seen else []), *(["TS: TorchServe"] if compared else [])]

@@ -65,7 +65,7 @@ def closed_loop(
 def open_loop(
     server: Server, load: Load, orders: Sequence[pb.Order], *, rate: float, seconds: float, deadline_seconds: float
 ) -> Round:
-    """So many orders a second, whatever becomes of those before.
+    """A fixed rate of orders a second, whatever happens to earlier ones.
 
     Args:
         server: Called.
@@ -99,8 +99,9 @@ def generator_seconds() -> float:
 def without_decision(call: Call, run: h2load.Run, before: Usage, after: Usage) -> int:
     """Orders whose call h2load took for a success, and that got no decision.
 
-    By the server's own counts: those that it refused, or what is missing from its decisions, since Envoy refuses calls
-    that it never hears of. Of other servers, by the bytes that are missing from answers of a known length.
+    For our servers they follow from the server's own counts: refused orders, or decisions that are missing, since Envoy
+    refuses calls that the server never sees. For other servers they follow from the bytes that are missing from answers
+    of a known length.
     """
     if before.decisions is not None and after.decisions is not None:
         refused = (after.refused or 0.0) - (before.refused or 0.0)

@@ -30,7 +30,7 @@ _HEADINGS: Final = (
 
 
 def last_kept(folder: Path = RESULTS) -> Path:
-    """The run that was kept last."""
+    """The run that was saved last."""
     return max(folder.glob("bench-*.json"), key=lambda path: str(json.loads(path.read_text())["finished_at"]))
 
 
@@ -56,7 +56,7 @@ def table(run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def page(text: str, path: Path) -> str:
-    """The page with the table of one kept run in place of the one before."""
+    """The page with its table replaced by that of one saved run."""
     run = json.loads(path.read_text())
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)

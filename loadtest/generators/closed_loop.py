@@ -75,7 +75,7 @@ async def call_decide_batch(
 async def _repeat(
     call: Callable[[float], Awaitable[None]], callers: int, seconds: float, stopped: asyncio.Event | None = None
 ) -> float:
-    """Has every caller call again and again, told when it does; returns the seconds until the last one has ended."""
+    """Makes every caller call again and again, and reports each call; returns the seconds until the last has ended."""
     began = clock()
     end = began + seconds
 

@@ -83,7 +83,7 @@ class Region:
         self._away_until = -math.inf
 
     def takes(self, now: float, routing: Routing) -> bool:
-        """Whether to send it its own orders; the first one after a while away is the one that tries."""
+        """Whether to send it its own orders. While it is away, one order now and then checks whether it is back."""
         if self._failures < routing.failures_to_leave:
             return True
         if now < self._away_until:
@@ -134,7 +134,7 @@ async def run(
     Args:
         a: `HOST:PORT` of the one.
         b: `HOST:PORT` of the other.
-        instruments: That both decide.
+        instruments: Instruments that both regions decide.
         rate: Orders a second over both.
         seconds: How long orders come.
         routing: When an order goes elsewhere.
@@ -219,10 +219,10 @@ def table(calls: Sequence[Call]) -> Table:
 def main(
     a: Annotated[str, typer.Option(help="HOST:PORT of region a.")],
     b: Annotated[str, typer.Option(help="HOST:PORT of region b.")],
-    instruments: Annotated[str, typer.Option(help="That both decide, with commas in between.")],
-    rate: Annotated[float, typer.Option(min=1, help="Orders a second, over both.")] = 100.0,
-    seconds: Annotated[float, typer.Option(min=1)] = 30.0,
-    deadline_ms: Annotated[float, typer.Option(min=1)] = 100.0,
+    instruments: Annotated[str, typer.Option(help="SYMBOL.VENUE that both regions decide, comma-separated.")],
+    rate: Annotated[float, typer.Option(min=1, help="Orders a second, over both regions.")] = 100.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long orders are sent.")] = 30.0,
+    deadline_ms: Annotated[float, typer.Option(min=1, help="Deadline of every order.")] = 100.0,
     distance_ms: Annotated[float, typer.Option(min=0, help="Round trip between the regions, simulated.")] = 10.0,
 ) -> None:
     """Send orders to two regions, and show what callers see of the loss of one."""

@@ -42,7 +42,7 @@ def main(
     server: Annotated[list[str], typer.Option(help="DECISION,ADMIN,TOKEN_FILE of a server; can be repeated.")],
     process: Annotated[list[str], typer.Option(help="Admin address of one process; can be repeated.")],
     instrument: Annotated[list[str], typer.Option(help="SYMBOL.VENUE; can be repeated.")],
-    flips: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    flips: Annotated[int, typer.Option(min=1, max=10_000, help="Changes to measure.")] = 100,
     callers: Annotated[int, typer.Option(min=0, max=256, help="Callers on each server.")] = 4,
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
     load_only: Annotated[bool, typer.Option(hidden=True)] = False,

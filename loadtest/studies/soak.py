@@ -153,7 +153,7 @@ async def soak(
         roots: Processes to watch, by name, with all that they start.
         metrics: URLs of metrics to watch.
         every_seconds: Between two samples.
-        told: Told of each slice of the run when it is over.
+        told: Called for each slice of the run when it is over.
 
     Raises:
         TimeoutError: There is no connection within ten seconds.

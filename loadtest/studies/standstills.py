@@ -127,9 +127,15 @@ def report(cores: Sequence[Core], long_seconds: float) -> Iterable[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Watches every core and prints what was seen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long to measure")
     parser.add_argument("--over", type=float, default=3.0, metavar="MS", help="shortest standstill that counts")
-    parser.add_argument("--long", type=float, default=10.0, metavar="MS", help="those that are held against the host")
+    parser.add_argument(
+        "--long",
+        type=float,
+        default=10.0,
+        metavar="MS",
+        help="standstills from this length on are counted apart, with how many of them the host stole",
+    )
     given = parser.parse_args(arguments)
     numbers = sorted(os.sched_getaffinity(0))
     with mp.get_context("spawn").Pool(len(numbers)) as pool:

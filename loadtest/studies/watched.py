@@ -26,9 +26,9 @@ Key = tuple[str, str]
 
 
 def sample(roots: Mapping[str, int], metrics: Sequence[str]) -> dict[Key, float]:
-    """What is held now; blocks, for as long as a scrape takes.
+    """The resources in use now; blocks for as long as a scrape takes.
 
-    Each process of a tree is told apart by its id: a total would hide one that leaks behind one that shrinks.
+    Each process of a tree is listed by its id: a total would hide one that leaks behind one that shrinks.
 
     Args:
         roots: Process ids by name; their children are watched too.
@@ -68,7 +68,7 @@ def _program(process: psutil.Process) -> str:
 
 
 def _gauges(url: str) -> dict[str, float]:
-    """The gauges that are there, summed over their labels; none when nobody answers."""
+    """The gauges, summed over their labels; none if the server does not answer."""
     try:
         with urlopen(url, timeout=_PATIENCE_SECONDS) as response:  # noqa: S310 - the user's own
             text = response.read().decode()

@@ -50,7 +50,7 @@ _DRAW_SECONDS: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What becomes of a run's figures."""
+    """Where a run's figures are written."""
 
     json_path: Path | None = None
     keep: bool = False

@@ -15,10 +15,10 @@ app = typer.Typer()
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def soak(context: typer.Context, directory: Directory = None, data: Recording = None) -> None:
-    """Run the whole stack under load for half an hour; do memory, descriptors, tasks and latency stay flat?
+    """Run the whole stack under load for half an hour, and check that memory, descriptors, tasks and latency stay flat.
 
-    Options of its own: --minutes 30, --rate 300 (orders a second), --json FILE and those of
-    `python -m loadtest.studies.soak`. PRETRADE_GRPC__EDGE=envoy has the server behind Envoy.
+    It takes --minutes (30), --rate (300 orders a second), --json FILE and the other options of `python -m
+    loadtest.studies.soak`. PRETRADE_GRPC__EDGE=envoy puts the server behind Envoy.
     """
     from local.bench.soak import run_soak  # noqa: PLC0415
 

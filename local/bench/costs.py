@@ -197,7 +197,7 @@ def compare(
     rounds: int,
     watch: Callable[[Server], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(lambda _: None),
 ) -> list[Cost]:
-    """Measures servers in turn, and holds each against the first.
+    """Measures servers in turn, and compares each with the first.
 
     Args:
         servers: In the order in which they are shown.
@@ -205,7 +205,7 @@ def compare(
         callers: Calls under way at once.
         seconds: Load of one round on each server.
         rounds: How many.
-        watch: Entered around each round of a server; what it yields is told how many decisions it made.
+        watch: Entered around each round of a server; what it yields is called with the number of decisions.
 
     Raises:
         RuntimeError: A server gave no answer.

@@ -97,9 +97,9 @@ class Trial:
 
     @property
     def sound(self) -> bool:
-        """True when it ended as it should, and the audit knows every decision that callers heard of it.
+        """True when the canary ended as it should, and the audit has every decision that callers received from it.
 
-        The audit also knows those whose callers had given up.
+        The audit also has those whose callers had given up.
         """
         return self.state == self.expected and self.decisions <= self.audited
 

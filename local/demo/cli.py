@@ -36,7 +36,7 @@ def canary_demo(
     directory: Directory = None,
     json: Annotated[Path | None, typer.Option(help="File for the results and the affected decisions.")] = None,
 ) -> None:
-    """Run the whole stack and three canaries, each to its end: a good one, one that is late, one that is inverted."""
+    """Run the whole stack and three canaries: a good one is promoted, a late and an inverted one are rolled back."""
     from local.demo.canaries import run_canaries  # noqa: PLC0415
 
     raise typer.Exit(run_canaries(given(dir=directory, data=data), rate, only or [], json))

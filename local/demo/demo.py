@@ -210,7 +210,7 @@ async def _send_orders(
     duration_seconds: float,
     rate: float,
 ) -> None:
-    """Sends orders at random instants, whatever becomes of the ones before."""
+    """Sends orders at random instants, whatever happens to earlier ones."""
     flow = OrderFlow(cache.instruments, seed=1)
 
     def next_order() -> pb.Order:

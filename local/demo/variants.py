@@ -49,7 +49,7 @@ def late(registry: Registry, version: str, seconds: float) -> str:
 
 
 def _scale(metadata: dict[str, Any], factor: float) -> None:
-    """Multiplies the calibrated log odds, and works out the canned scores anew."""
+    """Multiplies the calibrated log odds, and recomputes the canned scores."""
     calibration, canned = metadata["calibration"], metadata["canned"]
     calibration["slope"] *= factor
     calibration["intercept"] *= factor
@@ -65,7 +65,7 @@ def _variant(
     change: Callable[[dict[str, Any]], None],
     more_code: str = "",
 ) -> str:
-    """Writes the archive of a version that differs as told."""
+    """Writes the archive of a version with the given differences."""
     with zipfile.ZipFile(registry.path(version)) as archived:
         files = {name: archived.read(name) for name in archived.namelist()}
     metadata = json.loads(files["metadata.json"])

@@ -65,9 +65,9 @@ def trial_credentials(
     directory: Annotated[Path, typer.Argument(help="Where they are written.")],
     host: Annotated[list[str] | None, typer.Option(help="Name or address of the server; can be repeated.")] = None,
 ) -> None:
-    """Make certificates and tokens for TRIALS on this machine, good for a day: never for production.
+    """Make certificates and tokens for TRIALS on this machine, valid for a day. Never use them in production.
 
-    `source DIRECTORY/trial.env` has a server ask for them, and this command show them.
+    `source DIRECTORY/trial.env` makes a server require them, and this command send them.
     """
     from server.security import trial  # noqa: PLC0415 - cryptography, which the other commands do not need
 

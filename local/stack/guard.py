@@ -88,9 +88,9 @@ class Guard:
         self._tell(f"-{leader}\n")
 
     def remove_at_end(self, file: Path) -> None:
-        """Has the folder of this file, which is made when missing, removed when everything has ended.
+        """Makes the guard remove this file's folder, which is created if missing, when everything has ended.
 
-        The file is locked until then, so that nobody else takes the folder for one that was left behind.
+        The file is locked until then, so that no other stack takes the folder for one that was left behind.
         """
         file.touch()
         self._tell(f"~{file}\n")
@@ -175,7 +175,7 @@ def _living() -> Iterator[tuple[int, tuple[int, int, int, int]]]:
 
 
 class _Registrations:
-    """What the guard has been told.
+    """The registrations that the guard has received.
 
     Args:
         pipe: Where.

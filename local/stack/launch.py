@@ -33,7 +33,7 @@ def become(user: str) -> None:
 
 
 def main(pipe: str, stack: str, stop_signal: str, user: str, *argv: str) -> None:
-    """Registers this process and its stop signal with the guard and turns into `argv`; returns never."""
+    """Registers this process and its stop signal with the guard, and executes `argv`; never returns."""
     guard = int(pipe)
     os.write(guard, f"+{os.getpid()} {int(stop_signal)}\n".encode())
     if os.getppid() != int(stack):

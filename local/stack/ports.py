@@ -22,7 +22,7 @@ _COUNT: Final = 12_000
 
 
 def default_port(port: int, held: ExitStack) -> int | None:
-    """The port, unless somebody listens on it or another stack of this machine is about to: until `held` is closed."""
+    """The port, unless it is in use or reserved by another stack of this machine. Reserved until `held` is closed."""
     try:
         claim = take_lock(Path(tempfile.gettempdir()) / f"pretrade-{port}.lock")
     except OSError:  # another user's
@@ -34,7 +34,7 @@ def default_port(port: int, held: ExitStack) -> int | None:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on the port at this moment."""
+    """Whether the port is free at this moment."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -45,10 +45,10 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns `count` different TCP ports that nobody listens on at this moment.
+    """Returns `count` different TCP ports that are free at this moment.
 
     Raises:
-        OSError: So few are free that they were not found.
+        OSError: Too few ports are free.
     """
     ports: list[int] = []
     with ExitStack() as held:

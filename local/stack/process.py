@@ -112,7 +112,7 @@ class Process:
 
         Args:
             cancelled: Gives it up when set.
-            told: Called with the last line the program wrote, whenever that is another.
+            told: Called with the last line that the program wrote, whenever it changes.
 
         Raises:
             PartFailedError: Its exit code is not 0, or it took too long and was stopped.
@@ -134,7 +134,7 @@ class Process:
             raise self.failure(self.ending)
 
     def restart(self) -> None:
-        """Stops what runs and starts it anew on the same port; blocks until it is ready. Raises what `start` does."""
+        """Stops the process and starts it again on the same port; blocks until ready. Raises what `start` does."""
         self.stop()
         self.start()
 

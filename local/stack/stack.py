@@ -75,7 +75,7 @@ State = Literal["starting", "ready", "external", "failed", "stopping", "stopped"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What has become of one step."""
+    """The progress of one step."""
 
     step: str
     state: State
@@ -190,7 +190,7 @@ class Stack:
         self._lock = None
 
     def restart(self, part: str) -> None:
-        """Starts one part anew where it was, and blocks until it is ready. Raises what `Process.start` does."""
+        """Starts one part again on the same port, and blocks until it is ready. Raises what `Process.start` does."""
         began = time.monotonic()
         self._report(Progress(part, "starting"))
         self._processes[part].restart()

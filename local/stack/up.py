@@ -25,15 +25,15 @@ _HOPELESS_SECONDS: Final = 15.0
 
 
 def run_up(given: Mapping[str, Any], parts: Collection[str]) -> int:
-    """Runs the stack until SIGINT, SIGTERM or SIGHUP, or until a part is beyond help.
+    """Runs the stack until SIGINT, SIGTERM or SIGHUP, or until a part cannot be restarted.
 
     Args:
         given: Settings given on the command line; they win over the environment.
         parts: The parts to start; none for all.
 
     Returns:
-        The exit code: 0 when it was told to stop, 1 when a part failed, 2 when it was asked for something impossible,
-        130 when it was told to stop before it was up.
+        The exit code: 0 when it was stopped, 1 when a part failed, 2 for impossible settings, 130 when it was stopped
+        before it was up.
     """
     return run_with_stack(given, _keep_running, parts or PARTS)
 
@@ -45,7 +45,7 @@ def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> in
         0.
 
     Raises:
-        PartFailedError: A part does not start any more, or ends again at once.
+        PartFailedError: A part no longer starts, or ends again at once.
     """
     console.print(f"Ctrl-C stops it{_next_steps(stack, settings)}", highlight=False, markup=False, soft_wrap=True)
     with suppress(KeyboardInterrupt):
@@ -68,10 +68,10 @@ def _next_steps(stack: Stack, settings: LocalSettings) -> str:
 
 
 def keep_up(stack: Stack, settings: LocalSettings, console: Console, until: Callable[[], bool] = lambda: False) -> None:
-    """Starts again what ends by itself, and the broker before it fills the memory, until told to stop.
+    """Restarts parts that end by themselves, and the broker before it fills the memory, until it is stopped.
 
     Raises:
-        PartFailedError: A part does not start any more, or ends again at once.
+        PartFailedError: A part no longer starts, or ends again at once.
     """
     restarted: dict[str, float] = {}
     idle = threading.Event()

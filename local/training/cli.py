@@ -33,7 +33,9 @@ T = TypeVar("T")
 REFUSED: Final = 3
 """Exit code when a model does not beat the baselines and was not written."""
 
-dataset_app = typer.Typer(name="dataset", help="Samples to learn from, as Parquet.", no_args_is_help=True)
+dataset_app = typer.Typer(
+    name="dataset", help="Build or show a dataset: training samples as Parquet.", no_args_is_help=True
+)
 app = typer.Typer()
 app.add_typer(dataset_app)
 
@@ -53,7 +55,7 @@ def build(
     seed: Seed = 1,
     seconds: Seconds = SIMULATED_SECONDS,
 ) -> None:
-    """Replays market data through the feature engine and labels both sides of every decision instant."""
+    """Replay market data through the feature engine, and label both sides of every decision instant."""
     if out.suffix != SUFFIX:
         raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
     console = Console()
@@ -71,7 +73,7 @@ def build(
 
 @dataset_app.command("show")
 def show(file: Annotated[Path, typer.Argument(help="A dataset file.")]) -> None:
-    """Says what a dataset file holds: span, source, hashes, and how many samples are eligible."""
+    """Show what a dataset file holds: span, source, hashes, and how many samples are eligible."""
     console = Console()
     _describe(console, _shown(console, lambda _: load_samples([file])))
 
@@ -117,7 +119,7 @@ def train(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
 ) -> None:
-    """Train models, hold them against the baselines in a walk-forward evaluation, and publish them with their cards.
+    """Train models, compare them with the baselines in a walk-forward evaluation, and publish them with their cards.
 
     Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`.
 

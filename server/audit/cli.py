@@ -67,7 +67,7 @@ def show(
     journal: _JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Shows everything about one decision: order, answer, reasons, features, cost, outcomes, evidence."""
+    """Show everything about one decision: order, answer, reasons, features, cost, outcomes, evidence."""
     try:
         with closing(AuditQuery(*_targets(database_url, journal, directory))) as query:
             decision = query.get(decision_id)
@@ -105,14 +105,14 @@ def verify_chains(
     ] = False,
     key: Annotated[
         Path | None,
-        typer.Option(help="Public key (PEM) that must have signed what servers state about their journals."),
+        typer.Option(help="Public key (PEM) that must have signed the journal heads."),
     ] = None,
     brokers: Annotated[
         str | None,
         typer.Option(
             envvar="PRETRADE_DECISIONS_TOPIC__BOOTSTRAP_SERVERS",
             show_envvar=True,
-            help="Brokers of the topic of decisions, to compare what servers state there, too.",
+            help="Brokers of the topic of decisions, to check the journal heads there as well.",
         ),
     ] = None,
     topic: Annotated[
@@ -122,7 +122,7 @@ def verify_chains(
     journal: _JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Checks that no row of the audit was changed and none is missing, in the database and in the journals.
+    """Check that no row of the audit was changed and none is missing, in the database and in the journals.
 
     Exits with 1 at the first row that is changed or missing, and with 2 when a database, topic or journal could not be
     read.
@@ -184,7 +184,7 @@ def write_off(
     database_url: _DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Gives up the lost end of a journal, or its beginning. `verify` reports that and continues."""
+    """Give up the lost end of a journal, or its beginning. `verify` then reports that and continues."""
     database_url, _ = _targets(database_url, None, directory)
     if database_url is None:
         raise _failure("no database: name --database-url")
@@ -203,7 +203,7 @@ def migrate_database(
     database_url: _DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Creates the tables of the audit database, or upgrades them to this version. A starting server does the same."""
+    """Create the tables of the audit database, or upgrade them to this version. A starting server does the same."""
     database_url, _ = _targets(database_url, None, directory)
     if database_url is None:
         raise _failure("no database to migrate: name --database-url")
@@ -225,7 +225,7 @@ def export_days(
     database_url: _DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Writes whole days as Parquet, one file for each day and instrument. Repeating it writes the same files."""
+    """Write whole days as Parquet, one file for each day and instrument. Repeating it writes the same files."""
     database_url, _ = _targets(database_url, None, directory)
     if database_url is None:
         raise _failure("no database to export: name --database-url")

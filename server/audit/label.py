@@ -53,7 +53,7 @@ def list_refusals(
     database_url: DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Lists calls that were refused for their credentials, roles or rates, the newest first."""
+    """List calls that were refused for their credentials, roles or rates, the newest first."""
     database_url, _ = targets(database_url, None, directory)
     if database_url is None:
         raise failure("refusals are in the database: name --database-url")
@@ -88,7 +88,7 @@ def label(
     journal: JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Labels decisions by what the market did next, stores the labels, and reports precision, coverage, calibration.
+    """Label decisions by what the market did next, store the labels, and report precision, coverage, calibration.
 
     Without events it reports on the labels that are there. Labelling twice changes nothing.
     """

@@ -100,7 +100,7 @@ def list_decisions(
     journal: JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Lists decisions, the newest first, from the database and, for the latest rows, from the journal."""
+    """List decisions, the newest first, from the database and, for the latest rows, from the journal."""
     wanted = _filter(since, until, instrument, strategy, action, source, by_model)
     with _query(database_url, journal, directory) as query:
         table = Table(
@@ -123,16 +123,16 @@ def watch_decisions(
     source: Sources = None,
     by_model: ByModel = "",
     after: Annotated[
-        str, typer.Option(metavar="CURSOR", help="Go on after this event of an earlier watch (--json).")
+        str, typer.Option(metavar="CURSOR", help="Continue after this event of an earlier watch (--json).")
     ] = "",
     from_oldest: Annotated[
-        bool, typer.Option("--from-oldest", help="Begin with the oldest the journals hold, not with what comes.")
+        bool, typer.Option("--from-oldest", help="Begin with the oldest decisions in the journals, not with new ones.")
     ] = False,
     as_json: AsJson = False,
     target: Target = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Prints decisions of a running server as they become durable, until Ctrl-C."""
+    """Print decisions of a running server as they become durable, until Ctrl-C."""
     wanted = _filter(None, None, instrument, strategy, action, source, by_model)
     request = audit_pb2.WatchDecisionsRequest(filter=wanted, cursor=after, from_oldest=from_oldest)
     with _service(target, directory) as service:
@@ -162,7 +162,7 @@ def record_outcome(
     target: Target = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Records what became of an order; the same again changes nothing, something else is refused."""
+    """Record the outcome of an order. Repeating it changes nothing; a different outcome is refused."""
     outcome = packet_pb2.Outcome(
         decision_id=decision_id, reporter=reporter, filled_quantity=filled, fill_price=price, markout_bps=markout_bps
     )
@@ -181,18 +181,20 @@ def replay(
     action: Actions = None,
     source: Sources = None,
     by_model: ByModel = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 10_000,
+    limit: Annotated[int, typer.Option(min=1, help="Most decisions to replay; the newest ones.")] = 10_000,
     model: Annotated[
         str | None, typer.Option(help="What if: decide with this model, a .mar file, a version or a name in the store.")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="What if: hold scores against this.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="What if: compare scores with this threshold.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores into this .svg, .png or .pdf file.")] = None,
     models: Models = None,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """Recomputes decisions from their packets: bit-equal or the first difference; or how they would have come out.
+    """Recompute decisions from their packets, and show the first difference; or decide them with another model.
 
     Exits with 1 when a decision comes out otherwise than recorded, or cannot be replayed.
     """

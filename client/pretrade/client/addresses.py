@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """True when nobody beyond this machine reaches the address."""
+    """True for an address that only this machine can reach."""
     if host == "localhost":
         return True
     try:
@@ -16,5 +16,5 @@ def is_loopback(host: str) -> bool:
 
 
 def is_local(address: str) -> bool:
-    """True for a Unix socket, and for a `host:port` that nobody beyond this machine reaches."""
+    """True for a Unix socket, and for a `host:port` that only this machine can reach."""
     return address.startswith("unix:") or is_loopback(address.rpartition(":")[0].strip("[]"))

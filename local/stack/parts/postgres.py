@@ -48,7 +48,7 @@ _REMEDY: Final = "Run this as another user, or name a database with PRETRADE_LOC
 
 
 def user() -> str | None:
-    """Who runs it: PostgreSQL refuses root, so `nobody` then; None for whoever we are."""
+    """The user who runs it: `nobody` if we are root, which PostgreSQL refuses; otherwise None, for our own user."""
     return "nobody" if os.geteuid() == 0 else None
 
 
@@ -101,7 +101,7 @@ def url(port: int, directory: Path) -> str:
 
 
 def make_directory(directory: Path) -> None:
-    """Makes the directory and the password of a new database, for the user who runs it and for nobody else.
+    """Makes the directory and the password of a new database, accessible only to the user who runs it.
 
     What an interrupted `initdb` left is removed.
     """

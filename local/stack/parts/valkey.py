@@ -21,7 +21,8 @@ _CONFIGURATION: Final = "valkey.conf"
 def url(port: int, directory: Path) -> str:
     """The URL of a Valkey on this port.
 
-    Its password keeps out the other users of this machine: whoever writes there sets the trading state.
+    Its password keeps out the other users of this machine, because anybody who can write to it can set the trading
+    state.
     """
     return f"redis://:{_password_file(directory).read_text()}@{LOOPBACK}:{port}/0"
 
@@ -32,7 +33,7 @@ def address(port: int) -> str:
 
 
 def make_directory(directory: Path) -> None:
-    """Makes the directory and the password of a new Valkey, which nobody else may read."""
+    """Makes the directory and the password of a new Valkey, which only our user may read."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not _password_file(directory).exists():
         write_private(_password_file(directory), secrets.token_urlsafe(24))

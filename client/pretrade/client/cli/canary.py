@@ -324,7 +324,7 @@ def _shares(steps: str | None) -> list[float]:
 
 
 def _confirm(risk: str, yes: bool) -> None:
-    """Asks, unless told not to; without a terminal that is a no."""
+    """Asks for confirmation unless `--yes` is given; without a terminal the answer is no."""
     if yes:
         return
     typer.echo(risk, err=True)

@@ -48,7 +48,7 @@ def decide(
     idempotency_key: Annotated[str, typer.Option("--key", help="Idempotency key.")] = "",
     reduce_only: Annotated[bool, typer.Option(help="The order only reduces an exposure.")] = False,
     timeout_ms: Annotated[float, typer.Option(min=0.001, help="Deadline in milliseconds.")] = 1000.0,
-    explain: Annotated[bool, typer.Option(help="Also say why the model scored so; the first is late.")] = False,
+    explain: Annotated[bool, typer.Option(help="Also explain the score; a model's first explanation is late.")] = False,
     target: Target = None,
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,

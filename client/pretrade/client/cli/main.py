@@ -87,9 +87,11 @@ for group in (decide.app, steering.app, canary.app):
 def connection(
     tls_ca: Annotated[
         Path | None,
-        typer.Option(envvar=credentials.CA, help="Authority of the server's certificate; every call uses TLS."),
+        typer.Option(envvar=credentials.CA, help="CA file for the server's certificate; every call then uses TLS."),
     ] = None,
-    cert: Annotated[Path | None, typer.Option(envvar=credentials.CERTIFICATE, help="Our client certificate.")] = None,
+    cert: Annotated[
+        Path | None, typer.Option(envvar=credentials.CERTIFICATE, help="File of your client certificate.")
+    ] = None,
     key: Annotated[Path | None, typer.Option(envvar=credentials.KEY, help="Its private key.")] = None,
     tls_name: Annotated[
         str | None,
@@ -98,7 +100,8 @@ def connection(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            envvar=credentials.TOKEN_FILE, help=f"File of our token; or {credentials.TOKEN} with the token itself."
+            envvar=credentials.TOKEN_FILE,
+            help=f"File of your token. {credentials.TOKEN} may hold the token itself instead.",
         ),
     ] = None,
 ) -> None:
@@ -144,7 +147,7 @@ def _loaded(entry: EntryPoint) -> Any:
 
 
 def _lacks(error: ModuleNotFoundError) -> str:
-    """What is missing, and the extra that brings it.
+    """The missing package, and the extra that contains it.
 
     Raises:
         ModuleNotFoundError: It is a module of ours: the installation is broken, and lacks no extra.
@@ -156,7 +159,7 @@ def _lacks(error: ModuleNotFoundError) -> str:
 
 
 def _extra_of(module: str) -> str:
-    """The smallest extra that brings the module's package; `local`, which brings nearly all, where the names differ."""
+    """The smallest extra with the module's package; `local`, which has nearly all, if the names differ."""
     try:
         declared = [_REQUIREMENT.match(line) for line in requires(_SERVER) or ()]
     except PackageNotFoundError:

@@ -12,7 +12,7 @@ import typer
 
 Directory = Annotated[
     Path,
-    typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack: its folder's .pretrade."),
+    typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack (`pretrade up --dir`)."),
 ]
 """The option of every command that looks for a stack."""
 Target = Annotated[
@@ -51,7 +51,9 @@ def seconds(text: str | float) -> float:
     return span
 
 
-Author = Annotated[str, typer.Option(help="Who asks, for the audit; a server that knows who calls takes that.")]
+Author = Annotated[
+    str, typer.Option(help="Who asks, for the audit. A server with credentials records the caller instead.")
+]
 Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
 For = Annotated[
     float | None,
@@ -60,5 +62,5 @@ For = Annotated[
 Expect = Annotated[
     int | None, typer.Option("--expect", metavar="VERSION", help="Only if this is the control state's version.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

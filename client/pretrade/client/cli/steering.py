@@ -265,7 +265,7 @@ def chain(
 
 
 replica_app = typer.Typer(name="replica", help="List replicas, drain one, or resume it.", epilog=EXIT_CODES)
-config_app = typer.Typer(name="config", help="The servers' configuration.", epilog=EXIT_CODES)
+config_app = typer.Typer(name="config", help="Reload the servers' configuration.", epilog=EXIT_CODES)
 app.add_typer(replica_app)
 app.add_typer(config_app)
 
@@ -331,7 +331,7 @@ def changes(
     since: Annotated[
         float | None, typer.Option(parser=seconds, metavar="TIME", help="Only changes of the last 10m, 2h, 1d, …")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000, help="Show at most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="Most changes to show.")] = 50,
     target: AdminTarget = None,
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,

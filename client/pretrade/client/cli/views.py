@@ -122,7 +122,7 @@ def replica_table(replicas: Iterable[admin_pb2.ReplicaStatus]) -> Table:
 
 
 def _breaker(replica: admin_pb2.ReplicaStatus) -> str:
-    """What becomes of a call, and why when somebody set it so."""
+    """The state of a breaker, with the reason if an operator set it."""
     ends = f" for {replica.reverts_in.seconds} s yet" if replica.HasField("reverts_in") else ""
     if replica.drained:
         return f"[yellow]DRAINED{ends}[/]"
