@@ -62,7 +62,7 @@ def page(text: str, path: Path) -> str:
     _, _, after = rest.partition(_END)
     source = (
         f"Measured at {run['commit']} with {run['machine']['cores']} cores for everything, the load generator included"
-        f" ([{path.name}](../loadtest/results/{path.name})).\n"
+        f"\n([{path.name}](../loadtest/results/{path.name})).\n"
     )
     return f"{before}{_BEGIN}{''.join(table(run))}\n{source}{_END}{after}"
 

@@ -113,8 +113,8 @@ class JournalSettings(BaseModel):
     max_mebibytes: int | None = Field(default=None, ge=1)
     """Space for rows that are not shipped yet, in MiB, for each process. Unset: 16 GiB, or what the volume has left
     less a reserve. When it is full, decisions are answered ABSTAIN and the server is not healthy until the database
-    takes rows again. Size it for the longest outage of the database. A server does not start if its volume cannot hold
-    this space for all its processes and one more, which runs while a process is replaced."""
+    takes rows again. Size it for the longest outage of the database. If you set it, the server does not start on a
+    volume that cannot hold this space for all its processes and one more, which runs while a process is replaced."""
     checkpoint_pages: Constant[int] = 1000
     """Pages of 4 KiB written to the log after which they are moved into the file. SQLite's own default."""
     retry_min_seconds: Constant[float] = 0.05
