@@ -109,7 +109,7 @@ class DrainingError(PretradeError):
 
 
 class UnauthenticatedError(PretradeError):
-    """The credentials are missing or no good."""
+    """The credentials are missing or invalid."""
 
 
 class PermissionDeniedError(PretradeError):

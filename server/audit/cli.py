@@ -268,7 +268,7 @@ def to_dict(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.O
 
 
 def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Outcome]) -> RenderableType:
-    """Everything about one decision, for people."""
+    """Everything about one decision, as readable text."""
     packet = decision.packet
     answer = packet.decision
     colour = _COLOURS.get(answer.action, "white")

@@ -188,7 +188,7 @@ class Evidence:
 
     @property
     def reason(self) -> str:
-        """The checks that decide the verdict, for people."""
+        """The checks that decide the verdict, as readable text."""
         verdict = self.verdict
         if verdict is Verdict.BETTER_OR_EQUAL:
             return "within every tolerance"

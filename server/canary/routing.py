@@ -66,7 +66,7 @@ class CanaryRouting:
     def on_order(self, listener: Callable[[Side, FirstAttempt], None]) -> None:
         """Registers a function that is called, while a canary runs, for every order that gives a model a fair chance.
 
-        It is told whose the order is, and what became of the first attempt at it.
+        It gets the model whose order it is, and the result of the first attempt at it.
         """
         self._order_listeners.append(listener)
 

@@ -27,7 +27,7 @@ class _Wealth:
         self.restart()
 
     def restart(self) -> None:
-        """Every gambler begins anew."""
+        """Every bet starts again."""
         self._wealths = [1.0] * len(_STAKES)
         self.total = 1.0
         """Mean of what they own."""
@@ -43,14 +43,14 @@ class _Wealth:
 
 
 class SequentialTest:
-    """Whether the mean of differences in [-1, 1] lies above a tolerance, below it, or nobody can say yet.
+    """Tests whether the mean of differences in [-1, 1] lies above a tolerance or below it, or cannot be told yet.
 
     Two bets on the same differences d, each an anytime-valid test of a bounded mean (Source: Waudby-Smith and Ramdas,
     "Estimating means of bounded random variables by betting", J. R. Stat. Soc. B 86, 2024):
 
-    * *exceeded*: against E[d | past] <= tolerance. The bet begins anew every `window` differences, so that a change for
-      the worse is found soon after it happened, whatever fortune was lost while all was well; the j-th bet may err with
-      probability a / (j (j + 1)), all of them together with a. Once exceeded it stays so.
+    * *exceeded*: against E[d | past] <= tolerance. The bet starts again every `window` differences, so that a change
+      for the worse is found soon after it happened, however much wealth was lost while all was well. The j-th bet may
+      err with probability a / (j (j + 1)), all of them together with a. Once exceeded it stays so.
     * *kept*: against E[d | past] >= tolerance, since the last `restart`, with error probability b.
 
     Args:

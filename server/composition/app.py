@@ -188,7 +188,7 @@ async def start(
 
 
 def _health(process: Process, base: Foundation, path: RequestPath, servicer: HealthServicer) -> Health:
-    """The health of the components, told on all ports."""
+    """The health of the components, reported on all ports."""
     settings, shipper = process.settings, base.shipper
     features, instruments = base.feature_cache, settings.instruments
     return Health(

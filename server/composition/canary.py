@@ -65,7 +65,7 @@ def assemble(
         replicas: Primary, secondary, the challenger where a canary is served, and any others.
         champion: The model stage without a canary.
         feature_cache: Where the market's outcomes are read.
-        journal: Where pairs and turns are kept.
+        journal: Where pairs and the canary's events are recorded.
         control: The control state, which begins to steer these parts later.
         instance_id: This server process.
         new_id: Makes a unique, time-ordered id.
@@ -133,7 +133,7 @@ def assemble(
 def listen(
     rollout: Rollout, markouts: Markouts, routing: CanaryRouting, challenger: Replica, champions: Iterable[Replica]
 ) -> None:
-    """Has the rollout told of outcomes, orders and batches."""
+    """Connects the rollout to outcomes, orders and batches."""
     markouts.on_outcome(rollout.observe_outcome)
     routing.on_order(rollout.observe_order)
     challenger.on_batch(partial(rollout.observe_batch, Side.CANARY))

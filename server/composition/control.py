@@ -37,7 +37,7 @@ _RECORD_AGAIN_SECONDS = 1.0
 
 
 def open_control(process: Process, journal: Journal) -> ControlState:
-    """The control state, which knows what this server was told before and steers no part of it yet.
+    """Opens the control state with its stored values. It does not steer any part of the server yet.
 
     Args:
         process: What it is built with.

@@ -25,7 +25,7 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
 
     Raises:
         OSError, ValueError: A model that is served by the Open Inference Protocol is not described, or certificates are
-            no good.
+            invalid.
     """
     settings, machine = process.settings, process.machine
     endpoints = settings.replicas

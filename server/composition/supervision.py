@@ -30,7 +30,7 @@ from server.settings import Settings
 
 
 async def supervise(settings: Settings) -> int:
-    """Runs `settings.processes` server processes until told to stop; returns the exit code, as `Supervisor.run`.
+    """Runs `settings.processes` server processes until it is stopped; returns the exit code, as `Supervisor.run`.
 
     Raises:
         OSError: A port or the journal belongs to another server, or the control state cannot be written.

@@ -156,7 +156,7 @@ class DataPlane:
         return latest if deadline is None or deadline > latest else deadline
 
     async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
-        """The decision of one order, durable when this returns.
+        """Decides one order; the decision is durable when this returns.
 
         The caller of this method reports whether the reply was sent: `heard` or `unheard`.
 

@@ -193,15 +193,15 @@ class MicroBatcher:
     expect to wait depends on its lane: for nothing that leaves after it.
 
     A split costs at most `split_parts` further calls and lasts no longer than its rows' deadlines: a part is never
-    split again, and leaves only with the rows that somebody still waits for and that can still make it. In a batch of
-    up to `split_parts` rows exactly the poison rows fail, however many they are; in a larger one of n rows a poison row
-    takes at most ceil(n / split_parts) - 1 mates with it, which may be retried elsewhere.
+    split again, and leaves only with the rows that a caller still waits for and that can still be in time. In a batch
+    of up to `split_parts` rows exactly the poison rows fail, however many they are; in a larger one of n rows a poison
+    row takes at most ceil(n / split_parts) - 1 mates with it, which may be retried elsewhere.
 
     Args:
         send: Scores a batch of payloads in a call that carries a `traceparent`, that of the first row; the other rows
             learn of it afterwards. Raises `BatchFailedError`.
-        begin: Called when a batch leaves, with whether a caller brought one of its rows; what it returns is called once
-            with the batch's outcome.
+        begin: Called when a batch leaves, with whether one of its rows has a caller's own features; what it returns is
+            called once with the batch's outcome.
         latency: Recent time of a batch; the batcher adds to it.
         settings: Limits.
         clock: Monotonic seconds; must be the event loop's clock.
@@ -320,10 +320,10 @@ class MicroBatcher:
 
         Args:
             payload: One encoded row.
-            deadline: Instant after which the caller has no use for a score.
+            deadline: Instant after which the caller cannot use a score.
             lane: Whose it is.
             traceparent: W3C context of the attempt; empty without tracing.
-            from_caller: True when a caller brought the row, which may be made to fail.
+            from_caller: True for a row with a caller's own features, which may be made to fail.
 
         Returns:
             A future of the score or of the reason why there is none; it is resolved at `deadline` at the latest.

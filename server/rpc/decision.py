@@ -69,10 +69,10 @@ class StreamSettings(BaseModel):
 class DecisionServicer:
     """Serves the contract. Its answers are already serialised, because the bytes of a decision are written only once.
 
-    It reports every decision that it got as heard or as unheard. A decision is heard when the transport has taken the
-    bytes of its reply. On grpc.aio a unary reply is serialised and handed over in one step; in Envoy the application
-    says when all of it was sent; on a stream the transport asks for the next answer. A decision is unheard when the
-    deadline has passed before that, or when the call ends without it.
+    It reports every decision as heard or as unheard. A decision is heard when the transport has taken the bytes of its
+    reply. On grpc.aio a unary reply is serialised and handed over in one step; in Envoy the application says when all
+    of it was sent; on a stream the transport asks for the next answer. A decision is unheard when the deadline has
+    passed before that, or when the call ends without it.
 
     Args:
         dataplane: Decides.

@@ -167,7 +167,7 @@ class AccessControl:
             raise PermissionDeniedError("ROLE_MISSING", f"needs the role {' or '.join(sorted(wanted))}")
 
     async def _caller(self, attempt: Attempt) -> Caller:
-        """Who calls. Has keys fetched for a token whose key is not known, and counts what is no good."""
+        """Who calls. Fetches keys for a token whose key is unknown, and counts invalid credentials."""
         try:
             return self._known_caller(attempt)
         except _NotVerifiedError as unknown:

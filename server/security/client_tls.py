@@ -73,7 +73,7 @@ class ClientTls:
         return f"TLS to {self._name}: our certificate " + (f"expires in {days:.1f} days" if days > 0 else "has expired")
 
     def look(self) -> bool:
-        """Reads the files; True when they are others, and good. What is no good leaves the last in force. Blocks."""
+        """Reads the files; True when they have changed and are valid. Keeps using the last valid ones. Blocks."""
         return self.files.look()
 
     def credentials(self) -> grpc.ChannelCredentials:

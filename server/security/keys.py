@@ -110,7 +110,7 @@ class FileKeys:
 
     @property
     def failures(self) -> int:
-        """Times that the file was no good."""
+        """Times that the file was invalid."""
         return self._file.failures
 
     def on_change(self, listener: Callable[[], None]) -> None:

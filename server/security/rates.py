@@ -13,7 +13,7 @@ _MAX_NAMES: Final = 10_000
 class Rates:
     """How much each name may take: a rate per second on average, and at once what some seconds add, at least 1.
 
-    A bucket is kept as the instant at which it will be full again, so that a name's rate may change at any time.
+    A bucket is stored as the instant at which it will be full again, so that a name's rate may change at any time.
 
     Args:
         per_second: The default of what a bucket gains a second.

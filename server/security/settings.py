@@ -20,8 +20,8 @@ Algorithm = Literal["RS256", "ES256"]
 class TlsSettings(BaseModel):
     """TLS of the decision and the admin port, from version 1.2 on.
 
-    Files are PEM and may be replaced at any time: the next connection gets what is new; open ones go on. What is no
-    good leaves the last in force.
+    Files are PEM and may be replaced at any time. The next connection uses the new ones, open ones continue. Invalid
+    files leave the last ones in use.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -57,8 +57,8 @@ class TlsSettings(BaseModel):
 class ClientTlsSettings(BaseModel):
     """TLS to a server that this one calls.
 
-    Files are PEM and may be replaced at any time: a connection with what is new takes the place of the one before. What
-    is no good leaves the last in force.
+    Files are PEM and may be replaced at any time: a connection with the new ones then replaces the one before. Invalid
+    files leave the last ones in use.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

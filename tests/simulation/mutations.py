@@ -1,8 +1,8 @@
-"""Takes one protection out of a copy of the source, and shows that the simulation finds what it kept away.
+"""Removes one protection from a copy of the source, and shows that the simulation finds what it prevented.
 
 Each mutation is named after the bug that it brings back, and says which check must find it. `python -m
 simulation.mutations` runs them all and prints a table: the seed that found it, and how many were needed. A mutation
-whose text is not in the source any more fails: whoever changed the code says here what the protection is now.
+whose text is not in the source any more fails: if you changed the code, state here what the protection is now.
 """
 
 from __future__ import annotations

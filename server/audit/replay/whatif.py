@@ -78,7 +78,7 @@ async def compare(packets: Iterable[packet_pb2.DecisionPacket], replayer: Replay
 
 
 def tables(comparison: Comparison) -> RenderableType:
-    """A comparison for people."""
+    """A comparison as readable tables."""
     parts: list[RenderableType] = []
     is_what_if = comparison.what_if != AS_RECORDED
     sources = ", ".join(f"{name} {count:,}" for name, count in comparison.by_source.most_common())

@@ -45,7 +45,7 @@ def remove_days(engine: sa.Engine, retention_days: int) -> dt.date:
     """Removes the days before the last `retention_days`, by the database's clock, and remembers where evidence begins.
 
     Returns:
-        The first day that is kept.
+        The first day that is not removed.
 
     Raises:
         TablesBusyError: Nothing was removed.

@@ -164,7 +164,7 @@ def _create_canary_tables() -> None:
 def _create_control_tables() -> None:
     """Creates what operators changed, which settings were in force, and which attempts were refused.
 
-    These tables are small and are kept for ever: without its settings no decision can be recomputed.
+    These tables are small and nothing is removed from them: without its settings no decision can be recomputed.
     """
     op.create_table(
         "control_changes",
