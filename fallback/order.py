@@ -21,7 +21,7 @@ class CallContext(NamedTuple):
     """Which call of the caller's an order came with: W3C Trace Context, and an id of the caller's own."""
 
     trace_id: str = ""
-    """32 hex digits; empty when nobody traces."""
+    """32 hex digits; empty without tracing."""
     span_id: str = ""
     """The caller's span, 16 hex digits; empty when the trace begins here."""
     sampled: bool = False
@@ -88,7 +88,7 @@ class Case:
         self._row: bytes | None = None
         self.features_problem: pb.ReasonCode.ValueType | None = None
         self.feature_age_seconds = math.nan
-        """The snapshot's age; NaN when the caller brought the features."""
+        """The snapshot's age; NaN when the features are the caller's own."""
         self.mid = math.nan
         """Current mid in quote currency from a fresh, known book; NaN otherwise."""
         self.degradations: list[pb.Degradation.ValueType] = []
@@ -122,7 +122,7 @@ class Attempt:
     batch_index: int = 0
     """This order's row in it."""
     span_id: str = ""
-    """Its span in the call's trace, 16 hex digits; empty when nobody traces."""
+    """Its span in the call's trace, 16 hex digits; empty without tracing."""
     queued_seconds: float = math.nan
     """How long the row waited for its batch; NaN without an answer."""
     call_parent: str = ""

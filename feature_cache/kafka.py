@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX: Final = "PRETRADE_KAFKA_"
 MAX_EVENT_BYTES: Final = 8 * 2**20
 """Largest market event. Only snapshots are large: a level takes about 10 bytes, and some books have over 100,000, which
-is more than the 1 MiB that Kafka takes unless told otherwise."""
+is more than Kafka's default of 1 MiB."""
 
 
 class KafkaSecurityError(KafkaError):  # type: ignore[misc]  # aiokafka has no types

@@ -179,7 +179,7 @@ class Machine:
     uniform: Callable[[], float] = random.random
     """Uniform in [0, 1)."""
     random_bytes: Callable[[int], bytes] = os.urandom
-    """So many bytes that nobody can guess."""
+    """This many random bytes, for secrets."""
     threads: Threads = field(default_factory=Threads)
     files: Files = field(default_factory=Files)
     grpc_server: Callable[..., grpc.aio.Server] = grpc.aio.server

@@ -101,8 +101,8 @@ class TorchServeSettings(BaseModel):
     """Calls need a token, which is in `key_file.json` of the directory, for its owner alone, and good for so many
     minutes; a new one is written when the process starts. None: anybody who reaches the ports may call."""
     certificate: Path | None = None
-    """Certificate, PEM, for TLS on both gRPC ports, followed by the intermediate ones; None: in the open. TorchServe
-    asks for no client certificates, and reads a replaced one when it is started anew."""
+    """Certificate, PEM, for TLS on both gRPC ports, followed by the intermediate ones; None: no TLS. TorchServe asks
+    for no client certificates, and reads a replaced one only when it is restarted."""
     key: Path | None = None
     """Its private key, PEM of PKCS #8."""
     heap_mebibytes: int = Field(default=96, ge=48, le=4096)
@@ -160,7 +160,7 @@ def prepare(settings: TorchServeSettings) -> Launch:
         "-XX:TieredStopAtLevel=1",
         f"-Xmx{settings.heap_mebibytes}m",
         "-XX:MaxMetaspaceSize=128m",
-        # A server without memory answers nothing well: whoever watches it starts another.
+        # A server without memory answers nothing well: its supervisor starts another.
         "-XX:+ExitOnOutOfMemoryError",
         f"-Djava.io.tmpdir={temporary}",
         f"-Dmodel_server_home={server.parent}",

@@ -66,7 +66,7 @@ from pretrade.market.v1 import market_pb2 as pb
 MAX_AHEAD_NS: Final = 1_000_000_000
 """How far an event may be ahead of its feed before it counts at that bound."""
 MAX_BEHIND_NS: Final = 10_000_000_000
-"""How far an event may be behind the engine's time before the windows start anew."""
+"""How far an event may be behind the engine's time before the windows start again."""
 
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
@@ -97,7 +97,7 @@ class FeatureEngine:
         self.future = 0
         """Events too far ahead of their feed."""
         self.time_restarts = 0
-        """Times the windows started anew and the book became unknown because event time had run back too far."""
+        """Times that the windows started again and the book became unknown because event time had run back too far."""
         self.resets = 0
         """`BookReset` events."""
         self._sequence = 0

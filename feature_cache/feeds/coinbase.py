@@ -167,7 +167,7 @@ class _Orders:
     sequence: int = 0
     """The last message taken in; 0 while the book is unknown."""
     told: int = 0
-    """The sequence up to which events have told of the book."""
+    """The sequence up to which events have been published for the book."""
     orders: dict[str, _Order] = field(default_factory=dict)
     levels: dict[str, dict[int, int]] = field(default_factory=lambda: {side: {} for side in _SIDES})
     waiting: deque[_Message] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
@@ -279,7 +279,7 @@ class CoinbaseFull:
         _write(event.snapshot, book.levels["buy"].items(), book.levels["sell"].items())
         pending = list(waiting)
         waiting.clear()
-        # Their trades were told when they came in.
+        # Their trades were published when they came in.
         later = [
             event for each in pending for event in self._take(product, each) if event.WhichOneof("event") != "trade"
         ]

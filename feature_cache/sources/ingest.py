@@ -59,7 +59,7 @@ class IngestSettings(BaseModel):
     ping_seconds: Annotated[float, Field(gt=0, le=300)] = 10.0
     """Seconds between two pings, and seconds that the answer to one may take."""
     reconnect_min_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
-    """Seconds before a connection is made anew; doubles with every failure, with jitter."""
+    """Seconds before a reconnect; doubles with every failure, with jitter."""
     reconnect_max_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """Longest pause between two connections, in seconds."""
     request_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
@@ -69,7 +69,7 @@ class IngestSettings(BaseModel):
     resync_max_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """Longest pause between two requests for one book, in seconds."""
     resync_attempts: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Requests in vain after which the connection of the book is made anew."""
+    """Failed requests after which the book's connection is reopened."""
 
 
 class Ingest:

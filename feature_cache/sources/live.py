@@ -70,7 +70,7 @@ async def run(
         host, port = metrics
         if port:
             collector = IngestCollector(feed)
-            # An exchange that is away is no reason to begin anew; whoever waits for the books asks `/readyz`.
+            # An exchange that is away is no reason to restart; `/readyz` says whether the books are there.
             stack.enter_context(serve_http(host, port, collector, lambda: None, lambda: feed.problem))
         console = Console(stderr=True)
         task = asyncio.create_task(feed.run())

@@ -27,7 +27,7 @@ from pretrade.market.v1 import market_pb2 as pb
 VENUE: Final = "SIM"
 INSTRUMENTS: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
 START_NS: Final = 1_700_000_000_000_000_000
-"""Where simulated time begins unless told otherwise."""
+"""Where simulated time begins by default."""
 
 _SECOND: Final = 1_000_000_000
 _DELTA_NS: Final = 100_000_000

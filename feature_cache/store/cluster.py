@@ -246,7 +246,7 @@ class ClusterFeatureStore:
             else:
                 answers.append(result)
         if problem is not None:
-            self._discovered = False  # whoever does not answer may not hold them any more
+            self._discovered = False  # a node that does not answer may not hold them any more
         return answers, lost, problem
 
     def _store(self, address: str) -> FeatureStore:

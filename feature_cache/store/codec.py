@@ -68,8 +68,8 @@ class FeatureSnapshot:
     """Best ask in quote currency; NaN when missing."""
     state: BookState
     values: NDArray[np.float32]
-    """float32[N_FEATURES] in market orientation. `book_age_ms` and `trade_age_ms` are as of `event_time_ns`; whoever
-    decides adds the age of the snapshot."""
+    """float32[N_FEATURES] in market orientation. `book_age_ms` and `trade_age_ms` are as of `event_time_ns`; the
+    decision server adds the age of the snapshot."""
 
     @property
     def mid(self) -> float:

@@ -67,5 +67,5 @@ class ReportReader:
             try:
                 found[name] = InstrumentReport.model_validate_json(value)
             except ValidationError:
-                continue  # of another version of the worker, or nobody's: as good as none
+                continue  # of another version of the worker, or not a report: treated as none
         return found

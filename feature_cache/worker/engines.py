@@ -60,9 +60,9 @@ class Engines:
         self._partitions: dict[int, _Partition] = {}
         self._changed: dict[str, FeatureEngine] = {}
         self.writing = asyncio.Lock()
-        """Held while changed snapshots are on their way to Redis; whoever gives partitions up waits for it."""
+        """Held while changed snapshots are on their way to Redis; partitions are given up only after it is free."""
         self.progress = asyncio.Event()
-        """Set when records were taken in; whoever waits for it clears it."""
+        """Set when records were taken in; the waiter clears it."""
         self.poison: Counter[str] = Counter()
         """Poison records by reason."""
         self.truncations = 0
@@ -181,7 +181,7 @@ class Engines:
         except EventError as error:
             raise PoisonError("contract", str(error)) from error
         except Exception as error:
-            # A defect of ours must not end the worker, and with it every other instrument: this one begins anew.
+            # A defect of ours must not end the worker, and with it every other instrument: this one starts again.
             _log.exception("worker.engine_failed", instrument=instrument)
             state.engines.pop(instrument, None)
             self._changed.pop(instrument, None)

@@ -62,7 +62,7 @@ class Server:
     transport: str = ""
     """Who speaks HTTP/2; an echo is the yardstick of those with the same."""
     usage: Callable[[], Usage] | None = None
-    """None where nobody can look into it: then only callers that see each status may call it."""
+    """None if it cannot be read: then only callers that see each status may call it."""
     pid: int | None = None
     """Of the process that decides, for a profile."""
 
@@ -75,7 +75,7 @@ class Load:
     callers: int = 0
     """Closed loop: calls under way at once, each followed by the next; 0 in an open loop."""
     rate: float = 0.0
-    """Open loop: orders a second, whatever becomes of those before; by k6, where it is installed."""
+    """Open loop: orders a second, whatever happens to earlier ones; by k6, if it is installed."""
     share: float = 0.0
     """Open loop: the same as a share of what the server reached in a closed loop of the method."""
 

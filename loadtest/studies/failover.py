@@ -110,7 +110,7 @@ class Call:
     """Seconds since the run began."""
     home: str
     answered_by: str
-    """The region; empty when nobody answered in time."""
+    """The region; empty if none answered in time."""
     seconds: float
     """From the instant it was due to the answer, or to the end of its deadline."""
     attempts: int

@@ -77,7 +77,7 @@ class Cost:
     errors: int
     """Orders without a decision, in all rounds."""
     cpu_us: float | None
-    """CPU of the server and all its processes per decision, in microseconds; None where nobody can look into it."""
+    """CPU of the server and all its processes per decision, in microseconds; None if it cannot be measured."""
     throughput: float
     """Decisions a second over those of the first server, minus 1."""
     cpu: float | None

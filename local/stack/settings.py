@@ -67,8 +67,8 @@ class LocalSettings(BaseSettings):
     processes: Annotated[int, Field(ge=1, le=64)] | None = None
     """Decision server processes on the same ports; none for a single one, alone. Linux only."""
     broker_memory_mebibytes: Annotated[int, Field(ge=32, le=1_048_576)] = 256
-    """Memory that `pretrade up` lets our own broker take, in MiB. It keeps its whole log in memory and is then started
-    anew with an empty one; features are back after some seconds."""
+    """Memory that `pretrade up` lets our own broker take, in MiB. It keeps its whole log in memory. At this size it is
+    restarted with an empty log; features are back after some seconds."""
     start_timeout_seconds: Seconds = 60.0
     """How long a part may take until it is ready."""
     training_timeout_seconds: Seconds = 600.0

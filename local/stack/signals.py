@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 INTERRUPTED: Final = 130
-"""Exit code of a command that was told to stop before it was done."""
+"""Exit code of a command that was stopped before it was done."""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

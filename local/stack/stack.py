@@ -63,7 +63,7 @@ _STOP_ORDER: Final = (
 )
 
 _TOKEN_MINUTES: Final = 365 * 24 * 60
-"""A replica's tokens are renewed by starting it anew; a server says so a week before they expire."""
+"""A replica's tokens are renewed by restarting it; a server warns a week before they expire."""
 
 _LOCK_SECONDS: Final = 10.0
 """How long the guard of a stack that was killed may still hold its directory."""

@@ -40,7 +40,7 @@ class EventLog:
         self._instance_id = instance_id
         self.wall_clock_ns: Final = wall_clock_ns
         self.counts: Counter[str] = Counter()
-        """Events that this process brought about, since start."""
+        """Events that this process caused, since its start."""
 
     def event(
         self, evidence: Evidence, decisions: int, name: str, before: Canary, after: Canary, author: str, reason: str

@@ -105,7 +105,7 @@ class Rollout:
         self._set_canary = set_canary
         self._objective = objective
         self.events = events
-        """Turns of canaries that this process brought about."""
+        """Changes of canaries that this process made."""
         self._recorder = recorder
         self._clock = clock
         self.burn = BurnRate(slo.objective)

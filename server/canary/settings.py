@@ -31,14 +31,14 @@ class CanarySettings(BaseModel):
     min_outcomes: int = Field(default=0, ge=0, le=10_000_000)
     """Rows whose outcome must be known at a step, likewise. With 0, outcomes can only count against the canary."""
     false_rollback_probability: Constant[float] = 0.001
-    """Of rolling a canary back that is within every tolerance all the time; over its life, all checks and processes.
-    One canary in a thousand for no fault of its own is rare enough."""
+    """Probability of rolling back a canary that is within every tolerance all the time; over its life, all checks and
+    processes. One canary in a thousand is rare enough."""
     judges: int | None = Field(default=None, ge=1, le=10_000)
     """Number of processes that judge a canary, over all servers that share the control state. Set it if you run several
     servers. Unset: the processes of this server."""
     false_step_probability: Constant[float] = 0.05
-    """Of taking a step with a canary that is beyond a tolerance all the time. The usual five per cent; the next step
-    looks again."""
+    """Probability of taking a step with a canary that is beyond a tolerance all the time. Five per cent is the common
+    choice, and the next step tests again."""
     max_error_excess: Tolerance = 0.02
     """Tolerance: share of failed batches, less the champion's."""
     max_fallback_share: Tolerance = 0.05

@@ -95,7 +95,7 @@ async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundati
     journal.on_full(shipper.trim)
     replies = await stack.enter_async_context(Replies(journal, clock))
     publish = None if envoy is None else envoy.publish
-    # Not even if full: whoever is refused must not fill the disk.
+    # Not even if full: refused callers must not fill the disk.
     security = Security(
         settings.tls,
         settings.tokens,

@@ -165,7 +165,7 @@ class Flags:
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await asyncio.to_thread(api.set_provider_and_wait, self._provider, self._domain)
-        except Exception as error:  # whatever somebody else's provider raises: flags stay as they are
+        except Exception as error:  # whatever another provider raises: flags stay as they are
             self._note(f"{self.provider_name}: {type(error).__name__}: {error}")
             return False
         return True
@@ -212,7 +212,7 @@ def _texts(options: Any) -> Iterator[str]:
 
 def _without(options: Any, text: str) -> str:
     """A text of the provider's, without the texts among the options."""
-    # The longest first: what is left of a key in which another option was hidden would be told.
+    # The longest first: if another option is part of a key, the rest of the key would be shown.
     for one in sorted(filter(None, _texts(options)), key=len, reverse=True):
         text = text.replace(one, "…")
     return text

@@ -37,7 +37,7 @@ _REMEMBERED_LIFTS: Final = 256
 _REMEMBERED_CHANGES: Final = 128
 """Recorded changes that a state knows. A process that slept through more of them may make its own once more."""
 _UNRECORDED_CHANGES: Final = 256
-"""Changes that nobody has recorded yet. Every process that runs records them within seconds."""
+"""Changes that are not recorded yet. Every process that runs records them within seconds."""
 
 _T = TypeVar("_T")
 
@@ -142,7 +142,7 @@ UNDECIDED: Final = Restriction(
     author="server",
     reason="nobody has set the trading state yet, or what was set is not known here",
 )
-"""Stands in every state in which nobody has lifted it. A server that never saw a state is therefore halted."""
+"""It stands in every state until it is lifted. A server that never saw a state is therefore halted."""
 
 
 class Trading(BaseModel):

@@ -63,8 +63,8 @@ _AGAIN_SECONDS: Final = 1.0
 _LOOK_FOR_RECORDS_SECONDS: Final = 0.25
 """Between two looks whether a change is still to be recorded."""
 _RECORD_SECONDS: Final = 5.0
-"""A change that nobody has recorded for so long after it was first heard of is recorded by whoever knows it. Its maker
-needs milliseconds, and half a second to say so."""
+"""A change that is not recorded this long after it was first seen is recorded by any process that knows it. The process
+that made it needs milliseconds, and half a second to announce it."""
 _DOUBT_SECONDS: Final = 60.0
 """What was over when it was first seen is left in the state for so long: our wall clock may be ahead, and the servers
 whose clocks are right then remove it when it is time. A restriction is left for as long as it was set for."""
@@ -200,11 +200,11 @@ class ControlState:
         self._doubted_until: Mapping[str, float] = {}
         """Monotonic instants until which what seems to be over is left in the state, by id."""
         self._is_watching = False
-        """True from the start on: what is heard of then has just been set, or was set where nobody could hear it."""
+        """True from the start on: a change that is seen then was just set, or was set where no server could see it."""
         self._finishing: dict[asyncio.Task[admin_pb2.Change], str] = {}
         """Changes that are being made, by their ids; their own tasks record them."""
         self._unrecorded: Mapping[str, float] = {}
-        """Monotonic instants at which changes were first seen that nobody had recorded, by id."""
+        """Monotonic instants at which unrecorded changes were first seen, by id."""
         self._refused_records: set[str] = set()
         """Ids of changes that the journal has refused, and that were logged."""
         self.record_failures = 0

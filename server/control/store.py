@@ -259,7 +259,7 @@ class ControlStore:
             sequence = 1 + max((one.sequence for one in self._pending), default=0)
             kept = Kept(pending=(change.model_copy(update={"sequence": sequence, "record": record}),))
             if before.trading.relaxes(change) and not await self._write(kept):
-                if error.in_doubt or self._file.unsynced:  # nobody may be told that trading stays restricted
+                if error.in_doubt or self._file.unsynced:  # no caller may get the answer that trading stays restricted
                     await self._replicate_to_all(change, describe, expected_version, in_doubt=True)
                     return
                 raise ChangeRefusedError(f"neither Redis ({error}) nor this server's disk takes it") from error

@@ -105,7 +105,7 @@ class IdempotencyWindow:
                     await under_way.ended.wait()
                 continue
             try:
-                # Longer than the call itself: whoever loses a claim has no time left to answer.
+                # Longer than the call itself: a call that loses a claim has no time left to answer.
                 found = self._table.claim(order, deadline + _SLACK_SECONDS)
             except BusyError:
                 await self._a_moment(deadline)

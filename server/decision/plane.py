@@ -211,7 +211,7 @@ class DataPlane:
             self._replies.unheard(made, "superseded")
             raise DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time") from error
         except BaseException as error:
-            if made is not None:  # decided, but the other processes could not be told in time
+            if made is not None:  # decided, but not published to the other processes in time
                 self._replies.unheard(made, _cause(error))
             raise
         return kept.decided if kept.at is None else await self._repeat(order, budget, keyed, kept.decided, kept.at)

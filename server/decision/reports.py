@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 Cause = Literal["failed", "degraded", "slow", "caller", "sample"]
-"""Why a decision is told of; `caller`: it keeps this trace. The first that holds."""
+"""Why a decision is reported; `caller`: the caller sampled its trace. The first that holds."""
 
 _DRAIN_SECONDS: Final = 0.1
 """Between two looks at the queue: a thread that woke up for every report would take the decision path's time."""

@@ -281,7 +281,7 @@ class GrpcApplication:
         attempt = Attempt(
             method=scope["path"],
             authorization=_header(headers, b"authorization").decode("latin-1"),
-            # The scope's client is whoever `x-forwarded-for` names, and of an IPv6 address the beginning alone.
+            # The scope's client is the address in `x-forwarded-for`, and only the beginning of an IPv6 address.
             peer=lambda: _header(headers, PEER).decode("latin-1") or "unknown",
             certificate=lambda: _certificate(_header(headers, b"x-forwarded-client-cert")),
         )

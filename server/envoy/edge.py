@@ -146,7 +146,7 @@ class Envoy:
         admin = self._directory / f"admin-{slot}.sock"
         secrets = self._directory / f"secrets-{slot}"
         if self._material is not None:
-            self._material.look()  # what is no good by now leaves the last in force
+            self._material.look()  # files that are invalid by now leave the last ones in use
             secrets.mkdir(mode=0o700, exist_ok=True)
             tls.publish(secrets, self._material.value)
         config = self._directory / f"envoy-{slot}.json"

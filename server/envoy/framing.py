@@ -49,7 +49,7 @@ class CallHeaders(NamedTuple):
     encoding: bytes
     """How its messages are compressed."""
     arrived: float | None
-    """When they arrived, in seconds of the wall clock; None if nobody said."""
+    """When they arrived, in seconds of the wall clock; None if unknown."""
 
 
 def call_headers(headers: Sequence[Header]) -> CallHeaders:

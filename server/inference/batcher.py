@@ -241,7 +241,7 @@ class MicroBatcher:
         self.batches = 0
         """Batches that came back in time with a usable answer."""
         self.rows = 0
-        """Rows that got a score while somebody waited for it."""
+        """Rows that got a score while a caller waited for it."""
         self.shed = 0
         """Shadow rows dropped because the queue was full."""
         self.displaced = 0

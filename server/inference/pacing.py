@@ -15,7 +15,8 @@ _PAIRS: Final = 4
 _REST_SECONDS: Final = 10.0
 """Between two comparisons."""
 _GAIN: Final = 1.05
-"""What one slot more must bring. One less wins unless it costs that much: fuller batches are cheaper for everybody."""
+"""The gain that justifies one more slot. One slot less wins unless it costs that much, because fuller batches are
+cheaper."""
 
 
 class SlotSearch:

@@ -43,7 +43,7 @@ class Pair(NamedTuple):
     challenger_seconds: float
     """Time of the challenger's batch, from its leaving to its answer; for a canary's own order that of its attempt."""
     sequence: int | None
-    """Of the server's vector that was scored; None where the caller brought the features."""
+    """Of the server's vector that was scored; None if the features were the caller's own."""
 
 
 class Shadow:

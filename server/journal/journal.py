@@ -59,19 +59,21 @@ from server.timing.histogram import ROW_EDGES, Histogram
 _log = structlog.get_logger(__name__)
 
 _SETTLE_SECONDS: Final = 0.05
-"""How long after the last commit `settled` is written by itself: before, the next commit may bring it for nothing."""
+"""How long after the last commit `settled` is written by itself. Until then, the next commit may write it at no
+cost."""
 _MOST_BYTES: Final = 16 * 2**30
 """What rows may fill that are not shipped, unless the settings say."""
 _MEASURE_BYTES: Final = 256 * 1024
 """What may be written between two looks at what the volume has left."""
 _MEASURE_SECONDS: Final = 1.0
-"""Between two such looks while the journal is full: somebody may have made room."""
+"""Time between two such checks while the journal is full: space may have become free."""
 _QUEUED_ROW_BYTES: Final = 2048
 """A large row: what waits for the writer when the volume's end is seen must fit, too."""
 _LONGEST_LOG: Final = 2
-"""Commits wait for the log to be moved into the file once it has grown meanwhile by so many times its usual length."""
+"""Commits wait for the log to be moved into the file once it has grown meanwhile by this many times its normal
+length."""
 _LOGS: Final = 8
-"""The reserve holds so many logs of usual length: the log as it is, what it grows while it is moved, as much again
+"""The reserve holds this many logs of normal length: the log as it is, what it grows while it is moved, as much again
 where a reader is in the way, and all by which the file may grow."""
 _CHECKPOINT_SECONDS: Final = 0.001
 """Between two looks whether the log has been moved, while commits wait for that."""
@@ -154,7 +156,7 @@ class Journal:
         self.held: Final[OrderedDict[Hashable, int]] = OrderedDict()
         """What keeps `settled` where it is, the oldest first, and the position before the row it stands for."""
         self._settled_handed = 0
-        """What the writer was last told of `settled`."""
+        """The value of `settled` that the writer last got."""
         self._handed_over = False
         """True when the writer got something since the last look at whether `settled` must be written by itself."""
         self._look: asyncio.TimerHandle | None = None
@@ -179,7 +181,8 @@ class Journal:
         self._out = False
         """True while it does. A full volume is both, one after the other, and one outage."""
         self.marked: Counter[Cause] = Counter()
-        """Decisions marked when the file was opened because nobody knows what became of their replies, by cause."""
+        """Decisions that were marked when the file was opened, because the fate of their replies is unknown, by
+        cause."""
         self.bytes = 0
         """What the rows of the file fill."""
         self.limit_bytes = _MOST_BYTES
@@ -395,7 +398,7 @@ class Journal:
             self.refused += len(append.entries)
             if not append.future.done():
                 append.future.set_exception(JournalUnwritableError(f"the audit journal cannot be written: {why}"))
-                append.future.exception()  # seen: an outage is logged once, not for every future nobody awaits
+                append.future.exception()  # seen: an outage is logged once, not for every future that is not awaited
 
     # The writer does not log: a full disk may hold the log too, and no failure to log may end the writer.
 

@@ -45,7 +45,7 @@ _LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
 """With casts, so that a row edited into another type still fails the check of its hash, and not with a `TypeError`."""
 _BUSY_SECONDS: Final = 0.25
-"""How long the writer waits for somebody who holds the file's write lock; nobody should, and callers have deadlines."""
+"""How long the writer waits for the file's write lock. No other process should hold it, and callers have deadlines."""
 _PROBE_BYTES: Final = 64 * 1024
 _SCHEMA: Final = (
     # `probe` is overwritten to find out whether writing works again.

@@ -22,7 +22,7 @@ REPLIED: Final = "replied"
 WITHDRAWN: Final = "reply_unconfirmed:withdrawn"
 """The status of a decision in whose place repeats hear something safer. The first call may have heard it."""
 UNSETTLED: Final = "unsettled"
-"""The status of a decision of which nobody can say yet whether its caller heard it."""
+"""The status of a decision of which it is not known yet whether its caller received it."""
 
 
 def unconfirmed_status(cause: str) -> str:

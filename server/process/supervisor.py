@@ -113,7 +113,7 @@ class Group:
     patience_seconds: float
     """How long a process waits for replicas and features before it serves degraded."""
     seconds_to_end: float
-    """What a process may take from being told to drain until it has ended."""
+    """What a process may take from the request to drain until it has ended."""
 
 
 class Supervisor:

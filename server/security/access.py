@@ -37,7 +37,7 @@ _OF_OPERATOR: Final = Grants(frozenset(Role), None, None, math.inf)
 _OF_SIBLINGS: Final = Grants(frozenset({Role.VIEWER}), None, None, math.inf)
 _MAX_CERTIFICATES: Final = 1_000
 _TOO_MANY_FAILURES: Final = "TOO_MANY_FAILURES"
-"""The reason of an attempt that nobody looked into."""
+"""The reason of an attempt that was not verified."""
 
 
 class AccessControl:

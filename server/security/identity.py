@@ -100,7 +100,7 @@ class Caller:
 
 
 CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
-"""The caller of the call under way; None where nobody is asked who he is."""
+"""The caller of the call under way; None on a port without credentials."""
 
 
 def known_name(claimed: str) -> str:

@@ -167,7 +167,7 @@ class UrlKeys:
         answers = self._answers
         async with self._asking:
             if self._answers > answers:
-                return not self.problem  # somebody did while we waited
+                return not self.problem  # another call did while we waited
             if self._clock() - self._asked_at < self._settings.refetch_seconds:
                 return False
             return await self._fetch()

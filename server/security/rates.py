@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 _MAX_NAMES: Final = 10_000
-"""Names that are remembered; the one not seen for longest is forgotten, and begins anew with a full bucket."""
+"""Names that are remembered. The one not seen for longest is forgotten, and starts again with a full bucket."""
 
 
 class Rates:

@@ -43,7 +43,7 @@ class Watched(Generic[T]):
         self.version = 1
         """Grows with every change that came into force."""
         self.failures = 0
-        """Changes that were no good, since start."""
+        """Invalid changes, since start."""
         self.problem = ""
         """Why the files as they are now are not in force; empty when they are."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 DEFAULT_JOURNAL: Final = Path("pretrade-journal.db")
-"""Where a server that is not told otherwise keeps its journal."""
+"""Where a server stores its journal by default."""
 _JOURNAL: Final = "PRETRADE_JOURNAL__PATH"
 
 

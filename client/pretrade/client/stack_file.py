@@ -22,7 +22,7 @@ STACK_FILE: Final = "stack.json"
 LOCK_FILE: Final = "lock"
 """Name of the file that a stack locks, there once any stack was started in the directory."""
 DEFAULT_DIRECTORY: Final = Path(".pretrade")
-"""Where a stack is looked for when nobody names a directory: below the current one."""
+"""Where a stack is looked for by default: below the current directory."""
 
 _DATABASE: Final = re.compile(r"[^:/]+://(?:[^:/@]*(?::[^@]*)?@)?((?:\[[^/?\]]+\]|[^/:?@]+)(?::\d+)?)")
 """A database's URL; the group is its host, with the port where it names one."""

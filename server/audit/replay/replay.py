@@ -254,7 +254,7 @@ class Replayer:
         try:
             return self._model(version).score(row, batch_rows, batch_index)
         except ModelFailedError:
-            self.__exit__()  # its process may be gone: the next replay starts it anew
+            self.__exit__()  # its process may be gone: the next replay starts it again
             self._models.clear()
             raise
 

@@ -55,7 +55,7 @@ async def _settled(journal: Path) -> int:
     try:
         return await asyncio.shield(settling)
     except asyncio.CancelledError:
-        await asyncio.wait((settling,))  # it has the lock, which whoever cancels is about to take
+        await asyncio.wait((settling,))  # it has the lock, which the one who cancels is about to take
         raise
 
 

@@ -28,14 +28,14 @@ class ShippingSettings(BaseModel):
     """Rows that stay in the journal after they were shipped. The last seconds stay at hand for repeats and explanations
     where the database is slow."""
     days_ahead: Constant[int] = 3
-    """Days for which PostgreSQL has a partition before they begin; also as many days as nobody need look after it. A
+    """Days for which PostgreSQL has a partition before they begin. It can run unattended for as many days: a
     weekend."""
     retention_days: int | None = Field(default=None, ge=1)
     """Number of days, UTC, that stay in the database besides today; older days are removed. Set it to what your
     regulator requires. Unset: all days stay."""
     signing_key: Path | None = None
     """PEM file of an Ed25519 private key. It signs the journal heads, which say in the database and on the topic how
-    far the journal has come; `pretrade audit verify --key` takes the public key. Set it so that somebody who can write
+    far the journal has come; `pretrade audit verify --key` takes the public key. Set it so that a person who can write
     the database cannot forge them. Unset: heads are not signed."""
     drain_seconds: float = Field(default=5.0, ge=0, le=300)
     """How long a stopping server waits for the remaining rows to be shipped, in seconds; what is left is shipped after

@@ -84,11 +84,11 @@ class Shipped:
     stated: packet_pb2.JournalHead | None
     """How far it had come, as its server said last."""
     written_off: str
-    """Who gave up its missing end as lost, and why; empty when nobody did."""
+    """Who gave up its missing end as lost, and why; empty if it was not given up."""
     missed: int
     """Rows up to this position were gone from the journal when this database first heard of it; 0 when it had all."""
     missed_written_off: str
-    """Who gave up these rows, and why; empty when nobody did."""
+    """Who gave up these rows, and why; empty if they were not given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Store:
             )
         }
         repeat = insert(REPEATS)
-        withdrawn = repeat.excluded.reply_status == WITHDRAWN  # nobody hears such a decision any more
+        withdrawn = repeat.excluded.reply_status == WITHDRAWN  # no repeat gets such a decision any more
         self._insert_repeats = repeat.on_conflict_do_update(
             index_elements=[REPEATS.c.decision_id], set_={"reply_status": WITHDRAWN}, where=withdrawn
         )
@@ -239,7 +239,7 @@ class Store:
             faster.
         """
         shipment = Shipment(journal_id, rows)
-        with suppress(days.TablesBusyError):  # somebody reads for long: its rows wait for it in the default partition
+        with suppress(days.TablesBusyError):  # a long read holds a lock: the day's rows wait in the default partition
             self._make_partitions(shipment.days())
         with self._engine.begin() as connection:
             # First, so that this row's lock keeps two shippers of one journal apart.

@@ -46,7 +46,7 @@ class History:
     def view(self) -> Group:
         """Both for a terminal."""
         (began, first), (ended, last) = self._counts[0], self._counts[-1]
-        # A process that was started anew, or another one that answers, counts from the beginning.
+        # A process that was restarted, or another one that answers, counts from the beginning.
         made = {source: max(0, count - first.get(source, 0)) for source, count in last.items()}
         rates = "  ".join(f"{source} {count}" for source, count in made.items())
         lines = [f"last {ended - began:.0f} s  {rates}"]
