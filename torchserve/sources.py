@@ -116,7 +116,7 @@ def read_dataset(path: Path) -> Samples:
     }
     for key, wanted in expected.items():
         if described.get(key) != wanted:
-            raise SamplesError(f"{path} has {key} {described.get(key)!r}, this code {wanted!r}: build it anew")
+            raise SamplesError(f"{path} has {key} {described.get(key)!r}, this code {wanted!r}: build it again")
     named = table.column("instrument").combine_chunks()
     samples = Samples(
         rows=np.column_stack([table.column(name).to_numpy() for name in features.NAMES]).astype(np.float32, order="C"),

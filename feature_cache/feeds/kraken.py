@@ -441,7 +441,7 @@ class KrakenV2:
         name = _name(entry)
         pair = self._books.pairs.get(name)
         if pair is None:
-            raise FeedError("symbol", f"the instrument channel has not told the decimals of {name!r:.40}")
+            raise FeedError("symbol", f"the instrument channel has not sent the decimals of {name!r:.40}")
         return pair
 
 

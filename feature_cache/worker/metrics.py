@@ -36,7 +36,7 @@ WORKER_FUTURE_EVENTS: Final = Counter(
     "pretrade_worker_future_events", "Events too far ahead of their feed's clock.", _INSTRUMENT
 )
 WORKER_TIME_RESTARTS: Final = Counter(
-    "pretrade_worker_time_restarts", "Times the windows began anew because event time ran back.", _INSTRUMENT
+    "pretrade_worker_time_restarts", "Times that the windows started again because event time ran back.", _INSTRUMENT
 )
 WORKER_FEED_RESETS: Final = Counter(
     "pretrade_worker_feed_resets", "Times the feed said it had lost continuity.", _INSTRUMENT

@@ -97,7 +97,7 @@ def run_compare(now_path: Path, then_path: Path | None, console: Console) -> int
         now = json.loads(now_path.read_text())
         then_path = then_path or last_kept(now)
         if then_path is None:
-            raise FileNotFoundError(2, f"no run before it was kept in {RESULTS}: pretrade bench --keep", str(now_path))
+            raise FileNotFoundError(2, f"no earlier run was saved in {RESULTS}: pretrade bench --keep", str(now_path))
         then = json.loads(then_path.read_text())
     except FileNotFoundError as error:
         console.print(f"{error.filename}: {error.strerror}; `pretrade bench` writes figures", highlight=False)

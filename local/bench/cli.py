@@ -64,7 +64,9 @@ def bench(
 @app.command("bench-compare")
 def bench_compare(
     now: Annotated[Path | None, typer.Argument(help="Figures of a run. [the last one]")] = None,
-    then: Annotated[Path | None, typer.Argument(help="Those to hold it against. [the last kept before it]")] = None,
+    then: Annotated[
+        Path | None, typer.Argument(help="Figures of the run to compare with. [the last saved before it]")
+    ] = None,
     directory: Directory = None,
 ) -> None:
     """Show what changed between two runs of `pretrade bench`, and what the machine did meanwhile."""

@@ -314,7 +314,7 @@ def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
         "score",
         f"{answer.score:.6f} against a threshold of {answer.threshold:.6f}"
         if answer.HasField("score")
-        else "nobody scored",
+        else "not scored",
     )
     if answer.model_name:
         yield "model", f"{answer.model_name} {answer.model_version}"
@@ -331,7 +331,7 @@ def _known(packet: packet_pb2.DecisionPacket) -> Iterator[tuple[str, str]]:
     yield "mid price", f"{packet.mid_price:.12g}" if packet.mid_price else "unknown"
     provenance = packet.features
     if provenance.from_caller:
-        yield "features", "brought by the caller"
+        yield "features", "sent by the caller"
     elif packet.HasField("features"):
         yield "features", f"sequence {provenance.sequence}, {_milliseconds(provenance.age_us)} old"
         yield "event time", _instant(provenance.event_time_ns)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHADOW_PAIRS: Final = Counter("pretrade_shadow_pairs", "Rows that two models scored, for the audit.", ("fate",))
 CANARY_WEIGHT: Final = Gauge("pretrade_canary_weight", "Share of the order flows that a canary gets here.")
 CANARY_ORDERS: Final = Counter("pretrade_canary_orders", "Orders of a canary's flows by fate.", ("fate",))
-CANARY_TURNS: Final = Counter("pretrade_canary_turns", "Turns of canaries that this process brought about.", ("turn",))
+CANARY_TURNS: Final = Counter("pretrade_canary_turns", "Changes of canaries that this process made.", ("turn",))
 CANARY_VERDICT: Final = Gauge(
     "pretrade_canary_verdict", "1 for what this process's evidence says of a running canary.", ("verdict",)
 )

@@ -72,7 +72,7 @@ class _Application:
         """Serves until it is stopped, and after that until Envoy is about to end."""
         _stop_on_sigterm(stop)
         if not await server.run(stop, shut_down):
-            _log.warning("Envoy was told to end, not draining")
+            _log.warning("Envoy was asked to end, not draining")
             return
         await stack.aclose()
         stop.result()

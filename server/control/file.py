@@ -90,7 +90,7 @@ class ControlFile:
             try:
                 current = self.read()
             except UnreadableControlError as error:
-                _log.error("control state unreadable, written anew", error=str(error))
+                _log.error("control state unreadable, written again", error=str(error))
                 current = None
             new = change(current)
             if new != current:

@@ -25,7 +25,7 @@ CONTROL_UNRECORDED: Final = Gauge(
     "pretrade_control_unrecorded", "Changes that were made and are not known to be in the audit yet."
 )
 CONTROL_DOUBTS: Final = Counter(
-    "pretrade_control_doubts", "Changes of which nobody knew in time whether they were made: Redis did not answer."
+    "pretrade_control_doubts", "Changes of which it was not known in time whether they were made: Redis did not answer."
 )
 CONTROL_OUTAGES: Final = Counter("pretrade_control_outages", "Times the control state was not shared any more.")
 CONTROL_WRITE_FAILURES: Final = Counter(

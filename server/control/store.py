@@ -293,7 +293,7 @@ class ControlStore:
         where = f"Redis ({error})" if self.shared is not None else f"a disk that takes it ({error})"
         if change.subject != TRADING_STATE:
             return f"without {where} nobody knows what the other servers have made of {change.subject}"
-        return f"without {where} no restriction of the trading state can be lifted that all servers were told of"
+        return f"without {where} a restriction that all servers have cannot be lifted"
 
     async def _replace(self, make: Callable[[Control], Control]) -> Control:
         """Puts what `make` makes of the state of all in its place: in Redis, or else in the file.

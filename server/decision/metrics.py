@@ -61,7 +61,7 @@ REPLIES_UNCONFIRMED: Final = Counter(
     "pretrade_replies_unconfirmed", "Decisions that were not what their callers heard; each is noted.", ("fate",)
 )
 REPLIES_OWED: Final = Gauge(
-    "pretrade_replies_owed", "Decisions on disk of which nobody knows yet whether they were heard."
+    "pretrade_replies_owed", "Decisions on disk of which it is not known yet whether their callers received them."
 )
 REPLY_NOTES_WAITING: Final = Gauge("pretrade_reply_notes_waiting", "Notes about replies that are not durable yet.")
 REPLY_NOTES_LOST: Final = Counter("pretrade_reply_notes_lost", "Notes about replies given up because too many waited.")

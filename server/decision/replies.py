@@ -118,7 +118,7 @@ class Replies:
             JournalFullError: Too many decisions are not settled.
         """
         if len(self._owed) >= _MOST:
-            raise JournalFullError(f"of {_MOST} decisions nobody knows yet whether their callers heard them")
+            raise JournalFullError(f"of {_MOST} decisions it is not known yet whether their callers received them")
         decided.reply = ReplyState.OWED
         self._journal.hold(decided)
 

@@ -145,7 +145,7 @@ class SharedKeys:
         self._mapped = mmap.mmap(memory, 0)
         magic, self._buckets = _HEADER.unpack_from(self._mapped)
         if magic != _MAGIC:
-            raise ValueError("the memory of the idempotency keys is of another version; start the server anew")
+            raise ValueError("the memory of the idempotency keys is of another version; restart the server")
         places = self._buckets * PLACES
         columns = [
             np.frombuffer(self._mapped, kind, places, _PAGE + number * 8 * places).reshape(-1, PLACES)

@@ -250,7 +250,10 @@ class Replica:
                 await channel.channel_ready()
         except TimeoutError:
             if self._channel.get_state() is grpc.ChannelConnectivity.READY:
-                _log.warning("new certificates: the replica does not answer with them, kept the old", replica=self.name)
+                _log.warning(
+                    "new certificates: the replica does not answer with them, the old ones stay in use",
+                    replica=self.name,
+                )
                 await channel.close(grace=None)
                 self._connect_at = self._clock() + _AGAIN_SECONDS
                 return

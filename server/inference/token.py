@@ -52,7 +52,7 @@ class ReplicaToken:
         days = (self._expires_at - self._wall_clock()) / 86_400
         if days * 86_400 > _WARN_SECONDS:
             return ""
-        return f"TorchServe's tokens {'have expired' if days <= 0 else f'expire in {days:.1f} days'}: start it anew"
+        return f"TorchServe's tokens {'have expired' if days <= 0 else f'expire in {days:.1f} days'}: restart it"
 
     async def refresh(self) -> None:
         """Reads the file again, off the event loop."""

@@ -218,7 +218,7 @@ class JournalFile:
         """
         self._connection.execute("UPDATE journal SET probe = randomblob(?)", (_PROBE_BYTES,))
         if _verified_tail(self._connection, self.anchor) != self.head:
-            raise JournalError("rows were written by somebody else")
+            raise JournalError("rows were written by another process")
         self._connection.execute("UPDATE journal SET probe = NULL")
 
     def used_bytes(self) -> int:

@@ -14,7 +14,7 @@ CREDENTIALS_VERSION: Final = Gauge(
     "pretrade_credentials_version", "Grows with every replacement that came into force.", ("file",)
 )
 CREDENTIALS_FAILURES: Final = Counter(
-    "pretrade_credentials_failures", "Replacements that were no good; the last ones stay in force.", ("file",)
+    "pretrade_credentials_failures", "Replacements that were invalid; the last valid ones stay in use.", ("file",)
 )
 CERTIFICATE_EXPIRY_SECONDS: Final = Gauge(
     "pretrade_certificate_expiry_seconds", "When the server's certificate expires, Unix time."

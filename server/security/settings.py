@@ -200,7 +200,7 @@ def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts
         if credential == "certificate" and tls.client_ca is None:
             raise ValueError(f"access.{plane}: a certificate needs tls.client_ca")
         if credential in ("token", "certificate") and not access.roles and access.policy is None:
-            raise ValueError(f"access.{plane}: nobody has a role: set access.roles or access.policy")
+            raise ValueError(f"access.{plane}: no caller has a role: set access.roles or access.policy")
     if access.admin == "operator_token" and not is_loopback(hosts["admin"]):
         raise ValueError(
             "admin.host: with the operator token the admin plane listens on loopback only: set access.admin to `token` "
@@ -209,9 +209,9 @@ def check(tls: TlsSettings, tokens: TokenSettings, access: AccessSettings, hosts
     if access.decision == "open" and not access.decision_open_to_network and not is_loopback(hosts["decision"]):
         raise ValueError(
             "grpc.host: an open decision port listens on loopback only: set access.decision to `token` or "
-            "`certificate`, or access.decision_open_to_network to true where nobody else is in the network"
+            "`certificate`, or access.decision_open_to_network to true in a network that is yours alone"
         )
     if access.decision == "open":
         of_callers = {"decisions_per_second": access.decisions_per_second, "strategies": access.strategies}
         for name in (name for name, value in of_callers.items() if value is not None):
-            raise ValueError(f"access.{name}: nobody is known on a decision port that is open")
+            raise ValueError(f"access.{name}: callers are not identified on a decision port that is open")

@@ -136,9 +136,9 @@ class TokenVerifier:
         except jwt.InvalidSignatureError as error:
             raise UnauthenticatedError("BAD_SIGNATURE", "the token's signature is wrong") from error
         except jwt.InvalidAudienceError as error:
-            raise UnauthenticatedError("WRONG_AUDIENCE", "the token is for somebody else") from error
+            raise UnauthenticatedError("WRONG_AUDIENCE", "the token is for another audience") from error
         except jwt.InvalidIssuerError as error:
-            raise UnauthenticatedError("WRONG_ISSUER", "the token is somebody else's") from error
+            raise UnauthenticatedError("WRONG_ISSUER", "the token is of another issuer") from error
         except jwt.MissingRequiredClaimError as error:
             raise UnauthenticatedError("CLAIM_MISSING", f"the token has no {error.claim}") from error
         except (jwt.PyJWTError, ValueError) as error:

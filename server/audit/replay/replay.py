@@ -348,7 +348,7 @@ def fact_of_reply(reply_status: str) -> tuple[str, ...]:
     if reply_status == unconfirmed_status("audit_late"):
         return ("the caller heard ABSTAIN: the packet was not durable in time",)
     if reply_status == UNSETTLED:
-        return ("nobody knows yet whether the caller heard it",)
+        return ("it is not known yet whether the caller received it",)
     return (f"the caller may not have heard it: {reply_status}",)
 
 

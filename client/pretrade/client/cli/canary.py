@@ -33,7 +33,7 @@ _LOAD_SECONDS: Final = 180.0
 _REFRESH_SECONDS: Final = 0.5
 _EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
-    "4 somebody else made a change since: look again; 7 not known whether it was done: look at `pretrade changes`; "
+    "4 another change came first: look again; 7 not known whether it was done: look at `pretrade changes`; "
     "`canary status`: 0 running or promoted, 5 rolled back or aborted, 6 there never was one."
 )
 ROLLED_BACK, NO_CANARY = 5, 6

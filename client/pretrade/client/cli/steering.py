@@ -44,7 +44,7 @@ from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused by the server, or not confirmed; 2 wrong usage; 3 no server could be reached; "
-    "4 somebody else made a change since: look again; 7 not known whether it was done: look at `pretrade changes`."
+    "4 another change came first: look again; 7 not known whether it was done: look at `pretrade changes`."
 )
 _CHAMPIONS: Final = ("primary", "secondary")
 _STRICTNESS: Final = ("active", "reducing", "halted")
@@ -385,7 +385,7 @@ def _confirm(would: admin_pb2.Change, risk: str) -> None:
         typer.echo(line)
     typer.echo(risk)
     if not sys.stdin.isatty():
-        typer.echo("nobody to ask: give --yes", err=True)
+        typer.echo("no terminal to ask on: give --yes", err=True)
         raise typer.Exit(2)
     if not typer.confirm("Do it?"):
         typer.echo("nothing changed")
@@ -445,7 +445,7 @@ def _without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:
     others = [one for one in found if one.name in _CHAMPIONS and one.name != replica]
     if any(one.healthy and not one.drained and _passes(one) for one in others):
         return ""
-    return "No champion is left then: cached scores, rules or nobody will answer."
+    return "No champion is left then: cached scores, rules or no source will answer."
 
 
 def _passes(replica: admin_pb2.ReplicaStatus) -> bool:
