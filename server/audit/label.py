@@ -48,7 +48,7 @@ _MOST_DECISIONS: Final = 10_000_000
 @app.command(name="refusals")
 def list_refusals(
     since: Since = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows to show.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     database_url: DatabaseUrl = None,
     directory: Directory = DEFAULT_DIRECTORY,

@@ -71,9 +71,9 @@ def instant(text: str) -> dt.datetime:
 
 Since = Annotated[
     dt.datetime | None,
-    typer.Option(parser=instant, metavar="TIME", help="Decided at or after: an ISO 8601 instant, or a time ago (10m)."),
+    typer.Option(parser=instant, metavar="TIME", help="From this time on: an ISO 8601 instant, or a time ago (10m)."),
 ]
-Until = Annotated[dt.datetime | None, typer.Option(parser=instant, metavar="TIME", help="Decided before.")]
+Until = Annotated[dt.datetime | None, typer.Option(parser=instant, metavar="TIME", help="Before this time; likewise.")]
 Instruments = Annotated[list[str] | None, typer.Option("--instrument", help="Of this instrument; can be repeated.")]
 Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Of this strategy; can be repeated.")]
 Actions = Annotated[list[int] | None, _choice_of(pb.Action, "--action", "With this action; can be repeated.")]
@@ -94,7 +94,7 @@ def list_decisions(
     action: Actions = None,
     source: Sources = None,
     by_model: ByModel = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows to show.")] = 20,
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
