@@ -109,7 +109,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """One variant, and ours in turn with it."""
+    """One variant, measured in turn with our settings."""
 
     name: str
     start_seconds: float
@@ -118,7 +118,7 @@ class Configured:
     """(ours, the variant), with one caller and with several."""
 
     def ratios(self, callers: int, figure: str) -> list[float]:
-        """The variant's figure over ours, in every turn with so many callers; in order."""
+        """The variant's figure divided by ours, for each turn with this number of callers; sorted."""
         pairs = [(ours, variant) for ours, variant in self.turns if ours.callers == callers]
         return sorted(getattr(variant, figure) / getattr(ours, figure) for ours, variant in pairs)
 

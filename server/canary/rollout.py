@@ -369,7 +369,7 @@ class Rollout:
             self._promotion = None
 
     def _event(self, name: str, before: Canary, after: Canary, author: str, reason: str) -> packet_pb2.CanaryEvent:
-        """A turn, with the evidence of this moment."""
+        """An event of the canary, with the evidence of this moment."""
         return self.events.event(self.evidence, self.decisions, name, before, after, author, reason)
 
     def _wall_seconds(self) -> float:

@@ -394,7 +394,7 @@ class MicroBatcher:
         self._pump()
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Lets the rows of this turn of the event loop gather before a batch leaves."""
+        """Lets the rows of this iteration of the event loop gather before a batch leaves."""
         if not self._pump_scheduled:
             self._pump_scheduled = True
             loop.call_soon(self._pump)
