@@ -23,7 +23,8 @@ from pydantic import BaseModel
 T = TypeVar("T", bound=BaseModel)
 
 _NICENESS: Final = 5
-"""Decisions come first."""
+"""More than the parent's: decisions come first."""
+_LOWEST: Final = 19
 _END_SECONDS: Final = 1.0
 """How long a child may take to notice that its input has ended; a stopped one never does, and is killed."""
 
@@ -36,7 +37,8 @@ async def start(module: str, task: BaseModel) -> Process:
     """
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, stdin=PIPE, stdout=PIPE)
     with suppress(OSError):  # from its first import on, which take a second of a core
-        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        nice = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS
+        os.setpriority(os.PRIO_PROCESS, process.pid, min(nice, _LOWEST))
     say(process, task.model_dump_json().encode() + b"\n")
     return process
 
