@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -131,7 +132,8 @@ class RunningModel:
         """Ends the process, which exits at the end of its input."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(OSError):  # it ended before it read what was written last
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(timeout=2.0)

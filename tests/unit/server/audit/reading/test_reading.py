@@ -79,6 +79,22 @@ async def test_one_that_was_killed_is_replaced_before_the_next_question(process:
     assert [one.pid for one in readers()] != [reader.pid]
 
 
+async def test_every_question_under_way_hears_that_the_process_was_killed_and_none_is_cancelled(
+    process: ReadingProcess,
+) -> None:
+    readings = [Reading("lookups", process), Reading("watching", process)]
+    with pytest.raises(InvalidRequestError):
+        await readings[0].ask(Question.LIST, b"\xff\xff")
+    (reader,) = readers()
+    reader.suspend()
+    questions = [asyncio.create_task(reading.ask(Question.LIST, LIST)) for reading in readings * 10]
+    await asyncio.sleep(0)
+    reader.kill()
+    heard = await asyncio.gather(*questions, return_exceptions=True)
+    assert {type(one) for one in heard} == {AuditUnavailableError}, heard
+    assert process.ended == 1
+
+
 async def test_a_question_that_is_given_up_harms_no_other(process: ReadingProcess) -> None:
     lookups = Reading("lookups", process)
     given_up = asyncio.create_task(lookups.ask(Question.LIST, b"\xff\xff"))
