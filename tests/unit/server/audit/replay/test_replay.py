@@ -23,7 +23,7 @@ from server.decision.record import hash_of
 from server.errors import ModelFailedError, ModelUnknownError, NotReplayableError
 from server.inference.wire import ROW_BYTES
 from server.models import archive as models
-from server.models.archive import ModelStore, RunningModel, read_archive
+from server.models.archive import Archive, ModelStore, RunningModel, RunningModels, read_archive
 from server.settings import Settings
 from torchserve import handler
 
@@ -277,3 +277,24 @@ async def test_a_model_whose_process_was_killed_gives_no_score_once_and_is_start
         with pytest.raises(ModelFailedError, match="gave no score"):
             await replayer.replay(packet)
         assert (await replayer.replay(packet)).first_difference is None
+
+
+def test_of_many_models_only_the_two_used_last_keep_running(model_store: Path) -> None:
+    archives = {name: read_archive(model_store / f"{name}.mar") for name in ("champion", "challenger")}
+    before = set(psutil.Process().children())
+
+    def running() -> int:
+        return len(set(psutil.Process().children()) - before)
+
+    started: list[str] = []
+
+    def archive_of(version: str) -> Archive:
+        started.append(version)
+        return archives[version.rstrip("'")]
+
+    with RunningModels(archive_of) as running_models:
+        for version in ("champion", "challenger", "champion", "champion'", "champion", "challenger"):
+            running_models.ask(version, lambda model: model.archive)
+            assert running() <= 2
+        assert started == ["champion", "challenger", "champion'", "challenger"]
+    assert not running()
