@@ -7,7 +7,7 @@ import sys
 
 import structlog
 import uvloop
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from feature_cache import kafka, logs
 from feature_cache.worker.settings import PREFIX, WorkerSettings, load
@@ -18,7 +18,7 @@ def main() -> int:
     """Runs the worker; returns 2 when the settings are wrong and 1 when it cannot start."""
     if sys.argv[1:]:
         fields = "\n".join(
-            f"  {prefix}{name.upper()} (default {field.default!r}): {field.description}"
+            f"  {prefix}{name.upper()} (default {_shown(field.default)!r}): {field.description}"
             for prefix, section in ((PREFIX, WorkerSettings), (kafka.PREFIX, kafka.KafkaSecurity))
             for name, field in section.model_fields.items()
         )
@@ -42,6 +42,11 @@ def main() -> int:
         structlog.get_logger(__name__).error("worker.cannot_start", error=str(error))
         return 1
     return 0
+
+
+def _shown(default: object) -> object:
+    """A default, which is no secret even where the setting is one."""
+    return default.get_secret_value() if isinstance(default, SecretStr) else default
 
 
 if __name__ == "__main__":

@@ -223,10 +223,6 @@ class CoinbaseFull:
         self.stale = 0
         """Messages and snapshots older than the book."""
 
-    def needs_snapshot(self) -> list[str]:
-        """The products whose messages wait for a snapshot."""
-        return [product for product, orders in self._products.items() if not orders.sequence]
-
     def decode(self, message: bytes | str, receive_time_ns: int) -> list[pb.MarketEvent]:
         """As `CoinbaseLevel2.decode`."""
         body = wire.json_object(message)

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from server.errors import ModelFailedError, ModelUnknownError
 from server.inference import wire
@@ -25,6 +27,10 @@ from server.inference.outcome import BatchFailedError
 from server.inference.wire import ModelIdentity
 from server.models.model_process import EXPLAIN, SCORE
 
+T = TypeVar("T")
+
+_MOST_RUNNING: Final = 2
+"""Models kept running, some 150 MiB each: the one that decides and the one on trial."""
 _FILES: Final = ("handler.py", "metadata.json", "weights.bin")
 """What decides a score, in the order in which it is hashed."""
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
@@ -131,7 +137,8 @@ class RunningModel:
         """Ends the process, which exits at the end of its input."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(OSError):  # it ended before it read what was written last
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(timeout=2.0)
@@ -185,6 +192,50 @@ class RunningModel:
                 f"the process of {self.archive.name} {self.archive.version} ended with {self._process.wait()}"
             )
         return self._process.stdout.read(_LENGTH.unpack(header)[0])
+
+
+class RunningModels:
+    """Models that keep running between questions; a context manager, used by one thread.
+
+    Args:
+        archive_of: The archive of this model version; raises `ModelUnknownError`.
+    """
+
+    def __init__(self, archive_of: Callable[[str], Archive]) -> None:
+        self._archive_of = archive_of
+        self._running: OrderedDict[str, tuple[RunningModel, ExitStack]] = OrderedDict()
+        """By version, the longest unused first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends them."""
+        for version in list(self._running):
+            self._end(version)
+
+    def ask(self, version: str, question: Callable[[RunningModel], T]) -> T:
+        """What a model answers to a question. One that fails is ended, as its process may be gone.
+
+        Raises:
+            ModelUnknownError: There is no such version.
+            ModelFailedError: It gave no answer. The next question starts it anew.
+        """
+        if version not in self._running:
+            archive = self._archive_of(version)
+            if len(self._running) == _MOST_RUNNING:
+                self._end(next(iter(self._running)))
+            started = ExitStack()
+            self._running[version] = (started.enter_context(RunningModel(archive)), started)
+        self._running.move_to_end(version)
+        try:
+            return question(self._running[version][0])
+        except ModelFailedError:
+            self._end(version)
+            raise
+
+    def _end(self, version: str) -> None:
+        self._running.pop(version)[1].close()
 
 
 def _declared_version(path: Path) -> str | None:

@@ -23,8 +23,7 @@ from pydantic import BaseModel
 T = TypeVar("T", bound=BaseModel)
 
 _NICENESS: Final = 5
-"""More than the parent's: decisions come first."""
-_LOWEST: Final = 19
+"""How much nicer than its parent a child is: decisions come first."""
 _END_SECONDS: Final = 1.0
 """How long a child may take to notice that its input has ended; a stopped one never does, and is killed."""
 
@@ -37,8 +36,7 @@ async def start(module: str, task: BaseModel) -> Process:
     """
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, stdin=PIPE, stdout=PIPE)
     with suppress(OSError):  # from its first import on, which take a second of a core
-        nice = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS
-        os.setpriority(os.PRIO_PROCESS, process.pid, min(nice, _LOWEST))
+        os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
     say(process, task.model_dump_json().encode() + b"\n")
     return process
 
@@ -58,7 +56,8 @@ async def end(process: Process) -> None:
         async with asyncio.timeout(_END_SECONDS):
             await process.wait()
     except TimeoutError:
-        process.kill()
+        with suppress(ProcessLookupError):  # it has just ended
+            process.kill()
         await process.wait()
 
 

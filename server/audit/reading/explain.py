@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Final, Self
 
 import numpy as np
@@ -13,13 +11,11 @@ import numpy as np
 from pretrade.audit.v1 import packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.errors import ModelFailedError, NotReplayableError
-from server.models.archive import Archive, RunningModel
+from server.errors import NotReplayableError
+from server.models.archive import Archive, Attribution, RunningModel, RunningModels
 
 SCORED: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY, pb.SOURCE_CACHED_SCORE))
 """Sources whose score a model gave."""
-_MOST_RUNNING: Final = 2
-"""Models kept loaded, some 150 MiB each: the one that decides and the one on trial."""
 
 
 class Explainer:
@@ -36,16 +32,14 @@ class Explainer:
         archive_of: Callable[[str], Archive],
     ) -> None:
         self._packet_of = packet_of
-        self._archive_of = archive_of
-        self._running: OrderedDict[str, tuple[RunningModel, ExitStack]] = OrderedDict()
+        self._models = RunningModels(archive_of)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ends the models."""
-        for version in list(self._running):
-            self._end(version)
+        self._models.__exit__()
 
     def explain(self, packet: packet_pb2.DecisionPacket) -> pb.Explanation:
         """The explanation of a decision's score, or why there is none; raises nothing."""
@@ -68,16 +62,14 @@ class Explainer:
 
     def _explained(self, packet: packet_pb2.DecisionPacket) -> pb.Explanation:
         version = packet.decision.model_version
-        model = self._model(version)
-        names = model.archive.feature_names
         row = np.frombuffer(packet.model_input, dtype="<f4")
-        if len(row) != len(names):
-            raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}, not the model's")
-        try:
-            attribution = model.explain(packet.model_input)
-        except ModelFailedError:
-            self._end(version)  # its process may be gone: the next one starts it anew
-            raise
+
+        def explain(model: RunningModel) -> tuple[tuple[str, ...], Attribution]:
+            if len(row) != len(model.archive.feature_names):
+                raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}, not the model's")
+            return model.archive.feature_names, model.explain(packet.model_input)
+
+        names, attribution = self._models.ask(version, explain)
         explanation = pb.Explanation(
             status=pb.EXPLANATION_STATUS_READY,
             method=attribution.method,
@@ -91,19 +83,6 @@ class Explainer:
                 feature=name, value=None if math.isnan(value) else value, contribution=contribution
             )
         return explanation
-
-    def _model(self, version: str) -> RunningModel:
-        if version not in self._running:
-            archive = self._archive_of(version)
-            if len(self._running) == _MOST_RUNNING:
-                self._end(next(iter(self._running)))
-            started = ExitStack()
-            self._running[version] = (started.enter_context(RunningModel(archive)), started)
-        self._running.move_to_end(version)
-        return self._running[version][0]
-
-    def _end(self, version: str) -> None:
-        self._running.pop(version)[1].close()
 
 
 def no_model(source: pb.Source.ValueType) -> pb.Explanation:

@@ -47,6 +47,8 @@ LISTENING: Final = b"listening\n"
 """What a reading process writes when it can be asked."""
 UNLIMITED: Final = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 """Both ends trust each other, and a page of packets is as large as it is."""
+_LAST_CALLS_SECONDS: Final = 1.0
+"""How long calls get to learn that their process has ended."""
 _OPTIONS: Final = (
     *UNLIMITED,
     ("grpc.client_idle_timeout_ms", 2**31 - 1),  # the socket has no name any more, so the connection must stay
@@ -119,8 +121,9 @@ class _Started:
     channel: grpc.aio.Channel
 
     async def end(self) -> None:
-        await self.channel.close()
         await child.end(self.process)
+        # Closed at once, the channel would cancel the calls that still are to learn that the process has ended.
+        await self.channel.close(_LAST_CALLS_SECONDS)
 
 
 class ReadingProcess:
@@ -150,10 +153,11 @@ class ReadingProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Ends the process, whatever it is doing."""
-        if self._running is not None:
-            self._running.cancel()  # in vain once it has started
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()  # in vain once it has started
             with suppress(asyncio.CancelledError, OSError):
-                self._end(await self._running)
+                self._end(await running)
         await asyncio.gather(*self._ending)
 
     async def ask(self, question: Question, request: bytes) -> bytes:
@@ -178,7 +182,7 @@ class ReadingProcess:
         try:
             return running, await asyncio.shield(running)
         except OSError as error:
-            self._over(running, f"it does not start: {error}")
+            self._over(running, f"it does not start: {str(error) or type(error).__name__}")
             raise _unavailable() from error
 
     async def _start(self) -> _Started:

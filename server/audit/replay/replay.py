@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -37,10 +36,10 @@ from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.record import hash_of
-from server.errors import InvalidOrderError, ModelFailedError, NotReplayableError
+from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
 from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
-from server.models.archive import Archive, RunningModel
+from server.models.archive import Archive, RunningModels
 
 _BOOK_STATES: Final = {
     packet_pb2.BOOK_STATE_UNKNOWN: BookState.UNKNOWN,
@@ -132,10 +131,9 @@ class Replayer:
     ) -> None:
         self._settings_of = settings_of
         self._packet_of = packet_of
-        self._archive_of = archive_of
         self._what_if = what_if
-        self._stack = ExitStack()
-        self._models: dict[str, RunningModel] = {}
+        instead = what_if.model
+        self._models = RunningModels(archive_of if instead is None else lambda _: instead)
         self._settings: dict[str, DecidingSettings] = {}
 
     def __enter__(self) -> Self:
@@ -143,7 +141,7 @@ class Replayer:
 
     def __exit__(self, *_: object) -> None:
         """Ends the models."""
-        self._stack.close()
+        self._models.__exit__()
 
     async def replay(self, packet: packet_pb2.DecisionPacket) -> Replay:
         """Recomputes a decision and compares it with the packet.
@@ -220,7 +218,10 @@ class Replayer:
             raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayableError("the packet does not say in which batch the model scored")
-        identity, score = self._score(version, packet.model_input, attempt.batch_rows, attempt.batch_index)
+        identity, score = self._models.ask(
+            version if self._what_if.model is None else self._what_if.model.version,
+            lambda model: model.score(packet.model_input, attempt.batch_rows, attempt.batch_index),
+        )
         if self._what_if.model is None:
             # A version may be served under another name than it was made for: a canary is.
             identity = replace(identity, name=packet.decision.model_name)
@@ -249,22 +250,6 @@ class Replayer:
         return await scores.answer(case) or Difference(
             "cached_score", f"of decision {origin_id}", "too old, or the market had moved too far"
         )
-
-    def _score(self, version: str, row: bytes, batch_rows: int, batch_index: int) -> tuple[ModelIdentity, float]:
-        try:
-            return self._model(version).score(row, batch_rows, batch_index)
-        except ModelFailedError:
-            self.__exit__()  # its process may be gone: the next replay starts it again
-            self._models.clear()
-            raise
-
-    def _model(self, version: str) -> RunningModel:
-        """The running model of a version, or the one to use instead."""
-        archive = self._what_if.model
-        key = version if archive is None else archive.version
-        if key not in self._models:
-            self._models[key] = self._stack.enter_context(RunningModel(archive or self._archive_of(version)))
-        return self._models[key]
 
 
 def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:

@@ -143,7 +143,10 @@ def _loaded(entry: EntryPoint) -> Any:
 
         anything = {"allow_extra_args": True, "ignore_unknown_options": True}
         holder.command(entry.name, help=escape(remedy), context_settings=anything, add_help_option=False)(say)
-    return typer.main.get_group(holder).commands[entry.name]
+    found: Any = typer.main.get_group(holder).commands
+    if entry.name not in found:
+        raise SystemExit(f"{_SERVER} is another version than its list of commands says: install it again")
+    return found[entry.name]
 
 
 def _lacks(error: ModuleNotFoundError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 from typer.testing import CliRunner
@@ -58,6 +59,12 @@ def test_an_installation_that_is_broken_is_not_taken_for_one_that_lacks_an_extra
     monkeypatch.setattr(main, "app", breaks)
     with pytest.raises(ModuleNotFoundError):
         main.main()
+
+
+def test_an_installation_whose_list_of_commands_is_of_another_version_says_so() -> None:
+    gone = EntryPoint("bench-of-yesterday", "local.bench.cli:app", "pretrade.commands")
+    with pytest.raises(SystemExit, match="install it again"):
+        main._loaded(gone)
 
 
 def test_a_command_of_the_client_loads_nothing_that_serves() -> None:

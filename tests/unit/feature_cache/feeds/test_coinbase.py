@@ -250,11 +250,9 @@ def test_a_hole_in_the_sequence_makes_the_book_unknown_until_a_snapshot_that_joi
     (reset,) = decode(feed, opened(12, "d", "buy", "100", "5"))
     assert (reset.reset.reason, feed.gaps) == ("gap", 1)
     assert decode(feed, opened(13, "e", "sell", "105", "5")) == []
-    assert feed.needs_snapshot() == [PRODUCT]
     assert feed.snapshot(PRODUCT, level3(10, [], []), RECEIVED) == [], "12 does not follow on 10"
     for event in feed.snapshot(PRODUCT, level3(12, [["100", "5", "d"]], [["101", "4", "c"]]), RECEIVED):
         engine.on_event(event)
-    assert feed.needs_snapshot() == []
     assert engine.state is BookState.VALID
     assert engine.book.last_update_id == 13
     assert engine.book.asks.sizes == {101 * 10**8: 4 * 10**8, 105 * 10**8: 5 * 10**8}
@@ -313,7 +311,6 @@ def test_a_level_that_does_not_fit_makes_the_book_unknown() -> None:
     assert kinds(decode(feed, opened(11, "d", "buy", "100", "9999999990"))) == ["delta"]
     (reset,) = decode(feed, opened(12, "e", "buy", "100", "9999999990"))
     assert reset.reset.reason == "overflow"
-    assert feed.needs_snapshot() == [PRODUCT]
     rows = [["100", "9999999990", "d"], ["100", "9999999990", "e"]]
     with pytest.raises(FeedError):
         feed.snapshot(PRODUCT, level3(12, rows, []), RECEIVED)

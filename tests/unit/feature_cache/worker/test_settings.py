@@ -16,6 +16,14 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.kafka_topic == "market.events"
 
 
+def test_the_help_shows_every_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["feature_cache", "--help"])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "PRETRADE_WORKER_REDIS_URL (default 'redis://127.0.0.1:6379/0')" in said
+    assert "*****" not in said
+
+
 def test_an_unknown_variable_refuses_to_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

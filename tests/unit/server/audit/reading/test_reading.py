@@ -14,7 +14,6 @@ import pytest
 from pretrade.audit.v1 import audit_pb2
 from server.audit.reading.reading import Question, Reading, ReadingProcess, Task
 from server.errors import AuditBusyError, AuditUnavailableError, InvalidRequestError, UnknownDecisionError
-from server.process.short_paths import short_directory
 
 LIST = audit_pb2.ListDecisionsRequest(page_size=7).SerializeToString()
 
@@ -56,11 +55,12 @@ async def test_errors_are_those_of_the_process(process: ReadingProcess) -> None:
 async def test_its_socket_has_no_name_that_a_killed_process_could_leave_behind_and_decisions_come_first(
     process: ReadingProcess,
 ) -> None:
-    before = set(short_directory().glob("pretrade-audit-*"))
     with pytest.raises(AuditUnavailableError):
         await Reading("lookups", process).ask(Question.LIST, LIST)
     (reader,) = readers()
-    assert not set(short_directory().glob("pretrade-audit-*")) - before
+    sockets = [Path(str(one.laddr)) for one in reader.net_connections("unix") if one.laddr]
+    assert sockets
+    assert not any(socket.parent.exists() for socket in sockets)
     assert (await asyncio.to_thread(reader.nice)) > psutil.Process(os.getpid()).nice()
 
 
@@ -77,6 +77,22 @@ async def test_one_that_was_killed_is_replaced_before_the_next_question(process:
         await lookups.ask(Question.LIST, b"\xff\xff")
     assert process.ended == 1
     assert [one.pid for one in readers()] != [reader.pid]
+
+
+async def test_every_question_under_way_hears_that_the_process_was_killed_and_none_is_cancelled(
+    process: ReadingProcess,
+) -> None:
+    readings = [Reading("lookups", process), Reading("watching", process)]
+    with pytest.raises(InvalidRequestError):
+        await readings[0].ask(Question.LIST, b"\xff\xff")
+    (reader,) = readers()
+    reader.suspend()
+    questions = [asyncio.create_task(reading.ask(Question.LIST, LIST)) for reading in readings * 10]
+    await asyncio.sleep(0)
+    reader.kill()
+    heard = await asyncio.gather(*questions, return_exceptions=True)
+    assert {type(one) for one in heard} == {AuditUnavailableError}, heard
+    assert process.ended == 1
 
 
 async def test_a_question_that_is_given_up_harms_no_other(process: ReadingProcess) -> None:

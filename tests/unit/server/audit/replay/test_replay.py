@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from support.desk import CALM, ROWS, SETTINGS_JSON, Desk, values
 
@@ -19,10 +20,10 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.decision.record import hash_of
-from server.errors import ModelUnknownError, NotReplayableError
+from server.errors import ModelFailedError, ModelUnknownError, NotReplayableError
 from server.inference.wire import ROW_BYTES
 from server.models import archive as models
-from server.models.archive import ModelStore, RunningModel, read_archive
+from server.models.archive import Archive, ModelStore, RunningModel, RunningModels, read_archive
 from server.settings import Settings
 from torchserve import handler
 
@@ -261,3 +262,39 @@ def test_a_loaded_model_leaves_no_folder_behind_even_if_it_is_killed(
         assert list(tmp_path.iterdir())
         model.score(bytes(ROW_BYTES), 1, 0)
         assert not list(tmp_path.iterdir())
+
+
+async def test_a_model_whose_process_was_killed_gives_no_score_once_and_is_started_anew(
+    desk: Desk, model_store: Path
+) -> None:
+    packet = await desk.decide(values(3))
+    before = set(psutil.Process().children())
+    with new_replayer(model_store) as replayer:
+        assert (await replayer.replay(packet)).first_difference is None
+        (model,) = set(psutil.Process().children()) - before
+        model.kill()
+        model.wait()
+        with pytest.raises(ModelFailedError, match="gave no score"):
+            await replayer.replay(packet)
+        assert (await replayer.replay(packet)).first_difference is None
+
+
+def test_of_many_models_only_the_two_used_last_keep_running(model_store: Path) -> None:
+    archives = {name: read_archive(model_store / f"{name}.mar") for name in ("champion", "challenger")}
+    before = set(psutil.Process().children())
+
+    def running() -> int:
+        return len(set(psutil.Process().children()) - before)
+
+    started: list[str] = []
+
+    def archive_of(version: str) -> Archive:
+        started.append(version)
+        return archives[version.rstrip("'")]
+
+    with RunningModels(archive_of) as running_models:
+        for version in ("champion", "challenger", "champion", "champion'", "champion", "challenger"):
+            running_models.ask(version, lambda model: model.archive)
+            assert running() <= 2
+        assert started == ["champion", "challenger", "champion'", "challenger"]
+    assert not running()
