@@ -1,7 +1,8 @@
 """From errors to gRPC: the one table of statuses, for all services on both edges.
 
-Every call that fails carries a `google.rpc.ErrorInfo` with the error's reason, and a `RetryInfo` where the server knows
-when to ask again.
+Every call that the server fails carries a `google.rpc.ErrorInfo` with the error's reason, and a `RetryInfo` where the
+server knows when to ask again. What gRPC's own transport ends by itself carries neither: on grpc.aio, a message beyond
+the limit (RESOURCE_EXHAUSTED), a frame that cannot be decompressed, and calls of a flood (CANCELLED).
 """
 
 from __future__ import annotations

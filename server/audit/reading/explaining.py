@@ -60,6 +60,7 @@ class Explaining:
         self._settings = settings
         self._counts = counts
         self._clock = clock
+        self._asking: set[asyncio.Task[bytes]] = set()
 
     async def explanation(self, decision: Explained, deadline: float | None) -> pb.Explanation:
         """The explanation of a durable decision, or why there is none.
@@ -82,11 +83,15 @@ class Explaining:
         return patience if deadline is None else min(patience, deadline - self._settings.reply_reserve_seconds)
 
     async def _within(self, decision_id: str, until: float) -> pb.Explanation:
+        request = audit_pb2.ExplainDecisionRequest(decision_id=decision_id)
+        asking = asyncio.create_task(self._reading.ask(Question.EXPLAIN, request.SerializeToString()))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asked)
         try:
             async with asyncio.timeout_at(until):
-                request = audit_pb2.ExplainDecisionRequest(decision_id=decision_id)
-                answer = await self._reading.ask(Question.EXPLAIN, request.SerializeToString())
-                return audit_pb2.ExplainDecisionResponse.FromString(answer).explanation
+                # It goes on when it is late: it may be what loads the model, for the explanations that follow.
+                answer = await asyncio.shield(asking)
+            return audit_pb2.ExplainDecisionResponse.FromString(answer).explanation
         except TimeoutError:
             return pb.Explanation(
                 status=pb.EXPLANATION_STATUS_LATE,
@@ -96,3 +101,8 @@ class Explaining:
         except AuditError as error:
             _log.warning("no explanation", decision_id=decision_id, error=str(error))
             return unavailable(str(error))
+
+    def _asked(self, asking: asyncio.Task[bytes]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # retrieved, also where nobody waits for it any more

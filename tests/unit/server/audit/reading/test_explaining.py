@@ -26,10 +26,13 @@ class Scripted(Reading):
         super().__init__("explanations", ReadingProcess("models", task))
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.questions: list[tuple[Question, str]] = []
+        self.answered = 0
 
     async def ask(self, question: Question, request: bytes) -> bytes:
         self.questions.append((question, audit_pb2.ExplainDecisionRequest.FromString(request).decision_id))
-        return await asyncio.shield(self.answer)
+        answer = await asyncio.shield(self.answer)
+        self.answered += 1
+        return answer
 
 
 def explaining(reading: Reading, counts: Counter[int], **settings: float) -> Explaining:
@@ -80,3 +83,18 @@ async def test_an_answer_without_a_model_asks_no_process() -> None:
     assert by_rules.status == pb.EXPLANATION_STATUS_NO_MODEL
     assert "RULES" in by_rules.message
     assert (reading.questions, counts) == ([], {pb.EXPLANATION_STATUS_NO_MODEL: 1})
+
+
+async def test_a_question_whose_reply_had_to_leave_is_still_answered_since_it_may_be_what_loads_the_model() -> None:
+    reading = Scripted()
+    asked = explaining(reading, Counter(), patience_seconds=0.01)
+    late = asyncio.create_task(asked.explanation(DECISION, None))
+    assert (await late).status == pb.EXPLANATION_STATUS_LATE
+    left = asyncio.create_task(asked.explanation(DECISION, None))
+    await asyncio.sleep(0)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    reading.answer.set_result(FOUND.SerializeToString())
+    ready = await explaining(reading, Counter()).explanation(DECISION, None)
+    assert (ready.status, reading.answered) == (pb.EXPLANATION_STATUS_READY, 3)
