@@ -46,9 +46,9 @@ def test_a_decision_is_found_in_the_journal_at_once_and_in_the_database_later(
     product: Product, audit: audit_pb2_grpc.AuditServiceStub
 ) -> None:
     decision = product.decide(order_ref="mine")
-    found = get(audit, decision.decision_id).decision
+    # In the first moment it is not settled yet whether the caller heard it.
+    found = eventually(lambda: get(audit, decision.decision_id).decision, lambda one: one.reply_status == "replied")
     assert found.packet.order.order_ref == "mine"
-    assert found.reply_status == "replied"
     stored = eventually(lambda: get(audit, decision.decision_id).decision, lambda one: one.found_in == "database")
     assert (stored.position, stored.hash, stored.packet) == (found.position, found.hash, found.packet)
     assert status_of(lambda: get(audit, "nobody"))[0] is grpc.StatusCode.NOT_FOUND
