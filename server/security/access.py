@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 from urllib.parse import unquote
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import (
     CredentialsUnknownError,
     PermissionDeniedError,
@@ -20,7 +21,6 @@ from server.errors import (
 from server.security import methods, operator
 from server.security.identity import CALLER, MAX_NAME, Attempt, Caller, Grants, Policy, Role
 from server.security.keys import Keys
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import AdminCredential, DecisionCredential
 from server.security.tls import ClientCertificate, Material
@@ -73,8 +73,8 @@ class AccessControl:
         operator: bytes | None,
         material: Callable[[], Material] | None,
         policy: Callable[[], Policy],
-        calls: Rates | None,
-        failures: Rates,
+        calls: TokenBuckets | None,
+        failures: TokenBuckets,
         refusals: Refusals,
         wall_clock: Callable[[], float],
     ) -> None:

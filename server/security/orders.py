@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import PermissionDeniedError, RateLimitedError
 from server.security.identity import CALLER
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 
 _PLANE = "decision"
@@ -18,7 +18,7 @@ class OrderAccess:
         refusals: Told of what was refused.
     """
 
-    def __init__(self, rates: Rates, refusals: Refusals) -> None:
+    def __init__(self, rates: TokenBuckets, refusals: Refusals) -> None:
         self._rates = rates
         self._refusals = refusals
 

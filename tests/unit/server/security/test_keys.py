@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from support.harness import eventually
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import CredentialsUnknownError, PretradeError, RateLimitedError, UnauthenticatedError
 from server.security.access import AccessControl
 from server.security.identity import CALLER, Attempt, Policy, Role
 from server.security.keys import UrlKeys
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import TokenSettings
 from server.security.tokens import TokenVerifier
@@ -79,7 +79,7 @@ class Rig:
         async def record(entry: bytes) -> None:
             return None
 
-        self.refusals = Refusals(record, Rates(1e3, 1.0, lambda: self.now), "test", time.time_ns)
+        self.refusals = Refusals(record, TokenBuckets(1e3, 1.0, lambda: self.now), "test", time.time_ns)
         self.policy = Policy({"claim:viewer": Role.VIEWER})
         self.access = AccessControl(
             plane="admin",
@@ -91,7 +91,7 @@ class Rig:
             material=None,
             policy=lambda: self.policy,
             calls=None,
-            failures=Rates(2.0, 2.0, lambda: self.now),
+            failures=TokenBuckets(2.0, 2.0, lambda: self.now),
             refusals=self.refusals,
             wall_clock=time.time,
         )

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import PermissionDeniedError, RateLimitedError
 from server.rpc import status
 from server.security.identity import CALLER, Attempt, Caller, Grants, Policy, Role
 from server.security.orders import OrderAccess
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import AccessSettings
 
@@ -116,9 +116,9 @@ def order_access() -> tuple[OrderAccess, Refusals]:
     async def record(entry: bytes) -> None:
         return None
 
-    refusals = Refusals(record, Rates(1e-9, 1.0, lambda: 0.0), "test", lambda: 0)
+    refusals = Refusals(record, TokenBuckets(1e-9, 1.0, lambda: 0.0), "test", lambda: 0)
     refusals._rates.take("")  # nothing more is recorded, and no event loop needed
-    return OrderAccess(Rates(math.inf, 2.0, lambda: 0.0), refusals), refusals
+    return OrderAccess(TokenBuckets(math.inf, 2.0, lambda: 0.0), refusals), refusals
 
 
 def test_an_order_of_anothers_strategy_is_refused_by_its_name() -> None:
