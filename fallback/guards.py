@@ -7,15 +7,18 @@ A guard that cannot be evaluated (no mid to hold a price against) objects. A new
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from fallback.order import MODEL_SOURCES, Answer, Case, Order
+from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+
+_BURST_SECONDS: Final = 1.0
+"""A burst of a strategy may have as many orders as its rate allows in this time."""
 
 
 class OrderLimit(BaseModel):
@@ -85,8 +88,8 @@ class Guards:
         self._trading_state = trading_state
         self._clock = clock
         self._wall_clock = wall_clock
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Strategy → (tokens left, instant they were counted), the longest unused first."""
+        self._rates = TokenBuckets(math.inf, _BURST_SECONDS, clock)
+        """Of the strategies."""
 
     def configure(self, settings: GuardSettings) -> None:
         """Goes by these limits from the next answer on."""
@@ -113,7 +116,7 @@ class Guards:
             reasons.append(pb.REASON_CODE_NO_MODEL_REDUCE_ONLY)
         action = answer.action
         would_trade = action == pb.ACTION_TRADE and len(reasons) == 1
-        if would_trade and not is_repeat and self._rate_exceeded(case.order.strategy, started):
+        if would_trade and not is_repeat and self._rate_exceeded(case.order.strategy):
             reasons.append(pb.REASON_CODE_STRATEGY_RATE)
         if action == pb.ACTION_TRADE and len(reasons) > 1:
             action = pb.ACTION_ABSTAIN if must_abstain else pb.ACTION_NO_TRADE
@@ -171,16 +174,7 @@ class Guards:
                         most = min(most, getattr(limit, what) or math.inf)
         return most
 
-    def _rate_exceeded(self, strategy: str, now: float) -> bool:
-        """Token bucket per strategy; only orders that would trade take a token."""
+    def _rate_exceeded(self, strategy: str) -> bool:
+        """Takes one from the strategy's bucket; only orders that would trade do."""
         rate = self._settings.max_decisions_per_second
-        if rate is None:
-            return False
-        burst = max(1.0, rate)
-        tokens, counted = self._rates.pop(strategy, (burst, now))
-        tokens = min(burst, tokens + (now - counted) * rate)
-        self._rates[strategy] = (tokens - 1, now) if tokens >= 1 else (tokens, now)
-        # A bucket that is full again is as good as none: the names a caller invents do not pile up.
-        while now - next(iter(self._rates.values()))[1] >= burst / rate:
-            self._rates.popitem(last=False)
-        return tokens < 1
+        return rate is not None and not self._rates.take(strategy, rate)

@@ -54,6 +54,8 @@ class Order:
     caller_features: NDArray[np.float32] | None
     """float32[N_FEATURES] in market orientation, finite; None to use the server's."""
     context: CallContext = NO_CONTEXT
+    caller: str = ""
+    """The name that the caller's credentials prove; empty on a port without credentials."""
 
 
 class Case:

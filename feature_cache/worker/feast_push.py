@@ -17,6 +17,8 @@ from feature_cache.store.codec import FeatureSnapshot
 from feature_cache.worker.engines import Engines
 
 _TIMEOUT_SECONDS: Final = 10.0
+_INTERVAL_SECONDS: Final = 1.0
+"""Training needs no finer history, and a push costs the feature server an HTTP request and a write per instrument."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger(__name__)
@@ -34,7 +36,7 @@ class FeastPush:
         interval_seconds: Between two pushes.
     """
 
-    def __init__(self, url: str, engines: Engines, interval_seconds: float) -> None:
+    def __init__(self, url: str, engines: Engines, interval_seconds: float = _INTERVAL_SECONDS) -> None:
         self._url = f"{url.rstrip('/')}/push"
         self._engines = engines
         self._interval_seconds = interval_seconds

@@ -23,6 +23,8 @@ from feature_cache.worker.consumer import MarketEventConsumer
 from feature_cache.worker.engines import Engines
 from feature_cache.worker.settings import WorkerSettings
 
+_INTERVAL_SECONDS: Final = 1.0
+"""Between two reports of every instrument's state. People read them, in `pretrade status`."""
 _LIFE_INTERVALS: Final = 5
 _NAMED: Final = 3
 _log = structlog.get_logger(__name__)
@@ -99,9 +101,9 @@ class Reporter:
 
     async def run(self) -> None:
         """Reports for ever, through any outage of Redis; ends only by cancellation."""
-        life_ms = round(_LIFE_INTERVALS * self._settings.report_interval_seconds * 1000)
+        life_ms = round(_LIFE_INTERVALS * _INTERVAL_SECONDS * 1000)
         while True:
-            await asyncio.sleep(self._settings.report_interval_seconds)
+            await asyncio.sleep(_INTERVAL_SECONDS)
             reports = {
                 name: self._report(partition, engine)
                 for partition, engines in self._engines.live().items()

@@ -24,8 +24,6 @@ class WorkerSettings(BaseSettings):
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     """URL of the Redis to write to; a Redis Cluster, version 7 or later, is
     `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
-    redis_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
-    """Seconds after which a Redis that does not answer counts as lost."""
     ttl_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     """Seconds a vector stays in Redis when nothing newer replaces it."""
     flush_interval_seconds: Annotated[float, Field(gt=0, le=1)] = 0.005
@@ -54,10 +52,6 @@ class WorkerSettings(BaseSettings):
     feast_url: SecretStr = SecretStr("")
     """Base URL of a Feast feature server to push the vectors to, such as `http://127.0.0.1:6566`; empty pushes nowhere.
     See `feature_cache/feature_repo/mf1.py`."""
-    feast_interval_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
-    """Seconds between two pushes to Feast; each carries the newest vector of every instrument that changed."""
-    report_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
-    """Seconds between two reports of every instrument's state to Redis, where `pretrade status` finds them."""
     ready_lag_records: Annotated[int, Field(ge=0, le=10**9)] = 10_000
     """Records between position and end of a partition's log beyond which the worker is not ready."""
     ready_age_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import AsyncExitStack
+from typing import Final
 
 import structlog
 
@@ -19,6 +20,9 @@ from feature_cache.worker.settings import WorkerSettings
 from feature_cache.worker.writer import FeatureWriter
 
 _log = structlog.get_logger(__name__)
+_REDIS_TIMEOUT_SECONDS: Final = 0.5
+"""A Redis that does not answer within this counts as lost. A healthy one needs milliseconds, and decision servers take
+features of a second for stale."""
 
 
 async def serve(settings: WorkerSettings) -> None:
@@ -32,12 +36,12 @@ async def serve(settings: WorkerSettings) -> None:
     consumer = MarketEventConsumer(settings, engines, dead_letters)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
-            open_store(settings.redis_url.get_secret_value(), settings.ttl_seconds, settings.redis_timeout_seconds)
+            open_store(settings.redis_url.get_secret_value(), settings.ttl_seconds, _REDIS_TIMEOUT_SECONDS)
         )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         reporter = Reporter(store, engines, consumer, settings)
         feast_url = settings.feast_url.get_secret_value()
-        feast = FeastPush(feast_url, engines, settings.feast_interval_seconds) if feast_url else None
+        feast = FeastPush(feast_url, engines) if feast_url else None
         if settings.metrics_port:
             collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, feast)
             stack.enter_context(

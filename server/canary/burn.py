@@ -52,8 +52,9 @@ class SloSettings(BaseModel):
     """A call with a shorter deadline, in seconds, counts neither for the objective nor for or against a canary, unless
     its deadline is at least `budget.cap_seconds`. Set it to the shortest deadline at which a model has a fair
     chance."""
-    min_events: int = Field(default=1_000, ge=1)
-    """Calls that a long window must have before its burn rate can raise an alarm. Lower it for little traffic."""
+    min_events: Constant[int] = 1_000
+    """Calls that a long window must have before its burn rate can raise an alarm: with fewer, one failed call would be
+    more than the budget of the usual objective allows."""
     canary_rate: float = Field(default=50.0, gt=1)
     """A canary is rolled back when the error budget burns this many times faster than allowed, over both the last 10 s
     and the last 2 s."""
@@ -61,8 +62,8 @@ class SloSettings(BaseModel):
     """Long window of that rule, in seconds."""
     canary_short_seconds: Constant[float] = 2.0
     """Short window of that rule, in seconds."""
-    canary_min_events: int = Field(default=100, ge=1)
-    """Calls that the last 10 s must have before that rule applies. Lower it for little traffic."""
+    canary_min_events: Constant[int] = 100
+    """Calls that the last 10 s must have before that rule applies: five failed ones of them are then the usual rate."""
 
     def rules(self) -> tuple[BurnRule, ...]:
         """The rules of the whole server."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.oip import ModelDescription, OpenInference
-from server.inference.replica import Replica
+from server.inference.replica import Replica, ReplicaLimits
 from server.inference.token import ReplicaToken
 from server.security.client_tls import ClientTls
 
@@ -32,7 +32,6 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
     token_files = {str(name): path for name, path in endpoints.token_files.items()}
 
     async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
-        sections = (settings.replica, settings.batcher, settings.breaker)
         codec = TORCHSERVE if name in endpoints.other_challengers else _codec(settings, name)
         path = token_files.get(name)
         other = endpoints.other_challengers.get(name)
@@ -43,14 +42,14 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
             endpoint,
             model,
             version,
-            *sections,
-            machine.clock,
-            machine.uniform,
-            stalled_seconds,
-            codec,
-            token,
-            machine.grpc_channel,
-            None if tls is None else ClientTls(name, tls, machine.wall_clock),
+            ReplicaLimits(settings.replica, settings.batcher, settings.breaker),
+            clock=machine.clock,
+            random=machine.uniform,
+            stalled_seconds=stalled_seconds,
+            codec=codec,
+            token=token,
+            open_channel=machine.grpc_channel,
+            tls=None if tls is None else ClientTls(name, tls, machine.wall_clock),
         )
         return await process.stack.enter_async_context(replica)
 

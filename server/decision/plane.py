@@ -18,7 +18,6 @@ from server.decision.idempotency import ClaimLostError, identify
 from server.decision.record import Decided
 from server.errors import DeadlineError, JournalError, OverloadedError
 from server.journal.reply_status import unconfirmed
-from server.security.identity import CALLER
 from server.timing.deadlines import Deadlines
 from server.timing.latency import LatencyWindow
 
@@ -194,8 +193,7 @@ class DataPlane:
 
     async def _decide_once(self, order: Order, budget: Budget) -> Decided:
         """The decision of an order with an idempotency key: that of the first call with it, or something safer."""
-        caller = CALLER.get()
-        keyed = identify(order.message, "" if caller is None else caller.name)
+        keyed = identify(order.message, order.caller)
         made: Decided | None = None
 
         async def decide() -> Decided:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 import structlog
 
+from feature_cache.token_bucket import TokenBucket
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InvalidOrderError, KeyReusedError, PretradeError
 from server.machine import REAL, Machine
@@ -34,6 +35,8 @@ _DRAIN_SECONDS: Final = 0.1
 """Between two looks at the queue: a thread that woke up for every report would take the decision path's time."""
 _MOST_WAITING: Final = 1_000
 _STOP_SECONDS: Final = 1.5
+_BURST_SECONDS: Final = 1.0
+"""As many reports as a sink takes in this time may come at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,7 @@ class Sink:
         self._slow_seconds = slow_seconds
         self._follows_caller = follows_caller
         self._rate = max_per_second
-        self._tokens = max_per_second
-        self._refilled = 0.0
+        self._bucket = TokenBucket(_BURST_SECONDS)
         self._seen = 0
         self._queue: deque[Report] = deque()
         self._stopped = machine.threads.event()
@@ -126,12 +128,9 @@ class Sink:
     def admits(self, cause: Cause, now: float) -> bool:
         """Takes a report's place, if there is one."""
         self.chosen[cause] += 1
-        self._tokens = min(self._rate, self._tokens + (now - self._refilled) * self._rate)
-        self._refilled = now
-        if self._tokens < 1 or len(self._queue) >= _MOST_WAITING:
+        if len(self._queue) >= _MOST_WAITING or not self._bucket.take(now, self._rate):
             self.lost += 1
             return False
-        self._tokens -= 1
         return True
 
     def put(self, report: Report) -> None:

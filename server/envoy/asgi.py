@@ -48,7 +48,7 @@ from server.errors import (
 from server.rpc import status
 from server.rpc.call import Call
 from server.security.access import AccessControl
-from server.security.identity import Attempt
+from server.security.identity import Attempt, Caller
 
 if TYPE_CHECKING:
     from server.decision.metrics import DecisionMetrics
@@ -231,7 +231,7 @@ class GrpcApplication:
             if timeout is not None:
                 call.deadline = await self._deadline(call, timeout, arrived)
             if self._access is not None:
-                await self._admit(self._access, scope)
+                call.caller = await self._admit(self._access, scope)
             if method.answer is not None:
                 await self._answer(call, send, method, encoding)
             else:
@@ -275,7 +275,7 @@ class GrpcApplication:
         waited = self._wall_clock() - arrived
         return waited if 0.0 < waited < _LONGEST_WAIT_SECONDS else 0.0
 
-    async def _admit(self, access: AccessControl, scope: Scope) -> None:
+    async def _admit(self, access: AccessControl, scope: Scope) -> Caller | None:
         """Asks whether a call may pass, before anything of it but its headers is read."""
         headers = scope["headers"]
         attempt = Attempt(
@@ -285,13 +285,13 @@ class GrpcApplication:
             peer=lambda: _header(headers, PEER).decode("latin-1") or "unknown",
             certificate=lambda: _certificate(_header(headers, b"x-forwarded-client-cert")),
         )
-        await access.admit(attempt)
+        return await access.admit(attempt)
 
     def _watched(self, call: EnvoyCall) -> contextlib.AbstractContextManager[None]:
         """Ends a stream whose caller would not be let in any more."""
         if self._access is None:
             return contextlib.nullcontext()
-        return self._access.watched(call.end)
+        return self._access.watched(call.caller, call.end)
 
     async def _answer(self, call: EnvoyCall, send: Send, method: _Method, encoding: bytes) -> None:
         """A call with one answer."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
@@ -79,6 +80,15 @@ class ReplicaSettings(BaseModel):
     away."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaLimits:
+    """The settings of a replica's parts."""
+
+    probes: ReplicaSettings = field(default_factory=ReplicaSettings)
+    batcher: BatcherSettings = field(default_factory=BatcherSettings)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
+
+
 class Replica:
     """Scores rows on one model of one server, and knows how it is doing.
 
@@ -90,7 +100,7 @@ class Replica:
         model_name: The registered model.
         wanted_version: The only model version that is asked and whose scores are used; None takes what the replica
             serves.
-        settings, batcher_settings, breaker_settings: Limits.
+        limits: Of its probes, batches and breaker.
         clock: Monotonic seconds, the event loop's own.
         random: Uniform in [0, 1).
         stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
@@ -106,9 +116,8 @@ class Replica:
         endpoint: str,
         model_name: str,
         wanted_version: str | None,
-        settings: ReplicaSettings,
-        batcher_settings: BatcherSettings,
-        breaker_settings: BreakerSettings,
+        limits: ReplicaLimits,
+        *,
         clock: Callable[[], float],
         random: Callable[[], float],
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
@@ -125,15 +134,15 @@ class Replica:
         self.wanted_version = wanted_version
         """May change at any time; a batch under way keeps the version that it was sent for."""
         self._batch_listeners: list[Callable[[Outcome, float], None]] = []
-        self._settings = settings
+        self._settings = limits.probes
         self._clock = clock
         self._codec = codec
         self._open_channel = open_channel if tls is None else tls.channel
         self._retired: set[asyncio.Task[None]] = set()
         """Channels that nothing new is sent on; what is under way ends there."""
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
-        self.breaker = Breaker(name, breaker_settings, clock, random, self._on_transition)
-        self.batcher = MicroBatcher(self._score, self._begin, self.latency, batcher_settings, clock, stalled_seconds)
+        self.breaker = Breaker(name, limits.breaker, clock, random, self._on_transition)
+        self.batcher = MicroBatcher(self._score, self._begin, self.latency, limits.batcher, clock, stalled_seconds)
         self._stalled_seconds = stalled_seconds
         self.model: ModelIdentity | None = None
         """The model of the last sound answer; None before the first."""

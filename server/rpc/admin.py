@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -21,16 +21,19 @@ from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.decision.metrics import DecisionMetrics
 from server.drift.watch import DriftWatch
+from server.errors import InvalidChangeError
 from server.journal.journal import Journal
 from server.process.health import Health
 from server.process.slot import Slot
 from server.rpc.call import Call
 from server.rpc.canary import CanarySteering
-from server.rpc.steering import Steering, check_author, duration
-from server.security.identity import known_name
+from server.rpc.steering import Steering, duration
+from server.security.identity import known_name, longest_name
 
 _OTHERS_SECONDS = 0.5
 """How long another process may take to say how it is."""
+_MAX_AUTHOR: Final = 64
+_MAX_REASON: Final = 256
 _BOOKS = {
     BookState.UNKNOWN: pb.BOOK_STATE_UNKNOWN,
     BookState.VALID: pb.BOOK_STATE_VALID,
@@ -174,15 +177,15 @@ class AdminServicer:
 
     async def DrainReplica(self, request: pb.DrainReplicaRequest, call: Call) -> pb.DrainReplicaResponse:
         """Sends a replica no more orders."""
-        return await self._steering.drain(request, known_name(request.author))
+        return await self._steering.drain(request, _author(request, call))
 
     async def ResumeReplica(self, request: pb.ResumeReplicaRequest, call: Call) -> pb.ResumeReplicaResponse:
         """Gives a replica its orders back."""
-        return await self._steering.resume(request, known_name(request.author))
+        return await self._steering.resume(request, _author(request, call))
 
     async def SetBreaker(self, request: pb.SetBreakerRequest, call: Call) -> pb.SetBreakerResponse:
         """Forces a breaker, or hands it back."""
-        return await self._steering.set_breaker(request, known_name(request.author))
+        return await self._steering.set_breaker(request, _author(request, call))
 
     async def ListFlags(self, request: pb.ListFlagsRequest, call: Call) -> pb.ListFlagsResponse:
         """Every flag."""
@@ -190,31 +193,31 @@ class AdminServicer:
 
     async def SetFlag(self, request: pb.SetFlagRequest, call: Call) -> pb.SetFlagResponse:
         """Sets one flag."""
-        return await self._steering.set_flag(request, known_name(request.author))
+        return await self._steering.set_flag(request, _author(request, call))
 
     async def SetTradingState(self, request: pb.SetTradingStateRequest, call: Call) -> pb.SetTradingStateResponse:
         """Sets the trading state."""
-        return await self._steering.set_trading_state(request, known_name(request.author))
+        return await self._steering.set_trading_state(request, _author(request, call))
 
     async def SetChain(self, request: pb.SetChainRequest, call: Call) -> pb.SetChainResponse:
         """Sets who may answer, in which order."""
-        return await self._steering.set_chain(request, known_name(request.author))
+        return await self._steering.set_chain(request, _author(request, call))
 
     async def StartCanary(self, request: pb.StartCanaryRequest, call: Call) -> pb.StartCanaryResponse:
         """Begins to give a model version orders."""
-        return await self._canaries.start(request, known_name(request.author))
+        return await self._canaries.start(request, _author(request, call))
 
     async def SetCanaryWeight(self, request: pb.SetCanaryWeightRequest, call: Call) -> pb.SetCanaryWeightResponse:
         """Sets the canary's share by hand."""
-        return await self._canaries.set_weight(request, known_name(request.author))
+        return await self._canaries.set_weight(request, _author(request, call))
 
     async def PromoteCanary(self, request: pb.PromoteCanaryRequest, call: Call) -> pb.PromoteCanaryResponse:
         """Makes the canary the champion now."""
-        return await self._canaries.promote(request, known_name(request.author))
+        return await self._canaries.promote(request, _author(request, call))
 
     async def AbortCanary(self, request: pb.AbortCanaryRequest, call: Call) -> pb.AbortCanaryResponse:
         """Ends the canary."""
-        return await self._canaries.abort(request, known_name(request.author))
+        return await self._canaries.abort(request, _author(request, call))
 
     async def GetCanary(self, request: pb.GetCanaryRequest, call: Call) -> pb.GetCanaryResponse:
         """The canary with its evidence."""
@@ -222,7 +225,7 @@ class AdminServicer:
 
     async def RollBack(self, request: pb.RollBackRequest, call: Call) -> pb.RollBackResponse:
         """Makes the champion's predecessor the champion again."""
-        return await self._canaries.roll_back(request, known_name(request.author))
+        return await self._canaries.roll_back(request, _author(request, call))
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         """Every version in the registry."""
@@ -230,22 +233,17 @@ class AdminServicer:
 
     async def LoadModel(self, request: pb.LoadModelRequest, call: Call) -> pb.LoadModelResponse:
         """Loads a version into replicas."""
-        return await self._canaries.load_model(request, known_name(request.author))
+        return await self._canaries.load_model(request, _author(request, call))
 
     async def SetModelAlias(self, request: pb.SetModelAliasRequest, call: Call) -> pb.SetModelAliasResponse:
         """Points an alias at a version."""
-        return await self._canaries.set_alias(request, known_name(request.author))
+        return await self._canaries.set_alias(request, _author(request, call))
 
     async def ReloadConfiguration(
         self, request: pb.ReloadConfigurationRequest, call: Call
     ) -> pb.ReloadConfigurationResponse:
         """Rereads the configuration file."""
-        return await self._reload(request)
-
-    async def _reload(self, request: pb.ReloadConfigurationRequest) -> pb.ReloadConfigurationResponse:
-        who = known_name(request.author)
-        check_author(who, request.reason)
-        return await self._configuration.reload(self._control, request, who)
+        return await self._configuration.reload(self._control, request, _author(request, call))
 
     def _feature_status(self, instrument: str, report: InstrumentReport | None) -> pb.FeatureStatus:
         status = pb.FeatureStatus(instrument=instrument)
@@ -275,6 +273,26 @@ class AdminServicer:
                 status.problem = "stale"
         status.usable = not status.problem
         return status
+
+
+class _Change(Protocol):
+    """Fields that every request to change something has."""
+
+    @property
+    def author(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+def _author(request: _Change, call: Call) -> str:
+    """Who asks for a change. Raises `InvalidChangeError` unless the request says who and why."""
+    author = known_name(call.caller, request.author)
+    if not 0 < len(author) <= longest_name(call.caller, _MAX_AUTHOR):
+        raise InvalidChangeError(f"author: must be 1 to {_MAX_AUTHOR} characters")
+    if not 0 < len(request.reason) <= _MAX_REASON:
+        raise InvalidChangeError(f"reason: must be 1 to {_MAX_REASON} characters")
+    return author
 
 
 async def _ask(address: str, index: int) -> pb.ProcessStatus | None:

@@ -19,7 +19,7 @@ from server.errors import AuditBusyError, InvalidRequestError
 from server.journal.journal import Journal
 from server.journal.lock import FileLock
 from server.rpc.call import Call
-from server.security.identity import known_name, longest_name
+from server.security.identity import Caller, known_name, longest_name
 
 SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 _MOST_WATCHERS: Final = 16
@@ -111,7 +111,7 @@ class AuditServicer:
 
     async def _record_outcome(self, request: bytes, call: Call) -> bytes:
         """Makes an outcome durable, unless it is known already."""
-        outcome = _outcome(request)
+        outcome = _outcome(request, call.caller)
         # One after the other, so that two different outcomes of one decision do not pass each other.
         async with self._recording.held():
             asked = reading_pb2.FindOutcomeRequest(outcome=outcome)
@@ -124,7 +124,7 @@ class AuditServicer:
         return audit_pb2.RecordOutcomeResponse(outcome=outcome).SerializeToString()
 
 
-def _outcome(request: bytes) -> packet_pb2.Outcome:
+def _outcome(request: bytes, caller: Caller | None) -> packet_pb2.Outcome:
     """The outcome in a request.
 
     Raises:
@@ -136,8 +136,8 @@ def _outcome(request: bytes) -> packet_pb2.Outcome:
         raise InvalidRequestError("the request is not a valid message of this method") from error
     outcome.ClearField("recorded_at_ns")
     # Whoever is known reports in no other name: an outcome of another reporter would be taken for theirs.
-    outcome.reporter = known_name(outcome.reporter)
-    longest = longest_name(_MAX_NAME)
+    outcome.reporter = known_name(caller, outcome.reporter)
+    longest = longest_name(caller, _MAX_NAME)
     rules = (
         ("decision_id", f"must be 1 to {_MAX_NAME} characters", 0 < len(outcome.decision_id) <= _MAX_NAME),
         ("reporter", f"must be 1 to {longest} printable characters", _is_name(outcome.reporter, longest)),

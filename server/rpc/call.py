@@ -7,6 +7,10 @@ servicer knows a transport.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.security.identity import Caller
 
 CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]] | None
 """As grpc.aio and ASGI give it."""
@@ -18,13 +22,15 @@ class Call:
     Args:
         deadline: Monotonic instant at which the caller stops waiting; None without one.
         metadata: What the caller sent.
+        caller: Who makes the call; None on a port without credentials.
     """
 
-    __slots__ = ("deadline", "metadata")
+    __slots__ = ("caller", "deadline", "metadata")
 
-    def __init__(self, deadline: float | None, metadata: CallMetadata) -> None:
+    def __init__(self, deadline: float | None, metadata: CallMetadata, caller: Caller | None = None) -> None:
         self.deadline = deadline
         self.metadata = metadata
+        self.caller = caller
 
     async def accept(self) -> None:
         """Tells the caller of a stream that it was accepted, before there is an answer."""

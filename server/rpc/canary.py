@@ -27,7 +27,7 @@ from server.inference.replica import Replica
 from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError
 from server.models.registry import ALIASES, ModelRecord, ModelUnusableError
-from server.rpc.steering import Asking, check_author
+from server.rpc.steering import Asking
 
 T = TypeVar("T")
 
@@ -95,7 +95,6 @@ class CanarySteering:
 
     async def start(self, request: pb.StartCanaryRequest, author: str) -> pb.StartCanaryResponse:
         """Loads and checks a version, and gives it its first orders."""
-        check_author(author, request.reason)
         steps = tuple(request.steps) or self._steps
         try:
             check_steps(steps)
@@ -117,7 +116,6 @@ class CanarySteering:
 
     async def set_weight(self, request: pb.SetCanaryWeightRequest, author: str) -> pb.SetCanaryWeightResponse:
         """Sets the canary's share by hand."""
-        check_author(author, request.reason)
         if not 0 <= request.weight <= 1:
             raise InvalidChangeError("weight: must be 0 to 1")
         before = self._running()
@@ -132,7 +130,6 @@ class CanarySteering:
 
     async def promote(self, request: pb.PromoteCanaryRequest, author: str) -> pb.PromoteCanaryResponse:
         """Makes the canary the champion now."""
-        check_author(author, request.reason)
         canary = self._running()
         if request.dry_run:
             change = await self._put(request, author, CHAMPION, canary.model_version)
@@ -143,7 +140,6 @@ class CanarySteering:
 
     async def abort(self, request: pb.AbortCanaryRequest, author: str) -> pb.AbortCanaryResponse:
         """Ends the canary."""
-        check_author(author, request.reason)
         canary = self._running()
         if request.dry_run:
             after = canary.ended("aborted", request.reason, self._wall_seconds())
@@ -155,7 +151,6 @@ class CanarySteering:
 
     async def roll_back(self, request: pb.RollBackRequest, author: str) -> pb.RollBackResponse:
         """Makes the champion's predecessor the champion again."""
-        check_author(author, request.reason)
         canary = self._rollout.canary
         if canary is not None and canary.running:
             raise ChangeRefusedError(f"canary {canary.canary_id} is under way; abort it first")
@@ -176,7 +171,6 @@ class CanarySteering:
 
     async def load_model(self, request: pb.LoadModelRequest, author: str) -> pb.LoadModelResponse:
         """Loads a version; it gets no orders by that."""
-        check_author(author, request.reason)
         names = list(request.replicas) or ["primary", "secondary"]
         if unknown := set(names) - set(self._replicas):
             raise UnknownSubjectError(f"replicas: {', '.join(sorted(unknown))}; one of {', '.join(self._replicas)}")
@@ -188,7 +182,6 @@ class CanarySteering:
 
     async def set_alias(self, request: pb.SetModelAliasRequest, author: str) -> pb.SetModelAliasResponse:
         """Points an alias at a version; that of the champion makes it decide, loaded and checked."""
-        check_author(author, request.reason)
         if request.alias not in ALIASES:
             raise InvalidChangeError(f"alias: one of {', '.join(ALIASES)}")
         version = await self._resolve(request.model_version)

@@ -13,7 +13,6 @@ import grpc.aio
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from fallback.order import CallContext
 from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
@@ -146,7 +145,7 @@ class DecisionServicer:
         """One order."""
         arrived = self._clock()
         self._check_lane(call.metadata, (request.order,))
-        decided = await self._decide(request.order, arrived, call.deadline, self._contexts.of(call.metadata))
+        decided = await self._decide(request.order, arrived, call.deadline, call)
         reply = Reply(_DECIDED % prefixed(decided.wire), decided)
         if request.explain:
             await self._explain(reply, decided, call.deadline)
@@ -168,13 +167,12 @@ class DecisionServicer:
         if not 0 < len(request.orders) <= MAX_BATCH:
             rule = f"must be 1 to {MAX_BATCH}, not {len(request.orders)}"
             raise InvalidOrderError("BATCH_SIZE", f"orders: {rule}", "orders")
-        metadata = call.metadata
-        self._check_lane(metadata, request.orders)
+        self._check_lane(call.metadata, request.orders)
         results: dict[int, Reply] = {}
 
         async def decide(number: int, taken_up: float) -> None:
             order = request.orders[number]
-            result = results[number] = await self._result(order, taken_up, call.deadline, metadata)
+            result = results[number] = await self._result(order, taken_up, call.deadline, call)
             if result.decisions and (own := order_timeout_seconds(order)) is not None:
                 result.deadline = taken_up + own  # the server's cap is for deciding, and the call's deadline for all
 
@@ -201,13 +199,12 @@ class DecisionServicer:
     ) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
         ready: asyncio.Queue[Reply | None] = asyncio.Queue()
-        metadata = call.metadata
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
         over = False
 
         async def decide(order: pb.Order, arrived: float) -> None:
             if order.order_ref:
-                result = await self._result(order, arrived, None, metadata)
+                result = await self._result(order, arrived, None, call)
             else:
                 missing = InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
                 result = self._refused("", missing)
@@ -269,22 +266,24 @@ class DecisionServicer:
             self._dataplane.unheard(decided, "deadline")
         return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
 
-    async def _result(self, order: pb.Order, arrived: float, deadline: float | None, metadata: CallMetadata) -> Reply:
+    async def _result(self, order: pb.Order, arrived: float, deadline: float | None, call: Call) -> Reply:
         """What became of one order of a batch or stream."""
         try:
-            decided = await self._decide(order, arrived, deadline, self._contexts.of(metadata))
+            decided = await self._decide(order, arrived, deadline, call)
         except PretradeError as error:
             return self._refused(order.order_ref[:64], error)
         order_ref = prefixed(order.order_ref.encode())
         return Reply(_ORDER_DECIDED % (order_ref, prefixed(decided.wire)), decided)
 
-    async def _decide(self, message: pb.Order, arrived: float, deadline: float | None, called: CallContext) -> Decided:
+    async def _decide(self, message: pb.Order, arrived: float, deadline: float | None, call: Call) -> Decided:
         """Convert, take the earlier of the deadlines given, decide."""
+        caller, called = call.caller, self._contexts.of(call.metadata)
         try:
-            self._access.charge()
+            self._access.charge(caller)
             order = self._orders.read(message)
-            self._access.check_strategy(order.strategy)
+            self._access.check_strategy(caller, order.strategy)
             order.context = called
+            order.caller = "" if caller is None else caller.name
             return await self._dataplane.decide(order, arrived, _deadline(message, arrived, deadline))
         except PretradeError as error:
             self._reports.failed(message, called, error, arrived, self._clock())

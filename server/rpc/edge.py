@@ -23,7 +23,7 @@ from server.errors import DeadlineError, InternalError, InvalidOrderError, Pretr
 from server.rpc import status
 from server.rpc.call import Call
 from server.security.access import AccessControl, peer_host
-from server.security.identity import Attempt
+from server.security.identity import Attempt, Caller
 from server.security.methods import HEALTH
 from server.timing.call_deadlines import CallDeadlines
 
@@ -41,8 +41,8 @@ class GrpcCall(Call):
 
     __slots__ = ("_context",)
 
-    def __init__(self, deadline: float | None, context: _Context) -> None:
-        super().__init__(deadline, context.invocation_metadata())
+    def __init__(self, deadline: float | None, context: _Context, caller: Caller | None) -> None:
+        super().__init__(deadline, context.invocation_metadata(), caller)
         self._context = context
 
     async def accept(self) -> None:
@@ -99,11 +99,10 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
     def _one_answer(self, answer: Any, method: str, access: AccessControl | None) -> Callable[..., Any]:
         async def call(_requests: AsyncIterator[Any], context: _Context) -> Any:
             try:
-                if access is not None:
-                    await _admit(access, method, context)
+                caller = None if access is None else await _admit(access, method, context)
                 request = await self._only_request(context)
                 deadline = self._deadlines.deadline(context.time_remaining())
-                return await answer(request, GrpcCall(deadline, context))
+                return await answer(request, GrpcCall(deadline, context, caller))
             except Exception as error:
                 await self._fail(context, method, error)
 
@@ -114,18 +113,20 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
         async def call(requests: AsyncIterator[Any], context: _Context) -> None:
             try:
                 if access is None:
-                    await self._answer(handler, requests, context)
+                    await self._answer(handler, requests, context, None)
                 else:
-                    await _admit(access, method, context)
-                    await self._answer_watched(access, handler, requests, context)
+                    caller = await _admit(access, method, context)
+                    await self._answer_watched(access, handler, requests, context, caller)
             except Exception as error:
                 await self._fail(context, method, error)
 
         return call
 
-    async def _answer(self, handler: _Handler, requests: AsyncIterator[Any], context: _Context) -> None:
+    async def _answer(
+        self, handler: _Handler, requests: AsyncIterator[Any], context: _Context, caller: Caller | None
+    ) -> None:
         """Writes the answers of a stream."""
-        call = GrpcCall(self._deadlines.deadline(context.time_remaining()), context)
+        call = GrpcCall(self._deadlines.deadline(context.time_remaining()), context, caller)
         malformed = False
 
         async def sound() -> AsyncIterator[Any]:
@@ -149,7 +150,12 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
             raise _malformed()
 
     async def _answer_watched(
-        self, access: AccessControl, handler: _Handler, requests: AsyncIterator[Any], context: _Context
+        self,
+        access: AccessControl,
+        handler: _Handler,
+        requests: AsyncIterator[Any],
+        context: _Context,
+        caller: Caller | None,
     ) -> None:
         """The same, until its caller would not be let in any more."""
         task, refusal = asyncio.current_task(), None
@@ -161,8 +167,8 @@ class GrpcEdge(grpc.aio.ServerInterceptor):
             task.cancel()
 
         try:
-            with access.watched(end):
-                await self._answer(handler, requests, context)
+            with access.watched(caller, end):
+                await self._answer(handler, requests, context, caller)
         except asyncio.CancelledError:
             if refusal is None:
                 raise
@@ -214,9 +220,9 @@ def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any
     return parse
 
 
-async def _admit(access: AccessControl, method: str, context: _Context) -> None:
+async def _admit(access: AccessControl, method: str, context: _Context) -> Caller | None:
     """Asks whether a call may pass, before anything of it but its headers is read."""
-    await access.admit(
+    return await access.admit(
         Attempt(method, _authorization(context), lambda: peer_host(context.peer()), lambda: _pem(context))
     )
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 from urllib.parse import unquote
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import (
     CredentialsUnknownError,
     PermissionDeniedError,
@@ -18,9 +19,8 @@ from server.errors import (
     UnauthenticatedError,
 )
 from server.security import methods, operator
-from server.security.identity import CALLER, MAX_NAME, Attempt, Caller, Grants, Policy, Role
+from server.security.identity import MAX_NAME, Attempt, Caller, Grants, Policy, Role
 from server.security.keys import Keys
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import AdminCredential, DecisionCredential
 from server.security.tls import ClientCertificate, Material
@@ -73,8 +73,8 @@ class AccessControl:
         operator: bytes | None,
         material: Callable[[], Material] | None,
         policy: Callable[[], Policy],
-        calls: Rates | None,
-        failures: Rates,
+        calls: TokenBuckets | None,
+        failures: TokenBuckets,
         refusals: Refusals,
         wall_clock: Callable[[], float],
     ) -> None:
@@ -94,14 +94,14 @@ class AccessControl:
         self._streams: dict[Caller, Callable[[PretradeError], None]] = {}
         """Callers of open streams, and how their streams are ended."""
 
-    async def admit(self, attempt: Attempt) -> None:
-        """Returns for a call that may go on, with `CALLER` set.
+    async def admit(self, attempt: Attempt) -> Caller | None:
+        """The caller of a call that may go on; None for a health check, which is everybody's.
 
         Raises:
             UnauthenticatedError, PermissionDeniedError, RateLimitedError, CredentialsUnknownError: It may not.
         """
         if attempt.method.startswith(methods.HEALTH):
-            return
+            return None
         caller = None
         try:
             caller = await self._caller(attempt)
@@ -110,17 +110,17 @@ class AccessControl:
         except PretradeError as error:
             self._note(attempt, "" if caller is None else caller.name, error)
             raise
-        CALLER.set(caller)
+        return caller
 
     @contextmanager
-    def watched(self, end: Callable[[PretradeError], None]) -> Iterator[None]:
+    def watched(self, caller: Caller | None, end: Callable[[PretradeError], None]) -> Iterator[None]:
         """Holds an admitted stream: while the context is open it is looked at again and again, see `look_again`.
 
         Args:
+            caller: As `admit` returned it.
             end: Ends the stream with an error; called at most once.
         """
-        caller = CALLER.get()
-        if caller is None:  # health, which is everybody's
+        if caller is None:
             yield
             return
         self._streams[caller] = end

@@ -6,7 +6,6 @@ import enum
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final
 
@@ -99,19 +98,13 @@ class Caller:
     """True for credentials of a machine and not of a person: then the caller says who it is."""
 
 
-CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
-"""The caller of the call under way; None on a port without credentials."""
-
-
-def known_name(claimed: str) -> str:
+def known_name(caller: Caller | None, claimed: str) -> str:
     """Who makes a change or a report: the caller where it is known, whatever it claims, or else who it says it is."""
-    caller = CALLER.get()
     return claimed if caller is None or caller.stands_for_others else caller.name
 
 
-def longest_name(for_claimed: int) -> int:
+def longest_name(caller: Caller | None, for_claimed: int) -> int:
     """Most characters of the name that `known_name` returns: what is claimed may be shorter than what is proven."""
-    caller = CALLER.get()
     return for_claimed if caller is None or caller.stands_for_others else MAX_NAME
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import PermissionDeniedError, RateLimitedError
-from server.security.identity import CALLER
-from server.security.rates import Rates
+from server.security.identity import Caller
 from server.security.refusals import Refusals
 
 _PLANE = "decision"
@@ -18,17 +18,16 @@ class OrderAccess:
         refusals: Told of what was refused.
     """
 
-    def __init__(self, rates: Rates, refusals: Refusals) -> None:
+    def __init__(self, rates: TokenBuckets, refusals: Refusals) -> None:
         self._rates = rates
         self._refusals = refusals
 
-    def charge(self) -> None:
+    def charge(self, caller: Caller | None) -> None:
         """Takes one order out of the caller's bucket.
 
         Raises:
             RateLimitedError: There is none in it.
         """
-        caller = CALLER.get()
         if caller is None or (rate := caller.grants.decisions_per_second) is None:
             return
         if not self._rates.take(caller.name, rate):
@@ -36,13 +35,12 @@ class OrderAccess:
             self._refusals.counts[_PLANE, reason] += 1  # too many to record each
             raise RateLimitedError(reason, f"more than {rate:g} orders a second", 1 / rate)
 
-    def check_strategy(self, strategy: str) -> None:
+    def check_strategy(self, caller: Caller | None, strategy: str) -> None:
         """Returns when the caller may use the strategy.
 
         Raises:
             PermissionDeniedError: It is another one's; names the strategy.
         """
-        caller = CALLER.get()
         if caller is None or caller.grants.allow_strategy(strategy):
             return
         reason, attempt = "STRATEGY_NOT_ALLOWED", caller.attempt

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from feature_cache.token_bucket import TokenBuckets
 from pretrade.audit.v1 import packet_pb2
 from server.errors import JournalError
-from server.security.rates import Rates
 
 _log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ class Refusals:
     def __init__(
         self,
         record: Callable[[bytes], Awaitable[object]],
-        rates: Rates,
+        rates: TokenBuckets,
         instance_id: str,
         wall_clock_ns: Callable[[], int],
     ) -> None:

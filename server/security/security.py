@@ -12,6 +12,7 @@ from typing import Final, Literal
 import grpc
 from prometheus_client.metrics_core import Metric
 
+from feature_cache.token_bucket import TokenBuckets
 from server.process.health import Component
 from server.security import metrics
 from server.security.access import AccessControl
@@ -19,7 +20,6 @@ from server.security.client_tls import ClientMaterial, ClientTls
 from server.security.identity import Policy
 from server.security.keys import Keys, open_keys
 from server.security.orders import OrderAccess
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import (
     AccessSettings,
@@ -88,16 +88,16 @@ class Security:
         except ValueError as error:
             raise OSError(f"credentials: {error}") from error
         failures = access.failures_per_second
-        self._failures = Rates(failures, _BURST_FAILURES_SECONDS, clock)
+        self._failures = TokenBuckets(failures, _BURST_FAILURES_SECONDS, clock)
         self.refusals = Refusals(
-            record, Rates(failures, _BURST_FAILURES_SECONDS, clock), instance_id, lambda: int(wall_clock() * 1e9)
+            record, TokenBuckets(failures, _BURST_FAILURES_SECONDS, clock), instance_id, lambda: int(wall_clock() * 1e9)
         )
         self.verifier: TokenVerifier | None = None
         if self._keys is not None:
             self.verifier = TokenVerifier(tokens, self._keys, lambda: self._revoked.value, wall_clock)
             self._keys.on_change(self.verifier.forget)
         # What callers may take is in the policy.
-        self.orders = OrderAccess(Rates(math.inf, _BURST_SECONDS, clock), self.refusals)
+        self.orders = OrderAccess(TokenBuckets(math.inf, _BURST_SECONDS, clock), self.refusals)
         self._controls: list[AccessControl] = []
         self._of_clients: list[Watched[ClientMaterial]] = []
 
@@ -130,7 +130,7 @@ class Security:
             operator=self._operator,
             material=None if material is None else lambda: material.value,
             policy=lambda: self._policy.value,
-            calls=Rates(math.inf, _BURST_SECONDS, self._clock) if plane == "admin" else None,
+            calls=TokenBuckets(math.inf, _BURST_SECONDS, self._clock) if plane == "admin" else None,
             failures=self._failures,
             refusals=self.refusals,
             wall_clock=self._wall_clock,

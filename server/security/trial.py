@@ -77,16 +77,6 @@ class TrialAuthority:
         certificate = builder.sign(self._key, hashes.SHA256())
         return KeyPair(certificate.public_bytes(Encoding.PEM), _private(key))
 
-    def revoking(self, pairs: Iterable[KeyPair]) -> bytes:
-        """A list that revokes these certificates, in PEM."""
-        now = dt.datetime.now(dt.UTC)
-        builder = x509.CertificateRevocationListBuilder().issuer_name(self._name)
-        builder = builder.last_update(now - _BACKDATED).next_update(now + _DAY)
-        for pair in pairs:
-            revoked = x509.RevokedCertificateBuilder().serial_number(pair.serial).revocation_date(now - _BACKDATED)
-            builder = builder.add_revoked_certificate(revoked.build())
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
-
 
 class TrialIssuer:
     """Issues tokens.

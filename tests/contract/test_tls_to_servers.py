@@ -24,10 +24,9 @@ from feature_cache.features import N_FEATURES
 from local.stack.parts.torchserve import archive
 from local.stack.ports import free_ports
 from pretrade.wire.torchserve import inference_pb2_grpc
-from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.outcome import BatchFailedError, Outcome
-from server.inference.replica import Replica, ReplicaSettings
+from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.models.loading import ModelLoader
 from server.security.client_tls import ClientTls
 from server.security.private import write_private
@@ -64,10 +63,10 @@ def client_files(
 
 @asynccontextmanager
 async def replica(address: str, tls: ClientTlsSettings | None, model: str = "champion") -> AsyncIterator[Replica]:
-    sections = (ReplicaSettings(probe_interval_seconds=0.05), BatcherSettings(), BreakerSettings(slow_seconds=5.0))
+    limits = ReplicaLimits(ReplicaSettings(probe_interval_seconds=0.05), breaker=BreakerSettings(slow_seconds=5.0))
     clock = asyncio.get_running_loop().time
     opened = None if tls is None else ClientTls("primary", tls, time.time)
-    async with Replica("primary", address, model, None, *sections, clock, lambda: 0.5, tls=opened) as made:
+    async with Replica("primary", address, model, None, limits, clock=clock, random=lambda: 0.5, tls=opened) as made:
         yield made
 
 

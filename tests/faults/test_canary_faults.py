@@ -24,8 +24,9 @@ pytestmark = [pytest.mark.stack, pytest.mark.long]
 
 RATE = 60.0
 ROLLED_BACK_SECONDS = 10.0
-SETTINGS = ROOMY | {"CANARY__SLOW_SECONDS": "0.05", "SLO__MIN_EVENTS": "100000", "SLO__CANARY_MIN_EVENTS": "100000"}
-"""Without the error budget: what is tested is that the canary's own evidence is enough."""
+SETTINGS = ROOMY | {"CANARY__SLOW_SECONDS": "0.05", "SLO__OBJECTIVE": "0.5"}
+"""Without the error budget: what is tested is that the canary's own evidence is enough. At this objective no burn rate
+can reach that of a rule."""
 
 Seen = Callable[[str], None]
 FAULTS = {
@@ -101,8 +102,7 @@ def test_one_process_ends_a_canary_for_all(product: Product, tmp_path: Path, see
         "PRETRADE_REPLAY__MODEL_STORE": str(endpoints.model_store),
         "PRETRADE_REPLICAS__MANAGEMENT": json.dumps(endpoints.management),
         "PRETRADE_CANARY__SLOW_SECONDS": "0.1",
-        "PRETRADE_SLO__CANARY_MIN_EVENTS": "100000",
-        "PRETRADE_SLO__MIN_EVENTS": "100000",
+        "PRETRADE_SLO__OBJECTIVE": "0.5",
     }
     with server_group(tmp_path, 2, **changes) as group, Callers(group.decision) as callers:
         callers.wait_for_more(100)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import grpc
 import pytest
 from cryptography import x509
+from support.authority import RevokingAuthority
 from support.harness import PATIENCE_SECONDS, eventually
 from support.secure_server import SecureServer, decide, halt, refused, status
 from support.server_group import RARELY_ON_ENVOY
@@ -225,7 +226,7 @@ def test_a_revoked_client_does_not_get_in(server: SecureServer, seen: Callable[[
 @pytest.mark.fault("F5", "The revocation list comes from another authority", "The last good list stays in use.")
 def test_a_revocation_list_of_somebody_else_is_not_taken(server: SecureServer) -> None:
     failures = server.metric("pretrade_credentials_failures_total", file="certificates")
-    write_private(server.path("crl.pem"), TrialAuthority("pretrade trial").revoking(()).decode())
+    write_private(server.path("crl.pem"), RevokingAuthority("pretrade trial").revoking(()).decode())
     eventually(
         lambda: server.metric("pretrade_credentials_failures_total", file="certificates"),
         lambda count: count > failures,

@@ -14,9 +14,8 @@ import pytest
 from local.demo.variants import inverted, recalibrated
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
-from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
-from server.inference.replica import Replica, ReplicaSettings
+from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.models.loading import LoadError, ModelLoader, addresses_of
 from server.models.registry import ModelUnusableError, Registry
 
@@ -51,9 +50,10 @@ async def replica(stack: Stack) -> AsyncIterator[Replica]:
 
     endpoint = stack.endpoints.challenger
     assert endpoint is not None
-    sections = (ReplicaSettings(probe_timeout_seconds=5.0), BatcherSettings(), BreakerSettings(slow_seconds=5.0))
+    limits = ReplicaLimits(ReplicaSettings(probe_timeout_seconds=5.0), breaker=BreakerSettings(slow_seconds=5.0))
     clock = asyncio.get_running_loop().time
-    async with Replica("challenger", endpoint, "challenger", None, *sections, clock, lambda: 0.5) as replica:
+    made = Replica("challenger", endpoint, "challenger", None, limits, clock=clock, random=lambda: 0.5)
+    async with made as replica:
         await asyncio.wait_for(replica.proven.wait(), 30)
         yield replica
 

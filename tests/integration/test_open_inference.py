@@ -36,7 +36,7 @@ from server.inference.breaker import BreakerSettings
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
-from server.inference.replica import Replica, ReplicaSettings
+from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.rpc.decision import MAX_BATCH
 from torchserve.dataset import collect
 from torchserve.handler import ModelHandler
@@ -143,11 +143,11 @@ async def replica_at(address: str, model: str, codec: Codec, version: str | None
         address,
         model,
         version,
-        ReplicaSettings(call_bound_seconds=20, probe_timeout_seconds=10),
-        patient,
-        BreakerSettings(slow_seconds=10),
-        loop.time,
-        lambda: 0.5,
+        ReplicaLimits(
+            ReplicaSettings(call_bound_seconds=20, probe_timeout_seconds=10), patient, BreakerSettings(slow_seconds=10)
+        ),
+        clock=loop.time,
+        random=lambda: 0.5,
         codec=codec,
     )
     async with replica:
@@ -205,9 +205,10 @@ async def outcome_of(address: str, codec: Codec, model: str = "champion", row: b
 async def replica_at_once(address: str, model: str, codec: Codec) -> AsyncIterator[Replica]:
     """A replica whose first probe may still be under way."""
     loop = asyncio.get_running_loop()
-    settings = ReplicaSettings(call_bound_seconds=5, probe_interval_seconds=60)
-    sections = (settings, BatcherSettings(), BreakerSettings())
-    async with Replica("primary", address, model, None, *sections, loop.time, lambda: 0.5, codec=codec) as replica:
+    limits = ReplicaLimits(ReplicaSettings(call_bound_seconds=5, probe_interval_seconds=60))
+    async with Replica(
+        "primary", address, model, None, limits, clock=loop.time, random=lambda: 0.5, codec=codec
+    ) as replica:
         yield replica
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -15,10 +16,9 @@ from feature_cache.features import N_FEATURES
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc, management_pb2, management_pb2_grpc
-from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.outcome import BatchFailedError
-from server.inference.replica import Replica, ReplicaSettings
+from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.inference.token import ReplicaToken
 from server.models.loading import ModelLoader
 from server.security.private import write_private
@@ -63,11 +63,11 @@ async def test_the_server_shows_its_tokens_and_others_have_none(stack: Stack) ->
     assert code(stack, token.management) == (denied, fine)
     assert token.problem == ""
 
-    sections = (ReplicaSettings(probe_interval_seconds=0.1), BatcherSettings(), BreakerSettings(slow_seconds=5.0))
+    limits = ReplicaLimits(ReplicaSettings(probe_interval_seconds=0.1), breaker=BreakerSettings(slow_seconds=5.0))
     clock = asyncio.get_running_loop().time
     endpoint = str(stack.endpoints.challenger)
-    arguments = ("challenger", endpoint, "challenger", None, *sections, clock, lambda: 0.5)
-    async with Replica(*arguments, token=token) as replica, Replica(*arguments) as stranger:
+    opened = partial(Replica, "challenger", endpoint, "challenger", None, limits, clock=clock, random=lambda: 0.5)
+    async with opened(token=token) as replica, opened() as stranger:
         await asyncio.wait_for(replica.proven.wait(), 30)
         loader = ModelLoader(stack.endpoints.management, "{version}.mar", timeout_seconds=60.0)
         assert replica.model is not None

@@ -10,9 +10,8 @@ import grpc.aio
 from support.scripted_peer import scored
 
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
-from server.inference.batcher import BatcherSettings, Scored
-from server.inference.breaker import BreakerSettings
-from server.inference.replica import Replica, ReplicaSettings
+from server.inference.batcher import Scored
+from server.inference.replica import Replica, ReplicaLimits
 from server.inference.wire import ROW_BYTES
 
 PARENTS = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2, 3)]
@@ -42,8 +41,8 @@ async def served() -> AsyncIterator[tuple[ModelServer, Replica]]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     clock = asyncio.get_running_loop().time
-    settings = (ReplicaSettings(), BatcherSettings(), BreakerSettings())
-    async with Replica("primary", f"127.0.0.1:{port}", "champion", None, *settings, clock, lambda: 0.5) as replica:
+    made = Replica("primary", f"127.0.0.1:{port}", "champion", None, ReplicaLimits(), clock=clock, random=lambda: 0.5)
+    async with made as replica:
         await asyncio.wait_for(replica.proven.wait(), 30)
         yield model, replica
     await server.stop(None)

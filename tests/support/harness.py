@@ -288,8 +288,7 @@ def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
         "PRETRADE_CANARY__SLOW_SECONDS": "10",
         "PRETRADE_CANARY__MAX_FALLBACK_SHARE": "0.9",
         "PRETRADE_CANARY__MAX_ERROR_EXCESS": "0.9",
-        "PRETRADE_SLO__MIN_EVENTS": "1000000",
-        "PRETRADE_SLO__CANARY_MIN_EVENTS": "1000000",
+        "PRETRADE_SLO__OBJECTIVE": "0.5",
     }
     try:
         with Stack(settings, parts=parts) as stack:

@@ -19,6 +19,7 @@ from fallback.chain import Chain
 from fallback.guards import Guards, GuardSettings
 from fallback.order import Answer, Case
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.token_bucket import TokenBuckets
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.burn import Objective, SloSettings
@@ -42,7 +43,6 @@ from server.rpc.call import Call
 from server.rpc.call_context import CallContexts
 from server.rpc.decision import DecisionServicer, StreamSettings
 from server.security.orders import OrderAccess
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.timing.loop_lag import LoopLag
 from support.scripted_replica import ScriptedReplica, answers
@@ -122,7 +122,8 @@ class RequestPath:
             explaining,
             clock,
             OrderAccess(
-                Rates(math.inf, 1.0, clock), Refusals(journal.append, Rates(0.0, 1.0, clock), "", time.time_ns)
+                TokenBuckets(math.inf, 1.0, clock),
+                Refusals(journal.append, TokenBuckets(0.0, 1.0, clock), "", time.time_ns),
             ),
         )
 

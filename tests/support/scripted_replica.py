@@ -10,7 +10,7 @@ import numpy as np
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.outcome import BatchFailedError, Outcome
-from server.inference.replica import Replica, ReplicaSettings
+from server.inference.replica import Replica, ReplicaLimits
 from server.inference.wire import ModelIdentity, ScoreBatch
 
 Script = Callable[[list[bytes]], Awaitable[ScoreBatch]]
@@ -32,12 +32,10 @@ class ScriptedReplica(Replica):
             "nowhere",
             "champion",
             None,
-            ReplicaSettings(),
-            batcher_settings or BatcherSettings(),
-            breaker_settings or BreakerSettings(),
-            asyncio.get_running_loop().time,
-            lambda: 0.5,
-            stalled_seconds,
+            ReplicaLimits(batcher=batcher_settings or BatcherSettings(), breaker=breaker_settings or BreakerSettings()),
+            clock=asyncio.get_running_loop().time,
+            random=lambda: 0.5,
+            stalled_seconds=stalled_seconds,
         )
         self.script = script
         self.calls = 0

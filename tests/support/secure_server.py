@@ -24,7 +24,8 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.security.private import write_private
-from server.security.trial import ISSUER, KeyPair, TrialAuthority, TrialIssuer, jwks
+from server.security.trial import ISSUER, KeyPair, TrialIssuer, jwks
+from support.authority import RevokingAuthority
 from support.bare_server import environment
 from support.harness import INSTRUMENTS, eventually
 from support.leash import LeashedPopen
@@ -45,7 +46,7 @@ class SecureServer:
     credential: str
     """`token` or `certificate`."""
     tls: bool = True
-    authority: TrialAuthority = field(default_factory=TrialAuthority)
+    authority: RevokingAuthority = field(default_factory=RevokingAuthority)
     issuer: TrialIssuer = field(default_factory=TrialIssuer)
     env: dict[str, str] = field(init=False)
     process: subprocess.Popen[bytes] = field(init=False)

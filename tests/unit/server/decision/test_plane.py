@@ -53,7 +53,6 @@ from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
-from server.security.identity import CALLER, Attempt, Caller, Grants, Role
 from server.timing.loop_lag import LoopLag
 
 INSTRUMENT = "BTCUSDT.BINANCE"
@@ -139,6 +138,7 @@ class Plane:
         own_book_age_ms: float = 0.0,
         key: str = "",
         quantity: float = 1.0,
+        caller: str = "",
     ) -> pb.Decision:
         """Decides an order, which brings its own features unless told otherwise."""
         own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
@@ -147,7 +147,7 @@ class Plane:
         message = pb.Order(
             instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=quantity, strategy="alpha", idempotency_key=key
         )
-        order = Order(message, INSTRUMENT, pb.SIDE_BUY, quantity, 100.0, "alpha", reduce_only, own)
+        order = Order(message, INSTRUMENT, pb.SIDE_BUY, quantity, 100.0, "alpha", reduce_only, own, caller=caller)
         arrived = self.clock()
         deadline = None if timeout_seconds is None else arrived + timeout_seconds
         decided = await self.dataplane.decide(order, arrived, deadline)
@@ -554,18 +554,15 @@ async def test_what_a_repeat_is_told_instead_is_durable_first_or_it_abstains(tmp
 
 
 async def test_callers_are_told_apart_by_who_they_are(tmp_path: Path) -> None:
-    grants = Grants(frozenset({Role.TRADER}), None, None, math.inf)
-    attempt = Attempt("/pretrade.decision.v1.DecisionService/Decide", "", lambda: "127.0.0.1", lambda: None)
     async with plane(tmp_path, answers(0.75), answers(0.75)) as p:
 
         async def ask(name: str, quantity: float) -> str:
-            CALLER.set(Caller(name, grants, attempt))
-            return (await p.decide(key="1", quantity=quantity)).decision_id
+            return (await p.decide(key="1", quantity=quantity, caller=name)).decision_id
 
-        one, other, again = [await asyncio.create_task(ask(*desk)) for desk in (("a", 1.0), ("b", 2.0), ("a", 1.0))]
+        one, other, again = [await ask(*desk) for desk in (("a", 1.0), ("b", 2.0), ("a", 1.0))]
         assert one == again != other
         with pytest.raises(KeyReusedError):
-            await asyncio.create_task(ask("a", 2.0))
+            await ask("a", 2.0)
 
 
 async def test_an_order_whose_key_cannot_be_remembered_is_counted_as_shed(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from support.harness import eventually
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import CredentialsUnknownError, PretradeError, RateLimitedError, UnauthenticatedError
 from server.security.access import AccessControl
-from server.security.identity import CALLER, Attempt, Policy, Role
+from server.security.identity import Attempt, Caller, Policy, Role
 from server.security.keys import UrlKeys
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import TokenSettings
 from server.security.tokens import TokenVerifier
@@ -79,7 +79,7 @@ class Rig:
         async def record(entry: bytes) -> None:
             return None
 
-        self.refusals = Refusals(record, Rates(1e3, 1.0, lambda: self.now), "test", time.time_ns)
+        self.refusals = Refusals(record, TokenBuckets(1e3, 1.0, lambda: self.now), "test", time.time_ns)
         self.policy = Policy({"claim:viewer": Role.VIEWER})
         self.access = AccessControl(
             plane="admin",
@@ -91,13 +91,13 @@ class Rig:
             material=None,
             policy=lambda: self.policy,
             calls=None,
-            failures=Rates(2.0, 2.0, lambda: self.now),
+            failures=TokenBuckets(2.0, 2.0, lambda: self.now),
             refusals=self.refusals,
             wall_clock=time.time,
         )
 
-    async def admit(self, token: str, peer: str = "10.0.0.1") -> None:
-        await self.access.admit(Attempt(_METHOD, f"Bearer {token}", lambda: peer, lambda: None))
+    async def admit(self, token: str, peer: str = "10.0.0.1") -> Caller | None:
+        return await self.access.admit(Attempt(_METHOD, f"Bearer {token}", lambda: peer, lambda: None))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def server(issuer: TrialIssuer) -> Iterator[KeyServer]:
         yield server
 
 
-async def refusal(admission: Callable[[], Awaitable[None]]) -> str:
+async def refusal(admission: Callable[[], Awaitable[object]]) -> str:
     with pytest.raises((UnauthenticatedError, CredentialsUnknownError)) as error:
         await admission()
     return error.value.reason
@@ -119,8 +119,7 @@ async def refusal(admission: Callable[[], Awaitable[None]]) -> str:
 
 async def test_an_unknown_kid_has_the_keys_fetched_once_in_a_while(server: KeyServer, issuer: TrialIssuer) -> None:
     rig = Rig(server.url)
-    await rig.admit(issuer.token("a", ["viewer"]))
-    caller = CALLER.get()
+    caller = await rig.admit(issuer.token("a", ["viewer"]))
     assert caller is not None
     assert caller.name == "a"
     assert server.asked == 1
@@ -165,8 +164,8 @@ async def test_an_open_stream_is_as_good_as_its_credentials(server: KeyServer, i
     going, begun = asyncio.Event(), asyncio.Semaphore(0)
 
     async def stream(name: str) -> None:
-        await rig.admit(issuer.token(name, ["viewer"]))
-        with rig.access.watched(lambda error: ended.__setitem__(name, error)):
+        caller = await rig.admit(issuer.token(name, ["viewer"]))
+        with rig.access.watched(caller, lambda error: ended.__setitem__(name, error)):
             begun.release()
             await going.wait()
 
@@ -190,9 +189,9 @@ async def test_an_open_stream_is_as_good_as_its_credentials(server: KeyServer, i
 
 async def test_an_open_stream_ends_when_the_keys_are_too_old(server: KeyServer, issuer: TrialIssuer) -> None:
     rig = Rig(server.url)
-    await rig.admit(issuer.token("alice", ["viewer"]))
+    caller = await rig.admit(issuer.token("alice", ["viewer"]))
     ended: list[PretradeError] = []
-    with rig.access.watched(ended.append):
+    with rig.access.watched(caller, ended.append):
         server.status = 500
         rig.now += 3_700
         await rig.access.look_again()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_cache.token_bucket import TokenBuckets
 from server.errors import PermissionDeniedError, RateLimitedError
 from server.rpc import status
-from server.security.identity import CALLER, Attempt, Caller, Grants, Policy, Role
+from server.security.identity import Attempt, Caller, Grants, Policy, Role
 from server.security.orders import OrderAccess
-from server.security.rates import Rates
 from server.security.refusals import Refusals
 from server.security.settings import AccessSettings
 
@@ -103,55 +101,44 @@ def test_a_rate_is_that_of_the_principal_or_the_role_or_everybodys() -> None:
     assert alone.admin_calls_per_second == math.inf
 
 
-@contextmanager
-def calling(caller: Caller | None) -> Iterator[None]:
-    token = CALLER.set(caller)
-    try:
-        yield
-    finally:
-        CALLER.reset(token)
-
-
 def order_access() -> tuple[OrderAccess, Refusals]:
     async def record(entry: bytes) -> None:
         return None
 
-    refusals = Refusals(record, Rates(1e-9, 1.0, lambda: 0.0), "test", lambda: 0)
+    refusals = Refusals(record, TokenBuckets(1e-9, 1.0, lambda: 0.0), "test", lambda: 0)
     refusals._rates.take("")  # nothing more is recorded, and no event loop needed
-    return OrderAccess(Rates(math.inf, 2.0, lambda: 0.0), refusals), refusals
+    return OrderAccess(TokenBuckets(math.inf, 2.0, lambda: 0.0), refusals), refusals
 
 
 def test_an_order_of_anothers_strategy_is_refused_by_its_name() -> None:
     access, refusals = order_access()
     bound = grants("sub:alice", strategies={"sub:alice": "twap-*"})
-    with calling(Caller("alice", bound, _ATTEMPT)):
-        access.check_strategy("twap-1")
-        with pytest.raises(PermissionDeniedError) as error:
-            access.check_strategy("vwap")
+    alice = Caller("alice", bound, _ATTEMPT)
+    access.check_strategy(alice, "twap-1")
+    with pytest.raises(PermissionDeniedError) as error:
+        access.check_strategy(alice, "vwap")
     assert (error.value.reason, error.value.field) == ("STRATEGY_NOT_ALLOWED", "strategy")
     assert "'vwap'" in str(error.value)
     assert refusals.counts["decision", "STRATEGY_NOT_ALLOWED"] == 1
     code, _, trailing = status.of(error.value)
     assert code.name == "PERMISSION_DENIED"
     assert b"vwap" in bytes(trailing[0][1])  # type: ignore[arg-type]  # a binary header
-    with calling(None):
-        access.check_strategy("vwap")
+    access.check_strategy(None, "vwap")
 
 
 def test_a_stream_goes_by_the_grants_of_now() -> None:
     access, _ = order_access()
     caller = Caller("alice", grants("sub:alice", strategies={"sub:alice": "twap"}, decisions_per_second=1), _ATTEMPT)
-    with calling(caller):
-        access.check_strategy("twap")
-        access.charge()
-        access.charge()
-        with pytest.raises(RateLimitedError):
-            access.charge()
-        caller.grants = grants("sub:alice", strategies={"sub:alice": "vwap"})
-        access.check_strategy("vwap")
-        access.charge()
-        with pytest.raises(PermissionDeniedError):
-            access.check_strategy("twap")
+    access.check_strategy(caller, "twap")
+    access.charge(caller)
+    access.charge(caller)
+    with pytest.raises(RateLimitedError):
+        access.charge(caller)
+    caller.grants = grants("sub:alice", strategies={"sub:alice": "vwap"})
+    access.check_strategy(caller, "vwap")
+    access.charge(caller)
+    with pytest.raises(PermissionDeniedError):
+        access.check_strategy(caller, "twap")
 
 
 def test_roles_include_others() -> None:

@@ -7,21 +7,22 @@ import time
 from pathlib import Path
 
 import pytest
+from support.authority import RevokingAuthority
 
 from server.security.private import write_private
 from server.security.security import Security
 from server.security.settings import AccessSettings, TlsSettings, TokenSettings
 from server.security.tls import ClientCertificate, open_material
-from server.security.trial import KeyPair, TrialAuthority
+from server.security.trial import KeyPair
 
 
 @pytest.fixture(scope="module")
-def authority() -> TrialAuthority:
-    return TrialAuthority()
+def authority() -> RevokingAuthority:
+    return RevokingAuthority()
 
 
 @pytest.fixture
-def settings(tmp_path: Path, authority: TrialAuthority) -> TlsSettings:
+def settings(tmp_path: Path, authority: RevokingAuthority) -> TlsSettings:
     files = {"certificate": "server.pem", "key": "server.key", "client_ca": "ca.pem", "client_crl": "crl.pem"}
     install(tmp_path, authority.certify("server", dns=["localhost"]))
     (tmp_path / "ca.pem").write_bytes(authority.pem)
@@ -61,7 +62,7 @@ def test_files_that_are_no_good_refuse_to_start(
 
 
 def test_a_certificate_is_good_in_its_time_and_with_its_key(
-    tmp_path: Path, settings: TlsSettings, authority: TrialAuthority
+    tmp_path: Path, settings: TlsSettings, authority: RevokingAuthority
 ) -> None:
     install(tmp_path, authority.certify("server", lifetime=-dt.timedelta(days=2)))
     with pytest.raises(ValueError, match="expired at"):
@@ -73,9 +74,9 @@ def test_a_certificate_is_good_in_its_time_and_with_its_key(
 
 
 def test_several_lists_revoke_what_each_authority_says(
-    tmp_path: Path, settings: TlsSettings, authority: TrialAuthority
+    tmp_path: Path, settings: TlsSettings, authority: RevokingAuthority
 ) -> None:
-    other, stranger = TrialAuthority("other"), TrialAuthority("stranger")
+    other, stranger = RevokingAuthority("other"), RevokingAuthority("stranger")
     gone = [authority.certify("a"), authority.certify("b")]
     (tmp_path / "ca.pem").write_bytes(authority.pem + other.pem)
     (tmp_path / "crl.pem").write_bytes(authority.revoking(gone) + other.revoking([other.certify("c")]))
@@ -90,7 +91,7 @@ def test_several_lists_revoke_what_each_authority_says(
     assert len(material.value.revoked) == 3
 
 
-def test_names_are_principals_in_their_order(authority: TrialAuthority) -> None:
+def test_names_are_principals_in_their_order(authority: RevokingAuthority) -> None:
     pair = authority.certify("common", dns=["a.example", "b.example"], uris=["spiffe://x/y"], ips=["10.0.0.1"])
     parsed = ClientCertificate.parse(pair.certificate)
     assert parsed.principals == ("uri:spiffe://x/y", "dns:a.example", "dns:b.example", "cn:common")
@@ -99,7 +100,7 @@ def test_names_are_principals_in_their_order(authority: TrialAuthority) -> None:
     assert ClientCertificate.parse(authority.certify("a", uris=["spiffe://" + "x" * 300]).certificate).name == ""
 
 
-async def test_what_is_about_to_expire_is_unhealthy(settings: TlsSettings, authority: TrialAuthority) -> None:
+async def test_what_is_about_to_expire_is_unhealthy(settings: TlsSettings, authority: RevokingAuthority) -> None:
     async def record(entry: bytes) -> None:
         return None
 
