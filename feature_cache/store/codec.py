@@ -13,7 +13,7 @@ import enum
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ class BookState(enum.IntEnum):
     VALID = 1
     LOCKED = 2
     """Valid, with the best bid at the best ask."""
+
+
+_STATES: Final = frozenset(map(int, BookState))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,17 @@ class FeatureSnapshot:
         return (self.bid + self.ask) / 2
 
     def age_seconds(self, now_ns: int) -> float:
-        """Age from exchange event time at the wall-clock instant `now_ns`, never negative.
+        """Age from exchange event time at the wall-clock instant `now_ns`: see `age_seconds`."""
+        return age_seconds(self.publish_time_ns, self.transit_ns, now_ns)
 
-        Time since the newest event was published plus what it lost on its way, so that a replay at any speed and a
-        local clock that differs from the exchange's give the true age.
-        """
-        return max(0, now_ns - self.publish_time_ns + self.transit_ns) / 1e9
+
+def age_seconds(publish_time_ns: int, transit_ns: int, now_ns: int) -> float:
+    """Age of a vector from exchange event time at the wall-clock instant `now_ns`, never negative.
+
+    Time since the newest event was published plus what it lost on its way, so that a replay at any speed and a local
+    clock that differs from the exchange's give the true age.
+    """
+    return max(0, now_ns - publish_time_ns + transit_ns) / 1e9
 
 
 def encode(snapshot: FeatureSnapshot) -> bytes:
@@ -120,38 +128,30 @@ def split(packed: bytes) -> Iterator[bytes]:
         start = stop
 
 
+def head_of(packed: bytes) -> tuple[bytes, int, int, int]:
+    """Checks a packed vector as `decode` does, but for its name, and unpacks only what tells its instrument and age.
+
+    It takes a sixth of what `decode` takes: a server gets far more vectors than it decides orders.
+
+    Returns:
+        Instrument (UTF-8), sequence, `publish_time_ns` and `transit_ns`.
+
+    Raises:
+        CodecError: See `decode`.
+    """
+    fields = _checked(packed)
+    return packed[_HEADER.size : -_VALUES_BYTES], fields[2], fields[6], fields[7]
+
+
 def decode(packed: bytes) -> FeatureSnapshot:
     """Unpacks a snapshot.
 
     Raises:
         CodecError: Too short or long, another magic, another feature set, or an impossible field.
     """
-    if len(packed) < _HEADER.size:
-        raise CodecError(f"{len(packed)} bytes are shorter than the header of {_HEADER.size}")
-    (
-        magic,
-        fingerprint,
-        sequence,
-        event_time,
-        book_time,
-        trade_time,
-        publish_time,
-        transit,
-        bid,
-        ask,
-        state,
-        length,
-    ) = _HEADER.unpack_from(packed)
-    if magic != _MAGIC:
-        raise CodecError(f"magic is {magic!r}, not {_MAGIC!r}")
-    if fingerprint != features.FINGERPRINT:
-        raise CodecError(f"fingerprint {fingerprint:08x} is not {features.FEATURE_SET_ID}'s {features.FINGERPRINT:08x}")
-    start = _HEADER.size + length
-    if len(packed) != start + _VALUES_BYTES:
-        raise CodecError(f"{len(packed)} bytes, expected {start + _VALUES_BYTES}")
+    _, _, sequence, event_time, book_time, trade_time, publish_time, transit, bid, ask, state, _ = _checked(packed)
     try:
-        book_state = BookState(state)
-        instrument = packed[_HEADER.size : start].decode()
+        instrument = packed[_HEADER.size : -_VALUES_BYTES].decode()
     except ValueError as error:
         raise CodecError(str(error)) from error
     return FeatureSnapshot(
@@ -164,6 +164,27 @@ def decode(packed: bytes) -> FeatureSnapshot:
         transit_ns=transit,
         bid=bid,
         ask=ask,
-        state=book_state,
-        values=np.frombuffer(packed, dtype="<f4", offset=start),
+        state=BookState(state),
+        values=np.frombuffer(packed, dtype="<f4", offset=len(packed) - _VALUES_BYTES),
     )
+
+
+def _checked(packed: bytes) -> tuple[Any, ...]:
+    """The fields of the header.
+
+    Raises:
+        CodecError: See `decode`.
+    """
+    if len(packed) < _HEADER.size:
+        raise CodecError(f"{len(packed)} bytes are shorter than the header of {_HEADER.size}")
+    fields = _HEADER.unpack_from(packed)
+    magic, fingerprint, state, length = fields[0], fields[1], fields[10], fields[11]
+    if magic != _MAGIC:
+        raise CodecError(f"magic is {magic!r}, not {_MAGIC!r}")
+    if fingerprint != features.FINGERPRINT:
+        raise CodecError(f"fingerprint {fingerprint:08x} is not {features.FEATURE_SET_ID}'s {features.FINGERPRINT:08x}")
+    if len(packed) != _HEADER.size + length + _VALUES_BYTES:
+        raise CodecError(f"{len(packed)} bytes, expected {_HEADER.size + length + _VALUES_BYTES}")
+    if state not in _STATES:
+        raise CodecError(f"{state} is not a valid BookState")
+    return fields

@@ -7,7 +7,6 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final
 
@@ -20,7 +19,7 @@ from redis.exceptions import RedisError
 from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
 from feature_cache.store.cluster import Cluster, is_cluster
-from feature_cache.store.codec import CodecError, FeatureSnapshot, decode, split
+from feature_cache.store.codec import CodecError, FeatureSnapshot, age_seconds, decode, head_of, split
 from feature_cache.store.vectors import CHANNEL, connect, key_of
 
 _SILENT_CHECKS: Final = 3
@@ -48,19 +47,35 @@ class FeatureCacheSettings(BaseModel):
     """Longest pause between two attempts, in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
 class CachedFeatures:
-    """A vector and what is needed to know its age."""
+    """A vector and what is needed to know its age; unpacked when somebody asks for it.
 
-    snapshot: FeatureSnapshot
-    age_at_receipt_seconds: float
-    """Age from exchange event time when it was received, by the wall clock."""
-    received_monotonic: float
-    """When it was received, on the monotonic clock, seconds."""
+    Args:
+        packed: The vector, checked by `head_of`.
+        sequence: Its sequence.
+        age_at_receipt_seconds: Age from exchange event time when it was received, by the wall clock.
+        received_monotonic: When it was received, on the monotonic clock, seconds.
+    """
+
+    __slots__ = ("_age_at_receipt_seconds", "_packed", "_received_monotonic", "_snapshot", "sequence")
+
+    def __init__(self, packed: bytes, sequence: int, age_at_receipt_seconds: float, received_monotonic: float) -> None:
+        self._packed = packed
+        self._snapshot: FeatureSnapshot | None = None
+        self._age_at_receipt_seconds = age_at_receipt_seconds
+        self._received_monotonic = received_monotonic
+        self.sequence = sequence
+
+    @property
+    def snapshot(self) -> FeatureSnapshot:
+        """The vector; the same object every time."""
+        if self._snapshot is None:
+            self._snapshot = decode(self._packed)
+        return self._snapshot
 
     def age_seconds(self, now_monotonic: float) -> float:
         """Age from exchange event time at an instant of the monotonic clock, whatever the wall clock did since."""
-        return self.age_at_receipt_seconds + max(0.0, now_monotonic - self.received_monotonic)
+        return self._age_at_receipt_seconds + max(0.0, now_monotonic - self._received_monotonic)
 
 
 class FeatureCache:
@@ -92,6 +107,7 @@ class FeatureCache:
         self._redis_url = redis_url
         self._settings = settings
         self._entries: dict[str, CachedFeatures | None] = dict.fromkeys(instruments)
+        self._names = {name.encode(): name for name in self._entries}
         self._monotonic = monotonic
         self._wall_ns = wall_ns
         self._uniform = uniform
@@ -137,29 +153,30 @@ class FeatureCache:
             Whether it is now the one that `get` gives; what is refused is counted.
         """
         try:
-            snapshot = decode(packed)
+            name, sequence, publish_time_ns, transit_ns = head_of(packed)
         except CodecError as error:
             self.rejected += 1
             _log.warning("features.rejected", reason=str(error))
             return False
-        if snapshot.instrument not in self._entries:
+        instrument = self._names.get(name)
+        if instrument is None:
             return False
-        current = self.get(snapshot.instrument)
-        if current is not None and snapshot.sequence <= current.snapshot.sequence:
-            self.outdated += snapshot.sequence < current.snapshot.sequence
+        current = self._entries[instrument]
+        if current is not None and sequence <= current.sequence and self.get(instrument) is not None:
+            self.outdated += sequence < current.sequence
             return False
         now_ns = self._wall_ns()
-        lead = (snapshot.publish_time_ns - now_ns) / 1e9
+        lead = (publish_time_ns - now_ns) / 1e9
         if lead > self._settings.max_clock_lead_seconds:
             self.ahead += 1
             if self.ahead.bit_count() == 1:  # the 1st, 2nd, 4th …: there are hundreds a second of them
-                _log.warning("features.clocks_disagree", instrument=snapshot.instrument, lead_seconds=round(lead, 3))
+                _log.warning("features.clocks_disagree", instrument=instrument, lead_seconds=round(lead, 3))
             return False
-        age = snapshot.age_seconds(now_ns)
+        age = age_seconds(publish_time_ns, transit_ns, now_ns)
         if age > self._settings.ttl_seconds:
             self.expired += 1
             return False
-        self._entries[snapshot.instrument] = CachedFeatures(snapshot, age, self._monotonic())
+        self._entries[instrument] = CachedFeatures(packed, sequence, age, self._monotonic())
         self.updates += 1
         return True
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import os
 import time
+import uuid
 from collections.abc import Callable
+from typing import Final
 
 _VERSION = 0x7 << 76
 _VARIANT = 0x2 << 62
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def uuid7_source(
@@ -36,3 +40,17 @@ def uuid7_source(
         return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
     return next_id
+
+
+def made_at(decision_id: str) -> dt.datetime | None:
+    """The wall clock's UTC time when an id was made, to the millisecond; None where it is not of version 7."""
+    try:
+        value = uuid.UUID(decision_id).int
+    except ValueError:
+        return None
+    if value >> 76 & 0xF != _VERSION >> 76:
+        return None
+    try:
+        return _EPOCH + dt.timedelta(milliseconds=value >> 80)
+    except OverflowError:
+        return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +18,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.days import TablesBusyError
 from server.audit.store.schema import METADATA
 from server.audit.store.store import Store
+from server.decision.ids import uuid7_source
 from server.errors import JournalCorruptedError, SchemaUnknownError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 
@@ -180,6 +183,30 @@ class TestOnPostgreSQL:
             f"decisions_{yesterday:%Y%m%d}": 1,
             "decisions_other": 1,
         }
+
+    def test_a_decision_is_looked_up_in_the_day_that_its_id_names_and_found_in_any_other(
+        self, store: Store, engine: sa.Engine
+    ) -> None:
+        store.migrate()
+        store.prepare_days(2)
+        noon = TODAY.replace(hour=12) - dt.timedelta(days=1)
+        new_id = uuid7_source(lambda: int(noon.timestamp() * 1e9))
+        ids = [new_id(), new_id()]
+        ship(store, decision(ids[0], noon), decision(ids[1], TODAY))
+        asked: list[tuple[str, Any]] = []
+
+        def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+            asked.append((statement, parameters))
+
+        with store.connect() as connection:
+            sa.event.listen(connection.engine, "before_cursor_execute", note)
+        assert store.find(ids[0]) is not None
+        ((statement, parameters),) = asked
+        with engine.connect() as connection:
+            plan = str(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).all())
+        assert set(re.findall(r"on (decisions_\w+)", plan)) == {f"decisions_{noon:%Y%m%d}"}
+        assert store.find(ids[1]) is not None, "its clock was set between id and decision"
+        assert len(asked) == 3
 
     def test_what_was_stored_before_its_day_had_a_partition_moves_into_it(
         self, store: Store, engine: sa.Engine

@@ -37,6 +37,7 @@ from server.audit.store.schema import (
     VERIFICATIONS,
     migrate,
 )
+from server.decision.ids import made_at
 from server.errors import JournalCorruptedError
 from server.journal.journal_file import Head, Row, follow, link
 from server.journal.reply_status import WITHDRAWN
@@ -54,6 +55,8 @@ _SET_STATUS_OF_REPEATS: Final = (
 _REPLIES_LOCK: Final = 0x5052_4552
 """Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
 ships what a repeat of the call heard. Each must see the other's word."""
+_CLOCK_ERROR: Final = dt.timedelta(minutes=1)
+"""A decision gets its id while it is made; more than this lies between only when the wall clock was set."""
 _READ_ROWS: Final = 1000
 _PARTITIONED_DAYS: Final = (366, 7)
 """Days before and after today that get a partition; a clock may be far off."""
@@ -298,15 +301,23 @@ class Store:
             return _repeats_of(connection, decision_ids)
 
     def find(self, decision_id: str) -> StoredDecision | None:
-        """The decision with this id, or None."""
+        """The decision with this id, or None.
+
+        The id says when it was made, and so which day's partition holds the decision. Other days are searched only when
+        it is not there, as after a clock was set.
+        """
         entries = JOURNAL_ENTRIES.c
         query = (
             sa.select(DECISIONS.c.reply_status, entries.journal_id, entries.position, entries.entry, entries.hash)
             .join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
             .where(DECISIONS.c.decision_id == decision_id)
         )
+        made = made_at(decision_id)
+        near = () if made is None else (DECISIONS.c.decided_at.between(made - _CLOCK_ERROR, made + _CLOCK_ERROR),)
         with self._engine.connect() as connection:
-            found = connection.execute(query).one_or_none()
+            found = connection.execute(query.where(*near)).one_or_none()
+            if found is None and near:
+                found = connection.execute(query).one_or_none()
         if found is None:
             return None
         return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from feature_cache.features import N_FEATURES, for_sell
-from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, decode, encode, split
+from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, decode, encode, head_of, split
 
 TIMES = st.integers(-(2**63), 2**63 - 1)
 SNAPSHOTS = st.builds(
@@ -32,6 +32,19 @@ def test_a_snapshot_comes_back_as_it_was(snapshot: FeatureSnapshot) -> None:
     for name in FeatureSnapshot.__slots__:
         np.testing.assert_array_equal(getattr(again, name), getattr(snapshot, name))
     assert encode(again) == encode(snapshot)
+
+
+@given(SNAPSHOTS)
+def test_the_head_of_a_vector_says_what_the_whole_of_it_says(snapshot: FeatureSnapshot) -> None:
+    name, *rest = head_of(encode(snapshot))
+    assert name.decode() == snapshot.instrument
+    assert rest == [snapshot.sequence, snapshot.publish_time_ns, snapshot.transit_ns]
+
+
+@given(st.binary(max_size=400))
+def test_a_head_is_refused_where_the_whole_would_be(garbage: bytes) -> None:
+    with pytest.raises(CodecError):
+        head_of(garbage)
 
 
 @given(SNAPSHOTS, st.integers(0, 400))
@@ -64,8 +77,9 @@ def test_the_message_says_what_is_wrong(at: int, what: str) -> None:
         encode(FeatureSnapshot("A.B", 1, 2, 3, 4, 5, 6, 7.0, 8.0, BookState.VALID, np.zeros(N_FEATURES, np.float32)))
     )
     packed[at] ^= 0xFF
-    with pytest.raises(CodecError, match=what):
-        decode(bytes(packed))
+    for read in (decode, head_of):
+        with pytest.raises(CodecError, match=what):
+            read(bytes(packed))
 
 
 @given(arrays(np.float32, (3, N_FEATURES), elements=st.floats(width=32)))

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from feature_cache.features import N_FEATURES
+from feature_cache.store import codec, l1
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 
@@ -129,3 +130,22 @@ def test_instruments_that_are_not_followed_are_ignored(cache: FeatureCache) -> N
     assert cache.get("OTHER.BINANCE") is None
     assert cache.get("ETHUSDT.BINANCE") is None
     assert cache.instruments == (NAME, "ETHUSDT.BINANCE")
+
+
+def test_a_vector_is_unpacked_once_and_only_when_it_is_asked_for(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked: list[bytes] = []
+
+    def decode(packed: bytes) -> FeatureSnapshot:
+        unpacked.append(packed)
+        return codec.decode(packed)
+
+    monkeypatch.setattr(l1, "decode", decode)
+    for sequence in range(1, 100):
+        assert cache.accept(packed(sequence))
+    entry = cache.get(NAME)
+    assert entry is not None
+    assert not unpacked
+    assert entry.snapshot is entry.snapshot
+    assert unpacked == [packed(99)]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import datetime as dt
 import os
 import uuid
 
 import pytest
 
-from server.decision.ids import uuid7_source
+from server.decision.ids import made_at, uuid7_source
 
 MILLISECOND = 1_000_000
 
@@ -40,3 +41,14 @@ def test_ids_rise_over_time() -> None:
 def test_ids_of_two_processes_differ_within_a_millisecond() -> None:
     sources = [uuid7_source(lambda: MILLISECOND) for _ in range(2)]
     assert len({source() for source in sources for _ in range(1_000)}) == 2_000
+
+
+def test_an_id_tells_when_it_was_made() -> None:
+    now_ns = 1_700_000_000_123 * MILLISECOND + 456_789
+    made = made_at(uuid7_source(lambda: now_ns)())
+    assert made == dt.datetime(2023, 11, 14, 22, 13, 20, 123_000, dt.UTC)
+
+
+@pytest.mark.parametrize("other", ["", "d1", str(uuid.UUID(int=0)), str(uuid.uuid4()), "f" * 12 + "7" + "f" * 19])
+def test_what_is_no_id_of_ours_tells_no_time(other: str) -> None:
+    assert made_at(other) is None
