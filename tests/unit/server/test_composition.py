@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).parents[4]
+ROOT: Final = Path(__file__).parents[3]
 MOST_ARGUMENTS: Final = 14
 """A constructor with more is given parts that belong together, such as `Recording`."""
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-SCRIPT: Final = Path(__file__).parents[2] / ".ci" / "system-tools"
+SCRIPT: Final = Path(__file__).parents[3] / ".ci" / "system-tools"
 BASICS: Final = (
     "bash",
     "chmod",

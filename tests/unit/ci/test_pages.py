@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import failures
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "loadtest/README.md", ROOT / "k8s/README.md"]
 
 

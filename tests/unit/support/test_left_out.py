@@ -28,7 +28,7 @@ def test_breaks_something(number):
 
 @pytest.fixture(autouse=True)
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a run takes 0.1 s without them
     pytester.makeconftest('pytest_plugins = ("support.left_out",)')
     pytester.makeini("[pytest]\nmarkers =\n  long: takes minutes\n  fault(id, fault, expected): breaks something")

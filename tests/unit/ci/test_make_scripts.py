@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-CI: Final = Path(__file__).parents[2] / ".ci"
+CI: Final = Path(__file__).parents[3] / ".ci"
 PIP: Final = """
 print("Collecting torch==2.13.0 (from pretrade-server==0.1.0)")
 print("  Downloading torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl (526.6 MB)")

@@ -92,7 +92,7 @@ def test_a_second_file_is_read_too_and_takes_what_fails(
 
 
 def test_every_kept_seed_belongs_to_a_test_that_is_still_there() -> None:
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     for test in json.loads((tests / "failing_seeds.json").read_text()):
         path, _, name = test.rpartition("::")
         assert f"def {name}(" in (tests.parent / path).read_text(), f"{test} was renamed: so must its seeds be"

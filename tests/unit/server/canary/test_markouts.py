@@ -1,4 +1,4 @@
-"""What is kept of pairs, and what the market makes of them."""
+"""What the market makes of pairs of scores."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from support.cases import Clock
 from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
-from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.markouts import Markouts
-from server.canary.pairs import PairRecorder
-from server.errors import JournalUnwritableError
 from server.inference.shadow import Opinion, Pair
-from server.journal.journal import Journal, JournalSettings
 
 INSTRUMENT = "BTCUSDT.BINANCE"
 
@@ -25,51 +21,6 @@ def pair(decision_id: str = "one", side: pb.Side.ValueType = pb.SIDE_BUY, mid: f
     return Pair(
         decision_id, INSTRUMENT, side, mid, Opinion("aa" * 8, 0.9, 0.5), Opinion("bb" * 8, 0.2, 0.4), False, 0.0015, 1
     )
-
-
-class Entries(Journal):
-    """Takes entries, or refuses them; without a thread and a file."""
-
-    def __init__(self) -> None:
-        super().__init__(JournalSettings())
-        self.entries: list[packet_pb2.JournalEntry] = []
-        self.writable, self.broken = True, False
-
-    def append(self, entry: bytes, *, even_if_full: bool = False) -> object:  # type: ignore[override]  # nobody waits
-        if self.broken:
-            raise JournalUnwritableError("no disk")
-        self.entries.append(packet_pb2.JournalEntry.FromString(entry))
-        return None
-
-
-def test_many_pairs_are_one_entry() -> None:
-    journal = Entries()
-    recorder = PairRecorder(journal, lambda: 42)
-    for number in range(300):
-        recorder.add(pair(str(number)))
-    assert journal.entries == []
-    recorder.flush()
-    assert [len(entry.score_pairs.pairs) for entry in journal.entries] == [256, 44]
-    first = journal.entries[0].score_pairs.pairs[0]
-    assert (first.decision_id, first.champion_score, first.challenger_score) == ("0", 0.9, 0.2)
-    assert (first.champion_trades, first.challenger_trades, first.challenger_decided) == (True, False, False)
-    assert (first.challenger_us, first.recorded_at_ns) == (1_500, 42)
-    assert (recorder.recorded, recorder.lost) == (300, 0)
-
-
-def test_pairs_that_cannot_be_kept_are_counted_and_no_more_than_so_many_wait() -> None:
-    journal = Entries()
-    recorder = PairRecorder(journal, lambda: 42)
-    for number in range(5_000):
-        recorder.add(pair(str(number)))
-    assert recorder.lost == 5_000 - 4_096
-    journal.broken = True
-    recorder.flush()
-    assert (recorder.recorded, recorder.lost) == (0, 5_000)
-    journal.broken, journal.writable = False, False
-    recorder.add(pair())
-    recorder.flush()
-    assert (journal.entries, recorder.lost) == ([], 5_001)
 
 
 class Market:
