@@ -49,6 +49,8 @@ def test_an_id_tells_when_it_was_made() -> None:
     assert made == dt.datetime(2023, 11, 14, 22, 13, 20, 123_000, dt.UTC)
 
 
-@pytest.mark.parametrize("other", ["", "d1", str(uuid.UUID(int=0)), "873105da-9e4c-480b-8012-879a2a481a82", "f" * 12 + "7" + "f" * 19])
+@pytest.mark.parametrize(
+    "other", ["", "d1", str(uuid.UUID(int=0)), "873105da-9e4c-480b-8012-879a2a481a82", "f" * 12 + "7" + "f" * 19]
+)
 def test_what_is_no_id_of_ours_tells_no_time(other: str) -> None:
     assert made_at(other) is None
