@@ -156,7 +156,7 @@ def _decided_at(packet: packet_pb2.DecisionPacket) -> int:
 
 
 def _known(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """A score that nobody gave is not a score that is undefined."""
+    """A decision without a score is not a decision with an undefined score."""
     return values[~np.isnan(values)] if name == SCORE else values
 
 

@@ -44,7 +44,7 @@ class ExplainSettings(BaseModel):
 class Explaining:
     """Explains decisions that were just made, in a process of its own that reads the journal and runs the models.
 
-    The decision path does not know of it. At most 32 requests wait; further ones are told so at once.
+    The decision path does not know this class. At most 32 requests wait; further ones are refused at once.
 
     Args:
         reading: The process.
@@ -105,4 +105,4 @@ class Explaining:
     def _asked(self, asking: asyncio.Task[bytes]) -> None:
         self._asking.discard(asking)
         if not asking.cancelled():
-            asking.exception()  # retrieved, also where nobody waits for it any more
+            asking.exception()  # retrieved, also when no caller waits for it any more

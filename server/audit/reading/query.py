@@ -96,7 +96,7 @@ class AuditQuery:
     def newest(
         self, wanted: audit_pb2.DecisionFilter, limit: int, incomplete: Callable[[str], object] = lambda _: None
     ) -> Iterator[audit_pb2.AuditedDecision]:
-        """The newest decisions that match, page by page; `incomplete` hears what cannot be read.
+        """The newest decisions that match, page by page; `incomplete` is called with what cannot be read.
 
         Raises:
             InvalidRequestError: The filter breaks a rule.

@@ -219,7 +219,7 @@ class ReadingProcess:
         return _ERRORS.get(reason, AuditError)(error.details() or "")
 
     def _over(self, running: asyncio.Task[_Started], why: str) -> None:
-        """Replaces a process with the next question, whoever of its callers notices first."""
+        """Forgets a process that has ended; the next question starts another. A second call does nothing."""
         if self._running is not running:
             return
         _log.error("audit_reading_ended", name=self.name, error=why)

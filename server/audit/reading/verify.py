@@ -43,7 +43,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A journal of which nobody can say here that it is whole: it is not closed, and elsewhere, or was given up."""
+    """A journal that cannot be verified from here: it is open on another host, or it was written off."""
 
     journal_id: str
     what: str
