@@ -1,6 +1,7 @@
 """The fallback chain: the first source that can answer decides.
 
-The order is model (primary, secondary) → cached score → rules baseline → abstain, unless the settings say otherwise.
+The order is model (primary, secondary) → embedded model → cached score → rules baseline → abstain, unless the settings
+say otherwise.
 Each stage either answers or notes in the case why it could not, and the next one is asked. A stage that raises has a
 bug: it is counted and logged, and the next one is asked all the same. Abstaining needs nothing and therefore never
 fails.
@@ -24,7 +25,7 @@ _log = structlog.get_logger(__name__)
 _REPORT_SECONDS: Final = 5.0
 """Between two log lines about stages that break off: a bug may be met by every order."""
 
-StageName = Literal["model", "cached_score", "rules"]
+StageName = Literal["model", "embedded", "cached_score", "rules"]
 """What a stage is called in the settings."""
 
 
@@ -33,9 +34,10 @@ class ChainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    stages: tuple[StageName, ...] = Field(default=("model", "cached_score", "rules"), min_length=1)
+    stages: tuple[StageName, ...] = Field(default=("model", "embedded", "cached_score", "rules"), min_length=1)
     """Stages in the order in which they are asked; a JSON list. A stage that is not in the list never answers; abstain
-    always comes last. Remove `rules` or `cached_score` if that source must not decide."""
+    always comes last. Remove `rules` or `cached_score` if that source must not decide. Put `embedded` before `model`
+    for the shortest latency; the primary then checks a sample of its scores."""
 
     @field_validator("stages")
     @classmethod

@@ -32,7 +32,7 @@ class CallContext(NamedTuple):
 
 NO_CONTEXT: Final = CallContext()
 
-CHAMPION_SOURCES: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
+CHAMPION_SOURCES: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_EMBEDDED))
 """Sources that are the champion, asked at this moment."""
 MODEL_SOURCES: Final = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
 """Sources that are a model, asked at this moment: an answer of any other source is a degraded one."""

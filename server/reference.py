@@ -137,7 +137,7 @@ _HEADINGS: Final = {
     "The models": ("replicas", "oip", "replica", "batcher", "breaker", "retry"),
     "The time of a decision": ("budget", "admission", "idempotency", "stream"),
     "Features": ("features", "feature_cache"),
-    "What is answered without a model, and the guards": ("chain", "cached_score", "rules", "guards"),
+    "What is answered without a model, and the guards": ("chain", "embedded", "cached_score", "rules", "guards"),
     "Steering and canaries": ("control", "shadow", "canary", "slo"),
     "The audit": ("journal", "shipping", "decisions_topic", "replay", "explain", "drift"),
     "Logs and traces": ("tracing", "decision_log"),

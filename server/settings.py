@@ -47,6 +47,7 @@ from server.drift.watch import DriftSettings
 from server.envoy import edges
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
+from server.inference.embedded_check import EmbeddedSettings
 from server.inference.endpoints import ReplicaEndpoints
 from server.inference.oip import OpenInferenceSettings
 from server.inference.replica import ReplicaSettings
@@ -126,6 +127,7 @@ class Settings(BaseSettings):
     features: FeatureSettings = FeatureSettings()
     feature_cache: FeatureCacheSettings = FeatureCacheSettings()
     chain: ChainSettings = ChainSettings()
+    embedded: EmbeddedSettings = EmbeddedSettings()
     cached_score: CachedScoreSettings = CachedScoreSettings()
     rules: RulesSettings = RulesSettings()
     guards: GuardSettings = GuardSettings()

@@ -66,7 +66,7 @@ class Target:
             memory_bytes=resources.memory_bytes,
             decisions=_sum(samples, decisions, {}),
             refused=_sum(samples, "pretrade_errors_total", {}),
-            scored=sum(_sum(samples, decisions, {"source": source}) for source in ("PRIMARY", "SECONDARY")),
+            scored=sum(_sum(samples, decisions, {"source": source}) for source in ("PRIMARY", "SECONDARY", "EMBEDDED")),
         )
 
     def resources(self) -> Usage:

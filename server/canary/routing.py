@@ -77,8 +77,18 @@ class CanaryRouting:
             return await self._champion.answer(case)
         if not canary.takes(case.order.instrument, case.order.strategy):
             return await self._ask_champion(case)
-        answer = await self._ask(case, canary.model_version)
+        answer = await self.answer_on_trial(case)
         return answer if answer is not None else await self._champion.answer(case)
+
+    async def answer_on_trial(self, case: Case) -> Answer | None:
+        """The canary's answer to an order of its own, unless it was asked for that order before; else None."""
+        canary = self.canary
+        if canary is None or case.features is None or case.from_caller:
+            return None
+        asked = any(stage == pb.STAGE_CANARY for stage, *_ in case.budget.uses)
+        if asked or not canary.takes(case.order.instrument, case.order.strategy):
+            return None
+        return await self._ask(case, canary.model_version)
 
     async def _ask_champion(self, case: Case) -> Answer | None:
         """What the canary's orders are compared with."""

@@ -198,6 +198,7 @@ def _health(process: Process, base: Foundation, path: RequestPath, servicer: Hea
             "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
             "control": Component(lambda: path.control.problem, required=False),
             "feature_cache": Component(lambda: _feature_problem(features, instruments), required=False),
+            "embedded": Component(lambda: path.embedded.model.fault, required=False),
             **{replica.name: Component(problem_of(replica), required=False) for replica in path.replicas},
             **base.security.components(),
             **_tracing_component(path.tracing),

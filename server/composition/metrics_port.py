@@ -19,6 +19,7 @@ from server.decision import metrics as decisions
 from server.drift import metrics as drifts
 from server.inference import metrics as models
 from server.journal import metrics as journals
+from server.models import metrics as embedded
 from server.process import metrics as processes
 from server.security import metrics as securities
 from server.telemetry import metrics as exports
@@ -35,6 +36,7 @@ METRICS: Final = tuple(
     itertools.chain(
         decisions.METRICS,
         models.METRICS,
+        embedded.METRICS,
         canaries.METRICS,
         controls.METRICS,
         configuration.METRICS,
@@ -82,6 +84,7 @@ def _components(
         partial(models.of_replicas, path.replicas),
         partial(models.of_attempts, path.champion),
         partial(models.of_shadow, canary.shadow),
+        partial(embedded.of_embedded, path.embedded.model, path.embedded.stage, path.embedded.check),
         partial(canaries.of_pairs, canary.recorder),
         partial(canaries.of_canary, canary.routing, canary.rollout, canary.objective),
         partial(controls.of_control, path.control),

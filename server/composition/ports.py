@@ -82,6 +82,7 @@ async def open_admin_port(
             serving=ServingParts(
                 process.instance_id, health_state, process.metrics, path.admission, slot, process.clock
             ),
+            embedded=path.embedded.model,
             market=MarketParts(
                 base.feature_cache,
                 ReportReader(base.feature_store),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
+from fallback.embedded import Embedded
 from fallback.guards import Guards
 from fallback.rules import RulesBaseline
 from feature_cache.store.cluster import ClusterFeatureStore, open_store
@@ -29,9 +30,11 @@ from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.champion import Champion
+from server.inference.embedded_check import EmbeddedCheck
 from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
+from server.models.embedding import EmbeddedModel
 from server.security import operator
 from server.security.security import Security
 from server.settings import Settings, load
@@ -58,12 +61,22 @@ class Foundation:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedParts:
+    """The champion in this process."""
+
+    model: EmbeddedModel
+    stage: Embedded
+    check: EmbeddedCheck
+
+
+@dataclass(frozen=True, slots=True)
 class RequestPath:
     """The request path, and those of its parts that are steered and measured."""
 
     dataplane: DataPlane
     replicas: tuple[Replica, ...]
     champion: Champion
+    embedded: EmbeddedParts
     canary: CanaryParts
     chain: Chain
     configuration: Configuration[Settings]
@@ -166,7 +179,13 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         decides=canary.deployment.decides,
     )
     rules = RulesBaseline(settings.rules, clock)
-    stages: dict[StageName, Stage] = {"model": canary.routing, "cached_score": cached_scores, "rules": rules}
+    embedded = await _open_embedded(process, primary, canary, control)
+    stages: dict[StageName, Stage] = {
+        "model": canary.routing,
+        "embedded": embedded.stage,
+        "cached_score": cached_scores,
+        "rules": rules,
+    }
     chain = Chain(stages, settings.chain.stages, clock)
     configuration = Configuration(process.shared, load, process.shared.journal.path)
     canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
@@ -192,6 +211,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         guards=guards,
         recording=Recording(base.journal, base.replies, packets, process.new_id),
         shadow=canary.shadow,
+        embedded_check=embedded.check,
         control=control,
         observers=Observers(process.metrics, canary.objective, reports, base.loop_lag),
         budget_settings=settings.budget,
@@ -202,6 +222,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         dataplane=dataplane,
         replicas=replicas,
         champion=champion,
+        embedded=embedded,
         canary=canary,
         chain=chain,
         configuration=configuration,
@@ -211,6 +232,23 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         reports=reports,
         tracing=tracing,
     )
+
+
+async def _open_embedded(
+    process: Process, primary: Replica, canary: CanaryParts, control: ControlState
+) -> EmbeddedParts:
+    """The champion in this process, which follows the version that decides."""
+    settings, clock = process.settings, process.clock
+    model = EmbeddedModel(
+        settings.replay.model_store,
+        settings.replicas.champion_model,
+        lambda: canary.deployment.champion_version,
+        clock,
+        process.machine.wall_clock,
+    )
+    await process.background(model.run(), "embedded-model")
+    stage = Embedded(model, clock, lambda: control.embedded, canary.routing.answer_on_trial)
+    return EmbeddedParts(model, stage, EmbeddedCheck(primary, settings.embedded, process.uniform, clock))
 
 
 def _shared_keys(process: Process) -> SharedKeys:

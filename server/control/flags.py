@@ -27,7 +27,8 @@ _log = structlog.get_logger(__name__)
 
 FLAGS: Final = {
     "shadow": "Mirror decided rows to the challenger.",
-    "cached_score": "Let the last good score answer when no replica can.",
+    "cached_score": "Let the last good score answer when no model can.",
+    "embedded": "Let the champion in the server's own process answer.",
 }
 """Every flag and what it does."""
 OURS: Final = "control"

@@ -82,7 +82,9 @@ class ControlSettings(BaseModel):
     shadow: bool = Field(default=True)
     """Default of the flag `shadow`: mirror decided rows to the challenger."""
     cached_score: bool = Field(default=True)
-    """Default of the flag `cached_score`: let the last good score answer when no replica can."""
+    """Default of the flag `cached_score`: let the last good score answer when no model can."""
+    embedded: bool = Field(default=True)
+    """Default of the flag `embedded`: let the champion in the server's own process answer, where the chain asks it."""
     halted: bool = Field(default=False)
     """Start with trading state HALTED, whatever it was before; this halts all servers that share the control state. Set
     it to start after an incident."""
@@ -172,6 +174,7 @@ class ControlState:
         self.trading_state_name = "HALTED"
         defaults = {name: bool(getattr(settings, name)) for name in FLAGS}
         self.shadow, self.cached_score = defaults["shadow"], defaults["cached_score"]
+        self.embedded = defaults["embedded"]
         self.flags_on = tuple(name for name in FLAGS if defaults[name])
         """Names of the flags that are on."""
         self._set_flags = dict(defaults)
@@ -538,6 +541,7 @@ class ControlState:
 
     def _apply_flags(self, values: Mapping[str, bool]) -> None:
         self.shadow, self.cached_score = values["shadow"], values["cached_score"]
+        self.embedded = values["embedded"]
         self.flags_on = tuple(name for name in FLAGS if values[name])
 
     async def record(self, change: admin_pb2.Change) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from server.decision.replies import Replies
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
+    from server.inference.embedded_check import EmbeddedCheck
     from server.inference.shadow import Shadow
     from server.journal.journal import Journal
     from server.journal.reply_status import Cause
@@ -115,6 +116,7 @@ class DataPlane:
         guards: Guards,
         recording: Recording,
         shadow: Shadow,
+        embedded_check: EmbeddedCheck,
         control: ControlState,
         observers: Observers,
         budget_settings: BudgetSettings,
@@ -134,6 +136,7 @@ class DataPlane:
         self._replies = recording.replies
         self._packets = recording.packets
         self._shadow = shadow
+        self._embedded_check = embedded_check
         self._control = control
         self._metrics = observers.metrics
         self._objective = observers.objective
@@ -370,13 +373,14 @@ class DataPlane:
         self._replies.unheard(decided, cause)
 
     def _after(self, case: Case, answer: Answer, decided: Decided) -> None:
-        """What can wait until the decision is durable: cached score, shadow, admission, metrics, objective, reports."""
+        """What can wait until the decision is durable: cached score, mirrored rows, admission, metrics, reports."""
         if answer.source in CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decided.reasons):
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
             self._cached_scores.remember(case, answer, decided.decision_id)
         if case.features is not None and (self._control.shadow or answer.source == pb.SOURCE_CANARY):
             self._shadow.mirror(case, answer, decided.decision_id)
+        self._embedded_check.sample(case, answer, decided.decision_id)
         now = self._clock()
         if answer.source not in MODEL_SOURCES and not _OUT_OF_TIME.isdisjoint(case.degradations):
             self._admission.dropped(case.budget.allowed)

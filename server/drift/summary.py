@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fallback.order import CHAMPION_SOURCES
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
-from pretrade.decision.v1 import decision_pb2 as pb
 from server.drift.psi import Reference, correlation_time, limit, psi, references_of
 from server.errors import ModelUnknownError
 
@@ -24,7 +24,6 @@ FALSE_ALARMS: Final = 0.01
 FEWEST: Final = 30
 """Independent values below which nothing is said."""
 _WINDOWS: Final = 12
-_MODELS: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def summarise(packets: Iterable[packet_pb2.DecisionPacket], metadata: Callable[[
         metadata: A model version's; raises `ModelUnknownError` where there is none.
     """
     found = sorted(packets, key=lambda packet: packet.decision.decision_id)
-    versions = Counter(one.decision.model_version for one in found if one.decision.source in _MODELS)
+    versions = Counter(one.decision.model_version for one in found if one.decision.source in CHAMPION_SOURCES)
     rows, missing = _Rows(), _Missing()
     seen: set[tuple[str, int, int]] = set()
     version = versions.most_common(1)[0][0] if versions else ""
@@ -118,7 +117,7 @@ def summarise(packets: Iterable[packet_pb2.DecisionPacket], metadata: Callable[[
         rows.times.append(_decided_at(packet))
         rows.instruments.append(instrument)
         rows.values.append(packet.model_input)
-        scored = packet.decision.source in _MODELS and packet.decision.model_version == version
+        scored = packet.decision.source in CHAMPION_SOURCES and packet.decision.model_version == version
         rows.scores.append(packet.decision.score if scored and packet.decision.HasField("score") else np.nan)
     times = [_decided_at(packet) for packet in found]
     summary = Summary(

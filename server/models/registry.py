@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from feature_cache import features
 from server.errors import ModelUnknownError
-from server.models.archive import read_archive
+from server.models.archive import Archive, read_archive
 
 VERSIONS: Final = "versions"
 _ALIASES: Final = "aliases"
@@ -111,10 +111,9 @@ class Registry:
             archive = read_archive(path)
             if archive.version != version:
                 raise ModelUnknownError(f"its name says {version}, its content is {archive.version}")
-            return _record(version, archive.name, json.loads(archive.files["metadata.json"]), created_at)
-        except (ModelUnknownError, ValueError, KeyError, TypeError, binascii.Error) as error:
-            nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
-            return ModelRecord(version, "", "", 0.0, created_at, 0, *nothing, problem=f"unreadable: {error}")
+        except ModelUnknownError as error:
+            return _unreadable(version, created_at, error)
+        return record_of(archive, created_at)
 
     def usable(self, version: str) -> ModelRecord:
         """The record of a version that this server can use.
@@ -162,6 +161,19 @@ class Registry:
 def is_version(text: str) -> bool:
     """True for 16 hexadecimal digits."""
     return len(text) == 16 and _HEX_DIGITS.issuperset(text)
+
+
+def record_of(archive: Archive, created_at: float) -> ModelRecord:
+    """What an archive says of itself; one that is incomplete or of another feature set has a `problem`."""
+    try:
+        return _record(archive.version, archive.name, json.loads(archive.files["metadata.json"]), created_at)
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        return _unreadable(archive.version, created_at, error)
+
+
+def _unreadable(version: str, created_at: float, error: Exception) -> ModelRecord:
+    nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
+    return ModelRecord(version, "", "", 0.0, created_at, 0, *nothing, problem=f"unreadable: {error}")
 
 
 def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: float) -> ModelRecord:

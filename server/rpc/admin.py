@@ -23,6 +23,7 @@ from server.decision.metrics import DecisionMetrics
 from server.drift.watch import DriftWatch
 from server.errors import InvalidChangeError
 from server.journal.journal import Journal
+from server.models.embedding import EmbeddedModel
 from server.process.health import Health
 from server.process.slot import Slot
 from server.rpc.call import Call
@@ -84,6 +85,7 @@ class AdminServicer:
         steering: Steering,
         canaries: CanarySteering,
         serving: ServingParts,
+        embedded: EmbeddedModel,
         market: MarketParts,
         records: RecordParts,
     ) -> None:
@@ -100,6 +102,7 @@ class AdminServicer:
         self._drift = records.drift
         self._instruments = market.instruments
         self._max_feature_age_seconds = market.max_feature_age_seconds
+        self._embedded = embedded
         self._health = serving.health
         self._metrics = serving.metrics
         self._admission = serving.admission
@@ -138,6 +141,7 @@ class AdminServicer:
             chain_stages=self._steering.chain(),
             canary=self._canaries.current(),
             drift=self._drift.state,
+            embedded=pb.EmbeddedStatus(model_version=self._embedded.version, problem=self._embedded.problem),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:

@@ -33,6 +33,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from fallback import embedded
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.reports import Report, Sink
@@ -48,6 +49,7 @@ _MODEL_STAGES: Final = {
     pb.STAGE_PRIMARY: "primary",
     pb.STAGE_SECONDARY: "secondary",
     pb.STAGE_CANARY: "challenger",
+    pb.STAGE_EMBEDDED: embedded.NAME,
 }
 """The replica that is asked in a stage."""
 _FLUSH_MILLISECONDS: Final = 1_000
@@ -126,7 +128,7 @@ class Tracing:
             span = self._tracer.start_span(
                 enum_name(pb.Stage, stage).lower(),
                 within,
-                SpanKind.INTERNAL if attempt is None else SpanKind.CLIENT,
+                SpanKind.INTERNAL if attempt is None or replica == embedded.NAME else SpanKind.CLIENT,
                 attributes=attributes,
                 links=() if attempt is None else _links(attempt, trace_id),
                 start_time=offset_ns + int(began * 1e9),

@@ -32,8 +32,14 @@ if TYPE_CHECKING:
     from simulation.scene import Scene
 
 _UNAUDITED: Final = {pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_AUDIT_UNAVAILABLE}
-_SCORED: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY, pb.SOURCE_CACHED_SCORE)
-_MODELS: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY)
+_SCORED: Final = (
+    pb.SOURCE_PRIMARY,
+    pb.SOURCE_SECONDARY,
+    pb.SOURCE_EMBEDDED,
+    pb.SOURCE_CANARY,
+    pb.SOURCE_CACHED_SCORE,
+)
+_MODELS: Final = (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_EMBEDDED, pb.SOURCE_CANARY)
 _LEGAL: Final = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
 _BOOK_AGE: Final = features.INDEX["book_age_ms"]
 _MAX_AGE_SECONDS: Final = 1.0

@@ -35,6 +35,7 @@ from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.batcher import BatcherSettings
+from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
 from server.inference.shadow import Shadow
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader
@@ -103,6 +104,7 @@ class RequestPath:
             cached_scores=CachedScores(CachedScoreSettings(), clock),
             guards=Guards(GuardSettings(), lambda: control.trading_state, clock, time.time),
             shadow=Shadow([self.replica]),
+            embedded_check=EmbeddedCheck(self.replica, EmbeddedSettings(), lambda: 0.5, clock),
             recording=Recording(
                 journal, self.replies, PacketWriter("server-1", "hash", "os", control), lambda: next(ids)
             ),

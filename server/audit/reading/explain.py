@@ -8,13 +8,14 @@ from typing import Final, Self
 
 import numpy as np
 
+from fallback.order import MODEL_SOURCES
 from pretrade.audit.v1 import packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import NotReplayableError
 from server.models.archive import Archive, Attribution, RunningModel, RunningModels
 
-SCORED: Final = frozenset((pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY, pb.SOURCE_CACHED_SCORE))
+SCORED: Final = MODEL_SOURCES | {pb.SOURCE_CACHED_SCORE}
 """Sources whose score a model gave."""
 
 

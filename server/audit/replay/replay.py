@@ -21,6 +21,7 @@ from typing import Final, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fallback import embedded
 from fallback.budget import Budget
 from fallback.cached_score import CachedScores, CachedScoreSettings
 from fallback.chain import ChainSettings
@@ -40,6 +41,7 @@ from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
 from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
 from server.models.archive import Archive, RunningModels
+from server.models.embedding import EmbeddedModels
 
 _BOOK_STATES: Final = {
     packet_pb2.BOOK_STATE_UNKNOWN: BookState.UNKNOWN,
@@ -51,11 +53,13 @@ _REPLICAS: Final = {
     pb.SOURCE_PRIMARY: "primary",
     pb.SOURCE_SECONDARY: "secondary",
     pb.SOURCE_CANARY: "challenger",
+    pb.SOURCE_EMBEDDED: embedded.NAME,
 }
 _STAGES: Final = {
     pb.SOURCE_PRIMARY: "model",
     pb.SOURCE_SECONDARY: "model",
     pb.SOURCE_CANARY: "model",
+    pb.SOURCE_EMBEDDED: "embedded",
     pb.SOURCE_CACHED_SCORE: "cached_score",
     pb.SOURCE_RULES: "rules",
 }
@@ -133,7 +137,9 @@ class Replayer:
         self._packet_of = packet_of
         self._what_if = what_if
         instead = what_if.model
-        self._models = RunningModels(archive_of if instead is None else lambda _: instead)
+        given = archive_of if instead is None else lambda _: instead
+        self._models = RunningModels(given)
+        self._embedded = EmbeddedModels(given)
         self._settings: dict[str, DecidingSettings] = {}
 
     def __enter__(self) -> Self:
@@ -218,10 +224,13 @@ class Replayer:
             raise NotReplayableError(f"the features are of the set {packet.feature_set_id!r}")
         if not attempt.batch_index < attempt.batch_rows <= _MOST_BATCH_ROWS:
             raise NotReplayableError("the packet does not say in which batch the model scored")
-        identity, score = self._models.ask(
-            version if self._what_if.model is None else self._what_if.model.version,
-            lambda model: model.score(packet.model_input, attempt.batch_rows, attempt.batch_index),
-        )
+        version = version if self._what_if.model is None else self._what_if.model.version
+        if source == pb.SOURCE_EMBEDDED:
+            identity, score = self._embedded.score(version, packet.model_input)
+        else:
+            identity, score = self._models.ask(
+                version, lambda model: model.score(packet.model_input, attempt.batch_rows, attempt.batch_index)
+            )
         if self._what_if.model is None:
             # A version may be served under another name than it was made for: a canary is.
             identity = replace(identity, name=packet.decision.model_name)

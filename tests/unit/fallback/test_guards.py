@@ -87,7 +87,7 @@ def test_without_a_model_a_desk_may_let_only_reducing_orders_trade(
 ) -> None:
     made = guards(NO_LIMITS.model_copy(update={"degraded_orders": degraded_orders}))
     answer = Answer(pb.ACTION_TRADE, source, TRADE.reason, 0.75, 0.5)
-    by_model = source in (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_CANARY)
+    by_model = source in (pb.SOURCE_PRIMARY, pb.SOURCE_SECONDARY, pb.SOURCE_EMBEDDED, pb.SOURCE_CANARY)
     if by_model or reduce_only or degraded_orders == "any":
         expected = pb.ACTION_TRADE, list[int]()
     else:

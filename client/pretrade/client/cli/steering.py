@@ -90,10 +90,12 @@ class StageArgument(enum.StrEnum):
     """Stages of the chain on the command line."""
 
     MODEL = "model"
+    EMBEDDED = "embedded"
     CACHED_SCORE = "cached_score"
     RULES = "rules"
 
 
+_FLAGS = ["shadow", "cached_score", "embedded"]
 _MODES = {
     BreakerName.AUTO: admin_pb2.BREAKER_MODE_AUTOMATIC,
     BreakerName.OPEN: admin_pb2.BREAKER_MODE_FORCED_OPEN,
@@ -143,7 +145,7 @@ def breaker(
 def flag(
     name: Annotated[
         str | None,
-        typer.Argument(help="The flag. Without one: list them.", autocompletion=lambda: ["shadow", "cached_score"]),
+        typer.Argument(help="The flag. Without one: list them.", autocompletion=lambda: _FLAGS),
     ] = None,
     value: Annotated[OnOff | None, typer.Argument(help="The value to set.")] = None,
     expires_in_seconds: For = None,

@@ -65,11 +65,18 @@ def status_view(status: admin_pb2.GetStatusResponse) -> Group:
         replica_table(status.replicas),
         _feature_table(status),
         _counts_line(status),
+        _embedded_line(status.embedded),
         _drift_line(status.drift),
         *([canary_view(status.canary)] if status.HasField("canary") else ()),
         *([_process_table(status)] if status.process_count > 1 else ()),
     )
     return Group(*parts)
+
+
+def _embedded_line(embedded: admin_pb2.EmbeddedStatus) -> str:
+    if embedded.problem:
+        return f"[dim]embedded: {escape(embedded.problem)}[/]"
+    return f"[dim]embedded: model {embedded.model_version}[/]"
 
 
 def _drift_line(drift: admin_pb2.DriftStatus) -> str:

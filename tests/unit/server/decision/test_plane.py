@@ -47,6 +47,7 @@ from server.decision.shared_keys import PLACES, SharedKeys, make_memory
 from server.errors import DeadlineError, KeyReusedError, OverloadedError
 from server.inference.batcher import BatcherSettings
 from server.inference.champion import Champion
+from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
@@ -121,6 +122,7 @@ class Plane:
             cached_scores=cached_scores,
             guards=self.guards,
             shadow=Shadow([self.secondary]),
+            embedded_check=EmbeddedCheck(self.secondary, EmbeddedSettings(), lambda: 0.5, clock),
             recording=Recording(
                 journal, Replies(journal, clock), PacketWriter("server-1", "hash", "os", control), lambda: next(ids)
             ),

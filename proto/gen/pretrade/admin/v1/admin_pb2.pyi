@@ -822,6 +822,7 @@ class GetStatusResponse(_message.Message):
     CANARY_FIELD_NUMBER: _builtins.int
     CHAIN_STAGES_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    EMBEDDED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
@@ -882,6 +883,10 @@ class GetStatusResponse(_message.Message):
     def drift(self) -> Global___DriftStatus:
         """What recent decisions look like beside what their model learnt from, as the process that answers last compared them."""
 
+    @_builtins.property
+    def embedded(self) -> Global___EmbeddedStatus:
+        """The champion in the process that answers."""
+
     def __init__(
         self,
         *,
@@ -902,14 +907,41 @@ class GetStatusResponse(_message.Message):
         canary: Global___Canary | None = ...,
         chain_stages: _abc.Iterable[_builtins.str] | None = ...,
         drift: Global___DriftStatus | None = ...,
+        embedded: Global___EmbeddedStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "control", b"control", "drift", b"drift", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "control", b"control", "drift", b"drift", "embedded", b"embedded", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class EmbeddedStatus(_message.Message):
+    """The model that the server can score by itself, in its own process."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The version that is loaded; empty without one."""
+    problem: _builtins.str
+    """Why it does not answer orders; empty when it can."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbeddedStatus: _TypeAlias = EmbeddedStatus  # noqa: Y015
 
 @_typing.final
 class DriftStatus(_message.Message):
@@ -1195,7 +1227,7 @@ class Flag(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REVERTS_IN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`shadow` or `cached_score`."""
+    """`shadow`, `cached_score` or `embedded`."""
     enabled: _builtins.bool
     """Value in force."""
     default_enabled: _builtins.bool
@@ -1336,7 +1368,7 @@ class SourceCount(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
-    """`PRIMARY`, `SECONDARY`, `CANARY`, `CACHED_SCORE`, `RULES` or `NONE`."""
+    """`PRIMARY`, `SECONDARY`, `EMBEDDED`, `CANARY`, `CACHED_SCORE`, `RULES` or `NONE`."""
     decisions: _builtins.int
     """How many since start."""
     def __init__(
@@ -1704,8 +1736,8 @@ class SetChainRequest(_message.Message):
     """See the service."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Stages that may answer, in the order they are asked: `model`, `cached_score`, `rules`, each at most once; empty for
-        those of the server's settings. Abstaining comes last and is always there.
+        """Stages that may answer, in the order they are asked: `model`, `embedded`, `cached_score`, `rules`, each at most once;
+        empty for those of the server's settings. Abstaining comes last and is always there.
         """
 
     @_builtins.property

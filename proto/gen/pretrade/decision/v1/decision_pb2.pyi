@@ -127,6 +127,8 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     """No source: the answer is ABSTAIN."""
     SOURCE_CANARY: _Source.ValueType  # 6
     """A model version on trial, which gets the orders of some flows; see `Canary` in `admin.proto`."""
+    SOURCE_EMBEDDED: _Source.ValueType  # 7
+    """The champion model, scored in the server's own process from the model's archive."""
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
     """Who answered, best first."""
@@ -145,6 +147,8 @@ SOURCE_NONE: Source.ValueType  # 5
 """No source: the answer is ABSTAIN."""
 SOURCE_CANARY: Source.ValueType  # 6
 """A model version on trial, which gets the orders of some flows; see `Canary` in `admin.proto`."""
+SOURCE_EMBEDDED: Source.ValueType  # 7
+"""The champion model, scored in the server's own process from the model's archive."""
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
 class _ReasonCode:
@@ -289,6 +293,14 @@ class _DegradationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degradati
     """The secondary is drained: an operator keeps orders away from it."""
     DEGRADATION_CANARY_PASSED_OVER: _Degradation.ValueType  # 23
     """The order is one of those that go to the model on trial, which did not answer it soon enough; the champion was asked."""
+    DEGRADATION_EMBEDDED_OFF: _Degradation.ValueType  # 24
+    """The embedded stage is switched off."""
+    DEGRADATION_EMBEDDED_NO_MODEL: _Degradation.ValueType  # 25
+    """The embedded stage has no model: its archive is not there, or was refused. `GetStatus` says why."""
+    DEGRADATION_EMBEDDED_OTHER_VERSION: _Degradation.ValueType  # 26
+    """The embedded stage holds another version than the champion's, until that is loaded."""
+    DEGRADATION_EMBEDDED_FAILED: _Degradation.ValueType  # 27
+    """The embedded model gave no score, or one outside of [0, 1]."""
 
 class Degradation(_Degradation, metaclass=_DegradationEnumTypeWrapper):
     """What went wrong on the way to the answer."""
@@ -341,6 +353,14 @@ DEGRADATION_SECONDARY_DRAINED: Degradation.ValueType  # 22
 """The secondary is drained: an operator keeps orders away from it."""
 DEGRADATION_CANARY_PASSED_OVER: Degradation.ValueType  # 23
 """The order is one of those that go to the model on trial, which did not answer it soon enough; the champion was asked."""
+DEGRADATION_EMBEDDED_OFF: Degradation.ValueType  # 24
+"""The embedded stage is switched off."""
+DEGRADATION_EMBEDDED_NO_MODEL: Degradation.ValueType  # 25
+"""The embedded stage has no model: its archive is not there, or was refused. `GetStatus` says why."""
+DEGRADATION_EMBEDDED_OTHER_VERSION: Degradation.ValueType  # 26
+"""The embedded stage holds another version than the champion's, until that is loaded."""
+DEGRADATION_EMBEDDED_FAILED: Degradation.ValueType  # 27
+"""The embedded model gave no score, or one outside of [0, 1]."""
 Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 class _Stage:
@@ -369,6 +389,8 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     """From arrival to admission: reading the order, and an earlier call with the same idempotency key."""
     STAGE_CANARY: _Stage.ValueType  # 9
     """Attempt on the model on trial."""
+    STAGE_EMBEDDED: _Stage.ValueType  # 10
+    """The champion in the server's own process."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """A part of the request path, as accounted in the budget."""
@@ -393,6 +415,8 @@ STAGE_ADMISSION: Stage.ValueType  # 8
 """From arrival to admission: reading the order, and an earlier call with the same idempotency key."""
 STAGE_CANARY: Stage.ValueType  # 9
 """Attempt on the model on trial."""
+STAGE_EMBEDDED: Stage.ValueType  # 10
+"""The champion in the server's own process."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final

@@ -1,0 +1,40 @@
+"""The metrics of the model in the server's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from feature_cache.metrics import Counter, Gauge, declared
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from fallback.embedded import Embedded
+    from server.inference.embedded_check import EmbeddedCheck
+    from server.models.embedding import EmbeddedModel
+
+EMBEDDED_READY: Final = Gauge("pretrade_embedded_ready", "1 while the champion's own version is loaded here.")
+EMBEDDED_LOADS: Final = Counter(
+    "pretrade_embedded_loads", "Attempts to load a version: loaded, or refused before it answered anything.", ("fate",)
+)
+EMBEDDED_ROWS: Final = Counter("pretrade_embedded_rows", "Rows for the embedded model: scored or failed.", ("fate",))
+EMBEDDED_CHECKS: Final = Counter(
+    "pretrade_embedded_checks", "Sampled rows of the embedded model that the primary was to score too.", ("fate",)
+)
+
+METRICS: Final = declared(globals())
+"""Every metric of this folder, in the order of the page that explains them."""
+
+
+def of_embedded(model: EmbeddedModel, stage: Embedded, check: EmbeddedCheck) -> Iterator[Metric]:
+    """One scrape."""
+    yield EMBEDDED_READY.family(model.scorer is not None)
+    loads, rows, checks = EMBEDDED_LOADS.family(), EMBEDDED_ROWS.family(), EMBEDDED_CHECKS.family()
+    loads.add_metric(("loaded",), model.loads)
+    loads.add_metric(("refused",), model.refused)
+    rows.add_metric(("scored",), stage.scored)
+    rows.add_metric(("failed",), stage.failed)
+    for fate, count in check.fates.items():
+        checks.add_metric((fate,), count)
+    yield from (loads, rows, checks)

@@ -1,0 +1,127 @@
+"""The embedded stage answers as the champion would, and says why where it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from support.cases import Clock, new_case
+
+from fallback.embedded import Embedded
+from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case
+from pretrade.decision.v1 import decision_pb2 as pb
+
+
+@dataclass
+class Model:
+    """Scores what the test says."""
+
+    scripted: float | None = 0.75
+    name: str = "champion"
+    version: str = "aa" * 8
+    threshold: float = 0.5
+    expires_at: int = 1_900_000_000
+    rows: list[bytes] = field(default_factory=list)
+
+    def score(self, row: bytes) -> float:
+        self.rows.append(row)
+        if self.scripted is None:
+            raise ValueError("no score")
+        return self.scripted
+
+
+@dataclass
+class Held:
+    scorer: Model | None
+    lack: pb.Degradation.ValueType = pb.DEGRADATION_UNSPECIFIED
+
+
+def stage(model: Model | None, lack: pb.Degradation.ValueType = pb.DEGRADATION_UNSPECIFIED) -> Embedded:
+    return Embedded(Held(model, lack), Clock())
+
+
+@pytest.mark.parametrize(
+    ("score", "action", "reason"),
+    [
+        (0.75, pb.ACTION_TRADE, pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD),
+        (0.5, pb.ACTION_TRADE, pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD),
+        (0.25, pb.ACTION_NO_TRADE, pb.REASON_CODE_SCORE_BELOW_THRESHOLD),
+    ],
+)
+async def test_the_score_is_held_against_the_models_own_threshold(
+    score: float, action: pb.Action.ValueType, reason: pb.ReasonCode.ValueType
+) -> None:
+    case, model = new_case(), Model(score)
+    answer = await stage(model).answer(case)
+    assert answer == Answer(action, pb.SOURCE_EMBEDDED, reason, score, 0.5, "champion", "aa" * 8, 1_900_000_000)
+    assert model.rows == [case.row()]
+
+
+def test_its_answer_counts_as_the_champions() -> None:
+    assert pb.SOURCE_EMBEDDED in CHAMPION_SOURCES
+    assert pb.SOURCE_EMBEDDED in MODEL_SOURCES
+
+
+async def test_an_answer_is_in_the_ledger_and_among_the_attempts() -> None:
+    case = new_case()
+    embedded = stage(Model())
+    await embedded.answer(case)
+    assert [use[0] for use in case.budget.uses] == [pb.STAGE_EMBEDDED]
+    (attempt,) = case.attempts
+    assert (attempt.replica, attempt.outcome, attempt.model_version) == ("embedded", "success", "aa" * 8)
+    assert (attempt.batch_rows, attempt.batch_index) == (1, 0)
+    assert (case.degradations, embedded.scored, embedded.failed) == ([], 1, 0)
+
+
+async def passed_over(embedded: Embedded, case: Case, degradation: pb.Degradation.ValueType) -> bool:
+    answer = await embedded.answer(case)
+    (use,) = case.budget.uses
+    return answer is None and case.degradations == [degradation] and use == (pb.STAGE_EMBEDDED, 0.0, 0.0, degradation)
+
+
+@pytest.mark.parametrize("lack", [pb.DEGRADATION_EMBEDDED_NO_MODEL, pb.DEGRADATION_EMBEDDED_OTHER_VERSION])
+async def test_without_the_champions_version_it_is_passed_over(lack: pb.Degradation.ValueType) -> None:
+    assert await passed_over(stage(None, lack), new_case(), lack)
+
+
+async def test_a_server_that_is_to_have_no_model_says_nothing_of_it() -> None:
+    case = new_case()
+    assert await stage(None).answer(case) is None
+    assert (case.degradations, case.budget.uses) == ([], [])
+
+
+async def test_switched_off_it_is_passed_over() -> None:
+    model = Model()
+    embedded = Embedded(Held(model), Clock(), enabled=lambda: False)
+    assert await passed_over(embedded, new_case(), pb.DEGRADATION_EMBEDDED_OFF)
+    assert model.rows == []
+
+
+async def test_without_features_nothing_is_scored() -> None:
+    case, model = new_case(problem=pb.REASON_CODE_FEATURES_STALE), Model()
+    assert await stage(model).answer(case) is None
+    assert (model.rows, case.degradations, case.budget.uses) == ([], [], [])
+
+
+async def test_a_model_that_gives_no_score_is_passed_over_and_counted() -> None:
+    case, embedded = new_case(), stage(Model(None))
+    assert await embedded.answer(case) is None
+    assert case.degradations == [pb.DEGRADATION_EMBEDDED_FAILED]
+    assert (case.attempts, embedded.scored, embedded.failed) == ([], 0, 1)
+
+
+async def test_a_model_on_trial_is_asked_for_its_orders_first() -> None:
+    canary = Answer(pb.ACTION_TRADE, pb.SOURCE_CANARY, pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD, 0.9)
+
+    async def its_order(_case: Case) -> Answer | None:
+        return canary
+
+    async def another_order(_case: Case) -> Answer | None:
+        return None
+
+    model = Model()
+    assert await Embedded(Held(model), Clock(), on_trial=its_order).answer(new_case()) is canary
+    assert model.rows == []
+    answer = await Embedded(Held(model), Clock(), on_trial=another_order).answer(new_case())
+    assert answer is not None
+    assert answer.source == pb.SOURCE_EMBEDDED
