@@ -91,6 +91,8 @@ class Observers:
     reports: DecisionReports
     loop_lag: LoopLag
     """How late the event loop is."""
+    embedded_check: EmbeddedCheck
+    """Has the primary score a sample of what the embedded model decided."""
 
 
 class DataPlane:
@@ -116,7 +118,6 @@ class DataPlane:
         guards: Guards,
         recording: Recording,
         shadow: Shadow,
-        embedded_check: EmbeddedCheck,
         control: ControlState,
         observers: Observers,
         budget_settings: BudgetSettings,
@@ -136,7 +137,7 @@ class DataPlane:
         self._replies = recording.replies
         self._packets = recording.packets
         self._shadow = shadow
-        self._embedded_check = embedded_check
+        self._embedded_check = observers.embedded_check
         self._control = control
         self._metrics = observers.metrics
         self._objective = observers.objective

@@ -134,7 +134,11 @@ def test_a_full_queue_sends_orders_to_the_other_replica_and_opens_no_breaker(ope
 
 
 @pytest.mark.long
-@pytest.mark.fault("A11", "Both champions are killed", "CACHED_SCORE while the score is young, then RULES.")
+@pytest.mark.fault(
+    "A11",
+    "Both champions are killed without an embedded model",
+    "CACHED_SCORE while the score is young, then RULES.",
+)
 def test_without_champions_cached_score_and_rules_answer_at_once(open_rig: OpenRig, seen: Seen, figure: Figure) -> None:
     rig = open_rig()
     with rig.load(RATE) as load:

@@ -200,6 +200,8 @@ def test_the_whole_fallback_chain_replays_bit_equal(product: Product, audit: aud
     product.stack["primary"].kill()
     decisions.append(product.decide_until(pb.SOURCE_SECONDARY))
     product.stack["secondary"].kill()
+    decisions += [product.decide_until(pb.SOURCE_EMBEDDED, side=side) for side in (pb.SIDE_BUY, pb.SIDE_SELL)]
+    product.switch("embedded", False)
     decisions.append(product.decide_until(pb.SOURCE_CACHED_SCORE))
     decisions.append(product.decide_until(pb.SOURCE_RULES))
     product.market.pause()

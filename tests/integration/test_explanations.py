@@ -86,6 +86,7 @@ def test_a_process_that_hangs_delays_no_reply_beyond_its_patience(
 def test_a_cached_score_is_explained_by_the_decision_it_came_from_and_rules_not_at_all(
     product: Product, audit: audit_pb2_grpc.AuditServiceStub
 ) -> None:
+    product.switch("embedded", False)
     origin = product.decide_until(pb.SOURCE_PRIMARY)
     for name in ("primary", "secondary"):
         product.force(name, admin_pb2.BREAKER_MODE_FORCED_OPEN)
@@ -98,6 +99,16 @@ def test_a_cached_score_is_explained_by_the_decision_it_came_from_and_rules_not_
     assert by_rules.explanation.status == pb.EXPLANATION_STATUS_NO_MODEL
     assert not by_rules.explanation.contributions
     assert explained(audit, by_rules.decision).status == pb.EXPLANATION_STATUS_NO_MODEL
+
+
+def test_a_decision_of_the_embedded_model_is_explained_as_a_replicas_would_be(
+    product: Product, audit: audit_pb2_grpc.AuditServiceStub
+) -> None:
+    product.decide_until(pb.SOURCE_PRIMARY)
+    for name in ("primary", "secondary"):
+        product.force(name, admin_pb2.BREAKER_MODE_FORCED_OPEN)
+    decision = product.decide_until(pb.SOURCE_EMBEDDED)
+    assert_explains(explained(audit, decision), decision)
 
 
 def test_a_decision_is_explained_on_the_command_line(product: Product) -> None:

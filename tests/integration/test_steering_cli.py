@@ -193,7 +193,7 @@ def test_a_drained_replica_and_another_chain_are_shown_and_obeyed(server: Decisi
     drained = run(server, "replica", "drain", "primary", "--yes", "--json")
     assert json.loads(drained.stdout)["replica"]["drained"] is True
     assert "DRAINED" in run(server, "replica", "list").stdout
-    assert run(server, "chain").stdout.strip() == "model → cached_score → rules → abstain"
+    assert run(server, "chain").stdout.strip() == "model → embedded → cached_score → rules → abstain"
     assert run(server, "chain", "rules", "model", "--yes").exit_code == 0
     assert run(server, "chain").stdout.strip() == "rules → model → abstain"
     assert run(server, "chain", "rules", "rules", "--yes").exit_code == 1

@@ -10,6 +10,7 @@ import numpy as np
 from fallback.budget import Budget
 from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
+from fallback.embedded import Embedded
 from fallback.guards import Guards
 from fallback.order import MODEL_SOURCES, Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
@@ -21,6 +22,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlSettings, ControlState
 from server.decision import record
 from server.decision.convert import OrderReader
+from server.inference.embedded import EmbeddedScorer
 from server.journal.journal import Journal, JournalSettings
 from server.models.archive import RunningModel
 from server.settings import Settings
@@ -30,6 +32,15 @@ SETTINGS = Settings()
 SETTINGS_JSON = SETTINGS.model_dump_json()
 _ANY = np.random.default_rng(5).normal(size=(64, features.N_FEATURES)).astype(np.float32)
 ROWS = np.clip(_ANY, features.LOWEST, features.HIGHEST)
+
+
+class Held:
+    """The embedded model that a test gives, or none."""
+
+    lack = pb.DEGRADATION_UNSPECIFIED
+
+    def __init__(self) -> None:
+        self.scorer: EmbeddedScorer | None = None
 
 
 class Desk:
@@ -47,8 +58,14 @@ class Desk:
         self._guards = Guards(settings.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
         self._cached = CachedScores(settings.cached_score, self._clock)
         rules = RulesBaseline(settings.rules, self._clock)
-        stages: dict[StageName, Stage] = {"model": self, "cached_score": self._cached, "rules": rules}
-        self._chain = Chain(stages, ("model", "cached_score", "rules"), self._clock)
+        self.embedded = Held()
+        stages: dict[StageName, Stage] = {
+            "model": self,
+            "embedded": Embedded(self.embedded, self._clock),
+            "cached_score": self._cached,
+            "rules": rules,
+        }
+        self._chain = Chain(stages, settings.chain.stages, self._clock)
         self._max_age_seconds = settings.features.max_age_seconds
         self._rng = np.random.default_rng(7)
 

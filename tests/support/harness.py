@@ -143,6 +143,10 @@ class Asking:
         )
         self.admin.SetBreaker(request, timeout=5.0)
 
+    def switch(self, flag: str, enabled: bool) -> None:
+        request = admin_pb2.SetFlagRequest(name=flag, enabled=enabled, author="test", reason="test")
+        self.admin.SetFlag(request, timeout=5.0)
+
     def wait_for_breaker(self, replica: str, state: admin_pb2.BreakerState.ValueType) -> None:
         eventually(lambda: self.replica(replica).breaker_state, lambda seen: seen == state)
 
@@ -349,8 +353,8 @@ def _heal(product: Product) -> None:
         list(pool.map(product.stack.restart, [name for name in names if not product.stack[name].alive]))
     for name in names:
         product.force(name, admin_pb2.BREAKER_MODE_AUTOMATIC)
-    for flag in ("shadow", "cached_score"):
-        request = admin_pb2.SetFlagRequest(name=flag, enabled=True, author="test", reason="heal")
-        product.admin.SetFlag(request, timeout=5.0)
+    for flag in ("shadow", "cached_score", "embedded"):
+        product.switch(flag, True)
+    product.admin.SetChain(admin_pb2.SetChainRequest(author="test", reason="heal"), timeout=5.0)
     active = admin_pb2.SetTradingStateRequest(state=admin_pb2.TRADING_STATE_ACTIVE, author="test", reason="heal")
     product.admin.SetTradingState(active, timeout=5.0)

@@ -95,6 +95,7 @@ class RequestPath:
         self.replies = Replies(journal, clock)
         self.replica = ScriptedReplica("secondary", answers(0.75), BatcherSettings())
         objective = Objective(SloSettings(), budget.cap_seconds)
+        check = EmbeddedCheck(self.replica, EmbeddedSettings(), lambda: 0.5, clock)
         self.dataplane = DataPlane(
             admission=Admission(AdmissionSettings(), clock),
             idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
@@ -104,12 +105,11 @@ class RequestPath:
             cached_scores=CachedScores(CachedScoreSettings(), clock),
             guards=Guards(GuardSettings(), lambda: control.trading_state, clock, time.time),
             shadow=Shadow([self.replica]),
-            embedded_check=EmbeddedCheck(self.replica, EmbeddedSettings(), lambda: 0.5, clock),
             recording=Recording(
                 journal, self.replies, PacketWriter("server-1", "hash", "os", control), lambda: next(ids)
             ),
             control=control,
-            observers=Observers(self.metrics, objective, DecisionReports(()), LoopLag(clock)),
+            observers=Observers(self.metrics, objective, DecisionReports(()), LoopLag(clock), check),
             budget_settings=budget,
             clock=clock,
         )

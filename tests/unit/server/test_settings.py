@@ -25,7 +25,7 @@ def test_a_value_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_chain_is_ordered_and_its_stages_picked_by_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load().chain.stages == ("model", "cached_score", "rules")
+    assert load().chain.stages == ("model", "embedded", "cached_score", "rules")
     monkeypatch.setenv("PRETRADE_CHAIN__STAGES", '["rules", "model"]')
     assert load().chain.stages == ("rules", "model")
 

@@ -102,6 +102,26 @@ async def test_other_flows_never_see_it() -> None:
         assert all(d.controls)
 
 
+async def test_a_stage_before_it_asks_the_canary_for_its_orders_once() -> None:
+    async with desk(fails(Outcome.MODEL_ERROR)) as d:
+        case = d.case()
+        assert await d.routing.answer_on_trial(case) is None
+        assert (d.canary.calls, d.primary.calls) == (1, 0)
+        assert await d.routing.answer_on_trial(case) is None
+        answer = await d.routing.answer(case)
+        assert answer is not None
+        assert (answer.source, d.canary.calls) == (pb.SOURCE_PRIMARY, 1)
+    async with desk(answers(0.75, version=VERSION)) as d:
+        answer = await d.routing.answer_on_trial(d.case())
+        assert answer is not None
+        assert answer.source == pb.SOURCE_CANARY
+        assert await d.routing.answer_on_trial(d.case(own_features=True)) is None
+        d.routing.canary = CANARY.weighted(0.0, held=True, now=0.0)
+        assert await d.routing.answer_on_trial(d.case()) is None
+        d.routing.canary = None
+        assert await d.routing.answer_on_trial(d.case()) is None
+
+
 async def test_an_order_of_other_flows_that_its_first_replica_did_not_answer_is_what_the_canary_is_compared_with() -> (
     None
 ):

@@ -109,6 +109,7 @@ class Plane:
         self.clock = clock
         self.loop_lag = LoopLag(clock)
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
+        check = EmbeddedCheck(self.secondary, EmbeddedSettings(), lambda: 0.5, clock)
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=self.idempotency,
@@ -122,12 +123,11 @@ class Plane:
             cached_scores=cached_scores,
             guards=self.guards,
             shadow=Shadow([self.secondary]),
-            embedded_check=EmbeddedCheck(self.secondary, EmbeddedSettings(), lambda: 0.5, clock),
             recording=Recording(
                 journal, Replies(journal, clock), PacketWriter("server-1", "hash", "os", control), lambda: next(ids)
             ),
             control=control,
-            observers=Observers(self.metrics, self.objective, DecisionReports(()), self.loop_lag),
+            observers=Observers(self.metrics, self.objective, DecisionReports(()), self.loop_lag, check),
             budget_settings=budget,
             clock=clock,
         )

@@ -21,6 +21,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.decision.record import hash_of
 from server.errors import ModelFailedError, ModelUnknownError, NotReplayableError
+from server.inference.embedded import EmbeddedScorer
 from server.inference.wire import ROW_BYTES
 from server.models import archive as models
 from server.models.archive import Archive, ModelStore, RunningModel, RunningModels, read_archive
@@ -97,6 +98,45 @@ async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replay
         replay = await replayer.replay(packet)
         assert replay.first_difference is None, packet
         assert replay.action == packet.decision.action
+
+
+@pytest.fixture
+def embedded_desk(tmp_path: Path, model_store: Path) -> Desk:
+    """No replica answers, but the champion in the server's own process does."""
+    archive = read_archive(model_store / "champion.mar")
+    desk = Desk(tmp_path)
+    metadata, weights = archive.files["metadata.json"], archive.files["weights.bin"]
+    desk.embedded.scorer = EmbeddedScorer("served", archive.version, metadata, weights)
+    DESKS[:] = [desk]
+    return desk
+
+
+async def test_decisions_of_the_embedded_model_replay_bit_equal(embedded_desk: Desk, replayer: Replayer) -> None:
+    desk = embedded_desk
+    for row in range(40):
+        undefined = {"book_age_ms": math.nan} if row % 5 == 4 else {"ofi_1s": math.nan}
+        await desk.decide(values(row, **undefined), side=pb.SIDE_SELL if row % 2 else pb.SIDE_BUY)
+    own = pb.FeatureVector(feature_set_id="mf1", values=[0.25] * 25)
+    await desk.decide(values(3), features=own, side=pb.SIDE_SELL)
+    await desk.decide(values(3), quantity=1e9)
+    desk.embedded.scorer = None
+    await desk.decide(values(37, trade_age_ms=50.0), side=pb.SIDE_SELL)
+    found = {one.decision.source for one in desk.packets.values()}
+    assert found >= {pb.SOURCE_EMBEDDED, pb.SOURCE_CACHED_SCORE}, "a score of the embedded model is remembered, too"
+    for packet in desk.packets.values():
+        replay = await replayer.replay(packet)
+        assert replay.first_difference is None, packet
+
+
+async def test_a_decision_of_the_embedded_model_that_it_would_not_have_made_is_found(
+    embedded_desk: Desk, replayer: Replayer
+) -> None:
+    packet = await embedded_desk.decide(values(3))
+    assert packet.decision.source == pb.SOURCE_EMBEDDED
+    packet.decision.score += 1e-7
+    assert field_of(await replayer.replay(packet)) == "score"
+    packet.attempts[-1].replica = "primary"
+    assert field_of(await replayer.replay(packet)) == "attempts"
 
 
 async def test_a_canarys_decision_replays_though_it_is_served_under_another_name(
