@@ -23,7 +23,7 @@ from loadtest.generators.measurement import Measurement
 from loadtest.generators.open_loop import offer
 from pretrade.decision.v1 import decision_pb2 as pb
 
-_BY_REPLICA: Final = ("PRIMARY", "SECONDARY", "CANARY")
+_BY_MODEL: Final = ("PRIMARY", "SECONDARY", "EMBEDDED", "CANARY")
 
 
 def closed_loop(
@@ -136,7 +136,7 @@ def _by_callers(
     after = _used(server)
     if not measured.decisions:
         raise RuntimeError(f"{load.name}: {server.name} gave only {dict(measured.errors)}")
-    scored = sum(measured.sources[name] for name in _BY_REPLICA) / measured.decisions if measured.sources else None
+    scored = sum(measured.sources[name] for name in _BY_MODEL) / measured.decisions if measured.sources else None
     cpu = scored_by_count = None
     if before is not None and after is not None:
         cpu = _per_decision(counted * (after.cpu_seconds - before.cpu_seconds), measured.decisions)

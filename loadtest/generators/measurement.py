@@ -58,7 +58,7 @@ class Measurement:
     actions: Counter[str] = field(default_factory=Counter)
     """Decisions by action: `TRADE`, `NO_TRADE`, `ABSTAIN`."""
     sources: Counter[str] = field(default_factory=Counter)
-    """Decisions by source: `PRIMARY`, `SECONDARY`, `CACHED_SCORE`, `RULES`, `NONE`."""
+    """Decisions by source: `PRIMARY`, `SECONDARY`, `EMBEDDED`, `CACHED_SCORE`, `RULES`, `NONE`."""
 
     @property
     def rate(self) -> float:

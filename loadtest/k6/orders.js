@@ -12,7 +12,7 @@ export const ANSWERED = Number(__ENV.ANSWERED || 1); // share of the orders that
 const INSTRUMENTS = (__ENV.INSTRUMENTS || 'BTCUSDT.BINANCE,ETHUSDT.BINANCE').split(',');
 const TLS = Boolean(__ENV.TLS); // TLS=1: the server's certificate is one that this machine believes
 const TOKEN = __ENV.TOKEN || ''; // bearer token
-export const SOURCES = ['PRIMARY', 'SECONDARY', 'CANARY', 'CACHED_SCORE', 'RULES', 'NONE'];
+export const SOURCES = ['PRIMARY', 'SECONDARY', 'EMBEDDED', 'CANARY', 'CACHED_SCORE', 'RULES', 'NONE'];
 const SIDES = ['SIDE_BUY', 'SIDE_SELL'];
 const STRATEGIES = JSON.parse(open('../generators/strategies.json')); // orders.py says what its fields mean
 const WEIGHT = STRATEGIES.reduce((sum, strategy) => sum + strategy.weight, 0);

@@ -94,11 +94,8 @@ class EmbeddedScorer:
             CannotScoreError: There are none.
         """
         most = _MOST_ROWS * ROW_BYTES
-        parts = [
-            self._trees.margins(rows[first : first + most]).astype(np.float64)
-            for first in range(0, max(1, len(rows)), most)
-        ]
-        margin = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [self._trees.margins(rows[first : first + most]) for first in range(0, max(1, len(rows)), most)]
+        margin = (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.float64)
         # As tanh, because exp overflows for the log odds of a very sure model.
         return (0.5 + 0.5 * np.tanh(0.5 * (self._slope * margin + self._intercept))).astype(np.float32)
 
@@ -134,7 +131,7 @@ class _Trees:
             self._library.XGBoosterFree(self._booster)
 
     def margins(self, rows: bytes) -> NDArray[np.float32]:
-        """float32[n]; the memory is the library's, until the next call."""
+        """float32[n]."""
         array = self._arrays.get(len(rows))
         if array is None:
             count, rest = divmod(len(rows), ROW_BYTES)
@@ -146,7 +143,8 @@ class _Trees:
             )
         ctypes.memmove(self._rows, rows, len(rows))
         self._done(self._library.XGBoosterPredictFromDense(self._booster, array, _PREDICTION, None, *self._results))
-        return np.ctypeslib.as_array(self._margins, (len(rows) // ROW_BYTES,))
+        # A copy: the memory is the library's, until the next call.
+        return np.frombuffer(ctypes.string_at(self._margins, 4 * (len(rows) // ROW_BYTES)), dtype=np.float32)
 
     def _done(self, status: int) -> None:
         if status != 0:
