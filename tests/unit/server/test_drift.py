@@ -146,6 +146,13 @@ def test_decisions_like_those_learnt_from_have_not_drifted() -> None:
     assert len(found.windows) == 12
 
 
+def test_decisions_of_the_embedded_model_are_the_champions() -> None:
+    found = packets(market(1_500, 1), uniform(1_500))
+    for packet in found:
+        packet.decision.source = pb.SOURCE_EMBEDDED
+    assert summarise(found, known(learnt(market(8_000, 2)))).model_version == "v1"
+
+
 def test_a_feature_that_moved_a_score_that_fell_and_one_that_is_missing_are_named() -> None:
     rows = market(1_500, 3)
     rows[:, 2] += 0.5
