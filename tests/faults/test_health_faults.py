@@ -32,7 +32,7 @@ WATCH: Final = "/grpc.health.v1.Health/Watch"
 SERVICES: Final = ("", "pretrade.decision.v1.DecisionService", "journal")
 """The server as a whole under both of its names, and a component that it cannot be without."""
 WITHIN_SECONDS: Final = 1.0
-DISK_MEBIBYTES: Final = 192
+DISK_MEBIBYTES: Final = 384
 
 
 class Heard:
