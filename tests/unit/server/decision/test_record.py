@@ -129,7 +129,11 @@ def test_a_packet_holds_what_proves_the_decision(packets: record.PacketWriter) -
         ("primary", "transport", 1_000),
         ("secondary", "success", 2_000),
     ]
-    assert (packet.mid_price, packet.trading_state, list(packet.flags_on)) == (100.0, "HALTED", ["cached_score"])
+    assert (packet.mid_price, packet.trading_state, list(packet.flags_on)) == (
+        100.0,
+        "HALTED",
+        ["cached_score", "embedded"],
+    )
     assert (packet.instance_id, packet.config_hash, packet.durability) == ("server-1", "hash", "fsync")
     assert packet.decided_monotonic_ns - packet.arrived_monotonic_ns == pytest.approx(10_000_000, abs=1_000)
 
