@@ -1,10 +1,9 @@
 """The fallback chain: the first source that can answer decides.
 
 The order is model (primary, secondary) → embedded model → cached score → rules baseline → abstain, unless the settings
-say otherwise.
-Each stage either answers or notes in the case why it could not, and the next one is asked. A stage that raises has a
-bug: it is counted and logged, and the next one is asked all the same. Abstaining needs nothing and therefore never
-fails.
+say otherwise. Each stage either answers or notes in the case why it could not, and the next one is asked. A stage that
+raises has a bug: it is counted and logged, and the next one is asked all the same. Abstaining needs nothing and
+therefore never fails.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ class Guards:
         self._trading_state = trading_state
         self._clock = clock
         self._wall_clock = wall_clock
-        self._rates = TokenBuckets(math.inf, _BURST_SECONDS, clock)
+        # No strategy's bucket fills up because a caller invents the names of others.
+        self._rates = TokenBuckets(math.inf, _BURST_SECONDS, clock, most_names=None)
         """Of the strategies."""
 
     def configure(self, settings: GuardSettings) -> None:

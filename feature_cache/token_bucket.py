@@ -7,8 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-_MAX_NAMES: Final = 10_000
-"""Names that are remembered. The one that has taken nothing for longest is forgotten, and starts with a full bucket."""
 _ROUNDING_SECONDS: Final = 1e-9
 
 
@@ -57,12 +55,17 @@ class TokenBuckets:
         per_second: The default of what a bucket gains a second.
         burst_seconds: What a bucket holds, in seconds of its rate.
         clock: Monotonic seconds.
+        most_names: Names that are remembered. Beyond, the one that has taken nothing for longest is forgotten, and
+            starts with a full bucket. None: only a name whose bucket is full is forgotten.
     """
 
-    def __init__(self, per_second: float, burst_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, per_second: float, burst_seconds: float, clock: Callable[[], float], most_names: int | None = 10_000
+    ) -> None:
         self.per_second = per_second
         self._burst_seconds = burst_seconds
         self._clock = clock
+        self._most_names = math.inf if most_names is None else most_names
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         """The longest unused first."""
 
@@ -89,7 +92,7 @@ class TokenBuckets:
     def _new(self, name: str, now: float) -> TokenBucket:
         """Remembers a name, and forgets the longest unused ones: those with full buckets, and one too many."""
         buckets = self._buckets
-        while buckets and (len(buckets) >= _MAX_NAMES or next(iter(buckets.values())).is_full(now)):
+        while buckets and (len(buckets) >= self._most_names or next(iter(buckets.values())).is_full(now)):
             buckets.popitem(last=False)
         bucket = buckets[name] = TokenBucket(self._burst_seconds)
         return bucket

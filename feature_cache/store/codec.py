@@ -79,10 +79,6 @@ class FeatureSnapshot:
         """(bid + ask) / 2 in quote currency; NaN when a side is missing."""
         return (self.bid + self.ask) / 2
 
-    def age_seconds(self, now_ns: int) -> float:
-        """Age from exchange event time at the wall-clock instant `now_ns`: see `age_seconds`."""
-        return age_seconds(self.publish_time_ns, self.transit_ns, now_ns)
-
 
 def age_seconds(publish_time_ns: int, transit_ns: int, now_ns: int) -> float:
     """Age of a vector from exchange event time at the wall-clock instant `now_ns`, never negative.

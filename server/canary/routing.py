@@ -77,16 +77,15 @@ class CanaryRouting:
             return await self._champion.answer(case)
         if not canary.takes(case.order.instrument, case.order.strategy):
             return await self._ask_champion(case)
-        answer = await self.answer_on_trial(case)
+        answer = None if _was_asked(case) else await self._ask(case, canary.model_version)
         return answer if answer is not None else await self._champion.answer(case)
 
     async def answer_on_trial(self, case: Case) -> Answer | None:
         """The canary's answer to an order of its own, unless it was asked for that order before; else None."""
         canary = self.canary
-        if canary is None or case.features is None or case.from_caller:
+        if canary is None or case.features is None or case.from_caller or _was_asked(case):
             return None
-        asked = any(stage == pb.STAGE_CANARY for stage, *_ in case.budget.uses)
-        if asked or not canary.takes(case.order.instrument, case.order.strategy):
+        if not canary.takes(case.order.instrument, case.order.strategy):
             return None
         return await self._ask(case, canary.model_version)
 
@@ -141,3 +140,8 @@ class CanaryRouting:
         if result is not Outcome.OVERLOAD:
             self._note(Side.CANARY, case, math.inf, allowed, reserve)
         return None
+
+
+def _was_asked(case: Case) -> bool:
+    """True when the canary was asked for this order already, or passed over."""
+    return any(stage == pb.STAGE_CANARY for stage, *_ in case.budget.uses)

@@ -11,8 +11,8 @@ it was exported. One that does not, that has expired or that wants other feature
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -174,7 +174,7 @@ class EmbeddedModel:
             raise ModelUnusableError("it has expired")
         if not len(record.canned_scores):
             raise ModelUnusableError("it has no reference scores to be checked by")
-        scorer = EmbeddedScorer(self._name, version, archive.files["metadata.json"], archive.files["weights.bin"])
+        scorer = _scorer_of(archive, self._name)
         scores = scorer.scores(record.canned_rows.astype("<f4").tobytes())
         difference = float(np.max(np.abs(scores - record.canned_scores)))
         if not difference <= _TOLERANCE:  # also for NaN
@@ -190,9 +190,12 @@ class EmbeddedModels:
     """
 
     def __init__(self, archive_of: Callable[[str], Archive]) -> None:
-        self._archive_of = archive_of
-        self._loaded: OrderedDict[str, EmbeddedScorer] = OrderedDict()
-        """By version, the longest unused first."""
+        @lru_cache(_MOST_LOADED)
+        def scorer_of(version: str) -> EmbeddedScorer:
+            archive = archive_of(version)
+            return _scorer_of(archive, archive.name)
+
+        self._scorer_of = scorer_of
 
     def score(self, version: str, row: bytes) -> tuple[ModelIdentity, float]:
         """What the version says of a row, exactly as the embedded stage does.
@@ -202,19 +205,13 @@ class EmbeddedModels:
             ModelFailedError: It gave no score.
         """
         try:
-            scorer = self._loaded.get(version) or self._load(version)
-            self._loaded.move_to_end(version)
+            scorer = self._scorer_of(version)
             score = scorer.score(row)
         except CannotScoreError as error:
             raise ModelFailedError(f"{version} gave no score in this process: {error}") from error
         return ModelIdentity(scorer.name, scorer.version, scorer.threshold, scorer.expires_at), score
 
-    def _load(self, version: str) -> EmbeddedScorer:
-        archive = self._archive_of(version)
-        scorer = EmbeddedScorer(
-            archive.name, archive.version, archive.files["metadata.json"], archive.files["weights.bin"]
-        )
-        if len(self._loaded) == _MOST_LOADED:
-            self._loaded.popitem(last=False)
-        self._loaded[version] = scorer
-        return scorer
+
+def _scorer_of(archive: Archive, name: str) -> EmbeddedScorer:
+    """An archive's model, served under a name. Raises `CannotScoreError`."""
+    return EmbeddedScorer(name, archive.version, archive.files["metadata.json"], archive.files["weights.bin"])

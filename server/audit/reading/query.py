@@ -81,7 +81,12 @@ class AuditQuery:
             raise UnknownDecisionError("no decision has an empty or a very long id")
         problems: list[str] = []
         news = self._news_of(decision_id, problems)
-        found = self._find_stored(decision_id, problems) or self.journals.find(decision_id, problems)
+        # A decision that was just made is in no day yet: the journals are asked before all other days.
+        found = (
+            self._find_stored(decision_id, problems, any_day=False)
+            or self.journals.find(decision_id, problems)
+            or self._find_stored(decision_id, problems, any_day=True)
+        )
         if found is not None:
             statuses = Statuses()
             for entry in news:
@@ -285,12 +290,12 @@ class AuditQuery:
 
         return [entry for news in self.journals.each(read, problems) for entry in news]
 
-    def _find_stored(self, decision_id: str, problems: list[str]) -> audit_pb2.AuditedDecision | None:
+    def _find_stored(self, decision_id: str, problems: list[str], *, any_day: bool) -> audit_pb2.AuditedDecision | None:
         if self._store is None or "\0" in decision_id:
             return None
         try:
             with self._database() as store:
-                stored = store.find(decision_id)
+                stored = store.find(decision_id, any_day=any_day)
         except sa.exc.SQLAlchemyError as error:
             problems.append(f"the database: {_line(error)}")
             return None

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
 import structlog
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from pydantic import BaseModel, ConfigDict
 
 from pretrade.admin.v1 import admin_pb2
@@ -72,7 +73,6 @@ _ERRORS: Final[dict[str, type[AuditError]]] = {
     },
 }
 """By the reason that comes over the socket; any other is a fault of ours."""
-_DETAILS: Final = "grpc-status-details-bin"
 _MOST_WAITING: Final = 32
 _START_SECONDS: Final = 60.0
 """Its imports take about a second of a core, which a busy machine may not have."""
@@ -282,10 +282,7 @@ def _unavailable() -> AuditUnavailableError:
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
     """The reason of an error of ours; empty where there is none."""
-    for name, value in error.trailing_metadata():
-        if name == _DETAILS and isinstance(value, bytes):
-            info = error_details_pb2.ErrorInfo()
-            for detail in status_pb2.Status.FromString(value).details:
-                if detail.Unpack(info):
-                    return str(info.reason)
-    return ""
+    status: Any = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is read of a call
+    info = error_details_pb2.ErrorInfo()
+    found = status is not None and any(detail.Unpack(info) for detail in status.details)
+    return str(info.reason) if found else ""

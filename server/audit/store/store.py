@@ -300,11 +300,12 @@ class Store:
         with self._engine.connect() as connection:
             return _repeats_of(connection, decision_ids)
 
-    def find(self, decision_id: str) -> StoredDecision | None:
+    def find(self, decision_id: str, *, any_day: bool = True) -> StoredDecision | None:
         """The decision with this id, or None.
 
-        The id says when it was made, and so which day's partition holds the decision. Other days are searched only when
-        it is not there, as after a clock was set.
+        Args:
+            decision_id: It says when it was made, and so which day's partition holds the decision.
+            any_day: Whether to search the other days too if it is not there, as after a clock was set.
         """
         entries = JOURNAL_ENTRIES.c
         query = (
@@ -316,7 +317,7 @@ class Store:
         near = () if made is None else (DECISIONS.c.decided_at.between(made - _CLOCK_ERROR, made + _CLOCK_ERROR),)
         with self._engine.connect() as connection:
             found = connection.execute(query.where(*near)).one_or_none()
-            if found is None and near:
+            if found is None and near and any_day:
                 found = connection.execute(query).one_or_none()
         if found is None:
             return None

@@ -123,3 +123,15 @@ def test_nobody_gets_more_than_burst_and_rate(per_second: float, burst_seconds: 
         assert buckets.take("a") == could
         taken += could
     assert taken <= max(1.0, burst_seconds * per_second) + per_second * (clock.now - 1_000.0) + 1e-6 * len(gaps) + 1
+
+
+def test_without_a_limit_of_names_only_a_full_bucket_is_forgotten() -> None:
+    now = 0.0
+    buckets = TokenBuckets(1.0, 1.0, lambda: now, most_names=None)
+    assert buckets.take("mine")
+    assert all(buckets.take(f"invented-{number}") for number in range(10_001))
+    assert not buckets.take("mine")
+    now = 1.0
+    assert buckets.take("mine")
+    assert buckets.take("another")
+    assert len(buckets) == 2
