@@ -30,7 +30,7 @@ demo: setup  ## the whole stack on this machine, orders, a replica failure, a su
 	$(BIN)/pretrade demo --duration $(DURATION) --rate $(RATE) $(WITH_DATA) $(WITH_JSON) $(if $(SVG),--svg "$(SVG)")
 
 test: setup  ## all tests but those that take minutes, against real servers, two files at a time: half an hour; it says what it left out
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 test-all: setup  ## everything, for a night: test, test-long, faults on both edges, an hour of simulation, fuzzing
 	@failed=; for part in test test-long 'faults EDGE=grpcio' 'faults EDGE=envoy' 'simulate SECONDS=3600' 'fuzz SECONDS=600'; do \

@@ -22,7 +22,14 @@ from local.stack.stack import Stack
 from pretrade.client.proxies import spare_this_machine
 
 spare_this_machine()
-pytest_plugins = ("support.ci_verdict", "support.figures", "support.left_out", "support.own_logs", "support.seeds")
+pytest_plugins = (
+    "support.ci_verdict",
+    "support.figures",
+    "support.hangs",
+    "support.left_out",
+    "support.own_logs",
+    "support.seeds",
+)
 
 
 @pytest.fixture(scope="session")

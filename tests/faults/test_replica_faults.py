@@ -46,8 +46,8 @@ def test_without_replicas_the_same_model_answers_in_the_servers_own_process(prod
 )
 def test_without_replicas_the_last_score_answers_then_the_rules_then_nobody(product: Product) -> None:
     product.switch("embedded", False)
-    product.decide_until(pb.SOURCE_PRIMARY)
     with Load(product, count=1) as load:  # asks all the time, since a score is young for a second only
+        eventually(load.sources, lambda sources: pb.SOURCE_PRIMARY in sources)
         product.stack["primary"].kill()
         product.stack["secondary"].kill()
         eventually(load.sources, lambda sources: pb.SOURCE_RULES in sources)
