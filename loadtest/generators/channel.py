@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -34,7 +35,7 @@ async def connected(address: str, *, ready: bool = True) -> AsyncIterator[decisi
     """
     # Channels to one address share a connection otherwise, and a round would inherit the last one's.
     options: list[tuple[str, object]] = [("grpc.use_local_subchannel_pool", 1)]
-    credentials = _credentials()
+    credentials, token = _credentials()
     if credentials is None:
         opening = grpc.aio.insecure_channel(address, options=options)
     else:
@@ -47,11 +48,33 @@ async def connected(address: str, *, ready: bool = True) -> AsyncIterator[decisi
                 await asyncio.wait_for(channel.channel_ready(), _CONNECT_SECONDS)
         except TimeoutError:
             raise RuntimeError(f"no connection to {address} within {_CONNECT_SECONDS:g} s") from None
-        yield decision_pb2_grpc.DecisionServiceStub(channel)
+        shown: Any = _Showing(channel, token) if token else channel
+        yield decision_pb2_grpc.DecisionServiceStub(shown)
 
 
-def _credentials() -> grpc.ChannelCredentials | None:
-    """Those of the environment; None for an open connection."""
+class _Showing:
+    """What a stub needs of a channel; every call shows a token.
+
+    gRPC's own call credentials would do the same, but they are Python code that gRPC ends on a thread of its own. That
+    waits for the interpreter, which may wait for this very thread at that moment: whoever closes the last channel or
+    server of the process holds it, and waits in C for gRPC's threads. Nothing ends such a process but SIGKILL.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
+        self._channel = channel
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        """As the channel's."""
+        return partial(self._channel.unary_unary(*arguments, **options), metadata=self._metadata)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        """As the channel's."""
+        return partial(self._channel.stream_stream(*arguments, **options), metadata=self._metadata)
+
+
+def _credentials() -> tuple[grpc.ChannelCredentials | None, str]:
+    """Those of the environment: of TLS, None for an open connection, and a token, empty for none."""
     try:
         ca, certificate, key, token_file = (_file(name) for name in ("CA", "CERTIFICATE", "KEY", "TOKEN_FILE"))
     except OSError as error:
@@ -60,11 +83,8 @@ def _credentials() -> grpc.ChannelCredentials | None:
     if ca is None:
         if token:
             raise RuntimeError("a token is not sent without TLS: name the authority (--tls-ca)")
-        return None
-    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-    if not token:
-        return credentials
-    return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+        return None, ""
+    return grpc.ssl_channel_credentials(ca, key, certificate), token
 
 
 def _file(name: str) -> bytes | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 import time
@@ -14,6 +13,8 @@ from typing import Any, Final
 
 import grpc.aio
 import pytest
+from support.leash import LeashedPopen
+from support.token_server import server_with_a_token
 
 from loadtest.benchmark.echo import EchoServicer, echo_server
 from loadtest.generators.channel import connected
@@ -24,7 +25,6 @@ from loadtest.generators.open_loop import offer
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.security.trial import TrialAuthority
 
 pytestmark = pytest.mark.stack
 
@@ -109,18 +109,24 @@ class Broken(EchoServicer):
 
 
 @asynccontextmanager
-async def serving(
-    servicer: decision_pb2_grpc.DecisionServiceServicer,
-) -> AsyncIterator[decision_pb2_grpc.DecisionServiceAsyncStub]:
+async def listening(servicer: decision_pb2_grpc.DecisionServiceServicer) -> AsyncIterator[str]:
+    """`host:port` of a server in this process. One that is left running would keep the process from ending."""
     server = grpc.aio.server()
     decision_pb2_grpc.add_DecisionServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield decision_pb2_grpc.DecisionServiceStub(channel)
+        yield f"127.0.0.1:{port}"
     finally:
         await server.stop(None)
+
+
+@asynccontextmanager
+async def serving(
+    servicer: decision_pb2_grpc.DecisionServiceServicer,
+) -> AsyncIterator[decision_pb2_grpc.DecisionServiceAsyncStub]:
+    async with listening(servicer) as address, grpc.aio.insecure_channel(address) as channel:
+        yield decision_pb2_grpc.DecisionServiceStub(channel)
 
 
 async def test_every_call_is_counted_once_as_a_decision_or_under_its_error() -> None:
@@ -185,39 +191,33 @@ async def test_orders_of_a_stream_that_breaks_are_counted_as_unanswered() -> Non
 
 
 async def test_callers_show_the_credentials_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Asking(EchoServicer):
-        async def Decide(
-            self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> pb.DecideResponse:
-            if ("authorization", "Bearer secret") not in tuple(context.invocation_metadata() or ()):
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
-            return await super().Decide(request, context)
-
-    authority = TrialAuthority()
-    own = authority.certify("server", dns=["server.test"])
-    server = grpc.aio.server()
-    decision_pb2_grpc.add_DecisionServiceServicer_to_server(Asking(RESPONSE), server)
-    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(own.key, own.certificate)]))
-    await server.start()
-    try:
-        (tmp_path / "ca.pem").write_bytes(authority.pem)
+    async with server_with_a_token(RESPONSE, "secret") as server:
+        (tmp_path / "ca.pem").write_bytes(server.ca)
         monkeypatch.setenv("PRETRADE_CLIENT_CA", str(tmp_path / "ca.pem"))
-        monkeypatch.setenv("PRETRADE_CLIENT_TLS_NAME", "server.test")
-        async with connected(f"127.0.0.1:{port}") as stub:
+        monkeypatch.setenv("PRETRADE_CLIENT_TLS_NAME", server.name)
+        async with connected(server.address) as stub:
             with pytest.raises(grpc.aio.AioRpcError, match="no token"):
                 await stub.Decide(pb.DecideRequest(order=ORDERS[0]), timeout=PATIENCE_SECONDS)
         (tmp_path / "token").write_text("secret\n")
         monkeypatch.setenv("PRETRADE_CLIENT_TOKEN_FILE", str(tmp_path / "token"))
-        async with connected(f"127.0.0.1:{port}") as stub:
+        async with connected(server.address) as stub:
             await stub.Decide(pb.DecideRequest(order=ORDERS[0]), timeout=PATIENCE_SECONDS)
+            measured = await call_decide_stream(stub, ORDERS, callers=2, seconds=0.1, deadline_seconds=PATIENCE_SECONDS)
+            assert (measured.errors, len(measured.latencies) > 0) == ({}, True)
         monkeypatch.delenv("PRETRADE_CLIENT_CA")
         with pytest.raises(RuntimeError, match="without TLS"):
-            async with connected(f"127.0.0.1:{port}"):
+            async with connected(server.address):
                 pass
+
+
+async def test_callers_with_a_token_do_not_keep_their_process_from_going_on(tmp_path: Path) -> None:
+    """In a process of its own, in which a server that ends takes the last of gRPC with it, and which can be killed."""
+    process = LeashedPopen.module("support.token_server", [str(tmp_path), "100"])
+    try:
+        assert await asyncio.to_thread(process.wait, 60) == 0
     finally:
-        # What grpc.aio still waits for now and then, without end, is nothing that is tested here.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(server.stop(None), PATIENCE_SECONDS)
+        process.kill()
+        await asyncio.to_thread(process.wait)
 
 
 async def bench(*arguments: str) -> tuple[int, str]:
@@ -323,12 +323,8 @@ async def test_a_server_that_decides_nothing_is_not_measured() -> None:
         ) -> pb.DecideResponse:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "instrument: is not configured here")
 
-    server = grpc.aio.server()
-    decision_pb2_grpc.add_DecisionServiceServicer_to_server(Refusing(RESPONSE), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    code, output = await bench("--target", f"127.0.0.1:{port}")
-    await server.stop(None)
+    async with listening(Refusing(RESPONSE)) as target:
+        code, output = await bench("--target", target)
     assert code == 1
     assert "INVALID_ARGUMENT: instrument: is not configured here" in " ".join(output.split())
 

@@ -42,10 +42,12 @@ async def served() -> AsyncIterator[tuple[ModelServer, Replica]]:
     await server.start()
     clock = asyncio.get_running_loop().time
     made = Replica("primary", f"127.0.0.1:{port}", "champion", None, ReplicaLimits(), clock=clock, random=lambda: 0.5)
-    async with made as replica:
-        await asyncio.wait_for(replica.proven.wait(), 30)
-        yield model, replica
-    await server.stop(None)
+    try:
+        async with made as replica:
+            await asyncio.wait_for(replica.proven.wait(), 30)
+            yield model, replica
+    finally:
+        await server.stop(None)  # one that is left running would keep the process of the tests from ending
 
 
 async def test_the_call_of_a_batch_carries_its_first_orders_trace_and_all_learn_it() -> None:
