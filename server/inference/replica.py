@@ -287,7 +287,8 @@ class Replica:
             while (wait := self._next_probe(probed_at) - self._clock()) > _CLOCK_RESOLUTION_SECONDS:
                 self._recheck.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._recheck.wait(), wait)
+                    async with asyncio.timeout(wait):  # `wait_for` of Python 3.11 can lose a cancellation
+                        await self._recheck.wait()
 
     def _next_probe(self, probed_at: float) -> float:
         """The instant of the next probe, as things stand."""

@@ -88,6 +88,21 @@ async def test_a_full_replica_is_probed_again_without_a_verdict() -> None:
         assert (replica.transitions[State.OPEN], replica.transitions[State.CLOSED]) == (opened, 0)
 
 
+@pytest.mark.parametrize("steps", range(6))
+async def test_probes_end_even_when_they_are_wanted_at_that_moment(steps: int) -> None:
+    replica = ScriptedReplica("primary", answers(0.5), breaker_settings=BREAKER)
+    prober = replica.start_probing()
+    await replica.proven.wait()
+    await asyncio.sleep(0.01)
+    for _ in range(BREAKER.consecutive_failures):  # opens the breaker, and so has the prober look again
+        replica.breaker.record(Outcome.TIMEOUT, 0.050, replica.breaker.generation)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    prober.cancel()
+    await asyncio.sleep(60)
+    assert prober.cancelled()
+
+
 async def test_probes_survive_a_fault_of_ours() -> None:
     async def broken(_rows: list[bytes]) -> ScoreBatch:
         raise ZeroDivisionError
