@@ -37,7 +37,7 @@ async def call_decide(
         stub: Of the server under load.
         orders: Sent in this order, again and again.
         callers: Calls under way at once.
-        seconds: After which no caller starts another call.
+        seconds: After which no caller starts another call; each makes one, however late it has its turn.
         deadline_seconds: Of each call.
         stopped: Set, no caller starts another call either.
     """
@@ -75,13 +75,15 @@ async def call_decide_batch(
 async def _repeat(
     call: Callable[[float], Awaitable[None]], callers: int, seconds: float, stopped: asyncio.Event | None = None
 ) -> float:
-    """Makes every caller call again and again, and reports each call; returns the seconds until the last has ended."""
+    """Makes every caller call again and again, at least once; returns the seconds until the last call has ended."""
     began = clock()
     end = began + seconds
 
     async def caller() -> None:
-        while (sent := clock()) < end and not (stopped is not None and stopped.is_set()):
-            await call(sent)
+        while True:
+            await call(clock())
+            if clock() >= end or (stopped is not None and stopped.is_set()):
+                return
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(callers):
@@ -103,7 +105,7 @@ async def call_decide_stream(
         stub: Of the server under load.
         orders: Sent in this order, again and again; more than `callers`, with distinct references.
         callers: Orders under way at once.
-        seconds: After which no further order is sent.
+        seconds: After which no further order is sent; one is sent in any case.
         deadline_seconds: `timeout` of each order.
     """
     measured = Measurement()
@@ -117,10 +119,10 @@ async def call_decide_stream(
     call = stub.DecideStream(timeout=seconds + STREAM_GRACE_SECONDS)
 
     async def send() -> None:
-        for request in itertools.cycle(requests):
+        for number, request in enumerate(itertools.cycle(requests)):
             await room.acquire()
             now = clock()
-            if now >= end:
+            if number and now >= end:
                 break
             sent[request.order.order_ref] = now
             await call.write(request)

@@ -67,7 +67,7 @@ class Flaky(EchoServicer):
 
 
 class Shuffling(EchoServicer):
-    """A stream that answers in pairs, the later order first; one of each ten with an error."""
+    """A stream that answers in pairs, the later order first; the first of each ten with an error."""
 
     def __init__(self) -> None:
         super().__init__(RESPONSE)
@@ -88,7 +88,7 @@ class Shuffling(EchoServicer):
 
     def _answer(self, order: pb.Order) -> pb.OrderResult:
         self.answered += 1
-        if self.answered % 10 == 0:
+        if self.answered % 10 == 1:
             self.errors += 1
             return pb.OrderResult(order_ref=order.order_ref, error=pb.OrderError(code=3, reason="UNKNOWN_INSTRUMENT"))
         return self._result(order)
