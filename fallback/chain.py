@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Final, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -54,6 +54,33 @@ class Stage(Protocol):
         ...
 
 
+CaseT = TypeVar("CaseT", bound=Case)
+
+
+@runtime_checkable
+class JointStage(Protocol[CaseT]):
+    """A stage that can begin with many cases at once, and comes back to each when its result is there."""
+
+    def begin(self, cases: Sequence[CaseT]) -> Sequence[CaseT]:
+        """Begins with those that are asked here in the usual way; returns them.
+
+        The others are left as they are. So is one that meets a bug here: it meets it again in `Stage.answer`.
+        """
+        ...
+
+    def settle(self, case: CaseT) -> Answer | None:
+        """The answer of a case that was begun, now that its result is there; None to `go_on`."""
+        ...
+
+    async def go_on(self, case: CaseT) -> Answer | None:
+        """What is left of the stage for a case that `settle` gave no answer; as `Stage.answer`."""
+        ...
+
+
+Asked = tuple[StageName, Stage]
+"""A stage that is asked, and its name."""
+
+
 class Chain:
     """Asks stages in order until one answers.
 
@@ -67,6 +94,10 @@ class Chain:
         self, stages: Mapping[StageName, Stage], default: tuple[StageName, ...], clock: Callable[[], float]
     ) -> None:
         self._known = stages
+        # Once and for all: asking a protocol whether something meets it takes longer than asking the stage itself.
+        self._joint: dict[StageName, JointStage[Any]] = {
+            name: stage for name, stage in stages.items() if isinstance(stage, JointStage)
+        }
         self._asked = self._default = tuple((name, stages[name]) for name in default)
         self._clock = clock
         self._next_report = -math.inf
@@ -80,8 +111,48 @@ class Chain:
     async def decide(self, case: Case) -> Answer:
         """The answer of the first stage that has one, else ABSTAIN. Cancelling it is safe at any moment."""
         asked = self._asked
+        self._say(asked, case)
+        return await self._ask(asked, case)
+
+    def begin(self, cases: Sequence[CaseT]) -> tuple[Sequence[CaseT], tuple[Asked, ...]]:
+        """Begins with many cases at once, as far as the first stage can.
+
+        Returns:
+            Those that were begun, which `settle` is for as soon as there is a result; and the stages that are asked for
+            them. All others are as they were, and for `decide`.
+        """
+        asked = self._asked
+        stage = self._joint.get(asked[0][0])
+        begun = () if stage is None else stage.begin(cases)
+        for case in begun:
+            self._say(asked, case)
+        return begun, asked
+
+    def settle(self, asked: tuple[Asked, ...], case: Case) -> Answer | None:
+        """The answer of a case that was begun, if its result is one; else there is still `go_on`."""
+        name = asked[0][0]
+        try:
+            return self._joint[name].settle(case)
+        except Exception:
+            self._note(name, case)
+            return None
+
+    async def go_on(self, asked: tuple[Asked, ...], case: Case) -> Answer:
+        """The answer of a case that was begun and that `settle` had none for. Cancelling it is safe at any moment."""
+        name = asked[0][0]
+        try:
+            answer = await self._joint[name].go_on(case)
+        except Exception:
+            self._note(name, case)
+            answer = None
+        return answer if answer is not None else await self._ask(asked[1:], case)
+
+    def _say(self, asked: tuple[Asked, ...], case: Case) -> None:
+        """Writes into a case which stages it is for, if they are not the default ones."""
         if asked != self._default:
             case.stages = tuple(name for name, _ in asked)
+
+    async def _ask(self, asked: tuple[Asked, ...], case: Case) -> Answer:
         for name, stage in asked:
             try:
                 answer = await stage.answer(case)

@@ -103,6 +103,11 @@ class Case:
         """True when the features are the caller's own: a model may fail on such a row without being at fault."""
         return self.order.caller_features is not None
 
+    def take_vector(self, features: NDArray[np.float32], row: bytes) -> None:
+        """Takes features that other cases may have, too, and what `row` then is."""
+        self.features = features
+        self._row = row
+
     def row(self) -> bytes:
         """The features as a model gets them and the audit keeps them: little-endian float32. There must be some."""
         if self._row is None:

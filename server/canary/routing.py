@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fallback.budget import BudgetSettings
@@ -18,6 +18,7 @@ from server.inference.outcome import Outcome
 if TYPE_CHECKING:
     from server.canary.plan import Canary
     from server.inference.champion import Champion
+    from server.inference.joint_case import JointCase
     from server.inference.replica import Replica
 
 
@@ -79,6 +80,18 @@ class CanaryRouting:
             return await self._ask_champion(case)
         answer = None if _was_asked(case) else await self._ask(case, canary.model_version)
         return answer if answer is not None else await self._champion.answer(case)
+
+    def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
+        """Begins the first attempts at the champion; none while a canary runs, which is asked case by case."""
+        return self._champion.begin(cases) if self.canary is None else ()
+
+    def settle(self, case: JointCase) -> Answer | None:
+        """See `Champion.settle`."""
+        return self._champion.settle(case)
+
+    async def go_on(self, case: JointCase) -> Answer | None:
+        """See `Champion.go_on`."""
+        return await self._champion.go_on(case)
 
     async def answer_on_trial(self, case: Case) -> Answer | None:
         """The canary's answer to an order of its own, unless it was asked for that order before; else None."""

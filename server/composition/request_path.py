@@ -24,8 +24,9 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.decision.idempotency import IdempotencyWindow
-from server.decision.plane import DataPlane, Observers, Recording
+from server.decision.plane import DataPlane, Observers
 from server.decision.record import PacketWriter
+from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory

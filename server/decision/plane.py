@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fallback.budget import Budget, BudgetSettings
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case, Order
-from fallback.staleness import judge
-from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.idempotency import ClaimLostError, identify
+from server.decision.markets import Markets
+from server.decision.pending import Pending
 from server.decision.record import Decided
+from server.decision.recorder import Recorder, Recording, fail
 from server.errors import DeadlineError, JournalError, OverloadedError
 from server.journal.reply_status import unconfirmed
 from server.timing.deadlines import Deadlines
-from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
-    from feature_cache.store.codec import FeatureSnapshot
     from feature_cache.store.l1 import FeatureCache
     from server.canary.burn import Objective
     from server.control.state import ControlState
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.metrics import DecisionMetrics
-    from server.decision.record import PacketWriter
-    from server.decision.replies import Replies
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
     from server.inference.embedded_check import EmbeddedCheck
     from server.inference.shadow import Shadow
-    from server.journal.journal import Journal
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
-_BOOK_AGE = features.INDEX["book_age_ms"]
-_AGES = slice(_BOOK_AGE, features.INDEX["trade_age_ms"] + 1)
-assert features.NAMES[_AGES] == ("book_age_ms", "trade_age_ms"), "they grow with the snapshot's own age"
 _UNAUDITED = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE))
 _OUT_OF_TIME = frozenset(
     (
@@ -56,30 +49,6 @@ _OUT_OF_TIME = frozenset(
     )
 )
 """What keeps a model from answering when too many ask it at once."""
-
-
-class _Market:
-    """What a snapshot says, in the form that decisions take it: the same for all of them until the next snapshot."""
-
-    __slots__ = ("book_age_seconds", "for_buy", "for_sell", "mid", "snapshot")
-
-    def __init__(self, snapshot: FeatureSnapshot) -> None:
-        self.snapshot = snapshot
-        self.book_age_seconds = float(snapshot.values[_BOOK_AGE]) / 1e3
-        self.mid = snapshot.mid
-        self.for_buy = snapshot.values
-        self.for_sell = features.for_sell(snapshot.values)
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What makes a decision durable."""
-
-    journal: Journal
-    replies: Replies
-    packets: PacketWriter
-    new_id: Callable[[], str]
-    """Unique, time-ordered decision ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +95,7 @@ class DataPlane:
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
-        self._feature_cache = feature_cache
-        self._markets: dict[str, _Market] = {}
-        """The newest of each instrument."""
-        self._max_feature_age_seconds = max_feature_age_seconds
+        self._markets = Markets(feature_cache, max_feature_age_seconds, clock)
         self._chain = chain
         self._cached_scores = cached_scores
         self._guards = guards
@@ -144,14 +110,18 @@ class DataPlane:
         self._cap_seconds = budget_settings.cap_seconds
         self._fallback_reserve_seconds = budget_settings.fallback_reserve_seconds
         self._audit_reserve_seconds = budget_settings.audit_reserve_seconds
-        self._audit_times = LatencyWindow(clock, prior_seconds=0.0)
-        self._audit_deadlines = Deadlines(clock)
+        self._note_deadlines = Deadlines(clock)
         self._reports = observers.reports
         self._loop_lag = observers.loop_lag
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
-        self._wall_clock_ns = wall_clock_ns
-        self._new_id = recording.new_id
+        self._recorder = Recorder(recording, self._reply_reserve, self._after, self._too_late, clock, wall_clock_ns)
+        self._arrived: list[Pending] = []
+        """Cases of this turn of the event loop."""
+        self._results: list[Pending] = []
+        """Those whose first attempt has ended in this turn."""
+        self._alone: set[asyncio.Task[None]] = set()
+        """Of cases that ask the stages by themselves."""
 
     def capped(self, arrived: float, deadline: float | None) -> float:
         """The monotonic instant before which an order's decision must be sent; its arguments are those of `decide`."""
@@ -229,7 +199,7 @@ class DataPlane:
         """
         if decided.action == pb.ACTION_TRADE:
             case = Case(order, budget)
-            self._look_up_features(case)
+            self._markets.look_up((case,))
             answer = Answer(
                 decided.action, decided.source, decided.reasons[0], model_expires_at=decided.model_expires_at
             )
@@ -251,7 +221,7 @@ class DataPlane:
         note = unconfirmed(decided.decision_id, "withdrawn", decided.action, decided.reasons)
         try:
             durable = self._journal.append(note, even_if_full=True)
-            self._audit_deadlines.watch(durable, durable_until, late=False)
+            self._note_deadlines.watch(durable, durable_until, late=False)
             if await durable:
                 self._idempotency.noted(at)
                 return decided
@@ -267,7 +237,7 @@ class DataPlane:
         machine is slow, a model's score that could no longer be made durable in time would be worth nothing. At least
         the reserve of the settings, at most half of what is allowed.
         """
-        recent = min(self._audit_times.p95 + self._reply_reserve(allowed_seconds), allowed_seconds / 2)
+        recent = min(self._recorder.times.p95 + self._reply_reserve(allowed_seconds), allowed_seconds / 2)
         return self._fallback_reserve_seconds + max(self._audit_reserve_seconds, recent)
 
     def _reply_reserve(self, allowed_seconds: float) -> float:
@@ -279,87 +249,82 @@ class DataPlane:
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
     async def _decide(self, order: Order, budget: Budget) -> Decided:
-        """Life of a request, a line a step."""
-        case = Case(order, budget)
-        if self._control.stale:
-            case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
-        budget.charge(pb.STAGE_ADMISSION, budget.allowed, self._clock() - budget.arrived)
-        self._look_up_features(case)
-        answer = await self._chain.decide(case)
-        action, reasons = self._guards.apply(case, answer)
-        decided = await self._make_durable(case, answer, action, reasons)
+        """Decides one order, together with those that arrive in the same turn of the event loop."""
+        loop = asyncio.get_running_loop()
+        case = Pending(order, budget, loop.create_future(), self._answered)
+        self._arrived.append(case)
+        if self._admission.in_flight == 1:
+            self._take_up()  # nobody else is here to be decided with
+        elif len(self._arrived) == 1:
+            loop.call_soon(self._take_up)
         try:
-            self._after(case, answer, decided)
-        except BaseException as error:
-            self._replies.unheard(decided, _cause(error))
-            raise
-        return decided
-
-    def _look_up_features(self, case: Case) -> None:
-        """Fills in what is known of the instrument. Missing or stale features are a degradation, not an error."""
-        started = self._clock()
-        order = case.order
-        own = order.caller_features
-        entry = self._feature_cache.get(order.instrument)
-        if entry is None:
-            judge(case, None, math.nan, math.nan, self._max_feature_age_seconds)
-        else:
-            case.snapshot = entry.snapshot
-            market = self._market(entry.snapshot)
-            age = case.snapshot_age_seconds = entry.age_seconds(started)
-            if judge(case, market.snapshot.state, age, market.book_age_seconds, self._max_feature_age_seconds):
-                case.mid = market.mid
-            if own is None:
-                case.feature_age_seconds = age
-                if case.features_problem is None:
-                    values = (market.for_sell if order.side == pb.SIDE_SELL else market.for_buy).copy()
-                    values[_AGES] += age * 1e3
-                    case.features = values
-        if own is not None and case.features_problem is None:
-            case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
-        case.budget.charge(pb.STAGE_FEATURES, case.budget.remaining(started), self._clock() - started)
-
-    def _market(self, snapshot: FeatureSnapshot) -> _Market:
-        market = self._markets.get(snapshot.instrument)
-        if market is None or market.snapshot is not snapshot:
-            market = self._markets[snapshot.instrument] = _Market(snapshot)
-        return market
-
-    async def _make_durable(
-        self, case: Case, answer: Answer, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType]
-    ) -> Decided:
-        """Writes the packet and returns the decision once it is on disk; ABSTAIN where that fails or takes too long."""
-        started = self._clock()
-        durable_until = case.budget.deadline - self._reply_reserve(case.budget.allowed)
-        decided = Decided(
-            case, answer, action, reasons, self._new_id(), started, self._wall_clock_ns(), self._packets.control_version
-        )
-        try:
-            packet = self._packets.packet(case, answer, decided, started)
-            self._replies.owe(decided)
-            durable = self._journal.append(packet)
-            self._audit_deadlines.watch(durable, durable_until, late=False)
-            if not await durable:
-                # The packet may still become durable, as the decision that was not given.
-                decided.abstain(pb.REASON_CODE_AUDIT_LATE)
-        except JournalError:
-            self._replies.forget(decided)
-            decided.abstain(pb.REASON_CODE_AUDIT_UNAVAILABLE)
+            return await case.future
         except asyncio.CancelledError:
-            self._replies.unheard(decided, "cancelled")
+            if case.decided is not None:
+                self._replies.unheard(case.decided, "cancelled")
             raise
-        now = self._clock()
-        self._audit_times.add(now - started)
-        decided.charge_audit(case.budget, durable_until - started, started, now)
-        if now >= case.budget.deadline:
-            self._metrics.late += 1
-            self._objective.note(case, by_model=False)
-            self._admission.dropped(case.budget.allowed)
-            self._replies.unheard(decided, "deadline")
-            late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
-            late.case = case
-            raise late
-        return decided
+
+    def _take_up(self) -> None:
+        """Life of a request, first part: from its arrival until a model is asked."""
+        cases, self._arrived = [case for case in self._arrived if not case.future.done()], []
+        with _failing(cases):
+            for case in cases:
+                if self._control.stale:
+                    case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
+                case.budget.charge(pb.STAGE_ADMISSION, case.budget.allowed, self._clock() - case.budget.arrived)
+            self._markets.look_up(cases)
+            begun, asked = self._chain.begin([case for case in cases if _goes_the_usual_way(case)])
+            for case in begun:
+                case.asked = asked
+            for case in cases:
+                if not case.asked:
+                    self._go_alone(case)
+
+    def _answered(self, case: Pending) -> None:
+        """The model has answered one of those that were begun together, or will not; more may follow at once."""
+        self._results.append(case)
+        if self._admission.in_flight == 1 and case.asked:
+            self._settle()  # nobody else is here, and this one has been begun for good
+        elif len(self._results) == 1:
+            asyncio.get_running_loop().call_soon(self._settle)
+
+    def _settle(self) -> None:
+        """Life of a request, second part: the model's scores become answers. Who got none goes on alone."""
+        cases, self._results = [case for case in self._results if not case.future.done()], []
+        with _failing(cases):
+            for case in cases:
+                case.answer = self._chain.settle(case.asked, case)
+                if case.answer is None:
+                    self._go_alone(case)
+            self._record([case for case in cases if case.answer is not None])
+
+    def _go_alone(self, case: Pending) -> None:
+        """Has a case ask the stages by itself, until its caller has gone."""
+        task = asyncio.get_running_loop().create_task(self._ask(case))
+        self._alone.add(task)
+        task.add_done_callback(self._alone.discard)
+        case.future.add_done_callback(lambda future: task.cancel() if future.cancelled() else None)
+
+    async def _ask(self, case: Pending) -> None:
+        with _failing((case,)):
+            chain = self._chain
+            case.answer = await (chain.go_on(case.asked, case) if case.asked else chain.decide(case))
+            self._record((case,))
+
+    def _record(self, cases: Sequence[Pending]) -> None:
+        """Life of a request, last part: the guards, the audit, and then the reply."""
+        guarded = []
+        for case in cases:
+            assert case.answer is not None
+            with _failing((case,)):  # a bug that one order meets is none of the others' business
+                guarded.append((case, *self._guards.apply(case, case.answer)))
+        self._recorder.record(guarded)
+
+    def _too_late(self, case: Pending) -> None:
+        """A decision became durable when its deadline had passed."""
+        self._metrics.late += 1
+        self._objective.note(case, by_model=False)
+        self._admission.dropped(case.budget.allowed)
 
     def heard(self, decided: Decided) -> None:
         """The transport has the decision's bytes, in time."""
@@ -373,8 +338,10 @@ class DataPlane:
             self._metrics.late += 1
         self._replies.unheard(decided, cause)
 
-    def _after(self, case: Case, answer: Answer, decided: Decided) -> None:
+    def _after(self, case: Pending, decided: Decided) -> None:
         """What can wait until the decision is durable: cached score, mirrored rows, admission, metrics, reports."""
+        answer = case.answer
+        assert answer is not None
         if answer.source in CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decided.reasons):
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
@@ -390,6 +357,21 @@ class DataPlane:
         self._metrics.observe(case, decided, now)
         self._objective.note(case, by_model=answer.source in MODEL_SOURCES)
         self._reports.decided(case, decided, now)
+
+
+@contextmanager
+def _failing(cases: Sequence[Pending]) -> Iterator[None]:
+    """Ends the cases with the error that is raised inside: nobody else is there to hear of it."""
+    try:
+        yield
+    except Exception as error:
+        for case in cases:
+            fail(case, error)
+
+
+def _goes_the_usual_way(case: Pending) -> bool:
+    """False for an order whose attempts are its own affair: they are in its trace, or may fail through its features."""
+    return case.order.caller_features is None and not case.order.context.trace_id
 
 
 def _cause(error: BaseException) -> Cause:

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -119,6 +120,18 @@ class Lane(enum.Enum):
     """An order's, on a model on trial: given up before a live row is, since the model that decides can still answer."""
 
 
+class Taker(Protocol):
+    """Who waits for a row: an `asyncio.Future`, or what is used like one."""
+
+    def done(self) -> bool:
+        """True when it has a result, or wants none any more."""
+        ...
+
+    def set_result(self, result: Result, /) -> object:
+        """Called once at most, and only while it is not done."""
+        ...
+
+
 class _Row:
     __slots__ = ("deadline", "from_caller", "future", "payload", "queued_at", "traceparent")
 
@@ -126,7 +139,7 @@ class _Row:
         self,
         payload: bytes,
         deadline: float,
-        future: asyncio.Future[Result],
+        future: Taker,
         queued_at: float = math.nan,
         traceparent: str = "",
         from_caller: bool = False,
@@ -330,19 +343,30 @@ class MicroBatcher:
             OVERLOAD at once when `full_for` its lane, and later when a live row needs a canary row's place. Cancelling
             it is safe: a row not yet sent leaves the queue.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.submit_for(future, payload, deadline, lane, traceparent, from_caller)
+        return future
+
+    def submit_for(
+        self,
+        taker: Taker,
+        payload: bytes,
+        deadline: float,
+        lane: Lane = Lane.LIVE,
+        traceparent: str = "",
+        from_caller: bool = False,
+    ) -> None:
+        """The same for somebody who takes the result as a future would."""
         if self._closed or self.full_for(lane):
-            future.set_result(Outcome.OVERLOAD)
-            return future
-        row = _Row(payload, deadline, future, self._clock(), traceparent, from_caller)
-        self._deadlines.watch(future, deadline, late=Outcome.TIMEOUT)
+            taker.set_result(Outcome.OVERLOAD)
+            return
+        row = _Row(payload, deadline, taker, self._clock(), traceparent, from_caller)
+        self._deadlines.watch(taker, deadline, late=Outcome.TIMEOUT)
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
             self._displace()
         heapq.heappush(self._lanes[lane], (deadline, self._arrivals, row))
-        self._schedule_pump(loop)
-        return future
+        self._schedule_pump(asyncio.get_running_loop())
 
     def submit_shadow(self, payload: bytes, from_caller: bool = False) -> asyncio.Future[Result] | None:
         """Queues a shadow row, to be sent with others when no live row waits. None when shed: the queue is full."""
@@ -350,14 +374,14 @@ class MicroBatcher:
             self.shed += 1
             return None
         loop = asyncio.get_running_loop()
-        row = _Row(payload, math.inf, loop.create_future(), from_caller=from_caller)
-        self._shadow.append(row)
+        future: asyncio.Future[Result] = loop.create_future()
+        self._shadow.append(_Row(payload, math.inf, future, from_caller=from_caller))
         if len(self._shadow) >= self._settings.max_rows:
             self._shadow_due = True
             self._schedule_pump(loop)
         elif self._shadow_timer is None:
             self._shadow_timer = loop.call_later(self._settings.shadow_linger_seconds, self._release_shadow)
-        return row.future
+        return future
 
     async def close(self) -> None:
         """Answers every queued row with OVERLOAD, ends the calls in flight and answers their rows with IGNORED."""

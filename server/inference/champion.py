@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
@@ -18,10 +19,13 @@ from server.inference.retry_budget import RetryBudget
 from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:
+    from server.inference.joint_case import JointCase
     from server.inference.replica import Replica
 
 _MOST_ATTEMPTS = 2
 """For one order, wherever they are made."""
+_EXPECTED_ANEW: Final = 32
+"""Rows after which the time to a score is estimated again: those before them lengthen the queue."""
 _FAILURE = {
     Outcome.OVERLOAD: (pb.DEGRADATION_PRIMARY_OVERLOADED, pb.DEGRADATION_SECONDARY_OVERLOADED),
     Outcome.MODEL_ERROR: (pb.DEGRADATION_PRIMARY_FAILED, pb.DEGRADATION_SECONDARY_FAILED),
@@ -118,11 +122,52 @@ class Champion:
 
     async def answer(self, case: Case) -> Answer | None:
         """The champion's answer, or None. Cancelling it harms no other caller."""
-        if case.features is None:
-            return None
+        return None if case.features is None else await self._ask(case, self._passing(case), tried=False)
+
+    def begin(self, cases: Sequence[JointCase]) -> list[JointCase]:
+        """Begins the first attempt for all cases that `answer` would make one for at the primary, without a hedge.
+
+        Returns:
+            Those that it began. Each gets its result from the batcher; `settle` then makes it an answer.
+        """
+        first, second = self._seats
+        if self._hedge or not first.replica.available:
+            return []
+        batcher, spare = first.replica.batcher, second.replica.available
+        others = (second,) if spare else ()
+        now, expected, begun = self._clock(), math.inf, []
+        for place, case in enumerate(cases):
+            if not place % _EXPECTED_ANEW:
+                expected = math.inf if batcher.full else batcher.expected_seconds
+            allowed = self._allowance(case.budget.for_models(now), others)
+            if case.features is None or allowed < expected:
+                continue
+            row = case.row()
+            if not spare:
+                _pass_over(case, second, 0.0, _closed(second))
+            case.asked_at, case.allowed = now, allowed
+            begun.append(case)
+            batcher.submit_for(case, row, now + allowed)
+        if begun:
+            self._retry_budget.count_attempts(len(begun))
+        return begun
+
+    def settle(self, case: JointCase) -> Answer | None:
+        """The answer of a case whose first attempt has a result, if that is a score."""
+        assert case.result is not None
+        seat, used = self._seats[0], self._clock() - case.asked_at
+        case.budget.charge(seat.stage, case.allowed, used)
+        return self._outcome(case, seat, case.result, used, "")
+
+    async def go_on(self, case: JointCase) -> Answer | None:
+        """What is left to do for a case whose first attempt, begun with others, gave no score."""
+        spare = self._seats[1]
+        seats = () if any(use[0] == spare.stage for use in case.budget.uses) else (spare,)
+        return await self._ask(case, seats, tried=True)
+
+    async def _ask(self, case: Case, seats: Sequence[_Seat], tried: bool) -> Answer | None:
+        """Asks these replicas in turn, `tried` if one was asked before."""
         payload = case.row()
-        seats = self._passing(case)
-        tried = False
         attempts_left = _MOST_ATTEMPTS - len(case.attempts)
         for place, seat in enumerate(seats):
             batcher = seat.replica.batcher
@@ -138,7 +183,7 @@ class Champion:
                 _pass_over(case, seat, allowed, pb.DEGRADATION_RETRY_BUDGET_EXHAUSTED)
             else:
                 if not tried:
-                    self._retry_budget.count_attempt()
+                    self._retry_budget.count_attempts()
                 hedged = False
                 if self._hedge and not tried and attempts_left == _MOST_ATTEMPTS and place + 1 < len(seats):
                     answer, hedged = await self._hedged_attempt(case, seat, seats[place + 1], payload, now, allowed)
@@ -160,7 +205,7 @@ class Champion:
             if seat.replica.available:
                 seats.append(seat)
             else:
-                _pass_over(case, seat, 0.0, seat.drained if seat.replica.drained else seat.breaker_open)
+                _pass_over(case, seat, 0.0, _closed(seat))
         return seats
 
     def _allowance(self, left: float, others: Sequence[_Seat]) -> float:
@@ -241,6 +286,11 @@ class Champion:
         if result is not None and outcome is not Outcome.SUCCESS:
             case.degradations.append(_FAILURE[outcome][seat.failure_index])
         return settle(case, seat.replica.name, seat.source, result, used, span_id)
+
+
+def _closed(seat: _Seat) -> pb.Degradation.ValueType:
+    """Why a replica that is not available is not asked."""
+    return seat.drained if seat.replica.drained else seat.breaker_open
 
 
 def _pass_over(case: Case, seat: _Seat, allowed: float, reason: pb.Degradation.ValueType) -> None:

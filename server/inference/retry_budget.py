@@ -37,9 +37,9 @@ class RetryBudget:
         self._retries = [0] * _SECONDS
         self._newest = int(clock())
 
-    def count_attempt(self) -> None:
-        """Counts a first attempt."""
-        self._attempts[self._advance()] += 1
+    def count_attempts(self, attempts: int = 1) -> None:
+        """Counts first attempts."""
+        self._attempts[self._advance()] += attempts
 
     def try_take(self) -> bool:
         """Takes one retry if the budget has one."""

@@ -7,11 +7,24 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+T_contra = TypeVar("T_contra", contravariant=True)
 T = TypeVar("T")
 
 _PRUNE_AT: Final = 1024
+
+
+class Resolvable(Protocol[T_contra]):
+    """An `asyncio.Future`, or what is used like one."""
+
+    def done(self) -> bool:
+        """True when it needs no result."""
+        ...
+
+    def set_result(self, result: T_contra, /) -> object:
+        """Called once at most, and only while it is not done."""
+        ...
 
 
 class Deadlines:
@@ -28,7 +41,7 @@ class Deadlines:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._open: list[tuple[float, int, asyncio.Future[Any], Any]] = []
+        self._open: list[tuple[float, int, Resolvable[Any], Any]] = []
         self._order = itertools.count()
         self._prune_at = _PRUNE_AT
         self._timer: asyncio.TimerHandle | None = None
@@ -38,7 +51,7 @@ class Deadlines:
         """Futures that are held, done ones included."""
         return len(self._open)
 
-    def watch(self, future: asyncio.Future[T], deadline: float, late: T) -> None:
+    def watch(self, future: Resolvable[T], deadline: float, late: T) -> None:
         """Resolves the future to `late` at `deadline`, unless it is done by then."""
         if len(self._open) >= self._prune_at:
             self._prune()

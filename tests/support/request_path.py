@@ -29,8 +29,9 @@ from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane, Observers, Recording
+from server.decision.plane import DataPlane, Observers
 from server.decision.record import PacketWriter
+from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory

@@ -39,8 +39,9 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane, Observers, Recording
+from server.decision.plane import DataPlane, Observers
 from server.decision.record import PacketWriter
+from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
 from server.decision.shared_keys import PLACES, SharedKeys, make_memory
@@ -68,7 +69,13 @@ class Plane:
     """A data plane whose parts a test can look into."""
 
     def __init__(
-        self, journal: Journal, memory: int, primary: Script, secondary: Script, budget: BudgetSettings
+        self,
+        journal: Journal,
+        memory: int,
+        primary: Script,
+        secondary: Script,
+        budget: BudgetSettings,
+        max_in_flight: int,
     ) -> None:
         clock = asyncio.get_running_loop().time
         ids = (f"decision-{number}" for number in IDS)
@@ -95,7 +102,8 @@ class Plane:
             clock,
             lambda: 0.5,
         )
-        self.admission = Admission(AdmissionSettings(max_in_flight=2, min_in_flight=1, reserved_share=0.5), clock)
+        admission = AdmissionSettings(max_in_flight=max_in_flight, min_in_flight=1, reserved_share=0.5)
+        self.admission = Admission(admission, clock)
         self.metrics = DecisionMetrics()
         self.stood_still_seconds = 0.0
         """By how much the time has moved on, as far as the keys are concerned, while this process stood still."""
@@ -141,15 +149,15 @@ class Plane:
         key: str = "",
         quantity: float = 1.0,
         caller: str = "",
+        side: pb.Side.ValueType = pb.SIDE_BUY,
+        limit_price: float = 100.0,
     ) -> pb.Decision:
         """Decides an order, which brings its own features unless told otherwise."""
         own = np.zeros(features.N_FEATURES, dtype=np.float32) if own_features else None
         if own is not None:
             own[features.INDEX["book_age_ms"]] = own_book_age_ms
-        message = pb.Order(
-            instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=quantity, strategy="alpha", idempotency_key=key
-        )
-        order = Order(message, INSTRUMENT, pb.SIDE_BUY, quantity, 100.0, "alpha", reduce_only, own, caller=caller)
+        message = pb.Order(instrument=INSTRUMENT, side=side, quantity=quantity, strategy="alpha", idempotency_key=key)
+        order = Order(message, INSTRUMENT, side, quantity, limit_price, "alpha", reduce_only, own, caller=caller)
         arrived = self.clock()
         deadline = None if timeout_seconds is None else arrived + timeout_seconds
         decided = await self.dataplane.decide(order, arrived, deadline)
@@ -164,13 +172,14 @@ async def plane(
     budget: BudgetSettings = PATIENT,
     journal_mebibytes: int = 100,
     keys: int | None = None,
+    max_in_flight: int = 2,
 ) -> AsyncIterator[Plane]:
     """One with a journal in `path`; `keys` is the memory that it shares with others."""
     settings = JournalSettings(path=path / "journal.db", durability=Durability.OS, max_mebibytes=journal_mebibytes)
     memory = keys or make_memory(1)
     try:
         async with Journal(settings) as journal:
-            made = Plane(journal, memory, primary, secondary, budget)
+            made = Plane(journal, memory, primary, secondary, budget, max_in_flight)
             try:
                 yield made
             finally:
@@ -229,7 +238,7 @@ async def test_a_slow_audit_leaves_the_models_less_of_the_time_but_never_less_th
         assert allowed_to(first, pb.STAGE_SECONDARY) > 3.0
         for audit_seconds, least, most in ((1.0, 2.0, 3.0), (60.0, 1.5, 2.0)):
             for _ in range(500):
-                p.dataplane._audit_times.add(audit_seconds)
+                p.dataplane._recorder.times.add(audit_seconds)
             decision = await p.decide(4.0)
             assert least < allowed_to(decision, pb.STAGE_SECONDARY) < most
 

@@ -24,14 +24,14 @@ def test_without_traffic_one_retry_a_second_is_granted(clock: Clock) -> None:
 def test_a_share_of_recent_attempts_comes_on_top(clock: Clock) -> None:
     budget = RetryBudget(RetrySettings(), clock)
     for _ in range(1_000):
-        budget.count_attempt()
+        budget.count_attempts()
     assert granted(budget, 1_000) == 110
 
 
 def test_attempts_and_retries_older_than_ten_seconds_do_not_count(clock: Clock) -> None:
     budget = RetryBudget(RetrySettings(), clock)
     for _ in range(1_000):
-        budget.count_attempt()
+        budget.count_attempts()
     clock.now += 9
     assert granted(budget, 1_000) == 110
     clock.now += 1
@@ -42,7 +42,7 @@ def test_attempts_and_retries_older_than_ten_seconds_do_not_count(clock: Clock) 
 
 def test_nothing_is_granted_when_nothing_is_allowed(clock: Clock) -> None:
     budget = RetryBudget(RetrySettings(share=0, per_second=0), clock)
-    budget.count_attempt()
+    budget.count_attempts()
     assert granted(budget, 10) == 0
 
 
@@ -59,7 +59,7 @@ def test_retries_never_exceed_their_share(steps: list[tuple[float, int, int]], s
     for pause, tried, wanted in steps:
         clock.now += pause
         for _ in range(tried):
-            budget.count_attempt()
+            budget.count_attempts()
             attempts.append(clock.now)
         retries += [clock.now] * granted(budget, wanted)
         recent = [sum(int(at) > int(clock.now) - 10 for at in instants) for instants in (attempts, retries)]

@@ -1,0 +1,101 @@
+"""What the server knows of an order's instrument when it decides: the newest snapshot, its age and its vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fallback.order import Case
+from fallback.staleness import judge
+from feature_cache import features
+from pretrade.decision.v1 import decision_pb2 as pb
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from feature_cache.store.codec import FeatureSnapshot
+    from feature_cache.store.l1 import FeatureCache
+
+_BOOK_AGE = features.INDEX["book_age_ms"]
+_AGES = slice(_BOOK_AGE, features.INDEX["trade_age_ms"] + 1)
+assert features.NAMES[_AGES] == ("book_age_ms", "trade_age_ms"), "they grow with the snapshot's own age"
+
+
+class _Market:
+    """What a snapshot says, in the form that decisions take it: the same for all of them until the next snapshot."""
+
+    __slots__ = ("_made_at", "_made_for", "book_age_seconds", "for_buy", "for_sell", "mid", "snapshot")
+
+    def __init__(self, snapshot: FeatureSnapshot) -> None:
+        self.snapshot = snapshot
+        self.book_age_seconds = float(snapshot.values[_BOOK_AGE]) / 1e3
+        self.mid = snapshot.mid
+        self.for_buy = snapshot.values
+        self.for_sell = features.for_sell(snapshot.values)
+        self._made_at = math.nan
+        self._made_for: dict[pb.Side.ValueType, tuple[NDArray[np.float32], bytes]] = {}
+
+    def vector(self, side: pb.Side.ValueType, age: float) -> tuple[NDArray[np.float32], bytes]:
+        """The vector for an order's side when the snapshot has this age, and its bytes; nobody may change it."""
+        if age != self._made_at:  # cases that are looked up together have one age
+            self._made_at = age
+            self._made_for.clear()
+        made = self._made_for.get(side)
+        if made is None:
+            values = (self.for_sell if side == pb.SIDE_SELL else self.for_buy).copy()
+            values[_AGES] += age * 1e3
+            made = self._made_for[side] = (values, values.astype(features.ROW, copy=False).tobytes())
+        return made
+
+
+class Markets:
+    """Fills in what is known of each case's instrument.
+
+    Args:
+        feature_cache: The server's copy of all features.
+        max_age_seconds: Older features are stale.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, feature_cache: FeatureCache, max_age_seconds: float, clock: Callable[[], float]) -> None:
+        self._feature_cache = feature_cache
+        self._max_age_seconds = max_age_seconds
+        self._clock = clock
+        self._markets: dict[str, _Market] = {}
+        """The newest of each instrument."""
+
+    def look_up(self, cases: Sequence[Case]) -> None:
+        """Looks up all cases' instruments at one instant. Missing or stale features are a degradation, not an error."""
+        started = self._clock()
+        for case in cases:
+            self._look_up(case, started)
+        used = self._clock() - started
+        for case in cases:
+            case.budget.charge(pb.STAGE_FEATURES, case.budget.remaining(started), used)
+
+    def _look_up(self, case: Case, now: float) -> None:
+        order = case.order
+        own = order.caller_features
+        entry = self._feature_cache.get(order.instrument)
+        if entry is None:
+            judge(case, None, math.nan, math.nan, self._max_age_seconds)
+        else:
+            case.snapshot = entry.snapshot
+            market = self._market(entry.snapshot)
+            age = case.snapshot_age_seconds = entry.age_seconds(now)
+            if judge(case, market.snapshot.state, age, market.book_age_seconds, self._max_age_seconds):
+                case.mid = market.mid
+            if own is None:
+                case.feature_age_seconds = age
+                if case.features_problem is None:
+                    case.take_vector(*market.vector(order.side, age))
+        if own is not None and case.features_problem is None:
+            case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own
+
+    def _market(self, snapshot: FeatureSnapshot) -> _Market:
+        market = self._markets.get(snapshot.instrument)
+        if market is None or market.snapshot is not snapshot:
+            market = self._markets[snapshot.instrument] = _Market(snapshot)
+        return market

@@ -1,0 +1,40 @@
+"""A decision that is being made, together with those of other callers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from server.inference.joint_case import JointCase
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from fallback.budget import Budget
+    from fallback.order import Answer, Order
+    from server.decision.record import Decided
+
+
+class Pending(JointCase):
+    """A case, and what becomes of it until its caller has the decision."""
+
+    __slots__ = ("answer", "decided", "durable_until", "recorded_at")
+
+    future: asyncio.Future[Decided]
+
+    def __init__(
+        self,
+        order: Order,
+        budget: Budget,
+        future: asyncio.Future[Decided],
+        on_result: Callable[[Pending], None],
+    ) -> None:
+        super().__init__(order, budget, future, on_result)
+        self.answer: Answer | None = None
+        self.decided: Decided | None = None
+        """What is to become durable, from the moment it is written down."""
+        self.recorded_at = math.nan
+        """When that was, in monotonic seconds."""
+        self.durable_until = math.nan
+        """Until when the caller can wait for it."""

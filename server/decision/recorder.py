@@ -1,0 +1,195 @@
+"""Makes decisions durable: the packets of all that are decided together go to the journal at once.
+
+A decision is handed to its caller when its packet is on disk. If that fails or takes too long, the caller gets ABSTAIN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.record import Decided
+from server.errors import DeadlineError, JournalError
+from server.timing.deadlines import Deadlines
+from server.timing.latency import LatencyWindow
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from server.decision.pending import Pending
+    from server.decision.record import PacketWriter
+    from server.decision.replies import Replies
+    from server.journal.journal import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What makes a decision durable."""
+
+    journal: Journal
+    replies: Replies
+    packets: PacketWriter
+    new_id: Callable[[], str]
+    """Unique, time-ordered decision ids."""
+
+
+class _Commit:
+    """Cases whose packets become durable together. To `Deadlines` it is a future that is due with the first of them."""
+
+    __slots__ = ("_recorder", "waiting")
+
+    def __init__(self, cases: list[Pending], recorder: Recorder) -> None:
+        self.waiting = cases
+        self._recorder = recorder
+
+    def done(self) -> bool:
+        """True when no case waits any more."""
+        return not self.waiting
+
+    def set_result(self, durable: bool) -> None:
+        """The cases are durable; if not, the time of at least one is up."""
+        self._recorder.ended(self, durable)
+
+
+class Recorder:
+    """Writes decisions down, and hands each to its caller once it is on disk.
+
+    Args:
+        recording: The journal, and what is written to it.
+        reply_reserve: Seconds that must be left for the reply, of so many that are allowed.
+        after: Called with each durable decision before its caller gets it.
+        too_late: Called with each that became durable too late.
+        clock: Monotonic seconds, the event loop's own.
+        wall_clock_ns: Nanoseconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        reply_reserve: Callable[[float], float],
+        after: Callable[[Pending, Decided], None],
+        too_late: Callable[[Pending], None],
+        clock: Callable[[], float],
+        wall_clock_ns: Callable[[], int],
+    ) -> None:
+        self._journal = recording.journal
+        self._replies = recording.replies
+        self._packets = recording.packets
+        self._new_id = recording.new_id
+        self._reply_reserve = reply_reserve
+        self._after = after
+        self._too_late = too_late
+        self._clock = clock
+        self._wall_clock_ns = wall_clock_ns
+        self._deadlines = Deadlines(clock)
+        self.times = LatencyWindow(clock, prior_seconds=0.0)
+        """Seconds from writing decisions down until they were durable, or until their callers could wait no longer."""
+
+    def record(
+        self,
+        guarded: Sequence[tuple[Pending, pb.Action.ValueType, list[pb.ReasonCode.ValueType]]],
+    ) -> None:
+        """Writes decisions down: cases with their answers, and action and reasons after all guards."""
+        written: list[Pending] = []
+        packets: list[bytes] = []
+        refused: list[Pending] = []
+        for case, action, reasons in guarded:
+            try:
+                packet = self._packet(case, action, reasons)
+                assert case.decided is not None
+                self._replies.owe(case.decided)
+            except JournalError:
+                refused.append(case)
+            except Exception as error:  # a bug that one order meets is none of the others' business
+                fail(case, error)
+            else:
+                written.append(case)
+                packets.append(packet)
+        if refused:
+            self._end_unwritten(refused)
+        if written:
+            self._append(written, packets)
+
+    def _packet(self, case: Pending, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType]) -> bytes:
+        answer = case.answer
+        assert answer is not None
+        now = case.recorded_at = self._clock()
+        case.durable_until = case.budget.deadline - self._reply_reserve(case.budget.allowed)
+        decided = case.decided = Decided(
+            case, answer, action, reasons, self._new_id(), now, self._wall_clock_ns(), self._packets.control_version
+        )
+        return self._packets.packet(case, answer, decided, now)
+
+    def _append(self, cases: list[Pending], packets: list[bytes]) -> None:
+        try:
+            durable = self._journal.append_many(packets)
+        except JournalError:
+            self._end_unwritten(cases)
+            return
+        commit = _Commit(cases, self)
+        self._watch(commit)
+        durable.add_done_callback(lambda done: self._committed(commit, done))
+
+    def _watch(self, commit: _Commit) -> None:
+        """Has those end in time that cannot wait for their commit."""
+        due = min(case.durable_until for case in commit.waiting)
+        self._deadlines.watch(commit, due, late=False)
+
+    def _committed(self, commit: _Commit, durable: asyncio.Future[bool]) -> None:
+        if durable.cancelled() or durable.exception() is not None:
+            waiting, commit.waiting = commit.waiting, []
+            self._end_unwritten(waiting)
+        elif commit.waiting:
+            self.ended(commit, durable.result())
+
+    def ended(self, commit: _Commit, durable: bool) -> None:
+        """Hands the cases to their callers: all of a commit, or those that cannot wait for it any longer."""
+        waiting, now = commit.waiting, self._clock()
+        commit.waiting = [] if durable else [case for case in waiting if case.durable_until > now]
+        if commit.waiting:
+            self._watch(commit)
+        self.times.add(now - waiting[0].recorded_at)
+        for case in waiting:
+            assert case.decided is not None
+            if case.future.done() or (not durable and case.durable_until > now):
+                continue  # its caller has gone, which is noted; or it waits on
+            if not durable:
+                # The packet may still become durable, as the decision that was not given.
+                case.decided.abstain(pb.REASON_CODE_AUDIT_LATE)
+            self._hand_over(case, case.decided)
+
+    def _end_unwritten(self, cases: Sequence[Pending]) -> None:
+        """Hands over what cannot be made durable."""
+        for case in cases:
+            assert case.decided is not None
+            self._replies.forget(case.decided)
+            if not case.future.done():
+                case.decided.abstain(pb.REASON_CODE_AUDIT_UNAVAILABLE)
+                self._hand_over(case, case.decided)
+
+    def _hand_over(self, case: Pending, decided: Decided) -> None:
+        """Gives a decision to its caller, if there is still time for that."""
+        now = self._clock()
+        decided.charge_audit(case.budget, case.durable_until - case.recorded_at, case.recorded_at, now)
+        if now >= case.budget.deadline:
+            self._too_late(case)
+            self._replies.unheard(decided, "deadline")
+            late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
+            late.case = case
+            case.future.set_exception(late)
+            return
+        try:
+            self._after(case, decided)
+        except Exception as error:
+            self._replies.unheard(decided, "failed")
+            case.future.set_exception(error)
+        else:
+            case.future.set_result(decided)
+
+
+def fail(case: Pending, error: BaseException) -> None:
+    """Ends a case with an error, if its caller still waits."""
+    if not case.future.done():
+        case.future.set_exception(error)

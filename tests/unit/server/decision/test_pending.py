@@ -1,0 +1,162 @@
+"""Orders that arrive together share the way to the model and to the disk, and get what each would get alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.scripted_replica import answers, fails, hangs
+from unit.server.decision.test_plane import Plane, market, packets_in, plane
+
+from fallback.guards import GuardSettings
+from feature_cache import features
+from feature_cache.store.codec import encode
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.inference.outcome import Outcome
+from server.inference.wire import ModelIdentity, ScoreBatch
+
+MANY = 200
+"""More decisions under way than any test here has."""
+
+
+def fresh(p: Plane) -> None:
+    """Gives the server features that may decide for as long as a test takes."""
+    p.dataplane._markets._max_age_seconds = 600.0
+    assert p.feature_cache.accept(encode(market(0.1)))
+
+
+async def by_row(rows: list[bytes]) -> ScoreBatch:
+    """Scores that depend on the row and on nothing else."""
+    first = [np.frombuffer(row, dtype=features.ROW)[1] for row in rows]
+    scores = np.array([0.75 if value >= 0 else 0.25 for value in first], dtype=np.float32)
+    return ScoreBatch(ModelIdentity("champion", "aa" * 8, 0.5, 0), scores)
+
+
+async def test_orders_of_one_turn_go_to_the_model_and_to_the_disk_together(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        before = p.journal.batches
+        decisions = await asyncio.gather(*(p.decide(own_features=False) for _ in range(8)))
+        assert {(one.source, one.action) for one in decisions} == {(pb.SOURCE_PRIMARY, pb.ACTION_TRADE)}
+        assert (p.primary.calls, p.journal.batches - before) == (2, 1), "the first one has nobody to wait for"
+        assert [packet.attempts[0].batch_index for packet in packets_in(tmp_path)] == [0, *range(7)]
+
+
+async def test_a_caller_who_leaves_takes_nothing_from_those_who_came_with_it(tmp_path: Path) -> None:
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def when_told(rows: list[bytes]) -> ScoreBatch:
+        asked.set()
+        await may_answer.wait()
+        return await by_row(rows)
+
+    async with plane(tmp_path, when_told, hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        calls = [asyncio.create_task(p.decide(own_features=False)) for _ in range(3)]
+        await asked.wait()
+        calls[1].cancel()
+        await asyncio.wait((calls[1],))
+        may_answer.set()
+        left = [await calls[0], await calls[2]]
+        assert {one.source for one in left} == {pb.SOURCE_PRIMARY}
+        assert len(packets_in(tmp_path)) == 2, "of the one that left there is no decision"
+        assert (p.metrics.cancelled, p.admission.in_flight) == (1, 0)
+
+
+async def test_those_whose_attempt_fails_go_on_alone(tmp_path: Path) -> None:
+    async with plane(tmp_path, fails(Outcome.TRANSPORT), by_row, max_in_flight=MANY) as p:
+        fresh(p)
+        decisions = await asyncio.gather(*(p.decide(own_features=False) for _ in range(4)))
+        assert {one.source for one in decisions} == {pb.SOURCE_SECONDARY}
+        assert {tuple(one.degradations) for one in decisions} == {(pb.DEGRADATION_PRIMARY_FAILED,)}
+        assert [[attempt.replica for attempt in packet.attempts] for packet in packets_in(tmp_path)] == [
+            ["primary", "secondary"]
+        ] * 4
+
+
+async def test_one_with_too_little_time_is_answered_while_the_others_wait(tmp_path: Path) -> None:
+    async with plane(tmp_path, hangs, hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        patient = [asyncio.create_task(p.decide(own_features=False)) for _ in range(2)]
+        hurried = await p.decide(timeout_seconds=2.5, own_features=False)
+        assert hurried.source == pb.SOURCE_NONE
+        assert pb.DEGRADATION_PRIMARY_TIMEOUT in hurried.degradations
+        assert not any(call.done() for call in patient)
+        for call in patient:
+            call.cancel()
+        await asyncio.wait(patient)
+
+
+async def test_a_bug_that_one_order_meets_is_none_of_the_others_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        apply: Callable[..., Any] = p.guards.apply
+
+        def fails_for_one(case: Any, answer: Any) -> Any:
+            if case.order.quantity == 13:
+                raise ZeroDivisionError
+            return apply(case, answer)
+
+        monkeypatch.setattr(p.guards, "apply", fails_for_one)
+        calls = (p.decide(own_features=False, quantity=float(quantity)) for quantity in (12, 13, 14))
+        first, second, third = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(second, ZeroDivisionError)
+        assert isinstance(first, pb.Decision)
+        assert isinstance(third, pb.Decision)
+        assert p.admission.in_flight == 0
+
+
+@pytest.mark.parametrize("mix", range(12))
+async def test_a_mix_of_orders_gets_together_what_each_of_them_gets_alone(tmp_path: Path, mix: int) -> None:
+    choose = random.Random(mix)
+    orders = [_any_order(choose) for _ in range(24)]
+    known = choose.random() < 0.8
+    decisions: dict[str, list[pb.Decision]] = {}
+    for way in ("together", "alone"):
+        path = tmp_path / way
+        path.mkdir()
+        async with plane(path, by_row, by_row, max_in_flight=MANY) as p:
+            p.guards.configure(GuardSettings(max_notional=10_000.0))
+            if known:
+                fresh(p)
+            if way == "together":
+                decisions[way] = await asyncio.gather(*(p.decide(**order) for order in orders))
+            else:
+                decisions[way] = [await p.decide(**order) for order in orders]
+            packets = packets_in(path)
+        assert len(packets) == len(orders)
+    for together, alone in zip(decisions["together"], decisions["alone"], strict=True):
+        assert _says(together) == _says(alone)
+
+
+def _any_order(choose: random.Random) -> dict[str, Any]:
+    own = choose.random() < 0.25
+    return {
+        "own_features": own,
+        "own_book_age_ms": choose.choice([0.0, 0.0, 5_000.0]),
+        "side": choose.choice([pb.SIDE_BUY, pb.SIDE_SELL]),
+        "quantity": choose.choice([1.0, 50.0, 500.0]),
+        "limit_price": choose.choice([100.0, 100.0, 150.0]),
+        "reduce_only": choose.random() < 0.2,
+    }
+
+
+def _says(decision: pb.Decision) -> tuple[object, ...]:
+    """What a decision says, but for its times and its id."""
+    return (
+        decision.action,
+        decision.source,
+        list(decision.reasons),
+        list(decision.degradations),
+        decision.score,
+        decision.threshold,
+        decision.model_version,
+        [(use.stage, use.skipped) for use in decision.budget.stages],
+    )
