@@ -107,6 +107,8 @@ class Admission:
         """Decisions refused because too many were under way."""
         self.draining = False
         """True: no new decision is admitted."""
+        self.keeps_up = True
+        """Whether nine in ten were in time in the last window."""
 
     @property
     def limit(self) -> int:
@@ -210,7 +212,8 @@ class Admission:
 
     def _adapt(self, share: float) -> None:
         settings = self._settings
-        if share <= 1:
+        self.keeps_up = share <= 1
+        if self.keeps_up:
             self._limit = min(settings.max_in_flight, self._limit + math.sqrt(self._limit))
         else:
             self._limit = max(settings.min_in_flight, self._limit * max(_STEEPEST_FALL, 1 / share))

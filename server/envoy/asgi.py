@@ -90,7 +90,7 @@ class EnvoyCall(Call):
         arrived: When it was taken up, in monotonic seconds.
     """
 
-    __slots__ = ("_task", "arrived", "ended", "is_unary", "is_watched", "receive")
+    __slots__ = ("_task", "arrived", "ended", "is_patient", "is_unary", "is_watched", "receive")
 
     def __init__(self, receive: Receive, headers: Headers, arrived: float) -> None:
         super().__init__(None, headers)
@@ -98,6 +98,8 @@ class EnvoyCall(Call):
         self.receive = receive
         self.arrived = arrived
         self.is_unary = True
+        self.is_patient = True
+        """It came without a deadline. A call that came too late has none either, and is none of these."""
         self.is_watched = False
         """True while its requests are read and its answer is not: then anybody may ask `receive`."""
         self.ended: PretradeError | _CallerGoneError | None = None
@@ -199,7 +201,7 @@ class GrpcApplication:
         return UnderWay(
             len(calls),
             sum(call.orders for call in calls),
-            sum(call.deadline is None and call.orders == 1 for call in calls),
+            sum(call.is_patient and call.orders == 1 for call in calls),
         )
 
     async def run(self) -> None:
@@ -243,6 +245,7 @@ class GrpcApplication:
                 raise UnknownMethodError
             timeout, encoding, arrived = call_headers(scope["headers"])
             if timeout is not None:
+                call.is_patient = False
                 call.deadline = await self._deadline(call, timeout, arrived)
             if self._access is not None:
                 call.caller = await self._admit(self._access, scope)

@@ -5,14 +5,13 @@ before it make every answer late, and refusing them there takes time from those 
 counts the calls, from their headers to the end of their answers. It refuses those beyond a limit at once, with the
 status that admission gives.
 
-The limit follows the same target as admission's, for a call that is allowed all that the server grants. Per window of
-0.05 s, with w = the 90th percentile of all times::
+The limit follows the latency of all calls. Per window of 0.05 s, with w = the 90th percentile of all times::
 
     limit ← limit · g + √(limit · g)    where g = target / w, between 0.5 and 2;  least ≤ limit ≤ most
 
-This is Envoy's adaptive concurrency filter, but with a target in place of the lowest latency it ever saw. `least` and
-`most` are what `CallLimits` says ten times a second: Envoy can read neither deadlines nor how many orders a call has,
-and the server knows both.
+This is Envoy's adaptive concurrency filter, but with a target in place of the lowest latency it ever saw: admission's,
+or 30 ms if that is shorter. `least` and `most` are what `CallLimits` says ten times a second: Envoy can read neither
+deadlines nor how many orders a call has, and the server knows both.
 
 The gate does not count streams, health and reflection: each order on a stream is admitted by itself. It does not count
 calls either whose metadata says that all of their orders are reduce-only: the gate cannot read orders, and lets such a
@@ -22,6 +21,7 @@ read, and nothing is decided.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -44,6 +44,8 @@ REFUSED: Final = "adaptive_concurrency.gradient_controller.rq_blocked"
 _MOST: Final = "adaptive_concurrency.gradient_controller.max_concurrency_limit"
 _LEAST: Final = "adaptive_concurrency.gradient_controller.min_concurrency"
 _GROWTH: Final = 1.5
+_TARGET_SECONDS: Final = 0.03
+"""What nine in ten calls take at most where calls hardly wait."""
 
 
 class UnderWay(NamedTuple):
@@ -59,10 +61,16 @@ class UnderWay(NamedTuple):
 class CallLimits:
     """Bounds of the calls that the gate may let in: at most as many as admission has places for their orders.
 
+    The places are those for ordinary orders, and no fewer than `min_in_flight`.
+
     A call weighs as much as the orders in it that are decided at once, which is 64 at most. While the calls under way
     weigh no more than admission has places, the limit is that number of places. Otherwise it is that number divided by
     the mean weight of a call. It falls at once, and grows by half at each look: without that, every second look would
     find the calls of a flood of batches few again.
+
+    The gate's own target is short, so that it closes quickly in an overload. Callers who can wait for longer are let in
+    all the same while their orders are decided in time: as long as nine in ten are, the least grows by its root at each
+    look. When they are not, it is `min_in_flight` again.
 
     Calls without a deadline may wait for a place in admission, until `max_in_flight` are under way or wait. If they are
     a third of the calls under way, the gate lets in a third of those that may wait. They are slow by the gate's own
@@ -70,18 +78,19 @@ class CallLimits:
 
     Args:
         settings: Bounds of the limit.
-        admission: Has the places, of which the gate may fill those for ordinary orders.
+        admission: Has the places.
     """
 
     def __init__(self, settings: AdmissionSettings, admission: Admission) -> None:
         self._settings = settings
         self._admission = admission
-        self._calls = float(admission.ordinary_limit)
+        self._calls = float(settings.max_in_flight)
+        self._least = float(settings.min_in_flight)
         self._patient_share = 0.0
 
     def update(self, under_way: UnderWay) -> Mapping[str, int]:
         """Envoy's runtime settings, by the calls that are under way now."""
-        places, waiting = self._admission.ordinary_limit, self._admission.waiting
+        places, waiting = max(self._admission.ordinary_limit, self._settings.min_in_flight), self._admission.waiting
         calls, orders = under_way.calls - waiting, under_way.orders - waiting
         wanted = places if orders <= places else max(1.0, places * calls / orders)
         self._calls = min(wanted, _GROWTH * self._calls)
@@ -89,7 +98,11 @@ class CallLimits:
             self._patient_share = under_way.patient / under_way.calls
         room = self._patient_share * (self._settings.max_in_flight - places)
         most = int(self._calls + room)
-        least = max(self._settings.min_in_flight, int(self._patient_share * most))
+        if self._admission.keeps_up:
+            self._least = min(most, self._least + math.sqrt(self._least))
+        else:
+            self._least = self._settings.min_in_flight
+        least = max(int(self._least), int(self._patient_share * most))
         return {_MOST: most, _LEAST: min(least, most)}
 
 
@@ -111,7 +124,7 @@ def http_filter(settings: AdmissionSettings, cap_seconds: float) -> dict[str, An
                     "concurrency_update_interval": _WINDOW,
                 },
                 "min_rtt_calc_params": {
-                    "fixed_value": f"{settings.target(cap_seconds):.9f}s",
+                    "fixed_value": f"{min(_TARGET_SECONDS, settings.target(cap_seconds)):.9f}s",
                     "min_concurrency": settings.min_in_flight,
                     "buffer": {"value": 0},
                 },

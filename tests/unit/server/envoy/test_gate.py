@@ -11,9 +11,10 @@ from server.envoy.gate import CallLimits, UnderWay, http_filter, reply
 SETTINGS = AdmissionSettings(max_in_flight=200, min_in_flight=20, reserved_share=0)
 
 
-def new_limit(places: int = 200) -> CallLimits:
+def new_limit(places: int = 200, keeps_up: bool = False) -> CallLimits:
     admission = Admission(SETTINGS, Clock())
     admission._limit = float(places)
+    admission.keeps_up = keeps_up
     return CallLimits(SETTINGS, admission)
 
 
@@ -26,7 +27,7 @@ def bounds(limit: CallLimits, calls: int, orders: int, patient: int = 0) -> tupl
 def test_it_lets_in_as_many_calls_as_there_are_places() -> None:
     assert bounds(new_limit(), 0, 0) == (200, 20)
     assert bounds(new_limit(80), 64, 64) == (80, 20)
-    assert bounds(new_limit(10), 64, 64) == (10, 10)
+    assert bounds(new_limit(10), 64, 64) == (20, 20), "no fewer than admission ever admits"
 
 
 def test_a_call_weighs_as_much_as_its_orders() -> None:
@@ -54,15 +55,28 @@ def test_calls_without_a_deadline_are_let_in_to_wait(patient: int, most: int, le
     assert bounds(new_limit(80), 64, 64, patient) == (most, least)
 
 
+def test_while_orders_are_decided_in_time_the_gate_opens_whatever_their_latency() -> None:
+    limit = new_limit(keeps_up=True)
+    assert [bounds(limit, 64, 64)[1] for _ in range(3)] == [24, 29, 34]
+    for _ in range(30):
+        bounds(limit, 64, 64)
+    assert bounds(limit, 64, 64) == (200, 200)
+    limit._admission.keeps_up = False
+    assert bounds(limit, 64, 64) == (200, 20)
+
+
 def test_it_remembers_who_called_while_nobody_does() -> None:
     limit = new_limit(80)
     bounds(limit, 64, 64, 64)
     assert bounds(limit, 0, 0) == (200, 200)
 
 
-def test_the_gate_has_the_target_of_admission() -> None:
-    config = http_filter(SETTINGS, 0.05)["typed_config"]["gradient_controller_config"]
-    assert config["min_rtt_calc_params"]["fixed_value"] == "0.030000000s"
+@pytest.mark.parametrize(
+    ("cap_seconds", "target"), [(0.02, "0.012000000s"), (0.05, "0.030000000s"), (0.2, "0.030000000s")]
+)
+def test_the_gate_closes_early(cap_seconds: float, target: str) -> None:
+    config = http_filter(SETTINGS, cap_seconds)["typed_config"]["gradient_controller_config"]
+    assert config["min_rtt_calc_params"]["fixed_value"] == target
 
 
 def test_a_refusal_says_when_to_ask_again_to_every_kind_of_caller() -> None:
