@@ -49,6 +49,7 @@ Errors that a component raises for its own parts, or for the one that builds it,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ class PretradeError(Exception):
         reason: Stable, machine-readable, UPPER_SNAKE_CASE.
         field: The field to blame; empty when there is none.
         named: Further details by name, for programs.
-        retry_after_seconds: When to ask again, in seconds; None if that is unknown.
+        retry_after_seconds: When to ask again, in seconds; None if that is unknown, infinite if never.
         case: What was known of the order when it ended, if that is worth reporting.
     """
 
@@ -94,6 +95,8 @@ class OverloadedError(PretradeError):
 
 class MessageTooLargeError(PretradeError):
     """A message is larger than the server takes."""
+
+    retry_after_seconds = math.inf
 
     def __init__(self, size: int, most: int) -> None:
         # The words of grpc.aio, which refuses such a message by itself.

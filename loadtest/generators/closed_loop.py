@@ -1,6 +1,7 @@
 """The closed loop: each caller sends its next order after the last answer.
 
-It finds the highest throughput, but hides queueing: a slow server is asked less often.
+It finds the highest throughput, but hides queueing: a slow server is asked less often. A caller that is refused sends
+its next order after the delay that the server asks for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from typing import Final
 import grpc.aio
 
 from loadtest.generators.load import ORDERS
-from loadtest.generators.measurement import NO_REPLY, WRONG_REPLY, Measurement, clock, decide, decide_batch
+from loadtest.generators.measurement import (
+    NO_REPLY,
+    WRONG_REPLY,
+    Measurement,
+    clock,
+    decide,
+    decide_batch,
+    order_delay,
+)
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -44,8 +53,10 @@ async def call_decide(
     measured = Measurement()
     requests = itertools.cycle([pb.DecideRequest(order=order) for order in orders])
 
-    async def call(sent: float) -> None:
-        measured.add(await decide(stub, next(requests), sent, deadline_seconds))
+    async def call(sent: float) -> float:
+        answer = await decide(stub, next(requests), sent, deadline_seconds)
+        measured.add(answer)
+        return answer.retry_delay
 
     measured.seconds = await _repeat(call, callers, seconds, stopped)
     return measured
@@ -65,25 +76,39 @@ async def call_decide_batch(
     batches = [orders[first : first + size] for first in range(0, len(orders) - size + 1, size)]
     requests = itertools.cycle([pb.DecideBatchRequest(orders=batch) for batch in batches])
 
-    async def call(sent: float) -> None:
-        await decide_batch(stub, next(requests), measured, sent, deadline_seconds)
+    async def call(sent: float) -> float:
+        return await decide_batch(stub, next(requests), measured, sent, deadline_seconds)
 
     measured.seconds = await _repeat(call, callers, seconds)
     return measured
 
 
 async def _repeat(
-    call: Callable[[float], Awaitable[None]], callers: int, seconds: float, stopped: asyncio.Event | None = None
+    call: Callable[[float], Awaitable[float]], callers: int, seconds: float, stopped: asyncio.Event | None = None
 ) -> float:
-    """Makes every caller call again and again, at least once; returns the seconds until the last call has ended."""
+    """Makes every caller call again and again, at least once, until the time is over.
+
+    Args:
+        call: Makes a call that is sent at an instant; returns for how many seconds its caller is not to call again.
+        callers: Calls under way at once.
+        seconds: After which no caller starts another call.
+        stopped: Set, no caller starts another call either.
+
+    Returns:
+        The seconds until the last call has ended.
+    """
     began = clock()
     end = began + seconds
 
     async def caller() -> None:
         while True:
-            await call(clock())
+            delay = await call(clock())
             if clock() >= end or (stopped is not None and stopped.is_set()):
                 return
+            if delay:
+                await asyncio.sleep(max(0.0, min(delay, end - clock())))
+                if clock() >= end:
+                    return
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(callers):
@@ -136,9 +161,12 @@ async def call_decide_stream(
             if at is None:
                 measured.errors[WRONG_REPLY] += 1
                 continue
-            room.release()
             if measured.add_result(result, result.order_ref):
                 measured.latencies.append(clock() - at)
+            if delay := order_delay(result):  # until then the caller of this order has no other one under way
+                asyncio.get_running_loop().call_later(delay, room.release)
+            else:
+                room.release()
     except grpc.aio.AioRpcError as error:
         measured.errors[error.code().name] += 1
     finally:

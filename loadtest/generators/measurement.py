@@ -12,6 +12,7 @@ from typing import Final
 import grpc.aio
 
 from pretrade.client.enum_names import enum_name
+from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -41,6 +42,8 @@ class Answer:
     decision: pb.Decision | None
     error: str
     """gRPC status or `WRONG_REPLY` where there is no decision; else empty."""
+    retry_delay: float = 0.0
+    """Seconds for which the server asks its caller not to ask again."""
 
 
 @dataclass(slots=True)
@@ -100,14 +103,14 @@ async def decide(
     stub: decision_pb2_grpc.DecisionServiceAsyncStub, request: pb.DecideRequest, since: float, deadline_seconds: float
 ) -> Answer:
     """Asks for the decision on one order; its latency counts from the instant `since`."""
-    decision, error = None, ""
+    decision, error, delay = None, "", 0.0
     try:
         decision = (await stub.Decide(request, timeout=deadline_seconds)).decision
     except grpc.aio.AioRpcError as refused:
-        error = refused.code().name
+        error, delay = refused.code().name, asked_delay(refused)
     if decision is not None and decision.order_ref != request.order.order_ref:
         decision, error = None, WRONG_REPLY
-    return Answer(request.order, since, clock() - since, decision, error)
+    return Answer(request.order, since, clock() - since, decision, error, delay)
 
 
 async def decide_batch(
@@ -116,16 +119,33 @@ async def decide_batch(
     measured: Measurement,
     since: float,
     deadline_seconds: float,
-) -> None:
-    """Sends a batch and adds what became of it; its latency counts from the instant `since`."""
+) -> float:
+    """Sends a batch and adds what became of it; its latency counts from the instant `since`.
+
+    Returns:
+        Seconds for which the server asks its caller not to ask again, because none of the orders got a decision.
+    """
     try:
         response = await stub.DecideBatch(request, timeout=deadline_seconds)
     except grpc.aio.AioRpcError as error:
         measured.errors[error.code().name] += len(request.orders)
-        return
+        return asked_delay(error)
     pairs = zip(request.orders, response.results, strict=False)
     decided = [measured.add_result(result, order.order_ref) for order, result in pairs]
     if missing := len(request.orders) - len(decided):
         measured.errors[NO_REPLY] += missing
     if any(decided):
         measured.latencies.append(clock() - since)
+        return 0.0
+    return max((order_delay(result) for result in response.results), default=0.0)
+
+
+def asked_delay(error: grpc.aio.AioRpcError) -> float:
+    """Seconds for which a server that refused a call asks its caller not to ask again."""
+    delay = retry_delay(error)
+    return delay if delay is not None and math.isfinite(delay) else 0.0
+
+
+def order_delay(result: pb.OrderResult) -> float:
+    """The same for an order of a batch or stream."""
+    return result.error.retry_delay.ToNanoseconds() / 1e9

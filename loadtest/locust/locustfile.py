@@ -12,6 +12,7 @@ costs more here than in the other load generators: use it for many users and lon
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 
@@ -21,6 +22,7 @@ from locust import User, constant_throughput, task
 
 from loadtest.generators.orders import OrderFlow
 from pretrade.client.enum_names import enum_name
+from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -59,7 +61,7 @@ class TradingProcess(User):
     def decide(self) -> None:
         """One order; reported under the source that answered."""
         order = self.flow.next({})
-        name, length = "Decide", 0
+        name, length, pause = "Decide", 0, 0.0
         failure: Exception | None = None
         began = time.perf_counter()
         try:
@@ -71,6 +73,8 @@ class TradingProcess(User):
         except grpc.RpcError as error:
             # Locust counts failures by their text, so it must not hold a time of day.
             failure = RuntimeError(error.code().name)
+            delay = retry_delay(error)
+            pause = delay if delay is not None and math.isfinite(delay) else 0.0
         self.environment.events.request.fire(
             request_type="gRPC",
             name=name,
@@ -79,3 +83,4 @@ class TradingProcess(User):
             exception=failure,
             context={},
         )
+        time.sleep(pause)  # as the server asks; Locust lets other users run meanwhile

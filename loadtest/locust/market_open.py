@@ -6,7 +6,7 @@
 """
 
 # As in locustfile.py.
-# mypy: disable-error-code="import-not-found,misc"
+# mypy: disable-error-code="import-not-found,misc,unused-ignore"
 
 from __future__ import annotations
 

@@ -155,6 +155,7 @@ async def open_decision_port(
         clock,
         process.machine.wall_clock,
         security.access("decision"),
+        path.admission.dropped,
     )
     # As generated code sees it, the application is a server.
     as_server = cast("grpc.aio.Server", application)
@@ -163,6 +164,7 @@ async def open_decision_port(
     await process.background(application.run(), "calls")
     await process.background(envoy.watch_gate(path.admission, metrics), "gate")
     envoy.serve(application)
+    await process.background(envoy.steer_gate(settings.admission, path.admission), "gate's limit")
     return settings.grpc.port, envoy.refuse
 
 
@@ -181,6 +183,7 @@ def grpc_server(
         machine: What it runs on.
     """
     deadlines = CallDeadlines(machine.clock, machine.wall_clock)
+    pending = settings.grpc.pending_calls(settings.budget.cap_seconds)
     return machine.grpc_server(
         interceptors=(GrpcEdge(settings.grpc.read_seconds, errors, deadlines, access),),
         options=(
@@ -194,8 +197,8 @@ def grpc_server(
             ("grpc.keepalive_timeout_ms", 10_000),
             # What waits here is not seen by admission, and an answer to it would be late: a burst waits, an overload
             # is refused by the transport, which costs less than a refusal of ours.
-            ("grpc.server.max_pending_requests", settings.grpc.max_pending_calls),
-            ("grpc.server.max_pending_requests_hard_limit", 2 * settings.grpc.max_pending_calls),
+            ("grpc.server.max_pending_requests", pending),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * pending),
             # A second server on the port is a mistake, unless it is one of several processes.
             ("grpc.so_reuseport", int(settings.processes is not None)),
             # Callers may keep idle connections alive, but not by pinging all the time.

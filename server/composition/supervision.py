@@ -19,6 +19,7 @@ from server.control.file import ControlFile, control_path
 from server.control.start import halt_at_start
 from server.decision.ids import uuid7_source
 from server.decision.shared_keys import make_memory
+from server.envoy import gate
 from server.envoy.edge import Envoy
 from server.journal.journal_file import journals_of
 from server.machine import REAL
@@ -58,7 +59,8 @@ def open_group(settings: Settings, processes: int) -> Iterator[Group]:
         held.callback(os.close, keys)
         sockets = held.enter_context(private_directory(lock))
         if settings.grpc.edge == "envoy":
-            envoy = Envoy(settings.grpc, settings.admission, settings.access, settings.tls, sockets)
+            http_filter = gate.http_filter(settings.admission, settings.budget.cap_seconds)
+            envoy = Envoy(settings.grpc, http_filter, settings.access, settings.tls, sockets)
         if settings.access.admin == "operator_token":
             operator.make_token(token_path(settings.journal.path), REAL)
         for section, name in ((settings.grpc, "GRPC"), (settings.admin, "ADMIN")):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -16,6 +18,16 @@ _MIN_SAMPLES: Final = 20
 _QUANTILE: Final = 0.9
 _STEEPEST_FALL: Final = 0.7
 _DROPPED: Final = math.inf
+_TARGET_SHARE: Final = 0.6
+"""Of the time that a call is allowed. What is left absorbs the calls that take longer than nine in ten."""
+_HARDLY_ANY_SECONDS: Final = 0.0075
+"""A call that is allowed no more than this says nothing of an overload: on an idle server it may be late, too."""
+PATIENCE_SECONDS: Final = 0.5
+"""How long an order without a deadline waits for a place. A caller without one often asks again at once when it is
+refused, and a caller that waits costs nothing."""
+_PATIENT_SHARE: Final = 0.75
+"""Of the limit, for orders without a deadline. It is less than the gate lets in, or the gate would refuse them before
+one of them could wait."""
 
 
 def overloaded() -> OverloadedError:
@@ -33,9 +45,10 @@ class AdmissionSettings(BaseModel):
     min_in_flight: int = Field(default=96, ge=1, le=1_000_000)
     """The limit never falls below this number of decisions. A replica takes as long for a batch of this many rows as
     for one, and the orders of one `DecideBatch` are taken up 64 at a time. Lower it on a very small machine."""
-    target_seconds: float = Field(default=0.03, gt=0, le=10)
-    """The limit falls while one call in ten takes longer than this, in seconds. Set it below most callers'
-    deadlines."""
+    target_seconds: float | None = Field(default=None, gt=0, le=10)
+    """The limit falls while one call in ten takes longer than this, in seconds, or longer than 0.6 of the time that
+    its deadline and `budget.cap_seconds` allow. Unset: only the latter. Set it to refuse calls rather than let them
+    wait."""
     reserved_share: Constant[float] = 0.1
     """Share of the limit that only reduce-only orders may use."""
 
@@ -45,21 +58,35 @@ class AdmissionSettings(BaseModel):
             raise ValueError(f"min_in_flight ({self.min_in_flight}) exceeds max_in_flight ({self.max_in_flight})")
         return self
 
+    def target(self, allowed_seconds: float) -> float:
+        """The most that nine in ten calls should take, in seconds, if each is allowed so many."""
+        share = _TARGET_SHARE * allowed_seconds
+        return share if self.target_seconds is None or share < self.target_seconds else self.target_seconds
+
 
 class Admission:
     """Counts decisions under way and sheds those beyond a limit that follows the latency of the ones admitted.
 
-    Every admitted call is one of three things: *answered* after some time, *dropped* (a deadline missed, or a model
+    It counts orders and not calls: a slice of 64 orders of one `DecideBatch` takes 64 places.
+
+    Every admitted order is one of three things: *answered* after some time, *dropped* (a deadline missed, or a model
     that could not be asked in time), or neither, which says nothing: cancelled, refused, or granted so little time
     that it could hardly have been in time on an idle server.
 
-    Per window of at least 0.1 s and 20 calls, with w = the 90th percentile of their times (infinite when dropped)::
+    An answer is slow if it took longer than its target: 0.6 of the time that it was allowed, or `target_seconds` if
+    that is shorter. The limit therefore follows the deadlines that the callers give. Callers that can wait for 200 ms
+    wait in an overload; callers that cannot wait longer than 25 ms are refused instead.
 
-        w <= target:  limit ← limit + √limit                     at most max_in_flight, where it starts
-        w >  target:  limit ← limit · max(0.7, target / w)       at least min_in_flight
+    Per window of at least 0.1 s and 20 orders, with w = the 90th percentile of time / target (infinite when dropped)::
+
+        w <= 1:  limit ← limit + √limit                 at most max_in_flight, where it starts
+        w >  1:  limit ← limit · max(0.7, 1 / w)        at least min_in_flight
 
     The limit grows in every good window, used or not, so that a burst is not refused for an overload long gone. The
     last `reserved_share` of it is a lane of its own for orders that can only reduce an exposure.
+
+    An order without a deadline is not shed at once. It waits while three quarters of the limit are under way, which
+    leaves the rest to orders that cannot wait, but not when `max_in_flight` are under way or wait already.
 
     Source: Netflix concurrency-limits, `Gradient2Limit`, with a target in place of the long-term latency, which drifts
     upwards in a long overload.
@@ -70,18 +97,74 @@ class Admission:
         self._clock = clock
         self._limit = float(settings.max_in_flight)
         self._samples: list[float] = []
+        """Times as shares of their targets."""
         self._window_started = clock()
+        self._waiting: OrderedDict[asyncio.Future[bool], None] = OrderedDict()
+        """Resolved when there may be a place, the oldest first."""
         self.in_flight = 0
         """Decisions under way."""
         self.shed = 0
         """Decisions refused because too many were under way."""
         self.draining = False
         """True: no new decision is admitted."""
+        self.keeps_up = True
+        """Whether nine in ten were in time in the last window."""
 
     @property
     def limit(self) -> int:
         """Decisions that may be under way now."""
         return int(self._limit)
+
+    @property
+    def ordinary_limit(self) -> int:
+        """The same for orders that are not reduce-only."""
+        limit = int(self._limit)
+        return limit - int(limit * self._settings.reserved_share)
+
+    @property
+    def _patient_limit(self) -> int:
+        """The same for orders that have no deadline and have waited."""
+        return max(1, int(self.ordinary_limit * _PATIENT_SHARE))
+
+    @property
+    def waiting(self) -> int:
+        """Orders without a deadline that wait for a place."""
+        return len(self._waiting)
+
+    async def place(self) -> None:
+        """Waits until an ordinary order without a deadline may be admitted, or until it has waited long enough."""
+        until, is_next = self._clock() + PATIENCE_SECONDS, False
+        while self._must_wait(is_next) and (left := until - self._clock()) > 0:
+            is_next = await self._turn(left, is_next)
+
+    def _must_wait(self, is_next: bool) -> bool:
+        """Whether an order has to wait: behind those that came before it, unless it is the next one."""
+        if self.draining or self.in_flight + len(self._waiting) >= self._settings.max_in_flight:
+            return False
+        return self.in_flight >= self._patient_limit or (bool(self._waiting) and not is_next)
+
+    async def _turn(self, seconds: float, is_next: bool) -> bool:
+        """Waits so long at most for a place that is given back; whether there was one."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
+        over = loop.call_later(seconds, _resolve, turn, False)
+        self._waiting[turn] = None
+        if is_next:  # somebody else took the place
+            self._waiting.move_to_end(turn, last=False)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done():
+                self._call_next()
+            raise
+        finally:
+            over.cancel()
+            self._waiting.pop(turn, None)
+
+    def _call_next(self) -> None:
+        """Has as many orders try again as there are places."""
+        for _ in range(min(len(self._waiting), self._patient_limit - self.in_flight)):
+            _resolve(self._waiting.popitem(last=False)[0], True)
 
     def admit(self, reduce_only: bool) -> Admission:
         """Admits one decision; its place is free again when the returned context is left.
@@ -92,10 +175,7 @@ class Admission:
         """
         if self.draining:
             raise DrainingError("DRAINING", "the server is draining; try another one")
-        limit = self.limit
-        if not reduce_only:
-            limit -= int(limit * self._settings.reserved_share)
-        if self.in_flight >= limit:
+        if self.in_flight >= (self.limit if reduce_only else self.ordinary_limit):
             self.shed += 1
             raise overloaded()
         self.in_flight += 1
@@ -106,19 +186,22 @@ class Admission:
 
     def __exit__(self, *_: object) -> None:
         self.in_flight -= 1
+        if self._waiting:
+            self._call_next()
 
-    def answered(self, seconds: float) -> None:
-        """Counts an admitted call that was answered `seconds` after its arrival."""
-        self._add(seconds)
+    def answered(self, seconds: float, allowed_seconds: float) -> None:
+        """Counts an admitted order that was answered `seconds` after its arrival, and was allowed so many."""
+        if allowed_seconds > _HARDLY_ANY_SECONDS:
+            self._add(seconds / self._settings.target(allowed_seconds))
 
     def dropped(self, allowed_seconds: float) -> None:
-        """Counts an admitted call whose `allowed_seconds` were too short; a quarter of the target would always be."""
-        if allowed_seconds > self._settings.target_seconds / 4:
+        """Counts an admitted order whose `allowed_seconds` were too short."""
+        if allowed_seconds > _HARDLY_ANY_SECONDS:
             self._add(_DROPPED)
 
-    def _add(self, seconds: float) -> None:
+    def _add(self, share: float) -> None:
         samples = self._samples
-        samples.append(seconds)
+        samples.append(share)
         now = self._clock()
         if len(samples) < _MIN_SAMPLES or now - self._window_started < _WINDOW_SECONDS:
             return
@@ -127,11 +210,15 @@ class Admission:
         samples.clear()
         self._window_started = now
 
-    def _adapt(self, seconds: float) -> None:
+    def _adapt(self, share: float) -> None:
         settings = self._settings
-        if seconds <= settings.target_seconds:
+        self.keeps_up = share <= 1
+        if self.keeps_up:
             self._limit = min(settings.max_in_flight, self._limit + math.sqrt(self._limit))
         else:
-            self._limit = max(
-                settings.min_in_flight, self._limit * max(_STEEPEST_FALL, settings.target_seconds / seconds)
-            )
+            self._limit = max(settings.min_in_flight, self._limit * max(_STEEPEST_FALL, 1 / share))
+
+
+def _resolve(turn: asyncio.Future[bool], came: bool) -> None:
+    if not turn.done():
+        turn.set_result(came)

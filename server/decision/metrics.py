@@ -46,6 +46,7 @@ ERRORS: Final = Counter("pretrade_errors", "Calls, and orders in batches and str
 EXPLANATIONS: Final = Counter("pretrade_explanations", "Explanations asked for beside replies.", ("status",))
 IN_FLIGHT: Final = Gauge("pretrade_in_flight", "Decisions under way.")
 ADMISSION_LIMIT: Final = Gauge("pretrade_admission_limit", "Decisions that may be under way.")
+ADMISSION_WAITING: Final = Gauge("pretrade_admission_waiting", "Orders without a deadline that wait for a place.")
 SHED: Final = Counter("pretrade_shed", "Calls refused by admission; with Envoy also before they are taken up.")
 IDEMPOTENT_REPEATS: Final = Counter("pretrade_idempotent_repeats", "Calls answered again.")
 IDEMPOTENT_WITHDRAWN: Final = Counter(
@@ -168,6 +169,7 @@ def of_admission(admission: Admission) -> Iterator[Metric]:
     """One scrape."""
     yield IN_FLIGHT.family(admission.in_flight)
     yield ADMISSION_LIMIT.family(admission.limit)
+    yield ADMISSION_WAITING.family(admission.waiting)
     yield SHED.family(admission.shed)
 
 

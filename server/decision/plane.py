@@ -128,6 +128,10 @@ class DataPlane:
         latest = arrived + self._cap_seconds
         return latest if deadline is None or deadline > latest else deadline
 
+    async def place(self) -> None:
+        """Waits for a place, as an order without a deadline may."""
+        await self._admission.place()
+
     async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
         """Decides one order; the decision is durable when this returns.
 
@@ -353,7 +357,7 @@ class DataPlane:
         if answer.source not in MODEL_SOURCES and not _OUT_OF_TIME.isdisjoint(case.degradations):
             self._admission.dropped(case.budget.allowed)
         else:
-            self._admission.answered(now - case.budget.arrived)
+            self._admission.answered(now - case.budget.arrived, case.budget.allowed)
         self._metrics.observe(case, decided, now)
         self._objective.note(case, by_model=answer.source in MODEL_SOURCES)
         self._reports.decided(case, decided, now)

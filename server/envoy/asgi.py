@@ -36,6 +36,7 @@ from server.envoy.framing import (
     message_length,
     status_headers,
 )
+from server.envoy.gate import UnderWay
 from server.errors import (
     DeadlineError,
     DrainingError,
@@ -89,7 +90,7 @@ class EnvoyCall(Call):
         arrived: When it was taken up, in monotonic seconds.
     """
 
-    __slots__ = ("_task", "arrived", "ended", "is_unary", "is_watched", "receive")
+    __slots__ = ("_task", "arrived", "ended", "is_patient", "is_unary", "is_watched", "receive")
 
     def __init__(self, receive: Receive, headers: Headers, arrived: float) -> None:
         super().__init__(None, headers)
@@ -97,6 +98,8 @@ class EnvoyCall(Call):
         self.receive = receive
         self.arrived = arrived
         self.is_unary = True
+        self.is_patient = True
+        """It came without a deadline. A call that came too late has none either, and is none of these."""
         self.is_watched = False
         """True while its requests are read and its answer is not: then anybody may ask `receive`."""
         self.ended: PretradeError | _CallerGoneError | None = None
@@ -144,6 +147,7 @@ class GrpcApplication:
         clock: Monotonic seconds.
         wall_clock: Seconds of the clock by which Envoy says when a call arrived.
         access: Asked about every call; None for an open port.
+        expired: Told of every call that was taken up too late, and how many seconds its caller had allowed.
     """
 
     def __init__(
@@ -155,6 +159,7 @@ class GrpcApplication:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         access: AccessControl | None = None,
+        expired: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._read_seconds = read_seconds
@@ -163,6 +168,7 @@ class GrpcApplication:
         self._clock = clock
         self._wall_clock = wall_clock
         self._access = access
+        self._expired = expired
         self._methods: dict[str, _Method] = {}
         self._calls: dict[EnvoyCall, None] = {}
         """Those under way, in the order of their arrival."""
@@ -187,6 +193,16 @@ class GrpcApplication:
     def in_flight(self) -> int:
         """Calls under way."""
         return len(self._calls)
+
+    @property
+    def unary_under_way(self) -> UnderWay:
+        """The unary calls under way."""
+        calls = [call for call in self._calls if call.is_unary]
+        return UnderWay(
+            len(calls),
+            sum(call.orders for call in calls),
+            sum(call.is_patient and call.orders == 1 for call in calls),
+        )
 
     async def run(self) -> None:
         """Looks after slow calls, for ever."""
@@ -229,6 +245,7 @@ class GrpcApplication:
                 raise UnknownMethodError
             timeout, encoding, arrived = call_headers(scope["headers"])
             if timeout is not None:
+                call.is_patient = False
                 call.deadline = await self._deadline(call, timeout, arrived)
             if self._access is not None:
                 call.caller = await self._admit(self._access, scope)
@@ -261,6 +278,7 @@ class GrpcApplication:
         waited = self._waited(arrived)
         if waited < allowed:
             return call.arrived - waited + allowed
+        self._expired(allowed)
         await asyncio.sleep(min(waited, _LONGEST_ZOMBIE_SECONDS))
         self._metrics.late += 1
         raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
@@ -424,7 +442,8 @@ class GrpcApplication:
 
     async def _refuse(self, send: Send, error: PretradeError) -> None:
         """Ends a call, of which nothing was answered yet, with a status other than OK."""
-        headers = [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *self._status(error)]
+        also = status.http_headers(error)
+        headers = [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *self._status(error), *also]
         with contextlib.suppress(OSError):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

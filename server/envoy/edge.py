@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 import structlog
 from google.protobuf import descriptor_pb2
@@ -57,6 +58,8 @@ _DRAIN_SECONDS: Final = 600
 _LOOK_SECONDS: Final = 0.01
 _ADMIN_SECONDS: Final = 1.0
 _COUNT_SECONDS: Final = 0.5
+_STEER_SECONDS: Final = 0.1
+"""As long as one of admission's windows: its limit does not change more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Envoy:
 
     Args:
         grpc: Of the decision port.
-        admission: How many calls may be under way.
+        gate_filter: The filter that refuses calls in an overload.
         access: Who may call.
         tls_settings: Certificates.
         directory: For its files. Only our user may enter it, because Envoy's admin interface has no credentials.
@@ -108,7 +111,7 @@ class Envoy:
     def __init__(
         self,
         grpc: GrpcSettings,
-        admission: AdmissionSettings,
+        gate_filter: dict[str, Any],
         access: AccessSettings,
         tls_settings: TlsSettings,
         directory: Path,
@@ -126,7 +129,7 @@ class Envoy:
         if self._libpython is None:
             raise OSError("the Envoy edge needs a Python with a shared library, which this one is not")
         self._settings = grpc
-        self._admission = admission
+        self._gate_filter = gate_filter
         self._access = access
         self._directory = directory
         try:
@@ -190,12 +193,14 @@ class Envoy:
         config: dict[str, Any] = pyvoy.get_envoy_config()
         config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
         config["memory_allocator_manager"] = _GIVE_BACK
-        config["layered_runtime"] = {"layers": [{"name": "ours", "static_layer": _RUNTIME}]}
+        # The second is for what `steer_gate` sets.
+        layers = [{"name": "ours", "static_layer": _RUNTIME}, {"name": "steered", "admin_layer": {}}]
+        config["layered_runtime"] = {"layers": layers}
         (listener,) = config["static_resources"]["listeners"]
         http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
         http["stat_prefix"] = _STATISTICS
         http["http_filters"] = [
-            gate.http_filter(self._admission),
+            self._gate_filter,
             {"name": _WEB, "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
             _told(self._access.decision != "open"),
             {
@@ -349,6 +354,16 @@ class EnvoyEdge:
             admission.shed += max(0, refused - counted)
             metrics.errors[gate.REASON] += max(0, refused - counted)
             counted = max(refused, counted)
+
+    async def steer_gate(self, settings: AdmissionSettings, admission: Admission) -> None:
+        """Has the gate let in no more calls than admission has places for their orders, for ever."""
+        assert self.application is not None
+        limits, told = gate.CallLimits(settings, admission), dict[str, int]()
+        while True:
+            await asyncio.sleep(_STEER_SECONDS)
+            wanted = limits.update(self.application.unary_under_way)
+            if wanted != told and await self._ask("POST", f"/runtime_modify?{urlencode(wanted)}"):
+                told = dict(wanted)
 
     async def _statistic(self, name: str) -> int:
         """One of Envoy's statistics of the decision port; 0 where it does not answer."""

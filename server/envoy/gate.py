@@ -5,11 +5,13 @@ before it make every answer late, and refusing them there takes time from those 
 counts the calls, from their headers to the end of their answers. It refuses those beyond a limit at once, with the
 status that admission gives.
 
-The limit follows the same target as admission's. Per window of 0.05 s, with w = the 90th percentile of all times::
+The limit follows the latency of all calls. Per window of 0.05 s, with w = the 90th percentile of all times::
 
-    limit ← limit · g + √(limit · g)    where g = target / w, between 0.5 and 2;  min_in_flight ≤ limit ≤ max_in_flight
+    limit ← limit · g + √(limit · g)    where g = target / w, between 0.5 and 2;  least ≤ limit ≤ most
 
-This is Envoy's adaptive concurrency filter, but with a target in place of the lowest latency it ever saw.
+This is Envoy's adaptive concurrency filter, but with a target in place of the lowest latency it ever saw: admission's,
+or 30 ms if that is shorter. `least` and `most` are what `CallLimits` says ten times a second: Envoy can read neither
+deadlines nor how many orders a call has, and the server knows both.
 
 The gate does not count streams, health and reflection: each order on a stream is admitted by itself. It does not count
 calls either whose metadata says that all of their orders are reduce-only: the gate cannot read orders, and lets such a
@@ -19,12 +21,13 @@ read, and nothing is decided.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from server.decision.admission import AdmissionSettings, overloaded
+from server.decision.admission import Admission, AdmissionSettings, overloaded
 from server.envoy.framing import status_headers
 from server.rpc import status
 from server.rpc.call_context import REDUCE_ONLY
@@ -38,10 +41,78 @@ _PERCENTILE: Final = 90
 REASON: Final = overloaded().reason
 REFUSED: Final = "adaptive_concurrency.gradient_controller.rq_blocked"
 """Envoy's own count of refused calls, past the statistics' prefix."""
+_MOST: Final = "adaptive_concurrency.gradient_controller.max_concurrency_limit"
+_LEAST: Final = "adaptive_concurrency.gradient_controller.min_concurrency"
+_GROWTH: Final = 1.5
+_TARGET_SECONDS: Final = 0.03
+"""What nine in ten calls take at most where calls hardly wait."""
 
 
-def http_filter(settings: AdmissionSettings) -> dict[str, Any]:
-    """The filter that counts and refuses."""
+class UnderWay(NamedTuple):
+    """The unary calls under way."""
+
+    calls: int
+    orders: int
+    """In them, as many as are decided at once."""
+    patient: int
+    """Calls of one order without a deadline: those that may wait for a place."""
+
+
+class CallLimits:
+    """Bounds of the calls that the gate may let in: at most as many as admission has places for their orders.
+
+    The places are those for ordinary orders, and no fewer than `min_in_flight`.
+
+    A call weighs as much as the orders in it that are decided at once, which is 64 at most. While the calls under way
+    weigh no more than admission has places, the limit is that number of places. Otherwise it is that number divided by
+    the mean weight of a call. It falls at once, and grows by half at each look: without that, every second look would
+    find the calls of a flood of batches few again.
+
+    The gate's own target is short, so that it closes quickly in an overload. Callers who can wait for longer are let in
+    all the same while their orders are decided in time: as long as nine in ten are, the least grows by its root at each
+    look. When they are not, it is `min_in_flight` again.
+
+    Calls without a deadline may wait for a place in admission, until `max_in_flight` are under way or wait. If they are
+    a third of the calls under way, the gate lets in a third of those that may wait. They are slow by the gate's own
+    measure, which must not close it for that reason: the least is then a third of the most.
+
+    Args:
+        settings: Bounds of the limit.
+        admission: Has the places.
+    """
+
+    def __init__(self, settings: AdmissionSettings, admission: Admission) -> None:
+        self._settings = settings
+        self._admission = admission
+        self._calls = float(settings.max_in_flight)
+        self._least = float(settings.min_in_flight)
+        self._patient_share = 0.0
+
+    def update(self, under_way: UnderWay) -> Mapping[str, int]:
+        """Envoy's runtime settings, by the calls that are under way now."""
+        places, waiting = max(self._admission.ordinary_limit, self._settings.min_in_flight), self._admission.waiting
+        calls, orders = under_way.calls - waiting, under_way.orders - waiting
+        wanted = places if orders <= places else max(1.0, places * calls / orders)
+        self._calls = min(wanted, _GROWTH * self._calls)
+        if under_way.calls:
+            self._patient_share = under_way.patient / under_way.calls
+        room = self._patient_share * (self._settings.max_in_flight - places)
+        most = int(self._calls + room)
+        if self._admission.keeps_up:
+            self._least = min(most, self._least + math.sqrt(self._least))
+        else:
+            self._least = self._settings.min_in_flight
+        least = max(int(self._least), int(self._patient_share * most))
+        return {_MOST: most, _LEAST: min(least, most)}
+
+
+def http_filter(settings: AdmissionSettings, cap_seconds: float) -> dict[str, Any]:
+    """The filter that counts and refuses.
+
+    Args:
+        settings: Bounds of the limit.
+        cap_seconds: The most that the server allows a call.
+    """
     return {
         "name": _FILTER,
         "typed_config": {
@@ -53,7 +124,7 @@ def http_filter(settings: AdmissionSettings) -> dict[str, Any]:
                     "concurrency_update_interval": _WINDOW,
                 },
                 "min_rtt_calc_params": {
-                    "fixed_value": f"{settings.target_seconds:.9f}s",
+                    "fixed_value": f"{min(_TARGET_SECONDS, settings.target(cap_seconds)):.9f}s",
                     "min_concurrency": settings.min_in_flight,
                     "buffer": {"value": 0},
                 },
@@ -92,8 +163,10 @@ def _route(match: Mapping[str, Any], disabled: Sequence[str]) -> dict[str, Any]:
 
 def reply() -> dict[str, Any]:
     """The answer to a refused call: the status that admission would give; over gRPC-Web and JSON with HTTP 429."""
-    wire = status.of(overloaded())
-    headers = [{"header": {"key": name.decode(), "value": value.decode()}} for name, value in status_headers(*wire)]
+    error = overloaded()
+    wire = status.of(error)
+    sent = [*status_headers(*wire), *status.http_headers(error)]
+    headers = [{"header": {"key": name.decode(), "value": value.decode()}} for name, value in sent]
     code = {"default_value": _TOO_MANY_REQUESTS, "runtime_key": "pretrade.gate.status"}
     return {
         "mappers": [

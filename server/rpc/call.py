@@ -25,12 +25,14 @@ class Call:
         caller: Who makes the call; None on a port without credentials.
     """
 
-    __slots__ = ("caller", "deadline", "metadata")
+    __slots__ = ("caller", "deadline", "metadata", "orders")
 
     def __init__(self, deadline: float | None, metadata: CallMetadata, caller: Caller | None = None) -> None:
         self.deadline = deadline
         self.metadata = metadata
         self.caller = caller
+        self.orders = 1
+        """Of a unary call: those that are decided at once. The servicer corrects it when it has read them."""
 
     async def accept(self) -> None:
         """Tells the caller of a stream that it was accepted, before there is an answer."""

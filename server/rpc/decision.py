@@ -143,8 +143,10 @@ class DecisionServicer:
 
     async def Decide(self, request: pb.DecideRequest, call: Call) -> Reply:
         """One order."""
-        arrived = self._clock()
         self._check_lane(call.metadata, (request.order,))
+        if call.deadline is None and not (request.order.HasField("timeout") or request.order.reduce_only):
+            await self._dataplane.place()
+        arrived = self._clock()
         decided = await self._decide(request.order, arrived, call.deadline, call)
         reply = Reply(_DECIDED % prefixed(decided.wire), decided)
         if request.explain:
@@ -168,6 +170,7 @@ class DecisionServicer:
             rule = f"must be 1 to {MAX_BATCH}, not {len(request.orders)}"
             raise InvalidOrderError("BATCH_SIZE", f"orders: {rule}", "orders")
         self._check_lane(call.metadata, request.orders)
+        call.orders = min(len(request.orders), _BATCH_SLICE)
         results: dict[int, Reply] = {}
 
         async def decide(number: int, taken_up: float) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from feature_cache.constants import Constant
+
+_TAKEN_UP_PER_SECOND: Final = 5_120
+"""Calls that grpc.aio takes up in a second, on a core that has little else to do."""
+_WAITING_SHARE: Final = 0.25
+"""Of its allowed time that a call may wait until it is taken up."""
 
 
 class GrpcSettings(BaseModel):
@@ -32,10 +37,11 @@ class GrpcSettings(BaseModel):
     max_streams_per_connection: Constant[int] = 1_024
     """Calls under way on one connection. Far more than one caller has under way at once; a bound only so that no
     connection can take all memory."""
-    max_pending_calls: int = Field(default=64, ge=1, le=100_000)
+    max_pending_calls: int | None = Field(default=None, ge=1, le=100_000)
     """Calls that may wait for the event loop. Beyond this number the transport refuses some calls with CANCELLED,
     beyond twice this number all. Bursts need room, but in an overload all of it becomes waiting time. Set it to no more
-    than the server takes up in a quarter of its callers' deadlines. The edge `envoy` ignores it: `admission` bounds its
+    than the server takes up in a quarter of its callers' deadlines. Unset: what a core takes up in a quarter of
+    `budget.cap_seconds`, which is 64 for the default of 50 ms. The edge `envoy` ignores it: `admission` bounds its
     waiting calls."""
     handshake_seconds: Constant[float] = 5.0
     """How long a new connection may take to send its first bytes, in seconds; then it is closed. Real callers need
@@ -52,6 +58,10 @@ class GrpcSettings(BaseModel):
     grace_seconds: float = Field(default=2.0, ge=0, le=300)
     """On SIGTERM: time that calls under way get to finish, in seconds. Raise it if callers use deadlines or streams
     that are longer."""
+
+    def pending_calls(self, cap_seconds: float) -> int:
+        """`max_pending_calls`, or what fits a server that allows an order so many seconds."""
+        return self.max_pending_calls or max(1, round(_WAITING_SHARE * cap_seconds * _TAKEN_UP_PER_SECOND))
 
 
 class AdminSettings(BaseModel):

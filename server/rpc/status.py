@@ -1,12 +1,15 @@
 """From errors to gRPC: the one table of statuses, for all services on both edges.
 
-Every call that the server fails carries a `google.rpc.ErrorInfo` with the error's reason, and a `RetryInfo` where the
-server knows when to ask again. What gRPC's own transport ends by itself carries neither: on grpc.aio, a message beyond
-the limit (RESOURCE_EXHAUSTED), a frame that cannot be decompressed, and calls of a flood (CANCELLED).
+Every call that the server fails carries a `google.rpc.ErrorInfo` with the error's reason. Where the server knows when
+to ask again, it says so three times: in a `RetryInfo`, in the metadata `grpc-retry-pushback-ms`, which gRPC's own
+retries obey, and over HTTP in `Retry-After`. What gRPC's own transport ends by itself carries none of this: on
+grpc.aio, a message beyond the limit (RESOURCE_EXHAUSTED), a frame that cannot be decompressed, and calls of a flood
+(CANCELLED).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
@@ -20,6 +23,11 @@ from server import errors
 from server.errors import OverloadedError, PretradeError
 
 _DOMAIN: Final = "pretrade"
+PUSHBACK: Final = "grpc-retry-pushback-ms"
+"""Metadata by which a server says after how many milliseconds a call may be made again; a negative number: never.
+
+Source: https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback."""
+_NEVER: Final = "-1"
 
 Wire = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
@@ -80,17 +88,34 @@ def _wire(error: PretradeError) -> Wire:
     for detail in (info, *_retry(error.retry_after_seconds)):
         status.details.add().Pack(detail)
     wire = rpc_status.to_status(status)
-    return wire.code, wire.details, wire.trailing_metadata
+    return wire.code, wire.details, (*wire.trailing_metadata, *_pushback(error.retry_after_seconds))
 
 
 def _retry(after_seconds: float | None) -> Iterable[error_details_pb2.RetryInfo]:
     """When to ask again, where that is known."""
-    if after_seconds is not None:
+    if after_seconds is not None and after_seconds < math.inf:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(after_seconds * 1e9))
         yield retry
 
 
+def _pushback(after_seconds: float | None) -> Iterable[tuple[str, str]]:
+    """The same for gRPC's own retries."""
+    if after_seconds is not None:
+        yield PUSHBACK, str(math.ceil(after_seconds * 1e3)) if after_seconds < math.inf else _NEVER
+
+
+def http_headers(error: PretradeError) -> list[tuple[bytes, bytes]]:
+    """The same for callers over HTTP, in whole seconds, as `Retry-After` has them."""
+    after_seconds = error.retry_after_seconds
+    if after_seconds is None or after_seconds == math.inf:
+        return []
+    return [(b"retry-after", str(math.ceil(after_seconds)).encode())]
+
+
 def order_error(error: PretradeError) -> pb.OrderError:
     """The same, for one order of a batch or stream."""
-    return pb.OrderError(code=code(error), reason=error.reason, field=error.field, message=str(error))
+    found = pb.OrderError(code=code(error), reason=error.reason, field=error.field, message=str(error))
+    for retry in _retry(error.retry_after_seconds):
+        found.retry_delay.CopyFrom(retry.retry_delay)
+    return found

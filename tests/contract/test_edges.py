@@ -27,6 +27,7 @@ from support.harness import INSTRUMENTS, eventually
 from support.server_group import EDGES, Group, order, server_environment, server_group
 from support.wire import DECIDE, STREAM, Caller, framed
 
+from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.journal.journal_file import journals_of
@@ -433,7 +434,9 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
         assert details.details[1].Unpack(retry)
         assert (info.domain, info.reason) == ("pretrade", "TOO_MANY_IN_FLIGHT")
         assert retry.retry_delay.nanos == 50_000_000
-        assert httpx.post(f"http://{group.decision}{DECIDE}", json={}).status_code == 429
+        assert retry_delay(refused) == 0.05
+        over_http = httpx.post(f"http://{group.decision}{DECIDE}", json={})
+        assert (over_http.status_code, over_http.headers["retry-after"]) == (429, "1")
         web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
         assert httpx.post(f"http://{group.decision}{DECIDE}", content=wire(), headers=web).headers["grpc-status"] == "8"
         # What can only reduce an exposure passes the gate, and so does all that is no unary decision.

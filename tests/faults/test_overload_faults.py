@@ -24,6 +24,7 @@ from support.leash import LeashedPopen
 from support.open_loop import summary
 from support.rig import CHAMPIONS, REPLICAS, ROOMY, OpenRig, Rig
 
+from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 
 pytestmark = pytest.mark.stack
@@ -58,7 +59,9 @@ def message() -> str:
 
 
 @pytest.mark.fault(
-    "E1", "A call arrives beyond the admission limit", "RESOURCE_EXHAUSTED at once, with ErrorInfo and RetryInfo."
+    "E1",
+    "A call arrives beyond the admission limit",
+    "RESOURCE_EXHAUSTED at once, with ErrorInfo, RetryInfo and gRPC's pushback.",
 )
 def test_a_call_that_is_shed_learns_when_to_try_again(open_rig: OpenRig, seen: Seen) -> None:
     rig = open_rig(ROOMY | {"ADMISSION__MAX_IN_FLIGHT": "1", "ADMISSION__MIN_IN_FLIGHT": "1"}, warm_up_calls=5)
@@ -77,6 +80,7 @@ def test_a_call_that_is_shed_learns_when_to_try_again(open_rig: OpenRig, seen: S
     assert status.details[0].Unpack(info)
     assert status.details[1].Unpack(retry)
     assert info.reason == "TOO_MANY_IN_FLIGHT"
+    assert retry_delay(refused) == retry.retry_delay.nanos / 1e9
     eventually(lambda: rig.server.metric("pretrade_shed_total"), lambda shed: shed == 1)
     assert answered.result().decision.action
     seen(f"{info.reason}, try again after {retry.retry_delay.nanos // 1_000_000} ms")

@@ -26,6 +26,7 @@ from support.server_group import RARELY_ON_ENVOY
 
 from local.stack.ports import free_ports
 from pretrade.admin.v1 import admin_pb2
+from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.security.private import write_private
@@ -237,6 +238,7 @@ def order(number: int) -> pb.Order:
 def test_a_caller_who_asks_too_often_is_told_when_to_come_back(limited: SecureServer) -> None:
     greedy, modest = limited.token("trader", sub="greedy"), limited.token("trader", sub="modest")
     codes: Counter[grpc.StatusCode] = Counter()
+    delays = set[float | None]()
     started = time.monotonic()
     with limited.channel(limited.decision) as channel:
         for _ in range(40):
@@ -251,8 +253,10 @@ def test_a_caller_who_asks_too_often_is_told_when_to_come_back(limited: SecureSe
                     assert details[0].Unpack(info)
                     assert details[1].Unpack(retry)
                     assert (info.reason, retry.retry_delay.ToMilliseconds()) == ("RATE_LIMITED", 500)
+                    delays.add(retry_delay(error))
         elapsed = time.monotonic() - started
         assert set(codes) == {_CODES.OK, _CODES.RESOURCE_EXHAUSTED}
+        assert delays == {0.5}
         assert 4 <= codes[_CODES.OK] <= 4 + 2 * elapsed + 1
         decide(channel, modest)
         assert limited._serves(), "health is for everybody, at any rate"

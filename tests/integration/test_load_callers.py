@@ -144,6 +144,68 @@ async def test_every_call_is_counted_once_as_a_decision_or_under_its_error() -> 
     assert measured.rate == pytest.approx(decided / measured.seconds)
 
 
+class Full(EchoServicer):
+    """Refuses every order, and asks for a minute's pause."""
+
+    def __init__(self) -> None:
+        super().__init__(RESPONSE)
+        self.calls = 0
+
+    async def Decide(self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.DecideResponse:
+        await self._refuse(context)
+        raise AssertionError
+
+    async def DecideBatch(
+        self, request: pb.DecideBatchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.DecideBatchResponse:
+        self.calls += 1
+        if self.calls > 1:
+            await self._refuse(context)
+        return pb.DecideBatchResponse(results=[self._refused(order) for order in request.orders])
+
+    async def DecideStream(
+        self, request_iterator: AsyncIterator[pb.DecideStreamRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.DecideStreamResponse]:
+        async for request in request_iterator:
+            self.calls += 1
+            yield pb.DecideStreamResponse(result=self._refused(request.order))
+
+    async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self.calls += 1
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("grpc-retry-pushback-ms", "60000"),))
+
+    def _refused(self, order: pb.Order) -> pb.OrderResult:
+        result = pb.OrderResult(order_ref=order.order_ref, error=pb.OrderError(code=8))
+        result.error.retry_delay.FromSeconds(60)
+        return result
+
+
+async def test_a_caller_that_is_refused_asks_again_when_it_was_told_to() -> None:
+    servicer = Full()
+    async with serving(servicer) as stub:
+        measured = await call_decide(stub, ORDERS, callers=4, seconds=0.3, deadline_seconds=PATIENCE_SECONDS)
+    assert servicer.calls == 4
+    assert measured.errors == {"RESOURCE_EXHAUSTED": 4}
+
+
+async def test_a_caller_of_batches_does_so_if_none_of_its_orders_is_decided() -> None:
+    for calls in (1, 2):
+        servicer = Full()
+        servicer.calls = calls - 1  # the orders are refused, or the call is
+        async with serving(servicer) as stub:
+            measured = await call_decide_batch(stub, ORDERS, callers=1, seconds=0.3, deadline_seconds=PATIENCE_SECONDS)
+        assert servicer.calls == calls + (calls > 1)
+        assert measured.errors == {"RESOURCE_EXHAUSTED": 64}
+
+
+async def test_an_order_of_a_stream_that_is_refused_keeps_its_place_until_it_may_be_sent_again() -> None:
+    servicer = Full()
+    async with serving(servicer) as stub:
+        measured = await call_decide_stream(stub, ORDERS, callers=3, seconds=0.3, deadline_seconds=PATIENCE_SECONDS)
+    assert servicer.calls == 3
+    assert measured.errors["RESOURCE_EXHAUSTED"] == 3
+
+
 async def test_a_closed_loop_has_never_more_calls_under_way_than_callers() -> None:
     class Counting(EchoServicer):
         under_way = 0

@@ -621,6 +621,10 @@ class Envoy:
         """Nothing is refused here."""
         await asyncio.Event().wait()
 
+    async def steer_gate(self, _settings: object, _admission: object) -> None:
+        """There is no gate here."""
+        await asyncio.Event().wait()
+
     async def refuse(self, grace_seconds: float) -> None:
         """As `EnvoyEdge.refuse`."""
         self._listeners.leave(self)

@@ -97,8 +97,9 @@ class RequestPath:
         self.replica = ScriptedReplica("secondary", answers(0.75), BatcherSettings())
         objective = Objective(SloSettings(), budget.cap_seconds)
         check = EmbeddedCheck(self.replica, EmbeddedSettings(), lambda: 0.5, clock)
+        self.admission = Admission(AdmissionSettings(), clock)
         self.dataplane = DataPlane(
-            admission=Admission(AdmissionSettings(), clock),
+            admission=self.admission,
             idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
             feature_cache=FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,)),
             max_feature_age_seconds=1.0,

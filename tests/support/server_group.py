@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
+from pretrade.client import retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading.verify import Verified, verify
@@ -43,23 +44,6 @@ _SETTINGS = {
     "PRETRADE_BUDGET__CAP_SECONDS": "1.5",
     "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.5",
 }
-RETRY_POLICY = {
-    "methodConfig": [
-        {
-            "name": [{}],  # every method
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.005s",
-                "maxBackoff": "0.1s",
-                "backoffMultiplier": 4,
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-            },
-        }
-    ],
-    # A call that fails takes a token, one that succeeds gives half of one back; below half of them nobody retries.
-    "retryThrottling": {"maxTokens": 50, "tokenRatio": 0.5},
-}
-"""What README gives callers: a server that drains resets a call that crosses its GOAWAY, with CANCELLED."""
 
 
 @dataclass
@@ -76,7 +60,8 @@ class Group:
 
     def status(self) -> admin_pb2.GetStatusResponse:
         """What one of the processes says, over a connection of its own: whichever the kernel picks."""
-        options = [("grpc.service_config", json.dumps(RETRY_POLICY))]
+        (config,) = retries.POLICY["methodConfig"]
+        options = [("grpc.service_config", json.dumps({"methodConfig": [config | {"name": [{}]}]}))]  # every method
         with admin_channel(self.env, options) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=5.0, wait_for_ready=True)
@@ -208,7 +193,8 @@ class Callers(CallingThreads):
 
     Every call has an order with a reference of its own.
 
-    With README's retry policy, unless told otherwise: then a caller whose call failed connects anew before the next.
+    With the client library's retry policy, unless told otherwise: then a caller whose call failed connects anew before
+    the next.
     """
 
     target: str
@@ -231,7 +217,7 @@ class Callers(CallingThreads):
         # Of one process, yet each with its own connection, as callers of several machines would have.
         options: list[tuple[str, object]] = [("grpc.use_local_subchannel_pool", 1)]
         if self.retrying:
-            options.append(("grpc.service_config", json.dumps(RETRY_POLICY)))
+            options += retries.OPTIONS
         with grpc.insecure_channel(self.target, options=options) as channel:
             stub = decision_pb2_grpc.DecisionServiceStub(channel)
             for call in itertools.count():

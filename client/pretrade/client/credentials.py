@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
-from pretrade.client import operator_token
+from pretrade.client import operator_token, retries
 from pretrade.client.addresses import is_local
 
 CA = "PRETRADE_CLIENT_CA"
@@ -75,13 +75,14 @@ class ClientCredentials:
         return replace(self, token_file=path) if path.is_file() else self
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
-        """A channel to `host:port`.
+        """A channel to `host:port`, whose calls for decisions are made again as `retries` says.
 
         Raises:
             CredentialsError: A file cannot be read, or a token would travel in the open.
         """
         if self.token or self.token_file:
             self._check_open(address)
+        options = [*retries.OPTIONS, *options]
         if self.ca is None:
             channel = grpc.insecure_channel(address, options)
         else:

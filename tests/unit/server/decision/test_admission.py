@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cases import Clock
+from support.virtual_time import VirtualTimeLoop
 
-from server.decision.admission import Admission, AdmissionSettings
+from server.decision.admission import PATIENCE_SECONDS, Admission, AdmissionSettings
 from server.errors import DrainingError, OverloadedError
 
 TARGET = 0.015
+ALLOWED = 1.0
+"""So much that the target is `TARGET`, and not a share of it."""
 
 
 def new_admission(
@@ -33,7 +39,7 @@ def pass_window(admission: Admission, clock: Clock, seconds: float | None) -> No
         if seconds is None:
             admission.dropped(0.025)
         else:
-            admission.answered(seconds)
+            admission.answered(seconds, ALLOWED)
 
 
 def test_calls_beyond_the_limit_are_shed_and_counted() -> None:
@@ -105,11 +111,11 @@ def test_one_call_in_ten_may_be_slow() -> None:
     admission, clock = new_admission()
     for number in range(20):
         clock.now += 0.01
-        admission.answered(1.0 if number in (3, 4) else 0.001)
+        admission.answered(1.0 if number in (3, 4) else 0.001, ALLOWED)
     assert admission.limit == 100
     for number in range(20):
         clock.now += 0.01
-        admission.answered(1.0 if number in (3, 4, 5) else 0.001)
+        admission.answered(1.0 if number in (3, 4, 5) else 0.001, ALLOWED)
     assert admission.limit == 70
 
 
@@ -130,14 +136,14 @@ def test_quick_calls_raise_the_limit_again_by_its_root() -> None:
 def test_a_window_needs_time_and_calls() -> None:
     admission, clock = new_admission()
     for _ in range(1_000):
-        admission.answered(1.0)
+        admission.answered(1.0, ALLOWED)
     assert admission.limit == 100, "no time has passed"
     clock.now += 0.2
-    admission.answered(1.0)
+    admission.answered(1.0, ALLOWED)
     assert admission.limit == 70
     clock.now += 10
     for _ in range(19):
-        admission.answered(1.0)
+        admission.answered(1.0, ALLOWED)
     assert admission.limit == 70, "too few calls"
 
 
@@ -163,3 +169,165 @@ def test_the_limit_keeps_its_bounds(bounds: list[int], windows: list[float | Non
             assert admission.limit >= before
         else:
             assert admission.limit <= before
+
+
+@pytest.mark.parametrize(
+    ("target_seconds", "allowed_seconds", "seconds", "limit"),
+    [
+        (None, 0.2, 0.12, 100),
+        (None, 0.2, 0.15, 80),
+        (None, 0.02, 0.015, 80),
+        (0.04, 0.2, 0.05, 80),
+        (0.5, 0.2, 0.15, 80),
+    ],
+)
+def test_an_answer_is_slow_by_what_its_caller_allowed(
+    target_seconds: float | None, allowed_seconds: float, seconds: float, limit: int
+) -> None:
+    clock = Clock()
+    admission = Admission(AdmissionSettings(max_in_flight=100, min_in_flight=4, target_seconds=target_seconds), clock)
+    for _ in range(20):
+        clock.now += 0.01
+        admission.answered(seconds, allowed_seconds)
+    assert (admission.limit, admission.keeps_up) == (limit, limit == 100)
+
+
+def test_an_answer_that_was_allowed_hardly_any_time_says_nothing() -> None:
+    admission, clock = new_admission()
+    for _ in range(100):
+        clock.now += 0.01
+        admission.answered(1.0, 0.005)
+    assert admission.limit == 100
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualTimeLoop]:
+    loop = VirtualTimeLoop()
+    yield loop
+    loop.close()
+
+
+class Patient:
+    """Orders without a deadline, four places of which three are for them, and six orders under way or waiting at most.
+
+    Args:
+        loop: Has the time.
+    """
+
+    def __init__(self, loop: VirtualTimeLoop) -> None:
+        self.loop = loop
+        settings = AdmissionSettings(max_in_flight=6, min_in_flight=4, reserved_share=0)
+        self.admission = Admission(settings, loop.time)
+        self.admission._limit = 4.0
+        self.heard: list[str] = []
+
+    def send(self, name: str) -> asyncio.Task[None]:
+        return self.loop.create_task(self._send(name))
+
+    async def _send(self, name: str) -> None:
+        await self.admission.place()
+        try:
+            self.admission.admit(False)
+        except OverloadedError:
+            self.heard.append(f"{name} refused")
+        else:
+            self.heard.append(f"{name} admitted")
+
+    def leave(self) -> None:
+        with self.admission:
+            pass
+
+
+def test_an_order_without_a_deadline_waits_for_a_place_behind_those_that_came_before(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        orders = Patient(loop)
+        for name in "abcde":
+            orders.send(name)
+            await asyncio.sleep(0)
+        assert orders.heard == ["a admitted", "b admitted", "c admitted"]
+        assert (orders.admission.in_flight, orders.admission.waiting) == (3, 2)
+        orders.leave()
+        orders.send("f")
+        await asyncio.sleep(0.01)
+        assert orders.heard[3:] == ["d admitted"]
+        orders.leave()
+        orders.leave()
+        await asyncio.sleep(0.01)
+        assert orders.heard[4:] == ["e admitted", "f admitted"]
+        assert orders.admission.waiting == orders.admission.shed == 0
+
+    loop.run_until_complete(scenario())
+
+
+def test_an_order_with_a_deadline_is_admitted_before_those_that_wait(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        orders = Patient(loop)
+        for name in "abcd":
+            orders.send(name)
+        await asyncio.sleep(0.01)
+        orders.admission.admit(False)
+        assert (orders.admission.in_flight, orders.admission.waiting) == (4, 1)
+        with pytest.raises(OverloadedError):
+            orders.admission.admit(False)
+        orders.leave()
+        await asyncio.sleep(0.01)
+        assert orders.admission.waiting == 1, "three of the four places are taken again"
+
+    loop.run_until_complete(scenario())
+
+
+def test_an_order_that_has_waited_long_enough_takes_any_place_there_is_or_is_refused(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        orders = Patient(loop)
+        for name in "abcde":
+            orders.send(name)
+        await asyncio.sleep(PATIENCE_SECONDS / 2)
+        assert len(orders.heard) == 3
+        await asyncio.sleep(PATIENCE_SECONDS)
+        assert orders.heard[3:] == ["d admitted", "e refused"]
+        assert orders.admission.waiting == 0
+
+    loop.run_until_complete(scenario())
+
+
+def test_no_more_orders_wait_than_may_be_under_way(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        orders = Patient(loop)
+        orders.admission.admit(False)
+        for name in "abcdef":
+            orders.send(name)
+        await asyncio.sleep(0.01)
+        assert (orders.admission.in_flight, orders.admission.waiting) == (4, 3)
+        assert orders.heard[2:] == ["f admitted"], "the last one was not let wait, and took the fourth place"
+        orders.send("g")
+        await asyncio.sleep(0.01)
+        assert orders.heard[3:] == ["g refused"]
+
+    loop.run_until_complete(scenario())
+
+
+def test_who_leaves_while_its_turn_comes_lets_the_next_one_in(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        orders = Patient(loop)
+        tasks = [orders.send(name) for name in "abcde"]
+        await asyncio.sleep(0.01)
+        orders.leave()
+        tasks[3].cancel()
+        await asyncio.sleep(0.01)
+        assert orders.heard[3:] == ["e admitted"]
+        assert orders.admission.waiting == 0
+
+    loop.run_until_complete(scenario())
+
+
+def test_nobody_waits_for_a_server_that_drains(loop: VirtualTimeLoop) -> None:
+    async def scenario() -> None:
+        orders = Patient(loop)
+        for _ in range(3):
+            orders.admission.admit(False)
+        orders.admission.draining = True
+        began = loop.time()
+        await orders.admission.place()
+        assert loop.time() == began
+
+    loop.run_until_complete(scenario())

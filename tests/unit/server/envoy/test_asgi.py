@@ -31,7 +31,7 @@ class Outcomes:
         self.unheard.append(answer)
 
 
-async def call(waited_seconds: float, allowed: bytes) -> tuple[bytes, float]:
+async def call(waited_seconds: float, allowed: bytes, expired: list[float] | None = None) -> tuple[bytes, float]:
     """The status of a call that waited so long to be taken up, and what it took from then on in seconds."""
     clock = asyncio.get_running_loop().time
     sent: list[dict[str, Any]] = []
@@ -45,7 +45,8 @@ async def call(waited_seconds: float, allowed: bytes) -> tuple[bytes, float]:
     async def answer(request: bytes, context: object) -> bytes:
         return b""
 
-    application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW)
+    late = [] if expired is None else expired
+    application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW, expired=late.append)
     handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
     application.add_registered_method_handlers("s", {"Do": handler})
     began = clock()
@@ -122,3 +123,46 @@ async def test_a_caller_comes_from_where_envoy_says_and_not_from_where_it_says_i
     # The scope's client is what Envoy made of `x-forwarded-for`.
     await application({"path": "/s/Do", "headers": headers, "client": ("198.51.100.7", 0)}, receive, send)
     assert access.peers == [address]
+
+
+async def test_admission_is_told_of_a_call_that_is_taken_up_too_late() -> None:
+    expired: list[float] = []
+    await call(0.01, b"50m", expired)
+    assert expired == []
+    await call(0.06, b"50m", expired)
+    assert expired == [0.05]
+
+
+async def test_the_application_knows_what_is_under_way() -> None:
+    application = GrpcApplication(
+        1_024, 5.0, Outcomes(), DecisionMetrics(), asyncio.get_running_loop().time, lambda: NOW
+    )
+    read, done = asyncio.Semaphore(0), asyncio.Event()
+
+    async def answer(request: bytes, context: Any) -> bytes:
+        context.orders = int(request)
+        read.release()
+        await done.wait()
+        return b""
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+    application.add_registered_method_handlers("s", {"Do": handler})
+
+    async def ask(orders: int, headers: list[tuple[bytes, bytes]]) -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": framed(b"%d" % orders), "more_body": False}
+
+        async def send(_message: dict[str, Any]) -> None:
+            pass
+
+        await application({"path": "/s/Do", "headers": headers}, receive, send)
+
+    async with asyncio.TaskGroup() as tasks:
+        for orders, headers in ((1, []), (64, []), (1, [(b"grpc-timeout", b"50S")])):
+            tasks.create_task(ask(orders, list(headers)))
+            await read.acquire()
+        tasks.create_task(ask(1, [(b"grpc-timeout", b"50m"), (ARRIVED, b"%.6f" % (NOW - 1))]))
+        await asyncio.sleep(0)
+        assert application.unary_under_way == (4, 67, 1), "a call that came too late had a deadline, too"
+        done.set()
+    assert application.unary_under_way == (0, 0, 0)

@@ -79,3 +79,20 @@ def test_a_caller_learns_when_to_ask_again(error: PretradeError, nanos: int) -> 
     retry = error_details_pb2.RetryInfo()
     assert details(error).details[1].Unpack(retry)
     assert retry.retry_delay.ToNanoseconds() == nanos
+    assert dict(status.of(error)[2])["grpc-retry-pushback-ms"] == str(nanos // 1_000_000)
+    assert status.order_error(error).retry_delay.ToNanoseconds() == nanos
+    assert status.http_headers(error) == [(b"retry-after", b"1")]
+
+
+def test_a_caller_learns_that_asking_again_is_of_no_use() -> None:
+    error = errors.MessageTooLargeError(2, 1)
+    assert len(details(error).details) == 1
+    assert dict(status.of(error)[2])["grpc-retry-pushback-ms"] == "-1"
+    assert status.http_headers(error) == []
+    assert not status.order_error(error).HasField("retry_delay")
+
+
+def test_a_caller_of_whom_nobody_knows_when_to_ask_again_hears_nothing_of_it() -> None:
+    error = JournalFullError("full")
+    assert "grpc-retry-pushback-ms" not in dict(status.of(error)[2])
+    assert status.http_headers(error) == []

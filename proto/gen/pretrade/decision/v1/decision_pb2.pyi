@@ -710,6 +710,7 @@ class OrderError(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """Canonical gRPC status code, for example 3 for INVALID_ARGUMENT."""
     reason: _builtins.str
@@ -718,6 +719,10 @@ class OrderError(_message.Message):
     """The offending field, for example `quantity`; empty when no single field is to blame."""
     message: _builtins.str
     """One sentence for people."""
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """After how long the order may be sent again; unset if that is unknown, or if sending it again is of no use."""
+
     def __init__(
         self,
         *,
@@ -725,10 +730,11 @@ class OrderError(_message.Message):
         reason: _builtins.str = ...,
         field: _builtins.str = ...,
         message: _builtins.str = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

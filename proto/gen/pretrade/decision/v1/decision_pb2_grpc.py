@@ -31,7 +31,10 @@ class DecisionServiceStub:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
-    the server accepts. The first two also carry `google.rpc.RetryInfo`.
+    the server accepts. The first two say when to try again: in a `google.rpc.RetryInfo`, in the metadata
+    `grpc-retry-pushback-ms`, which gRPC's own retries obey, and over HTTP in `Retry-After`. A caller that asks again at
+    once is refused again, and its refusals take time from answers. A message that is too large has a pushback of -1: do
+    not try again.
     * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
     * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
     (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
@@ -75,7 +78,10 @@ class DecisionServiceServicer:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
-    the server accepts. The first two also carry `google.rpc.RetryInfo`.
+    the server accepts. The first two say when to try again: in a `google.rpc.RetryInfo`, in the metadata
+    `grpc-retry-pushback-ms`, which gRPC's own retries obey, and over HTTP in `Retry-After`. A caller that asks again at
+    once is refused again, and its refusals take time from answers. A message that is too large has a pushback of -1: do
+    not try again.
     * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
     * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
     (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
@@ -91,7 +97,9 @@ class DecisionServiceServicer:
     """
 
     def Decide(self, request, context):
-        """Decides one order. The deadline is the smaller of the call's and the server's cap.
+        """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
+        call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
+        other call is shed at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +156,10 @@ class DecisionService:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
-    the server accepts. The first two also carry `google.rpc.RetryInfo`.
+    the server accepts. The first two say when to try again: in a `google.rpc.RetryInfo`, in the metadata
+    `grpc-retry-pushback-ms`, which gRPC's own retries obey, and over HTTP in `Retry-After`. A caller that asks again at
+    once is refused again, and its refusals take time from answers. A message that is too large has a pushback of -1: do
+    not try again.
     * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
     * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
     (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the

@@ -34,7 +34,10 @@ class DecisionServiceStub:
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
-      the server accepts. The first two also carry `google.rpc.RetryInfo`.
+      the server accepts. The first two say when to try again: in a `google.rpc.RetryInfo`, in the metadata
+      `grpc-retry-pushback-ms`, which gRPC's own retries obey, and over HTTP in `Retry-After`. A caller that asks again at
+      once is refused again, and its refusals take time from answers. A message that is too large has a pushback of -1: do
+      not try again.
     * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
     * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
       (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
@@ -54,7 +57,10 @@ class DecisionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DecisionServiceAsyncStub: ...
     Decide: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideRequest, _decision_pb2.DecideResponse]
-    """Decides one order. The deadline is the smaller of the call's and the server's cap."""
+    """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
+    call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
+    other call is shed at once.
+    """
     DecideBatch: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
     fail the others. All orders share the call's deadline. The server processes 64 at a time, and its cap counts from when
@@ -74,7 +80,10 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
-      the server accepts. The first two also carry `google.rpc.RetryInfo`.
+      the server accepts. The first two say when to try again: in a `google.rpc.RetryInfo`, in the metadata
+      `grpc-retry-pushback-ms`, which gRPC's own retries obey, and over HTTP in `Retry-After`. A caller that asks again at
+      once is refused again, and its refusals take time from answers. A message that is too large has a pushback of -1: do
+      not try again.
     * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
     * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
       (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
@@ -91,7 +100,10 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideRequest, _decision_pb2.DecideResponse]  # type: ignore[assignment]
-    """Decides one order. The deadline is the smaller of the call's and the server's cap."""
+    """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
+    call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
+    other call is shed at once.
+    """
     DecideBatch: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]  # type: ignore[assignment]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
     fail the others. All orders share the call's deadline. The server processes 64 at a time, and its cap counts from when
@@ -110,7 +122,10 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
 
     * INVALID_ARGUMENT: the order breaks a rule; the message names the field and the rule.
     * RESOURCE_EXHAUSTED: shed by admission control, more calls than the caller may make, or a message that is larger than
-      the server accepts. The first two also carry `google.rpc.RetryInfo`.
+      the server accepts. The first two say when to try again: in a `google.rpc.RetryInfo`, in the metadata
+      `grpc-retry-pushback-ms`, which gRPC's own retries obey, and over HTTP in `Retry-After`. A caller that asks again at
+      once is refused again, and its refusals take time from answers. A message that is too large has a pushback of -1: do
+      not try again.
     * UNAUTHENTICATED: the server asks for credentials, and they are missing or invalid.
     * PERMISSION_DENIED: the credentials are valid, but the caller lacks the role, or may not use the order's strategy
       (`STRATEGY_NOT_ALLOWED`; `strategy` in the metadata of `ErrorInfo` names it). A stream whose caller loses the
@@ -131,7 +146,10 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_pb2.DecideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_decision_pb2.DecideResponse, _abc.Awaitable[_decision_pb2.DecideResponse]]:
-        """Decides one order. The deadline is the smaller of the call's and the server's cap."""
+        """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
+        call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
+        other call is shed at once.
+        """
 
     @_abc_1.abstractmethod
     def DecideBatch(
