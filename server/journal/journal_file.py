@@ -27,7 +27,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from server.errors import JournalCorruptedError, JournalError
 from server.machine import Files
@@ -66,9 +66,8 @@ def link(previous: bytes, entry: bytes) -> bytes:
     return sha256(previous + entry).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the journal."""
+class Row(NamedTuple):
+    """One row of the journal. A tuple, because whoever follows a journal makes one of every row."""
 
     position: int
     entry: bytes
@@ -380,6 +379,17 @@ def follow(head: Head, row: Row) -> Head:
     return Head(row.position, row.hash)
 
 
+def follow_all(head: Head, rows: Sequence[Row]) -> Head:
+    """The head after some rows; raises as `follow` does."""
+    position, digest = head.position, head.hash
+    for row in rows:
+        position += 1
+        before, digest = digest, sha256(digest + row.entry).digest()
+        if digest != row.hash or position != row.position:
+            return follow(Head(position - 1, before), row)  # says what is wrong
+    return Head(position, digest)
+
+
 def _settled(connection: sqlite3.Connection) -> int:
     """The newest statement of how far replies are settled."""
     settled: int = connection.execute(_SETTLED).fetchone()[0]
@@ -394,7 +404,7 @@ def _check_points(head: Head, points: Sequence[Point]) -> None:
 
 def _read(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> Iterator[Row]:
     query = _SELECT + " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?"
-    return (Row(*row) for row in connection.execute(query, (position, last, limit)))
+    return map(Row._make, connection.execute(query, (position, last, limit)))
 
 
 def _rows(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import JournalCorruptedError, JournalError
-from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, link
+from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, follow_all, link
 
 ROWS = 30
 
@@ -124,6 +125,44 @@ def test_following_the_rows_gives_the_head(entries: list[bytes]) -> None:
         hash_ = link(hash_, entry)
         head = follow(head, Row(position, entry, hash_))
     assert head == Head(len(entries), hash_)
+
+
+@given(
+    entries=st.lists(st.binary(max_size=50), max_size=10),
+    number=st.integers(0, 9),
+    change=st.sampled_from(["none", "entry", "hash", "position", "missing"]),
+)
+def test_following_all_rows_at_once_is_following_one_by_one(entries: list[bytes], number: int, change: str) -> None:
+    head, rows = Head(7, b"\1" * 32), []
+    for entry in entries:
+        rows.append(Row(head.position + 1, entry, link(head.hash, entry)))
+        head = follow(head, rows[-1])
+    if number < len(rows):
+        position, entry, hash_ = rows[number]
+        match change:
+            case "entry":
+                rows[number] = Row(position, entry + b"!", hash_)
+            case "hash":
+                rows[number] = Row(position, entry, bytes(32))
+            case "position":
+                rows[number] = Row(position + 1, entry, hash_)
+            case "missing":
+                del rows[number]
+
+    def one_by_one(head: Head) -> Head:
+        for row in rows:
+            head = follow(head, row)
+        return head
+
+    start = Head(7, b"\1" * 32)
+    assert outcome(lambda: follow_all(start, rows)) == outcome(lambda: one_by_one(start))
+
+
+def outcome(follows: Callable[[], Head]) -> object:
+    try:
+        return follows()
+    except JournalCorruptedError as error:
+        return str(error)
 
 
 def test_reading_a_journal_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
