@@ -19,10 +19,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.store import days
+from server.audit.store import days, newest
 from server.audit.store.binary_copy import binary_copy
 from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
 from server.audit.store.columns import Columns, parameters
+from server.audit.store.newest import CLOCK_ERROR, Bounds, Matching
 from server.audit.store.outcomes import LABELS, OUTCOMES, SETTINGS
 from server.audit.store.refusals import ACCESS_REFUSALS
 from server.audit.store.schema import (
@@ -54,8 +55,6 @@ _SET_STATUS_OF_REPEATS: Final = (
 _REPLIES_LOCK: Final = 0x5052_4552
 """Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
 ships what a repeat of the call heard. Each must see the other's word."""
-_CLOCK_ERROR: Final = dt.timedelta(minutes=1)
-"""A decision gets its id while it is made; more than this lies between only when the wall clock was set."""
 _READ_ROWS: Final = 1000
 _PARTITIONED_DAYS: Final = (366, 7)
 """Days before and after today that get a partition; a clock may be far off."""
@@ -347,7 +346,7 @@ class Store:
             .where(DECISIONS.c.decision_id == decision_id)
         )
         made = made_at(decision_id)
-        near = () if made is None else (DECISIONS.c.decided_at.between(made - _CLOCK_ERROR, made + _CLOCK_ERROR),)
+        near = () if made is None else (DECISIONS.c.decided_at.between(made - CLOCK_ERROR, made + CLOCK_ERROR),)
         with self._engine.connect() as connection:
             found = connection.execute(query.where(*near)).one_or_none()
             if found is None and near and any_day:
@@ -355,6 +354,19 @@ class Store:
         if found is None:
             return None
         return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)
+
+    def newest(
+        self,
+        matching: Matching,
+        limit: int,
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+    ) -> list[StoredDecision]:
+        """The decisions with the highest ids of those that match, in descending order; see `newest.py`."""
+        with self._engine.connect() as connection:
+            rows = newest.read(connection, matching, limit, bounds)
+        return [
+            StoredDecision(Row(one.position, one.entry, one.hash), one.journal_id, one.reply_status) for one in rows
+        ]
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
