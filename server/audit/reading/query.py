@@ -80,13 +80,16 @@ class AuditQuery:
         if not 0 < len(decision_id) <= _LONGEST_ID:
             raise UnknownDecisionError("no decision has an empty or a very long id")
         problems: list[str] = []
-        news = self._news_of(decision_id, problems)
+        shipped = self._shipped()
+        news = self.journals.naming(decision_id, shipped, problems)
         # A decision that was just made is in no day yet: the journals are asked before all other days.
-        found = (
-            self._find_stored(decision_id, problems, any_day=False)
-            or self.journals.find(decision_id, problems)
-            or self._find_stored(decision_id, problems, any_day=True)
-        )
+        found = self._find_stored(decision_id, problems, any_day=False)
+        if found is None:
+            found = self.journals.find(decision_id, {} if problems else shipped, problems)
+            if found is None:
+                found = self._find_stored(decision_id, problems, any_day=True)
+            else:  # what was said of its reply meanwhile
+                news += self.journals.naming(decision_id, shipped, problems)
         if found is not None:
             statuses = Statuses()
             for entry in news:
@@ -180,7 +183,7 @@ class AuditQuery:
         """
         problems: list[str] = []
         found: dict[str, packet_pb2.Outcome] = {}
-        news = self._news_of(decision_id, problems)
+        news = self.journals.naming(decision_id, self._shipped(), problems)
         if self._store is not None:
             try:
                 with self._database() as store, store.connect() as connection:
@@ -188,7 +191,7 @@ class AuditQuery:
             except sa.exc.SQLAlchemyError as error:
                 if not self.journals.reach_back_to(decision_id):
                     raise AuditUnavailableError(f"the database: {_line(error)}") from error
-                news = self._entries_naming(decision_id, {}, problems)  # also what was shipped before it went
+                news = self.journals.naming(decision_id, {}, problems)  # also what was shipped before it went
         if problems:
             raise AuditUnavailableError("; ".join(problems))
         for entry in news:
@@ -274,21 +277,6 @@ class AuditQuery:
         except sa.exc.OperationalError as error:
             self._away, self._away_until = error, self._monotonic() + _AWAY_SECONDS
             raise
-
-    def _news_of(self, decision_id: str, problems: list[str]) -> list[packet_pb2.JournalEntry]:
-        """What the journals hold of a decision beyond the database, in order."""
-        return self._entries_naming(decision_id, self._shipped(), problems)
-
-    def _entries_naming(
-        self, decision_id: str, shipped: dict[str, Head], problems: list[str]
-    ) -> list[packet_pb2.JournalEntry]:
-        """What the journals hold of a decision beyond some heads, in order."""
-        wanted = decision_id.encode()
-
-        def read(journal: JournalReader) -> list[packet_pb2.JournalEntry]:
-            return [entry_of(row) for row in unshipped_rows(journal, shipped) if wanted in row.entry]
-
-        return [entry for news in self.journals.each(read, problems) for entry in news]
 
     def _find_stored(self, decision_id: str, problems: list[str], *, any_day: bool) -> audit_pb2.AuditedDecision | None:
         if self._store is None or "\0" in decision_id:

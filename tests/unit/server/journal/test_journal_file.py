@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrade.audit.v1 import packet_pb2
 from server.errors import JournalCorruptedError, JournalError
 from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, follow_all, link
 
@@ -169,3 +170,25 @@ def test_reading_a_journal_that_does_not_exist_creates_nothing(tmp_path: Path) -
     with pytest.raises(JournalError, match="cannot read"):
         JournalReader(tmp_path / "journal.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_without_a_decision_are_found_by_an_index(tmp_path: Path) -> None:
+    decision = packet_pb2.JournalEntry()
+    decision.decision.decision.decision_id = "d"
+    note, change = packet_pb2.JournalEntry(), packet_pb2.JournalEntry()
+    note.reply_heard.decision_id, change.control_change.change_id = "d", "c"
+    with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
+        kinds = [decision, note, decision, decision, change, note, decision]
+        journal.append([one.SerializeToString() for one in kinds])
+    with closing(JournalReader(tmp_path / "journal.db")) as reader:
+        assert [row.position for row in reader.others_after(0)] == [2, 5, 6]
+        assert [row.position for row in reader.others_after(2)] == [5, 6]
+        assert [row.entry for row in reader.others_after(5)] == [note.SerializeToString()]
+        found = [reader.decision_after(position) for position in range(8)]
+        assert [row and row.position for row in found] == [1, 3, 3, 4, 7, 7, 7, None]
+        statements: list[str] = []
+        reader._connection.set_trace_callback(statements.append)
+        list(reader.others_after(2))
+        reader._connection.set_trace_callback(None)
+        (*_, plan) = reader._connection.execute(f"EXPLAIN QUERY PLAN {statements[0]}").fetchone()
+        assert "USING INDEX others (position>?)" in plan
