@@ -146,3 +146,17 @@ def bench_serving(
     from torchserve.config import store_directory  # noqa: PLC0415
 
     raise typer.Exit(run_serving_bench(store or store_directory(Path(".pretrade"), None), rounds, json))
+
+
+@app.command("bench-lookups")
+def bench_lookups(
+    directory: Directory = None,
+    rows: Annotated[
+        int, typer.Option(min=1000, help="Decisions of one day to search; a million take 0.6 GB.")
+    ] = 2_000_000,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """Measure how long the audit takes to find one decision, or a page of them by each filter, among many millions."""
+    from local.bench.lookups import run_lookup_bench  # noqa: PLC0415
+
+    raise typer.Exit(run_lookup_bench(given(dir=directory), rows, json))

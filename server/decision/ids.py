@@ -54,3 +54,9 @@ def made_at(decision_id: str) -> dt.datetime | None:
         return _EPOCH + dt.timedelta(milliseconds=value >> 80)
     except OverflowError:
         return None
+
+
+def id_bound(instant: dt.datetime) -> str:
+    """Less than every id made at this millisecond or later, and greater than every id made before."""
+    digits = f"{max(0, (instant - _EPOCH) // dt.timedelta(milliseconds=1)):012x}"
+    return f"{digits[:8]}-{digits[8:]}"

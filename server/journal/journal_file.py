@@ -27,7 +27,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from server.errors import JournalCorruptedError, JournalError
 from server.machine import Files
@@ -44,6 +44,9 @@ _STEP_ROWS: Final = 1000
 _LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
 """With casts, so that a row edited into another type still fails the check of its hash, and not with a `TypeError`."""
+_IS_OTHER: Final = "substr(entry, 1, 1) <> x'0a'"
+"""True of a row that holds no decision: a serialised `JournalEntry` begins with the number of what it holds, and a
+decision's number is 1. These rows have an index: they are few, and are looked for among millions of decisions."""
 _BUSY_SECONDS: Final = 0.25
 """How long the writer waits for the file's write lock. No other process should hold it, and callers have deadlines."""
 _PROBE_BYTES: Final = 64 * 1024
@@ -54,6 +57,7 @@ _SCHEMA: Final = (
     # No AUTOINCREMENT: it would rewrite one more page in every commit. Positions come from the writer.
     "CREATE TABLE entries (position INTEGER PRIMARY KEY, entry BLOB NOT NULL, hash BLOB NOT NULL,"
     " settled INTEGER NOT NULL)",
+    f"CREATE INDEX others ON entries (position) WHERE {_IS_OTHER}",
 )
 _SETTLED: Final = (
     "SELECT max(anchor_position, settled, coalesce((SELECT settled FROM entries ORDER BY position DESC LIMIT 1), 0))"
@@ -66,9 +70,8 @@ def link(previous: bytes, entry: bytes) -> bytes:
     return sha256(previous + entry).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the journal."""
+class Row(NamedTuple):
+    """One row of the journal. A tuple, because whoever follows a journal makes one of every row."""
 
     position: int
     entry: bytes
@@ -303,12 +306,28 @@ class JournalReader:
         """The same, without rows beyond `settled()`: the rows that may be passed on."""
         return _rows(self._connection, position, limit, last=self.settled())
 
-    def newest_first(self) -> Iterator[Row]:
-        """Every row, the newest first."""
+    def others_after(self, position: int) -> Iterator[Row]:
+        """Every row after `position` that holds no decision, in order; found by an index."""
+        while True:
+            query = _SELECT + f" WHERE {_IS_OTHER} AND position > ? ORDER BY position LIMIT ?"
+            rows = list(map(Row._make, self._connection.execute(query, (position, _STEP_ROWS))))
+            if not rows:
+                return
+            yield from rows
+            position = rows[-1].position
+
+    def decision_after(self, position: int) -> Row | None:
+        """The first row after `position` that holds a decision; None if there is none."""
+        query = _SELECT + f" WHERE NOT ({_IS_OTHER}) AND position > ? ORDER BY position LIMIT 1"
+        row = self._connection.execute(query, (position,)).fetchone()
+        return None if row is None else Row._make(row)
+
+    def newest_first(self, after: int = 0) -> Iterator[Row]:
+        """Every row after a position, the newest first."""
         position = _LAST
         while True:
-            query = _SELECT + " WHERE position < ? ORDER BY position DESC LIMIT ?"
-            rows = [Row(*row) for row in self._connection.execute(query, (position, _STEP_ROWS))]
+            query = _SELECT + " WHERE position < ? AND position > ? ORDER BY position DESC LIMIT ?"
+            rows = [Row._make(row) for row in self._connection.execute(query, (position, after, _STEP_ROWS))]
             if not rows:
                 return
             yield from rows
@@ -380,6 +399,17 @@ def follow(head: Head, row: Row) -> Head:
     return Head(row.position, row.hash)
 
 
+def follow_all(head: Head, rows: Sequence[Row]) -> Head:
+    """The head after some rows; raises as `follow` does."""
+    position, digest = head.position, head.hash
+    for row in rows:
+        position += 1
+        before, digest = digest, sha256(digest + row.entry).digest()
+        if digest != row.hash or position != row.position:
+            return follow(Head(position - 1, before), row)  # says what is wrong
+    return Head(position, digest)
+
+
 def _settled(connection: sqlite3.Connection) -> int:
     """The newest statement of how far replies are settled."""
     settled: int = connection.execute(_SETTLED).fetchone()[0]
@@ -394,7 +424,7 @@ def _check_points(head: Head, points: Sequence[Point]) -> None:
 
 def _read(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> Iterator[Row]:
     query = _SELECT + " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?"
-    return (Row(*row) for row in connection.execute(query, (position, last, limit)))
+    return map(Row._make, connection.execute(query, (position, last, limit)))
 
 
 def _rows(connection: sqlite3.Connection, position: int, limit: int, last: int = _LAST) -> list[Row]:

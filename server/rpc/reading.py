@@ -154,7 +154,7 @@ class _Explanations:
 
     def explain(self, decision_id: str) -> pb.Explanation:
         # A decision that was just made is in the journal, whatever the database does.
-        recorded = self._query.journals.find(decision_id, []) if decision_id else None
+        recorded = self._query.journals.find(decision_id, {}, []) if decision_id else None
         return self._explainer.explain((recorded or self._query.get(decision_id)).packet)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store
 from server.errors import JournalCorruptedError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
@@ -158,6 +159,24 @@ def test_a_decision_that_two_journals_hold_is_one_row(store: Store, sql: sa.Conn
     assert set(store.journals()) == {"a", "b"}
 
 
+def test_what_another_journal_brought_keeps_nothing_else_of_a_shipment_out(store: Store, sql: sa.Connection) -> None:
+    def outcome(decision_id: str, quantity: float) -> packet_pb2.JournalEntry:
+        said = packet_pb2.Outcome(decision_id=decision_id, reporter="ems", filled_quantity=quantity)
+        return packet_pb2.JournalEntry(outcome=said)
+
+    one, other = store.shipped("a", START), store.shipped("b", START)
+    assert store.write("a", one, chained(one, decision("d1"), outcome("d1", 1.0), pairs("d1")))
+    rows = chained(other, decision("d0"), decision("d1"), outcome("d1", 2.0), outcome("d0", 3.0), pairs("d1", "d0"))
+    assert store.write("b", other, rows)
+    assert store.verify("b") == (1, 5)
+    with sql.begin():
+        journals = sql.execute(sa.text("SELECT decision_id, journal_id FROM decisions ORDER BY 1")).all()
+        outcomes = sql.execute(sa.text("SELECT decision_id, filled_quantity FROM outcomes ORDER BY 1")).all()
+    assert [tuple(row) for row in journals] == [("d0", "b"), ("d1", "a")]
+    assert [tuple(row) for row in outcomes] == [("d0", 3.0), ("d1", 1.0)]
+    assert count(sql, "score_pairs") == 2
+
+
 def test_an_unconfirmed_reply_changes_the_status_of_its_decision_only(store: Store) -> None:
     start = store.shipped(JOURNAL, START)
     rows = chained(start, decision("d1"), decision("d2"), unconfirmed("d1", "cancelled"))
@@ -258,6 +277,68 @@ def test_whatever_a_packet_holds_can_be_stored(
     found = store.find(f"{shipped.position}")
     assert found is not None
     assert found.row == rows[0]
+
+
+def test_every_row_of_a_shipment_has_the_values_of_its_own_packet(store: Store, sql: sa.Connection) -> None:
+    """Rows differ in what they have: a price, a score, an age, a key, names, texts of many lengths."""
+    entries = []
+    for i in range(200):
+        entry = decision(f"d{i:03d}", key=f"key {i}" if i % 5 == 0 else "")
+        order, answer = entry.decision.order, entry.decision.decision
+        order.order_ref, order.instrument, order.strategy = "r" * (i % 70), f"I{i % 7}", f"é{i % 3}"
+        order.quantity = float(i)
+        if i % 2:
+            order.limit_price = 0.0 if i % 4 == 1 else i / 8
+        if i % 3 == 0:
+            answer.ClearField("score")
+            answer.ClearField("threshold")
+        if i % 4 == 0:
+            answer.ClearField("feature_age")
+        else:
+            answer.feature_age.FromMicroseconds(i - 100)
+        if i % 6 == 0:
+            del answer.degradations[:]
+        answer.decided_at.FromNanoseconds(1_700_000_000_000_000_000 + i * 1_001)
+        answer.budget.used_us = i
+        entries.append(entry)
+    start = store.shipped(JOURNAL, START)
+    assert store.write(JOURNAL, start, chained(start, *entries))
+    with sql.begin():
+        rows = sql.execute(sa.select(DECISIONS).order_by(DECISIONS.c.decision_id)).mappings().all()
+    assert len(rows) == len(entries)
+    for i, (row, entry) in enumerate(zip(rows, entries, strict=True)):
+        order, answer = entry.decision.order, entry.decision.decision
+        at = dt.datetime(2023, 11, 14, 22, 13, 20, tzinfo=dt.UTC) + dt.timedelta(microseconds=i * 1_001 // 1_000)
+        expected = {
+            "decision_id": answer.decision_id,
+            "decided_at": at,
+            "order_ref": order.order_ref,
+            "instrument": order.instrument,
+            "quantity": order.quantity,
+            "limit_price": order.limit_price if order.HasField("limit_price") else None,
+            "strategy": order.strategy,
+            "idempotency_key": order.idempotency_key or None,
+            "score": answer.score if answer.HasField("score") else None,
+            "threshold": answer.threshold if answer.HasField("threshold") else None,
+            "reasons": ["SCORE_BELOW_THRESHOLD"],
+            "degradations": [] if i % 6 == 0 else ["PRIMARY_TIMEOUT", "CONTROL_STALE"],
+            "feature_age_us": i - 100 if answer.HasField("feature_age") else None,
+            "used_us": i,
+            "journal_position": i + 1,
+        }
+        found = {name: row[name] for name in expected}
+        found["decided_at"] = found["decided_at"].replace(tzinfo=found["decided_at"].tzinfo or dt.UTC)
+        assert found == expected
+
+
+def test_values_that_no_column_can_hold_make_evidence_and_nothing_else(store: Store, sql: sa.Connection) -> None:
+    late, old, nan = decision("late"), decision("old"), pairs("d1")
+    late.decision.decision.decided_at.seconds = 2**62
+    old.decision.decision.feature_age.seconds = 2**62
+    nan.score_pairs.pairs[0].champion_score = float("nan")
+    start = store.shipped(JOURNAL, START)
+    assert store.write(JOURNAL, start, chained(start, late, old, nan, decision("d1")))
+    assert [count(sql, table) for table in ("journal_entries", "decisions", "score_pairs")] == [4, 1, 0]
 
 
 @pytest.mark.parametrize(

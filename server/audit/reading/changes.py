@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.audit.reading.journals import Journals, entry_of, unshipped_rows
+from server.audit.reading.journals import Journals, entry_of, unshipped_others
 from server.audit.store.schema import CONTROL_CHANGES, JOURNAL_ENTRIES
 from server.audit.store.store import Store
 from server.control.records import recorded
@@ -48,7 +48,7 @@ def list_changes(
     problems: list[str] = []
 
     def read(journal: JournalReader) -> list[admin_pb2.Change]:
-        return list(_changes_in(unshipped_rows(journal, shipped)))
+        return list(_changes_in(unshipped_others(journal, shipped)))
 
     tails = list(journals.each(read, problems))
     stored: list[admin_pb2.Change] = []

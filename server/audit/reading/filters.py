@@ -5,9 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
 
 from pretrade.audit.v1 import audit_pb2
+from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.store.newest import Matching
 from server.errors import InvalidRequestError
 
 
@@ -29,10 +35,28 @@ def check_text(wanted: audit_pb2.DecisionFilter) -> None:
             raise InvalidRequestError("filter: no text may hold a NUL character")
 
 
-def short_names(enum: type[pb.Action] | type[pb.Source], values: object, prefix: str) -> list[str]:
+def conditions(wanted: audit_pb2.DecisionFilter) -> Matching:
+    """What the columns of a decision must be; the time is not among it."""
+
+    def matching(columns: sa.ColumnCollection[str, Any]) -> list[sa.ColumnElement[bool]]:
+        actions = _short_names(pb.Action, wanted.actions)
+        sources = _short_names(pb.Source, wanted.sources)
+        restrictions: tuple[tuple[object, sa.ColumnElement[bool]], ...] = (
+            (wanted.instruments, columns.instrument.in_(wanted.instruments)),
+            (wanted.strategies, columns.strategy.in_(wanted.strategies)),
+            (wanted.actions, columns.action.in_(actions)),
+            (wanted.sources, columns.source.in_(sources)),
+            (wanted.model, sa.or_(columns.model_name == wanted.model, columns.model_version == wanted.model)),
+        )
+        return [condition for given, condition in restrictions if given]
+
+    return matching
+
+
+def _short_names(enum: type[pb.Action] | type[pb.Source], values: Iterable[int]) -> list[str]:
     """What the columns call these values; values of no name are left out."""
     known = enum.DESCRIPTOR.values_by_number
-    return [known[value].name.removeprefix(prefix) for value in values if value in known]  # type: ignore[attr-defined]
+    return [enum_name(enum, value) for value in values if value in known]
 
 
 def token(decision_id: str) -> str:

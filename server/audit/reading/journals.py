@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
 from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
-from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
+from server.journal.reply_status import REPLIED, UNSETTLED
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ _CURSOR: Final = re.compile(r"[0-9a-f]{32}:[0-9]{1,18}(?:,[0-9a-f]{32}:[0-9]{1,1
 _WATCHED_ROWS: Final = 250
 """Rows of a journal that one step of a watch looks at, so that no step is long."""
 _CHUNK: Final = 1_000
+_NEAR_ROWS: Final = 100
+"""How far from the place of its id a decision is looked for at first: as many are decided at once, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +60,32 @@ class Journals:
             except (JournalError, sqlite3.Error, OSError) as error:
                 problems.append(f"the journal {path.name}: {error}")
 
-    def find(self, decision_id: str, problems: list[str]) -> audit_pb2.AuditedDecision | None:
-        """A decision that a journal still holds."""
-        wanted = decision_id.encode()
-        statuses = Statuses()
+    def find(
+        self, decision_id: str, shipped: Mapping[str, Head], problems: list[str]
+    ) -> audit_pb2.AuditedDecision | None:
+        """A decision that a journal holds beyond some heads, without what later entries say of its reply."""
 
         def read(journal: JournalReader) -> audit_pb2.AuditedDecision | None:
-            said: list[packet_pb2.JournalEntry] = []
             settled = journal.settled()
-            try:
-                for row in journal.newest_first():
-                    if wanted not in row.entry:  # far cheaper than taking every packet apart
-                        continue
-                    entry = entry_of(row)
-                    if entry.decision.decision.decision_id == decision_id:
-                        status = REPLIED if row.position <= settled else UNSETTLED
-                        return audited(entry.decision, row, status, "journal", journal.journal_id)
-                    said.append(entry)
-            finally:
-                for entry in reversed(said):
-                    statuses.add(entry)
-            return None
+            row = _find(journal, decision_id, _shipped_through(journal, shipped))
+            if row is None:
+                return None
+            status = REPLIED if row.position <= settled else UNSETTLED
+            return audited(entry_of(row).decision, row, status, "journal", journal.journal_id)
 
-        found: audit_pb2.AuditedDecision | None = None
-        for one in self.each(read, problems):
-            found = found or one
-            if found is not None and not found.packet.order.idempotency_key:
-                break  # the call was not repeated, so that no other process had to do with it
-        if found is not None:
-            found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
-        return found
+        return next(filter(None, self.each(read, problems)), None)
+
+    def naming(
+        self, decision_id: str, shipped: Mapping[str, Head], problems: list[str]
+    ) -> list[packet_pb2.JournalEntry]:
+        """What the journals hold of a decision beyond some heads besides the decision itself, in order."""
+        wanted = decision_id.encode()
+
+        def read(journal: JournalReader) -> list[packet_pb2.JournalEntry]:
+            rows = journal.others_after(_shipped_through(journal, shipped))
+            return [entry_of(row) for row in rows if wanted in row.entry]
+
+        return [entry for news in self.each(read, problems) for entry in news]
 
     def reach_back_to(self, decision_id: str) -> bool:
         """True when every journal holds all that was written to it since a decision: ids are time-ordered."""
@@ -105,7 +104,7 @@ class Journals:
         wanted = config_hash.encode()
 
         def read(journal: JournalReader) -> packet_pb2.SettingsInForce | None:
-            rows = _rows_after(journal, journal.anchor().position)
+            rows = journal.others_after(journal.anchor().position)
             found = (entry_of(row).settings for row in rows if wanted in row.entry)
             return next((one for one in found if one.config_hash == config_hash), None)
 
@@ -159,9 +158,60 @@ class Journals:
         return Step(events, _cursor(positions), any(more))
 
 
-def unshipped_rows(journal: JournalReader, shipped: dict[str, Head]) -> Iterator[Row]:
+def unshipped_rows(journal: JournalReader, shipped: Mapping[str, Head]) -> Iterator[Row]:
     """What a journal holds beyond the database, in order; all of it when the database cannot say."""
-    return _rows_after(journal, (shipped.get(journal.journal_id) or journal.anchor()).position)
+    return _rows_after(journal, _shipped_through(journal, shipped))
+
+
+def unshipped_others(journal: JournalReader, shipped: Mapping[str, Head]) -> Iterator[Row]:
+    """The same without decisions."""
+    return journal.others_after(_shipped_through(journal, shipped))
+
+
+def _shipped_through(journal: JournalReader, shipped: Mapping[str, Head]) -> int:
+    return (shipped.get(journal.journal_id) or journal.anchor()).position
+
+
+def _find(journal: JournalReader, decision_id: str, after: int) -> Row | None:
+    """The row of a decision after a position.
+
+    Ids are time-ordered, and so are rows but for those of the same moment: halving leads close to the row, and it is
+    looked for in ever larger steps around that place. Only after the wall clock was set is it anywhere else.
+    """
+    low, high = max(after, journal.anchor().position), journal.last_position()
+    first, last = low, high
+    while low < high:
+        middle = (low + high) // 2
+        row = journal.decision_after(middle)
+        if row is None or row.position > last or entry_of(row).decision.decision.decision_id >= decision_id:
+            high = middle
+        else:
+            low = row.position
+    wanted = decision_id.encode()
+    below, above, step = low, low, _NEAR_ROWS
+    while below > first or above < last:
+        reach = min(last, above + step)
+        for row in _rows_between(journal, above, reach):
+            if _is_of(row, wanted, decision_id):
+                return row
+        above, reach = reach, max(first, below - step)
+        for row in _rows_between(journal, reach, below):
+            if _is_of(row, wanted, decision_id):
+                return row
+        below, step = reach, 4 * step
+    return None
+
+
+def _is_of(row: Row, wanted: bytes, decision_id: str) -> bool:
+    """Whether a row holds this decision. The first look is far cheaper than taking every packet apart."""
+    return wanted in row.entry and entry_of(row).decision.decision.decision_id == decision_id
+
+
+def _rows_between(journal: JournalReader, position: int, last: int) -> Iterator[Row]:
+    """The rows after a position through another one."""
+    while position < last and (rows := journal.rows_after(position, min(_CHUNK, last - position))):
+        yield from itertools.takewhile(lambda row: row.position <= last, rows)
+        position = rows[-1].position
 
 
 def _rows_after(journal: JournalReader, position: int) -> Iterator[Row]:

@@ -19,16 +19,16 @@ import sqlalchemy as sa
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, packet_pb2
-from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading import filters
 from server.audit.reading.changes import list_changes
 from server.audit.reading.journals import Journals, audited, entry_of, matches, unshipped_rows
 from server.audit.reading.labels import Label, LabelledDecision
 from server.audit.store import outcomes
-from server.audit.store.schema import DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES
-from server.audit.store.store import Store
+from server.audit.store.newest import Bounds
+from server.audit.store.schema import DECISIONS
+from server.audit.store.store import Store, StoredDecision
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
-from server.journal.journal_file import Head, JournalReader, Row
+from server.journal.journal_file import Head, JournalReader
 from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
 
 DEFAULT_PAGE: Final = 50
@@ -80,13 +80,16 @@ class AuditQuery:
         if not 0 < len(decision_id) <= _LONGEST_ID:
             raise UnknownDecisionError("no decision has an empty or a very long id")
         problems: list[str] = []
-        news = self._news_of(decision_id, problems)
+        shipped = self._shipped()
+        news = self.journals.naming(decision_id, shipped, problems)
         # A decision that was just made is in no day yet: the journals are asked before all other days.
-        found = (
-            self._find_stored(decision_id, problems, any_day=False)
-            or self.journals.find(decision_id, problems)
-            or self._find_stored(decision_id, problems, any_day=True)
-        )
+        found = self._find_stored(decision_id, problems, any_day=False)
+        if found is None:
+            found = self.journals.find(decision_id, {} if problems else shipped, problems)
+            if found is None:
+                found = self._find_stored(decision_id, problems, any_day=True)
+            else:  # what was said of its reply meanwhile
+                news += self.journals.naming(decision_id, shipped, problems)
         if found is not None:
             statuses = Statuses()
             for entry in news:
@@ -180,7 +183,7 @@ class AuditQuery:
         """
         problems: list[str] = []
         found: dict[str, packet_pb2.Outcome] = {}
-        news = self._news_of(decision_id, problems)
+        news = self.journals.naming(decision_id, self._shipped(), problems)
         if self._store is not None:
             try:
                 with self._database() as store, store.connect() as connection:
@@ -188,7 +191,7 @@ class AuditQuery:
             except sa.exc.SQLAlchemyError as error:
                 if not self.journals.reach_back_to(decision_id):
                     raise AuditUnavailableError(f"the database: {_line(error)}") from error
-                news = self._entries_naming(decision_id, {}, problems)  # also what was shipped before it went
+                news = self.journals.naming(decision_id, {}, problems)  # also what was shipped before it went
         if problems:
             raise AuditUnavailableError("; ".join(problems))
         for entry in news:
@@ -275,21 +278,6 @@ class AuditQuery:
             self._away, self._away_until = error, self._monotonic() + _AWAY_SECONDS
             raise
 
-    def _news_of(self, decision_id: str, problems: list[str]) -> list[packet_pb2.JournalEntry]:
-        """What the journals hold of a decision beyond the database, in order."""
-        return self._entries_naming(decision_id, self._shipped(), problems)
-
-    def _entries_naming(
-        self, decision_id: str, shipped: dict[str, Head], problems: list[str]
-    ) -> list[packet_pb2.JournalEntry]:
-        """What the journals hold of a decision beyond some heads, in order."""
-        wanted = decision_id.encode()
-
-        def read(journal: JournalReader) -> list[packet_pb2.JournalEntry]:
-            return [entry_of(row) for row in unshipped_rows(journal, shipped) if wanted in row.entry]
-
-        return [entry for news in self.journals.each(read, problems) for entry in news]
-
     def _find_stored(self, decision_id: str, problems: list[str], *, any_day: bool) -> audit_pb2.AuditedDecision | None:
         if self._store is None or "\0" in decision_id:
             return None
@@ -301,7 +289,7 @@ class AuditQuery:
             return None
         if stored is None:
             return None
-        return audited(entry_of(stored.row).decision, stored.row, stored.reply_status, "database", stored.journal_id)
+        return _of_stored(stored)
 
     def _tails(
         self, wanted: audit_pb2.DecisionFilter, before: str, limit: int, statuses: Statuses, problems: list[str]
@@ -351,46 +339,17 @@ class AuditQuery:
         """What the database holds; None when it cannot be read."""
         if self._store is None:
             return None
-        columns = DECISIONS.c
-        query = (
-            sa.select(
-                columns.reply_status,
-                columns.journal_id,
-                JOURNAL_ENTRIES.c.position,
-                JOURNAL_ENTRIES.c.entry,
-                JOURNAL_ENTRIES.c.hash,
-            )
-            .join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
-            .order_by(columns.decision_id.desc())
-            .limit(limit)
-        )
-        conditions: tuple[tuple[object, sa.ColumnElement[bool] | None], ...] = (
-            (before, columns.decision_id < before),
-            (since, None if since is None else columns.decided_at >= since),
-            (until, None if until is None else columns.decided_at < until),
-            (wanted.instruments, columns.instrument.in_(wanted.instruments)),
-            (wanted.strategies, columns.strategy.in_(wanted.strategies)),
-            (wanted.actions, columns.action.in_(filters.short_names(pb.Action, wanted.actions, "ACTION_"))),
-            (wanted.sources, columns.source.in_(filters.short_names(pb.Source, wanted.sources, "SOURCE_"))),
-            (wanted.model, sa.or_(columns.model_name == wanted.model, columns.model_version == wanted.model)),
-        )
-        query = query.where(*(condition for given, condition in conditions if given and condition is not None))
         try:
-            with self._database() as store, store.connect() as connection:
-                rows = connection.execute(query).all()
+            with self._database() as store:
+                stored = store.newest(filters.conditions(wanted), limit, Bounds(before, since, until))
         except sa.exc.SQLAlchemyError as error:
             problems.append(f"the database: {_line(error)}")
             return None
-        return [
-            audited(
-                entry_of(row := Row(found.position, found.entry, found.hash)).decision,
-                row,
-                found.reply_status,
-                "database",
-                found.journal_id,
-            )
-            for found in rows
-        ]
+        return [_of_stored(one) for one in stored]
+
+
+def _of_stored(stored: StoredDecision) -> audit_pb2.AuditedDecision:
+    return audited(entry_of(stored.row).decision, stored.row, stored.reply_status, "database", stored.journal_id)
 
 
 def _line(error: sa.exc.SQLAlchemyError) -> str:

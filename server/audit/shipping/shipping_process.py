@@ -30,7 +30,7 @@ from server.audit.shipping.shipping import CLOSE, Progress, Task
 from server.audit.store.days import TablesBusyError
 from server.audit.store.store import Shipped, Store
 from server.errors import AuditError, JournalCorruptedError
-from server.journal.journal_file import Head, JournalReader, follow
+from server.journal.journal_file import Head, JournalReader, follow_all
 from server.process.child import take_task
 
 _TIDY_SECONDS: Final = 3600.0
@@ -141,7 +141,7 @@ class Shipping:
             self._neglected = str(error)
 
     def _ship(self, journal: JournalReader, store: Store, head: Head, stating: Stating) -> Head:
-        """Ships the next rows, or waits when there are none."""
+        """Ships the next rows, and waits if there were fewer than fit into one transaction."""
         rows = journal.settled_rows_after(head.position, self._task.settings.batch_rows)
         newest = journal.head()
         if not rows:
@@ -151,12 +151,12 @@ class Shipping:
             self._note(head.position, "")
             self._wait(self._task.settings.poll_seconds)
             return head
-        shipped = head
-        for row in rows:
-            shipped = follow(shipped, row)
+        shipped = follow_all(head, rows)
         if not store.write(journal.journal_id, head, rows, stating.head(newest, self._wall_clock_ns())):
             return self._start(journal, store)[0]
         self._note(shipped.position, "")
+        if len(rows) < self._task.settings.batch_rows:  # a transaction costs as much as the shipping of 100 rows
+            self._wait(self._task.settings.poll_seconds)
         return shipped
 
     def _note(self, position: int, error: str) -> None:

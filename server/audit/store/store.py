@@ -7,11 +7,8 @@ nothing and loses nothing. SQLite and PostgreSQL are supported.
 from __future__ import annotations
 
 import datetime as dt
-import functools
-import json
-import operator
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +19,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.store import days
+from server.audit.store import days, newest
+from server.audit.store.binary_copy import binary_copy
 from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
-from server.audit.store.columns import Columns, Shipment
+from server.audit.store.columns import Columns, parameters
+from server.audit.store.newest import CLOCK_ERROR, Bounds, Matching
 from server.audit.store.outcomes import LABELS, OUTCOMES, SETTINGS
 from server.audit.store.refusals import ACCESS_REFUSALS
 from server.audit.store.schema import (
@@ -37,6 +36,7 @@ from server.audit.store.schema import (
     VERIFICATIONS,
     migrate,
 )
+from server.audit.store.shipment import RowValues, Shipment
 from server.decision.ids import made_at
 from server.errors import JournalCorruptedError
 from server.journal.journal_file import Head, Row, follow, link
@@ -55,8 +55,6 @@ _SET_STATUS_OF_REPEATS: Final = (
 _REPLIES_LOCK: Final = 0x5052_4552
 """Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
 ships what a repeat of the call heard. Each must see the other's word."""
-_CLOCK_ERROR: Final = dt.timedelta(minutes=1)
-"""A decision gets its id while it is made; more than this lies between only when the wall clock was set."""
 _READ_ROWS: Final = 1000
 _PARTITIONED_DAYS: Final = (366, 7)
 """Days before and after today that get a partition; a clock may be far off."""
@@ -149,12 +147,26 @@ class Store:
         )
         self._partitioned: set[dt.date] = set()
         previous = SHIPMENTS.c.shipped_at
-        self._shipped_at = (
+        shipped_at = (
             sa.func.greatest(previous, sa.func.now())
             if self._copies
             else sa.func.max(
                 previous, sa.bindparam("now", callable_=lambda: dt.datetime.now(dt.UTC), type_=previous.type)
             )
+        )
+        self._move_shipped = (  # made once, because SQLAlchemy needs longer for making it than for executing it
+            sa.update(SHIPMENTS)
+            .where(
+                SHIPMENTS.c.journal_id == sa.bindparam("of_journal"),
+                SHIPMENTS.c.position == sa.bindparam("from_position"),
+            )
+            .values(
+                position=sa.bindparam("to_position"),
+                hash=sa.bindparam("to_hash"),
+                shipped_at=shipped_at,
+                stated_head=sa.func.coalesce(sa.bindparam("stated", type_=sa.LargeBinary()), SHIPMENTS.c.stated_head),
+            )
+            .returning(SHIPMENTS.c.shipped_at)
         )
 
     def migrate(self) -> tuple[str | None, str]:
@@ -244,44 +256,64 @@ class Store:
         shipment = Shipment(journal_id, rows)
         with suppress(days.TablesBusyError):  # a long read holds a lock: the day's rows wait in the default partition
             self._make_partitions(shipment.days())
+        after = Head(rows[-1].position, rows[-1].hash)
+        try:
+            return self._write(shipment, journal_id, shipped, after, stated)
+        except sa.exc.IntegrityError:
+            # What one of the rows says is there already, said by another journal. COPY stores all rows or none.
+            return self._write(shipment, journal_id, shipped, after, stated, only_new=True)
+
+    def _write(
+        self,
+        shipment: Shipment,
+        journal_id: str,
+        shipped: Head,
+        after: Head,
+        stated: bytes | None,
+        *,
+        only_new: bool = False,
+    ) -> bool:
+        """One transaction of `write`; with `only_new` it leaves out rows whose keys are there already."""
         with self._engine.begin() as connection:
-            # First, so that this row's lock keeps two shippers of one journal apart.
-            shipped_at = connection.scalar(
-                sa.update(SHIPMENTS)
-                .where(SHIPMENTS.c.journal_id == journal_id, SHIPMENTS.c.position == shipped.position)
-                .values(
-                    position=rows[-1].position,
-                    hash=rows[-1].hash,
-                    shipped_at=self._shipped_at,
-                    stated_head=SHIPMENTS.c.stated_head if stated is None else stated,
-                )
-                .returning(SHIPMENTS.c.shipped_at)
-            )
+            # First, so that this row's lock keeps two shippers of one journal apart. What is stored below is therefore
+            # stored once, whatever became of an earlier attempt.
+            moved = {"of_journal": journal_id, "from_position": shipped.position, "stated": stated}
+            moved |= {"to_position": after.position, "to_hash": after.hash}
+            shipped_at = connection.scalar(self._move_shipped, moved)
             if shipped_at is None:
                 return False
             shipment.stamp(shipped_at)
-            if self._copies:
-                _copy(connection, JOURNAL_ENTRIES.name, shipment.entries)
-                if shipment.decisions:
-                    _copy_new(connection, DECISIONS.name, shipment.decisions)
-            else:
-                _insert_many(connection, JOURNAL_ENTRIES, shipment.entries)
-                if shipment.decisions:
-                    _insert_many(connection, DECISIONS, shipment.decisions)
+            self._store(connection, JOURNAL_ENTRIES, shipment.entries)
+            for table, columns in (
+                (DECISIONS, shipment.decisions),
+                (OUTCOMES, shipment.outcomes),
+                (SCORE_PAIRS, shipment.pairs),
+            ):
+                if columns.rows:
+                    self._store(connection, table, columns, only_new=only_new)
             for table, others in (
                 (CONTROL_CHANGES, shipment.changes),
                 (SETTINGS, shipment.settings),
-                (OUTCOMES, shipment.outcomes),
-                (SCORE_PAIRS, shipment.pairs),
                 (CANARY_EVENTS, shipment.canary_events),
                 (ACCESS_REFUSALS, shipment.refusals),
             ):
                 if others:
                     connection.execute(self._inserts[table], others)
-            keyed = {one["decision_id"] for one in shipment.decisions if one["idempotency_key"] is not None}
+            keyed = shipment.keyed()
             if shipment.statuses or shipment.repeats or keyed:
                 self._write_replies(connection, shipment, keyed)
         return True
+
+    def _store(self, connection: sa.Connection, table: sa.Table, columns: Columns, *, only_new: bool = False) -> None:
+        """Stores rows: in PostgreSQL by COPY, unless `only_new` says that some may be there already."""
+        if not self._copies:
+            _insert_many(connection, table, columns)
+        elif only_new:
+            names = columns.names()
+            rows = [dict(zip(names, row, strict=True)) for row in parameters(table, columns)]
+            connection.execute(self._inserts[table], rows)
+        else:
+            _copy(connection, *binary_copy(table, columns))
 
     def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:
         """Reply statuses. What repeats received takes precedence, whichever of two journals is shipped first."""
@@ -314,7 +346,7 @@ class Store:
             .where(DECISIONS.c.decision_id == decision_id)
         )
         made = made_at(decision_id)
-        near = () if made is None else (DECISIONS.c.decided_at.between(made - _CLOCK_ERROR, made + _CLOCK_ERROR),)
+        near = () if made is None else (DECISIONS.c.decided_at.between(made - CLOCK_ERROR, made + CLOCK_ERROR),)
         with self._engine.connect() as connection:
             found = connection.execute(query.where(*near)).one_or_none()
             if found is None and near and any_day:
@@ -322,6 +354,19 @@ class Store:
         if found is None:
             return None
         return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)
+
+    def newest(
+        self,
+        matching: Matching,
+        limit: int,
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+    ) -> list[StoredDecision]:
+        """The decisions with the highest ids of those that match, in descending order; see `newest.py`."""
+        with self._engine.connect() as connection:
+            rows = newest.read(connection, matching, limit, bounds)
+        return [
+            StoredDecision(Row(one.position, one.entry, one.hash), one.journal_id, one.reply_status) for one in rows
+        ]
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -332,7 +377,7 @@ class Store:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             yield connection
 
-    def add_labels(self, rows: Sequence[Columns]) -> None:
+    def add_labels(self, rows: Sequence[RowValues]) -> None:
         """Stores labels; one that is there already is left as it is."""
         if rows:
             with self._engine.begin() as connection:
@@ -519,59 +564,27 @@ def _first_gap(connection: sa.Connection, journal_id: str, first: int) -> int:
     return int(connection.scalar(gap) or first) + 1
 
 
-def _copy(connection: sa.Connection, table: str, rows: Sequence[Columns]) -> None:
-    """Stores rows in PostgreSQL at the speed of its COPY; a table's rows all name the same columns."""
+def _copy(connection: sa.Connection, statement: str, data: bytes) -> None:
+    """Stores rows in PostgreSQL, all or none.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: The key of one of them is there already.
+        sqlalchemy.exc.DBAPIError: The database refuses, or is away.
+    """
     raw = connection.connection.driver_connection
     assert isinstance(raw, psycopg.Connection)
-    statement = f"COPY {table} ({', '.join(rows[0])}) FROM STDIN"
     try:
         with raw.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-            for row in rows:
-                copy.write_row([_json(value) if type(value) is tuple else value for value in row.values()])
+            copy.write(data)
+    except psycopg.errors.UniqueViolation as error:
+        raise sa.exc.IntegrityError(statement, None, error) from error
     except psycopg.Error as error:
         raise sa.exc.DBAPIError(statement, None, error) from error
 
 
-def _copy_new(connection: sa.Connection, table: str, rows: Sequence[Columns]) -> None:
-    """The same for rows some of which may be there already; COPY itself knows no ON CONFLICT."""
-    staging, columns = f"staged_{table}", ", ".join(rows[0])
-    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE IF NOT EXISTS {staging} (LIKE {table}) ON COMMIT DELETE ROWS")
-    _copy(connection, staging, rows)
-    connection.exec_driver_sql(
-        f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {staging} ON CONFLICT DO NOTHING"  # noqa: S608
-    )
-
-
-def _insert_many(connection: sa.Connection, table: sa.Table, rows: Sequence[Columns]) -> None:
+def _insert_many(connection: sa.Connection, table: sa.Table, columns: Columns) -> None:
     """What `connection.execute` does with many rows in SQLite, which takes twice as long to get them ready."""
-    statement, values, conversions = _insertion(table, tuple(rows[0]))
-    prepared = []
-    for row in rows:
-        ready = list(values(row))
-        for place, convert in conversions:
-            ready[place] = convert(ready[place])
-        prepared.append(tuple(ready))
-    connection.exec_driver_sql(statement, prepared)
-
-
-@functools.cache
-def _insertion(
-    table: sa.Table, names: tuple[str, ...]
-) -> tuple[str, Callable[[Columns], tuple[Any, ...]], list[tuple[int, Callable[[Any], Any]]]]:
-    """The statement, how to get its values out of a row, and which of them SQLite knows only as something else."""
-    dialect = sqlite.dialect()
-    compiled = sqlite.insert(table).on_conflict_do_nothing().compile(dialect=dialect, column_keys=names)
-    order = compiled.positiontup
-    assert order is not None, "SQLite's parameters have no names"
-    conversions: list[tuple[int, Callable[[Any], Any]]] = []
-    for place, name in enumerate(order):
-        convert = table.c[name].type.dialect_impl(dialect).bind_processor(dialect)
-        if convert is not None:  # of instants and lists of names, most of which come again and again
-            conversions.append((place, functools.lru_cache(maxsize=4096)(convert)))
-    values: Callable[[Columns], tuple[Any, ...]] = operator.itemgetter(*order)
-    return str(compiled), values, conversions
-
-
-@functools.lru_cache(maxsize=4096)
-def _json(names: tuple[str, ...]) -> str:
-    return json.dumps(names)
+    names = columns.names()
+    places = ", ".join("?" * len(names))
+    statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({places}) ON CONFLICT DO NOTHING"  # noqa: S608
+    connection.exec_driver_sql(statement, parameters(table, columns, connection.dialect))

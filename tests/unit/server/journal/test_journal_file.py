@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrade.audit.v1 import packet_pb2
 from server.errors import JournalCorruptedError, JournalError
-from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, link
+from server.journal.journal_file import GENESIS, Head, JournalFile, JournalReader, Row, follow, follow_all, link
 
 ROWS = 30
 
@@ -126,7 +128,67 @@ def test_following_the_rows_gives_the_head(entries: list[bytes]) -> None:
     assert head == Head(len(entries), hash_)
 
 
+@given(
+    entries=st.lists(st.binary(max_size=50), max_size=10),
+    number=st.integers(0, 9),
+    change=st.sampled_from(["none", "entry", "hash", "position", "missing"]),
+)
+def test_following_all_rows_at_once_is_following_one_by_one(entries: list[bytes], number: int, change: str) -> None:
+    head, rows = Head(7, b"\1" * 32), []
+    for entry in entries:
+        rows.append(Row(head.position + 1, entry, link(head.hash, entry)))
+        head = follow(head, rows[-1])
+    if number < len(rows):
+        position, entry, hash_ = rows[number]
+        match change:
+            case "entry":
+                rows[number] = Row(position, entry + b"!", hash_)
+            case "hash":
+                rows[number] = Row(position, entry, bytes(32))
+            case "position":
+                rows[number] = Row(position + 1, entry, hash_)
+            case "missing":
+                del rows[number]
+
+    def one_by_one(head: Head) -> Head:
+        for row in rows:
+            head = follow(head, row)
+        return head
+
+    start = Head(7, b"\1" * 32)
+    assert outcome(lambda: follow_all(start, rows)) == outcome(lambda: one_by_one(start))
+
+
+def outcome(follows: Callable[[], Head]) -> object:
+    try:
+        return follows()
+    except JournalCorruptedError as error:
+        return str(error)
+
+
 def test_reading_a_journal_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="cannot read"):
         JournalReader(tmp_path / "journal.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_without_a_decision_are_found_by_an_index(tmp_path: Path) -> None:
+    decision = packet_pb2.JournalEntry()
+    decision.decision.decision.decision_id = "d"
+    note, change = packet_pb2.JournalEntry(), packet_pb2.JournalEntry()
+    note.reply_heard.decision_id, change.control_change.change_id = "d", "c"
+    with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
+        kinds = [decision, note, decision, decision, change, note, decision]
+        journal.append([one.SerializeToString() for one in kinds])
+    with closing(JournalReader(tmp_path / "journal.db")) as reader:
+        assert [row.position for row in reader.others_after(0)] == [2, 5, 6]
+        assert [row.position for row in reader.others_after(2)] == [5, 6]
+        assert [row.entry for row in reader.others_after(5)] == [note.SerializeToString()]
+        found = [reader.decision_after(position) for position in range(8)]
+        assert [row and row.position for row in found] == [1, 3, 3, 4, 7, 7, 7, None]
+        statements: list[str] = []
+        reader._connection.set_trace_callback(statements.append)
+        list(reader.others_after(2))
+        reader._connection.set_trace_callback(None)
+        (*_, plan) = reader._connection.execute(f"EXPLAIN QUERY PLAN {statements[0]}").fetchone()
+        assert "USING INDEX others (position>?)" in plan

@@ -75,6 +75,27 @@ def test_everything_is_shipped_in_batches_and_then_it_waits(journal: JournalFile
     assert shipped_ids(task, ids) == ids
 
 
+def test_rows_that_trickle_in_are_shipped_together_after_a_pause(journal: JournalFile, task: Task) -> None:
+    """What arrives while a few rows are shipped is not shipped at once: a transaction for each would cost too much."""
+    positions: list[int] = []
+
+    def report(progress: Progress) -> None:
+        positions.append(progress.position)
+        assert len(positions) < 10
+        journal.append([entry(f"during {progress.position}")])  # another one is written meanwhile
+
+    def wait(seconds: float) -> None:
+        positions.append(-1)
+        assert seconds == task.settings.poll_seconds
+        if positions.count(-1) == 3:
+            raise _Stopped
+        journal.append([entry(f"{len(positions)} {i}") for i in range(3)])
+
+    with pytest.raises(_Stopped):
+        Shipping(task, report, wait).run()
+    assert positions == [0, 1, -1, 5, -1, 9, -1]
+
+
 def test_a_new_process_goes_on_where_the_last_one_was_killed(journal: JournalFile, task: Task) -> None:
     journal.append([entry("1"), entry("2")])
     ship(task)
