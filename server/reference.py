@@ -64,6 +64,7 @@ LABELS: Final = {
     "replica": "`primary`, `secondary`, `challenger`",
     "source": "the contract's `Source`",
     "stage": "the contract's `Stage`",
+    "step": "`read`, `written`",
     "state": "of a breaker: `closed`, `half_open`, `open`; of trading: `ACTIVE`, `REDUCING`, `HALTED`",
     "status": "the contract's `ExplanationStatus`",
     "turn": "what can happen to a canary, from `started` to `aborted`",
@@ -90,7 +91,8 @@ def metrics_page() -> str:
             " Counters begin at 0 with the process.",
             "",
             f"Histograms have buckets up to {edges} ms: a share of answers within one of these budgets is exact."
-            f" Those that count rows have them up to {rows}.",
+            f" Those that count rows have them up to {rows}, that of event delays at every millisecond up to 10 ms, and"
+            " wider up to 10 s.",
             "",
             "## Decision server",
             "",

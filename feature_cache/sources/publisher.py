@@ -127,16 +127,22 @@ class EventPublisher:
             if self.sent % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
-    async def send(self, event: pb.MarketEvent) -> None:
+    async def send(self, event: pb.MarketEvent) -> asyncio.Future[object]:
         """Sends one event now; waits while too many are under way. `publish_time_ns` is set here.
+
+        Returns:
+            What is done when the brokers have taken the event, or refused it.
 
         Raises:
             KafkaError: The topic is gone and cannot be had again, or the brokers take nothing any more.
         """
         event.publish_time_ns = self._wall_ns()
-        sending = await self._producer.send(self.topic, event.SerializeToString(), event.instrument.encode())
+        sending: asyncio.Future[object] = await self._producer.send(
+            self.topic, event.SerializeToString(), event.instrument.encode()
+        )
         sending.add_done_callback(self._delivered)
         self.sent += 1
+        return sending
 
     def _delivered(self, sending: asyncio.Future[object]) -> None:
         if not sending.cancelled() and isinstance(sending.exception(), KafkaError):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,8 +21,11 @@ from feature_cache import features
 
 _MAGIC: Final = b"PTF1"
 _HEADER: Final = struct.Struct("<4sIqqqqqqddBB")
-_NAME_LENGTH: Final = _HEADER.size - 1
+_PREFIX: Final = struct.pack("<4sI", _MAGIC, features.FINGERPRINT)
+_HEAD: Final = struct.Struct("<8sq24xqq16xBB")
+"""The header without what only `decode` gives, and with magic and fingerprint in one."""
 _VALUES_BYTES: Final = 4 * features.N_FEATURES
+_FIXED_BYTES: Final = _HEADER.size + _VALUES_BYTES
 
 
 class CodecError(ValueError):
@@ -114,16 +116,6 @@ def encode(snapshot: FeatureSnapshot) -> bytes:
     )
 
 
-def split(packed: bytes) -> Iterator[bytes]:
-    """Parts vectors packed one after the other; what is left over is given as it is, for `decode` to refuse."""
-    start, end = 0, len(packed)
-    while start < end:
-        length = packed[start + _NAME_LENGTH] if start + _NAME_LENGTH < end else end
-        stop = start + _HEADER.size + length + _VALUES_BYTES
-        yield packed if start == 0 and stop >= end else packed[start:stop]
-        start = stop
-
-
 def head_of(packed: bytes) -> tuple[bytes, int, int, int]:
     """Checks a packed vector as `decode` does, but for its name, and unpacks only what tells its instrument and age.
 
@@ -135,8 +127,14 @@ def head_of(packed: bytes) -> tuple[bytes, int, int, int]:
     Raises:
         CodecError: See `decode`.
     """
-    fields = _checked(packed)
-    return packed[_HEADER.size : -_VALUES_BYTES], fields[2], fields[6], fields[7]
+    try:
+        prefix, sequence, publish_time, transit, state, length = _HEAD.unpack_from(packed)
+    except struct.error:
+        _fields(packed)  # it is too short
+        raise
+    if prefix != _PREFIX or len(packed) != _FIXED_BYTES + length or state not in _STATES:
+        _fields(packed)
+    return packed[_HEADER.size : -_VALUES_BYTES], sequence, publish_time, transit
 
 
 def decode(packed: bytes) -> FeatureSnapshot:
@@ -145,7 +143,7 @@ def decode(packed: bytes) -> FeatureSnapshot:
     Raises:
         CodecError: Too short or long, another magic, another feature set, or an impossible field.
     """
-    _, _, sequence, event_time, book_time, trade_time, publish_time, transit, bid, ask, state, _ = _checked(packed)
+    _, _, sequence, event_time, book_time, trade_time, publish_time, transit, bid, ask, state, _ = _fields(packed)
     try:
         instrument = packed[_HEADER.size : -_VALUES_BYTES].decode()
     except ValueError as error:
@@ -165,7 +163,7 @@ def decode(packed: bytes) -> FeatureSnapshot:
     )
 
 
-def _checked(packed: bytes) -> tuple[Any, ...]:
+def _fields(packed: bytes) -> tuple[Any, ...]:
     """The fields of the header.
 
     Raises:
@@ -179,8 +177,8 @@ def _checked(packed: bytes) -> tuple[Any, ...]:
         raise CodecError(f"magic is {magic!r}, not {_MAGIC!r}")
     if fingerprint != features.FINGERPRINT:
         raise CodecError(f"fingerprint {fingerprint:08x} is not {features.FEATURE_SET_ID}'s {features.FINGERPRINT:08x}")
-    if len(packed) != _HEADER.size + length + _VALUES_BYTES:
-        raise CodecError(f"{len(packed)} bytes, expected {_HEADER.size + length + _VALUES_BYTES}")
+    if len(packed) != _FIXED_BYTES + length:
+        raise CodecError(f"{len(packed)} bytes, expected {_FIXED_BYTES + length}")
     if state not in _STATES:
         raise CodecError(f"{state} is not a valid BookState")
     return fields

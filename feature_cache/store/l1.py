@@ -18,9 +18,10 @@ from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
+from feature_cache.store.burst import next_burst
 from feature_cache.store.cluster import Cluster, is_cluster
-from feature_cache.store.codec import CodecError, FeatureSnapshot, age_seconds, decode, head_of, split
-from feature_cache.store.vectors import CHANNEL, connect, key_of
+from feature_cache.store.codec import CodecError, FeatureSnapshot, age_seconds, decode, head_of
+from feature_cache.store.vectors import connect, key_of
 
 _SILENT_CHECKS: Final = 3
 _log = structlog.get_logger(__name__)
@@ -245,7 +246,7 @@ class FeatureCache:
                 for key in keys:  # one by one: a command must not name two slots
                     await pubsub.ssubscribe(key)
             else:
-                await pubsub.subscribe(CHANNEL)
+                await pubsub.subscribe(*keys)
         unanswered = 0
         while True:
             # A subscription can die without a sign; a ping on it that is never answered shows it.
@@ -267,18 +268,21 @@ class FeatureCache:
     async def _take_updates(self, pubsub: PubSub, until: float) -> bool:
         """Takes updates until an instant of the monotonic clock; returns whether anything came at all."""
         heard = False
-        while (left := until - self._monotonic()) > 0:
-            message = await pubsub.get_message(timeout=left)
-            if message is None:
-                continue
-            heard = True
-            packed = message["data"]
-            if message["type"] in ("message", "smessage") and isinstance(packed, bytes):
-                for one in split(packed):
-                    self.accept(one)
-            elif message["type"] == "sunsubscribe":
-                raise ConnectionError("the node no longer holds the slot")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until - self._monotonic()):
+                while True:
+                    for answer in await next_burst(pubsub):
+                        heard = True
+                        if isinstance(answer, list):  # and not what answers a ping
+                            self._take(*answer)
         return heard
+
+    def _take(self, kind: bytes, channel: bytes, data: object = None) -> None:
+        if kind in (b"message", b"smessage"):
+            if isinstance(data, bytes):
+                self.accept(data)
+        elif kind == b"sunsubscribe":
+            raise ConnectionError("the node no longer holds the slot")
 
 
 async def _read(redis: Redis, keys: list[str], *, sharded: bool) -> list[object]:

@@ -2,14 +2,15 @@
 
 `features:{INSTRUMENT}` (the braces are part of the key: a hash tag) holds an instrument's newest vector and expires
 after the TTL. A vector never replaces one of a higher sequence: a worker that was frozen while its instruments went to
-another worker may resume and write. All vectors of one write are also published, packed one after the other, as one
-message on the channel `features.updates`. In a Redis Cluster each is published on the shard channel of its key's name,
-since a cluster sends an ordinary message to each of its nodes (see `cluster`).
+another worker may resume and write. A vector that is stored is also published on the channel of its key's name, so that
+a server subscribes to its own instruments and gets no others. In a Redis Cluster that is a shard channel, since a
+cluster sends an ordinary message to each of its nodes (see `cluster`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -21,7 +22,6 @@ from redis.exceptions import AskError, ClusterError
 
 from feature_cache.store.codec import FeatureSnapshot, encode
 
-CHANNEL: Final = "features.updates"
 _DRIVER: Final = DriverInfo()
 """What every client says of itself: to look up its version takes milliseconds, and would at every connection."""
 
@@ -33,14 +33,17 @@ if type(found) == 'string' and #found == 16 and string.sub(found, 1, 4) == 'PTF1
   if old_high > high or (old_high == high and old_low > low) then return 1 end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call(ARGV[3], KEYS[1], ARGV[1])
 return 0
 """
-"""Stores a packed vector, unless its sequence (see `codec`) is lower than the stored one's; returns 1 for refused.
-The sequence is compared in halves, since Lua's numbers do not hold 64 bits."""
+"""Stores and publishes a packed vector, unless its sequence (see `codec`) is lower than the stored one's; returns 1 for
+refused. The sequence is compared in halves, since Lua's numbers do not hold 64 bits."""
+_ITS_NAME: Final = hashlib.sha1(_SET_UNLESS_OLDER.encode(), usedforsecurity=False).hexdigest()
+"""What Redis calls the script once it has run."""
 
 
 def key_of(instrument: str) -> str:
-    """The Redis key of an instrument's vector."""
+    """The Redis key of an instrument's vector, which is also the channel that the vector is published on."""
     return f"features:{{{instrument}}}"
 
 
@@ -77,7 +80,7 @@ class FeatureStore:
 
     def __init__(self, redis: Redis, ttl_seconds: float, timeout_seconds: float, *, sharded: bool = False) -> None:
         self._redis = redis
-        self._sharded = sharded
+        self._publish = "SPUBLISH" if sharded else "PUBLISH"
         self._ttl_ms = round(ttl_seconds * 1000)
         self._timeout_seconds = timeout_seconds
 
@@ -92,16 +95,16 @@ class FeatureStore:
             TimeoutError: Redis did not answer in time; the same.
         """
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
-            vectors = [(key_of(snapshot.instrument), encode(snapshot)) for snapshot in snapshots]
-            for key, packed in vectors:
-                pipeline.eval(_SET_UNLESS_OLDER, 1, key, packed, self._ttl_ms)
-            if self._sharded:
-                for key, packed in vectors:
-                    pipeline.spublish(key, packed)
-            else:
-                pipeline.publish(CHANNEL, b"".join(packed for _, packed in vectors))
+            for snapshot in snapshots:
+                key, packed = key_of(snapshot.instrument), encode(snapshot)
+                arguments = (1, key, packed, self._ttl_ms, self._publish)
+                # The first command of each write gives Redis the script, whatever Redis has forgotten by then.
+                if len(pipeline) == 0:
+                    pipeline.eval(_SET_UNLESS_OLDER, *arguments)
+                else:
+                    pipeline.evalsha(_ITS_NAME, *arguments)
             answers = await pipeline.execute()
-        return sum(answers[: len(vectors)])
+        return sum(answers)
 
     async def write_reports(self, reports: Mapping[str, str], life_ms: int) -> None:
         """Stores a report for each instrument, for so many milliseconds. Raises as `write` does."""

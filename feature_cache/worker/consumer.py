@@ -173,6 +173,7 @@ class MarketEventConsumer:
                     except PoisonError as error:
                         self._dead_letters.add(record, error)
             if batches:
+                self._engines.delays.all_read()
                 self._engines.progress.set()
                 # Behind, only the writer has its turn: a full buffer is returned without a pause.
                 full = sum(map(len, batches.values())) == _BATCH

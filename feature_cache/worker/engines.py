@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from feature_cache.engine.book import EventError
 from feature_cache.engine.engine import FeatureEngine
 from feature_cache.store.codec import FeatureSnapshot
+from feature_cache.worker.delays import Delays
 from pretrade.market.v1 import market_pb2 as pb
 
 _log = structlog.get_logger(__name__)
@@ -69,6 +70,7 @@ class Engines:
         """Times the log no longer reached the position: it had been truncated, or the broker lost it."""
         self.repeats = 0
         """Records that had been taken before; they are ignored."""
+        self.delays = Delays()
 
     def assign(self, partition: int, next_offset: int, live_from: int) -> None:
         """Takes a partition over.
@@ -111,7 +113,7 @@ class Engines:
         was_history = state.next_offset < state.live_from
         state.next_offset = offset + 1
         try:
-            engine = self._apply(state, key, value)
+            engine, publish_time_ns = self._apply(state, key, value)
         except PoisonError as error:
             self.poison[error.reason] += 1
             raise
@@ -120,6 +122,7 @@ class Engines:
                 self._changed.update(state.engines)
         if state.next_offset > state.live_from:
             self._changed[engine.instrument] = engine
+            self.delays.add(publish_time_ns)
 
     def take_changed(self) -> list[FeatureSnapshot]:
         """Snapshots of the instruments that changed since the last call."""
@@ -157,7 +160,7 @@ class Engines:
         """Whether no partition is still reading history."""
         return all(state.next_offset >= state.live_from for state in list(self._partitions.values()))
 
-    def _apply(self, state: _Partition, key: bytes | None, value: bytes | None) -> FeatureEngine:
+    def _apply(self, state: _Partition, key: bytes | None, value: bytes | None) -> tuple[FeatureEngine, int]:
         if not value:
             raise PoisonError("empty", "the record has no value")
         try:
@@ -187,4 +190,4 @@ class Engines:
             self._changed.pop(instrument, None)
             raise PoisonError("failure", repr(error)) from error
         state.engines[instrument] = engine
-        return engine
+        return engine, event.publish_time_ns

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.registry import Collector
 
-from feature_cache.metrics import Counter, Gauge, declared
+from feature_cache.metrics import Counter, Gauge, Histogram, declared
 from feature_cache.store.codec import BookState
+from feature_cache.worker.delays import EDGES_SECONDS
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -44,6 +45,12 @@ WORKER_FEED_RESETS: Final = Counter(
 WORKER_BOOK_VALID: Final = Gauge("pretrade_worker_book_valid", "1 while the book is known.", _INSTRUMENT)
 WORKER_EVENT_AGE_SECONDS: Final = Gauge(
     "pretrade_worker_event_age_seconds", "Age of the newest event from exchange time.", _INSTRUMENT
+)
+WORKER_EVENT_DELAY_SECONDS: Final = Histogram(
+    "pretrade_worker_event_delay_seconds",
+    "From the publication of an event until the worker has read it, and until Redis has a vector that includes it.",
+    ("step",),
+    EDGES_SECONDS,
 )
 WORKER_POISON_RECORDS: Final = Counter(
     "pretrade_worker_poison_records", "Records that no retry makes good.", ("reason",)
@@ -104,6 +111,7 @@ class WorkerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric of the worker."""
         yield from self._instruments()
+        yield self._delays()
         poison = WORKER_POISON_RECORDS.family()
         for reason, count in dict(self._engines.poison).items():
             poison.add_metric([reason], count)
@@ -124,6 +132,14 @@ class WorkerCollector(Collector):
         if self._feast is not None:
             yield WORKER_FEAST_PUSHED.family(self._feast.pushed)
             yield WORKER_FEAST_FAILURES.family(self._feast.failures)
+
+    def _delays(self) -> Metric:
+        delays = WORKER_EVENT_DELAY_SECONDS.family()
+        for step, histogram in (("read", self._engines.delays.read), ("written", self._engines.delays.written)):
+            edges = (*map(str, EDGES_SECONDS), "+Inf")
+            buckets = list(zip(edges, map(int, histogram.counts.cumsum()), strict=True))
+            delays.add_metric([step], buckets, histogram.sum_seconds)
+        return delays
 
     def _instruments(self) -> Iterator[Metric]:
         events = WORKER_EVENTS.family()

@@ -26,8 +26,9 @@ class WorkerSettings(BaseSettings):
     `redis+cluster://[user:password@]host:port,host:port…` (`rediss+cluster` with TLS), naming some of its nodes."""
     ttl_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     """Seconds a vector stays in Redis when nothing newer replaces it."""
-    flush_interval_seconds: Annotated[float, Field(gt=0, le=1)] = 0.005
-    """Seconds between two writes to Redis; each writes the newest vector of every instrument that changed."""
+    flush_interval_seconds: Annotated[float, Field(gt=0, le=1)] = 0.002
+    """Seconds from the beginning of a write to Redis to that of the next, at least; each writes the newest vector of
+    every instrument that changed. After a pause a change is written at once."""
     kafka_bootstrap_servers: Annotated[str, Field(pattern=r"^[^\s@/]+$")] = "127.0.0.1:9092"
     """Comma-separated `host:port` of the brokers. TLS, name and password are in `PRETRADE_KAFKA_*`."""
     kafka_topic: str = "market.events"
@@ -41,7 +42,7 @@ class WorkerSettings(BaseSettings):
     rewind_seconds: Annotated[float, Field(ge=0, le=86_400)] = 45.0
     """Seconds of the log that are read again when a partition is taken over: the longest window and the feed's
     interval between two snapshots must fit."""
-    poll_interval_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01
+    poll_interval_seconds: Annotated[float, Field(ge=0, le=1)] = 0.002
     """Seconds between two readings of the topic once all there was has been read; fewer readings are less work for the
     brokers and for the worker."""
     fetch_wait_seconds: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -25,11 +28,14 @@ class FeatureWriter:
 
     While Redis is away the engines go on; the newest vectors are written when it is back.
 
+    A write begins as soon as something has changed, but not before the interval since the last one has passed.
+
     Args:
         store: Where the vectors go.
         engines: Where they come from.
         consumer: Learns how far what has been written reaches.
-        interval_seconds: Between two writes.
+        interval_seconds: From the beginning of a write to that of the next, at least.
+        monotonic: Seconds on a clock that never jumps.
     """
 
     def __init__(
@@ -38,11 +44,14 @@ class FeatureWriter:
         engines: Engines,
         consumer: MarketEventConsumer,
         interval_seconds: float,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._engines = engines
         self._consumer = consumer
         self._interval = interval_seconds
+        self._monotonic = monotonic
+        self._began = -math.inf
         self.problem: str | None = "redis has not answered yet"
         """Why the newest vectors may not be in Redis, for people; None when they are."""
         self.written = 0
@@ -76,27 +85,32 @@ class FeatureWriter:
     async def _write(self) -> None:
         engines = self._engines
         engines.progress.clear()
+        self._began = self._monotonic()
         async with engines.writing:
             positions = engines.positions()
             snapshots = engines.take_changed()
+            events = engines.delays.take_unwritten()
             try:
                 if snapshots:
                     self.refused += await self._store.write(snapshots)
                 else:
                     await self._store.check()
             except PartialWriteError as error:
+                engines.delays.put_back(events)
                 engines.put_back(error.unwritten)
                 self.refused += error.refused
                 self.written += len(snapshots) - len(error.unwritten)
                 raise
             except BaseException:
+                engines.delays.put_back(events)
                 engines.put_back(snapshots)
                 raise
             self.written += len(snapshots)
+            engines.delays.all_written(events)
             self._consumer.written = positions
 
     async def _wait_for_progress(self) -> None:
-        await asyncio.sleep(self._interval)
+        await asyncio.sleep(self._began + self._interval - self._monotonic())
         try:
             async with asyncio.timeout(_PING_SECONDS):
                 await self._engines.progress.wait()

@@ -123,14 +123,15 @@ def bench_flips(
 def bench_features(
     data: Recording = None,
     directory: Directory = None,
-    seconds: Annotated[float, typer.Option(min=5, help="Length of the freshness run.")] = 12.0,
-    rate: Annotated[float, typer.Option(min=100, help="Its events a second.")] = 10_000.0,
+    seconds: Annotated[float, typer.Option(min=2, help="Length of a freshness round.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Freshness rounds.")] = 5,
+    rate: Annotated[float, typer.Option(min=100, help="Their events a second.")] = 10_000.0,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure the feature worker: its steps next to pandas, events a second from Kafka to Redis, and freshness."""
     from local.bench.features import run_feature_bench  # noqa: PLC0415
 
-    raise typer.Exit(run_feature_bench(given(dir=directory, data=data), seconds, rate, json))
+    raise typer.Exit(run_feature_bench(given(dir=directory, data=data), seconds, rounds, rate, json))
 
 
 @app.command("bench-serving")

@@ -17,9 +17,9 @@ from support.tcp_proxy import through
 from support.waiting import until
 
 from feature_cache.features import N_FEATURES
-from feature_cache.store.codec import decode, encode, split
+from feature_cache.store.codec import decode, encode
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
-from feature_cache.store.vectors import CHANNEL, FeatureStore, connect, key_of
+from feature_cache.store.vectors import FeatureStore, connect, key_of
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 
@@ -39,15 +39,17 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 @pytest.mark.stack
 async def test_a_written_vector_is_stored_with_its_ttl_and_published(redis: Redis) -> None:
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(CHANNEL)
+        await pubsub.subscribe(key_of(BTC))
         assert await pubsub.get_message(timeout=5) is not None
-        await FeatureStore(redis, ttl_seconds=7, timeout_seconds=5).write([snapshot(BTC, 1), snapshot(ETH, 2)])
-        published = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5)
-    assert published is not None
-    assert [decode(packed).instrument for packed in split(published["data"])] == [BTC, ETH]
+        store = FeatureStore(redis, ttl_seconds=7, timeout_seconds=5)
+        await store.write([snapshot(BTC, 1), snapshot(ETH, 2)])
+        await store.write([snapshot(BTC, 0), snapshot(BTC, 3)])
+        published = [await pubsub.get_message(ignore_subscribe_messages=True, timeout=5) for _ in range(2)]
+    sequences = [message and decode(message["data"]).sequence for message in published]
+    assert sequences == [1, 3], "on the instrument's own channel, and only what is stored"
     stored = await redis.get("features:{BTCUSDT.BINANCE}")
     assert isinstance(stored, bytes)
-    assert decode(stored).sequence == 1
+    assert decode(stored).sequence == 3
     assert 6_000 < await redis.pttl(key_of(ETH)) <= 7_000
 
 
@@ -93,6 +95,40 @@ async def test_a_copy_starts_with_what_is_stored_and_follows_updates(redis: Redi
 
 
 @pytest.mark.stack
+async def test_a_copy_gets_no_vectors_of_instruments_that_it_does_not_follow(redis: Redis, redis_url: str) -> None:
+    store = FeatureStore(redis, ttl_seconds=60, timeout_seconds=5)
+    async with following(FeatureCache(redis_url, settings(), [ETH])) as cache:
+        await until(lambda: cache.connected)
+        assert dict(await redis.pubsub_numsub(key_of(BTC), key_of(ETH))) == {
+            key_of(BTC).encode(): 0,
+            key_of(ETH).encode(): 1,
+        }
+        await store.write([snapshot(BTC, 1), snapshot(ETH, 1)])
+        await until(lambda: sequence_of(cache, ETH) == 1)
+
+
+@pytest.mark.stack
+async def test_a_burst_larger_than_a_read_of_the_socket_arrives_whole(redis: Redis, redis_url: str) -> None:
+    names = [f"N{number}.SIM" for number in range(1000)]
+    patient = FeatureCacheSettings(reconcile_interval_seconds=30)
+    async with following(FeatureCache(redis_url, patient, names)) as cache:
+        await until(lambda: cache.connected)
+        for sequence in (1, 2, 3):
+            await FeatureStore(redis, 60, 5).write(snapshot(name, sequence) for name in names)
+        await until(lambda: all(sequence_of(cache, name) == 3 for name in names))
+        assert (cache.updates, cache.rejected, cache.disconnects) == (3000, 0, 0)
+
+
+@pytest.mark.stack
+async def test_a_write_after_redis_has_forgotten_the_script_succeeds(redis: Redis) -> None:
+    store = FeatureStore(redis, ttl_seconds=60, timeout_seconds=5)
+    for sequence in (1, 2):
+        await redis.script_flush()
+        assert await store.write([snapshot(BTC, sequence), snapshot(ETH, sequence)]) == 0
+    assert await store.write([snapshot(ETH, 1), snapshot(BTC, 1)]) == 2
+
+
+@pytest.mark.stack
 async def test_an_update_whose_notification_was_lost_is_found_by_reading_again(redis: Redis, redis_url: str) -> None:
     async with following(FeatureCache(redis_url, settings(), [BTC])) as cache:
         await until(lambda: cache.connected)
@@ -108,8 +144,8 @@ async def test_garbage_and_wrong_types_in_redis_are_no_vectors(redis: Redis, red
         await until(lambda: cache.connected)
         assert cache.get(BTC) is None
         assert cache.rejected >= 1
-        await redis.publish(CHANNEL, b"more garbage")
-        await redis.publish(CHANNEL, encode(snapshot(BTC, 1)))
+        await redis.publish(key_of(BTC), b"more garbage")
+        await redis.publish(key_of(BTC), encode(snapshot(BTC, 1)))
         await until(lambda: sequence_of(cache, BTC) == 1)
         await redis.flushall()
         assert sequence_of(cache, BTC) == 1, "it is good until its TTL"
@@ -135,7 +171,7 @@ async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_u
         await until(lambda: cache.connected)
         await redis.client_kill_filter(_type="pubsub")
         await until(lambda: cache.disconnects == 1 and cache.connected)
-        await redis.publish(CHANNEL, encode(snapshot(BTC, 1)))
+        await redis.publish(key_of(BTC), encode(snapshot(BTC, 1)))
         await until(lambda: sequence_of(cache, BTC) == 1)
 
 
@@ -178,7 +214,7 @@ async def test_a_subscription_that_has_gone_silent_is_made_anew(redis: Redis, re
         await redis.set(key_of(BTC), encode(snapshot(BTC, 1)))
         await until(lambda: sequence_of(cache, BTC) == 1)  # keys are still read, on the other connection
         await until(lambda: cache.disconnects == 1 and cache.connected)
-        await redis.publish(CHANNEL, encode(snapshot(BTC, 2)))
+        await redis.publish(key_of(BTC), encode(snapshot(BTC, 2)))
         await until(lambda: sequence_of(cache, BTC) == 2)
 
 

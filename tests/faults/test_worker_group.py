@@ -21,9 +21,9 @@ from redis.asyncio import Redis
 from support.feature_conditions import Seen, copy_of, fresh, url
 from support.waiting import until
 
-from feature_cache.store.codec import decode, split
+from feature_cache.store.codec import decode
 from feature_cache.store.report import InstrumentReport
-from feature_cache.store.vectors import CHANNEL, FeatureStore, connect, key_of
+from feature_cache.store.vectors import FeatureStore, connect, key_of
 from local.stack.parts import worker as worker_part
 from local.stack.process import Process
 from local.stack.settings import LocalSettings
@@ -151,11 +151,10 @@ class Watch:
 
     async def _read_notified(self) -> None:
         async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(CHANNEL)
+            await pubsub.subscribe(*map(key_of, NAMES))
             async for message in pubsub.listen():
                 if message["type"] == "message":
-                    for packed in split(message["data"]):
-                        self._take_notified(packed)
+                    self._take_notified(message["data"])
 
     def _take_notified(self, packed: bytes) -> None:
         found = decode(packed)

@@ -21,7 +21,6 @@ from support.harness import INSTRUMENTS, Product, eventually
 from feature_cache.features import INDEX, N_FEATURES, VERSION
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.report import InstrumentReport
-from feature_cache.store.vectors import CHANNEL
 from feature_cache.store.vectors import key_of as vector_key_of
 from feature_cache.store.vectors import report_key_of as key_of
 from feature_cache.store.watch import view
@@ -41,7 +40,7 @@ def vector(sequence: int, now_ns: int, spread: float = 1.5) -> FeatureSnapshot:
 def write(redis: Redis, snapshot: FeatureSnapshot) -> None:
     packed = encode(snapshot)
     redis.set(vector_key_of(NAME), packed, px=120_000)
-    redis.publish(CHANNEL, packed)
+    redis.publish(vector_key_of(NAME), packed)
 
 
 def report(**changes: object) -> InstrumentReport:

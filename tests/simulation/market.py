@@ -9,7 +9,7 @@ import numpy as np
 
 from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
-from feature_cache.store.vectors import CHANNEL, key_of
+from feature_cache.store.vectors import key_of
 from simulation.desk import INSTRUMENT, MID
 from simulation.world import START_SECONDS, START_WALL_NS
 
@@ -73,7 +73,7 @@ class Market:
         )
         packed = encode(snapshot)
         self._redis.put(key_of(INSTRUMENT), packed)
-        self._redis.publish(CHANNEL, packed)
+        self._redis.publish(key_of(INSTRUMENT), packed)
 
     def stop(self) -> None:
         """Writes nothing any more."""

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
-from feature_cache.store.vectors import CHANNEL, key_of
+from feature_cache.store.vectors import key_of
 from local.stack.parts import server
 from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings
@@ -106,7 +106,7 @@ class Market:
                 for instrument in INSTRUMENTS:
                     packed = encode(self.snapshot(instrument))
                     client.set(key_of(instrument), packed, px=10_000)
-                    client.publish(CHANNEL, packed)
+                    client.publish(key_of(instrument), packed)
 
 
 class Asking:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from feature_cache.features import N_FEATURES, for_sell
-from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, decode, encode, head_of, split
+from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, decode, encode, head_of
 
 TIMES = st.integers(-(2**63), 2**63 - 1)
 SNAPSHOTS = st.builds(
@@ -53,16 +53,6 @@ def test_a_cut_or_lengthened_vector_is_refused(snapshot: FeatureSnapshot, size: 
     for broken in (packed[: min(size, len(packed) - 1)], packed + b"\0"):
         with pytest.raises(CodecError):
             decode(broken)
-
-
-@given(st.lists(SNAPSHOTS, max_size=4), st.binary(max_size=90))
-def test_vectors_packed_one_after_the_other_come_apart_and_garbage_behind_them_stays_garbage(
-    snapshots: list[FeatureSnapshot], garbage: bytes
-) -> None:
-    vectors = [encode(snapshot) for snapshot in snapshots]
-    *parts, last = [*split(b"".join([*vectors, garbage])), b""]
-    assert [part for part in parts if part in vectors] == vectors
-    assert b"".join([*parts, last]) == b"".join([*vectors, garbage])
 
 
 @given(st.binary(max_size=400))
