@@ -35,7 +35,7 @@ EDGES: Final = ("grpcio", "envoy")
 RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
 """The same, where that takes more time than it tells."""
 _CALL_SECONDS = 2.0
-_REPLACEMENT_SECONDS = 120.0
+_START_SECONDS = 120.0
 """Process after process loads, on a machine that has other work."""
 _SETTINGS = {
     "PRETRADE_INSTRUMENTS": json.dumps(INSTRUMENTS),
@@ -118,7 +118,7 @@ class Group:
         eventually(
             self.processes,
             lambda found: len(found) == len(before) and before.isdisjoint(found.values()),
-            _REPLACEMENT_SECONDS,
+            _START_SECONDS,
         )
 
     def log(self) -> str:
@@ -162,9 +162,14 @@ def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Gr
     argv = [sys.executable, "-m", "server", "--processes", str(processes)]
     with (directory / "server.log").open("ab") as log, LeashedPopen(argv, env=env, stderr=log) as supervisor:
         group = Group(supervisor, env, directory)
+
+        def serves() -> bool:
+            assert supervisor.poll() is None, group.log()[-2_000:]
+            return is_ready(int(env["PRETRADE_GRPC__PORT"]))
+
         try:
-            eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
-            eventually(group.processes, lambda found: len(found) == processes)
+            eventually(serves, bool, _START_SECONDS)
+            eventually(group.processes, lambda found: len(found) == processes, _START_SECONDS)
             yield group
         finally:
             if supervisor.poll() is None:
