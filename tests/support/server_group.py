@@ -43,6 +43,8 @@ _SETTINGS = {
     "PRETRADE_BUDGET__CAP_SECONDS": "1.5",
     "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.5",
 }
+_SHIPS: Final = {"PRETRADE_SHIPPING__DRAIN_SECONDS": "30"}
+"""A group that is stopped soon may have shipping processes that are just starting."""
 RETRY_POLICY = {
     "methodConfig": [
         {
@@ -126,7 +128,7 @@ class Group:
 
     def stop(self) -> int:
         self.supervisor.terminate()
-        return self.supervisor.wait(60)
+        return self.supervisor.wait(90)
 
     def audited(self) -> dict[str, list[str]]:
         """The ids of the decisions in SQL, by their orders' references.
@@ -158,7 +160,7 @@ def server_environment(directory: Path, **changes: str) -> dict[str, str]:
 @contextmanager
 def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Group]:
     """A group that serves; whatever is left of it is killed in the end."""
-    env = server_environment(directory, **changes)
+    env = server_environment(directory, **(_SHIPS | changes))
     argv = [sys.executable, "-m", "server", "--processes", str(processes)]
     with (directory / "server.log").open("ab") as log, LeashedPopen(argv, env=env, stderr=log) as supervisor:
         group = Group(supervisor, env, directory)
