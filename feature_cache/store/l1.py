@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
+from feature_cache.ending import end
 from feature_cache.store.burst import next_burst
 from feature_cache.store.cluster import Cluster, is_cluster
 from feature_cache.store.codec import CodecError, FeatureSnapshot, age_seconds, decode, head_of
@@ -203,8 +204,7 @@ class FeatureCache:
                         self.disconnects += 1  # what was known of the nodes stands
                     wanted = {(node, tuple(names)) for node, names in cluster.by_node(self._entries).items() if node}
                     for gone in followers.keys() - wanted:
-                        followers[gone].cancel()
-                        await asyncio.wait([followers.pop(gone)])
+                        await end([followers.pop(gone)])
                     for node, names in wanted - followers.keys():
                         connecting = partial(cluster.new_client, node)
                         followers[node, names] = tasks.create_task(

@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from feature_cache.ending import end
 from feature_cache.metrics_http import serve_http
 from feature_cache.store.cluster import open_store
 from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
@@ -64,6 +65,5 @@ async def serve(settings: WorkerSettings) -> None:
             _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
             await stopped.wait()
             _log.info("worker.stopping")
-            for task in running:
-                task.cancel()
+            await end(running)
     _log.info("worker.stopped")

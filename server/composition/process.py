@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from feature_cache.ending import end
 from server.decision.ids import uuid7_source
 from server.decision.metrics import DecisionMetrics
 from server.machine import REAL, Machine
@@ -103,6 +104,6 @@ async def _background(work: Coroutine[None, None, None], name: str, stop: asynci
     try:
         yield
     finally:
-        task.cancel()
+        await end([task])
         with contextlib.suppress(asyncio.CancelledError):
-            await task
+            task.result()

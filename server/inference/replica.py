@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from feature_cache import features
 from feature_cache.constants import Constant
+from feature_cache.ending import end
 from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.breaker import Breaker, BreakerSettings, State
 from server.inference.codec import TORCHSERVE, Codec
@@ -177,9 +178,9 @@ class Replica:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._prober.cancel()
+        await end([self._prober])
         with contextlib.suppress(asyncio.CancelledError):
-            await self._prober
+            self._prober.result()
         await self.batcher.close()
         for closing in self._retired:
             closing.cancel()

@@ -25,6 +25,7 @@ from support.up_command import assert_gone
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
+from pretrade.client import retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.journal.journal_file import JournalReader
@@ -166,10 +167,12 @@ def test_a_key_is_decided_once_whichever_process_is_asked(tmp_path: Path, edge: 
         order_ref="same", instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=1.0, strategy="t", idempotency_key="k"
     )
     changes = {"PRETRADE_GRPC__EDGE": edge, "PRETRADE_IDEMPOTENCY__WINDOW_SECONDS": "600"}
+    # A process that is just ending resets calls that cross its GOAWAY, which callers are to repeat.
+    options = (("grpc.use_local_subchannel_pool", 1), *retries.OPTIONS)
     with server_group(tmp_path, 2, **changes) as group:
 
         def ask(_: int) -> bytes:
-            with grpc.insecure_channel(group.decision, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+            with grpc.insecure_channel(group.decision, options=options) as channel:
                 decide = decision_pb2_grpc.DecisionServiceStub(channel).Decide
                 answer = decide(pb.DecideRequest(order=order), timeout=10.0, wait_for_ready=True)
                 return answer.decision.SerializeToString(deterministic=True)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.stack
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server with nothing around it, and its decision port."""
-    env = environment(tmp_path)
+    env = environment(tmp_path, PRETRADE_SHIPPING__DRAIN_SECONDS="60")  # the shipping process may just be starting
     port = int(env["PRETRADE_GRPC__PORT"])
     with subprocess.Popen([sys.executable, "-m", "server"], env=env, stderr=subprocess.PIPE) as process:
         try:
@@ -50,7 +50,7 @@ def test_with_nothing_around_it_every_order_gets_an_audited_abstain(
     assert (decision.action, decision.source) == (pb.ACTION_ABSTAIN, pb.SOURCE_NONE)
     assert pb.REASON_CODE_FEATURES_MISSING in decision.reasons
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(90) == 0
     with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
         ids = [row[0] for row in database.execute("SELECT decision_id FROM decisions")]
     assert ids == [decision.decision_id]

@@ -36,7 +36,7 @@ EDGES: Final = ("grpcio", "envoy")
 RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
 """The same, where that takes more time than it tells."""
 _CALL_SECONDS = 2.0
-_REPLACEMENT_SECONDS = 120.0
+_START_SECONDS = 120.0
 """Process after process loads, on a machine that has other work."""
 _SETTINGS = {
     "PRETRADE_INSTRUMENTS": json.dumps(INSTRUMENTS),
@@ -44,6 +44,8 @@ _SETTINGS = {
     "PRETRADE_BUDGET__CAP_SECONDS": "1.5",
     "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.5",
 }
+_SHIPS: Final = {"PRETRADE_SHIPPING__DRAIN_SECONDS": "30"}
+"""A group that is stopped soon may have shipping processes that are just starting."""
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Group:
         eventually(
             self.processes,
             lambda found: len(found) == len(before) and before.isdisjoint(found.values()),
-            _REPLACEMENT_SECONDS,
+            _START_SECONDS,
         )
 
     def log(self) -> str:
@@ -111,7 +113,7 @@ class Group:
 
     def stop(self) -> int:
         self.supervisor.terminate()
-        return self.supervisor.wait(60)
+        return self.supervisor.wait(90)
 
     def audited(self) -> dict[str, list[str]]:
         """The ids of the decisions in SQL, by their orders' references.
@@ -143,13 +145,18 @@ def server_environment(directory: Path, **changes: str) -> dict[str, str]:
 @contextmanager
 def server_group(directory: Path, processes: int, **changes: str) -> Iterator[Group]:
     """A group that serves; whatever is left of it is killed in the end."""
-    env = server_environment(directory, **changes)
+    env = server_environment(directory, **(_SHIPS | changes))
     argv = [sys.executable, "-m", "server", "--processes", str(processes)]
     with (directory / "server.log").open("ab") as log, LeashedPopen(argv, env=env, stderr=log) as supervisor:
         group = Group(supervisor, env, directory)
+
+        def serves() -> bool:
+            assert supervisor.poll() is None, group.log()[-2_000:]
+            return is_ready(int(env["PRETRADE_GRPC__PORT"]))
+
         try:
-            eventually(lambda: is_ready(int(env["PRETRADE_GRPC__PORT"])), bool)
-            eventually(group.processes, lambda found: len(found) == processes)
+            eventually(serves, bool, _START_SECONDS)
+            eventually(group.processes, lambda found: len(found) == processes, _START_SECONDS)
             yield group
         finally:
             if supervisor.poll() is None:

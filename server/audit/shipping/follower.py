@@ -12,6 +12,7 @@ import structlog
 from pydantic import BaseModel
 
 from feature_cache.backoff import Backoff
+from feature_cache.ending import end
 from server.audit.shipping.shipping import CLOSE, Progress
 from server.errors import JournalError
 from server.journal.journal import Journal
@@ -73,9 +74,9 @@ class Follower:
             _log.warning(f"{self._name}_not_drained", behind=self.behind, error=self.last_error)
         elif not await self._close(until):
             _log.warning(f"{self._name}_not_closed", error=self.last_error)
-        self._supervision.cancel()
+        await end([self._supervision])
         with suppress(asyncio.CancelledError):
-            await self._supervision
+            self._supervision.result()
 
     async def _close(self, until: float) -> bool:
         """Has the process say where the journal ends; False when that takes longer than until `until`, loop time."""
