@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import psycopg
+import sqlalchemy as sa
 from psycopg import sql
 from rich.box import SIMPLE
 from rich.console import Console
@@ -33,6 +34,7 @@ from local.stack.stack import Stack
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.query import AuditQuery
+from server.audit.store.days import summarize
 from server.audit.store.store import Store
 from server.journal.journal_file import GENESIS, Head
 
@@ -154,13 +156,16 @@ def _fill(url: str, day: dt.datetime, rows: int, console: Console) -> int:
     values = {"day": day, "rows": rows, "journal": _JOURNAL, "before_id": before_id, "after_id": after_id}
     values["rare"] = max(50, rows // _RARE_ROWS)
     began = time.monotonic()
+    engine = sa.create_engine(url)
     with psycopg.connect(_libpq(url), autocommit=True) as connection:
         for first in range(0, rows, _CHUNK_ROWS):
             last = min(first + _CHUNK_ROWS, rows) - 1
             connection.execute(_FILL, values | {"first": first, "last": last})
+            summarize(engine, {day.date()})  # as the shipper does every minute
         console.print(f"{rows:,} rows made in {time.monotonic() - began:.0f} s")
         connection.execute("VACUUM (ANALYZE) decisions, journal_entries")  # as autovacuum does while rows arrive
         size = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    engine.dispose()
     assert size is not None
     return int(size[0])
 

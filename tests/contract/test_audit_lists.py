@@ -168,9 +168,8 @@ class TestOnPostgreSQL:
                     found.append("\n".join(plan))
         return found
 
-    @pytest.fixture
-    def large(self, store: Store) -> Store:
-        """With so many decisions yesterday that PostgreSQL no longer reads all of them for whatever is asked."""
+    def fill_yesterday(self, store: Store) -> None:
+        """With so many decisions that PostgreSQL no longer reads all of them for whatever is asked."""
         columns = ", ".join(
             column.name for column in DECISIONS.columns if column.name not in {"decision_id", "strategy"}
         )
@@ -180,6 +179,11 @@ class TestOnPostgreSQL:
                 f" SELECT decision_id || '-' || i, 'common', {columns} FROM decisions, generate_series(1, 500) AS i"
                 f" WHERE decided_at >= '{MIDNIGHT - dt.timedelta(days=1)}' AND decided_at < '{MIDNIGHT}'"
             )
+
+    @pytest.fixture
+    def large(self, store: Store) -> Store:
+        self.fill_yesterday(store)
+        with store.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE decisions")
         return store
 
@@ -198,6 +202,29 @@ class TestOnPostgreSQL:
         for column in COLUMNS[name]:
             assert f"({column})::text = " in conditions
         assert "decision_id" not in conditions
+
+    def test_what_was_summarized_is_not_read_for_a_value_that_is_not_there(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fill_yesterday(store)
+        with store.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE decisions")
+        monkeypatch.setattr(newest, "_WALKS", (1, 1))
+        of_day = Bounds(since=MIDNIGHT - dt.timedelta(days=1), until=MIDNIGHT)
+
+        def pages_read() -> int:
+            statement, parameters = asked(
+                store, lambda: store.newest(filters.conditions(FILTERS["nothing"]), 51, of_day)
+            )[-1]
+            with store.connect() as connection:
+                newest.prefer_summaries(connection)
+                plan = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", parameters).scalars()
+                return sum(int(pages) for pages in re.findall(r"Heap Blocks: lossy=(\d+)", "\n".join(plan)))
+
+        before = pages_read()
+        store.summarize()
+        assert before > 1000
+        assert pages_read() <= 32
 
     def test_a_walk_begins_and_ends_where_the_times_say(self, store: Store) -> None:
         of_hour = Bounds(since=MIDNIGHT - dt.timedelta(hours=12), until=MIDNIGHT - dt.timedelta(hours=11))

@@ -34,6 +34,7 @@ from server.journal.journal_file import Head, JournalReader, follow_all
 from server.process.child import take_task
 
 _TIDY_SECONDS: Final = 3600.0
+_SUMMARIZE_SECONDS: Final = 60.0
 
 
 class Shipping:
@@ -93,10 +94,14 @@ class Shipping:
                     store.migrate()
                     head, stating = self._start(journal, store)
                     tidy_at = self._clock()
+                    summarize_at = tidy_at + _SUMMARIZE_SECONDS
                     while True:
                         if self._clock() >= tidy_at:
                             self._tidy(store)
                             tidy_at += _TIDY_SECONDS
+                        if self._clock() >= summarize_at:
+                            store.summarize()
+                            summarize_at += _SUMMARIZE_SECONDS
                         head = self._ship(journal, store, head, stating)
                         backoff.reset()
             except (sa.exc.SQLAlchemyError, sqlite3.Error, AuditError, OSError) as error:

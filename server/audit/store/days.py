@@ -20,6 +20,8 @@ from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES, REPEATS, SHIPM
 _KEYS: Final = {JOURNAL_ENTRIES: JOURNAL_ENTRIES.c.shipped_at, DECISIONS: DECISIONS.c.decided_at}
 _LOCK: Final = 0x5052_4544
 """Key of PostgreSQL's advisory lock: several shippers share a database."""
+_SUMMARY_LOCK_MS: Final = 200
+"""Less than `deadlock_timeout`, after which PostgreSQL ends an autovacuum that somebody waits for."""
 
 
 class TablesBusyError(Exception):
@@ -39,6 +41,35 @@ def make_partitions(engine: sa.Engine, days: Iterable[dt.date]) -> None:
             for day in days:
                 if day not in existing:
                     _make_partition(connection, table, day)
+
+
+def summarize(engine: sa.Engine, days: Iterable[dt.date]) -> None:
+    """Has PostgreSQL summarize the pages that were written to these days' decisions since the last time.
+
+    Pages without a summary are read by every list that searches for a rare value. Does nothing while VACUUM is at work
+    on a day, which does the same: not even wait so long that PostgreSQL would end an autovacuum for it.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: The database cannot be reached, or refuses.
+    """
+    if engine.dialect.name != "postgresql":
+        return
+    tables = [*(_name(DECISIONS, day) for day in days), f"{DECISIONS.name}_other"]
+    indexes = sa.text(
+        "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_index ON indexrelid = inhrelid"
+        " WHERE inhparent = 'ix_decisions_filters'::regclass AND indrelid::regclass::text = ANY(:tables)"
+    )
+    with engine.connect() as connection:
+        names = connection.scalars(indexes, {"tables": tables}).all()
+        connection.commit()
+        for name in names:
+            try:
+                with connection.begin():
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_SUMMARY_LOCK_MS}ms'")
+                    connection.execute(sa.text("SELECT brin_summarize_new_values(:index)"), {"index": name})
+            except sa.exc.OperationalError as error:
+                if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                    raise
 
 
 def remove_days(engine: sa.Engine, retention_days: int) -> dt.date:

@@ -146,6 +146,8 @@ class Store:
             where=VERIFICATIONS.c.position <= verified.excluded.position,
         )
         self._partitioned: set[dt.date] = set()
+        self._written: set[dt.date] = set()
+        """Days of decisions that were written since they were last summarized."""
         previous = SHIPMENTS.c.shipped_at
         shipped_at = (
             sa.func.greatest(previous, sa.func.now())
@@ -193,6 +195,15 @@ class Store:
         past, future = _PARTITIONED_DAYS
         today = _now().date()
         days.make_partitions(self._engine, {day for day in missing if -past <= (day - today).days <= future})
+
+    def summarize(self) -> None:
+        """Summarizes what was written since the last time, for lists; see `server.audit.store.days.summarize`."""
+        written, self._written = self._written, set()
+        try:
+            days.summarize(self._engine, written)
+        except BaseException:
+            self._written = self._written | written
+            raise
 
     def remove_days(self, retention_days: int) -> dt.date:
         """Removes the days before the last `retention_days`; see `server.audit.store.days.remove_days`."""
@@ -254,6 +265,7 @@ class Store:
             faster.
         """
         shipment = Shipment(journal_id, rows)
+        self._written = self._written | shipment.days()
         with suppress(days.TablesBusyError):  # a long read holds a lock: the day's rows wait in the default partition
             self._make_partitions(shipment.days())
         after = Head(rows[-1].position, rows[-1].hash)
