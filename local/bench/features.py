@@ -56,8 +56,8 @@ _FRESHNESS_INSTRUMENTS: Final = ("BTCUSDT.SIM", "ETHUSDT.SIM")
 _WARM_UP_SECONDS: Final = 1.0
 _OURS: Final[Mapping[str, str]] = {
     "PRETRADE_WORKER_POLL_INTERVAL_SECONDS": "0",
-    "PRETRADE_WORKER_FLUSH_INTERVAL_SECONDS": "0.001",
-    "PRETRADE_WORKER_FETCH_WAIT_SECONDS": "0.001",
+    "PRETRADE_WORKER_FLUSH_INTERVAL_SECONDS": "0.002",
+    "PRETRADE_WORKER_FETCH_WAIT_SECONDS": "0.002",
 }
 """What a worker that shall be fresh is given; the embedded stack's own values spare its broker."""
 _LINGER_SECONDS: Final = 0.003
