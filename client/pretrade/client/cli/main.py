@@ -30,7 +30,7 @@ _PANELS: Final = {
     "Models": ("train", "card", "canary-demo", "models", "canary", "dataset"),
     "Measure": (
         *("soak", "bench", "bench-compare", "bench-costs", "bench-flips"),
-        *("bench-features", "bench-serving"),
+        *("bench-features", "bench-lookups", "bench-serving"),
     ),
 }
 """What the help lists the commands under, and their order. It names those of `pretrade-server` as well, so that the
