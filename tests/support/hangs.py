@@ -76,9 +76,10 @@ class _Failures:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
+    @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if report.failed and terminal is not None:
             error = getattr(getattr(report.longrepr, "reprcrash", None), "message", str(report.longrepr))
-            terminal.ensure_newline()
-            terminal.write_line(f"FAILED {report.nodeid} ({report.when}): {error.strip().splitlines()[0][:300]}")
+            said = f"FAILED {report.nodeid} ({report.when}): {error.strip().splitlines()[0][:300]}"
+            terminal.write(f"\n{said}\n", flush=True)  # what ends the process flushes nothing
