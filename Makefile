@@ -19,11 +19,15 @@ help:  ## this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Start here
-setup: $(BIN)/.installed  ## make .venv with everything pretrade and its tests need, once; every other target does it first (LOCKED=1: by the hashes in requirements/)
+setup: $(BIN)/.compiled  ## make .venv with everything pretrade and its tests need, once; every other target does it first (LOCKED=1: by the hashes in requirements/)
 
 # With LOCKED=1 exactly what requirements/*.txt name, by their hashes; TORCH='torch==2.13.0' for a build of your own index.
 $(BIN)/.installed: pyproject.toml client/pyproject.toml $(if $(LOCKED),$(wildcard requirements/*.txt))
 	@LOCKED="$(LOCKED)" TORCH="$(TORCH)" .ci/setup "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(BIN)/.compiled: $(BIN)/.installed hatch_compile.py server/compiled.py $(wildcard server/*/*.pyx)
+	@$(BIN)/python hatch_compile.py
 	@touch $@
 
 demo: setup  ## the whole stack on this machine, orders, a replica failure, a summary: a minute (DATA=dir DURATION=s RATE=orders/s JSON=file SVG=file)

@@ -40,9 +40,10 @@ MODEL_SOURCES: Final = CHAMPION_SOURCES | {pb.SOURCE_CANARY}
 
 @dataclass(slots=True)
 class Order:
-    """A valid order. `message` is the caller's own, for the audit packet."""
+    """A valid order."""
 
-    message: pb.Order
+    wire: bytes
+    """The caller's own `pretrade.decision.v1.Order`, for the audit packet."""
     instrument: str
     side: pb.Side.ValueType
     quantity: float
@@ -53,9 +54,18 @@ class Order:
     reduce_only: bool
     caller_features: NDArray[np.float32] | None
     """float32[N_FEATURES] in market orientation, finite; None to use the server's."""
+    order_ref: str = ""
+    idempotency_key: str = ""
+    timeout_seconds: float | None = None
+    """What the order itself allows, > 0; None when it does not say."""
     context: CallContext = NO_CONTEXT
     caller: str = ""
     """The name that the caller's credentials prove; empty on a port without credentials."""
+
+    @property
+    def message(self) -> pb.Order:
+        """The caller's own, read anew."""
+        return pb.Order.FromString(self.wire)
 
 
 class Case:

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from feature_cache.store.l1 import FeatureCache
+from server.compiled import in_use
 from server.composition.audit import open_audit
 from server.composition.metrics_port import serve_metrics
 from server.composition.ports import open_admin_port, open_decision_port, open_health_port
@@ -183,6 +184,7 @@ async def start(
         admin=f"{settings.admin.host}:{admin_port}",
         metrics=f"{settings.metrics.host}:{metrics_port}",
         durability=settings.journal.durability.value,
+        compiled=len(in_use()),
     )
     return Server(settings.grpc, health_state, path.admission, refuse, slot is not None)
 

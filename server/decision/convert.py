@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from fallback.order import Order
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.compiled import compiled
 from server.errors import InvalidOrderError
 
 _MAX_NAME = 64
+_compiled = compiled("server.decision.order_wire_c")
 
 
 class OrderReader:
@@ -22,8 +24,18 @@ class OrderReader:
 
     def __init__(self, instruments: Collection[str]) -> None:
         self._instruments = frozenset(instruments)
+        self._by_wire = {name.encode(): name for name in instruments}
         listed = sorted(instruments)
         self._some_instruments = ", ".join(listed[:10]) + (", …" if len(listed) > 10 else "")
+
+    def request(self, serialized: bytes) -> Order | pb.DecideRequest:
+        """A call's only order at once, if it is plain; else the message, for `read` to say what is wrong or different.
+
+        Raises:
+            DecodeError: It is no `DecideRequest`.
+        """
+        order = None if _compiled is None else _compiled.read_request(serialized, self._by_wire)
+        return pb.DecideRequest.FromString(serialized) if order is None else order
 
     def read(self, message: pb.Order) -> Order:
         """The order in a message.
@@ -56,7 +68,7 @@ class OrderReader:
         if len(message.idempotency_key) > _MAX_NAME:
             raise _invalid("INVALID_IDEMPOTENCY_KEY", "idempotency_key", f"must be at most {_MAX_NAME} characters")
         return Order(
-            message,
+            message.SerializeToString(),
             message.instrument,
             side,
             quantity,
@@ -64,6 +76,9 @@ class OrderReader:
             strategy,
             message.reduce_only,
             _caller_features(message.features) if message.HasField("features") else None,
+            message.order_ref,
+            message.idempotency_key,
+            order_timeout_seconds(message),
         )
 
 

@@ -156,7 +156,7 @@ class DataPlane:
         budget = Budget(arrived, deadline, self._reserve(deadline - arrived))
         with self._admission.admit(order.reduce_only):
             try:
-                if not order.message.idempotency_key:
+                if not order.idempotency_key:
                     return await self._decide(order, budget)
                 return await self._decide_once(order, budget)
             except OverloadedError:

@@ -13,20 +13,17 @@ import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from fallback.order import NO_CONTEXT
 from feature_cache import features
 from feature_cache.store.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState
+from server.decision import decision_wire
 from server.decision.protowire import prefixed, template, varint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fallback.budget import Budget, Use
+    from fallback.budget import Budget
     from fallback.order import Answer, Attempt, Case
     from feature_cache.store.codec import FeatureSnapshot
 
@@ -41,26 +38,6 @@ _double: Final = struct.Struct("<d").pack
 _float: Final = struct.Struct("<f").pack
 _EXPIRES: Final = struct.Struct("<q")
 """Unix seconds."""
-
-_OUTCOME: Final = template(pb.Decision.DESCRIPTOR, "decision_id", "action", "reasons")
-_ORDER_REF: Final = template(pb.Decision.DESCRIPTOR, "order_ref")
-_MODEL: Final = template(pb.Decision.DESCRIPTOR, "source", "model_name", "model_version")
-_SCORE: Final = template(pb.Decision.DESCRIPTOR, "score", "threshold")
-_DEGRADATIONS: Final = template(pb.Decision.DESCRIPTOR, "degradations")
-_FEATURE_AGE: Final = template(pb.Decision.DESCRIPTOR, "feature_age")
-_DECIDED_AT: Final = template(pb.Decision.DESCRIPTOR, "decided_at", "control_version")
-_LEDGER: Final = template(pb.Decision.DESCRIPTOR, "budget")
-_BUDGET: Final = template(pb.Budget.DESCRIPTOR, "allowed_us", "used_us")
-_USES: Final = template(pb.Budget.DESCRIPTOR, "stages")
-_STAGE: Final = template(pb.StageUse.DESCRIPTOR, "stage")
-_USE_OF: Final = {
-    stage: _STAGE % varint(stage) + template(pb.StageUse.DESCRIPTOR, "allowed_us", "used_us")
-    for stage in pb.Stage.values()
-}
-"""By stage."""
-_SKIPPED: Final = template(pb.StageUse.DESCRIPTOR, "skipped")
-_INSTANT: Final = template(Timestamp.DESCRIPTOR, "seconds", "nanos")
-"""A `Duration` has the same fields."""
 
 _ENTRY: Final = template(packet_pb2.JournalEntry.DESCRIPTOR, "decision")
 _PACKET: Final = template(
@@ -110,9 +87,14 @@ class Decided:
     """
 
     __slots__ = (
-        "_head",
-        "_ledger",
-        "_rest",
+        "_control_version",
+        "_decided_at_ns",
+        "_degradations",
+        "_feature_age_seconds",
+        "_model_name",
+        "_model_version",
+        "_score",
+        "_threshold",
         "_uses",
         "abstained",
         "action",
@@ -141,30 +123,25 @@ class Decided:
     ) -> None:
         """The decision at the monotonic instant `now`, without the cost of what follows (audit and reply)."""
         self.decision_id = decision_id
-        self.order_ref = case.order.message.order_ref
+        self.order_ref = case.order.order_ref
         self.action = action
         self.source = answer.source
         self.reasons = reasons
         self.model_expires_at = answer.model_expires_at
         self.reply = ReplyState.NONE
         self.abstained = False
-        seconds, nanos = divmod(wall_ns, 1_000_000_000)
-        rest = _model(answer.source, answer.model_name, answer.model_version) + _DECIDED_AT % (
-            prefixed(_INSTANT % (varint(seconds), varint(nanos))),
-            varint(control_version),
-        )
-        if not math.isnan(answer.score):
-            rest += _SCORE % (_double(answer.score), _double(answer.threshold))
-        if not math.isnan(case.feature_age_seconds):
-            rest += _FEATURE_AGE % prefixed(_duration(int(case.feature_age_seconds * 1e9)))
-        if case.degradations:
-            rest += _DEGRADATIONS % prefixed(bytes(case.degradations))
-        self._rest = rest
+        self._model_name = answer.model_name
+        self._model_version = answer.model_version
+        self._score = answer.score
+        self._threshold = answer.threshold
+        self._feature_age_seconds = case.feature_age_seconds
+        self._degradations = case.degradations
+        self._decided_at_ns = wall_ns
+        self._control_version = control_version
         budget = case.budget
         self.arrived = budget.arrived
         self.allowed_us = max(0, int(budget.allowed * 1e6))
-        self._uses = _uses(budget.uses)
-        self._write_head()
+        self._uses = budget.uses
         self._write(now)
 
     @classmethod
@@ -206,19 +183,18 @@ class Decided:
         decided.allowed_us = message.budget.allowed_us
         decided.used_us = message.budget.used_us
         decided.wire = message.SerializeToString()
-        message.ClearField("order_ref")
-        decided._head, decided._ledger = message.SerializeToString(), b""
         return decided
 
     @property
     def remembered(self) -> bytes:
         """What repeats of the call need: when the model expires, 8 bytes, and the decision without its `order_ref`."""
-        return _EXPIRES.pack(self.model_expires_at) + self._head + self._ledger
+        message = pb.Decision.FromString(self.wire)
+        message.ClearField("order_ref")
+        return _EXPIRES.pack(self.model_expires_at) + message.SerializeToString()
 
     def charge_audit(self, budget: Budget, allowed: float, started: float, now: float) -> None:
         """Adds the cost of the durable audit to the ledger and the reply."""
         budget.charge(pb.STAGE_AUDIT, allowed, now - started)
-        self._uses += _uses(budget.uses[-1:])
         self._write(now)
 
     def abstain(self, reason: pb.ReasonCode.ValueType) -> None:
@@ -226,21 +202,27 @@ class Decided:
         self.abstained = True
         self.action = pb.ACTION_ABSTAIN
         self.reasons.append(reason)
-        self._write_head()
-
-    def _write_head(self) -> None:
-        """Everything but the ledger and the caller's reference."""
-        self._head = self._rest + _OUTCOME % (
-            prefixed(self.decision_id.encode()),
-            varint(self.action),
-            prefixed(bytes(self.reasons)),
-        )
 
     def _write(self, now: float) -> None:
         self.used_us = max(0, int((now - self.arrived) * 1e6))
-        ledger = _BUDGET % (varint(self.allowed_us), varint(self.used_us)) + self._uses
-        self._ledger = _LEDGER % prefixed(ledger)
-        self.wire = self._head + _ORDER_REF % prefixed(self.order_ref.encode()) + self._ledger
+        self.wire = decision_wire.write(
+            self.decision_id,
+            self.order_ref,
+            self.action,
+            self.reasons,
+            self._degradations,
+            self.source,
+            self._model_name,
+            self._model_version,
+            self._score,
+            self._threshold,
+            self._feature_age_seconds,
+            self._decided_at_ns,
+            self._control_version,
+            self.allowed_us,
+            self.used_us,
+            self._uses,
+        )
 
 
 class PacketWriter:
@@ -260,7 +242,7 @@ class PacketWriter:
         parts = [
             _PACKET
             % (
-                prefixed(case.order.message.SerializeToString()),
+                prefixed(case.order.wire),
                 prefixed(decided.wire),
                 varint(int(case.budget.arrived * 1e9)),
                 varint(int(now * 1e9)),
@@ -327,11 +309,6 @@ _FEATURE_SET: Final = prefixed(features.FEATURE_SET_ID.encode())
 
 
 @lru_cache(maxsize=256)
-def _model(source: pb.Source.ValueType, name: str, version: str) -> bytes:
-    return _MODEL % (varint(source), prefixed(name.encode()), prefixed(version.encode()))
-
-
-@lru_cache(maxsize=256)
 def _server(
     instance_id: str,
     config_hash: str,
@@ -361,23 +338,6 @@ def _attempt(attempt: Attempt) -> bytes:
         varint(attempt.batch_index),
     )
     return _ATTEMPTS % prefixed(_attempt_head(attempt.replica, attempt.outcome, attempt.model_version) + cost)
-
-
-def _uses(uses: Sequence[Use]) -> bytes:
-    written = []
-    for stage, allowed, used, skipped in uses:
-        content = _USE_OF[stage] % (_microseconds(allowed), _microseconds(used))
-        if skipped:
-            content += _SKIPPED % varint(skipped)
-        written.append(_USES % prefixed(content))
-    return b"".join(written)
-
-
-def _duration(nanoseconds: int) -> bytes:
-    """Seconds and nanoseconds, both with the sign of the whole."""
-    seconds, nanos = divmod(abs(nanoseconds), 1_000_000_000)
-    sign = -1 if nanoseconds < 0 else 1
-    return _INSTANT % (varint(sign * seconds), varint(sign * nanos))
 
 
 def _microseconds(seconds: float) -> bytes:

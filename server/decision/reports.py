@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 import structlog
 
+from fallback.order import Order
 from feature_cache.token_bucket import TokenBucket
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import InvalidOrderError, KeyReusedError, PretradeError
@@ -182,14 +183,14 @@ class DecisionReports:
                 )
                 sink.put(report)
 
-    def failed(self, order: pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float) -> None:
+    def failed(
+        self, order: Order | pb.Order, context: CallContext, error: PretradeError, arrived: float, now: float
+    ) -> None:
         """A call gets no decision; orders that are wrong are their callers' affair."""
         if isinstance(error, InvalidOrderError | KeyReusedError):
             return
         for sink in self.sinks:
             if sink.admits("failed", now):
-                sink.put(
-                    Report(
-                        "failed", order, context, arrived, now, self._wall_clock_ns(), error.case, None, error.reason
-                    )
-                )
+                message = order.message if isinstance(order, Order) else order
+                ended_at_ns = self._wall_clock_ns()
+                sink.put(Report("failed", message, context, arrived, now, ended_at_ns, error.case, None, error.reason))

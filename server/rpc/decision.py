@@ -13,6 +13,7 @@ import grpc.aio
 import structlog
 from pydantic import BaseModel, ConfigDict
 
+from fallback.order import Order
 from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
@@ -42,6 +43,10 @@ _EXPLANATION: Final = template(pb.DecideResponse.DESCRIPTOR, "explanation")
 _RESULTS: Final = template(pb.DecideBatchResponse.DESCRIPTOR, "results")
 _RESULT: Final = template(pb.DecideStreamResponse.DESCRIPTOR, "result")
 _ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decision")
+
+
+Asked = Order | pb.Order
+"""A plain order, which has been read, or a message that is still to be read."""
 
 
 class Reply:
@@ -114,7 +119,7 @@ class DecisionServicer:
 
     def _add_to(self, server: grpc.aio.Server, serialize_unary: Callable[[Reply], bytes]) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, pb.DecideRequest.FromString, serialize_unary),
+            "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, serialize_unary),
             "DecideBatch": grpc.unary_unary_rpc_method_handler(
                 self.DecideBatch, pb.DecideBatchRequest.FromString, serialize_unary
             ),
@@ -141,15 +146,16 @@ class DecisionServicer:
         self.sent(reply)
         return reply.wire
 
-    async def Decide(self, request: pb.DecideRequest, call: Call) -> Reply:
+    async def Decide(self, request: Order | pb.DecideRequest, call: Call) -> Reply:
         """One order."""
-        self._check_lane(call.metadata, (request.order,))
-        if call.deadline is None and not (request.order.HasField("timeout") or request.order.reduce_only):
+        order = request if isinstance(request, Order) else request.order
+        self._check_lane(call.metadata, (order,))
+        if call.deadline is None and not (_has_timeout(order) or order.reduce_only):
             await self._dataplane.place()
         arrived = self._clock()
-        decided = await self._decide(request.order, arrived, call.deadline, call)
+        decided = await self._decide(order, arrived, call.deadline, call)
         reply = Reply(_DECIDED % prefixed(decided.wire), decided)
-        if request.explain:
+        if not isinstance(request, Order) and request.explain:
             await self._explain(reply, decided, call.deadline)
         return reply
 
@@ -212,7 +218,7 @@ class DecisionServicer:
                 missing = InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
                 result = self._refused("", missing)
             if result.decisions:
-                result.deadline = self._dataplane.capped(arrived, _deadline(order, arrived, None))
+                result.deadline = self._dataplane.capped(arrived, _earlier(order_timeout_seconds(order), arrived, None))
             if over:
                 self.not_sent(result)
             else:
@@ -245,7 +251,7 @@ class DecisionServicer:
             while not ready.empty():
                 self.not_sent(ready.get_nowait())
 
-    def _check_lane(self, metadata: CallMetadata, orders: Iterable[pb.Order]) -> None:
+    def _check_lane(self, metadata: CallMetadata, orders: Iterable[Asked]) -> None:
         """Refuses a call that came in past Envoy's gate, as calls with reduce-only orders may, with another order."""
         if says_reduce_only(metadata) and not all(order.reduce_only for order in orders):
             rule = f"must be true of every order of a call with `{REDUCE_ONLY}`"
@@ -278,34 +284,37 @@ class DecisionServicer:
         order_ref = prefixed(order.order_ref.encode())
         return Reply(_ORDER_DECIDED % (order_ref, prefixed(decided.wire)), decided)
 
-    async def _decide(self, message: pb.Order, arrived: float, deadline: float | None, call: Call) -> Decided:
+    async def _decide(self, asked: Asked, arrived: float, deadline: float | None, call: Call) -> Decided:
         """Convert, take the earlier of the deadlines given, decide."""
         caller, called = call.caller, self._contexts.of(call.metadata)
         try:
             self._access.charge(caller)
-            order = self._orders.read(message)
+            order = asked if isinstance(asked, Order) else self._orders.read(asked)
             self._access.check_strategy(caller, order.strategy)
             order.context = called
             order.caller = "" if caller is None else caller.name
-            return await self._dataplane.decide(order, arrived, _deadline(message, arrived, deadline))
+            return await self._dataplane.decide(order, arrived, _earlier(order.timeout_seconds, arrived, deadline))
         except PretradeError as error:
-            self._reports.failed(message, called, error, arrived, self._clock())
+            self._reports.failed(asked, called, error, arrived, self._clock())
             raise
         except Exception as error:
             _log.exception(
                 "decision failed",
-                order_ref=message.order_ref[:64],
+                order_ref=asked.order_ref[:64],
                 trace_id=called.trace_id,
                 correlation_id=called.correlation_id,
             )
             failure = InternalError("the decision failed; see the server's log")
-            self._reports.failed(message, called, failure, arrived, self._clock())
+            self._reports.failed(asked, called, failure, arrived, self._clock())
             raise failure from error
 
 
-def _deadline(order: pb.Order, arrived: float, of_call: float | None) -> float | None:
+def _has_timeout(order: Asked) -> bool:
+    return order.timeout_seconds is not None if isinstance(order, Order) else order.HasField("timeout")
+
+
+def _earlier(own_seconds: float | None, arrived: float, of_call: float | None) -> float | None:
     """The earlier of an order's own deadline and its call's; None without either."""
-    own = order_timeout_seconds(order)
-    if own is None:
+    if own_seconds is None:
         return of_call
-    return arrived + own if of_call is None else min(arrived + own, of_call)
+    return arrived + own_seconds if of_call is None else min(arrived + own_seconds, of_call)

@@ -6,6 +6,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -29,6 +30,7 @@ import server
 import torchserve
 from pretrade.admin.v1 import admin_pb2
 from pretrade.client.cli.main import app
+from server.compiled import SOURCES, in_use
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDERS: Final = {"pretrade": ROOT / "client", "pretrade-server": ROOT}
@@ -121,6 +123,18 @@ def test_the_wheels_hold_the_product_and_nothing_else(wheels: dict[str, Path]) -
     assert {name.split("/")[0] for name in heavy} == set(OURS)
     assert {Path(name).suffix for name in light} == {".py", ".pyi", ".typed"}
     assert not light & heavy
+
+
+def test_the_wheel_of_a_server_carries_its_compiled_modules(wheels: dict[str, Path]) -> None:
+    if not in_use():  # nothing can be compiled here
+        assert wheels["pretrade-server"].name.endswith("-py3-none-any.whl")
+        return
+    names = names_in(wheels["pretrade-server"])
+    for source in SOURCES:
+        path = source.replace(".", "/")
+        assert f"{path}.pyx" in names
+        assert f"{path}{sysconfig.get_config_var('EXT_SUFFIX')}" in names
+    assert f"-cp{sys.version_info.major}{sys.version_info.minor}-" in wheels["pretrade-server"].name
 
 
 def test_pretrade_is_a_namespace_of_stubs_and_client(wheels: dict[str, Path]) -> None:

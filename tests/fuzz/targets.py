@@ -6,11 +6,13 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
 from server.decision.metrics import DecisionMetrics
@@ -98,6 +100,10 @@ def orders(data: bytes) -> None:
             _check_status(error)
             continue
         assert timeout is None or timeout > 0
+        plain = OrderReader((_INSTRUMENT,)).request(pb.DecideRequest(order=one).SerializeToString())
+        if isinstance(plain, Order):
+            assert plain.message == one
+            assert repr(replace(plain, wire=order.wire)) == repr(order)
         assert 0 < order.quantity < math.inf
         assert math.isnan(order.limit_price) or 0 < order.limit_price < math.inf
         if order.caller_features is not None:

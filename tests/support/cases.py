@@ -45,7 +45,16 @@ def new_case(
     `sequence` is that of the server's vector; without one nobody asked what the server knows.
     """
     message = pb.Order(instrument="BTCUSDT.BINANCE", side=side, quantity=quantity, strategy=strategy)
-    order = Order(message, message.instrument, side, quantity, limit_price, strategy, reduce_only, caller_features)
+    order = Order(
+        message.SerializeToString(),
+        message.instrument,
+        side,
+        quantity,
+        limit_price,
+        strategy,
+        reduce_only,
+        caller_features,
+    )
     case = Case(order, Budget(arrived, arrived + timeout_seconds, reserve_seconds))
     case.mid = mid
     case.features_problem = problem

@@ -130,10 +130,11 @@ def test_clean_removes_what_make_made_and_nothing_else(clone: Path) -> None:
     made = [".pretrade/postgres", ".venv/bin", ".venv-feast", ".mypy_cache", "dist", "x.egg-info", "server/__pycache__"]
     for name in made:
         (clone / name).mkdir(parents=True)
-    (clone / "server" / "app.py").touch()
+    for name in ("app.py", "fast_c.pyx", "fast_c.cpython-311-x86_64-linux-gnu.so"):
+        (clone / "server" / name).touch()
     assert clean(clone).returncode == 0
     assert sorted(path.name for path in clone.iterdir()) == [".ci", "server"]
-    assert [path.name for path in (clone / "server").iterdir()] == ["app.py"]
+    assert sorted(path.name for path in (clone / "server").iterdir()) == ["app.py", "fast_c.pyx"]
     assert clean(clone).returncode == 0
 
 

@@ -25,7 +25,7 @@ def mirrors(test: Path) -> bool:
     folder, *below = test.relative_to(UNIT).parent.parts
     place = (ROOT / ELSEWHERE.get(folder, folder)).joinpath(*below)
     name = test.stem.removeprefix("test_")
-    return any((place / each).exists() for each in (f"{name}.py", name, name.replace("_", "-")))
+    return any((place / each).exists() for each in (f"{name}.py", f"{name}_c.pyx", name, name.replace("_", "-")))
 
 
 def test_every_unit_test_is_named_for_what_it_tests() -> None:

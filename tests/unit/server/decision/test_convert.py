@@ -50,7 +50,7 @@ def setting(**fields: object) -> Callable[[pb.Order], None]:
 def test_a_valid_order_is_read() -> None:
     message = order()
     read = READER.read(message)
-    assert read.message is message
+    assert read.message == message
     assert (read.instrument, read.side, read.quantity, read.limit_price) == ("BTCUSDT.BINANCE", pb.SIDE_SELL, 0.5, 100)
     assert (read.strategy, read.reduce_only, read.caller_features) == ("alpha", False, None)
 

@@ -157,7 +157,8 @@ class Plane:
         if own is not None:
             own[features.INDEX["book_age_ms"]] = own_book_age_ms
         message = pb.Order(instrument=INSTRUMENT, side=side, quantity=quantity, strategy="alpha", idempotency_key=key)
-        order = Order(message, INSTRUMENT, side, quantity, limit_price, "alpha", reduce_only, own, caller=caller)
+        order = Order(message.SerializeToString(), INSTRUMENT, side, quantity, limit_price, "alpha", reduce_only, own)
+        order.idempotency_key, order.caller = key, caller
         arrived = self.clock()
         deadline = None if timeout_seconds is None else arrived + timeout_seconds
         decided = await self.dataplane.decide(order, arrived, deadline)

@@ -20,7 +20,7 @@ CONTEXT = CallContext("ab" * 16, "cd" * 8, sampled=True)
 
 
 def case(*degradations: pb.Degradation.ValueType, context: CallContext = CONTEXT) -> Case:
-    order = Order(pb.Order(), "A.B", pb.SIDE_BUY, 1.0, 1.0, "s", False, None, context)
+    order = Order(b"", "A.B", pb.SIDE_BUY, 1.0, 1.0, "s", False, None, context=context)
     made = Case(order, Budget(0.0, 1.0, 0.0))
     made.degradations.extend(degradations)
     return made

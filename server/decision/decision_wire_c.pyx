@@ -1,0 +1,184 @@
+# cython: language_level=3
+"""The compiled twin of decision_wire.py, which says what it does.
+
+Source: https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.string cimport memcpy
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pretrade.decision.v1 import decision_pb2 as pb
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+
+
+def _tag(message, field, wire_type):
+    """What stands before a field's value; below 0x80, so that it takes one byte."""
+    tag = message.fields_by_name[field].number << 3 | wire_type
+    assert tag < 0x80, f"{message.full_name}.{field} has a number above 15"
+    return tag
+
+
+cdef enum:
+    INTEGER = 0
+    EIGHT_BYTES = 1
+    PREFIXED = 2
+    FIXED_ROOM = 256  # more than everything takes whose length does not vary
+    USE_ROOM = 48  # more than a use takes, and below 0x80
+
+_OF_DECISION, _OF_BUDGET, _OF_USE = pb.Decision.DESCRIPTOR, pb.Budget.DESCRIPTOR, pb.StageUse.DESCRIPTOR
+cdef char ID = _tag(_OF_DECISION, "decision_id", PREFIXED)
+cdef char ORDER_REF = _tag(_OF_DECISION, "order_ref", PREFIXED)
+cdef char ACTION = _tag(_OF_DECISION, "action", INTEGER)
+cdef char SCORE = _tag(_OF_DECISION, "score", EIGHT_BYTES)
+cdef char THRESHOLD = _tag(_OF_DECISION, "threshold", EIGHT_BYTES)
+cdef char SOURCE = _tag(_OF_DECISION, "source", INTEGER)
+cdef char REASONS = _tag(_OF_DECISION, "reasons", PREFIXED)
+cdef char DEGRADATIONS = _tag(_OF_DECISION, "degradations", PREFIXED)
+cdef char MODEL_NAME = _tag(_OF_DECISION, "model_name", PREFIXED)
+cdef char MODEL_VERSION = _tag(_OF_DECISION, "model_version", PREFIXED)
+cdef char FEATURE_AGE = _tag(_OF_DECISION, "feature_age", PREFIXED)
+cdef char BUDGET = _tag(_OF_DECISION, "budget", PREFIXED)
+cdef char DECIDED_AT = _tag(_OF_DECISION, "decided_at", PREFIXED)
+cdef char CONTROL_VERSION = _tag(_OF_DECISION, "control_version", INTEGER)
+cdef char ALLOWED = _tag(_OF_BUDGET, "allowed_us", INTEGER)
+cdef char USED = _tag(_OF_BUDGET, "used_us", INTEGER)
+cdef char STAGES = _tag(_OF_BUDGET, "stages", PREFIXED)
+cdef char STAGE = _tag(_OF_USE, "stage", INTEGER)
+cdef char STAGE_ALLOWED = _tag(_OF_USE, "allowed_us", INTEGER)
+cdef char STAGE_USED = _tag(_OF_USE, "used_us", INTEGER)
+cdef char SKIPPED = _tag(_OF_USE, "skipped", INTEGER)
+cdef char SECONDS = _tag(Timestamp.DESCRIPTOR, "seconds", INTEGER)  # a `Duration` has the same fields
+cdef char NANOS = _tag(Timestamp.DESCRIPTOR, "nanos", INTEGER)
+
+
+cdef char* varint(char* to, unsigned long long number) noexcept:
+    while number >= 0x80:
+        to[0] = <char> (number & 0x7F | 0x80)
+        number >>= 7
+        to += 1
+    to[0] = <char> number
+    return to + 1
+
+
+cdef char* integer(char* to, char tag, long long number) noexcept:
+    """None when it is 0, as everywhere in Protocol Buffers."""
+    if number == 0:
+        return to
+    to[0] = tag
+    return varint(to + 1, <unsigned long long> number)
+
+
+cdef char* eight_bytes(char* to, char tag, double number) noexcept:
+    to[0] = tag
+    memcpy(to + 1, &number, 8)  # little-endian, as every machine that this is compiled for
+    return to + 9
+
+
+cdef char* prefixed(char* to, char tag, const char* content, Py_ssize_t size) noexcept:
+    if size == 0:
+        return to
+    to[0] = tag
+    to = varint(to + 1, size)
+    memcpy(to, content, size)
+    return to + size
+
+
+cdef char* enums(char* to, char tag, list values) except NULL:
+    """Packed; each is below 0x80, a test holds that."""
+    cdef Py_ssize_t place, size = len(values)
+    if size == 0:
+        return to
+    to[0] = tag
+    to = varint(to + 1, size)
+    for place in range(size):
+        to[place] = <char> <int> values[place]
+    return to + size
+
+
+cdef char* instant(char* to, char tag, long long nanoseconds) noexcept:
+    """A `Timestamp`, or a `Duration`, whose two fields have one sign."""
+    cdef long long sign = -1 if nanoseconds < 0 else 1
+    cdef unsigned long long size = <unsigned long long> (nanoseconds * sign)
+    cdef char* start = to + 2
+    to[0] = tag
+    to = integer(start, SECONDS, sign * <long long> (size // 1_000_000_000))
+    to = integer(to, NANOS, sign * <long long> (size % 1_000_000_000))
+    start[-1] = <char> (to - start)
+    return to
+
+
+cdef long long microseconds(double seconds) noexcept:
+    return <long long> (seconds * 1e6) if seconds > 0 else 0
+
+
+cdef char* use(char* to, tuple one) except NULL:
+    cdef char* start = to + 2
+    to[0] = STAGES
+    to = integer(start, STAGE, <int> one[0])
+    to = integer(to, STAGE_ALLOWED, microseconds(<double> one[1]))
+    to = integer(to, STAGE_USED, microseconds(<double> one[2]))
+    to = integer(to, SKIPPED, <int> one[3])
+    start[-1] = <char> (to - start)
+    return to
+
+
+def write(
+    str decision_id,
+    str order_ref,
+    int action,
+    list reasons,
+    list degradations,
+    int source,
+    str model_name,
+    str model_version,
+    double score,
+    double threshold,
+    double feature_age_seconds,
+    long long decided_at_ns,
+    unsigned long long control_version,
+    long long allowed_us,
+    long long used_us,
+    list uses,
+):
+    """See decision_wire.py."""
+    cdef Py_ssize_t id_size, ref_size, name_size, version_size, count = len(uses), place, size
+    cdef const char* id_text = PyUnicode_AsUTF8AndSize(decision_id, &id_size)
+    cdef const char* ref_text = PyUnicode_AsUTF8AndSize(order_ref, &ref_size)
+    cdef const char* name_text = PyUnicode_AsUTF8AndSize(model_name, &name_size)
+    cdef const char* version_text = PyUnicode_AsUTF8AndSize(model_version, &version_size)
+    cdef Py_ssize_t room = FIXED_ROOM + id_size + ref_size + name_size + version_size
+    room += len(reasons) + len(degradations) + USE_ROOM * count
+    cdef bytes scratch = PyBytes_FromStringAndSize(NULL, 2 * room)
+    cdef char* begin = PyBytes_AS_STRING(scratch)
+    cdef char* to = begin
+    cdef char* ledger = begin + room
+    cdef char* end
+
+    to = prefixed(to, ID, id_text, id_size)
+    to = prefixed(to, ORDER_REF, ref_text, ref_size)
+    to = integer(to, ACTION, action)
+    if score == score:  # not NaN
+        to = eight_bytes(to, SCORE, score)
+        to = eight_bytes(to, THRESHOLD, threshold)
+    to = integer(to, SOURCE, source)
+    to = enums(to, REASONS, reasons)
+    to = enums(to, DEGRADATIONS, degradations)
+    to = prefixed(to, MODEL_NAME, name_text, name_size)
+    to = prefixed(to, MODEL_VERSION, version_text, version_size)
+    if feature_age_seconds == feature_age_seconds:
+        to = instant(to, FEATURE_AGE, <long long> (feature_age_seconds * 1e9))
+    end = integer(ledger, ALLOWED, allowed_us)
+    end = integer(end, USED, used_us)
+    for place in range(count):
+        end = use(end, <tuple?> uses[place])
+    to[0] = BUDGET  # there even if all is 0
+    to = varint(to + 1, end - ledger)
+    memcpy(to, ledger, end - ledger)
+    to += end - ledger
+    to = instant(to, DECIDED_AT, decided_at_ns)
+    to = integer(to, CONTROL_VERSION, <long long> control_version)
+    return PyBytes_FromStringAndSize(begin, to - begin)

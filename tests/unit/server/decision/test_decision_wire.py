@@ -1,0 +1,97 @@
+"""A decision in Protocol Buffers' wire format, written by either of the twins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.twins import compiled_here
+
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision import decision_wire
+from server.decision.decision_wire import write_plainly
+
+texts = st.text(max_size=64)
+times = st.floats(-1, 10)
+numbers = st.integers(0, 2**32 - 1)
+DECISIONS = st.tuples(
+    texts,
+    texts,
+    st.sampled_from(pb.Action.values()),
+    st.lists(st.sampled_from(pb.ReasonCode.values()), max_size=200),
+    st.lists(st.sampled_from(pb.Degradation.values()), max_size=5),
+    st.sampled_from(pb.Source.values()),
+    texts,
+    st.text(max_size=300),
+    st.just(math.nan) | st.floats(0, 1),
+    st.floats(0, 1),
+    st.just(math.nan) | st.floats(-5, 1e6),
+    st.integers(0, 2**61),
+    st.integers(0, 2**63 - 1),
+    numbers,
+    numbers,
+    st.lists(
+        st.tuples(st.sampled_from(pb.Stage.values()), times, times, st.sampled_from(pb.Degradation.values())),
+        max_size=40,
+    ),
+)
+
+
+@given(DECISIONS)
+def test_both_write_the_same_bytes(decision: tuple[object, ...]) -> None:
+    write: Callable[..., bytes] = compiled_here("server.decision.decision_wire_c").write
+    plainly: Callable[..., bytes] = write_plainly
+    assert write(*decision) == plainly(*decision)
+
+
+def test_what_is_asked_for_is_what_is_written() -> None:
+    uses = [
+        (pb.STAGE_PRIMARY, 0.01, 0.002, pb.DEGRADATION_UNSPECIFIED),
+        (pb.STAGE_SECONDARY, 0.0, 0.0, pb.DEGRADATION_NO_TIME_FOR_MODEL),
+    ]
+    wire = decision_wire.write(
+        "d-1",
+        "o-1",
+        pb.ACTION_TRADE,
+        [pb.REASON_CODE_RULES_PASSED],
+        [pb.DEGRADATION_PRIMARY_TIMEOUT],
+        pb.SOURCE_RULES,
+        "champion",
+        "v1",
+        0.75,
+        0.5,
+        0.25,
+        1_700_000_000_123_456_789,
+        7,
+        50_000,
+        10_000,
+        uses,
+    )
+    message = pb.Decision.FromString(wire)
+    assert (message.decision_id, message.order_ref, message.action) == ("d-1", "o-1", pb.ACTION_TRADE)
+    assert (message.score, message.threshold, message.source) == (0.75, 0.5, pb.SOURCE_RULES)
+    assert list(message.reasons) == [pb.REASON_CODE_RULES_PASSED]
+    assert list(message.degradations) == [pb.DEGRADATION_PRIMARY_TIMEOUT]
+    assert (message.model_name, message.model_version, message.control_version) == ("champion", "v1", 7)
+    assert message.feature_age.ToNanoseconds() == 250_000_000
+    assert message.decided_at.ToNanoseconds() == 1_700_000_000_123_456_789
+    assert (message.budget.allowed_us, message.budget.used_us) == (50_000, 10_000)
+    first, second = message.budget.stages
+    assert (first.stage, first.allowed_us, first.used_us, first.skipped) == (pb.STAGE_PRIMARY, 10_000, 2_000, 0)
+    assert (second.stage, second.skipped) == (pb.STAGE_SECONDARY, pb.DEGRADATION_NO_TIME_FOR_MODEL)
+
+
+@pytest.mark.parametrize("broken", ["uses", "reasons"])
+def test_what_is_no_decision_raises_and_writes_nothing(broken: str) -> None:
+    write = compiled_here("server.decision.decision_wire_c").write
+    whole = ["d", "", 1, [], [], 1, "", "", 0.5, 0.5, 0.1, 0, 0, 0, 0, []]
+    whole[{"reasons": 3, "uses": 15}[broken]] = [None]
+    with pytest.raises(TypeError):
+        write(*whole)
+
+
+def test_every_value_of_a_packed_enum_fits_into_a_byte() -> None:
+    assert max(*pb.ReasonCode.values(), *pb.Degradation.values()) < 0x80
