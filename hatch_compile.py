@@ -7,6 +7,7 @@ where it has none, that of the `ziglang` wheel.
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
-from server.compiled import SOURCES, digest, source  # noqa: E402 - found by the line above
+from server.compiled import SOURCES, SWITCH, digest, source  # noqa: E402 - found by the line above
 
 _OLDEST_GLIBC = "2.17"
 """For which the wheel is built with Zig, which has every version of it: manylinux2014."""
@@ -40,6 +41,8 @@ def compiler(*, portable: bool) -> tuple[str, list[str]]:
     Raises:
         Unavailable: There is none, or Python's headers are missing.
     """
+    if os.environ.get(SWITCH) == "0":
+        raise Unavailable(f"{SWITCH} is 0")
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if not headers.exists():
         raise Unavailable(f"{headers} is missing; a package such as python3-dev brings it")

@@ -50,6 +50,8 @@ def test_one_that_cannot_be_loaded_is_not(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_switch_has_everything_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiled.SWITCH, "0")
     assert compiled.in_use() == ()
+    with pytest.raises(hatch_compile.Unavailable, match="PRETRADE_COMPILED is 0"):
+        hatch_compile.build()
 
 
 @pytest.fixture
