@@ -13,13 +13,18 @@ It never answers with another version than the champion's: where that is not loa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, Protocol
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from fallback.order import Answer, Attempt, held_against
 from pretrade.decision.v1 import decision_pb2 as pb
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fallback.joint_case import JointCase
     from fallback.order import Case
 
 NAME: Final = "embedded"
@@ -37,6 +42,9 @@ class Scorer(Protocol):
     def score(self, row: bytes) -> float:
         """The calibrated score of a row, in [0, 1]. Raises `ValueError` where there is none."""
 
+    def scores(self, rows: bytes) -> NDArray[np.float32]:
+        """The calibrated scores of rows, float32[n], not yet checked. Raises `ValueError` where there are none."""
+
 
 class Holder(Protocol):
     """Keeps the champion's model in this process."""
@@ -50,12 +58,29 @@ class Holder(Protocol):
         """Why there is no scorer; unspecified where the server is to have none."""
 
 
+_MOST_ROWS: Final = 256
+"""That are scored in one call: a third of a millisecond."""
+
+
 async def _nobody(_case: Case) -> Answer | None:
     return None
 
 
+class _Scored(NamedTuple):
+    """What a row got that was scored with others."""
+
+    score: float
+    scorer: Scorer
+    rows: int
+    """That were scored together."""
+    place: int
+    """This one's among them."""
+
+
 class Embedded:
-    """Answers with the champion's model in this process. It scores a row in less than 0.1 ms, on the event loop.
+    """Answers with the champion's model in this process.
+
+    It scores a row in less than 0.1 ms, and 64 in little more, on the event loop.
 
     Args:
         holder: Keeps the model.
@@ -63,6 +88,7 @@ class Embedded:
         enabled: False while the stage is switched off.
         on_trial: Asked first: the answer of a model on trial to an order that is its own and that it has not been asked
             for yet. It would get no orders where this stage is asked first.
+        is_trial: True while there is such a model.
     """
 
     def __init__(
@@ -71,11 +97,13 @@ class Embedded:
         clock: Callable[[], float],
         enabled: Callable[[], bool] = lambda: True,
         on_trial: Callable[[Case], Awaitable[Answer | None]] = _nobody,
+        is_trial: Callable[[], bool] = lambda: False,
     ) -> None:
         self._holder = holder
         self._clock = clock
         self._enabled = enabled
         self._on_trial = on_trial
+        self._is_trial = is_trial
         self.scored = 0
         """Rows scored since start."""
         self.failed = 0
@@ -96,21 +124,52 @@ class Embedded:
         answer = await self._on_trial(case)
         return answer if answer is not None else self._scored(case, scorer)
 
+    def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
+        """Scores all rows in one call; none where `answer` has more to do than that, or where the call fails."""
+        scorer = self._holder.scorer
+        asked = [case for case in cases if case.features is not None][:_MOST_ROWS]
+        if scorer is None or not asked or not self._enabled() or self._is_trial():
+            return ()
+        started = self._clock()
+        try:
+            scores = scorer.scores(b"".join([case.row() for case in asked])).tolist()
+        except ValueError:
+            return ()  # each finds out by itself
+        for place, (case, score) in enumerate(zip(asked, scores, strict=True)):
+            case.asked_at, case.allowed = started, max(0.0, case.budget.remaining(started))
+            case.set_result(_Scored(score, scorer, len(asked), place))
+        return asked
+
+    def settle(self, case: JointCase) -> Answer | None:
+        """The answer of a case whose row was scored with others; None without a usable score."""
+        scored: _Scored = case.result
+        return self._answered(case, scored, case.allowed, self._clock() - case.asked_at)
+
+    async def go_on(self, case: JointCase) -> Answer | None:
+        """None: the model has said what it has to say."""
+        return None
+
     def _scored(self, case: Case, scorer: Scorer) -> Answer | None:
-        """The model's answer, written into the ledger and the case."""
+        """The model's answer to one row."""
         started = self._clock()
         allowed = max(0.0, case.budget.remaining(started))
         try:
             score = scorer.score(case.row())
         except ValueError:
+            score = math.nan
+        return self._answered(case, _Scored(score, scorer, 1, 0), allowed, self._clock() - started)
+
+    def _answered(self, case: Case, scored: _Scored, allowed: float, used: float) -> Answer | None:
+        """The answer that a score gives, written into the ledger and the case."""
+        case.budget.charge(pb.STAGE_EMBEDDED, allowed, used)
+        score, scorer = scored.score, scored.scorer
+        if not 0.0 <= score <= 1.0:  # also for NaN
             self.failed += 1
-            case.budget.charge(pb.STAGE_EMBEDDED, allowed, self._clock() - started)
             case.degradations.append(pb.DEGRADATION_EMBEDDED_FAILED)
             return None
         self.scored += 1
-        used = self._clock() - started
-        case.budget.charge(pb.STAGE_EMBEDDED, allowed, used)
-        case.attempts.append(Attempt(NAME, "success", used, scorer.version, batch_rows=1, queued_seconds=0.0))
+        attempt = Attempt(NAME, "success", used, scorer.version, scored.rows, scored.place, queued_seconds=0.0)
+        case.attempts.append(attempt)
         action, reason = held_against(score, scorer.threshold)
         return Answer(
             action,

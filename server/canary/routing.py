@@ -16,9 +16,9 @@ from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
 
 if TYPE_CHECKING:
+    from fallback.joint_case import JointCase
     from server.canary.plan import Canary
     from server.inference.champion import Champion
-    from server.inference.joint_case import JointCase
     from server.inference.replica import Replica
 
 

@@ -247,7 +247,10 @@ async def _open_embedded(
         process.machine.wall_clock,
     )
     await process.background(model.run(), "embedded-model")
-    stage = Embedded(model, clock, lambda: control.embedded, canary.routing.answer_on_trial)
+    routing = canary.routing
+    stage = Embedded(
+        model, clock, lambda: control.embedded, routing.answer_on_trial, lambda: routing.canary is not None
+    )
     return EmbeddedParts(model, stage, EmbeddedCheck(primary, settings.embedded, process.uniform, clock))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from server.inference.joint_case import JointCase
+from fallback.joint_case import JointCase
 
 if TYPE_CHECKING:
     import asyncio

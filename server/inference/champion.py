@@ -19,7 +19,7 @@ from server.inference.retry_budget import RetryBudget
 from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:
-    from server.inference.joint_case import JointCase
+    from fallback.joint_case import JointCase
     from server.inference.replica import Replica
 
 _MOST_ATTEMPTS = 2

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.cases import Clock, new_case
 
 from fallback.embedded import Embedded
+from fallback.joint_case import JointCase
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case
+from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
 
@@ -28,6 +35,23 @@ class Model:
         if self.scripted is None:
             raise ValueError("no score")
         return self.scripted
+
+    def scores(self, rows: bytes) -> NDArray[np.float32]:
+        """That of a row is its first feature."""
+        if self.scripted is None:
+            raise ValueError("no score")
+        self.rows.append(rows)
+        return np.frombuffer(rows, dtype=features.ROW).reshape(-1, features.N_FEATURES)[:, 0].astype(np.float32)
+
+
+class ByRow(Model):
+    """Scores a row alone as it does with others."""
+
+    def score(self, row: bytes) -> float:
+        score = float(self.scores(row)[0])
+        if not 0.0 <= score <= 1.0:
+            raise ValueError("no score")
+        return score
 
 
 @dataclass
@@ -125,3 +149,59 @@ async def test_a_model_on_trial_is_asked_for_its_orders_first() -> None:
     answer = await Embedded(Held(model), Clock(), on_trial=another_order).answer(new_case())
     assert answer is not None
     assert answer.source == pb.SOURCE_EMBEDDED
+
+
+def joint(value: float | None, told: list[JointCase]) -> JointCase:
+    """A case with this first feature; None: without features."""
+    alone = new_case() if value is None else new_case(values=row_with(value))
+    case = JointCase(alone.order, alone.budget, asyncio.get_running_loop().create_future(), told.append)
+    if value is not None:
+        case.features = alone.features
+    return case
+
+
+def row_with(value: float) -> NDArray[np.float32]:
+    values = np.zeros(features.N_FEATURES, dtype=np.float32)
+    values[0] = value
+    return values
+
+
+def said(case: Case, answer: Answer | None) -> tuple[object, ...]:
+    """What the stage made of a case, but for times and its place among others."""
+    attempts = [(one.replica, one.outcome, one.model_version) for one in case.attempts]
+    return answer, case.degradations, [(use[0], use[3]) for use in case.budget.uses], attempts
+
+
+@given(st.lists(st.none() | st.sampled_from((0.25, 0.5, 0.75, 0.0, 1.0, -0.1, 1.5, float("nan"))), max_size=9))
+async def test_rows_that_are_scored_together_get_what_each_gets_alone(values: list[float | None]) -> None:
+    together, alone = stage(ByRow()), stage(ByRow())
+    told: list[JointCase] = []
+    cases = [joint(value, told) for value in values]
+    begun = together.begin(cases)
+    assert list(begun) == told == [case for case in cases if case.features is not None]
+    for case, value in zip(cases, values, strict=True):
+        other = joint(value, [])
+        answer = together.settle(case) if case in begun else await together.answer(case)
+        if case in begun and answer is None:
+            assert await together.go_on(case) is None
+        assert said(case, answer) == said(other, await alone.answer(other))
+    assert (together.scored, together.failed) == (alone.scored, alone.failed)
+    assert [one.attempts[0].batch_rows for one in begun if one.attempts] == [len(begun)] * sum(
+        bool(one.attempts) for one in begun
+    )
+
+
+async def test_many_rows_are_one_call_of_the_model() -> None:
+    model, told = Model(), list[JointCase]()
+    cases = [joint(0.75, told) for _ in range(300)]
+    begun = stage(model).begin(cases)
+    assert (len(begun), len(model.rows)) == (256, 1), "the others are asked alone"
+
+
+@pytest.mark.parametrize("why", ["no model", "switched off", "a canary runs", "the call fails"])
+async def test_where_there_is_more_to_do_than_one_call_each_is_asked_alone(why: str) -> None:
+    held = Held(None if why == "no model" else Model(None if why == "the call fails" else 0.75))
+    embedded = Embedded(held, Clock(), enabled=lambda: why != "switched off", is_trial=lambda: why == "a canary runs")
+    told: list[JointCase] = []
+    case = joint(0.75, told)
+    assert (embedded.begin([case]), told, case.budget.uses) == ((), [], [])

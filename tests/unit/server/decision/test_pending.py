@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.scripted_replica import answers, fails, hangs
 from unit.server.decision.test_plane import Plane, market, packets_in, plane
 
+from fallback.chain import StageName
 from fallback.guards import GuardSettings
 from feature_cache import features
 from feature_cache.store.codec import encode
@@ -35,6 +37,19 @@ async def by_row(rows: list[bytes]) -> ScoreBatch:
     first = [np.frombuffer(row, dtype=features.ROW)[1] for row in rows]
     scores = np.array([0.75 if value >= 0 else 0.25 for value in first], dtype=np.float32)
     return ScoreBatch(ModelIdentity("champion", "aa" * 8, 0.5, 0), scores)
+
+
+class InProcess:
+    """The model of `by_row` in this process."""
+
+    name, version, threshold, expires_at = "champion", "aa" * 8, 0.5, 0
+
+    def scores(self, rows: bytes) -> NDArray[np.float32]:
+        first = np.frombuffer(rows, dtype=features.ROW).reshape(-1, features.N_FEATURES)[:, 1]
+        return np.where(first >= 0, 0.75, 0.25).astype(np.float32)
+
+    def score(self, row: bytes) -> float:
+        return float(self.scores(row)[0])
 
 
 async def test_orders_of_one_turn_go_to_the_model_and_to_the_disk_together(tmp_path: Path) -> None:
@@ -113,8 +128,33 @@ async def test_a_bug_that_one_order_meets_is_none_of_the_others_business(
         assert p.admission.in_flight == 0
 
 
+async def test_orders_of_one_turn_are_scored_in_this_process_by_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    scores = InProcess.scores
+
+    def counted(self: InProcess, rows: bytes) -> NDArray[np.float32]:
+        found = scores(self, rows)
+        calls.append(len(found))
+        return found
+
+    monkeypatch.setattr(InProcess, "scores", counted)
+    async with plane(tmp_path, hangs, hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        p.embedded.scorer = InProcess()
+        p.chain.ask_in_order(("embedded", "model"))
+        decisions = await asyncio.gather(*(p.decide(own_features=False) for _ in range(8)))
+        assert {(one.source, one.action) for one in decisions} == {(pb.SOURCE_EMBEDDED, pb.ACTION_TRADE)}
+        assert (sorted(calls), p.primary.calls) == ([1, 7], 0), "the first one has nobody to wait for"
+        assert sorted(packet.attempts[0].batch_rows for packet in packets_in(tmp_path)) == [1, *[7] * 7]
+
+
+@pytest.mark.parametrize("first", ["model", "embedded"])
 @pytest.mark.parametrize("mix", range(12))
-async def test_a_mix_of_orders_gets_together_what_each_of_them_gets_alone(tmp_path: Path, mix: int) -> None:
+async def test_a_mix_of_orders_gets_together_what_each_of_them_gets_alone(
+    tmp_path: Path, mix: int, first: StageName
+) -> None:
     choose = random.Random(mix)
     orders = [_any_order(choose) for _ in range(24)]
     known = choose.random() < 0.8
@@ -124,6 +164,8 @@ async def test_a_mix_of_orders_gets_together_what_each_of_them_gets_alone(tmp_pa
         path.mkdir()
         async with plane(path, by_row, by_row, max_in_flight=MANY) as p:
             p.guards.configure(GuardSettings(max_notional=10_000.0))
+            p.embedded.scorer = InProcess()
+            p.chain.ask_in_order((first, "cached_score", "rules"))
             if known:
                 fresh(p)
             if way == "together":

@@ -23,6 +23,7 @@ from support.scripted_replica import Script, ScriptedReplica, answers, fails, ha
 from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScores, CachedScoreSettings
 from fallback.chain import Chain
+from fallback.embedded import Embedded, Scorer
 from fallback.guards import Guards, GuardSettings
 from fallback.order import Order
 from fallback.rules import RulesBaseline, RulesSettings
@@ -63,6 +64,14 @@ IDS = itertools.count()
 NO_LIMITS = GuardSettings(price_collar_bps=None, max_notional=None)
 PATIENT = BudgetSettings(cap_seconds=10, audit_reserve_seconds=1, reply_reserve_seconds=0.1)
 """No test here depends on being quick."""
+
+
+@dataclasses.dataclass
+class Held:
+    """The model in this process; none, unless a test puts it there."""
+
+    scorer: Scorer | None = None
+    lack: pb.Degradation.ValueType = pb.DEGRADATION_EMBEDDED_NO_MODEL
 
 
 class Plane:
@@ -118,16 +127,23 @@ class Plane:
         self.loop_lag = LoopLag(clock)
         self.feature_cache = FeatureCache("redis://unused", FeatureCacheSettings(), (INSTRUMENT,))
         check = EmbeddedCheck(self.secondary, EmbeddedSettings(), lambda: 0.5, clock)
+        self.embedded = Held()
+        self.chain = Chain(
+            {
+                "model": champion,
+                "embedded": Embedded(self.embedded, clock),
+                "cached_score": cached_scores,
+                "rules": RulesBaseline(RulesSettings(), clock),
+            },
+            ("model", "cached_score", "rules"),
+            clock,
+        )
         self.dataplane = DataPlane(
             admission=self.admission,
             idempotency=self.idempotency,
             feature_cache=self.feature_cache,
             max_feature_age_seconds=1.0,
-            chain=Chain(
-                {"model": champion, "cached_score": cached_scores, "rules": RulesBaseline(RulesSettings(), clock)},
-                ("model", "cached_score", "rules"),
-                clock,
-            ),
+            chain=self.chain,
             cached_scores=cached_scores,
             guards=self.guards,
             shadow=Shadow([self.secondary]),

@@ -1,4 +1,4 @@
-"""A case whose first attempt at a model is made together with those of others."""
+"""A case that the first stage of the chain takes up together with others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fallback.budget import Budget
     from fallback.chain import Asked
     from fallback.order import Order
-    from server.inference.batcher import Result
 
 
 class JointCase(Case):
@@ -40,13 +39,14 @@ class JointCase(Case):
         """When the first attempt began, in monotonic seconds."""
         self.allowed = 0.0
         """Seconds that it may take."""
-        self.result: Result | None = None
+        self.result: Any = None
+        """Of the kind that the stage gives; None until there is one."""
 
     def done(self) -> bool:
         """True when nobody waits for the first attempt: its result is there, or its caller has gone."""
         return self.result is not None or self.future.done()
 
-    def set_result(self, result: Result) -> None:
+    def set_result(self, result: Any) -> None:
         """The result of the first attempt."""
         self.result = result
         self.on_result(self)
