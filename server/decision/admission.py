@@ -166,8 +166,8 @@ class Admission:
         for _ in range(min(len(self._waiting), self._patient_limit - self.in_flight)):
             _resolve(self._waiting.popitem(last=False)[0], True)
 
-    def admit(self, reduce_only: bool) -> Admission:
-        """Admits one decision; its place is free again when the returned context is left.
+    def admit(self, reduce_only: bool) -> None:
+        """Admits one decision, whose place is taken until it says `leave`.
 
         Raises:
             DrainingError: The server is about to stop.
@@ -179,12 +179,9 @@ class Admission:
             self.shed += 1
             raise overloaded()
         self.in_flight += 1
-        return self
 
-    def __enter__(self) -> None:
-        """Nothing: `admit` has taken the place."""
-
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """Gives the place of one decision back."""
         self.in_flight -= 1
         if self._waiting:
             self._call_next()

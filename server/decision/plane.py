@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fallback.budget import Budget, BudgetSettings
@@ -149,25 +150,56 @@ class DataPlane:
 
         Cancelling is safe: other callers keep their answers, and a packet already written is marked unconfirmed.
         """
+        future = self.begin(order, arrived, deadline)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.give_up(future)
+            raise
+
+    def begin(
+        self, order: Order, arrived: float, deadline: float | None, *, in_company: bool = False
+    ) -> asyncio.Future[Decided]:
+        """Begins with an order; its decision, once it is there, is what `decide` returns or raises.
+
+        `in_company` says that more orders follow in this turn of the event loop, which it is to be decided with.
+        Raises at once what needs no waiting. Who stops waiting says `give_up`.
+        """
         deadline = self.capped(arrived, deadline)
         if self._clock() >= deadline:
             self._metrics.late += 1
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
         budget = Budget(arrived, deadline, self._reserve(deadline - arrived))
-        with self._admission.admit(order.reduce_only):
-            try:
-                if not order.idempotency_key:
-                    return await self._decide(order, budget)
-                return await self._decide_once(order, budget)
-            except OverloadedError:
-                self._admission.shed += 1  # no room for another key
-                raise
-            except asyncio.CancelledError:
-                self._metrics.cancelled += 1
-                raise
-            except TimeoutError as error:
-                self._metrics.late += 1
-                raise DeadlineError("DEADLINE_EXCEEDED", "an earlier call with this key is still under way") from error
+        self._admission.admit(order.reduce_only)
+        if order.idempotency_key:
+            future: asyncio.Future[Decided] = asyncio.get_running_loop().create_task(self._decide_keyed(order, budget))
+        else:
+            future = self._arrive(order, budget, in_company)
+        future.add_done_callback(self._ended)
+        return future
+
+    def give_up(self, future: asyncio.Future[Decided]) -> None:
+        """The caller of an order that `begin` began does not wait any more."""
+        if not future.done():
+            future.cancel()
+        elif not future.cancelled() and future.exception() is None:  # it was decided before that was known
+            self.unheard(future.result(), "cancelled")
+
+    def _ended(self, future: asyncio.Future[Decided]) -> None:
+        """An admitted order needs its place no more."""
+        self._admission.leave()
+        if future.cancelled():
+            self._metrics.cancelled += 1
+
+    async def _decide_keyed(self, order: Order, budget: Budget) -> Decided:
+        try:
+            return await self._decide_once(order, budget)
+        except OverloadedError:
+            self._admission.shed += 1  # no room for another key
+            raise
+        except TimeoutError as error:
+            self._metrics.late += 1
+            raise DeadlineError("DEADLINE_EXCEEDED", "an earlier call with this key is still under way") from error
 
     async def _decide_once(self, order: Order, budget: Budget) -> Decided:
         """The decision of an order with an idempotency key: that of the first call with it, or something safer."""
@@ -176,7 +208,7 @@ class DataPlane:
 
         async def decide() -> Decided:
             nonlocal made
-            made = await self._decide(order, budget)
+            made = await self._arrive(order, budget)
             return made
 
         try:
@@ -252,21 +284,23 @@ class DataPlane:
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
-    async def _decide(self, order: Order, budget: Budget) -> Decided:
+    def _arrive(self, order: Order, budget: Budget, in_company: bool = False) -> asyncio.Future[Decided]:
         """Decides one order, together with those that arrive in the same turn of the event loop."""
         loop = asyncio.get_running_loop()
-        case = Pending(order, budget, loop.create_future(), self._answered)
+        future: asyncio.Future[Decided] = loop.create_future()
+        case = Pending(order, budget, future, self._answered)
+        future.add_done_callback(partial(self._left, case))
         self._arrived.append(case)
-        if self._admission.in_flight == 1:
+        if self._admission.in_flight == 1 and not in_company:
             self._take_up()  # nobody else is here to be decided with
         elif len(self._arrived) == 1:
             loop.call_soon(self._take_up)
-        try:
-            return await case.future
-        except asyncio.CancelledError:
-            if case.decided is not None:
-                self._replies.unheard(case.decided, "cancelled")
-            raise
+        return future
+
+    def _left(self, case: Pending, future: asyncio.Future[Decided]) -> None:
+        """A caller has the decision, or has gone: then what is written of it has not been heard."""
+        if future.cancelled() and case.decided is not None:
+            self._replies.unheard(case.decided, "cancelled")
 
     def _take_up(self) -> None:
         """Life of a request, first part: from its arrival until a model is asked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -47,6 +47,8 @@ _ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decisi
 
 Asked = Order | pb.Order
 """A plain order, which has been read, or a message that is still to be read."""
+Begun = asyncio.Future[Decided] | PretradeError
+"""An order of a batch or stream: its decision to come, or why there will be none."""
 
 
 class Reply:
@@ -153,7 +155,7 @@ class DecisionServicer:
         if call.deadline is None and not (_has_timeout(order) or order.reduce_only):
             await self._dataplane.place()
         arrived = self._clock()
-        decided = await self._decide(order, arrived, call.deadline, call)
+        decided = await self._decide(order, arrived, call)
         reply = Reply(_DECIDED % prefixed(decided.wire), decided)
         if not isinstance(request, Order) and request.explain:
             await self._explain(reply, decided, call.deadline)
@@ -177,29 +179,36 @@ class DecisionServicer:
             raise InvalidOrderError("BATCH_SIZE", f"orders: {rule}", "orders")
         self._check_lane(call.metadata, request.orders)
         call.orders = min(len(request.orders), _BATCH_SLICE)
-        results: dict[int, Reply] = {}
-
-        async def decide(number: int, taken_up: float) -> None:
-            order = request.orders[number]
-            result = results[number] = await self._result(order, taken_up, call.deadline, call)
-            if result.decisions and (own := order_timeout_seconds(order)) is not None:
-                result.deadline = taken_up + own  # the server's cap is for deciding, and the call's deadline for all
-
+        results: list[Reply] = []
         try:
             for first in range(0, len(request.orders), _BATCH_SLICE):
-                taken_up = self._clock()
-                numbers = range(first, min(first + _BATCH_SLICE, len(request.orders)))
-                await asyncio.gather(*(decide(number, taken_up) for number in numbers))
+                results += await self._decide_slice(request.orders[first : first + _BATCH_SLICE], call)
         except BaseException:
-            for result in results.values():
+            for result in results:
                 self.not_sent(result)
             raise
         if call.deadline is not None and self._clock() >= call.deadline:
-            late = [self._late(result) for result in results.values()]
+            late = [self._late(result) for result in results]
             raise late[0]
-        sent = [self._in_time(results[number]) for number in range(len(request.orders))]
+        sent = [self._in_time(result) for result in results]
         wire = b"".join(_RESULTS % prefixed(result.wire) for result in sent)
         return Reply(wire, *(decided for result in sent for decided in result.decisions))
+
+    async def _decide_slice(self, orders: Sequence[pb.Order], call: Call) -> list[Reply]:
+        """The results of orders that are decided at once."""
+        taken_up = self._clock()
+        begun = [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in orders]
+        try:
+            results = []
+            for order, one in zip(orders, begun, strict=True):
+                result = await self._result(order, one, taken_up, call)
+                if result.decisions and (own := order_timeout_seconds(order)) is not None:
+                    result.deadline = taken_up + own  # the server's cap is for deciding, and the call's for all
+                results.append(result)
+            return results
+        except BaseException:
+            self._give_up(begun)
+            raise
 
     async def DecideStream(
         self,
@@ -213,7 +222,12 @@ class DecisionServicer:
 
         async def decide(order: pb.Order, arrived: float) -> None:
             if order.order_ref:
-                result = await self._result(order, arrived, None, call)
+                begun = self._begin(order, arrived, None, call)
+                try:
+                    result = await self._result(order, begun, arrived, call)
+                except asyncio.CancelledError:
+                    self._give_up((begun,))
+                    raise
             else:
                 missing = InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
                 result = self._refused("", missing)
@@ -275,38 +289,69 @@ class DecisionServicer:
             self._dataplane.unheard(decided, "deadline")
         return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
 
-    async def _result(self, order: pb.Order, arrived: float, deadline: float | None, call: Call) -> Reply:
-        """What became of one order of a batch or stream."""
+    async def _result(self, order: pb.Order, begun: Begun, arrived: float, call: Call) -> Reply:
+        """What became of an order of a batch or stream. Who cancels this has still to give the order up."""
+        if isinstance(begun, PretradeError):
+            return self._refused(order.order_ref[:64], begun)
         try:
-            decided = await self._decide(order, arrived, deadline, call)
-        except PretradeError as error:
-            return self._refused(order.order_ref[:64], error)
+            decided = await begun
+        except Exception as error:
+            return self._refused(order.order_ref[:64], self._failed(error, order, arrived, call))
         order_ref = prefixed(order.order_ref.encode())
         return Reply(_ORDER_DECIDED % (order_ref, prefixed(decided.wire)), decided)
 
-    async def _decide(self, asked: Asked, arrived: float, deadline: float | None, call: Call) -> Decided:
-        """Convert, take the earlier of the deadlines given, decide."""
-        caller, called = call.caller, self._contexts.of(call.metadata)
+    def _give_up(self, begun: Iterable[Begun]) -> None:
+        for one in begun:
+            if isinstance(one, asyncio.Future):
+                self._dataplane.give_up(one)
+
+    def _begin(
+        self, asked: pb.Order, arrived: float, deadline: float | None, call: Call, in_company: bool = False
+    ) -> Begun:
+        """Begins with an order of a batch or stream; see `DataPlane.begin`."""
         try:
-            self._access.charge(caller)
-            order = asked if isinstance(asked, Order) else self._orders.read(asked)
-            self._access.check_strategy(caller, order.strategy)
-            order.context = called
-            order.caller = "" if caller is None else caller.name
-            return await self._dataplane.decide(order, arrived, _earlier(order.timeout_seconds, arrived, deadline))
+            order = self._read(asked, call)
+            own = _earlier(order.timeout_seconds, arrived, deadline)
+            return self._dataplane.begin(order, arrived, own, in_company=in_company)
+        except Exception as error:
+            return self._failed(error, asked, arrived, call)
+
+    async def _decide(self, asked: Asked, arrived: float, call: Call) -> Decided:
+        """Decides the order of a call."""
+        try:
+            order = self._read(asked, call)
+            deadline = _earlier(order.timeout_seconds, arrived, call.deadline)
+            return await self._dataplane.decide(order, arrived, deadline)
         except PretradeError as error:
-            self._reports.failed(asked, called, error, arrived, self._clock())
+            self._failed(error, asked, arrived, call)
             raise
         except Exception as error:
-            _log.exception(
+            raise self._failed(error, asked, arrived, call) from error
+
+    def _read(self, asked: Asked, call: Call) -> Order:
+        """An order that meets every rule, and that its caller may ask about."""
+        caller = call.caller
+        self._access.charge(caller)
+        order = asked if isinstance(asked, Order) else self._orders.read(asked)
+        self._access.check_strategy(caller, order.strategy)
+        order.context = self._contexts.of(call.metadata)
+        order.caller = "" if caller is None else caller.name
+        return order
+
+    def _failed(self, error: Exception, asked: Asked, arrived: float, call: Call) -> PretradeError:
+        """Tells of an order that gets no decision; what its caller hears."""
+        called = self._contexts.of(call.metadata)
+        if not isinstance(error, PretradeError):
+            _log.error(
                 "decision failed",
                 order_ref=asked.order_ref[:64],
                 trace_id=called.trace_id,
                 correlation_id=called.correlation_id,
+                exc_info=error,
             )
-            failure = InternalError("the decision failed; see the server's log")
-            self._reports.failed(asked, called, failure, arrived, self._clock())
-            raise failure from error
+            error = InternalError("the decision failed; see the server's log")
+        self._reports.failed(asked, called, error, arrived, self._clock())
+        return error
 
 
 def _has_timeout(order: Asked) -> bool:

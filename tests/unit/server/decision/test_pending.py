@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.scripted_replica import answers, fails, hangs
-from unit.server.decision.test_plane import Plane, market, packets_in, plane
+from unit.server.decision.test_plane import INSTRUMENT, Plane, market, packets_in, plane
 
 from fallback.chain import StageName
 from fallback.guards import GuardSettings
 from feature_cache import features
 from feature_cache.store.codec import encode
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.convert import OrderReader
+from server.decision.record import Decided, ReplyState
 from server.inference.outcome import Outcome
 from server.inference.wire import ModelIdentity, ScoreBatch
 
@@ -60,6 +62,35 @@ async def test_orders_of_one_turn_go_to_the_model_and_to_the_disk_together(tmp_p
         assert {(one.source, one.action) for one in decisions} == {(pb.SOURCE_PRIMARY, pb.ACTION_TRADE)}
         assert max(p.primary.calls, p.journal.batches - before) <= 2, "the first one has nobody to wait for"
         assert sorted(packet.attempts[0].batch_index for packet in packets_in(tmp_path)) == [0, *range(7)]
+
+
+def begun(p: Plane, orders: int) -> list[asyncio.Future[Decided]]:
+    message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1.0, strategy="alpha")
+    reader, now = OrderReader((INSTRUMENT,)), p.clock()
+    return [p.dataplane.begin(reader.read(message), now, now + 60.0, in_company=True) for _ in range(orders)]
+
+
+async def test_orders_in_company_are_decided_with_those_that_follow(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        before = p.journal.batches
+        decisions = await asyncio.gather(*begun(p, 8))
+        assert {one.source for one in decisions} == {pb.SOURCE_PRIMARY}
+        assert (p.primary.calls, p.journal.batches - before) == (1, 1)
+
+
+async def test_what_is_given_up_is_noted_whether_it_was_decided_or_not(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        (decided,) = begun(p, 1)
+        await decided
+        (left,) = begun(p, 1)
+        for future in (decided, left, left):
+            p.dataplane.give_up(future)
+        await asyncio.wait((left,))
+        assert left.cancelled()
+        assert decided.result().reply is ReplyState.UNHEARD
+        assert (p.metrics.cancelled, p.admission.in_flight) == (2, 0)
 
 
 async def test_a_caller_who_leaves_takes_nothing_from_those_who_came_with_it(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ class Callers:
 
     async def _decide(self) -> None:
         case = new_case(arrived=self.clock(), timeout_seconds=TIMEOUT_SECONDS, reserve_seconds=0.0045)
-        with self.admission:
-            answer = await self.champion.answer(case)
+        answer = await self.champion.answer(case)
+        self.admission.leave()
         elapsed = self.clock() - case.budget.arrived
         self.times.append(elapsed)
         if answer is None:
