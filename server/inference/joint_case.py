@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fallback.budget import Budget
     from fallback.chain import Asked
     from fallback.order import Order
-    from server.inference.batcher import Result
+    from server.inference.rows import Result
 
 
 class JointCase(Case):

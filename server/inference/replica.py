@@ -231,16 +231,17 @@ class Replica:
             metadata = (*metadata, ("traceparent", traceparent))
         return metadata or None
 
-    def _begin(self, from_caller: bool) -> Report:
+    def _begin(self, from_caller: bool, shadow: bool) -> Report:
         """Starts the account of one batch: its outcome counts for the breaker generation it left in.
 
-        A failure that a row with a caller's own features may have caused is not reported to what compares models.
+        A failure that a row with a caller's own features may have caused is not reported to what compares models. To
+        the breaker no batch of shadow rows is slow: it is large, and no caller waits for it.
         """
         generation = self.breaker.generation
 
         def report(outcome: Outcome, seconds: float) -> None:
             self.outcomes[outcome] += 1
-            self.breaker.record(outcome, seconds, generation)
+            self.breaker.record(outcome, 0.0 if shadow else seconds, generation)
             if not (from_caller and outcome in BLAMES_CONTENT):
                 for listener in self._batch_listeners:
                     listener(outcome, seconds)

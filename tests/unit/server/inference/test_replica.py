@@ -11,9 +11,9 @@ import pytest
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 from support.virtual_time import until
 
-from server.inference.batcher import Scored
 from server.inference.breaker import BreakerSettings, State
 from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.rows import Scored
 from server.inference.wire import ModelIdentity, ScoreBatch
 
 BREAKER = BreakerSettings(consecutive_failures=3)
@@ -132,7 +132,7 @@ async def test_a_replica_that_grew_slow_is_probed_until_it_is_out_or_sound_thoug
     async with probed(answers(0.5)) as replica:
         await replica.proven.wait()
         replica.script = answers(0.5, after_seconds=BREAKER.slow_seconds * 2)
-        report = replica._begin(from_caller=False)
+        report = replica._begin(from_caller=False, shadow=False)
         slow_at = asyncio.get_running_loop().time()
         report(Outcome.SUCCESS, BREAKER.slow_seconds)
         await until(lambda: not replica.available)
