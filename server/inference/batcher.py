@@ -1,9 +1,9 @@
 """The micro-batcher: puts the rows of many callers into one call to the model server.
 
-A model server takes about the same time for 1 row as for 1,000, and handles a few hundred calls a second. Rows
-therefore wait only for a free slot (there is no timer): a batch leaves as soon as a slot is free, and the rows that
-arrive meanwhile form the next. How many slots there are, and how many rows a batch may have, follows from how the
-replica answers; see `pacing.py`.
+A model server takes about the same time for 1 row as for 1,000, and handles a few hundred calls a second. One batch is
+therefore under way at a time, and the rows that arrive meanwhile form the next. It leaves as soon as enough rows have
+come for the orders under way; a lone row leaves at once. When that is, and how many rows a batch may have, is decided
+in `pacing.py`.
 
 A caller waits on its own row with its own deadline and never owns the batch's call: if it gives up or is cancelled, the
 other rows of the batch are not affected. A batch that does not come back is *abandoned*, not cancelled: its slot is
@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from feature_cache.constants import Constant
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
-from server.inference.pacing import RowLimit, SlotSearch
+from server.inference.pacing import HOLD_SECONDS, Departure, RowLimit
 from server.inference.rows import Lane, Result, Row, Scored, Taker
 from server.inference.shadow_queue import ShadowQueue
 from server.inference.wire import ScoreBatch
@@ -40,6 +40,8 @@ _log = structlog.get_logger(__name__)
 
 _LATELY_SECONDS: Final = 1.0
 """A replica that was asked for an order within this time serves orders: no large block is put in their way."""
+_CLOCK_RESOLUTION_SECONDS: Final = 0.001
+"""Rows that are to leave sooner than this leave now: an event loop's timers are no finer."""
 _SLICE_ROWS: Final = 32
 """Shadow rows that get their scores in one turn of the event loop. Comparing a row takes several microseconds, so a
 whole block in one turn would hold up every order for milliseconds."""
@@ -52,12 +54,9 @@ class BatcherSettings(BaseModel):
 
     max_rows: int = Field(default=256, ge=1, le=1_024)
     """Most rows in one batch. Lower it to the largest batch that your model server takes."""
-    slots: int = Field(default=2, ge=1, le=64)
-    """Batches in flight at once at the start and while no rows wait. With 2, a single row need not wait for a batch
-    that is under way."""
-    max_slots: int = Field(default=4, ge=1, le=64)
-    """Most batches in flight at once. While rows wait, the server finds the number up to this at which most rows are
-    scored. Raise it for a model server with more workers. A value not above `slots` fixes the number at `slots`."""
+    slots: int = Field(default=1, ge=1, le=64)
+    """Batches of orders in flight at once. Raise it for a model server with several workers: one worker scores more
+    rows in one full batch than in two that are half as full."""
     max_in_flight: Constant[int] = 8
     """Batches in flight including abandoned ones; above it the replica counts as full. More calls than that to a server
     that answers none of them would only fill its memory."""
@@ -171,6 +170,7 @@ class MicroBatcher:
         settings: Limits.
         clock: Monotonic seconds; must be the event loop's clock.
         stalled_seconds: How long the event loop stood still since an instant, which is no time of the replica's.
+        under_way: Orders that the server is deciding now, those that wait for a score of this replica among them.
     """
 
     def __init__(
@@ -181,6 +181,7 @@ class MicroBatcher:
         settings: BatcherSettings,
         clock: Callable[[], float],
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
+        under_way: Callable[[], int] = lambda: 0,
     ) -> None:
         self._send = send
         self._begin = begin
@@ -189,7 +190,10 @@ class MicroBatcher:
         self._clock = clock
         self._stalled_seconds = stalled_seconds
         self._deadlines = Deadlines(clock)
-        self._slots = SlotSearch(settings.slots, min(settings.max_slots, settings.max_in_flight), clock())
+        self._departure = Departure(under_way)
+        self._waiting_since = math.nan
+        """When the oldest of the rows that a caller waits for came, or the last batch left rows behind."""
+        self._hold: asyncio.TimerHandle | None = None
         self._row_limit = RowLimit(settings.max_rows, settings.wanted_seconds)
         self._lanes: dict[Lane, list[tuple[float, int, Row]]] = {lane: [] for lane in Lane}
         self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
@@ -219,11 +223,6 @@ class MicroBatcher:
         """Rows of the batches that left."""
         self.batch_times = Histogram()
         """Seconds of the batches that ended, or until they were given up."""
-
-    @property
-    def slots(self) -> int:
-        """Batches that may be in flight at once now."""
-        return self._slots.limit
 
     @property
     def row_limit(self) -> int:
@@ -274,7 +273,7 @@ class MicroBatcher:
     def expected_seconds_in(self, lane: Lane) -> float:
         """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
         rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
-        slots = self._slots.limit
+        slots = self._settings.slots
         batches_ahead = (len(self._parts) + rows // self._row_limit.limit) / slots
         waits = self._active >= slots
         return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
@@ -324,6 +323,8 @@ class MicroBatcher:
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
             self._displace()
+        if not self._live and not self._canary:
+            self._waiting_since = now
         heapq.heappush(self._lanes[lane], (deadline, self._arrivals, row))
         self._schedule_pump(asyncio.get_running_loop())
 
@@ -338,6 +339,8 @@ class MicroBatcher:
     async def close(self) -> None:
         """Answers every queued row with OVERLOAD, ends the calls in flight and answers their rows with IGNORED."""
         self._closed = True
+        if self._hold is not None:
+            self._hold.cancel()
         waiting = [row for _, _, row in (*self._live, *self._canary)]
         waiting += self._shadow.clear()
         waiting += [row for rows, _ in (*self._parts, *self._shadow_parts) for row in rows]
@@ -371,19 +374,44 @@ class MicroBatcher:
     def _pump(self) -> None:
         self._pump_scheduled = False
         most = self._settings.max_in_flight
-        while self._active < self._slots.limit and self.in_flight < most and not self._closed:
+        while self._active < self._settings.slots and self.in_flight < most and not self._closed:
             if self._parts:
                 self._depart_part(self._parts, shadow=False)
                 continue
+            if self._holds():
+                break
             rows = self._take()
             if not rows:
                 break
+            self._departure.left(len(rows))
             self._depart_anew(rows, shadow=False)
         while self._shadow_may_leave():
             if self._shadow_parts:
                 self._depart_part(self._shadow_parts, shadow=True)
             else:
                 self._depart_anew(self._shadow.take(self._block_rows()), shadow=True)
+
+    def _holds(self) -> bool:
+        """True when the rows that callers wait for wait for others; sets the time at which they leave in any case."""
+        rows = len(self._live) + len(self._canary)
+        if not rows or rows >= self._departure.awaited:
+            return False
+        first_deadline = min(lane[0][0] for lane in (self._live, self._canary) if lane)
+        latest = self._waiting_since + HOLD_SECONDS
+        due = min(latest, first_deadline - self._latency.p95)
+        if due - self._clock() <= _CLOCK_RESOLUTION_SECONDS:
+            return False
+        if self._hold is None or self._hold.when() > due:
+            if self._hold is not None:
+                self._hold.cancel()
+            self._hold = asyncio.get_running_loop().call_at(due, self._stop_holding, due == latest)
+        return True
+
+    def _stop_holding(self, in_vain: bool) -> None:
+        self._hold = None
+        if in_vain:
+            self._departure.waited_in_vain()
+        self._pump()
 
     def _shadow_may_leave(self) -> bool:
         """True when shadow rows are due, none are under way, and no row waits that a caller waits for."""
@@ -423,6 +451,10 @@ class MicroBatcher:
                 _, _, row = heapq.heappop(lane)
                 if row.is_worth_sending(earliest_useful):
                     rows.append(row)
+        self._waiting_since = self._clock()
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
         return rows
 
     def _depart(self, flight: _Flight) -> None:
@@ -521,7 +553,6 @@ class MicroBatcher:
                 self.batches += 1
                 if not flight.shadow:  # what a block takes says nothing about an order's row
                     self._latency.add(seconds)
-                    self._slots.landed(len(flight.rows), bool(self._live), self._clock())
                     self._row_limit.landed(len(flight.rows), seconds)
             if flight.report is not None:
                 flight.report(outcome, seconds)

@@ -74,7 +74,16 @@ class Bench:
         self.loop = loop
         self.server = ModelServer()
         self.latency = LatencyWindow(loop.time, prior_seconds=0.001)
-        self.batcher = MicroBatcher(self.server.send, self.server.begin, self.latency, batcher_settings, loop.time)
+        self.under_way = 0
+        """Orders that the server says it is deciding."""
+        self.batcher = MicroBatcher(
+            self.server.send,
+            self.server.begin,
+            self.latency,
+            batcher_settings,
+            loop.time,
+            under_way=lambda: self.under_way,
+        )
         self.problems: list[str] = []
         loop.set_exception_handler(lambda _loop, context: self.problems.append(context["message"]))
 
@@ -148,6 +157,101 @@ async def test_rows_of_one_turn_of_the_event_loop_leave_together_and_at_once() -
         assert len(call.rows) == 3
         call.answer_each_its_own()
         await asyncio.gather(*rows)
+
+
+async def test_rows_are_waited_for_until_half_as_many_are_here_as_orders_are_under_way() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 8
+        started = b.loop.time()
+        for number in range(3):
+            b.submit(number)
+        await b.calls(0)
+        await asyncio.sleep(0.002)
+        b.submit(3)
+        (call,) = await b.calls(1)
+        assert len(call.rows) == 4
+        assert b.loop.time() - started == pytest.approx(0.002)
+
+
+async def test_no_more_rows_are_waited_for_than_make_a_full_batch_worth_its_call() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 1_000
+        for number in range(31):
+            b.submit(number)
+        await b.calls(0)
+        b.submit(31)
+        (call,) = await b.calls(1)
+        assert len(call.rows) == 32
+
+
+async def test_an_order_that_is_alone_in_the_server_waits_for_nothing() -> None:
+    async with bench(BatcherSettings()) as b:
+        for under_way in (1, 2):
+            b.under_way = under_way
+            b.submit(under_way)
+            calls = await b.calls(under_way)
+            calls[-1].answer_each_its_own()
+            await settle()
+
+
+async def test_a_row_waits_for_others_four_milliseconds_at_most_and_less_when_they_do_not_come() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        for number in range(6):
+            b.submit(number)
+            if number < 3:  # eight rows are waited for, four, and two
+                await asyncio.sleep(0.0035)
+                await b.calls(number)
+                await asyncio.sleep(0.001)
+            (*_, alone) = await b.calls(number + 1)
+            alone.answer_each_its_own()
+            await settle()
+        # Rows that came together show that others are about to come again.
+        for number in range(8):
+            b.submit(number)
+        (*_, many) = await b.calls(7)
+        many.answer_each_its_own()
+        await settle()
+        b.submit(0)
+        await b.calls(7)
+        b.submit(1)
+        await b.calls(8)
+
+
+async def test_the_time_that_rows_have_waited_for_a_slot_counts() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.submit(0)
+        (first,) = await b.calls(1)
+        b.under_way = 16
+        b.submit(1)
+        await asyncio.sleep(0.005)
+        first.answer_each_its_own()
+        assert (await b.calls(2))[1].rows == [payload(1)]
+
+
+async def test_a_row_that_would_be_late_is_not_made_to_wait() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        b.submit(1, timeout_seconds=0.002)
+        await b.calls(1)
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        b.submit(1)
+        await b.calls(0)
+        b.submit(2, timeout_seconds=0.002)
+        (call,) = await b.calls(1)
+        assert len(call.rows) == 2
+
+
+async def test_closing_while_rows_wait_for_others_answers_them() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        row = b.submit(1)
+        await b.calls(0)
+        await b.batcher.close()
+        assert row.result() is Outcome.OVERLOAD
+        await asyncio.sleep(0.01)
+        await b.calls(0)
 
 
 async def test_as_many_batches_fly_as_there_are_slots() -> None:
@@ -231,13 +335,16 @@ async def test_a_cancelled_row_leaves_the_queue() -> None:
     poison=st.sets(st.integers(0, 29), max_size=5),
     slots=st.integers(1, 3),
     answer_every=st.integers(1, 4),
+    under_way=st.sampled_from((0, 6, 64)),
 )
 @pytest.mark.fault("E5", "Any number of callers leave a micro-batch", "Every other caller gets its own answer.")
 async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_answer(
-    rows: list[tuple[int, int | None]], poison: set[int], slots: int, answer_every: int
+    rows: list[tuple[int, int | None]], poison: set[int], slots: int, answer_every: int, under_way: int
 ) -> None:
     """`rows` holds (step of arrival, steps until cancelled or None) for each caller; on some the model fails."""
-    async with bench(BatcherSettings(slots=slots, max_rows=3, max_in_flight=8)) as b:
+    patient = BatcherSettings(slots=slots, max_rows=3, max_in_flight=8, min_patience_seconds=9, max_patience_seconds=9)
+    async with bench(patient) as b:
+        b.under_way = under_way
         waiting: dict[int, asyncio.Future[Result]] = {}
         answered = 0
         for step in range(33):
@@ -250,11 +357,11 @@ async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_
             if step % answer_every == 0 and answered < len(b.server.calls):
                 fail_if_poisoned(b.server.calls[answered], poison)
                 answered += 1
-        await settle()
+        await asyncio.sleep(0.005)  # rows that wait for others leave
         while answered < len(b.server.calls):
             fail_if_poisoned(b.server.calls[answered], poison)
             answered += 1
-            await settle()
+            await asyncio.sleep(0.005)
         for number, (_, leaves_after) in enumerate(rows):
             expected = Outcome.MODEL_ERROR if number in poison else scored(number)
             assert (leaves_after is not None and waiting[number].cancelled()) or waiting[number].result() == expected
