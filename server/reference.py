@@ -165,7 +165,6 @@ _UNITS: Final = {
     "_partitions": "partitions",
     "_failures": "batches",
     "batcher__slots": "batches",
-    "batcher__max_slots": "batches",
     "breaker__minimum_calls": "batches",
     "_pending_calls": "calls",
     "_events": "calls",

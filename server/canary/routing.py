@@ -12,8 +12,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.evidence import FirstAttempt, Side
 from server.inference.attempt import settle
 from server.inference.attempt_span import attempt_span
-from server.inference.batcher import Lane, Scored
 from server.inference.outcome import Outcome
+from server.inference.rows import Lane, Scored
 
 if TYPE_CHECKING:
     from fallback.joint_case import JointCase

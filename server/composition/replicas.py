@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 
-async def open_replicas(process: Process, stalled_seconds: Callable[[float], float]) -> tuple[Replica, ...]:
+async def open_replicas(
+    process: Process, stalled_seconds: Callable[[float], float], under_way: Callable[[], int]
+) -> tuple[Replica, ...]:
     """Primary, secondary and challenger, and the other challengers.
 
     Args:
         process: What they are built with.
         stalled_seconds: How long the event loop has stood still since an instant.
+        under_way: Orders that the server is deciding now.
 
     Raises:
         OSError, ValueError: A model that is served by the Open Inference Protocol is not described, or certificates are
@@ -46,6 +49,7 @@ async def open_replicas(process: Process, stalled_seconds: Callable[[float], flo
             clock=machine.clock,
             random=machine.uniform,
             stalled_seconds=stalled_seconds,
+            under_way=under_way,
             codec=codec,
             token=token,
             open_channel=machine.grpc_channel,

@@ -158,7 +158,8 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     """
     settings, clock, uniform = process.settings, process.clock, process.uniform
     control = open_control(process, base.journal)
-    replicas = await open_replicas(process, base.loop_lag.stalled_seconds)
+    admission = Admission(settings.admission, clock)
+    replicas = await open_replicas(process, base.loop_lag.stalled_seconds, lambda: admission.in_flight)
     primary, secondary, *_ = replicas
     budget = RetryBudget(settings.retry, clock)
     champion = Champion(primary, secondary, budget, settings.retry.hedge, settings.budget, clock, uniform)
@@ -194,7 +195,6 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     await control.synchronise()
     await process.background(control.watch(), "control")
     await process.background(canary.rollout.run(), "canary")
-    admission = Admission(settings.admission, clock)
     idempotency = IdempotencyWindow(clock, _shared_keys(process))
     reports, tracing = _open_reports(process)
     base.security.tell_of([*(replica.tls for replica in replicas), None if tracing is None else tracing.tls])

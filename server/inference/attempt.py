@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fallback.order import Answer, Attempt, held_against
-from server.inference.batcher import Scored
 from server.inference.outcome import Outcome
+from server.inference.rows import Scored
 
 if TYPE_CHECKING:
     from fallback.order import Case
     from pretrade.decision.v1 import decision_pb2 as pb
-    from server.inference.batcher import Result
+    from server.inference.rows import Result
 
 
 def settle(

@@ -1,9 +1,9 @@
 """The micro-batcher: puts the rows of many callers into one call to the model server.
 
-A model server takes about the same time for 1 row as for 1,000, and handles a few hundred calls a second. Rows
-therefore wait only for a free slot (there is no timer): a batch leaves as soon as a slot is free, and the rows that
-arrive meanwhile form the next. How many slots there are, and how many rows a batch may have, follows from how the
-replica answers; see `pacing.py`.
+A model server takes about the same time for 1 row as for 1,000, and handles a few hundred calls a second. One batch is
+therefore under way at a time, and the rows that arrive meanwhile form the next. It leaves as soon as enough rows have
+come for the orders under way; a lone row leaves at once. When that is, and how many rows a batch may have, is decided
+in `pacing.py`.
 
 A caller waits on its own row with its own deadline and never owns the batch's call: if it gives up or is cancelled, the
 other rows of the batch are not affected. A batch that does not come back is *abandoned*, not cancelled: its slot is
@@ -16,27 +16,35 @@ cannot fail the others.
 from __future__ import annotations
 
 import asyncio
-import enum
 import heapq
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from feature_cache.constants import Constant
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
-from server.inference.pacing import RowLimit, SlotSearch
-from server.inference.wire import ModelIdentity, ScoreBatch
+from server.inference.pacing import HOLD_SECONDS, Departure, RowLimit
+from server.inference.rows import Lane, Result, Row, Scored, Taker
+from server.inference.shadow_queue import ShadowQueue
+from server.inference.wire import ScoreBatch
 from server.timing.deadlines import Deadlines
 from server.timing.histogram import ROW_EDGES, Histogram
 from server.timing.latency import LatencyWindow
 
 _log = structlog.get_logger(__name__)
+
+_LATELY_SECONDS: Final = 1.0
+"""A replica that was asked for an order within this time serves orders: no large block is put in their way."""
+_CLOCK_RESOLUTION_SECONDS: Final = 0.001
+"""Rows that are to leave sooner than this leave now: an event loop's timers are no finer."""
+_SLICE_ROWS: Final = 32
+"""Shadow rows that get their scores in one turn of the event loop. Comparing a row takes several microseconds, so a
+whole block in one turn would hold up every order for milliseconds."""
 
 
 class BatcherSettings(BaseModel):
@@ -46,22 +54,26 @@ class BatcherSettings(BaseModel):
 
     max_rows: int = Field(default=256, ge=1, le=1_024)
     """Most rows in one batch. Lower it to the largest batch that your model server takes."""
-    slots: int = Field(default=2, ge=1, le=64)
-    """Batches in flight at once at the start and while no rows wait. With 2, a single row need not wait for a batch
-    that is under way."""
-    max_slots: int = Field(default=4, ge=1, le=64)
-    """Most batches in flight at once. While rows wait, the server finds the number up to this at which most rows are
-    scored. Raise it for a model server with more workers. A value not above `slots` fixes the number at `slots`."""
+    slots: int = Field(default=1, ge=1, le=64)
+    """Batches of orders in flight at once. Raise it for a model server with several workers: one worker scores more
+    rows in one full batch than in two that are half as full."""
     max_in_flight: Constant[int] = 8
     """Batches in flight including abandoned ones; above it the replica counts as full. More calls than that to a server
     that answers none of them would only fill its memory."""
     max_queued_rows: Constant[int] = 4_096
     """Live and canary rows waiting for a slot; a live row takes a canary row's place when there is no other. Several
     batches; rows that wait longer than these take would miss their deadlines anyway."""
-    max_queued_shadow_rows: Constant[int] = 2_048
-    """Shadow rows waiting for a slot; more are shed. Half of the live rows' room, because no caller waits for them."""
-    shadow_linger_seconds: Constant[float] = 0.05
-    """Shadow rows gather this long, in seconds, unless a batch fills earlier: no caller waits for them."""
+    max_shadow_rows: int = Field(default=1_024, ge=1, le=1_024)
+    """Most rows in one batch of shadow rows, on a model server that no order asks. Lower it to the largest batch that
+    your challenger takes."""
+    max_queued_shadow_rows: Constant[int] = 4_096
+    """Shadow rows that wait; more are shed. Four blocks, so that one late answer sheds none."""
+    shadow_linger_seconds: Constant[float] = 0.25
+    """Shadow rows gather this long, in seconds, unless a block fills earlier. Four calls a second cost a challenger
+    next to nothing, and evidence about a canary is still fresh."""
+    shadow_patience_seconds: Constant[float] = 0.5
+    """A batch of shadow rows is abandoned after this time, in seconds. No caller waits for it, and what nobody waits
+    for may run at a low priority."""
     min_patience_seconds: float = Field(default=0.01, gt=0, le=10)
     """A batch is never abandoned before this time, in seconds. Raise it for a model that is slow even when it is
     well."""
@@ -85,82 +97,20 @@ class BatcherSettings(BaseModel):
         return self
 
 
-@dataclass(slots=True)
-class Scored:
-    """A usable score of one row."""
-
-    score: float
-    """In [0, 1]."""
-    model: ModelIdentity
-    batch_rows: int = field(default=1, compare=False)
-    """Rows in the batch that was answered: a matrix product rounds by its shape."""
-    batch_index: int = field(default=0, compare=False)
-    """This row's place in it."""
-    batch_seconds: float = field(default=0.0, compare=False)
-    """From the batch's leaving to its answer."""
-    queued_seconds: float = field(default=math.nan, compare=False)
-    """How long it waited for its batch to leave."""
-    call_parent: str = field(default="", compare=False)
-    """The `traceparent` that the call carried."""
-
-
-Result = Scored | Outcome
-"""What a row's future resolves to: a score, or why there is none. It never raises but for cancellation."""
-
 Report = Callable[[Outcome, float], None]
 """Reports a batch's outcome and its time in seconds."""
-
-
-class Lane(enum.Enum):
-    """The priority of a row that a caller waits for. Shadow rows come after both lanes."""
-
-    LIVE = "live"
-    """An order's, on the model that decides."""
-    CANARY = "canary"
-    """An order's, on a model on trial: given up before a live row is, since the model that decides can still answer."""
-
-
-class Taker(Protocol):
-    """Who waits for a row: an `asyncio.Future`, or what is used like one."""
-
-    def done(self) -> bool:
-        """True when it has a result, or wants none any more."""
-        ...
-
-    def set_result(self, result: Result, /) -> object:
-        """Called once at most, and only while it is not done."""
-        ...
-
-
-class _Row:
-    __slots__ = ("deadline", "from_caller", "future", "payload", "queued_at", "traceparent")
-
-    def __init__(
-        self,
-        payload: bytes,
-        deadline: float,
-        future: Taker,
-        queued_at: float = math.nan,
-        traceparent: str = "",
-        from_caller: bool = False,
-    ) -> None:
-        self.payload = payload
-        self.deadline = deadline
-        self.future = future
-        self.queued_at = queued_at
-        """NaN for a shadow row, which waits on purpose."""
-        self.traceparent = traceparent
-        self.from_caller = from_caller
 
 
 class _Flight:
     """One batch under way."""
 
-    __slots__ = ("abandoned", "divisible", "report", "rows", "started", "timer")
+    __slots__ = ("abandoned", "divisible", "report", "rows", "shadow", "started", "timer")
 
-    def __init__(self, rows: list[_Row], started: float, report: Report, divisible: bool) -> None:
+    def __init__(self, rows: list[Row], started: float, report: Report, divisible: bool, shadow: bool) -> None:
         self.rows = rows
         self.started = started
+        self.shadow = shadow
+        """True when no caller waits for its rows."""
         self.report: Report | None = report
         """None once its parts report in its place."""
         self.divisible = divisible
@@ -201,9 +151,10 @@ class _Split:
 class MicroBatcher:
     """Coalesces rows for one replica: live before canary before shadow, and the earliest deadline first in each.
 
-    A batch takes live rows, fills up with canary rows, and holds shadow rows only when neither waits. Shadow rows are
-    shed first, then canary rows; a live row is refused only when nothing but live rows fills the queue. What a row can
-    expect to wait depends on its lane: for nothing that leaves after it.
+    A batch takes live rows and fills up with canary rows. Shadow rows leave in batches of their own when neither waits,
+    one such batch at a time and beside the others. They are shed first, then canary rows; a live row is refused only
+    when nothing but live rows fills the queue. What a row can expect to wait depends on its lane: for nothing that
+    leaves after it.
 
     A split costs at most `split_parts` further calls and lasts no longer than its rows' deadlines: a part is never
     split again, and leaves only with the rows that a caller still waits for and that can still be in time. In a batch
@@ -213,22 +164,24 @@ class MicroBatcher:
     Args:
         send: Scores a batch of payloads in a call that carries a `traceparent`, that of the first row; the other rows
             learn of it afterwards. Raises `BatchFailedError`.
-        begin: Called when a batch leaves, with whether one of its rows has a caller's own features; what it returns is
-            called once with the batch's outcome.
+        begin: Called when a batch leaves, with whether one of its rows has a caller's own features, and whether it
+            holds shadow rows; what it returns is called once with the batch's outcome.
         latency: Recent time of a batch; the batcher adds to it.
         settings: Limits.
         clock: Monotonic seconds; must be the event loop's clock.
         stalled_seconds: How long the event loop stood still since an instant, which is no time of the replica's.
+        under_way: Orders that the server is deciding now, those that wait for a score of this replica among them.
     """
 
     def __init__(
         self,
         send: Callable[[list[bytes], str], Awaitable[ScoreBatch]],
-        begin: Callable[[bool], Report],
+        begin: Callable[[bool, bool], Report],
         latency: LatencyWindow,
         settings: BatcherSettings,
         clock: Callable[[], float],
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
+        under_way: Callable[[], int] = lambda: 0,
     ) -> None:
         self._send = send
         self._begin = begin
@@ -237,14 +190,19 @@ class MicroBatcher:
         self._clock = clock
         self._stalled_seconds = stalled_seconds
         self._deadlines = Deadlines(clock)
-        self._slots = SlotSearch(settings.slots, min(settings.max_slots, settings.max_in_flight), clock())
+        self._departure = Departure(under_way)
+        self._waiting_since = math.nan
+        """When the oldest of the rows that a caller waits for came, or the last batch left rows behind."""
+        self._hold: asyncio.TimerHandle | None = None
         self._row_limit = RowLimit(settings.max_rows, settings.wanted_seconds)
-        self._lanes: dict[Lane, list[tuple[float, int, _Row]]] = {lane: [] for lane in Lane}
+        self._lanes: dict[Lane, list[tuple[float, int, Row]]] = {lane: [] for lane in Lane}
         self._live, self._canary = self._lanes[Lane.LIVE], self._lanes[Lane.CANARY]
-        self._parts: deque[tuple[list[_Row], _Split]] = deque()
-        self._shadow: deque[_Row] = deque()
-        self._shadow_due = False
-        self._shadow_timer: asyncio.TimerHandle | None = None
+        self._parts: deque[tuple[list[Row], _Split]] = deque()
+        self._shadow = ShadowQueue(settings.max_queued_shadow_rows, settings.shadow_linger_seconds, self._pump)
+        self._shadow_parts: deque[tuple[list[Row], _Split]] = deque()
+        self._shadow_active = 0
+        self._asked_at = -math.inf
+        """When the last row came that a caller waits for."""
         self._arrivals = 0
         self._active = 0
         self._abandoned = 0
@@ -255,8 +213,6 @@ class MicroBatcher:
         """Batches that came back in time with a usable answer."""
         self.rows = 0
         """Rows that got a score while a caller waited for it."""
-        self.shed = 0
-        """Shadow rows dropped because the queue was full."""
         self.displaced = 0
         """Canary rows given up for a live row because the queue was full."""
         self.splits = 0
@@ -269,11 +225,6 @@ class MicroBatcher:
         """Seconds of the batches that ended, or until they were given up."""
 
     @property
-    def slots(self) -> int:
-        """Batches that may be in flight at once now."""
-        return self._slots.limit
-
-    @property
     def row_limit(self) -> int:
         """Rows that a batch may have now."""
         return self._row_limit.limit
@@ -281,7 +232,7 @@ class MicroBatcher:
     @property
     def in_flight(self) -> int:
         """Batches in flight, abandoned ones included."""
-        return self._active + self._abandoned
+        return self._active + self._shadow_active + self._abandoned
 
     @property
     def abandoned(self) -> int:
@@ -290,8 +241,14 @@ class MicroBatcher:
 
     @property
     def queued(self) -> int:
-        """Rows waiting for a slot, given-up ones included until their turn comes."""
-        return len(self._live) + len(self._canary) + len(self._shadow) + sum(len(rows) for rows, _ in self._parts)
+        """Rows that have not left, given-up ones included until their turn comes."""
+        parts = sum(len(rows) for rows, _ in (*self._parts, *self._shadow_parts))
+        return len(self._live) + len(self._canary) + len(self._shadow) + parts
+
+    @property
+    def shed(self) -> int:
+        """Shadow rows dropped because the queue was full."""
+        return self._shadow.shed
 
     @property
     def full(self) -> bool:
@@ -316,7 +273,7 @@ class MicroBatcher:
     def expected_seconds_in(self, lane: Lane) -> float:
         """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
         rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
-        slots = self._slots.limit
+        slots = self._settings.slots
         batches_ahead = (len(self._parts) + rows // self._row_limit.limit) / slots
         waits = self._active >= slots
         return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
@@ -360,42 +317,39 @@ class MicroBatcher:
         if self._closed or self.full_for(lane):
             taker.set_result(Outcome.OVERLOAD)
             return
-        row = _Row(payload, deadline, taker, self._clock(), traceparent, from_caller)
+        self._asked_at = now = self._clock()
+        row = Row(payload, deadline, taker, now, traceparent, from_caller)
         self._deadlines.watch(taker, deadline, late=Outcome.TIMEOUT)
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
             self._displace()
+        if not self._live and not self._canary:
+            self._waiting_since = now
         heapq.heappush(self._lanes[lane], (deadline, self._arrivals, row))
         self._schedule_pump(asyncio.get_running_loop())
 
-    def submit_shadow(self, payload: bytes, from_caller: bool = False) -> asyncio.Future[Result] | None:
-        """Queues a shadow row, to be sent with others when no live row waits. None when shed: the queue is full."""
-        if self._closed or len(self._shadow) >= self._settings.max_queued_shadow_rows:
-            self.shed += 1
-            return None
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        self._shadow.append(_Row(payload, math.inf, future, from_caller=from_caller))
-        if len(self._shadow) >= self._settings.max_rows:
-            self._shadow_due = True
-            self._schedule_pump(loop)
-        elif self._shadow_timer is None:
-            self._shadow_timer = loop.call_later(self._settings.shadow_linger_seconds, self._release_shadow)
-        return future
+    def submit_shadow(self, taker: Taker, payload: bytes, from_caller: bool = False) -> bool:
+        """Queues a shadow row, to be sent with others when no live row waits. False when it is shed."""
+        if self._closed or not self._shadow.add(Row(payload, math.inf, taker, from_caller=from_caller)):
+            return False
+        if self._shadow.is_due(self._block_rows()):
+            self._schedule_pump(asyncio.get_running_loop())
+        return True
 
     async def close(self) -> None:
         """Answers every queued row with OVERLOAD, ends the calls in flight and answers their rows with IGNORED."""
         self._closed = True
-        if self._shadow_timer is not None:
-            self._shadow_timer.cancel()
-        for _, _, row in (*self._live, *self._canary):
-            _resolve(row, Outcome.OVERLOAD)
-        for row in (*self._shadow, *(row for rows, _ in self._parts for row in rows)):
-            _resolve(row, Outcome.OVERLOAD)
+        if self._hold is not None:
+            self._hold.cancel()
+        waiting = [row for _, _, row in (*self._live, *self._canary)]
+        waiting += self._shadow.clear()
+        waiting += [row for rows, _ in (*self._parts, *self._shadow_parts) for row in rows]
+        for row in waiting:
+            row.resolve(Outcome.OVERLOAD)
         self._live.clear()
         self._canary.clear()
         self._parts.clear()
-        self._shadow.clear()
+        self._shadow_parts.clear()
         tasks = list(self._flights.values())
         for task in tasks:
             task.cancel()
@@ -409,13 +363,7 @@ class MicroBatcher:
         last = max(self._canary)
         self._canary.remove(last)
         heapq.heapify(self._canary)
-        self.displaced += _resolve(last[2], Outcome.OVERLOAD)
-
-    def _release_shadow(self) -> None:
-        """Lets the shadow rows leave that have gathered."""
-        self._shadow_timer = None
-        self._shadow_due = True
-        self._pump()
+        self.displaced += last[2].resolve(Outcome.OVERLOAD)
 
     def _schedule_pump(self, loop: asyncio.AbstractEventLoop) -> None:
         """Lets the rows of this iteration of the event loop gather before a batch leaves."""
@@ -426,45 +374,92 @@ class MicroBatcher:
     def _pump(self) -> None:
         self._pump_scheduled = False
         most = self._settings.max_in_flight
-        while self._active < self._slots.limit and self.in_flight < most and not self._closed:
+        while self._active < self._settings.slots and self.in_flight < most and not self._closed:
             if self._parts:
-                self._depart_part()
+                self._depart_part(self._parts, shadow=False)
                 continue
+            if self._holds():
+                break
             rows = self._take()
             if not rows:
-                return
-            report = self._begin(any(row.from_caller for row in rows))
-            self._depart(_Flight(rows, self._clock(), report, divisible=self._settings.split_parts > 1))
+                break
+            self._departure.left(len(rows))
+            self._depart_anew(rows, shadow=False)
+        while self._shadow_may_leave():
+            if self._shadow_parts:
+                self._depart_part(self._shadow_parts, shadow=True)
+            else:
+                self._depart_anew(self._shadow.take(self._block_rows()), shadow=True)
 
-    def _depart_part(self) -> None:
+    def _holds(self) -> bool:
+        """True when the rows that callers wait for wait for others; sets the time at which they leave in any case."""
+        rows = len(self._live) + len(self._canary)
+        if not rows or rows >= self._departure.awaited:
+            return False
+        first_deadline = min(lane[0][0] for lane in (self._live, self._canary) if lane)
+        latest = self._waiting_since + HOLD_SECONDS
+        due = min(latest, first_deadline - self._latency.p95)
+        if due - self._clock() <= _CLOCK_RESOLUTION_SECONDS:
+            return False
+        if self._hold is None or self._hold.when() > due:
+            if self._hold is not None:
+                self._hold.cancel()
+            self._hold = asyncio.get_running_loop().call_at(due, self._stop_holding, due == latest)
+        return True
+
+    def _stop_holding(self, in_vain: bool) -> None:
+        self._hold = None
+        if in_vain:
+            self._departure.waited_in_vain()
+        self._pump()
+
+    def _shadow_may_leave(self) -> bool:
+        """True when shadow rows are due, none are under way, and no row waits that a caller waits for."""
+        if self._shadow_active or self.in_flight >= self._settings.max_in_flight or self._closed:
+            return False
+        if self._live or self._canary or self._parts:
+            return False
+        return bool(self._shadow_parts) or self._shadow.is_due(self._block_rows())
+
+    def _block_rows(self) -> int:
+        """Rows that a batch of shadow rows may have: no more than any batch while orders ask this replica."""
+        serves = self._clock() - self._asked_at < _LATELY_SECONDS
+        return min(self._settings.max_shadow_rows, self._row_limit.limit if serves else self._settings.max_shadow_rows)
+
+    def _depart_anew(self, rows: list[Row], shadow: bool) -> None:
+        """Sends rows that have not been sent before."""
+        report = self._begin(any(row.from_caller for row in rows), shadow)
+        self._depart(_Flight(rows, self._clock(), report, self._settings.split_parts > 1, shadow))
+
+    def _depart_part(self, parts: deque[tuple[list[Row], _Split]], shadow: bool) -> None:
         """Sends the next part of a split batch, unless no caller waits for it any more."""
-        rows, split = self._parts.popleft()
+        rows, split = parts.popleft()
         earliest_useful = self._clock() + self._latency.expected
-        rows = [row for row in rows if _is_worth_sending(row, earliest_useful)]
+        rows = [row for row in rows if row.is_worth_sending(earliest_useful)]
         if rows:
-            self._depart(_Flight(rows, self._clock(), split.part_ended, divisible=False))
+            self._depart(_Flight(rows, self._clock(), split.part_ended, False, shadow))
         else:
             split.part_ended(Outcome.IGNORED, 0.0)
 
-    def _take(self) -> list[_Row]:
-        """The next batch: live rows by deadline, then canary rows, or shadow rows when none of those waits."""
-        rows: list[_Row] = []
+    def _take(self) -> list[Row]:
+        """The next batch of what callers wait for: live rows by deadline, then canary rows."""
+        rows: list[Row] = []
         most = self._row_limit.limit
         earliest_useful = self._clock() + self._latency.expected
         for lane in (self._live, self._canary):
             while lane and len(rows) < most:
                 _, _, row = heapq.heappop(lane)
-                if _is_worth_sending(row, earliest_useful):
+                if row.is_worth_sending(earliest_useful):
                     rows.append(row)
-        if not rows and self._shadow_due:
-            while self._shadow and len(rows) < most:
-                rows.append(self._shadow.popleft())
-            self._shadow_due = bool(self._shadow)
+        self._waiting_since = self._clock()
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
         return rows
 
     def _depart(self, flight: _Flight) -> None:
         """Sends one batch."""
-        self._active += 1
+        self._count(flight, 1)
         self.batch_sizes.observe(len(flight.rows))
         for row in flight.rows:
             if row.queued_at == row.queued_at:  # not NaN
@@ -477,7 +472,11 @@ class MicroBatcher:
         outcome = Outcome.IGNORED
         try:
             rows = flight.rows
-            outcome = self._hand_out(flight, await self._send([row.payload for row in rows], rows[0].traceparent))
+            answer = await self._send([row.payload for row in rows], rows[0].traceparent)
+            if flight.shadow:
+                outcome = await self._hand_out_shadow(flight, answer)
+            else:
+                outcome = self._hand_out(flight, answer)
         except BatchFailedError as failure:
             outcome = failure.outcome
             if outcome in BLAMES_CONTENT and flight.divisible and not flight.abandoned:
@@ -491,27 +490,45 @@ class MicroBatcher:
 
     def _hand_out(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
         """Gives each row its score; an unusable one fails its own row only. BAD_ANSWER when none was usable."""
-        outcome, rows, seconds = Outcome.BAD_ANSWER, flight.rows, self._clock() - flight.started
-        call_parent = rows[0].traceparent
-        for index, (row, score) in enumerate(zip(rows, answer.scores.tolist(), strict=True)):
+        seconds = self._clock() - flight.started
+        return self._hand_out_slice(flight, answer, seconds, 0, len(flight.rows))
+
+    async def _hand_out_shadow(self, flight: _Flight, answer: ScoreBatch) -> Outcome:
+        """The same for shadow rows, a few in each turn of the event loop."""
+        seconds, outcome = self._clock() - flight.started, Outcome.BAD_ANSWER
+        for start in range(0, len(flight.rows), _SLICE_ROWS):
+            if start:
+                await asyncio.sleep(0)
+            if self._hand_out_slice(flight, answer, seconds, start, start + _SLICE_ROWS) is Outcome.SUCCESS:
+                outcome = Outcome.SUCCESS
+        return outcome
+
+    def _hand_out_slice(self, flight: _Flight, answer: ScoreBatch, seconds: float, start: int, end: int) -> Outcome:
+        """Gives the rows from `start` until `end` their scores. BAD_ANSWER when none was usable."""
+        outcome, rows = Outcome.BAD_ANSWER, flight.rows
+        call_parent, count = rows[0].traceparent, len(rows)
+        for index, (row, score) in enumerate(
+            zip(rows[start:end], answer.scores[start:end].tolist(), strict=True), start
+        ):
             if 0.0 <= score <= 1.0:  # False for NaN
                 outcome = Outcome.SUCCESS
                 queued = flight.started - row.queued_at
-                self.rows += _resolve(row, Scored(score, answer.model, len(rows), index, seconds, queued, call_parent))
+                self.rows += row.resolve(Scored(score, answer.model, count, index, seconds, queued, call_parent))
             else:
-                _resolve(row, Outcome.BAD_ANSWER)
+                row.resolve(Outcome.BAD_ANSWER)
         return outcome
 
     def _split(self, flight: _Flight, outcome: Outcome) -> None:
         """Queues a failed batch's rows once more, in parts, those with the earliest deadlines first."""
-        waiting = [row for row in flight.rows if not row.future.done()]
+        waiting = [row for row in flight.rows if not row.taker.done()]
         if len(flight.rows) == 1 or not waiting or self._closed:
             return
         count = min(len(waiting), self._settings.split_parts)
         edges = [len(waiting) * part // count for part in range(count + 1)]
         assert flight.report is not None
         split = _Split(flight.report, outcome, self._clock() - flight.started, count)
-        self._parts.extend((waiting[start:end], split) for start, end in pairwise(edges))
+        parts = self._shadow_parts if flight.shadow else self._parts
+        parts.extend((waiting[start:end], split) for start, end in pairwise(edges))
         flight.rows = []
         flight.report = None
         self.splits += 1
@@ -523,28 +540,37 @@ class MicroBatcher:
             flight.timer.cancel()
         if outcome is not Outcome.SUCCESS:
             for row in flight.rows:
-                _resolve(row, outcome)
+                row.resolve(outcome)
         if flight.abandoned:
             self._abandoned -= 1
         else:
-            self._active -= 1
+            self._count(flight, -1)
             seconds = self._clock() - flight.started
             self.batch_times.observe(seconds)
             if seconds > self._settings.min_patience_seconds:
                 seconds -= self._stalled_seconds(flight.started)
             if outcome is Outcome.SUCCESS:
                 self.batches += 1
-                self._latency.add(seconds)
-                self._slots.landed(len(flight.rows), bool(self._live), self._clock())
-                self._row_limit.landed(len(flight.rows), seconds)
+                if not flight.shadow:  # what a block takes says nothing about an order's row
+                    self._latency.add(seconds)
+                    self._row_limit.landed(len(flight.rows), seconds)
             if flight.report is not None:
                 flight.report(outcome, seconds)
         self._schedule_pump(asyncio.get_running_loop())
+
+    def _count(self, flight: _Flight, change: int) -> None:
+        """Counts a batch that leaves or ends."""
+        if flight.shadow:
+            self._shadow_active += change
+        else:
+            self._active += change
 
     def _watch(self, flight: _Flight) -> None:
         """Sets the time at which a batch is given up."""
         settings = self._settings
         patience = min(settings.max_patience_seconds, max(settings.min_patience_seconds, 4 * self._latency.p95))
+        if flight.shadow:
+            patience = settings.shadow_patience_seconds
         due = self._clock() + patience
         flight.timer = asyncio.get_running_loop().call_at(due, self._abandon, flight, due)
 
@@ -555,32 +581,15 @@ class MicroBatcher:
             self._watch(flight)
             return
         flight.abandoned = True
-        self._active -= 1
+        self._count(flight, -1)
         self._abandoned += 1
         seconds = self._clock() - flight.started
         self.batch_times.observe(seconds)
-        # Its true time is longer, but this much makes the next batch's patience grow with a replica that became slow.
-        self._latency.add(seconds)
+        if not flight.shadow:
+            # Its true time is longer, but this much makes the next batch's patience grow with a slow replica.
+            self._latency.add(seconds)
         for row in flight.rows:
-            _resolve(row, Outcome.TIMEOUT)
+            row.resolve(Outcome.TIMEOUT)
         if flight.report is not None:
             flight.report(Outcome.TIMEOUT, seconds)
         self._schedule_pump(asyncio.get_running_loop())
-
-
-def _is_worth_sending(row: _Row, earliest_useful: float) -> bool:
-    """True when a caller waits for the row and can still get a score in time; resolves it to TIMEOUT if not."""
-    if row.future.done():
-        return False
-    if row.deadline < earliest_useful:
-        _resolve(row, Outcome.TIMEOUT)
-        return False
-    return True
-
-
-def _resolve(row: _Row, result: Result) -> bool:
-    """Resolves a row; False when its caller has gone or its time was up."""
-    if row.future.done():
-        return False
-    row.future.set_result(result)
-    return True

@@ -13,9 +13,9 @@ from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.inference.attempt import settle
 from server.inference.attempt_span import attempt_span
-from server.inference.batcher import Result, Scored
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
+from server.inference.rows import Result, Scored
 from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:

@@ -30,7 +30,6 @@ REPLICA_DISPLACED_ROWS: Final = Counter(
 REPLICA_IN_FLIGHT: Final = Gauge(
     "pretrade_replica_in_flight", "Batches in flight, abandoned ones included.", ("replica",)
 )
-REPLICA_SLOTS: Final = Gauge("pretrade_replica_slots", "Batches that may be in flight at once now.", ("replica",))
 REPLICA_ROW_LIMIT: Final = Gauge("pretrade_replica_row_limit", "Rows that a batch may have now.", ("replica",))
 REPLICA_ABANDONED: Final = Gauge(
     "pretrade_replica_abandoned", "Batches given up whose answer may still come.", ("replica",)
@@ -66,7 +65,6 @@ def of_replicas(replicas: Sequence[Replica]) -> Iterator[Metric]:
     splits = REPLICA_SPLITS.family()
     displaced = REPLICA_DISPLACED_ROWS.family()
     in_flight = REPLICA_IN_FLIGHT.family()
-    slots = REPLICA_SLOTS.family()
     row_limit = REPLICA_ROW_LIMIT.family()
     abandoned = REPLICA_ABANDONED.family()
     queued = REPLICA_QUEUED_ROWS.family()
@@ -89,7 +87,6 @@ def of_replicas(replicas: Sequence[Replica]) -> Iterator[Metric]:
         splits.add_metric(name, replica.batcher.splits)
         displaced.add_metric(name, replica.batcher.displaced)
         in_flight.add_metric(name, replica.batcher.in_flight)
-        slots.add_metric(name, replica.batcher.slots)
         row_limit.add_metric(name, replica.batcher.row_limit)
         abandoned.add_metric(name, replica.batcher.abandoned)
         queued.add_metric(name, replica.batcher.queued)
@@ -106,7 +103,6 @@ def of_replicas(replicas: Sequence[Replica]) -> Iterator[Metric]:
         splits,
         displaced,
         in_flight,
-        slots,
         row_limit,
         abandoned,
         queued,

@@ -1,107 +1,52 @@
-"""How much to send to a replica at once, learnt from how it answers: batches in flight, and rows in a batch."""
+"""When a batch leaves for a replica, and how many rows it may have: learnt from how callers and replica answer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
-_EPOCH_SECONDS: Final = 0.5
-_MIN_BATCHES: Final = 20
-"""Fewer in an epoch say nothing about what the replica could do."""
-_SATURATED_SHARE: Final = 0.8
-"""Of an epoch's batches that left others waiting when they came back: then the slots are what holds the rows up."""
-_PAIRS: Final = 4
-"""Epochs with the best number and with another one, in turn, before the two are compared."""
-_REST_SECONDS: Final = 10.0
-"""Between two comparisons."""
-_GAIN: Final = 1.05
-"""The gain that justifies one more slot. One slot less wins unless it costs that much, because fuller batches are
-cheaper."""
+HOLD_SECONDS: Final = 0.004
+"""The longest that a row waits for others while the replica is free."""
+_MOST_AWAITED: Final = 32
+"""A batch of so many rows is worth its call; no more are waited for."""
+_LARGEST_SHARE: Final = 0.5
+"""Of the orders under way. The other half is elsewhere in the server, or with its callers."""
+_SMALLEST_SHARE: Final = 2**-10
 
 
-class SlotSearch:
-    """How many batches may be in flight to one replica: as many as make it score more rows a second.
+class Departure:
+    """Whether the rows that wait for a free replica leave, or wait for others that are about to come.
 
-    A replica with cores of its own takes the next batch while one is under way; one that shares them takes twice as
-    long for two. Which it is shows only while rows wait for a slot. Then another number is tried in turn with the best
-    one so far, half a second each, and the two are compared; without rows waiting it stays at the number to start with,
-    which a lone row profits from.
+    A call costs a model server as much as the scoring of several hundred rows. While many orders are under way, rows
+    therefore wait until half as many are here, or 32; a row waits 4 ms at most. An order that is alone in the server
+    waits for nothing, since half of one is less than a row.
+
+    Not every order under way asks this replica: a canary gets its share of them, a secondary only what the primary did
+    not answer. The share that is waited for is therefore learnt. It is halved whenever rows have waited in vain, and
+    doubled when twice as many have come as were waited for.
 
     Args:
-        start: Slots to start with.
-        most: Never more; `start` for a fixed number.
-        now: Monotonic seconds.
+        under_way: Orders that this server is deciding now.
     """
 
-    def __init__(self, start: int, most: int, now: float) -> None:
-        self.limit = start
-        """Batches that may be in flight now."""
-        self._start = start
-        self._most = max(start, most)
-        self._fixed = most <= start
-        self._best = start
-        self._step = 1
-        self._rates: list[float] = []
-        """Rows a second of the comparison under way: the best number's, then the other one's, and so on."""
-        self._rest_until = now
-        self._begin(now)
+    def __init__(self, under_way: Callable[[], int]) -> None:
+        self._under_way = under_way
+        self._share = _LARGEST_SHARE
 
-    def landed(self, rows: int, others_wait: bool, now: float) -> None:
-        """Counts a batch that came back.
+    @property
+    def awaited(self) -> float:
+        """Rows that are enough for a batch at this moment."""
+        return min(_MOST_AWAITED, self._share * self._under_way())
 
-        Args:
-            rows: Its rows.
-            others_wait: True when rows wait for its slot.
-            now: Monotonic seconds.
-        """
-        if self._fixed:
-            return
-        self._rows += rows
-        self._batches += 1
-        self._waited += others_wait
-        if now - self._began >= _EPOCH_SECONDS:
-            self._end_epoch(now)
+    def left(self, rows: int) -> None:
+        """Learns from a batch of so many rows that leaves."""
+        if self._share < _LARGEST_SHARE and rows >= 2 * self.awaited:
+            self._share *= 2
 
-    def _begin(self, now: float) -> None:
-        self._began = now
-        self._rows = self._batches = self._waited = 0
-
-    def _end_epoch(self, now: float) -> None:
-        rate = self._rows / (now - self._began)
-        saturated = self._batches >= _MIN_BATCHES and self._waited >= _SATURATED_SHARE * self._batches
-        self._begin(now)
-        if not saturated:
-            self._rates.clear()
-            self.limit = self._start
-        elif now < self._rest_until:
-            self.limit = self._best
-        else:
-            self._compare(rate, now)
-
-    def _compare(self, rate: float, now: float) -> None:
-        """Takes the rate of the number that was in force, and puts the other one in force."""
-        other = self._candidate()
-        if not self._rates and self.limit != self._best:
-            self.limit = self._best  # a comparison begins with the best one
-            return
-        self._rates.append(rate)
-        if len(self._rates) < 2 * _PAIRS:
-            self.limit = other if len(self._rates) % 2 else self._best
-            return
-        was, would_be = sum(self._rates[::2]), sum(self._rates[1::2])
-        if would_be >= (was * _GAIN if other > self._best else was / _GAIN):
-            self._best = other
-        else:
-            self._step = -self._step
-        self._rates.clear()
-        self._rest_until = now + _REST_SECONDS
-        self.limit = self._best
-
-    def _candidate(self) -> int:
-        """The number to compare the best one with: its neighbour on the side that is looked at."""
-        if not 1 <= self._best + self._step <= self._most:
-            self._step = -self._step
-        return self._best + self._step
+    def waited_in_vain(self) -> None:
+        """Learns that too few rows came in all the time that they were waited for."""
+        self._share = max(self._share / 2, _SMALLEST_SHARE)
 
 
 class RowLimit:

@@ -105,6 +105,7 @@ class Replica:
         clock: Monotonic seconds, the event loop's own.
         random: Uniform in [0, 1).
         stalled_seconds: How long the event loop stood still since an instant; no fault of the replica.
+        under_way: Orders that the server is deciding now; rows of theirs are waited for.
         codec: The server's protocol.
         token: What it wants to be shown; None for nothing.
         tls: Opens connections, where these are to be TLS.
@@ -122,6 +123,7 @@ class Replica:
         clock: Callable[[], float],
         random: Callable[[], float],
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
+        under_way: Callable[[], int] = lambda: 0,
         codec: Codec = TORCHSERVE,
         token: ReplicaToken | None = None,
         open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel,
@@ -143,7 +145,9 @@ class Replica:
         """Channels that nothing new is sent on; what is under way ends there."""
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
         self.breaker = Breaker(name, limits.breaker, clock, random, self._on_transition)
-        self.batcher = MicroBatcher(self._score, self._begin, self.latency, limits.batcher, clock, stalled_seconds)
+        self.batcher = MicroBatcher(
+            self._score, self._begin, self.latency, limits.batcher, clock, stalled_seconds, under_way
+        )
         self._stalled_seconds = stalled_seconds
         self.model: ModelIdentity | None = None
         """The model of the last sound answer; None before the first."""
@@ -231,16 +235,17 @@ class Replica:
             metadata = (*metadata, ("traceparent", traceparent))
         return metadata or None
 
-    def _begin(self, from_caller: bool) -> Report:
+    def _begin(self, from_caller: bool, shadow: bool) -> Report:
         """Starts the account of one batch: its outcome counts for the breaker generation it left in.
 
-        A failure that a row with a caller's own features may have caused is not reported to what compares models.
+        A failure that a row with a caller's own features may have caused is not reported to what compares models. To
+        the breaker no batch of shadow rows is slow: it is large, and no caller waits for it.
         """
         generation = self.breaker.generation
 
         def report(outcome: Outcome, seconds: float) -> None:
             self.outcomes[outcome] += 1
-            self.breaker.record(outcome, seconds, generation)
+            self.breaker.record(outcome, 0.0 if shadow else seconds, generation)
             if not (from_caller and outcome in BLAMES_CONTENT):
                 for listener in self._batch_listeners:
                     listener(outcome, seconds)

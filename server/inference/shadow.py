@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.order import CHAMPION_SOURCES
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.batcher import Result, Scored
+from server.inference.rows import Result, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
@@ -142,42 +141,82 @@ class Shadow:
         if not replica.available:
             self.refused += 1
             return
-        future = replica.batcher.submit_shadow(case.row(), case.from_caller)
-        if future is None:
+        mirrored = _Mirrored(self._compare, case, decision_id, decided, challenger_decided, seconds)
+        if not replica.batcher.submit_shadow(mirrored, case.row(), case.from_caller):
             self.shed += 1
+
+    def _compare(self, row: _Mirrored, result: Result) -> None:
+        """Compares what a model says of a row with what was decided."""
+        if not isinstance(result, Scored):
+            self.failed += 1
             return
-        order, mid = case.order, case.mid
-        sequence = None if case.from_caller or case.snapshot is None else case.snapshot.sequence
-
-        def compare(done: asyncio.Future[Result]) -> None:
-            if done.cancelled():
-                return
-            result = done.result()
-            if not isinstance(result, Scored):
-                self.failed += 1
-                return
-            if decided is None:
-                self.uncompared += 1
-                return
-            other = Opinion(result.model.version, result.score, result.model.threshold)
-            if other.trades == decided.trades:
-                self.agreed += 1
-            else:
-                self.disagreed += 1
-            champion, challenger = (other, decided) if challenger_decided else (decided, other)
-            took = seconds if challenger_decided else result.batch_seconds
-            self._observe(
-                Pair(
-                    decision_id,
-                    order.instrument,
-                    order.side,
-                    mid,
-                    champion,
-                    challenger,
-                    challenger_decided,
-                    took,
-                    sequence,
-                )
+        decided = row.decided
+        if decided is None:
+            self.uncompared += 1
+            return
+        other = Opinion(result.model.version, result.score, result.model.threshold)
+        if other.trades == decided.trades:
+            self.agreed += 1
+        else:
+            self.disagreed += 1
+        champion, challenger = (other, decided) if row.challenger_decided else (decided, other)
+        self._observe(
+            Pair(
+                row.decision_id,
+                row.instrument,
+                row.side,
+                row.mid,
+                champion,
+                challenger,
+                row.challenger_decided,
+                row.seconds if row.challenger_decided else result.batch_seconds,
+                row.sequence,
             )
+        )
 
-        future.add_done_callback(compare)
+
+class _Mirrored:
+    """What a comparison needs of a decision, until the row's score is here. It is the row's `Taker`."""
+
+    __slots__ = (
+        "challenger_decided",
+        "compare",
+        "decided",
+        "decision_id",
+        "instrument",
+        "is_done",
+        "mid",
+        "seconds",
+        "sequence",
+        "side",
+    )
+
+    def __init__(
+        self,
+        compare: Callable[[_Mirrored, Result], None],
+        case: Case,
+        decision_id: str,
+        decided: Opinion | None,
+        challenger_decided: bool,
+        seconds: float,
+    ) -> None:
+        self.compare = compare
+        self.decision_id = decision_id
+        self.decided = decided
+        self.challenger_decided = challenger_decided
+        self.seconds = seconds
+        # Not the case itself: thousands of rows wait for their block.
+        self.instrument = case.order.instrument
+        self.side = case.order.side
+        self.mid = case.mid
+        self.sequence = None if case.from_caller or case.snapshot is None else case.snapshot.sequence
+        self.is_done = False
+
+    def done(self) -> bool:
+        """True when it has its result."""
+        return self.is_done
+
+    def set_result(self, result: Result) -> None:
+        """Compares."""
+        self.is_done = True
+        self.compare(self, result)

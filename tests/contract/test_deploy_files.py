@@ -297,6 +297,16 @@ def test_decisions_go_before_features_and_both_before_a_model_on_trial(objects: 
     assert order["ingest"] > order["challenger-torchserve"] > 0
 
 
+def test_a_node_whose_cores_are_all_in_use_gives_a_model_on_trial_less(objects: list[Object]) -> None:
+    if not of_kind(objects, "HorizontalPodAutoscaler"):
+        return  # the overlay for a laptop, where no pod reserves more than a tenth of a core
+    cores = {
+        name: container_of(workloads(objects)[name])["resources"]["requests"]["cpu"]
+        for name in ("challenger-torchserve", "secondary-torchserve")
+    }
+    assert cores == {"challenger-torchserve": "500m", "secondary-torchserve": "2"}
+
+
 def test_the_autoscalers_go_by_metrics_that_exist_and_nobody_contradicts_them(objects: list[Object]) -> None:
     scalers = of_kind(objects, "HorizontalPodAutoscaler")
     if not scalers:

@@ -31,12 +31,13 @@ from local.stack.ports import free_ports
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.batcher import BatcherSettings, Scored
+from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.codec import TORCHSERVE, Codec
 from server.inference.oip import ModelDescription, OpenInference, OpenInferenceSettings
 from server.inference.outcome import BatchFailedError, Outcome
 from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
+from server.inference.rows import Scored
 from server.rpc.decision import MAX_BATCH
 from torchserve.dataset import collect
 from torchserve.handler import ModelHandler

@@ -10,8 +10,8 @@ import grpc.aio
 from support.scripted_peer import scored
 
 from pretrade.wire.torchserve import inference_pb2, inference_pb2_grpc
-from server.inference.batcher import Scored
 from server.inference.replica import Replica, ReplicaLimits
+from server.inference.rows import Scored
 from server.inference.wire import ROW_BYTES
 
 PARENTS = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2, 3)]

@@ -339,7 +339,8 @@ async def test_a_bad_canary_is_out_within_seconds_in_every_process(script: Scrip
         started, ended = w.events()
         assert (started.event, ended.event, ended.author) == ("started", "rolled_back", "server")
         assert {check.name for check in ended.checks if check.verdict == "worse"} & guilty
-        assert ended.orders == len(w.one.rollout.affected) == w.one.rollout.decisions
+        assert 0 <= w.one.rollout.decisions - ended.orders <= 2, "only those that it was asked for at that moment"
+        assert len(w.one.rollout.affected) == w.one.rollout.decisions
         answered_before = w.one.rollout.decisions
         await asyncio.sleep(30)
         assert w.state() == "rolled_back", "nobody but an operator begins again"

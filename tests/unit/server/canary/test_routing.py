@@ -19,11 +19,12 @@ from server.canary.burn import Objective, SloSettings
 from server.canary.evidence import FirstAttempt, Side
 from server.canary.plan import Canary
 from server.canary.routing import CanaryRouting
-from server.inference.batcher import BatcherSettings, Lane
+from server.inference.batcher import BatcherSettings
 from server.inference.breaker import Mode
 from server.inference.champion import Champion
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
+from server.inference.rows import Lane
 
 VERSION, OTHER = "bb" * 8, "cc" * 8
 CANARY = Canary.start("one", VERSION, "aa" * 8, (1.0,), "ann", "better", now=0.0)
@@ -236,7 +237,7 @@ async def test_an_order_without_features_is_nobodys_business() -> None:
 async def test_its_orders_leave_before_shadow_rows() -> None:
     async with desk(answers(0.75, version=VERSION)) as d:
         for _ in range(1_000):
-            d.canary.batcher.submit_shadow(bytes(100))
+            d.canary.batcher.submit_shadow(asyncio.get_running_loop().create_future(), bytes(100))
         case = d.case()
         answer = await d.routing.answer(case)
         assert answer is not None

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.virtual_time import VirtualTimeLoop
 
-from server.inference.batcher import BatcherSettings, Lane, MicroBatcher, Report, Result, Scored
+from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.rows import Lane, Result, Scored
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.timing.latency import LatencyWindow
 
@@ -45,6 +46,8 @@ class ModelServer:
         self.reports: list[tuple[Outcome, float]] = []
         self.from_callers: list[bool] = []
         """Whether a caller brought a row of the batch, a batch each."""
+        self.shadows: list[bool] = []
+        """Whether the batch held shadow rows, a batch each."""
 
     async def send(self, rows: list[bytes], traceparent: str) -> ScoreBatch:
         call = Call(rows)
@@ -56,8 +59,9 @@ class ModelServer:
         """Outcomes of the batches that have ended, in order."""
         return [outcome for outcome, _ in self.reports]
 
-    def begin(self, from_caller: bool) -> Report:
+    def begin(self, from_caller: bool, shadow: bool) -> Report:
         self.from_callers.append(from_caller)
+        self.shadows.append(shadow)
         return lambda outcome, seconds: self.reports.append((outcome, seconds))
 
 
@@ -70,12 +74,26 @@ class Bench:
         self.loop = loop
         self.server = ModelServer()
         self.latency = LatencyWindow(loop.time, prior_seconds=0.001)
-        self.batcher = MicroBatcher(self.server.send, self.server.begin, self.latency, batcher_settings, loop.time)
+        self.under_way = 0
+        """Orders that the server says it is deciding."""
+        self.batcher = MicroBatcher(
+            self.server.send,
+            self.server.begin,
+            self.latency,
+            batcher_settings,
+            loop.time,
+            under_way=lambda: self.under_way,
+        )
         self.problems: list[str] = []
         loop.set_exception_handler(lambda _loop, context: self.problems.append(context["message"]))
 
     def submit(self, number: int, timeout_seconds: float = 0.05, lane: Lane = Lane.LIVE) -> asyncio.Future[Result]:
         return self.batcher.submit(payload(number), self.loop.time() + timeout_seconds, lane)
+
+    def submit_shadow(self, number: int, from_caller: bool = False) -> asyncio.Future[Result] | None:
+        """The shadow row's future; None when it was shed."""
+        future: asyncio.Future[Result] = self.loop.create_future()
+        return future if self.batcher.submit_shadow(future, payload(number), from_caller) else None
 
     async def calls(self, number: int) -> list[Call]:
         """The calls so far, once there are as many and everything that can happen now has happened."""
@@ -139,6 +157,101 @@ async def test_rows_of_one_turn_of_the_event_loop_leave_together_and_at_once() -
         assert len(call.rows) == 3
         call.answer_each_its_own()
         await asyncio.gather(*rows)
+
+
+async def test_rows_are_waited_for_until_half_as_many_are_here_as_orders_are_under_way() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 8
+        started = b.loop.time()
+        for number in range(3):
+            b.submit(number)
+        await b.calls(0)
+        await asyncio.sleep(0.002)
+        b.submit(3)
+        (call,) = await b.calls(1)
+        assert len(call.rows) == 4
+        assert b.loop.time() - started == pytest.approx(0.002)
+
+
+async def test_no_more_rows_are_waited_for_than_make_a_full_batch_worth_its_call() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 1_000
+        for number in range(31):
+            b.submit(number)
+        await b.calls(0)
+        b.submit(31)
+        (call,) = await b.calls(1)
+        assert len(call.rows) == 32
+
+
+async def test_an_order_that_is_alone_in_the_server_waits_for_nothing() -> None:
+    async with bench(BatcherSettings()) as b:
+        for under_way in (1, 2):
+            b.under_way = under_way
+            b.submit(under_way)
+            calls = await b.calls(under_way)
+            calls[-1].answer_each_its_own()
+            await settle()
+
+
+async def test_a_row_waits_for_others_four_milliseconds_at_most_and_less_when_they_do_not_come() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        for number in range(6):
+            b.submit(number)
+            if number < 3:  # eight rows are waited for, four, and two
+                await asyncio.sleep(0.0035)
+                await b.calls(number)
+                await asyncio.sleep(0.001)
+            (*_, alone) = await b.calls(number + 1)
+            alone.answer_each_its_own()
+            await settle()
+        # Rows that came together show that others are about to come again.
+        for number in range(8):
+            b.submit(number)
+        (*_, many) = await b.calls(7)
+        many.answer_each_its_own()
+        await settle()
+        b.submit(0)
+        await b.calls(7)
+        b.submit(1)
+        await b.calls(8)
+
+
+async def test_the_time_that_rows_have_waited_for_a_slot_counts() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.submit(0)
+        (first,) = await b.calls(1)
+        b.under_way = 16
+        b.submit(1)
+        await asyncio.sleep(0.005)
+        first.answer_each_its_own()
+        assert (await b.calls(2))[1].rows == [payload(1)]
+
+
+async def test_a_row_that_would_be_late_is_not_made_to_wait() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        b.submit(1, timeout_seconds=0.002)
+        await b.calls(1)
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        b.submit(1)
+        await b.calls(0)
+        b.submit(2, timeout_seconds=0.002)
+        (call,) = await b.calls(1)
+        assert len(call.rows) == 2
+
+
+async def test_closing_while_rows_wait_for_others_answers_them() -> None:
+    async with bench(BatcherSettings()) as b:
+        b.under_way = 16
+        row = b.submit(1)
+        await b.calls(0)
+        await b.batcher.close()
+        assert row.result() is Outcome.OVERLOAD
+        await asyncio.sleep(0.01)
+        await b.calls(0)
 
 
 async def test_as_many_batches_fly_as_there_are_slots() -> None:
@@ -222,13 +335,16 @@ async def test_a_cancelled_row_leaves_the_queue() -> None:
     poison=st.sets(st.integers(0, 29), max_size=5),
     slots=st.integers(1, 3),
     answer_every=st.integers(1, 4),
+    under_way=st.sampled_from((0, 6, 64)),
 )
 @pytest.mark.fault("E5", "Any number of callers leave a micro-batch", "Every other caller gets its own answer.")
 async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_answer(
-    rows: list[tuple[int, int | None]], poison: set[int], slots: int, answer_every: int
+    rows: list[tuple[int, int | None]], poison: set[int], slots: int, answer_every: int, under_way: int
 ) -> None:
     """`rows` holds (step of arrival, steps until cancelled or None) for each caller; on some the model fails."""
-    async with bench(BatcherSettings(slots=slots, max_rows=3, max_in_flight=8)) as b:
+    patient = BatcherSettings(slots=slots, max_rows=3, max_in_flight=8, min_patience_seconds=9, max_patience_seconds=9)
+    async with bench(patient) as b:
+        b.under_way = under_way
         waiting: dict[int, asyncio.Future[Result]] = {}
         answered = 0
         for step in range(33):
@@ -241,11 +357,11 @@ async def test_any_subset_may_cancel_at_any_moment_and_every_other_gets_its_own_
             if step % answer_every == 0 and answered < len(b.server.calls):
                 fail_if_poisoned(b.server.calls[answered], poison)
                 answered += 1
-        await settle()
+        await asyncio.sleep(0.005)  # rows that wait for others leave
         while answered < len(b.server.calls):
             fail_if_poisoned(b.server.calls[answered], poison)
             answered += 1
-            await settle()
+            await asyncio.sleep(0.005)
         for number, (_, leaves_after) in enumerate(rows):
             expected = Outcome.MODEL_ERROR if number in poison else scored(number)
             assert (leaves_after is not None and waiting[number].cancelled()) or waiting[number].result() == expected
@@ -429,8 +545,8 @@ async def test_a_part_that_does_not_come_back_holds_up_neither_its_mates_nor_the
 
 
 async def test_shadow_rows_are_split_as_well_so_that_one_order_cannot_spoil_the_comparison() -> None:
-    async with bench(BatcherSettings(max_rows=3)) as b:
-        rows = [b.batcher.submit_shadow(payload(number)) for number in range(3)]
+    async with bench(BatcherSettings(max_shadow_rows=3)) as b:
+        rows = [b.submit_shadow(number) for number in range(3)]
         await answer_all(b, {1})
         results = [row.result() for row in rows if row is not None]
         assert results == [scored(0), Outcome.MODEL_ERROR, scored(2)]
@@ -505,25 +621,35 @@ async def test_a_standstill_of_our_own_event_loop_is_not_the_replicas_fault() ->
 async def test_shadow_rows_leave_only_when_no_live_row_waits() -> None:
     async with bench(BatcherSettings(slots=1, shadow_linger_seconds=0.001)) as b:
         b.submit(1)
-        (call,) = await b.calls(1)
-        shadow = b.batcher.submit_shadow(payload(2))
+        (first,) = await b.calls(1)
+        b.submit(2)
+        shadow = b.submit_shadow(3)
         await asyncio.sleep(0.002)
-        b.submit(3)
-        call.answer_each_its_own()
-        _, second = await b.calls(2)
-        assert second.rows == [payload(3)]
-        second.answer_each_its_own()
-        *_, third = await b.calls(3)
-        assert third.rows == [payload(2)]
+        await b.calls(1)
+        first.answer_each_its_own()
+        _, second, third = await b.calls(3)
+        assert second.rows == [payload(2)]
+        assert third.rows == [payload(3)], "behind the live row, in a batch of its own"
         third.answer_each_its_own()
         assert shadow is not None
-        assert await shadow == scored(2)
+        assert await shadow == scored(3)
+
+
+async def test_shadow_rows_take_no_slot_of_those_that_callers_wait_for() -> None:
+    async with bench(BatcherSettings(slots=1, max_shadow_rows=1)) as b:
+        b.submit_shadow(1)
+        await b.calls(1)
+        b.submit(2)
+        await b.calls(2)
+        b.submit_shadow(3)
+        assert [call.rows for call in await b.calls(2)] == [[payload(1)], [payload(2)]], "one shadow batch at a time"
+        assert b.batcher.in_flight == 2
 
 
 async def test_shadow_rows_gather_before_they_leave_in_one_batch() -> None:
     async with bench(BatcherSettings(shadow_linger_seconds=0.05)) as b:
         for number in range(3):
-            b.batcher.submit_shadow(payload(number))
+            b.submit_shadow(number)
             await asyncio.sleep(0.01)
         await b.calls(0)
         await asyncio.sleep(0.03)
@@ -531,19 +657,79 @@ async def test_shadow_rows_gather_before_they_leave_in_one_batch() -> None:
         assert call.rows == [payload(0), payload(1), payload(2)]
 
 
-async def test_a_full_batch_of_shadow_rows_does_not_linger() -> None:
-    async with bench(BatcherSettings(max_rows=2, shadow_linger_seconds=10)) as b:
-        b.batcher.submit_shadow(payload(0))
-        b.batcher.submit_shadow(payload(1))
+async def test_a_full_block_of_shadow_rows_does_not_linger_and_the_rest_gathers_anew() -> None:
+    async with bench(BatcherSettings(max_rows=2, max_shadow_rows=4, shadow_linger_seconds=10)) as b:
+        for number in range(5):
+            b.submit_shadow(number)
         (call,) = await b.calls(1)
-        assert call.rows == [payload(0), payload(1)]
+        assert call.rows == [payload(number) for number in range(4)], "more than a batch of orders may have"
+        call.answer_each_its_own()
+        await b.calls(1)
+        await asyncio.sleep(9.9)
+        await b.calls(1)
+        await asyncio.sleep(0.2)
+        assert (await b.calls(2))[1].rows == [payload(4)]
+
+
+async def test_where_orders_ask_lately_a_batch_of_shadow_rows_is_no_larger_than_one_of_orders() -> None:
+    async with bench(BatcherSettings(max_rows=2, max_shadow_rows=4, shadow_linger_seconds=10)) as b:
+        b.submit(0)
+        (call,) = await b.calls(1)
+        call.answer_each_its_own()
+        for number in range(3):
+            b.submit_shadow(number)
+        _, small = await b.calls(2)
+        assert small.rows == [payload(0), payload(1)]
+        small.answer_each_its_own()
+        await asyncio.sleep(1.1)
+        b.submit_shadow(3)
+        b.submit_shadow(4)
+        *_, block = await b.calls(2)
+        b.submit_shadow(5)
+        *_, block = await b.calls(3)
+        assert block.rows == [payload(number) for number in (2, 3, 4, 5)]
+
+
+async def test_a_block_of_scores_is_handed_out_over_several_turns_of_the_event_loop() -> None:
+    async with bench(BatcherSettings(max_shadow_rows=1_024)) as b:
+        rows = [b.submit_shadow(number) for number in range(1_024)]
+        (call,) = await b.calls(1)
+        call.answer_each_its_own()
+        most = scored_before = 0
+        while scored_before < len(rows):
+            await asyncio.sleep(0)
+            now = sum(row is not None and row.done() for row in rows)
+            most, scored_before = max(most, now - scored_before), now
+        assert most <= 64
+        assert [row.result() for row in rows if row is not None] == [scored(number) for number in range(1_024)]
+
+
+async def test_a_block_of_shadow_rows_has_more_time_than_a_batch_that_callers_wait_for() -> None:
+    async with bench(BatcherSettings(max_shadow_rows=2)) as b:
+        before = b.batcher.expected_seconds
+        b.submit_shadow(1)
+        b.submit_shadow(2)
+        (call,) = await b.calls(1)
+        await asyncio.sleep(0.4)
+        assert b.batcher.abandoned == 0
+        call.answer_each_its_own()
+        await settle()
+        assert b.batcher.expected_seconds == before, "what a block takes says nothing about an order's row"
+        late = b.submit_shadow(3)
+        b.submit_shadow(4)
+        await asyncio.sleep(0.6)
+        assert b.batcher.abandoned == 1
+        assert late is not None
+        assert late.result() is Outcome.TIMEOUT
+        assert b.server.outcomes == [Outcome.SUCCESS, Outcome.TIMEOUT]
+        assert b.server.shadows == [True, True]
 
 
 async def test_shadow_rows_beyond_their_bound_are_shed() -> None:
     async with bench(BatcherSettings(slots=1, max_queued_shadow_rows=2)) as b:
         b.submit(1)
         await b.calls(1)
-        queued = [b.batcher.submit_shadow(payload(number)) for number in range(5)]
+        queued = [b.submit_shadow(number) for number in range(5)]
         assert [row is None for row in queued] == [False, False, True, True, True]
         assert b.batcher.shed == 3
 
@@ -552,7 +738,7 @@ async def test_live_rows_leave_before_canary_rows_and_these_before_shadow_rows()
     async with bench(BatcherSettings(slots=1, max_rows=3, shadow_linger_seconds=0.001)) as b:
         b.submit(0)
         (first,) = await b.calls(1)
-        b.batcher.submit_shadow(payload(7))
+        b.submit_shadow(7)
         for number in (1, 2):
             b.submit(number, timeout_seconds=0.02, lane=Lane.CANARY)
         for number in (3, 4):
@@ -562,10 +748,8 @@ async def test_live_rows_leave_before_canary_rows_and_these_before_shadow_rows()
         _, second = await b.calls(2)
         assert second.rows == [payload(3), payload(4), payload(1)]
         second.answer_each_its_own()
-        *_, third = await b.calls(3)
+        *_, third, fourth = await b.calls(4)
         assert third.rows == [payload(2)]
-        third.answer_each_its_own()
-        *_, fourth = await b.calls(4)
         assert fourth.rows == [payload(7)]
 
 
@@ -633,7 +817,7 @@ async def test_closing_answers_every_row_wherever_it_is() -> None:
     async with bench(BatcherSettings(slots=2, max_rows=1)) as b:
         flying = b.submit(1)
         await b.calls(1)
-        shadow = b.batcher.submit_shadow(payload(2))
+        shadow = b.submit_shadow(2)
         # A batch whose call has not taken its first step: departed in this turn, cancelled in the same one.
         just_left, queued = b.submit(3), b.submit(4)
         await asyncio.sleep(0)
@@ -642,7 +826,7 @@ async def test_closing_answers_every_row_wherever_it_is() -> None:
         assert [flying.result(), just_left.result()] == [Outcome.IGNORED] * 2
         assert [queued.result(), shadow.result()] == [Outcome.OVERLOAD] * 2
         assert await b.submit(5) is Outcome.OVERLOAD
-        assert b.batcher.submit_shadow(payload(6)) is None
+        assert b.submit_shadow(6) is None
 
 
 async def test_expected_time_grows_with_the_batches_ahead() -> None:
@@ -672,8 +856,8 @@ async def test_a_batch_says_whether_a_caller_brought_one_of_its_rows() -> None:
             call.answer.set_result([0.5] * len(brought))
             await settle()
         assert b.server.from_callers == [False, True]
-        shadow = b.batcher.submit_shadow(payload(1), from_caller=True)
+        shadow = b.submit_shadow(1, from_caller=True)
         assert shadow is not None
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.3)
         assert b.server.from_callers[-1]
         b.server.calls[-1].answer.set_result([0.5])

@@ -46,7 +46,7 @@ async def test_a_decision_is_compared_with_the_primarys_score(script: Script, fa
     primary = ScriptedReplica("primary", script)
     check = check_of(primary)
     check.sample(new_case(), decided(), "one")
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
     assert counts(check) == {fate: 1}
     await primary.batcher.close()
 
@@ -58,7 +58,7 @@ async def test_disagreements_are_logged_at_most_once_a_minute() -> None:
         for seconds in (0.0, 30.0, 31.0):
             clock.now += seconds
             check.sample(new_case(), decided(), f"after {seconds}")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
     assert [(line["decision_id"], line["times"]) for line in logs if "disagree" in line["event"]] == [
         ("after 0.0", 1),
         ("after 31.0", 3),
@@ -75,7 +75,7 @@ async def test_only_decisions_that_no_replica_was_asked_for_are_compared() -> No
         check.sample(case, decided(), "after the replicas")
     check.sample(new_case(), decided(source=pb.SOURCE_PRIMARY), "the primary's own")
     check_of(primary, share=0.5).sample(new_case(), decided(), "not in the sample")
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
     assert (counts(check), primary.calls) == ({}, 0)
     await primary.batcher.close()
 

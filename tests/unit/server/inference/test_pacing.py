@@ -1,84 +1,43 @@
-"""Slots and rows follow from how a replica answers, in virtual time."""
+"""When a batch leaves, and how many rows it may have, in virtual time."""
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections.abc import Callable
 
-import pytest
-
-from server.inference.pacing import RowLimit, SlotSearch
-
-MOST = 4
-ROWS = 32
+from server.inference.pacing import Departure, RowLimit
 
 
-def drive(
-    search: SlotSearch,
-    batch_seconds: Callable[[int], float],
-    seconds: float,
-    *,
-    began: float = 0.0,
-    others_wait: bool = True,
-) -> list[int]:
-    """Flies batches for so long, as many at once as there are slots; returns the slots at each landing.
-
-    Args:
-        search: Says how many.
-        batch_seconds: Time of a batch that leaves beside so many, itself included.
-        seconds: How long.
-        began: Instant of the beginning.
-        others_wait: Whether rows wait for a slot at every landing.
-    """
-    noise = random.Random(7)
-    landings: list[float] = []
-    seen = []
-    now = began
-    while now < began + seconds:
-        while len(landings) < search.limit:
-            heapq.heappush(landings, now + batch_seconds(len(landings) + 1) * noise.uniform(0.9, 1.1))
-        now = heapq.heappop(landings)
-        search.landed(ROWS, others_wait, now)
-        seen.append(search.limit)
-    return seen
+def test_half_of_the_orders_under_way_are_awaited_but_no_more_than_32() -> None:
+    under_way = 0
+    departure = Departure(lambda: under_way)
+    awaited = {}
+    for under_way in (0, 1, 2, 16, 64, 1_000):
+        awaited[under_way] = departure.awaited
+    assert awaited == {0: 0, 1: 0.5, 2: 1, 16: 8, 64: 32, 1_000: 32}
 
 
-def test_a_replica_that_scores_batches_side_by_side_gets_all_the_slots_there_may_be() -> None:
-    search = SlotSearch(2, MOST, 0.0)
-    drive(search, lambda at_once: 0.005, 60.0)
-    late = drive(search, lambda at_once: 0.005, 60.0, began=60.0)
-    assert sorted(late)[len(late) // 2] == MOST
-    assert max(late) == MOST
+def test_rows_that_do_not_come_are_awaited_less_and_those_that_do_more() -> None:
+    departure = Departure(lambda: 64)
+    for _ in range(5):
+        departure.waited_in_vain()
+        departure.left(1)
+    assert departure.awaited == 1
+    for rows in (1, 2, 2, 4, 8, 16, 32):
+        departure.left(rows)
+    assert departure.awaited == 32
+    departure.left(1_000)
+    assert departure.awaited == 32, "never more than half"
 
 
-def test_a_replica_that_scores_one_batch_after_the_other_gets_one() -> None:
-    search = SlotSearch(2, MOST, 0.0)
-    drive(search, lambda at_once: 0.005 * at_once, 60.0)
-    late = drive(search, lambda at_once: 0.005 * at_once, 60.0, began=60.0)
-    assert sorted(late)[len(late) // 2] == 1
-    assert min(late) == 1
-
-
-def test_a_replica_that_changes_is_found_out() -> None:
-    search = SlotSearch(2, MOST, 0.0)
-    drive(search, lambda at_once: 0.005 * at_once, 60.0)
-    drive(search, lambda at_once: 0.005, 120.0, began=60.0)
-    late = drive(search, lambda at_once: 0.005, 30.0, began=180.0)
-    assert sorted(late)[len(late) // 2] == MOST
-
-
-def test_without_rows_that_wait_the_number_to_start_with_holds() -> None:
-    search = SlotSearch(2, MOST, 0.0)
-    assert set(drive(search, lambda at_once: 0.005 * at_once, 60.0, others_wait=False)) == {2}
-    drive(search, lambda at_once: 0.005 * at_once, 60.0, began=60.0)
-    assert drive(search, lambda at_once: 0.005, 5.0, began=120.0, others_wait=False)[-1] == 2
-
-
-@pytest.mark.parametrize("most", [1, 2])
-def test_a_fixed_number_stays(most: int) -> None:
-    search = SlotSearch(2, most, 0.0)
-    assert set(drive(search, lambda at_once: 0.005, 60.0)) == {2}
+def test_single_rows_of_a_replica_that_gets_few_of_the_orders_are_not_made_to_wait_again_and_again() -> None:
+    departure = Departure(lambda: 64)
+    waits = 0
+    for _ in range(1_000):
+        if departure.awaited > 1:
+            waits += 1
+            departure.waited_in_vain()
+        departure.left(1)
+    assert waits == 5
 
 
 def test_a_batch_gets_the_rows_that_fit_into_the_wanted_time() -> None:

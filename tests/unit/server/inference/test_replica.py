@@ -11,9 +11,9 @@ import pytest
 from support.scripted_replica import Script, ScriptedReplica, answers, fails, hangs
 from support.virtual_time import until
 
-from server.inference.batcher import Scored
 from server.inference.breaker import BreakerSettings, State
 from server.inference.outcome import BatchFailedError, Outcome
+from server.inference.rows import Scored
 from server.inference.wire import ModelIdentity, ScoreBatch
 
 BREAKER = BreakerSettings(consecutive_failures=3)
@@ -132,11 +132,24 @@ async def test_a_replica_that_grew_slow_is_probed_until_it_is_out_or_sound_thoug
     async with probed(answers(0.5)) as replica:
         await replica.proven.wait()
         replica.script = answers(0.5, after_seconds=BREAKER.slow_seconds * 2)
-        report = replica._begin(from_caller=False)
+        report = replica._begin(from_caller=False, shadow=False)
         slow_at = asyncio.get_running_loop().time()
         report(Outcome.SUCCESS, BREAKER.slow_seconds)
         await until(lambda: not replica.available)
         assert asyncio.get_running_loop().time() - slow_at < 0.5, "the regular probes alone take seconds"
+
+
+async def test_a_block_of_shadow_rows_is_never_slow_to_the_breaker_but_what_compares_models_hears_its_time() -> None:
+    replica = ScriptedReplica("challenger", answers(0.5), breaker_settings=BREAKER)
+    heard: list[float] = []
+    replica.on_batch(lambda outcome, seconds: heard.append(seconds))
+    for _ in range(BREAKER.consecutive_failures):
+        replica._begin(from_caller=False, shadow=True)(Outcome.SUCCESS, BREAKER.slow_seconds)
+    assert replica.available
+    assert heard == [BREAKER.slow_seconds] * BREAKER.consecutive_failures
+    for _ in range(BREAKER.consecutive_failures):
+        replica._begin(from_caller=False, shadow=True)(Outcome.TIMEOUT, 0.5)
+    assert not replica.available, "one that does not answer is out all the same"
 
 
 POISON = b"poison"

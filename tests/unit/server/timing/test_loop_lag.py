@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 
 from support.scripted_replica import ScriptedReplica, answers
 
-from server.inference.batcher import BatcherSettings, Scored
+from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.outcome import Outcome
+from server.inference.rows import Scored
 from server.timing.loop_lag import LoopLag
 
 

@@ -1,0 +1,80 @@
+"""The rows that no caller waits for, until they leave in one large block."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.inference.rows import Row
+
+
+class ShadowQueue:
+    """Gathers shadow rows, because a call to a model server costs about as much as the scoring of a thousand rows.
+
+    They are due when as many are here as fit into a block, or when the oldest has waited for the linger time.
+
+    Args:
+        bound: Most rows; more are shed.
+        linger_seconds: How long the oldest row waits for others.
+        release: Called when the rows become due because of their age.
+    """
+
+    def __init__(self, bound: int, linger_seconds: float, release: Callable[[], None]) -> None:
+        self._bound = bound
+        self._linger_seconds = linger_seconds
+        self._release = release
+        self._rows: deque[Row] = deque()
+        self._old = False
+        """True when the oldest row has waited for the linger time."""
+        self._timer: asyncio.TimerHandle | None = None
+        self.shed = 0
+        """Rows dropped because there were too many."""
+
+    def __len__(self) -> int:
+        """Rows that wait."""
+        return len(self._rows)
+
+    def add(self, row: Row) -> bool:
+        """Takes a row; False when it is shed."""
+        if len(self._rows) >= self._bound:
+            self.shed += 1
+            return False
+        self._rows.append(row)
+        self._set_timer()
+        return True
+
+    def is_due(self, block: int) -> bool:
+        """True when a block of so many rows may leave."""
+        return len(self._rows) >= block or self._old
+
+    def take(self, block: int) -> list[Row]:
+        """The next block, of at most so many rows. Those that stay gather anew."""
+        rows = [self._rows.popleft() for _ in range(min(block, len(self._rows)))]
+        self._old = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._rows:
+            self._set_timer()
+        return rows
+
+    def clear(self) -> list[Row]:
+        """Gives up all rows and returns them."""
+        rows = list(self._rows)
+        self._rows.clear()
+        self._old = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return rows
+
+    def _set_timer(self) -> None:
+        if self._timer is None and not self._old:
+            self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self._grow_old)
+
+    def _grow_old(self) -> None:
+        self._timer, self._old = None, True
+        self._release()
