@@ -36,7 +36,7 @@ from server.errors import DeadlineError, InternalError, JournalUnwritableError
 from server.journal import reply_status
 from server.journal.journal import Durability, Journal, JournalSettings, settle_what_was_left
 from server.journal.journal_file import JournalReader
-from server.journal.reply_status import REPLIED, UNSETTLED, WITHDRAWN, Statuses
+from server.journal.reply_status import AS_DECIDED, REPLIED, UNSETTLED, WITHDRAWN, Reply, Statuses
 
 CANCELLED = "reply_unconfirmed:cancelled"
 DEADLINE = "reply_unconfirmed:deadline"
@@ -564,16 +564,17 @@ def test_what_repeats_heard_holds_over_the_first_reply_and_withdrawn_over_all(en
     """As three journals may hold it, read in any order."""
     said = {
         "cancelled": reply_status.unconfirmed("d", "cancelled"),
-        "withdrawn": reply_status.unconfirmed("d", "withdrawn"),
+        "withdrawn": reply_status.unconfirmed("d", "withdrawn", pb.ACTION_NO_TRADE, [pb.REASON_CODE_TRADING_HALTED]),
         "heard": reply_status.heard("d"),
     }
     statuses = Statuses()
     for name in entries:
         statuses.add(packet_pb2.JournalEntry.FromString(said[name]))
-    statuses.add_repeats({"d": REPLIED, "e": WITHDRAWN})
-    assert (statuses.of("d"), statuses.of("e"), statuses.of("f")) == (WITHDRAWN, WITHDRAWN, REPLIED)
+    withdrawn = Reply(WITHDRAWN, audit_pb2.HEARD_ACTION_NO_TRADE, (pb.REASON_CODE_TRADING_HALTED,))
+    statuses.add_repeats({"d": AS_DECIDED, "e": withdrawn})
+    assert (statuses.of("d"), statuses.of("e"), statuses.of("f")) == (withdrawn, withdrawn, None)
     two = Statuses()
     for name in entries:
         if name != "withdrawn":
             two.add(packet_pb2.JournalEntry.FromString(said[name]))
-    assert two.of("d") == REPLIED
+    assert two.of("d") == AS_DECIDED
