@@ -236,8 +236,8 @@ def replay(
 def _print_replay(one: Replay, what_if: WhatIf, audited: audit_pb2.AuditedDecision) -> None:
     recorded = one.packet.decision
     score = repr(one.score) if one.score == one.score else "none"
-    title = f"{recorded.decision_id}: {headline(audited)}"
-    table = Table("", "recorded", "replayed", title=title, title_justify="left")
+    typer.echo(f"{recorded.decision_id}: {headline(audited)}")
+    table = Table("", "recorded", "replayed")
     table.add_row("action", _name(pb.Action, recorded.action), _name(pb.Action, one.action))
     table.add_row("score", repr(recorded.score) if recorded.HasField("score") else "none", score)
     table.add_row(

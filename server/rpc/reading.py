@@ -72,7 +72,7 @@ class ReadingServicer:
         self._lookups = Lane(self._query)
         self._watching = Lane(lambda: Journals(task.journal))
         self._comparing = Lane(self._query)
-        self._replays = Lane(lambda: _Replays(self._query(), self._store))
+        self._replays = Lane(lambda: Replays(self._query(), self._store))
         self._explanations = Lane(lambda: _Explanations(self._query(), self._store))
 
     def _query(self) -> AuditQuery:
@@ -133,14 +133,15 @@ class ReadingServicer:
         return await self._comparing.ask(lambda query: _drift(query, self._store, request))
 
 
-class _Replays:
-    """Replays decisions of the audit."""
+class Replays:
+    """Replays decisions of the audit, with the models of a store."""
 
     def __init__(self, query: AuditQuery, store: ModelStore) -> None:
         self._query = query
         self._replayer = Replayer(query.settings, query.packet, store.find)
 
     def replay(self, decision_id: str) -> audit_pb2.ReplayDecisionResponse:
+        """The response about one decision; raises as `AuditQuery.get` and `Replayer.replay` do."""
         recorded = self._query.get(decision_id)
         response = response_of(asyncio.run(self._replayer.replay(recorded.packet)))
         if recorded.reply_status != REPLIED:

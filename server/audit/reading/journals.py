@@ -17,7 +17,7 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
 from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
-from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply
+from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
 
 T = TypeVar("T")
 
@@ -139,10 +139,14 @@ class Journals:
                 missed = audit_pb2.Missed(journal_id=name, first_position=position + 1, last_position=anchor)
                 add(audit_pb2.WatchDecisionsResponse(missed=missed), name, anchor)
             rows = journal.settled_rows_after(positions[name], _WATCHED_ROWS)
+            statuses = Statuses()
+            for other in journal.others_until_settled(positions[name], rows[-1].position) if rows else ():
+                statuses.add(entry_of(other))
             for row in rows:
                 entry = entry_of(row)
-                if entry.HasField("decision") and matches(wanted.filter, entry.decision, AS_DECIDED):
-                    decision = audited(entry.decision, row, AS_DECIDED, "journal", name)
+                reply = statuses.of(entry.decision.decision.decision_id) or AS_DECIDED
+                if entry.HasField("decision") and matches(wanted.filter, entry.decision, reply):
+                    decision = audited(entry.decision, row, reply, "journal", name)
                     add(audit_pb2.WatchDecisionsResponse(decision=decision), name, row.position)
                 elif entry.HasField("reply_unconfirmed"):
                     note = audit_pb2.WatchDecisionsResponse(reply_unconfirmed=entry.reply_unconfirmed)

@@ -242,7 +242,7 @@ def test_labels_are_stored_once_and_reported(audit: Audit, tmp_path: Path) -> No
     assert "calibration" in audit.run("label").output
 
 
-def test_a_share_of_nothing_is_null_in_json(audit: Audit) -> None:
+def test_a_share_of_nothing_is_null_in_json_and_a_dash_for_people(audit: Audit) -> None:
     with closing(audit.query()) as query:
         query.add_labels([Label(f"decision-{n:05}", 1.0, True) for n in range(SHIPPED)], 5.0)
     with closing(sqlite3.connect(audit.database_url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
@@ -250,6 +250,9 @@ def test_a_share_of_nothing_is_null_in_json(audit: Audit) -> None:
     output = audit.run("label", "--json").output
     assert "NaN" not in output
     assert json.loads(output)["all"]["precision"] is None
+    table = audit.run("label").output
+    assert "nan" not in table
+    assert [cell.strip() for cell in next(row for row in table.splitlines() if "│ all" in row).split("│")][5] == "–"
 
 
 def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:
