@@ -236,10 +236,15 @@ def matches(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket,
         and (not wanted.instruments or order.instrument in wanted.instruments)
         and (not wanted.strategies or order.strategy in wanted.strategies)
         and (not wanted.decided_actions or decision.action in wanted.decided_actions)
-        and (not wanted.heard_actions or (reply.heard_action or decision.action) in wanted.heard_actions)
+        and matches_heard(wanted, packet, reply)
         and (not wanted.sources or decision.source in wanted.sources)
         and (not wanted.model or wanted.model in (decision.model_name, decision.model_version))
     )
+
+
+def matches_heard(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket, reply: Reply) -> bool:
+    """True when a filter lets a decision through by what its caller heard."""
+    return not wanted.heard_actions or (reply.heard_action or packet.decision.action) in wanted.heard_actions
 
 
 def audited(

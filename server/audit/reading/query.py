@@ -28,6 +28,7 @@ from server.audit.reading.journals import (
     audited,
     entry_of,
     matches,
+    matches_heard,
     set_reply,
     unshipped_others,
     unshipped_rows,
@@ -407,7 +408,7 @@ def _matching(
             bounds = replace(bounds, before=decision_id)
             reply = statuses.of(decision_id)
             if reply is not None:
-                if not matches(wanted, one.packet, reply):
+                if not matches_heard(wanted, one.packet, reply):
                     continue
                 set_reply(one, reply)
             limit -= 1
