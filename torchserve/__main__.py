@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_cache.sources.session import SessionError
+from pretrade.client.figures import figure
 from torchserve.build import build_models
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
@@ -62,7 +63,7 @@ def _table(models: dict[str, Any]) -> Table:
     rows: dict[str, Callable[[Any], str]] = {
         "samples": lambda part: f"{part['samples']:,}",
         "base rate": lambda part: f"{part['base_rate']:.3f}",
-        "AUC": lambda part: f"{part['auc']:.3f}",
+        "AUC": lambda part: figure(part["auc"], ".3f"),
         "Brier": lambda part: f"{part['brier']:.4f}",
         "Brier of base rate": lambda part: f"{part['brier_base_rate']:.4f}",
         "precision": lambda part: "none" if part["precision"] is None else f"{part['precision']:.3f}",

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from markdown_it import MarkdownIt
 
+from pretrade.client.figures import figure
 from torchserve.card_plots import coverage_plot, reliability_plot
 from torchserve.dataset import LABEL_HORIZON_NS, STEP_NS, Samples
 from torchserve.evaluation import Estimate, class_balance
@@ -202,7 +203,7 @@ def _final_model(facts: CardFacts) -> Iterable[str]:
                 part,
                 f"{one['samples']:,}",
                 f"{one['base_rate']:.3f}",
-                f"{one['auc']:.3f}",
+                figure(one["auc"], ".3f"),
                 f"{one['brier']:.4f}",
                 f"{one['brier_base_rate']:.4f}",
                 "–" if one["precision"] is None else f"{one['precision']:.3f}",

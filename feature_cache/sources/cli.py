@@ -31,7 +31,7 @@ TOPIC = "market.events"
 
 @app.command()
 def replay(
-    paths: Annotated[list[Path], typer.Argument(help="Recordings (*.gz), or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="Recordings (*.gz), or folders with them below.")],
     speed: Speed = "1",
     kafka: Kafka = KAFKA,
     topic: Topic = TOPIC,

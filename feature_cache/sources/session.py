@@ -2,7 +2,7 @@
 
 A Binance recording is a gzip file whose lines are `<local receive time, ns since the Unix epoch> <message as
 received>`. Its name begins with the symbol, `btcusdt_20240808.gz`; files of one symbol continue one another in the
-order of their names. Recordings in the format of `recorder.py`, of any venue, have names that begin with the
+order of their first lines. Recordings in the format of `recorder.py`, of any venue, have names that begin with the
 venue. All are merged on their one local clock.
 
     for event in read_session(session_files([Path("recordings")])):
@@ -31,7 +31,7 @@ VENUE: Final = "BINANCE"
 
 
 def session_files(paths: Iterable[Path]) -> list[Path]:
-    """The recordings named by files and folders (a folder means every `*.gz` directly in it), sorted by name.
+    """The recordings named by files and folders (a folder means every `*.gz` in it and below it), sorted by name.
 
     Raises:
         SessionError: A path does not exist, or there is no recording at all.
@@ -40,14 +40,14 @@ def session_files(paths: Iterable[Path]) -> list[Path]:
     paths = list(paths)
     for path in paths:
         if path.is_dir():
-            files.update(path.glob("*.gz"))
+            files.update(path.rglob("*.gz"))
         elif path.is_file():
             files.add(path)
         else:
             raise SessionError(f"{path}: no such file or folder")
     if not files:
         raise SessionError(f"no recording (*.gz) in {', '.join(map(str, paths))}")
-    return sorted(files, key=lambda path: path.name)
+    return sorted(files, key=lambda path: (path.name, path))
 
 
 def instrument_of(path: Path) -> str:
@@ -103,9 +103,23 @@ def _grouped(files: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, li
     return by_symbol, by_venue
 
 
+def _began(path: Path) -> int:
+    """When the first line of a Binance recording was received, nanoseconds since the Unix epoch.
+
+    Names do not tell: the files of each day may have a folder of their own, and the same names in it. 0 for a file
+    whose first line cannot be read, which is an error where the file is read.
+    """
+    try:
+        with gzip.open(path) as lines:
+            receive_time = lines.readline().partition(b" ")[0]
+    except (OSError, EOFError, zlib.error):
+        return 0
+    return int(receive_time) if receive_time.isdigit() else 0
+
+
 def _read_instrument(instrument: str, paths: list[Path]) -> Iterator[pb.MarketEvent]:
     feed = BinanceSpot(instrument)
-    for path in paths:
+    for path in sorted(paths, key=_began):
         number = 0
         try:
             with gzip.open(path) as lines:

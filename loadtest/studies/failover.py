@@ -32,6 +32,7 @@ from rich.table import Table
 from loadtest.generators.measurement import ACTIONS, clock, percentile
 from loadtest.generators.open_loop import arrivals
 from loadtest.generators.orders import OrderFlow
+from pretrade.client.figures import figure
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 
@@ -210,7 +211,7 @@ def table(calls: Sequence[Call]) -> Table:
             f"{sum(bool(call.answered_by) for call in found) / len(found):.1%}",
             *(str(sum(call.answered_by == name for call in found)) for name in ("a", "b")),
             str(sum(call.attempts > 1 for call in found)),
-            *(f"{percentile(latencies, share):.1f}" for share in (0.5, 0.99)),
+            *(figure(percentile(latencies, share), ".1f") for share in (0.5, 0.99)),
             ", ".join(without),
         )
     return shown

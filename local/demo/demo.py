@@ -36,6 +36,7 @@ from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.views import replica_table
 from pretrade.client.enum_names import enum_name
+from pretrade.client.figures import figure
 from pretrade.client.stack_file import Endpoints
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -300,8 +301,8 @@ class _Screen:
             table.add_row(
                 row.order.instrument,
                 enum_name(pb.Side, row.order.side),
-                f"{row.mid:,.2f}",
-                *(f"{value:+.3f}" for value in row.values),
+                figure(row.mid, ",.2f"),
+                *(figure(value, "+.3f") for value in row.values),
                 enum_name(pb.Action, decision.action),
                 f"{decision.score:.3f} / {decision.threshold:.3f}" if decision.HasField("score") else "",
                 enum_name(pb.Source, decision.source),
@@ -377,15 +378,14 @@ def _summary_table(summary: Summary) -> Table:
     table.add_row("orders", f"{summary.orders:,}")
     table.add_row("decisions", f"{summary.decisions:,}")
     table.add_row(f"answered inside {DEADLINE_SECONDS * 1e3:.0f} ms", f"{summary.answered_in_deadline:.4%}")
-    table.add_row(
-        "latency p50 / p99 / p99.9", f"{summary.p50_ms:.2f} / {summary.p99_ms:.2f} / {summary.p999_ms:.2f} ms"
-    )
+    latencies = (figure(value, ".2f") for value in (summary.p50_ms, summary.p99_ms, summary.p999_ms))
+    table.add_row("latency p50 / p99 / p99.9", f"{' / '.join(latencies)} ms")
     table.add_row("by source", _counts(summary.by_source))
     table.add_row("by action", _counts(summary.by_action))
     if summary.errors:
         table.add_row("[red]without a decision[/]", _counts(summary.errors))
     table.add_row("audit rows", f"{summary.audit_rows:,}")
-    table.add_row("feature age p99", f"{summary.feature_age_p99_ms:.1f} ms")
+    table.add_row("feature age p99", f"{figure(summary.feature_age_p99_ms, '.1f')} ms")
     table.add_row("market events consumed", f"{summary.events_consumed:,}")
     return table
 

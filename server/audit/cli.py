@@ -32,6 +32,7 @@ from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explain import Explainer
+from server.audit.reading.heard import explained, headline
 from server.audit.reading.places import DatabaseUrl as _DatabaseUrl
 from server.audit.reading.places import JournalPath as _JournalPath
 from server.audit.reading.places import Models as _Models
@@ -43,7 +44,6 @@ from server.audit.reading.verify import Finding, Open, Unreachable, Unremembered
 from server.audit.shipping.heads import VerifyingKey
 from server.audit.store.store import Store
 from server.errors import AuditError, AuditUnavailableError
-from server.journal.reply_status import REPLIED, UNSETTLED
 from server.models.archive import ModelStore
 
 app = typer.Typer(
@@ -53,8 +53,8 @@ app = typer.Typer(
 )
 
 _BAR_WIDTH: Final = 24
-_REPLIES: Final = {REPLIED: "sent", UNSETTLED: "not known yet whether it was sent"}
-_COLOURS: Final = {pb.ACTION_TRADE: "green", pb.ACTION_NO_TRADE: "yellow", pb.ACTION_ABSTAIN: "red"}
+_COLOURS: Final = {audit_pb2.HEARD_ACTION_TRADE: "green", audit_pb2.HEARD_ACTION_NO_TRADE: "yellow"}
+"""Of what the caller heard; anything else is red."""
 
 
 @app.command()
@@ -253,6 +253,8 @@ def to_dict(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.O
     return {
         "decision_id": decision.packet.decision.decision_id,
         "reply_status": decision.reply_status,
+        "heard_action": audit_pb2.HeardAction.Name(decision.heard_action),
+        "heard_reasons": [pb.ReasonCode.Name(reason) for reason in decision.heard_reasons],
         "packet": MessageToDict(decision.packet, preserving_proto_field_name=True),
         "features": {
             name: value if math.isfinite(value) else None for name, value in _features(decision.packet).items()
@@ -271,21 +273,19 @@ def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Ou
     """Everything about one decision, as readable text."""
     packet = decision.packet
     answer = packet.decision
-    colour = _COLOURS.get(answer.action, "white")
-    title = Text.assemble(
-        (f" {enum_name(pb.Action, answer.action)} ", f"bold reverse {colour}"),
-        f"  {answer.decision_id}  {_instant(answer.decided_at.ToNanoseconds())} ",
-    )
+    title = Text(f" {headline(decision)} ", f"bold reverse {_COLOURS.get(decision.heard_action, 'red')}")
     sections: list[RenderableType] = [
         _section("asked", _asked(packet.order)),
-        _section("answered", _answered(decision)),
+        _section("heard", _heard(decision)),
+        _section("decided", _decided(packet)),
         _section("why", _why(answer)),
         _section("known", _known(packet)),
     ]
     values = _features(packet)
     if values:
         turned = ", turned for a sell" if packet.order.side == pb.SIDE_SELL else ""
-        grid = Columns([f"{name:<21} {value:>12.6g}" for name, value in values.items()], column_first=True)
+        shown = {name: f"{value:.6g}" if math.isfinite(value) else "undefined" for name, value in values.items()}
+        grid = Columns([f"{name:<21} {value:>12}" for name, value in shown.items()], column_first=True)
         sections.append(Panel(grid, title=f"features {packet.feature_set_id}, as the model saw them{turned}"))
     sections += [
         _cost(answer.budget),
@@ -293,7 +293,8 @@ def screen(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.Ou
         *([_section("outcome", _outcomes(outcomes))] if outcomes else []),
         _section("evidence", _evidence(decision)),
     ]
-    return Panel(Group(*sections), title=title, title_align="left")
+    # Above the frame, which would cut it off in a narrow terminal.
+    return Group(title, Panel(Group(*sections), title=answer.decision_id, title_align="left"))
 
 
 def _asked(order: pb.Order) -> Iterator[tuple[str, str]]:
@@ -304,11 +305,20 @@ def _asked(order: pb.Order) -> Iterator[tuple[str, str]]:
     yield "idempotency key", order.idempotency_key or "-"
 
 
-def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
-    answer = decision.packet.decision
+def _heard(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
+    yield "action", enum_name(audit_pb2.HeardAction, decision.heard_action)
+    if decision.heard_reasons:
+        yield "reasons", ", ".join(enum_name(pb.ReasonCode, reason) for reason in decision.heard_reasons)
+    yield "reply", explained(decision)
+
+
+def _decided(packet: packet_pb2.DecisionPacket) -> Iterator[tuple[str, str]]:
+    answer = packet.decision
+    yield "action", enum_name(pb.Action, answer.action)
+    yield "at", _instant(answer.decided_at.ToNanoseconds())
     source = enum_name(pb.Source, answer.source)
-    if decision.packet.cached_from_decision_id:
-        source += f", from decision {decision.packet.cached_from_decision_id}"
+    if packet.cached_from_decision_id:
+        source += f", from decision {packet.cached_from_decision_id}"
     yield "source", source
     yield (
         "score",
@@ -318,7 +328,6 @@ def _answered(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
     )
     if answer.model_name:
         yield "model", f"{answer.model_name} {answer.model_version}"
-    yield "reply", _REPLIES.get(decision.reply_status, decision.reply_status)
 
 
 def _why(answer: pb.Decision) -> Iterator[tuple[str, str]]:

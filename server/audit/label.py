@@ -21,6 +21,7 @@ from rich.table import Table
 from feature_cache.sources.session import SessionError, read_session, session_files
 from pretrade.audit.v1 import audit_pb2
 from pretrade.client.cli.options import Directory
+from pretrade.client.figures import figure
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.market.v1 import market_pb2
 from server.audit.cli import app
@@ -76,7 +77,7 @@ def list_refusals(
 @app.command()
 def label(
     recordings: Annotated[
-        list[Path] | None, typer.Argument(help="Recordings (*.gz), or folders of them. [only report]")
+        list[Path] | None, typer.Argument(help="Recordings (*.gz), or folders with them below. [only report]")
     ] = None,
     kafka: Annotated[str | None, typer.Option(help="host:port of Kafka brokers that hold the events instead.")] = None,
     topic: Annotated[str, typer.Option(help="Topic of the events.")] = "market.events",
@@ -90,7 +91,8 @@ def label(
 ) -> None:
     """Label decisions by what the market did next, store the labels, and report precision, coverage, calibration.
 
-    Without events it reports on the labels that are there. Labelling twice changes nothing.
+    Coverage and precision count what callers heard as TRADE, not what was decided. Without events it reports on the
+    labels that are there. Labelling twice changes nothing.
     """
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
@@ -157,10 +159,11 @@ def _print(report: dict[str, Quality]) -> None:
         console.print("no labelled decision")
         return
     columns = ("source", "labelled", "base rate", "coverage", "precision", "Brier", "calibration error")
-    table = Table(*columns, title="quality by the market's own labels", title_justify="left")
+    title = "quality by the market's own labels; coverage and precision are of what callers heard as TRADE"
+    table = Table(*columns, title=title, title_justify="left")
     for source, one in report.items():
         figures = (one.base_rate, one.coverage, one.precision, one.brier, one.calibration_error)
-        table.add_row(source, f"{one.decisions:,}", *(f"{figure:.4f}" for figure in figures))
+        table.add_row(source, f"{one.decisions:,}", *(figure(value, ".4f") for value in figures))
     console.print(table)
     bins = Table("mean score", "eligible", "decisions", title="calibration of the scores", title_justify="left")
     for group in report["all"].bins:

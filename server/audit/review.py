@@ -27,6 +27,7 @@ from pretrade.client.enum_names import enum_choices, enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.cli import app
+from server.audit.reading.heard import explained, headline, headline_of_note, heard
 from server.audit.reading.places import (
     DatabaseUrl,
     JournalPath,
@@ -37,8 +38,9 @@ from server.audit.reading.places import (
 )
 from server.audit.reading.query import AuditQuery
 from server.audit.replay import whatif
-from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf, fact_of_reply
+from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.errors import AuditError
+from server.journal.reply_status import REPLIED
 from server.models.archive import Archive, ModelStore, read_archive
 
 _RPC_SECONDS: Final = 10.0
@@ -76,7 +78,14 @@ Since = Annotated[
 Until = Annotated[dt.datetime | None, typer.Option(parser=instant, metavar="TIME", help="Before this time; likewise.")]
 Instruments = Annotated[list[str] | None, typer.Option("--instrument", help="Of this instrument; can be repeated.")]
 Strategies = Annotated[list[str] | None, typer.Option("--strategy", help="Of this strategy; can be repeated.")]
-Actions = Annotated[list[int] | None, _choice_of(pb.Action, "--action", "With this action; can be repeated.")]
+Actions = Annotated[
+    list[int] | None,
+    _choice_of(audit_pb2.HeardAction, "--action", "The caller heard this; can be repeated."),
+]
+Decided = Annotated[
+    list[int] | None,
+    _choice_of(pb.Action, "--decided", "This was decided, whatever the caller heard; can be repeated."),
+]
 Sources = Annotated[list[int] | None, _choice_of(pb.Source, "--source", "From this source; can be repeated.")]
 ByModel = Annotated[str, typer.Option("--by-model", help="Scored by this model: a name or a version.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -92,6 +101,7 @@ def list_decisions(
     instrument: Instruments = None,
     strategy: Strategies = None,
     action: Actions = None,
+    decided: Decided = None,
     source: Sources = None,
     by_model: ByModel = "",
     limit: Annotated[int, typer.Option(min=1, help="Most rows to show.")] = 20,
@@ -100,12 +110,14 @@ def list_decisions(
     journal: JournalPath = None,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
-    """List decisions, the newest first, from the database and, for the latest rows, from the journal."""
-    wanted = _filter(since, until, instrument, strategy, action, source, by_model)
+    """List decisions, the newest first: what the callers heard, and what was decided.
+
+    They come from the database and, as far as they were not shipped yet, from the journal.
+    """
+    wanted = _filter(since, until, instrument, strategy, action, decided, source, by_model)
     with _query(database_url, journal, directory) as query:
-        table = Table(
-            "decided (UTC)", "decision", "instrument", "side", "strategy", "action", "score", "source", "found in"
-        )
+        columns = ("decided (UTC)", "decision", "instrument", "side", "strategy", "heard", "decided", "score", "source")
+        table = Table(*columns, "found in")
         for decision in decisions_of(query, wanted, limit):
             if as_json:
                 typer.echo(_json(decision))
@@ -120,6 +132,7 @@ def watch_decisions(
     instrument: Instruments = None,
     strategy: Strategies = None,
     action: Actions = None,
+    decided: Decided = None,
     source: Sources = None,
     by_model: ByModel = "",
     after: Annotated[
@@ -133,7 +146,7 @@ def watch_decisions(
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Print decisions of a running server as they become durable, until Ctrl-C."""
-    wanted = _filter(None, None, instrument, strategy, action, source, by_model)
+    wanted = _filter(None, None, instrument, strategy, action, decided, source, by_model)
     request = audit_pb2.WatchDecisionsRequest(filter=wanted, cursor=after, from_oldest=from_oldest)
     with _service(target, directory) as service:
         for event in service.WatchDecisions(request):
@@ -146,10 +159,10 @@ def watch_decisions(
                 rows = f"rows {missed.first_position} to {missed.last_position} of journal {missed.journal_id}"
                 typer.echo(f"{rows} were trimmed; see `audit list`")
             elif event.HasField("reply_heard"):
-                typer.echo(f"{event.reply_heard.decision_id}: heard by a repeat of the call")
+                typer.echo(f"{event.reply_heard.decision_id}: a repeat of the call heard the decision")
             else:
-                unconfirmed = event.reply_unconfirmed
-                typer.echo(f"{unconfirmed.decision_id}: reply unconfirmed ({unconfirmed.cause})")
+                note = event.reply_unconfirmed
+                typer.echo(f"{note.decision_id}: {headline_of_note(note)}")
 
 
 @app.command(name="outcome")
@@ -179,6 +192,7 @@ def replay(
     instrument: Instruments = None,
     strategy: Strategies = None,
     action: Actions = None,
+    decided: Decided = None,
     source: Sources = None,
     by_model: ByModel = "",
     limit: Annotated[int, typer.Option(min=1, help="Most decisions to replay; the newest ones.")] = 10_000,
@@ -208,11 +222,10 @@ def replay(
             if decision_id is not None:
                 recorded = query.get(decision_id)
                 one = asyncio.run(replayer.replay(recorded.packet))
-                _print_replay(one, what_if, recorded.reply_status)
+                _print_replay(one, what_if, recorded)
                 raise typer.Exit(int(what_if == AS_RECORDED and one.first_difference is not None))
-            wanted = _filter(since, until, instrument, strategy, action, source, by_model)
-            packets = (one.packet for one in decisions_of(query, wanted, limit))
-            comparison = asyncio.run(whatif.compare(packets, replayer, what_if))
+            wanted = _filter(since, until, instrument, strategy, action, decided, source, by_model)
+            comparison = asyncio.run(whatif.compare(decisions_of(query, wanted, limit), replayer, what_if))
     Console().print(whatif.tables(comparison), highlight=False)
     if plot is not None:
         _plot(comparison, plot)
@@ -220,25 +233,35 @@ def replay(
     raise typer.Exit(int(what_if == AS_RECORDED and not complete))
 
 
-def _print_replay(one: Replay, what_if: WhatIf, reply_status: str) -> None:
+def _print_replay(one: Replay, what_if: WhatIf, audited: audit_pb2.AuditedDecision) -> None:
     recorded = one.packet.decision
     score = repr(one.score) if one.score == one.score else "none"
-    table = Table("", "recorded", "replayed", title=recorded.decision_id, title_justify="left")
+    typer.echo(f"{recorded.decision_id}: {headline(audited)}")
+    table = Table("", "recorded", "replayed")
     table.add_row("action", _name(pb.Action, recorded.action), _name(pb.Action, one.action))
     table.add_row("score", repr(recorded.score) if recorded.HasField("score") else "none", score)
     table.add_row(
         "reasons", *(", ".join(_name(pb.ReasonCode, r) for r in said) for said in (recorded.reasons, one.reasons))
     )
     Console().print(table, highlight=False)
-    for fact in (*one.facts, *fact_of_reply(reply_status)):
+    for fact in one.facts:
         typer.echo(f"taken from the packet: {fact}")
+    if audited.reply_status != REPLIED:
+        typer.echo(f"taken from the journal: {explained(audited)}")
     if what_if != AS_RECORDED:
-        typer.echo("the same action" if one.action == recorded.action else "another action")
+        typer.echo(_what_if_heard(one, audited))
     elif one.first_difference is None:
         typer.echo("bit-equal")
     else:
         difference = one.first_difference
         typer.echo(f"DIFFERENT: {difference.field}: recorded {difference.recorded}, replayed {difference.replayed}")
+
+
+def _what_if_heard(one: Replay, audited: audit_pb2.AuditedDecision) -> str:
+    same = "the same action" if one.action == audited.packet.decision.action else "another action"
+    return (
+        same if audited.reply_status == REPLIED else f"{same}, but the caller would have heard {heard(audited)} again"
+    )
 
 
 def _archive(model: str, store: ModelStore, directory: Path) -> Archive:
@@ -293,14 +316,16 @@ def _filter(
     until: dt.datetime | None,
     instruments: list[str] | None,
     strategies: list[str] | None,
-    actions: list[int] | None,
+    heard_actions: list[int] | None,
+    decided: list[int] | None,
     sources: list[int] | None,
     model: str,
 ) -> audit_pb2.DecisionFilter:
     wanted = audit_pb2.DecisionFilter(
         instruments=instruments or (),
         strategies=strategies or (),
-        actions=[pb.Action.ValueType(number) for number in actions or ()],
+        heard_actions=[audit_pb2.HeardAction.ValueType(number) for number in heard_actions or ()],
+        decided_actions=[pb.Action.ValueType(number) for number in decided or ()],
         sources=[pb.Source.ValueType(number) for number in sources or ()],
         model=model,
     )
@@ -314,14 +339,14 @@ def _filter(
 def _cells(decision: audit_pb2.AuditedDecision) -> tuple[str, ...]:
     """One decision in a line; what callers wrote is shown without a terminal's control sequences."""
     order, answer = decision.packet.order, decision.packet.decision
-    status = "" if decision.reply_status == "replied" else f" ({decision.reply_status})"
     cells = (
         answer.decided_at.ToDatetime().isoformat(" ", "milliseconds"),
         answer.decision_id,
         order.instrument,
         enum_name(pb.Side, order.side),
         order.strategy,
-        enum_name(pb.Action, answer.action) + status,
+        heard(decision),
+        enum_name(pb.Action, answer.action),
         f"{answer.score:.4f} / {answer.threshold:.4f}" if answer.HasField("score") else "-",
         enum_name(pb.Source, answer.source),
     )

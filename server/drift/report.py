@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from pretrade.client.figures import figure
 from server.audit.reading.labels import Quality
 from server.drift.summary import Summary
 
@@ -72,8 +73,9 @@ def _body(summary: Summary, quality: Mapping[str, Quality]) -> Iterator[str]:
         yield f"<h2>Reliability</h2>{_svg(_reliability(quality))}"
         for source, found in quality.items():
             yield (
-                f"<p>{escape(source)}: {found.decisions:,} labelled, precision {found.precision:.3f} at coverage "
-                f"{found.coverage:.3f}, Brier {found.brier:.4f}, calibration error {found.calibration_error:.4f}.</p>"
+                f"<p>{escape(source)}: {found.decisions:,} labelled; of what callers heard as TRADE, precision "
+                f"{figure(found.precision, '.3f')} at coverage {figure(found.coverage, '.3f')}; Brier "
+                f"{figure(found.brier, '.4f')}, calibration error {figure(found.calibration_error, '.4f')}.</p>"
             )
     if summary.missing:
         yield f"<h2>Missing values</h2>{_svg(_missing(summary))}"

@@ -20,6 +20,7 @@ it writes to a journal after a failure, or after another process (`make_log_dura
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -315,6 +316,16 @@ class JournalReader:
                 return
             yield from rows
             position = rows[-1].position
+
+    def others_until_settled(self, position: int, last: int) -> Iterator[Row]:
+        """Every row after `position` that holds no decision, until the decisions through `last` are settled.
+
+        These rows say what became of the replies to those decisions, except what repeats of their calls heard later.
+        """
+        query = "SELECT position FROM entries WHERE position > ? AND settled >= ? ORDER BY position LIMIT 1"
+        found = self._connection.execute(query, (last, last)).fetchone()
+        end = _LAST if found is None else found[0]
+        return itertools.takewhile(lambda row: row.position <= end, self.others_after(position))
 
     def decision_after(self, position: int) -> Row | None:
         """The first row after `position` that holds a decision; None if there is none."""

@@ -1,13 +1,13 @@
-"""The status of a decision's reply in the audit: `replied`, unless a journal entry says otherwise."""
+"""What became of the reply to a decision: its caller heard the decision, unless a journal entry says otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from google.protobuf.message import DecodeError
 
-from pretrade.audit.v1 import packet_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.journal.journal_file import Row
 
@@ -25,40 +25,78 @@ UNSETTLED: Final = "unsettled"
 """The status of a decision of which it is not known yet whether its caller received it."""
 
 
+_NOTHING_HEARD: Final[frozenset[str]] = frozenset(("cancelled", "deadline", "failed", "unsent", "superseded"))
+"""Causes with which no decision was sent."""
+
+
+class Reply(NamedTuple):
+    """What became of the reply to a decision."""
+
+    status: str
+    """`AuditedDecision.reply_status`."""
+    heard_action: audit_pb2.HeardAction.ValueType = audit_pb2.HEARD_ACTION_UNSPECIFIED
+    """What the caller heard; unspecified if that is the decision as it stands in the packet."""
+    heard_reasons: tuple[pb.ReasonCode.ValueType, ...] = ()
+    """The reasons that the caller heard with it; empty for those of the packet."""
+
+
+AS_DECIDED: Final = Reply(REPLIED)
+"""The caller heard the decision."""
+NOT_SETTLED: Final = Reply(UNSETTLED, audit_pb2.HEARD_ACTION_UNKNOWN)
+"""It is not known yet what the caller heard."""
+
+
 def unconfirmed_status(cause: str) -> str:
     """The status of a decision whose reply is unconfirmed for this cause."""
     return f"reply_unconfirmed:{cause}"
 
 
-class Statuses:
-    """The reply statuses from journal entries. Entries are added in the order of their journal, journals in any order.
+def reply_of(note: packet_pb2.ReplyUnconfirmed) -> Reply:
+    """What an unconfirmed reply means: an action was heard in place of the decision, nothing was, or nobody knows."""
+    status = unconfirmed_status(note.cause)
+    if note.heard_action:
+        return Reply(status, audit_pb2.HeardAction.ValueType(note.heard_action), tuple(note.heard_reasons))
+    if note.cause in _NOTHING_HEARD:
+        return Reply(status, audit_pb2.HEARD_ACTION_NOTHING)
+    return Reply(status, audit_pb2.HEARD_ACTION_UNKNOWN)
 
-    What repeats of a call received takes precedence over the status of its first reply. That a decision was withdrawn
+
+class Statuses:
+    """What became of replies, from journal entries.
+
+    Entries are added in the order of their journal, journals in any order.
+
+    What repeats of a call received takes precedence over what became of its first reply. That a decision was withdrawn
     takes precedence over a repeat having received it, because no later repeat gets it.
     """
 
     def __init__(self) -> None:
-        self._unconfirmed: dict[str, str] = {}
-        self._repeats: dict[str, str] = {}
+        self._unconfirmed: dict[str, Reply] = {}
+        self._repeats: dict[str, Reply] = {}
 
     def add(self, entry: packet_pb2.JournalEntry) -> None:
         """Takes what an entry says, if it says anything of a reply."""
         if entry.HasField("reply_unconfirmed"):
             note = entry.reply_unconfirmed
-            status = unconfirmed_status(note.cause)
-            (self._repeats if status == WITHDRAWN else self._unconfirmed)[note.decision_id] = status
+            reply = reply_of(note)
+            (self._repeats if reply.status == WITHDRAWN else self._unconfirmed)[note.decision_id] = reply
         elif entry.HasField("reply_heard"):
-            self._repeats.setdefault(entry.reply_heard.decision_id, REPLIED)
+            self._repeats.setdefault(entry.reply_heard.decision_id, AS_DECIDED)
 
-    def add_repeats(self, statuses: Mapping[str, str]) -> None:
-        """Adds what is known from elsewhere of repeats: `REPLIED` or `WITHDRAWN`, by decision id."""
-        for decision_id, status in statuses.items():
-            if self._repeats.get(decision_id) != WITHDRAWN:
-                self._repeats[decision_id] = status
+    def add_repeats(self, replies: Mapping[str, Reply]) -> None:
+        """Adds what is known from elsewhere of repeats, by decision id: the decision was heard, or it was withdrawn."""
+        for decision_id, reply in replies.items():
+            known = self._repeats.get(decision_id)
+            if known is None or known.status != WITHDRAWN:
+                self._repeats[decision_id] = reply
 
-    def of(self, decision_id: str, otherwise: str = REPLIED) -> str:
-        """The status of a decision; `otherwise` when nothing was said of it."""
-        return self._repeats.get(decision_id) or self._unconfirmed.get(decision_id, otherwise)
+    def of(self, decision_id: str) -> Reply | None:
+        """What became of the reply to a decision; None when nothing was said of it."""
+        return self._repeats.get(decision_id) or self._unconfirmed.get(decision_id)
+
+    def ids(self) -> set[str]:
+        """The decisions of which something was said."""
+        return self._repeats.keys() | self._unconfirmed.keys()
 
 
 def unconfirmed(
@@ -81,16 +119,23 @@ def heard(decision_id: str) -> bytes:
 
 def unknown_replies(rows: Iterable[Row], cause: Cause) -> list[bytes]:
     """Notes for the decisions among some rows of which no other of these rows says what became of the reply."""
-    unknown: dict[str, None] = {}
+    unknown: dict[str, pb.Decision] = {}
     for row in rows:
         try:
             entry = packet_pb2.JournalEntry.FromString(row.entry)
         except DecodeError:
             continue
         if entry.HasField("decision"):
-            unknown[entry.decision.decision.decision_id] = None
+            unknown[entry.decision.decision.decision_id] = entry.decision.decision
         elif entry.HasField("reply_unconfirmed"):
             unknown.pop(entry.reply_unconfirmed.decision_id, None)
         elif entry.HasField("reply_heard"):
             unknown.pop(entry.reply_heard.decision_id, None)
-    return [unconfirmed(decision_id, cause) for decision_id in unknown]
+    if cause != "not_durable":
+        return [unconfirmed(decision_id, cause) for decision_id in unknown]
+    # The commit had failed, so that the callers were told what `server.decision.recorder` says then.
+    failed = pb.REASON_CODE_AUDIT_UNAVAILABLE
+    return [
+        unconfirmed(decision_id, cause, pb.ACTION_ABSTAIN, [*decision.reasons, failed])
+        for decision_id, decision in unknown.items()
+    ]

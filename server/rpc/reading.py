@@ -22,12 +22,14 @@ from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.wire.reading import reading_pb2
 from server.audit.reading.explain import Explainer
+from server.audit.reading.heard import headline
 from server.audit.reading.journals import Journals
 from server.audit.reading.query import AuditQuery
 from server.audit.reading.reading import Question, Task
-from server.audit.replay.replay import Replay, Replayer, fact_of_reply
+from server.audit.replay.replay import Replay, Replayer
 from server.drift.summary import Summary, metadata_of, summarise
 from server.errors import AuditUnavailableError
+from server.journal.reply_status import REPLIED
 from server.models.archive import ModelStore
 from server.rpc.call import Call
 
@@ -70,7 +72,7 @@ class ReadingServicer:
         self._lookups = Lane(self._query)
         self._watching = Lane(lambda: Journals(task.journal))
         self._comparing = Lane(self._query)
-        self._replays = Lane(lambda: _Replays(self._query(), self._store))
+        self._replays = Lane(lambda: Replays(self._query(), self._store))
         self._explanations = Lane(lambda: _Explanations(self._query(), self._store))
 
     def _query(self) -> AuditQuery:
@@ -131,17 +133,19 @@ class ReadingServicer:
         return await self._comparing.ask(lambda query: _drift(query, self._store, request))
 
 
-class _Replays:
-    """Replays decisions of the audit."""
+class Replays:
+    """Replays decisions of the audit, with the models of a store."""
 
     def __init__(self, query: AuditQuery, store: ModelStore) -> None:
         self._query = query
         self._replayer = Replayer(query.settings, query.packet, store.find)
 
     def replay(self, decision_id: str) -> audit_pb2.ReplayDecisionResponse:
+        """The response about one decision; raises as `AuditQuery.get` and `Replayer.replay` do."""
         recorded = self._query.get(decision_id)
         response = response_of(asyncio.run(self._replayer.replay(recorded.packet)))
-        response.facts.extend(fact_of_reply(recorded.reply_status))
+        if recorded.reply_status != REPLIED:
+            response.facts.append(headline(recorded))
         return response
 
 

@@ -36,10 +36,12 @@ FIRST: Final = MIDNIGHT - dt.timedelta(days=2)
 FILTERS: Final = {
     "strategies": audit_pb2.DecisionFilter(strategies=["rare", "unheard of"]),
     "instrument": audit_pb2.DecisionFilter(instruments=["I3"]),
-    "action": audit_pb2.DecisionFilter(actions=[pb.ACTION_ABSTAIN]),
+    "action": audit_pb2.DecisionFilter(decided_actions=[pb.ACTION_ABSTAIN]),
+    "heard": audit_pb2.DecisionFilter(heard_actions=[audit_pb2.HEARD_ACTION_ABSTAIN]),
+    "nothing heard": audit_pb2.DecisionFilter(heard_actions=[audit_pb2.HEARD_ACTION_NOTHING]),
     "sources": audit_pb2.DecisionFilter(sources=[pb.SOURCE_RULES, pb.SOURCE_NONE]),
     "model": audit_pb2.DecisionFilter(model="version-4"),
-    "strategy and action": audit_pb2.DecisionFilter(strategies=["common"], actions=[pb.ACTION_TRADE]),
+    "strategy and action": audit_pb2.DecisionFilter(strategies=["common"], decided_actions=[pb.ACTION_TRADE]),
     "nothing": audit_pb2.DecisionFilter(strategies=["unheard of"]),
 }
 
@@ -47,12 +49,26 @@ COLUMNS: Final = {
     "strategies": ["strategy"],
     "instrument": ["instrument"],
     "action": ["action"],
+    "heard": ["heard_action"],
+    "nothing heard": ["heard_action"],
     "sources": ["source"],
     "model": ["model_name", "model_version"],
     "strategy and action": ["strategy", "action"],
     "nothing": ["strategy"],
 }
 """What each of them restricts."""
+
+
+HEARD: Final = {70: audit_pb2.HEARD_ACTION_ABSTAIN, 121: audit_pb2.HEARD_ACTION_NOTHING}
+"""What callers heard instead of the decision, by position; the decision at 121 is the only abstention."""
+
+
+def notes() -> list[packet_pb2.JournalEntry]:
+    """They follow the decisions in the journal."""
+    late, gone = (packets()[position - 1].decision.decision_id for position in (70, 121))
+    told = packet_pb2.ReplyUnconfirmed(decision_id=late, cause="audit_late", heard_action=pb.ACTION_ABSTAIN)
+    cancelled = packet_pb2.ReplyUnconfirmed(decision_id=gone, cause="cancelled")
+    return [packet_pb2.JournalEntry(reply_unconfirmed=note) for note in (told, cancelled)]
 
 
 @functools.cache
@@ -84,8 +100,9 @@ def store(audit_url: str) -> Iterator[Store]:
     with closing(Store(audit_url)) as store:
         store.migrate()
         rows, digest = [], GENESIS
-        for position, packet in enumerate(packets(), start=1):
-            entry = packet_pb2.JournalEntry(decision=packet).SerializeToString()
+        decided = [packet_pb2.JournalEntry(decision=packet) for packet in packets()]
+        for position, one in enumerate((*decided, *notes()), start=1):
+            entry = one.SerializeToString()
             digest = link(digest, entry)
             rows.append(Row(position, entry, digest))
         assert store.write(JOURNAL, store.shipped(JOURNAL, Head(0, GENESIS)), rows)
@@ -104,7 +121,8 @@ def expected(wanted: audit_pb2.DecisionFilter, bounds: Bounds) -> list[int]:
             and (bounds.until is None or at < bounds.until)
             and (not wanted.instruments or order.instrument in wanted.instruments)
             and (not wanted.strategies or order.strategy in wanted.strategies)
-            and (not wanted.actions or answer.action in wanted.actions)
+            and (not wanted.decided_actions or answer.action in wanted.decided_actions)
+            and (not wanted.heard_actions or HEARD.get(position, answer.action) in wanted.heard_actions)
             and (not wanted.sources or answer.source in wanted.sources)
             and (not wanted.model or wanted.model in {answer.model_name, answer.model_version})
         ):

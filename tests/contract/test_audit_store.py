@@ -11,12 +11,13 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrade.audit.v1 import packet_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store
 from server.errors import JournalCorruptedError
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
+from server.journal.reply_status import AS_DECIDED, Reply
 
 JOURNAL = "journal-1"
 START = Head(0, GENESIS)
@@ -55,8 +56,14 @@ def decision(decision_id: str, key: str = "") -> packet_pb2.JournalEntry:
     return entry
 
 
-def unconfirmed(decision_id: str, cause: str) -> packet_pb2.JournalEntry:
-    return packet_pb2.JournalEntry(reply_unconfirmed=packet_pb2.ReplyUnconfirmed(decision_id=decision_id, cause=cause))
+def unconfirmed(
+    decision_id: str,
+    cause: str,
+    action: pb.Action.ValueType = pb.ACTION_UNSPECIFIED,
+    *reasons: pb.ReasonCode.ValueType,
+) -> packet_pb2.JournalEntry:
+    note = packet_pb2.ReplyUnconfirmed(decision_id=decision_id, cause=cause, heard_action=action, heard_reasons=reasons)
+    return packet_pb2.JournalEntry(reply_unconfirmed=note)
 
 
 def heard(decision_id: str) -> packet_pb2.JournalEntry:
@@ -108,6 +115,7 @@ def test_a_decision_becomes_a_row_of_typed_columns(store: Store, sql: sa.Connect
         "config_hash": "c0ffee",
         "durability": "fsync",
         "reply_status": "replied",
+        "heard_action": "NO_TRADE",
         "journal_id": JOURNAL,
         "journal_position": 1,
     }
@@ -137,7 +145,7 @@ def test_a_shipped_decision_is_found_as_it_was_written(store: Store) -> None:
     store.write(JOURNAL, start, rows)
     found = store.find("d2")
     assert found is not None
-    assert (found.row, found.journal_id, found.reply_status) == (rows[1], JOURNAL, "replied")
+    assert (found.row, found.journal_id, found.reply) == (rows[1], JOURNAL, AS_DECIDED)
     assert store.find("d3") is None
 
 
@@ -183,8 +191,45 @@ def test_an_unconfirmed_reply_changes_the_status_of_its_decision_only(store: Sto
     store.write(JOURNAL, start, rows)
     later = chained(end(rows), unconfirmed("d2", "deadline"), unconfirmed("nobody", "deadline"))
     store.write(JOURNAL, end(rows), later)
-    statuses = {one: found.reply_status for one in ("d1", "d2") if (found := store.find(one))}
+    statuses = {one: found.reply.status for one in ("d1", "d2") if (found := store.find(one))}
     assert statuses == {"d1": "reply_unconfirmed:cancelled", "d2": "reply_unconfirmed:deadline"}
+
+
+def test_what_each_caller_heard_stands_beside_what_was_decided(store: Store, sql: sa.Connection) -> None:
+    start = store.shipped(JOURNAL, START)
+    decided = pb.REASON_CODE_SCORE_BELOW_THRESHOLD
+    late, halted = pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_TRADING_HALTED
+    notes = (
+        unconfirmed("late", "audit_late", pb.ACTION_ABSTAIN, decided, late),
+        unconfirmed("withdrawn", "withdrawn", pb.ACTION_NO_TRADE, decided, halted),
+        unconfirmed("cancelled", "cancelled"),
+        unconfirmed("killed", "killed"),
+    )
+    names = ("replied", "late", "withdrawn", "cancelled", "killed")
+    rows = chained(start, *map(decision, names))
+    store.write(JOURNAL, start, rows)
+    store.write(JOURNAL, end(rows), chained(end(rows), *notes))
+    columns = DECISIONS.c
+    query = sa.select(columns.decision_id, columns.action, columns.heard_action, columns.heard_reasons)
+    with sql.begin():
+        found = {row[0]: tuple(row[1:]) for row in sql.execute(query)}
+    below = "SCORE_BELOW_THRESHOLD"
+    assert found == {
+        "replied": ("NO_TRADE", "NO_TRADE", [below]),
+        "late": ("NO_TRADE", "ABSTAIN", [below, "AUDIT_LATE"]),
+        "withdrawn": ("NO_TRADE", "NO_TRADE", [below, "TRADING_HALTED"]),
+        "cancelled": ("NO_TRADE", "NOTHING", []),
+        "killed": ("NO_TRADE", "UNKNOWN", []),
+    }
+    replies = {one: stored.reply for one in names if (stored := store.find(one))}
+    assert replies == {
+        "replied": AS_DECIDED,
+        "late": Reply("reply_unconfirmed:audit_late", audit_pb2.HEARD_ACTION_ABSTAIN, (decided, late)),
+        "withdrawn": Reply("reply_unconfirmed:withdrawn", audit_pb2.HEARD_ACTION_NO_TRADE, (decided, halted)),
+        "cancelled": Reply("reply_unconfirmed:cancelled", audit_pb2.HEARD_ACTION_NOTHING),
+        "killed": Reply("reply_unconfirmed:killed", audit_pb2.HEARD_ACTION_UNKNOWN),
+    }
+    assert {one.journal_id: one.reply for one in store.find_all(["late", "nobody"])} == {JOURNAL: replies["late"]}
 
 
 @pytest.mark.parametrize("order", ["one shipment", "note first", "repeat first", "repeat before the decision"])
@@ -195,7 +240,9 @@ def test_what_a_repeat_heard_holds_whichever_journal_is_shipped_first(
     decided = chained(one, *(decision(f"d{i}", key=f"key {i}") for i in range(1, 5)))
     noted = chained(end(decided), *(unconfirmed(f"d{i}", "cancelled") for i in (1, 2, 4)))
     # Of two repeats of d4 the first one heard it; what the other one heard was safer, and holds from then on.
-    repeats = (heard("d1"), unconfirmed("d3", "withdrawn"), heard("d4"), unconfirmed("d4", "withdrawn"), heard("d4"))
+    safer = (pb.ACTION_ABSTAIN, pb.REASON_CODE_TRADING_HALTED)
+    withdrawals = (unconfirmed(f"d{i}", "withdrawn", *safer) for i in (3, 4))
+    repeats = (heard("d1"), next(withdrawals), heard("d4"), next(withdrawals), heard("d4"))
     repeat = chained(other, *repeats)
     match order:
         case "one shipment":
@@ -211,15 +258,18 @@ def test_what_a_repeat_heard_holds_whichever_journal_is_shipped_first(
             store.write("journal-2", other, repeat)
             store.write("journal-1", one, [*decided, *noted])
     with sql.begin():
-        rows = sql.execute(sa.text("SELECT decision_id, reply_status FROM decisions")).all()
-    withdrawn = "reply_unconfirmed:withdrawn"
-    assert dict(map(tuple, rows)) == {
-        "d1": "replied",
-        "d2": "reply_unconfirmed:cancelled",
-        "d3": withdrawn,
-        "d4": withdrawn,
+        rows = sql.execute(sa.text("SELECT decision_id, reply_status, heard_action FROM decisions")).all()
+    status = "reply_unconfirmed:withdrawn"
+    assert {decision_id: tuple(others) for decision_id, *others in rows} == {
+        "d1": ("replied", "NO_TRADE"),
+        "d2": ("reply_unconfirmed:cancelled", "NOTHING"),
+        "d3": (status, "ABSTAIN"),
+        "d4": (status, "ABSTAIN"),
     }
-    assert store.repeats(["d1", "d2", "d3", "d4"]) == {"d1": "replied", "d3": withdrawn, "d4": withdrawn}
+    withdrawn = Reply(status, audit_pb2.HEARD_ACTION_ABSTAIN, safer[1:])
+    assert store.repeats(["d1", "d2", "d3", "d4"]) == {"d1": AS_DECIDED, "d3": withdrawn, "d4": withdrawn}
+    found = {f"d{i}": stored.reply for i in range(1, 5) if (stored := store.find(f"d{i}"))}
+    assert (found["d1"], found["d3"], found["d4"]) == (AS_DECIDED, withdrawn, withdrawn)
 
 
 def test_a_control_change_becomes_a_row(store: Store, sql: sa.Connection) -> None:

@@ -84,10 +84,13 @@ def test_filters_by_action_source_and_model_mean_the_same_in_journal_and_databas
     refused = product.decide(strategy="filtered", quantity=1e9)
     filters = {
         scored.decision_id: audit_pb2.DecisionFilter(
-            since=since, strategies=["filtered"], sources=[pb.SOURCE_PRIMARY], actions=[scored.action]
+            since=since, strategies=["filtered"], sources=[pb.SOURCE_PRIMARY], decided_actions=[scored.action]
         ),
         refused.decision_id: audit_pb2.DecisionFilter(
-            since=since, strategies=["filtered"], actions=[refused.action], model=refused.model_version
+            since=since,
+            strategies=["filtered"],
+            heard_actions=[audit_pb2.HeardAction.ValueType(refused.action)],
+            model=refused.model_version,
         ),
     }
 
@@ -95,11 +98,15 @@ def test_filters_by_action_source_and_model_mean_the_same_in_journal_and_databas
         page = audit.ListDecisions(audit_pb2.ListDecisionsRequest(filter=wanted), timeout=SECONDS)
         return {one.packet.decision.decision_id: one.found_in for one in page.decisions}
 
+    def in_audit(decision_id: str, found: dict[str, str]) -> bool:
+        return decision_id in found
+
     def in_database(decision_id: str, found: dict[str, str]) -> bool:
         return found.get(decision_id) == "database"
 
     for decision_id, wanted in filters.items():
-        assert decision_id in listed(wanted)
+        # What a caller heard is known when its reply was sent, which may be a moment after it has it.
+        eventually(partial(listed, wanted), partial(in_audit, decision_id))
         eventually(partial(listed, wanted), partial(in_database, decision_id))
         wanted.model = "another"
         assert listed(wanted) == {}

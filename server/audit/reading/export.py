@@ -56,6 +56,8 @@ SCHEMA: Final = pa.schema(
         ("config_hash", _FEW),
         ("durability", _FEW),
         ("reply_status", _FEW),
+        ("heard_action", _FEW),
+        ("heard_reasons", _NAMES),
         ("journal_id", _FEW),
         ("journal_position", pa.int64()),
         ("feature_set_id", _FEW),

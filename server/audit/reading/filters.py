@@ -39,12 +39,14 @@ def conditions(wanted: audit_pb2.DecisionFilter) -> Matching:
     """What the columns of a decision must be; the time is not among it."""
 
     def matching(columns: sa.ColumnCollection[str, Any]) -> list[sa.ColumnElement[bool]]:
-        actions = _short_names(pb.Action, wanted.actions)
+        decided = _short_names(pb.Action, wanted.decided_actions)
+        heard = _short_names(audit_pb2.HeardAction, wanted.heard_actions)
         sources = _short_names(pb.Source, wanted.sources)
         restrictions: tuple[tuple[object, sa.ColumnElement[bool]], ...] = (
             (wanted.instruments, columns.instrument.in_(wanted.instruments)),
             (wanted.strategies, columns.strategy.in_(wanted.strategies)),
-            (wanted.actions, columns.action.in_(actions)),
+            (wanted.decided_actions, columns.action.in_(decided)),
+            (wanted.heard_actions, columns.heard_action.in_(heard)),
             (wanted.sources, columns.source.in_(sources)),
             (wanted.model, sa.or_(columns.model_name == wanted.model, columns.model_version == wanted.model)),
         )
@@ -53,7 +55,9 @@ def conditions(wanted: audit_pb2.DecisionFilter) -> Matching:
     return matching
 
 
-def _short_names(enum: type[pb.Action] | type[pb.Source], values: Iterable[int]) -> list[str]:
+def _short_names(
+    enum: type[pb.Action] | type[pb.Source] | type[audit_pb2.HeardAction], values: Iterable[int]
+) -> list[str]:
     """What the columns call these values; values of no name are left out."""
     known = enum.DESCRIPTOR.values_by_number
     return [enum_name(enum, value) for value in values if value in known]

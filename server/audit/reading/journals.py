@@ -17,7 +17,7 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
 from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
-from server.journal.reply_status import REPLIED, UNSETTLED
+from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
 
 T = TypeVar("T")
 
@@ -70,8 +70,8 @@ class Journals:
             row = _find(journal, decision_id, _shipped_through(journal, shipped))
             if row is None:
                 return None
-            status = REPLIED if row.position <= settled else UNSETTLED
-            return audited(entry_of(row).decision, row, status, "journal", journal.journal_id)
+            reply = AS_DECIDED if row.position <= settled else NOT_SETTLED
+            return audited(entry_of(row).decision, row, reply, "journal", journal.journal_id)
 
         return next(filter(None, self.each(read, problems)), None)
 
@@ -139,10 +139,14 @@ class Journals:
                 missed = audit_pb2.Missed(journal_id=name, first_position=position + 1, last_position=anchor)
                 add(audit_pb2.WatchDecisionsResponse(missed=missed), name, anchor)
             rows = journal.settled_rows_after(positions[name], _WATCHED_ROWS)
+            statuses = Statuses()
+            for other in journal.others_until_settled(positions[name], rows[-1].position) if rows else ():
+                statuses.add(entry_of(other))
             for row in rows:
                 entry = entry_of(row)
-                if entry.HasField("decision") and matches(wanted.filter, entry.decision):
-                    decision = audited(entry.decision, row, REPLIED, "journal", name)
+                reply = statuses.of(entry.decision.decision.decision_id) or AS_DECIDED
+                if entry.HasField("decision") and matches(wanted.filter, entry.decision, reply):
+                    decision = audited(entry.decision, row, reply, "journal", name)
                     add(audit_pb2.WatchDecisionsResponse(decision=decision), name, row.position)
                 elif entry.HasField("reply_unconfirmed"):
                     note = audit_pb2.WatchDecisionsResponse(reply_unconfirmed=entry.reply_unconfirmed)
@@ -220,7 +224,7 @@ def _rows_after(journal: JournalReader, position: int) -> Iterator[Row]:
         position = rows[-1].position
 
 
-def matches(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket) -> bool:
+def matches(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket, reply: Reply) -> bool:
     """True when a filter lets a decision through; a packet of something else never does."""
     decision, order = packet.decision, packet.order
     if not decision.decision_id:
@@ -231,24 +235,38 @@ def matches(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket)
         and (not wanted.HasField("until") or at < wanted.until.ToNanoseconds())
         and (not wanted.instruments or order.instrument in wanted.instruments)
         and (not wanted.strategies or order.strategy in wanted.strategies)
-        and (not wanted.actions or decision.action in wanted.actions)
+        and (not wanted.decided_actions or decision.action in wanted.decided_actions)
+        and matches_heard(wanted, packet, reply)
         and (not wanted.sources or decision.source in wanted.sources)
         and (not wanted.model or wanted.model in (decision.model_name, decision.model_version))
     )
 
 
+def matches_heard(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket, reply: Reply) -> bool:
+    """True when a filter lets a decision through by what its caller heard."""
+    return not wanted.heard_actions or (reply.heard_action or packet.decision.action) in wanted.heard_actions
+
+
 def audited(
-    packet: packet_pb2.DecisionPacket, row: Row, reply_status: str, found_in: str, journal_id: str
+    packet: packet_pb2.DecisionPacket, row: Row, reply: Reply, found_in: str, journal_id: str
 ) -> audit_pb2.AuditedDecision:
     """A decision in the contract's words."""
-    return audit_pb2.AuditedDecision(
-        packet=packet,
-        reply_status=reply_status,
-        found_in=found_in,
-        journal_id=journal_id,
-        position=row.position,
-        hash=row.hash,
+    decision = audit_pb2.AuditedDecision(
+        packet=packet, found_in=found_in, journal_id=journal_id, position=row.position, hash=row.hash
     )
+    set_reply(decision, reply)
+    return decision
+
+
+def set_reply(decision: audit_pb2.AuditedDecision, reply: Reply) -> None:
+    """Says what became of the reply to a decision."""
+    answer = decision.packet.decision
+    decision.reply_status = reply.status
+    if reply.heard_action:
+        decision.heard_action, decision.heard_reasons[:] = reply.heard_action, reply.heard_reasons
+    else:
+        decision.heard_action = audit_pb2.HeardAction.ValueType(answer.action)
+        decision.heard_reasons[:] = answer.reasons
 
 
 def entry_of(row: Row) -> packet_pb2.JournalEntry:

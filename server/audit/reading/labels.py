@@ -163,7 +163,8 @@ async def events_of_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[m
 class LabelledDecision:
     """A decision with its label, as far as quality goes."""
 
-    action: str
+    heard_action: str
+    """What the caller heard, for example `TRADE`."""
     source: str
     score: float | None
     eligible: bool
@@ -187,9 +188,9 @@ class Quality:
     base_rate: float
     """Share of all that was eligible."""
     coverage: float
-    """Share of all that was TRADE."""
+    """Share of all that callers heard as TRADE."""
     precision: float
-    """Share of TRADE that was eligible."""
+    """Share of what callers heard as TRADE that was eligible."""
     brier: float
     """Mean squared difference of score and label; 0.25 for a score of 0.5 throughout."""
     calibration_error: float
@@ -199,7 +200,7 @@ class Quality:
 
 def quality(decisions: Sequence[LabelledDecision]) -> Quality:
     """Precision, coverage and calibration of labelled decisions."""
-    traded = [one.eligible for one in decisions if one.action == "TRADE"]
+    traded = [one.eligible for one in decisions if one.heard_action == "TRADE"]
     scored = [(one.score, one.eligible) for one in decisions if one.score is not None]
     scores = np.array([score for score, _ in scored], dtype=np.float64)
     labels = np.array([eligible for _, eligible in scored], dtype=np.float64)

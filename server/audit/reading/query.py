@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import datetime as dt
 import heapq
+import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +23,16 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
 from server.audit.reading.changes import list_changes
-from server.audit.reading.journals import Journals, audited, entry_of, matches, unshipped_rows
+from server.audit.reading.journals import (
+    Journals,
+    audited,
+    entry_of,
+    matches,
+    matches_heard,
+    set_reply,
+    unshipped_others,
+    unshipped_rows,
+)
 from server.audit.reading.labels import Label, LabelledDecision
 from server.audit.store import outcomes
 from server.audit.store.newest import Bounds
@@ -29,11 +40,13 @@ from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store, StoredDecision
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.journal_file import Head, JournalReader
-from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
+from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
 
 DEFAULT_PAGE: Final = 50
 LARGEST_PAGE: Final = 500
 _LONGEST_ID: Final = 64
+_CHUNK: Final = 1_000
+"""Decisions that the database is asked about at once."""
 _AWAY_SECONDS: Final = 2.0
 """How long a database that was away is not asked again."""
 
@@ -95,7 +108,8 @@ class AuditQuery:
             for entry in news:
                 statuses.add(entry)
             self._add_repeats(statuses, (decision_id,))
-            found.reply_status = statuses.of(decision_id, otherwise=found.reply_status)
+            if (reply := statuses.of(decision_id)) is not None:
+                set_reply(found, reply)
             return found
         if problems:
             raise AuditUnavailableError("; ".join(dict.fromkeys(problems)))
@@ -135,21 +149,20 @@ class AuditQuery:
         since, until = filters.instants(wanted)
         filters.check_text(wanted)
         problems: list[str] = []
-        statuses = Statuses()
-        tails = self._tails(wanted, before, size + 1, statuses, problems)
-        stored = self._stored(wanted, since, until, before, size + 1, problems)
+        shipped = self._shipped()
+        replies = self._replies(shipped, problems)
+        tails = self._tails(wanted, before, size + 1, shipped, replies, problems)
+        stored = self._stored(wanted, Bounds(before, since, until), size + 1, replies.statuses, problems)
+        incomplete = "; ".join(dict.fromkeys(problems))
         if stored is None and not tails:
-            raise AuditUnavailableError("; ".join(problems) or "there is neither database nor journal")
+            raise AuditUnavailableError(incomplete or "there is neither database nor journal")
         recent = (one for tail in tails for one in tail)
         found = {one.packet.decision.decision_id: one for one in (*recent, *(stored or ()))}
         ids = sorted(found, reverse=True)
-        self._add_repeats(statuses, ids[:size])
-        for decision_id in ids[:size]:
-            found[decision_id].reply_status = statuses.of(decision_id, otherwise=found[decision_id].reply_status)
         return audit_pb2.ListDecisionsResponse(
             decisions=[found[one] for one in ids[:size]],
             next_page_token=filters.token(ids[size - 1]) if len(ids) > size else "",
-            incomplete="; ".join(problems),
+            incomplete=incomplete,
         )
 
     def changes(self, request: admin_pb2.ListChangesRequest) -> admin_pb2.ListChangesResponse:
@@ -211,7 +224,7 @@ class AuditQuery:
             raise AuditUnavailableError("labels are in the database, and there is none here")
         columns = DECISIONS.c
         query = (
-            sa.select(columns.action, columns.source, columns.score, outcomes.LABELS.c.eligible)
+            sa.select(columns.heard_action, columns.source, columns.score, outcomes.LABELS.c.eligible)
             .join_from(DECISIONS, outcomes.LABELS, columns.decision_id == outcomes.LABELS.c.decision_id)
             .where(outcomes.LABELS.c.horizon_seconds == horizon_seconds)
         )
@@ -291,23 +304,42 @@ class AuditQuery:
             return None
         return _of_stored(stored)
 
+    def _replies(self, shipped: Mapping[str, Head], problems: list[str]) -> _Replies:
+        """What the journals say of replies beyond the database. To be read before the decisions that it is about."""
+        known = _Replies(Statuses(), {})
+
+        def read(journal: JournalReader) -> None:
+            known.settled[journal.journal_id] = journal.settled()
+            for row in unshipped_others(journal, shipped):
+                known.statuses.add(entry_of(row))
+
+        list(self.journals.each(read, problems))
+        self._add_repeats(known.statuses, known.statuses.ids())
+        return known
+
     def _tails(
-        self, wanted: audit_pb2.DecisionFilter, before: str, limit: int, statuses: Statuses, problems: list[str]
+        self,
+        wanted: audit_pb2.DecisionFilter,
+        before: str,
+        limit: int,
+        shipped: Mapping[str, Head],
+        replies: _Replies,
+        problems: list[str],
     ) -> list[list[audit_pb2.AuditedDecision]]:
-        """What each journal holds beyond the database: the newest decisions that match; `statuses` gets the rest."""
-        shipped = self._shipped()
+        """What each journal holds beyond the database: the newest decisions that match."""
 
         def read(journal: JournalReader) -> list[audit_pb2.AuditedDecision]:
-            settled = journal.settled()
+            rows = unshipped_rows(journal, shipped)
 
             def matching() -> Iterator[audit_pb2.AuditedDecision]:
-                for row in unshipped_rows(journal, shipped):
-                    entry = entry_of(row)
-                    statuses.add(entry)
-                    packet = entry.decision
-                    if (not before or packet.decision.decision_id < before) and matches(wanted, packet):
-                        status = REPLIED if row.position <= settled else UNSETTLED
-                        yield audited(packet, row, status, "journal", journal.journal_id)
+                while some := [(row, entry_of(row).decision) for row in itertools.islice(rows, _CHUNK)]:
+                    keyed = [packet.decision.decision_id for _, packet in some if packet.order.idempotency_key]
+                    self._add_repeats(replies.statuses, keyed)
+                    for row, packet in some:
+                        decision_id = packet.decision.decision_id
+                        reply = replies.of(decision_id, journal.journal_id, row.position)
+                        if (not before or decision_id < before) and matches(wanted, packet, reply):
+                            yield audited(packet, row, reply, "journal", journal.journal_id)
 
             # The database may have been away for hours: only a page of what it lacks is kept in memory.
             return heapq.nlargest(limit, matching(), key=lambda one: one.packet.decision.decision_id)
@@ -330,10 +362,9 @@ class AuditQuery:
     def _stored(
         self,
         wanted: audit_pb2.DecisionFilter,
-        since: dt.datetime | None,
-        until: dt.datetime | None,
-        before: str,
+        bounds: Bounds,
         limit: int,
+        statuses: Statuses,
         problems: list[str],
     ) -> list[audit_pb2.AuditedDecision] | None:
         """What the database holds; None when it cannot be read."""
@@ -341,15 +372,67 @@ class AuditQuery:
             return None
         try:
             with self._database() as store:
-                stored = store.newest(filters.conditions(wanted), limit, Bounds(before, since, until))
+                found = list(_matching(store, wanted, bounds, limit, statuses))
+                if wanted.heard_actions:
+                    found += _matching_by_news(store, wanted, bounds, limit, statuses)
         except sa.exc.SQLAlchemyError as error:
             problems.append(f"the database: {_line(error)}")
             return None
-        return [_of_stored(one) for one in stored]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Replies:
+    """What became of replies, as the journals say it beyond the database."""
+
+    statuses: Statuses
+    settled: dict[str, int]
+    """Up to which position of each journal it is known of every decision."""
+
+    def of(self, decision_id: str, journal_id: str, position: int) -> Reply:
+        """What became of the reply to a decision of a journal."""
+        if (reply := self.statuses.of(decision_id)) is not None:
+            return reply
+        return AS_DECIDED if position <= self.settled.get(journal_id, 0) else NOT_SETTLED
+
+
+def _matching(
+    store: Store, wanted: audit_pb2.DecisionFilter, bounds: Bounds, limit: int, statuses: Statuses
+) -> Iterator[audit_pb2.AuditedDecision]:
+    """The newest decisions of the database that match, also by what the journals say of their replies since."""
+    while limit > 0:
+        rows = [_of_stored(one) for one in store.newest(filters.conditions(wanted), limit, bounds)]
+        full = len(rows) == limit
+        for one in rows:
+            decision_id = one.packet.decision.decision_id
+            bounds = replace(bounds, before=decision_id)
+            reply = statuses.of(decision_id)
+            if reply is not None:
+                if not matches_heard(wanted, one.packet, reply):
+                    continue
+                set_reply(one, reply)
+            limit -= 1
+            yield one
+        if not full:
+            return
+
+
+def _matching_by_news(
+    store: Store, wanted: audit_pb2.DecisionFilter, bounds: Bounds, limit: int, statuses: Statuses
+) -> Iterator[audit_pb2.AuditedDecision]:
+    """The newest decisions of the database that match because of what the journals say of their replies since."""
+    ids = iter(sorted((one for one in statuses.ids() if not bounds.before or one < bounds.before), reverse=True))
+    while limit > 0 and (some := list(itertools.islice(ids, _CHUNK))):
+        for one in map(_of_stored, store.find_all(some)):
+            reply = statuses.of(one.packet.decision.decision_id)
+            if reply is not None and matches(wanted, one.packet, reply):
+                set_reply(one, reply)
+                limit -= 1
+                yield one
 
 
 def _of_stored(stored: StoredDecision) -> audit_pb2.AuditedDecision:
-    return audited(entry_of(stored.row).decision, stored.row, stored.reply_status, "database", stored.journal_id)
+    return audited(entry_of(stored.row).decision, stored.row, stored.reply, "database", stored.journal_id)
 
 
 def _line(error: sa.exc.SQLAlchemyError) -> str:

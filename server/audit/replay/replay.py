@@ -39,7 +39,6 @@ from server.decision.convert import OrderReader
 from server.decision.record import hash_of
 from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
-from server.journal.reply_status import REPLIED, UNSETTLED, unconfirmed_status
 from server.models.archive import Archive, RunningModels
 from server.models.embedding import EmbeddedModels
 
@@ -333,17 +332,6 @@ def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
     if pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
         facts.append(f"strategy {packet.order.strategy!r} was over its rate")
     return tuple(facts)
-
-
-def fact_of_reply(reply_status: str) -> tuple[str, ...]:
-    """What became of the reply, where that is not the decision itself."""
-    if reply_status == REPLIED:
-        return ()
-    if reply_status == unconfirmed_status("audit_late"):
-        return ("the caller heard ABSTAIN: the packet was not durable in time",)
-    if reply_status == UNSETTLED:
-        return ("it is not known yet whether the caller received it",)
-    return (f"the caller may not have heard it: {reply_status}",)
 
 
 def _broke_off(packet: packet_pb2.DecisionPacket) -> bool:

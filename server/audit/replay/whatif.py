@@ -1,4 +1,9 @@
-"""Replays many decisions: do they come out as recorded, and how would another model or threshold have decided?"""
+"""Replays many decisions: do they come out as recorded, and what would callers have heard with another model?
+
+What became of a reply is a fact that no replay changes. A caller that heard ABSTAIN because the packet was late, or
+nothing because it had gone, would have heard the same with any other model. A what-if therefore counts what callers
+heard, and what they would have heard.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +17,22 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from pretrade.audit.v1 import packet_pb2
+from pretrade.audit.v1 import audit_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.heard import NO_ACTION, cause_of
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.errors import NotReplayableError
+from server.journal.reply_status import REPLIED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ACTIONS: Final = (pb.ACTION_TRADE, pb.ACTION_NO_TRADE, pb.ACTION_ABSTAIN)
+_ACTIONS: Final = (
+    audit_pb2.HEARD_ACTION_TRADE,
+    audit_pb2.HEARD_ACTION_NO_TRADE,
+    audit_pb2.HEARD_ACTION_ABSTAIN,
+)
 _SHOWN_DIFFERENCES: Final = 10
 
 
@@ -32,10 +43,12 @@ class Comparison:
     what_if: WhatIf
     decisions: int = 0
     equal: int = 0
-    """Decisions that came out as recorded: bit-equal, or in a what-if with the same action."""
+    """Decisions that came out as recorded: bit-equal, or in a what-if with the same action heard."""
     by_source: Counter[str] = field(default_factory=Counter)
     actions: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(recorded action, replayed action) → decisions."""
+    """(what the caller heard, what it would have heard) → decisions."""
+    unlike: Counter[str] = field(default_factory=Counter)
+    """Why the decision is not what its caller heard, or may not be → decisions."""
     different: list[Replay] = field(default_factory=list)
     """Those that did not, the first `_SHOWN_DIFFERENCES`."""
     not_replayable: Counter[str] = field(default_factory=Counter)
@@ -50,13 +63,18 @@ class Comparison:
         """Decisions that could be replayed."""
         return self.decisions - self.not_replayable.total()
 
-    def add(self, replay: Replay) -> None:
+    def add(self, decision: audit_pb2.AuditedDecision, replay: Replay) -> None:
         """Counts a replay."""
         recorded = replay.packet.decision
         self.by_source[enum_name(pb.Source, recorded.source)] += 1
-        self.actions[recorded.action, replay.action] += 1
-        same = replay.action == recorded.action if self.what_if != AS_RECORDED else replay.first_difference is None
-        if same:
+        would_hear = int(decision.heard_action)
+        if decision.reply_status == REPLIED:
+            would_hear = replay.action
+        else:
+            self.unlike[cause_of(decision)] += 1
+        self.actions[decision.heard_action, would_hear] += 1
+        is_what_if = self.what_if != AS_RECORDED
+        if would_hear == decision.heard_action if is_what_if else replay.first_difference is None:
             self.equal += 1
         elif len(self.different) < _SHOWN_DIFFERENCES:
             self.different.append(replay)
@@ -65,13 +83,13 @@ class Comparison:
             self.thresholds.add((recorded.threshold, replay.threshold))
 
 
-async def compare(packets: Iterable[packet_pb2.DecisionPacket], replayer: Replayer, what_if: WhatIf) -> Comparison:
+async def compare(decisions: Iterable[audit_pb2.AuditedDecision], replayer: Replayer, what_if: WhatIf) -> Comparison:
     """Replays decisions as the replayer is configured."""
     comparison = Comparison(what_if)
-    for packet in packets:
+    for decision in decisions:
         comparison.decisions += 1
         try:
-            comparison.add(await replayer.replay(packet))
+            comparison.add(decision, await replayer.replay(decision.packet))
         except NotReplayableError as error:
             comparison.not_replayable[str(error)] += 1
     return comparison
@@ -87,15 +105,9 @@ def tables(comparison: Comparison) -> RenderableType:
         f"{comparison.decisions:,} decisions, {comparison.replayed:,} replayed ({sources or 'none'}): "
         f"{comparison.equal:,} {kind}, {comparison.replayed - comparison.equal:,} different"
     )
+    parts.append(_heard(comparison))
     if is_what_if:
-        confusion = Table(title="decided (rows) and would have decided (columns)", title_justify="left")
-        confusion.add_column("")
-        for action in _ACTIONS:
-            confusion.add_column(enum_name(pb.Action, action), justify="right")
-        for recorded in _ACTIONS:
-            counts = (f"{comparison.actions[recorded, replayed]:,}" for replayed in _ACTIONS)
-            confusion.add_row(enum_name(pb.Action, recorded), *counts)
-        parts.append(confusion)
+        parts.append(_confusion(comparison))
     if comparison.different:
         first = Table(title="the first that differ", title_justify="left")
         for column in ("decision", "field", "recorded", "replayed"):
@@ -115,6 +127,36 @@ def tables(comparison: Comparison) -> RenderableType:
         parts.append(first)
     parts += [f"{count:,} not replayable: {why}" for why, count in comparison.not_replayable.most_common(5)]
     return Group(*parts)
+
+
+def _heard(comparison: Comparison) -> str:
+    """What callers heard, in a line."""
+    counts: Counter[int] = Counter()
+    for (action, _), count in comparison.actions.items():
+        counts[action] += count
+    heard = ", ".join(f"{_name(action)} {counts[action]:,}" for action in (*_ACTIONS, *NO_ACTION) if counts[action])
+    line = f"callers heard: {heard or 'nothing that was replayed'}"
+    if comparison.unlike:
+        causes = ", ".join(f"{cause} {count:,}" for cause, count in comparison.unlike.most_common())
+        line += f"; {comparison.unlike.total():,} not, or perhaps not, what was decided: {causes}"
+    return line
+
+
+def _confusion(comparison: Comparison) -> Table:
+    shown = [*_ACTIONS, *(action for action in NO_ACTION if comparison.actions[action, action])]
+    table = Table(title="callers heard (rows) and would have heard (columns)", title_justify="left")
+    table.add_column("")
+    for action in shown:
+        table.add_column(_name(action), justify="right")
+    for action in shown:
+        counts = (f"{comparison.actions[action, would_hear]:,}" for would_hear in shown)
+        table.add_row(_name(action), *counts)
+    return table
+
+
+def _name(heard: int) -> str:
+    name = enum_name(audit_pb2.HeardAction, heard)
+    return name.lower() if heard in NO_ACTION else name
 
 
 def plot(comparison: Comparison, path: Path) -> None:

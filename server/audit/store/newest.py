@@ -29,8 +29,10 @@ CLOCK_ERROR: Final = dt.timedelta(minutes=1)
 _WALKS: Final = (50_000, 500_000)
 """Rows that a walk looks at, at most; the second one is worth its time only if the first one found a few."""
 _FEW: Final = 5
+_REPLY: Final = ("reply_status", "heard_action", "heard_reasons")
+_PAGE: Final = ("decision_id", *_REPLY, "journal_id", "journal_position", "shipped_at")
 _FILTERED: Final = ("instrument", "strategy", "action", "source", "model_name", "model_version")
-_PAGE: Final = ("decision_id", "reply_status", "journal_id", "journal_position", "shipped_at")
+"""Columns that a filter restricts, besides those of a page."""
 _OLDEST: Final = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 _NEWEST: Final = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 """Instants between which there are ids on both sides of an instant."""
@@ -69,7 +71,7 @@ class Bounds:
 
 
 def read(connection: sa.Connection, matching: Matching, limit: int, bounds: Bounds) -> list[sa.Row[Any]]:
-    """The rows: `reply_status`, and `journal_id`, `position`, `entry` and `hash` of the evidence.
+    """The rows: what became of the reply, and `journal_id`, `position`, `entry` and `hash` of the evidence.
 
     Args:
         connection: A new transaction, which is used for nothing else.
@@ -133,7 +135,7 @@ def _with_evidence(decisions: sa.Select[Any], limit: int) -> sa.Select[Any]:
         entries.shipped_at == page.c.shipped_at,
     )
     return (
-        sa.select(page.c.reply_status, entries.journal_id, entries.position, entries.entry, entries.hash)
+        sa.select(*(page.c[name] for name in _REPLY), entries.journal_id, entries.position, entries.entry, entries.hash)
         .join_from(page, JOURNAL_ENTRIES, sa.and_(*of_page))
         .order_by(page.c.decision_id.desc())
     )

@@ -26,7 +26,7 @@ from sqlalchemy.dialects import postgresql
 from server.errors import SchemaUnknownError
 
 METADATA: Final = sa.MetaData()
-_NAMES: Final = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+_NAMES: Final = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 """A JSON list of enum names without their prefix, for example `["SCORE_BELOW_THRESHOLD"]`."""
 _INSTANT: Final = sa.DateTime(timezone=True)
 """UTC; SQLite gives it back without a time zone."""
@@ -102,6 +102,8 @@ DECISIONS: Final = sa.Table(
     sa.Column("config_hash", sa.String, nullable=False),
     sa.Column("durability", sa.String, nullable=False),
     sa.Column("reply_status", sa.String, nullable=False, comment="`replied` or `reply_unconfirmed:<cause>`"),
+    sa.Column("heard_action", sa.String, nullable=False, comment="what the caller heard: an action, NOTHING, UNKNOWN"),
+    sa.Column("heard_reasons", _NAMES, nullable=False, comment="the reasons that the caller heard"),
     sa.Column("journal_id", sa.String, nullable=False),
     sa.Column("journal_position", sa.BigInteger, nullable=False),
     sa.Column("shipped_at", _INSTANT, nullable=False, comment="that of its journal entry"),
@@ -112,6 +114,8 @@ REPEATS: Final = sa.Table(
     METADATA,
     sa.Column("decision_id", sa.String, primary_key=True, comment="a repeat of its call heard it, or something safer"),
     sa.Column("reply_status", sa.String, nullable=False, comment="holds over what is said of the first reply"),
+    sa.Column("heard_action", sa.String, comment="null: as decided"),
+    sa.Column("heard_reasons", _NAMES, comment="null: as decided"),
     sa.Column("journal_id", sa.String, nullable=False, comment="of the process that answered the repeat"),
     sa.Column("journal_position", sa.BigInteger, nullable=False),
     sa.Column("shipped_at", _INSTANT, nullable=False),

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from pretrade.audit.v1 import packet_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.columns import EPOCH, NO_INTEGER, Columns, days, microseconds
 from server.journal.journal_file import Row
-from server.journal.reply_status import REPLIED, WITHDRAWN, unconfirmed_status
+from server.journal.reply_status import REPLIED, WITHDRAWN, reply_of
 
 RowValues = dict[str, Any]
 """One row of a table, by column, as SQLAlchemy takes it."""
@@ -99,18 +99,20 @@ class Shipment:
             len(rows), {"position": positions, "entry": entries, "hash": hashes}, dict(in_journal)
         )
         """What was written, as it was written."""
-        self.decisions: Final = _columns(_DECISION_NAMES, decisions, in_journal | {"reply_status": REPLIED})
+        self.decisions: Final = _heard_as_decided(
+            _columns(_DECISION_NAMES, decisions, in_journal | {"reply_status": REPLIED})
+        )
         self.outcomes: Final = _columns(_OUTCOME_NAMES, outcomes, in_journal)
         self.pairs: Final = _columns(_PAIR_NAMES, pairs, {})
 
     def _add_rare(self, kind: str, entry: packet_pb2.JournalEntry, at: RowValues) -> None:
         match kind:
             case "reply_unconfirmed":
-                status = unconfirmed_status(_text(entry.reply_unconfirmed.cause))
-                self._add_status(_text(entry.reply_unconfirmed.decision_id), status, at)
+                self._add_unconfirmed(entry.reply_unconfirmed, at)
             case "reply_heard":
                 decision_id = _text(entry.reply_heard.decision_id)
-                self.repeats.append({"decision_id": decision_id, "reply_status": REPLIED} | at)
+                as_decided = {"reply_status": REPLIED, "heard_action": None, "heard_reasons": None}
+                self.repeats.append({"decision_id": decision_id} | as_decided | at)
             case "control_change":
                 self.changes.append(_change_values(entry.control_change) | at)
             case "settings":
@@ -120,11 +122,16 @@ class Shipment:
             case "access_refused":
                 self.refusals.append(_refusal_values(entry.access_refused) | at)
 
-    def _add_status(self, decision_id: str, status: str, at: RowValues) -> None:
+    def _add_unconfirmed(self, note: packet_pb2.ReplyUnconfirmed, at: RowValues) -> None:
+        reply = reply_of(note)
+        decision_id, status = _text(note.decision_id), _text(reply.status)
+        action, reasons = _HEARD[reply.heard_action], list(_names(reply.heard_reasons, _REASONS))
         if status == WITHDRAWN:
-            self.repeats.append({"decision_id": decision_id, "reply_status": status} | at)
+            heard = {"reply_status": status, "heard_action": action, "heard_reasons": reasons}
+            self.repeats.append({"decision_id": decision_id} | heard | at)
         else:
-            self.statuses.append({"of_decision_id": decision_id, "new_status": status})
+            new = {"new_status": status, "new_action": action, "new_reasons": reasons}
+            self.statuses.append({"of_decision_id": decision_id} | new)
 
     def days(self) -> set[dt.date]:
         """The days of its decisions."""
@@ -154,6 +161,13 @@ def _columns(names: Sequence[str], rows: list[tuple[Any, ...]], same: RowValues)
     if "idempotency_key" in columns:
         columns["idempotency_key"] = [key or None for key in columns["idempotency_key"]]
     return Columns(len(rows), columns, dict(same))
+
+
+def _heard_as_decided(decisions: Columns) -> Columns:
+    """Adds what callers heard: the decisions, until an entry says otherwise."""
+    values = decisions.values
+    values["heard_action"], values["heard_reasons"] = values["action"], values["reasons"]
+    return decisions
 
 
 def _decision(packet: packet_pb2.DecisionPacket, position: int) -> tuple[Any, ...]:
@@ -236,6 +250,7 @@ def _short_names(enum: Any) -> dict[int, str]:
 
 _SIDES: Final = _short_names(pb.Side)
 _ACTIONS: Final = _short_names(pb.Action)
+_HEARD: Final = _short_names(audit_pb2.HeardAction)
 _SOURCES: Final = _short_names(pb.Source)
 _REASONS: Final = _short_names(pb.ReasonCode)
 _DEGRADATIONS: Final = _short_names(pb.Degradation)

@@ -7,8 +7,9 @@ nothing and loses nothing. SQLite and PostgreSQL are supported.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from pretrade.audit.v1 import packet_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store import days, newest
 from server.audit.store.binary_copy import binary_copy
 from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
@@ -40,22 +42,44 @@ from server.audit.store.shipment import RowValues, Shipment
 from server.decision.ids import made_at
 from server.errors import JournalCorruptedError
 from server.journal.journal_file import Head, Row, follow, link
-from server.journal.reply_status import WITHDRAWN
+from server.journal.reply_status import AS_DECIDED, REPLIED, WITHDRAWN, Reply
 
 _OF_DECISION: Final = DECISIONS.c.decision_id == sa.bindparam("of_decision_id")
-_SET_REPLY_STATUS: Final = (
+_REASONS: Final = DECISIONS.c.heard_reasons.type
+_SET_REPLY: Final = (
     sa.update(DECISIONS)
     .where(_OF_DECISION, ~sa.exists().where(REPEATS.c.decision_id == DECISIONS.c.decision_id))
-    .values(reply_status=sa.bindparam("new_status"))
+    .values(
+        reply_status=sa.bindparam("new_status"),
+        heard_action=sa.bindparam("new_action"),
+        heard_reasons=sa.bindparam("new_reasons", type_=_REASONS),
+    )
 )
-_OF_REPEATS: Final = sa.select(REPEATS.c.reply_status).where(REPEATS.c.decision_id == DECISIONS.c.decision_id)
-_SET_STATUS_OF_REPEATS: Final = (
-    sa.update(DECISIONS).where(_OF_DECISION).values(reply_status=_OF_REPEATS.scalar_subquery())
+
+
+def _of_repeats(name: str) -> sa.ScalarSelect[Any]:
+    return sa.select(REPEATS.c[name]).where(REPEATS.c.decision_id == DECISIONS.c.decision_id).scalar_subquery()
+
+
+_SET_REPLY_OF_REPEATS: Final = (
+    sa.update(DECISIONS)
+    .where(_OF_DECISION)
+    .values(
+        reply_status=_of_repeats("reply_status"),
+        heard_action=sa.func.coalesce(_of_repeats("heard_action"), DECISIONS.c.action),
+        heard_reasons=sa.func.coalesce(_of_repeats("heard_reasons"), DECISIONS.c.reasons),
+    )
 )
+_WITH_EVIDENCE: Final = sa.select(
+    *(DECISIONS.c[name] for name in ("reply_status", "heard_action", "heard_reasons")),
+    *(JOURNAL_ENTRIES.c[name] for name in ("journal_id", "position", "entry", "hash")),
+).join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
 _REPLIES_LOCK: Final = 0x5052_4552
 """Key of PostgreSQL's advisory lock: one process may ship a decision, or that its reply was not heard, while another
 ships what a repeat of the call heard. Each must see the other's word."""
 _READ_ROWS: Final = 1000
+_ASKED_IDS: Final = 1000
+"""Decisions of one question; PostgreSQL's driver can send some ten thousand."""
 _PARTITIONED_DAYS: Final = (366, 7)
 """Days before and after today that get a partition; a clock may be far off."""
 
@@ -66,7 +90,7 @@ class StoredDecision:
 
     row: Row
     journal_id: str
-    reply_status: str
+    reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +161,9 @@ class Store:
         repeat = insert(REPEATS)
         withdrawn = repeat.excluded.reply_status == WITHDRAWN  # no repeat gets such a decision any more
         self._insert_repeats = repeat.on_conflict_do_update(
-            index_elements=[REPEATS.c.decision_id], set_={"reply_status": WITHDRAWN}, where=withdrawn
+            index_elements=[REPEATS.c.decision_id],
+            set_={name: repeat.excluded[name] for name in ("reply_status", "heard_action", "heard_reasons")},
+            where=withdrawn,
         )
         verified = insert(VERIFICATIONS)
         self._insert_verification = verified.on_conflict_do_update(
@@ -328,19 +354,19 @@ class Store:
             _copy(connection, *binary_copy(table, columns))
 
     def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:
-        """Reply statuses. What repeats received takes precedence, whichever of two journals is shipped first."""
+        """What callers heard. What repeats received takes precedence, whichever of two journals is shipped first."""
         if self._copies:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
         if shipment.repeats:
             connection.execute(self._insert_repeats, shipment.repeats)
             keyed = keyed | {one["decision_id"] for one in shipment.repeats}
         if repeated := _repeats_of(connection, keyed):
-            connection.execute(_SET_STATUS_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
+            connection.execute(_SET_REPLY_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
         if shipment.statuses:
-            connection.execute(_SET_REPLY_STATUS, shipment.statuses)
+            connection.execute(_SET_REPLY, shipment.statuses)
 
-    def repeats(self, decision_ids: Collection[str]) -> dict[str, str]:
-        """Reply statuses by id, of those of the decisions that repeats of their calls received."""
+    def repeats(self, decision_ids: Collection[str]) -> dict[str, Reply]:
+        """What repeats of their calls heard, by id, of those of the decisions that have any."""
         with self._engine.connect() as connection:
             return _repeats_of(connection, decision_ids)
 
@@ -351,12 +377,7 @@ class Store:
             decision_id: It says when it was made, and so which day's partition holds the decision.
             any_day: Whether to search the other days too if it is not there, as after a clock was set.
         """
-        entries = JOURNAL_ENTRIES.c
-        query = (
-            sa.select(DECISIONS.c.reply_status, entries.journal_id, entries.position, entries.entry, entries.hash)
-            .join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
-            .where(DECISIONS.c.decision_id == decision_id)
-        )
+        query = _WITH_EVIDENCE.where(DECISIONS.c.decision_id == decision_id)
         made = made_at(decision_id)
         near = () if made is None else (DECISIONS.c.decided_at.between(made - CLOCK_ERROR, made + CLOCK_ERROR),)
         with self._engine.connect() as connection:
@@ -365,7 +386,20 @@ class Store:
                 found = connection.execute(query).one_or_none()
         if found is None:
             return None
-        return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)
+        return _stored(found)
+
+    def find_all(self, decision_ids: Collection[str]) -> list[StoredDecision]:
+        """Those of the decisions that are here; they are looked for on the days on which they were made."""
+        made = [at for at in map(made_at, decision_ids) if at is not None]
+        near: tuple[sa.ColumnElement[bool], ...] = ()
+        if made and len(made) == len(decision_ids):
+            near = (DECISIONS.c.decided_at.between(min(made) - CLOCK_ERROR, max(made) + CLOCK_ERROR),)
+        with self._engine.connect() as connection:
+            return [
+                _stored(row)
+                for ids in _batches(decision_ids)
+                for row in connection.execute(_WITH_EVIDENCE.where(DECISIONS.c.decision_id.in_(ids), *near))
+            ]
 
     def newest(
         self,
@@ -376,9 +410,7 @@ class Store:
         """The decisions with the highest ids of those that match, in descending order; see `newest.py`."""
         with self._engine.connect() as connection:
             rows = newest.read(connection, matching, limit, bounds)
-        return [
-            StoredDecision(Row(one.position, one.entry, one.hash), one.journal_id, one.reply_status) for one in rows
-        ]
+        return list(map(_stored, rows))
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -542,12 +574,32 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN")
 
 
-def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, str]:
-    repeats = REPEATS.c
-    if not decision_ids:
-        return {}
-    query = sa.select(repeats.decision_id, repeats.reply_status).where(repeats.decision_id.in_(decision_ids))
-    return {row.decision_id: row.reply_status for row in connection.execute(query)}
+def _repeats_of(connection: sa.Connection, decision_ids: Collection[str]) -> dict[str, Reply]:
+    return {
+        row.decision_id: _reply(row)
+        for ids in _batches(decision_ids)
+        for row in connection.execute(sa.select(REPEATS).where(REPEATS.c.decision_id.in_(ids)))
+    }
+
+
+def _batches(decision_ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    ids = iter(decision_ids)
+    while some := tuple(itertools.islice(ids, _ASKED_IDS)):
+        yield some
+
+
+def _reply(row: sa.Row[Any]) -> Reply:
+    """What became of a reply, from the columns of a row."""
+    if row.reply_status == REPLIED:
+        return AS_DECIDED
+    action = audit_pb2.HeardAction.Value(f"HEARD_ACTION_{row.heard_action}")
+    return Reply(
+        row.reply_status, action, tuple(pb.ReasonCode.Value(f"REASON_CODE_{name}") for name in row.heard_reasons)
+    )
+
+
+def _stored(row: sa.Row[Any]) -> StoredDecision:
+    return StoredDecision(Row(row.position, row.entry, row.hash), row.journal_id, _reply(row))
 
 
 def _shipped(row: sa.Row[Any]) -> Shipped:

@@ -199,6 +199,18 @@ def test_files_of_one_symbol_continue_one_another(tmp_path: Path) -> None:
     assert instrument_of(earlier) == "ABC.BINANCE"
 
 
+def test_recordings_below_a_folder_continue_one_another_whatever_their_folders_are_called(tmp_path: Path) -> None:
+    """A folder for each day with a file for each hour, and one file that nobody has put away yet."""
+    received = {"09/abc_00.gz": 3000, "08/abc_00.gz": 1000, "08/abc_01.gz": 2000, "abc_now.gz": 4000}
+    paths = {tmp_path / name: time for name, time in received.items()}
+    for path, time in paths.items():
+        path.parent.mkdir(exist_ok=True)
+        _recording(path, TRADE.replace(b"1000", str(time).encode()))
+    found = session_files([tmp_path])
+    assert set(found) == set(paths)
+    assert [event.receive_time_ns for event in read_session(found)] == [1000, 2000, 3000, 4000]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -108,6 +109,8 @@ def test_one_screen_shows_what_was_asked_known_and_answered_why_and_at_what_cost
         assert text in result.output
     for name in features.NAMES:
         assert name in result.output
+    assert "nan" not in result.output
+    assert re.search(r"ret_30s_bps +undefined", result.output)
 
 
 def test_a_narrow_terminal_cuts_nothing_off(audit: Audit) -> None:

@@ -35,6 +35,15 @@ DECISIONS, SHIPPED = 30, 20
 REPLY_LATE = "reply_unconfirmed:audit_late"
 
 
+def audit_late(decision_id: str) -> packet_pb2.JournalEntry:
+    """Says that the packet was not durable in time, and what the caller was told."""
+    reasons = (pb.REASON_CODE_SCORE_AT_OR_ABOVE_THRESHOLD, pb.REASON_CODE_AUDIT_LATE)
+    note = packet_pb2.ReplyUnconfirmed(
+        decision_id=decision_id, cause="audit_late", heard_action=pb.ACTION_ABSTAIN, heard_reasons=reasons
+    )
+    return packet_pb2.JournalEntry(reply_unconfirmed=note)
+
+
 @dataclass(frozen=True)
 class Audit:
     """A journal, two thirds of whose decisions were shipped."""
@@ -155,17 +164,17 @@ def test_one_decision_replays_bit_equal_from_journal_and_database_alike(audit: A
 
 
 def test_a_replay_says_when_the_caller_heard_something_else(audit: Audit) -> None:
-    assert (
-        "the caller may not have heard it: reply_unconfirmed:cancelled"
-        in audit.run("replay", "decision-00003", models=True).output
-    )
-    late = packet_pb2.JournalEntry()
-    late.reply_unconfirmed.decision_id, late.reply_unconfirmed.cause = "decision-00004", "audit_late"
+    output = audit.run("replay", "decision-00003", models=True).output
+    assert "caller heard nothing (cancelled); decided TRADE" in output
+    assert "taken from the journal: cancelled: the caller had gone" in output
+    late = audit_late("decision-00004")
     with closing(JournalFile(audit.journal, sync_commits=False)) as journal:
         journal.append([late.SerializeToString()])
     result = audit.run("replay", "decision-00004", models=True)
-    assert "the caller heard ABSTAIN" in result.output
+    assert "caller heard ABSTAIN (AUDIT_LATE); decided TRADE" in result.output
     assert "bit-equal" in result.output
+    result = audit.run("replay", "decision-00004", "--threshold", "1", models=True)
+    assert "another action, but the caller would have heard ABSTAIN (AUDIT_LATE) again" in result.output
 
 
 @pytest.mark.long
@@ -192,11 +201,16 @@ def test_another_threshold_gives_a_confusion_table_and_a_plot(audit: Audit, tmp_
     plot = tmp_path / "scores.svg"
     result = audit.run("replay", "--threshold", repr(threshold), "--plot", str(plot), models=True)
     assert result.exit_code == 0, result.output
-    lowered = 21 - before  # the threshold lets the upper 21 of 30 through
-    assert f"{DECISIONS - abs(lowered)} with the same action, {abs(lowered)} different" in result.output
-    rows = {line.split("│")[1].strip(): line.split("│")[2:5] for line in result.output.splitlines() if "│" in line}
+    nothing = audit.packets["decision-00003"].decision  # whose caller would have heard nothing all the same
+    kept = nothing.score >= threshold
+    changed = abs(21 - before) - (kept != (nothing.action == pb.ACTION_TRADE))
+    assert f"{DECISIONS - changed} with the same action, {changed} different" in result.output
+    assert "callers heard: " in result.output
+    assert "; 1 not, or perhaps not, what was decided: cancelled 1" in result.output
+    rows = {line.split("│")[1].strip(): line.split("│")[2:6] for line in result.output.splitlines() if "│" in line}
+    assert [int(cell) for cell in rows["nothing"]] == [0, 0, 0, 1]
     traded, refused = (int(cell) for cell in rows["TRADE"][:2]), (int(cell) for cell in rows["NO_TRADE"][:2])
-    assert [a + b for a, b in zip(traded, refused, strict=True)] == [21, 9]
+    assert [a + b for a, b in zip(traded, refused, strict=True)] == [21 - kept, 9 - (not kept)]
     assert plot.read_text().startswith("<?xml")
 
 
@@ -207,7 +221,7 @@ def test_another_model_is_named_by_name_version_or_file(audit: Audit) -> None:
         for model in ("challenger", archive.version, str(audit.models / "challenger.mar"))
     }
     assert len(outputs) == 1
-    assert "would have decided" in outputs.pop()
+    assert "would have heard" in outputs.pop()
 
 
 def test_without_the_model_it_says_which_version_is_missing(audit: Audit, tmp_path: Path) -> None:
@@ -228,14 +242,17 @@ def test_labels_are_stored_once_and_reported(audit: Audit, tmp_path: Path) -> No
     assert "calibration" in audit.run("label").output
 
 
-def test_a_share_of_nothing_is_null_in_json(audit: Audit) -> None:
+def test_a_share_of_nothing_is_null_in_json_and_a_dash_for_people(audit: Audit) -> None:
     with closing(audit.query()) as query:
         query.add_labels([Label(f"decision-{n:05}", 1.0, True) for n in range(SHIPPED)], 5.0)
     with closing(sqlite3.connect(audit.database_url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
-        connection.execute("UPDATE decisions SET action = 'NO_TRADE'")
+        connection.execute("UPDATE decisions SET heard_action = 'NO_TRADE'")
     output = audit.run("label", "--json").output
     assert "NaN" not in output
     assert json.loads(output)["all"]["precision"] is None
+    table = audit.run("label").output
+    assert "nan" not in table
+    assert [cell.strip() for cell in next(row for row in table.splitlines() if "│ all" in row).split("│")][5] == "–"
 
 
 def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:
@@ -279,8 +296,7 @@ def test_the_journals_of_all_processes_are_one_audit(audit: Audit) -> None:
     moved = [packet_pb2.JournalEntry(decision=copy.deepcopy(one)) for one in list(audit.packets.values())[:3]]
     for number, entry in enumerate(moved):
         entry.decision.decision.decision_id = f"decision-{90 + number:05}"
-    late = packet_pb2.JournalEntry()
-    late.reply_unconfirmed.decision_id, late.reply_unconfirmed.cause = "decision-00029", "audit_late"
+    late = audit_late("decision-00029")
     with closing(JournalFile(audit.journal.with_name(f"{audit.journal.name}.0"), sync_commits=False)) as journal:
         journal.append([one.SerializeToString() for one in (*moved, late)])
     with closing(audit.query()) as query:

@@ -35,8 +35,17 @@ from server.decision.replies import Replies
 from server.errors import DeadlineError, InternalError, JournalUnwritableError
 from server.journal import reply_status
 from server.journal.journal import Durability, Journal, JournalSettings, settle_what_was_left
-from server.journal.journal_file import JournalReader
-from server.journal.reply_status import REPLIED, UNSETTLED, WITHDRAWN, Statuses
+from server.journal.journal_file import JournalReader, Row
+from server.journal.reply_status import (
+    AS_DECIDED,
+    REPLIED,
+    UNSETTLED,
+    WITHDRAWN,
+    Reply,
+    Statuses,
+    reply_of,
+    unknown_replies,
+)
 
 CANCELLED = "reply_unconfirmed:cancelled"
 DEADLINE = "reply_unconfirmed:deadline"
@@ -564,16 +573,63 @@ def test_what_repeats_heard_holds_over_the_first_reply_and_withdrawn_over_all(en
     """As three journals may hold it, read in any order."""
     said = {
         "cancelled": reply_status.unconfirmed("d", "cancelled"),
-        "withdrawn": reply_status.unconfirmed("d", "withdrawn"),
+        "withdrawn": reply_status.unconfirmed("d", "withdrawn", pb.ACTION_NO_TRADE, [pb.REASON_CODE_TRADING_HALTED]),
         "heard": reply_status.heard("d"),
     }
     statuses = Statuses()
     for name in entries:
         statuses.add(packet_pb2.JournalEntry.FromString(said[name]))
-    statuses.add_repeats({"d": REPLIED, "e": WITHDRAWN})
-    assert (statuses.of("d"), statuses.of("e"), statuses.of("f")) == (WITHDRAWN, WITHDRAWN, REPLIED)
+    withdrawn = Reply(WITHDRAWN, audit_pb2.HEARD_ACTION_NO_TRADE, (pb.REASON_CODE_TRADING_HALTED,))
+    statuses.add_repeats({"d": AS_DECIDED, "e": withdrawn})
+    assert (statuses.of("d"), statuses.of("e"), statuses.of("f")) == (withdrawn, withdrawn, None)
     two = Statuses()
     for name in entries:
         if name != "withdrawn":
             two.add(packet_pb2.JournalEntry.FromString(said[name]))
-    assert two.of("d") == REPLIED
+    assert two.of("d") == AS_DECIDED
+
+
+async def test_a_watcher_is_told_what_each_caller_heard(tmp_path: Path) -> None:
+    async with request_path(tmp_path) as p:
+        await p.decide(order("one"))
+        p.servicer.not_sent(await unary(p, order("two")))
+        await p.settled_on_disk()
+        await p.decide(order("three"))
+        await until(lambda: settled(tmp_path) >= 4)
+        with closing(AuditQuery(None, tmp_path / "journal.db")) as query:
+            cursor = query.journals.after(audit_pb2.WatchDecisionsRequest(from_oldest=True)).cursor
+
+            def watched(*heard: audit_pb2.HeardAction.ValueType) -> dict[str, audit_pb2.HeardAction.ValueType]:
+                wanted = audit_pb2.DecisionFilter(heard_actions=heard)
+                step = query.journals.after(audit_pb2.WatchDecisionsRequest(filter=wanted, cursor=cursor))
+                found = (event.decision for event in step.events if event.HasField("decision"))
+                return {one.packet.order.order_ref: one.heard_action for one in found}
+
+            abstain, nothing = audit_pb2.HEARD_ACTION_ABSTAIN, audit_pb2.HEARD_ACTION_NOTHING
+            assert watched() == {"one": abstain, "two": nothing, "three": abstain}
+            assert watched(nothing) == {"two": nothing}
+            assert watched(abstain) == {"one": abstain, "three": abstain}
+
+
+@pytest.mark.parametrize(
+    ("cause", "heard"),
+    [
+        *((cause, audit_pb2.HEARD_ACTION_NOTHING) for cause in ("cancelled", "deadline", "failed", "unsent")),
+        ("superseded", audit_pb2.HEARD_ACTION_NOTHING),
+        ("killed", audit_pb2.HEARD_ACTION_UNKNOWN),
+        ("of another version", audit_pb2.HEARD_ACTION_UNKNOWN),
+    ],
+)
+def test_without_an_action_nothing_was_heard_or_nobody_knows(
+    cause: str, heard: audit_pb2.HeardAction.ValueType
+) -> None:
+    assert reply_of(packet_pb2.ReplyUnconfirmed(decision_id="d", cause=cause)).heard_action == heard
+
+
+def test_what_a_failed_commit_left_on_disk_was_heard_as_an_abstention() -> None:
+    entry = packet_pb2.JournalEntry.FromString(packet("d"))
+    entry.decision.decision.reasons.append(pb.REASON_CODE_RULES_PASSED)
+    (note,) = unknown_replies([Row(1, entry.SerializeToString(), b"")], "not_durable")
+    reply = reply_of(packet_pb2.JournalEntry.FromString(note).reply_unconfirmed)
+    reasons = (pb.REASON_CODE_RULES_PASSED, pb.REASON_CODE_AUDIT_UNAVAILABLE)
+    assert reply == Reply("reply_unconfirmed:not_durable", audit_pb2.HEARD_ACTION_ABSTAIN, reasons)

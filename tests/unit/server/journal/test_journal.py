@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from support.waiting import until
 
 from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.errors import (
     JournalClosedError,
     JournalCorruptedError,
@@ -356,6 +357,8 @@ async def test_a_failed_row_that_turns_up_after_all_is_marked_as_not_durable(tmp
     mark = packet_pb2.JournalEntry()
     mark.reply_unconfirmed.decision_id = "unheard"
     mark.reply_unconfirmed.cause = "not_durable"
+    mark.reply_unconfirmed.heard_action = pb.ACTION_ABSTAIN
+    mark.reply_unconfirmed.heard_reasons.append(pb.REASON_CODE_AUDIT_UNAVAILABLE)
     assert entries_in(journal.settings.path) == [acknowledged, unheard, mark.SerializeToString(), b"next"]
 
 

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pretrade.audit.v1 import packet_pb2 as _packet_pb2
 from pretrade.decision.v1 import decision_pb2 as _decision_pb2
 import builtins as _builtins
@@ -21,9 +22,45 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _HeardAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HeardActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HeardAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEARD_ACTION_UNSPECIFIED: _HeardAction.ValueType  # 0
+    """Never sent."""
+    HEARD_ACTION_TRADE: _HeardAction.ValueType  # 1
+    """TRADE."""
+    HEARD_ACTION_NO_TRADE: _HeardAction.ValueType  # 2
+    """NO_TRADE."""
+    HEARD_ACTION_ABSTAIN: _HeardAction.ValueType  # 3
+    """ABSTAIN."""
+    HEARD_ACTION_NOTHING: _HeardAction.ValueType  # 4
+    """No decision: the caller had gone, or the call ended with an error."""
+    HEARD_ACTION_UNKNOWN: _HeardAction.ValueType  # 5
+    """Nobody knows, because the server was killed; or it is not known yet (`unsettled`)."""
+
+class HeardAction(_HeardAction, metaclass=_HeardActionEnumTypeWrapper):
+    """What a caller heard. The actions have the numbers of `pretrade.decision.v1.Action`."""
+
+HEARD_ACTION_UNSPECIFIED: HeardAction.ValueType  # 0
+"""Never sent."""
+HEARD_ACTION_TRADE: HeardAction.ValueType  # 1
+"""TRADE."""
+HEARD_ACTION_NO_TRADE: HeardAction.ValueType  # 2
+"""NO_TRADE."""
+HEARD_ACTION_ABSTAIN: HeardAction.ValueType  # 3
+"""ABSTAIN."""
+HEARD_ACTION_NOTHING: HeardAction.ValueType  # 4
+"""No decision: the caller had gone, or the call ended with an error."""
+HEARD_ACTION_UNKNOWN: HeardAction.ValueType  # 5
+"""Nobody knows, because the server was killed; or it is not known yet (`unsettled`)."""
+Global___HeardAction: _TypeAlias = HeardAction  # noqa: Y015
+
 @_typing.final
 class AuditedDecision(_message.Message):
-    """A decision as it was audited."""
+    """A decision as it was audited: what was decided, and what its caller heard. Whoever counts trades counts what was heard."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,6 +70,8 @@ class AuditedDecision(_message.Message):
     JOURNAL_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    HEARD_ACTION_FIELD_NUMBER: _builtins.int
+    HEARD_REASONS_FIELD_NUMBER: _builtins.int
     reply_status: _builtins.str
     """`replied`: the deadline had not passed when the server handed the reply's bytes to the transport. Whether they reached
     the caller no server knows. `reply_unconfirmed:<cause>`: with a cause of `ReplyUnconfirmed`. `unsettled`: it is not
@@ -46,9 +85,17 @@ class AuditedDecision(_message.Message):
     """Position of the row."""
     hash: _builtins.bytes
     """Hash of the row: 32 bytes."""
+    heard_action: Global___HeardAction.ValueType
+    """What the caller heard: the packet's action, unless `reply_status` names a cause. For `withdrawn` it is what repeats of
+    the call heard; the first call may have heard the packet's action.
+    """
     @_builtins.property
     def packet(self) -> _packet_pb2.DecisionPacket:
         """The packet."""
+
+    @_builtins.property
+    def heard_reasons(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.ReasonCode.ValueType]:
+        """The reasons that the caller heard with it; empty if it heard nothing, or if nobody knows."""
 
     def __init__(
         self,
@@ -59,10 +106,12 @@ class AuditedDecision(_message.Message):
         journal_id: _builtins.str = ...,
         position: _builtins.int = ...,
         hash: _builtins.bytes = ...,
+        heard_action: Global___HeardAction.ValueType = ...,
+        heard_reasons: _abc.Iterable[_decision_pb2.ReasonCode.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["packet", b"packet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["found_in", b"found_in", "hash", b"hash", "journal_id", b"journal_id", "packet", b"packet", "position", b"position", "reply_status", b"reply_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found_in", b"found_in", "hash", b"hash", "heard_action", b"heard_action", "heard_reasons", b"heard_reasons", "journal_id", b"journal_id", "packet", b"packet", "position", b"position", "reply_status", b"reply_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -78,9 +127,10 @@ class DecisionFilter(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     INSTRUMENTS_FIELD_NUMBER: _builtins.int
     STRATEGIES_FIELD_NUMBER: _builtins.int
-    ACTIONS_FIELD_NUMBER: _builtins.int
+    DECIDED_ACTIONS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    HEARD_ACTIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Scored by this model: a name or a version."""
     @_builtins.property
@@ -100,12 +150,16 @@ class DecisionFilter(_message.Message):
         """One of these strategies."""
 
     @_builtins.property
-    def actions(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.Action.ValueType]:
-        """One of these actions."""
+    def decided_actions(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.Action.ValueType]:
+        """Decided with one of these actions, whatever the caller heard."""
 
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.Source.ValueType]:
         """One of these sources."""
+
+    @_builtins.property
+    def heard_actions(self) -> _containers.RepeatedScalarFieldContainer[Global___HeardAction.ValueType]:
+        """One of these was heard."""
 
     def __init__(
         self,
@@ -114,13 +168,14 @@ class DecisionFilter(_message.Message):
         until: _timestamp_pb2.Timestamp | None = ...,
         instruments: _abc.Iterable[_builtins.str] | None = ...,
         strategies: _abc.Iterable[_builtins.str] | None = ...,
-        actions: _abc.Iterable[_decision_pb2.Action.ValueType] | None = ...,
+        decided_actions: _abc.Iterable[_decision_pb2.Action.ValueType] | None = ...,
         sources: _abc.Iterable[_decision_pb2.Source.ValueType] | None = ...,
         model: _builtins.str = ...,
+        heard_actions: _abc.Iterable[Global___HeardAction.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "instruments", b"instruments", "model", b"model", "since", b"since", "sources", b"sources", "strategies", b"strategies", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_actions", b"decided_actions", "heard_actions", b"heard_actions", "instruments", b"instruments", "model", b"model", "since", b"since", "sources", b"sources", "strategies", b"strategies", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -346,7 +346,9 @@ class ReplyUnconfirmed(_message.Message):
     DEADLINE_EXCEEDED.
     """
     heard_action: _decision_pb2.Action.ValueType
-    """What was heard instead of the packet's decision; unspecified when no decision was heard, or nobody knows."""
+    """What was heard instead of the packet's decision: for `audit_late`, `not_durable` and `withdrawn`. Unspecified when no
+    decision was heard, or, for `killed`, when nobody knows.
+    """
     @_builtins.property
     def heard_reasons(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.ReasonCode.ValueType]:
         """The reasons that were heard with that."""

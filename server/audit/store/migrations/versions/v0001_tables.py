@@ -89,6 +89,8 @@ def _create_decision_tables(postgres: bool) -> None:
         sa.Column("config_hash", sa.String, nullable=False),
         sa.Column("durability", sa.String, nullable=False),
         sa.Column("reply_status", sa.String, nullable=False),
+        sa.Column("heard_action", sa.String, nullable=False),
+        sa.Column("heard_reasons", _NAMES, nullable=False),
         sa.Column("journal_id", sa.String, nullable=False),
         sa.Column("journal_position", sa.BigInteger, nullable=False),
         sa.Column("shipped_at", _INSTANT, nullable=False),
@@ -101,7 +103,7 @@ def _create_decision_tables(postgres: bool) -> None:
         # and Bloom filters of the columns that a list can be filtered by. PostgreSQL reads only the pages in which a
         # rare value may be, and writing a row costs next to nothing. The shipper has new pages summarized every minute:
         # autovacuum does too little at once, and logs a line for each time that it was asked for more.
-        filters = ("strategy", "action", "source", "model_name", "model_version")
+        filters = ("strategy", "action", "heard_action", "source", "model_name", "model_version")
         summaries = ", ".join(f"{name} text_bloom_ops (n_distinct_per_range = 32)" for name in filters)
         op.execute(
             f"CREATE INDEX ix_decisions_filters ON decisions USING brin (decided_at, {summaries})"
@@ -114,6 +116,8 @@ def _create_decision_tables(postgres: bool) -> None:
         "repeats",
         sa.Column("decision_id", sa.String, primary_key=True),
         sa.Column("reply_status", sa.String, nullable=False),
+        sa.Column("heard_action", sa.String),
+        sa.Column("heard_reasons", _NAMES),
         sa.Column("journal_id", sa.String, nullable=False),
         sa.Column("journal_position", sa.BigInteger, nullable=False),
         sa.Column("shipped_at", _INSTANT, nullable=False),
