@@ -258,6 +258,29 @@ def test_a_stream_answers_each_order_once(decisions: decision_pb2_grpc.DecisionS
     assert sorted(answered, key=int) == [f"{number}" for number in range(1_000)]
 
 
+def test_two_orders_of_a_stream_with_the_same_reference_are_two_decisions(
+    decisions: decision_pb2_grpc.DecisionServiceStub,
+) -> None:
+    requests = iter([pb.DecideStreamRequest(order=order("twin"))] * 2)
+    answers = [answer.result for answer in decisions.DecideStream(requests, timeout=30.0)]
+    assert [answer.order_ref for answer in answers] == ["twin", "twin"]
+    assert len({answer.decision.decision_id for answer in answers}) == 2
+
+
+@pytest.mark.parametrize("microseconds", [500, 700_250])
+def test_an_order_is_allowed_no_more_time_than_it_says(
+    decisions: decision_pb2_grpc.DecisionServiceStub, microseconds: int
+) -> None:
+    asked = order()
+    asked.timeout.FromMicroseconds(microseconds)
+    answer: Any = decisions.Decide.future(pb.DecideRequest(order=asked), timeout=_SECONDS)
+    if answer.code() is grpc.StatusCode.OK:
+        allowed = answer.result().decision.budget.allowed_us
+        assert microseconds - 2 <= allowed <= microseconds, "it is cut, and never rounded up"
+    else:
+        assert answer.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_garbage_ends_a_stream_after_the_answers_due(group: Group) -> None:
     sound = framed(pb.DecideStreamRequest(order=order("before")).SerializeToString())
     with Caller(group.decision) as caller:
