@@ -15,6 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from local.stack.command import OK, run_with_stack
+from local.stack.parts.market import mid
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
@@ -60,11 +61,15 @@ def _next_steps(stack: Stack, settings: LocalSettings) -> str:
     program = "pretrade" if shutil.which("pretrade") else os.path.relpath(sys.argv[0])
     # Whoever named the directory here has to name it there; a variable may not be set in the other terminal.
     where = [] if settings.dir == DEFAULT_DIRECTORY else ["--dir", str(settings.dir.absolute())]
+    instrument = stack.endpoints.instruments[0]
+    price = mid(stack.endpoints, instrument)
+    limit = [] if price is None else ["--limit", f"{price:.7g}"]
     lines = [
-        shlex.join([program, "decide", stack.endpoints.instruments[0], "buy", "0.05", *where]),
+        shlex.join([program, "decide", instrument, "buy", "0.05", *limit, *where]),
         shlex.join([program, "status", *where]),
     ]
-    return "\n".join(["; in another terminal, in this folder:", *(f"  {line}" for line in lines)])
+    market = "" if price is None else f"The mid of {instrument} is {price:,.7g}. "
+    return "\n".join([f". {market}In another terminal, in this folder:", *(f"  {line}" for line in lines)])
 
 
 def keep_up(stack: Stack, settings: LocalSettings, console: Console, until: Callable[[], bool] = lambda: False) -> None:

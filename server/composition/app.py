@@ -13,12 +13,13 @@ from typing import Any
 import structlog
 
 from feature_cache.store.l1 import FeatureCache
+from server.audit.reading.explaining import Explaining
 from server.compiled import in_use
 from server.composition.audit import open_audit
 from server.composition.metrics_port import serve_metrics
 from server.composition.ports import open_admin_port, open_decision_port, open_health_port
 from server.composition.process import Process, seconds_to_end, this_process
-from server.composition.replicas import problem_of
+from server.composition.replicas import component_of
 from server.composition.request_path import Foundation, RequestPath, open_foundation, open_request_path
 from server.decision.admission import Admission
 from server.envoy.edge import EnvoyEdge
@@ -162,11 +163,12 @@ async def start(
     base = await open_foundation(process, envoy)
     path = await open_request_path(process, base)
 
+    audit = await open_audit(process, base.journal, lambda: path.canary.deployment.champion_version)
+
     health_servicer = HealthServicer()
-    health_state = _health(process, base, path, health_servicer)
+    health_state = _health(process, base, path, audit.explaining, health_servicer)
     health_state.update()  # nothing is unknown when the ports open
 
-    audit = await open_audit(process, base.journal)
     metrics_port = serve_metrics(process, base, path, audit)
     admin_port = await open_admin_port(process, base, path, audit, health_state, health_servicer)
     await open_health_port(process, health_servicer)
@@ -189,7 +191,9 @@ async def start(
     return Server(settings.grpc, health_state, path.admission, refuse, slot is not None)
 
 
-def _health(process: Process, base: Foundation, path: RequestPath, servicer: HealthServicer) -> Health:
+def _health(
+    process: Process, base: Foundation, path: RequestPath, explaining: Explaining, servicer: HealthServicer
+) -> Health:
     """The health of the components, reported on all ports."""
     settings, shipper = process.settings, base.shipper
     features, instruments = base.feature_cache, settings.instruments
@@ -201,7 +205,10 @@ def _health(process: Process, base: Foundation, path: RequestPath, servicer: Hea
             "control": Component(lambda: path.control.problem, required=False),
             "feature_cache": Component(lambda: _feature_problem(features, instruments), required=False),
             "embedded": Component(lambda: path.embedded.model.fault, required=False),
-            **{replica.name: Component(problem_of(replica), required=False) for replica in path.replicas},
+            "explanations": Component(
+                lambda: explaining.problem, required=False, warming_up=lambda: explaining.warming_up
+            ),
+            **{replica.name: component_of(replica) for replica in path.replicas},
             **base.security.components(),
             **_tracing_component(path.tracing),
         },

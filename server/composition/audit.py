@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,14 @@ class AuditParts:
     drift: DriftWatch
 
 
-async def open_audit(process: Process, journal: Journal) -> AuditParts:
-    """The audit service, explanations beside replies, the processes that read all journals, and who watches drift."""
+async def open_audit(process: Process, journal: Journal, champion_version: Callable[[], str]) -> AuditParts:
+    """The audit service, explanations beside replies, the processes that read all journals, and who watches drift.
+
+    Args:
+        process: What they are built with.
+        journal: Where outcomes and decisions are written.
+        champion_version: The model version that decides; empty while it is not known.
+    """
     settings, stack = process.shared, process.stack
     path = settings.journal.path.absolute()
     task = Task(
@@ -50,6 +56,13 @@ async def open_audit(process: Process, journal: Journal) -> AuditParts:
     recording = FileLock(path.with_name(f"{path.name}.outcomes.lock"), process.machine)
     wall_clock_ns = process.machine.wall_clock_ns
     servicer = AuditServicer(lookups, watching, replays, explanations, journal, recording, wall_clock_ns)
-    explaining = Explaining(explanations, settings.explain, process.metrics.explanations, process.clock)
+    explaining = Explaining(
+        explanations,
+        settings.explain,
+        process.metrics.explanations,
+        process.clock,
+        None if task.model_store is None else champion_version,
+    )
+    await process.background(explaining.keep_warm(), "explanations")
     questions = (lookups, watching, replays, explanations, comparing)
     return AuditParts(servicer, explaining, (reads, models), questions, drift)

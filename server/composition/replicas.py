@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from server.inference.codec import TORCHSERVE, Codec, ProtocolName
 from server.inference.oip import ModelDescription, OpenInference
 from server.inference.replica import Replica, ReplicaLimits
 from server.inference.token import ReplicaToken
+from server.process.health import Component
 from server.security.client_tls import ClientTls
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ async def open_replicas(
     """
     settings, machine = process.settings, process.machine
     endpoints = settings.replicas
+    warm_up_turn = asyncio.Lock()
     token_files = {str(name): path for name, path in endpoints.token_files.items()}
 
     async def opened(name: str, endpoint: str, model: str, version: str | None) -> Replica:
@@ -54,6 +57,7 @@ async def open_replicas(
             token=token,
             open_channel=machine.grpc_channel,
             tls=None if tls is None else ClientTls(name, tls, machine.wall_clock),
+            warm_up_turn=warm_up_turn,
         )
         return await process.stack.enter_async_context(replica)
 
@@ -65,8 +69,8 @@ async def open_replicas(
     )
 
 
-def problem_of(replica: Replica) -> Callable[[], str]:
-    """Says what is wrong with a replica, as health is to tell it; empty when nothing is."""
+def component_of(replica: Replica) -> Component:
+    """A replica as health sees it."""
 
     def problem() -> str:
         if replica.token is not None and replica.token.problem:
@@ -75,7 +79,7 @@ def problem_of(replica: Replica) -> Callable[[], str]:
             return replica.tls.problem
         return "" if replica.healthy else f"{replica.endpoint} does not answer soundly"
 
-    return problem
+    return Component(problem, required=False, warming_up=lambda: replica.healthy and not replica.warm)
 
 
 def _codec(settings: Settings, replica: str) -> Codec:

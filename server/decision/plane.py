@@ -270,11 +270,12 @@ class DataPlane:
         """What model attempts may not touch.
 
         The audit's share is what it recently took in 19 of 20 cases, and the reply's reserve: where the disk or the
-        machine is slow, a model's score that could no longer be made durable in time would be worth nothing. At least
-        the reserve of the settings, at most half of what is allowed.
+        machine is slow, a model's score that could no longer be made durable in time would be worth nothing. An attempt
+        whose time is up ends as late as the event loop is. At least the reserve of the settings, at most half of what
+        is allowed.
         """
-        recent = min(self._recorder.times.p95 + self._reply_reserve(allowed_seconds), allowed_seconds / 2)
-        return self._fallback_reserve_seconds + max(self._audit_reserve_seconds, recent)
+        needed = self._recorder.times.p95 + self._reply_reserve(allowed_seconds) + self._loop_lag.p99
+        return self._fallback_reserve_seconds + max(self._audit_reserve_seconds, min(needed, allowed_seconds / 2))
 
     def _reply_reserve(self, allowed_seconds: float) -> float:
         """The time that waiting for the audit must leave for the reply: the setting plus the event loop's delay.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.record import Decided
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from server.decision.record import PacketWriter
     from server.decision.replies import Replies
     from server.journal.journal import Journal
+
+
+_REMEMBERED_SECONDS: Final = 10.0
+"""How long the time of a commit counts: a caller that sends an order every few seconds meets the same disk again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Recorder:
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
         self._deadlines = Deadlines(clock)
-        self.times = LatencyWindow(clock, prior_seconds=0.0)
+        self.times = LatencyWindow(clock, prior_seconds=0.0, window_seconds=_REMEMBERED_SECONDS)
         """Seconds from writing decisions down until they were durable, or until their callers could wait no longer."""
 
     def record(

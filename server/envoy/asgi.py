@@ -5,6 +5,8 @@ through `pyvoy`; see `server/envoy/edge.py`. gRPC's own framing is in `framing.p
 
     read the request → the servicer's method → the answer, or a status
 
+A call whose content type is not gRPC's is JSON, by `transcoding.py`; it takes the same steps.
+
 ASGI reports a disconnect only to a pending `receive()`, and never reports an expired deadline. One task therefore
 checks all calls that take longer than most, and cancels those whose caller has gone or whose deadline has passed, as
 grpc.aio does. Fast calls cost nothing extra; if the caller of one has gone, sending its answer fails.
@@ -16,15 +18,17 @@ import asyncio
 import contextlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from server.envoy import transcoding
 from server.envoy.framing import (
     ENCODINGS,
     PEER,
@@ -71,6 +75,11 @@ _START: Final = {
     "status": 200,
     "headers": [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)],
     "trailers": True,
+}
+_JSON_START: Final = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", transcoding.CONTENT_TYPE)],
 }
 _CERTIFICATE: Final = re.compile(rb'(?:^|;)Cert="([^"]*)"')
 _OK_STATUS: Final = (b"grpc-status", b"0")
@@ -129,6 +138,7 @@ class Delivery(Protocol):
 class _Method:
     """A method and who answers it: one of the three."""
 
+    full_name: str
     parse: Any
     serialize: Any
     answer: Any
@@ -182,6 +192,7 @@ class GrpcApplication:
         """Serves the methods of a service."""
         for name, handler in handlers.items():
             self._methods[f"/{service}/{name}"] = _Method(
+                f"{service}.{name}",
                 handler.request_deserializer,
                 handler.response_serializer,
                 handler.unary_unary,
@@ -239,34 +250,42 @@ class GrpcApplication:
         """Serves one call."""
         call = EnvoyCall(receive, scope["headers"], self._clock())
         self._calls[call] = None
+        is_grpc = _header(scope["headers"], b"content-type").startswith(transcoding.GRPC)
+        refuse = self._refuse if is_grpc else self._refuse_json
         try:
-            method = self._methods.get(scope["path"])
-            if method is None:
-                raise UnknownMethodError
-            timeout, encoding, arrived = call_headers(scope["headers"])
-            if timeout is not None:
-                call.is_patient = False
-                call.deadline = await self._deadline(call, timeout, arrived)
-            if self._access is not None:
-                call.caller = await self._admit(self._access, scope)
-            if method.answer is not None:
-                await self._answer(call, send, method, encoding)
-            else:
-                with self._watched(call):
-                    await self._stream(call, scope, send, method, encoding)
+            await self._serve(call, scope, send, is_grpc)
         except PretradeError as error:
-            await self._refuse(send, error)
+            await refuse(send, error)
         except _CallerGoneError:
             pass
         except asyncio.CancelledError:
             if call.ended is None:
                 raise  # not by us
             if isinstance(call.ended, PretradeError):
-                await self._refuse(send, call.ended)
+                await refuse(send, call.ended)
         except Exception as error:
-            await self._refuse(send, _failed(scope, error))
+            await refuse(send, _failed(scope, error))
         finally:
             del self._calls[call]
+
+    async def _serve(self, call: EnvoyCall, scope: Scope, send: Send, is_grpc: bool) -> None:
+        """Answers a call; raises what it ends with instead."""
+        method = self._methods.get(scope["path"])
+        if method is None:
+            raise UnknownMethodError
+        timeout, encoding, arrived = call_headers(scope["headers"])
+        if timeout is not None:
+            call.is_patient = False
+            call.deadline = await self._deadline(call, timeout, arrived)
+        if self._access is not None:
+            call.caller = await self._admit(self._access, scope)
+        if not is_grpc:
+            await self._answer_json(call, scope, send, method)
+        elif method.answer is not None:
+            await self._answer(call, send, method, encoding)
+        else:
+            with self._watched(call):
+                await self._stream(call, scope, send, method, encoding)
 
     async def _deadline(self, call: EnvoyCall, allowed: float, arrived: float | None) -> float:
         """A call's deadline; raises where it has passed.
@@ -315,10 +334,36 @@ class GrpcApplication:
         """A call with one answer."""
         answer = await method.answer(await self._request(call, method, encoding), call)
         call.is_watched = False
+        body = {"type": "http.response.body", "body": framed(method.serialize(answer))}
+        await self._deliver(send, answer, (_START, body, _OK))
+
+    async def _answer_json(self, call: EnvoyCall, scope: Scope, send: Send, method: _Method) -> None:
+        """A call with one answer, in JSON."""
+        if method.answer is None:
+            raise InvalidOrderError("STREAM_IN_JSON", f"{method.full_name} is a stream: call it by gRPC")
+        if scope["method"] != "POST":
+            raise InvalidOrderError("NOT_POST", f"a method is called by POST, not by {scope['method']}")
+        if scope["query_string"]:
+            raise InvalidOrderError("QUERY_STRING", "a request has no query: its fields belong into its body")
+        found = descriptor_pool.Default().FindMethodByName(method.full_name)
+        request_class = message_factory.GetMessageClass(found.input_type)
+        body = await self._json_body(call, _header(scope["headers"], b"content-encoding"))
+        call.is_watched = True
+        answer = await method.answer(await transcoding.request_of(body, request_class), call)
         try:
-            await send(_START)
-            await send({"type": "http.response.body", "body": framed(method.serialize(answer))})
-            await send(_OK)
+            wire = method.serialize(answer)
+            text = await transcoding.answer_of(message_factory.GetMessageClass(found.output_type).FromString(wire))
+        except BaseException:
+            self._delivery.not_sent(answer)
+            raise
+        call.is_watched = False
+        await self._deliver(send, answer, (_JSON_START, {"type": "http.response.body", "body": text}))
+
+    async def _deliver(self, send: Send, answer: object, messages: Iterable[dict[str, Any]]) -> None:
+        """Sends all of an answer, and tells what became of it."""
+        try:
+            for message in messages:
+                await send(message)
         except (OSError, asyncio.CancelledError):
             self._delivery.not_sent(answer)
             raise _CallerGoneError from None
@@ -402,6 +447,22 @@ class GrpcApplication:
             if not message.get("more_body"):
                 return bytes(whole)
 
+    async def _json_body(self, call: EnvoyCall, encoding: bytes) -> bytes:
+        """A request's body to its end, decompressed."""
+        body, more = bytearray(), True
+        while more:
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise _CallerGoneError
+            body += message["body"]
+            more = message.get("more_body", False)
+            self._check_size(len(body))
+        if encoding in (b"", b"identity"):
+            return bytes(body)
+        plain = decompressed(bytes(body), encoding, self._max_message_bytes)
+        self._check_size(len(plain))
+        return plain
+
     async def _requests(self, call: EnvoyCall, method: _Method, encoding: bytes) -> AsyncIterator[Any]:
         """The requests of a stream."""
         buffer = bytearray()
@@ -447,6 +508,14 @@ class GrpcApplication:
         with contextlib.suppress(OSError):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _refuse_json(self, send: Send, error: PretradeError) -> None:
+        """Ends a call in JSON with an error."""
+        self._metrics.errors[error.reason] += 1
+        refusal = transcoding.refusal(error)
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.start", "status": refusal.http_status, "headers": refusal.headers})
+            await send({"type": "http.response.body", "body": refusal.body, "more_body": False})
 
     def _status(self, error: PretradeError) -> list[Header]:
         """The trailers of a call that fails. Each has its own from here, and is counted here alone."""

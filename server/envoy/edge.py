@@ -1,28 +1,23 @@
 """The Envoy edge: Envoy speaks HTTP/2 with the callers and runs the decision server inside its own process.
 
 The supervisor starts an Envoy as an `Envoy`. The server inside (`server/composition/embedded.py`) knows it as an
-`EnvoyEdge`. What Envoy does better than Python is left to Envoy's configuration: HTTP/2 and its limits, gRPC-Web, JSON,
+`EnvoyEdge`. What Envoy does better than Python is left to Envoy's configuration: HTTP/2 and its limits, gRPC-Web,
 draining.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 import structlog
-from google.protobuf import descriptor_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2
 
 from pretrade.decision.v1 import decision_pb2
 from server.envoy import gate, tls
@@ -43,7 +38,6 @@ _APPLICATION: Final = "server.composition.embedded:application"
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions."
 _FILTERS: Final = f"{_EXTENSIONS}filters.http."
 _WEB: Final = "grpc_web"
-_JSON: Final = "json"
 _STREAM_WINDOW_BYTES: Final = 65_536
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
 _RUNTIME: Final = {"overload.premature_reset_total_stream_count": 2_000, "http.max_requests_per_io_cycle": 8}
@@ -203,21 +197,10 @@ class Envoy:
             self._gate_filter,
             {"name": _WEB, "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
             _told(self._access.decision != "open"),
-            {
-                "name": _JSON,
-                "typed_config": {
-                    "@type": f"{_FILTERS}grpc_json_transcoder.v3.GrpcJsonTranscoder",
-                    "proto_descriptor_bin": _descriptors(_FILES),
-                    "services": [service.full_name for file in _FILES for service in file.services_by_name.values()],
-                    "auto_mapping": True,
-                    "convert_grpc_status": True,
-                    "print_options": {"preserve_proto_field_names": True},
-                },
-            },
             *http["http_filters"],
         ]
         (host,) = http["route_config"]["virtual_hosts"]
-        host["routes"] = gate.routes(decision_pb2.DESCRIPTOR.services_by_name["DecisionService"], (_WEB, _JSON))
+        host["routes"] = gate.routes(decision_pb2.DESCRIPTOR.services_by_name["DecisionService"], (_WEB,))
         http["local_reply_config"] = gate.reply()
         http["http2_protocol_options"] = {
             "max_concurrent_streams": settings.max_streams_per_connection,
@@ -271,25 +254,6 @@ def _told(callers_are_known: bool) -> dict[str, Any]:
 
 
 _STATISTICS: Final = "decisions"
-_FILES: Final = (decision_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, status_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR)
-"""The services that Envoy translates to JSON, and the details of their errors."""
-
-
-def _descriptors(wanted: Iterable[Any]) -> str:
-    """Files and all that they import, as Envoy wants them: base64 of a `FileDescriptorSet`."""
-    files: dict[str, Any] = {}
-
-    def add(file: Any) -> None:
-        for dependency in file.dependencies:
-            add(dependency)
-        files.setdefault(file.name, file)
-
-    for file in wanted:
-        add(file)
-    descriptors = descriptor_pb2.FileDescriptorSet()
-    for file in files.values():
-        file.CopyToProto(descriptors.file.add())
-    return base64.b64encode(descriptors.SerializeToString()).decode()
 
 
 class EnvoyEdge:

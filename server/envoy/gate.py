@@ -22,13 +22,14 @@ read, and nothing is decided.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 
 from server.decision.admission import Admission, AdmissionSettings, overloaded
-from server.envoy.framing import status_headers
+from server.envoy import transcoding
+from server.envoy.framing import Header, status_headers
 from server.rpc import status
 from server.rpc.call_context import REDUCE_ONLY
 
@@ -43,6 +44,19 @@ REFUSED: Final = "adaptive_concurrency.gradient_controller.rq_blocked"
 """Envoy's own count of refused calls, past the statistics' prefix."""
 _MOST: Final = "adaptive_concurrency.gradient_controller.max_concurrency_limit"
 _LEAST: Final = "adaptive_concurrency.gradient_controller.min_concurrency"
+_IS_REFUSAL: Final = {
+    "status_code_filter": {
+        "comparison": {
+            "op": "EQ",
+            "value": {"default_value": _TOO_MANY_REQUESTS, "runtime_key": "pretrade.gate.status"},
+        }
+    }
+}
+_IS_GRPC: Final = {
+    "header_filter": {
+        "header": {"name": "content-type", "string_match": {"prefix": transcoding.GRPC.decode()}},
+    }
+}
 _GROWTH: Final = 1.5
 _TARGET_SECONDS: Final = 0.03
 """What nine in ten calls take at most where calls hardly wait."""
@@ -162,22 +176,36 @@ def _route(match: Mapping[str, Any], disabled: Sequence[str]) -> dict[str, Any]:
 
 
 def reply() -> dict[str, Any]:
-    """The answer to a refused call: the status that admission would give; over gRPC-Web and JSON with HTTP 429."""
+    """The answer to a refused call: the status that admission would give; in JSON and over gRPC-Web with HTTP 429."""
     error = overloaded()
-    wire = status.of(error)
-    sent = [*status_headers(*wire), *status.http_headers(error)]
-    headers = [{"header": {"key": name.decode(), "value": value.decode()}} for name, value in sent]
-    code = {"default_value": _TOO_MANY_REQUESTS, "runtime_key": "pretrade.gate.status"}
+    code, message, metadata = status.of(error)
+    in_json = transcoding.refusal(error)
     return {
         "mappers": [
             {
-                "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": code}}},
-                "body": {"inline_string": wire[1]},
-                "headers_to_add": [
-                    header | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-                    for header in headers
-                    if header["header"]["key"] != "grpc-message"  # made of the body
-                ],
-            }
+                "filter": {"and_filter": {"filters": [_IS_REFUSAL, _IS_GRPC]}},
+                "body": {"inline_string": message},
+                # `grpc-message` is made of the body.
+                "headers_to_add": _added([*status_headers(code, "", metadata), *status.http_headers(error)]),
+            },
+            {
+                "filter": _IS_REFUSAL,
+                "body": {"inline_string": in_json.body.decode()},
+                "body_format_override": {
+                    "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
+                    "content_type": transcoding.CONTENT_TYPE.decode(),
+                },
+                "headers_to_add": _added(status.http_headers(error)),
+            },
         ]
     }
+
+
+def _added(headers: Iterable[Header]) -> list[dict[str, Any]]:
+    return [
+        {
+            "header": {"key": name.decode(), "value": value.decode()},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }
+        for name, value in headers
+    ]

@@ -60,6 +60,12 @@ _MIN_PROBE_GAP_SECONDS = 0.02
 """Between probes in half-open."""
 _CLOCK_RESOLUTION_SECONDS = 0.001
 """A probe that is due sooner than this is due."""
+_WARM_UP_ROUND = 40
+"""Calls of a warm-up whose median is compared with that of earlier rounds."""
+_WARM_UP_GAIN = 0.95
+"""A round that is quicker than this part of the best one so far shows that the replica still warms up."""
+_WARM_UP_STALE_ROUNDS = 2
+"""A warm-up ends after so many rounds in a row without a gain: one alone may have met a busy machine."""
 _CANNED_ROW = np.zeros(features.N_FEATURES, dtype="<f4").tobytes()
 
 
@@ -79,6 +85,10 @@ class ReplicaSettings(BaseModel):
     probe_timeout_seconds: float = Field(default=0.2, gt=0, le=10)
     """A health probe without a valid answer after this time has failed, in seconds. Raise it for a replica that is far
     away."""
+    warm_up_seconds: float = Field(default=4.0, ge=0, le=60)
+    """Before a server says that it is ready, it sends each replica rows that no caller asked for, until the replica
+    answers no quicker or this time is over, in seconds: a TorchServe that has just started takes three times as long at
+    first. 0: not at all. Set it to 0 if your model servers charge by the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,7 @@ class Replica:
         codec: The server's protocol.
         token: What it wants to be shown; None for nothing.
         tls: Opens connections, where these are to be TLS.
+        warm_up_turn: Held while it is warmed up: replicas that share a machine would make each other look slow.
         open_channel: Makes a channel to an endpoint, as `grpc.aio.insecure_channel` does.
     """
 
@@ -128,6 +139,7 @@ class Replica:
         token: ReplicaToken | None = None,
         open_channel: Callable[..., grpc.aio.Channel] = grpc.aio.insecure_channel,
         tls: ClientTls | None = None,
+        warm_up_turn: asyncio.Lock | None = None,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -161,6 +173,9 @@ class Replica:
         """Batches and probes by outcome since start."""
         self.transitions: Counter[State] = Counter()
         """Breaker transitions by the state entered."""
+        self.warm = not limits.probes.warm_up_seconds
+        """False until the replica has been warmed up, once, after its first sound answer."""
+        self._warm_up_turn = warm_up_turn or asyncio.Lock()
         self._recheck = asyncio.Event()
         self._probed = False
         self._connected_with = 0 if tls is None else tls.files.version
@@ -289,12 +304,34 @@ class Replica:
                 if self.tls.files.version != self._connected_with and self._clock() >= self._connect_at:
                     await self._connect_anew(self.tls.files.version)
             await self._probe()
+            if self.healthy and not self.warm:
+                async with self._warm_up_turn:
+                    await self._warm_up()
             probed_at = self._clock()
             while (wait := self._next_probe(probed_at) - self._clock()) > _CLOCK_RESOLUTION_SECONDS:
                 self._recheck.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):  # `wait_for` of Python 3.11 can lose a cancellation
                         await self._recheck.wait()
+
+    async def _warm_up(self) -> None:
+        """Calls the replica until it answers no quicker, or fails, or the time for that is over."""
+        calls, best, stale = 0, float("inf"), 0
+        with contextlib.suppress(BatchFailedError, TimeoutError):
+            async with asyncio.timeout(self._settings.warm_up_seconds):
+                while stale < _WARM_UP_STALE_ROUNDS:
+                    times = []
+                    for _ in range(_WARM_UP_ROUND):
+                        started = self._clock()
+                        await self._score([_CANNED_ROW])
+                        times.append(self._clock() - started - self._stalled_seconds(started))
+                        self.latency.add(times[-1])
+                        calls += 1
+                    median = sorted(times)[_WARM_UP_ROUND // 2]
+                    stale = 0 if median < _WARM_UP_GAIN * best else stale + 1
+                    best = min(best, median)
+        self.warm = True
+        _log.info("replica is warm", replica=self.name, calls=calls, seconds=self.latency.p50)
 
     def _next_probe(self, probed_at: float) -> float:
         """The instant of the next probe, as things stand."""

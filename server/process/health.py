@@ -24,13 +24,16 @@ class Component:
     problem: Callable[[], str]
     required: bool
     """True when the server as a whole is not ready without it."""
+    warming_up: Callable[[], bool] = lambda: False
+    """True while it prepares for its first calls, which takes a bounded time: the start waits for that."""
 
 
 class Health:
     """Keeps `grpc.health.v1` in step with the components.
 
     The server as a whole is SERVING once every required component is sound and every other has been sound once, or
-    `startup_patience_seconds` have passed: then it serves degraded rather than not at all. From then on only a required
+    `startup_patience_seconds` have passed: then it serves degraded rather than not at all. In both cases it waits for
+    components that are warming up: its first callers get the same as all later ones. From then on only a required
     component or draining takes it back.
 
     Args:
@@ -81,7 +84,9 @@ class Health:
         sound = {name for name, problem in problems.items() if not problem}
         self._unproven -= sound
         required = all(name in sound for name, component in self._components.items() if component.required)
-        if not self._started and required and (not self._unproven or self._clock() >= self._give_up_waiting):
+        warming_up = any(component.warming_up() for component in self._components.values())
+        patient = self._unproven and self._clock() < self._give_up_waiting
+        if not self._started and required and not warming_up and not patient:
             self._started = True
             if self._unproven:
                 _log.warning("serving degraded", unproven={name: problems[name] for name in sorted(self._unproven)})

@@ -132,6 +132,11 @@ class ReadingServicer:
         """Recent decisions beside what their model learnt from."""
         return await self._comparing.ask(lambda query: _drift(query, self._store, request))
 
+    async def WarmUp(self, request: reading_pb2.WarmUpRequest, call: Call) -> reading_pb2.WarmUpResponse:
+        """Has a model ready to explain."""
+        await self._explanations.ask(lambda explanations: explanations.warm_up(request.model_version))
+        return reading_pb2.WarmUpResponse()
+
 
 class Replays:
     """Replays decisions of the audit, with the models of a store."""
@@ -160,6 +165,10 @@ class _Explanations:
         # A decision that was just made is in the journal, whatever the database does.
         recorded = self._query.journals.find(decision_id, {}, []) if decision_id else None
         return self._explainer.explain((recorded or self._query.get(decision_id)).packet)
+
+    def warm_up(self, version: str) -> None:
+        self._query.journals.find("", {}, [])
+        self._explainer.warm_up(version)
 
 
 def response_of(replay: Replay) -> audit_pb2.ReplayDecisionResponse:

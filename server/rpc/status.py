@@ -81,13 +81,18 @@ def _overload(reason: str, message: str) -> Wire:
     return _wire(OverloadedError(reason, message))
 
 
-def _wire(error: PretradeError) -> Wire:
+def message_of(error: PretradeError) -> status_pb2.Status:
+    """Code, message and details of a call that ends with this error."""
     named = {**({"field": error.field} if error.field else {}), **error.named}
     status = status_pb2.Status(code=code(error), message=str(error))
     info = error_details_pb2.ErrorInfo(domain=_DOMAIN, reason=error.reason, metadata=named)
     for detail in (info, *_retry(error.retry_after_seconds)):
         status.details.add().Pack(detail)
-    wire = rpc_status.to_status(status)
+    return status
+
+
+def _wire(error: PretradeError) -> Wire:
+    wire = rpc_status.to_status(message_of(error))
     return wire.code, wire.details, (*wire.trailing_metadata, *_pushback(error.retry_after_seconds))
 
 

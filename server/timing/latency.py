@@ -84,7 +84,8 @@ class LatencyWindow:
         if not ordered:
             self._p50 = self._p95 = self._newest = self._prior
             return
-        self._p50 = ordered[len(ordered) // 2]
+        # Of two the quicker: the health probes of an idle replica are no more, and one may have met a busy machine.
+        self._p50 = ordered[(len(ordered) - 1) // 2]
         self._p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
 
     def _drop_oldest(self) -> None:

@@ -35,6 +35,8 @@ class LoopLag:
         self._recent = LatencyWindow(clock, prior_seconds=0.0)
         self.p95 = 0.0
         """What 19 of 20 delays of the last two seconds did not exceed, in seconds."""
+        self.p99 = 0.0
+        """The same of 99 of 100 delays."""
         self.stalls = 0
         """Stalls since start."""
 
@@ -47,7 +49,7 @@ class LoopLag:
                 late = max(0.0, self._clock() - self._due)
                 self.delays.observe(late)
                 self._recent.add(late)
-                self.p95 = self._recent.p95
+                self.p95, self.p99 = self._recent.p95, self._recent.p99
                 if late > _STALL_SECONDS:
                     self.stalls += 1
                     self._stalls.append((self._clock(), late))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import shutil
@@ -257,6 +258,29 @@ def test_a_stream_answers_each_order_once(decisions: decision_pb2_grpc.DecisionS
     assert sorted(answered, key=int) == [f"{number}" for number in range(1_000)]
 
 
+def test_two_orders_of_a_stream_with_the_same_reference_are_two_decisions(
+    decisions: decision_pb2_grpc.DecisionServiceStub,
+) -> None:
+    requests = iter([pb.DecideStreamRequest(order=order("twin"))] * 2)
+    answers = [answer.result for answer in decisions.DecideStream(requests, timeout=30.0)]
+    assert [answer.order_ref for answer in answers] == ["twin", "twin"]
+    assert len({answer.decision.decision_id for answer in answers}) == 2
+
+
+@pytest.mark.parametrize("microseconds", [500, 700_250])
+def test_an_order_is_allowed_no_more_time_than_it_says(
+    decisions: decision_pb2_grpc.DecisionServiceStub, microseconds: int
+) -> None:
+    asked = order()
+    asked.timeout.FromMicroseconds(microseconds)
+    answer: Any = decisions.Decide.future(pb.DecideRequest(order=asked), timeout=_SECONDS)
+    if answer.code() is grpc.StatusCode.OK:
+        allowed = answer.result().decision.budget.allowed_us
+        assert microseconds - 2 <= allowed <= microseconds, "it is cut, and never rounded up"
+    else:
+        assert answer.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_garbage_ends_a_stream_after_the_answers_due(group: Group) -> None:
     sound = framed(pb.DecideStreamRequest(order=order("before")).SerializeToString())
     with Caller(group.decision) as caller:
@@ -377,19 +401,68 @@ def test_grpc_js_calls_every_method(group: Group, grpc_js: Path) -> None:
 
 def test_envoy_speaks_json(envoy: Group) -> None:
     url = f"http://{envoy.decision}/pretrade.decision.v1.DecisionService/"
-    sound = {"order_ref": "j", "instrument": INSTRUMENTS[0], "side": "SIDE_BUY", "quantity": 1, "strategy": "t"}
-    decided = httpx.post(f"{url}Decide", json={"order": sound})
-    assert decided.status_code == 200
+    sound = {"order_ref": "j", "instrument": INSTRUMENTS[0], "side": "buy", "quantity": 1, "strategy": "t"}
+    decided = httpx.post(f"{url}Decide", json={"order": sound}, headers={"grpc-timeout": "2S"})
+    assert (decided.status_code, decided.headers["content-type"]) == (200, "application/json")
     assert decided.json()["decision"]["order_ref"] == "j"
-    refused = httpx.post(f"{url}Decide", json={"order": sound | {"quantity": -1}})
-    assert (refused.status_code, refused.json()["code"]) == (400, grpc.StatusCode.INVALID_ARGUMENT.value[0])
-    assert refused.json()["details"][0]["reason"] == "INVALID_QUANTITY"
-    batch = httpx.post(f"{url}DecideBatch", json={"orders": [sound, sound | {"order_ref": "k"}]}).json()
-    assert [result["order_ref"] for result in batch["results"]] == ["j", "k"]
-    assert httpx.post(f"{url}Decide", content="{", headers={"content-type": "application/json"}).status_code == 400
-    assert httpx.post(f"{url}Decide", json={"no_such_field": 1}).status_code in (200, 400)
+    assert decided.json()["decision"]["action"] == "ACTION_ABSTAIN"
+    zipped = gzip.compress(json.dumps({"order": sound}).encode())
+    assert httpx.post(f"{url}Decide", content=zipped, headers={"content-encoding": "gzip"}).status_code == 200
+    batch = httpx.post(f"{url}DecideBatch", json={"orders": [sound, sound | {"quantity": -1}]}).json()["results"]
+    assert ["decision" in result for result in batch] == [True, False]
+    assert batch[1]["error"]["reason"] == "INVALID_QUANTITY"
     health = httpx.post(f"http://{envoy.decision}/grpc.health.v1.Health/Check", json={})
     assert health.json() == {"status": "SERVING"}
+    statuses = eventually(lambda: reply_statuses(envoy), lambda found: "j" in found)
+    assert statuses["j"] == REPLIED
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "http_status", "reason"),
+    [
+        ("Decide", {"json": {"order": {"quantity": -1}}}, 400, "UNKNOWN_INSTRUMENT"),
+        ("Decide", {"json": {"order": {"limit_prize": 1}}}, 400, "UNKNOWN_FIELD"),
+        ("Decide", {"json": {"order": {"side": "by"}}}, 400, "UNKNOWN_ENUM_VALUE"),
+        ("Decide", {"content": "{"}, 400, "MALFORMED_REQUEST"),
+        ("Decide", {}, 400, "MISSING_REQUEST"),
+        ("Decide", {"json": {}, "headers": {"grpc-timeout": "soon"}}, 400, "PROTOCOL_ERROR"),
+        ("Decide", {"json": {}, "headers": {"grpc-timeout": "0S"}}, 504, "DEADLINE_EXPIRED"),
+        ("Decide", {"json": {}, "params": {"limit_price": 1}}, 400, "QUERY_STRING"),
+        ("Decide", {"content": "{}", "headers": {"content-encoding": "br"}}, 415, "UNSUPPORTED_ENCODING"),
+        ("Decide", {"content": b" " * (_MAX_BYTES + 1)}, 413, "MESSAGE_TOO_LARGE"),
+        ("DecideBatch", {"json": {"orders": []}}, 400, "BATCH_SIZE"),
+        ("DecideStream", {"json": {}}, 400, "STREAM_IN_JSON"),
+        ("Guess", {"json": {}}, 404, "UNKNOWN_METHOD"),
+    ],
+)
+def test_every_error_in_json_has_the_shape_of_a_status(
+    envoy: Group, method: str, call: dict[str, Any], http_status: int, reason: str
+) -> None:
+    before = envoy.metric("pretrade_errors_total", reason=reason)
+    answer = httpx.post(f"http://{envoy.decision}/pretrade.decision.v1.DecisionService/{method}", **call)
+    assert (answer.status_code, answer.headers["content-type"]) == (http_status, "application/json"), answer.text
+    status = answer.json()
+    assert status["code"] > 0
+    assert status["message"]
+    assert (status["details"][0]["reason"], status["details"][0]["domain"]) == (reason, "pretrade")
+    assert envoy.metric("pretrade_errors_total", reason=reason) == before + 1
+
+
+def test_a_get_is_told_to_post(envoy: Group) -> None:
+    answer = httpx.get(f"http://{envoy.decision}{DECIDE}")
+    assert (answer.status_code, answer.json()["details"][0]["reason"]) == (400, "NOT_POST")
+
+
+def test_a_misspelt_limit_price_decides_nothing(envoy: Group) -> None:
+    order = {"order_ref": "misspelt", "instrument": INSTRUMENTS[0], "side": "buy", "quantity": 1, "strategy": "t"}
+    refused = httpx.post(f"http://{envoy.decision}{DECIDE}", json={"order": order | {"limit_prize": 60_000}})
+    assert (refused.status_code, refused.json()["message"]) == (
+        400,
+        "order.limit_prize: there is no such field; did you mean limit_price?",
+    )
+    sound = httpx.post(f"http://{envoy.decision}{DECIDE}", json={"order": order | {"order_ref": "spelt"}})
+    assert sound.status_code == 200
+    assert "misspelt" not in eventually(lambda: reply_statuses(envoy), lambda found: "spelt" in found)
 
 
 @pytest.mark.fault(
@@ -437,6 +510,8 @@ def test_envoy_refuses_calls_beyond_the_limit_before_anybody_takes_them_up(tmp_p
         assert retry_delay(refused) == 0.05
         over_http = httpx.post(f"http://{group.decision}{DECIDE}", json={})
         assert (over_http.status_code, over_http.headers["retry-after"]) == (429, "1")
+        assert over_http.headers["content-type"] == "application/json"
+        assert over_http.json()["details"][0]["reason"] == "TOO_MANY_IN_FLIGHT"
         web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
         assert httpx.post(f"http://{group.decision}{DECIDE}", content=wire(), headers=web).headers["grpc-status"] == "8"
         # What can only reduce an exposure passes the gate, and so does all that is no unary decision.

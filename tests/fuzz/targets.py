@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader, order_timeout_seconds
 from server.decision.metrics import DecisionMetrics
+from server.envoy import transcoding
 from server.envoy.asgi import GrpcApplication
 from server.envoy.framing import call_headers, decompressed, framed, message_length, status_headers
 from server.errors import InvalidOrderError, PretradeError
@@ -156,7 +158,7 @@ async def _call(source: Bytes) -> None:
     }
     application.add_registered_method_handlers("s", handlers)
     path = ("/s/Decide", "/s/DecideStream", "/s/None", source.piece(20).decode("latin-1"))[source.number(4)]
-    headers = _headers(source)
+    headers = [(b"content-type", b"application/grpc"), *_headers(source)]
     parts = [_part(source) for _ in range(source.number(6))]
     leaves = source.number(3) == 0
     sent: list[dict[str, Any]] = []
@@ -205,4 +207,24 @@ def _part(source: Bytes) -> bytes:
             return framed(payload)
 
 
-TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {"framing": framing, "orders": orders, "asgi": asgi}
+def requests_in_json(data: bytes) -> None:
+    """A request in JSON is read whole and can be written down again, or refused with an answer that is JSON."""
+    for kind in (pb.DecideRequest, pb.DecideBatchRequest):
+        try:
+            request: Any = asyncio.run(transcoding.request_of(data, kind))
+        except InvalidOrderError as error:
+            _check_status(error, grpc.StatusCode.INVALID_ARGUMENT)
+            refusal = transcoding.refusal(error)
+            assert refusal.http_status == 400
+            assert json.loads(refusal.body)["message"]
+            continue
+        again = asyncio.run(transcoding.request_of(asyncio.run(transcoding.answer_of(request)), kind))
+        assert again.SerializeToString(deterministic=True) == request.SerializeToString(deterministic=True)
+
+
+TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
+    "framing": framing,
+    "orders": orders,
+    "asgi": asgi,
+    "json": requests_in_json,
+}

@@ -129,7 +129,7 @@ def test_the_stack_starts_decides_and_stops(tmp_path: Path, machine: Machine) ->
         assert json.loads(asked.stdout)["action"] == "ACTION_ABSTAIN"
         listed = run(machine, directory, "audit", "list", "--since", "1m", "--json", prefix=beside)
         assert listed.returncode == 0, listed.stderr
-        assert json.loads(asked.stdout)["decisionId"] in listed.stdout
+        assert json.loads(asked.stdout)["decision_id"] in listed.stdout
         command.process.send_signal(signal.SIGINT)
         assert command.process.wait(DEADLINE_SECONDS) == 0, command.output
     assert "Traceback" not in command.output

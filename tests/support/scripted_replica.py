@@ -10,7 +10,7 @@ import numpy as np
 from server.inference.batcher import BatcherSettings
 from server.inference.breaker import BreakerSettings
 from server.inference.outcome import BatchFailedError, Outcome
-from server.inference.replica import Replica, ReplicaLimits
+from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
 from server.inference.wire import ModelIdentity, ScoreBatch
 
 Script = Callable[[list[bytes]], Awaitable[ScoreBatch]]
@@ -26,13 +26,18 @@ class ScriptedReplica(Replica):
         batcher_settings: BatcherSettings | None = None,
         breaker_settings: BreakerSettings | None = None,
         stalled_seconds: Callable[[float], float] = lambda since: 0.0,
+        warm_up_seconds: float = 0.0,
     ) -> None:
         super().__init__(
             name,
             "nowhere",
             "champion",
             None,
-            ReplicaLimits(batcher=batcher_settings or BatcherSettings(), breaker=breaker_settings or BreakerSettings()),
+            ReplicaLimits(
+                ReplicaSettings(warm_up_seconds=warm_up_seconds),
+                batcher_settings or BatcherSettings(),
+                breaker_settings or BreakerSettings(),
+            ),
             clock=asyncio.get_running_loop().time,
             random=lambda: 0.5,
             stalled_seconds=stalled_seconds,

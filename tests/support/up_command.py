@@ -31,9 +31,9 @@ class Up:
     def output(self) -> str:
         return (self.directory / "output").read_text()
 
-    def wait_until(self, condition: Callable[[], object]) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
         """Waits for a condition as long as the process lives."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.output
             try:
@@ -42,9 +42,9 @@ class Up:
                 continue
             assert condition(), self.output
 
-    def wait_until_up(self) -> StackFile:
-        self.wait_until(lambda: StackFile.read(self.directory))
-        self.wait_until(lambda: "Ctrl-C stops it" in self.output)
+    def wait_until_up(self, seconds: float = DEADLINE_SECONDS) -> StackFile:
+        self.wait_until(lambda: StackFile.read(self.directory), seconds)
+        self.wait_until(lambda: "Ctrl-C stops it" in self.output, seconds)
         stack = StackFile.read(self.directory)
         assert stack is not None
         return stack

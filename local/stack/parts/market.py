@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import redis
 
 from feature_cache.sources import session, simulator
 from feature_cache.store.cluster import is_cluster, node_urls
+from feature_cache.store.codec import CodecError, decode
 from feature_cache.store.vectors import key_of
 from local.stack.errors import NotReadyError
 from pretrade.client.stack_file import Endpoints
@@ -51,6 +53,19 @@ def ready(endpoints: Endpoints) -> None:
         raise NotReadyError(str(error)) from error
     if missing:
         raise NotReadyError(f"no features of {', '.join(missing)}")
+
+
+def mid(endpoints: Endpoints, instrument: str) -> float | None:
+    """The current mid of an instrument, in its quote currency; None when it is not known."""
+    if endpoints.redis_url is None:
+        return None
+    try:
+        with _client(endpoints.redis_url) as client:
+            packed = client.get(key_of(instrument))
+        found = decode(packed).mid if isinstance(packed, bytes) else math.nan
+    except (redis.RedisError, CodecError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _client(redis_url: str) -> redis.Redis | redis.RedisCluster:

@@ -52,6 +52,14 @@ class Explainer:
         except NotReplayableError as error:
             return unavailable(str(error))
 
+    def warm_up(self, version: str) -> None:
+        """Loads a model and has it explain a row of zeros.
+
+        Raises:
+            NotReplayableError: It cannot.
+        """
+        self._models.ask(version, lambda model: model.explain(bytes(4 * len(model.archive.feature_names))))
+
     def _scored(self, packet: packet_pb2.DecisionPacket) -> packet_pb2.DecisionPacket:
         """The packet of the decision that the score comes from."""
         if packet.decision.source != pb.SOURCE_CACHED_SCORE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,11 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from feature_cache.constants import Constant
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.wire.reading import reading_pb2
 from server.audit.reading.explain import SCORED, no_model, unavailable
 from server.audit.reading.reading import Question, Reading
 from server.errors import AuditError
 
 _log = structlog.get_logger(__name__)
+
+
+_LOOK_SECONDS: Final = 1.0
+"""Between two looks whether another model decides."""
+_WARM_UP_SECONDS: Final = 15.0
+"""The most that the start of the server waits for the first model."""
+_AGAIN_SECONDS: Final = 60.0
+"""After a model could not be loaded."""
 
 
 class Explained(Protocol):
@@ -35,8 +44,9 @@ class ExplainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     patience_seconds: float = Field(default=0.25, ge=0, le=10)
-    """How long a reply waits for its explanation, in seconds, if the call's deadline allows it; 0: not at all. The
-    first explanation of a model version loads the model, which takes seconds, and is LATE."""
+    """How long a reply waits for its explanation, in seconds, if the call's deadline allows it; 0: not at all. A server
+    has the model that decides loaded before it is ready; after a change of model, explanations of the first seconds
+    are LATE."""
     reply_reserve_seconds: Constant[float] = 0.005
     """Kept before the call's deadline for sending the reply, in seconds."""
 
@@ -51,16 +61,57 @@ class Explaining:
         settings: How long to wait.
         counts: Explanations asked for beside replies, by status; added to here.
         clock: Monotonic seconds, the event loop's own.
+        version: The model version that decides, which is loaded before anybody asks; empty while that is not known.
+            None: nothing is loaded before it is asked for.
     """
 
     def __init__(
-        self, reading: Reading, settings: ExplainSettings, counts: Counter[int], clock: Callable[[], float]
+        self,
+        reading: Reading,
+        settings: ExplainSettings,
+        counts: Counter[int],
+        clock: Callable[[], float],
+        version: Callable[[], str] | None = None,
     ) -> None:
         self._reading = reading
         self._settings = settings
         self._counts = counts
         self._clock = clock
         self._asking: set[asyncio.Task[bytes]] = set()
+        self._version = version if version is not None and settings.patience_seconds else lambda: ""
+        self._tried = False
+        self.problem = ""
+        """Why the model that decides cannot be explained; empty when it can, or nobody knows yet."""
+
+    @property
+    def warming_up(self) -> bool:
+        """True while the first model that decides is being loaded, for a bounded time."""
+        return bool(self._version()) and not self._tried
+
+    async def keep_warm(self) -> None:
+        """Has the model that decides loaded, also after another one took its place, until cancelled."""
+        loaded: tuple[str, int] | None = None
+        while True:
+            wanted = self._version(), self._reading.ended
+            if not wanted[0] or wanted == loaded:
+                await asyncio.sleep(_LOOK_SECONDS)
+            elif await self._warm_up(wanted[0]):
+                loaded = wanted
+            else:
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _warm_up(self, version: str) -> bool:
+        request = reading_pb2.WarmUpRequest(model_version=version)
+        try:
+            async with asyncio.timeout(_WARM_UP_SECONDS):
+                await self._reading.ask(Question.WARM_UP, request.SerializeToString())
+        except (AuditError, TimeoutError) as error:
+            self.problem = f"version {version} is not loaded: {str(error) or 'it takes too long'}"
+            _log.warning("no explanations", problem=self.problem)
+        else:
+            self.problem = ""
+        self._tried = True
+        return not self.problem
 
     async def explanation(self, decision: Explained, deadline: float | None) -> pb.Explanation:
         """The explanation of a durable decision, or why there is none.

@@ -99,6 +99,7 @@ class Question(enum.StrEnum):
     CHANGES = f"/{_ADMIN}/ListChanges"
     OUTCOME = f"/{_READING}/FindOutcome"
     DRIFT = f"/{_READING}/CompareDrift"
+    WARM_UP = f"/{_READING}/WarmUp"
 
 
 class Task(BaseModel):
@@ -249,6 +250,11 @@ class Reading:
         """Questions that have no answer yet."""
         self.asked = 0
         """Questions so far."""
+
+    @property
+    def ended(self) -> int:
+        """Times that the process ended: the next one has nothing loaded."""
+        return self._process.ended
 
     async def ask(self, question: Question, request: bytes) -> bytes:
         """The serialised response. Cancelling gives up the waiting and harms no other caller.

@@ -48,7 +48,7 @@ def decide(
     idempotency_key: Annotated[str, typer.Option("--key", help="Idempotency key.")] = "",
     reduce_only: Annotated[bool, typer.Option(help="The order only reduces an exposure.")] = False,
     timeout_ms: Annotated[float, typer.Option(min=0.001, help="Deadline in milliseconds.")] = 1000.0,
-    explain: Annotated[bool, typer.Option(help="Also explain the score; a model's first explanation is late.")] = False,
+    explain: Annotated[bool, typer.Option(help="Also explain the score.")] = False,
     target: Target = None,
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: AsJson = False,
@@ -64,13 +64,14 @@ def decide(
         idempotency_key=idempotency_key,
         reduce_only=reduce_only,
     )
+    order.timeout.FromNanoseconds(round(timeout_ms * 1e6))  # exact: gRPC rounds the call's own up to milliseconds
     with connected(target, directory, "decision") as channel:
         grpc.channel_ready_future(channel).result(RPC_SECONDS)
         stub = decision_pb2_grpc.DecisionServiceStub(channel)
         request = decision_pb2.DecideRequest(order=order, explain=explain)
         response = stub.Decide(request, timeout=timeout_ms / 1e3)
     if as_json:
-        print(MessageToJson(response if explain else response.decision))
+        print(MessageToJson(response if explain else response.decision, preserving_proto_field_name=True))
         return
     Console().print(_decision_table(response.decision))
     if explain:

@@ -270,6 +270,24 @@ async def test_a_late_event_loop_leaves_the_audit_less_of_the_time_but_not_less_
             assert least < allowed_to(await p.decide(4.0), pb.STAGE_AUDIT) <= most
 
 
+async def test_a_lone_order_meets_the_audit_as_slow_as_it_was_some_seconds_ago(tmp_path: Path) -> None:
+    budget = BudgetSettings(cap_seconds=10, audit_reserve_seconds=0.002, reply_reserve_seconds=0.001)
+    async with plane(tmp_path, fails(Outcome.TRANSPORT), answers(0.75), budget) as p:
+        times, loop = p.dataplane._recorder.times, asyncio.get_running_loop()
+        times._clock = lambda: loop.time() - 8
+        times.add(1.0)
+        times._clock = loop.time
+        assert 2.0 < allowed_to(await p.decide(4.0), pb.STAGE_SECONDARY) < 3.0
+
+
+async def test_a_model_attempt_leaves_what_its_own_end_may_be_late_by(tmp_path: Path) -> None:
+    budget = BudgetSettings(cap_seconds=10, audit_reserve_seconds=0.002, reply_reserve_seconds=0.001)
+    async with plane(tmp_path, fails(Outcome.TRANSPORT), answers(0.75), budget) as p:
+        for late_seconds, least, most in ((0.0, 3.5, 4.0), (1.0, 2.5, 3.0), (60.0, 1.5, 2.0)):
+            p.loop_lag.p99 = late_seconds
+            assert least < allowed_to(await p.decide(4.0), pb.STAGE_SECONDARY) <= most
+
+
 def allowed_to(decision: pb.Decision, stage: pb.Stage.ValueType) -> float:
     return next(use.allowed_us for use in decision.budget.stages if use.stage == stage) / 1e6
 

@@ -15,6 +15,7 @@ from server.errors import UnauthenticatedError
 from server.security.identity import Attempt
 
 NOW = 1_790_000_000.0
+GRPC = (b"content-type", b"application/grpc")
 
 
 class Outcomes:
@@ -50,7 +51,7 @@ async def call(waited_seconds: float, allowed: bytes, expired: list[float] | Non
     handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
     application.add_registered_method_handlers("s", {"Do": handler})
     began = clock()
-    headers = [(b"grpc-timeout", allowed), (ARRIVED, b"%.6f" % (NOW - waited_seconds))]
+    headers = [GRPC, (b"grpc-timeout", allowed), (ARRIVED, b"%.6f" % (NOW - waited_seconds))]
     await application({"path": "/s/Do", "headers": headers}, receive, send)
     assert not application.in_flight
     status = dict(header for message in sent for header in message.get("headers", ()))[b"grpc-status"]
@@ -88,7 +89,7 @@ async def test_an_answer_is_sent_when_envoy_has_its_status_too(fails_at: str | N
     application = GrpcApplication(1_024, 5.0, outcomes, DecisionMetrics(), clock, lambda: NOW)
     handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
     application.add_registered_method_handlers("s", {"Do": handler})
-    await application({"path": "/s/Do", "headers": []}, receive, send)
+    await application({"path": "/s/Do", "headers": [GRPC]}, receive, send)
     assert outcomes.heard == ([b"the answer"] if fails_at is None else [])
     assert outcomes.unheard == ([] if fails_at is None else [b"the answer"])
 
@@ -119,7 +120,7 @@ async def test_a_caller_comes_from_where_envoy_says_and_not_from_where_it_says_i
     application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW, cast(Any, access))
     handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
     application.add_registered_method_handlers("s", {"Do": handler})
-    headers = [(b"x-forwarded-for", b"198.51.100.7"), (PEER, address.encode())]
+    headers = [GRPC, (b"x-forwarded-for", b"198.51.100.7"), (PEER, address.encode())]
     # The scope's client is what Envoy made of `x-forwarded-for`.
     await application({"path": "/s/Do", "headers": headers, "client": ("198.51.100.7", 0)}, receive, send)
     assert access.peers == [address]
@@ -155,7 +156,7 @@ async def test_the_application_knows_what_is_under_way() -> None:
         async def send(_message: dict[str, Any]) -> None:
             pass
 
-        await application({"path": "/s/Do", "headers": headers}, receive, send)
+        await application({"path": "/s/Do", "headers": [GRPC, *headers]}, receive, send)
 
     async with asyncio.TaskGroup() as tasks:
         for orders, headers in ((1, []), (64, []), (1, [(b"grpc-timeout", b"50S")])):

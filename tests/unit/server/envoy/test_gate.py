@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.cases import Clock
 
@@ -80,6 +82,11 @@ def test_the_gate_closes_early(cap_seconds: float, target: str) -> None:
 
 
 def test_a_refusal_says_when_to_ask_again_to_every_kind_of_caller() -> None:
-    (mapper,) = reply()["mappers"]
-    headers = {each["header"]["key"]: each["header"]["value"] for each in mapper["headers_to_add"]}
+    by_grpc, in_json = reply()["mappers"]
+    assert "application/grpc" in str(by_grpc["filter"]), "the first that fits is taken"
+    headers = {each["header"]["key"]: each["header"]["value"] for each in by_grpc["headers_to_add"]}
     assert (headers["grpc-status"], headers["grpc-retry-pushback-ms"], headers["retry-after"]) == ("8", "50", "1")
+    (retry_after,) = in_json["headers_to_add"]
+    assert retry_after["header"] == {"key": "retry-after", "value": "1"}
+    status = json.loads(in_json["body"]["inline_string"])
+    assert (status["code"], status["details"][0]["reason"]) == (8, "TOO_MANY_IN_FLIGHT")

@@ -208,3 +208,56 @@ async def test_what_a_callers_own_row_may_have_caused_is_no_evidence_against_a_m
     await replica.batcher.submit(POISON, clock() + 0.03)
     assert told == [Outcome.SUCCESS, Outcome.SUCCESS, Outcome.MODEL_ERROR], "the last is a row of the server's own"
     await replica.batcher.close()
+
+
+def cools(calls: int) -> Script:
+    """A replica that answers in 9 ms at first and gets quicker with each call, until it is warm."""
+    made = 0
+
+    async def script(rows: list[bytes]) -> ScoreBatch:
+        nonlocal made
+        made += 1
+        return await answers(0.5, after_seconds=0.003 + 0.006 * max(0.0, 1 - made / calls))(rows)
+
+    return script
+
+
+@asynccontextmanager
+async def warming(script: Script, seconds: float = 10.0) -> AsyncIterator[ScriptedReplica]:
+    replica = ScriptedReplica("primary", script, warm_up_seconds=seconds)
+    prober = replica.start_probing()
+    try:
+        yield replica
+    finally:
+        prober.cancel()
+        with suppress(asyncio.CancelledError):
+            await prober
+
+
+async def test_a_replica_is_warmed_up_until_it_answers_no_quicker() -> None:
+    async with warming(cools(calls=400)) as replica:
+        await replica.proven.wait()
+        assert not replica.warm
+        await until(lambda: replica.warm)
+        assert 400 <= replica.calls <= 600
+        assert replica.latency.expected == pytest.approx(0.003)
+
+
+async def test_a_warm_up_ends_with_its_time_or_with_a_failure() -> None:
+    async with warming(cools(calls=400), seconds=1.0) as replica:
+        began = asyncio.get_running_loop().time()
+        await until(lambda: replica.warm)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(1.0, abs=0.1)
+    async with warming(answers(0.5)) as replica:
+        await replica.proven.wait()
+        replica.script = fails(Outcome.TRANSPORT)
+        await until(lambda: replica.warm)
+        assert replica.calls < 10
+
+
+async def test_a_replica_is_warmed_up_once() -> None:
+    async with warming(answers(0.5)) as replica:
+        await until(lambda: replica.warm)
+        calls = replica.calls
+        await asyncio.sleep(10)
+        assert replica.calls - calls <= 11, "one health probe a second"

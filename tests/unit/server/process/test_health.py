@@ -25,11 +25,14 @@ class Server:
     def __init__(self) -> None:
         self.clock = Clock()
         self.problems = {"journal": "not open", "primary": "does not answer"}
+        self.warming_up = False
         self.servicer = HealthServicer()
         self.health = Health(
             {
                 "journal": Component(lambda: self.problems["journal"], required=True),
-                "primary": Component(lambda: self.problems["primary"], required=False),
+                "primary": Component(
+                    lambda: self.problems["primary"], required=False, warming_up=lambda: self.warming_up
+                ),
             },
             self.servicer.set,
             startup_patience_seconds=5,
@@ -69,6 +72,16 @@ async def test_components_need_not_be_sound_at_the_same_time(server: Server) -> 
     await server.told()
     server.problems |= {"primary": "gone again", "journal": ""}
     assert (await server.told())[""]
+
+
+async def test_the_start_waits_for_what_warms_up_even_beyond_its_patience(server: Server) -> None:
+    server.problems, server.warming_up = {"journal": "", "primary": ""}, True
+    server.clock.now += 60
+    assert await server.told() == {"": False, "journal": True, "primary": True}
+    server.warming_up = False
+    assert (await server.told())[""]
+    server.warming_up = True
+    assert (await server.told())[""], "what warms up later takes nothing back"
 
 
 async def test_after_its_patience_it_serves_degraded(server: Server) -> None:

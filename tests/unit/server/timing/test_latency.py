@@ -26,6 +26,12 @@ def test_few_samples_count_at_once(window: LatencyWindow) -> None:
     assert (window.p50, window.p95) == (0.003, 0.010)
 
 
+def test_one_slow_sample_of_two_is_not_what_is_expected(window: LatencyWindow) -> None:
+    window.add(0.003)
+    window.add(0.030)
+    assert (window.expected, window.p95) == (0.003, 0.030)
+
+
 def test_percentiles_of_many_samples(window: LatencyWindow) -> None:
     for number in range(100):
         window.add(number / 1_000)

@@ -37,6 +37,7 @@ async def test_a_stall_is_measured_and_remembered() -> None:
         counts, _ = lag.delays.buckets()
         assert dict(counts)["0.1"] < dict(counts)["+Inf"]
         assert lag.p95 > 0.15, "of a few delays the longest"
+        assert lag.p99 >= lag.p95
         assert lag.stalled_seconds(clock()) == 0
 
 

@@ -88,11 +88,16 @@ class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Action.ValueTy
     ACTION_UNSPECIFIED: _Action.ValueType  # 0
     """Never sent."""
     ACTION_TRADE: _Action.ValueType  # 1
-    """The score reaches the threshold and no guard objects."""
+    """The score reaches the threshold, or every rule of the rules baseline agreed; and no guard objects."""
     ACTION_NO_TRADE: _Action.ValueType  # 2
-    """The score stays below the threshold, or a guard objects."""
+    """The score stays below the threshold, or a rule objected, or a guard objects to the order: trading state, collar,
+    limits, rate.
+    """
     ACTION_ABSTAIN: _Action.ValueType  # 3
-    """No source could answer responsibly."""
+    """There is no answer to rely on: no source had one (`SOURCE_NONE`); or it would be TRADE, and rests on features that are
+    missing or stale, an unknown book or an expired model; or it was not durable in the audit in time. In all cases but the
+    first, `source` is who answered.
+    """
 
 class Action(_Action, metaclass=_ActionEnumTypeWrapper):
     """The answer to the question."""
@@ -100,11 +105,16 @@ class Action(_Action, metaclass=_ActionEnumTypeWrapper):
 ACTION_UNSPECIFIED: Action.ValueType  # 0
 """Never sent."""
 ACTION_TRADE: Action.ValueType  # 1
-"""The score reaches the threshold and no guard objects."""
+"""The score reaches the threshold, or every rule of the rules baseline agreed; and no guard objects."""
 ACTION_NO_TRADE: Action.ValueType  # 2
-"""The score stays below the threshold, or a guard objects."""
+"""The score stays below the threshold, or a rule objected, or a guard objects to the order: trading state, collar,
+limits, rate.
+"""
 ACTION_ABSTAIN: Action.ValueType  # 3
-"""No source could answer responsibly."""
+"""There is no answer to rely on: no source had one (`SOURCE_NONE`); or it would be TRADE, and rests on features that are
+missing or stale, an unknown book or an expired model; or it was not durable in the audit in time. In all cases but the
+first, `source` is who answered.
+"""
 Global___Action: _TypeAlias = Action  # noqa: Y015
 
 class _Source:
@@ -124,7 +134,7 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     SOURCE_RULES: _Source.ValueType  # 4
     """The rules baseline."""
     SOURCE_NONE: _Source.ValueType  # 5
-    """No source: the answer is ABSTAIN."""
+    """No source had an answer: it is ABSTAIN with NO_SOURCE. Other abstentions name the source that answered."""
     SOURCE_CANARY: _Source.ValueType  # 6
     """A model version on trial, which gets the orders of some flows; see `Canary` in `admin.proto`."""
     SOURCE_EMBEDDED: _Source.ValueType  # 7
@@ -144,7 +154,7 @@ SOURCE_CACHED_SCORE: Source.ValueType  # 3
 SOURCE_RULES: Source.ValueType  # 4
 """The rules baseline."""
 SOURCE_NONE: Source.ValueType  # 5
-"""No source: the answer is ABSTAIN."""
+"""No source had an answer: it is ABSTAIN with NO_SOURCE. Other abstentions name the source that answered."""
 SOURCE_CANARY: Source.ValueType  # 6
 """A model version on trial, which gets the orders of some flows; see `Canary` in `admin.proto`."""
 SOURCE_EMBEDDED: Source.ValueType  # 7
@@ -180,7 +190,7 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     REASON_CODE_BOOK_UNKNOWN: _ReasonCode.ValueType  # 14
     """Guard: the book is unknown (gap, reset or no snapshot yet)."""
     REASON_CODE_PRICE_COLLAR: _ReasonCode.ValueType  # 15
-    """Guard: the limit price is too far from the mid."""
+    """Guard: the limit price is too far beyond the mid: above it for a buy, below it for a sell. The other side is free."""
     REASON_CODE_NOTIONAL_LIMIT: _ReasonCode.ValueType  # 16
     """Guard: the order's notional is above the limit."""
     REASON_CODE_QUANTITY_LIMIT: _ReasonCode.ValueType  # 17
@@ -222,7 +232,7 @@ REASON_CODE_FEATURES_STALE: ReasonCode.ValueType  # 13
 REASON_CODE_BOOK_UNKNOWN: ReasonCode.ValueType  # 14
 """Guard: the book is unknown (gap, reset or no snapshot yet)."""
 REASON_CODE_PRICE_COLLAR: ReasonCode.ValueType  # 15
-"""Guard: the limit price is too far from the mid."""
+"""Guard: the limit price is too far beyond the mid: above it for a buy, below it for a sell. The other side is free."""
 REASON_CODE_NOTIONAL_LIMIT: ReasonCode.ValueType  # 16
 """Guard: the order's notional is above the limit."""
 REASON_CODE_QUANTITY_LIMIT: ReasonCode.ValueType  # 17
@@ -714,7 +724,7 @@ class OrderError(_message.Message):
     code: _builtins.int
     """Canonical gRPC status code, for example 3 for INVALID_ARGUMENT."""
     reason: _builtins.str
-    """Stable, machine-readable reason in UPPER_SNAKE_CASE, for example `NEGATIVE_QUANTITY`."""
+    """Stable, machine-readable reason in UPPER_SNAKE_CASE, for example `INVALID_QUANTITY`."""
     field: _builtins.str
     """The offending field, for example `quantity`; empty when no single field is to blame."""
     message: _builtins.str
@@ -838,7 +848,14 @@ class FeatureVector(_message.Message):
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One finite value per feature of the set, in the set's order, each within what its definition leaves possible (an
-        imbalance in [-1, 1], a spread or an age >= 0).
+        imbalance in [-1, 1], a spread or an age >= 0). `feature_cache/engine/engine.py` has the formulas. The order
+        of `mf1`:
+
+        * 0 `spread_bps`, 1 `weighted_mid_bps`, 2 `imbalance_l1`, 3 `imbalance_l5`, 4 `imbalance_l10`
+        * 5 `ofi_100ms`, 6 `ofi_1s`, 7 `ofi_5s`, 8 `trade_imbalance_1s`, 9 `trade_imbalance_5s`
+        * 10 `trade_rate_1s`, 11 `trade_rate_5s`, 12 `ret_1s_bps`, 13 `ret_5s_bps`, 14 `ret_30s_bps`
+        * 15 `ret_mean_50`, 16 `ret_std_50`, 17 `n_50`, 18 `rv_1s_bps`, 19 `rv_5s_bps`
+        * 20 `rv_30s_bps`, 21 `depth_l5_notional_bid`, 22 `depth_l5_notional_ask`, 23 `book_age_ms`, 24 `trade_age_ms`
         """
 
     def __init__(
@@ -888,7 +905,7 @@ class Decision(_message.Message):
     source: Global___Source.ValueType
     """Who answered."""
     model_name: _builtins.str
-    """Name of the model that scored; empty for rules and abstain."""
+    """Name of the model that scored; empty when none did."""
     model_version: _builtins.str
     """Version of that model: the first 16 hex digits of its content hash."""
     control_version: _builtins.int

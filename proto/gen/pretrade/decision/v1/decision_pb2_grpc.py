@@ -44,9 +44,13 @@ class DecisionServiceStub:
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
-    * INTERNAL: a fault of the server, which its log explains.
+    * UNIMPLEMENTED: there is no such method, or the message is compressed in a way that the server does not know.
+    * INTERNAL: a fault of the server, which its log explains; or the caller does not speak gRPC as its specification says.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
+
+    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
     def __init__(self, channel):
@@ -91,15 +95,20 @@ class DecisionServiceServicer:
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
-    * INTERNAL: a fault of the server, which its log explains.
+    * UNIMPLEMENTED: there is no such method, or the message is compressed in a way that the server does not know.
+    * INTERNAL: a fault of the server, which its log explains; or the caller does not speak gRPC as its specification says.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
+
+    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
     def Decide(self, request, context):
-        """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
-        call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
-        other call is shed at once.
+        """Decides one order. The deadline is the smallest of the call's, `Order.timeout` and the server's cap. gRPC libraries
+        round a call's deadline up (many to whole milliseconds); `Order.timeout` is exact. If too many orders are under way, a
+        call without any deadline waits for up to half a second until its turn comes, and the server's cap counts from then;
+        any other call is shed at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,8 +126,9 @@ class DecisionServiceServicer:
 
     def DecideStream(self, request_iterator, context):
         """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
-        `order_ref` ties a result to its order. Each order's deadline counts from its arrival: `Order.timeout`, or the
-        server's cap where that is absent or larger.
+        `order_ref` ties a result to its order. The server does not compare references: two orders with the same one are two
+        decisions, with two results that the caller cannot tell apart. Each order's deadline counts from its arrival:
+        `Order.timeout`, or the server's cap where that is absent or larger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,9 +179,13 @@ class DecisionService:
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
-    * INTERNAL: a fault of the server, which its log explains.
+    * UNIMPLEMENTED: there is no such method, or the message is compressed in a way that the server does not know.
+    * INTERNAL: a fault of the server, which its log explains; or the caller does not speak gRPC as its specification says.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
+
+    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
     @staticmethod

@@ -47,9 +47,13 @@ class DecisionServiceStub:
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
-    * INTERNAL: a fault of the server, which its log explains.
+    * UNIMPLEMENTED: there is no such method, or the message is compressed in a way that the server does not know.
+    * INTERNAL: a fault of the server, which its log explains; or the caller does not speak gRPC as its specification says.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
+
+    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
     @_typing.overload
@@ -57,9 +61,10 @@ class DecisionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DecisionServiceAsyncStub: ...
     Decide: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideRequest, _decision_pb2.DecideResponse]
-    """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
-    call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
-    other call is shed at once.
+    """Decides one order. The deadline is the smallest of the call's, `Order.timeout` and the server's cap. gRPC libraries
+    round a call's deadline up (many to whole milliseconds); `Order.timeout` is exact. If too many orders are under way, a
+    call without any deadline waits for up to half a second until its turn comes, and the server's cap counts from then;
+    any other call is shed at once.
     """
     DecideBatch: _grpc.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
@@ -69,8 +74,9 @@ class DecisionServiceStub:
     """
     DecideStream: _grpc.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
-    `order_ref` ties a result to its order. Each order's deadline counts from its arrival: `Order.timeout`, or the
-    server's cap where that is absent or larger.
+    `order_ref` ties a result to its order. The server does not compare references: two orders with the same one are two
+    decisions, with two results that the caller cannot tell apart. Each order's deadline counts from its arrival:
+    `Order.timeout`, or the server's cap where that is absent or larger.
     """
 
 @_typing.type_check_only
@@ -93,16 +99,21 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
-    * INTERNAL: a fault of the server, which its log explains.
+    * UNIMPLEMENTED: there is no such method, or the message is compressed in a way that the server does not know.
+    * INTERNAL: a fault of the server, which its log explains; or the caller does not speak gRPC as its specification says.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
+
+    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decide: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideRequest, _decision_pb2.DecideResponse]  # type: ignore[assignment]
-    """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
-    call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
-    other call is shed at once.
+    """Decides one order. The deadline is the smallest of the call's, `Order.timeout` and the server's cap. gRPC libraries
+    round a call's deadline up (many to whole milliseconds); `Order.timeout` is exact. If too many orders are under way, a
+    call without any deadline waits for up to half a second until its turn comes, and the server's cap counts from then;
+    any other call is shed at once.
     """
     DecideBatch: _aio.UnaryUnaryMultiCallable[_decision_pb2.DecideBatchRequest, _decision_pb2.DecideBatchResponse]  # type: ignore[assignment]
     """Decides up to 1,024 orders: one result per order, in order. An invalid order gets its own error and does not
@@ -112,8 +123,9 @@ class DecisionServiceAsyncStub(DecisionServiceStub):
     """
     DecideStream: _aio.StreamStreamMultiCallable[_decision_pb2.DecideStreamRequest, _decision_pb2.DecideStreamResponse]  # type: ignore[assignment]
     """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
-    `order_ref` ties a result to its order. Each order's deadline counts from its arrival: `Order.timeout`, or the
-    server's cap where that is absent or larger.
+    `order_ref` ties a result to its order. The server does not compare references: two orders with the same one are two
+    decisions, with two results that the caller cannot tell apart. Each order's deadline counts from its arrival:
+    `Order.timeout`, or the server's cap where that is absent or larger.
     """
 
 class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -135,9 +147,13 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
     * ALREADY_EXISTS: the idempotency key was used for another payload.
     * DEADLINE_EXCEEDED: the deadline had expired on arrival or no answer could be sent before it.
     * UNAVAILABLE: the server is draining before it stops, or cannot be reached.
-    * INTERNAL: a fault of the server, which its log explains.
+    * UNIMPLEMENTED: there is no such method, or the message is compressed in a way that the server does not know.
+    * INTERNAL: a fault of the server, which its log explains; or the caller does not speak gRPC as its specification says.
 
     Errors raised by the service carry a `google.rpc.ErrorInfo` (domain `pretrade`) in `grpc-status-details-bin`.
+
+    Behind Envoy the unary methods also take JSON: `docs/processes.md` says how. A name that is not in this file is refused
+    there. In gRPC's own form, fields that the server does not know are ignored, as always.
     """
 
     @_abc_1.abstractmethod
@@ -146,9 +162,10 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decision_pb2.DecideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_decision_pb2.DecideResponse, _abc.Awaitable[_decision_pb2.DecideResponse]]:
-        """Decides one order. The deadline is the smaller of the call's and the server's cap. If too many orders are under way, a
-        call without a deadline waits for up to half a second until its turn comes, and the server's cap counts from then; any
-        other call is shed at once.
+        """Decides one order. The deadline is the smallest of the call's, `Order.timeout` and the server's cap. gRPC libraries
+        round a call's deadline up (many to whole milliseconds); `Order.timeout` is exact. If too many orders are under way, a
+        call without any deadline waits for up to half a second until its turn comes, and the server's cap counts from then;
+        any other call is shed at once.
         """
 
     @_abc_1.abstractmethod
@@ -170,8 +187,9 @@ class DecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_decision_pb2.DecideStreamResponse], _abc.AsyncIterator[_decision_pb2.DecideStreamResponse]]:
         """Decides orders as they arrive. Each result is sent as soon as it is ready, so results may overtake one another;
-        `order_ref` ties a result to its order. Each order's deadline counts from its arrival: `Order.timeout`, or the
-        server's cap where that is absent or larger.
+        `order_ref` ties a result to its order. The server does not compare references: two orders with the same one are two
+        decisions, with two results that the caller cannot tell apart. Each order's deadline counts from its arrival:
+        `Order.timeout`, or the server's cap where that is absent or larger.
         """
 
 def add_DecisionServiceServicer_to_server(servicer: DecisionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

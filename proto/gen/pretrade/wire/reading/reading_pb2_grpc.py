@@ -51,6 +51,11 @@ class ReadingServiceStub:
                 request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CompareDriftRequest.SerializeToString,
                 response_deserializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DriftStatus.FromString,
                 _registered_method=True)
+        self.WarmUp = channel.unary_unary(
+                '/pretrade.wire.reading.ReadingService/WarmUp',
+                request_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.WarmUpRequest.SerializeToString,
+                response_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.WarmUpResponse.FromString,
+                _registered_method=True)
 
 
 class ReadingServiceServicer:
@@ -79,6 +84,13 @@ class ReadingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WarmUp(self, request, context):
+        """Loads a model and explains one row, so that the next explanation is quick. FAILED_PRECONDITION: it cannot be loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReadingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +108,11 @@ def add_ReadingServiceServicer_to_server(servicer, server):
                     servicer.CompareDrift,
                     request_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.CompareDriftRequest.FromString,
                     response_serializer=pretrade_dot_admin_dot_v1_dot_admin__pb2.DriftStatus.SerializeToString,
+            ),
+            'WarmUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmUp,
+                    request_deserializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.WarmUpRequest.FromString,
+                    response_serializer=pretrade_dot_wire_dot_reading_dot_reading__pb2.WarmUpResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +197,33 @@ class ReadingService:
             '/pretrade.wire.reading.ReadingService/CompareDrift',
             pretrade_dot_wire_dot_reading_dot_reading__pb2.CompareDriftRequest.SerializeToString,
             pretrade_dot_admin_dot_v1_dot_admin__pb2.DriftStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WarmUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pretrade.wire.reading.ReadingService/WarmUp',
+            pretrade_dot_wire_dot_reading_dot_reading__pb2.WarmUpRequest.SerializeToString,
+            pretrade_dot_wire_dot_reading_dot_reading__pb2.WarmUpResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class ReadingServiceStub:
     """The outcome that is on record already. ALREADY_EXISTS: its reporter said something else about the decision before."""
     CompareDrift: _grpc.UnaryUnaryMultiCallable[_reading_pb2.CompareDriftRequest, _admin_pb2.DriftStatus]
     """Compares recent decisions with what their model learnt from."""
+    WarmUp: _grpc.UnaryUnaryMultiCallable[_reading_pb2.WarmUpRequest, _reading_pb2.WarmUpResponse]
+    """Loads a model and explains one row, so that the next explanation is quick. FAILED_PRECONDITION: it cannot be loaded."""
 
 @_typing.type_check_only
 class ReadingServiceAsyncStub(ReadingServiceStub):
@@ -58,6 +60,8 @@ class ReadingServiceAsyncStub(ReadingServiceStub):
     """The outcome that is on record already. ALREADY_EXISTS: its reporter said something else about the decision before."""
     CompareDrift: _aio.UnaryUnaryMultiCallable[_reading_pb2.CompareDriftRequest, _admin_pb2.DriftStatus]  # type: ignore[assignment]
     """Compares recent decisions with what their model learnt from."""
+    WarmUp: _aio.UnaryUnaryMultiCallable[_reading_pb2.WarmUpRequest, _reading_pb2.WarmUpResponse]  # type: ignore[assignment]
+    """Loads a model and explains one row, so that the next explanation is quick. FAILED_PRECONDITION: it cannot be loaded."""
 
 class ReadingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served beside `ListChanges`, and the methods that get, list, replay and explain decisions."""
@@ -87,5 +91,13 @@ class ReadingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DriftStatus, _abc.Awaitable[_admin_pb2.DriftStatus]]:
         """Compares recent decisions with what their model learnt from."""
+
+    @_abc_1.abstractmethod
+    def WarmUp(
+        self,
+        request: _reading_pb2.WarmUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reading_pb2.WarmUpResponse, _abc.Awaitable[_reading_pb2.WarmUpResponse]]:
+        """Loads a model and explains one row, so that the next explanation is quick. FAILED_PRECONDITION: it cannot be loaded."""
 
 def add_ReadingServiceServicer_to_server(servicer: ReadingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

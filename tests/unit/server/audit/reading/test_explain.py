@@ -13,6 +13,7 @@ from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explain import Explainer
+from server.errors import NotReplayableError
 from server.models.archive import ModelStore, RunningModel, read_archive
 
 
@@ -48,6 +49,17 @@ async def test_what_cannot_be_explained_says_why(desk: Desk, explainer: Explaine
         explanation = explainer.explain(wrong)
         assert explanation.status == pb.EXPLANATION_STATUS_UNAVAILABLE
         assert why in explanation.message
+
+
+async def test_a_model_that_was_warmed_up_is_not_loaded_again(desk: Desk, explainer: Explainer) -> None:
+    packet = await desk.decide(values(3))
+    before = set(psutil.Process().children())
+    explainer.warm_up(packet.decision.model_version)
+    (model,) = set(psutil.Process().children()) - before
+    assert explainer.explain(packet).status == pb.EXPLANATION_STATUS_READY
+    assert set(psutil.Process().children()) - before == {model}
+    with pytest.raises(NotReplayableError, match="no archive"):
+        explainer.warm_up("0" * 16)
 
 
 async def test_a_model_whose_process_was_killed_explains_the_next_decision(desk: Desk, explainer: Explainer) -> None:

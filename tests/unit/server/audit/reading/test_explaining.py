@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from support.virtual_time import VirtualTimeLoop
 
 from pretrade.audit.v1 import audit_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from pretrade.wire.reading import reading_pb2
 from server.audit.reading.explaining import Explaining, ExplainSettings
 from server.audit.reading.reading import Question, Reading, ReadingProcess, Task
-from server.errors import AuditBusyError, AuditError, AuditUnavailableError, UnknownDecisionError
+from server.errors import (
+    AuditBusyError,
+    AuditError,
+    AuditUnavailableError,
+    NotReplayableError,
+    UnknownDecisionError,
+)
 
 DECISION = pb.Decision(decision_id="0197-somebody", source=pb.SOURCE_PRIMARY)
 FOUND = audit_pb2.ExplainDecisionResponse(explanation=pb.Explanation(status=pb.EXPLANATION_STATUS_READY, base=0.25))
@@ -29,7 +40,11 @@ class Scripted(Reading):
         self.answered = 0
 
     async def ask(self, question: Question, request: bytes) -> bytes:
-        self.questions.append((question, audit_pb2.ExplainDecisionRequest.FromString(request).decision_id))
+        if question is Question.WARM_UP:
+            about = reading_pb2.WarmUpRequest.FromString(request).model_version
+        else:
+            about = audit_pb2.ExplainDecisionRequest.FromString(request).decision_id
+        self.questions.append((question, about))
         answer = await asyncio.shield(self.answer)
         self.answered += 1
         return answer
@@ -98,3 +113,78 @@ async def test_a_question_whose_reply_had_to_leave_is_still_answered_since_it_ma
     reading.answer.set_result(FOUND.SerializeToString())
     ready = await explaining(reading, Counter()).explanation(DECISION, None)
     assert (ready.status, reading.answered) == (pb.EXPLANATION_STATUS_READY, 3)
+
+
+def in_virtual_time(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+    """Runs a test that would wait for minutes."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            runner.run(test())
+
+    del run.__wrapped__  # pytest would take it for a coroutine
+    return run
+
+
+@asynccontextmanager
+async def kept_warm(reading: Reading, version: Callable[[], str], **settings: float) -> AsyncIterator[Explaining]:
+    asked = Explaining(reading, ExplainSettings(**settings), Counter(), asyncio.get_running_loop().time, version)
+    task = asyncio.create_task(asked.keep_warm())
+    try:
+        yield asked
+    finally:
+        task.cancel()
+
+
+@in_virtual_time
+async def test_the_model_that_decides_is_loaded_before_anybody_asks_and_so_is_the_next_one() -> None:
+    reading, version = Scripted(), ""
+    async with kept_warm(reading, lambda: version) as asked:
+        await asyncio.sleep(3)
+        assert (reading.questions, asked.warming_up) == ([], False), "nobody knows yet which one decides"
+        version = "aa" * 8
+        assert (asked.warming_up, asked.problem) == (True, "")
+        await asyncio.sleep(3)
+        assert (asked.warming_up, asked.problem) == (True, "")
+        reading.answer.set_result(b"")
+        await asyncio.sleep(3)
+        assert (asked.warming_up, asked.problem) == (False, "")
+        version = "bb" * 8
+        assert (asked.warming_up, asked.problem) == (False, ""), "the server serves by now"
+        await asyncio.sleep(3)
+        assert reading.questions == [(Question.WARM_UP, "aa" * 8), (Question.WARM_UP, "bb" * 8)]
+
+
+@in_virtual_time
+async def test_a_model_is_loaded_again_into_a_new_process() -> None:
+    reading = Scripted()
+    reading.answer.set_result(b"")
+    async with kept_warm(reading, lambda: "aa" * 8):
+        await asyncio.sleep(3)
+        assert len(reading.questions) == 1
+        reading._process.ended += 1
+        await asyncio.sleep(3)
+        assert len(reading.questions) == 2
+
+
+@in_virtual_time
+async def test_a_model_that_cannot_be_loaded_holds_the_start_up_only_once() -> None:
+    reading = Scripted()
+    async with kept_warm(reading, lambda: "aa" * 8) as asked:
+        await asyncio.sleep(14)
+        assert asked.warming_up
+        await asyncio.sleep(2)
+        assert (asked.warming_up, asked.problem) == (False, f"version {'aa' * 8} is not loaded: it takes too long")
+        reading.answer.set_exception(NotReplayableError("no such archive"))
+        await asyncio.sleep(60)
+        assert asked.problem.endswith("no such archive")
+        assert len(reading.questions) == 2, "not again and again"
+
+
+@in_virtual_time
+async def test_nothing_is_loaded_where_no_reply_waits_for_an_explanation() -> None:
+    reading = Scripted()
+    async with kept_warm(reading, lambda: "aa" * 8, patience_seconds=0) as asked:
+        await asyncio.sleep(3)
+        assert (reading.questions, asked.warming_up) == ([], False)
