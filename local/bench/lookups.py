@@ -66,7 +66,7 @@ WITH made AS MATERIALIZED (
 )
 INSERT INTO decisions (decision_id, decided_at, order_ref, instrument, side, quantity, limit_price, strategy, action,
     score, threshold, source, reasons, degradations, model_name, model_version, feature_age_us, used_us, allowed_us,
-    instance_id, config_hash, durability, reply_status, journal_id, journal_position, shipped_at)
+    instance_id, config_hash, durability, reply_status, journal_id, journal_position, journal_row, shipped_at)
 SELECT id, at,
     'order-' || lpad(i::text, 12, '0'),
     CASE WHEN i %% %(rare)s::bigint = 5 THEN 'RARE.VENUE' ELSE 'COIN' || i %% 20 || 'USDT.BINANCE' END,
@@ -78,7 +78,7 @@ SELECT id, at,
     0.75, 0.6, CASE WHEN i %% %(rare)s::bigint = 29 THEN 'RULES' ELSE 'PRIMARY' END,
     '["SCORE_BELOW_THRESHOLD"]', '[]', 'champion',
     CASE WHEN i %% %(rare)s::bigint = 31 THEN 'ffffffffffffffff' ELSE '0123456789abcdef' END, 15000, 2500, 25000,
-    'server-1/1', 'c0ffee00c0ffee00', 'fsync', 'replied', %(journal)s::text, i + 1, at
+    'server-1/1', 'c0ffee00c0ffee00', 'fsync', 'replied', %(journal)s::text, i + 1, 0, at
 FROM named
 """
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
-from google.protobuf.message import DecodeError
-
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.journal.entries import decision_ids, entry_of
 from server.journal.journal_file import Row
 
 Cause = Literal[
@@ -83,13 +82,9 @@ def unknown_replies(rows: Iterable[Row], cause: Cause) -> list[bytes]:
     """Notes for the decisions among some rows of which no other of these rows says what became of the reply."""
     unknown: dict[str, None] = {}
     for row in rows:
-        try:
-            entry = packet_pb2.JournalEntry.FromString(row.entry)
-        except DecodeError:
-            continue
-        if entry.HasField("decision"):
-            unknown[entry.decision.decision.decision_id] = None
-        elif entry.HasField("reply_unconfirmed"):
+        entry = entry_of(row.entry)
+        unknown.update(dict.fromkeys(decision_ids(entry)))
+        if entry.HasField("reply_unconfirmed"):
             unknown.pop(entry.reply_unconfirmed.decision_id, None)
         elif entry.HasField("reply_heard"):
             unknown.pop(entry.reply_heard.decision_id, None)

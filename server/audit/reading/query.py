@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import heapq
+import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,14 +22,15 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
 from server.audit.reading.changes import list_changes
-from server.audit.reading.journals import Journals, audited, entry_of, matches, unshipped_rows
+from server.audit.reading.journals import Journals, audited, matching, unshipped_rows
 from server.audit.reading.labels import Label, LabelledDecision
 from server.audit.store import outcomes
 from server.audit.store.newest import Bounds
 from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store, StoredDecision
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
-from server.journal.journal_file import Head, JournalReader
+from server.journal.entries import decision_ids, entry_of, packet_of
+from server.journal.journal_file import Head, JournalReader, Row
 from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
 
 DEFAULT_PAGE: Final = 50
@@ -289,7 +291,7 @@ class AuditQuery:
             return None
         if stored is None:
             return None
-        return _of_stored(stored)
+        return next(_of_stored((stored,)))
 
     def _tails(
         self, wanted: audit_pb2.DecisionFilter, before: str, limit: int, statuses: Statuses, problems: list[str]
@@ -300,17 +302,28 @@ class AuditQuery:
         def read(journal: JournalReader) -> list[audit_pb2.AuditedDecision]:
             settled = journal.settled()
 
-            def matching() -> Iterator[audit_pb2.AuditedDecision]:
+            def found() -> Iterator[tuple[str, int, Row, packet_pb2.JournalEntry]]:
                 for row in unshipped_rows(journal, shipped):
-                    entry = entry_of(row)
+                    entry = entry_of(row.entry)
                     statuses.add(entry)
-                    packet = entry.decision
-                    if (not before or packet.decision.decision_id < before) and matches(wanted, packet):
-                        status = REPLIED if row.position <= settled else UNSETTLED
-                        yield audited(packet, row, status, "journal", journal.journal_id)
+                    ids = decision_ids(entry)
+                    for number in matching(wanted, entry):
+                        if not before or ids[number] < before:
+                            yield ids[number], number, row, entry
 
             # The database may have been away for hours: only a page of what it lacks is kept in memory.
-            return heapq.nlargest(limit, matching(), key=lambda one: one.packet.decision.decision_id)
+            newest = heapq.nlargest(limit, found(), key=operator.itemgetter(0))
+            return [
+                audited(
+                    packet_of(entry, number),
+                    row,
+                    number,
+                    REPLIED if row.position <= settled else UNSETTLED,
+                    "journal",
+                    journal.journal_id,
+                )
+                for _, number, row, entry in newest
+            ]
 
         return list(self.journals.each(read, problems))
 
@@ -345,11 +358,18 @@ class AuditQuery:
         except sa.exc.SQLAlchemyError as error:
             problems.append(f"the database: {_line(error)}")
             return None
-        return [_of_stored(one) for one in stored]
+        return list(_of_stored(stored))
 
 
-def _of_stored(stored: StoredDecision) -> audit_pb2.AuditedDecision:
-    return audited(entry_of(stored.row).decision, stored.row, stored.reply_status, "database", stored.journal_id)
+def _of_stored(stored: Iterable[StoredDecision]) -> Iterator[audit_pb2.AuditedDecision]:
+    """Decisions in the contract's words. An entry that holds many of them is parsed once."""
+    entries: dict[tuple[str, int], packet_pb2.JournalEntry] = {}
+    for one in stored:
+        key = (one.journal_id, one.row.position)
+        if key not in entries:
+            entries[key] = entry_of(one.row.entry)
+        packet = packet_of(entries[key], one.number)
+        yield audited(packet, one.row, one.number, one.reply_status, "database", one.journal_id)
 
 
 def _line(error: sa.exc.SQLAlchemyError) -> str:

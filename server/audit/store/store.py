@@ -65,6 +65,9 @@ class StoredDecision:
     """A decision as SQL holds it."""
 
     row: Row
+    """The row of the journal that holds it, and those that became durable with it."""
+    number: int
+    """Which of them it is, counted from 0."""
     journal_id: str
     reply_status: str
 
@@ -353,7 +356,7 @@ class Store:
         """
         entries = JOURNAL_ENTRIES.c
         query = (
-            sa.select(DECISIONS.c.reply_status, entries.journal_id, entries.position, entries.entry, entries.hash)
+            sa.select(DECISIONS.c.reply_status, DECISIONS.c.journal_row, *entries)
             .join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
             .where(DECISIONS.c.decision_id == decision_id)
         )
@@ -365,7 +368,8 @@ class Store:
                 found = connection.execute(query).one_or_none()
         if found is None:
             return None
-        return StoredDecision(Row(found.position, found.entry, found.hash), found.journal_id, found.reply_status)
+        row = Row(found.position, found.entry, found.hash)
+        return StoredDecision(row, found.journal_row, found.journal_id, found.reply_status)
 
     def newest(
         self,
@@ -375,9 +379,16 @@ class Store:
     ) -> list[StoredDecision]:
         """The decisions with the highest ids of those that match, in descending order; see `newest.py`."""
         with self._engine.connect() as connection:
-            rows = newest.read(connection, matching, limit, bounds)
+            found = newest.read(connection, matching, limit, bounds)
+        rows = {
+            (one.journal_id, one.journal_position): Row(one.journal_position, one.entry, one.hash)
+            for one in found
+            if one.entry is not None
+        }
         return [
-            StoredDecision(Row(one.position, one.entry, one.hash), one.journal_id, one.reply_status) for one in rows
+            StoredDecision(rows[key], one.journal_row, one.journal_id, one.reply_status)
+            for one in found
+            if (key := (one.journal_id, one.journal_position)) in rows
         ]
 
     @contextmanager

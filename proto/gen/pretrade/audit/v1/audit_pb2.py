@@ -27,7 +27,7 @@ from pretrade.audit.v1 import packet_pb2 as pretrade_dot_audit_dot_v1_dot_packet
 from pretrade.decision.v1 import decision_pb2 as pretrade_dot_decision_dot_v1_dot_decision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpretrade/audit/v1/audit.proto\x12\x11pretrade.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1epretrade/audit/v1/packet.proto\x1a#pretrade/decision/v1/decision.proto\"\xa0\x01\n\x0f\x41uditedDecision\x12\x31\n\x06packet\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionPacket\x12\x14\n\x0creply_status\x18\x02 \x01(\t\x12\x10\n\x08\x66ound_in\x18\x03 \x01(\t\x12\x12\n\njournal_id\x18\x04 \x01(\t\x12\x10\n\x08position\x18\x05 \x01(\x03\x12\x0c\n\x04hash\x18\x06 \x01(\x0c\"\xfc\x01\n\x0e\x44\x65\x63isionFilter\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstruments\x18\x03 \x03(\t\x12\x12\n\nstrategies\x18\x04 \x03(\t\x12-\n\x07\x61\x63tions\x18\x05 \x03(\x0e\x32\x1c.pretrade.decision.v1.Action\x12-\n\x07sources\x18\x06 \x03(\x0e\x32\x1c.pretrade.decision.v1.Source\x12\r\n\x05model\x18\x07 \x01(\t\")\n\x12GetDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\x8d\x01\n\x13GetDecisionResponse\x12\x34\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12,\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x12\n\nincomplete\x18\x03 \x01(\t\"p\n\x14ListDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"{\n\x15ListDecisionsResponse\x12\x35\n\tdecisions\x18\x01 \x03(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\t\"o\n\x15WatchDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x13\n\x0b\x66rom_oldest\x18\x03 \x01(\x08\"\x8e\x02\n\x16WatchDecisionsResponse\x12\x36\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecisionH\x00\x12@\n\x11reply_unconfirmed\x18\x02 \x01(\x0b\x32#.pretrade.audit.v1.ReplyUnconfirmedH\x00\x12+\n\x06missed\x18\x03 \x01(\x0b\x32\x19.pretrade.audit.v1.MissedH\x00\x12\x34\n\x0breply_heard\x18\x05 \x01(\x0b\x32\x1d.pretrade.audit.v1.ReplyHeardH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"K\n\x06Missed\x12\x12\n\njournal_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x03\x12\x15\n\rlast_position\x18\x03 \x01(\x03\"C\n\x14RecordOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"U\n\x15RecordOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\",\n\x15ReplayDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\xee\x01\n\x16ReplayDecisionResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x37\n\x10\x66irst_difference\x18\x02 \x01(\x0b\x32\x1d.pretrade.audit.v1.Difference\x12,\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1c.pretrade.decision.v1.Action\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x31\n\x07reasons\x18\x05 \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\x12\r\n\x05\x66\x61\x63ts\x18\x06 \x03(\tB\x08\n\x06_score\"-\n\x16\x45xplainDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"Q\n\x17\x45xplainDecisionResponse\x12\x36\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32!.pretrade.decision.v1.Explanation\"?\n\nDifference\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x10\n\x08recorded\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\t2\xee\x04\n\x0c\x41uditService\x12\\\n\x0bGetDecision\x12%.pretrade.audit.v1.GetDecisionRequest\x1a&.pretrade.audit.v1.GetDecisionResponse\x12\x62\n\rListDecisions\x12\'.pretrade.audit.v1.ListDecisionsRequest\x1a(.pretrade.audit.v1.ListDecisionsResponse\x12g\n\x0eWatchDecisions\x12(.pretrade.audit.v1.WatchDecisionsRequest\x1a).pretrade.audit.v1.WatchDecisionsResponse0\x01\x12\x62\n\rRecordOutcome\x12\'.pretrade.audit.v1.RecordOutcomeRequest\x1a(.pretrade.audit.v1.RecordOutcomeResponse\x12\x65\n\x0eReplayDecision\x12(.pretrade.audit.v1.ReplayDecisionRequest\x1a).pretrade.audit.v1.ReplayDecisionResponse\x12h\n\x0f\x45xplainDecision\x12).pretrade.audit.v1.ExplainDecisionRequest\x1a*.pretrade.audit.v1.ExplainDecisionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpretrade/audit/v1/audit.proto\x12\x11pretrade.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1epretrade/audit/v1/packet.proto\x1a#pretrade/decision/v1/decision.proto\"\xad\x01\n\x0f\x41uditedDecision\x12\x31\n\x06packet\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionPacket\x12\x14\n\x0creply_status\x18\x02 \x01(\t\x12\x10\n\x08\x66ound_in\x18\x03 \x01(\t\x12\x12\n\njournal_id\x18\x04 \x01(\t\x12\x10\n\x08position\x18\x05 \x01(\x03\x12\x0c\n\x04hash\x18\x06 \x01(\x0c\x12\x0b\n\x03row\x18\x07 \x01(\r\"\xfc\x01\n\x0e\x44\x65\x63isionFilter\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binstruments\x18\x03 \x03(\t\x12\x12\n\nstrategies\x18\x04 \x03(\t\x12-\n\x07\x61\x63tions\x18\x05 \x03(\x0e\x32\x1c.pretrade.decision.v1.Action\x12-\n\x07sources\x18\x06 \x03(\x0e\x32\x1c.pretrade.decision.v1.Source\x12\r\n\x05model\x18\x07 \x01(\t\")\n\x12GetDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\x8d\x01\n\x13GetDecisionResponse\x12\x34\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12,\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x12\n\nincomplete\x18\x03 \x01(\t\"p\n\x14ListDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"{\n\x15ListDecisionsResponse\x12\x35\n\tdecisions\x18\x01 \x03(\x0b\x32\".pretrade.audit.v1.AuditedDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nincomplete\x18\x03 \x01(\t\"o\n\x15WatchDecisionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.pretrade.audit.v1.DecisionFilter\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x13\n\x0b\x66rom_oldest\x18\x03 \x01(\x08\"\x8e\x02\n\x16WatchDecisionsResponse\x12\x36\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\".pretrade.audit.v1.AuditedDecisionH\x00\x12@\n\x11reply_unconfirmed\x18\x02 \x01(\x0b\x32#.pretrade.audit.v1.ReplyUnconfirmedH\x00\x12+\n\x06missed\x18\x03 \x01(\x0b\x32\x19.pretrade.audit.v1.MissedH\x00\x12\x34\n\x0breply_heard\x18\x05 \x01(\x0b\x32\x1d.pretrade.audit.v1.ReplyHeardH\x00\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\tB\x07\n\x05\x65vent\"K\n\x06Missed\x12\x12\n\njournal_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x03\x12\x15\n\rlast_position\x18\x03 \x01(\x03\"C\n\x14RecordOutcomeRequest\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\"U\n\x15RecordOutcomeResponse\x12+\n\x07outcome\x18\x01 \x01(\x0b\x32\x1a.pretrade.audit.v1.Outcome\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\",\n\x15ReplayDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"\xee\x01\n\x16ReplayDecisionResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x37\n\x10\x66irst_difference\x18\x02 \x01(\x0b\x32\x1d.pretrade.audit.v1.Difference\x12,\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32\x1c.pretrade.decision.v1.Action\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x31\n\x07reasons\x18\x05 \x03(\x0e\x32 .pretrade.decision.v1.ReasonCode\x12\r\n\x05\x66\x61\x63ts\x18\x06 \x03(\tB\x08\n\x06_score\"-\n\x16\x45xplainDecisionRequest\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\"Q\n\x17\x45xplainDecisionResponse\x12\x36\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32!.pretrade.decision.v1.Explanation\"?\n\nDifference\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x10\n\x08recorded\x18\x02 \x01(\t\x12\x10\n\x08replayed\x18\x03 \x01(\t2\xee\x04\n\x0c\x41uditService\x12\\\n\x0bGetDecision\x12%.pretrade.audit.v1.GetDecisionRequest\x1a&.pretrade.audit.v1.GetDecisionResponse\x12\x62\n\rListDecisions\x12\'.pretrade.audit.v1.ListDecisionsRequest\x1a(.pretrade.audit.v1.ListDecisionsResponse\x12g\n\x0eWatchDecisions\x12(.pretrade.audit.v1.WatchDecisionsRequest\x1a).pretrade.audit.v1.WatchDecisionsResponse0\x01\x12\x62\n\rRecordOutcome\x12\'.pretrade.audit.v1.RecordOutcomeRequest\x1a(.pretrade.audit.v1.RecordOutcomeResponse\x12\x65\n\x0eReplayDecision\x12(.pretrade.audit.v1.ReplayDecisionRequest\x1a).pretrade.audit.v1.ReplayDecisionResponse\x12h\n\x0f\x45xplainDecision\x12).pretrade.audit.v1.ExplainDecisionRequest\x1a*.pretrade.audit.v1.ExplainDecisionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,37 +35,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pretrade.audit.v1.audit_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITEDDECISION']._serialized_start=155
-  _globals['_AUDITEDDECISION']._serialized_end=315
-  _globals['_DECISIONFILTER']._serialized_start=318
-  _globals['_DECISIONFILTER']._serialized_end=570
-  _globals['_GETDECISIONREQUEST']._serialized_start=572
-  _globals['_GETDECISIONREQUEST']._serialized_end=613
-  _globals['_GETDECISIONRESPONSE']._serialized_start=616
-  _globals['_GETDECISIONRESPONSE']._serialized_end=757
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=759
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=871
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=873
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=996
-  _globals['_WATCHDECISIONSREQUEST']._serialized_start=998
-  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1109
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1112
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1382
-  _globals['_MISSED']._serialized_start=1384
-  _globals['_MISSED']._serialized_end=1459
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1461
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1528
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1530
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=1615
-  _globals['_REPLAYDECISIONREQUEST']._serialized_start=1617
-  _globals['_REPLAYDECISIONREQUEST']._serialized_end=1661
-  _globals['_REPLAYDECISIONRESPONSE']._serialized_start=1664
-  _globals['_REPLAYDECISIONRESPONSE']._serialized_end=1902
-  _globals['_EXPLAINDECISIONREQUEST']._serialized_start=1904
-  _globals['_EXPLAINDECISIONREQUEST']._serialized_end=1949
-  _globals['_EXPLAINDECISIONRESPONSE']._serialized_start=1951
-  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=2032
-  _globals['_DIFFERENCE']._serialized_start=2034
-  _globals['_DIFFERENCE']._serialized_end=2097
-  _globals['_AUDITSERVICE']._serialized_start=2100
-  _globals['_AUDITSERVICE']._serialized_end=2722
+  _globals['_AUDITEDDECISION']._serialized_end=328
+  _globals['_DECISIONFILTER']._serialized_start=331
+  _globals['_DECISIONFILTER']._serialized_end=583
+  _globals['_GETDECISIONREQUEST']._serialized_start=585
+  _globals['_GETDECISIONREQUEST']._serialized_end=626
+  _globals['_GETDECISIONRESPONSE']._serialized_start=629
+  _globals['_GETDECISIONRESPONSE']._serialized_end=770
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=772
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=884
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=886
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1009
+  _globals['_WATCHDECISIONSREQUEST']._serialized_start=1011
+  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1122
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1125
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1395
+  _globals['_MISSED']._serialized_start=1397
+  _globals['_MISSED']._serialized_end=1472
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1474
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1541
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1543
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=1628
+  _globals['_REPLAYDECISIONREQUEST']._serialized_start=1630
+  _globals['_REPLAYDECISIONREQUEST']._serialized_end=1674
+  _globals['_REPLAYDECISIONRESPONSE']._serialized_start=1677
+  _globals['_REPLAYDECISIONRESPONSE']._serialized_end=1915
+  _globals['_EXPLAINDECISIONREQUEST']._serialized_start=1917
+  _globals['_EXPLAINDECISIONREQUEST']._serialized_end=1962
+  _globals['_EXPLAINDECISIONRESPONSE']._serialized_start=1964
+  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=2045
+  _globals['_DIFFERENCE']._serialized_start=2047
+  _globals['_DIFFERENCE']._serialized_end=2110
+  _globals['_AUDITSERVICE']._serialized_start=2113
+  _globals['_AUDITSERVICE']._serialized_end=2735
 # @@protoc_insertion_point(module_scope)

@@ -91,6 +91,7 @@ def _create_decision_tables(postgres: bool) -> None:
         sa.Column("reply_status", sa.String, nullable=False),
         sa.Column("journal_id", sa.String, nullable=False),
         sa.Column("journal_position", sa.BigInteger, nullable=False),
+        sa.Column("journal_row", sa.BigInteger, nullable=False),
         sa.Column("shipped_at", _INSTANT, nullable=False),
         postgresql_partition_by="RANGE (decided_at)",
     )
