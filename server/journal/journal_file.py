@@ -43,7 +43,7 @@ _TRIM_BYTES: Final = 256 * 1024
 _TAIL_ROWS: Final = 1000
 _STEP_ROWS: Final = 1000
 """What is read in one transaction."""
-_READ_BYTES: Final = 1024 * 1024
+PASSED_ON_BYTES: Final = 1024 * 1024
 """What is passed on at once: a few thousand decisions."""
 _LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
@@ -320,7 +320,7 @@ class JournalReader:
     def settled_rows_after(self, position: int, limit: int) -> list[Row]:
         """The same, without rows beyond `settled()`: the rows that may be passed on. Fewer when they are large."""
         rows: list[Row] = []
-        left = _READ_BYTES
+        left = PASSED_ON_BYTES
         for row in _read(self._connection, position, limit, last=self.settled()):
             rows.append(row)
             left -= len(row.entry)

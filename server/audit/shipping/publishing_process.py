@@ -137,13 +137,14 @@ class Publishing:
     async def _send(self, producer: AIOKafkaProducer, journal_id: str, row: Row) -> list[asyncio.Future[object]]:
         """Hands an entry to the producer, each of its decisions by itself."""
         sent: list[asyncio.Future[object]] = []
-        for number, entry in enumerate(singly(entry_of(row.entry))):
+        held = entry_of(row.entry)
+        for number, entry in enumerate(singly(held)):
             headers: Sequence[tuple[str, bytes]] = [
                 ("journal_id", journal_id.encode()),
                 ("position", str(row.position).encode()),
                 ("row", str(number).encode()),
             ]
-            value = entry.SerializeToString() or row.entry  # of no format we know: as it is
+            value = row.entry if entry is held else entry.SerializeToString()
             sent.append(await producer.send(self._task.settings.topic, value, self._key(entry), headers=headers))
         return sent
 
