@@ -67,7 +67,7 @@ WITH made AS MATERIALIZED (
 INSERT INTO decisions (decision_id, decided_at, order_ref, instrument, side, quantity, limit_price, strategy, action,
     score, threshold, source, reasons, degradations, model_name, model_version, feature_age_us, used_us, allowed_us,
     instance_id, config_hash, durability, reply_status, heard_action, heard_reasons, journal_id, journal_position,
-    shipped_at)
+    journal_row, shipped_at)
 SELECT id, at,
     'order-' || lpad(i::text, 12, '0'),
     CASE WHEN i %% %(rare)s::bigint = 5 THEN 'RARE.VENUE' ELSE 'COIN' || i %% 20 || 'USDT.BINANCE' END,
@@ -81,7 +81,7 @@ SELECT id, at,
     CASE WHEN i %% %(rare)s::bigint = 31 THEN 'ffffffffffffffff' ELSE '0123456789abcdef' END, 15000, 2500, 25000,
     'server-1/1', 'c0ffee00c0ffee00', 'fsync', 'replied',
     CASE WHEN i %% %(rare)s::bigint = 23 THEN 'ABSTAIN' WHEN i %% 2 = 0 THEN 'TRADE' ELSE 'NO_TRADE' END,
-    '["SCORE_BELOW_THRESHOLD"]', %(journal)s::text, i + 1, at
+    '["SCORE_BELOW_THRESHOLD"]', %(journal)s::text, i + 1, 0, at
 FROM named
 """
 

@@ -240,9 +240,10 @@ def export_days(
     try:
         with Console(stderr=True).status("") as status:
             for one in export(database_url, to, since.date(), last.date()):
-                rows, size = rows + one.rows, size + one.bytes
+                rows, size = rows + (0 if one.is_evidence else one.rows), size + one.bytes
                 status.update(f"{rows:,} decisions, {size / 2**20:,.1f} MiB")
-                typer.echo(f"{one.path}: {one.rows:,} decisions, {one.bytes / max(1, one.rows):,.0f} bytes each")
+                what = "journal entries" if one.is_evidence else "decisions"
+                typer.echo(f"{one.path}: {one.rows:,} {what}, {one.bytes / max(1, one.rows):,.0f} bytes each")
     except (ValueError, OSError, sa.exc.SQLAlchemyError) as error:
         raise _failure(str(error).splitlines()[0]) from error
     typer.echo(f"{rows:,} decisions, {size / 2**20:,.1f} MiB in {to}")
@@ -264,6 +265,7 @@ def to_dict(decision: audit_pb2.AuditedDecision, outcomes: Sequence[packet_pb2.O
             "found_in": decision.found_in,
             "journal_id": decision.journal_id,
             "position": decision.position,
+            "row": decision.row,
             "hash": decision.hash.hex(),
         },
     }
@@ -370,7 +372,10 @@ def _evidence(decision: audit_pb2.AuditedDecision) -> Iterator[tuple[str, str]]:
         "monotonic clock",
         f"arrived {packet.arrived_monotonic_ns / 1e9:.6f} s, decided {packet.decided_monotonic_ns / 1e9:.6f} s",
     )
-    yield "journal", f"{decision.journal_id}, row {decision.position}, durability {packet.durability}"
+    yield (
+        "journal",
+        f"{decision.journal_id}, entry {decision.position}, row {decision.row}, durability {packet.durability}",
+    )
     yield "hash", decision.hash.hex()
     yield "found in", decision.found_in
 

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from server.audit.reading.reading import Reading, ReadingProcess
     from server.audit.shipping.shipper import Shipper
 
-SHIPPER_UNSHIPPED: Final = Gauge("pretrade_shipper_unshipped", "Durable rows not yet in SQL.")
+SHIPPER_UNSHIPPED: Final = Gauge(
+    "pretrade_shipper_unshipped", "Durable journal entries not yet in SQL; each holds the decisions of a commit."
+)
 SHIPPER_OUTAGES: Final = Counter("pretrade_shipper_outages", "Times shipping began to fail.")
 SHIPPER_RESTARTS: Final = Counter("pretrade_shipper_restarts", "Times the shipping process was replaced.")
-TOPIC_UNPUBLISHED: Final = Gauge("pretrade_topic_unpublished", "Durable rows not yet on the topic.")
+TOPIC_UNPUBLISHED: Final = Gauge("pretrade_topic_unpublished", "Durable journal entries not yet on the topic.")
 TOPIC_OUTAGES: Final = Counter("pretrade_topic_outages", "Times publishing began to fail.")
 TOPIC_RESTARTS: Final = Counter("pretrade_topic_restarts", "Times the publishing process was replaced.")
 TOPIC_SKIPPED: Final = Counter(
-    "pretrade_topic_skipped", "Rows that left the journal unpublished, because it was half full."
+    "pretrade_topic_skipped", "Entries that left the journal unpublished, because it was half full."
 )
 READER_QUESTIONS: Final = Counter(
     "pretrade_reader_questions", "Questions to the processes that read the audit, by kind.", ("question",)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fallback.rules import RulesBaseline
     from server.composition.process import Process
     from server.configuration import Configuration
-    from server.decision.record import PacketWriter
+    from server.decision.packets import PacketWriter
     from server.inference.replica import Replica
     from server.journal.journal import Journal
 

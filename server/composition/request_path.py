@@ -24,8 +24,8 @@ from server.configuration import Configuration
 from server.control.state import ControlState
 from server.decision.admission import Admission
 from server.decision.idempotency import IdempotencyWindow
+from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
-from server.decision.record import PacketWriter
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports

@@ -182,3 +182,14 @@ def write(
     to = instant(to, DECIDED_AT, decided_at_ns)
     to = integer(to, CONTROL_VERSION, <long long> control_version)
     return PyBytes_FromStringAndSize(begin, to - begin)
+
+
+def write_stages(list uses):
+    """See decision_wire.py."""
+    cdef Py_ssize_t count = len(uses), place
+    cdef bytes scratch = PyBytes_FromStringAndSize(NULL, USE_ROOM * count + 1)
+    cdef char* begin = PyBytes_AS_STRING(scratch)
+    cdef char* to = begin
+    for place in range(count):
+        to = use(to, <tuple?> uses[place])
+    return PyBytes_FromStringAndSize(begin, to - begin)

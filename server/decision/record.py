@@ -1,66 +1,25 @@
-"""Writes a decision as the contract's messages: the reply and the audit packet.
+"""Writes a decision as the reply of the contract, as bytes and only once.
 
-Both are written as bytes, and only once: the packet contains the bytes of the reply. The caller's reply differs from
-the recorded one in its ledger alone, which then also contains the time of the audit.
+The caller's reply differs from what is recorded (`packets.py`) in its ledger alone, which then also contains the time
+of the audit.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-import math
 import struct
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from fallback.order import NO_CONTEXT
-from feature_cache import features
-from feature_cache.store.codec import BookState
-from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.control.state import ControlState
 from server.decision import decision_wire
-from server.decision.protowire import prefixed, template, varint
 
 if TYPE_CHECKING:
     from fallback.budget import Budget
-    from fallback.order import Answer, Attempt, Case
-    from feature_cache.store.codec import FeatureSnapshot
+    from fallback.order import Answer, Case
 
-_BOOK_AGE = features.INDEX["book_age_ms"]
-_BOOK_STATES = {
-    BookState.UNKNOWN: packet_pb2.BOOK_STATE_UNKNOWN,
-    BookState.VALID: packet_pb2.BOOK_STATE_VALID,
-    BookState.LOCKED: packet_pb2.BOOK_STATE_LOCKED,
-}
-_ZERO: Final = varint(0)
-_double: Final = struct.Struct("<d").pack
-_float: Final = struct.Struct("<f").pack
 _EXPIRES: Final = struct.Struct("<q")
 """Unix seconds."""
-
-_ENTRY: Final = template(packet_pb2.JournalEntry.DESCRIPTOR, "decision")
-_PACKET: Final = template(
-    packet_pb2.DecisionPacket.DESCRIPTOR, "order", "decision", "arrived_monotonic_ns", "decided_monotonic_ns"
-)
-_MODEL_INPUT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "model_input", "feature_set_id")
-_PROVENANCE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "features")
-_FROM_CALLER: Final = template(packet_pb2.FeatureProvenance.DESCRIPTOR, "from_caller") % varint(True)
-_KNOWN: Final = template(
-    packet_pb2.FeatureProvenance.DESCRIPTOR, "sequence", "event_time_ns", "book_state", "book_age_ms"
-)
-_AGE: Final = template(packet_pb2.FeatureProvenance.DESCRIPTOR, "age_us", "age_seconds")
-_ATTEMPTS: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "attempts")
-_ATTEMPT: Final = template(packet_pb2.Attempt.DESCRIPTOR, "replica", "outcome", "model_version")
-_ATTEMPT_COST: Final = template(packet_pb2.Attempt.DESCRIPTOR, "used_us", "batch_rows", "batch_index")
-_SERVER: Final = template(
-    packet_pb2.DecisionPacket.DESCRIPTOR, "instance_id", "config_hash", "durability", "trading_state"
-)
-_FLAG_ON: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "flags_on")
-_CHAIN_STAGE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chain_stages")
-_MID: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "mid_price")
-_SOURCE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_from_decision_id", "model_expires_at")
-_CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "correlation_id")
 
 
 class ReplyState(enum.Enum):
@@ -186,6 +145,11 @@ class Decided:
         return decided
 
     @property
+    def uses(self) -> bytes:
+        """The ledger so far: a serialised `Budget` that holds the stages alone."""
+        return decision_wire.write_stages(self._uses)
+
+    @property
     def remembered(self) -> bytes:
         """What repeats of the call need: when the model expires, 8 bytes, and the decision without its `order_ref`."""
         message = pb.Decision.FromString(self.wire)
@@ -223,125 +187,6 @@ class Decided:
             self.used_us,
             self._uses,
         )
-
-
-class PacketWriter:
-    """Writes audit packets; holds what all packets of this process share."""
-
-    def __init__(self, instance_id: str, config_hash: str, durability: str, control: ControlState) -> None:
-        self._instance_id = instance_id
-        self.config_hash = config_hash
-        """Of the settings in force."""
-        self._durability = durability
-        self._control = control
-        self._known: dict[str, tuple[FeatureSnapshot, bytes]] = {}
-        """The newest snapshot of an instrument, and what packets say of it."""
-
-    def packet(self, case: Case, answer: Answer, decided: Decided, now: float) -> bytes:
-        """The serialised journal entry of a decision made at the monotonic instant `now`."""
-        parts = [
-            _PACKET
-            % (
-                prefixed(case.order.wire),
-                prefixed(decided.wire),
-                varint(int(case.budget.arrived * 1e9)),
-                varint(int(now * 1e9)),
-            ),
-            self._server(),
-            _stages(tuple(case.stages)),
-        ]
-        if case.features is not None:
-            parts.append(_MODEL_INPUT % (prefixed(case.row()), _FEATURE_SET))
-        provenance = b"" if case.order.caller_features is None else _FROM_CALLER
-        if case.snapshot is not None:
-            age = _AGE % (varint(int(case.snapshot_age_seconds * 1e6)), _double(case.snapshot_age_seconds))
-            provenance += self._about(case.snapshot) + age
-        if provenance:
-            parts.append(_PROVENANCE % prefixed(provenance))
-        parts.extend(map(_attempt, case.attempts))
-        if not math.isnan(case.mid):
-            parts.append(_MID % _double(case.mid))
-        if answer.cached_from or answer.model_expires_at:
-            parts.append(_SOURCE % (prefixed(answer.cached_from.encode()), varint(answer.model_expires_at)))
-        if (context := case.order.context) is not NO_CONTEXT:
-            parts.append(_CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode())))
-        return _ENTRY % prefixed(b"".join(parts))
-
-    @property
-    def control_version(self) -> int:
-        """Version of the control state that decisions are made under."""
-        return self._control.version
-
-    def settings(self, settings_json: str, software_version: str, wall_ns: int) -> bytes:
-        """The serialised journal entry of the settings that packets name by their hash."""
-        return packet_pb2.JournalEntry(
-            settings=packet_pb2.SettingsInForce(
-                config_hash=self.config_hash,
-                settings_json=settings_json,
-                software_version=software_version,
-                instance_id=self._instance_id,
-                recorded_at_ns=wall_ns,
-            )
-        ).SerializeToString()
-
-    def _server(self) -> bytes:
-        """What holds for all packets while the control state is what it is."""
-        control = self._control
-        return _server(
-            self._instance_id, self.config_hash, self._durability, control.trading_state_name, tuple(control.flags_on)
-        )
-
-    def _about(self, snapshot: FeatureSnapshot) -> bytes:
-        """What the server knew of the instrument: the same until its next snapshot."""
-        known = self._known.get(snapshot.instrument)
-        if known is None or known[0] is not snapshot:
-            about = _KNOWN % (
-                varint(snapshot.sequence),
-                varint(snapshot.event_time_ns),
-                varint(_BOOK_STATES[snapshot.state]),
-                _float(snapshot.values[_BOOK_AGE]),
-            )
-            known = self._known[snapshot.instrument] = (snapshot, about)
-        return known[1]
-
-
-_FEATURE_SET: Final = prefixed(features.FEATURE_SET_ID.encode())
-
-
-@lru_cache(maxsize=256)
-def _server(
-    instance_id: str,
-    config_hash: str,
-    durability: str,
-    trading_state: str,
-    flags_on: tuple[str, ...],
-) -> bytes:
-    texts = (instance_id, config_hash, durability, trading_state)
-    flags = (_FLAG_ON % prefixed(flag.encode()) for flag in flags_on)
-    return b"".join((_SERVER % tuple(prefixed(one.encode()) for one in texts), *flags))
-
-
-@lru_cache(maxsize=256)
-def _stages(names: tuple[str, ...]) -> bytes:
-    return b"".join(_CHAIN_STAGE % prefixed(name.encode()) for name in names)
-
-
-@lru_cache(maxsize=256)
-def _attempt_head(replica: str, outcome: str, model_version: str) -> bytes:
-    return _ATTEMPT % tuple(prefixed(one.encode()) for one in (replica, outcome, model_version))
-
-
-def _attempt(attempt: Attempt) -> bytes:
-    cost = _ATTEMPT_COST % (
-        _microseconds(attempt.used_seconds),
-        varint(attempt.batch_rows),
-        varint(attempt.batch_index),
-    )
-    return _ATTEMPTS % prefixed(_attempt_head(attempt.replica, attempt.outcome, attempt.model_version) + cost)
-
-
-def _microseconds(seconds: float) -> bytes:
-    return varint(int(seconds * 1e6)) if seconds > 0 else _ZERO
 
 
 def hash_of(settings_json: str) -> str:

@@ -18,8 +18,8 @@ from server.timing.latency import LatencyWindow
 if TYPE_CHECKING:
     import asyncio
 
+    from server.decision.packets import PacketBatch, PacketWriter
     from server.decision.pending import Pending
-    from server.decision.record import PacketWriter
     from server.decision.replies import Replies
     from server.journal.journal import Journal
 
@@ -97,38 +97,43 @@ class Recorder:
     ) -> None:
         """Writes decisions down: cases with their answers, and action and reasons after all guards."""
         written: list[Pending] = []
-        packets: list[bytes] = []
+        packets = self._packets.batch()
         refused: list[Pending] = []
         for case, action, reasons in guarded:
             try:
-                packet = self._packet(case, action, reasons)
-                assert case.decided is not None
-                self._replies.owe(case.decided)
+                self._write(case, action, reasons, packets)
             except JournalError:
                 refused.append(case)
             except Exception as error:  # a bug that one order meets is none of the others' business
                 fail(case, error)
             else:
                 written.append(case)
-                packets.append(packet)
         if refused:
             self._end_unwritten(refused)
         if written:
             self._append(written, packets)
 
-    def _packet(self, case: Pending, action: pb.Action.ValueType, reasons: list[pb.ReasonCode.ValueType]) -> bytes:
+    def _write(
+        self,
+        case: Pending,
+        action: pb.Action.ValueType,
+        reasons: list[pb.ReasonCode.ValueType],
+        packets: PacketBatch,
+    ) -> None:
         answer = case.answer
         assert answer is not None
-        now = case.recorded_at = self._clock()
+        now, wall_ns = self._clock(), self._wall_clock_ns()
+        case.recorded_at = now
         case.durable_until = case.budget.deadline - self._reply_reserve(case.budget.allowed)
         decided = case.decided = Decided(
-            case, answer, action, reasons, self._new_id(), now, self._wall_clock_ns(), self._packets.control_version
+            case, answer, action, reasons, self._new_id(), now, wall_ns, self._packets.control_version
         )
-        return self._packets.packet(case, answer, decided, now)
+        self._replies.owe(decided)
+        packets.add(case, answer, decided, now, wall_ns)
 
-    def _append(self, cases: list[Pending], packets: list[bytes]) -> None:
+    def _append(self, cases: list[Pending], packets: PacketBatch) -> None:
         try:
-            durable = self._journal.append_many(packets)
+            durable = self._journal.append_batch(packets)
         except JournalError:
             self._end_unwritten(cases)
             return

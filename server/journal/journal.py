@@ -7,6 +7,10 @@ Life of a row::
 Appends that arrive during a sync share the next one (group commit), so the cost of a sync is divided by the load. The
 rows of one iteration of the event loop are handed over together: waking the writer takes longer than writing a row.
 
+Decisions arrive as batches (`append_batch`). The writer makes one entry of all that stand side by side in a commit: one
+position, one hash, one row in SQLite. A decision's key is therefore the position of its entry and its row there. What
+is counted in `depth`, `written` and the like are decisions and other entries.
+
 States::
 
     writable ──a write fails──▶ unwritable: its rows and all that wait fail, new ones are refused at once
@@ -36,7 +40,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -123,6 +127,18 @@ class JournalSettings(BaseModel):
     """First pause before a probe after a failed write, in seconds; doubles up to `retry_max_seconds`."""
     retry_max_seconds: Constant[float] = 2.0
     """Longest pause between two probes, in seconds: how long a journal may stay unwritable after its disk is well."""
+
+
+class Batch(Protocol):
+    """Decisions that become durable together; `len` is how many, and never changes once they were appended."""
+
+    def __len__(self) -> int: ...
+
+    def can_join(self, other: Any, /) -> bool:
+        """True when the decisions of another batch of this kind can be in the same entry."""
+
+    def entry(self, others: Sequence[Any], /) -> bytes:
+        """The serialised `JournalEntry` of these decisions and of those of others. Called in the writer's thread."""
 
 
 class Journal:
@@ -280,24 +296,38 @@ class Journal:
             JournalUnwritableError: The last write failed.
             JournalClosedError: The journal is not open.
         """
-        full = (self.full and not even_if_full) or self.depth + len(entries) > self.settings.queue_rows
-        if full or not (self._open and self.writable):
-            self.refused += len(entries)
-            raise self._refusal()
-        self.depth += len(entries)
-        future = self._gather(entries)
-        if self.settings.durability is Durability.OFF:
-            future.set_result(True)
-        return future
+        self._check(len(entries), even_if_full=even_if_full)
+        return self._take(_Append(self._loop.create_future(), len(entries), entries))
 
-    def _gather(self, entries: Sequence[bytes]) -> asyncio.Future[bool]:
+    def append_batch(self, batch: Batch) -> asyncio.Future[bool]:
+        """Appends decisions, at least one, in one entry; those appended right before and after may be in it too.
+
+        Returns and raises what `append_many` does. Its future also fails, with `JournalError`, when no entry can be
+        made of the batch.
+        """
+        self._check(len(batch))
+        return self._take(_Append(self._loop.create_future(), len(batch), batch=batch))
+
+    def _check(self, rows: int, *, even_if_full: bool = False) -> None:
+        """Raises when nothing can be appended now."""
+        full = (self.full and not even_if_full) or self.depth + rows > self.settings.queue_rows
+        if full or not (self._open and self.writable):
+            self.refused += rows
+            raise self._refusal()
+
+    def _take(self, append: _Append) -> asyncio.Future[bool]:
+        self.depth += append.rows
+        self._gather(append)
+        if self.settings.durability is Durability.OFF:
+            append.future.set_result(True)
+        return append.future
+
+    def _gather(self, append: _Append) -> None:
         if not self._gathered:
             self._loop.call_soon(self._hand_over)
-        future: asyncio.Future[bool] = self._loop.create_future()
-        self._gathered.append(_Append(entries, future))
+        self._gathered.append(append)
         if len(self._gathered) >= self.settings.batch_rows:
             self._hand_over()
-        return future
 
     def _hand_over(self) -> None:
         """Gives the writer what was gathered."""
@@ -330,8 +360,13 @@ class Journal:
         """
         if not (self._open and self.writable):
             raise self._refusal()
-        await self._gather(())  # what stands before it in the queue
-        await self._gather(())  # and what is settled by that
+        await self._after_what_waits()  # what stands before it in the queue
+        await self._after_what_waits()  # and what is settled by that
+
+    def _after_what_waits(self) -> asyncio.Future[bool]:
+        nothing = _Append(self._loop.create_future(), 0)
+        self._gather(nothing)
+        return nothing.future
 
     def trim(self, through: int) -> None:
         """Asks the writer to remove the rows up to position `through`, in small steps between batches.
@@ -394,11 +429,20 @@ class Journal:
     def _fail(self, appends: list[_Append], why: str) -> None:
         """On the loop: these rows are not durable."""
         for append in appends:
-            self.depth -= len(append.entries)
-            self.refused += len(append.entries)
+            self.depth -= append.rows
+            self.refused += append.rows
             if not append.future.done():
                 append.future.set_exception(JournalUnwritableError(f"the audit journal cannot be written: {why}"))
                 append.future.exception()  # seen: an outage is logged once, not for every future that is not awaited
+
+    def _reject(self, append: _Append, error: Exception) -> None:
+        """On the loop: no entry could be made of a batch, which is a bug."""
+        self.depth -= append.rows
+        self.refused += append.rows
+        _log.error("audit_entry_failed", decisions=append.rows, exc_info=error)
+        if not append.future.done():
+            append.future.set_exception(JournalError(f"the decision cannot be written down: {error!r}"))
+            append.future.exception()
 
     # The writer does not log: a full disk may hold the log too, and no failure to log may end the writer.
 
@@ -448,8 +492,12 @@ class Journal:
 
 
 class _Append(NamedTuple):
-    entries: Sequence[bytes]
     future: asyncio.Future[bool]
+    rows: int
+    """Decisions and other entries."""
+    entries: Sequence[bytes] = ()
+    batch: Batch | None = None
+    """In place of `entries`."""
 
 
 class _Batch(NamedTuple):
@@ -586,7 +634,7 @@ class _Writer:
         while isinstance(work, _Batch):
             appends += work.appends
             self._settled = max(self._settled, work.settled)
-            if sum(len(append.entries) for append in appends) >= self._settings.batch_rows:
+            if sum(append.rows for append in appends) >= self._settings.batch_rows:
                 return appends, None
             try:
                 work = self._work.get_nowait()
@@ -596,7 +644,7 @@ class _Writer:
 
     def _write(self, appends: list[_Append]) -> bool:
         """Commits a batch and answers its callers; False when the journal was stopped during an outage."""
-        entries = [entry for append in appends for entry in append.entries]
+        appends, entries = self._entries(appends)
         started = self._clock()
         try:
             if entries:
@@ -607,13 +655,45 @@ class _Writer:
             return self._outlast(error, appends)
         seconds = self._clock() - started
         grown = sum(map(len, entries)) + len(entries) * _ROW_BYTES
-        self._post(self._journal._settle, appends, len(entries), self.position, seconds, grown)
+        rows = sum(append.rows for append in appends)
+        self._post(self._journal._settle, appends, rows, self.position, seconds, grown)
         self._log_pages += _PAGES_PER_COMMIT + grown / _PAGE_BYTES
         self._keep_log_short()
         self._unmeasured += grown
         if self._unmeasured >= _MEASURE_BYTES:
             self._tell_measure()
         return True
+
+    def _entries(self, appends: list[_Append]) -> tuple[list[_Append], list[bytes]]:
+        """The entries of what was appended, and whose they are: without batches of which no entry can be made."""
+        whose: list[_Append] = []
+        entries: list[bytes] = []
+        side_by_side: list[_Append] = []
+        for append in appends:
+            if side_by_side and not _joins(side_by_side[0], append):
+                whose += self._add_decisions(side_by_side, entries)
+                side_by_side = []
+            if append.batch is not None:
+                side_by_side.append(append)
+            else:
+                whose.append(append)
+                entries += append.entries
+        if side_by_side:
+            whose += self._add_decisions(side_by_side, entries)
+        return whose, entries
+
+    def _add_decisions(self, appends: list[_Append], entries: list[bytes]) -> list[_Append]:
+        """Adds the entry of some batches; returns those it could be made of."""
+        first, *others = [append.batch for append in appends]
+        assert first is not None
+        try:
+            entries.append(first.entry(others))
+        except Exception as error:  # a bug that one batch meets is none of the others' business
+            if len(appends) == 1:
+                self._post(self._journal._reject, appends[0], error)
+                return []
+            return [one for append in appends for one in self._add_decisions([append], entries)]
+        return appends
 
     def _tell_measure(self) -> None:
         try:
@@ -731,6 +811,11 @@ class _Writer:
 
     def _open(self) -> JournalFile:
         return _open(self._settings.path, self._machine, sync_commits=self._settings.durability is Durability.FSYNC)
+
+
+def _joins(before: _Append, append: _Append) -> bool:
+    """True when the decisions of both can be in the same entry."""
+    return before.batch is not None and append.batch is not None and before.batch.can_join(append.batch)
 
 
 def settle_what_was_left(path: Path, machine: Machine = REAL) -> int:

@@ -38,16 +38,20 @@ GENESIS: Final = bytes(32)
 
 _APPLICATION_ID: Final = 0x5054414A
 """What SQLite's file header names as the file's purpose; its user version is the format of the tables."""
-_FORMAT: Final = 2
+_FORMAT: Final = 3
+_TRIM_BYTES: Final = 256 * 1024
+"""What one transaction removes: every page of it is written to the log."""
 _TAIL_ROWS: Final = 1000
 _STEP_ROWS: Final = 1000
 """What is read in one transaction."""
+PASSED_ON_BYTES: Final = 1024 * 1024
+"""What is passed on at once: a few thousand decisions."""
 _LAST: Final = 2**63 - 1
 _SELECT: Final = "SELECT position, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM entries"
 """With casts, so that a row edited into another type still fails the check of its hash, and not with a `TypeError`."""
-_IS_OTHER: Final = "substr(entry, 1, 1) <> x'0a'"
-"""True of a row that holds no decision: a serialised `JournalEntry` begins with the number of what it holds, and a
-decision's number is 1. These rows have an index: they are few, and are looked for among millions of decisions."""
+_IS_OTHER: Final = "substr(entry, 1, 1) NOT IN (x'0a', x'42')"
+"""True of a row that holds no decisions: a serialised `JournalEntry` begins with the number of what it holds, which is
+1 or 8 for decisions. These rows have an index: they are few, and are looked for among millions of decisions."""
 _BUSY_SECONDS: Final = 0.25
 """How long the writer waits for the file's write lock. No other process should hold it, and callers have deadlines."""
 _PROBE_BYTES: Final = 64 * 1024
@@ -181,11 +185,11 @@ class JournalFile:
         self.settled = settled
 
     def trim(self, through: int, rows: int, settled: int | None = None) -> bool:
-        """Removes at most `rows` rows from the front, none after position `through`; True when some are left.
+        """Removes some rows from the front, none after position `through`; True when some of these are left.
 
         Args:
             through: Last position to remove.
-            rows: How many at once.
+            rows: How many at once, at most; fewer when they are large.
             settled: The position through which replies are settled; later rows stay. None for what was last written.
 
         Raises:
@@ -199,6 +203,7 @@ class JournalFile:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
+            through = self._few_bytes(through)
             row = execute("SELECT hash FROM entries WHERE position = ?", (through,)).fetchone()
             if row is None:
                 raise JournalCorruptedError(through, "missing")
@@ -212,6 +217,16 @@ class JournalFile:
             raise
         self.anchor = anchor
         return through < last
+
+    def _few_bytes(self, through: int) -> int:
+        """The last of the first rows, up to a position, that fill a few pages together; at least one."""
+        sizes = "SELECT position, length(entry) FROM entries WHERE position <= ? ORDER BY position"
+        left = _TRIM_BYTES
+        for position, size in self._connection.execute(sizes, (through,)):
+            left -= size
+            if left <= 0:
+                return int(position)
+        return through
 
     def probe(self) -> None:
         """Proves that writing works by committing as much as a large batch would, and removing it again.
@@ -304,8 +319,15 @@ class JournalReader:
         return _rows(self._connection, position, limit)
 
     def settled_rows_after(self, position: int, limit: int) -> list[Row]:
-        """The same, without rows beyond `settled()`: the rows that may be passed on."""
-        return _rows(self._connection, position, limit, last=self.settled())
+        """The same, without rows beyond `settled()`: the rows that may be passed on. Fewer when they are large."""
+        rows: list[Row] = []
+        left = PASSED_ON_BYTES
+        for row in _read(self._connection, position, limit, last=self.settled()):
+            rows.append(row)
+            left -= len(row.entry)
+            if left <= 0:
+                break
+        return rows
 
     def others_after(self, position: int) -> Iterator[Row]:
         """Every row after `position` that holds no decision, in order; found by an index."""

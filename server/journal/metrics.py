@@ -13,18 +13,20 @@ if TYPE_CHECKING:
 
     from server.journal.journal import Journal
 
-JOURNAL_WRITABLE: Final = Gauge("pretrade_journal_writable", "1 while rows are made durable.")
-JOURNAL_ROWS: Final = Counter("pretrade_journal_rows", "Rows made durable.")
-JOURNAL_REFUSED: Final = Counter("pretrade_journal_refused", "Rows not made durable.")
+JOURNAL_WRITABLE: Final = Gauge("pretrade_journal_writable", "1 while entries are made durable.")
+JOURNAL_ROWS: Final = Counter("pretrade_journal_rows", "Decisions and other entries made durable.")
+JOURNAL_REFUSED: Final = Counter("pretrade_journal_refused", "Decisions and other entries not made durable.")
 JOURNAL_OUTAGES: Final = Counter("pretrade_journal_outages", "Times the journal began to refuse decisions.")
-JOURNAL_BYTES: Final = Gauge("pretrade_journal_bytes", "What the rows of the journal fill on disk.")
+JOURNAL_BYTES: Final = Gauge("pretrade_journal_bytes", "What the entries of the journal fill on disk.")
 JOURNAL_LIMIT_BYTES: Final = Gauge(
     "pretrade_journal_limit_bytes", "What they may fill: what the settings allow and the volume has left."
 )
-JOURNAL_FULL: Final = Gauge("pretrade_journal_full", "1 while the rows fill all that they may.")
-JOURNAL_DEPTH: Final = Gauge("pretrade_journal_depth", "Rows waiting for the writer.")
+JOURNAL_FULL: Final = Gauge("pretrade_journal_full", "1 while the entries fill all that they may.")
+JOURNAL_DEPTH: Final = Gauge("pretrade_journal_depth", "Decisions and other entries waiting for the writer.")
 JOURNAL_COMMIT_SECONDS: Final = Histogram("pretrade_journal_commit_seconds", "Time of a group commit, fsync included.")
-JOURNAL_COMMIT_ROWS: Final = Histogram("pretrade_journal_commit_rows", "Rows of a group commit.", (), ROW_EDGES)
+JOURNAL_COMMIT_ROWS: Final = Histogram(
+    "pretrade_journal_commit_rows", "Decisions and other entries of a group commit.", (), ROW_EDGES
+)
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""

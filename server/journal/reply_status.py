@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, get_args
 
-from google.protobuf.message import DecodeError
-
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.journal.entries import entry_of, packets
 from server.journal.journal_file import Row
 
 Cause = Literal[
@@ -121,13 +120,9 @@ def unknown_replies(rows: Iterable[Row], cause: Cause) -> list[bytes]:
     """Notes for the decisions among some rows of which no other of these rows says what became of the reply."""
     unknown: dict[str, pb.Decision] = {}
     for row in rows:
-        try:
-            entry = packet_pb2.JournalEntry.FromString(row.entry)
-        except DecodeError:
-            continue
-        if entry.HasField("decision"):
-            unknown[entry.decision.decision.decision_id] = entry.decision.decision
-        elif entry.HasField("reply_unconfirmed"):
+        entry = entry_of(row.entry)
+        unknown.update((packet.decision.decision_id, packet.decision) for packet in packets(entry))
+        if entry.HasField("reply_unconfirmed"):
             unknown.pop(entry.reply_unconfirmed.decision_id, None)
         elif entry.HasField("reply_heard"):
             unknown.pop(entry.reply_heard.decision_id, None)

@@ -10,12 +10,14 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.batches import together
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store
 from server.errors import JournalCorruptedError
+from server.journal.entries import entry_of, packet_of
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 from server.journal.reply_status import AS_DECIDED, Reply
 
@@ -147,6 +149,63 @@ def test_a_shipped_decision_is_found_as_it_was_written(store: Store) -> None:
     assert found is not None
     assert (found.row, found.journal_id, found.reply) == (rows[1], JOURNAL, AS_DECIDED)
     assert store.find("d3") is None
+
+
+def test_decisions_of_one_entry_are_the_rows_that_they_would_be_by_themselves(store: Store, sql: sa.Connection) -> None:
+    singles = [decision("d1", key="key-1"), decision("d2"), decision("d3")]
+    singles[1].decision.order.limit_price = 61_000.5
+    singles[1].decision.order.strategy = "twap\0"
+    singles[2].decision.decision.ClearField("score")
+    singles[2].decision.decision.ClearField("threshold")
+    singles[2].decision.decision.ClearField("feature_age")
+    packets = [one.decision for one in singles]
+    start = store.shipped(JOURNAL, START)
+    rows = chained(start, together(packets[:2]), unconfirmed("d2", "deadline"), together(packets[2:]))
+    assert store.write(JOURNAL, start, rows)
+
+    def read() -> list[dict[str, object]]:
+        with sql.begin():
+            found = sql.execute(sa.text("SELECT * FROM decisions ORDER BY decision_id")).mappings().all()
+        return [{name: one[name] for name in one if name not in {"decided_at", "shipped_at"}} for one in found]
+
+    batched = read()
+    assert [(one.pop("journal_position"), one.pop("journal_row")) for one in batched] == [(1, 0), (1, 1), (3, 0)]
+    assert [one["reply_status"] for one in batched] == ["replied", "reply_unconfirmed:deadline", "replied"]
+    with sql.begin():
+        for table in ("decisions", "journal_entries", "shipments"):
+            sql.execute(sa.text(f"DELETE FROM {table}"))
+    start = store.shipped(JOURNAL, START)
+    rows = chained(start, *singles, unconfirmed("d2", "deadline"))
+    assert store.write(JOURNAL, start, rows)
+    alone = read()
+    assert [(one.pop("journal_position"), one.pop("journal_row")) for one in alone] == [(1, 0), (2, 0), (3, 0)]
+    assert batched == alone
+
+
+def test_each_decision_of_an_entry_is_found_with_the_whole_entry(store: Store) -> None:
+    packets = [decision(f"d{number}").decision for number in range(5)]
+    start = store.shipped(JOURNAL, START)
+    rows = chained(start, together(packets[:3]), together(packets[3:]))
+    store.write(JOURNAL, start, rows)
+    newest = store.newest(lambda _: (), 4)
+    assert [(one.row, one.number) for one in newest] == [(rows[1], 1), (rows[1], 0), (rows[0], 2), (rows[0], 1)]
+    found = store.find("d1")
+    assert found is not None
+    assert (found.row, found.number) == (rows[0], 1)
+    assert packet_of(entry_of(found.row.entry), found.number).order == packets[1].order
+
+
+def test_an_entry_whose_columns_do_not_fit_is_evidence_and_nothing_else(store: Store, sql: sa.Connection) -> None:
+    broken = together([decision("d1").decision])
+    broken.decisions.quantity.append(1.0)
+    unnamed = together([decision("d2").decision])
+    unnamed.decisions.answers[0].decision.source = 999  # type: ignore[assignment]
+    start = store.shipped(JOURNAL, START)
+    assert store.write(JOURNAL, start, chained(start, broken, unnamed, decision("d3")))
+    assert count(sql, "journal_entries") == 3
+    with sql.begin():
+        assert sql.scalars(sa.text("SELECT decision_id FROM decisions")).all() == ["d3"]
+    store.verify(JOURNAL)
 
 
 def test_rows_are_stored_once_however_often_they_are_shipped(store: Store, sql: sa.Connection) -> None:

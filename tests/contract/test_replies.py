@@ -14,9 +14,9 @@ from support.harness import eventually
 from support.server_group import EDGES, Group, order, server_group
 from support.wire import STREAM, Caller, framed
 
-from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.journal.entries import entry_of, singly
 from server.journal.journal_file import JournalReader, journals_of
 from server.journal.reply_status import REPLIED, unconfirmed_status
 
@@ -53,13 +53,13 @@ def statuses(group: Group, prefix: str) -> dict[str, str]:
     found: dict[str, str] = {}
     with closing(JournalReader(path)) as journal:
         for row in journal.rows_after(journal.anchor().position, -1):
-            entry = packet_pb2.JournalEntry.FromString(row.entry)
-            ref = entry.decision.order.order_ref
-            if ref.startswith(prefix):
-                refs[entry.decision.decision.decision_id] = ref
-                found[ref] = REPLIED
-            elif (note := entry.reply_unconfirmed).decision_id in refs:
-                found[refs[note.decision_id]] = unconfirmed_status(note.cause)
+            for entry in singly(entry_of(row.entry)):
+                ref = entry.decision.order.order_ref
+                if ref.startswith(prefix):
+                    refs[entry.decision.decision.decision_id] = ref
+                    found[ref] = REPLIED
+                elif (note := entry.reply_unconfirmed).decision_id in refs:
+                    found[refs[note.decision_id]] = unconfirmed_status(note.cause)
     return found
 
 

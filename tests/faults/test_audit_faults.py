@@ -26,11 +26,11 @@ from local.stack.errors import PartFailedError
 from local.stack.settings import LocalSettings, secret
 from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2_grpc
-from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.cli import app
 from server.audit.reading.verify import Unreachable, verify
+from server.journal.entries import decision_ids, entry_of
 from server.journal.journal_file import JournalReader, journals_of
 
 pytestmark = pytest.mark.stack
@@ -128,15 +128,14 @@ def assert_audited_once(product: Product, replies: list[pb.Decision]) -> int:
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         rows = connection.execute(
-            sa.text("SELECT decision_id, action, reply_status, heard_action FROM decisions ORDER BY journal_position")
+            sa.text(
+                "SELECT decision_id, action, reply_status, heard_action FROM decisions "
+                "ORDER BY journal_position, journal_row"
+            )
         ).all()
         entries = connection.scalars(sa.text("SELECT entry FROM journal_entries ORDER BY position")).all()
     engine.dispose()
-    evidence = Counter(
-        entry.decision.decision.decision_id
-        for entry in map(packet_pb2.JournalEntry.FromString, entries)
-        if entry.HasField("decision")
-    )
+    evidence = Counter(decision_id for entry in map(entry_of, entries) for decision_id in decision_ids(entry))
     assert set(evidence.values()) <= {1}
     assert [row.decision_id for row in rows] == list(evidence)  # drained in order, none doubled
     audited = {row.decision_id: row for row in rows}

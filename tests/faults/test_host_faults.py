@@ -24,8 +24,9 @@ from support.name_server import NameServer, forwarder
 from support.server_group import Callers, beside, server_environment
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.journal.entries import entry_of
+from server.journal.entries import packets as packets_of
 from server.journal.journal_file import JournalReader, journals_of
 
 pytestmark = pytest.mark.stack
@@ -108,8 +109,8 @@ def test_a_wall_clock_that_jumps_changes_no_answer(product: Product, tmp_path: P
         seen(f"{len(decisions)} calls, none failed; forced breaker of 10 s over by {lasted:.1f} s; {dict(sources)}")
     (path,) = journals_of(tmp_path / "journal.db")
     with closing(JournalReader(path)) as journal:
-        entries = [packet_pb2.JournalEntry.FromString(row.entry) for row in journal.rows_after(0, 100_000)]
-    packets = [entry.decision for entry in entries if entry.HasField("decision")]
+        rows = journal.rows_after(0, 100_000)
+    packets = [packet for row in rows for packet in packets_of(entry_of(row.entry))]
     walls = [packet.decision.decided_at.seconds for packet in packets]
     monotonic = [packet.decided_monotonic_ns for packet in packets]
     assert max(walls) - min(walls) > 7_000

@@ -28,6 +28,7 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.client import retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.journal.entries import entry_of, singly
 from server.journal.journal_file import JournalReader
 
 pytestmark = pytest.mark.stack
@@ -236,7 +237,7 @@ def test_a_halt_holds_for_repeats_whichever_process_is_asked(
         written = [entry for path in tmp_path.glob("journal.db.[012]") for entry in journal_entries(path)]
         with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
             kept = [row[0] for row in database.execute("SELECT entry FROM journal_entries")]
-        written += [packet_pb2.JournalEntry.FromString(entry) for entry in kept]
+        written += [entry_of(entry) for entry in kept]
         notes = [entry.reply_unconfirmed for entry in written if entry.HasField("reply_unconfirmed")]
         assert {(note.cause, note.heard_action) for note in notes} == {("withdrawn", pb.ACTION_NO_TRADE)}
         seen("16 of 16 heard NO_TRADE, 1 row, noted")
@@ -273,7 +274,7 @@ def journal_entries(path: Path) -> Iterator[packet_pb2.JournalEntry]:
     """What is in a journal that nobody writes."""
     with closing(JournalReader(path)) as journal:
         for row in journal.rows_after(0, 100_000):
-            yield packet_pb2.JournalEntry.FromString(row.entry)
+            yield from singly(entry_of(row.entry))
 
 
 def shipped(directory: Path) -> Iterator[str]:

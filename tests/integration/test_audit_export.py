@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+from support.batches import together
 from typer.testing import CliRunner
 
 from feature_cache import features
@@ -23,6 +24,8 @@ from server.journal.journal_file import GENESIS, Head, Row, follow, link
 JOURNAL = "journal-1"
 YESTERDAY = dt.datetime.now(dt.UTC).replace(hour=12) - dt.timedelta(days=1)
 ROWS = 6_000
+TOGETHER = 32
+"""Decisions of an entry."""
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +33,10 @@ def random() -> np.random.Generator:
     return np.random.default_rng(5)
 
 
-def packet(i: int, random: np.random.Generator) -> bytes:
+def packet(i: int, random: np.random.Generator) -> packet_pb2.DecisionPacket:
     """A decision as the server writes it, with everything that varies from one to the next."""
-    entry = packet_pb2.JournalEntry()
-    whole, order, answer = entry.decision, entry.decision.order, entry.decision.decision
+    whole = packet_pb2.DecisionPacket()
+    order, answer = whole.order, whole.decision
     at = YESTERDAY + dt.timedelta(seconds=i / 1000) + (dt.timedelta(days=1) if i >= ROWS - 100 else dt.timedelta())
     at_ns = int(at.timestamp() * 1e9)
     order.instrument, order.side = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")[i % 2], pb.SIDE_BUY
@@ -60,15 +63,21 @@ def packet(i: int, random: np.random.Generator) -> bytes:
     whole.instance_id, whole.config_hash, whole.durability = "server-1", "0123456789abcdef", "fsync"
     whole.trading_state, whole.mid_price = "ACTIVE", 61_000.5
     whole.flags_on.extend(["shadow", "cached_score"])
-    return entry.SerializeToString()
+    return whole
 
 
 @pytest.fixture(scope="module")
-def rows(random: np.random.Generator) -> list[Row]:
+def packets(random: np.random.Generator) -> list[packet_pb2.DecisionPacket]:
+    return [packet(i, random) for i in range(ROWS)]
+
+
+@pytest.fixture(scope="module")
+def rows(packets: list[packet_pb2.DecisionPacket]) -> list[Row]:
+    """The entries of a journal, with some decisions each."""
     head, rows = Head(0, GENESIS), []
-    for i in range(ROWS):
-        entry = packet(i, random)
-        rows.append(Row(i + 1, entry, link(head.hash, entry)))
+    for first in range(0, ROWS, TOGETHER):
+        entry = together(packets[first : first + TOGETHER]).SerializeToString()
+        rows.append(Row(head.position + 1, entry, link(head.hash, entry)))
         head = follow(head, rows[-1])
     return rows
 
@@ -91,18 +100,26 @@ def export(url: str, to: Path, *options: str) -> str:
 
 
 def test_duckdb_and_pandas_open_the_export_and_the_evidence_in_it_verifies(
-    url: str, rows: list[Row], tmp_path: Path
+    url: str, rows: list[Row], packets: list[packet_pb2.DecisionPacket], tmp_path: Path
 ) -> None:
     cold = tmp_path / "cold"
     export(url, cold)
-    assert len(list(cold.rglob("*.parquet"))) == 4  # two days, two instruments
+    assert len(list(cold.glob("day=*/instrument=*/decisions.parquet"))) == 4  # two days, two instruments
+    assert len(list(cold.rglob("*.parquet"))) == 6  # and their entries
     with duckdb.connect() as duck:
-        table = f"read_parquet('{cold}/**/*.parquet')"
-        evidence = duck.execute(f"SELECT journal_position, entry, hash FROM {table} ORDER BY 1").fetchall()
+        table = f"read_parquet('{cold}/day=*/*/*.parquet')"
+        written = f"SELECT journal_position, journal_row, packet FROM {table} ORDER BY 1, 2"
+        exported = duck.execute(written).fetchall()
+        entries = f"read_parquet('{cold}/_entries/*/*.parquet')"
+        evidence = duck.execute(f"SELECT DISTINCT position, entry, hash FROM {entries} ORDER BY 1").fetchall()
         by_instrument = duck.execute(
             f"SELECT instrument, count(*), min(reasons[1]) FROM {table} WHERE day = '{YESTERDAY:%Y-%m-%d}' GROUP BY 1"
         ).fetchall()
     assert [Row(*one) for one in evidence] == rows
+    assert [(position, row) for position, row, _ in exported] == [
+        (1 + i // TOGETHER, i % TOGETHER) for i in range(ROWS)
+    ]
+    assert [packet_pb2.DecisionPacket.FromString(one) for _, _, one in exported] == packets
     assert sorted(by_instrument) == [
         (f"{name}.BINANCE", (ROWS - 100) // 2, "SCORE_AT_OR_ABOVE_THRESHOLD") for name in ("BTCUSDT", "ETHUSDT")
     ]
@@ -137,7 +154,7 @@ def test_an_export_that_is_repeated_gives_the_same_files_and_one_that_was_interr
 
 def test_only_the_days_asked_for_are_written(url: str, tmp_path: Path) -> None:
     export(url, tmp_path / "cold", "--until", f"{YESTERDAY:%Y-%m-%d}")
-    assert [one.name for one in (tmp_path / "cold").iterdir()] == [f"day={YESTERDAY:%Y-%m-%d}"]
+    assert {one.name for one in (tmp_path / "cold").rglob("day=*")} == {f"day={YESTERDAY:%Y-%m-%d}"}
 
 
 def test_a_last_day_before_the_first_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from support.batches import together
 from support.waiting import until
 
 from local.stack.settings import LocalSettings
@@ -17,6 +18,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.shipper import Shipper
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
 from server.errors import JournalFullError
+from server.journal.entries import entry_of, packets
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 
@@ -100,6 +102,24 @@ async def test_every_entry_is_published_in_order_with_its_instrument_as_key(tmp_
         assert len(positions) == 500
         assert positions == sorted(positions)
     assert by_position[1001].key is None  # the second process had not seen its decision
+
+
+async def test_decisions_of_one_entry_are_published_each_by_itself(tmp_path: Path, own_broker: Stack) -> None:
+    singles = [packet_pb2.JournalEntry.FromString(decision(i)) for i in range(6)]
+    entry = together([one.decision for one in singles]).SerializeToString()
+    async with journal_in(tmp_path) as journal, shipper(journal, settings(own_broker)) as shipping:
+        await journal.append(entry)
+        assert shipping.topic is not None
+        assert await shipping.topic.drain(PATIENCE_SECONDS)
+    records = await consume(own_broker, 6)
+    assert {dict(record.headers)["position"] for record in records} == {b"1"}
+    by_row = {int(dict(record.headers)["row"]): record for record in records}
+    published = [packet_pb2.JournalEntry.FromString(by_row[row].value).decision for row in range(6)]
+    assert published == list(packets(entry_of(entry)))
+    assert [by_row[row].key for row in range(6)] == [INSTRUMENTS[row % 2].encode() for row in range(6)]
+    for instrument in INSTRUMENTS:
+        rows = [int(dict(record.headers)["row"]) for record in records if record.key == instrument.encode()]
+        assert rows == sorted(rows)
 
 
 @pytest.mark.fault(

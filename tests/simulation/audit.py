@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from pretrade.audit.v1 import packet_pb2
 from server.audit.store.schema import JOURNAL_ENTRIES, SHIPMENTS
 from server.errors import AuditError
+from server.journal.entries import entry_of, packets
 from server.journal.journal_file import Head, JournalReader, Point
 
 if TYPE_CHECKING:
@@ -92,11 +93,10 @@ def read_audit(scene: Scene) -> Audit:
 
 def _add(audit: Audit, journal_id: str, position: int, packed: bytes) -> None:
     audit.rows += 1
-    entry = packet_pb2.JournalEntry.FromString(packed)
+    entry = entry_of(packed)
+    for packet in packets(entry):
+        audit.decisions[packet.decision.decision_id].append(Row(packet, journal_id, position))
     match entry.WhichOneof("entry"):
-        case "decision":
-            packet = entry.decision
-            audit.decisions[packet.decision.decision_id].append(Row(packet, journal_id, position))
         case "reply_unconfirmed":
             note = entry.reply_unconfirmed
             if note.cause == "withdrawn":

@@ -32,6 +32,7 @@ from pretrade.client.credentials import ClientCredentials
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading import verify as reader
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
+from server.journal.entries import entry_of, singly
 from support.harness import EDGE, INSTRUMENTS, Asking, deciding, eventually
 from support.leash import LeashedPopen
 
@@ -231,13 +232,13 @@ class DecisionServer(Asking):
         return (entry.control_change for entry in self._entries() if entry.HasField("control_change"))
 
     def _entries(self) -> Iterator[packet_pb2.JournalEntry]:
-        """The journal's rows, as they were shipped."""
+        """The journal's entries, as they were shipped, each decision by itself."""
         engine = sa.create_engine(self.database_url)
         query = sa.select(JOURNAL_ENTRIES.c.entry).order_by(JOURNAL_ENTRIES.c.journal_id, JOURNAL_ENTRIES.c.position)
         try:
             with engine.connect() as connection:
                 for (entry,) in connection.execute(query):
-                    yield packet_pb2.JournalEntry.FromString(entry)
+                    yield from singly(entry_of(entry))
         finally:
             engine.dispose()
 

@@ -20,9 +20,11 @@ from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlSettings, ControlState
-from server.decision import record
 from server.decision.convert import OrderReader
+from server.decision.packets import PacketWriter
+from server.decision.record import Decided
 from server.inference.embedded import EmbeddedScorer
+from server.journal.entries import entry_of, packet_of
 from server.journal.journal import Journal, JournalSettings
 from server.models.archive import RunningModel
 from server.settings import Settings
@@ -54,7 +56,7 @@ class Desk:
         self.packets: dict[str, packet_pb2.DecisionPacket] = {}
         self.now = 1_000.0
         self.model_answers = True
-        self._writer = record.PacketWriter("server-1", settings.config_hash(), "fsync", self.control)
+        self._writer = PacketWriter("server-1", settings.config_hash(), "fsync", self.control)
         self._guards = Guards(settings.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
         self._cached = CachedScores(settings.cached_score, self._clock)
         rules = RulesBaseline(settings.rules, self._clock)
@@ -113,12 +115,15 @@ class Desk:
         answer = await self._chain.decide(case)
         action, reasons = self._guards.apply(case, answer)
         decision_id = f"decision-{len(self.packets):05}"
-        decided = record.Decided(case, answer, action, reasons, decision_id, self.now, 1_700_000_000_000_000_000)
+        wall_ns = 1_700_000_000_000_000_000
+        decided = Decided(case, answer, action, reasons, decision_id, self.now, wall_ns)
         if answer.source in MODEL_SOURCES:
             self._cached.remember(case, answer, decision_id)
-        entry = packet_pb2.JournalEntry.FromString(self._writer.packet(case, answer, decided, self.now))
-        self.packets[decision_id] = entry.decision
-        return entry.decision
+        batch = self._writer.batch()
+        batch.add(case, answer, decided, self.now, wall_ns)
+        packet = packet_of(entry_of(batch.entry()), 0)
+        self.packets[decision_id] = packet
+        return packet
 
 
 def values(row: int, **changes: float) -> np.ndarray[Any, np.dtype[np.float32]]:

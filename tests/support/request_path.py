@@ -29,8 +29,8 @@ from server.decision.admission import Admission, AdmissionSettings
 from server.decision.convert import OrderReader
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.metrics import DecisionMetrics
+from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
-from server.decision.record import PacketWriter
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -38,6 +38,7 @@ from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.batcher import BatcherSettings
 from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
 from server.inference.shadow import Shadow
+from server.journal.entries import entry_of, singly
 from server.journal.journal import Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 from server.journal.reply_status import REPLIED, unconfirmed_status
@@ -213,10 +214,10 @@ def left_by_kill(path: Path, copy: Path) -> Path:
 
 
 def entries(path: Path) -> list[packet_pb2.JournalEntry]:
-    """What the journal in this directory holds."""
+    """What the journal in this directory holds, each decision by itself."""
     with closing(JournalReader(path / "journal.db")) as journal:
         rows = journal.rows_after(journal.anchor().position, -1)
-    return [packet_pb2.JournalEntry.FromString(row.entry) for row in rows]
+    return [entry for row in rows for entry in singly(entry_of(row.entry))]
 
 
 async def _requests(orders: tuple[pb.Order, ...]) -> AsyncIterator[pb.DecideStreamRequest]:

@@ -22,11 +22,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.audit.v1 import packet_pb2
 from pretrade.client import retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading.verify import Verified, verify
+from server.journal.entries import entry_of, packets
 from support.bare_server import admin_channel, environment, is_ready
 from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, CallingThreads, Product, eventually
 from support.leash import LeashedPopen
@@ -124,10 +124,8 @@ class Group:
         found: dict[str, list[str]] = defaultdict(list)
         with closing(sqlite3.connect(self.directory / "audit.db")) as database:
             for (packed,) in database.execute("SELECT entry FROM journal_entries"):
-                entry = packet_pb2.JournalEntry.FromString(packed)
-                if entry.HasField("decision"):
-                    decision = entry.decision.decision
-                    found[decision.order_ref].append(decision.decision_id)
+                for packet in packets(entry_of(packed)):
+                    found[packet.decision.order_ref].append(packet.decision.decision_id)
         return found
 
     def verify(self) -> None:

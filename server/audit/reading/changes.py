@@ -12,11 +12,12 @@ import sqlalchemy as sa
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
-from server.audit.reading.journals import Journals, entry_of, unshipped_others
+from server.audit.reading.journals import Journals, unshipped_others
 from server.audit.store.schema import CONTROL_CHANGES, JOURNAL_ENTRIES
 from server.audit.store.store import Store
 from server.control.records import recorded
 from server.errors import AuditUnavailableError, InvalidRequestError
+from server.journal.entries import entry_of
 from server.journal.journal_file import Head, JournalReader, Row
 
 _DEFAULT_PAGE: Final = 50
@@ -78,7 +79,7 @@ def list_changes(
 
 def _changes_in(rows: Iterator[Row]) -> Iterator[admin_pb2.Change]:
     for row in rows:
-        entry = entry_of(row)
+        entry = entry_of(row.entry)
         if entry.WhichOneof("entry") == "control_change":
             yield recorded(entry.control_change)
 
@@ -112,7 +113,7 @@ def _stored(
         )
     for row in connection.execute(query).mappings():
         if row["entry"] is not None:
-            yield recorded(entry_of(Row(row["journal_position"], row["entry"], b"")).control_change)
+            yield recorded(entry_of(row["entry"]).control_change)
             continue
         changed_at = row["changed_at"]
         if changed_at.tzinfo is None:

@@ -1,9 +1,13 @@
-"""Cold storage: the decisions of whole days as Parquet, one file a day and instrument.
+"""Cold storage: the decisions of whole days as Parquet, one file a day and instrument, and what proves them.
 
     <destination>/day=2026-11-21/instrument=BTCUSDT.BINANCE/decisions.parquet
+    <destination>/_entries/day=2026-11-21/entries.parquet
 
-which DuckDB, pandas, Spark and everything else that reads Hive partitions opens as one table. A file holds the columns
-of `decisions`, and for every row its evidence: the packet as it was written, with its place in the chain and its hash.
+DuckDB, pandas, Spark and everything else that reads Hive partitions opens the first ones as one table. They hold the
+columns of `decisions`, and the packet of every row with its place in the chain. The second one has the day's evidence:
+the journal entries of these decisions as they were written, with their hashes. An entry holds decisions of several
+instruments, and stands there once. Readers of Hive partitions leave out what begins with `_`.
+
 A file appears whole or not at all, and writing it again gives the same file while its day is over, so that a run that
 was interrupted is simply repeated. Days the database no longer holds are left alone.
 """
@@ -11,7 +15,7 @@ was interrupted is simply repeated. Days the database no longer holds are left a
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,8 +29,9 @@ from pyarrow import fs
 
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
-from server.audit.store.schema import DECISIONS, ENTRY_OF_DECISION, JOURNAL_ENTRIES
+from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
 from server.audit.store.store import Store
+from server.journal.entries import entry_of, packet_of
 
 _NAMES: Final = pa.list_(pa.dictionary(pa.int16(), pa.string()))
 _FEW: Final = pa.dictionary(pa.int32(), pa.string())
@@ -60,20 +65,29 @@ SCHEMA: Final = pa.schema(
         ("heard_reasons", _NAMES),
         ("journal_id", _FEW),
         ("journal_position", pa.int64()),
+        ("journal_row", pa.int64()),
         ("feature_set_id", _FEW),
         ("features", pa.list_(pa.float32())),
         ("mid_price", pa.float64()),
-        ("entry", pa.binary()),
-        ("hash", pa.binary(32)),
+        ("packet", pa.binary()),
     ],
     metadata={f"feature_names.{features.FEATURE_SET_ID}": ",".join(features.NAMES)},
 )
-"""Columns of a file; `instrument` and `day` are in its path. `entry` is a `pretrade.audit.v1.JournalEntry`; from it
+"""Columns of a file; `instrument` and `day` are in its path. `packet` is a `pretrade.audit.v1.DecisionPacket`; from it
 come `feature_set_id`, `features` as the model saw them (their names are in the schema's metadata) and `mid_price`."""
-_OF_PACKET: Final = {"feature_set_id", "features", "mid_price"}
+ENTRIES: Final = pa.schema(
+    [("journal_id", _FEW), ("position", pa.int64()), ("entry", pa.binary()), ("hash", pa.binary(32))]
+)
+"""Columns of the evidence. `entry` is a `pretrade.audit.v1.JournalEntry`."""
+_OF_PACKET: Final = {"packet", "feature_set_id", "features", "mid_price"}
 _ROWS: Final = 10_000
-"""Rows in memory at a time, and of a row group."""
+"""Rows of a row group."""
+_READ_ROWS: Final = 1_000
+"""Rows in memory at a time, with all entries that they are in."""
 _FILE: Final = "decisions.parquet"
+_ENTRIES_FILE: Final = "entries.parquet"
+_KEY: Final = (DECISIONS.c.journal_id, DECISIONS.c.journal_position, DECISIONS.c.shipped_at)
+"""Which entry a decision is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,13 @@ class Exported:
     path: str
     """Where it is, below the destination."""
     rows: int
+    """Decisions, or entries."""
     bytes: int
+
+    @property
+    def is_evidence(self) -> bool:
+        """True for journal entries."""
+        return self.path.endswith(_ENTRIES_FILE)
 
 
 def export(database_url: str, destination: str, since: dt.date, until: dt.date) -> Iterator[Exported]:
@@ -113,43 +133,88 @@ def export(database_url: str, destination: str, since: dt.date, until: dt.date) 
             for instrument in connection.scalars(instruments).all():
                 path = f"day={day}/instrument={quote(instrument, safe='')}"
                 chosen = sa.and_(of_day, DECISIONS.c.instrument == instrument)
-                rows, size = _write(connection, chosen, filesystem, f"{root}/{path}")
-                yield Exported(f"{path}/{_FILE}", rows, size)
+                tables = _decisions(connection, chosen)
+                yield _write(tables, SCHEMA, filesystem, root, f"{path}/{_FILE}")
+            entries = _write(
+                _entries(connection, of_day), ENTRIES, filesystem, root, f"_entries/day={day}/{_ENTRIES_FILE}"
+            )
+            if entries.rows:
+                yield entries
 
 
-def _write(
-    connection: sa.Connection, chosen: sa.ColumnElement[bool], filesystem: fs.FileSystem, directory: str
-) -> tuple[int, int]:
-    """Writes one file beside its place and then moves it there; returns its rows and bytes."""
-    columns = [
-        JOURNAL_ENTRIES.c[name] if name in {"entry", "hash"} else DECISIONS.c[name]
-        for name in SCHEMA.names
-        if name not in _OF_PACKET
-    ]
+def _write(tables: Iterable[pa.Table], schema: pa.Schema, filesystem: fs.FileSystem, root: str, path: str) -> Exported:
+    """Writes one file beside its place and then moves it there."""
+    directory, _, name = f"{root}/{path}".rpartition("/")
+    filesystem.create_dir(directory, recursive=True)
+    partial = f"{directory}/.{name}.partial"
+    rows = 0
+    with pq.ParquetWriter(partial, schema, filesystem=filesystem, compression="zstd", compression_level=9) as writer:
+        for table in tables:
+            writer.write_table(table)
+            rows += len(table)
+    filesystem.move(partial, f"{root}/{path}")
+    return Exported(path, rows, filesystem.get_file_info(f"{root}/{path}").size)
+
+
+def _decisions(connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> Iterator[pa.Table]:
+    """Some decisions in the order of their time, a table for each row group."""
+    columns = [DECISIONS.c[name] for name in SCHEMA.names if name not in _OF_PACKET]
     query = (
-        sa.select(*columns)
-        .join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
+        sa.select(*columns, DECISIONS.c.shipped_at)
         .where(chosen)
         .order_by(DECISIONS.c.decided_at, DECISIONS.c.decision_id)
     )
-    filesystem.create_dir(directory, recursive=True)
-    partial, path = f"{directory}/.{_FILE}.partial", f"{directory}/{_FILE}"
-    rows = 0
-    with pq.ParquetWriter(partial, SCHEMA, filesystem=filesystem, compression="zstd", compression_level=9) as writer:
-        found = connection.execution_options(yield_per=_ROWS).execute(query)
-        for batch in found.partitions():
-            writer.write_table(_table(batch))
-            rows += len(batch)
-    filesystem.move(partial, path)
-    return rows, filesystem.get_file_info(path).size
+    group: list[pa.Table] = []
+    for rows in connection.execution_options(yield_per=_READ_ROWS).execute(query).partitions():
+        group.append(_table(connection, rows))
+        if len(group) * _READ_ROWS >= _ROWS:
+            yield pa.concat_tables(group)
+            group = []
+    if group:
+        yield pa.concat_tables(group)
 
 
-def _table(rows: Sequence[sa.Row[Any]]) -> pa.Table:
-    packets = [packet_pb2.JournalEntry.FromString(row.entry).decision for row in rows]
+def _table(connection: sa.Connection, rows: Sequence[Any]) -> pa.Table:
+    packets = _packets(connection, rows)
     columns: dict[str, Sequence[Any]] = {
+        "packet": [packet.SerializeToString() for packet in packets],
         "feature_set_id": [packet.feature_set_id or None for packet in packets],
         "features": [np.frombuffer(packet.model_input, "<f4") if packet.model_input else None for packet in packets],
         "mid_price": [packet.mid_price or None for packet in packets],
     }
     columns |= zip(rows[0]._fields, zip(*rows, strict=True), strict=True)
     return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def _packets(connection: sa.Connection, rows: Sequence[Any]) -> list[packet_pb2.DecisionPacket]:
+    """The packets of decisions; one whose evidence is gone has an empty one."""
+    entries = JOURNAL_ENTRIES.c
+    shipped = [row.shipped_at for row in rows]
+    query = sa.select(entries.journal_id, entries.position, entries.entry).where(
+        entries.shipped_at.between(min(shipped), max(shipped)),
+        sa.tuple_(entries.journal_id, entries.position).in_({(row.journal_id, row.journal_position) for row in rows}),
+    )
+    found = {(one.journal_id, one.position): entry_of(one.entry) for one in connection.execute(query)}
+    nothing = packet_pb2.JournalEntry()
+    return [packet_of(found.get((row.journal_id, row.journal_position), nothing), row.journal_row) for row in rows]
+
+
+def _entries(connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> Iterator[pa.Table]:
+    """The entries that hold some decisions, in the order of their journals."""
+    entries = JOURNAL_ENTRIES.c
+    keys = sa.select(*_KEY).where(chosen).distinct().subquery()
+    of_key = (
+        entries.journal_id == keys.c.journal_id,
+        entries.position == keys.c.journal_position,
+        entries.shipped_at == keys.c.shipped_at,
+    )
+    query = (
+        sa.select(*(entries[name] for name in ENTRIES.names))
+        .join_from(keys, JOURNAL_ENTRIES, sa.and_(*of_key))
+        .order_by(entries.journal_id, entries.position)
+    )
+    for rows in connection.execution_options(yield_per=_READ_ROWS).execute(query).partitions():
+        columns = zip(*rows, strict=True)
+        yield pa.table(
+            [pa.array(each, field.type) for each, field in zip(columns, ENTRIES, strict=True)], schema=ENTRIES
+        )

@@ -9,24 +9,34 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
-
-from google.protobuf.message import DecodeError
+from typing import Final, NamedTuple, TypeVar
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading import filters
 from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
+from server.journal.entries import decision_ids, entry_of, packet_of
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
 from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
 
 T = TypeVar("T")
 
-_CURSOR: Final = re.compile(r"[0-9a-f]{32}:[0-9]{1,18}(?:,[0-9a-f]{32}:[0-9]{1,18}){0,199}")
+_PLACE: Final = r"[0-9a-f]{32}:[0-9]{1,18}(?:\+[0-9]{1,9})?"
+_CURSOR: Final = re.compile(rf"{_PLACE}(?:,{_PLACE}){{0,199}}")
 _WATCHED_ROWS: Final = 250
-"""Rows of a journal that one step of a watch looks at, so that no step is long."""
+"""Entries of a journal that one step of a watch looks at, and decisions that it tells, so that no step is long."""
 _CHUNK: Final = 1_000
 _NEAR_ROWS: Final = 100
 """How far from the place of its id a decision is looked for at first: as many are decided at once, at most."""
+
+
+class _Place(NamedTuple):
+    """How far a watch has come in a journal."""
+
+    position: int
+    """All entries up to this one."""
+    told: int = 0
+    """So many decisions of the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +80,10 @@ class Journals:
             row = _find(journal, decision_id, _shipped_through(journal, shipped))
             if row is None:
                 return None
+            entry = entry_of(row.entry)
+            number = list(decision_ids(entry)).index(decision_id)
             reply = AS_DECIDED if row.position <= settled else NOT_SETTLED
-            return audited(entry_of(row).decision, row, reply, "journal", journal.journal_id)
+            return audited(packet_of(entry, number), row, number, reply, "journal", journal.journal_id)
 
         return next(filter(None, self.each(read, problems)), None)
 
@@ -83,7 +95,7 @@ class Journals:
 
         def read(journal: JournalReader) -> list[packet_pb2.JournalEntry]:
             rows = journal.others_after(_shipped_through(journal, shipped))
-            return [entry_of(row) for row in rows if wanted in row.entry]
+            return [entry_of(row.entry) for row in rows if wanted in row.entry]
 
         return [entry for news in self.each(read, problems) for entry in news]
 
@@ -93,9 +105,9 @@ class Journals:
 
         def read(journal: JournalReader) -> bool:
             anchor = journal.anchor().position
-            ids = (entry_of(row).decision.decision.decision_id for row in _rows_after(journal, anchor))
-            oldest = next(filter(None, ids), None)
-            return anchor == 0 or (oldest is not None and oldest <= decision_id)
+            each = (decision_ids(entry_of(row.entry)) for row in _rows_after(journal, anchor))
+            oldest = next(filter(None, each), None)
+            return anchor == 0 or (oldest is not None and min(oldest) <= decision_id)
 
         return all(list(self.each(read, problems))) and not problems
 
@@ -105,7 +117,7 @@ class Journals:
 
         def read(journal: JournalReader) -> packet_pb2.SettingsInForce | None:
             rows = journal.others_after(journal.anchor().position)
-            found = (entry_of(row).settings for row in rows if wanted in row.entry)
+            found = (entry_of(row.entry).settings for row in rows if wanted in row.entry)
             return next((one for one in found if one.config_hash == config_hash), None)
 
         return next(filter(None, self.each(read, [])), None)
@@ -123,38 +135,45 @@ class Journals:
         events: list[audit_pb2.WatchDecisionsResponse] = []
         problems: list[str] = []
 
-        def add(event: audit_pb2.WatchDecisionsResponse, journal_id: str, position: int) -> None:
-            positions[journal_id] = position
+        def add(event: audit_pb2.WatchDecisionsResponse, journal_id: str, place: _Place) -> None:
+            positions[journal_id] = place
             event.cursor = _cursor(positions)
             events.append(event)
 
         def read(journal: JournalReader) -> bool:
             name, anchor = journal.journal_id, journal.anchor().position
             if anew:
-                positions[name] = anchor if wanted.from_oldest else journal.settled()
+                positions[name] = _Place(anchor if wanted.from_oldest else journal.settled())
                 return wanted.from_oldest
             # A journal the cursor does not name came later: all that it holds is new.
-            position = positions.setdefault(name, 0)
+            position = positions.setdefault(name, _Place(0)).position
             if position < anchor:
                 missed = audit_pb2.Missed(journal_id=name, first_position=position + 1, last_position=anchor)
-                add(audit_pb2.WatchDecisionsResponse(missed=missed), name, anchor)
-            rows = journal.settled_rows_after(positions[name], _WATCHED_ROWS)
+                add(audit_pb2.WatchDecisionsResponse(missed=missed), name, _Place(anchor))
+            told = 0
+            position = positions[name].position
+            rows = journal.settled_rows_after(position, _WATCHED_ROWS)
             statuses = Statuses()
-            for other in journal.others_until_settled(positions[name], rows[-1].position) if rows else ():
-                statuses.add(entry_of(other))
+            for other in journal.others_until_settled(position, rows[-1].position) if rows else ():
+                statuses.add(entry_of(other.entry))
             for row in rows:
-                entry = entry_of(row)
-                reply = statuses.of(entry.decision.decision.decision_id) or AS_DECIDED
-                if entry.HasField("decision") and matches(wanted.filter, entry.decision, reply):
-                    decision = audited(entry.decision, row, reply, "journal", name)
-                    add(audit_pb2.WatchDecisionsResponse(decision=decision), name, row.position)
-                elif entry.HasField("reply_unconfirmed"):
+                entry = entry_of(row.entry)
+                for number, reply in matching(wanted.filter, entry, lambda one: statuses.of(one) or AS_DECIDED):
+                    if number < positions[name].told:
+                        continue
+                    decision = audited(packet_of(entry, number), row, number, reply, "journal", name)
+                    place = _Place(row.position - 1, number + 1)
+                    add(audit_pb2.WatchDecisionsResponse(decision=decision), name, place)
+                    told += 1
+                if entry.HasField("reply_unconfirmed"):
                     note = audit_pb2.WatchDecisionsResponse(reply_unconfirmed=entry.reply_unconfirmed)
-                    add(note, name, row.position)
+                    add(note, name, _Place(row.position))
                 elif entry.HasField("reply_heard"):
-                    add(audit_pb2.WatchDecisionsResponse(reply_heard=entry.reply_heard), name, row.position)
-                positions[name] = row.position
-            return len(rows) == _WATCHED_ROWS
+                    add(audit_pb2.WatchDecisionsResponse(reply_heard=entry.reply_heard), name, _Place(row.position))
+                positions[name] = _Place(row.position)
+                if told >= _WATCHED_ROWS:
+                    return True
+            return bool(rows) and journal.settled() > rows[-1].position
 
         more = list(self.each(read, problems))
         if not more:
@@ -187,7 +206,7 @@ def _find(journal: JournalReader, decision_id: str, after: int) -> Row | None:
     while low < high:
         middle = (low + high) // 2
         row = journal.decision_after(middle)
-        if row is None or row.position > last or entry_of(row).decision.decision.decision_id >= decision_id:
+        if row is None or row.position > last or max(decision_ids(entry_of(row.entry)), default="") >= decision_id:
             high = middle
         else:
             low = row.position
@@ -207,8 +226,8 @@ def _find(journal: JournalReader, decision_id: str, after: int) -> Row | None:
 
 
 def _is_of(row: Row, wanted: bytes, decision_id: str) -> bool:
-    """Whether a row holds this decision. The first look is far cheaper than taking every packet apart."""
-    return wanted in row.entry and entry_of(row).decision.decision.decision_id == decision_id
+    """Whether a row holds this decision. The first look is far cheaper than taking every entry apart."""
+    return wanted in row.entry and decision_id in decision_ids(entry_of(row.entry))
 
 
 def _rows_between(journal: JournalReader, position: int, last: int) -> Iterator[Row]:
@@ -224,35 +243,86 @@ def _rows_after(journal: JournalReader, position: int) -> Iterator[Row]:
         position = rows[-1].position
 
 
+def matching(
+    wanted: audit_pb2.DecisionFilter, entry: packet_pb2.JournalEntry, reply_to: Callable[[str], Reply]
+) -> list[tuple[int, Reply]]:
+    """The rows of the decisions in an entry that a filter lets through, with what became of the replies.
+
+    Args:
+        wanted: The filter.
+        entry: From `entry_of`.
+        reply_to: What became of the reply to a decision.
+    """
+    replies = ((row, action, reply_to(decision_id)) for row, decision_id, action in _rows_of(wanted, entry))
+    return [(row, reply) for row, action, reply in replies if matches_heard(wanted, action, reply)]
+
+
 def matches(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket, reply: Reply) -> bool:
-    """True when a filter lets a decision through; a packet of something else never does."""
-    decision, order = packet.decision, packet.order
-    if not decision.decision_id:
-        return False
-    at = decision.decided_at.ToNanoseconds()
+    """True when a filter lets a decision through."""
+    return bool(matching(wanted, packet_pb2.JournalEntry(decision=packet), lambda _: reply))
+
+
+def matches_heard(wanted: audit_pb2.DecisionFilter, decided: pb.Action.ValueType, reply: Reply) -> bool:
+    """True when a filter lets a decision with this action through by what its caller heard."""
+    return not wanted.heard_actions or (reply.heard_action or decided) in wanted.heard_actions
+
+
+def _rows_of(
+    wanted: audit_pb2.DecisionFilter, entry: packet_pb2.JournalEntry
+) -> Iterator[tuple[int, str, pb.Action.ValueType]]:
+    """The rows, ids and actions of the decisions in an entry that a filter lets through by what was decided."""
+    if entry.WhichOneof("entry") == "decision":
+        packet = entry.decision
+        decision = packet.decision
+        let_through = _in_time(wanted, decision.decided_at.ToNanoseconds()) and _of_order(wanted, packet.order)
+        if let_through and decision.decision_id and _of_answer(wanted, decision):
+            yield 0, decision.decision_id, decision.action
+        return
+    batch = entry.decisions
+    orders = [_of_order(wanted, order) for order in (pb.Order(), *batch.orders)]
+    decisions = [pb.Decision(), *(answer.decision for answer in batch.answers)]
+    answers = [_of_answer(wanted, decision) for decision in decisions]
+    columns = zip(batch.order, batch.answer, batch.decided_at_ns, batch.decision_id, strict=True)
+    for row, (order, answer, at, decision_id) in enumerate(columns):
+        if orders[order] and answers[answer] and _in_time(wanted, at):
+            yield row, decision_id, decisions[answer].action
+
+
+def _in_time(wanted: audit_pb2.DecisionFilter, at_ns: int) -> bool:
+    return (not wanted.HasField("since") or at_ns >= wanted.since.ToNanoseconds()) and (
+        not wanted.HasField("until") or at_ns < wanted.until.ToNanoseconds()
+    )
+
+
+def _of_order(wanted: audit_pb2.DecisionFilter, order: pb.Order) -> bool:
+    return (not wanted.instruments or order.instrument in wanted.instruments) and (
+        not wanted.strategies or order.strategy in wanted.strategies
+    )
+
+
+def _of_answer(wanted: audit_pb2.DecisionFilter, decision: pb.Decision) -> bool:
     return (
-        (not wanted.HasField("since") or at >= wanted.since.ToNanoseconds())
-        and (not wanted.HasField("until") or at < wanted.until.ToNanoseconds())
-        and (not wanted.instruments or order.instrument in wanted.instruments)
-        and (not wanted.strategies or order.strategy in wanted.strategies)
-        and (not wanted.decided_actions or decision.action in wanted.decided_actions)
-        and matches_heard(wanted, packet, reply)
+        (not wanted.decided_actions or decision.action in wanted.decided_actions)
         and (not wanted.sources or decision.source in wanted.sources)
         and (not wanted.model or wanted.model in (decision.model_name, decision.model_version))
     )
 
 
-def matches_heard(wanted: audit_pb2.DecisionFilter, packet: packet_pb2.DecisionPacket, reply: Reply) -> bool:
-    """True when a filter lets a decision through by what its caller heard."""
-    return not wanted.heard_actions or (reply.heard_action or packet.decision.action) in wanted.heard_actions
-
-
 def audited(
-    packet: packet_pb2.DecisionPacket, row: Row, reply: Reply, found_in: str, journal_id: str
+    packet: packet_pb2.DecisionPacket, row: Row, number: int, reply: Reply, found_in: str, journal_id: str
 ) -> audit_pb2.AuditedDecision:
-    """A decision in the contract's words."""
+    """A decision in the contract's words.
+
+    Args:
+        packet: What it says.
+        row: The row of the journal with its entry.
+        number: Which of the entry's decisions it is, counted from 0.
+        reply: What became of the reply.
+        found_in: `database` or `journal`.
+        journal_id: The journal.
+    """
     decision = audit_pb2.AuditedDecision(
-        packet=packet, found_in=found_in, journal_id=journal_id, position=row.position, hash=row.hash
+        packet=packet, found_in=found_in, journal_id=journal_id, position=row.position, hash=row.hash, row=number
     )
     set_reply(decision, reply)
     return decision
@@ -269,19 +339,15 @@ def set_reply(decision: audit_pb2.AuditedDecision, reply: Reply) -> None:
         decision.heard_reasons[:] = answer.reasons
 
 
-def entry_of(row: Row) -> packet_pb2.JournalEntry:
-    """The entry of a row; an empty one when it is of no format we know: `verify` is what judges evidence."""
-    try:
-        return packet_pb2.JournalEntry.FromString(row.entry)
-    except DecodeError:
-        return packet_pb2.JournalEntry()
+def _cursor(places: Mapping[str, _Place]) -> str:
+    return ",".join(
+        f"{journal_id}:{place.position}" + (f"+{place.told}" if place.told else "")
+        for journal_id, place in places.items()
+    )
 
 
-def _cursor(positions: dict[str, int]) -> str:
-    return ",".join(f"{journal_id}:{position}" for journal_id, position in positions.items())
-
-
-def _positions(cursor: str) -> dict[str, int]:
+def _positions(cursor: str) -> dict[str, _Place]:
     if cursor and not _CURSOR.fullmatch(cursor):
         raise InvalidRequestError("cursor: must be that of an event of an earlier watch")
-    return {name: int(position) for name, _, position in (one.partition(":") for one in cursor.split(",") if one)}
+    places = (one.partition(":") for one in cursor.split(",") if one)
+    return {name: _Place(*map(int, place.split("+"))) for name, _, place in places}

@@ -10,10 +10,12 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import itertools
+import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +28,9 @@ from server.audit.reading.changes import list_changes
 from server.audit.reading.journals import (
     Journals,
     audited,
-    entry_of,
     matches,
     matches_heard,
+    matching,
     set_reply,
     unshipped_others,
     unshipped_rows,
@@ -39,7 +41,8 @@ from server.audit.store.newest import Bounds
 from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store, StoredDecision
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
-from server.journal.journal_file import Head, JournalReader
+from server.journal.entries import decision_ids, entry_of, keyed_ids, packet_of
+from server.journal.journal_file import Head, JournalReader, Row
 from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
 
 DEFAULT_PAGE: Final = 50
@@ -302,7 +305,7 @@ class AuditQuery:
             return None
         if stored is None:
             return None
-        return _of_stored(stored)
+        return next(_of_stored((stored,)))
 
     def _replies(self, shipped: Mapping[str, Head], problems: list[str]) -> _Replies:
         """What the journals say of replies beyond the database. To be read before the decisions that it is about."""
@@ -311,7 +314,7 @@ class AuditQuery:
         def read(journal: JournalReader) -> None:
             known.settled[journal.journal_id] = journal.settled()
             for row in unshipped_others(journal, shipped):
-                known.statuses.add(entry_of(row))
+                known.statuses.add(entry_of(row.entry))
 
         list(self.journals.each(read, problems))
         self._add_repeats(known.statuses, known.statuses.ids())
@@ -331,18 +334,21 @@ class AuditQuery:
         def read(journal: JournalReader) -> list[audit_pb2.AuditedDecision]:
             rows = unshipped_rows(journal, shipped)
 
-            def matching() -> Iterator[audit_pb2.AuditedDecision]:
-                while some := [(row, entry_of(row).decision) for row in itertools.islice(rows, _CHUNK)]:
-                    keyed = [packet.decision.decision_id for _, packet in some if packet.order.idempotency_key]
-                    self._add_repeats(replies.statuses, keyed)
-                    for row, packet in some:
-                        decision_id = packet.decision.decision_id
-                        reply = replies.of(decision_id, journal.journal_id, row.position)
-                        if (not before or decision_id < before) and matches(wanted, packet, reply):
-                            yield audited(packet, row, reply, "journal", journal.journal_id)
+            def found() -> Iterator[tuple[str, int, Reply, Row, packet_pb2.JournalEntry]]:
+                while some := [(row, entry_of(row.entry)) for row in itertools.islice(rows, _CHUNK)]:
+                    self._add_repeats(replies.statuses, [one for _, entry in some for one in keyed_ids(entry)])
+                    for row, entry in some:
+                        ids, reply_to = decision_ids(entry), partial(replies.of, journal.journal_id, row.position)
+                        for number, reply in matching(wanted, entry, reply_to):
+                            if not before or ids[number] < before:
+                                yield ids[number], number, reply, row, entry
 
             # The database may have been away for hours: only a page of what it lacks is kept in memory.
-            return heapq.nlargest(limit, matching(), key=lambda one: one.packet.decision.decision_id)
+            newest = heapq.nlargest(limit, found(), key=operator.itemgetter(0))
+            return [
+                audited(packet_of(entry, number), row, number, reply, "journal", journal.journal_id)
+                for _, number, reply, row, entry in newest
+            ]
 
         return list(self.journals.each(read, problems))
 
@@ -389,7 +395,7 @@ class _Replies:
     settled: dict[str, int]
     """Up to which position of each journal it is known of every decision."""
 
-    def of(self, decision_id: str, journal_id: str, position: int) -> Reply:
+    def of(self, journal_id: str, position: int, decision_id: str) -> Reply:
         """What became of the reply to a decision of a journal."""
         if (reply := self.statuses.of(decision_id)) is not None:
             return reply
@@ -401,14 +407,14 @@ def _matching(
 ) -> Iterator[audit_pb2.AuditedDecision]:
     """The newest decisions of the database that match, also by what the journals say of their replies since."""
     while limit > 0:
-        rows = [_of_stored(one) for one in store.newest(filters.conditions(wanted), limit, bounds)]
+        rows = list(_of_stored(store.newest(filters.conditions(wanted), limit, bounds)))
         full = len(rows) == limit
         for one in rows:
             decision_id = one.packet.decision.decision_id
             bounds = replace(bounds, before=decision_id)
             reply = statuses.of(decision_id)
             if reply is not None:
-                if not matches_heard(wanted, one.packet, reply):
+                if not matches_heard(wanted, one.packet.decision.action, reply):
                     continue
                 set_reply(one, reply)
             limit -= 1
@@ -423,7 +429,7 @@ def _matching_by_news(
     """The newest decisions of the database that match because of what the journals say of their replies since."""
     ids = iter(sorted((one for one in statuses.ids() if not bounds.before or one < bounds.before), reverse=True))
     while limit > 0 and (some := list(itertools.islice(ids, _CHUNK))):
-        for one in map(_of_stored, store.find_all(some)):
+        for one in _of_stored(store.find_all(some)):
             reply = statuses.of(one.packet.decision.decision_id)
             if reply is not None and matches(wanted, one.packet, reply):
                 set_reply(one, reply)
@@ -431,8 +437,15 @@ def _matching_by_news(
                 yield one
 
 
-def _of_stored(stored: StoredDecision) -> audit_pb2.AuditedDecision:
-    return audited(entry_of(stored.row).decision, stored.row, stored.reply, "database", stored.journal_id)
+def _of_stored(stored: Iterable[StoredDecision]) -> Iterator[audit_pb2.AuditedDecision]:
+    """Decisions in the contract's words. An entry that holds many of them is parsed once."""
+    entries: dict[tuple[str, int], packet_pb2.JournalEntry] = {}
+    for one in stored:
+        key = (one.journal_id, one.row.position)
+        if key not in entries:
+            entries[key] = entry_of(one.row.entry)
+        packet = packet_of(entries[key], one.number)
+        yield audited(packet, one.row, one.number, one.reply, "database", one.journal_id)
 
 
 def _line(error: sa.exc.SQLAlchemyError) -> str:

@@ -60,7 +60,7 @@ class Follower:
 
     @property
     def behind(self) -> int:
-        """Durable rows that have not arrived yet."""
+        """Durable entries that have not arrived yet."""
         return max(0, self._journal.position - self.position)
 
     def start(self) -> None:

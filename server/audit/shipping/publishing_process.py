@@ -1,10 +1,10 @@
 """Publishes the journal to a Kafka topic: `python -m server.audit.shipping.publishing_process`, a child of the server.
 
-Every journal entry is published unchanged, after it was durable. The value is a `pretrade.audit.v1.JournalEntry`. The
-key is the decision's instrument, so that the decisions of an instrument keep their order. A `ReplyUnconfirmed` or
-`ReplyHeard` has the key of its decision if that is among the newest; otherwise it has no key. A control change has no
-key either. Delivery is at least once: the headers `journal_id` and `position` identify a repetition. Input and output
-are those of `shipping_process.py`.
+Every journal entry is published after it was durable, and each decision by itself. The value is a
+`pretrade.audit.v1.JournalEntry`. The key is the decision's instrument, so that the decisions of an instrument keep
+their order. A `ReplyUnconfirmed` or `ReplyHeard` has the key of its decision if that is among the newest; otherwise it
+has no key. A control change has no key either. Delivery is at least once: the headers `journal_id`, `position` and
+`row` identify a repetition. Input and output are those of `shipping_process.py`.
 
 The topic `<topic>.heads` says how far each journal has come (`heads.py`), at most a second late. Its key is the
 journal's id, so that the brokers keep only the last head of each.
@@ -26,7 +26,6 @@ from typing import Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from google.protobuf.message import DecodeError
 
 from feature_cache import kafka
 from feature_cache.backoff import Backoff
@@ -35,6 +34,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.shipping.heads import SigningKey, Stating, heads_topic
 from server.audit.shipping.shipping import CLOSE, Progress, TopicTask
 from server.errors import AuditError
+from server.journal.entries import entry_of, singly
 from server.journal.journal_file import Head, JournalReader, Row
 from server.process.child import take_task
 
@@ -114,7 +114,9 @@ class Publishing:
             return
         if rows[0].position > self._position + 1:  # trimmed while the brokers were away
             self._skipped += rows[0].position - self._position - 1
-        sent = [await self._send(producer, journal.journal_id, row) for row in rows]
+        sent = []
+        for row in rows:
+            sent += await self._send(producer, journal.journal_id, row)
         await asyncio.gather(*sent)
         self._position = rows[-1].position
         self._keep(journal.journal_id)
@@ -132,21 +134,21 @@ class Publishing:
             await producer.send_and_wait(topic, stated, journal.journal_id.encode())
             self._stated, self._stated_at, self._closed = head, now, closed
 
-    async def _send(self, producer: AIOKafkaProducer, journal_id: str, row: Row) -> asyncio.Future[object]:
-        headers: Sequence[tuple[str, bytes]] = [
-            ("journal_id", journal_id.encode()),
-            ("position", str(row.position).encode()),
-        ]
-        sent: asyncio.Future[object] = await producer.send(
-            self._task.settings.topic, row.entry, self._key(row), headers=headers
-        )
+    async def _send(self, producer: AIOKafkaProducer, journal_id: str, row: Row) -> list[asyncio.Future[object]]:
+        """Hands an entry to the producer, each of its decisions by itself."""
+        sent: list[asyncio.Future[object]] = []
+        held = entry_of(row.entry)
+        for number, entry in enumerate(singly(held)):
+            headers: Sequence[tuple[str, bytes]] = [
+                ("journal_id", journal_id.encode()),
+                ("position", str(row.position).encode()),
+                ("row", str(number).encode()),
+            ]
+            value = row.entry if entry is held else entry.SerializeToString()
+            sent.append(await producer.send(self._task.settings.topic, value, self._key(entry), headers=headers))
         return sent
 
-    def _key(self, row: Row) -> bytes | None:
-        try:
-            entry = packet_pb2.JournalEntry.FromString(row.entry)
-        except DecodeError:
-            return None
+    def _key(self, entry: packet_pb2.JournalEntry) -> bytes | None:
         if entry.HasField("decision"):
             self._instruments[entry.decision.decision.decision_id] = entry.decision.order.instrument
             if len(self._instruments) > _REMEMBERED:

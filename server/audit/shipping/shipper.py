@@ -88,7 +88,7 @@ class Shipper:
 
     @property
     def unshipped(self) -> int:
-        """Durable rows that are not in SQL yet."""
+        """Durable entries that are not in SQL yet."""
         return self._sql.behind
 
     async def __aenter__(self) -> Self:

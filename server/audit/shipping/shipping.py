@@ -16,7 +16,8 @@ class ShippingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     batch_rows: Constant[int] = 2000
-    """Most rows in one transaction. A round trip to the other side is a small part of it."""
+    """Most journal entries in one transaction; fewer when they are large. A round trip to the other side is a small
+    part of it."""
     poll_seconds: Constant[float] = 0.1
     """Pause before the journal is read again when everything was shipped, in seconds. The audit in SQL may be this
     late."""
@@ -24,9 +25,9 @@ class ShippingSettings(BaseModel):
     """First pause after a failure; doubles up to `retry_max_seconds`, each with random jitter of half its length."""
     retry_max_seconds: Constant[float] = 5.0
     """Longest pause after a failure, in seconds. The journal holds the rows meanwhile, so nothing is lost by it."""
-    retained_rows: Constant[int] = 10_000
-    """Rows that stay in the journal after they were shipped. The last seconds stay at hand for repeats and explanations
-    where the database is slow."""
+    retained_rows: Constant[int] = 2_000
+    """Entries that stay in the journal after they were shipped, each with the decisions of a commit. The last seconds
+    stay at hand for repeats and explanations where the database is slow."""
     days_ahead: Constant[int] = 3
     """Days for which PostgreSQL has a partition before they begin. It can run unattended for as many days: a
     weekend."""
@@ -68,7 +69,7 @@ class TopicSettings(BaseModel):
     partitions: int = Field(default=6, ge=1, le=1000)
     """Number of partitions, if the topic is created. Raise it for more consumers in parallel."""
     batch_rows: Constant[int] = 500
-    """Most rows under way to the brokers at once. A round trip to the other side is a small part of it."""
+    """Most journal entries under way to the brokers at once. A round trip to the other side is a small part of it."""
     poll_seconds: Constant[float] = 0.05
     """Pause before the journal is read again when everything was published, in seconds. The topic may be this late."""
     retry_min_seconds: Constant[float] = 0.1

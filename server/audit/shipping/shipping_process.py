@@ -30,7 +30,7 @@ from server.audit.shipping.shipping import CLOSE, Progress, Task
 from server.audit.store.days import TablesBusyError
 from server.audit.store.store import Shipped, Store
 from server.errors import AuditError, JournalCorruptedError
-from server.journal.journal_file import Head, JournalReader, follow_all
+from server.journal.journal_file import PASSED_ON_BYTES, Head, JournalReader, follow_all
 from server.process.child import take_task
 
 _TIDY_SECONDS: Final = 3600.0
@@ -160,7 +160,8 @@ class Shipping:
         if not store.write(journal.journal_id, head, rows, stating.head(newest, self._wall_clock_ns())):
             return self._start(journal, store)[0]
         self._note(shipped.position, "")
-        if len(rows) < self._task.settings.batch_rows:  # a transaction costs as much as the shipping of 100 rows
+        full = len(rows) == self._task.settings.batch_rows or sum(len(row.entry) for row in rows) >= PASSED_ON_BYTES
+        if not full:  # a transaction costs as much as the shipping of 100 decisions
             self._wait(self._task.settings.poll_seconds)
         return shipped
 

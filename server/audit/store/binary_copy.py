@@ -5,7 +5,8 @@ field is its length as an int32 and its bytes, or the length -1 alone for NULL. 
 See https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format".
 
 PostgreSQL reads this without parsing text, and it is cheap to write: numbers of all rows are put in place by numpy at
-once, and one `join` puts the fields of all rows together. A COPY knows no ON CONFLICT: it stores every row or none.
+once, the fields of a group of columns are made once for each combination, and one `join` puts all together. A COPY
+knows no ON CONFLICT: it stores every row or none.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def binary_copy(table: sa.Table, columns: Columns) -> tuple[str, bytes]:
         table: Where to; PostgreSQL's types must be those of its definition.
         columns: At least one row.
     """
-    statement, same, numbers, others = _plan(table, tuple(columns.same), tuple(columns.values))
-    start = struct.pack(">h", len(same) + len(numbers) + len(others))
-    for name, kind in same.items():
-        values = (columns.same[name],)
-        fields = [_numbers({name: kind}, Columns(1, {name: values}))] if _width(kind) else _fields(kind, values)
-        start += b"".join(chain.from_iterable(fields))
+    names = tuple(group.names for group in columns.groups)
+    statement, same, numbers, others, fields = _plan(table, tuple(columns.same), names, tuple(columns.values))
+    start = struct.pack(">h", fields) + b"".join(_field(kind, columns.same[name]) for name, kind in same.items())
     parts: list[Iterable[bytes]] = [repeat(start, columns.rows)]
+    for group in columns.groups:
+        combinations = [_part(table, group.names, part) for part in group.parts]
+        parts.append(map(combinations.__getitem__, group.choice))
     if numbers:
         parts.append(_numbers(numbers, columns))
     for name, kind in others.items():
@@ -58,13 +59,32 @@ def binary_copy(table: sa.Table, columns: Columns) -> tuple[str, bytes]:
 
 
 @functools.cache
-def _plan(table: sa.Table, same: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, _Kinds, _Kinds, _Kinds]:
-    """The statement, and its columns in their order: those of one value, numbers side by side, and all others."""
+def _plan(
+    table: sa.Table, same: tuple[str, ...], groups: tuple[tuple[str, ...], ...], names: tuple[str, ...]
+) -> tuple[str, _Kinds, _Kinds, _Kinds, int]:
+    """The statement, its columns of one value, its numbers, all others, and how many columns it has with the groups."""
     kinds = {name: table.c[name].type for name in names}
     numbers = {name: kind for name, kind in kinds.items() if _width(kind)}
     others = {name: kind for name, kind in kinds.items() if not _width(kind)}
-    statement = f"COPY {table.name} ({', '.join((*same, *numbers, *others))}) FROM STDIN (FORMAT binary)"
-    return statement, {name: table.c[name].type for name in same}, numbers, others
+    order = (*same, *chain.from_iterable(groups), *numbers, *others)
+    statement = f"COPY {table.name} ({', '.join(order)}) FROM STDIN (FORMAT binary)"
+    return statement, {name: table.c[name].type for name in same}, numbers, others, len(order)
+
+
+@functools.lru_cache(maxsize=4096)
+def _part(table: sa.Table, names: tuple[str, ...], part: tuple[Any, ...]) -> bytes:
+    """The fields of a combination. The same few come again and again."""
+    return b"".join(_field(table.c[name].type, value) for name, value in zip(names, part, strict=True))
+
+
+def _field(kind: sa.types.TypeEngine[Any], value: Any) -> bytes:
+    """The field of one value."""
+    if _width(kind):
+        (octets,), (null,) = _octets(kind, (value,))
+        return _NULL if null else _length(len(octets)) + octets.tobytes()
+    if isinstance(kind, sa.LargeBinary):
+        return _length(len(value)) + bytes(value)
+    return _jsonb(value) if isinstance(kind, sa.JSON) else _text(value)
 
 
 def _width(kind: sa.types.TypeEngine[Any]) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import sqlalchemy as sa
 
 NO_INTEGER: Final = -(2**63)
@@ -20,6 +21,22 @@ NO_INTEGER: Final = -(2**63)
 EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 _MICROSECONDS_OF_A_DAY: Final = 86_400_000_000
+
+
+@dataclass(slots=True)
+class Group:
+    """Columns whose values come together: few different combinations for many rows."""
+
+    names: tuple[str, ...]
+    """The columns."""
+    parts: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    """The combinations, each with its number: 0 is the first one."""
+    choice: list[int] = field(default_factory=list)
+    """The combination of each row, by its number."""
+
+    def number(self, part: tuple[Any, ...]) -> int:
+        """The number of a combination, which is added if it is not there yet."""
+        return self.parts.setdefault(part, len(self.parts))
 
 
 @dataclass(slots=True)
@@ -37,10 +54,12 @@ class Columns:
     """The values of a column, one a row."""
     same: dict[str, Any] = field(default_factory=dict)
     """The values of columns in which all rows are the same."""
+    groups: list[Group] = field(default_factory=list)
+    """More columns."""
 
     def names(self) -> list[str]:
-        """The columns, those of `same` first."""
-        return [*self.same, *self.values]
+        """The columns: those of `same`, those of `groups`, and all others."""
+        return [*self.same, *(name for group in self.groups for name in group.names), *self.values]
 
 
 def microseconds(instant: dt.datetime) -> int:
@@ -51,8 +70,8 @@ def microseconds(instant: dt.datetime) -> int:
 
 def days(instants: Sequence[int]) -> set[dt.date]:
     """The days, UTC, of some instants."""
-    numbers = {instant // _MICROSECONDS_OF_A_DAY for instant in instants}
-    return {EPOCH.date() + dt.timedelta(days=number) for number in numbers}
+    numbers = np.unique(np.asarray(instants, np.int64) // _MICROSECONDS_OF_A_DAY)
+    return {EPOCH.date() + dt.timedelta(days=number) for number in numbers.tolist()}
 
 
 def json_list(names: tuple[str, ...]) -> str:
@@ -83,6 +102,9 @@ def parameters(table: sa.Table, columns: Columns, dialect: sa.Dialect | None = N
         return [bind(python(value)) for value in values]
 
     repeated = [converted(name, (value,)) * columns.rows for name, value in columns.same.items()]
+    for group in columns.groups:
+        for name, values in zip(group.names, zip(*group.parts, strict=True), strict=True):
+            repeated.append(list(map(converted(name, values).__getitem__, group.choice)))
     return list(zip(*repeated, *(converted(name, values) for name, values in columns.values.items()), strict=True))
 
 

@@ -158,7 +158,7 @@ def _make_partition(connection: sa.Connection, table: sa.Table, day: dt.date) ->
     first, end = f"'{day} 00:00:00+00'", f"'{day + dt.timedelta(days=1)} 00:00:00+00'"
     for statement in (
         f"LOCK TABLE {other} IN ACCESS EXCLUSIVE MODE",  # what arrives meanwhile waits for the new partition
-        f"CREATE TABLE {name} (LIKE {table.name} INCLUDING DEFAULTS)",
+        f"CREATE TABLE {name} (LIKE {table.name} INCLUDING DEFAULTS INCLUDING STORAGE)",
         f"WITH moved AS (DELETE FROM {other} WHERE {key} >= {first} AND {key} < {end} RETURNING *)"  # noqa: S608
         f" INSERT INTO {name} SELECT * FROM moved",
         f"ALTER TABLE {table.name} ATTACH PARTITION {name} FOR VALUES FROM ({first}) TO ({end})",

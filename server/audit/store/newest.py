@@ -30,7 +30,7 @@ _WALKS: Final = (50_000, 500_000)
 """Rows that a walk looks at, at most; the second one is worth its time only if the first one found a few."""
 _FEW: Final = 5
 _REPLY: Final = ("reply_status", "heard_action", "heard_reasons")
-_PAGE: Final = ("decision_id", *_REPLY, "journal_id", "journal_position", "shipped_at")
+_PAGE: Final = ("decision_id", *_REPLY, "journal_id", "journal_position", "journal_row", "shipped_at")
 _FILTERED: Final = ("instrument", "strategy", "action", "source", "model_name", "model_version")
 """Columns that a filter restricts, besides those of a page."""
 _OLDEST: Final = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
@@ -71,7 +71,9 @@ class Bounds:
 
 
 def read(connection: sa.Connection, matching: Matching, limit: int, bounds: Bounds) -> list[sa.Row[Any]]:
-    """The rows: what became of the reply, and `journal_id`, `position`, `entry` and `hash` of the evidence.
+    """The rows: what became of the reply, the decision's place, and the evidence: `entry` and `hash`.
+
+    Decisions that stand side by side are mostly in the same entry. Only the first of them brings it.
 
     Args:
         connection: A new transaction, which is used for nothing else.
@@ -127,15 +129,21 @@ def prefer_summaries(connection: sa.Connection) -> None:
 
 def _with_evidence(decisions: sa.Select[Any], limit: int) -> sa.Select[Any]:
     """The newest decisions of a query, joined with their journal entries: with those of this page and no others."""
-    page = decisions.order_by(decisions.selected_columns.decision_id.desc()).limit(limit).subquery("page")
+    chosen = decisions.order_by(decisions.selected_columns.decision_id.desc()).limit(limit).subquery("chosen")
+    of_entry = sa.func.row_number().over(
+        partition_by=(chosen.c.journal_id, chosen.c.journal_position), order_by=chosen.c.decision_id.desc()
+    )
+    page = sa.select(*chosen.c, of_entry.label("of_entry")).subquery("page")
     entries = JOURNAL_ENTRIES.c
-    of_page = (
+    first_of_entry = (
+        page.c.of_entry == 1,
         entries.journal_id == page.c.journal_id,
         entries.position == page.c.journal_position,
         entries.shipped_at == page.c.shipped_at,
     )
+    columns = (page.c[name] for name in (*_REPLY, "journal_id", "journal_position", "journal_row"))
     return (
-        sa.select(*(page.c[name] for name in _REPLY), entries.journal_id, entries.position, entries.entry, entries.hash)
-        .join_from(page, JOURNAL_ENTRIES, sa.and_(*of_page))
+        sa.select(*columns, entries.entry, entries.hash)
+        .join_from(page, JOURNAL_ENTRIES, sa.and_(*first_of_entry), isouter=True)
         .order_by(page.c.decision_id.desc())
     )

@@ -106,6 +106,7 @@ DECISIONS: Final = sa.Table(
     sa.Column("heard_reasons", _NAMES, nullable=False, comment="the reasons that the caller heard"),
     sa.Column("journal_id", sa.String, nullable=False),
     sa.Column("journal_position", sa.BigInteger, nullable=False),
+    sa.Column("journal_row", sa.BigInteger, nullable=False, comment="which of the entry's decisions, counted from 0"),
     sa.Column("shipped_at", _INSTANT, nullable=False, comment="that of its journal entry"),
 )
 

@@ -1,23 +1,23 @@
 """Journal rows taken apart into the columns of SQL: the one place that knows what a journal entry holds.
 
-A decision's columns are gathered by column, since there are many of them: see `Columns`. So are outcomes, pairs of
-scores and the rows themselves. What is rare is gathered row by row.
+Decisions come as columns and stay columns (`_Decisions`): nothing is made of a decision by itself. Outcomes, pairs of
+scores and the rows themselves are gathered by column, too. What is rare is gathered row by row.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
+import numpy as np
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.store.columns import EPOCH, NO_INTEGER, Columns, days, microseconds
+from server.audit.store.columns import EPOCH, NO_INTEGER, Columns, Group, days, microseconds
+from server.journal.entries import NO_AGE, entry_of
 from server.journal.journal_file import Row
 from server.journal.reply_status import REPLIED, WITHDRAWN, reply_of
 
@@ -27,28 +27,9 @@ RowValues = dict[str, Any]
 _FIRST_INSTANT: Final = microseconds(dt.datetime.min.replace(tzinfo=dt.UTC))
 _LAST_INSTANT: Final = microseconds(dt.datetime.max.replace(tzinfo=dt.UTC))
 """What both databases can store."""
-_LARGEST_INTEGER: Final = 2**63 - 1
 
-_DECISION_NAMES: Final = (
-    *("order_ref", "instrument", "side", "quantity", "limit_price", "strategy", "idempotency_key"),
-    *("decision_id", "action", "score", "threshold", "source", "reasons", "degradations", "model_name"),
-    *("model_version", "decided_at", "feature_age_us", "used_us", "allowed_us"),
-    *("instance_id", "config_hash", "durability", "journal_position"),
-)
-_TEXTS: Final = frozenset(
-    (
-        *("order_ref", "instrument", "strategy", "idempotency_key", "decision_id", "model_name", "model_version"),
-        *("instance_id", "config_hash", "durability", "reporter", "challenger_version", "champion_version"),
-    )
-)
+_TEXTS: Final = frozenset(("decision_id", "reporter", "challenger_version", "champion_version"))
 """Columns of text that somebody else may have chosen."""
-_of_order: Final = operator.attrgetter(
-    "order_ref", "instrument", "side", "quantity", "limit_price", "strategy", "idempotency_key"
-)
-_of_decision: Final = operator.attrgetter(
-    "decision_id", "action", "score", "threshold", "source", "model_name", "model_version"
-)
-_of_packet: Final = operator.attrgetter("instance_id", "config_hash", "durability")
 _OUTCOME_NAMES: Final = (
     *("decision_id", "reporter", "recorded_at", "filled_quantity", "fill_price", "markout_bps", "journal_position"),
 )
@@ -75,23 +56,24 @@ class Shipment:
         self.settings: list[RowValues] = []
         self.canary_events: list[RowValues] = []
         self.refusals: list[RowValues] = []
-        decisions: list[tuple[Any, ...]] = []
+        decisions = _Decisions()
         outcomes: list[tuple[Any, ...]] = []
         pairs: list[tuple[Any, ...]] = []
-        parse = packet_pb2.JournalEntry.FromString
         for row in rows:
             try:
-                entry = parse(row.entry)
+                entry = entry_of(row.entry)
                 kind = entry.WhichOneof("entry")
-                if kind == "decision":
-                    decisions.append(_decision(entry.decision, row.position))
+                if kind == "decisions":
+                    decisions.add(entry.decisions, row.position)
+                elif kind == "decision":
+                    decisions.add_one(entry.decision, row.position)
                 elif kind == "outcome":
                     outcomes.append(_outcome(entry.outcome, row.position))
                 elif kind == "score_pairs":
                     pairs += _pairs(entry.score_pairs)
                 elif kind is not None:
                     self._add_rare(kind, entry, {"journal_id": journal_id, "journal_position": row.position})
-            except (DecodeError, ValueError, OverflowError, KeyError):  # a KeyError: a value without a name
+            except (ValueError, OverflowError, KeyError):  # a KeyError: a value without a name
                 continue
         in_journal = {"journal_id": journal_id}
         positions, entries, hashes = zip(*rows, strict=True)
@@ -99,9 +81,7 @@ class Shipment:
             len(rows), {"position": positions, "entry": entries, "hash": hashes}, dict(in_journal)
         )
         """What was written, as it was written."""
-        self.decisions: Final = _heard_as_decided(
-            _columns(_DECISION_NAMES, decisions, in_journal | {"reply_status": REPLIED})
-        )
+        self.decisions: Final = decisions.columns(in_journal | {"reply_status": REPLIED})
         self.outcomes: Final = _columns(_OUTCOME_NAMES, outcomes, in_journal)
         self.pairs: Final = _columns(_PAIR_NAMES, pairs, {})
 
@@ -158,53 +138,128 @@ def _columns(names: Sequence[str], rows: list[tuple[Any, ...]], same: RowValues)
     columns = dict(zip(names, values, strict=True))
     for name in _TEXTS & columns.keys():
         columns[name] = _without_nul(columns[name])
-    if "idempotency_key" in columns:
-        columns["idempotency_key"] = [key or None for key in columns["idempotency_key"]]
     return Columns(len(rows), columns, dict(same))
 
 
-def _heard_as_decided(decisions: Columns) -> Columns:
-    """Adds what callers heard: the decisions, until an entry says otherwise."""
-    values = decisions.values
-    values["heard_action"], values["heard_reasons"] = values["action"], values["reasons"]
-    return decisions
+class _Decisions:
+    """The decisions of a shipment, by column."""
+
+    def __init__(self) -> None:
+        self._orders = Group(("instrument", "side", "strategy"))
+        self._answers = Group(
+            (
+                *("action", "source", "reasons", "degradations", "model_name", "model_version", "threshold"),
+                *("heard_action", "heard_reasons"),  # as decided, until an entry says otherwise
+            )
+        )
+        self._servers = Group(("instance_id", "config_hash", "durability"))
+        self._texts: dict[str, list[str]] = {"decision_id": [], "order_ref": [], "idempotency_key": []}
+        self._numbers: dict[str, list[float]] = {
+            "quantity": [],
+            "limit_price": [],
+            "score": [],
+            "used_us": [],
+            "allowed_us": [],
+            "journal_position": [],
+            "journal_row": [],
+        }
+        self._decided_at_ns: list[int] = []
+        self._feature_age_ns: list[int] = []
+
+    def add(self, batch: packet_pb2.DecisionBatch, position: int) -> None:
+        """Adds the decisions of an entry.
+
+        Raises:
+            KeyError: One of them has a value without a name; none was added.
+        """
+        rows = len(batch.decision_id)
+        shared = batch.shared
+        orders = [_order_part(order) for order in (pb.Order(), *batch.orders)]
+        answers = [_answer_part(answer.decision) for answer in (packet_pb2.DecisionPacket(), *batch.answers)]
+        self._choose(self._orders, orders, batch.order)
+        self._choose(self._answers, answers, batch.answer)
+        server = (_text(shared.instance_id), _text(shared.config_hash), _text(shared.durability))
+        self._servers.choice += [self._servers.number(server)] * rows
+        self._texts["decision_id"] += batch.decision_id
+        self._texts["order_ref"] += batch.order_ref
+        self._texts["idempotency_key"] += batch.idempotency_key or [""] * rows
+        numbers = self._numbers
+        numbers["quantity"] += batch.quantity
+        numbers["limit_price"] += batch.limit_price
+        numbers["score"] += batch.score
+        numbers["used_us"] += batch.used_us
+        numbers["allowed_us"] += batch.allowed_us
+        numbers["journal_position"] += [position] * rows
+        numbers["journal_row"] += range(rows)
+        self._decided_at_ns += batch.decided_at_ns
+        self._feature_age_ns += batch.feature_age_ns
+
+    def _choose(self, group: Group, parts: Sequence[tuple[Any, ...]], choice: Iterable[int]) -> None:
+        """Adds rows that chose from some parts."""
+        chosen = set(choice)
+        numbers = [group.number(part) if number in chosen else 0 for number, part in enumerate(parts)]
+        group.choice += map(numbers.__getitem__, choice)
+
+    def add_one(self, packet: packet_pb2.DecisionPacket, position: int) -> None:
+        """Adds a decision that is an entry by itself.
+
+        Raises:
+            KeyError: It has a value without a name.
+            ValueError: It has an instant that no column can hold.
+        """
+        order, decision = packet.order, packet.decision
+        age = decision.feature_age.ToNanoseconds() if decision.HasField("feature_age") else NO_AGE
+        self.add(
+            packet_pb2.DecisionBatch(
+                shared=packet,
+                orders=[order],
+                answers=[packet_pb2.DecisionPacket(decision=decision)],
+                decision_id=[decision.decision_id],
+                order_ref=[order.order_ref],
+                idempotency_key=[order.idempotency_key],
+                order=[1],
+                quantity=[order.quantity],
+                limit_price=[order.limit_price if order.HasField("limit_price") else math.nan],
+                answer=[1],
+                score=[decision.score if decision.HasField("score") else math.nan],
+                feature_age_ns=[age],
+                decided_at_ns=[decision.decided_at.seconds * 1_000_000_000 + decision.decided_at.nanos],
+                allowed_us=[decision.budget.allowed_us],
+                used_us=[decision.budget.used_us],
+            ),
+            position,
+        )
+
+    def columns(self, same: RowValues) -> Columns:
+        """All of them."""
+        texts: dict[str, Sequence[Any]] = {name: _without_nul(values) for name, values in self._texts.items()}
+        texts["idempotency_key"] = [key or None for key in texts["idempotency_key"]]
+        ages = np.array(self._feature_age_ns, np.int64)
+        numbers: dict[str, Any] = {
+            "decided_at": np.array(self._decided_at_ns, np.int64) // 1_000,
+            "feature_age_us": np.where(ages == NO_AGE, NO_INTEGER, np.sign(ages) * (np.abs(ages) // 1_000)),
+        }
+        groups = [self._orders, self._answers, self._servers]
+        return Columns(len(self._decided_at_ns), {**self._numbers, **numbers, **texts}, dict(same), groups)
 
 
-def _decision(packet: packet_pb2.DecisionPacket, position: int) -> tuple[Any, ...]:
-    """The values of `_DECISION_NAMES`."""
-    order, decision = packet.order, packet.decision
-    order_ref, instrument, side, quantity, limit_price, strategy, key = _of_order(order)
-    decision_id, action, score, threshold, source, model_name, model_version = _of_decision(decision)
-    # A value that is not zero is there, and needs no second question.
-    limit_price = limit_price if limit_price or order.HasField("limit_price") else math.nan
-    score = score if score or decision.HasField("score") else math.nan
-    threshold = threshold if threshold or decision.HasField("threshold") else math.nan
-    at, budget, age = decision.decided_at, decision.budget, NO_INTEGER
-    if decision.HasField("feature_age"):
-        age = _integer(decision.feature_age.ToMicroseconds())
+def _order_part(order: pb.Order) -> tuple[Any, ...]:
+    return _text(order.instrument), _SIDES[order.side], _text(order.strategy)
+
+
+def _answer_part(decision: pb.Decision) -> tuple[Any, ...]:
+    action, reasons = _ACTIONS[decision.action], _names(decision.reasons, _REASONS)
     return (
-        order_ref,
-        instrument,
-        _SIDES[side],
-        quantity,
-        limit_price,
-        strategy,
-        key,
-        decision_id,
-        _ACTIONS[action],
-        score,
-        threshold,
-        _SOURCES[source],
-        _names(decision.reasons, _REASONS),
+        action,
+        _SOURCES[decision.source],
+        reasons,
         _names(decision.degradations, _DEGRADATIONS),
-        model_name,
-        model_version,
-        _instant(at.seconds * 1_000_000 + at.nanos // 1_000),
-        age,
-        budget.used_us,
-        budget.allowed_us,
-        *_of_packet(packet),
-        position,
+        _text(decision.model_name),
+        _text(decision.model_version),
+        # One object stands for all NaN: others are unequal, and would be a part each.
+        decision.threshold if decision.HasField("threshold") and decision.threshold == decision.threshold else math.nan,
+        action,
+        reasons,
     )
 
 
@@ -270,13 +325,6 @@ def _number(value: float) -> float:
     """A number for a column that must hold one."""
     if math.isnan(value):
         raise ValueError("not a number")
-    return value
-
-
-def _integer(value: int) -> int:
-    """An integer that both databases can store."""
-    if abs(value) > _LARGEST_INTEGER:
-        raise ValueError("a number that no column can hold")
     return value
 
 

@@ -71,7 +71,7 @@ _SET_REPLY_OF_REPEATS: Final = (
     )
 )
 _WITH_EVIDENCE: Final = sa.select(
-    *(DECISIONS.c[name] for name in ("reply_status", "heard_action", "heard_reasons")),
+    *(DECISIONS.c[name] for name in ("reply_status", "heard_action", "heard_reasons", "journal_row")),
     *(JOURNAL_ENTRIES.c[name] for name in ("journal_id", "position", "entry", "hash")),
 ).join_from(DECISIONS, JOURNAL_ENTRIES, ENTRY_OF_DECISION)
 _REPLIES_LOCK: Final = 0x5052_4552
@@ -89,6 +89,9 @@ class StoredDecision:
     """A decision as SQL holds it."""
 
     row: Row
+    """The row of the journal that holds it, and those that became durable with it."""
+    number: int
+    """Which of them it is, counted from 0."""
     journal_id: str
     reply: Reply
 
@@ -409,8 +412,17 @@ class Store:
     ) -> list[StoredDecision]:
         """The decisions with the highest ids of those that match, in descending order; see `newest.py`."""
         with self._engine.connect() as connection:
-            rows = newest.read(connection, matching, limit, bounds)
-        return list(map(_stored, rows))
+            found = newest.read(connection, matching, limit, bounds)
+        rows = {
+            (one.journal_id, one.journal_position): Row(one.journal_position, one.entry, one.hash)
+            for one in found
+            if one.entry is not None
+        }
+        return [
+            StoredDecision(rows[key], one.journal_row, one.journal_id, _reply(one))
+            for one in found
+            if (key := (one.journal_id, one.journal_position)) in rows
+        ]
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -599,7 +611,8 @@ def _reply(row: sa.Row[Any]) -> Reply:
 
 
 def _stored(row: sa.Row[Any]) -> StoredDecision:
-    return StoredDecision(Row(row.position, row.entry, row.hash), row.journal_id, _reply(row))
+    evidence = Row(row.position, row.entry, row.hash)
+    return StoredDecision(evidence, row.journal_row, row.journal_id, _reply(row))
 
 
 def _shipped(row: sa.Row[Any]) -> Shipped:

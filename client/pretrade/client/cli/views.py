@@ -174,7 +174,7 @@ def _counts_line(status: admin_pb2.GetStatusResponse) -> str:
     control = f"version {status.control_version}, chain {' → '.join(status.chain_stages)}"
     if status.control.stale:
         control += f"  [red]Redis not heard: others may have changed it[/], {status.control.pending} changes wait"
-    audit = f"{status.audit.written} rows, {status.audit.unshipped} not yet in SQL"
+    audit = f"{status.audit.written} rows, {status.audit.unshipped} journal entries not yet in SQL"
     if not status.audit.writable:
         audit += f" [red]not writable: {escape(status.audit.last_error)}[/]"
     unhealthy = "  ".join(

@@ -103,7 +103,7 @@ def test_one_screen_shows_what_was_asked_known_and_answered_why_and_at_what_cost
         "timeout",
         "c0ffee",
         "trace 4bf92f3577b34da6a3ce929d0e0e4736, correlation id basket-7",
-        "row 3",
+        "entry 3, row 0",
         "journal",
     ):
         assert text in result.output

@@ -10,13 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.twins import compiled_here
 
+from fallback.budget import Use
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import decision_wire
-from server.decision.decision_wire import write_plainly
+from server.decision.decision_wire import write_plainly, write_stages_plainly
 
 texts = st.text(max_size=64)
 times = st.floats(-1, 10)
 numbers = st.integers(0, 2**32 - 1)
+USES = st.lists(
+    st.tuples(st.sampled_from(pb.Stage.values()), times, times, st.sampled_from(pb.Degradation.values())),
+    max_size=40,
+)
 DECISIONS = st.tuples(
     texts,
     texts,
@@ -33,10 +38,7 @@ DECISIONS = st.tuples(
     st.integers(0, 2**63 - 1),
     numbers,
     numbers,
-    st.lists(
-        st.tuples(st.sampled_from(pb.Stage.values()), times, times, st.sampled_from(pb.Degradation.values())),
-        max_size=40,
-    ),
+    USES,
 )
 
 
@@ -45,6 +47,11 @@ def test_both_write_the_same_bytes(decision: tuple[object, ...]) -> None:
     write: Callable[..., bytes] = compiled_here("server.decision.decision_wire_c").write
     plainly: Callable[..., bytes] = write_plainly
     assert write(*decision) == plainly(*decision)
+
+
+@given(USES)
+def test_both_write_the_same_stages(uses: list[Use]) -> None:
+    assert compiled_here("server.decision.decision_wire_c").write_stages(uses) == write_stages_plainly(uses)
 
 
 def test_what_is_asked_for_is_what_is_written() -> None:

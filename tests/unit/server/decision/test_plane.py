@@ -40,8 +40,8 @@ from server.control.state import ControlSettings, ControlState
 from server.decision.admission import Admission, AdmissionSettings
 from server.decision.idempotency import IdempotencyWindow
 from server.decision.metrics import DecisionMetrics
+from server.decision.packets import PacketWriter
 from server.decision.plane import DataPlane, Observers
-from server.decision.record import PacketWriter
 from server.decision.recorder import Recording
 from server.decision.replies import Replies
 from server.decision.reports import DecisionReports
@@ -54,6 +54,7 @@ from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget, RetrySettings
 from server.inference.shadow import Shadow
 from server.inference.wire import ModelIdentity, ScoreBatch
+from server.journal.entries import entry_of, singly
 from server.journal.journal import Durability, Journal, JournalSettings
 from server.journal.journal_file import JournalReader
 from server.timing.loop_lag import LoopLag
@@ -215,7 +216,7 @@ def entries_in(path: Path) -> list[packet_pb2.JournalEntry]:
     with closing(JournalReader(path / "journal.db")) as journal:
         journal.verify()
         rows = journal.rows_after(journal.anchor().position, -1)
-        return [packet_pb2.JournalEntry.FromString(row.entry) for row in rows]
+        return [entry for row in rows for entry in singly(entry_of(row.entry))]
 
 
 def ledger(decision: pb.Decision) -> list[tuple[pb.Stage.ValueType, pb.Degradation.ValueType]]:

@@ -114,7 +114,7 @@ async def test_a_batch_cancelled_in_its_second_slice_was_heard_by_nobody(tmp_pat
     async with request_path(tmp_path) as p:
         p.gate.open = asyncio.Semaphore(64 + 10)
         call = asyncio.create_task(batch_of(p, [order(f"{number}") for number in range(128)]))
-        await until(lambda: p.journal.position == 64 + 10)
+        await until(lambda: p.journal.written == 64 + 10)
         call.cancel()
         await asyncio.wait((call,))
         await p.settled()
@@ -164,7 +164,7 @@ async def test_of_a_stream_that_closes_after_one_answer_one_was_heard(tmp_path: 
         answers = p.stream(*(order(f"{number}") for number in range(50)))
         heard = result_in(await anext(answers)).order_ref
         under_way = result_in(await anext(answers)).order_ref
-        await until(lambda: p.journal.position == 50)
+        await until(lambda: p.journal.written == 50)
         await answers.aclose()  # while the transport still has the second
         await p.settled()
     found = statuses(tmp_path)
@@ -189,7 +189,7 @@ async def test_an_answer_that_waits_for_a_slow_reader_past_its_deadline_is_not_s
     async with request_path(tmp_path) as p:
         answers = p.stream(order("one"), order("two"))
         first = result_in(await anext(answers))
-        await until(lambda: p.replies.owed == 2 and p.journal.position == 2 and p.journal.depth == 0)
+        await until(lambda: p.replies.owed == 2 and p.journal.written == 2 and p.journal.depth == 0)
         p.ahead_seconds = PATIENT.cap_seconds
         second = result_in(await anext(answers))
         assert second.error.reason == "DEADLINE_EXCEEDED"

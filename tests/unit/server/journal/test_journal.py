@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -62,6 +63,68 @@ async def test_rows_appended_together_share_one_commit(tmp_path: Path) -> None:
         assert journal.commit_rows.buckets()[1] == 3
         assert 0 < journal.commits.buckets()[1] == journal.last_commit_seconds
     assert entries_in(journal.settings.path) == [b"a", b"b", b"c"]
+
+
+class Decisions:
+    """As much of a batch of decisions as the journal knows: text whose lines are decisions."""
+
+    def __init__(self, *lines: str, state: str = "") -> None:
+        self.lines = lines
+        self.state = state
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def can_join(self, other: Decisions) -> bool:
+        return self.state == other.state
+
+    def entry(self, others: Sequence[Decisions]) -> bytes:
+        lines = [line for batch in (self, *others) for line in batch.lines]
+        if "broken" in lines:
+            raise ValueError("a bug")
+        return "\n".join(lines).encode()
+
+
+async def test_decisions_side_by_side_in_a_commit_are_one_entry(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        appends = [
+            journal.append_batch(Decisions("a", "b")),
+            journal.append_batch(Decisions("c")),
+            journal.append(b"a note"),
+            journal.append_batch(Decisions("d")),
+            journal.append_batch(Decisions("e", state="halted")),
+            journal.append_batch(Decisions("f", state="halted")),
+        ]
+        assert journal.depth == 7
+        await asyncio.gather(*appends)
+        assert (journal.batches, journal.written, journal.depth, journal.position) == (1, 7, 0, 4)
+        assert journal.commit_rows.buckets()[1] == 7
+    assert entries_in(journal.settings.path) == [b"a\nb\nc", b"a note", b"d", b"e\nf"]
+
+
+async def test_a_batch_of_which_no_entry_can_be_made_harms_no_other(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path)) as journal:
+        with capture_logs() as lines:
+            appends = [journal.append_batch(Decisions(one)) for one in ("a", "broken", "c")]
+            results = await asyncio.gather(*appends, return_exceptions=True)
+        assert results[0] is results[2] is True
+        assert isinstance(results[1], JournalError)
+        assert [line["event"] for line in lines] == ["audit_entry_failed"]
+        assert (journal.writable, journal.outages, journal.refused, journal.depth) == (True, 0, 1, 0)
+        alone = await asyncio.gather(journal.append_batch(Decisions("broken")), return_exceptions=True)
+        assert isinstance(alone[0], JournalError)
+        await journal.append_batch(Decisions("d"))
+    assert entries_in(journal.settings.path) == [b"a", b"c", b"d"]
+
+
+async def test_a_batch_counts_as_many_rows_as_it_has_decisions(tmp_path: Path) -> None:
+    async with Journal(settings(tmp_path, queue_rows=3)) as journal:
+        kept = journal.append_batch(Decisions("a", "b"))
+        with pytest.raises(JournalFullError):
+            journal.append_batch(Decisions("c", "d"))
+        assert journal.refused == 2
+        await kept
+        await journal.append_batch(Decisions("c", "d"))
 
 
 async def test_who_stops_waiting_harms_nobody_and_loses_no_row(tmp_path: Path) -> None:

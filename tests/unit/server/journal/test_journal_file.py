@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batches import together
 
 from pretrade.audit.v1 import packet_pb2
 from server.errors import JournalCorruptedError, JournalError
@@ -177,8 +178,9 @@ def test_rows_without_a_decision_are_found_by_an_index(tmp_path: Path) -> None:
     decision.decision.decision.decision_id = "d"
     note, change = packet_pb2.JournalEntry(), packet_pb2.JournalEntry()
     note.reply_heard.decision_id, change.control_change.change_id = "d", "c"
+    several = together([decision.decision, decision.decision])
     with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
-        kinds = [decision, note, decision, decision, change, note, decision]
+        kinds = [decision, note, several, decision, change, note, several]
         journal.append([one.SerializeToString() for one in kinds])
     with closing(JournalReader(tmp_path / "journal.db")) as reader:
         assert [row.position for row in reader.others_after(0)] == [2, 5, 6]
@@ -192,3 +194,24 @@ def test_rows_without_a_decision_are_found_by_an_index(tmp_path: Path) -> None:
         reader._connection.set_trace_callback(None)
         (*_, plan) = reader._connection.execute(f"EXPLAIN QUERY PLAN {statements[0]}").fetchone()
         assert "USING INDEX others (position>?)" in plan
+
+
+def test_large_rows_are_trimmed_and_passed_on_few_at_a_time(tmp_path: Path) -> None:
+    with closing(JournalFile(tmp_path / "journal.db", sync_commits=False)) as journal:
+        journal.append([bytes(100_000)] * 20)
+        assert journal.trim(20, 256)
+        assert journal.anchor.position == 3
+        steps = 1
+        while journal.trim(20, 256):
+            steps += 1
+        assert (journal.anchor.position, steps) == (20, 6)
+        journal.append([bytes(2_000_000), b"small", *[bytes(300_000)] * 5])
+        with closing(JournalReader(tmp_path / "journal.db")) as reader:
+            found = []
+            position = 20
+            while rows := reader.settled_rows_after(position, 100):
+                found.append(len(rows))
+                position = rows[-1].position
+            assert found == [1, 5, 1]
+        assert journal.trim(27, 256)
+        assert journal.anchor.position == 21

@@ -1051,7 +1051,7 @@ class ProcessStatus(_message.Message):
     in_flight: _builtins.int
     """Decisions under way."""
     unshipped: _builtins.int
-    """Rows of its journal not yet in SQL."""
+    """Entries of its journal not yet in SQL; each holds the decisions of a commit."""
     restarts: _builtins.int
     """Times that this place's process ended by itself and was started again."""
     control_version: _builtins.int
@@ -1338,9 +1338,9 @@ class AuditStatus(_message.Message):
     writable: _builtins.bool
     """True when rows are made durable."""
     written: _builtins.int
-    """Rows written since start."""
+    """Decisions and other entries written since start."""
     unshipped: _builtins.int
-    """Rows not yet in SQL."""
+    """Journal entries not yet in SQL; each holds the decisions of a commit."""
     last_error: _builtins.str
     """The last error; empty when there was none or it is over."""
     def __init__(

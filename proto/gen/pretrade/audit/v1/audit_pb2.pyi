@@ -72,6 +72,7 @@ class AuditedDecision(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     HEARD_ACTION_FIELD_NUMBER: _builtins.int
     HEARD_REASONS_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
     reply_status: _builtins.str
     """`replied`: the deadline had not passed when the server handed the reply's bytes to the transport. Whether they reached
     the caller no server knows. `reply_unconfirmed:<cause>`: with a cause of `ReplyUnconfirmed`. `unsettled`: it is not
@@ -80,15 +81,17 @@ class AuditedDecision(_message.Message):
     found_in: _builtins.str
     """`database` or `journal`."""
     journal_id: _builtins.str
-    """The journal that holds or held the row."""
+    """The journal that holds or held the entry."""
     position: _builtins.int
-    """Position of the row."""
+    """Position of the entry."""
     hash: _builtins.bytes
-    """Hash of the row: 32 bytes."""
+    """Hash of the entry: 32 bytes."""
     heard_action: Global___HeardAction.ValueType
     """What the caller heard: the packet's action, unless `reply_status` names a cause. For `withdrawn` it is what repeats of
     the call heard; the first call may have heard the packet's action.
     """
+    row: _builtins.int
+    """The decision's row in the entry, counted from 0: the entry holds the decisions that became durable with it."""
     @_builtins.property
     def packet(self) -> _packet_pb2.DecisionPacket:
         """The packet."""
@@ -108,10 +111,11 @@ class AuditedDecision(_message.Message):
         hash: _builtins.bytes = ...,
         heard_action: Global___HeardAction.ValueType = ...,
         heard_reasons: _abc.Iterable[_decision_pb2.ReasonCode.ValueType] | None = ...,
+        row: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["packet", b"packet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["found_in", b"found_in", "hash", b"hash", "heard_action", b"heard_action", "heard_reasons", b"heard_reasons", "journal_id", b"journal_id", "packet", b"packet", "position", b"position", "reply_status", b"reply_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found_in", b"found_in", "hash", b"hash", "heard_action", b"heard_action", "heard_reasons", b"heard_reasons", "journal_id", b"journal_id", "packet", b"packet", "position", b"position", "reply_status", b"reply_status", "row", b"row"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

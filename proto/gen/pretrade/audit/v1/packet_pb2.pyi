@@ -55,6 +55,7 @@ class JournalEntry(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
     REPLY_UNCONFIRMED_FIELD_NUMBER: _builtins.int
     CONTROL_CHANGE_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
@@ -65,7 +66,11 @@ class JournalEntry(_message.Message):
     REPLY_HEARD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> Global___DecisionPacket:
-        """A decision, written before its reply."""
+        """One decision by itself, as the topic has it."""
+
+    @_builtins.property
+    def decisions(self) -> Global___DecisionBatch:
+        """Decisions that became durable together, written before their replies."""
 
     @_builtins.property
     def reply_unconfirmed(self) -> Global___ReplyUnconfirmed:
@@ -103,6 +108,7 @@ class JournalEntry(_message.Message):
         self,
         *,
         decision: Global___DecisionPacket | None = ...,
+        decisions: Global___DecisionBatch | None = ...,
         reply_unconfirmed: Global___ReplyUnconfirmed | None = ...,
         control_change: Global___ControlChange | None = ...,
         settings: Global___SettingsInForce | None = ...,
@@ -112,11 +118,11 @@ class JournalEntry(_message.Message):
         canary_event: Global___CanaryEvent | None = ...,
         reply_heard: Global___ReplyHeard | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "decisions", b"decisions", "entry", b"entry", "outcome", b"outcome", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "entry", b"entry", "outcome", b"outcome", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_refused", b"access_refused", "canary_event", b"canary_event", "control_change", b"control_change", "decision", b"decision", "decisions", b"decisions", "entry", b"entry", "outcome", b"outcome", "reply_heard", b"reply_heard", "reply_unconfirmed", b"reply_unconfirmed", "score_pairs", b"score_pairs", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "reply_unconfirmed", "control_change", "settings", "outcome", "access_refused", "score_pairs", "canary_event", "reply_heard"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["decision", "decisions", "reply_unconfirmed", "control_change", "settings", "outcome", "access_refused", "score_pairs", "canary_event", "reply_heard"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -229,6 +235,225 @@ class DecisionPacket(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecisionPacket: _TypeAlias = DecisionPacket  # noqa: Y015
+
+@_typing.final
+class DecisionBatch(_message.Message):
+    """Decisions that became durable together: one entry of the journal, with one hash. What is the same in many of them stands
+    here once. A decision is a row, counted from 0; its key is the entry's position and its row.
+
+    The packet of a row is `shared`, merged with the parts that the columns choose from the tables, with the values of the
+    columns, and last with its `rest`. In a column that chooses from a table, 1 is the table's first part and 0 is none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARED_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
+    MODEL_INPUTS_FIELD_NUMBER: _builtins.int
+    FEATURE_SET_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    ORDER_REF_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    LIMIT_PRICE_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    FEATURE_AGE_NS_FIELD_NUMBER: _builtins.int
+    DECIDED_AT_NS_FIELD_NUMBER: _builtins.int
+    ALLOWED_US_FIELD_NUMBER: _builtins.int
+    USED_US_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    MODEL_INPUT_FIELD_NUMBER: _builtins.int
+    BOOK_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    AGE_US_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    ARRIVED_MONOTONIC_NS_FIELD_NUMBER: _builtins.int
+    DECIDED_MONOTONIC_NS_FIELD_NUMBER: _builtins.int
+    MID_PRICE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_USED_US_FIELD_NUMBER: _builtins.int
+    ATTEMPT_BATCH_INDEX_FIELD_NUMBER: _builtins.int
+    REST_ROW_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    feature_set_id: _builtins.str
+    """The feature set of `model_inputs`."""
+    @_builtins.property
+    def shared(self) -> Global___DecisionPacket:
+        """What all rows have: the server, its settings and its control state."""
+
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.Order]:
+        """Table: instrument, side, strategy, and what else orders have in common."""
+
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionPacket]:
+        """Table: action, source, reasons, degradations, model and threshold, and when the model's scores expire."""
+
+    @_builtins.property
+    def books(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureProvenance]:
+        """Table: what was known of an instrument, without its age."""
+
+    @_builtins.property
+    def model_inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Table: `DecisionPacket.model_input`."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """Table: attempts without `used_us` and `batch_index`."""
+
+    @_builtins.property
+    def decision_id(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`Decision.decision_id`."""
+
+    @_builtins.property
+    def order_ref(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`Order.order_ref`, and that of the decision, which is the same."""
+
+    @_builtins.property
+    def idempotency_key(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`Order.idempotency_key`; the column is empty when no row has one."""
+
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Chooses from `orders`."""
+
+    @_builtins.property
+    def quantity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """`Order.quantity`."""
+
+    @_builtins.property
+    def limit_price(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """`Order.limit_price`; NaN when the order has none."""
+
+    @_builtins.property
+    def answer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Chooses from `answers`."""
+
+    @_builtins.property
+    def score(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """`Decision.score`; NaN when nobody scored."""
+
+    @_builtins.property
+    def feature_age_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`Decision.feature_age` in nanoseconds; -2^63 when the decision has none."""
+
+    @_builtins.property
+    def decided_at_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`Decision.decided_at`, nanoseconds since the Unix epoch."""
+
+    @_builtins.property
+    def allowed_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`Decision.budget.allowed_us`."""
+
+    @_builtins.property
+    def used_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`Decision.budget.used_us`."""
+
+    @_builtins.property
+    def ledger(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The rest of `Decision.budget`: a serialised `pretrade.decision.v1.Budget`."""
+
+    @_builtins.property
+    def model_input(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Chooses from `model_inputs`."""
+
+    @_builtins.property
+    def book(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Chooses from `books`."""
+
+    @_builtins.property
+    def age_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """`FeatureProvenance.age_seconds`; NaN when the server knew nothing of the instrument."""
+
+    @_builtins.property
+    def age_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`FeatureProvenance.age_us`."""
+
+    @_builtins.property
+    def attempt_count(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many of the attempts below are this row's; those of the first row come first."""
+
+    @_builtins.property
+    def arrived_monotonic_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`DecisionPacket.arrived_monotonic_ns`."""
+
+    @_builtins.property
+    def decided_monotonic_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`DecisionPacket.decided_monotonic_ns`."""
+
+    @_builtins.property
+    def mid_price(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """`DecisionPacket.mid_price`."""
+
+    @_builtins.property
+    def attempt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each attempt: chooses from `attempts`."""
+
+    @_builtins.property
+    def attempt_used_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each attempt: `used_us`."""
+
+    @_builtins.property
+    def attempt_batch_index(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each attempt: `batch_index`."""
+
+    @_builtins.property
+    def rest_row(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows that have something that no column holds, in rising order."""
+
+    @_builtins.property
+    def rest(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """That, for each of these rows: a serialised `DecisionPacket`."""
+
+    def __init__(
+        self,
+        *,
+        shared: Global___DecisionPacket | None = ...,
+        orders: _abc.Iterable[_decision_pb2.Order] | None = ...,
+        answers: _abc.Iterable[Global___DecisionPacket] | None = ...,
+        books: _abc.Iterable[Global___FeatureProvenance] | None = ...,
+        model_inputs: _abc.Iterable[_builtins.bytes] | None = ...,
+        feature_set_id: _builtins.str = ...,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
+        decision_id: _abc.Iterable[_builtins.str] | None = ...,
+        order_ref: _abc.Iterable[_builtins.str] | None = ...,
+        idempotency_key: _abc.Iterable[_builtins.str] | None = ...,
+        order: _abc.Iterable[_builtins.int] | None = ...,
+        quantity: _abc.Iterable[_builtins.float] | None = ...,
+        limit_price: _abc.Iterable[_builtins.float] | None = ...,
+        answer: _abc.Iterable[_builtins.int] | None = ...,
+        score: _abc.Iterable[_builtins.float] | None = ...,
+        feature_age_ns: _abc.Iterable[_builtins.int] | None = ...,
+        decided_at_ns: _abc.Iterable[_builtins.int] | None = ...,
+        allowed_us: _abc.Iterable[_builtins.int] | None = ...,
+        used_us: _abc.Iterable[_builtins.int] | None = ...,
+        ledger: _abc.Iterable[_builtins.bytes] | None = ...,
+        model_input: _abc.Iterable[_builtins.int] | None = ...,
+        book: _abc.Iterable[_builtins.int] | None = ...,
+        age_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        age_us: _abc.Iterable[_builtins.int] | None = ...,
+        attempt_count: _abc.Iterable[_builtins.int] | None = ...,
+        arrived_monotonic_ns: _abc.Iterable[_builtins.int] | None = ...,
+        decided_monotonic_ns: _abc.Iterable[_builtins.int] | None = ...,
+        mid_price: _abc.Iterable[_builtins.float] | None = ...,
+        attempt: _abc.Iterable[_builtins.int] | None = ...,
+        attempt_used_us: _abc.Iterable[_builtins.int] | None = ...,
+        attempt_batch_index: _abc.Iterable[_builtins.int] | None = ...,
+        rest_row: _abc.Iterable[_builtins.int] | None = ...,
+        rest: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shared", b"shared"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "age_us", b"age_us", "allowed_us", b"allowed_us", "answer", b"answer", "answers", b"answers", "arrived_monotonic_ns", b"arrived_monotonic_ns", "attempt", b"attempt", "attempt_batch_index", b"attempt_batch_index", "attempt_count", b"attempt_count", "attempt_used_us", b"attempt_used_us", "attempts", b"attempts", "book", b"book", "books", b"books", "decided_at_ns", b"decided_at_ns", "decided_monotonic_ns", b"decided_monotonic_ns", "decision_id", b"decision_id", "feature_age_ns", b"feature_age_ns", "feature_set_id", b"feature_set_id", "idempotency_key", b"idempotency_key", "ledger", b"ledger", "limit_price", b"limit_price", "mid_price", b"mid_price", "model_input", b"model_input", "model_inputs", b"model_inputs", "order", b"order", "order_ref", b"order_ref", "orders", b"orders", "quantity", b"quantity", "rest", b"rest", "rest_row", b"rest_row", "score", b"score", "shared", b"shared", "used_us", b"used_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionBatch: _TypeAlias = DecisionBatch  # noqa: Y015
 
 @_typing.final
 class FeatureProvenance(_message.Message):

@@ -16,7 +16,7 @@ from server.audit.shipping.shipping import Progress, ShippingSettings, Task
 from server.audit.shipping.shipping_process import Shipping
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
 from server.audit.store.store import Store
-from server.journal.journal_file import JournalFile
+from server.journal.journal_file import PASSED_ON_BYTES, JournalFile
 
 
 class _Stopped(BaseException):
@@ -73,6 +73,16 @@ def test_everything_is_shipped_in_batches_and_then_it_waits(journal: JournalFile
     assert [(report.position, report.error) for report in reports] == [(0, ""), (10, ""), (20, ""), (25, "")]
     assert pauses == [0.5]
     assert shipped_ids(task, ids) == ids
+
+
+def test_large_entries_fill_a_shipment_too(journal: JournalFile, task: Task) -> None:
+    large = [packet_pb2.JournalEntry.FromString(entry(str(i))) for i in range(5)]
+    for one in large:
+        one.decision.model_input = bytes(PASSED_ON_BYTES // 2)
+    journal.append([one.SerializeToString() for one in large])
+    reports, pauses = ship(task)
+    assert [report.position for report in reports] == [0, 2, 4, 5]
+    assert pauses == [0.5], "it waits for more only after the last one"
 
 
 def test_rows_that_trickle_in_are_shipped_together_after_a_pause(journal: JournalFile, task: Task) -> None:
