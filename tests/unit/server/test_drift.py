@@ -216,10 +216,12 @@ def test_the_report_is_one_page_that_stands_by_itself(tmp_path: Any, compared: b
     labelled = quality(
         [LabelledDecision("TRADE", "PRIMARY", 0.7, True), LabelledDecision("NO_TRADE", "PRIMARY", 0.2, False)]
     )
-    write_report(tmp_path / "drift.html", found, {"all": labelled})
+    of_rules = quality([LabelledDecision("NO_TRADE", "RULES", None, False)])
+    write_report(tmp_path / "drift.html", found, {"all": labelled, "RULES": of_rules})
     page = (tmp_path / "drift.html").read_text()
     assert page.startswith("<!doctype html>")
     assert page.count("<svg") == (3 if compared else 1)
     assert (f"class=drifted><td>{features.NAMES[2]}" in page) == compared
     assert "http-equiv" not in page
     assert "src=" not in page
+    assert "RULES: 1 labelled; of what callers heard as TRADE, precision – at coverage 0.000; Brier –" in page

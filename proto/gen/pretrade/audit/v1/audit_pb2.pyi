@@ -70,9 +70,9 @@ class AuditedDecision(_message.Message):
     JOURNAL_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
     HEARD_ACTION_FIELD_NUMBER: _builtins.int
     HEARD_REASONS_FIELD_NUMBER: _builtins.int
-    ROW_FIELD_NUMBER: _builtins.int
     reply_status: _builtins.str
     """`replied`: the deadline had not passed when the server handed the reply's bytes to the transport. Whether they reached
     the caller no server knows. `reply_unconfirmed:<cause>`: with a cause of `ReplyUnconfirmed`. `unsettled`: it is not
@@ -86,12 +86,12 @@ class AuditedDecision(_message.Message):
     """Position of the entry."""
     hash: _builtins.bytes
     """Hash of the entry: 32 bytes."""
+    row: _builtins.int
+    """The decision's row in the entry, counted from 0: the entry holds the decisions that became durable with it."""
     heard_action: Global___HeardAction.ValueType
     """What the caller heard: the packet's action, unless `reply_status` names a cause. For `withdrawn` it is what repeats of
     the call heard; the first call may have heard the packet's action.
     """
-    row: _builtins.int
-    """The decision's row in the entry, counted from 0: the entry holds the decisions that became durable with it."""
     @_builtins.property
     def packet(self) -> _packet_pb2.DecisionPacket:
         """The packet."""
@@ -109,9 +109,9 @@ class AuditedDecision(_message.Message):
         journal_id: _builtins.str = ...,
         position: _builtins.int = ...,
         hash: _builtins.bytes = ...,
+        row: _builtins.int = ...,
         heard_action: Global___HeardAction.ValueType = ...,
         heard_reasons: _abc.Iterable[_decision_pb2.ReasonCode.ValueType] | None = ...,
-        row: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["packet", b"packet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
