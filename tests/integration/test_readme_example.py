@@ -28,7 +28,10 @@ def command(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -> Iter
         yield command
 
 
-def test_the_explainer_runs_its_model_before_anybody_asks(command: Up) -> None:
+def test_replicas_and_explainer_are_warm_before_anybody_asks(command: Up) -> None:
+    log = (command.directory / "logs" / "server.log").read_text()
+    warm = {entry["replica"] for entry in map(json.loads, log.splitlines()) if entry["event"] == "replica is warm"}
+    assert warm == {"primary", "secondary", "challenger"}
     running = [" ".join(child.cmdline()) for child in command.children()]
     assert any("server.models.model_process" in one for one in running)
 

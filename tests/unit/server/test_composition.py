@@ -1,13 +1,18 @@
-"""How components are put together: by few arguments, and by methods rather than by assignment."""
+"""How components are put together: by few arguments, by methods rather than by assignment, and warm when they serve."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final
 
 import pytest
+from support.cases import Clock
+
+from server.composition.app import _health
+from server.settings import Settings
 
 ROOT: Final = Path(__file__).parents[3]
 MOST_ARGUMENTS: Final = 14
@@ -37,3 +42,34 @@ def test_nothing_puts_its_own_function_into_another_object(path: Path) -> None:
             if isinstance(target, ast.Attribute) and target.attr.startswith(("on_", "observe")):
                 own = isinstance(target.value, ast.Name) and target.value.id == "self"
                 assert own, f"line {node.lineno}: {ast.unparse(target)}"
+
+
+@pytest.mark.parametrize("cold", ["primary", "explanations"])
+def test_a_server_is_ready_when_replicas_and_explainer_are_warm(cold: str) -> None:
+    primary = SimpleNamespace(
+        name="primary", endpoint="somewhere", token=None, tls=None, healthy=True, warm=cold != "primary"
+    )
+    explaining = SimpleNamespace(problem="", warming_up=cold == "explanations")
+    base: Any = SimpleNamespace(
+        journal=SimpleNamespace(problem=""),
+        shipper=SimpleNamespace(last_error="", topic=None),
+        feature_cache=SimpleNamespace(connected=True, get=lambda _: object()),
+        security=SimpleNamespace(components=dict),
+    )
+    path: Any = SimpleNamespace(
+        control=SimpleNamespace(problem=""),
+        embedded=SimpleNamespace(model=SimpleNamespace(fault="")),
+        replicas=(primary,),
+        tracing=None,
+    )
+    clock = Clock()
+    process: Any = SimpleNamespace(settings=Settings(), clock=clock)
+    parts: tuple[Any, Any] = (explaining, SimpleNamespace(set=lambda *_: None))
+    health = _health(process, base, path, *parts)
+    clock.now += 60
+    health.update()
+    assert not health.problems()[cold]
+    before = health.ready
+    primary.warm, explaining.warming_up = True, False
+    health.update()
+    assert (before, health.ready) == (False, True)
