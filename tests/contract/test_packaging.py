@@ -223,7 +223,7 @@ def test_the_server_adds_its_commands_and_an_extra_that_is_missing_is_named(with
     listed = without_extras.run("pretrade", "--help")
     assert listed.returncode == 0, listed.stderr
     assert " demo " in listed.stdout
-    assert "is missing: pip install 'pretrade-server[" in listed.stdout, "audit needs SQLAlchemy"
+    assert " audit " in listed.stdout
     for command in ("audit", "up"):  # one that cannot be loaded, and one that cannot be run
         found = without_extras.run("pretrade", command)
         assert found.returncode == 1

@@ -48,9 +48,9 @@ def test_the_status_shows_the_canary_with_its_evidence() -> None:
 def test_the_status_says_which_model_is_embedded_or_why_none_is() -> None:
     status = admin_pb2.GetStatusResponse(instance_id="one", trading_state=admin_pb2.TRADING_STATE_ACTIVE)
     status.embedded.problem = "no model: this server has no model store"
-    assert "embedded: no model: this server has no model store" in shown(status_view(status))
+    assert "embedded  no model: this server has no model store" in shown(status_view(status))
     status.embedded.problem, status.embedded.model_version = "", "aa" * 8
-    assert f"embedded: model {'aa' * 8}" in shown(status_view(status))
+    assert f"embedded  model {'aa' * 8}" in shown(status_view(status))
 
 
 def test_what_people_and_errors_say_is_shown_as_it_is() -> None:
