@@ -129,3 +129,10 @@ def test_grafana_finds_the_data_source_and_room_for_every_panel(path: Path) -> N
         assert not cells & places, panel["title"]
         places |= cells
     assert len({json.loads(each.read_text())["uid"] for each in DASHBOARDS}) == len(DASHBOARDS)
+
+
+def test_what_the_status_names_as_the_worst_thing_has_its_section() -> None:
+    source = (ROOT / "client/pretrade/client/cli/worst.py").read_text()
+    named = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)+)"', source))
+    assert {"ReplicaDown", "TradingHalted", "JournalFull"} <= named
+    assert {section.lower() for section in named} <= set(SECTIONS)

@@ -71,7 +71,7 @@ class Items:
 
     Args:
         name: What stands first.
-        items: What follows. One that is longer than a whole line is broken, and nothing of it is left out.
+        items: What follows. One that is longer than a whole line breaks between its words; nothing of it is left out.
     """
 
     def __init__(self, name: str | Text, items: Sequence[str | Text]) -> None:
@@ -82,16 +82,18 @@ class Items:
         """The lines."""
         line = self._name.copy()
         for item in self._items:
-            separator = "  " if line.plain.strip() else ""
-            if line.plain.strip() and line.cell_len + len(separator) + item.cell_len > options.max_width:
-                yield _whole(line)
-                line, separator = Text(" " * _INDENT), ""
-            line = Text.assemble(line, separator, item)
-        yield _whole(line)
+            whole = item.cell_len <= options.max_width - _INDENT
+            for index, part in enumerate([item] if whole else item.split(" ")):
+                gap = " " if index else "  "
+                if line.cell_len + len(gap) + part.cell_len > options.max_width:
+                    yield _folded(line)
+                    line, gap = Text(" " * _INDENT), ""
+                line = Text.assemble(line, gap, part)
+        yield _folded(line)
 
 
-def _whole(line: Text) -> Text:
-    """The line, broken where it is too long and not shortened."""
+def _folded(line: Text) -> Text:
+    """The line; a word that is longer than the terminal is wide goes on in the next one."""
     line.overflow = "fold"
     return line
 

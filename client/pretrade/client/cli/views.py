@@ -10,7 +10,6 @@ from contextlib import suppress
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +25,7 @@ _CHANGES_SECONDS = 5.0
 CHANGES_SHOWN = 5
 """Changes that a live view adds below the status."""
 _BAR_WIDTH = 20
+_COLOURS = {admin_pb2.CANARY_VERDICT_WORSE: "red", admin_pb2.CANARY_VERDICT_BETTER_OR_EQUAL: "green"}
 
 
 class History:
@@ -252,34 +252,47 @@ def model_table(models: Iterable[admin_pb2.ModelVersion]) -> Rows:
 
 
 def canary_view(canary: admin_pb2.Canary) -> Group:
-    """A canary for a terminal: where it is, and its evidence."""
+    """A canary for a terminal: where it is, what its evidence says, and each check in words."""
     state = enum_name(admin_pb2.CanaryState, canary.state)
-    steps = " → ".join(
-        f"[bold]{share:.0%}[/]" if index == canary.step else f"{share:.0%}" for index, share in enumerate(canary.steps)
+    steps = Text(" → ").join(
+        Text(f"{share:.0%}", "bold" if index == canary.step else "") for index, share in enumerate(canary.steps)
     )
     colour = {"PROMOTED": "green", "ROLLED_BACK": "red", "ABORTED": "yellow"}.get(state, "bold")
-    lines = [
-        f"canary [bold]{canary.model_version}[/] against {canary.champion_version}: [{colour}]{state}[/]"
-        f"  {canary.weight:.0%} of the flows{' (held)' if canary.held else ''}   {steps}",
-        f"begun {local_time(canary.started_at.ToDatetime(dt.UTC))} by {escape(canary.author)}: {escape(canary.reason)}",
-        f"verdict [bold]{words(canary.verdict)}[/]: {escape(canary.verdict_reason)}",
-        f"decisions of this process: {canary.decisions:,}",
+    place: list[str | Text] = [f"against champion {canary.champion_version}:", Text(state, colour)]
+    if canary.state == admin_pb2.CANARY_STATE_RUNNING:
+        place.append(f"{canary.weight:.0%} of the flows{', held there by an operator' if canary.held else ''}")
+    lines: list[RenderableType] = [
+        Items(Text.assemble("canary ", (canary.model_version, "bold")), place),
+        Items("steps", [steps, *_flows(canary)]),
+        Items(
+            "begun",
+            [local_time(canary.started_at.ToDatetime(dt.UTC)), f"by {canary.author}:", canary.reason],
+        ),
     ]
     if canary.HasField("ended_at"):
-        lines.append(f"ended {local_time(canary.ended_at.ToDatetime(dt.UTC))}")
-    table = Table("check", "canary", "champion", "tolerance", "samples", "needed", "verdict")
-    for check in canary.checks:
-        known = check.HasField("canary")
-        table.add_row(
-            check.name,
-            f"{check.canary:.4g}" if known else "",
-            f"{check.champion:.4g}" if known else "",
-            f"{check.limit:g}",
-            f"{check.samples:,}",
-            f"{check.minimum_samples:,}" if check.minimum_samples else "",
-            words(check.verdict),
+        lines.append(Items("ended", [local_time(canary.ended_at.ToDatetime(dt.UTC))]))
+    lines += [
+        Items("verdict", [Text(words(canary.verdict), "bold"), canary.verdict_reason]),
+        Items("decisions of this process", [f"{canary.decisions:,}"]),
+        *(Items(Text(check.name, _COLOURS.get(check.verdict, "")), [check.detail]) for check in canary.checks),
+    ]
+    return Group(*lines)
+
+
+def _flows(canary: admin_pb2.Canary) -> Iterator[str | Text]:
+    """How many of the flows are the canary's: without one, its share is nothing, and no evidence comes."""
+    if canary.state != admin_pb2.CANARY_STATE_RUNNING:
+        return
+    if not canary.flows:
+        yield Text("no order has come since it began: nothing to decide, and no evidence", "yellow")
+    elif not canary.canary_flows:
+        yield Text(
+            f"{canary.weight:.0%} of {canary.flows:,} flows is no flow: it gets no orders, and no evidence comes. "
+            "Give it more by `pretrade canary weight PERCENT`",
+            "yellow",
         )
-    return Group(*lines, table) if canary.checks else Group(*lines)
+    else:
+        yield f"{canary.canary_flows:,} of the {canary.flows:,} flows seen are its own"
 
 
 def decision_table(decision: decision_pb2.Decision) -> Table:

@@ -106,7 +106,9 @@ def _champions(status: pb.GetStatusResponse) -> Iterator[Fault]:
     if len(out) == len(champions) > 1:
         by_embedded = bool(status.embedded.model_version) and not status.embedded.problem and _on(status, "embedded")
         rest = "the embedded model answers instead" if by_embedded else "cached scores, rules or no source answer"
-        yield Fault(f"{' and '.join(out.values())}; {rest}", "BothChampionsBroken")
+        dead = not any(one.healthy or _is_steered(one) for one in champions)
+        what = f"neither {' nor '.join(out)} answers" if dead else " and ".join(out.values())
+        yield Fault(f"{what}; {rest}", "BothChampionsBroken")
         return
     for one in champions:
         if one.name in out:
