@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
@@ -22,7 +22,6 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
 from server.audit.reading.changes import list_changes
 from server.audit.reading.journals import Journals, audited, entry_of, matches, unshipped_rows
-from server.audit.reading.labels import Label, LabelledDecision
 from server.audit.store import outcomes
 from server.audit.store.newest import Bounds
 from server.audit.store.schema import DECISIONS
@@ -30,6 +29,9 @@ from server.audit.store.store import Store, StoredDecision
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.journal_file import Head, JournalReader
 from server.journal.reply_status import REPLIED, UNSETTLED, Statuses
+
+if TYPE_CHECKING:
+    from server.audit.reading.labels import Label, LabelledDecision
 
 DEFAULT_PAGE: Final = 50
 LARGEST_PAGE: Final = 500
@@ -207,6 +209,8 @@ class AuditQuery:
         Raises:
             AuditUnavailableError: The database cannot be read.
         """
+        from server.audit.reading.labels import LabelledDecision  # noqa: PLC0415 - the feature engine
+
         if self._store is None:
             raise AuditUnavailableError("labels are in the database, and there is none here")
         columns = DECISIONS.c

@@ -7,20 +7,11 @@ where to get it.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from pretrade.client.cli.lazy import Command
 
 _OURS: Final = "pretrade.client.cli"
-
-
-class Command(NamedTuple):
-    """One command."""
-
-    panel: str
-    """The heading that it stands under in the help."""
-    summary: str
-    """The first paragraph of its own help."""
-    module: str = ""
-    """The module whose `app` holds it; empty for a command of `pretrade-server`, which an entry point names."""
 
 
 def _panel(name: str, *commands: tuple[str, str] | tuple[str, str, str]) -> dict[str, Command]:

@@ -6,15 +6,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from pretrade.client import credential_variables as variables
-from pretrade.client.cli.commands import COMMANDS, Command
+from pretrade.client.cli.commands import COMMANDS
+from pretrade.client.cli.lazy import LazyGroup, commands_of
 from pretrade.client.proxies import spare_this_machine
 
 if TYPE_CHECKING:
@@ -27,30 +26,16 @@ _REQUIREMENT: Final = re.compile(r"([a-z0-9-]+).*; extra == '([a-z]+)'")
 _OURS: Final = ("fallback", "feature_cache", "loadtest", "local", "pretrade", "server", "torchserve")
 
 
-class Listed(TyperCommand):
-    """A command as the help lists it. Whoever calls it gets `Commands.load`."""
+class Commands(LazyGroup):
+    """Our own commands, and those that `pretrade-server` adds."""
 
-    def __init__(self, name: str, known: Command) -> None:
-        super().__init__(name, help=known.summary, rich_help_panel=known.panel)
-
-
-class Commands(TyperGroup):
-    """Our own commands, and those that `pretrade-server` adds.
-
-    The help lists all of them and loads none. A command that is called loads the one module that holds it.
-    """
+    known = COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands, in the order of the help."""
+        """The names of the commands that are installed, in the order of the help."""
         added = _added()
         known = [name for name, command in COMMANDS.items() if command.module or name in added]
         return [*known, *sorted(set(added).difference(known))]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, as the help lists it; None when there is none."""
-        if cmd_name in COMMANDS and (COMMANDS[cmd_name].module or cmd_name in _added()):
-            return Listed(cmd_name, COMMANDS[cmd_name])
-        return self.load(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that is called, and its arguments.
@@ -58,31 +43,16 @@ class Commands(TyperGroup):
         Raises:
             SystemExit: It is a command of `pretrade-server`, which is not installed.
         """
-        found = self.load(args[0])
-        if found is not None:
-            return args[0], found, args[1:]
-        if args[0] in COMMANDS and not ctx.resilient_parsing:
+        if args[0] in COMMANDS and self.load(args[0]) is None and not ctx.resilient_parsing:
             raise SystemExit(f"`pretrade {args[0]}` is part of {_SERVER}: pip install '{_SERVER}[local]'")
-        from difflib import get_close_matches
-
-        names = self.list_commands(ctx)
-        if close := get_close_matches(args[0], names):
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {', '.join(map(repr, close))}?")
         return super().resolve_command(ctx, args)
 
-    def load(self, name: str) -> Any:
-        """The command of that name with its arguments; None when there is none."""
-        if name not in self.commands:
-            known = COMMANDS.get(name)
-            if known is not None and known.module:
-                found = _commands_of(import_module(known.module).app)[name]
-            elif (entry := _added().get(name)) is not None:
-                found = _loaded(entry)
-            else:
-                return None
-            found.rich_help_panel = None if known is None else known.panel
-            self.commands[name] = found
-        return self.commands[name]
+    def find(self, name: str) -> Any:
+        """The command of that name, of ours or of an entry point."""
+        if name in COMMANDS and COMMANDS[name].module:
+            return super().find(name)
+        entry = _added().get(name)
+        return None if entry is None else _loaded(entry)
 
 
 app = typer.Typer(
@@ -151,13 +121,6 @@ def _added() -> Mapping[str, EntryPoint]:
         return {}
 
 
-def _commands_of(app: typer.Typer) -> Mapping[str, Any]:
-    """The commands that a `Typer` holds, by name."""
-    holder = typer.Typer(add_completion=False)
-    holder.add_typer(app)
-    return typer.main.get_group(holder).commands
-
-
 def _loaded(entry: EntryPoint) -> Any:
     """The command of an entry point.
 
@@ -165,7 +128,7 @@ def _loaded(entry: EntryPoint) -> Any:
         SystemExit: A package that it needs is missing, or the installation is of another version.
     """
     try:
-        found = _commands_of(entry.load())
+        found = commands_of(entry.load())
     except ModuleNotFoundError as error:
         raise SystemExit(_lacks(error)) from error
     if entry.name not in found:
