@@ -86,7 +86,11 @@ class AuditCommands(LazyGroup):
 app = typer.Typer(
     name="audit",
     cls=AuditCommands,
-    help="Look decisions up, recompute and export them, and verify that none was changed.",
     epilog="Exit code 3: no database, journal or server was named, and no stack runs here.",
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def audit() -> None:
+    """Look decisions up, recompute and export them, and verify that none was changed."""

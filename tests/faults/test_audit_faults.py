@@ -29,7 +29,7 @@ from pretrade.admin.v1 import admin_pb2_grpc
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit.cli import app
+from server.audit.commands import app
 from server.audit.reading.verify import Unreachable, verify
 from server.journal.journal_file import JournalReader, journals_of
 
