@@ -17,10 +17,12 @@ from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules,
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from local.stack.stack import PARTS
 from pretrade.client.cli.main import app
 
 ROOT: Final = Path(__file__).parents[2]
 RUNBOOK: Final = (ROOT / "docs" / "runbook.md").read_text()
+LOCAL: Final = (ROOT / "docs" / "runbook-local.md").read_text()
 SECTIONS: Final = {title.lower(): body for title, _, body in (s.partition("\n") for s in RUNBOOK.split("\n## ")[1:])}
 
 
@@ -76,10 +78,16 @@ def test_every_link_within_the_runbook_leads_somewhere() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", RUNBOOK)) <= set(SECTIONS)
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"\$ (pretrade [^\n`]+)", RUNBOOK))))
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"\$ (pretrade [^\n`]+)", RUNBOOK + LOCAL))))
 def test_a_command_of_the_runbook_is_one_that_the_tool_takes(line: str) -> None:
     complaint = complaint_about(shlex.split(line)[1:])
     assert complaint is None, complaint
+
+
+def test_the_page_for_one_machine_names_the_log_of_every_part() -> None:
+    assert set(re.findall(r"`\.pretrade/logs/(\w+)\.log`", LOCAL)) == set(PARTS)
+    for kind in re.findall(r"kubectl (?:--\S+ \S+ )*(\w+)", RUNBOOK):
+        assert f"kubectl {kind}" in LOCAL or kind in ("top",), "what is to be typed here instead"
 
 
 def test_a_command_that_the_tool_does_not_take_is_noticed() -> None:

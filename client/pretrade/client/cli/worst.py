@@ -93,7 +93,11 @@ def _features(status: pb.GetStatusResponse) -> Iterator[Fault]:
     every = len(unusable) == len(status.features)
     which = "every instrument" if every and len(unusable) > 1 else ", ".join(one.instrument for one in unusable)
     why = ", ".join(sorted({one.problem for one in unusable}))
-    if every and not any(one.worker for one in unusable):
+    if all(_is_behind(one) for one in unusable):
+        most = max(one.lag_records for one in unusable)
+        what = f"the feature worker is {most:,} records behind; {which}: {why}, so that orders get ABSTAIN"
+        yield Fault(what, "WorkerBehind")
+    elif every and not any(one.worker for one in unusable):
         yield Fault(f"no feature worker reports; {which}: {why}, so that orders get ABSTAIN", "WorkerDown")
     else:
         section = "BookUnknown" if why == "book unknown" else "FeaturesStale"
@@ -180,7 +184,11 @@ def _challengers(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 
 def _workers(status: pb.GetStatusResponse) -> Iterator[Fault]:
-    behind = [one for one in status.features if one.lag_records > _MANY_RECORDS]
+    behind = [one for one in status.features if one.usable and _is_behind(one)]
     if behind:
         most = max(behind, key=lambda one: one.lag_records)
         yield Fault(f"the feature worker is {most.lag_records:,} records behind on {most.instrument}", "WorkerBehind")
+
+
+def _is_behind(feature: pb.FeatureStatus) -> bool:
+    return feature.lag_records > _MANY_RECORDS

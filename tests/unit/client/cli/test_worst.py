@@ -123,6 +123,16 @@ def test_redis_that_is_gone_is_named_and_not_the_features_that_went_stale_with_i
     assert found.section == "RedisLost"
 
 
+def test_a_worker_that_is_behind_is_named_as_the_cause_and_once() -> None:
+    status = sound()
+    unusable("stale", 0, 1)(status)
+    for feature in status.features:
+        feature.lag_records = 204_574
+    (found,) = faults(status)
+    assert found.section == "WorkerBehind"
+    assert found.what.startswith("the feature worker is 204,574 records behind; every instrument: stale")
+
+
 @pytest.mark.parametrize(
     "out", [(dead(0), dead(1)), (dead(0), held(1, pb.BREAKER_MODE_FORCED_OPEN)), (broken(0), broken(1))]
 )
