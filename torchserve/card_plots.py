@@ -25,7 +25,7 @@ def reliability_plot(walk: WalkForward, kind: str) -> str:
     axes.plot(x, y, color="C0", linewidth=1, label=kind)
     axes.scatter(x, y, s=[100 * one.samples / largest for one in bins], color="C0")
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    return _svg(figure, axes)
+    return _svg(figure)
 
 
 def coverage_plot(walk: WalkForward) -> str:
@@ -43,7 +43,7 @@ def coverage_plot(walk: WalkForward) -> str:
         else:
             _dot(axes, figures, "s", color="black", label=name)
     axes.set(xlim=(0, 1.02))
-    return _svg(figure, axes)
+    return _svg(figure)
 
 
 def _dot(axes: Axes, figures: Figures, marker: str, **style: Any) -> None:
@@ -54,15 +54,15 @@ def _dot(axes: Axes, figures: Figures, marker: str, **style: Any) -> None:
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
     axes.grid(visible=True, linewidth=0.3)
     return figure, axes
 
 
-def _svg(figure: Figure, axes: Axes) -> str:
-    axes.legend(fontsize="small")
+def _svg(figure: Figure) -> str:
+    figure.legend(loc="outside right upper", fontsize="small")  # beside the axes: within, it would cover lines
     written = io.StringIO()
     with rc_context({"svg.hashsalt": "pretrade", "svg.fonttype": "none"}):
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})

@@ -12,6 +12,7 @@ from rich.console import Console
 from local.stack.command import FAILED, MISUSED, OK
 from local.stack.guard import Family
 from local.stack.settings import LocalSettings
+from pretrade.client.cli.options import UNREACHABLE
 from pretrade.client.stack_file import NoStackError, running_stack
 
 
@@ -24,8 +25,8 @@ def kill_part(given: Mapping[str, Any], part: str, after_seconds: float) -> int:
         after_seconds: How long to wait.
 
     Returns:
-        The exit code: 0 when it was killed, 1 when it had ended by itself, 2 when no stack runs there or has no such
-        part.
+        The exit code: 0 when it was killed, 1 when it had ended by itself, 2 when the stack has no such part, 3 when no
+        stack runs there.
     """
     console = Console(highlight=False)
     directory = LocalSettings(**given).dir
@@ -34,7 +35,7 @@ def kill_part(given: Mapping[str, Any], part: str, after_seconds: float) -> int:
         stack = running_stack(directory)
     except NoStackError as error:
         console.print(str(error), markup=False, soft_wrap=True)
-        return MISUSED
+        return UNREACHABLE
     if part not in stack.processes:
         console.print(f"no such part here: {part}; there are {', '.join(sorted(stack.processes))}")
         return MISUSED

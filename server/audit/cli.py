@@ -31,7 +31,6 @@ from pretrade.client.cli.views import explanation_table
 from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.reading.explain import Explainer
 from server.audit.reading.heard import explained, headline
 from server.audit.reading.places import DatabaseUrl as _DatabaseUrl
 from server.audit.reading.places import JournalPath as _JournalPath
@@ -44,13 +43,8 @@ from server.audit.reading.verify import Finding, Open, Unreachable, Unremembered
 from server.audit.shipping.heads import VerifyingKey
 from server.audit.store.store import Store
 from server.errors import AuditError, AuditUnavailableError
-from server.models.archive import ModelStore
 
-app = typer.Typer(
-    name="audit",
-    help="Look decisions up, recompute and export them, and verify that none was changed.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 
 _BAR_WIDTH: Final = 24
 _COLOURS: Final = {audit_pb2.HEARD_ACTION_TRADE: "green", audit_pb2.HEARD_ACTION_NO_TRADE: "yellow"}
@@ -91,6 +85,9 @@ def show(
 
 
 def _explanation(decision: audit_pb2.AuditedDecision, query: AuditQuery, models: Path) -> pb.Explanation:
+    from server.audit.reading.explain import Explainer  # noqa: PLC0415 - models, which few look at
+    from server.models.archive import ModelStore  # noqa: PLC0415
+
     with Explainer(query.packet, ModelStore([models]).find) as explainer:
         return explainer.explain(decision.packet)
 

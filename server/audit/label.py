@@ -24,7 +24,6 @@ from pretrade.client.cli.options import Directory
 from pretrade.client.figures import figure
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.market.v1 import market_pb2
-from server.audit.cli import app
 from server.audit.reading.labels import (
     Label,
     LabelledDecision,
@@ -41,7 +40,7 @@ from server.audit.store.store import Store
 from server.errors import AuditError
 from server.models.markout import HORIZON_SECONDS
 
-__all__ = ["app"]
+app = typer.Typer()
 
 _MOST_DECISIONS: Final = 10_000_000
 
@@ -139,6 +138,7 @@ async def _label_from_kafka(labeller: Labeller, bootstrap_servers: str, topic: s
 
 
 def by_source(found: list[LabelledDecision]) -> dict[str, Quality]:
+    """How good the decisions of each source were, and all of them."""
     groups: dict[str, list[LabelledDecision]] = defaultdict(list)
     for one in found:
         groups["all"].append(one)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -26,7 +26,6 @@ from pretrade.client.cli.options import Directory, span_seconds
 from pretrade.client.enum_names import enum_choices, enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.cli import app
 from server.audit.reading.heard import explained, headline, headline_of_note, heard
 from server.audit.reading.places import (
     DatabaseUrl,
@@ -37,11 +36,15 @@ from server.audit.reading.places import (
     targets,
 )
 from server.audit.reading.query import AuditQuery
-from server.audit.replay import whatif
-from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.errors import AuditError
 from server.journal.reply_status import REPLIED
-from server.models.archive import Archive, ModelStore, read_archive
+
+if TYPE_CHECKING:
+    from server.audit.replay import whatif
+    from server.audit.replay.replay import Replay, WhatIf
+    from server.models.archive import Archive, ModelStore
+
+app = typer.Typer()
 
 _RPC_SECONDS: Final = 10.0
 _VERSION: Final = re.compile("[0-9a-f]{16}")
@@ -212,6 +215,10 @@ def replay(
 
     Exits with 1 when a decision comes out otherwise than recorded, or cannot be replayed.
     """
+    from server.audit.replay import whatif  # noqa: PLC0415 - models, which the other commands do not need
+    from server.audit.replay.replay import AS_RECORDED, Replayer, WhatIf  # noqa: PLC0415
+    from server.models.archive import ModelStore  # noqa: PLC0415
+
     store_path = models or model_store(directory)
     store = ModelStore([store_path])
     with _query(database_url, journal, directory) as query:
@@ -234,6 +241,8 @@ def replay(
 
 
 def _print_replay(one: Replay, what_if: WhatIf, audited: audit_pb2.AuditedDecision) -> None:
+    from server.audit.replay.replay import AS_RECORDED  # noqa: PLC0415 - as in `replay`
+
     recorded = one.packet.decision
     score = repr(one.score) if one.score == one.score else "none"
     typer.echo(f"{recorded.decision_id}: {headline(audited)}")
@@ -266,6 +275,8 @@ def _what_if_heard(one: Replay, audited: audit_pb2.AuditedDecision) -> str:
 
 def _archive(model: str, store: ModelStore, directory: Path) -> Archive:
     """The archive of a file, a version, or a name in the store."""
+    from server.models.archive import read_archive  # noqa: PLC0415 - as in `replay`
+
     path = Path(model)
     if path.suffix == ".mar":
         return read_archive(path)
@@ -278,6 +289,8 @@ def _archive(model: str, store: ModelStore, directory: Path) -> Archive:
 
 
 def _plot(comparison: whatif.Comparison, path: Path) -> None:
+    from server.audit.replay import whatif  # noqa: PLC0415 - as in `replay`
+
     try:
         whatif.plot(comparison, path)
     except ModuleNotFoundError as error:

@@ -34,6 +34,18 @@ _UNPAIRED: Final = 8
 _UNBLAMED: Final = frozenset((Outcome.OVERLOAD, Outcome.IGNORED))
 """Outcomes that say nothing about the model."""
 
+_SENTENCES: Final = {
+    "errors": ("{} of its batches failed, {} of the champion's; {} more is allowed", True),
+    "slow": ("{} of its batches were slow, {} of the champion's; {} more is allowed", True),
+    "fallback": ("another replica answered {} of its orders and {} of the champion's; {} more is allowed", True),
+    "disagreement": ("it decides {0} of the rows otherwise than the champion; {2} is allowed", True),
+    "score_shift": ("its scores differ from the champion's by {0} on average; {2} is allowed", False),
+    "rank": ("it orders {} of the pairs of rows otherwise than the champion, and {} alike; {} more is allowed", True),
+    "brier": ("its Brier score is {}, the champion's {}, where 0 is best; {} more is allowed", False),
+    "bad_trades": ("{} of its rows were bad trades, {} of the champion's; {} more is allowed", True),
+}
+"""What each check says to people of the canary's value, the champion's and the tolerance; whether these are shares."""
+
 
 class Verdict(enum.Enum):
     """What the evidence says."""
@@ -141,10 +153,30 @@ class Check:
         self._canary_sum = self._champion_sum = 0.0
         self.samples = 0
 
+    @property
+    def progress(self) -> str:
+        """How many samples there are of those that are needed."""
+        return f"{self.samples:,} of {self.minimum:,} samples" if self.minimum else f"{self.samples:,} samples"
+
     def __str__(self) -> str:
-        """For people, for example `rank 0.91 against 0.09, tolerance 0, 40 samples`."""
-        values = f"{self.canary:.3g} against {self.champion:.3g}" if self.samples else "no samples"
-        return f"{self.name} {values}, tolerance {self.tolerance:g}, {self.samples} samples"
+        """A sentence for people: what is compared, what came out, and what that says."""
+        if not self.samples:
+            return f"nothing to compare yet ({self.progress})"
+        sentence, as_share = _SENTENCES[self.name]
+        numbers = (self.canary, self.champion, self.tolerance)
+        return (
+            f"{sentence.format(*(f'{one:.1%}' if as_share else f'{one:.3g}' for one in numbers))}: {self._conclusion}"
+        )
+
+    @property
+    def _conclusion(self) -> str:
+        if self.verdict is Verdict.WORSE:
+            return f"WORSE ({self.samples:,} samples)"
+        if self.verdict is Verdict.BETTER_OR_EQUAL:
+            return f"good ({self.progress})" if self.minimum else f"no objection ({self.progress})"
+        if self.samples < self.minimum:
+            return f"too early to say ({self.progress})"
+        return f"enough samples ({self.progress}), but it may still be chance"
 
 
 class Evidence:
@@ -192,7 +224,10 @@ class Evidence:
         verdict = self.verdict
         if verdict is Verdict.BETTER_OR_EQUAL:
             return "within every tolerance"
-        return "; ".join(str(check) for check in self.checks.values() if check.verdict is verdict)
+        deciding = [check for check in self.checks.values() if check.verdict is verdict]
+        if verdict is Verdict.WORSE:
+            return "; ".join(f"{check.name}: {check}" for check in deciding)
+        return f"no verdict yet from {', '.join(f'{check.name} ({check.progress})' for check in deciding)}"
 
     def observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
         """How a batch of either model ended, and what it took. Waits for one of the other."""

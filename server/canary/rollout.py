@@ -127,6 +127,11 @@ class Rollout:
         self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
 
+    @property
+    def flows(self) -> tuple[int, int]:
+        """Different flows with orders since this canary began, as this process saw them, and how many are its own."""
+        return (0, 0) if self.canary is None else self._routing.flows(self.canary)
+
     # What the control state says.
 
     def apply_canary(self, canary: Canary | None) -> None:
@@ -148,6 +153,7 @@ class Rollout:
             return
         if before is None or before.canary_id != canary.canary_id:
             self._routing.canary = None
+            self._routing.forget_flows()
             self.evidence = Evidence(self._settings, self._judges)
             self.decisions = 0
             self.affected.clear()

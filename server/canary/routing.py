@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fallback.budget import BudgetSettings
 from fallback.order import Answer, Case
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from server.canary.plan import Canary
     from server.inference.champion import Champion
     from server.inference.replica import Replica
+
+_MOST_FLOWS: Final = 1_000
+"""Flows that are remembered, so that callers who make up strategies cannot fill the memory."""
 
 
 class CanaryRouting:
@@ -57,6 +60,8 @@ class CanaryRouting:
         self._is_fair = is_fair
         self._order_listeners: list[Callable[[Side, FirstAttempt], None]] = []
         self._clock = clock
+        self._flows: set[tuple[str, str]] = set()
+        """Instrument and strategy of the orders that came while this canary ran."""
         self.canary: Canary | None = None
         """The version on trial; None without one."""
         self.orders = 0
@@ -76,10 +81,25 @@ class CanaryRouting:
         canary = self.canary
         if canary is None or case.features is None or case.from_caller:
             return await self._champion.answer(case)
-        if not canary.takes(case.order.instrument, case.order.strategy):
+        if not self._takes(canary, case):
             return await self._ask_champion(case)
         answer = None if _was_asked(case) else await self._ask(case, canary.model_version)
         return answer if answer is not None else await self._champion.answer(case)
+
+    def _takes(self, canary: Canary, case: Case) -> bool:
+        """True when the order's flow is the canary's. Remembers the flow."""
+        flow = case.order.instrument, case.order.strategy
+        if len(self._flows) < _MOST_FLOWS:
+            self._flows.add(flow)
+        return canary.takes(*flow)
+
+    def flows(self, canary: Canary) -> tuple[int, int]:
+        """How many different flows have had orders since `forget_flows`, and how many of them are the canary's now."""
+        return len(self._flows), sum(canary.takes(*flow) for flow in self._flows)
+
+    def forget_flows(self) -> None:
+        """Another canary begins."""
+        self._flows.clear()
 
     def begin(self, cases: Sequence[JointCase]) -> Sequence[JointCase]:
         """Begins the first attempts at the champion; none while a canary runs, which is asked case by case."""
@@ -98,7 +118,7 @@ class CanaryRouting:
         canary = self.canary
         if canary is None or case.features is None or case.from_caller or _was_asked(case):
             return None
-        if not canary.takes(case.order.instrument, case.order.strategy):
+        if not self._takes(canary, case):
             return None
         return await self._ask(case, canary.model_version)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from server.control.file import ControlFile
 from server.control.model import STRICTNESS, TRADING_STATE, Change, Kept
-from server.control.records import describe, record, to_json
+from server.control.recorded import record
+from server.control.records import describe, to_json
 from server.control.state import ControlSettings
 from server.control.subjects import Subject, one_of
 

@@ -39,7 +39,8 @@ from server.control.model import (
     Timed,
     is_stricter,
 )
-from server.control.records import describe, from_json, record, recorded, to_json
+from server.control.recorded import record, recorded
+from server.control.records import describe, from_json, to_json
 from server.control.shared import SharedControl, SharedSettings, UnreachableError
 from server.control.store import ControlStore, Describe
 from server.control.subjects import OFF, ON, Subject, flag_subject, one_of

@@ -18,7 +18,6 @@ from rich.table import Table
 from pretrade.audit.v1 import audit_pb2
 from pretrade.client.cli.options import Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
-from server.audit.cli import app
 from server.audit.label import by_source
 from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, targets
 from server.audit.reading.query import AuditQuery
@@ -29,7 +28,7 @@ from server.errors import AuditError, AuditUnavailableError
 from server.models.archive import ModelStore
 from server.models.markout import HORIZON_SECONDS
 
-__all__ = ["app"]
+app = typer.Typer()
 
 
 @app.command()

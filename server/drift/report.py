@@ -106,12 +106,12 @@ def _over_time(summary: Summary) -> Figure:
     for one in worst:
         axes.plot(times, [window.psi[one.name] for window in summary.windows], marker=".", label=one.name)
     axes.set(ylabel="PSI", title="the features that differ most")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")  # within the axes it would cover lines
     return figure
 
 
 def _reliability(quality: Mapping[str, Quality]) -> Figure:
-    figure = _figure(5, 5)
+    figure = _figure(7, 5)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
     for source, one in quality.items():
@@ -119,7 +119,7 @@ def _reliability(quality: Mapping[str, Quality]) -> Figure:
             points = [each.mean_score for each in one.bins], [each.eligible for each in one.bins]
             axes.plot(*points, marker="o", label=source)
     axes.set(xlabel="mean score", ylabel="share that was eligible", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")  # within the axes it would cover lines
     return figure
 
 

@@ -290,6 +290,7 @@ class CanarySteering:
         if known is not None and known.canary_id == canary.canary_id:
             evidence = self._rollout.evidence
             message.decisions = self._rollout.decisions
+            message.flows, message.canary_flows = self._rollout.flows
             message.verdict = _VERDICTS[evidence.verdict]
             message.verdict_reason = canary.ending or evidence.reason
             if checks:

@@ -17,10 +17,12 @@ from support.dashboards import DASHBOARDS, OBSERVABILITY, RULES, queries, rules,
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from local.stack.stack import PARTS
 from pretrade.client.cli.main import app
 
 ROOT: Final = Path(__file__).parents[2]
 RUNBOOK: Final = (ROOT / "docs" / "runbook.md").read_text()
+LOCAL: Final = (ROOT / "docs" / "runbook-local.md").read_text()
 SECTIONS: Final = {title.lower(): body for title, _, body in (s.partition("\n") for s in RUNBOOK.split("\n## ")[1:])}
 
 
@@ -76,10 +78,16 @@ def test_every_link_within_the_runbook_leads_somewhere() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", RUNBOOK)) <= set(SECTIONS)
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"\$ (pretrade [^\n`]+)", RUNBOOK))))
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"\$ (pretrade [^\n`]+)", RUNBOOK + LOCAL))))
 def test_a_command_of_the_runbook_is_one_that_the_tool_takes(line: str) -> None:
     complaint = complaint_about(shlex.split(line)[1:])
     assert complaint is None, complaint
+
+
+def test_the_page_for_one_machine_names_the_log_of_every_part() -> None:
+    assert set(re.findall(r"`\.pretrade/logs/(\w+)\.log`", LOCAL)) == set(PARTS)
+    for kind in re.findall(r"kubectl (?:--\S+ \S+ )*(\w+)", RUNBOOK):
+        assert f"kubectl {kind}" in LOCAL or kind in ("top",), "what is to be typed here instead"
 
 
 def test_a_command_that_the_tool_does_not_take_is_noticed() -> None:
@@ -129,3 +137,10 @@ def test_grafana_finds_the_data_source_and_room_for_every_panel(path: Path) -> N
         assert not cells & places, panel["title"]
         places |= cells
     assert len({json.loads(each.read_text())["uid"] for each in DASHBOARDS}) == len(DASHBOARDS)
+
+
+def test_what_the_status_names_as_the_worst_thing_has_its_section() -> None:
+    source = (ROOT / "client/pretrade/client/cli/worst.py").read_text()
+    named = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)+)"', source))
+    assert {"ReplicaDown", "TradingHalted", "JournalFull"} <= named
+    assert {section.lower() for section in named} <= set(SECTIONS)

@@ -28,7 +28,7 @@ from local.stack.stack import Stack
 from pretrade.admin.v1 import admin_pb2_grpc
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from server.audit.cli import app
+from server.audit.commands import app
 from server.audit.reading.verify import Unreachable, verify
 from server.journal.entries import decision_ids, entry_of
 from server.journal.journal_file import JournalReader, journals_of

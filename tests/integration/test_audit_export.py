@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.cli import app
+from server.audit.commands import app
 from server.audit.store.store import Store
 from server.journal.journal_file import GENESIS, Head, Row, follow, link
 

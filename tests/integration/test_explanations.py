@@ -16,7 +16,7 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc
 from pretrade.client.cli.main import app as pretrade
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.cli import app
+from server.audit.commands import app
 
 pytestmark = pytest.mark.stack
 

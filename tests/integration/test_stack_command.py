@@ -19,6 +19,7 @@ from local.stack.command import MISUSED, OK
 from local.stack.killing import kill_part
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
+from pretrade.client.cli.options import UNREACHABLE
 from pretrade.client.stack_file import StackFile
 
 pytestmark = pytest.mark.stack
@@ -138,7 +139,7 @@ def test_a_part_that_was_killed_is_started_again(tmp_path: Path) -> None:
         assert kill_part({"dir": tmp_path}, "valkey", 0.0) == OK
         command.wait_until(lambda: (stack := StackFile.read(tmp_path)) and stack.processes["valkey"] != first)
         assert "valkey was ended by SIGKILL; starting it again" in command.output
-    assert kill_part({"dir": tmp_path}, "valkey", 0.0) == MISUSED
+    assert kill_part({"dir": tmp_path}, "valkey", 0.0) == UNREACHABLE
 
 
 def test_a_part_that_keeps_ending_ends_the_command(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def version(server: DecisionServer) -> int:
 
 def test_what_hurts_is_asked_for_and_what_protects_is_not(server: DecisionServer) -> None:
     halted = run(server, "state", "halted", "--reason", "incident", "--author", "ann")
-    assert (halted.exit_code, halted.stdout.splitlines()[0]) == (0, "ACTIVE → HALTED")
+    assert (halted.exit_code, halted.stdout.splitlines()[0]) == (0, "trading_state: ACTIVE → HALTED")
     assert server.status().trading_state == admin_pb2.TRADING_STATE_HALTED
     before = version(server)
     for words in (
@@ -71,7 +71,7 @@ def test_what_hurts_is_asked_for_and_what_protects_is_not(server: DecisionServer
         ("chain", "rules"),
     ):
         refused = run(server, *words)
-        assert (refused.exit_code, "--yes" in refused.output) == (2, True), words
+        assert (refused.exit_code, "--yes" in refused.output) == (1, True), words
     assert version(server) == before
     assert run(server, "replica", "drain", "challenger").exit_code == 0
     assert run(server, "state", "active", "--yes").exit_code == 0
@@ -213,7 +213,7 @@ def test_the_history_says_who_why_and_what_and_survives_a_restart(server: Decisi
     token = shown["nextPageToken"]
     page = server.admin.ListChanges(admin_pb2.ListChangesRequest(page_size=1, page_token=token), timeout=10)
     assert page.changes[0].changed_at.ToNanoseconds() > 0
-    assert run(server, "changes", "no_such_thing").exit_code == 0
+    assert run(server, "changes", "no_such_thing").exit_code == 2
     server.drain_audit()
     assert json.loads(run(server, "changes", "trading_state", "--json", "--limit", "2").stdout) == shown
 

@@ -25,6 +25,10 @@ class Query(NamedTuple):
     panel: str
     expression: str
     """As Prometheus takes it: Grafana's variable for the interval of a rate is 1m."""
+    legend: str
+    """The name of each series: a text in which `{{label}}` stands for the label's value."""
+    unit: str
+    """Grafana's name for it: `s`, `reqps`, `short`, …"""
 
 
 def rules() -> Iterator[dict[str, Any]]:
@@ -40,7 +44,8 @@ def queries() -> Iterator[Query]:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
                 expression = target["expr"].replace("$__rate_interval", "1m")
-                yield Query(path.stem, panel["title"], expression)
+                unit = panel["fieldConfig"]["defaults"].get("unit", "short")
+                yield Query(path.stem, panel["title"], expression, target["legendFormat"], unit)
 
 
 def series_that_exist() -> set[str]:

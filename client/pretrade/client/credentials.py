@@ -13,13 +13,7 @@ import grpc.aio
 
 from pretrade.client import operator_token, retries
 from pretrade.client.addresses import is_local
-
-CA = "PRETRADE_CLIENT_CA"
-CERTIFICATE = "PRETRADE_CLIENT_CERTIFICATE"
-KEY = "PRETRADE_CLIENT_KEY"
-TLS_NAME = "PRETRADE_CLIENT_TLS_NAME"
-TOKEN = "PRETRADE_CLIENT_TOKEN"  # noqa: S105 - the variable's name
-TOKEN_FILE = "PRETRADE_CLIENT_TOKEN_FILE"  # noqa: S105
+from pretrade.client.credential_variables import CA, CERTIFICATE, KEY, TLS_NAME, TOKEN, TOKEN_FILE
 
 
 class CredentialsError(Exception):

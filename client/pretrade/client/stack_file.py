@@ -201,10 +201,10 @@ def running_stack(directory: Path, instead: str | None = None) -> StackFile:
         raise NoStackError(f"The stack in {place} is still starting, or about to end. Try again when it says it is up.")
     advice = [
         f"No stack runs in {place}.",
-        "  To start one:            pretrade up",
-        f"  If one runs elsewhere:   cd to its folder, or name its directory: --dir FOLDER/{DEFAULT_DIRECTORY},"
+        *([f"  If a server runs elsewhere:  {instead}"] if instead else []),
+        f"  If a stack runs elsewhere:   cd to its folder, or name its directory: --dir FOLDER/{DEFAULT_DIRECTORY},"
         " or PRETRADE_LOCAL_DIR",
-        *([f"  To do without a stack:   {instead}"] if instead else []),
+        "  To start one here:           pretrade up",
     ]
     raise NoStackError("\n".join(advice))
 

@@ -15,7 +15,7 @@ from pretrade.audit.v1 import packet_pb2
 from server.audit.reading.journals import Journals, unshipped_others
 from server.audit.store.schema import CONTROL_CHANGES, JOURNAL_ENTRIES
 from server.audit.store.store import Store
-from server.control.records import recorded
+from server.control.recorded import recorded
 from server.errors import AuditUnavailableError, InvalidRequestError
 from server.journal.entries import entry_of
 from server.journal.journal_file import Head, JournalReader, Row

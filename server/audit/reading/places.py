@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pretrade.client.cli.options import UNREACHABLE
 from pretrade.client.stack_file import NoStackError, running_stack
 from server.journal.journal_file import journals_of
 
@@ -44,14 +45,14 @@ def targets(database_url: str | None, journal: Path | None, directory: Path) -> 
         if any(journal.exists() for journal in journals_of(left)):
             typer.echo(f"no stack runs in {directory}: its database is not reachable, here is its journal", err=True)
             return None, left
-        raise failure(error) from error
+        raise failure(error, UNREACHABLE) from error
     return endpoints.database_url, Path(endpoints.journal) if endpoints.journal else None
 
 
-def failure(error: object) -> typer.Exit:
-    """Says what went wrong; to be raised."""
+def failure(error: object, code: int = 1) -> typer.Exit:
+    """Says what went wrong; to be raised. Ends the command with this exit code."""
     typer.echo(f"pretrade audit: {error}", err=True)
-    return typer.Exit(1)
+    return typer.Exit(code)
 
 
 def model_store(directory: Path) -> Path:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
@@ -35,7 +35,6 @@ from server.audit.reading.journals import (
     unshipped_others,
     unshipped_rows,
 )
-from server.audit.reading.labels import Label, LabelledDecision
 from server.audit.store import outcomes
 from server.audit.store.newest import Bounds
 from server.audit.store.schema import DECISIONS
@@ -44,6 +43,9 @@ from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeCon
 from server.journal.entries import decision_ids, entry_of, keyed_ids, packet_of
 from server.journal.journal_file import Head, JournalReader, Row
 from server.journal.reply_status import AS_DECIDED, NOT_SETTLED, Reply, Statuses
+
+if TYPE_CHECKING:
+    from server.audit.reading.labels import Label, LabelledDecision
 
 DEFAULT_PAGE: Final = 50
 LARGEST_PAGE: Final = 500
@@ -223,6 +225,8 @@ class AuditQuery:
         Raises:
             AuditUnavailableError: The database cannot be read.
         """
+        from server.audit.reading.labels import LabelledDecision  # noqa: PLC0415 - the feature engine
+
         if self._store is None:
             raise AuditUnavailableError("labels are in the database, and there is none here")
         columns = DECISIONS.c

@@ -181,7 +181,7 @@ def plot(comparison: Comparison, path: Path) -> None:
         _line(pairs, before, after)
         distribution.axvline(before, color="tab:blue", linestyle="--")
         distribution.axvline(after, color="tab:orange", linestyle="--")
-    distribution.legend()
+    figure.legend(loc="outside lower center", ncols=2)  # within the axes it would cover bars
     figure.savefig(path)
 
 

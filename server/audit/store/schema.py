@@ -16,11 +16,6 @@ from __future__ import annotations
 from typing import Final
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql
 
 from server.errors import SchemaUnknownError
@@ -157,6 +152,13 @@ def migrate(engine: sa.Engine) -> tuple[str | None, str]:
         SchemaUnknownError: The database is of a newer version of pretrade.
         sqlalchemy.exc.SQLAlchemyError: The database cannot be reached or refuses.
     """
+    # Alembic takes longer to load than all that a query needs, and only this needs it.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.migration import MigrationContext  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", "server.audit.store:migrations")
     with engine.begin() as connection:

@@ -22,7 +22,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store import days, newest
-from server.audit.store.binary_copy import binary_copy
 from server.audit.store.canaries import CANARY_EVENTS, SCORE_PAIRS
 from server.audit.store.columns import Columns, parameters
 from server.audit.store.newest import CLOCK_ERROR, Bounds, Matching
@@ -354,6 +353,8 @@ class Store:
             rows = [dict(zip(names, row, strict=True)) for row in parameters(table, columns)]
             connection.execute(self._inserts[table], rows)
         else:
+            from server.audit.store.binary_copy import binary_copy  # noqa: PLC0415 - numpy, which readers do not need
+
             _copy(connection, *binary_copy(table, columns))
 
     def _write_replies(self, connection: sa.Connection, shipment: Shipment, keyed: set[str]) -> None:

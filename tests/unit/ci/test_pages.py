@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +12,11 @@ from support import failures
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "loadtest/README.md", ROOT / "k8s/README.md"]
+
+TERMINALS = sorted(page for page in ROOT.glob("docs/*.svg") if "rich-terminal" in page.read_text())
+PLOTS = sorted(ROOT.glob("docs/models/*/*.svg"))
+_LETTER = 12.2
+"""Width of a letter in them."""
 
 
 def test_the_page_of_failures_is_current() -> None:
@@ -32,6 +38,27 @@ def test_every_heading_it_links_to_exists(page: Path) -> None:
         if heading not in _headings(page.parent / path if path else page)
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("picture", TERMINALS, ids=lambda picture: picture.name)
+def test_a_picture_of_a_terminal_is_as_it_was_drawn(picture: Path) -> None:
+    """A name that was replaced in the file is squeezed or stretched to the old one's width, and cannot be read."""
+    texts = re.findall(r'textLength="([\d.]+)"[^>]*>([^<]*)</text>', picture.read_text())
+    assert texts
+    assert [text for width, text in texts if abs(float(width) - _LETTER * len(html.unescape(text))) > 0.1] == []
+
+
+@pytest.mark.parametrize("picture", PLOTS, ids=lambda picture: f"{picture.parent.name} {picture.stem}")
+def test_no_legend_covers_what_it_explains(picture: Path) -> None:
+    drawn = picture.read_text()
+
+    def across(identifier: str) -> list[float]:
+        path = re.search(rf'id="{identifier}">\s*<path d="([^"]+)"', drawn)
+        assert path is not None
+        return [float(x) for x in re.findall(r"[MLQ] ?(-?[\d.]+) ", path[1])]
+
+    (legend,) = re.findall(r'id="legend_1">\s*<g id="(patch_\d+)"', drawn)
+    assert min(across(legend)) > max(across("patch_2")), "patch_2 is what the axes are drawn on"
 
 
 def test_every_make_target_that_a_page_names_exists() -> None:

@@ -6,28 +6,18 @@ confirmation; without a terminal it needs `--yes`.
 
 from __future__ import annotations
 
-import datetime as dt
-import sys
-import time
-from collections.abc import Iterable
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from google.protobuf.json_format import MessageToJson
-from google.protobuf.message import Message
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 
-from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.client.cli.connection import connected
 from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, Reason, Yes
-from pretrade.client.cli.views import canary_view, local_time
-from pretrade.client.enum_names import enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 
-_RPC_SECONDS: Final = 3.0
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from pretrade.admin.v1 import admin_pb2
+
 _LOAD_SECONDS: Final = 180.0
 """A version may have to be loaded, warmed up and checked on two replicas."""
 _REFRESH_SECONDS: Final = 0.5
@@ -73,14 +63,24 @@ def start(
 
     Without one it is the version trained last.
     """
-    request = admin_pb2.StartCanaryRequest(
-        model_version=version, steps=_shares(steps), author=author, reason=reason, dry_run=dry_run
-    )
-    _hold(request, expect)
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.connection import connected
+
+    def risk(would: admin_pb2.StartCanaryResponse) -> str:
+        canary = would.canary
+        request.model_version = canary.model_version  # an alias may be moved while the question is read
+        return (
+            f"{canary.model_version} then decides {canary.weight:.0%} of the order flows in place of champion "
+            f"{canary.champion_version}, and more by itself as its evidence allows: "
+            f"{', '.join(f'{step:.0%}' for step in canary.steps)}."
+        )
+
+    request = admin_pb2.StartCanaryRequest(model_version=version, steps=_shares(steps), author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
-        if not dry_run:
-            _confirm(f"{version} then decides orders.", yes)
-        response = admin_pb2_grpc.AdminServiceStub(channel).StartCanary(request, timeout=_LOAD_SECONDS)
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
+        response = changed(stub.StartCanary, request, how, risk)
     _show(response, response.canary, response.change, as_json)
 
 
@@ -95,11 +95,21 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the canary, or the one that ended last: its step, its verdict, and the evidence for it."""
+    import time
+
+    from google.protobuf.json_format import MessageToJson
+    from rich.console import Console
+    from rich.live import Live
+
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.connection import RPC_SECONDS, connected
+    from pretrade.client.cli.views import canary_view
+
     with connected(target, directory, "admin") as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
 
         def ask() -> admin_pb2.GetCanaryResponse:
-            return stub.GetCanary(admin_pb2.GetCanaryRequest(affected_decisions=affected), timeout=_RPC_SECONDS)
+            return stub.GetCanary(admin_pb2.GetCanaryRequest(affected_decisions=affected), timeout=RPC_SECONDS)
 
         found = ask()
         if watch and not as_json and found.HasField("canary"):
@@ -134,14 +144,17 @@ def weight(
     as_json: AsJson = False,
 ) -> None:
     """Set the canary's share of the order flows by hand."""
-    request = admin_pb2.SetCanaryWeightRequest(
-        weight=percent / 100, hold=hold, author=author, reason=reason, dry_run=dry_run
-    )
-    _hold(request, expect)
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.connection import connected
+
+    def risk(would: admin_pb2.SetCanaryWeightResponse) -> str:
+        return f"The canary {would.canary.model_version} then decides {percent:g} % of the order flows."
+
+    request = admin_pb2.SetCanaryWeightRequest(weight=percent / 100, hold=hold, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
-        if not dry_run:
-            _confirm(f"The canary then decides {percent:g} % of the order flows.", yes)
-        response = admin_pb2_grpc.AdminServiceStub(channel).SetCanaryWeight(request, timeout=_RPC_SECONDS)
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        response = changed(stub.SetCanaryWeight, request, How(expect=expect, dry_run=dry_run, yes=yes), risk)
     _show(response, response.canary, response.change, as_json)
 
 
@@ -157,12 +170,18 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make the canary the champion now, whatever its evidence."""
-    request = admin_pb2.PromoteCanaryRequest(author=author, reason=reason, dry_run=dry_run)
-    _hold(request, expect)
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.connection import connected
+
+    def risk(would: admin_pb2.PromoteCanaryResponse) -> str:
+        return f"The canary {would.canary.model_version} then decides every order, whatever its evidence."
+
+    request = admin_pb2.PromoteCanaryRequest(author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
-        if not dry_run:
-            _confirm("The canary then decides every order, whatever its evidence.", yes)
-        response = admin_pb2_grpc.AdminServiceStub(channel).PromoteCanary(request, timeout=_LOAD_SECONDS)
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
+        response = changed(stub.PromoteCanary, request, how, risk)
     _show(response, response.canary, response.change, as_json)
 
 
@@ -177,10 +196,14 @@ def abort(
     as_json: AsJson = False,
 ) -> None:
     """End the canary: all orders go to the champion. Never asks: it only makes things safer."""
-    request = admin_pb2.AbortCanaryRequest(author=author, reason=reason, dry_run=dry_run)
-    _hold(request, expect)
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.connection import connected
+
+    request = admin_pb2.AbortCanaryRequest(author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
-        response = admin_pb2_grpc.AdminServiceStub(channel).AbortCanary(request, timeout=_RPC_SECONDS)
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        response = changed(stub.AbortCanary, request, How(expect=expect, dry_run=dry_run))
     _show(response, response.canary, response.change, as_json)
 
 
@@ -196,12 +219,20 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the champion's predecessor the champion again."""
-    request = admin_pb2.RollBackRequest(author=author, reason=reason, dry_run=dry_run)
-    _hold(request, expect)
+    from google.protobuf.json_format import MessageToJson
+
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.connection import connected
+
+    def risk(would: admin_pb2.RollBackResponse) -> str:
+        return f"{would.model_version} then decides every order, and no longer {would.previous_version}."
+
+    request = admin_pb2.RollBackRequest(author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
-        if not dry_run:
-            _confirm("The champion's predecessor then decides every order.", yes)
-        response = admin_pb2_grpc.AdminServiceStub(channel).RollBack(request, timeout=_LOAD_SECONDS)
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
+        response = changed(stub.RollBack, request, how, risk)
     if as_json:
         print(MessageToJson(response))
     else:
@@ -211,6 +242,13 @@ def rollback(
 @models_app.command("list", epilog=_EXIT_CODES)
 def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIRECTORY, as_json: AsJson = False) -> None:
     """List every version in the registry, the newest first, with its aliases and where it is loaded."""
+    from google.protobuf.json_format import MessageToJson
+    from rich.console import Console
+
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.connection import connected
+    from pretrade.client.cli.views import model_table
+
     with connected(target, directory, "admin") as channel:
         found = admin_pb2_grpc.AdminServiceStub(channel).ListModels(
             admin_pb2.ListModelsRequest(), timeout=_LOAD_SECONDS
@@ -218,7 +256,7 @@ def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIREC
     if as_json:
         print(MessageToJson(found, always_print_fields_with_no_presence=True))
         return
-    Console().print(_model_table(found.models))
+    Console().print(model_table(found.models))
 
 
 @models_app.command(epilog=_EXIT_CODES)
@@ -235,6 +273,13 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Load a version beside what is served, warm it up and check its canned scores. It gets no orders by that."""
+    from google.protobuf.json_format import MessageToJson
+    from rich.console import Console
+
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.connection import connected
+    from pretrade.client.cli.views import model_table
+
     request = admin_pb2.LoadModelRequest(
         model_version=version, replicas=replica or (), author=author, reason=reason, dry_run=dry_run
     )
@@ -244,7 +289,7 @@ def load(
         print(MessageToJson(response))
     else:
         print("\n".join(response.change.diff) + _dry(response.change))
-        Console().print(_model_table([response.model]))
+        Console().print(model_table([response.model]))
 
 
 @models_app.command(epilog=_EXIT_CODES)
@@ -261,37 +306,33 @@ def alias(
     as_json: AsJson = False,
 ) -> None:
     """Point an alias at a version. That of the champion makes the version decide every order, without a canary."""
-    request = admin_pb2.SetModelAliasRequest(
-        alias=name, model_version=version, author=author, reason=reason, dry_run=dry_run
-    )
-    _hold(request, expect)
+    from google.protobuf.json_format import MessageToJson
+
+    from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+    from pretrade.client.cli.changing import How, changed
+    from pretrade.client.cli.connection import connected
+
+    def risk(would: admin_pb2.SetModelAliasResponse) -> str:
+        request.model_version = would.model.model_version  # as in `start`
+        return f"{would.model.model_version} then decides every order, without having been a canary."
+
+    request = admin_pb2.SetModelAliasRequest(alias=name, model_version=version, author=author, reason=reason)
     with connected(target, directory, "admin") as channel:
-        if name == "champion" and not dry_run:
-            _confirm(f"{version} then decides every order, without having been a canary.", yes)
-        response = admin_pb2_grpc.AdminServiceStub(channel).SetModelAlias(request, timeout=_LOAD_SECONDS)
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        how = How(expect=expect, dry_run=dry_run, yes=yes, rpc_seconds=_LOAD_SECONDS)
+        response = changed(stub.SetModelAlias, request, how, risk if name == "champion" else "")
     if as_json:
         print(MessageToJson(response))
     else:
         print("\n".join(response.change.diff) + _dry(response.change))
 
 
-def _model_table(models: Iterable[admin_pb2.ModelVersion]) -> Table:
-    table = Table("version", "model", "aliases", "loaded on", "features", "threshold", "written", "problem")
-    for model in models:
-        table.add_row(
-            model.model_version,
-            model.name,
-            ", ".join(model.aliases),
-            ", ".join(model.loaded_on),
-            model.feature_set,
-            f"{model.threshold:.4f}",
-            local_time(model.created_at.ToDatetime(dt.UTC)),
-            f"[red]{escape(model.problem)}[/]" if model.problem else "",
-        )
-    return table
-
-
 def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change, as_json: bool) -> None:
+    from google.protobuf.json_format import MessageToJson
+
+    from pretrade.admin.v1 import admin_pb2
+    from pretrade.client.enum_names import enum_name
+
     if as_json:
         print(MessageToJson(response))
         return
@@ -299,17 +340,13 @@ def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change,
     print(f"canary {canary.model_version}: {state}, {canary.weight:.0%} of the flows{_dry(change)}")
 
 
-def _hold(request: Any, expect: int | None) -> None:
-    """Has a change be made only of that version of the control state."""
-    if expect is not None:
-        request.expected_control_version = expect
-
-
 def _dry(change: admin_pb2.Change) -> str:
     return "  (dry run: nothing was changed)" if change.dry_run else ""
 
 
 def _code(found: admin_pb2.GetCanaryResponse) -> int:
+    from pretrade.admin.v1 import admin_pb2
+
     if not found.HasField("canary"):
         return NO_CANARY
     ended = found.canary.state in (admin_pb2.CANARY_STATE_ROLLED_BACK, admin_pb2.CANARY_STATE_ABORTED)
@@ -321,15 +358,3 @@ def _shares(steps: str | None) -> list[float]:
         return [float(step) / 100 for step in steps.split(",")] if steps else []
     except ValueError:
         raise typer.BadParameter("must be percentages with commas between", param_hint="--steps") from None
-
-
-def _confirm(risk: str, yes: bool) -> None:
-    """Asks for confirmation unless `--yes` is given; without a terminal the answer is no."""
-    if yes:
-        return
-    typer.echo(risk, err=True)
-    if not sys.stdin.isatty():
-        typer.echo("not confirmed: no terminal to ask on, give --yes", err=True)
-        raise typer.Exit(1)
-    if not typer.confirm("Go on?", err=True):
-        raise typer.Exit(1)

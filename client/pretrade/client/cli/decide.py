@@ -1,32 +1,21 @@
-"""Commands for a running server: `decide`, `status`. Clients of the public gRPC API only.
+"""The command `decide`: asks a running server about one order. A client of the public gRPC API only.
 
-Exit codes: 0 done; 1 the server refused; 2 wrong usage; 3 the server could not be reached; 4 another change came first;
-7 the time was over, and it is not known whether the change was made.
+Exit codes: 0 done; 1 the server refused; 2 wrong usage; 3 the server could not be reached; 7 the time was over.
 """
 
 from __future__ import annotations
 
 import enum
-import sys
-import time
-from typing import Annotated
+import re
+from typing import Annotated, Any, Final
 
-import grpc
 import typer
-from google.protobuf.json_format import MessageToJson
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
+from typer.core import TyperCommand
 
-from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.client.cli.connection import connected
-from pretrade.client.cli.options import AdminTarget, AsJson, Directory, Target
-from pretrade.client.cli.views import RPC_SECONDS, History, explanation_table, milliseconds, status_view
-from pretrade.client.enum_names import enum_name
+from pretrade.client.cli.options import AsJson, Directory, Target
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
-from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
 
-_REFRESH_SECONDS = 0.5
+_NEGATIVE: Final = re.compile(r"-\.?\d")
 
 app = typer.Typer()
 
@@ -38,7 +27,21 @@ class SideName(enum.StrEnum):
     SELL = "sell"
 
 
-@app.command()
+class _Order(TyperCommand):
+    """The command with an order's words: one that begins with a minus is a number and no option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the arguments; refuses a negative quantity, which would be taken for an option, for what it is."""
+        options = {name for param in self.params for name in param.opts if name.startswith("-")}
+        for before, word in zip(["", *args], args, strict=False):
+            if _NEGATIVE.match(word) and before not in options:
+                ctx.fail(
+                    f"{word} is negative: a quantity is a positive number, and `sell` or `buy` says the direction."
+                )
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Order)
 def decide(
     instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
     side: Annotated[SideName, typer.Argument(help="Side.")],
@@ -54,6 +57,14 @@ def decide(
     as_json: AsJson = False,
 ) -> None:
     """Decide one order: trade, no trade, or abstain."""
+    import grpc
+    from google.protobuf.json_format import MessageToJson
+    from rich.console import Console
+
+    from pretrade.client.cli.connection import RPC_SECONDS, connected
+    from pretrade.client.cli.views import decision_table, explanation_table
+    from pretrade.decision.v1 import decision_pb2, decision_pb2_grpc
+
     order = decision_pb2.Order(
         order_ref="cli",
         instrument=instrument,
@@ -73,67 +84,6 @@ def decide(
     if as_json:
         print(MessageToJson(response if explain else response.decision, preserving_proto_field_name=True))
         return
-    Console().print(_decision_table(response.decision))
+    Console().print(decision_table(response.decision))
     if explain:
         Console().print(explanation_table(response.explanation))
-
-
-@app.command()
-def status(
-    target: AdminTarget = None,
-    directory: Directory = DEFAULT_DIRECTORY,
-    as_json: AsJson = False,
-    watch: Annotated[
-        bool | None, typer.Option("--watch/--once", help="Keep refreshing; the default on a terminal.")
-    ] = None,
-) -> None:
-    """Show replicas, breakers, flags, features, the audit journal, and the canary with its evidence."""
-    with connected(target, directory, "admin") as channel:
-        stub = admin_pb2_grpc.AdminServiceStub(channel)
-
-        def ask() -> admin_pb2.GetStatusResponse:
-            return stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=RPC_SECONDS)
-
-        def view(found: admin_pb2.GetStatusResponse) -> Group:
-            if found.HasField("canary"):
-                evidence = stub.GetCanary(admin_pb2.GetCanaryRequest(), timeout=RPC_SECONDS)
-                found.canary.CopyFrom(evidence.canary)
-            return status_view(found)
-
-        if as_json:
-            print(MessageToJson(ask(), always_print_fields_with_no_presence=True))
-            return
-        if not (sys.stdout.isatty() if watch is None else watch):
-            Console().print(view(ask()))
-            return
-        history = History()
-        with Live(view(ask()), refresh_per_second=4) as live:
-            while True:
-                found = ask()
-                history.add(time.monotonic(), found, stub)
-                live.update(Group(view(found), history.view()))
-                time.sleep(_REFRESH_SECONDS)
-
-
-def _decision_table(decision: decision_pb2.Decision) -> Table:
-    table = Table(show_header=False)
-    table.add_row("action", enum_name(decision_pb2.Action, decision.action))
-    if decision.HasField("score"):
-        table.add_row("score", f"{decision.score:.4f} against {decision.threshold:.4f}")
-    table.add_row("source", enum_name(decision_pb2.Source, decision.source))
-    table.add_row("reasons", ", ".join(enum_name(decision_pb2.ReasonCode, code) for code in decision.reasons))
-    if decision.degradations:
-        names = (enum_name(decision_pb2.Degradation, code) for code in decision.degradations)
-        table.add_row("degradations", ", ".join(names))
-    if decision.model_name:
-        table.add_row("model", f"{decision.model_name} {decision.model_version}")
-    if decision.HasField("feature_age"):
-        table.add_row("feature age", milliseconds(decision.feature_age))
-    stages = ", ".join(
-        f"{enum_name(decision_pb2.Stage, use.stage)} "
-        + (f"skipped ({enum_name(decision_pb2.Degradation, use.skipped)})" if use.skipped else f"{use.used_us} µs")
-        for use in decision.budget.stages
-    )
-    table.add_row("budget", f"{decision.budget.used_us} of {decision.budget.allowed_us} µs: {stages}")
-    table.add_row("decision id", decision.decision_id)
-    return table

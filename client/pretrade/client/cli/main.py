@@ -5,71 +5,54 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.markup import escape
-from typer.core import TyperGroup
 
-from pretrade.client import credentials
-from pretrade.client.cli import canary, decide, steering
+from pretrade.client import credential_variables as variables
+from pretrade.client.cli.commands import COMMANDS
+from pretrade.client.cli.lazy import LazyGroup, commands_of
 from pretrade.client.proxies import spare_this_machine
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _GROUP: Final = "pretrade.commands"
 """Entry points of this group add commands: the name is the command's, the object a `typer.Typer` that holds it."""
 _SERVER: Final = "pretrade-server"
-_PANELS: Final = {
-    "Run it on this machine": ("up", "demo", "kill", "trial-credentials"),
-    "Ask and steer a server": (
-        *("decide", "status", "state", "breaker", "flag", "chain", "changes"),
-        *("replica", "config", "audit"),
-    ),
-    "Market data": ("features", "ingest", "replay", "simulate"),
-    "Models": ("train", "card", "canary-demo", "models", "canary", "dataset"),
-    "Measure": (
-        *("soak", "bench", "bench-compare", "bench-costs", "bench-flips"),
-        *("bench-features", "bench-lookups", "bench-serving"),
-    ),
-}
-"""What the help lists the commands under, and their order. It names those of `pretrade-server` as well, so that the
-help is the same however they are installed, and so that one that is not installed can say where it is to be had."""
-_PANEL_OF: Final = {name: panel for panel, names in _PANELS.items() for name in names}
 _REQUIREMENT: Final = re.compile(r"([a-z0-9-]+).*; extra == '([a-z]+)'")
 _OURS: Final = ("fallback", "feature_cache", "loadtest", "local", "pretrade", "server", "torchserve")
 
 
-class Commands(TyperGroup):
-    """Our own commands, and those that other distributions add.
+class Commands(LazyGroup):
+    """Our own commands, and those that `pretrade-server` adds."""
 
-    Nothing of another distribution is looked for while a command of our own runs. A command of another distribution
-    loads the one entry point that has its name, and only the help loads them all.
-    """
+    known = COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands, in the order of the help."""
-        names = {*self.commands, *entry_points(group=_GROUP).names}
-        known = [name for name in _PANEL_OF if name in names]
-        return [*known, *sorted(names.difference(known))]
+        """The names of the commands that are installed, in the order of the help."""
+        added = _added()
+        known = [name for name, command in COMMANDS.items() if command.module or name in added]
+        return [*known, *sorted(set(added).difference(known))]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name; None when there is none.
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that is called, and its arguments.
 
         Raises:
             SystemExit: It is a command of `pretrade-server`, which is not installed.
         """
-        if cmd_name not in self.commands:
-            self.commands.update((cmd_name, _loaded(entry)) for entry in entry_points(group=_GROUP, name=cmd_name))
-        if cmd_name in self.commands:
-            command: Any = self.commands[cmd_name]
-            command.rich_help_panel = _PANEL_OF.get(cmd_name)
-            return command
-        if cmd_name in _PANEL_OF and not ctx.resilient_parsing:
-            raise SystemExit(f"`pretrade {cmd_name}` is part of {_SERVER}: pip install '{_SERVER}[local]'")
-        for name in self.list_commands(ctx):  # for what Typer says of a name that is close to one of them
-            self.get_command(ctx, name)
-        return None
+        if args[0] in COMMANDS and self.load(args[0]) is None and not ctx.resilient_parsing:
+            raise SystemExit(f"`pretrade {args[0]}` is part of {_SERVER}: pip install '{_SERVER}[local]'")
+        return super().resolve_command(ctx, args)
+
+    def find(self, name: str) -> Any:
+        """The command of that name, of ours or of an entry point."""
+        if name in COMMANDS and COMMANDS[name].module:
+            return super().find(name)
+        entry = _added().get(name)
+        return None if entry is None else _loaded(entry)
 
 
 app = typer.Typer(
@@ -79,29 +62,27 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (decide.app, steering.app, canary.app):
-    app.add_typer(group)
 
 
 @app.callback()
 def connection(
     tls_ca: Annotated[
         Path | None,
-        typer.Option(envvar=credentials.CA, help="CA file for the server's certificate; every call then uses TLS."),
+        typer.Option(envvar=variables.CA, help="CA file for the server's certificate; every call then uses TLS."),
     ] = None,
     cert: Annotated[
-        Path | None, typer.Option(envvar=credentials.CERTIFICATE, help="File of your client certificate.")
+        Path | None, typer.Option(envvar=variables.CERTIFICATE, help="File of your client certificate.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(envvar=credentials.KEY, help="Its private key.")] = None,
+    key: Annotated[Path | None, typer.Option(envvar=variables.KEY, help="Its private key.")] = None,
     tls_name: Annotated[
         str | None,
-        typer.Option(envvar=credentials.TLS_NAME, help="Name in the server's certificate, if not the host's."),
+        typer.Option(envvar=variables.TLS_NAME, help="Name in the server's certificate, if not the host's."),
     ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(
-            envvar=credentials.TOKEN_FILE,
-            help=f"File of your token. {credentials.TOKEN} may hold the token itself instead.",
+            envvar=variables.TOKEN_FILE,
+            help=f"File of your token. {variables.TOKEN} may hold the token itself instead.",
         ),
     ] = None,
 ) -> None:
@@ -111,11 +92,11 @@ def connection(
     """
     spare_this_machine()
     given = {
-        credentials.CA: tls_ca,
-        credentials.CERTIFICATE: cert,
-        credentials.KEY: key,
-        credentials.TLS_NAME: tls_name,
-        credentials.TOKEN_FILE: token_file,
+        variables.CA: tls_ca,
+        variables.CERTIFICATE: cert,
+        variables.KEY: key,
+        variables.TLS_NAME: tls_name,
+        variables.TOKEN_FILE: token_file,
     }
     for name, value in given.items():
         if value is not None:
@@ -130,20 +111,26 @@ def main() -> None:
         raise SystemExit(_lacks(error)) from error
 
 
-def _loaded(entry: EntryPoint) -> Any:
-    """The command of an entry point; one that says what is missing where its packages are not installed."""
-    holder = typer.Typer(add_completion=False)
+def _added() -> Mapping[str, EntryPoint]:
+    """The entry points of `pretrade-server` by the names of their commands; none where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
-        holder.add_typer(entry.load())
+        return {entry.name: entry for entry in distribution(_SERVER).entry_points if entry.group == _GROUP}
+    except PackageNotFoundError:
+        return {}
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    """The command of an entry point.
+
+    Raises:
+        SystemExit: A package that it needs is missing, or the installation is of another version.
+    """
+    try:
+        found = commands_of(entry.load())
     except ModuleNotFoundError as error:
-        remedy = _lacks(error)
-
-        def say() -> None:
-            raise SystemExit(remedy)
-
-        anything = {"allow_extra_args": True, "ignore_unknown_options": True}
-        holder.command(entry.name, help=escape(remedy), context_settings=anything, add_help_option=False)(say)
-    found: Any = typer.main.get_group(holder).commands
+        raise SystemExit(_lacks(error)) from error
     if entry.name not in found:
         raise SystemExit(f"{_SERVER} is another version than its list of commands says: install it again")
     return found[entry.name]
@@ -163,6 +150,8 @@ def _lacks(error: ModuleNotFoundError) -> str:
 
 def _extra_of(module: str) -> str:
     """The smallest extra with the module's package; `local`, which has nearly all, if the names differ."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     try:
         declared = [_REQUIREMENT.match(line) for line in requires(_SERVER) or ()]
     except PackageNotFoundError:

@@ -10,16 +10,21 @@ from typing import Annotated, Final
 
 import typer
 
+UNREACHABLE: Final = 3
+"""Exit code when no server could be reached, or when none was named and no stack runs."""
+DECISION_TARGET: Final = "PRETRADE_TARGET"
+ADMIN_TARGET: Final = "PRETRADE_ADMIN_TARGET"
+"""Variables that name the ports of a server, as `--target` does."""
 Directory = Annotated[
     Path,
     typer.Option("--dir", envvar="PRETRADE_LOCAL_DIR", help="Directory of the running stack (`pretrade up --dir`)."),
 ]
 """The option of every command that looks for a stack."""
 Target = Annotated[
-    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_TARGET")
+    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar=DECISION_TARGET)
 ]
 AdminTarget = Annotated[
-    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar="PRETRADE_ADMIN_TARGET")
+    str | None, typer.Option("--target", help="HOST:PORT instead of the stack's.", envvar=ADMIN_TARGET)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

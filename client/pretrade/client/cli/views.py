@@ -1,27 +1,31 @@
-"""Draws in a terminal: replicas, features, a canary with its evidence, the explanation of a score."""
+"""Draws in a terminal: a server's status, replicas, changes, models, a canary with its evidence, why a score is so."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.connection import RPC_SECONDS
+from pretrade.client.cli.fitting import Items, Rows
+from pretrade.client.cli.worst import faults
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2
 
-RPC_SECONDS = 3.0
 _MINUTE_SECONDS = 60.0
 _CHANGES_SECONDS = 5.0
-_CHANGES = 5
+CHANGES_SHOWN = 5
+"""Changes that a live view adds below the status."""
 _BAR_WIDTH = 20
+_COLOURS = {admin_pb2.CANARY_VERDICT_WORSE: "red", admin_pb2.CANARY_VERDICT_BETTER_OR_EQUAL: "green"}
 
 
 class History:
@@ -39,7 +43,7 @@ class History:
             self._counts.popleft()
         if now >= self._next_look:
             self._next_look = now + _CHANGES_SECONDS
-            request = admin_pb2.ListChangesRequest(page_size=_CHANGES)
+            request = admin_pb2.ListChangesRequest(page_size=CHANGES_SHOWN)
             with suppress(grpc.RpcError):  # the audit may be busy or away
                 self._changes = list(stub.ListChanges(request, timeout=RPC_SECONDS).changes)
 
@@ -48,171 +52,273 @@ class History:
         (began, first), (ended, last) = self._counts[0], self._counts[-1]
         # A process that was restarted, or another one that answers, counts from the beginning.
         made = {source: max(0, count - first.get(source, 0)) for source, count in last.items()}
-        rates = "  ".join(f"{source} {count}" for source, count in made.items())
-        lines = [f"last {ended - began:.0f} s  {rates}"]
+        lines = [Items(f"last {ended - began:.0f} s", [f"{source} {count}" for source, count in made.items()])]
         for change in self._changes:
             what = "; ".join(change.diff) or f"{change.subject}: {change.value} again"
-            by = escape(f"{what}  ({change.author}: {change.reason})")
-            lines.append(f"[dim]{change.changed_at.ToDatetime():%H:%M:%S}[/]  {by}")
+            when = Text(f"{change.changed_at.ToDatetime():%H:%M:%S}", "dim")
+            lines.append(Items(when, [what, f"({change.author}: {change.reason})"]))
         return Group(*lines)
 
 
-def status_view(status: admin_pb2.GetStatusResponse) -> Group:
-    """The status as tables for a terminal."""
+def status_view(status: admin_pb2.GetStatusResponse, *, wide: bool = False) -> Group:
+    """The status for a terminal: the worst thing first, and nothing of it cut off at any width.
+
+    Args:
+        status: What the server says.
+        wide: Also what is not looked for in an incident: the version and sequence of vectors, and the workers.
+    """
     parts = (
-        f"[bold]{status.instance_id}[/]  {'ready' if status.ready else '[red]not ready[/]'}  "
-        f"trading [bold]{enum_name(admin_pb2.TradingState, status.trading_state)}[/]  up {status.uptime.seconds} s",
+        *_worst(status),
+        Items(
+            Text(status.instance_id, "bold"),
+            [
+                Text("ready") if status.ready else Text("NOT READY", "red"),
+                Text.assemble("trading ", _trading(status.trading_state)),
+                f"up {status.uptime.seconds} s",
+            ],
+        ),
         replica_table(status.replicas),
-        _feature_table(status),
-        _counts_line(status),
-        _embedded_line(status.embedded),
-        _drift_line(status.drift),
+        _feature_table(status, wide),
+        *_count_lines(status),
         *([canary_view(status.canary)] if status.HasField("canary") else ()),
         *([_process_table(status)] if status.process_count > 1 else ()),
     )
     return Group(*parts)
 
 
-def _embedded_line(embedded: admin_pb2.EmbeddedStatus) -> str:
-    if embedded.problem:
-        return f"[dim]embedded: {escape(embedded.problem)}[/]"
-    return f"[dim]embedded: model {embedded.model_version}[/]"
+def _worst(status: admin_pb2.GetStatusResponse) -> Iterator[Items]:
+    """The worst thing, with its section of the runbook, and all that is wrong besides."""
+    found = faults(status)
+    if not found:
+        yield Items(Text("worst thing now:", "bold"), [Text("nothing; no fault is known", "green")])
+        return
+    worst, *others = found
+    yield Items(Text("worst thing now:", "bold"), [Text(worst.what, "bold red"), f"→ {worst.anchor}"])
+    for one in others:
+        yield Items(Text("also:", "bold"), [Text(one.what, "red"), f"→ {one.section}"])
 
 
-def _drift_line(drift: admin_pb2.DriftStatus) -> str:
-    if drift.problem:
-        return f"[dim]drift: {escape(drift.problem)}[/]"
-    drifted = [f"{one.name} {one.psi:.2f} (limit {one.limit:.2f})" for one in drift.features if one.drifted]
-    if not drifted:
-        return f"[dim]drift: none in {drift.rows:,} inputs of model {drift.model_version}[/]"
-    return f"[red]drift[/] in {drift.rows:,} inputs of model {drift.model_version}: {', '.join(drifted)}"
+def _trading(state: admin_pb2.TradingState.ValueType) -> Text:
+    return Text(
+        enum_name(admin_pb2.TradingState, state), "bold" if state == admin_pb2.TRADING_STATE_ACTIVE else "bold red"
+    )
 
 
-def _process_table(status: admin_pb2.GetStatusResponse) -> Table:
+def _process_table(status: admin_pb2.GetStatusResponse) -> RenderableType:
     missing = status.process_count - len(status.processes)
-    caption = f"{missing} of {status.process_count} processes missing" if missing > 0 else None
-    columns = ("process", "ready", "up", "decisions", "in flight", "not in SQL", "restarts", "control")
-    table = Table(*columns, caption=caption)
+    table = Rows("process", "ready", "up s>", "decisions>", "in flight>", "not in SQL>", "restarts>", "control>")
+    problems = []
     for process in status.processes:
-        name = f"{process.index}  answered" if process.answered else str(process.index)
+        name = f"{process.index} (answers)" if process.answered else str(process.index)
         if process.problem:
-            table.add_row(name, f"[red]{escape(process.problem)}[/]")
+            problems.append(Items(name, [Text(process.problem, "red")]))
             continue
-        table.add_row(
-            name,
-            "yes" if process.ready else "[red]no[/]",
-            f"{process.uptime.seconds} s",
-            *(str(count) for count in (process.decisions, process.in_flight, process.unshipped, process.restarts)),
-            str(process.control_version),
-        )
-    return table
+        counts = (process.decisions, process.in_flight, process.unshipped, process.restarts, process.control_version)
+        ready = Text("yes") if process.ready else Text("NO", "red")
+        table.add(name, ready, str(process.uptime.seconds), *map(str, counts))
+    if missing > 0:
+        problems.append(Items(Text(f"{missing} of {status.process_count} processes missing", "red"), []))
+    return Group(table, *problems)
 
 
-def replica_table(replicas: Iterable[admin_pb2.ReplicaStatus]) -> Table:
-    """The replicas as a table for a terminal."""
-    table = Table()
-    for column in ("replica", "healthy", "breaker", "in flight", "queued", "p50", "p99", "rows", "model"):
-        table.add_column(column, no_wrap=True)
+def replica_table(replicas: Iterable[admin_pb2.ReplicaStatus]) -> Rows:
+    """The replicas for a terminal; times are in milliseconds."""
+    table = Rows("replica", "healthy", "breaker", "in flight>", "queued>", "p50 ms>", "p99 ms>", "rows>", "model")
     for replica in replicas:
-        table.add_row(
+        table.add(
             replica.name,
-            "yes" if replica.healthy else "[red]no[/]",
+            Text("yes") if replica.healthy else Text("NO", "red"),
             _breaker(replica),
             f"{replica.in_flight} ({replica.abandoned} lost)" if replica.abandoned else str(replica.in_flight),
             str(replica.queued),
-            milliseconds(replica.p50),
-            milliseconds(replica.p99),
+            _in_milliseconds(replica.p50),
+            _in_milliseconds(replica.p99),
             str(replica.rows),
             replica.model_version[:8],
         )
     return table
 
 
-def _breaker(replica: admin_pb2.ReplicaStatus) -> str:
+def _breaker(replica: admin_pb2.ReplicaStatus) -> Text:
     """The state of a breaker, with the reason if an operator set it."""
     ends = f" for {replica.reverts_in.seconds} s yet" if replica.HasField("reverts_in") else ""
     if replica.drained:
-        return f"[yellow]DRAINED{ends}[/]"
+        return Text(f"DRAINED{ends}", "yellow")
     state = enum_name(admin_pb2.BreakerState, replica.breaker_state)
     if replica.breaker_mode == admin_pb2.BREAKER_MODE_AUTOMATIC:
-        return state if state == "CLOSED" else f"[red]{state}[/]"
+        return Text(state, "" if state == "CLOSED" else "red")
     mode = enum_name(admin_pb2.BreakerMode, replica.breaker_mode)
-    return f"[yellow]{mode}{ends}[/]" + (f" (else {state})" if state != "CLOSED" else "")
+    return Text(f"{mode}{ends}" + (f" (else {state})" if state != "CLOSED" else ""), "yellow")
 
 
-def _feature_table(status: admin_pb2.GetStatusResponse) -> Table:
-    columns = ("instrument", "features", "event age", "book", "times unknown", "lag", "vector", "sequence", "worker")
-    table = Table(*columns)
+def _feature_table(status: admin_pb2.GetStatusResponse, wide: bool) -> Rows:
+    more = ("vector", "sequence>", "worker") if wide else ()
+    table = Rows("instrument", "features", "event age ms>", "book", "times unknown>", "records behind>", *more)
     for feature in status.features:
-        table.add_row(
+        behind = Text(f"{feature.lag_records:,}" if feature.HasField("lag_records") else "not known")
+        table.add(
             feature.instrument,
-            "usable" if feature.usable else f"[red]{feature.problem}[/]",
-            milliseconds(feature.age) if feature.HasField("age") else "",
+            Text("usable") if feature.usable else Text(feature.problem, "red"),
+            _in_milliseconds(feature.age) if feature.HasField("age") else "none",
             _book(feature),
-            str(feature.book_losses) if feature.worker else "",
-            f"{feature.lag_records:,} records" if feature.HasField("lag_records") else "not known",
-            feature.vector_version,
-            str(feature.sequence or ""),
-            feature.worker or "[red]none reports[/]",
+            str(feature.book_losses) if feature.worker else "not known",
+            behind if feature.worker else Text("no worker reports", "red"),
+            *((feature.vector_version, str(feature.sequence or ""), feature.worker) if wide else ()),
         )
     return table
 
 
-def _book(feature: admin_pb2.FeatureStatus) -> str:
+def _book(feature: admin_pb2.FeatureStatus) -> Text:
     """The state of the book, and why it is unknown."""
     if feature.book == admin_pb2.BOOK_STATE_UNSPECIFIED:
-        return ""
+        return Text("not known")
     state = enum_name(admin_pb2.BookState, feature.book).lower()
     if feature.book != admin_pb2.BOOK_STATE_UNKNOWN:
-        return state
-    return f"[red]{state}{f': {feature.book_reason}' if feature.book_reason else ''}[/]"
+        return Text(state)
+    return Text(f"{state}{f': {feature.book_reason}' if feature.book_reason else ''}", "red")
 
 
-def _counts_line(status: admin_pb2.GetStatusResponse) -> str:
-    sources = "  ".join(f"{count.source} {count.decisions}" for count in status.sources)
-    flags = "  ".join(f"{entry.name} {'on' if entry.enabled else 'off'}" for entry in status.flags)
-    control = f"version {status.control_version}, chain {' → '.join(status.chain_stages)}"
+def _count_lines(status: admin_pb2.GetStatusResponse) -> Iterator[Items]:
+    yield Items("decisions", [f"{count.source} {count.decisions}" for count in status.sources])
+    yield Items("flags", [f"{entry.name} {'on' if entry.enabled else 'off'}" for entry in status.flags])
+    control: list[str | Text] = [
+        f"version {status.control_version}",
+        f"chain {' → '.join(status.chain_stages)}",
+    ]
     if status.control.stale:
-        control += f"  [red]Redis not heard: others may have changed it[/], {status.control.pending} changes wait"
-    audit = f"{status.audit.written} rows, {status.audit.unshipped} journal entries not yet in SQL"
+        control.append(Text("Redis not heard: others may have changed it", "red"))
+        control.append(f"{status.control.pending} changes wait")
+    yield Items("control", control)
+    rows = f"{status.audit.unshipped} journal entries not yet in SQL"
+    audit: list[str | Text] = [f"{status.audit.written} rows", rows]
     if not status.audit.writable:
-        audit += f" [red]not writable: {escape(status.audit.last_error)}[/]"
-    unhealthy = "  ".join(
-        f"[red]{part.name}: {escape(part.detail)}[/]" for part in status.components if not part.healthy
-    )
-    lines = (f"decisions  {sources}", f"flags  {flags}", f"control  {control}", f"audit  {audit}", unhealthy)
-    return "\n".join(filter(None, lines))
+        audit.append(Text(f"not writable: {status.audit.last_error}", "red"))
+    yield Items("audit", audit)
+    embedded = status.embedded
+    yield Items("embedded", [embedded.problem or f"model {embedded.model_version}"])
+    yield _drift_line(status.drift)
+    for part in status.components:
+        if not part.healthy:
+            yield Items(Text(part.name, "red"), [Text(part.detail, "red")])
+
+
+def _drift_line(drift: admin_pb2.DriftStatus) -> Items:
+    if drift.problem:
+        return Items("drift", [drift.problem])
+    where = f"in {drift.rows:,} inputs of model {drift.model_version}"
+    drifted = [f"{one.name} {one.psi:.2f} (limit {one.limit:.2f})" for one in drift.features if one.drifted]
+    if not drifted:
+        return Items("drift", [f"none {where}"])
+    return Items(Text("drift", "red"), [f"{where}:", *drifted])
+
+
+def restriction_table(restrictions: Iterable[admin_pb2.Restriction]) -> Rows:
+    """What the trading state comes from."""
+    table = Rows("state", "by", "why", "for", "change id")
+    for one in restrictions:
+        span = ""
+        if one.HasField("expires_in"):
+            span = f"{one.expires_in.seconds} s yet"
+        elif one.HasField("begins_in"):
+            span = f"begins in {one.begins_in.seconds} s"
+        table.add(enum_name(admin_pb2.TradingState, one.state), one.author, one.reason, span, one.change_id)
+    return table
+
+
+def change_table(changes: Iterable[admin_pb2.Change]) -> Rows:
+    """Changes, as they come."""
+    table = Rows("when (UTC)", "version>", "change", "by", "why")
+    for change in changes:
+        when = f"{change.changed_at.ToDatetime():%Y-%m-%d %H:%M:%S}"
+        what = "\n".join(change.diff) or f"{change.subject}: {change.value} again"
+        table.add(when, str(change.version or ""), what, change.author, change.reason)
+    return table
+
+
+def model_table(models: Iterable[admin_pb2.ModelVersion]) -> Rows:
+    """Versions of models, as they come."""
+    table = Rows("version", "model", "aliases", "loaded on", "features", "threshold>", "written", "problem")
+    for model in models:
+        table.add(
+            model.model_version,
+            model.name,
+            ", ".join(model.aliases),
+            ", ".join(model.loaded_on),
+            model.feature_set,
+            f"{model.threshold:.4f}",
+            local_time(model.created_at.ToDatetime(dt.UTC)),
+            Text(model.problem, "red"),
+        )
+    return table
 
 
 def canary_view(canary: admin_pb2.Canary) -> Group:
-    """A canary for a terminal: where it is, and its evidence."""
+    """A canary for a terminal: where it is, what its evidence says, and each check in words."""
     state = enum_name(admin_pb2.CanaryState, canary.state)
-    steps = " → ".join(
-        f"[bold]{share:.0%}[/]" if index == canary.step else f"{share:.0%}" for index, share in enumerate(canary.steps)
+    steps = Text(" → ").join(
+        Text(f"{share:.0%}", "bold" if index == canary.step else "") for index, share in enumerate(canary.steps)
     )
     colour = {"PROMOTED": "green", "ROLLED_BACK": "red", "ABORTED": "yellow"}.get(state, "bold")
-    lines = [
-        f"canary [bold]{canary.model_version}[/] against {canary.champion_version}: [{colour}]{state}[/]"
-        f"  {canary.weight:.0%} of the flows{' (held)' if canary.held else ''}   {steps}",
-        f"begun {local_time(canary.started_at.ToDatetime(dt.UTC))} by {escape(canary.author)}: {escape(canary.reason)}",
-        f"verdict [bold]{words(canary.verdict)}[/]: {escape(canary.verdict_reason)}",
-        f"decisions of this process: {canary.decisions:,}",
+    place: list[str | Text] = [f"against champion {canary.champion_version}:", Text(state, colour)]
+    if canary.state == admin_pb2.CANARY_STATE_RUNNING:
+        place.append(f"{canary.weight:.0%} of the flows{', held there by an operator' if canary.held else ''}")
+    lines: list[RenderableType] = [
+        Items(Text.assemble("canary ", (canary.model_version, "bold")), place),
+        Items("steps", [steps, *_flows(canary)]),
+        Items(
+            "begun",
+            [local_time(canary.started_at.ToDatetime(dt.UTC)), f"by {canary.author}:", canary.reason],
+        ),
     ]
     if canary.HasField("ended_at"):
-        lines.append(f"ended {local_time(canary.ended_at.ToDatetime(dt.UTC))}")
-    table = Table("check", "canary", "champion", "tolerance", "samples", "needed", "verdict")
-    for check in canary.checks:
-        known = check.HasField("canary")
-        table.add_row(
-            check.name,
-            f"{check.canary:.4g}" if known else "",
-            f"{check.champion:.4g}" if known else "",
-            f"{check.limit:g}",
-            f"{check.samples:,}",
-            f"{check.minimum_samples:,}" if check.minimum_samples else "",
-            words(check.verdict),
+        lines.append(Items("ended", [local_time(canary.ended_at.ToDatetime(dt.UTC))]))
+    lines += [
+        Items("verdict", [Text(words(canary.verdict), "bold"), canary.verdict_reason]),
+        Items("decisions of this process", [f"{canary.decisions:,}"]),
+        *(Items(Text(check.name, _COLOURS.get(check.verdict, "")), [check.detail]) for check in canary.checks),
+    ]
+    return Group(*lines)
+
+
+def _flows(canary: admin_pb2.Canary) -> Iterator[str | Text]:
+    """How many of the flows are the canary's: without one, its share is nothing, and no evidence comes."""
+    if canary.state != admin_pb2.CANARY_STATE_RUNNING:
+        return
+    if not canary.flows:
+        yield Text("no order has come since it began: nothing to decide, and no evidence", "yellow")
+    elif not canary.canary_flows:
+        yield Text(
+            f"{canary.weight:.0%} of {canary.flows:,} flows is no flow: it gets no orders, and no evidence comes. "
+            "Give it more by `pretrade canary weight PERCENT`",
+            "yellow",
         )
-    return Group(*lines, table) if canary.checks else Group(*lines)
+    else:
+        yield f"{canary.canary_flows:,} of the {canary.flows:,} flows seen are its own"
+
+
+def decision_table(decision: decision_pb2.Decision) -> Table:
+    """A decision for a terminal."""
+    table = Table(show_header=False)
+    table.add_row("action", enum_name(decision_pb2.Action, decision.action))
+    if decision.HasField("score"):
+        table.add_row("score", f"{decision.score:.4f} against {decision.threshold:.4f}")
+    table.add_row("source", enum_name(decision_pb2.Source, decision.source))
+    table.add_row("reasons", ", ".join(enum_name(decision_pb2.ReasonCode, code) for code in decision.reasons))
+    if decision.degradations:
+        names = (enum_name(decision_pb2.Degradation, code) for code in decision.degradations)
+        table.add_row("degradations", ", ".join(names))
+    if decision.model_name:
+        table.add_row("model", f"{decision.model_name} {decision.model_version}")
+    if decision.HasField("feature_age"):
+        table.add_row("feature age", milliseconds(decision.feature_age))
+    stages = ", ".join(
+        f"{enum_name(decision_pb2.Stage, use.stage)} "
+        + (f"skipped ({enum_name(decision_pb2.Degradation, use.skipped)})" if use.skipped else f"{use.used_us} µs")
+        for use in decision.budget.stages
+    )
+    table.add_row("budget", f"{decision.budget.used_us} of {decision.budget.allowed_us} µs: {stages}")
+    table.add_row("decision id", decision.decision_id)
+    return table
 
 
 def explanation_table(explanation: decision_pb2.Explanation) -> RenderableType:
@@ -252,3 +358,8 @@ def local_time(instant: dt.datetime) -> str:
 def milliseconds(duration: Duration) -> str:
     """A duration for people."""
     return f"{duration.ToNanoseconds() / 1e6:.2f} ms"
+
+
+def _in_milliseconds(duration: Duration) -> str:
+    """The figure of a duration, under a heading that names the unit."""
+    return f"{duration.ToNanoseconds() / 1e6:.2f}"

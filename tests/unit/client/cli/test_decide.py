@@ -1,4 +1,4 @@
-"""`pretrade decide`, without a server."""
+"""`pretrade decide`: what it sends, and what it says of an order that it cannot send."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from pretrade.client.cli import decide
+from pretrade.client.cli import decide as module
 from pretrade.client.cli.main import app
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[pb.DecideRequest, float
     def connected(*_: Any) -> Iterator[None]:
         yield None
 
-    monkeypatch.setattr(decide, "connected", connected)
+    monkeypatch.setattr(module, "connected", connected)
     monkeypatch.setattr(grpc, "channel_ready_future", lambda _: SimpleNamespace(result=lambda _: None))
     monkeypatch.setattr(decision_pb2_grpc, "DecisionServiceStub", Stub)
     return requests
@@ -66,3 +66,21 @@ def test_json_has_the_names_of_the_contract(
     decision = document["decision"] if explain else document
     assert decision["decision_id"] == "d"
     assert ("model_version" in document.get("explanation", {})) == bool(explain)
+
+
+def decide(*words: str) -> Result:
+    return CliRunner().invoke(app, ["decide", *words, "--target", "127.0.0.1:9"], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("quantity", ["-0.05", "-1", "-.5"])
+def test_a_negative_quantity_is_called_that_and_no_option(quantity: str) -> None:
+    found = decide("BTCUSDT.SIM", "buy", quantity)
+    assert found.exit_code == 2
+    assert f"{quantity} is negative: a quantity is a positive number" in found.output
+    assert "No such option" not in found.output
+
+
+def test_an_option_may_have_a_negative_value_and_a_misspelt_one_is_still_one() -> None:
+    assert decide("BTCUSDT.SIM", "buy", "0.05", "--limit", "-1").exit_code == 3
+    misspelt = decide("BTCUSDT.SIM", "buy", "0.05", "--limt", "5")
+    assert (misspelt.exit_code, "No such option" in misspelt.output) == (2, True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from typing import Any, Final
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from pretrade.client.cli import main
+from pretrade.client.cli.commands import COMMANDS
 from pretrade.client.cli.main import app
 
 
@@ -67,11 +71,50 @@ def test_an_installation_whose_list_of_commands_is_of_another_version_says_so() 
         main._loaded(gone)
 
 
-def test_a_command_of_the_client_loads_nothing_that_serves() -> None:
+def loaded_by(*words: str) -> set[str]:
+    """The modules that are loaded when a command has run in a process of its own."""
     code = (
-        "import sys; from pretrade.client.cli.main import app; app(['decide', '--help'], standalone_mode=False); "
-        "print(*sys.modules, file=sys.stderr)"
+        f"import atexit, sys; atexit.register(lambda: print('loaded', *sys.modules, file=sys.stderr)); "
+        f"sys.argv = ['pretrade', *{words!r}]; from pretrade.client.cli.main import main; main()"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split()
-    assert "pretrade.client.cli.decide" in loaded
-    assert not {"server", "local", "feature_cache", "sqlalchemy", "numpy", "structlog"} & set(loaded)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PRETRADE_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    return set(done.stderr.rpartition("loaded ")[2].split())
+
+
+HEAVY: Final = {"server", "local", "feature_cache", "torchserve", "loadtest", "sqlalchemy", "numpy", "structlog"}
+"""What no command of the client needs."""
+CALLING: Final = {"grpc", "google.protobuf", "rich.live"}
+"""What a command needs when it calls a server, and its help does not. (Typer itself loads pydantic.)"""
+OURS: Final = [name for name, command in COMMANDS.items() if command.module]
+
+
+def test_the_help_loads_no_command() -> None:
+    loaded = loaded_by("--help")
+    assert "pretrade.client.cli.commands" in loaded
+    assert not {"pydantic", *(command.module for command in COMMANDS.values() if command.module)} & loaded
+    assert not (HEAVY | CALLING) & loaded
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_help_of_a_command_of_the_client_loads_nothing_that_calls_a_server(name: str) -> None:
+    loaded = loaded_by(name, "--help")
+    assert COMMANDS[name].module in loaded
+    assert not (HEAVY | CALLING) & loaded
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["status --once", "state", "flag", "breaker", "chain", "changes", "replica list", "decide BTCUSDT.SIM buy 1"],
+)
+def test_a_command_of_the_client_loads_nothing_that_serves(words: str) -> None:
+    loaded = loaded_by(*words.split(), "--target", "127.0.0.1:9")
+    assert "grpc" in loaded, "it ran, and looked for its server"
+    assert not HEAVY & loaded
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_line_of_a_command_in_the_help_is_the_first_paragraph_of_its_own(name: str) -> None:
+    commands: Any = typer.main.get_command(app)
+    help_of_its_own = commands.load(name).help
+    assert " ".join(help_of_its_own.split("\n\n")[0].split()) == COMMANDS[name].summary

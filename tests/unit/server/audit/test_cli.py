@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.cli import app
+from server.audit.commands import app
 from server.audit.store.store import Store
 from server.journal.journal_file import JournalFile, JournalReader
 
@@ -251,7 +251,7 @@ def test_without_targets_the_running_stack_is_asked(audit: Audit, tmp_path: Path
 
 def test_without_targets_and_without_a_stack_the_error_says_what_to_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["show", RECENT, "--dir", str(tmp_path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "--database-url URL or --journal FILE" in result.stderr
 
 

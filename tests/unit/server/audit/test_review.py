@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.enum_names import enum_choices
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.label import app
+from server.audit.commands import app
 from server.audit.reading.journals import Step
 from server.audit.reading.labels import Label
 from server.audit.reading.query import AuditQuery

@@ -70,7 +70,7 @@ class World:
 def test_nothing_is_said_without_evidence() -> None:
     evidence = Evidence(SETTINGS)
     assert evidence.verdict is Verdict.NO_EVIDENCE
-    assert "fallback no samples" in evidence.reason
+    assert "fallback (0 of " in evidence.reason
 
 
 def test_a_canary_as_good_as_the_champion_is_proven_so() -> None:
@@ -138,7 +138,7 @@ def test_a_canary_that_leaves_its_orders_to_the_champion_is_found_with_and_witho
                 evidence.observe_order(Side.CHAMPION, attempt(True))
             evidence.observe_order(Side.CANARY, attempt(False))
         assert evidence.verdict is Verdict.WORSE
-        assert evidence.reason.startswith("fallback 1 against 0")
+        assert evidence.reason.startswith("fallback: another replica answered 100.0% of its orders and 0.0% of")
 
 
 def test_orders_that_a_stalled_machine_leaves_unanswered_on_both_sides_speak_against_nobody() -> None:
@@ -210,3 +210,26 @@ def test_more_processes_make_each_of_them_slower_to_condemn() -> None:
     for world in (alone, among_four):
         world.canary_extra_seconds = 0.02
     assert (alone.go_on(500) or 0) <= (among_four.go_on(500) or 0)
+
+
+def test_each_check_says_in_a_sentence_what_came_out_and_what_that_says() -> None:
+    evidence = Evidence(CanarySettings(min_orders=100, min_pairs=500, min_outcomes=0))
+    said = {name: str(check) for name, check in evidence.checks.items()}
+    assert said["rank"] == "nothing to compare yet (0 of 250 samples)"
+    assert said["brier"] == "nothing to compare yet (0 samples)"
+    for check in evidence.checks.values():
+        check.observe(0.0, 0.0)
+    for name, check in evidence.checks.items():
+        assert "1 " in str(check), name
+        assert str(check).endswith(("samples)", "samples), but it may still be chance")), name
+    assert "too early to say (1 of 100 samples)" in str(evidence.checks["errors"])
+    assert str(evidence.checks["brier"]).endswith("no objection (1 samples)")
+
+
+def test_enough_samples_without_proof_are_not_called_too_few() -> None:
+    evidence = Evidence(CanarySettings(min_orders=10))
+    check = evidence.checks["errors"]
+    for number in range(11):
+        check.observe(float(number % 2), 0.0 if number % 3 else 1.0)
+    assert check.verdict is Verdict.NO_EVIDENCE
+    assert str(check).endswith("enough samples (11 of 10 samples), but it may still be chance")

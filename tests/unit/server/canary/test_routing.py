@@ -103,6 +103,17 @@ async def test_other_flows_never_see_it() -> None:
         assert all(d.controls)
 
 
+async def test_it_knows_how_many_flows_there_are_and_how_many_of_them_are_its_own() -> None:
+    async with desk(answers(0.75, version=VERSION)) as d:
+        for number in (*range(4), *range(4)):
+            await d.routing.answer(d.case(strategy=f"s{number}"))
+        await d.routing.answer(d.case(strategy="own", own_features=True))
+        assert d.routing.flows(CANARY) == (4, 4)
+        assert d.routing.flows(CANARY.weighted(0.0, held=True, now=0.0)) == (4, 0)
+        d.routing.forget_flows()
+        assert d.routing.flows(CANARY) == (0, 0)
+
+
 async def test_a_stage_before_it_asks_the_canary_for_its_orders_once() -> None:
     async with desk(fails(Outcome.MODEL_ERROR)) as d:
         case = d.case()

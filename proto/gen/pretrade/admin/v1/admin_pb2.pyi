@@ -1883,6 +1883,8 @@ class Canary(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FLOWS_FIELD_NUMBER: _builtins.int
+    CANARY_FLOWS_FIELD_NUMBER: _builtins.int
     canary_id: _builtins.str
     """Unique, time-ordered."""
     model_version: _builtins.str
@@ -1907,6 +1909,10 @@ class Canary(_message.Message):
     """Who began it."""
     reason: _builtins.str
     """Why."""
+    flows: _builtins.int
+    """Different order flows that had orders since it began, as the process that answers saw them."""
+    canary_flows: _builtins.int
+    """How many of these flows are in its share now. With none it gets no orders and gathers no evidence."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The share of each step, in order."""
@@ -1947,10 +1953,12 @@ class Canary(_message.Message):
         decisions: _builtins.int = ...,
         author: _builtins.str = ...,
         reason: _builtins.str = ...,
+        flows: _builtins.int = ...,
+        canary_flows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at", "step_started_at", b"step_started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "canary_id", b"canary_id", "champion_version", b"champion_version", "checks", b"checks", "decisions", b"decisions", "ended_at", b"ended_at", "held", b"held", "model_version", b"model_version", "reason", b"reason", "started_at", b"started_at", "state", b"state", "step", b"step", "step_started_at", b"step_started_at", "steps", b"steps", "verdict", b"verdict", "verdict_reason", b"verdict_reason", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "canary_flows", b"canary_flows", "canary_id", b"canary_id", "champion_version", b"champion_version", "checks", b"checks", "decisions", b"decisions", "ended_at", b"ended_at", "flows", b"flows", "held", b"held", "model_version", b"model_version", "reason", b"reason", "started_at", b"started_at", "state", b"state", "step", b"step", "step_started_at", b"step_started_at", "steps", b"steps", "verdict", b"verdict", "verdict_reason", b"verdict_reason", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from pretrade.audit.v1 import packet_pb2
-from server.audit.cli import app
+from server.audit.commands import app
 from server.audit.reading.verify import Open, Unremembered, Verified, verify
 from server.audit.shipping.heads import SigningKey, VerifyingKey, slot_of
 from server.audit.shipping.shipper import Shipper

@@ -1,0 +1,130 @@
+"""How a command makes a change: it shows the change where that is a risk, asks, makes it, and says what was made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import grpc
+import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+
+from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.connection import RPC_SECONDS
+
+NOT_CONFIRMED: Final = 1
+IN_DOUBT: Final = 7
+_CHAMPIONS: Final = ("primary", "secondary")
+_STATUS_DETAILS: Final = "grpc-status-details-bin"
+"""Trailing metadata with which a server itself says why it refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a change is to be made: the options that every command has that makes one."""
+
+    expires_in_seconds: float | None = None
+    expect: int | None = None
+    dry_run: bool = False
+    yes: bool = False
+    rpc_seconds: float = RPC_SECONDS
+    """How long the server may take."""
+
+
+def changed(call: Callable[..., Any], request: Any, how: How, risk: str | Callable[[Any], str] = "") -> Any:
+    """Makes a change, once it is confirmed where it is a risk.
+
+    Args:
+        call: The method that makes it.
+        request: What it is given; `how` is added to it.
+        how: The command's options.
+        risk: What it may do to trading, where that must be confirmed; or what says so, given the response of a dry run.
+
+    Returns:
+        The response.
+
+    Raises:
+        typer.Exit: It was not confirmed, or it is not known whether it was made.
+    """
+    if how.expires_in_seconds is not None:
+        duration = Duration()
+        duration.FromNanoseconds(int(how.expires_in_seconds * 1e9))
+        request.expires_in.CopyFrom(duration)
+    if how.expect is not None:
+        request.expected_control_version = how.expect
+    if risk and not how.yes and not how.dry_run:
+        request.dry_run = True
+        would = call(request, timeout=how.rpc_seconds)
+        request.expected_control_version = would.change.version
+        confirm(would.change, risk if isinstance(risk, str) else risk(would))
+    request.dry_run = how.dry_run
+    try:
+        return call(request, timeout=how.rpc_seconds)
+    except grpc.RpcError as error:
+        if how.dry_run or not _may_have_arrived(error):
+            raise
+        typer.echo(f"the connection broke, it is not known whether the change was made: {error.details()}", err=True)
+        raise typer.Exit(IN_DOUBT) from None
+
+
+def confirm(would: admin_pb2.Change, risk: str) -> None:
+    """Shows what would change and asks. Raises `typer.Exit` unless the answer is yes."""
+    for line in would.diff or ("nothing would change",):
+        typer.echo(line)
+    typer.echo(risk)
+    if not sys.stdin.isatty():
+        typer.echo("not confirmed, nothing changed: no terminal to ask on, give --yes", err=True)
+        raise typer.Exit(NOT_CONFIRMED)
+    if not typer.confirm("Do it?"):
+        typer.echo("not confirmed, nothing changed")
+        raise typer.Exit(NOT_CONFIRMED)
+
+
+def show(response: Message, change: admin_pb2.Change, *, as_json: bool) -> None:
+    """Prints what was changed, or would be."""
+    if as_json:
+        print(MessageToJson(response))
+        return
+    for line in change.diff or (f"{change.subject}: {change.value}, as before",):
+        print(f"{line}{'  (dry run)' if change.dry_run else ''}")
+    print(f"control state: version {change.version}")
+    if change.unsaved:
+        typer.echo(
+            "neither Redis nor the disk took it: in force in one process, and forgotten when that ends", err=True
+        )
+    elif change.local:
+        typer.echo("Redis did not answer: in force on this server, on all others when it answers again", err=True)
+
+
+def without(stub: admin_pb2_grpc.AdminServiceStub, replica: str) -> str:
+    """The risk of taking a replica out: none while another champion gets orders."""
+    if replica not in _CHAMPIONS:
+        return ""
+    found = stub.ListReplicas(admin_pb2.ListReplicasRequest(), timeout=RPC_SECONDS).replicas
+    others = [one for one in found if one.name in _CHAMPIONS and one.name != replica]
+    if any(one.healthy and not one.drained and _passes(one) for one in others):
+        return ""
+    return "No champion is left then: cached scores, rules or no source will answer."
+
+
+def _passes(replica: admin_pb2.ReplicaStatus) -> bool:
+    if replica.breaker_mode == admin_pb2.BREAKER_MODE_AUTOMATIC:
+        return replica.breaker_state == admin_pb2.BREAKER_STATE_CLOSED
+    return replica.breaker_mode != admin_pb2.BREAKER_MODE_FORCED_OPEN
+
+
+def _may_have_arrived(error: grpc.RpcError) -> bool:
+    """Whether a call that failed for its connection may have been carried out all the same.
+
+    Not when the server itself says why it refuses, nor when there never was a connection. The library tells the latter
+    apart in its message alone. Should that change, an operator looks at `pretrade changes` once too often.
+    """
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    if any(name == _STATUS_DETAILS for name, _ in cast("grpc.Call", error).trailing_metadata() or ()):
+        return False
+    return not (error.details() or "").startswith("failed to connect")

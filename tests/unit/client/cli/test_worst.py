@@ -1,0 +1,162 @@
+"""Which fault of a server is named first, and to which section of the runbook it leads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pretrade.admin.v1 import admin_pb2 as pb
+from pretrade.client.cli.worst import Fault, faults
+
+Change = Callable[[pb.GetStatusResponse], object]
+
+
+def sound() -> pb.GetStatusResponse:
+    """A server with nothing wrong."""
+    status = pb.GetStatusResponse(instance_id="one", ready=True, trading_state=pb.TRADING_STATE_ACTIVE, process_count=1)
+    for name in ("primary", "secondary", "challenger"):
+        status.replicas.add(
+            name=name,
+            healthy=True,
+            breaker_state=pb.BREAKER_STATE_CLOSED,
+            breaker_mode=pb.BREAKER_MODE_AUTOMATIC,
+        )
+    for name in ("BTCUSDT.SIM", "ETHUSDT.SIM"):
+        status.features.add(instrument=name, usable=True, worker="host:1", lag_records=3, book=pb.BOOK_STATE_VALID)
+    status.flags.add(name="embedded", enabled=True)
+    status.embedded.model_version = "aa" * 8
+    status.audit.writable = True
+    status.processes.add(index=0, ready=True, answered=True)
+    return status
+
+
+def worst(*changes: Change) -> Fault:
+    status = sound()
+    for change in changes:
+        change(status)
+    return faults(status)[0]
+
+
+def dead(index: int) -> Change:
+    def kill(status: pb.GetStatusResponse) -> None:
+        status.replicas[index].healthy = False
+        status.replicas[index].breaker_state = pb.BREAKER_STATE_OPEN
+
+    return kill
+
+
+def broken(index: int) -> Change:
+    return lambda status: setattr(status.replicas[index], "breaker_state", pb.BREAKER_STATE_HALF_OPEN)
+
+
+def held(index: int, mode: pb.BreakerMode.ValueType) -> Change:
+    return lambda status: setattr(status.replicas[index], "breaker_mode", mode)
+
+
+def unusable(problem: str, *indices: int, worker: str = "host:1") -> Change:
+    def change(status: pb.GetStatusResponse) -> None:
+        for index in indices:
+            status.features[index].usable = False
+            status.features[index].problem = problem
+            status.features[index].worker = worker
+
+    return change
+
+
+def unhealthy(name: str, detail: str) -> Change:
+    return lambda status: status.components.add(name=name, healthy=False, detail=detail)
+
+
+def trading(state: pb.TradingState.ValueType) -> Change:
+    return lambda status: setattr(status, "trading_state", state)
+
+
+def journal(error: str) -> Change:
+    def change(status: pb.GetStatusResponse) -> None:
+        status.audit.writable = False
+        status.audit.last_error = error
+
+    return change
+
+
+def test_nothing_is_wrong_with_a_sound_server() -> None:
+    assert faults(sound()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "section"),
+    [
+        (journal("No space left on device"), "No space left on device", "JournalUnwritable"),
+        (journal("rows that are not shipped fill all that they may, 9 MiB"), "9 MiB", "JournalFull"),
+        (trading(pb.TRADING_STATE_HALTED), "trading is HALTED", "TradingHalted"),
+        (trading(pb.TRADING_STATE_REDUCING), "trading is REDUCING", "TradingHalted"),
+        (lambda status: setattr(status, "ready", False), "is not ready", "ServerDown"),
+        (dead(0), "primary does not answer; secondary answers instead", "ReplicaDown"),
+        (dead(2), "challenger does not answer; no order waits for it", "ReplicaDown"),
+        (broken(0), "the breaker of primary is HALF_OPEN; secondary answers", "BreakerFlapping"),
+        (held(1, pb.BREAKER_MODE_FORCED_OPEN), "secondary is held FORCED_OPEN by an operator", "ReplicaDown"),
+        (held(1, pb.BREAKER_MODE_FORCED_CLOSED), "secondary is held FORCED_CLOSED", "BreakerFlapping"),
+        (unusable("stale", 1), "ETHUSDT.SIM: stale", "FeaturesStale"),
+        (unusable("book unknown", 1), "ETHUSDT.SIM: book unknown", "BookUnknown"),
+        (unusable("stale", 0, 1), "every instrument: stale", "FeaturesStale"),
+        (unusable("stale", 0, 1, worker=""), "no feature worker reports", "WorkerDown"),
+        (lambda status: setattr(status.control, "stale", True), "Redis is not heard", "ControlStale"),
+        (lambda status: setattr(status.control, "problem", "disk full"), "disk full", "ControlUnwritten"),
+        (lambda status: setattr(status.audit, "unshipped", 10_001), "10,001 rows", "ShipperBehind"),
+        (unhealthy("audit_store", "connection refused"), "connection refused", "ShipperFailing"),
+        (unhealthy("embedded", "version aa: expired"), "version aa: expired", "EmbeddedRefused"),
+        (unhealthy("certificates", "expires in 3 days"), "expires in 3 days", "CertificateExpiring"),
+        (unhealthy("token_keys", "no key"), "no key", "CredentialsNotReplaced"),
+        (lambda status: setattr(status, "process_count", 3), "2 of 3 processes do not answer", "ServerProcessDying"),
+        (lambda status: setattr(status.features[0], "lag_records", 20_000), "20,000 records", "WorkerBehind"),
+    ],
+)
+def test_each_fault_is_said_and_leads_to_its_section(change: Change, what: str, section: str) -> None:
+    found = worst(change)
+    assert what in found.what
+    assert (found.section, found.anchor) == (section, f"docs/runbook.md#{section.lower()}")
+
+
+def test_redis_that_is_gone_is_named_and_not_the_features_that_went_stale_with_it() -> None:
+    found = worst(unusable("stale", 0, 1), unhealthy("feature_cache", "Redis is not connected"))
+    assert found.section == "RedisLost"
+
+
+def test_a_worker_that_is_behind_is_named_as_the_cause_and_once() -> None:
+    status = sound()
+    unusable("stale", 0, 1)(status)
+    for feature in status.features:
+        feature.lag_records = 204_574
+    (found,) = faults(status)
+    assert found.section == "WorkerBehind"
+    assert found.what.startswith("the feature worker is 204,574 records behind; every instrument: stale")
+
+
+@pytest.mark.parametrize(
+    "out", [(dead(0), dead(1)), (dead(0), held(1, pb.BREAKER_MODE_FORCED_OPEN)), (broken(0), broken(1))]
+)
+def test_without_a_champion_it_is_said_who_answers_instead(out: tuple[Change, Change]) -> None:
+    with_model = worst(*out)
+    assert (with_model.section, with_model.what.endswith("the embedded model answers instead")) == (
+        "BothChampionsBroken",
+        True,
+    )
+    without = worst(*out, lambda status: setattr(status.flags[0], "enabled", False))
+    assert without.what.endswith("cached scores, rules or no source answer")
+
+
+def test_what_stops_every_order_comes_before_what_stops_none() -> None:
+    status = sound()
+    for change in (unhealthy("audit_store", "away"), dead(2), dead(0), dead(1), unusable("stale", 0)):
+        change(status)
+    trading(pb.TRADING_STATE_HALTED)(status)
+    journal("I/O error")(status)
+    assert [fault.section for fault in faults(status)] == [
+        "JournalUnwritable",
+        "TradingHalted",
+        "FeaturesStale",
+        "BothChampionsBroken",
+        "ShipperFailing",
+        "ReplicaDown",
+    ]
