@@ -226,15 +226,31 @@ def _importance(facts: CardFacts) -> Iterable[str]:
 def _reference(facts: CardFacts) -> Iterable[str]:
     yield "## Reference distributions"
     yield ""
-    yield "What drift is measured against: features where the model was fitted, its score where it was calibrated."
+    yield (
+        "What drift is measured against: features where the model was fitted, its score where it was calibrated. The"
+        " deciles are those of all instruments together; the shares in between are kept by instrument. Values within"
+        " the correlation time repeat each other, so few of the samples are independent."
+    )
     yield ""
     yield from _table(
-        ("feature", "undefined", "deciles"),
+        ("feature", "samples", "independent", "correlation time", "undefined", "deciles"),
         (
-            [f"`{name}`", f"{one['undefined']:.3f}", " ".join(f"{edge + 0.0:.3g}" for edge in one["edges"]) or "–"]
+            [
+                f"`{name}`",
+                f"{_samples(parts):,}",
+                f"{sum(part['independent'] for part in parts):,.0f}",
+                f"{one['correlation_seconds']:.1f} s",
+                f"{sum(part['undefined'] * part['samples'] for part in parts) / max(1, _samples(parts)):.3f}",
+                " ".join(f"{edge + 0.0:.3g}" for edge in one["edges"]) or "–",
+            ]
             for name, one in facts.described["reference"].items()
+            for parts in (list(one["instruments"].values()),)
         ),
     )
+
+
+def _samples(parts: Iterable[Mapping[str, Any]]) -> int:
+    return sum(part["samples"] for part in parts)
 
 
 def _limits(facts: CardFacts) -> Iterable[str]:

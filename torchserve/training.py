@@ -213,7 +213,9 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
         metrics={
             part: measure(scores[part], samples.eligible[getattr(split, part)], model.threshold) for part in scores
         },
-        reference=reference_histograms(samples.rows[split.train], scores["calibration"]),
+        reference=reference_histograms(
+            samples.take(split.train), samples.take(split.calibration), scores["calibration"]
+        ),
     )
 
 

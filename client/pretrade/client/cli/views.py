@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
+from pretrade.client.cli.model_lines import drift_line
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2
 
@@ -66,7 +67,7 @@ def status_view(status: admin_pb2.GetStatusResponse) -> Group:
         _feature_table(status),
         _counts_line(status),
         _embedded_line(status.embedded),
-        _drift_line(status.drift),
+        drift_line(status.drift),
         *([canary_view(status.canary)] if status.HasField("canary") else ()),
         *([_process_table(status)] if status.process_count > 1 else ()),
     )
@@ -77,15 +78,6 @@ def _embedded_line(embedded: admin_pb2.EmbeddedStatus) -> str:
     if embedded.problem:
         return f"[dim]embedded: {escape(embedded.problem)}[/]"
     return f"[dim]embedded: model {embedded.model_version}[/]"
-
-
-def _drift_line(drift: admin_pb2.DriftStatus) -> str:
-    if drift.problem:
-        return f"[dim]drift: {escape(drift.problem)}[/]"
-    drifted = [f"{one.name} {one.psi:.2f} (limit {one.limit:.2f})" for one in drift.features if one.drifted]
-    if not drifted:
-        return f"[dim]drift: none in {drift.rows:,} inputs of model {drift.model_version}[/]"
-    return f"[red]drift[/] in {drift.rows:,} inputs of model {drift.model_version}: {', '.join(drifted)}"
 
 
 def _process_table(status: admin_pb2.GetStatusResponse) -> Table:

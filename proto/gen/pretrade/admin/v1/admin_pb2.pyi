@@ -945,7 +945,7 @@ Global___EmbeddedStatus: _TypeAlias = EmbeddedStatus  # noqa: Y015
 
 @_typing.final
 class DriftStatus(_message.Message):
-    """Recent decisions beside the reference of the model that scored most of them."""
+    """Recent decisions by the champion beside what it learnt from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -954,11 +954,11 @@ class DriftStatus(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
-    """The model's version; empty before the first comparison."""
+    """The champion's version; empty before the first comparison. What other versions decided is not compared."""
     problem: _builtins.str
     """Why there is no comparison; empty when there is one."""
     rows: _builtins.int
-    """Different inputs that were looked at."""
+    """Different inputs that it scored."""
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
         """Every feature, and `score`."""
@@ -990,16 +990,21 @@ class FeatureDrift(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     UNDEFINED_FIELD_NUMBER: _builtins.int
     DRIFTED_FIELD_NUMBER: _builtins.int
+    NOT_JUDGED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The feature, or `score`."""
     psi: _builtins.float
     """Population stability index."""
     limit: _builtins.float
-    """What as many values without drift exceed in one comparison of a hundred; absent with too few values to say."""
+    """What as many values without drift exceed in one comparison of a hundred; absent with too few values to say, and for a
+    feature that is not judged.
+    """
     undefined: _builtins.float
     """Share of undefined values."""
     drifted: _builtins.bool
     """True when the index is beyond its limit."""
+    not_judged: _builtins.str
+    """Why the feature is never called drifted; empty when it is judged."""
     def __init__(
         self,
         *,
@@ -1008,10 +1013,11 @@ class FeatureDrift(_message.Message):
         limit: _builtins.float | None = ...,
         undefined: _builtins.float = ...,
         drifted: _builtins.bool = ...,
+        not_judged: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "drifted", b"drifted", "limit", b"limit", "name", b"name", "psi", b"psi", "undefined", b"undefined"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "drifted", b"drifted", "limit", b"limit", "name", b"name", "not_judged", b"not_judged", "psi", b"psi", "undefined", b"undefined"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
