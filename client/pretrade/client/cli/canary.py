@@ -17,11 +17,10 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.connection import connected
+from pretrade.client.cli.model_lines import standing_line
 from pretrade.client.cli.options import USER, AdminTarget, AsJson, Author, Directory, DryRun, Expect, Reason, Yes
 from pretrade.client.cli.views import canary_view, local_time
 from pretrade.client.enum_names import enum_name
@@ -218,7 +217,7 @@ def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIREC
     if as_json:
         print(MessageToJson(found, always_print_fields_with_no_presence=True))
         return
-    Console().print(_model_table(found.models))
+    _print_models(found.models)
 
 
 @models_app.command(epilog=_EXIT_CODES)
@@ -244,7 +243,7 @@ def load(
         print(MessageToJson(response))
     else:
         print("\n".join(response.change.diff) + _dry(response.change))
-        Console().print(_model_table([response.model]))
+        _print_models([response.model])
 
 
 @models_app.command(epilog=_EXIT_CODES)
@@ -275,20 +274,23 @@ def alias(
         print("\n".join(response.change.diff) + _dry(response.change))
 
 
-def _model_table(models: Iterable[admin_pb2.ModelVersion]) -> Table:
-    table = Table("version", "model", "aliases", "loaded on", "features", "threshold", "written", "problem")
+def _print_models(models: Iterable[admin_pb2.ModelVersion]) -> None:
+    """Two lines a model, for 80 columns, and where the champion's card is."""
+    console = Console()
+    champions = []
     for model in models:
-        table.add_row(
-            model.model_version,
-            model.name,
-            ", ".join(model.aliases),
-            ", ".join(model.loaded_on),
-            model.feature_set,
-            f"{model.threshold:.4f}",
-            local_time(model.created_at.ToDatetime(dt.UTC)),
-            f"[red]{escape(model.problem)}[/]" if model.problem else "",
-        )
-    return table
+        loaded = f"on {', '.join(model.loaded_on)}" if model.loaded_on else "not loaded"
+        line = f"{model.model_version}  {', '.join(model.aliases) or '–':<10}  {model.kind:<7}  {loaded}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        written = local_time(model.created_at.ToDatetime(dt.UTC))[:16]
+        said = model.problem or f"{model.standing}; threshold {model.threshold:.4f}"
+        style = "red" if model.problem else "dim"
+        console.print(f"{'':4}{written}  {said}", highlight=False, markup=False, soft_wrap=True, style=style)
+        if "champion" in model.aliases:
+            champions.append(model)
+    for model in champions:
+        line = standing_line(model.model_version, model.standing, model.card)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change, as_json: bool) -> None:

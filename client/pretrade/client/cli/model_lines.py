@@ -21,3 +21,14 @@ def drift_line(drift: admin_pb2.DriftStatus) -> str:
         return f"[dim]drift: too few to say: {inputs}[/]"
     line = f"drift: none in {inputs}"
     return f"[dim]{line}, {len(unknown)} of {len(judged)} features: too few to say[/]" if unknown else f"[dim]{line}[/]"
+
+
+def champion_line(champion: admin_pb2.ChampionStatus) -> str:
+    """Which version decides, and how good it is known to be; markup of rich."""
+    return standing_line(champion.model_version, champion.standing, champion.card)
+
+
+def standing_line(version: str, standing: str, card: str) -> str:
+    """The champion's version with what its card says of it, and where the card is; markup of rich."""
+    where = f"; card: {escape(card)}" if card else ""
+    return f"champion {version[:8]}: {escape(standing)}{where}"

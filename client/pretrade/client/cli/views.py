@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
-from pretrade.client.cli.model_lines import drift_line
+from pretrade.client.cli.model_lines import champion_line, drift_line
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2
 
@@ -67,6 +67,7 @@ def status_view(status: admin_pb2.GetStatusResponse) -> Group:
         _feature_table(status),
         _counts_line(status),
         _embedded_line(status.embedded),
+        *([champion_line(status.champion)] if status.HasField("champion") else ()),
         drift_line(status.drift),
         *([canary_view(status.canary)] if status.HasField("canary") else ()),
         *([_process_table(status)] if status.process_count > 1 else ()),

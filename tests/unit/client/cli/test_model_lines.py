@@ -1,11 +1,11 @@
-"""The line on drift says what is known: drifted, not drifted, too few to say, or no comparison."""
+"""One line says of the champion how good it is known to be, and of drift what is known: also that too little is."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
 from pretrade.admin.v1 import admin_pb2
-from pretrade.client.cli.model_lines import drift_line
+from pretrade.client.cli.model_lines import champion_line, drift_line
 
 
 def shown(line: str) -> str:
@@ -43,3 +43,12 @@ def test_what_drifted_is_named_with_its_limit() -> None:
 
 def test_without_a_comparison_it_says_why() -> None:
     assert shown(drift_line(admin_pb2.DriftStatus(problem="not [compared] yet"))) == "drift: not [compared] yet"
+
+
+def test_the_champion_is_named_with_what_its_card_says_and_where_that_is() -> None:
+    champion = admin_pb2.ChampionStatus(
+        model_version="41c0cf4400112233", standing="does not beat the rules", card="/m/[c].md"
+    )
+    assert shown(champion_line(champion)) == "champion 41c0cf44: does not beat the rules; card: /m/[c].md"
+    champion = admin_pb2.ChampionStatus(model_version="41c0cf4400112233", standing="no card says how good it is")
+    assert shown(champion_line(champion)) == "champion 41c0cf44: no card says how good it is"

@@ -61,3 +61,11 @@ def test_what_people_and_errors_say_is_shown_as_it_is() -> None:
     assert "[/dev/sdb1] is full" in text
     assert "[/var/lib] is read-only" in text
     assert REASON in shown(canary_view(canary()))
+
+
+def test_the_status_says_how_good_the_champion_is_known_to_be() -> None:
+    status = admin_pb2.GetStatusResponse(instance_id="one", trading_state=admin_pb2.TRADING_STATE_ACTIVE)
+    assert "champion" not in shown(status_view(status))
+    status.champion.model_version, status.champion.standing = "aa" * 8, "does not beat the rules"
+    status.champion.card = "models/cards/card.md"
+    assert "champion aaaaaaaa: does not beat the rules; card: models/cards/card.md" in shown(status_view(status))
