@@ -283,9 +283,14 @@ def _print_models(models: Iterable[admin_pb2.ModelVersion]) -> None:
         line = f"{model.model_version}  {', '.join(model.aliases) or '–':<10}  {model.kind:<7}  {loaded}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
         written = local_time(model.created_at.ToDatetime(dt.UTC))[:16]
-        said = model.problem or f"{model.standing}; threshold {model.threshold:.4f}"
         style = "red" if model.problem else "dim"
-        console.print(f"{'':4}{written}  {said}", highlight=False, markup=False, soft_wrap=True, style=style)
+        console.print(
+            f"{'':4}{written}  {model.problem or model.standing}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+            style=style,
+        )
         if "champion" in model.aliases:
             champions.append(model)
     for model in champions:
