@@ -102,7 +102,10 @@ def verdict(walk: WalkForward | str, kind: str) -> str:
             " to decide on real orders."
         )
     if unsure:
-        return f"Beats all baselines on walk-forward data, but not beyond chance: {_listed(unsure)}."
+        return (
+            f"Beats all baselines on walk-forward data, but not beyond chance: {_listed(unsure)}. Exported by force, if"
+            " at all."
+        )
     return "Beats all baselines on walk-forward data, each beyond chance."
 
 
@@ -111,6 +114,8 @@ def standing(walk: WalkForward | str, kind: str) -> str:
     if isinstance(walk, str):
         return "was not held against the rules"
     lost, unsure = _lost(walk, kind), _unsure(walk, kind)
+    if len(lost) == len(walk.comparisons[kind]):
+        return "beats none of the baselines"
     if lost:
         return f"does not beat {_listed([_SAID.get(one, one) for one in lost])}"
     if unsure:

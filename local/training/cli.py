@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REFUSED: Final = 3
-"""Exit code when a model does not beat the baselines and was not written."""
+"""Exit code when a model does not beat the baselines beyond chance, or knows nothing, and was not written."""
 
 dataset_app = typer.Typer(
     name="dataset", help="Build or show a dataset: training samples as Parquet.", no_args_is_help=True
@@ -125,7 +125,8 @@ def train(
 
     Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`.
 
-    Exit code 3: a model does not beat the baselines and was not published (see --force).
+    Exit code 3: a model does not beat the baselines beyond chance and was not published (see --force), or it knows
+    nothing: every order would get the same score.
     """
     from local.training.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
@@ -254,7 +255,11 @@ def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
             highlight=False,
         )
     for kind in outcome.refused:
-        console.print(f"[red]{kind} was not published[/]: --force publishes it all the same", highlight=False)
+        console.print(
+            f"[red]{kind} was not published[/]: it does not beat the baselines beyond chance (--force publishes it all"
+            " the same), or gives every order the same score",
+            highlight=False,
+        )
 
 
 def _report_walk(console: Console, walk: WalkForward) -> None:

@@ -75,7 +75,7 @@ class Outcome:
     """The evaluation; a sentence that says why where there is none."""
     made: tuple[Made, ...]
     refused: tuple[Kind, ...]
-    """Models that do not beat the baselines, and were not forced."""
+    """Models that do not beat the baselines and were not forced, and those that know nothing."""
 
 
 def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
@@ -105,7 +105,11 @@ def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
         walk = str(error)
     if plan.install and refused:
         return Outcome(walk, (), refused)
-    written = _install(plan, samples, report) if plan.install else _publish(plan, samples, training, refused, report)
+    if plan.install:
+        written = _install(plan, samples, report)
+    else:
+        written, uninformed = _publish(plan, samples, training, refused, report)
+        refused += uninformed
     if plan.cards:
         _write_evaluation(plan.cards, plan.kinds, walk)
     made = []
@@ -140,17 +144,22 @@ def _install(plan: Plan, samples: Samples, report: Report) -> Sequence[dict[str,
 
 def _publish(
     plan: Plan, samples: Samples, training: TrainingSettings, refused: Sequence[Kind], report: Report
-) -> Sequence[dict[str, Any]]:
-    written = []
+) -> tuple[Sequence[dict[str, Any]], tuple[Kind, ...]]:
+    """Writes those that are not refused; returns their metadata, and the models that know nothing, also by force."""
+    written, uninformed = [], []
     for kind in plan.kinds:
         if kind not in refused:
             report(f"training {kind} on {len(samples.rows):,} samples")
             model = train(plan.name, samples, training, kind)
+            if not model.knows_something:
+                report(f"{kind} knows nothing of the labels: every order would get the same score")
+                uninformed.append(kind)
+                continue
             metadata = metadata_of(model, samples, training)
             version = write_archive(model, metadata, plan.store, install=False)
             Registry(plan.store).set_alias(CANDIDATE, version)
             written.append({"version": version, **metadata})
-    return written
+    return written, tuple(uninformed)
 
 
 def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: WalkForward | str) -> Made:
