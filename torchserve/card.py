@@ -109,8 +109,16 @@ def verdict(walk: WalkForward | str, kind: str) -> str:
     return "Beats all baselines on walk-forward data, each beyond chance."
 
 
-def standing(walk: WalkForward | str, kind: str) -> str:
-    """The verdict in the few words that `pretrade up`, `status` and `models list` have room for."""
+def standing(walk: WalkForward | str, kind: str, *, knows_something: bool = True) -> str:
+    """The verdict in the few words that `pretrade up`, `status` and `models list` have room for.
+
+    Args:
+        walk: The evaluation; a sentence that says why where there is none.
+        kind: The kind of model.
+        knows_something: Of the model itself, see `TrainedModel.knows_something`.
+    """
+    if not knows_something:
+        return "knows nothing and trades nothing"
     if isinstance(walk, str):
         return "was not held against the rules"
     lost, unsure = _lost(walk, kind), _unsure(walk, kind)

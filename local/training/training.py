@@ -171,19 +171,21 @@ def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: Wa
     facts = CardFacts(described, samples, walk, importance, measure, plan.command)
     card = plan.store / CARDS / described["version"]
     write_card(facts, card)
-    _write_evaluation(card, plan.kinds, walk)
+    _write_evaluation(card, [described["kind"]], walk, knows_something=described["calibration"]["slope"] > 0)
     if plan.cards:
         card = plan.cards / described["name"]
         write_card(facts, card)
     return Made(described, archive, card)
 
 
-def _write_evaluation(directory: Path, kinds: Sequence[Kind], walk: WalkForward | str) -> None:
+def _write_evaluation(
+    directory: Path, kinds: Sequence[Kind], walk: WalkForward | str, *, knows_something: bool = True
+) -> None:
     """Writes the figures of the walk forward, and how each kind of model stands by them.
 
     One run measures all models, so copies of cards that are made together share the file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     figures = {} if isinstance(walk, str) else walk.summary()
-    described = {**figures, "standing": {kind: standing(walk, kind) for kind in kinds}}
+    described = {**figures, "standing": {kind: standing(walk, kind, knows_something=knows_something) for kind in kinds}}
     (directory / EVALUATION_FILE).write_text(json.dumps(described, indent=1) + "\n")

@@ -146,6 +146,7 @@ def test_how_a_model_stands_fits_on_a_line(walk: WalkForward) -> None:
     assert said(worse, sure, worse) == "does not beat always trading and logistic regression"
     assert said(worse, worse, worse) == "beats none of the baselines"
     assert standing("240 s are too short", "xgboost") == "was not held against the rules"
+    assert standing(walk, "xgboost", knows_something=False) == "knows nothing and trades nothing"
 
 
 def test_every_figure_is_of_the_blocks_together(walk: WalkForward) -> None:
