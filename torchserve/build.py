@@ -51,7 +51,7 @@ def build_models(
     inputs = _inputs(files, seed, simulated_seconds)
     if _holds(out, inputs):
         report(f"{out} is up to date")
-        return {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES}
+        return descriptions(out)
 
     # A store that is up to date must not cost the import of two machine-learning libraries.
     from torchserve.export import metadata_of, write_archive  # noqa: PLC0415
@@ -68,7 +68,21 @@ def build_models(
         model = train(name, samples, settings)
         write_archive(model, metadata_of(model, samples, settings), out)
     (out / _INPUTS_FILE).write_text(json.dumps(inputs, indent=2) + "\n")
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES}
+    return descriptions(out)
+
+
+def is_built(data: Path | None, out: Path, *, seed: int = 1, simulated_seconds: float = SIMULATED_SECONDS) -> bool:
+    """Whether `build_models` would leave the store as it is.
+
+    Raises:
+        feature_cache.sources.session.SessionError: There is no recording.
+    """
+    return _holds(out, _inputs(None if data is None else session_files([data]), seed, simulated_seconds))
+
+
+def descriptions(store: Path) -> dict[str, Any]:
+    """Model name → its metadata with the version, of the models that a store was built with."""
+    return {name: json.loads((store / f"{name}.json").read_text()) for name in NAMES}
 
 
 def _inputs(files: list[Path] | None, seed: int, simulated_seconds: float) -> dict[str, Any]:

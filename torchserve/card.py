@@ -18,11 +18,12 @@ from torchserve.card_plots import coverage_plot, reliability_plot
 from torchserve.dataset import LABEL_HORIZON_NS, STEP_NS, Samples
 from torchserve.evaluation import Estimate, class_balance
 from torchserve.training import Kind
-from torchserve.walk_forward import WalkForward
+from torchserve.walk_forward import ALWAYS, RULES, WalkForward
 
 FILE: Final = "card.md"
 _RELIABILITY, _COVERAGE = "reliability.svg", "coverage.svg"
 _SIMULATED: Final = "simulated"
+_SAID: Final = {ALWAYS: "always trading", RULES: "the rules"}
 _STYLE: Final = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;"
     "font-size:smaller}td,th{padding:.2em .6em;border-bottom:1px solid #ccc}code{background:#eee}svg{max-width:100%}"
@@ -37,8 +38,8 @@ class CardFacts:
     """The model's metadata with its version, as in `NAME.json`."""
     samples: Samples
     """All that there were."""
-    walk: WalkForward
-    """With this model's kind among its deciders."""
+    walk: WalkForward | str
+    """With this model's kind among its deciders; a sentence that says why where there is none."""
     importance: Mapping[str, float]
     """Feature → importance, the largest first."""
     importance_measure: str
@@ -55,7 +56,9 @@ class CardFacts:
 
 def write_card(facts: CardFacts, directory: Path) -> Path:
     """Writes the card as Markdown, and its pictures, into a folder of its own; returns the Markdown."""
-    plots = {_RELIABILITY: reliability_plot(facts.walk, facts.kind), _COVERAGE: coverage_plot(facts.walk)}
+    plots = {}
+    if not isinstance(facts.walk, str):
+        plots = {_RELIABILITY: reliability_plot(facts.walk, facts.kind), _COVERAGE: coverage_plot(facts.walk)}
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in (*plots.items(), (FILE, render(facts))):
         (directory / name).write_text(content)
@@ -64,8 +67,13 @@ def write_card(facts: CardFacts, directory: Path) -> Path:
 
 def render(facts: CardFacts) -> str:
     """The card as Markdown."""
-    sections = (_head, _data, _walk_forward, _by_block, _baselines, _final_model, _importance, _reference, _limits)
-    return "\n".join(line for section in sections for line in (*section(facts), ""))[:-1]
+    walk = facts.walk
+    measured = (
+        () if isinstance(walk, str) else (_walk_forward(facts, walk), _by_block(facts, walk), _baselines(facts, walk))
+    )
+    about = (_final_model(facts), _importance(facts), _reference(facts), _limits(facts))
+    sections = (_head(facts), _data(facts), *measured, *about)
+    return "\n".join(line for section in sections for line in (*section, ""))[:-1]
 
 
 def _head(facts: CardFacts) -> Iterable[str]:
@@ -84,19 +92,52 @@ def _head(facts: CardFacts) -> Iterable[str]:
     yield f"Made by `{facts.command}`; the same command makes the same model and the same card."
 
 
-def verdict(walk: WalkForward, kind: str) -> str:
+def verdict(walk: WalkForward | str, kind: str) -> str:
     """In a sentence or two, whether a model beats the baselines on walk-forward data."""
-    comparisons = walk.comparisons[kind]
-    lost = [one.baseline for one in comparisons if not one.beaten]
-    unsure = [one.baseline for one in comparisons if one.beaten and not one.beyond_chance]
+    if isinstance(walk, str):
+        return f"Was not held against the baselines: {walk}. It has not earned to decide on real orders."
+    lost, unsure = _lost(walk, kind), _unsure(walk, kind)
     if lost:
         return (
             f"Does not beat {_listed(lost)} on walk-forward data: exported by force, if at all. It has not earned"
             " to decide on real orders."
         )
     if unsure:
-        return f"Beats all baselines on walk-forward data, but not beyond chance: {_listed(unsure)}."
+        return (
+            f"Beats all baselines on walk-forward data, but not beyond chance: {_listed(unsure)}. Exported by force, if"
+            " at all."
+        )
     return "Beats all baselines on walk-forward data, each beyond chance."
+
+
+def standing(walk: WalkForward | str, kind: str, *, knows_something: bool = True) -> str:
+    """The verdict in the few words that `pretrade up`, `status` and `models list` have room for.
+
+    Args:
+        walk: The evaluation; a sentence that says why where there is none.
+        kind: The kind of model.
+        knows_something: Of the model itself, see `TrainedModel.knows_something`.
+    """
+    if not knows_something:
+        return "knows nothing and trades nothing"
+    if isinstance(walk, str):
+        return "was not held against the rules"
+    lost, unsure = _lost(walk, kind), _unsure(walk, kind)
+    if len(lost) == len(walk.comparisons[kind]):
+        return "beats none of the baselines"
+    if lost:
+        return f"does not beat {_listed([_SAID.get(one, one) for one in lost])}"
+    if unsure:
+        return f"beats all baselines, not beyond chance {_listed([_SAID.get(one, one) for one in unsure])}"
+    return "beats all baselines beyond chance"
+
+
+def _lost(walk: WalkForward, kind: str) -> list[str]:
+    return [one.baseline for one in walk.comparisons[kind] if not one.beaten]
+
+
+def _unsure(walk: WalkForward, kind: str) -> list[str]:
+    return [one.baseline for one in walk.comparisons[kind] if one.beaten and not one.beyond_chance]
 
 
 def _data(facts: CardFacts) -> Iterable[str]:
@@ -114,8 +155,8 @@ def _data(facts: CardFacts) -> Iterable[str]:
     )
 
 
-def _walk_forward(facts: CardFacts) -> Iterable[str]:
-    walk, bootstrap = facts.walk, facts.walk.settings.bootstrap
+def _walk_forward(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
+    bootstrap = walk.settings.bootstrap
     yield "## Walk-forward"
     yield ""
     yield (
@@ -146,7 +187,7 @@ def _walk_forward(facts: CardFacts) -> Iterable[str]:
     yield f"![Precision by coverage]({_COVERAGE})"
 
 
-def _by_block(facts: CardFacts) -> Iterable[str]:
+def _by_block(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
     yield "### By block"
     yield ""
     yield from _table(
@@ -161,12 +202,12 @@ def _by_block(facts: CardFacts) -> Iterable[str]:
                 *(_figure(getattr(block.figures, name), 3) for name in ("precision", "coverage", "auc", "brier")),
                 _figure(block.figures.markout_difference_bps, 2),
             ]
-            for block in facts.walk.by_block[facts.kind]
+            for block in walk.by_block[facts.kind]
         ),
     )
 
 
-def _baselines(facts: CardFacts) -> Iterable[str]:
+def _baselines(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
     yield "### Against the baselines"
     yield ""
     yield "Difference in precision at equal coverage, model less baseline."
@@ -175,7 +216,7 @@ def _baselines(facts: CardFacts) -> Iterable[str]:
         ("baseline", "difference", "beaten", "beyond chance"),
         (
             [one.baseline, _figure(one.precision_difference, 3), _yes(one.beaten), _yes(one.beyond_chance)]
-            for one in facts.walk.comparisons[facts.kind]
+            for one in walk.comparisons[facts.kind]
         ),
     )
 
@@ -227,15 +268,31 @@ def _importance(facts: CardFacts) -> Iterable[str]:
 def _reference(facts: CardFacts) -> Iterable[str]:
     yield "## Reference distributions"
     yield ""
-    yield "What drift is measured against: features where the model was fitted, its score where it was calibrated."
+    yield (
+        "What drift is measured against: features where the model was fitted, its score where it was calibrated. The"
+        " deciles are those of all instruments together; the shares in between are kept by instrument. Values within"
+        " the correlation time repeat each other, so few of the samples are independent."
+    )
     yield ""
     yield from _table(
-        ("feature", "undefined", "deciles"),
+        ("feature", "samples", "independent", "correlation time", "undefined", "deciles"),
         (
-            [f"`{name}`", f"{one['undefined']:.3f}", " ".join(f"{edge + 0.0:.3g}" for edge in one["edges"]) or "–"]
+            [
+                f"`{name}`",
+                f"{_samples(parts):,}",
+                f"{sum(part['independent'] for part in parts):,.0f}",
+                f"{one['correlation_seconds']:.1f} s",
+                f"{sum(part['undefined'] * part['samples'] for part in parts) / max(1, _samples(parts)):.3f}",
+                " ".join(f"{edge + 0.0:.3g}" for edge in one["edges"]) or "–",
+            ]
             for name, one in facts.described["reference"].items()
+            for parts in (list(one["instruments"].values()),)
         ),
     )
+
+
+def _samples(parts: Iterable[Mapping[str, Any]]) -> int:
+    return sum(part["samples"] for part in parts)
 
 
 def _limits(facts: CardFacts) -> Iterable[str]:
@@ -249,13 +306,14 @@ def _limits(facts: CardFacts) -> Iterable[str]:
             f"- The data is {_minutes(samples)} of one session: one regime of {_listed(samples.instruments)}, which"
             " move together. Nothing here says how the model does at another hour, day or volatility."
         )
-    yield (
-        f"- The walk-forward figures rest on {walk.independent_blocks} spans of"
-        f" {walk.settings.bootstrap.block_seconds:g} s. The intervals assume that they are independent; what lasts"
-        " longer makes them too narrow."
-    )
+    if not isinstance(walk, str):
+        yield (
+            f"- The walk-forward figures rest on {walk.independent_blocks} spans of"
+            f" {walk.settings.bootstrap.block_seconds:g} s. The intervals assume that they are independent; what lasts"
+            " longer makes them too narrow."
+        )
+        yield "- Models and baselines were compared on the same blocks; looking at them again and again wears them out."
     yield "- Markouts are of the mid: no fee, no spread, no queue and no impact of the order itself is in them."
-    yield "- Models and baselines were compared on the same blocks; looking at them again and again wears them out."
     yield (
         "- Valid for the feature set named above alone, which the server checks, and for instruments whose features are"
         " distributed as in the table above, which drift monitoring has to watch."
@@ -271,6 +329,8 @@ def render_html(directory: Path) -> str:
     markdown = (directory / FILE).read_text()
     body = MarkdownIt("commonmark").enable("table").render(markdown)
     for name in (_RELIABILITY, _COVERAGE):
+        if f'<img src="{name}"' not in body:  # of a model that was not measured
+            continue
         svg = (directory / name).read_text()
         before, _, after = body.partition(f'<img src="{name}"')
         body = before + svg[svg.index("<svg") :] + after[after.index(">") + 1 :]

@@ -3,7 +3,10 @@
 The instants of an instrument are a grid of 200 ms of event time. A sample at t holds what a server would have known
 then: every event that was received before the first event of t or later, and no other. The ages of book and trade are
 as of t. Its label is computed from the mid at the instant that is the label's horizon later. An instant counts only
-when the book is known and fresh, at both ends.
+when a server would decide on its book: when that is known and fresh. At the end of the horizon the book must be known.
+
+Event time is the feature engine's, which holds a wrong timestamp within a second of its feed. The grid has no instants
+in a silence of more than ten seconds, and begins anew when time runs back: one event in the year 2100 costs nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from feature_cache import features
 from feature_cache.engine.book import EventError
 from feature_cache.engine.engine import FeatureEngine
+from feature_cache.store.codec import FeatureSnapshot
 from pretrade.market.v1 import market_pb2 as pb
 
 STEP_NS: Final = 200_000_000
@@ -28,10 +32,14 @@ LABEL_HORIZON_NS: Final = 5_000_000_000
 """How far the label looks ahead; a whole number of steps."""
 WORST_MARKOUT_BPS: Final = -1.0
 LABEL: Final = "side-signed mid markout over the next 5 s not worse than -1 bp"
-MAX_BOOK_AGE_MS: Final = 2_000.0
-"""An older book is one that a server would not decide on."""
+MAX_BOOK_AGE_MS: Final = 1_000.0
+"""An older book is one that a server would not decide on, by default (`max_age_seconds` in `fallback/staleness.py`)."""
+MAX_LABEL_BOOK_AGE_MS: Final = 2_000.0
+"""With an older book at the end of the horizon there is no label, as in `server/audit/reading/labels.py`."""
 
 _HORIZON_STEPS: Final = LABEL_HORIZON_NS // STEP_NS
+_SILENCE_NS: Final = 10_000_000_000
+"""Longer than a book stays fresh after the horizon of the last instant before it."""
 _BOOK_AGE, _TRADE_AGE = features.INDEX["book_age_ms"], features.INDEX["trade_age_ms"]
 
 
@@ -89,7 +97,7 @@ def collect(events: Iterable[pb.MarketEvent], source: str, source_sha256: str = 
     for event in events:
         instants = instruments.get(event.instrument)
         if instants is None:
-            instants = instruments[event.instrument] = _Instants(event.instrument, event.event_time_ns)
+            instants = instruments[event.instrument] = _Instants(event.instrument)
         instants.on_event(event)
     names = tuple(sorted(instruments))
     sides = [(number, *side) for number, name in enumerate(names) for side in instruments[name].sides()]
@@ -111,40 +119,65 @@ def collect(events: Iterable[pb.MarketEvent], source: str, source_sha256: str = 
     return samples.take(np.argsort(samples.time_ns, kind="stable"))
 
 
-class _Instants:
-    """The decision instants of one instrument, without a hole: what was known at each."""
+class _Grid:
+    """Decision instants without a hole, all after a time: what was known at each."""
 
-    def __init__(self, instrument: str, time_ns: int) -> None:
-        self._engine = FeatureEngine(instrument)
-        self._first = self._next_ns = -(-time_ns // STEP_NS) * STEP_NS
+    def __init__(self, after_ns: int) -> None:
+        self.first = self.next_ns = (after_ns // STEP_NS + 1) * STEP_NS
         self._values: list[NDArray[np.float32]] = []
         self._mids: list[float] = []
 
-    def on_event(self, event: pb.MarketEvent) -> None:
-        if event.event_time_ns >= self._next_ns:
-            # Before the event is taken in: at the instant it had not been received yet.
-            snapshot = self._engine.snapshot()
-            while self._next_ns <= event.event_time_ns:
-                values = snapshot.values.copy()
-                values[[_BOOK_AGE, _TRADE_AGE]] += np.float32((self._next_ns - snapshot.event_time_ns) / 1e6)
-                fresh = values[_BOOK_AGE] <= MAX_BOOK_AGE_MS
-                self._values.append(values)
-                self._mids.append(snapshot.mid if fresh else math.nan)
-                self._next_ns += STEP_NS
-        try:
-            self._engine.on_event(event)
-        except EventError:
-            # Nor does the worker take it in. What it means for the book the next event tells.
-            return
+    def reach(self, now_ns: int, known: FeatureSnapshot) -> None:
+        """Adds the instants up to this time, at which this was known."""
+        while self.next_ns <= now_ns:
+            values = known.values.copy()
+            values[[_BOOK_AGE, _TRADE_AGE]] += np.float32((self.next_ns - known.event_time_ns) / 1e6)
+            self._values.append(values)
+            self._mids.append(known.mid if values[_BOOK_AGE] <= MAX_LABEL_BOOK_AGE_MS else math.nan)
+            self.next_ns += STEP_NS
 
     def sides(self) -> Iterator[tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]]:
         """Whether it is the sells, rows, side-signed markouts in bps and times: of the buys, then of the sells."""
         if len(self._mids) <= _HORIZON_STEPS:
             return
-        mids = np.array(self._mids)
+        mids, rows = np.array(self._mids), np.array(self._values)[:-_HORIZON_STEPS]
         markout = 1e4 * (mids[_HORIZON_STEPS:] / mids[:-_HORIZON_STEPS] - 1)
-        usable = np.flatnonzero(np.isfinite(markout))
-        rows = np.array(self._values)[usable]
-        time = self._first + usable.astype(np.int64) * STEP_NS
+        usable = np.flatnonzero(np.isfinite(markout) & (rows[:, _BOOK_AGE] <= MAX_BOOK_AGE_MS))
+        rows = rows[usable]
+        time = self.first + usable.astype(np.int64) * STEP_NS
         yield False, rows, markout[usable], time
         yield True, features.for_sell(rows), -markout[usable], time
+
+
+class _Instants:
+    """The decision instants of one instrument, on as many grids as its time has pieces."""
+
+    def __init__(self, instrument: str) -> None:
+        self._engine = FeatureEngine(instrument)
+        self._grids: list[_Grid] = []
+
+    def on_event(self, event: pb.MarketEvent) -> None:
+        grid = self._grids[-1] if self._grids else None
+        # Before the event is taken in: at the instant it had not been received yet.
+        known = self._engine.snapshot() if grid is not None and event.event_time_ns >= grid.next_ns else None
+        restarts = self._engine.time_restarts
+        try:
+            self._engine.on_event(event)
+        except EventError:
+            # Nor does the worker take it in. What it means for the book the next event tells.
+            return
+        if grid is not None and known is not None:
+            # An event from the future counts at a bound, and a stale one moves no time.
+            now_ns = min(event.event_time_ns, self._engine.time_ns)
+            if now_ns - grid.next_ns <= _SILENCE_NS:
+                grid.reach(now_ns, known)
+            else:
+                grid.reach(grid.next_ns + _SILENCE_NS, known)
+                self._grids.append(_Grid(now_ns))
+        elif grid is None or self._engine.time_restarts > restarts:
+            self._grids.append(_Grid(self._engine.time_ns))
+
+    def sides(self) -> Iterator[tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]]:
+        """As those of the grids, one after the other."""
+        for grid in self._grids:
+            yield from grid.sides()

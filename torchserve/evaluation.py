@@ -208,9 +208,13 @@ def precision_by_coverage(
 
 
 def top_share(score: NDArray[np.float32], share: float) -> NDArray[np.bool_]:
-    """bool[n]: the samples with the highest scores, as many as make up this share; of equal scores the earlier ones."""
+    """bool[n]: the samples with the highest scores, as many as make up this share.
+
+    Of equal scores it takes any, always the same ones: not the earlier ones, which know another market than the later.
+    """
     chosen = np.zeros(len(score), np.bool_)
-    chosen[np.argsort(-score, kind="stable")[: round(share * len(score))]] = True
+    order = np.lexsort((np.random.default_rng(1).permutation(len(score)), -score))
+    chosen[order[: round(share * len(score))]] = True
     return chosen
 
 

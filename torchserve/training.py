@@ -133,11 +133,19 @@ class TrainedModel:
     target_precision: float
     target_precision_reached: bool
     """Whether the calibration part has a threshold with the target precision; if not, `threshold` is the one with the
-    best precision it has."""
+    best precision it has. That of a model that knows nothing is above every score."""
     metrics: dict[str, Metrics]
     """By part: `calibration`, `test`."""
     reference: dict[str, ReferenceHistogram]
     """Of the features in the part that fitted the model, and of the scores in the calibration part."""
+
+    @property
+    def knows_something(self) -> bool:
+        """Whether its ranking told anything of the labels in the calibration part.
+
+        A model that knows nothing gives every order the same score, and trades none.
+        """
+        return self.slope > 0
 
 
 def split_by_time(time_ns: NDArray[np.int64], settings: TrainingSettings) -> Split:
@@ -213,7 +221,9 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
         metrics={
             part: measure(scores[part], samples.eligible[getattr(split, part)], model.threshold) for part in scores
         },
-        reference=reference_histograms(samples.rows[split.train], scores["calibration"]),
+        reference=reference_histograms(
+            samples.take(split.train), samples.take(split.calibration), scores["calibration"]
+        ),
     )
 
 
@@ -243,6 +253,8 @@ def calibrate(
     margins = margin(calibration.rows)
     slope, intercept = fit_platt(margins, calibration.eligible)
     scores = calibrated(margins, slope, intercept)
+    if slope == 0:  # it knows nothing, and must not trade everything: all scores are equal
+        return slope, intercept, float(np.nextafter(scores.max(), np.float32(2))), False
     return slope, intercept, *choose_threshold(scores, calibration.eligible, settings)
 
 
@@ -254,12 +266,19 @@ def labelled(samples: Samples, index: NDArray[np.intp]) -> Labelled:
 def fit_platt(margin: NDArray[np.float32], eligible: NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and intercept of the logistic curve through the labels.
 
+    The curve is fitted to targets a little inside 0 and 1, as many as one more sample of each label would make of them:
+    otherwise labels that the margins separate would give an infinite slope.
+
     A slope below zero would turn the model's ranking round; it means that the model knows nothing, so the slope is then
     0 and every score the base rate.
 
     Source: J. Platt, Probabilistic Outputs for Support Vector Machines (1999).
     """
-    curve = LogisticRegression(C=1e6, max_iter=1_000).fit(margin.astype(np.float64)[:, None], eligible)
+    yes, no = int(eligible.sum()), int((~eligible).sum())
+    target = np.where(eligible, (yes + 1) / (yes + 2), 1 / (no + 2))
+    twice = np.concatenate([margin, margin]).astype(np.float64)[:, None]
+    labels = np.repeat([True, False], len(margin))
+    curve = LogisticRegression(C=1e6, max_iter=1_000).fit(twice, labels, np.concatenate([target, 1 - target]))
     slope, intercept = float(curve.coef_[0, 0]), float(curve.intercept_[0])
     if slope <= 0:
         base_rate = float(eligible.mean())

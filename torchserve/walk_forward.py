@@ -14,8 +14,7 @@ The baselines are *always trade*, the *rules* that answer when no model can, and
 features, calibrated and cut alike. A model *beats* a baseline when it is more precise at equal coverage. For logistic
 regression that is the model's own coverage: the baseline's best-ranked samples, as many in each block. For always
 trading it is the model's own as well, because that precision is the base rate at any coverage. For the rules it is the
-rules' coverage. The comparison is of what was measured; whether the interval of the difference excludes zero is said
-beside it.
+rules' coverage. A model is published when the interval of every difference lies above zero.
 """
 
 from __future__ import annotations
@@ -113,8 +112,8 @@ class WalkForward:
     """By kind of model."""
 
     def beats_baselines(self, kind: str) -> bool:
-        """Whether a model is more precise than every baseline."""
-        return all(comparison.beaten for comparison in self.comparisons[kind])
+        """Whether a model is more precise than every baseline, beyond chance: what it takes to be published."""
+        return all(comparison.beyond_chance for comparison in self.comparisons[kind])
 
     def summary(self) -> dict[str, Any]:
         """All figures, for JSON. An estimate is [value, low, high], with null for what is not defined."""

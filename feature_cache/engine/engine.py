@@ -127,6 +127,11 @@ class FeatureEngine:
         """Best bid and its lots, best ask and its lots, in ticks; None while the book is unknown."""
         return self._best
 
+    @property
+    def time_ns(self) -> int:
+        """Event time, made monotonic; see the module."""
+        return self._time_ns
+
     def age_seconds(self, now_ns: int) -> float:
         """Age of the newest event at the wall-clock instant `now_ns`, as `FeatureSnapshot.age_seconds`."""
         return max(0, now_ns - self._publish_time_ns + self._transit_ns) / 1e9

@@ -10,15 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
 from local.stack.command import OK, run_with_stack
+from local.stack.parts import torchserve
 from local.stack.parts.market import mid
 from local.stack.settings import LocalSettings
 from local.stack.stack import PARTS, Stack
+from pretrade.client.cli.model_lines import standing_line
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
+from server.models.archive import read_archive
+from server.models.registry import Registry, is_version
 
 _POLL_SECONDS: Final = 0.5
 _HOPELESS_SECONDS: Final = 15.0
@@ -48,10 +53,23 @@ def _keep_running(stack: Stack, settings: LocalSettings, console: Console) -> in
     Raises:
         PartFailedError: A part no longer starts, or ends again at once.
     """
+    if line := _champion(stack):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Ctrl-C stops it{_next_steps(stack, settings)}", highlight=False, markup=False, soft_wrap=True)
     with suppress(KeyboardInterrupt):
         keep_up(stack, settings, console)
     return OK
+
+
+def _champion(stack: Stack) -> str:
+    """Which model its replicas started with, and how good it is known to be; empty where none of them is ours."""
+    store = stack.endpoints.model_store
+    if store is None or not {"primary", "secondary"} & stack.processes.keys():
+        return ""
+    archive = torchserve.archive(Path(store), "champion")
+    version = archive.stem if is_version(archive.stem) else read_archive(archive).version
+    standing = Registry(Path(store)).standing(version)
+    return standing_line(version, standing.text, "" if standing.card is None else os.path.relpath(standing.card))
 
 
 def _next_steps(stack: Stack, settings: LocalSettings) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from feature_cache.sources.session import SessionError
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from local.training.training import Made, Outcome
     from torchserve.dataset import Samples
     from torchserve.training import Kind
+    from torchserve.walk_forward import WalkForward
 
 T = TypeVar("T")
 
 REFUSED: Final = 3
-"""Exit code when a model does not beat the baselines and was not written."""
+"""Exit code when a model does not beat the baselines beyond chance, or knows nothing, and was not written."""
 
 dataset_app = typer.Typer(
     name="dataset", help="Build or show a dataset: training samples as Parquet.", no_args_is_help=True
@@ -107,7 +109,7 @@ def train(
         bool, typer.Option("--force", help="Write a model that does not beat the baselines, too; its card says so.")
     ] = False,
     cards: Annotated[
-        Path | None, typer.Option(help="Write the cards here, by model name. Default: in the store, by version.")
+        Path | None, typer.Option(help="Also write the cards here, by model name; in the store they are by version.")
     ] = None,
     mlflow: Annotated[
         str | None,
@@ -123,7 +125,8 @@ def train(
 
     Prints the version of each; the alias `candidate` then means the last, as in `pretrade canary start candidate`.
 
-    Exit code 3: a model does not beat the baselines and was not published (see --force).
+    Exit code 3: a model does not beat the baselines beyond chance and was not published (see --force), or it knows
+    nothing: every order would get the same score.
     """
     from local.training.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
@@ -152,23 +155,26 @@ def train(
         runs = (
             {}
             if mlflow is None
-            else {made.described["version"]: _track(mlflow, made, outcome, directory) for made in outcome.made}
+            else {made.described["version"]: _track(mlflow, made, outcome.walk, directory) for made in outcome.made}
         )
     except ImportError as error:
         console.print(f"[red]{error}: pip install 'pretrade-server\\[search,mlflow]'[/red]")
         raise typer.Exit(1) from error
     if as_json:
         described = [one.described | {"archive": str(one.archive), "card": str(one.card)} for one in outcome.made]
-        print(json.dumps({"models": described, "refused": outcome.refused, "walk_forward": outcome.walk.summary()}))
+        walk = outcome.walk if isinstance(outcome.walk, str) else outcome.walk.summary()
+        print(json.dumps({"models": described, "refused": outcome.refused, "walk_forward": walk}))
     else:
         _report(console, outcome, runs)
     raise typer.Exit(REFUSED if outcome.refused else 0)
 
 
-def _track(uri: str, made: Made, outcome: Outcome, directory: Path) -> str:
+def _track(uri: str, made: Made, walk: WalkForward | str, directory: Path) -> str:
     from torchserve.tracking import track  # noqa: PLC0415 - an optional extra
 
-    return track(uri, directory, made.described, outcome.walk, made.card, made.archive)
+    if isinstance(walk, str):
+        raise SamplesError(f"nothing to log to MLflow: {walk}")
+    return track(uri, directory, made.described, walk, made.card, made.archive)
 
 
 def _kinds(names: list[str]) -> tuple[Kind, ...]:
@@ -236,9 +242,29 @@ def _describe(console: Console, samples: Samples) -> None:
 
 
 def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
+    if isinstance(outcome.walk, str):
+        console.print(f"[red]not held against the baselines[/]: {escape(outcome.walk)}", highlight=False)
+    else:
+        _report_walk(console, outcome.walk)
+    for made in outcome.made:
+        described: dict[str, Any] = made.described
+        run = runs.get(described["version"])
+        console.print(
+            f"{described['name']} [bold]{described['version']}[/] ({described['kind']}): threshold"
+            f" {described['threshold']:.4f}, {made.archive}, card {made.card}" + (f", MLflow run {run}" if run else ""),
+            highlight=False,
+        )
+    for kind in outcome.refused:
+        console.print(
+            f"[red]{kind} was not published[/]: it does not beat the baselines beyond chance (--force publishes it all"
+            " the same), or gives every order the same score",
+            highlight=False,
+        )
+
+
+def _report_walk(console: Console, walk: WalkForward) -> None:
     from torchserve.card import verdict  # noqa: PLC0415 - as above
 
-    walk = outcome.walk
     table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
     table.title = f"walk-forward, {walk.blocks} blocks, {len(walk.samples.rows):,} samples, markouts in bps"
     columns = {
@@ -259,13 +285,3 @@ def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
     console.print(table)
     for kind in walk.comparisons:
         console.print(f"{kind}: {verdict(walk, kind)}", highlight=False)
-    for made in outcome.made:
-        described: dict[str, Any] = made.described
-        run = runs.get(described["version"])
-        console.print(
-            f"{described['name']} [bold]{described['version']}[/] ({described['kind']}): threshold"
-            f" {described['threshold']:.4f}, {made.archive}, card {made.card}" + (f", MLflow run {run}" if run else ""),
-            highlight=False,
-        )
-    for kind in outcome.refused:
-        console.print(f"[red]{kind} was not published[/]: --force publishes it all the same", highlight=False)

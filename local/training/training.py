@@ -10,16 +10,17 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fallback.rules import RulesBaseline, RulesSettings
-from server.models.registry import CANDIDATE, Registry
-from torchserve.build import NAMES, build_models
-from torchserve.card import CardFacts, write_card
-from torchserve.dataset import Samples
+from local.training.installed import move_aliases
+from server.models.registry import CANDIDATE, CARDS, EVALUATION_FILE, Registry
+from torchserve.build import NAMES, build_models, descriptions
+from torchserve.card import CardFacts, standing, write_card
+from torchserve.dataset import Samples, SamplesError
 from torchserve.export import VERSIONS_DIRECTORY, metadata_of, write_archive
 from torchserve.handler import WEIGHTS_FILE
 from torchserve.importance import importance_of
@@ -27,10 +28,6 @@ from torchserve.search import search
 from torchserve.sources import Report, load_samples
 from torchserve.training import Kind, TrainingSettings, split_by_time, train
 from torchserve.walk_forward import WalkForward, WalkForwardSettings, walk_forward
-
-CARDS_DIRECTORY: Final = "cards"
-"""Folder of the store with a folder for the card of every version."""
-EVALUATION_FILE: Final = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ class Plan:
     force: bool
     """Write models that do not beat the baselines, too."""
     cards: Path | None
-    """Folder for a card by model name, instead of one by version in the store."""
+    """Folder for another copy of each card, by model name; in the store they are by version."""
     command: str
     """What the card says made it."""
 
@@ -74,14 +71,18 @@ class Made:
 class Outcome:
     """What became of a plan."""
 
-    walk: WalkForward
+    walk: WalkForward | str
+    """The evaluation; a sentence that says why where there is none."""
     made: tuple[Made, ...]
     refused: tuple[Kind, ...]
-    """Models that do not beat the baselines, and were not forced."""
+    """Models that do not beat the baselines and were not forced, and those that know nothing."""
 
 
 def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
     """Evaluates, trains, writes.
+
+    A model that is to be installed by force is installed also where the samples are too few to evaluate it; its card
+    then says so.
 
     Raises:
         feature_cache.sources.session.SessionError: A recording cannot be read.
@@ -93,13 +94,24 @@ def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
     if plan.trials:
         for kind in plan.kinds:
             training = search(kind, samples, training, walk_settings, trials=plan.trials, report=report)
-    walk = walk_forward(samples, plan.kinds, training, walk_settings, rules_trades(), report)
-    refused = tuple(kind for kind in plan.kinds if not (plan.force or walk.beats_baselines(kind)))
+    walk: WalkForward | str
+    refused: tuple[Kind, ...] = ()
+    try:
+        walk = walk_forward(samples, plan.kinds, training, walk_settings, rules_trades(), report)
+        refused = tuple(kind for kind in plan.kinds if not (plan.force or walk.beats_baselines(kind)))
+    except SamplesError as error:
+        if not (plan.install and plan.force):
+            raise
+        walk = str(error)
     if plan.install and refused:
         return Outcome(walk, (), refused)
-    written = _install(plan, samples, report) if plan.install else _publish(plan, samples, training, refused, report)
+    if plan.install:
+        written = _install(plan, samples, report)
+    else:
+        written, uninformed = _publish(plan, samples, training, refused, report)
+        refused += uninformed
     if plan.cards:
-        _write_evaluation(plan.cards, walk)
+        _write_evaluation(plan.cards, plan.kinds, walk)
     made = []
     for described in written:
         report(f"card of {described['name']} {described['version']}")
@@ -119,41 +131,61 @@ def rules_trades(settings: RulesSettings | None = None) -> Callable[[NDArray[np.
 
 def _install(plan: Plan, samples: Samples, report: Report) -> Sequence[dict[str, Any]]:
     data = plan.data[0] if plan.data else None
+    try:
+        before = {name: str(one["version"]) for name, one in descriptions(plan.store).items()}
+    except OSError:
+        before = {}
     built = build_models(
         data, plan.store, seed=plan.seed, simulated_seconds=plan.simulated_seconds, samples=samples, report=report
     )
+    move_aliases(Registry(plan.store), before, {name: str(built[name]["version"]) for name in NAMES})
     return [built[name] for name in NAMES]
 
 
 def _publish(
     plan: Plan, samples: Samples, training: TrainingSettings, refused: Sequence[Kind], report: Report
-) -> Sequence[dict[str, Any]]:
-    written = []
+) -> tuple[Sequence[dict[str, Any]], tuple[Kind, ...]]:
+    """Writes those that are not refused; returns their metadata, and the models that know nothing, also by force."""
+    written, uninformed = [], []
     for kind in plan.kinds:
         if kind not in refused:
             report(f"training {kind} on {len(samples.rows):,} samples")
             model = train(plan.name, samples, training, kind)
+            if not model.knows_something:
+                report(f"{kind} knows nothing of the labels: every order would get the same score")
+                uninformed.append(kind)
+                continue
             metadata = metadata_of(model, samples, training)
             version = write_archive(model, metadata, plan.store, install=False)
             Registry(plan.store).set_alias(CANDIDATE, version)
             written.append({"version": version, **metadata})
-    return written
+    return written, tuple(uninformed)
 
 
-def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: WalkForward) -> Made:
+def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: WalkForward | str) -> Made:
     archive = plan.store / VERSIONS_DIRECTORY / f"{described['version']}.mar"
     with zipfile.ZipFile(archive) as archived:
         weights = archived.read(WEIGHTS_FILE)
     test = split_by_time(samples.time_ns, TrainingSettings.model_validate(described["training"])).test
     importance, measure = importance_of(described, weights, samples.rows[test], samples.eligible[test])
-    card = plan.cards / described["name"] if plan.cards else plan.store / CARDS_DIRECTORY / described["version"]
-    write_card(CardFacts(described, samples, walk, importance, measure, plan.command), card)
-    if not plan.cards:
-        _write_evaluation(card, walk)
+    facts = CardFacts(described, samples, walk, importance, measure, plan.command)
+    card = plan.store / CARDS / described["version"]
+    write_card(facts, card)
+    _write_evaluation(card, [described["kind"]], walk, knows_something=described["calibration"]["slope"] > 0)
+    if plan.cards:
+        card = plan.cards / described["name"]
+        write_card(facts, card)
     return Made(described, archive, card)
 
 
-def _write_evaluation(directory: Path, walk: WalkForward) -> None:
-    """Writes the figures of the walk forward. One run measures all models, so cards made together share the file."""
+def _write_evaluation(
+    directory: Path, kinds: Sequence[Kind], walk: WalkForward | str, *, knows_something: bool = True
+) -> None:
+    """Writes the figures of the walk forward, and how each kind of model stands by them.
+
+    One run measures all models, so copies of cards that are made together share the file.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / EVALUATION_FILE).write_text(json.dumps(walk.summary(), indent=1) + "\n")
+    figures = {} if isinstance(walk, str) else walk.summary()
+    described = {**figures, "standing": {kind: standing(walk, kind, knows_something=knows_something) for kind in kinds}}
+    (directory / EVALUATION_FILE).write_text(json.dumps(described, indent=1) + "\n")

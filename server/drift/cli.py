@@ -5,17 +5,18 @@ It reads the audit database itself, as all of `pretrade audit` does, and is ther
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from pretrade.audit.v1 import audit_pb2
+from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.cli.options import Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.label import by_source
@@ -23,19 +24,27 @@ from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failur
 from server.audit.reading.query import AuditQuery
 from server.audit.review import Since, Until, decisions_of
 from server.drift.report import write_report
-from server.drift.summary import Summary, metadata_of, summarise
+from server.drift.summary import FEWEST, Drift, Summary, metadata_of, summarise
 from server.errors import AuditError, AuditUnavailableError
 from server.models.archive import ModelStore
 from server.models.markout import HORIZON_SECONDS
 
 app = typer.Typer()
 
+_WINDOW: Final = dt.timedelta(minutes=15)
+"""How far the comparison looks back by default, as the server's own does."""
+
 
 @app.command()
 def drift(
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Look at so many of the newest decisions.")] = 20_000,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Look at so many decisions, spread evenly over the time.")
+    ] = 20_000,
+    model: Annotated[
+        str, typer.Option(help="The model version to compare. Default: the champion of the newest decision.")
+    ] = "",
     report: Annotated[Path | None, typer.Option(help="Write an HTML page with plots to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     models: Models = None,
@@ -45,19 +54,16 @@ def drift(
 ) -> None:
     """Compare the features and scores of recent decisions with the training data of their model (PSI).
 
-    A limit comes with every figure: what as many independent values without drift exceed in one report of a hundred.
+    Without --since and --until it looks at the last 15 minutes in which decisions were made. A limit comes with every
+    figure: what as many independent values without drift exceed in one report of a hundred.
+
     Exit codes: 0 nothing drifted, 1 no comparison, 4 something drifted.
     """
-    wanted = audit_pb2.DecisionFilter()
-    if since is not None:
-        wanted.since.FromDatetime(since)
-    if until is not None:
-        wanted.until.FromDatetime(until)
     store = ModelStore([models or directory / "models"])
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
-            packets = (one.packet for one in decisions_of(query, wanted, limit))
-            found = summarise(packets, lambda version: metadata_of(store.find(version).files))
+            packets = _sample(query, since, until, limit)
+            found = summarise(packets, lambda version: metadata_of(store.find(version).files), model)
             try:
                 quality = by_source(query.labelled(since, until, HORIZON_SECONDS))
             except AuditUnavailableError:
@@ -78,16 +84,50 @@ def drift(
         raise typer.Exit(4)
 
 
+def _sample(
+    query: AuditQuery, since: dt.datetime | None, until: dt.datetime | None, limit: int
+) -> list[packet_pb2.DecisionPacket]:
+    """Decisions of this time, spread evenly over it; of the newest 15 minutes where it has no beginning."""
+    wanted = audit_pb2.DecisionFilter()
+    if until is not None:
+        wanted.until.FromDatetime(until)
+    newest = next(decisions_of(query, wanted, 1), None)
+    if newest is None:
+        return []
+    end = until or newest.packet.decision.decided_at.ToDatetime(dt.UTC) + dt.timedelta(seconds=1)
+    wanted.until.FromDatetime(end)
+    wanted.since.FromDatetime(since or end - _WINDOW)
+    return query.spread(wanted, limit, lambda what: typer.echo(f"incomplete: {what}", err=True))
+
+
 def _print(found: Summary) -> None:
     console = Console()
-    console.print(f"model {found.model_version or '?'}: {found.decisions:,} decisions, {found.rows:,} different inputs")
+    console.print(
+        f"model {found.model_version or '?'}: {found.decisions:,} decisions looked at, {found.rows:,} different inputs"
+        " of this model",
+        highlight=False,
+    )
+    for version, count in found.others.items():
+        console.print(f"left out: {count:,} decisions by model {version} (--model {version})", highlight=False)
     if found.problem:
         console.print(f"no comparison: {found.problem}", markup=False)
         return
-    table = Table("feature", "PSI", "limit", "independent", "undefined", "before", "")
+    table = Table("feature", "PSI", "limit", "independent", "learnt from", "undefined", "before", "")
     for one in found.drifts:
-        limit = "too few" if one.limit is None else f"{one.limit:.3f}"
+        limit = "–" if one.limit is None else f"{one.limit:.3f}"
+        sizes = (f"{one.independent:,}", f"{one.reference_independent:,}")
         shares = (f"{one.undefined:.1%}", f"{one.undefined_before:.1%}")
-        verdict = "[red]drifted[/]" if one.drifted else ""
-        table.add_row(one.name, f"{one.psi:.3f}", limit, f"{one.independent:,}", *shares, verdict)
+        table.add_row(one.name, f"{one.psi:.3f}", limit, *sizes, *shares, _verdict(one))
     console.print(table)
+    console.print(f"too few: fewer than {FEWEST} independent values", highlight=False)
+    for why in dict.fromkeys(one.not_judged for one in found.drifts if one.not_judged):
+        names = ", ".join(one.name for one in found.drifts if one.not_judged == why)
+        console.print(f"not judged: {names}, which {why}", highlight=False)
+
+
+def _verdict(one: Drift) -> str:
+    if one.drifted:
+        return "[red]drifted[/]"
+    if one.not_judged:
+        return "not judged"
+    return "too few" if one.too_few else ""

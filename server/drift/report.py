@@ -46,9 +46,11 @@ def write_report(path: Path, summary: Summary, quality: Mapping[str, Quality]) -
 def _body(summary: Summary, quality: Mapping[str, Quality]) -> Iterator[str]:
     yield f"<h1>Drift of model {escape(summary.model_version or '?')}</h1>"
     yield (
-        f"<p>{summary.decisions:,} decisions from {_time(summary.since_ns)} to {_time(summary.until_ns)} UTC, with "
-        f"{summary.rows:,} different inputs.</p>"
+        f"<p>{summary.decisions:,} decisions from {_time(summary.since_ns)} to {_time(summary.until_ns)} UTC; "
+        f"{summary.rows:,} different inputs of this model.</p>"
     )
+    for version, count in summary.others.items():
+        yield f"<p>Left out: {count:,} decisions by model {escape(version)}.</p>"
     if summary.problem:
         yield f"<p>No comparison: {escape(summary.problem)}.</p>"
     if summary.drifts:
@@ -56,7 +58,8 @@ def _body(summary: Summary, quality: Mapping[str, Quality]) -> Iterator[str]:
         yield f"<p class=drifted>Drifted: {names}.</p>" if names else "<p>Nothing has drifted.</p>"
         yield (
             "<p>PSI against the model's training reference. The limit is what a sample of as many independent values "
-            "without drift exceeds in one report of a hundred; without a limit there were too few values to say.</p>"
+            "without drift exceeds in one report of a hundred; without a limit there were too few values to say, or "
+            "the feature is not judged.</p>"
         )
         yield "<table><tr><th>feature<th>PSI<th>limit<th>independent values<th>undefined<th>in the reference</tr>"
         for one in summary.drifts:
@@ -67,6 +70,9 @@ def _body(summary: Summary, quality: Mapping[str, Quality]) -> Iterator[str]:
                 f"<td>{one.undefined:.1%}<td>{one.undefined_before:.1%}</tr>"
             )
         yield "</table>"
+        for one in summary.drifts:
+            if one.not_judged:
+                yield f"<p>{escape(one.name)} is not judged: it {escape(one.not_judged)}.</p>"
     if summary.windows:
         yield f"<h2>PSI over time</h2>{_svg(_over_time(summary))}"
     if any(one.bins for one in quality.values()):

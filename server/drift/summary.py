@@ -1,10 +1,14 @@
-"""What recorded decisions say of drift: features and score against the model's reference, and what is missing."""
+"""What recorded decisions say of drift: features and score against the model's reference, and what is missing.
+
+A comparison is of one model version, with the inputs that this version scored. A champion that replaced another one has
+learnt from other data, so the inputs of its predecessor say nothing about it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final
@@ -12,10 +16,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fallback.order import CHAMPION_SOURCES
+from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
-from server.drift.psi import Reference, correlation_time, limit, psi, references_of
+from server.drift.psi import (
+    Reference,
+    Shares,
+    independent_values,
+    limit,
+    psi,
+    references_of,
+    rounded_size,
+    rounded_weights,
+)
 from server.errors import ModelUnknownError
 
 SCORE: Final = "score"
@@ -23,6 +36,17 @@ FALSE_ALARMS: Final = 0.01
 """Probability that any feature of a report without drift is called drifted."""
 FEWEST: Final = 30
 """Independent values below which nothing is said."""
+NOT_JUDGED: Final[Mapping[str, str]] = dict.fromkeys(
+    ("book_age_ms", "trade_age_ms"), "holds the time from the exchange to the server, which training knows nothing of"
+)
+"""Features that are shown beside their reference, and never called drifted; with the reason.
+
+A sample is made at an instant at which everything has arrived. A server decides on a vector that was published,
+batched, stored and delivered, and adds the time that this took to both ages. On a local stack, whose publisher collects
+events for 50 ms, the book of an order is 30 ms old at least, and 8 ms in the median of the samples: PSI is about 6.
+That time is a property of the deployment and not of the market. It is watched where it is measured: a vector that is
+too old is not decided on, and `pretrade_feature_age_seconds` has its own alert.
+"""
 _WINDOWS: Final = 12
 
 
@@ -33,18 +57,28 @@ class Drift:
     name: str
     psi: float
     limit: float | None
-    """PSI that is exceeded without drift only once in a hundred reports; None where there are too few values to say."""
+    """PSI that is exceeded without drift only once in a hundred reports; None where there are too few values to say, or
+    the feature is not judged."""
     independent: int
     """Values, less those that only repeat others."""
+    reference_independent: int
+    """The same in the reference, for this mixture of instruments."""
     undefined: float
     """Share of NaN."""
     undefined_before: float
     """The same in the reference."""
+    not_judged: str = ""
+    """Why the feature is never called drifted; empty when it is judged."""
 
     @property
     def drifted(self) -> bool:
         """True when chance hardly explains it."""
         return self.limit is not None and self.psi > self.limit
+
+    @property
+    def too_few(self) -> bool:
+        """True when there are too few values to say."""
+        return self.limit is None and not self.not_judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +96,15 @@ class Summary:
     """A report on recorded decisions."""
 
     decisions: int
+    """All that were looked at."""
     rows: int
-    """Different states of the market among them, by side: what decisions say more than once counts once."""
+    """Different states of the market, by side, that the model scored: what decisions say more than once counts once."""
     since_ns: int
     until_ns: int
     model_version: str = ""
-    """The version most of them were scored by, whose reference it is; empty where there is none."""
+    """The version that is compared; empty where there is none."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Decisions by other model versions, which are left out, by version."""
     problem: str = ""
     """Why there is no comparison; empty when there is one."""
     drifts: tuple[Drift, ...] = ()
@@ -75,7 +112,7 @@ class Summary:
     windows: tuple[Window, ...] = ()
     """The same over time."""
     missing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Share of undefined values by instrument and feature; without features all of them are."""
+    """Share of undefined values by instrument and feature, of all decisions; without features all of them are."""
 
     @property
     def drifted(self) -> tuple[Drift, ...]:
@@ -87,38 +124,48 @@ class Summary:
 @dataclass(slots=True)
 class _Rows:
     times: list[int] = field(default_factory=list)
+    """When it was decided, ns."""
+    market_times: list[int] = field(default_factory=list)
+    """The instant of the market that was decided on, ns of event time."""
     instruments: list[str] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
 
 
-def summarise(packets: Iterable[packet_pb2.DecisionPacket], metadata: Callable[[str], Mapping[str, Any]]) -> Summary:
+def summarise(
+    packets: Iterable[packet_pb2.DecisionPacket],
+    metadata: Callable[[str], Mapping[str, Any]],
+    model_version: str = "",
+) -> Summary:
     """Compares decisions, in any order, with what their model learnt from.
 
     Args:
         packets: Of the decisions.
         metadata: A model version's; raises `ModelUnknownError` where there is none.
+        model_version: The version to compare; empty for the champion of the newest decision.
     """
     found = sorted(packets, key=lambda packet: packet.decision.decision_id)
-    versions = Counter(one.decision.model_version for one in found if one.decision.source in CHAMPION_SOURCES)
+    versions = Counter(one.decision.model_version for one in found if one.decision.source in MODEL_SOURCES)
+    version = model_version or _newest_champion(found)
     rows, missing = _Rows(), _Missing()
     seen: set[tuple[str, int, int]] = set()
-    version = versions.most_common(1)[0][0] if versions else ""
     for packet in found:
         instrument = packet.order.instrument
         if packet.feature_set_id != features.FEATURE_SET_ID or len(packet.model_input) != 4 * features.N_FEATURES:
             missing.add_nothing(instrument)
             continue
+        missing.add(instrument, packet.model_input)
+        if packet.decision.source not in MODEL_SOURCES or packet.decision.model_version != version:
+            continue
         state = (instrument, packet.order.side, packet.features.sequence)
         if packet.features.sequence and state in seen:
             continue
         seen.add(state)
-        missing.add(instrument, packet.model_input)
         rows.times.append(_decided_at(packet))
+        rows.market_times.append(packet.features.event_time_ns or _decided_at(packet))
         rows.instruments.append(instrument)
         rows.values.append(packet.model_input)
-        scored = packet.decision.source in CHAMPION_SOURCES and packet.decision.model_version == version
-        rows.scores.append(packet.decision.score if scored and packet.decision.HasField("score") else np.nan)
+        rows.scores.append(packet.decision.score if packet.decision.HasField("score") else np.nan)
     times = [_decided_at(packet) for packet in found]
     summary = Summary(
         decisions=len(found),
@@ -126,22 +173,26 @@ def summarise(packets: Iterable[packet_pb2.DecisionPacket], metadata: Callable[[
         since_ns=min(times, default=0),
         until_ns=max(times, default=0),
         model_version=version,
+        others={one: count for one, count in versions.items() if one != version},
         missing=missing.shares(),
     )
-    if not version:
-        return replace(summary, problem="no decision was scored by a model")
+    if not rows.times:
+        return replace(summary, problem=f"no decision was scored by {f'model {version}' if version else 'a model'}")
     try:
         references = references_of(metadata(version))
     except ModelUnknownError as error:
         return replace(summary, problem=str(error))
+    except (KeyError, TypeError, ValueError):
+        return replace(summary, problem=f"model {version} says nothing of what it learnt from that can be compared")
     matrix = np.frombuffer(b"".join(rows.values), dtype=features.ROW).reshape(-1, features.N_FEATURES)
-    columns = {name: matrix[:, i] for name, i in features.INDEX.items()}
+    columns: dict[str, NDArray[Any]] = {name: matrix[:, i] for name, i in features.INDEX.items()}
     columns[SCORE] = np.array(rows.scores, dtype=np.float64)
-    columns = {name: values for name, values in columns.items() if name in references}
-    groups = _groups(rows.instruments)
-    alpha = FALSE_ALARMS / max(1, len(columns))
-    drifts = tuple(_drift(name, references[name], _known(name, columns[name]), groups, alpha) for name in columns)
-    return replace(summary, drifts=drifts, windows=_over_time(rows.times, columns, references))
+    names = np.array(rows.instruments)
+    seconds = np.array(rows.market_times, dtype=np.float64) / 1e9
+    alpha = FALSE_ALARMS / max(1, len(columns.keys() & references.keys() - NOT_JUDGED.keys()))
+    compared = {name: _Column(name, references[name], columns[name], names) for name in columns if name in references}
+    drifts = tuple(one.drift(seconds, alpha) for one in compared.values())
+    return replace(summary, drifts=drifts, windows=_over_time(rows.times, compared))
 
 
 def metadata_of(files: Mapping[str, bytes]) -> Mapping[str, Any]:
@@ -150,47 +201,77 @@ def metadata_of(files: Mapping[str, bytes]) -> Mapping[str, Any]:
     return found
 
 
+def _newest_champion(found: Sequence[packet_pb2.DecisionPacket]) -> str:
+    champions = (one.decision.model_version for one in reversed(found) if one.decision.source in CHAMPION_SOURCES)
+    return next(champions, "")
+
+
 def _decided_at(packet: packet_pb2.DecisionPacket) -> int:
     return int(packet.decision.decided_at.ToNanoseconds())
 
 
-def _known(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """A decision without a score is not a decision with an undefined score."""
-    return values[~np.isnan(values)] if name == SCORE else values
+class _Column:
+    """The values of one feature, or of the score, beside their reference."""
+
+    def __init__(self, name: str, reference: Reference, values: NDArray[Any], instruments: NDArray[np.str_]) -> None:
+        self._name = name
+        self._reference = reference
+        self._values = values
+        self._instruments = instruments
+        # A decision without a score is not a decision with an undefined score.
+        self._known = ~np.isnan(values) if name == SCORE else np.ones(len(values), np.bool_)
+
+    def drift(self, seconds: NDArray[np.float64], alpha: float) -> Drift:
+        """What the values say, which are of these instants of the market, when one in 1 / alpha may be wrong."""
+        values = self._values[self._known]
+        weights = self._weights(self._known)
+        if not weights:
+            return Drift(self._name, 0.0, None, 0, 0, 0.0, 0.0, NOT_JUDGED.get(self._name, ""))
+        expected = self._reference.mixed(weights)
+        independent = self._independent(seconds, weights)
+        # Where the limits are simulated, mixtures and sizes are taken in steps.
+        typical = self._reference.mixed(rounded_weights(weights))
+        bound = limit(typical.shares, rounded_size(typical.independent), rounded_size(independent), alpha)
+        not_judged = NOT_JUDGED.get(self._name, "")
+        return Drift(
+            name=self._name,
+            psi=_index(expected, self._reference.counts(values), independent),
+            limit=bound if independent >= FEWEST and not not_judged else None,
+            independent=round(independent),
+            reference_independent=round(expected.independent),
+            undefined=float(np.isnan(values).mean()),
+            undefined_before=expected.shares[-1],
+            not_judged=not_judged,
+        )
+
+    def index_of(self, inside: NDArray[np.bool_]) -> float:
+        """PSI of some of the values."""
+        chosen = self._known & inside
+        weights = self._weights(chosen)
+        if not weights:
+            return 0.0
+        return _index(self._reference.mixed(weights), self._reference.counts(self._values[chosen]), None)
+
+    def _weights(self, chosen: NDArray[np.bool_]) -> dict[str, float]:
+        counts = Counter(self._instruments[chosen].tolist())
+        return {name: count / counts.total() for name, count in sorted(counts.items())}
+
+    def _independent(self, seconds: NDArray[np.float64], weights: Mapping[str, float]) -> float:
+        """Independent values in a sample of several instruments, of which none knows anything of another."""
+        spread = 0.0
+        for name, weight in weights.items():
+            times = np.sort(seconds[self._known & (self._instruments == name)])
+            spread += weight**2 / independent_values(times, self._reference.correlation_seconds)
+        return 1 / spread
 
 
-def _groups(instruments: list[str]) -> list[NDArray[np.intp]]:
-    names = np.array(instruments)
-    return [np.flatnonzero(names == name) for name in sorted(set(instruments))]
+def _index(expected: Shares, counts: NDArray[np.int64], independent: float | None) -> float:
+    """PSI of counts that say as much as so many independent values; None for all of them."""
+    scaled = counts if independent is None else counts * (independent / counts.sum())
+    return float(psi(expected.shares, expected.independent, scaled))
 
 
-def _drift(
-    name: str, reference: Reference, values: NDArray[Any], groups: list[NDArray[np.intp]], alpha: float
-) -> Drift:
-    places = reference.places(values).astype(np.float64)
-    series = groups if name != SCORE else [np.arange(len(values))]
-    times = [(len(one), correlation_time(places[one])) for one in series if len(one)]
-    independent = round(sum(count / time for count, time in times))
-    each = max(1.0, len(values) / max(1, independent))
-    counts = reference.counts(values)
-    found = float(psi(reference.shares, reference.samples, counts)) if len(values) else 0.0
-    enough = independent >= FEWEST and reference.samples > 0
-    bound = limit(reference.shares, max(2, round(reference.samples / each)), _rounded(independent), alpha)
-    undefined = float(np.isnan(values).mean()) if len(values) else 0.0
-    return Drift(name, found, bound if enough else None, independent, undefined, reference.shares[-1])
-
-
-def _rounded(count: int) -> int:
-    """To two digits, downwards: simulated limits are kept by it."""
-    step = int(10 ** max(0, len(str(count)) - 2))
-    return max(2, count // step * step)
-
-
-def _over_time(
-    times: list[int], columns: Mapping[str, NDArray[Any]], references: Mapping[str, Reference]
-) -> tuple[Window, ...]:
-    if not times:
-        return ()
+def _over_time(times: list[int], columns: Mapping[str, _Column]) -> tuple[Window, ...]:
     at = np.array(times, dtype=np.int64)
     edges = np.linspace(at.min(), at.max() + 1, _WINDOWS + 1)
     windows = []
@@ -198,10 +279,7 @@ def _over_time(
         inside = (at >= since) & (at < until)
         if inside.sum() < FEWEST:
             continue
-        found = {}
-        for name, values in columns.items():
-            counts = references[name].counts(_known(name, values[inside]))
-            found[name] = float(psi(references[name].shares, references[name].samples, counts))
+        found = {name: column.index_of(inside) for name, column in columns.items()}
         windows.append(Window(int(since), int(inside.sum()), found))
     return tuple(windows)
 

@@ -26,8 +26,8 @@ class DriftSettings(BaseModel):
     window_seconds: float = Field(default=900.0, gt=0, le=86_400)
     """How far back a comparison looks, in seconds."""
     max_decisions: Constant[int] = 2_000
-    """The newest decisions of that time are looked at, at most so many. Enough for the statistics, and about a second
-    of one core."""
+    """So many decisions are looked at, spread evenly over that time: at a thousand decisions a second, the newest 2,000
+    know two seconds of the market. Enough for the statistics, and about a second of one core."""
 
 
 class DriftWatch:

@@ -4,9 +4,11 @@ It is a folder that all servers see::
 
     versions/<version>.mar   archives, never changed once they are there
     aliases/<alias>          one line, a version; replaced whole
+    cards/<version>/         its model card, and what was measured of it
 
-Training puts archives into it (`torchserve/export.py`); servers read them and move the aliases. An alias says which
-version a model server should be started with. Which version decides orders is part of the control state.
+Training puts archives and cards into it (`torchserve/export.py`, `local/training`); servers read them and move the
+aliases. An alias says which version a model server should be started with. Which version decides orders is part of the
+control state.
 """
 
 from __future__ import annotations
@@ -28,11 +30,27 @@ from server.errors import ModelUnknownError
 from server.models.archive import Archive, read_archive
 
 VERSIONS: Final = "versions"
+CARDS: Final = "cards"
+"""Folder with a folder for the card of every version."""
+CARD_FILE: Final = "card.md"
+EVALUATION_FILE: Final = "evaluation.json"
+"""Beside the card: all figures of the walk-forward evaluation, and `standing` by kind of model."""
+NOT_MEASURED: Final = "no card says how good it is"
 _ALIASES: Final = "aliases"
 CANDIDATE: Final = "candidate"
 """What was trained last, and has not been given an order yet."""
 ALIASES: Final = ("champion", "challenger", "previous", CANDIDATE)
 _HEX_DIGITS: Final = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a version does against the baselines, as its card says."""
+
+    text: str
+    """In a few words, for example `does not beat the rules`."""
+    card: Path | None
+    """The card; None where there is none."""
 
 
 class ModelUnusableError(Exception):
@@ -46,6 +64,9 @@ class ModelRecord:
     version: str
     """First 16 hex digits of its content hash."""
     name: str
+    """Of the model whose place it is for: `champion` or `challenger`."""
+    kind: str
+    """`xgboost` or `torch`."""
     feature_set: str
     """Id and fingerprint, for example `mf1/5c6f81d2`."""
     threshold: float
@@ -115,6 +136,17 @@ class Registry:
             return _unreadable(version, created_at, error)
         return record_of(archive, created_at)
 
+    def standing(self, version: str) -> Standing:
+        """How a version does against the baselines, as its card says."""
+        directory = self.root / CARDS / version
+        card = directory / CARD_FILE
+        try:
+            kind = json.loads(read_archive(self.path(version)).files["metadata.json"])["kind"]
+            text = str(json.loads((directory / EVALUATION_FILE).read_text())["standing"][kind])
+        except (OSError, ValueError, KeyError, TypeError, ModelUnknownError):
+            text = NOT_MEASURED
+        return Standing(text, card if card.is_file() else None)
+
     def usable(self, version: str) -> ModelRecord:
         """The record of a version that this server can use.
 
@@ -173,7 +205,7 @@ def record_of(archive: Archive, created_at: float) -> ModelRecord:
 
 def _unreadable(version: str, created_at: float, error: Exception) -> ModelRecord:
     nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
-    return ModelRecord(version, "", "", 0.0, created_at, 0, *nothing, problem=f"unreadable: {error}")
+    return ModelRecord(version, "", "", "", 0.0, created_at, 0, *nothing, problem=f"unreadable: {error}")
 
 
 def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: float) -> ModelRecord:
@@ -192,6 +224,7 @@ def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: fl
     return ModelRecord(
         version,
         name,
+        str(metadata["kind"]),
         feature_set,
         float(metadata["threshold"]),
         created_at,

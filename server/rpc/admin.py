@@ -142,6 +142,7 @@ class AdminServicer:
             canary=self._canaries.current(),
             drift=self._drift.state,
             embedded=pb.EmbeddedStatus(model_version=self._embedded.version, problem=self._embedded.problem),
+            champion=await self._canaries.champion(),
         )
 
     async def _processes(self, this_one_only: bool) -> list[pb.ProcessStatus]:

@@ -26,7 +26,15 @@ from server.errors import (
 from server.inference.replica import Replica
 from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError
-from server.models.registry import ALIASES, ModelRecord, ModelUnusableError
+from server.models.registry import (
+    ALIASES,
+    CANDIDATE,
+    NOT_MEASURED,
+    ModelRecord,
+    ModelUnusableError,
+    Registry,
+    Standing,
+)
 from server.rpc.steering import Asking
 
 T = TypeVar("T")
@@ -77,6 +85,8 @@ class CanarySteering:
         self._steps = steps
         self._new_id = new_id
         self._wall_seconds = wall_seconds
+        self._champion = pb.ChampionStatus()
+        """What was said of the champion last: a card does not change."""
 
     def current(self) -> pb.Canary | None:
         """The canary that is under way, without its evidence."""
@@ -165,9 +175,30 @@ class CanarySteering:
             registry = self._deployment.registry
         except DeploymentError as error:
             raise ChangeRefusedError(str(error)) from None
-        records, aliases = await asyncio.to_thread(lambda: (registry.records(), registry.aliases()))
         loaded = {name: await self._deployment.loader.loaded(replica) for name, replica in self._replicas.items()}
-        return pb.ListModelsResponse(models=[_model(record, aliases, loaded) for record in records])
+        champion = self._deployment.champion_version
+
+        def described() -> list[pb.ModelVersion]:
+            aliases = _aliases(registry, champion)
+            return [_model(record, registry.standing(record.version), aliases, loaded) for record in registry.records()]
+
+        return pb.ListModelsResponse(models=await asyncio.to_thread(described))
+
+    async def champion(self) -> pb.ChampionStatus | None:
+        """The version that decides without a canary, and how good it is known to be."""
+        version = self._deployment.champion_version
+        if not version:
+            return None
+        if self._champion.model_version != version:
+            try:
+                registry = self._deployment.registry
+            except DeploymentError:
+                return pb.ChampionStatus(model_version=version, standing=NOT_MEASURED)
+            standing = await asyncio.to_thread(registry.standing, version)
+            self._champion = pb.ChampionStatus(
+                model_version=version, standing=standing.text, card=str(standing.card or "")
+            )
+        return self._champion
 
     async def load_model(self, request: pb.LoadModelRequest, author: str) -> pb.LoadModelResponse:
         """Loads a version; it gets no orders by that."""
@@ -212,9 +243,13 @@ class CanarySteering:
 
     async def _known(self, version: str) -> pb.ModelVersion:
         registry = self._deployment.registry
-        record, aliases = await asyncio.to_thread(lambda: (registry.describe(version), registry.aliases()))
         loaded = {name: await self._deployment.loader.loaded(replica) for name, replica in self._replicas.items()}
-        return _model(record, aliases, loaded)
+        champion = self._deployment.champion_version
+
+        def described() -> pb.ModelVersion:
+            return _model(registry.describe(version), registry.standing(version), _aliases(registry, champion), loaded)
+
+        return await asyncio.to_thread(described)
 
     def _running(self) -> Canary:
         canary = self._rollout.canary
@@ -322,7 +357,23 @@ def _check(check: Check) -> pb.CanaryCheck:
     return message
 
 
-def _model(record: ModelRecord, aliases: Mapping[str, str], loaded: Mapping[str, list[str]]) -> pb.ModelVersion:
+def _aliases(registry: Registry, champion: str) -> dict[str, str]:
+    """The aliases as they are true now, when this version decides without a canary; empty while none is known.
+
+    The registry's alias `champion` only says what a model server is started with, and its candidate stays one when it
+    has become the champion.
+    """
+    aliases = dict(registry.aliases())
+    if champion:
+        aliases["champion"] = champion
+    if aliases.get(CANDIDATE) in (aliases.get("champion"), aliases.get("previous")):
+        aliases.pop(CANDIDATE, None)
+    return aliases
+
+
+def _model(
+    record: ModelRecord, standing: Standing, aliases: Mapping[str, str], loaded: Mapping[str, list[str]]
+) -> pb.ModelVersion:
     message = pb.ModelVersion(
         model_version=record.version,
         name=record.name,
@@ -332,6 +383,9 @@ def _model(record: ModelRecord, aliases: Mapping[str, str], loaded: Mapping[str,
         threshold=record.threshold,
         created_at=_instant(record.created_at),
         problem=record.problem,
+        kind=record.kind,
+        standing=standing.text,
+        card=str(standing.card or ""),
     )
     if record.expires_at:
         message.expires_at.CopyFrom(_instant(record.expires_at))

@@ -192,7 +192,12 @@ def drift_status(summary: Summary) -> admin_pb2.DriftStatus:
     """A comparison in the contract's words."""
     features = [
         admin_pb2.FeatureDrift(
-            name=one.name, psi=one.psi, limit=one.limit, undefined=one.undefined, drifted=one.drifted
+            name=one.name,
+            psi=one.psi,
+            limit=one.limit,
+            undefined=one.undefined,
+            drifted=one.drifted,
+            not_judged=one.not_judged,
         )
         for one in summary.drifts
     ]
@@ -211,7 +216,9 @@ def _decision(query: AuditQuery, decision_id: str) -> audit_pb2.GetDecisionRespo
 
 
 def _drift(query: AuditQuery, store: ModelStore, request: reading_pb2.CompareDriftRequest) -> admin_pb2.DriftStatus:
+    now = time.time_ns()
     wanted = audit_pb2.DecisionFilter()
-    wanted.since.FromNanoseconds(time.time_ns() - int(request.window_seconds * 1e9))
-    packets = (one.packet for one in query.newest(wanted, request.max_decisions))
+    wanted.since.FromNanoseconds(now - int(request.window_seconds * 1e9))
+    wanted.until.FromNanoseconds(now)
+    packets = query.spread(wanted, request.max_decisions)
     return drift_status(summarise(packets, lambda version: metadata_of(store.find(version).files)))

@@ -183,12 +183,14 @@ def test_a_canary_decides_its_flows_until_an_operator_ends_it(
 
 
 def test_models_are_listed_and_what_is_none_is_refused(
-    admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
+    product: Product, admin: admin_pb2_grpc.AdminServiceStub, registry: Registry, champion: str
 ) -> None:
     listed = {one.model_version: one for one in admin.ListModels(admin_pb2.ListModelsRequest(), timeout=60.0).models}
     assert set(listed) == {record.version for record in registry.records()}
     assert set(listed[champion].loaded_on) == {"primary", "secondary"}
     assert listed[champion].feature_set == features.VERSION
+    decides = product.status().champion.model_version
+    assert [version for version, one in listed.items() if "champion" in one.aliases] == [decides]
     assert refusal(lambda: start(admin, "00" * 8))[0] is grpc.StatusCode.NOT_FOUND
     assert refusal(lambda: start(admin, champion))[0] is grpc.StatusCode.FAILED_PRECONDITION
     assert refusal(lambda: start(admin, champion, 0.5, 0.1))[0] is grpc.StatusCode.INVALID_ARGUMENT

@@ -48,9 +48,9 @@ def archive(store: Path, model: str) -> Path:
 
 
 def training_argv(store: Path, data: Path | None) -> list[str]:
-    """Trains the models and exports them into `store`, from a recorded session or from the simulator."""
+    """Trains, evaluates and installs the models in `store`, from a recorded session or from the simulator."""
     recorded = [] if data is None else ["--data", str(data.resolve())]
-    return [sys.executable, "-m", "torchserve", "--out", str(store), *recorded]
+    return [sys.executable, "-m", "local.training", "--store", str(store), *recorded]
 
 
 def ready(port: int, model: str, token_file: Path | None = None) -> None:

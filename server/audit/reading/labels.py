@@ -204,7 +204,8 @@ def quality(decisions: Sequence[LabelledDecision]) -> Quality:
     scored = [(one.score, one.eligible) for one in decisions if one.score is not None]
     scores = np.array([score for score, _ in scored], dtype=np.float64)
     labels = np.array([eligible for _, eligible in scored], dtype=np.float64)
-    places = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    # As training does (`torchserve/evaluation.py`): a model's 0.7 is a float32, which float64 has in the bin below.
+    places = np.minimum((scores.astype(np.float32) * _BINS).astype(int), _BINS - 1)
     bins = tuple(
         Bin(int(mask.sum()), float(scores[mask].mean()), float(labels[mask].mean()))
         for mask in (places == place for place in range(_BINS))

@@ -12,7 +12,9 @@ import heapq
 import itertools
 import operator
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +41,7 @@ from server.audit.store import outcomes
 from server.audit.store.newest import Bounds
 from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store, StoredDecision
+from server.decision.ids import id_bound
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.entries import decision_ids, entry_of, keyed_ids, packet_of
 from server.journal.journal_file import Head, JournalReader, Row
@@ -52,6 +55,8 @@ LARGEST_PAGE: Final = 500
 _LONGEST_ID: Final = 64
 _CHUNK: Final = 1_000
 """Decisions that the database is asked about at once."""
+_PARTS: Final = 120
+"""Of the time that a sample is spread over: 7.5 s each of 15 minutes. Each is a query of the database."""
 _AWAY_SECONDS: Final = 2.0
 """How long a database that was away is not asked again."""
 
@@ -139,6 +144,56 @@ class AuditQuery:
             token = page.next_page_token
             if not token:
                 return
+
+    def spread(
+        self, wanted: audit_pb2.DecisionFilter, limit: int, incomplete: Callable[[str], object] = lambda _: None
+    ) -> list[packet_pb2.DecisionPacket]:
+        """Decisions that match, spread evenly over the time from `wanted.since` to `wanted.until`, the newest first.
+
+        That time is cut into 120 equal parts, and as many decisions are taken of each, its newest ones. The newest of
+        the whole time may all be of its last seconds.
+
+        Args:
+            wanted: The filter, with both instants.
+            limit: Most decisions.
+            incomplete: Called with what cannot be read.
+
+        Raises:
+            InvalidRequestError: The filter breaks a rule.
+            AuditUnavailableError: There is nothing that can be read.
+        """
+        since, until = filters.instants(wanted)
+        filters.check_text(wanted)
+        if since is None or until is None or since >= until:
+            raise InvalidRequestError("filter: must have a since before its until")
+        count = min(_PARTS, limit)
+        each = limit // count
+        # A part is found by its ids, which are ordered by time: no row outside it is looked at.
+        edges = [id_bound(since + (until - since) * number / count) for number in range(count + 1)]
+        problems: list[str] = []
+        parts: list[dict[str, packet_pb2.DecisionPacket]] = [{} for _ in range(count)]
+        readable = False
+        for packets in self.journals.each(partial(_newest_by_part, wanted, edges, each, self._shipped()), problems):
+            readable = True
+            for part, found in zip(parts, packets, strict=True):
+                part.update(found)
+        for part, end in zip(parts, edges[1:], strict=True):
+            stored = self._stored(wanted, Bounds(before=end, since=since), each, Statuses(), problems)
+            if stored is None:
+                break
+            readable = True
+            part.update((one.packet.decision.decision_id, one.packet) for one in stored)
+        if not readable:
+            raise AuditUnavailableError("; ".join(problems) or "there is neither database nor journal")
+        if problems:
+            incomplete("; ".join(problems))
+        chosen = (
+            packet
+            for part, begin in zip(parts, edges, strict=False)
+            for decision_id, packet in heapq.nlargest(each, part.items())
+            if decision_id >= begin
+        )
+        return sorted(chosen, key=lambda packet: packet.decision.decision_id, reverse=True)
 
     def page(self, wanted: audit_pb2.DecisionFilter, size: int, token: str) -> audit_pb2.ListDecisionsResponse:
         """One page of the decisions that match, the newest first.
@@ -450,6 +505,25 @@ def _of_stored(stored: Iterable[StoredDecision]) -> Iterator[audit_pb2.AuditedDe
             entries[key] = entry_of(one.row.entry)
         packet = packet_of(entries[key], one.number)
         yield audited(packet, one.row, one.number, one.reply, "database", one.journal_id)
+
+
+def _newest_by_part(
+    wanted: audit_pb2.DecisionFilter,
+    edges: Sequence[str],
+    each: int,
+    shipped: Mapping[str, Head],
+    journal: JournalReader,
+) -> list[dict[str, packet_pb2.DecisionPacket]]:
+    """What a journal holds beyond the database: of every part between two of these ids the newest that match."""
+    newest: list[deque[tuple[str, packet_pb2.JournalEntry, int]]] = [deque(maxlen=each) for _ in edges[1:]]
+    for row in unshipped_rows(journal, shipped):
+        entry = entry_of(row.entry)
+        ids = decision_ids(entry)
+        for number, _ in matching(wanted, entry, lambda _: AS_DECIDED):
+            part = bisect_right(edges, ids[number]) - 1
+            if 0 <= part < len(newest):
+                newest[part].append((ids[number], entry, number))
+    return [{decision_id: packet_of(entry, number) for decision_id, entry, number in part} for part in newest]
 
 
 def _line(error: sa.exc.SQLAlchemyError) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.labels import LabelledDecision, quality
 from server.audit.reading.reading import Reading, ReadingProcess, Task
-from server.drift.psi import Reference, correlation_time, limit, psi, references_of
+from server.drift.psi import Reference, independent_values, limit, psi, references_of
 from server.drift.report import write_report
-from server.drift.summary import Summary, summarise
+from server.drift.summary import NOT_JUDGED, Summary, summarise
 from server.drift.watch import DriftSettings, DriftWatch
 from server.errors import ModelUnknownError
 from server.rpc.reading import drift_status
-from torchserve.reference import reference_histogram
+from torchserve.dataset import STEP_NS, Samples
+from torchserve.reference import correlation_steps, reference_histogram
 
 DECILES = tuple([0.1] * 10 + [0.0])
 
@@ -39,10 +42,10 @@ def test_psi_is_what_an_independent_library_computes() -> None:
     frame["half"] = [0] * 5_000 + [1] * 3_000
     library = DropHighPSIFeatures(split_col="half", cut_off=0, bins=10, strategy="equal_frequency", threshold=100)
     library.fit(frame)
-    histogram = reference_histogram(before.astype(np.float32))
-    reference = Reference(tuple(histogram.edges), (*histogram.shares, 0.0), len(before))
-    counts = reference.counts(after.astype(np.float32))
-    ours = psi(reference.shares[:-1], reference.samples, counts[:-1], pseudo_count=0)
+    histogram = reference_histogram(before, sampled(np.zeros((len(before), 0), np.float32)))
+    reference = Reference.of(asdict(histogram))
+    expected = reference.mixed({"BTCUSDT.SIM": 1.0})
+    ours = psi(expected.shares[:-1], expected.independent, reference.counts(after)[:-1], pseudo_count=0)
     assert float(ours) == pytest.approx(library.psi_values_["feature"], rel=0.02)
 
 
@@ -75,35 +78,101 @@ def test_a_fixed_limit_of_a_tenth_would_be_luck() -> None:
 
 def test_values_that_only_repeat_others_count_once() -> None:
     random = np.random.default_rng(6)
-    assert correlation_time(random.normal(size=2_000)) < 1.5
+    assert correlation_steps(random.normal(size=2_000)) < 1.5
     slow = np.repeat(random.normal(size=100), 20)
-    assert 8 < correlation_time(slow) < 30
-    assert correlation_time(np.ones(50)) == 1
+    assert 12 < correlation_steps(slow) < 30
+    assert correlation_steps(np.ones(50)) == 1
+    times = np.arange(100.0)
+    assert independent_values(times, 0.0) == 100
+    assert independent_values(times, 0.01) == pytest.approx(100)
+    assert independent_values(np.repeat(times, 7), 0.01) == pytest.approx(100), "the same instant counts once"
+    assert independent_values(times, 20.0) == pytest.approx(100 / 20, rel=0.2)
+    assert independent_values(np.full(1_000, 3.0), 20.0) == pytest.approx(1)
+    assert independent_values(np.empty(0), 1.0) == 0
+
+
+def test_a_series_hardly_longer_than_what_it_remembers_does_not_pass_for_a_quick_one() -> None:
+    """Its mean follows it, which hides a part of the correlation."""
+    found = [correlation_steps(markov(3_000, 150.0, seed)) for seed in range(100)]
+    assert np.median(found) == pytest.approx(300, rel=0.25)
 
 
 def test_undefined_values_are_a_bin_of_their_own() -> None:
-    reference = Reference.of({"edges": [0.0], "shares": [0.5, 0.5], "undefined": 0.2}, 1_000)
-    assert reference.shares == pytest.approx((0.4, 0.4, 0.2))
+    reference = Reference.of(histogram(edges=[0.0], shares=[0.5, 0.5], undefined=0.2))
+    expected = reference.mixed({"BTCUSDT.SIM": 1.0})
+    assert expected.shares == pytest.approx((0.4, 0.4, 0.2))
     values = np.array([-1, 1, 0, np.nan, np.nan], dtype=np.float32)
     assert reference.counts(values).tolist() == [1, 2, 2]
     gone = np.full(1_000, np.nan, dtype=np.float32)
-    assert psi(reference.shares, 1_000, reference.counts(gone)) > 2
+    assert psi(expected.shares, 1_000, reference.counts(gone)) > 2
 
 
 def test_a_histogram_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="3 bins between 1 edges"):
-        Reference.of({"edges": [0.0], "shares": [0.5, 0.2, 0.3], "undefined": 0.0}, 1)
+        Reference.of(histogram(edges=[0.0], shares=[0.5, 0.2, 0.3]))
+    with pytest.raises(ValueError, match="without values"):
+        Reference.of(histogram() | {"instruments": {}})
+
+
+def test_instruments_are_expected_in_the_mixture_in_which_they_were_decided() -> None:
+    parts = {
+        "A.SIM": {"shares": [1.0, 0.0], "undefined": 0.0, "samples": 90, "independent": 30.0},
+        "B.SIM": {"shares": [0.0, 1.0], "undefined": 0.0, "samples": 90, "independent": 10.0},
+    }
+    reference = Reference.of({"edges": [0.0], "correlation_seconds": 1.0, "instruments": parts})
+    for weights, shares, independent in (
+        ({"A.SIM": 1.0}, (1.0, 0.0, 0.0), 30),
+        ({"A.SIM": 0.5, "B.SIM": 0.5}, (0.5, 0.5, 0.0), 30),
+        ({"C.SIM": 1.0}, (0.75, 0.25, 0.0), 40),  # not learnt from: all that was learnt from
+    ):
+        found = reference.mixed(weights)
+        assert found.shares == pytest.approx(shares)
+        assert found.independent == pytest.approx(independent)
+
+
+def histogram(
+    edges: tuple[float, ...] | list[float] = (0.25, 0.5, 0.75),
+    shares: list[float] | None = None,
+    undefined: float = 0.0,
+    independent: float = 1_000.0,
+) -> dict[str, Any]:
+    """The metadata's histogram of one instrument."""
+    part = {"shares": shares or [0.25] * 4, "undefined": undefined, "samples": 1_000, "independent": independent}
+    return {"edges": list(edges), "correlation_seconds": 0.2, "instruments": {"BTCUSDT.SIM": part}}
+
+
+def markov(count: int, memory: float, seed: int) -> NDArray[np.float64]:
+    """A stationary Gaussian series of unit variance with the autocorrelation exp(-lag / memory)."""
+    random = np.random.default_rng(seed)
+    decay = np.exp(-1 / memory)
+    steps = random.normal(size=count) * np.sqrt(1 - decay**2)
+    steps[0] = random.normal()
+    return np.array(list(accumulate(steps.tolist(), lambda before, step: decay * before + step)))
+
+
+def sampled(rows: NDArray[np.float32]) -> Samples:
+    """Buys of one instrument, a row every step of the grid."""
+    count = len(rows)
+    return Samples(
+        rows=rows,
+        eligible=np.zeros(count, np.bool_),
+        markout_bps=np.zeros(count),
+        time_ns=np.arange(count, dtype=np.int64) * STEP_NS,
+        sell=np.zeros(count, np.bool_),
+        instrument=np.zeros(count, np.int16),
+        instruments=("BTCUSDT.SIM",),
+        source="test",
+    )
 
 
 def learnt(rows: NDArray[np.float32]) -> dict[str, Any]:
-    histograms = {name: reference_histogram(rows[:, i]) for name, i in features.INDEX.items()}
-    plain = {name: {"edges": h.edges, "shares": h.shares, "undefined": h.undefined} for name, h in histograms.items()}
-    plain["score"] = {"edges": [0.25, 0.5, 0.75], "shares": [0.25] * 4, "undefined": 0.0}
-    return {"data": {"samples": len(rows)}, "reference": plain}
+    """A model's metadata when it learnt from these rows, and its scores were spread evenly."""
+    histograms = {name: asdict(reference_histogram(rows[:, i], sampled(rows))) for name, i in features.INDEX.items()}
+    return {"reference": histograms | {"score": histogram(independent=float(len(rows)))}}
 
 
 def packets(
-    rows: NDArray[np.float32], scores: NDArray[np.float64], instrument: str = "BTCUSDT.SIM"
+    rows: NDArray[np.float32], scores: NDArray[np.float64], instrument: str = "BTCUSDT.SIM", version: str = "v1"
 ) -> list[packet_pb2.DecisionPacket]:
     found = []
     for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
@@ -113,7 +182,7 @@ def packets(
         packet.order.instrument, packet.order.side = instrument, pb.SIDE_BUY
         packet.features.sequence = number + 1
         packet.decision.decision_id = f"{instrument}-{number:06}"
-        packet.decision.source, packet.decision.model_version = pb.SOURCE_PRIMARY, "v1"
+        packet.decision.source, packet.decision.model_version = pb.SOURCE_PRIMARY, version
         packet.decision.score = score
         packet.decision.decided_at.FromNanoseconds(1_700_000_000_000_000_000 + number * 10**9)
         found.append(packet)
@@ -206,6 +275,76 @@ async def test_comparisons_that_are_switched_off_do_not_end_the_component_and_th
 
 def test_references_are_those_of_the_metadata() -> None:
     assert set(references_of(learnt(market(100, 1)))) == {*features.NAMES, "score"}
+
+
+def test_after_a_change_of_model_only_what_the_champion_scored_is_compared() -> None:
+    before = packets(market(1_000, 10) + 3, uniform(1_000), version="v0")
+    after = packets(market(900, 11), uniform(900))
+    for packet in after:
+        packet.decision.decision_id = f"z{packet.decision.decision_id}"  # made after all others
+        packet.features.sequence += 5_000
+    found = summarise(before + after, known(learnt(market(8_000, 12))))
+    assert (found.model_version, found.decisions, found.rows, dict(found.others)) == ("v1", 1_900, 900, {"v0": 1_000})
+    assert found.drifted == (), "the inputs of its predecessor are not its own"
+    other = summarise(before + after, known(learnt(market(8_000, 12))), "v0")
+    assert (other.model_version, other.problem) == ("v0", "no archive of model version v0")
+
+
+def test_a_canary_is_compared_when_it_is_asked_for_and_is_no_champion() -> None:
+    canary = packets(market(200, 1), uniform(200))
+    for packet in canary:
+        packet.decision.source = pb.SOURCE_CANARY
+    assert summarise(canary, known(learnt(market(2_000, 2)))).problem == "no decision was scored by a model"
+    found = summarise(canary, known(learnt(market(2_000, 2))), "v1")
+    assert (found.rows, found.problem) == (200, "")
+
+
+def test_ages_are_shown_and_not_judged_because_training_knows_nothing_of_the_way_to_the_server() -> None:
+    rows = market(1_500, 3)
+    for name in NOT_JUDGED:
+        rows[:, features.INDEX[name]] += 5
+    found = summarise(packets(rows, uniform(1_500)), known(learnt(market(8_000, 4))))
+    ages = [one for one in found.drifts if one.not_judged]
+    assert {one.name for one in ages} == {"book_age_ms", "trade_age_ms"}
+    assert all(one.psi > 1 and one.limit is None and not one.too_few for one in ages)
+    assert found.drifted == ()
+
+
+def test_another_mixture_of_the_same_instruments_is_no_drift() -> None:
+    rows = market(4_000, 5)
+    both = sampled(rows)
+    both.instrument[1::2] = 1
+    rows[1::2] += 4  # the second instrument is another market
+    both = replace(both, instruments=("BTCUSDT.SIM", "ETHUSDT.SIM"))
+    histograms = {name: asdict(reference_histogram(rows[:, i], both)) for name, i in features.INDEX.items()}
+    first = summarise(packets(market(1_500, 6), uniform(1_500)), known({"reference": histograms}))
+    assert first.drifted == ()
+    second = packets(market(1_500, 7), uniform(1_500), "ETHUSDT.SIM")
+    assert len(summarise(second, known({"reference": histograms})).drifted) == features.N_FEATURES - len(NOT_JUDGED)
+
+
+@pytest.mark.parametrize("memory_seconds", [1.0, 30.0])
+def test_a_slow_market_without_drift_raises_no_false_alarm(memory_seconds: float) -> None:
+    """Ten minutes to learn from, a quarter of an hour to compare, as on a new stack: values with a long memory."""
+    reports = 8
+    steps = memory_seconds / (STEP_NS / 1e9)
+    seconds = np.arange(0, 900, 0.6)
+    alarms, independent = 0, []
+    for report in range(reports):
+        rows = np.empty((3_000, features.N_FEATURES), np.float32)
+        now = np.empty((len(seconds), features.N_FEATURES), np.float32)
+        for i in range(features.N_FEATURES):
+            seed = 1_000 * report + 2 * i
+            rows[:, i] = markov(3_000, steps, seed)
+            now[:, i] = markov(4_500, steps, seed + 1)[(seconds * 5).astype(int)]
+        found = packets(now, uniform(len(now)))
+        for packet, at in zip(found, seconds, strict=True):
+            packet.features.event_time_ns = 1_700_000_000_000_000_000 + round(at * 1e9)
+        summary = summarise(found, known(learnt(rows)))
+        alarms += any(one.name != "score" for one in summary.drifted)
+        independent += [one.independent for one in summary.drifts if one.name != "score"]
+    assert not alarms, f"{alarms} of {reports} reports, of which one in a hundred may be wrong"
+    assert np.median(independent) == pytest.approx(900 / (2 * memory_seconds), rel=0.5)
 
 
 @pytest.mark.parametrize("compared", [True, False])

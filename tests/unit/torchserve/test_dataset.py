@@ -120,3 +120,68 @@ def test_the_hash_follows_what_can_be_learnt(events: list[pb.MarketEvent]) -> No
     samples = collect(events, "a")
     assert samples.sha256() == collect(events, "b").sha256()
     assert samples.sha256() != collect(events[:-400], "a").sha256()
+
+
+@pytest.mark.parametrize("ahead_seconds", [3_600, 75 * 365 * 86_400])
+def test_a_timestamp_far_ahead_makes_no_instants_and_loses_no_instrument(
+    events: list[pb.MarketEvent], ahead_seconds: int
+) -> None:
+    """A server counts such an event a second ahead of its feed, and so does training."""
+    whole = collect(events, "test")
+    middle = len(events) // 2
+    wrong = pb.MarketEvent.FromString(events[middle].SerializeToString())
+    wrong.event_time_ns += ahead_seconds * 1_000_000_000
+    samples = collect([*events[:middle], wrong, *events[middle + 1 :]], "test")
+    assert len(whole.rows) - 20 <= len(samples.rows) <= len(whole.rows)
+    assert samples.time_ns.max() == whole.time_ns.max()
+
+
+def test_a_first_timestamp_from_the_future_loses_nothing_but_its_own_time(events: list[pb.MarketEvent]) -> None:
+    wrong = pb.MarketEvent(
+        instrument=INSTRUMENT,
+        price_decimals=events[0].price_decimals,
+        size_decimals=events[0].size_decimals,
+        event_time_ns=events[0].event_time_ns + 3_600_000_000_000,
+        receive_time_ns=events[0].receive_time_ns,
+        publish_time_ns=events[0].publish_time_ns,
+        trade=pb.Trade(trade_id=1, price_ticks=1, lots=1, taker_side=pb.TAKER_SIDE_BUY),
+    )
+    samples = collect([wrong, *events], "test")
+    # Where time ran back the book is unknown until the next snapshot, ten seconds later.
+    assert samples.time_ns.max() == collect(events, "test").time_ns.max()
+    assert (samples.time_ns < events[0].event_time_ns + 30_000_000_000).all()
+
+
+def test_a_silence_of_years_between_two_sessions_has_no_instants(events: list[pb.MarketEvent]) -> None:
+    whole = collect(events, "test")
+    years = 50 * 365 * 86_400 * 1_000_000_000
+    later = []
+    for event in events:
+        moved = pb.MarketEvent.FromString(event.SerializeToString())
+        moved.event_time_ns += years
+        moved.receive_time_ns += years
+        moved.publish_time_ns += years
+        later.append(moved)
+    reset = pb.MarketEvent(
+        instrument=INSTRUMENT,
+        event_time_ns=later[0].event_time_ns,
+        receive_time_ns=later[0].receive_time_ns,
+        publish_time_ns=later[0].publish_time_ns,
+        reset=pb.BookReset(reason="reconnect"),
+    )
+    samples = collect([*events, reset, *later], "test")
+    # Besides, horizons end up to 2 s after the last event, while its book counts: ten instants, both sides.
+    assert len(samples.rows) == pytest.approx(2 * len(whole.rows) + 2 * 10, abs=4)
+    assert (samples.time_ns > years).any()
+
+
+def test_books_that_a_server_refuses_are_not_learnt_from(events: list[pb.MarketEvent]) -> None:
+    start = events[0].event_time_ns
+    silence = (start + 12_000_000_000, start + 13_800_000_000)
+    kept = [event for event in events if not silence[0] <= event.event_time_ns < silence[1]]
+    samples = collect(kept, "test")
+    ages = samples.rows[:, features.INDEX["book_age_ms"]]
+    assert ages.max() <= 1_000
+    # A label may end where the book is older: the sample at 8.2 s ends 1.2 s into the silence.
+    ends = samples.time_ns + LABEL_HORIZON_NS
+    assert ((ends > silence[0] + 1_000_000_000) & (ends < silence[1])).any()

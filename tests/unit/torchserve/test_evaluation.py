@@ -133,6 +133,9 @@ def test_the_top_share_is_the_best_ranked() -> None:
     score = np.array([0.1, 0.9, 0.5, 0.9], np.float32)
     assert top_share(score, 0.5).tolist() == [False, True, False, True]
     assert not top_share(score, 0.0).any()
+    same = np.flatnonzero(top_share(np.full(10_000, 0.5, np.float32), 0.3))
+    assert len(same) == 3_000
+    assert same.mean() == pytest.approx(5_000, rel=0.05), "of equal scores not the earliest ones"
     assert top_share(score, 1.0).all()
 
 

@@ -10,12 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
+from torchserve.fitting import Labelled
+from torchserve.handler import calibrated
 from torchserve.training import (
     KINDS,
     TrainedModel,
     TrainingSettings,
+    calibrate,
     choose_threshold,
     fit_platt,
     measure,
@@ -134,6 +138,27 @@ def test_a_model_that_ranks_the_wrong_way_round_scores_the_base_rate() -> None:
     slope, intercept = fit_platt(margin, margin < 0.5)
     assert slope == 0
     assert 1 / (1 + np.exp(-intercept)) == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_model_that_knows_nothing_trades_nothing() -> None:
+    def wrong_way_round(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return -rows[:, 0]
+
+    rows = np.linspace(-1, 1, 1_000, dtype=np.float32)[:, None]
+    slope, intercept, threshold, reached = calibrate(
+        wrong_way_round, Labelled(rows, rows[:, 0] > -0.9), TrainingSettings()
+    )
+    scores = calibrated(wrong_way_round(rows), slope, intercept)
+    assert (slope, reached) == (0, False)
+    assert scores.max() < np.float32(threshold) == threshold <= 1, "the base rate is 0.95, which the target would allow"
+    assert not measure(scores, rows[:, 0] > 0, threshold).coverage
+
+
+def test_labels_that_the_margins_separate_give_a_finite_curve() -> None:
+    margin = np.linspace(-1, 1, 20, dtype=np.float32)
+    slope, intercept = fit_platt(margin, margin > 0)
+    highest = 1 / (1 + np.exp(-(slope * 1 + intercept)))
+    assert 0.9 < highest < 0.999
 
 
 def test_the_threshold_is_the_lowest_that_reaches_the_target() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from feature_cache.features import INDEX, N_FEATURES
 from local.training.training import rules_trades
-from torchserve.card import verdict
+from torchserve.card import standing, verdict
 from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
 from torchserve.evaluation import BootstrapSettings, Estimate
 from torchserve.search import search
@@ -127,6 +127,28 @@ def test_a_model_does_not_beat_rules_that_know_the_answer() -> None:
     assert ignorant.beats_baselines("xgboost")
 
 
+def test_a_model_that_is_better_by_chance_does_not_beat_the_baselines(walk: WalkForward) -> None:
+    better = [Comparison(name, Estimate(0.04, 0.01, 0.07)) for name in BASELINES]
+    assert replace(walk, comparisons={"xgboost": better}).beats_baselines("xgboost")
+    perhaps = [*better[:-1], Comparison(LOGISTIC, Estimate(0.04, -0.01, 0.09))]
+    assert not replace(walk, comparisons={"xgboost": perhaps}).beats_baselines("xgboost")
+
+
+def test_how_a_model_stands_fits_on_a_line(walk: WalkForward) -> None:
+    def said(*differences: Estimate) -> str:
+        comparisons = [Comparison(name, one) for name, one in zip(BASELINES, differences, strict=True)]
+        return standing(replace(walk, comparisons={"xgboost": comparisons}), "xgboost")
+
+    sure, unsure, worse = Estimate(0.1, 0.05, 0.2), Estimate(0.1, -0.1, 0.2), Estimate(-0.1, -0.2, 0.0)
+    assert said(sure, sure, sure) == "beats all baselines beyond chance"
+    assert said(sure, unsure, sure) == "beats all baselines, not beyond chance the rules"
+    assert said(sure, worse, unsure) == "does not beat the rules"
+    assert said(worse, sure, worse) == "does not beat always trading and logistic regression"
+    assert said(worse, worse, worse) == "beats none of the baselines"
+    assert standing("240 s are too short", "xgboost") == "was not held against the rules"
+    assert standing(walk, "xgboost", knows_something=False) == "knows nothing and trades nothing"
+
+
 def test_every_figure_is_of_the_blocks_together(walk: WalkForward) -> None:
     assert walk.blocks == 3
     assert sum(block.samples for block in walk.by_block["torch"]) == len(walk.samples.rows)
@@ -145,7 +167,7 @@ def test_a_verdict_says_which_baselines_and_how_surely(walk: WalkForward) -> Non
 
     sure, unsure, worse, undefined = Estimate(0.1, 0.05, 0.2), Estimate(0.1, -0.1, 0.2), Estimate(-0.1), Estimate(None)
     assert said(sure, sure).endswith("each beyond chance.")
-    assert said(sure, unsure).endswith("not beyond chance: b1.")
+    assert said(sure, unsure).endswith("not beyond chance: b1. Exported by force, if at all.")
     assert said(worse, sure, undefined).startswith("Does not beat b0 and b2 ")
 
 

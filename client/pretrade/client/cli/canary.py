@@ -6,6 +6,7 @@ confirmation; without a terminal it needs `--yes`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -243,11 +244,9 @@ def rollback(
 def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIRECTORY, as_json: AsJson = False) -> None:
     """List every version in the registry, the newest first, with its aliases and where it is loaded."""
     from google.protobuf.json_format import MessageToJson
-    from rich.console import Console
 
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
     from pretrade.client.cli.connection import connected
-    from pretrade.client.cli.views import model_table
 
     with connected(target, directory, "admin") as channel:
         found = admin_pb2_grpc.AdminServiceStub(channel).ListModels(
@@ -256,7 +255,7 @@ def list_models(target: AdminTarget = None, directory: Directory = DEFAULT_DIREC
     if as_json:
         print(MessageToJson(found, always_print_fields_with_no_presence=True))
         return
-    Console().print(model_table(found.models))
+    _print_models(found.models)
 
 
 @models_app.command(epilog=_EXIT_CODES)
@@ -274,11 +273,9 @@ def load(
 ) -> None:
     """Load a version beside what is served, warm it up and check its canned scores. It gets no orders by that."""
     from google.protobuf.json_format import MessageToJson
-    from rich.console import Console
 
     from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
     from pretrade.client.cli.connection import connected
-    from pretrade.client.cli.views import model_table
 
     request = admin_pb2.LoadModelRequest(
         model_version=version, replicas=replica or (), author=author, reason=reason, dry_run=dry_run
@@ -289,7 +286,7 @@ def load(
         print(MessageToJson(response))
     else:
         print("\n".join(response.change.diff) + _dry(response.change))
-        Console().print(model_table([response.model]))
+        _print_models([response.model])
 
 
 @models_app.command(epilog=_EXIT_CODES)
@@ -325,6 +322,37 @@ def alias(
         print(MessageToJson(response))
     else:
         print("\n".join(response.change.diff) + _dry(response.change))
+
+
+def _print_models(models: Iterable[admin_pb2.ModelVersion]) -> None:
+    """Two lines a model, for 80 columns, and where the champion's card is."""
+    import datetime as dt
+
+    from rich.console import Console
+
+    from pretrade.client.cli.model_lines import standing_line
+    from pretrade.client.cli.views import local_time
+
+    console = Console()
+    champions = []
+    for model in models:
+        loaded = f"on {', '.join(model.loaded_on)}" if model.loaded_on else "not loaded"
+        line = f"{model.model_version}  {', '.join(model.aliases) or '–':<10}  {model.kind:<7}  {loaded}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        written = local_time(model.created_at.ToDatetime(dt.UTC))[:16]
+        style = "red" if model.problem else "dim"
+        console.print(
+            f"{'':4}{written}  {model.problem or model.standing}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+            style=style,
+        )
+        if "champion" in model.aliases:
+            champions.append(model)
+    for model in champions:
+        line = standing_line(model.model_version, model.standing, model.card)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show(response: Message, canary: admin_pb2.Canary, change: admin_pb2.Change, as_json: bool) -> None:

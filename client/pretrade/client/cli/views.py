@@ -16,6 +16,7 @@ from rich.text import Text
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from pretrade.client.cli.connection import RPC_SECONDS
 from pretrade.client.cli.fitting import Items, Rows
+from pretrade.client.cli.model_lines import champion_line, drift_line
 from pretrade.client.cli.worst import faults
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2
@@ -80,6 +81,8 @@ def status_view(status: admin_pb2.GetStatusResponse, *, wide: bool = False) -> G
         replica_table(status.replicas),
         _feature_table(status, wide),
         *_count_lines(status),
+        *([Text.from_markup(champion_line(status.champion))] if status.HasField("champion") else ()),
+        Text.from_markup(drift_line(status.drift)),
         *([canary_view(status.canary)] if status.HasField("canary") else ()),
         *([_process_table(status)] if status.process_count > 1 else ()),
     )
@@ -196,20 +199,9 @@ def _count_lines(status: admin_pb2.GetStatusResponse) -> Iterator[Items]:
     yield Items("audit", audit)
     embedded = status.embedded
     yield Items("embedded", [embedded.problem or f"model {embedded.model_version}"])
-    yield _drift_line(status.drift)
     for part in status.components:
         if not part.healthy:
             yield Items(Text(part.name, "red"), [Text(part.detail, "red")])
-
-
-def _drift_line(drift: admin_pb2.DriftStatus) -> Items:
-    if drift.problem:
-        return Items("drift", [drift.problem])
-    where = f"in {drift.rows:,} inputs of model {drift.model_version}"
-    drifted = [f"{one.name} {one.psi:.2f} (limit {one.limit:.2f})" for one in drift.features if one.drifted]
-    if not drifted:
-        return Items("drift", [f"none {where}"])
-    return Items(Text("drift", "red"), [f"{where}:", *drifted])
 
 
 def restriction_table(restrictions: Iterable[admin_pb2.Restriction]) -> Rows:
@@ -232,23 +224,6 @@ def change_table(changes: Iterable[admin_pb2.Change]) -> Rows:
         when = f"{change.changed_at.ToDatetime():%Y-%m-%d %H:%M:%S}"
         what = "\n".join(change.diff) or f"{change.subject}: {change.value} again"
         table.add(when, str(change.version or ""), what, change.author, change.reason)
-    return table
-
-
-def model_table(models: Iterable[admin_pb2.ModelVersion]) -> Rows:
-    """Versions of models, as they come."""
-    table = Rows("version", "model", "aliases", "loaded on", "features", "threshold>", "written", "problem")
-    for model in models:
-        table.add(
-            model.model_version,
-            model.name,
-            ", ".join(model.aliases),
-            ", ".join(model.loaded_on),
-            model.feature_set,
-            f"{model.threshold:.4f}",
-            local_time(model.created_at.ToDatetime(dt.UTC)),
-            Text(model.problem, "red"),
-        )
     return table
 
 

@@ -1,4 +1,4 @@
-"""What `pretrade canary` and `pretrade models` ask before they do it."""
+"""What `pretrade canary` and `pretrade models` ask before they do it, and how they list models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import sys
 from typing import Any, NoReturn
 
 import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from support.admin_server import AdminServer, RefusedError, admin_server
 from typer.testing import CliRunner
 
 from pretrade.admin.v1 import admin_pb2 as pb
+from pretrade.client.cli.canary import _print_models
 from pretrade.client.cli.main import app
 
 VERSION, CHAMPION = "bb" * 8, "aa" * 8
@@ -69,3 +72,36 @@ def test_a_version_that_there_is_not_is_refused_before_anything_is_asked() -> No
     with admin_server(SetModelAlias=unknown) as server:
         found = CliRunner().invoke(app, ["models", "alias", "champion", "deadbeef", "--target", server.address])
     assert (found.exit_code, found.output) == (1, "NOT_FOUND: no version or alias deadbeef\n")
+
+
+def model(version: str, *aliases: str, **more: Any) -> pb.ModelVersion:
+    said: dict[str, Any] = {"kind": "xgboost", "standing": "does not beat the rules"}
+    return pb.ModelVersion(
+        model_version=version, name="champion", aliases=aliases, created_at=Timestamp(seconds=1), **(said | more)
+    )
+
+
+def test_only_the_version_that_decides_is_called_champion(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    loaded = ["primary", "secondary", "challenger"]
+    _print_models(
+        [
+            model("aa" * 8, "candidate", standing="no card says how good it is"),
+            model("bb" * 8, "champion", loaded_on=loaded, card="models/cards/bb/card.md"),
+            model("cc" * 8, problem="unreadable: [no] zip"),
+            model("dd" * 8, standing="does not beat always trading and logistic regression"),
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == f"{'aa' * 8}  candidate   xgboost  not loaded"
+    assert lines[1].endswith("no card says how good it is")
+    assert lines[2] == f"{'bb' * 8}  champion    xgboost  on primary, secondary, challenger"
+    assert lines[3].endswith("does not beat the rules")
+    assert lines[4].split()[:2] == ["cc" * 8, "–"]
+    assert lines[5].endswith("unreadable: [no] zip")
+    assert lines[7].endswith("  does not beat always trading and logistic regression")
+    assert lines[8] == "champion bbbbbbbb: does not beat the rules; card: models/cards/bb/card.md"
+    assert "champion" not in lines[0] + lines[1] + lines[4] + lines[5]

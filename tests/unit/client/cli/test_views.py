@@ -10,7 +10,6 @@ from pretrade.admin.v1 import admin_pb2
 from pretrade.client.cli.views import (
     canary_view,
     change_table,
-    model_table,
     replica_table,
     restriction_table,
     status_view,
@@ -177,18 +176,7 @@ def test_the_first_line_is_the_worst_thing() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_models_changes_restrictions_and_canaries_are_whole_at_any_width(width: int) -> None:
-    model = admin_pb2.ModelVersion(
-        model_version="cd92e6114bf9cde3",
-        name="champion",
-        aliases=["champion", "candidate"],
-        loaded_on=["primary", "secondary"],
-        feature_set="mf1/ef155761",
-        threshold=0.8702,
-        problem="expired",
-    )
-    words = ("cd92e6114bf9cde3", "candidate", "secondary", "mf1/ef155761", "0.8702", "expired")
-    assert missing(words, model_table([model]), width) == []
+def test_changes_restrictions_and_canaries_are_whole_at_any_width(width: int) -> None:
     change = admin_pb2.Change(
         version=76, diff=["flag/shadow: on → off for 600 s", "then on"], author="ann", reason="why"
     )
@@ -198,3 +186,11 @@ def test_models_changes_restrictions_and_canaries_are_whole_at_any_width(width: 
     assert missing(("HALTED", "ben", identifier), restriction_table([restriction]), width) == []
     assert missing(("bb" * 8, "RUNNING", "91.0%", "9.0%", "WORSE", "(40"), canary_view(canary()), width) == []
     assert missing(("FORCED_OPEN", "1043.33"), replica_table(incident().replicas), width) == []
+
+
+def test_the_status_says_how_good_the_champion_is_known_to_be() -> None:
+    status = admin_pb2.GetStatusResponse(instance_id="one", trading_state=admin_pb2.TRADING_STATE_ACTIVE)
+    assert "champion" not in shown(status_view(status))
+    status.champion.model_version, status.champion.standing = "aa" * 8, "does not beat the rules"
+    status.champion.card = "models/cards/card.md"
+    assert "champion aaaaaaaa: does not beat the rules; card: models/cards/card.md" in shown(status_view(status))

@@ -34,6 +34,14 @@ def test_a_rate_is_the_share_of_failures_over_what_is_allowed() -> None:
     assert traffic.burn.rate(200, 1_000) == pytest.approx(10.0)
 
 
+@pytest.mark.parametrize(("failed", "calls", "fires"), [(144, 10_000, True), (143, 10_000, False), (72, 5_000, True)])
+def test_an_alarm_is_on_at_exactly_its_rate(failed: int, calls: int, fires: bool) -> None:
+    burn = BurnRate(0.999)
+    burn.sample(0.0, 0, 0)
+    burn.sample(60.0, calls - failed, failed)
+    assert burn.fires(FAST) == fires
+
+
 def test_nothing_is_said_of_a_few_calls() -> None:
     traffic = Traffic()
     traffic.go_on(5, 100)

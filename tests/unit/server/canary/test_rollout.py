@@ -77,7 +77,7 @@ class ScriptedRegistry(Registry):
 
     def usable(self, version: str) -> ModelRecord:
         nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
-        return ModelRecord(version, "model", features.VERSION, 0.5, 0.0, 0, *nothing)
+        return ModelRecord(version, "model", "xgboost", features.VERSION, 0.5, 0.0, 0, *nothing)
 
     def set_alias(self, alias: str, version: str) -> str | None:
         self.set[alias] = version

@@ -823,6 +823,7 @@ class GetStatusResponse(_message.Message):
     CHAIN_STAGES_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
     EMBEDDED_FIELD_NUMBER: _builtins.int
+    CHAMPION_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Identity of this server process."""
     ready: _builtins.bool
@@ -887,6 +888,10 @@ class GetStatusResponse(_message.Message):
     def embedded(self) -> Global___EmbeddedStatus:
         """The champion in the process that answers."""
 
+    @_builtins.property
+    def champion(self) -> Global___ChampionStatus:
+        """The version that decides without a canary, and how good it is known to be; absent while none is known."""
+
     def __init__(
         self,
         *,
@@ -908,14 +913,45 @@ class GetStatusResponse(_message.Message):
         chain_stages: _abc.Iterable[_builtins.str] | None = ...,
         drift: Global___DriftStatus | None = ...,
         embedded: Global___EmbeddedStatus | None = ...,
+        champion: Global___ChampionStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "control", b"control", "drift", b"drift", "embedded", b"embedded", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "champion", b"champion", "control", b"control", "drift", b"drift", "embedded", b"embedded", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "canary", b"canary", "chain_stages", b"chain_stages", "champion", b"champion", "components", b"components", "control", b"control", "control_version", b"control_version", "drift", b"drift", "embedded", b"embedded", "features", b"features", "flags", b"flags", "instance_id", b"instance_id", "process_count", b"process_count", "processes", b"processes", "ready", b"ready", "replicas", b"replicas", "sources", b"sources", "trading_state", b"trading_state", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ChampionStatus(_message.Message):
+    """How a champion does against what decides without a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """Its version."""
+    standing: _builtins.str
+    """What its card says of it in a few words, for example `does not beat the rules`."""
+    card: _builtins.str
+    """Its model card, a path on the server; empty without one."""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        standing: _builtins.str = ...,
+        card: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "model_version", b"model_version", "standing", b"standing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChampionStatus: _TypeAlias = ChampionStatus  # noqa: Y015
 
 @_typing.final
 class EmbeddedStatus(_message.Message):
@@ -945,7 +981,7 @@ Global___EmbeddedStatus: _TypeAlias = EmbeddedStatus  # noqa: Y015
 
 @_typing.final
 class DriftStatus(_message.Message):
-    """Recent decisions beside the reference of the model that scored most of them."""
+    """Recent decisions by the champion beside what it learnt from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -954,11 +990,11 @@ class DriftStatus(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
-    """The model's version; empty before the first comparison."""
+    """The champion's version; empty before the first comparison. What other versions decided is not compared."""
     problem: _builtins.str
     """Why there is no comparison; empty when there is one."""
     rows: _builtins.int
-    """Different inputs that were looked at."""
+    """Different inputs that it scored."""
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureDrift]:
         """Every feature, and `score`."""
@@ -990,16 +1026,21 @@ class FeatureDrift(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     UNDEFINED_FIELD_NUMBER: _builtins.int
     DRIFTED_FIELD_NUMBER: _builtins.int
+    NOT_JUDGED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The feature, or `score`."""
     psi: _builtins.float
     """Population stability index."""
     limit: _builtins.float
-    """What as many values without drift exceed in one comparison of a hundred; absent with too few values to say."""
+    """What as many values without drift exceed in one comparison of a hundred; absent with too few values to say, and for a
+    feature that is not judged.
+    """
     undefined: _builtins.float
     """Share of undefined values."""
     drifted: _builtins.bool
     """True when the index is beyond its limit."""
+    not_judged: _builtins.str
+    """Why the feature is never called drifted; empty when it is judged."""
     def __init__(
         self,
         *,
@@ -1008,10 +1049,11 @@ class FeatureDrift(_message.Message):
         limit: _builtins.float | None = ...,
         undefined: _builtins.float = ...,
         drifted: _builtins.bool = ...,
+        not_judged: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "drifted", b"drifted", "limit", b"limit", "name", b"name", "psi", b"psi", "undefined", b"undefined"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "drifted", b"drifted", "limit", b"limit", "name", b"name", "not_judged", b"not_judged", "psi", b"psi", "undefined", b"undefined"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -2444,19 +2486,30 @@ class ModelVersion(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """First 16 hex digits of its content hash."""
     name: _builtins.str
-    """Name of the model, for example `champion`."""
+    """Name of the model whose place it is for: `champion` or `challenger`. Whether it is the champion `aliases` say."""
     feature_set: _builtins.str
     """Its feature set and fingerprint."""
     threshold: _builtins.float
     """The threshold its scores are held against, in [0, 1]."""
     problem: _builtins.str
     """Why it cannot be used; empty when it can."""
+    kind: _builtins.str
+    """What it is: `xgboost` or `torch`."""
+    standing: _builtins.str
+    """What its card says of it in a few words, for example `does not beat the rules`."""
+    card: _builtins.str
+    """Its model card, a path on the server; empty without one."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Its aliases: `champion`, `challenger`, `previous`."""
+        """`champion` for the version that decides, `challenger`, `previous`, and `candidate` for what was trained last and does not
+        decide.
+        """
 
     @_builtins.property
     def loaded_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -2482,10 +2535,13 @@ class ModelVersion(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         problem: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        standing: _builtins.str = ...,
+        card: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "expires_at", b"expires_at", "feature_set", b"feature_set", "loaded_on", b"loaded_on", "model_version", b"model_version", "name", b"name", "problem", b"problem", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "card", b"card", "created_at", b"created_at", "expires_at", b"expires_at", "feature_set", b"feature_set", "kind", b"kind", "loaded_on", b"loaded_on", "model_version", b"model_version", "name", b"name", "problem", b"problem", "standing", b"standing", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -137,7 +137,7 @@ class CompareDriftRequest(_message.Message):
     window_seconds: _builtins.float
     """How far back to look."""
     max_decisions: _builtins.int
-    """The newest decisions of that time, at most so many."""
+    """So many decisions at most, spread evenly over that time."""
     def __init__(
         self,
         *,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
+from fallback.staleness import FeatureSettings
 from feature_cache import features
 from feature_cache.engine.engine import FeatureEngine
 from feature_cache.sources.simulator import simulate
@@ -17,6 +19,7 @@ from server.audit.reading import labels
 from server.audit.reading.labels import Label, LabelledDecision, Labeller, quality
 from server.models import markout
 from torchserve import dataset
+from torchserve.evaluation import reliability
 
 BOOK_AGE = features.INDEX["book_age_ms"]
 EVENTS = list(simulate(3, duration_seconds=30.0))
@@ -87,7 +90,22 @@ def test_an_event_from_the_future_ends_no_horizon_before_its_time(ahead_seconds:
 def test_horizon_and_limits_are_those_of_training() -> None:
     assert markout.HORIZON_SECONDS * 1e9 == dataset.LABEL_HORIZON_NS
     assert markout.WORST_MARKOUT_BPS == dataset.WORST_MARKOUT_BPS
-    assert labels.MAX_BOOK_AGE_MS == dataset.MAX_BOOK_AGE_MS
+    assert labels.MAX_BOOK_AGE_MS == dataset.MAX_LABEL_BOOK_AGE_MS
+    assert 1e3 * FeatureSettings().max_age_seconds == dataset.MAX_BOOK_AGE_MS
+
+
+def test_training_and_labels_make_the_same_of_the_same_scores() -> None:
+    """A recorded score is the float64 of the model's float32: on the edge of a bin that must make no difference."""
+    edges = np.arange(1, 10, dtype=np.float32) / np.float32(10)
+    scores = np.concatenate([np.repeat(edges, 20), np.nextafter(edges, np.float32(0)), np.array([0, 1], np.float32)])
+    eligible = np.random.default_rng(2).random(len(scores)) < 0.5
+    pairs = zip(scores.tolist(), eligible.tolist(), strict=True)
+    recorded = [LabelledDecision("TRADE", "PRIMARY", score, label) for score, label in pairs]
+    learnt = reliability(scores, eligible)
+    found = quality(recorded)
+    assert [one.decisions for one in found.bins] == [one.samples for one in learnt]
+    error = sum(one.samples * abs(one.mean_score - one.eligible) for one in learnt) / len(scores)
+    assert found.calibration_error == pytest.approx(error, abs=1e-6)
 
 
 def test_a_decision_without_a_mid_and_one_before_the_recording_have_no_label() -> None:

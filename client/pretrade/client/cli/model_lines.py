@@ -1,0 +1,34 @@
+"""What is said of a model in one line: how it does against the baselines, and whether its inputs have drifted."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from pretrade.admin.v1 import admin_pb2
+
+
+def drift_line(drift: admin_pb2.DriftStatus) -> str:
+    """Whether the champion's inputs still are what it learnt from; markup of rich."""
+    if drift.problem:
+        return f"[dim]drift: {escape(drift.problem)}[/]"
+    inputs = f"{drift.rows:,} input{'s' if drift.rows != 1 else ''} of model {drift.model_version[:8]}"
+    judged = [one for one in drift.features if not one.not_judged]
+    drifted = [f"{one.name} {one.psi:.2f} (limit {one.limit:.2f})" for one in judged if one.drifted]
+    unknown = [one.name for one in judged if not one.HasField("limit")]
+    if drifted:
+        return f"[red]drift[/] in {inputs}: {', '.join(drifted)}"
+    if len(unknown) == len(judged):
+        return f"[dim]drift: too few to say: {inputs}[/]"
+    line = f"drift: none in {inputs}"
+    return f"[dim]{line}, {len(unknown)} of {len(judged)} features: too few to say[/]" if unknown else f"[dim]{line}[/]"
+
+
+def champion_line(champion: admin_pb2.ChampionStatus) -> str:
+    """Which version decides, and how good it is known to be; markup of rich."""
+    return standing_line(champion.model_version, champion.standing, champion.card)
+
+
+def standing_line(version: str, standing: str, card: str) -> str:
+    """The champion's version with what its card says of it, and where the card is; markup of rich."""
+    where = f"; card: {escape(card)}" if card else ""
+    return f"champion {version[:8]}: {escape(standing)}{where}"
