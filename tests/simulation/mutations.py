@@ -89,14 +89,14 @@ MUTATIONS: Final = (
     Mutation(
         "a caller that leaves while its decision is written counts as answered",
         "server/decision/plane.py",
-        '            self._replies.unheard(decided, "cancelled")\n            raise\n',
-        "            raise\n",
+        '            self._replies.unheard(case.decided, "cancelled")\n',
+        "            pass\n",
         "nobody took the reply",
         "audit",
     ),
     Mutation(
         "a decision that missed its deadline counts as replied",
-        "server/decision/plane.py",
+        "server/decision/recorder.py",
         '            self._replies.unheard(decided, "deadline")\n            late = ',
         "            late = ",
         "nobody took the reply",
@@ -113,8 +113,8 @@ MUTATIONS: Final = (
     Mutation(
         "a batch that ends before it is answered counts as heard",
         "server/rpc/decision.py",
-        "            for result in results.values():\n                self.not_sent(result)\n            raise\n",
-        "            for result in results.values():\n                self.sent(result)\n            raise\n",
+        "            for result in results:\n                self.not_sent(result)\n            raise\n",
+        "            for result in results:\n                self.sent(result)\n            raise\n",
         "its row says it was replied",
         "audit",
     ),
