@@ -369,7 +369,7 @@ def test_rows_of_another_format_are_kept_as_evidence(store: Store, sql: sa.Conne
     text=st.text(max_size=64),
     number=st.floats(),
     used_us=st.integers(0, 2**32 - 1),
-    decided_at_ns=st.integers(0, 253_402_300_799_999_999_999),
+    decided_at_ns=st.integers(0, 2**63 - 1),  # as a journal counts them: until the year 2262
 )
 def test_whatever_a_packet_holds_can_be_stored(
     store: Store, text: str, number: float, used_us: int, decided_at_ns: int

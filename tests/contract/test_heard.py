@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.audit.label import app
+from server.audit.commands import app
 from server.audit.reading.labels import Label
 from server.audit.reading.query import AuditQuery
 from server.audit.store.store import Store
