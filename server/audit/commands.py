@@ -22,7 +22,7 @@ COMMANDS: Final = {
     ),
     "list": Command(
         _FIND,
-        "List decisions, the newest first, from the database and, for the latest rows, from the journal.",
+        "List decisions, the newest first: what the callers heard, and what was decided.",
         "server.audit.review",
     ),
     "watch": Command(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
 import sqlalchemy as sa
 
 NO_INTEGER: Final = -(2**63)
@@ -70,6 +69,8 @@ def microseconds(instant: dt.datetime) -> int:
 
 def days(instants: Sequence[int]) -> set[dt.date]:
     """The days, UTC, of some instants."""
+    import numpy as np  # noqa: PLC0415 - readers do not need it
+
     numbers = np.unique(np.asarray(instants, np.int64) // _MICROSECONDS_OF_A_DAY)
     return {EPOCH.date() + dt.timedelta(days=number) for number in numbers.tolist()}
 

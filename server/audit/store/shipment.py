@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -232,6 +230,8 @@ class _Decisions:
 
     def columns(self, same: RowValues) -> Columns:
         """All of them."""
+        import numpy as np  # noqa: PLC0415 - readers do not need it
+
         texts: dict[str, Sequence[Any]] = {name: _without_nul(values) for name, values in self._texts.items()}
         texts["idempotency_key"] = [key or None for key in texts["idempotency_key"]]
         ages = np.array(self._feature_age_ns, np.int64)
