@@ -12,7 +12,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
-from pretrade.client.cli import decide as module
+from pretrade.client.cli import connection
 from pretrade.client.cli.main import app
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[pb.DecideRequest, float
     def connected(*_: Any) -> Iterator[None]:
         yield None
 
-    monkeypatch.setattr(module, "connected", connected)
+    monkeypatch.setattr(connection, "connected", connected)
     monkeypatch.setattr(grpc, "channel_ready_future", lambda _: SimpleNamespace(result=lambda _: None))
     monkeypatch.setattr(decision_pb2_grpc, "DecisionServiceStub", Stub)
     return requests
