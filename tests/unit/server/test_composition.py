@@ -11,7 +11,10 @@ from typing import Any, Final
 import pytest
 from support.cases import Clock
 
+from pretrade.admin.v1 import admin_pb2
+from pretrade.client.cli.worst import faults
 from server.composition.app import _health
+from server.process.health import Health
 from server.settings import Settings
 
 ROOT: Final = Path(__file__).parents[3]
@@ -44,12 +47,8 @@ def test_nothing_puts_its_own_function_into_another_object(path: Path) -> None:
                 assert own, f"line {node.lineno}: {ast.unparse(target)}"
 
 
-@pytest.mark.parametrize("cold", ["primary", "explanations"])
-def test_a_server_is_ready_when_replicas_and_explainer_are_warm(cold: str) -> None:
-    primary = SimpleNamespace(
-        name="primary", endpoint="somewhere", token=None, tls=None, healthy=True, warm=cold != "primary"
-    )
-    explaining = SimpleNamespace(problem="", warming_up=cold == "explanations")
+def health_of(primary: SimpleNamespace, explaining: SimpleNamespace, clock: Clock) -> Health:
+    """The health of a server with these parts, in which all others are sound."""
     base: Any = SimpleNamespace(
         journal=SimpleNamespace(problem=""),
         shipper=SimpleNamespace(last_error="", topic=None),
@@ -62,10 +61,21 @@ def test_a_server_is_ready_when_replicas_and_explainer_are_warm(cold: str) -> No
         replicas=(primary,),
         tracing=None,
     )
-    clock = Clock()
     process: Any = SimpleNamespace(settings=Settings(), clock=clock)
     parts: tuple[Any, Any] = (explaining, SimpleNamespace(set=lambda *_: None))
-    health = _health(process, base, path, *parts)
+    return _health(process, base, path, *parts)
+
+
+def sound_primary() -> SimpleNamespace:
+    return SimpleNamespace(name="primary", endpoint="somewhere", token=None, tls=None, healthy=True, warm=True)
+
+
+@pytest.mark.parametrize("cold", ["primary", "explanations"])
+def test_a_server_is_ready_when_replicas_and_explainer_are_warm(cold: str) -> None:
+    primary, clock = sound_primary(), Clock()
+    primary.warm = cold != "primary"
+    explaining = SimpleNamespace(problem="", warming_up=cold == "explanations")
+    health = health_of(primary, explaining, clock)
     clock.now += 60
     health.update()
     assert not health.problems()[cold]
@@ -73,3 +83,16 @@ def test_a_server_is_ready_when_replicas_and_explainer_are_warm(cold: str) -> No
     primary.warm, explaining.warming_up = True, False
     health.update()
     assert (before, health.ready) == (False, True)
+
+
+def test_the_status_leads_to_a_section_about_each_component() -> None:
+    health = health_of(sound_primary(), SimpleNamespace(problem="", warming_up=False), Clock())
+    for name in health.problems():
+        status = admin_pb2.GetStatusResponse(
+            ready=True,
+            trading_state=admin_pb2.TRADING_STATE_ACTIVE,
+            replicas=[admin_pb2.ReplicaStatus(name="primary", healthy=True)],
+            components=[admin_pb2.ComponentHealth(name=name, detail="it broke")],
+        )
+        status.audit.writable = True
+        assert "ServerDown" not in [fault.section for fault in faults(status)], name

@@ -10,21 +10,22 @@ from pretrade.client.enum_names import enum_name
 
 _CHAMPIONS: Final = ("primary", "secondary")
 _MANY_UNSHIPPED: Final = 10_000
-"""Rows of the audit that wait for SQL, from which on the alert ShipperBehind counts them."""
+"""Journal entries that wait for SQL, from which on the alert ShipperBehind counts them."""
 _MANY_RECORDS: Final = 10_000
 """Records that a feature worker has yet to read, from which on the alert WorkerBehind counts them."""
 _COMPONENTS: Final = {
     "audit_store": "ShipperFailing",
     "decisions_topic": "ShipperFailing",
     "embedded": "EmbeddedRefused",
+    "explanations": "ReaderEnding",
     "certificates": "CredentialsNotReplaced",
     "token_keys": "CredentialsNotReplaced",
     "access_policy": "CredentialsNotReplaced",
     "tracing": "TracesLost",
 }
 """The sections about components that no other fault here names."""
-_TOLD: Final = ("journal", "control", "feature_cache", "primary", "secondary", "challenger")
-"""Components whose faults are told by their effect."""
+_TOLD: Final = ("journal", "control", "feature_cache")
+"""Components whose faults are told by their effect, as those of replicas are."""
 
 
 class Fault(NamedTuple):
@@ -160,12 +161,13 @@ def _control(status: pb.GetStatusResponse) -> Iterator[Fault]:
 
 def _shipping(status: pb.GetStatusResponse) -> Iterator[Fault]:
     if status.audit.unshipped > _MANY_UNSHIPPED:
-        yield Fault(f"{status.audit.unshipped:,} rows of the audit wait for SQL", "ShipperBehind")
+        yield Fault(f"{status.audit.unshipped:,} journal entries wait for SQL", "ShipperBehind")
 
 
 def _components(status: pb.GetStatusResponse) -> Iterator[Fault]:
+    told = {*_TOLD, *(replica.name for replica in status.replicas)}
     for one in status.components:
-        if not one.healthy and one.name not in _TOLD:
+        if not one.healthy and one.name not in told:
             section = _COMPONENTS.get(one.name, "ServerDown")
             yield Fault(f"{one.name}: {one.detail}", "CertificateExpiring" if "expires" in one.detail else section)
 

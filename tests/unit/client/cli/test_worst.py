@@ -103,9 +103,10 @@ def test_nothing_is_wrong_with_a_sound_server() -> None:
         (unusable("stale", 0, 1, worker=""), "no feature worker reports", "WorkerDown"),
         (lambda status: setattr(status.control, "stale", True), "Redis is not heard", "ControlStale"),
         (lambda status: setattr(status.control, "problem", "disk full"), "disk full", "ControlUnwritten"),
-        (lambda status: setattr(status.audit, "unshipped", 10_001), "10,001 rows", "ShipperBehind"),
+        (lambda status: setattr(status.audit, "unshipped", 10_001), "10,001 journal entries", "ShipperBehind"),
         (unhealthy("audit_store", "connection refused"), "connection refused", "ShipperFailing"),
         (unhealthy("embedded", "version aa: expired"), "version aa: expired", "EmbeddedRefused"),
+        (unhealthy("explanations", "version aa is not loaded"), "version aa is not loaded", "ReaderEnding"),
         (unhealthy("certificates", "expires in 3 days"), "expires in 3 days", "CertificateExpiring"),
         (unhealthy("token_keys", "no key"), "no key", "CredentialsNotReplaced"),
         (lambda status: setattr(status, "process_count", 3), "2 of 3 processes do not answer", "ServerProcessDying"),
@@ -116,6 +117,15 @@ def test_each_fault_is_said_and_leads_to_its_section(change: Change, what: str, 
     found = worst(change)
     assert what in found.what
     assert (found.section, found.anchor) == (section, f"docs/runbook.md#{section.lower()}")
+
+
+def test_a_challenger_of_any_name_is_told_of_once() -> None:
+    status = sound()
+    status.replicas.add(name="retrained", healthy=False)
+    unhealthy("retrained", "somewhere:1 does not answer")(status)
+    assert [(fault.what, fault.section) for fault in faults(status)] == [
+        ("retrained does not answer; no order waits for it", "ReplicaDown")
+    ]
 
 
 def test_redis_that_is_gone_is_named_and_not_the_features_that_went_stale_with_it() -> None:
