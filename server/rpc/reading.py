@@ -167,7 +167,6 @@ class _Explanations:
         return self._explainer.explain((recorded or self._query.get(decision_id)).packet)
 
     def warm_up(self, version: str) -> None:
-        self._query.journals.find("", {}, [])
         self._explainer.warm_up(version)
 
 
