@@ -12,6 +12,7 @@ from typing import Final
 
 import duckdb
 import pytest
+from support.batches import together
 from support.desk import CALM, SETTINGS_JSON, Desk, values
 from typer.testing import CliRunner
 
@@ -91,9 +92,9 @@ def ship(database_url: str, path: Path) -> None:
             assert store.write(journal.journal_id, head, rows)
 
 
-@pytest.fixture(scope="module")
-def decisions(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """The entries of the decisions, and of their settings."""
+@pytest.fixture(scope="module", params=["together", "each by itself"])
+def decisions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The entries of the decisions, in one of their own or in one for all, and of their settings."""
 
     async def decide(desk: Desk) -> None:
         for number in range(len(HEARD)):
@@ -103,8 +104,10 @@ def decisions(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     asyncio.run(decide(desk))
     settings = packet_pb2.SettingsInForce(config_hash=hash_of(SETTINGS_JSON), settings_json=SETTINGS_JSON)
     entries = [packet_pb2.JournalEntry(settings=settings)]
-    entries += [packet_pb2.JournalEntry(decision=packet) for packet in desk.packets.values()]
-    assert {packet.decision.action for packet in desk.packets.values()} == {pb.ACTION_TRADE}
+    packets = list(desk.packets.values())
+    assert {packet.decision.action for packet in packets} == {pb.ACTION_TRADE}
+    groups = [packets] if request.param == "together" else [[packet] for packet in packets]
+    entries += [together(group) for group in groups]
     return [entry.SerializeToString() for entry in entries]
 
 
