@@ -108,10 +108,11 @@ def _over_time(summary: Summary) -> Figure:
     figure = _figure(10, 4)
     axes = figure.subplots()
     times = np.array([one.since_ns for one in summary.windows]).astype("datetime64[ns]")
-    worst = sorted(summary.drifts, key=lambda one: one.psi / (one.limit or 1.0), reverse=True)[:_MOST_CURVES]
+    judged = (one for one in summary.drifts if not one.not_judged)  # the ages would leave no room for all others
+    worst = sorted(judged, key=lambda one: one.psi / (one.limit or 1.0), reverse=True)[:_MOST_CURVES]
     for one in worst:
         axes.plot(times, [window.psi[one.name] for window in summary.windows], marker=".", label=one.name)
-    axes.set(ylabel="PSI", title="the features that differ most")
+    axes.set(ylabel="PSI", title="what differs most, of what is judged")
     figure.legend(loc="outside right upper", fontsize="small")  # within the axes it would cover lines
     return figure
 

@@ -347,6 +347,16 @@ def test_a_slow_market_without_drift_raises_no_false_alarm(memory_seconds: float
     assert np.median(independent) == pytest.approx(900 / (2 * memory_seconds), rel=0.5)
 
 
+def test_the_picture_over_time_leaves_room_for_what_is_judged(tmp_path: Path) -> None:
+    rows = market(600, 3)
+    rows[:, 2] += 1
+    rows[:, [features.INDEX[name] for name in NOT_JUDGED]] += 1_000
+    write_report(tmp_path / "drift.html", summarise(packets(rows, uniform(600)), known(learnt(market(4_000, 4)))), {})
+    picture = (tmp_path / "drift.html").read_text().partition("PSI over time")[2].partition("<h2>")[0]
+    assert f"<!-- {features.NAMES[2]} -->" in picture
+    assert [name for name in NOT_JUDGED if f"<!-- {name} -->" in picture] == []
+
+
 @pytest.mark.parametrize("compared", [True, False])
 def test_the_report_is_one_page_that_stands_by_itself(tmp_path: Any, compared: bool) -> None:
     rows = market(600, 3)
