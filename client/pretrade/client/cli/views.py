@@ -1,4 +1,4 @@
-"""Draws in a terminal: a server's status, replicas, changes, models, a canary with its evidence, why a score is so."""
+"""Draws in a terminal: a server's status, replicas, changes, a canary with its evidence, decisions and their scores."""
 
 from __future__ import annotations
 
@@ -260,15 +260,15 @@ def _flows(canary: admin_pb2.Canary) -> Iterator[str | Text]:
     if canary.state != admin_pb2.CANARY_STATE_RUNNING:
         return
     if not canary.flows:
-        yield Text("no order has come since it began: nothing to decide, and no evidence", "yellow")
+        yield Text("no order has come to this process since it began: nothing to decide, and no evidence", "yellow")
     elif not canary.canary_flows:
         yield Text(
-            f"{canary.weight:.0%} of {canary.flows:,} flows is no flow: it gets no orders, and no evidence comes. "
-            "Give it more by `pretrade canary weight PERCENT`",
+            f"{canary.weight:.0%} of {canary.flows:,} flows is no flow: it gets no orders in this process, and no "
+            "evidence. Give it more by `pretrade canary weight PERCENT`",
             "yellow",
         )
     else:
-        yield f"{canary.canary_flows:,} of the {canary.flows:,} flows seen are its own"
+        yield f"{canary.canary_flows:,} of the {canary.flows:,} flows that this process saw are its own"
 
 
 def decision_table(decision: decision_pb2.Decision) -> Table:

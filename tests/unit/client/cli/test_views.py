@@ -57,9 +57,9 @@ def test_the_status_shows_the_canary_with_its_evidence() -> None:
 @pytest.mark.parametrize(
     ("flows", "of_its_own", "said"),
     [
-        (0, 0, "no order has come since it began"),
-        (4, 0, "5% of 4 flows is no flow: it gets no orders, and no evidence comes"),
-        (4, 1, "1 of the 4 flows seen are its own"),
+        (0, 0, "no order has come to this process since it began"),
+        (4, 0, "5% of 4 flows is no flow: it gets no orders in this process, and no evidence"),
+        (4, 1, "1 of the 4 flows that this process saw are its own"),
     ],
 )
 def test_a_share_into_which_no_flow_falls_is_called_that(flows: int, of_its_own: int, said: str) -> None:
