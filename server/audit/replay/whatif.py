@@ -50,7 +50,7 @@ class Comparison:
     unlike: Counter[str] = field(default_factory=Counter)
     """Why the decision is not what its caller heard, or may not be → decisions."""
     different: list[Replay] = field(default_factory=list)
-    """Those that did not, the first `_SHOWN_DIFFERENCES`."""
+    """Decisions that did not come out as recorded, the first `_SHOWN_DIFFERENCES`."""
     not_replayable: Counter[str] = field(default_factory=Counter)
     """Why → decisions."""
     scores: list[tuple[float, float]] = field(default_factory=list)
