@@ -208,7 +208,13 @@ class DataPlane:
 
         async def decide() -> Decided:
             nonlocal made
-            made = await self._arrive(order, budget)
+            future = self._arrive(order, budget)
+            try:
+                made = await future
+            except asyncio.CancelledError:
+                if not future.cancelled() and future.exception() is None:  # it was decided before that was known
+                    made = future.result()
+                raise
             return made
 
         try:
