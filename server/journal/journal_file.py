@@ -355,17 +355,6 @@ class JournalReader:
         row = self._connection.execute(query, (position,)).fetchone()
         return None if row is None else Row._make(row)
 
-    def newest_first(self, after: int = 0) -> Iterator[Row]:
-        """Every row after a position, the newest first."""
-        position = _LAST
-        while True:
-            query = _SELECT + " WHERE position < ? AND position > ? ORDER BY position DESC LIMIT ?"
-            rows = [Row._make(row) for row in self._connection.execute(query, (position, after, _STEP_ROWS))]
-            if not rows:
-                return
-            yield from rows
-            position = rows[-1].position
-
     def head(self) -> Head:
         """The newest row; the anchor when there is none."""
         row = self._connection.execute("SELECT position, hash FROM entries ORDER BY position DESC LIMIT 1").fetchone()
