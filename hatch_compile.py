@@ -89,8 +89,19 @@ def _compile(module: str, command: list[str], folder: Path) -> Path:
     ]
     fresh = folder / made.name
     _run([*command, *flags, str(c_file), "-o", str(fresh)])
-    shutil.move(fresh, made)  # at once, for those who import it now
+    _put(fresh, made)
     return made
+
+
+def _put(fresh: Path, made: Path) -> None:
+    """Puts a file in the place of another one at once.
+
+    A server that runs has the old one mapped into its memory: it must not be written over. The folder for temporary
+    files may be on another volume, from which a file cannot be renamed.
+    """
+    beside = made.with_name(f"{made.name}.new")
+    shutil.copy(fresh, beside)
+    beside.replace(made)
 
 
 def _run(command: list[str]) -> None:

@@ -64,7 +64,8 @@ class JointStage(Protocol[CaseT]):
     def begin(self, cases: Sequence[CaseT]) -> Sequence[CaseT]:
         """Begins with those that are asked here in the usual way; returns them.
 
-        The others are left as they are. So is one that meets a bug here: it meets it again in `Stage.answer`.
+        The others are left as they are. When it raises, all of them are asked one by one in `Stage.answer`, and what
+        becomes of an attempt that it made before is not looked at.
         """
         ...
 
@@ -122,8 +123,13 @@ class Chain:
             them. All others are as they were, and for `decide`.
         """
         asked = self._asked
-        stage = self._joint.get(asked[0][0])
-        begun = () if stage is None else stage.begin(cases)
+        name = asked[0][0]
+        stage = self._joint.get(name)
+        try:
+            begun = () if stage is None else stage.begin(cases)
+        except Exception:
+            self._count(name)
+            return (), asked
         for case in begun:
             self._say(asked, case)
         return begun, asked
@@ -164,10 +170,14 @@ class Chain:
         return Answer(pb.ACTION_ABSTAIN, pb.SOURCE_NONE, pb.REASON_CODE_NO_SOURCE)
 
     def _note(self, name: StageName, case: Case) -> None:
-        """Counts a stage's bug; logs it with its traceback, at most once in `_REPORT_SECONDS`."""
-        self.broken[name] += 1
+        """Counts a stage's bug, and says in the case that it met one."""
+        self._count(name)
         if pb.DEGRADATION_STAGE_BROKEN not in case.degradations:
             case.degradations.append(pb.DEGRADATION_STAGE_BROKEN)
+
+    def _count(self, name: StageName) -> None:
+        """Counts a stage's bug; logs it with its traceback, at most once in `_REPORT_SECONDS`."""
+        self.broken[name] += 1
         now = self._clock()
         if now >= self._next_report:
             self._next_report = now + _REPORT_SECONDS

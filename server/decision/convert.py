@@ -16,6 +16,8 @@ from server.compiled import compiled
 from server.errors import InvalidOrderError
 
 _MAX_NAME = 64
+_LONGEST_DURATION_SECONDS = 315_576_000_000
+"""That a `Duration` can say. A longer one has no JSON, so that nobody could read the audit of its order."""
 _compiled = compiled("server.decision.order_wire_c")
 
 
@@ -86,14 +88,17 @@ def order_timeout_seconds(message: pb.Order) -> float | None:
     """What the order itself allows; None when it does not say.
 
     Raises:
-        InvalidOrderError: It is not positive.
+        InvalidOrderError: It is not positive, or no valid `Duration`.
     """
     if not message.HasField("timeout"):
         return None
-    seconds = message.timeout.seconds + message.timeout.nanos / 1e9
-    if seconds <= 0:
-        raise _invalid("INVALID_TIMEOUT", "timeout", f"must be > 0, not {seconds} s")
-    return seconds
+    seconds, nanos = message.timeout.seconds, message.timeout.nanos
+    if seconds + nanos / 1e9 <= 0:
+        raise _invalid("INVALID_TIMEOUT", "timeout", f"must be > 0, not {seconds + nanos / 1e9} s")
+    if not (0 <= nanos < 1_000_000_000 and seconds <= _LONGEST_DURATION_SECONDS):
+        rule = f"nanos from 0 to 999,999,999, and at most {_LONGEST_DURATION_SECONDS:,} s"
+        raise _invalid("INVALID_TIMEOUT", "timeout", f"must be a valid Duration: {rule}")
+    return seconds + nanos / 1e9
 
 
 def _caller_features(message: pb.FeatureVector) -> NDArray[np.float32]:

@@ -21,6 +21,9 @@ cdef enum:
     EIGHT_BYTES = 1
     PREFIXED = 2
     LONGEST = 64  # characters of a name
+    MOST_NANOS = 999_999_999
+
+cdef unsigned long long MOST_SECONDS = 315_576_000_000  # of a `Duration`; see convert.py
 
 
 def _tag(message, field, wire_type):
@@ -108,7 +111,7 @@ cdef double timeout_of(Span content) noexcept:
             seconds = varint(&content)
         else:
             nanos = varint(&content)
-    if content.at == NULL or nanos > 0x7FFFFFFF:
+    if content.at == NULL or nanos > MOST_NANOS or seconds > MOST_SECONDS:
         return 0
     return <double> seconds + <double> nanos / 1e9
 
@@ -187,7 +190,7 @@ cdef object order_of(Span wire, dict instruments):
     )
 
 
-def read_request(bytes request, dict instruments):
+def read_request(bytes request not None, dict instruments not None):
     """The order of a `DecideRequest`, if it is plain; else None.
 
     It is plain if it meets every rule, comes with nothing but itself, and has neither features of the caller's nor an

@@ -19,7 +19,7 @@ from feature_cache.store.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState
-from server.decision.protowire import prefixed, template, varint
+from server.decision.protowire import prefixed, template
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ _BOOK_STATES: Final = {
 }
 _ORDER: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "order")
 _FEATURES: Final = template(pb.Order.DESCRIPTOR, "features")
-_FROM_CALLER: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "features") % prefixed(
-    template(packet_pb2.FeatureProvenance.DESCRIPTOR, "from_caller") % varint(True)
-)
+_FROM_CALLER: Final = packet_pb2.DecisionPacket(
+    features=packet_pb2.FeatureProvenance(from_caller=True)
+).SerializeToString()
 _CHAIN_STAGE: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "chain_stages")
 _CACHED_FROM: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "cached_from_decision_id")
 _CONTEXT: Final = template(packet_pb2.DecisionPacket.DESCRIPTOR, "trace_id", "correlation_id")

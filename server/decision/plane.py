@@ -208,7 +208,13 @@ class DataPlane:
 
         async def decide() -> Decided:
             nonlocal made
-            made = await self._arrive(order, budget)
+            future = self._arrive(order, budget)
+            try:
+                made = await future
+            except asyncio.CancelledError:
+                if not future.cancelled() and future.exception() is None:  # it was decided before that was known
+                    made = future.result()
+                raise
             return made
 
         try:
@@ -329,7 +335,8 @@ class DataPlane:
 
     def _settle(self) -> None:
         """Life of a request, second part: the model's scores become answers. Who got none goes on alone."""
-        cases, self._results = [case for case in self._results if not case.future.done()], []
+        # What is not asked has met a bug of its stage while it was begun, and is on its way alone.
+        cases, self._results = [case for case in self._results if case.asked and not case.future.done()], []
         with _failing(cases):
             for case in cases:
                 case.answer = self._chain.settle(case.asked, case)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feature_cache import features
-from server.inference.wire import ROW_BYTES
+from server.inference.wire import LAST_EXPIRY, ROW_BYTES
 
 _MOST_ROWS: Final = 256
 """That one call of the library scores. A larger batch takes several."""
@@ -70,6 +70,8 @@ class EmbeddedScorer:
             self._intercept = float(described["calibration"]["intercept"])
         except (ValueError, KeyError, TypeError) as error:
             raise CannotScoreError(f"its metadata are incomplete: {error!r}") from error
+        if not 0 <= self.expires_at <= LAST_EXPIRY:
+            raise CannotScoreError(f"it expires at {self.expires_at}, which is no time")
         if kind != "xgboost":
             raise CannotScoreError(f"a model of the kind {kind!r} is not scored in the server's process")
         if fingerprint != features.FINGERPRINT:

@@ -25,7 +25,7 @@ from feature_cache import features
 from pretrade.wire.oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 from server.inference.codec import Call
 from server.inference.outcome import BatchFailedError, Outcome
-from server.inference.wire import ModelIdentity, ScoreBatch
+from server.inference.wire import LAST_EXPIRY, ModelIdentity, ScoreBatch
 
 _METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _DTYPES: Final = {"FP32": "<f4", "FP64": "<f8"}
@@ -66,7 +66,7 @@ class ModelDescription(BaseModel):
     """TRADE at or above it."""
     feature_set_fingerprint: int
     """Of the feature set that it was trained on, see `features.FINGERPRINT`."""
-    expires_at: int = Field(default=0, ge=0)
+    expires_at: int = Field(default=0, ge=0, le=LAST_EXPIRY)
     """Unix seconds after which its scores must not be used; 0 for never."""
     served_version: str | None = None
     """What the server calls this version, for example `1` in a Triton repository; unset: `version`."""

@@ -24,6 +24,8 @@ from server.inference.outcome import BatchFailedError, Outcome
 _HEADER: Final = struct.Struct("<4sI8sfIQ")
 _MAGIC: Final = b"PTS1"
 ROW_BYTES: Final = 4 * features.N_FEATURES
+LAST_EXPIRY: Final = 2**63 - 1
+"""What the audit can hold. With a later one no decision of the model could be written down."""
 _FEATURE_SET: Final = f"{features.FINGERPRINT:08x}".encode()
 
 
@@ -75,6 +77,8 @@ def parse_answer(model_name: str, n_rows: int, answer: bytes) -> ScoreBatch:
         raise BatchFailedError(Outcome.BAD_ANSWER, f"feature set {fingerprint:08x}, ours is {features.FINGERPRINT:08x}")
     if not 0.0 <= threshold <= 1.0:
         raise BatchFailedError(Outcome.BAD_ANSWER, f"threshold {threshold}")
+    if expires_at > LAST_EXPIRY:
+        raise BatchFailedError(Outcome.BAD_ANSWER, f"expires at {expires_at}")
     # The threshold is compared as the float32 the model was exported with, like the scores.
     identity = ModelIdentity(model_name, version.hex(), threshold, expires_at)
     return ScoreBatch(identity, np.frombuffer(answer, dtype="<f4", offset=_HEADER.size))

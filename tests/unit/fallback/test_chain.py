@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from structlog.testing import capture_logs
@@ -83,6 +84,30 @@ async def test_a_stage_with_a_bug_is_counted_and_logged_once_and_the_next_one_an
         await chain.decide(new_case())
     assert chain.broken == {"model": 101}
     assert [(line["stage"], line["times"]) for line in lines] == [("model", 1), ("model", 101)]
+
+
+class Joint(Scripted):
+    """A stage that begins with many cases at once, and meets a bug when it does."""
+
+    def begin(self, cases: Sequence[Case]) -> Sequence[Case]:
+        raise ZeroDivisionError("a bug")
+
+    def settle(self, case: Case) -> Answer | None:
+        raise AssertionError("nothing was begun")
+
+    async def go_on(self, case: Case) -> Answer | None:
+        raise AssertionError("nothing was begun")
+
+
+async def test_what_a_stage_cannot_begin_with_together_is_asked_one_by_one() -> None:
+    chain = chain_of(Joint("a", [], RULES_TRADE))
+    case = new_case()
+    with capture_logs() as lines:
+        begun, _ = chain.begin([case])
+    assert begun == ()
+    assert (dict(chain.broken), len(lines)) == ({"model": 1}, 1)
+    assert await chain.decide(case) is RULES_TRADE
+    assert case.degradations == []
 
 
 async def test_a_chain_of_bugs_abstains() -> None:

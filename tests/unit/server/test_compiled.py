@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import shutil
 import sys
 import sysconfig
@@ -73,6 +75,22 @@ def test_without_pythons_headers_nothing_is_compiled_and_it_says_why(
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(hatch_compile.Unavailable, match=r"Python\.h is missing"):
         hatch_compile.build()
+
+
+def test_a_server_that_runs_keeps_the_module_that_it_has_mapped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def rename(source: object, destination: object) -> None:
+        raise OSError(errno.EXDEV, "the folder for temporary files is on another volume")
+
+    fresh, made = tmp_path / "fresh", tmp_path / "module.so"
+    fresh.write_bytes(b"new")
+    made.write_bytes(b"old")
+    monkeypatch.setattr(os, "rename", rename)
+    with made.open("rb") as mapped:
+        hatch_compile._put(fresh, made)
+        assert mapped.read() == b"old"
+    assert made.read_bytes() == b"new"
 
 
 def test_zig_is_taken_where_the_machine_has_no_compiler_and_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def test_names_of_64_characters_are_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "nanos", "expected"), [(1, 500_000_000, 1.5), (0, 1, 1e-9), (31_536_000, 0, 31_536_000)]
+    ("seconds", "nanos", "expected"), [(1, 500_000_000, 1.5), (0, 1, 1e-9), (315_576_000_000, 0, 315_576_000_000)]
 )
 def test_an_orders_own_timeout_is_read(seconds: int, nanos: int, expected: float) -> None:
     message = order()
@@ -162,8 +162,15 @@ def test_an_order_without_a_timeout_has_none() -> None:
     assert order_timeout_seconds(order()) is None
 
 
-@pytest.mark.parametrize(("seconds", "nanos"), [(0, 0), (-1, 0), (0, -1)])
-def test_a_timeout_that_is_not_positive_is_refused(seconds: int, nanos: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "nanos"),
+    [
+        *((0, 0), (-1, 0), (0, -1)),
+        *((1, -1), (-1, 2_000_000_000), (0, 1_000_000_000), (315_576_000_001, 0)),
+        (2**63 - 1, 1_000_000_000),
+    ],
+)
+def test_a_timeout_that_is_not_positive_or_no_duration_is_refused(seconds: int, nanos: int) -> None:
     message = order()
     message.timeout.seconds, message.timeout.nanos = seconds, nanos
     with pytest.raises(InvalidOrderError) as caught:

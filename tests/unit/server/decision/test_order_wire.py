@@ -42,8 +42,8 @@ def requests(draw: st.DrawFn) -> pb.DecideRequest:
     if draw(st.booleans()):
         order.limit_price = draw(numbers)
     if draw(st.booleans()):
-        order.timeout.seconds = draw(st.integers(-2, 2**40))
-        order.timeout.nanos = draw(st.integers(-5, 999_999_999))
+        order.timeout.seconds = draw(st.integers(-2, 2**63 - 1) | st.integers(315_575_999_999, 315_576_000_001))
+        order.timeout.nanos = draw(st.integers(-5, 999_999_999) | st.integers(999_999_999, 2**31 - 1))
     if draw(st.integers(0, 9)) == 0:
         order.idempotency_key = draw(names)
     if draw(st.integers(0, 9)) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,41 @@ async def test_those_whose_attempt_fails_go_on_alone(tmp_path: Path) -> None:
         assert [[attempt.replica for attempt in packet.attempts] for packet in packets_in(tmp_path)] == [
             ["primary", "secondary"]
         ] * 4
+
+
+async def test_a_bug_of_a_stage_that_begins_with_them_costs_no_order_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
+        fresh(p)
+        submit, times = p.primary.batcher.submit_for, itertools.count(1)
+
+        def once_broken(*row: Any, **more: Any) -> None:
+            if next(times) == 2:
+                raise ZeroDivisionError("a bug, when one row was submitted already")
+            submit(*row, **more)
+
+        monkeypatch.setattr(p.primary.batcher, "submit_for", once_broken)
+        decisions = await asyncio.gather(*begun(p, 4))
+        assert {one.source for one in decisions} == {pb.SOURCE_PRIMARY}
+        assert p.chain.broken == {"model": 1}
+        assert len(packets_in(tmp_path)) == 4
+        assert p.admission.in_flight == 0
+
+
+async def test_a_caller_with_a_key_that_leaves_when_it_was_just_decided_has_not_heard_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with plane(tmp_path, answers(0.75), hangs) as p:
+        fresh(p)
+        message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1.0, strategy="alpha", idempotency_key="k")
+        now = p.clock()
+        call = p.dataplane.begin(OrderReader((INSTRUMENT,)).read(message), now, now + 60.0)
+        monkeypatch.setattr(p.dataplane, "_left", lambda case, decided: p.dataplane.give_up(call))
+        await asyncio.wait((call,))
+        assert call.cancelled()
+        assert p.dataplane._replies.unconfirmed == {"cancelled": 1}
+        assert len(packets_in(tmp_path)) == 1
 
 
 async def test_one_with_too_little_time_is_answered_while_the_others_wait(tmp_path: Path) -> None:

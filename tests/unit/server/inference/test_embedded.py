@@ -129,6 +129,8 @@ def test_what_cannot_be_scored_here_is_refused(model_store: Path, archive: Archi
         scorer_of(archive, feature_set_fingerprint=features.FINGERPRINT ^ 1)
     with pytest.raises(CannotScoreError, match="incomplete"):
         scorer_of(archive, calibration={})
+    with pytest.raises(CannotScoreError, match="no time"):
+        scorer_of(archive, expires_at=2**63)
     with pytest.raises(CannotScoreError, match="incomplete"):
         EmbeddedScorer("champion", archive.version, b"no JSON", archive.files["weights.bin"])
     with pytest.raises(CannotScoreError, match="XGBoost: "):

@@ -165,6 +165,7 @@ def test_a_description_is_read_at_the_start(tmp_path: Path) -> None:
         {"threshold": 1.5},
         {"feature_set_fingerprint": features.FINGERPRINT ^ 1},
         {"feature_set_fingerprint": None},
+        {"expires_at": 2**63},
     ],
 )
 def test_a_wrong_description_refuses_to_start(wrong: dict[str, Any], tmp_path: Path) -> None:

@@ -809,7 +809,9 @@ class Order(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Time allowed for this order, counted from its arrival; > 0. Absent: the call's deadline (unary) or the server's cap."""
+        """Time allowed for this order, counted from its arrival; > 0, and what `Duration` calls valid. Absent: the call's
+        deadline (unary) or the server's cap.
+        """
 
     def __init__(
         self,
