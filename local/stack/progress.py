@@ -43,6 +43,10 @@ class ProgressLines:
         with self._lock:
             if progress.state in ("starting", "stopping"):
                 self._under_way[progress.step] = progress
+                if progress.detail and not self._console.is_terminal:  # where there is no line that changes
+                    self._console.print(
+                        f"  {progress.step}: {escape(progress.detail)}", highlight=False, soft_wrap=True
+                    )
             else:
                 self._under_way.pop(progress.step, None)
                 self._print(progress)

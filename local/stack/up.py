@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 
 from local.stack.command import OK, run_with_stack
+from local.stack.errors import PartFailedError
 from local.stack.parts import torchserve
 from local.stack.parts.market import mid
 from local.stack.settings import LocalSettings
@@ -94,7 +96,7 @@ def keep_up(stack: Stack, settings: LocalSettings, console: Console, until: Call
     """Restarts parts that end by themselves, and the broker before it fills the memory, until it is stopped.
 
     Raises:
-        PartFailedError: A part no longer starts, or ends again at once.
+        PartFailedError: A part does not start in two attempts, or ends again at once.
     """
     restarted: dict[str, float] = {}
     idle = threading.Event()
@@ -104,7 +106,11 @@ def keep_up(stack: Stack, settings: LocalSettings, console: Console, until: Call
             if time.monotonic() - restarted.get(part, -_HOPELESS_SECONDS) < _HOPELESS_SECONDS:
                 raise stack[part].failure(f"{ending}, again")
             console.print(f"[yellow]![/] {part} {ending}; starting it again", highlight=False)
-            stack.restart(part)
+            try:
+                stack.restart(part)
+            except PartFailedError as error:  # on a busy machine a model server may not come up in its time
+                console.print(f"[yellow]![/] {escape(str(error))}; trying once more", highlight=False)
+                stack.restart(part)
             restarted[part] = time.monotonic()
         broker = stack.processes.get("broker")
         if broker is not None and broker.memory_bytes() > settings.broker_memory_mebibytes * 2**20:

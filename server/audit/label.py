@@ -15,11 +15,10 @@ from typing import Annotated, Final
 import sqlalchemy as sa
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from feature_cache.sources.session import SessionError, read_session, session_files
 from pretrade.audit.v1 import audit_pb2
+from pretrade.client.cli.fitting import Rows
 from pretrade.client.cli.options import Directory
 from pretrade.client.figures import figure
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
@@ -57,7 +56,7 @@ def list_refusals(
     database_url, _ = targets(database_url, None, directory)
     if database_url is None:
         raise failure("refusals are in the database: name --database-url")
-    table = Table("refused (UTC)", "port", "method", "from", "caller", "reason", "more before")
+    table = Rows("refused (UTC)", "port", "method", "from", "caller", "reason", "more before>")
     try:
         with closing(Store(database_url)) as store, store.connect() as connection:
             for row in refusals(connection, since, limit):
@@ -66,7 +65,7 @@ def list_refusals(
                     continue
                 at = row["refused_at"].replace(tzinfo=None).isoformat(" ", "milliseconds")
                 cells = (row["plane"], row["method"].rpartition(".")[2], row["peer"], row["caller"], row["reason"])
-                table.add_row(at, *(escape(cell) for cell in cells), str(row["unrecorded_before"]))
+                table.add(at, *cells, str(row["unrecorded_before"]))
     except (ValueError, sa.exc.SQLAlchemyError) as error:
         raise failure(str(error).splitlines()[0]) from error
     if not as_json:
@@ -158,14 +157,14 @@ def _print(report: dict[str, Quality]) -> None:
     if not report:
         console.print("no labelled decision")
         return
-    columns = ("source", "labelled", "base rate", "coverage", "precision", "Brier", "calibration error")
-    title = "quality by the market's own labels; coverage and precision are of what callers heard as TRADE"
-    table = Table(*columns, title=title, title_justify="left")
+    console.print("quality by the market's own labels; coverage and precision are of what callers heard as TRADE")
+    table = Rows("source", "labelled>", "base rate>", "coverage>", "precision>", "Brier>", "calibration error>")
     for source, one in report.items():
         figures = (one.base_rate, one.coverage, one.precision, one.brier, one.calibration_error)
-        table.add_row(source, f"{one.decisions:,}", *(figure(value, ".4f") for value in figures))
+        table.add(source, f"{one.decisions:,}", *(figure(value, ".4f") for value in figures))
     console.print(table)
-    bins = Table("mean score", "eligible", "decisions", title="calibration of the scores", title_justify="left")
+    console.print("\ncalibration of the scores")
+    bins = Rows("mean score>", "eligible>", "decisions>")
     for group in report["all"].bins:
-        bins.add_row(f"{group.mean_score:.4f}", f"{group.eligible:.4f}", f"{group.decisions:,}")
+        bins.add(f"{group.mean_score:.4f}", f"{group.eligible:.4f}", f"{group.decisions:,}")
     console.print(bins)

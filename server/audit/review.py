@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
-from rich.table import Table
 
 from pretrade.audit.v1 import audit_pb2, audit_pb2_grpc, packet_pb2
 from pretrade.client.cli.connection import connected
+from pretrade.client.cli.fitting import Rows
 from pretrade.client.cli.options import Directory, span_seconds
 from pretrade.client.enum_names import enum_choices, enum_name
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _RPC_SECONDS: Final = 10.0
+_COLUMNS: Final = ("decided (UTC)", "decision", "instrument", "side", "strategy", "heard", "decided", "score", "source")
+"""Of a decision in a list: see `_cells`."""
 _VERSION: Final = re.compile("[0-9a-f]{16}")
 
 
@@ -119,13 +121,12 @@ def list_decisions(
     """
     wanted = _filter(since, until, instrument, strategy, action, decided, source, by_model)
     with _query(database_url, journal, directory) as query:
-        columns = ("decided (UTC)", "decision", "instrument", "side", "strategy", "heard", "decided", "score", "source")
-        table = Table(*columns, "found in")
+        table = Rows(*_COLUMNS, "found in")
         for decision in decisions_of(query, wanted, limit):
             if as_json:
                 typer.echo(_json(decision))
             else:
-                table.add_row(*_cells(decision), decision.found_in)
+                table.add(*_cells(decision), decision.found_in)
     if not as_json:
         Console(width=None if Console().is_terminal else 200).print(table)
 
@@ -246,12 +247,11 @@ def _print_replay(one: Replay, what_if: WhatIf, audited: audit_pb2.AuditedDecisi
     recorded = one.packet.decision
     score = repr(one.score) if one.score == one.score else "none"
     typer.echo(f"{recorded.decision_id}: {headline(audited)}")
-    table = Table("", "recorded", "replayed")
-    table.add_row("action", _name(pb.Action, recorded.action), _name(pb.Action, one.action))
-    table.add_row("score", repr(recorded.score) if recorded.HasField("score") else "none", score)
-    table.add_row(
-        "reasons", *(", ".join(_name(pb.ReasonCode, r) for r in said) for said in (recorded.reasons, one.reasons))
-    )
+    table = Rows("", "recorded", "replayed")
+    table.add("action", _name(pb.Action, recorded.action), _name(pb.Action, one.action))
+    table.add("score", repr(recorded.score) if recorded.HasField("score") else "none", score)
+    said = (recorded.reasons, one.reasons)
+    table.add("reasons", *(", ".join(_name(pb.ReasonCode, reason) for reason in reasons) for reasons in said))
     Console().print(table, highlight=False)
     for fact in one.facts:
         typer.echo(f"taken from the packet: {fact}")

@@ -124,6 +124,8 @@ class Rollout:
         self._joined_at = 0.0
         self._in_doubt: deque[tuple[Canary, packet_pb2.CanaryEvent]] = deque(maxlen=_IN_DOUBT)
         """Changes of state of which it is not known whether all servers apply them, and the canary after each."""
+        self._own_version = ""
+        """What the challenger's replica served by itself before a canary came; empty while nothing was seen."""
         self._promotion: asyncio.Task[object] | None = None
         self._next_attempt = -float("inf")
 
@@ -152,6 +154,8 @@ class Rollout:
                 self._promotion.cancel()
             return
         if before is None or before.canary_id != canary.canary_id:
+            if self._challenger.wanted_version is None and self._challenger.model is not None:
+                self._own_version = self._challenger.model.version
             self._routing.canary = None
             self._routing.forget_flows()
             self.evidence = Evidence(self._settings, self._judges)
@@ -323,7 +327,8 @@ class Rollout:
             if self._deployment.champion_version == canary.model_version:
                 # Somebody else was promoting it at this very moment.
                 await self._deployment.make_champion(canary.champion_version, author, reason[:256])
-            self._deployment.spawn(self._deployment.unload(self._challenger, canary.model_version))
+            if canary.model_version != self._own_version:  # else shadow rows go to it, as before
+                self._deployment.spawn(self._deployment.unload(self._challenger, canary.model_version))
         return change
 
     async def start(self, canary: Canary) -> admin_pb2.Change:

@@ -14,9 +14,10 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from pretrade.audit.v1 import audit_pb2, packet_pb2
+from pretrade.client.cli.fitting import Rows
 from pretrade.client.cli.options import Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.label import by_source
@@ -77,7 +78,7 @@ def drift(
     if as_json:
         typer.echo(json.dumps(asdict(found) | {"drifted": [one.name for one in found.drifted]}, indent=2))
     else:
-        _print(found)
+        print_report(found)
     if found.problem:
         raise typer.Exit(1)
     if found.drifted:
@@ -100,7 +101,8 @@ def _sample(
     return query.spread(wanted, limit, lambda what: typer.echo(f"incomplete: {what}", err=True))
 
 
-def _print(found: Summary) -> None:
+def print_report(found: Summary) -> None:
+    """Prints a report for people; its last line is the verdict."""
     console = Console()
     console.print(
         f"model {found.model_version or '?'}: {found.decisions:,} decisions looked at, {found.rows:,} different inputs"
@@ -112,22 +114,29 @@ def _print(found: Summary) -> None:
     if found.problem:
         console.print(f"no comparison: {found.problem}", markup=False)
         return
-    table = Table("feature", "PSI", "limit", "independent", "learnt from", "undefined", "before", "")
+    table = Rows("feature", "PSI>", "limit>", "values>", "learnt from>", "undefined>", "before>", "verdict")
     for one in found.drifts:
         limit = "–" if one.limit is None else f"{one.limit:.3f}"
         sizes = (f"{one.independent:,}", f"{one.reference_independent:,}")
         shares = (f"{one.undefined:.1%}", f"{one.undefined_before:.1%}")
-        table.add_row(one.name, f"{one.psi:.3f}", limit, *sizes, *shares, _verdict(one))
+        table.add(one.name, f"{one.psi:.3f}", limit, *sizes, *shares, _verdict(one))
     console.print(table)
-    console.print(f"too few: fewer than {FEWEST} independent values", highlight=False)
+    console.print(f"values: independent ones; too few: less than {FEWEST} of them", highlight=False)
     for why in dict.fromkeys(one.not_judged for one in found.drifts if one.not_judged):
         names = ", ".join(one.name for one in found.drifts if one.not_judged == why)
         console.print(f"not judged: {names}, which {why}", highlight=False)
+    judged = [one for one in found.drifts if not (one.not_judged or one.too_few)]
+    drifted = ", ".join(one.name for one in found.drifted)
+    if not judged:
+        verdict = "nothing could be judged"
+    else:
+        verdict = f"drifted: {drifted}" if drifted else f"nothing drifted, of {len(judged)} that could be judged"
+    console.print(verdict, highlight=False)
 
 
-def _verdict(one: Drift) -> str:
+def _verdict(one: Drift) -> str | Text:
     if one.drifted:
-        return "[red]drifted[/]"
+        return Text("drifted", "red")
     if one.not_judged:
         return "not judged"
     return "too few" if one.too_few else ""

@@ -23,9 +23,10 @@ from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.labels import LabelledDecision, quality
 from server.audit.reading.reading import Reading, ReadingProcess, Task
+from server.drift.cli import print_report
 from server.drift.psi import Reference, independent_values, limit, psi, references_of
 from server.drift.report import write_report
-from server.drift.summary import NOT_JUDGED, Summary, summarise
+from server.drift.summary import NOT_JUDGED, Drift, Summary, summarise
 from server.drift.watch import DriftSettings, DriftWatch
 from server.errors import ModelUnknownError
 from server.rpc.reading import drift_status
@@ -374,3 +375,27 @@ def test_the_report_is_one_page_that_stands_by_itself(tmp_path: Any, compared: b
     assert "http-equiv" not in page
     assert "src=" not in page
     assert "RULES: 1 labelled; of what callers heard as TRADE, precision – at coverage 0.000; Brier –" in page
+
+
+def few(name: str) -> Drift:
+    return Drift(name, 1.25, None, 12, 3_456, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_report_for_people_names_every_feature_whole_and_ends_with_its_verdict(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    drifts = tuple(few(name) for name in features.NAMES)
+    reports = {
+        "nothing could be judged": drifts,
+        "nothing drifted, of 1 that could be judged": (*drifts, replace(few("score"), limit=2.0)),
+        "drifted: score": (*drifts, replace(few("score"), limit=0.5)),
+    }
+    for verdict, found in reports.items():
+        print_report(Summary(100, 50, 0, 0, "aa" * 8, drifts=found))
+        lines = capsys.readouterr().out.splitlines()
+        assert set(features.NAMES) <= set(" ".join(lines).split())
+        assert "…" not in "".join(lines)
+        assert max(map(len, lines)) <= width
+        assert lines[-1] == verdict

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import datetime as dt
 import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -53,11 +54,13 @@ class Audit:
     database_url: str
     models: Path
 
-    def run(self, *arguments: str, models: bool = False) -> Result:
+    def run(self, *arguments: str, models: bool = False, terminal: int | None = None) -> Result:
+        """Runs a command; `terminal` is the width of the terminal that its output goes to."""
         targets = ["--journal", str(self.journal), "--database-url", self.database_url]
         if models:
             targets += ["--models", str(self.models)]
-        return CliRunner().invoke(app, [*arguments, *targets], env={"COLUMNS": "200"})
+        env = {"COLUMNS": "200"} if terminal is None else {"COLUMNS": str(terminal), "FORCE_COLOR": "1"}
+        return CliRunner().invoke(app, [*arguments, *targets], env=env)
 
     def query(self) -> AuditQuery:
         return AuditQuery(self.database_url, self.journal)
@@ -108,6 +111,16 @@ def test_a_list_for_people_has_a_line_for_every_decision(audit: Audit) -> None:
     output = audit.run("list", "--strategy", "s0").output
     assert output.count("decision-") == DECISIONS // 3
     assert "2023-11-14 22:13:20.000" in output
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_nothing_of_a_list_is_cut_off_on_a_narrow_terminal(audit: Audit, width: int) -> None:
+    output = re.sub("\x1b\\[[0-9;]*m", "", audit.run("list", "--strategy", "s0", terminal=width).output)
+    words = output.split()
+    assert [f"decision-{number:05}" in words for number in range(0, DECISIONS, 3)] == [True] * (DECISIONS // 3)
+    assert "nothing (cancelled)" in output
+    assert "…" not in output
+    assert max(map(len, output.splitlines())) <= width
 
 
 def test_a_page_token_goes_on_where_the_page_before_ended_whatever_was_shipped_meanwhile(audit: Audit) -> None:
@@ -252,7 +265,7 @@ def test_a_share_of_nothing_is_null_in_json_and_a_dash_for_people(audit: Audit) 
     assert json.loads(output)["all"]["precision"] is None
     table = audit.run("label").output
     assert "nan" not in table
-    assert [cell.strip() for cell in next(row for row in table.splitlines() if "│ all" in row).split("│")][5] == "–"
+    assert next(row for row in table.splitlines() if row.startswith("all ")).split()[4] == "–"
 
 
 def test_a_conflicting_outcome_is_found_in_the_journal(audit: Audit) -> None:

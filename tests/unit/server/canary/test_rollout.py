@@ -314,6 +314,17 @@ async def test_a_good_canary_becomes_the_champion_step_by_step() -> None:
         await until(lambda: w.one.loader.versions == {"primary": {NEW}, "secondary": {NEW}, "challenger": {NEW}})
 
 
+async def test_what_the_challenger_served_before_its_canary_it_serves_afterwards() -> None:
+    async with world() as w:
+        w.one.challenger.model = ModelIdentity("model", NEW, 0.5, 0)
+        w.one.loader.versions["challenger"] = {NEW}
+        await w.start()
+        assert w.control.canary is not None
+        await w.one.rollout.end(w.control.canary, "aborted", "ann", "not now")
+        await asyncio.sleep(1.0)
+        assert w.one.loader.versions["challenger"] == {NEW}
+
+
 @pytest.mark.parametrize(
     ("script", "guilty"),
     [
