@@ -200,7 +200,7 @@ def _health(
     return Health(
         {
             "journal": Component(lambda: base.journal.problem, required=True),
-            "audit_store": Component(lambda: shipper.last_error, required=False),
+            "audit_store": Component(lambda: shipper.problem, required=False),
             "decisions_topic": Component(lambda: shipper.topic.last_error if shipper.topic else "", required=False),
             "control": Component(lambda: path.control.problem, required=False),
             "feature_cache": Component(lambda: _feature_problem(features, instruments), required=False),

@@ -7,6 +7,8 @@ Kafka client.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,6 +19,8 @@ from server.journal.journal import Journal
 
 _URL: Final = re.compile(r"(sqlite|postgresql)(\+\w+)?://")
 _TRIM_EVERY_ROWS: Final = 1000
+_SILENT_SECONDS: Final = 10.0
+"""Entries that wait longer, while none arrives, are a fault: a database may take connections and say nothing."""
 _TOPIC_SHARE: Final = 0.5
 """Of what the journal may hold: a topic that needs more of it has to do without."""
 
@@ -34,6 +38,7 @@ class Shipper:
         database_url: SQLAlchemy URL of the audit database: `sqlite:///…` or `postgresql+psycopg://…`.
         settings: How.
         topic: Where decisions are published besides; nowhere without brokers.
+        clock: Monotonic seconds.
 
     Raises:
         ValueError: The URL is of neither kind.
@@ -46,6 +51,7 @@ class Shipper:
         database_url: str,
         settings: ShippingSettings,
         topic: TopicSettings = TopicSettings(),  # noqa: B008 - frozen
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not _URL.match(database_url):
             raise ValueError("the audit database must be sqlite:///… or postgresql+psycopg://…")
@@ -54,6 +60,10 @@ class Shipper:
         self._journal = journal
         self._settings = settings
         self._trimmed = 0
+        self._clock = clock
+        self._stands_at = 0
+        """The newest row in SQL when it was last seen to move, or to have nothing to wait for."""
+        self._stands_since = clock()
         path = journal.settings.path.absolute()
         slot = slot_of(path, journal.machine.host_name())
         task = Task(journal=path, slot=slot, database_url=database_url, settings=settings)
@@ -75,6 +85,15 @@ class Shipper:
     def last_error(self) -> str:
         """Why nothing is shipped; empty when all is well."""
         return self._sql.last_error
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is shipped, also when nobody says so; empty when all is well. To be asked every few seconds."""
+        if self.position != self._stands_at or not self.unshipped:
+            self._stands_at, self._stands_since = self.position, self._clock()
+        if self.last_error or self._clock() - self._stands_since < _SILENT_SECONDS:
+            return self.last_error
+        return f"the database does not answer: entries have waited for more than {_SILENT_SECONDS:.0f} s"
 
     @property
     def outages(self) -> int:
