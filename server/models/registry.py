@@ -110,7 +110,9 @@ class Registry:
         """
         version = self._read_alias(version_or_alias) if version_or_alias in ALIASES else version_or_alias
         if version is None or not is_version(version) or not self.path(version).is_file():
-            raise ModelUnknownError(f"no model {version_or_alias!r} in {self.root}")
+            if version_or_alias == CANDIDATE:
+                raise ModelUnknownError("there is no candidate yet: `pretrade train` makes one, or name a version")
+            raise ModelUnknownError(f"no model {version_or_alias!r} in {self.root}: `pretrade models list` names them")
         return version
 
     def path(self, version: str) -> Path:
