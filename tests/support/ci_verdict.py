@@ -24,6 +24,7 @@ ACCEPTED: Final = {
     "root may read everything": "and so cannot be refused a file",
     "atheris is not installed": "it has no wheel for this interpreter or system",
     "the simulation cannot run here": "an interpreter whose SQLite library cannot be reached",
+    "nothing can be compiled here": "no compiler, or a Python without its headers: Python does the same",
     "the kernel forbids": "a container without the capability",
 }
 """Skips that CI accepts, by how their reason begins, and why it does."""

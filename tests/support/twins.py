@@ -7,13 +7,19 @@ from typing import Any
 
 import pytest
 
+import hatch_compile
 from server.compiled import SWITCH, compiled
 
 
 def compiled_here(name: str) -> Any:
-    """A compiled module; the test is skipped where it is not compiled."""
+    """A compiled module. The test is skipped where nothing can be compiled, and fails where it was forgotten."""
     module = compiled(name)
     if module is None:
-        why = f"{SWITCH}=0" if os.environ.get(SWITCH) == "0" else "nothing is compiled here: `make setup` says why"
-        pytest.skip(why)
+        if os.environ.get(SWITCH) == "0":
+            pytest.skip(f"{SWITCH} is 0")
+        try:
+            hatch_compile.compiler(portable=False)
+        except hatch_compile.Unavailable as why:
+            pytest.skip(f"nothing can be compiled here: {why}")
+        pytest.fail(f"{name} is not compiled from its source of now: `make setup` does it")
     return module
