@@ -21,6 +21,8 @@ _URL: Final = re.compile(r"(sqlite|postgresql)(\+\w+)?://")
 _TRIM_EVERY_ROWS: Final = 1000
 _SILENT_SECONDS: Final = 10.0
 """Entries that wait longer, while none arrives, are a fault: a database may take connections and say nothing."""
+_SCARCE_SHARE: Final = 0.5
+"""Of what the journal may hold: beyond it, nothing that was shipped stays."""
 _TOPIC_SHARE: Final = 0.5
 """Of what the journal may hold: a topic that needs more of it has to do without."""
 
@@ -132,12 +134,15 @@ class Shipper:
     def trim(self) -> None:
         """Has the journal drop rows that have arrived and need not stay.
 
-        The shipper calls this after every progress. `composition/` also adds it to the listeners of `Journal.on_full`,
-        as a journal without room keeps nothing that was shipped.
+        What was shipped stays for a while, as the newest rows are asked for most, but not where it takes the room of
+        what is to come: a journal that is half full keeps nothing that was shipped, so that it is full only of rows
+        that are nowhere else. The shipper calls this after every progress. `composition/` also adds it to the listeners
+        of `Journal.on_full`.
         """
-        through = self._sql.position - (0 if self._journal.full else self._settings.retained_rows)
+        is_scarce = self._journal.full or self._journal.bytes > _SCARCE_SHARE * self._journal.limit_bytes
+        through = self._sql.position - (0 if is_scarce else self._settings.retained_rows)
         if self.topic is not None and self._journal.bytes < _TOPIC_SHARE * self._journal.limit_bytes:
             through = min(through, self.topic.position)
-        if through - self._trimmed >= (1 if self._journal.full else _TRIM_EVERY_ROWS):
+        if through - self._trimmed >= (1 if is_scarce else _TRIM_EVERY_ROWS):
             self._trimmed = through
             self._journal.trim(through)
