@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -184,10 +185,9 @@ def test_a_list_finds_decisions_by_what_was_heard_and_by_what_was_decided(audit:
 
 
 def test_tables_and_titles_say_what_was_heard(audit: Audit) -> None:
-    lines = {
-        line.split("│")[2].strip(): line.split("│")[6:8] for line in audit.run("list").splitlines() if "-0" in line
-    }
-    assert {name: tuple(cell.strip() for cell in cells) for name, cells in lines.items()} == {
+    heading, *lines = (re.split(" {2,}", line.strip()) for line in audit.run("list").splitlines())
+    decision, heard, decided = map(heading.index, ("decision", "heard", "decided"))
+    assert {line[decision]: (line[heard], line[decided]) for line in lines} == {
         AS_DECIDED: ("TRADE", "TRADE"),
         LATE: ("ABSTAIN (AUDIT_LATE)", "TRADE"),
         WITHDRAWN: ("NO_TRADE (withdrawn: TRADING_HALTED)", "TRADE"),

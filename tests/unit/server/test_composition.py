@@ -51,7 +51,7 @@ def health_of(primary: SimpleNamespace, explaining: SimpleNamespace, clock: Cloc
     """The health of a server with these parts, in which all others are sound."""
     base: Any = SimpleNamespace(
         journal=SimpleNamespace(problem=""),
-        shipper=SimpleNamespace(last_error="", topic=None),
+        shipper=SimpleNamespace(problem="", topic=None),
         feature_cache=SimpleNamespace(connected=True, get=lambda _: object()),
         security=SimpleNamespace(components=dict),
     )
