@@ -19,6 +19,7 @@ from pretrade.client.cli.connection import RPC_SECONDS
 NOT_CONFIRMED: Final = 1
 IN_DOUBT: Final = 7
 _CHAMPIONS: Final = ("primary", "secondary")
+_UNKNOWN: Final = "it is not known whether the change was made"
 _STATUS_DETAILS: Final = "grpc-status-details-bin"
 """Trailing metadata with which a server itself says why it refuses."""
 
@@ -67,7 +68,8 @@ def changed(call: Callable[..., Any], request: Any, how: How, risk: str | Callab
     except grpc.RpcError as error:
         if how.dry_run or not _may_have_arrived(error):
             raise
-        typer.echo(f"the connection broke, it is not known whether the change was made: {error.details()}", err=True)
+        why = error.details() or ""
+        typer.echo(why if why.startswith(_UNKNOWN) else f"{_UNKNOWN}: {why}", err=True)
         raise typer.Exit(IN_DOUBT) from None
 
 
@@ -118,11 +120,14 @@ def _passes(replica: admin_pb2.ReplicaStatus) -> bool:
 
 
 def _may_have_arrived(error: grpc.RpcError) -> bool:
-    """Whether a call that failed for its connection may have been carried out all the same.
+    """Whether a call that failed for its connection, or for its time, may have been carried out all the same.
 
-    Not when the server itself says why it refuses, nor when there never was a connection. The library tells the latter
-    apart in its message alone. Should that change, an operator looks at `pretrade changes` once too often.
+    A broken connection leaves no doubt when the server itself says why it refuses, or when there never was a
+    connection. The library tells the latter apart in its message alone. Should that change, an operator looks at
+    `pretrade changes` once too often.
     """
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return True
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return False
     if any(name == _STATUS_DETAILS for name, _ in cast("grpc.Call", error).trailing_metadata() or ()):

@@ -16,7 +16,7 @@ from pretrade.client.stack_file import NoStackError, operator_token_file, stack_
 
 RPC_SECONDS: Final = 3.0
 """How long a call may take that waits for nothing but the server."""
-_EXIT_CODES: Final = {grpc.StatusCode.ABORTED: 4, grpc.StatusCode.DEADLINE_EXCEEDED: 7}
+_EXIT_CODES: Final = {grpc.StatusCode.ABORTED: 4}
 _VARIABLES: Final = {"decision": DECISION_TARGET, "admin": ADMIN_TARGET}
 _OTHER_PORT: Final = "Method not found!"
 """What a gRPC server says that does not have the service."""
@@ -65,6 +65,9 @@ def _reported(error: grpc.RpcError, address: str, endpoint: str) -> typer.Exit:
     code, details = error.code(), error.details()
     if code is grpc.StatusCode.UNAVAILABLE:
         typer.echo(f"{address} cannot be reached: {details}", err=True)
+        return typer.Exit(UNREACHABLE)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and endpoint == "admin":  # a change in doubt was reported before
+        typer.echo(f"{address} did not answer in time", err=True)
         return typer.Exit(UNREACHABLE)
     if code is grpc.StatusCode.UNIMPLEMENTED and details == _OTHER_PORT:
         typer.echo(
