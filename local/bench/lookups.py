@@ -1,8 +1,9 @@
 """`pretrade bench-lookups`: how long the audit takes to find decisions among many millions of a single day.
 
-The rows are made in PostgreSQL itself, with the sizes of real columns but a small packet as evidence. They are all of
-one day, since the day's partition is what a look-up with a time searches. The questions are asked as the server asks
-them. Everything is made in a database of its own, which is dropped in the end.
+The rows are made in PostgreSQL itself, with columns and entries of the sizes of real ones: 32 decisions became
+durable together, and share a hash and an entry of the journal, as they do under load. They are all of one day, since
+the day's partition is what a look-up with a time searches. The questions are asked as the server asks them.
+Everything is made in a database of its own, which is dropped in the end.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ from server.journal.journal_file import GENESIS, Head
 
 T = TypeVar("T")
 
-_CHUNK_ROWS: Final = 250_000
+_EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
+_ENTRY_ROWS: Final = 32
+"""Decisions of one entry: one batch of 64 callers."""
+_CHUNK_ROWS: Final = 8_000 * _ENTRY_ROWS
 _ROW_BYTES: Final = 950
 """On the disk, with indexes: what the largest number of rows is computed from."""
 _LEFT_BYTES: Final = 5 * 2**30
@@ -48,6 +52,12 @@ _RARE_ROWS: Final = 40
 _GETS: Final = 300
 _REPEATS: Final = 5
 _PAGE_ROWS: Final = 50
+_FEATURES: Final = 25
+_NUMBERS: Final = (
+    *("quantity", "limit_price", "score", "feature_age_ns", "decided_at_ns", "allowed_us", "used_us"),
+    *("age_seconds", "age_us", "arrived_monotonic_ns", "decided_monotonic_ns", "mid_price"),
+)
+"""Columns of an entry that hold a number for each decision."""
 _JOURNAL: Final = "0123456789abcdef" * 2
 _FILL: Final = """
 WITH made AS MATERIALIZED (
@@ -56,13 +66,16 @@ WITH made AS MATERIALIZED (
 ), timed AS MATERIALIZED (
     SELECT i, at, lpad(to_hex(floor(extract(epoch FROM at) * 1000)::bigint), 12, '0') AS hex FROM made
 ), named AS MATERIALIZED (
-    SELECT i, at, substr(hex, 1, 8) || '-' || substr(hex, 9) || '-7000-8000-' || lpad(to_hex(i), 12, '0') AS id
+    SELECT i, at, substr(hex, 1, 8) || '-' || substr(hex, 9) || '-7000-8000-' || lpad(to_hex(i), 12, '0') AS id,
+        i / %(entry_rows)s::bigint + 1 AS position, min(at) OVER (PARTITION BY i / %(entry_rows)s::bigint) AS shipped_at
     FROM timed
 ), evidence AS (
     INSERT INTO journal_entries (journal_id, position, entry, hash, shipped_at)
-    SELECT %(journal)s::text, i + 1, %(before_id)s::bytea || convert_to(id, 'UTF8') || %(after_id)s::bytea,
-        sha256(int8send(i)), at
-    FROM named
+    SELECT %(journal)s::text, position,
+        %(before_ids)s::bytea || string_agg(%(tag)s::bytea || convert_to(id, 'UTF8'), ''::bytea ORDER BY i)
+            || %(after_ids)s::bytea,
+        sha256(int8send(position)), shipped_at
+    FROM named GROUP BY position, shipped_at
 )
 INSERT INTO decisions (decision_id, decided_at, order_ref, instrument, side, quantity, limit_price, strategy, action,
     score, threshold, source, reasons, degradations, model_name, model_version, feature_age_us, used_us, allowed_us,
@@ -81,7 +94,7 @@ SELECT id, at,
     CASE WHEN i %% %(rare)s::bigint = 31 THEN 'ffffffffffffffff' ELSE '0123456789abcdef' END, 15000, 2500, 25000,
     'server-1/1', 'c0ffee00c0ffee00', 'fsync', 'replied',
     CASE WHEN i %% %(rare)s::bigint = 23 THEN 'ABSTAIN' WHEN i %% 2 = 0 THEN 'TRADE' ELSE 'NO_TRADE' END,
-    '["SCORE_BELOW_THRESHOLD"]', %(journal)s::text, i + 1, 0, at
+    '["SCORE_BELOW_THRESHOLD"]', %(journal)s::text, position, i %% %(entry_rows)s::bigint, shipped_at
 FROM named
 """
 
@@ -152,12 +165,8 @@ def _fill(url: str, day: dt.datetime, rows: int, console: Console) -> int:
         store.migrate()
         store.shipped(_JOURNAL, Head(0, GENESIS))
         store.prepare_days(0)  # today's
-    order = pb.Order(instrument="COIN0USDT.BINANCE", side=pb.SIDE_BUY, quantity=0.25, strategy="strategy-0")
-    answer = pb.Decision(decision_id=str(uuid.UUID(int=0)), action=pb.ACTION_TRADE, score=0.75, threshold=0.6)
-    entry = packet_pb2.JournalEntry(decision=packet_pb2.DecisionPacket(order=order, decision=answer))
-    before_id, after_id = entry.SerializeToString().split(answer.decision_id.encode())
-    values = {"day": day, "rows": rows, "journal": _JOURNAL, "before_id": before_id, "after_id": after_id}
-    values["rare"] = max(50, rows // _RARE_ROWS)
+    values: dict[str, Any] = {"day": day, "rows": rows, "journal": _JOURNAL, "rare": max(50, rows // _RARE_ROWS)}
+    values |= {"entry_rows": _ENTRY_ROWS} | _entry_around_its_ids()
     began = time.monotonic()
     engine = sa.create_engine(url)
     with psycopg.connect(_libpq(url), autocommit=True) as connection:
@@ -173,14 +182,48 @@ def _fill(url: str, day: dt.datetime, rows: int, console: Console) -> int:
     return int(size[0])
 
 
+def _entry_around_its_ids() -> dict[str, bytes]:
+    """The bytes of an entry as large as a real one: what stands before and after its column of ids, and an id's tag."""
+    rows, no_id = range(_ENTRY_ROWS), str(uuid.UUID(int=0))
+    answer = pb.Decision(
+        action=pb.ACTION_TRADE, source=pb.SOURCE_PRIMARY, model_version="0123456789abcdef", threshold=0.6
+    )
+    stages = [pb.StageUse(stage=stage, allowed_us=20_000, used_us=900) for stage in pb.Stage.values()[1:6]]
+    batch = packet_pb2.DecisionBatch(
+        shared=packet_pb2.DecisionPacket(instance_id="server-1/1", config_hash="c0ffee00c0ffee00", durability="fsync"),
+        orders=[pb.Order(instrument="COIN0USDT.BINANCE", side=pb.SIDE_BUY, strategy="strategy-0")],
+        answers=[packet_pb2.DecisionPacket(decision=answer)],
+        books=[packet_pb2.FeatureProvenance(sequence=row + 1, event_time_ns=2**60, book_age_ms=1.5) for row in rows],
+        model_inputs=[row.to_bytes(1) * 4 * _FEATURES for row in rows],
+        feature_set_id="mf1",
+        attempts=[packet_pb2.Attempt(replica="primary", outcome="success", model_version=answer.model_version)],
+        decision_id=[no_id for _ in rows],
+        order_ref=[f"order-{row:012}" for row in rows],
+        ledger=[pb.Budget(stages=stages).SerializeToString() for _ in rows],
+    )
+    for name in ("order", "answer", "attempt", "attempt_count"):
+        getattr(batch, name).extend(1 for _ in rows)
+    for name in ("model_input", "book"):
+        getattr(batch, name).extend(row + 1 for row in rows)
+    for name in (*_NUMBERS, "attempt_used_us", "attempt_batch_index"):
+        getattr(batch, name).extend(1000 + row for row in rows)
+    wire = packet_pb2.JournalEntry(decisions=batch).SerializeToString()
+    before, tag, *_, after = wire.split(no_id.encode())
+    return {"before_ids": before.removesuffix(tag), "tag": tag, "after_ids": after}
+
+
 def _gets(query: AuditQuery, day: dt.datetime, rows: int) -> LookUp:
     chance = random.Random(1)  # noqa: S311 - the same ids in every run
     numbers = [chance.randrange(rows) for _ in range(_GETS)]
 
     def get(number: int) -> float:
         at = day + number * dt.timedelta(days=1) / rows
-        digits = f"{int(at.timestamp() * 1000):012x}"
-        return _timed(lambda: query.get(f"{digits[:8]}-{digits[8:]}-7000-8000-{number:012x}"))[0]
+        digits = f"{(at - _EPOCH) // dt.timedelta(milliseconds=1):012x}"
+        decision_id = f"{digits[:8]}-{digits[8:]}-7000-8000-{number:012x}"
+        taken, found = _timed(lambda: query.get(decision_id))
+        assert found is not None
+        assert found.packet.decision.decision_id == decision_id
+        return taken
 
     taken = [get(number) for number in numbers]
     return LookUp(f"GetDecision, {_GETS} ids", 1, taken[0], statistics.median(taken), max(taken[1:]))
