@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import re
 import sqlite3
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple, TypeVar
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading import filters
+from server.audit.store.newest import Bounds
 from server.errors import AuditUnavailableError, InvalidRequestError, JournalError
 from server.journal.entries import decision_ids, entry_of, packet_of
 from server.journal.journal_file import Head, JournalReader, Row, journals_of
@@ -26,6 +28,8 @@ _CURSOR: Final = re.compile(rf"{_PLACE}(?:,{_PLACE}){{0,199}}")
 _WATCHED_ROWS: Final = 250
 """Entries of a journal that one step of a watch looks at, and decisions that it tells, so that no step is long."""
 _CHUNK: Final = 1_000
+DISORDER: Final = dt.timedelta(seconds=10)
+"""By how much the time in an id may be before that in an id of an earlier row."""
 _NEAR_ROWS: Final = 100
 """How far from the place of its id a decision is looked for at first: as many are decided at once, at most."""
 
@@ -181,9 +185,37 @@ class Journals:
         return Step(events, _cursor(positions), any(more))
 
 
-def unshipped_rows(journal: JournalReader, shipped: Mapping[str, Head]) -> Iterator[Row]:
-    """What a journal holds beyond the database, in order; all of it when the database cannot say."""
-    return _rows_after(journal, _shipped_through(journal, shipped))
+def newest_unshipped(
+    journal: JournalReader, shipped: Mapping[str, Head], wanted: audit_pb2.DecisionFilter, bounds: Bounds
+) -> Iterator[tuple[Row, packet_pb2.JournalEntry]]:
+    """What a journal holds beyond the database and may match, the last written first.
+
+    Of a large journal only what lies within the bounds is read, and the caller may stop at any row: ids are
+    time-ordered, but for `DISORDER`. When the wall clock was set back by more, some decisions are missing from lists
+    until they are in the database; each is found by its id all the time.
+
+    Args:
+        journal: The journal.
+        shipped: How far each journal is in the database; all of this one is unshipped when that is not known.
+        wanted: Entries without its texts are passed over.
+        bounds: Entries beyond them are passed over.
+    """
+    low, high = _shipped_through(journal, shipped), journal.last_position()
+    first, last = bounds.ids(DISORDER)
+    if first:
+        low = _before(journal, first, low, high)
+    if last:
+        high = _before(journal, last, low, high)
+    texts = [[text.encode() for text in texts] for texts in (wanted.instruments, wanted.strategies) if texts]
+    if wanted.model:
+        texts.append([wanted.model.encode()])
+    while high > low:
+        reach = max(low, high - _NEAR_ROWS)
+        for row in reversed(list(_rows_between(journal, reach, high))):
+            # The first look is far cheaper than taking every entry apart: texts stand in an entry as they are.
+            if all(any(text in row.entry for text in some) for some in texts):
+                yield row, entry_of(row.entry)
+        high = reach
 
 
 def unshipped_others(journal: JournalReader, shipped: Mapping[str, Head]) -> Iterator[Row]:
@@ -201,15 +233,8 @@ def _find(journal: JournalReader, decision_id: str, after: int) -> Row | None:
     Ids are time-ordered, and so are rows but for those of the same moment: halving leads close to the row, and it is
     looked for in ever larger steps around that place. Only after the wall clock was set is it anywhere else.
     """
-    low, high = max(after, journal.anchor().position), journal.last_position()
-    first, last = low, high
-    while low < high:
-        middle = (low + high) // 2
-        row = journal.decision_after(middle)
-        if row is None or row.position > last or max(decision_ids(entry_of(row.entry)), default="") >= decision_id:
-            high = middle
-        else:
-            low = row.position
+    first, last = max(after, journal.anchor().position), journal.last_position()
+    low = _before(journal, decision_id, first, last)
     wanted = decision_id.encode()
     below, above, step = low, low, _NEAR_ROWS
     while below > first or above < last:
@@ -223,6 +248,19 @@ def _find(journal: JournalReader, decision_id: str, after: int) -> Row | None:
                 return row
         below, step = reach, 4 * step
     return None
+
+
+def _before(journal: JournalReader, bound: str, low: int, high: int) -> int:
+    """The last position between two, up to which all ids are less than a bound, if they are in order; by halving."""
+    last = high
+    while low < high:
+        middle = (low + high) // 2
+        row = journal.decision_after(middle)
+        if row is None or row.position > last or max(decision_ids(entry_of(row.entry)), default="") >= bound:
+            high = middle
+        else:
+            low = row.position
+    return low
 
 
 def _is_of(row: Row, wanted: bytes, decision_id: str) -> bool:

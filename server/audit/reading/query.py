@@ -13,7 +13,6 @@ import itertools
 import operator
 import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,20 +27,21 @@ from pretrade.audit.v1 import audit_pb2, packet_pb2
 from server.audit.reading import filters
 from server.audit.reading.changes import list_changes
 from server.audit.reading.journals import (
+    DISORDER,
     Journals,
     audited,
     matches,
     matches_heard,
     matching,
+    newest_unshipped,
     set_reply,
     unshipped_others,
-    unshipped_rows,
 )
 from server.audit.store import outcomes
 from server.audit.store.newest import Bounds
 from server.audit.store.schema import DECISIONS
 from server.audit.store.store import Store, StoredDecision
-from server.decision.ids import id_bound
+from server.decision.ids import id_bound, made_at
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError, UnknownDecisionError
 from server.journal.entries import decision_ids, entry_of, keyed_ids, packet_of
 from server.journal.journal_file import Head, JournalReader, Row
@@ -55,6 +55,8 @@ LARGEST_PAGE: Final = 500
 _LONGEST_ID: Final = 64
 _CHUNK: Final = 1_000
 """Decisions that the database is asked about at once."""
+_ENTRIES: Final = 100
+"""Of a journal that are read at once."""
 _PARTS: Final = 120
 """Of the time that a sample is spread over: 7.5 s each of 15 minutes. Each is a query of the database."""
 _AWAY_SECONDS: Final = 2.0
@@ -173,7 +175,8 @@ class AuditQuery:
         problems: list[str] = []
         parts: list[dict[str, packet_pb2.DecisionPacket]] = [{} for _ in range(count)]
         readable = False
-        for packets in self.journals.each(partial(_newest_by_part, wanted, edges, each, self._shipped()), problems):
+        read = partial(_newest_by_part, wanted, Bounds("", since, until), edges, each, self._shipped())
+        for packets in self.journals.each(read, problems):
             readable = True
             for part, found in zip(parts, packets, strict=True):
                 part.update(found)
@@ -211,8 +214,9 @@ class AuditQuery:
         problems: list[str] = []
         shipped = self._shipped()
         replies = self._replies(shipped, problems)
-        tails = self._tails(wanted, before, size + 1, shipped, replies, problems)
-        stored = self._stored(wanted, Bounds(before, since, until), size + 1, replies.statuses, problems)
+        bounds = Bounds(before, since, until)
+        tails = self._tails(wanted, bounds, size + 1, shipped, replies, problems)
+        stored = self._stored(wanted, bounds, size + 1, replies.statuses, problems)
         incomplete = "; ".join(dict.fromkeys(problems))
         if stored is None and not tails:
             raise AuditUnavailableError(incomplete or "there is neither database nor journal")
@@ -382,7 +386,7 @@ class AuditQuery:
     def _tails(
         self,
         wanted: audit_pb2.DecisionFilter,
-        before: str,
+        bounds: Bounds,
         limit: int,
         shipped: Mapping[str, Head],
         replies: _Replies,
@@ -391,22 +395,22 @@ class AuditQuery:
         """What each journal holds beyond the database: the newest decisions that match."""
 
         def read(journal: JournalReader) -> list[audit_pb2.AuditedDecision]:
-            rows = unshipped_rows(journal, shipped)
-
-            def found() -> Iterator[tuple[str, int, Reply, Row, packet_pb2.JournalEntry]]:
-                while some := [(row, entry_of(row.entry)) for row in itertools.islice(rows, _CHUNK)]:
-                    self._add_repeats(replies.statuses, [one for _, entry in some for one in keyed_ids(entry)])
-                    for row, entry in some:
-                        ids, reply_to = decision_ids(entry), partial(replies.of, journal.journal_id, row.position)
-                        for number, reply in matching(wanted, entry, reply_to):
-                            if not before or ids[number] < before:
-                                yield ids[number], number, reply, row, entry
-
-            # The database may have been away for hours: only a page of what it lacks is kept in memory.
-            newest = heapq.nlargest(limit, found(), key=operator.itemgetter(0))
+            rows = newest_unshipped(journal, shipped, wanted, bounds)
+            found: list[tuple[str, int, Reply, Row, packet_pb2.JournalEntry]] = []
+            # The database may have been away for hours: no more is read than the page needs.
+            while some := list(itertools.islice(rows, _ENTRIES)):
+                self._add_repeats(replies.statuses, [one for _, entry in some for one in keyed_ids(entry)])
+                for row, entry in some:
+                    ids, reply_to = decision_ids(entry), partial(replies.of, journal.journal_id, row.position)
+                    for number, reply in matching(wanted, entry, reply_to):
+                        if not bounds.before or ids[number] < bounds.before:
+                            found.append((ids[number], number, reply, row, entry))
+                found = heapq.nlargest(limit, found, key=operator.itemgetter(0))
+                if len(found) == limit and _is_older(some[-1][1], found[-1][0]):
+                    break
             return [
                 audited(packet_of(entry, number), row, number, reply, "journal", journal.journal_id)
-                for _, number, reply, row, entry in newest
+                for _, number, reply, row, entry in found
             ]
 
         return list(self.journals.each(read, problems))
@@ -509,21 +513,28 @@ def _of_stored(stored: Iterable[StoredDecision]) -> Iterator[audit_pb2.AuditedDe
 
 def _newest_by_part(
     wanted: audit_pb2.DecisionFilter,
+    bounds: Bounds,
     edges: Sequence[str],
     each: int,
     shipped: Mapping[str, Head],
     journal: JournalReader,
 ) -> list[dict[str, packet_pb2.DecisionPacket]]:
     """What a journal holds beyond the database: of every part between two of these ids the newest that match."""
-    newest: list[deque[tuple[str, packet_pb2.JournalEntry, int]]] = [deque(maxlen=each) for _ in edges[1:]]
-    for row in unshipped_rows(journal, shipped):
-        entry = entry_of(row.entry)
+    newest: list[dict[str, packet_pb2.DecisionPacket]] = [{} for _ in edges[1:]]
+    for _, entry in newest_unshipped(journal, shipped, wanted, bounds):
         ids = decision_ids(entry)
-        for number, _ in matching(wanted, entry, lambda _: AS_DECIDED):
+        for number, _ in reversed(matching(wanted, entry, lambda _: AS_DECIDED)):
             part = bisect_right(edges, ids[number]) - 1
-            if 0 <= part < len(newest):
-                newest[part].append((ids[number], entry, number))
-    return [{decision_id: packet_of(entry, number) for decision_id, entry, number in part} for part in newest]
+            if 0 <= part < len(newest) and len(newest[part]) < each:
+                newest[part][ids[number]] = packet_of(entry, number)
+    return newest
+
+
+def _is_older(entry: packet_pb2.JournalEntry, decision_id: str) -> bool:
+    """True when no earlier row of an entry's journal can hold an id as great as this one."""
+    at = made_at(decision_id)
+    newest = max(decision_ids(entry), default="")
+    return at is not None and bool(newest) and newest < id_bound(at - DISORDER)
 
 
 def _line(error: sa.exc.SQLAlchemyError) -> str:

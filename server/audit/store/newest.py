@@ -19,13 +19,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from server.audit.store.schema import DECISIONS, JOURNAL_ENTRIES
-from server.decision.ids import id_bound
+from server.decision.ids import id_bound, made_at
 
 Matching = Callable[[sa.ColumnCollection[str, Any]], Sequence[sa.ColumnElement[bool]]]
 """The conditions of a filter, on columns that have the names of those of `DECISIONS`."""
 
 CLOCK_ERROR: Final = dt.timedelta(minutes=1)
 """A decision gets its id while it is made; more than this lies between only when the wall clock was set."""
+_NONE: Final = dt.timedelta()
 _WALKS: Final = (50_000, 500_000)
 """Rows that a walk looks at, at most; the second one is worth its time only if the first one found a few."""
 _FEW: Final = 5
@@ -62,12 +63,26 @@ class Bounds:
     def of_ids(self) -> list[sa.ColumnElement[bool]]:
         """Conditions on the id, which say where a walk begins and ends."""
         decision_id = DECISIONS.c.decision_id
-        found = [decision_id < self.before] if self.before else []
+        first, last = self.ids()
+        found = [decision_id >= first] if first else []
+        return [*found, decision_id < last] if last else found
+
+    def ids(self, disorder: dt.timedelta = _NONE) -> tuple[str, str]:
+        """The smallest id that is looked at, and the smallest one beyond; empty for no bound.
+
+        Args:
+            disorder: How much later than an id the last of all that are less may be: that far one has to look.
+        """
+        first, last = "", self.before
+        if disorder:
+            at = made_at(self.before)
+            last = "" if at is None else id_bound(at + disorder)
         if self.since is not None and self.since > _OLDEST:
-            found.append(decision_id >= id_bound(self.since - CLOCK_ERROR))
+            first = id_bound(self.since - CLOCK_ERROR)
         if self.until is not None and self.until < _NEWEST:
-            found.append(decision_id < id_bound(self.until + CLOCK_ERROR))
-        return found
+            until = id_bound(self.until + CLOCK_ERROR)
+            last = min(last, until) if last else until
+        return first, last
 
 
 def read(connection: sa.Connection, matching: Matching, limit: int, bounds: Bounds) -> list[sa.Row[Any]]:
