@@ -117,8 +117,8 @@ bench-flips: setup  ## how fast a change reaches every process of two servers un
 bench-features: setup  ## the feature worker: steps next to pandas, events a second from Kafka, freshness (DATA=dir JSON=file)
 	$(BIN)/pretrade bench-features $(WITH_DATA) $(WITH_JSON)
 
-bench-lookups: setup  ## how long the audit takes to find decisions among millions of one day (ROWS=50000000 JSON=file)
-	$(BIN)/pretrade bench-lookups $(if $(ROWS),--rows $(ROWS)) $(WITH_JSON)
+bench-lookups: setup  ## how long the audit takes to find decisions among millions of one day, and in a journal (ROWS=50000000 JOURNAL_GIB=10 JSON=file)
+	$(BIN)/pretrade bench-lookups $(if $(ROWS),--rows $(ROWS)) $(if $(JOURNAL_GIB),--journal-gib $(JOURNAL_GIB)) $(WITH_JSON)
 
 bench-serving: setup  ## model serving: runtimes in process, TorchServe by rows and by setting (JSON=file)
 	$(BIN)/pretrade bench-serving $(WITH_JSON)

@@ -153,11 +153,14 @@ def bench_serving(
 def bench_lookups(
     directory: Directory = None,
     rows: Annotated[
-        int, typer.Option(min=1000, help="Decisions of one day to search; a million take 0.6 GB.")
+        int, typer.Option(min=1000, help="Decisions of one day to search; a million take 1 GB.")
     ] = 2_000_000,
+    journal_gib: Annotated[
+        float, typer.Option(min=0.001, help="Size of a journal, in GiB, that is searched without a database.")
+    ] = 1.0,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure how long the audit takes to find one decision, or a page of them by each filter, among many millions."""
     from local.bench.lookups import run_lookup_bench  # noqa: PLC0415
 
-    raise typer.Exit(run_lookup_bench(given(dir=directory), rows, json))
+    raise typer.Exit(run_lookup_bench(given(dir=directory), rows, journal_gib, json))

@@ -37,13 +37,16 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.query import AuditQuery
 from server.audit.store.days import summarize
 from server.audit.store.store import Store
-from server.journal.journal_file import GENESIS, Head
+from server.decision.ids import id_bound
+from server.journal.journal_file import GENESIS, Head, JournalFile
 
 T = TypeVar("T")
 
-_EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
 _ENTRY_ROWS: Final = 32
 """Decisions of one entry: one batch of 64 callers."""
+_DAY_NS: Final = 86_400 * 10**9
+_APPENDED: Final = 500
+"""Entries that are written to a journal at once."""
 _CHUNK_ROWS: Final = 8_000 * _ENTRY_ROWS
 _ROW_BYTES: Final = 950
 """On the disk, with indexes: what the largest number of rows is computed from."""
@@ -112,12 +115,13 @@ class LookUp:
     slowest: float
 
 
-def run_lookup_bench(given: Mapping[str, Any], rows: int, json: Path | None) -> int:
+def run_lookup_bench(given: Mapping[str, Any], rows: int, journal_gib: float, json: Path | None) -> int:
     """Makes the rows, measures, prints and returns the exit code.
 
     Args:
         given: Settings of the stack.
-        rows: Decisions; fewer if the disk cannot hold them.
+        rows: Decisions in the database; fewer if the disk cannot hold them.
+        journal_gib: Size of a journal that is read without a database.
         json: File for the figures.
     """
 
@@ -134,9 +138,20 @@ def run_lookup_bench(given: Mapping[str, Any], rows: int, json: Path | None) -> 
             with closing(AuditQuery(own, None)) as query:
                 figures = [_gets(query, day, number), *_lists(query, day)]
         console.print(_table(figures, f"{number:,} decisions of one day, {size / 2**30:.1f} GiB"))
+        journal = settings.dir / "lookups.sqlite"
+        try:
+            number = _fill_journal(journal, day, journal_gib, console)
+            with closing(AuditQuery(None, journal)) as query:
+                of_journal = [_gets(query, day, number), *_lists_of_journal(query, day)]
+        finally:
+            for left in settings.dir.glob(f"{journal.name}*"):
+                left.unlink()
+        console.print(_table(of_journal, f"{number:,} decisions that are in a journal alone, {journal_gib:g} GiB"))
         if json is not None:
             json.parent.mkdir(parents=True, exist_ok=True)
-            json.write_text(json_module.dumps([asdict(one) for one in figures], indent=2) + "\n")
+            figures_by_place = {"database": figures, "journal": of_journal}
+            as_json = {place: [asdict(one) for one in some] for place, some in figures_by_place.items()}
+            json.write_text(json_module.dumps(as_json, indent=2) + "\n")
         return OK
 
     return run_with_stack(given, use, parts={"postgres"})
@@ -182,9 +197,56 @@ def _fill(url: str, day: dt.datetime, rows: int, console: Console) -> int:
     return int(size[0])
 
 
+def _fill_journal(path: Path, day: dt.datetime, gib: float, console: Console) -> int:
+    """Writes a journal of a day's decisions as servers do, each entry of 32; returns how many decisions it holds."""
+    entry = _entry()
+    entries = int(gib * 2**30 / len(entry.SerializeToString()))
+    decisions = entries * _ENTRY_ROWS
+    began = time.monotonic()
+    with closing(JournalFile(path, sync_commits=False)) as journal:
+        for first in range(0, entries, _APPENDED):
+            some = range(first, min(first + _APPENDED, entries))
+            journal.append([_of_time(entry, number, decisions, day) for number in some])
+            journal.checkpoint()
+    console.print(f"a journal of {decisions:,} decisions written in {time.monotonic() - began:.0f} s")
+    return decisions
+
+
+def _of_time(entry: packet_pb2.JournalEntry, number: int, decisions: int, day: dt.datetime) -> bytes:
+    """The entry with this number, serialised."""
+    numbers = range(number * _ENTRY_ROWS, (number + 1) * _ENTRY_ROWS)
+    entry.decisions.decision_id[:] = [_id(one, decisions, day) for one in numbers]
+    midnight_ns = int(day.timestamp()) * 10**9
+    entry.decisions.decided_at_ns[:] = [midnight_ns + one * _DAY_NS // decisions for one in numbers]
+    return entry.SerializeToString()
+
+
+def _id(number: int, decisions: int, day: dt.datetime) -> str:
+    """The id of one of so many decisions, which are spread evenly over a day."""
+    at = day + number * dt.timedelta(days=1) / decisions
+    return f"{id_bound(at)}-7000-8000-{number:012x}"
+
+
+def _lists_of_journal(query: AuditQuery, day: dt.datetime) -> Iterator[LookUp]:
+    tomorrow, noon = day + dt.timedelta(days=1), day + dt.timedelta(hours=12)
+    minutes = noon + dt.timedelta(minutes=10)
+    yield _listed(query, "no filter", day, tomorrow, {})
+    yield _listed(query, "no filter, until noon", day, noon, {})
+    yield _listed(query, "no filter, ten minutes", noon, minutes, {})
+    yield _listed(query, "a strategy without rows, ten minutes", noon, minutes, {"strategies": ["unheard of"]})
+    yield _listed(query, "a strategy without rows", day, tomorrow, {"strategies": ["unheard of"]})
+
+
 def _entry_around_its_ids() -> dict[str, bytes]:
-    """The bytes of an entry as large as a real one: what stands before and after its column of ids, and an id's tag."""
-    rows, no_id = range(_ENTRY_ROWS), str(uuid.UUID(int=0))
+    """The bytes of an entry: what stands before and after its column of ids, and an id's tag."""
+    entry = _entry()
+    before, tag, *_, after = entry.SerializeToString().split(entry.decisions.decision_id[0].encode())
+    return {"before_ids": before.removesuffix(tag), "tag": tag, "after_ids": after}
+
+
+def _entry() -> packet_pb2.JournalEntry:
+    """An entry as large as a real one, whose decisions all have the same id."""
+    rows = range(_ENTRY_ROWS)
     answer = pb.Decision(
         action=pb.ACTION_TRADE, source=pb.SOURCE_PRIMARY, model_version="0123456789abcdef", threshold=0.6
     )
@@ -197,7 +259,7 @@ def _entry_around_its_ids() -> dict[str, bytes]:
         model_inputs=[row.to_bytes(1) * 4 * _FEATURES for row in rows],
         feature_set_id="mf1",
         attempts=[packet_pb2.Attempt(replica="primary", outcome="success", model_version=answer.model_version)],
-        decision_id=[no_id for _ in rows],
+        decision_id=[str(uuid.UUID(int=0)) for _ in rows],
         order_ref=[f"order-{row:012}" for row in rows],
         ledger=[pb.Budget(stages=stages).SerializeToString() for _ in rows],
     )
@@ -207,9 +269,7 @@ def _entry_around_its_ids() -> dict[str, bytes]:
         getattr(batch, name).extend(row + 1 for row in rows)
     for name in (*_NUMBERS, "attempt_used_us", "attempt_batch_index"):
         getattr(batch, name).extend(1000 + row for row in rows)
-    wire = packet_pb2.JournalEntry(decisions=batch).SerializeToString()
-    before, tag, *_, after = wire.split(no_id.encode())
-    return {"before_ids": before.removesuffix(tag), "tag": tag, "after_ids": after}
+    return packet_pb2.JournalEntry(decisions=batch)
 
 
 def _gets(query: AuditQuery, day: dt.datetime, rows: int) -> LookUp:
@@ -217,9 +277,7 @@ def _gets(query: AuditQuery, day: dt.datetime, rows: int) -> LookUp:
     numbers = [chance.randrange(rows) for _ in range(_GETS)]
 
     def get(number: int) -> float:
-        at = day + number * dt.timedelta(days=1) / rows
-        digits = f"{(at - _EPOCH) // dt.timedelta(milliseconds=1):012x}"
-        decision_id = f"{digits[:8]}-{digits[8:]}-7000-8000-{number:012x}"
+        decision_id = _id(number, rows, day)
         taken, found = _timed(lambda: query.get(decision_id))
         assert found is not None
         assert found.packet.decision.decision_id == decision_id
