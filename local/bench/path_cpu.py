@@ -147,7 +147,9 @@ async def _open(stack: AsyncExitStack, folder: Path, durability: Durability) -> 
     await asyncio.sleep(0)
     metrics = DecisionMetrics()
     cached_scores = CachedScores(CachedScoreSettings(), clock)
-    reports = DecisionReports((stack.enter_context(decision_log(DecisionLogSettings(one_in=0, slow_seconds=10), everything=False)),))
+    reports = DecisionReports(
+        (stack.enter_context(decision_log(DecisionLogSettings(one_in=0, slow_seconds=10), everything=False)),)
+    )
     champion = Champion(primary, secondary, RetryBudget(RetrySettings(), clock), False, budget, clock, lambda: 0.5)
     stages: Any = {"model": champion, "cached_score": cached_scores, "rules": RulesBaseline(RulesSettings(), clock)}
     dataplane = DataPlane(
