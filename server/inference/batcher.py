@@ -19,7 +19,7 @@ import asyncio
 import heapq
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -146,6 +146,24 @@ class _Split:
         elif not self._open_parts:
             self._settled = True
             self._report(self._outcome, self._seconds)
+
+
+class _Together:
+    """Rows that came at one instant. To `Deadlines` they are one future that is due with the first of them."""
+
+    __slots__ = ("_time_is_up", "waiting")
+
+    def __init__(self, rows: Sequence[Row], time_is_up: Callable[[_Together], None]) -> None:
+        self.waiting = rows
+        self._time_is_up = time_is_up
+
+    def done(self) -> bool:
+        """True when every row has its result, or nobody wants it any more."""
+        return all(row.taker.done() for row in self.waiting)
+
+    def set_result(self, _: bool) -> None:
+        """Called when it is due."""
+        self._time_is_up(self)
 
 
 class MicroBatcher:
@@ -301,38 +319,62 @@ class MicroBatcher:
             it is safe: a row not yet sent leaves the queue.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.submit_for(future, payload, deadline, lane, traceparent, from_caller)
+        self._queue(Row(payload, deadline, future, self._clock(), traceparent, from_caller), lane)
         return future
 
-    def submit_for(
-        self,
-        taker: Taker,
-        payload: bytes,
-        deadline: float,
-        lane: Lane = Lane.LIVE,
-        traceparent: str = "",
-        from_caller: bool = False,
-    ) -> None:
-        """The same for somebody who takes the result as a future would."""
+    def _queue(self, row: Row, lane: Lane) -> None:
         if self._closed or self.full_for(lane):
-            taker.set_result(Outcome.OVERLOAD)
+            row.taker.set_result(Outcome.OVERLOAD)
             return
-        self._asked_at = now = self._clock()
-        row = Row(payload, deadline, taker, now, traceparent, from_caller)
-        self._deadlines.watch(taker, deadline, late=Outcome.TIMEOUT)
+        self._asked_at = row.queued_at
+        self._deadlines.watch(row.taker, row.deadline, late=Outcome.TIMEOUT)
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
             self._displace()
         if not self._live and not self._canary:
-            self._waiting_since = now
-        heapq.heappush(self._lanes[lane], (deadline, self._arrivals, row))
+            self._waiting_since = row.queued_at
+        heapq.heappush(self._lanes[lane], (row.deadline, self._arrivals, row))
         self._schedule_pump(asyncio.get_running_loop())
+
+    def submit_together(self, rows: Sequence[Row]) -> None:
+        """The same for live rows that come at one instant, their `queued_at`; at least one.
+
+        Each row's taker takes its result as a future would.
+        """
+        live, most = self._live, self._settings.max_queued_rows
+        if self._closed or self.stuck or len(live) + len(self._canary) + len(rows) > most:
+            for row in rows:
+                self._queue(row, Lane.LIVE)
+            return
+        self._asked_at = now = rows[0].queued_at
+        if not live and not self._canary:
+            self._waiting_since = now
+        for number, row in enumerate(rows, self._arrivals + 1):
+            heapq.heappush(live, (row.deadline, number, row))
+        self._arrivals += len(rows)
+        self._watch_together(_Together(rows, self._time_is_up))
+        self._schedule_pump(asyncio.get_running_loop())
+
+    def _watch_together(self, rows: _Together) -> None:
+        self._deadlines.watch(rows, min(row.deadline for row in rows.waiting), late=True)
+
+    def _time_is_up(self, rows: _Together) -> None:
+        """The time of at least one of these rows is up."""
+        now = self._clock()
+        waiting = [row for row in rows.waiting if not row.taker.done()]
+        rows.waiting = [row for row in waiting if row.deadline > now]
+        if rows.waiting:
+            self._watch_together(rows)
+        for row in waiting:
+            if row.deadline <= now:
+                row.resolve(Outcome.TIMEOUT)
 
     def submit_shadow(self, taker: Taker, payload: bytes, from_caller: bool = False) -> bool:
         """Queues a shadow row, to be sent with others when no live row waits. False when it is shed."""
         if self._closed or not self._shadow.add(Row(payload, math.inf, taker, from_caller=from_caller)):
             return False
-        if self._shadow.is_due(self._block_rows()):
+        least = min(self._settings.max_shadow_rows, self._row_limit.limit)
+        if self._shadow.is_due(least) and self._shadow.is_due(self._block_rows()):
             self._schedule_pump(asyncio.get_running_loop())
         return True
 
@@ -512,8 +554,10 @@ class MicroBatcher:
         ):
             if 0.0 <= score <= 1.0:  # False for NaN
                 outcome = Outcome.SUCCESS
-                queued = flight.started - row.queued_at
-                self.rows += row.resolve(Scored(score, answer.model, count, index, seconds, queued, call_parent))
+                if not row.taker.done():
+                    queued = flight.started - row.queued_at
+                    row.taker.set_result(Scored(score, answer.model, count, index, seconds, queued, call_parent))
+                    self.rows += 1
             else:
                 row.resolve(Outcome.BAD_ANSWER)
         return outcome
