@@ -54,7 +54,7 @@ class Series:
 
 @dataclass
 class Windows:
-    """What the windows see: everything since the last reset, or since time last ran far back; mids since the last gap."""
+    """What the windows see: all since the last reset, or since time last ran far back; mids since the last gap."""
 
     mids: Series = field(default_factory=Series)
     flows: Series = field(default_factory=Series)
