@@ -25,7 +25,8 @@ deeper levels come from the book as of its last delta. M = (Pa + Pb)/2, I = qb/(
 
 A missing side has price ∓∞ and size 0 in e_n; everything else that needs it is undefined (NaN). While the book is
 unknown, or the quote that replaces it is crossed, every feature is undefined. The first best level after that, or after
-a start, gives no e_n; mids and trades from before a gap stay in their windows.
+a start, gives no e_n. The mids begin anew: nobody knows where the mid was meanwhile, so ret_w and rv_w are undefined
+until it has been known for the whole of w. Order flow and trades from before a gap stay in their windows.
 
 Time is event time, made monotonic. Streams that interleave run slightly backwards, so the engine's time is the running
 maximum, and an event counts at that time. Three rules limit the harm that a wrong clock can do:
@@ -263,12 +264,15 @@ class FeatureEngine:
         self._time_ns = time_ns
         self._trade_time_ns: int = 0
         self._best: _Best | None = None
-        self._mid: int | None = None
         self._flow = (FlowWindow(_SECOND // 10), FlowWindow(_SECOND), FlowWindow(5 * _SECOND))
         self._trades = (TradeWindow(_SECOND), TradeWindow(5 * _SECOND))
+        self._trade_returns = TradeReturns(50)
+        self._start_mids()
+
+    def _start_mids(self) -> None:
+        self._mid: int | None = None
         self._look_back = (LookBack(_SECOND), LookBack(5 * _SECOND), LookBack(30 * _SECOND))
         self._variance = RealisedVariance(30 * _SECOND)
-        self._trade_returns = TradeReturns(50)
 
     def _take_time(self, event: pb.MarketEvent) -> None:
         time_ns = event.event_time_ns
@@ -322,6 +326,8 @@ class FeatureEngine:
             return
         self._best = best
         if best is None:
+            # Else the time without a book would count as one without a return, and its end as a single jump.
+            self._start_mids()
             return
         if before is not None:
             entry = (self._time_ns, order_flow(before, best), best[1] + best[3])

@@ -8,19 +8,28 @@ against its tolerance:
   replica, both held against the shorter of what the two orders allowed; the canary's against none where the champion
   has hardly any order of its own, as at the last step;
 * *disagreement*, *score_shift*, *rank*: rows that both scored, whichever of them decided. For *rank* two such rows in a
-  row make one observation: are they ordered alike?
-* *brier*, *bad_trades*: such rows whose outcome the market has shown since.
+  row, of one instrument, are a pair: are they ordered alike?
+* *brier*, *bad_trades*, *missed_trades*: such rows whose outcome the market has shown since;
+* *better*: their Brier score once more, against a tolerance of 0.
+
+Rows are no observations. Those of one instrument within the horizon of the label know one state of the market and share
+its outcome, be they five or five thousand: the mean of their differences is one observation. Orders of a tenth of a
+second may have been in one batch, and are one observation of *fallback* for the same reason. What is assumed, and how
+seldom and how soon a canary is rolled back, is in `docs/canary.md`.
 
 What a caller chooses is not evidence: see `Rollout` for what is left out.
 
-One check beyond its tolerance is enough for WORSE; BETTER_OR_EQUAL takes all of them within it, shown at the step that
-the canary is at. Everything else is NO_EVIDENCE. The probability of an error is shared out among checks and processes.
+One check beyond its tolerance is enough for WORSE. To differ is not to be worse: where outcomes are waited for,
+*disagreement* and *score_shift* never say WORSE. BETTER_OR_EQUAL takes all checks within their tolerance, shown at the
+step that the canary is at; the outcomes of a canary that is *better* stand for *disagreement*, *score_shift* and
+*rank*. Everything else is NO_EVIDENCE. The probability of an error is shared out among checks and processes.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -28,7 +37,11 @@ from server.canary.sequential import SequentialTest
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
 
-_WINDOW: Final = 100
+NEW_BET: Final = 100
+"""Observations after which another bet against the canary begins. With 1,000, what begins to go wrong in between is
+found several hundred observations later; with 25, so many bets share the probability of an error that all are slow."""
+_BATCH_SECONDS: Final = 0.1
+"""Orders within this time may have been in one batch."""
 _UNPAIRED: Final = 8
 """Batches, or orders, of one model that wait for one of the other."""
 _UNBLAMED: Final = frozenset((Outcome.OVERLOAD, Outcome.IGNORED))
@@ -43,8 +56,13 @@ _SENTENCES: Final = {
     "rank": ("it orders {} of the pairs of rows otherwise than the champion, and {} alike; {} more is allowed", True),
     "brier": ("its Brier score is {}, the champion's {}, where 0 is best; {} more is allowed", False),
     "bad_trades": ("{} of its rows were bad trades, {} of the champion's; {} more is allowed", True),
+    "missed_trades": ("it missed {} of the rows that were eligible, the champion {}; {} more is allowed", True),
+    "better": ("its Brier score is {0}, the champion's {1}", False),
 }
 """What each check says to people of the canary's value, the champion's and the tolerance; whether these are shares."""
+_ALIKE: Final = ("disagreement", "score_shift", "rank")
+"""Checks of whether the canary is like the champion. One that is better need not be."""
+_BETTER: Final = "better"
 
 
 class Verdict(enum.Enum):
@@ -91,35 +109,54 @@ class FirstAttempt(NamedTuple):
     """What it might have taken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a check demands."""
+
+    tolerance: float
+    """Of the mean difference, canary less champion."""
+    minimum: int
+    """Observations at a step before it can speak for the canary; with 0 it need not."""
+    false_alarm_probability: float
+    """See `SequentialTest`."""
+    false_proof_probability: float
+    """See `SequentialTest`."""
+    objects: bool = True
+    """False when it never says WORSE."""
+
+
 class Check:
     """One comparison. Values are in [0, 1], higher is worse.
 
     Args:
         name: Of what is compared.
-        tolerance: Of the mean difference, canary less champion.
-        minimum: Observations at a step before it can speak for the canary; with 0 it need not.
-        false_alarm_probability, false_proof_probability: See `SequentialTest`.
+        terms: What it demands.
     """
 
-    def __init__(
-        self,
-        name: str,
-        tolerance: float,
-        minimum: int,
-        false_alarm_probability: float,
-        false_proof_probability: float,
-    ) -> None:
+    def __init__(self, name: str, terms: Terms) -> None:
         self.name: Final = name
-        self.minimum: Final = minimum
-        self._test = SequentialTest(tolerance, false_alarm_probability, false_proof_probability, _WINDOW)
+        self.terms: Final = terms
+        self._test = SequentialTest(
+            terms.tolerance, terms.false_alarm_probability, terms.false_proof_probability, NEW_BET
+        )
         self._canary_sum = self._champion_sum = 0.0
         self.samples = 0
         """Observations at this step."""
 
     @property
+    def beyond(self) -> bool:
+        """True once its mean has been shown to lie beyond the tolerance."""
+        return self._test.exceeded
+
+    @property
     def tolerance(self) -> float:
         """Of the mean difference."""
-        return self._test.tolerance
+        return self.terms.tolerance
+
+    @property
+    def minimum(self) -> int:
+        """Observations that it needs at a step; with 0 it need not speak."""
+        return self.terms.minimum
 
     @property
     def canary(self) -> float:
@@ -134,7 +171,7 @@ class Check:
     @property
     def verdict(self) -> Verdict:
         """What it says; BETTER_OR_EQUAL from its minimum on, and at once where it need not speak."""
-        if self._test.exceeded:
+        if self.beyond and self.terms.objects:
             return Verdict.WORSE
         if not self.minimum or (self._test.kept and self.samples >= self.minimum):
             return Verdict.BETTER_OR_EQUAL
@@ -145,7 +182,10 @@ class Check:
         self.samples += 1
         self._canary_sum += canary
         self._champion_sum += champion
+        was_beyond = self.beyond
         self._test.add(canary - champion)
+        if self.beyond and not was_beyond:
+            self._test.restart()  # what spoke for it was before that
 
     def restart(self) -> None:
         """Starts a new step: evidence for the canary must be collected again, evidence against it stays."""
@@ -174,9 +214,65 @@ class Check:
             return f"WORSE ({self.samples:,} samples)"
         if self.verdict is Verdict.BETTER_OR_EQUAL:
             return f"good ({self.progress})" if self.minimum else f"no objection ({self.progress})"
+        if self.beyond:
+            return (
+                f"not {_BETTER} ({self.progress})"
+                if self.name == _BETTER
+                else f"it must be {_BETTER} ({self.progress})"
+            )
         if self.samples < self.minimum:
             return f"too early to say ({self.progress})"
         return f"enough samples ({self.progress}), but it may still be chance"
+
+
+@dataclass(slots=True)
+class _Moment:
+    """Sums over the rows of one instrument within some time."""
+
+    number: int
+    rows: int = 0
+    canary: float = 0.0
+    champion: float = 0.0
+
+
+class GatheredCheck(Check):
+    """A comparison whose rows are gathered: those of one instrument within some time make one observation, their mean.
+
+    Args:
+        name, terms: See `Check`.
+        seconds: That time.
+    """
+
+    def __init__(self, name: str, terms: Terms, seconds: float) -> None:
+        super().__init__(name, terms)
+        self._seconds = seconds
+        self._open: dict[str, _Moment] = {}
+
+    def gather(self, instrument: str, now: float, canary: float, champion: float) -> None:
+        """One row of this monotonic instant."""
+        number = int(now // self._seconds)
+        moment = self._open.get(instrument)
+        if moment is None or moment.number != number:
+            if moment is not None:
+                self._close(moment)
+            moment = self._open[instrument] = _Moment(number)
+        moment.rows += 1
+        moment.canary += canary
+        moment.champion += champion
+
+    def settle(self, now: float) -> None:
+        """Takes in what is over: no further row can belong to it."""
+        number = int(now // self._seconds)
+        for instrument in [name for name, moment in self._open.items() if moment.number != number]:
+            self._close(self._open.pop(instrument))
+
+    def _close(self, moment: _Moment) -> None:
+        self.observe(moment.canary / moment.rows, moment.champion / moment.rows)
+
+    def restart(self) -> None:
+        """See `Check`; what is under way belongs to the step before."""
+        super().restart()
+        self._open.clear()
 
 
 class Evidence:
@@ -184,10 +280,11 @@ class Evidence:
 
     Args:
         settings: Tolerances and minima.
+        clock: Monotonic seconds.
         processes: Processes that judge the canary by evidence of their own.
     """
 
-    def __init__(self, settings: CanarySettings, processes: int = 1) -> None:
+    def __init__(self, settings: CanarySettings, clock: Callable[[], float], processes: int = 1) -> None:
         orders, pairs, outcomes = settings.min_orders, settings.min_pairs, settings.min_outcomes
         limits = {
             "errors": (settings.max_error_excess, orders),
@@ -198,36 +295,70 @@ class Evidence:
             "rank": (settings.max_rank_disagreement, pairs // 2),
             "brier": (settings.max_brier_excess, outcomes),
             "bad_trades": (settings.max_bad_trade_excess, outcomes),
+            "missed_trades": (settings.max_missed_trade_excess, outcomes),
+            _BETTER: (0.0, max(1, outcomes)),
         }
-        false_alarm = settings.false_rollback_probability / (len(limits) * processes)
+        self._may_differ = outcomes > 0
+        silent = {"disagreement", "score_shift", _BETTER} if self._may_differ else {_BETTER}
+        false_alarm = settings.false_rollback_probability / ((len(limits) - len(silent)) * processes)
         false_proof = settings.false_step_probability / processes
-        self._slow_seconds = settings.slow_seconds
-        self.checks: Final = {
-            name: Check(name, tolerance, minimum, false_alarm, false_proof)
+        terms = {
+            name: Terms(tolerance, minimum, false_alarm, false_proof, name not in silent)
             for name, (tolerance, minimum) in limits.items()
         }
+        self._clock = clock
+        self._slow_seconds = settings.slow_seconds
+        self._of_batches = {name: Check(name, terms.pop(name)) for name in ("errors", "slow")}
+        self._gathered = {
+            name: GatheredCheck(name, one, _BATCH_SECONDS if name == "fallback" else settings.independent_seconds)
+            for name, one in terms.items()
+        }
+        self.checks: Final[Mapping[str, Check]] = {**self._of_batches, **self._gathered}
         self._batches: dict[Side, deque[tuple[float, float]]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
         self._orders: dict[Side, deque[FirstAttempt]] = {side: deque(maxlen=_UNPAIRED) for side in Side}
-        self._last_pair: ScoredPair | None = None
+        self._unpaired: dict[str, ScoredPair] = {}
+        """By instrument, the newest row that is in no pair of rows."""
 
     @property
     def verdict(self) -> Verdict:
         """What all of it says."""
-        found = {check.verdict for check in self.checks.values()}
-        if Verdict.WORSE in found:
+        if any(check.verdict is Verdict.WORSE for check in self.checks.values()):
             return Verdict.WORSE
-        return Verdict.NO_EVIDENCE if Verdict.NO_EVIDENCE in found else Verdict.BETTER_OR_EQUAL
+        return Verdict.NO_EVIDENCE if self._missing() else Verdict.BETTER_OR_EQUAL
 
     @property
     def reason(self) -> str:
         """The checks that decide the verdict, as readable text."""
-        verdict = self.verdict
-        if verdict is Verdict.BETTER_OR_EQUAL:
+        worse = [check for check in self.checks.values() if check.verdict is Verdict.WORSE]
+        if worse:
+            return "; ".join(f"{check.name}: {check}" for check in worse)
+        missing = self._missing()
+        if missing:
+            return f"no verdict yet from {', '.join(f'{check.name} ({check.progress})' for check in missing)}"
+        if self._alike:
             return "within every tolerance"
-        deciding = [check for check in self.checks.values() if check.verdict is verdict]
-        if verdict is Verdict.WORSE:
-            return "; ".join(f"{check.name}: {check}" for check in deciding)
-        return f"no verdict yet from {', '.join(f'{check.name} ({check.progress})' for check in deciding)}"
+        return f"other than the champion, and better: {self.checks[_BETTER]}"
+
+    @property
+    def _alike(self) -> bool:
+        """True when the canary is shown to be like the champion."""
+        return all(self.checks[name].verdict is Verdict.BETTER_OR_EQUAL for name in _ALIKE)
+
+    def _missing(self) -> list[Check]:
+        """The checks that have to speak for the canary and do not yet: it is to be like the champion, or better."""
+        other = self._may_differ and not self._alike
+        better = self.checks[_BETTER].verdict is Verdict.BETTER_OR_EQUAL
+        other = other and (better or any(self.checks[name].beyond for name in _ALIKE))
+        waived = _ALIKE if other else (_BETTER,)
+        return [
+            check for check in self.checks.values() if check.name not in waived and check.verdict is Verdict.NO_EVIDENCE
+        ]
+
+    def settle(self) -> None:
+        """Takes in the observations that are over by now."""
+        now = self._clock()
+        for check in self._gathered.values():
+            check.settle(now)
 
     def observe_batch(self, side: Side, outcome: Outcome, seconds: float) -> None:
         """How a batch of either model ended, and what it took. Waits for one of the other."""
@@ -241,8 +372,8 @@ class Evidence:
             return
         waiting = self._batches[other].popleft()
         canary, champion = (seen, waiting) if side is Side.CANARY else (waiting, seen)
-        self.checks["errors"].observe(canary[0], champion[0])
-        self.checks["slow"].observe(canary[1], champion[1])
+        self._of_batches["errors"].observe(canary[0], champion[0])
+        self._of_batches["slow"].observe(canary[1], champion[1])
 
     def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
         """Observes the first attempt at an order, and pairs it with the next one of the other model.
@@ -255,29 +386,36 @@ class Evidence:
             waited = other.popleft()
             within = min(attempt.allowed_seconds, waited.allowed_seconds)
             canary, champion = (attempt, waited) if side is Side.CANARY else (waited, attempt)
-            self.checks["fallback"].observe(float(canary.seconds > within), float(champion.seconds > within))
+            self._gather("fallback", "", float(canary.seconds > within), float(champion.seconds > within))
             return
         if side is Side.CANARY and len(waiting) == _UNPAIRED:
             alone = waiting.popleft()
-            self.checks["fallback"].observe(float(alone.seconds > alone.allowed_seconds), 0.0)
+            self._gather("fallback", "", float(alone.seconds > alone.allowed_seconds), 0.0)
         waiting.append(attempt)
 
-    def observe_pair(self, pair: ScoredPair) -> None:
+    def observe_pair(self, instrument: str, pair: ScoredPair) -> None:
         """A row that both scored."""
-        self.checks["disagreement"].observe(float(pair.canary_trades != pair.champion_trades), 0.0)
-        self.checks["score_shift"].observe(abs(pair.canary_score - pair.champion_score), 0.0)
-        before, self._last_pair = self._last_pair, pair
-        if before is not None:
-            self._last_pair = None  # every pair is in one observation
-            product = (pair.canary_score - before.canary_score) * (pair.champion_score - before.champion_score)
-            self.checks["rank"].observe(float(product < 0), float(product > 0))
+        self._gather("disagreement", instrument, float(pair.canary_trades != pair.champion_trades), 0.0)
+        self._gather("score_shift", instrument, abs(pair.canary_score - pair.champion_score), 0.0)
+        before = self._unpaired.pop(instrument, None)
+        if before is None:
+            self._unpaired[instrument] = pair
+            return
+        product = (pair.canary_score - before.canary_score) * (pair.champion_score - before.champion_score)
+        self._gather("rank", instrument, float(product < 0), float(product > 0))
 
-    def observe_outcome(self, pair: ScoredPair, eligible: bool) -> None:
+    def observe_outcome(self, instrument: str, pair: ScoredPair, eligible: bool) -> None:
         """What the market has shown of a row that both scored."""
         outcome = float(eligible)
-        self.checks["brier"].observe((pair.canary_score - outcome) ** 2, (pair.champion_score - outcome) ** 2)
-        bad = not eligible
-        self.checks["bad_trades"].observe(float(bad and pair.canary_trades), float(bad and pair.champion_trades))
+        brier = (pair.canary_score - outcome) ** 2, (pair.champion_score - outcome) ** 2
+        self._gather("brier", instrument, *brier)
+        self._gather(_BETTER, instrument, *brier)
+        trades = pair.canary_trades, pair.champion_trades
+        self._gather("bad_trades", instrument, *(float(one and not eligible) for one in trades))
+        self._gather("missed_trades", instrument, *(float(eligible and not one) for one in trades))
+
+    def _gather(self, check: str, instrument: str, canary: float, champion: float) -> None:
+        self._gathered[check].gather(instrument, self._clock(), canary, champion)
 
     def restart(self) -> None:
         """A new step begins."""

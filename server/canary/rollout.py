@@ -113,7 +113,7 @@ class Rollout:
         """By window in seconds, a second old at most."""
         self.canary: Canary | None = None
         """The one that is under way or ended last; None when there never was one."""
-        self.evidence = Evidence(settings, self._judges)
+        self.evidence = Evidence(settings, clock, self._judges)
         """What this process knows of it."""
         self.decisions = 0
         """Decisions of this process that it answered."""
@@ -158,7 +158,7 @@ class Rollout:
                 self._own_version = self._challenger.model.version
             self._routing.canary = None
             self._routing.forget_flows()
-            self.evidence = Evidence(self._settings, self._judges)
+            self.evidence = Evidence(self._settings, self._clock, self._judges)
             self.decisions = 0
             self.affected.clear()
             self._deployment.spawn(self._join(canary))
@@ -192,7 +192,7 @@ class Rollout:
             and pair.champion.version == canary.champion_version
             and self._is_new(pair)
         ):
-            self.evidence.observe_pair(_scored(pair))
+            self.evidence.observe_pair(pair.instrument, _scored(pair))
             self._markouts.add(pair)
 
     def _is_new(self, pair: Pair) -> bool:
@@ -212,7 +212,7 @@ class Rollout:
         """What became of a row that both models scored: True when the order was eligible."""
         canary = self._routing.canary
         if canary is not None and pair.challenger.version == canary.model_version:
-            self.evidence.observe_outcome(_scored(pair), eligible)
+            self.evidence.observe_outcome(pair.instrument, _scored(pair), eligible)
 
     def observe_order(self, side: Side, attempt: FirstAttempt) -> None:
         """An order that gave a model a fair chance."""
@@ -259,6 +259,7 @@ class Rollout:
         if not self._challenger.available and any(replica.available for replica in self._deployment.champions):
             # Nothing is sent to it any more: its being out is all there is to be seen.
             self.evidence.observe_batch(Side.CANARY, Outcome.TRANSPORT, 0.0)
+        self.evidence.settle()
         verdict, now = self.evidence.verdict, self._wall_seconds()
         # What burned before its first order is not its doing.
         rules = (*self._slo.rules(), self._slo.canary_rule())

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from feature_cache.constants import Constant
+from server.models.markout import HORIZON_SECONDS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Tolerance = Annotated[float, Field(ge=0, le=0.99)]
@@ -24,12 +25,18 @@ class CanarySettings(BaseModel):
     """Least time at a step, in seconds. Raise it to see each step in more market conditions."""
     patience_seconds: float = Field(default=3_600.0, gt=0, le=2_592_000)
     """A canary that cannot prove a step within this time, in seconds, is rolled back. Raise it for few orders."""
+    independent_seconds: float = Field(default=HORIZON_SECONDS, gt=0, le=3_600)
+    """Rows of one instrument within this time, in seconds, are one observation: they share an outcome. Raise it to the
+    label's horizon if yours is longer, or to how long a state of your market lasts; lower it only to try a canary out,
+    because it is then rolled back and promoted by chance."""
     min_orders: int = Field(default=100, ge=1, le=1_000_000)
-    """Orders that the canary must have been asked for at a step, in the process that takes the next step."""
-    min_pairs: int = Field(default=500, ge=1, le=10_000_000)
-    """Rows that both models must have scored at a step, likewise."""
-    min_outcomes: int = Field(default=0, ge=0, le=10_000_000)
-    """Rows whose outcome must be known at a step, likewise. With 0, outcomes can only count against the canary."""
+    """Batches of the canary, and tenths of a second with orders of its own, that a step must have had, in the process
+    that takes the next one."""
+    min_pairs: int = Field(default=60, ge=1, le=10_000_000)
+    """Observations of rows that both models scored that a step must have had, likewise."""
+    min_outcomes: int = Field(default=100, ge=0, le=10_000_000)
+    """Observations of rows whose outcome is known that a step must have had, likewise. With 0, outcomes can only count
+    against the canary, and one that differs from the champion is rolled back, be it better or not."""
     false_rollback_probability: Constant[float] = 0.001
     """Probability of rolling back a canary that is within every tolerance all the time; over its life, all checks and
     processes. One canary in a thousand is rare enough."""
@@ -50,9 +57,11 @@ class CanarySettings(BaseModel):
     max_slow_excess: Tolerance = 0.1
     """Tolerance: share of slow batches, less the champion's."""
     max_disagreement: Tolerance = 0.3
-    """Tolerance: share of rows on which one model says TRADE and the other NO_TRADE."""
+    """Tolerance: share of rows on which one model says TRADE and the other NO_TRADE. A canary that differs more must be
+    shown to be better."""
     max_score_shift: Tolerance = 0.2
-    """Tolerance: mean absolute difference of the scores of a row."""
+    """Tolerance: mean absolute difference of the scores of a row. A canary that differs more must be shown to be
+    better."""
     max_rank_disagreement: float = Field(default=0.0, ge=-0.99, le=0.99)
     """Tolerance: share of the pairs of rows that the two models order differently, less the share that they order alike
     (Kendall's tau, negated, -1 to 1). Unrelated scores give 0. Lower it to require more agreement."""
@@ -60,6 +69,9 @@ class CanarySettings(BaseModel):
     """Tolerance: Brier score, less the champion's, where outcomes are known."""
     max_bad_trade_excess: Tolerance = 0.05
     """Tolerance: share of rows with TRADE that turned out not to be eligible, less the champion's."""
+    max_missed_trade_excess: Tolerance = 0.3
+    """Tolerance: share of rows without TRADE that turned out to be eligible, less the champion's. Lower it if orders
+    that are not sent cost you more than bad ones."""
     archive_url: str = Field(default="{version}.mar", pattern=r"^[^\s@]*\{version\}[^\s@]*$")
     """Where TorchServe finds the archive of a version: a file in its model store, or a URL that it may load from,
     without name and password. Set it if TorchServe has no access to the registry's folder."""

@@ -190,7 +190,7 @@ def summarise(
     names = np.array(rows.instruments)
     seconds = np.array(rows.market_times, dtype=np.float64) / 1e9
     alpha = FALSE_ALARMS / max(1, len(columns.keys() & references.keys() - NOT_JUDGED.keys()))
-    compared = {name: _Column(name, references[name], columns[name], names) for name in columns if name in references}
+    compared = {name: Column(name, references[name], columns[name], names) for name in columns if name in references}
     drifts = tuple(one.drift(seconds, alpha) for one in compared.values())
     return replace(summary, drifts=drifts, windows=_over_time(rows.times, compared))
 
@@ -210,7 +210,7 @@ def _decided_at(packet: packet_pb2.DecisionPacket) -> int:
     return int(packet.decision.decided_at.ToNanoseconds())
 
 
-class _Column:
+class Column:
     """The values of one feature, or of the score, beside their reference."""
 
     def __init__(self, name: str, reference: Reference, values: NDArray[Any], instruments: NDArray[np.str_]) -> None:
@@ -271,7 +271,7 @@ def _index(expected: Shares, counts: NDArray[np.int64], independent: float | Non
     return float(psi(expected.shares, expected.independent, scaled))
 
 
-def _over_time(times: list[int], columns: Mapping[str, _Column]) -> tuple[Window, ...]:
+def _over_time(times: list[int], columns: Mapping[str, Column]) -> tuple[Window, ...]:
     at = np.array(times, dtype=np.int64)
     edges = np.linspace(at.min(), at.max() + 1, _WINDOWS + 1)
     windows = []

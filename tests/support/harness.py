@@ -290,6 +290,8 @@ def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
         "PRETRADE_GRPC__EDGE": EDGE,
         "PRETRADE_GRPC__MAX_PENDING_CALLS": "1000",
         "PRETRADE_CANARY__SLOW_SECONDS": "10",
+        "PRETRADE_CANARY__INDEPENDENT_SECONDS": "0.1",
+        "PRETRADE_CANARY__MIN_OUTCOMES": "0",
         "PRETRADE_CANARY__MAX_FALLBACK_SHARE": "0.9",
         "PRETRADE_CANARY__MAX_ERROR_EXCESS": "0.9",
         "PRETRADE_SLO__OBJECTIVE": "0.5",

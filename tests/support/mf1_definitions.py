@@ -54,7 +54,7 @@ class Series:
 
 @dataclass
 class Windows:
-    """What the windows see: everything since the last reset, or since time last ran far back."""
+    """What the windows see: all since the last reset, or since time last ran far back; mids since the last gap."""
 
     mids: Series = field(default_factory=Series)
     flows: Series = field(default_factory=Series)
@@ -205,6 +205,7 @@ class History:
     def _follow_best(self, before: Best | None, index: int) -> None:
         best = self._best()
         if best is None:
+            self._windows = Windows(flows=self._windows.flows, trades=self._windows.trades)
             return
         pb1, qb1, pa1, qa1 = best
         if before is not None and before != best:

@@ -16,6 +16,7 @@ import torch
 from feature_engine.selection import DropHighPSIFeatures
 from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss
+from support.drift_alarms import rates
 from torchmetrics.classification import BinaryCalibrationError
 
 from feature_cache import features
@@ -346,6 +347,19 @@ def test_a_slow_market_without_drift_raises_no_false_alarm(memory_seconds: float
         independent += [one.independent for one in summary.drifts if one.name != "score"]
     assert not alarms, f"{alarms} of {reports} reports, of which one in a hundred may be wrong"
     assert np.median(independent) == pytest.approx(900 / (2 * memory_seconds), rel=0.5)
+
+
+@pytest.mark.parametrize(("memory_seconds", "window_seconds"), [(0.5, 900.0), (5.0, 900.0), (30.0, 3_600.0)])
+def test_false_alarms_are_rare_and_a_shift_is_seen_in_a_market_with_a_memory(
+    memory_seconds: float, window_seconds: float
+) -> None:
+    """As a busy server samples: 16 decisions within milliseconds, 120 times. One in a hundred may be wrong."""
+    found = rates(np.random.default_rng(1), 60, memory_seconds, window_seconds)
+    assert found.false_alarms <= 0.02
+    assert found.judged >= 0.9
+    if memory_seconds <= 5.0:
+        assert found.found >= 0.9
+    assert found.independent == pytest.approx(min(120, window_seconds / (2 * memory_seconds)), rel=0.35)
 
 
 def test_the_picture_over_time_leaves_room_for_what_is_judged(tmp_path: Path) -> None:

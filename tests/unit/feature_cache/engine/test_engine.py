@@ -244,6 +244,19 @@ def test_a_gap_makes_the_instrument_unknown_and_gives_no_order_flow_when_it_ends
     assert value(engine, "ofi_1s") == pytest.approx(1 / ((71 + 3) / 2))
 
 
+def test_returns_and_volatility_do_not_bridge_a_gap_and_are_undefined_until_their_window_is_full_again() -> None:
+    engine = known()
+    engine.on_event(delta(START + 2_000 * MS, 11, 11, {99: 6}, {}))
+    of_mids = ("ret_1s_bps", "rv_1s_bps")
+    assert [value(engine, name) for name in of_mids] == [0.0, 0.0]
+    engine.on_event(delta(START + 2_100 * MS, 15, 16, {99: 50}, {}))
+    engine.on_event(snapshot(START + 2_900 * MS, 20, {199: 70}, {201: 3}))  # the price doubled while nobody looked
+    assert all(math.isnan(value(engine, name)) for name in of_mids)
+    index = [features.INDEX[name] for name in of_mids]
+    assert np.isnan(engine.snapshot(START + 3_899 * MS).values[index]).all()
+    assert engine.snapshot(START + 4_000 * MS).values[index].tolist() == [0.0, 0.0]
+
+
 def test_a_newer_quote_stands_for_the_best_level_until_the_book_has_caught_up() -> None:
     engine = known()
     engine.on_event(quote(START + MS, 12, (100, 2), (101, 3)))

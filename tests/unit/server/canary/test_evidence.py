@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from support.cases import Clock
 
 from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
 
-SETTINGS = CanarySettings(min_orders=20, min_pairs=50)
+SETTINGS = CanarySettings(min_orders=20, min_pairs=50, min_outcomes=50)
 THRESHOLD = 0.6
+NAME = "BTCUSDT.SIM"
 
 
 def pair(champion: float, canary: float) -> ScoredPair:
@@ -24,12 +26,25 @@ def attempt(answered: bool) -> FirstAttempt:
     return FirstAttempt(0.001 if answered else math.inf, 0.02)
 
 
-class World:
+class Judge:
+    """Evidence, and the clock by which it gathers."""
+
+    def __init__(self, settings: CanarySettings = SETTINGS, processes: int = 1) -> None:
+        self.clock = Clock()
+        self.evidence = Evidence(settings, self.clock, processes)
+
+    def go_by(self, seconds: float = SETTINGS.independent_seconds) -> None:
+        """So much time passes, by default as much as one observation takes."""
+        self.clock.now += seconds
+        self.evidence.settle()
+
+
+class World(Judge):
     """Orders, batches and pairs of a champion and of a canary that differs from it as the test says."""
 
     def __init__(self, seed: int, settings: CanarySettings = SETTINGS, processes: int = 1) -> None:
+        super().__init__(settings, processes)
         self.random = np.random.default_rng(seed)
-        self.evidence = Evidence(settings, processes)
         self.canary_score: Callable[[float], float] = self._much_the_same
         self.canary_failure_share = self.champion_failure_share = 0.01
         self.canary_extra_seconds = 0.0
@@ -51,9 +66,10 @@ class World:
             self.evidence.observe_order(Side.CANARY, attempt(self.random.random() > self.canary_failure_share))
             champion = float(self.random.beta(6, 4))
             scored = pair(champion, self.canary_score(champion))
-            self.evidence.observe_pair(scored)
+            self.evidence.observe_pair(NAME, scored)
             if self.outcomes:
-                self.evidence.observe_outcome(scored, bool(self.random.random() < champion))
+                self.evidence.observe_outcome(NAME, scored, bool(self.random.random() < champion))
+            self.go_by()
             if self.evidence.verdict is Verdict.WORSE:
                 return row + 1
         return None
@@ -68,7 +84,7 @@ class World:
 
 
 def test_nothing_is_said_without_evidence() -> None:
-    evidence = Evidence(SETTINGS)
+    evidence = Judge().evidence
     assert evidence.verdict is Verdict.NO_EVIDENCE
     assert "fallback (0 of " in evidence.reason
 
@@ -89,13 +105,14 @@ def test_inverted_scores_are_found_in_a_few_dozen_rows_even_where_all_are_on_one
     found = world.go_on(500)
     assert found is not None
     assert found <= 100
-    hidden = Evidence(SETTINGS)
+    hidden = Judge()
     random = np.random.default_rng(3)
     for _ in range(100):
         champion = float(random.uniform(0.4, 0.5))
-        hidden.observe_pair(pair(champion, 0.9 - champion))
-    assert hidden.checks["disagreement"].verdict is not Verdict.WORSE
-    assert hidden.checks["rank"].verdict is Verdict.WORSE
+        hidden.evidence.observe_pair(NAME, pair(champion, 0.9 - champion))
+        hidden.go_by()
+    assert not hidden.evidence.checks["disagreement"].beyond
+    assert hidden.evidence.checks["rank"].verdict is Verdict.WORSE
 
 
 def test_twenty_milliseconds_more_are_found_in_a_few_dozen_batches() -> None:
@@ -108,7 +125,7 @@ def test_twenty_milliseconds_more_are_found_in_a_few_dozen_batches() -> None:
 
 
 def test_a_machine_that_is_slow_for_both_rolls_nothing_back() -> None:
-    world = World(5, CanarySettings(slow_seconds=0.001, min_orders=20, min_pairs=50))
+    world = World(5, CanarySettings(slow_seconds=0.001))
     assert world.go_on(2_000) is None
 
 
@@ -122,7 +139,7 @@ def test_a_canary_that_fails_is_found(share: float) -> None:
 
 
 def test_a_canary_that_fails_when_the_champion_fails_is_no_worse() -> None:
-    evidence = Evidence(SETTINGS)
+    evidence = Judge().evidence
     for number in range(1_000):
         outcome = Outcome.TRANSPORT if number % 3 else Outcome.SUCCESS
         evidence.observe_batch(Side.CHAMPION, outcome, 0.001)
@@ -132,39 +149,43 @@ def test_a_canary_that_fails_when_the_champion_fails_is_no_worse() -> None:
 
 def test_a_canary_that_leaves_its_orders_to_the_champion_is_found_with_and_without_orders_to_compare_it_with() -> None:
     for champion_orders in (True, False):
-        evidence = Evidence(SETTINGS)
+        judge = Judge()
+        evidence = judge.evidence
         for _ in range(100):
             if champion_orders:
                 evidence.observe_order(Side.CHAMPION, attempt(True))
             evidence.observe_order(Side.CANARY, attempt(False))
+            judge.go_by(0.1)
         assert evidence.verdict is Verdict.WORSE
         assert evidence.reason.startswith("fallback: another replica answered 100.0% of its orders and 0.0% of")
 
 
 def test_orders_that_a_stalled_machine_leaves_unanswered_on_both_sides_speak_against_nobody() -> None:
-    evidence = Evidence(SETTINGS)
+    judge = Judge()
     for number in range(1_000):
         answered = number % 100 >= 30
-        evidence.observe_order(Side.CANARY, attempt(answered))
-        evidence.observe_order(Side.CHAMPION, attempt(answered))
-    assert evidence.checks["fallback"].verdict is Verdict.BETTER_OR_EQUAL
+        judge.evidence.observe_order(Side.CANARY, attempt(answered))
+        judge.evidence.observe_order(Side.CHAMPION, attempt(answered))
+        judge.go_by(0.1)
+    assert judge.evidence.checks["fallback"].verdict is Verdict.BETTER_OR_EQUAL
 
 
 @pytest.mark.parametrize("impatient", Side)
 def test_what_one_sides_callers_allow_less_than_the_others_speaks_against_nobody(impatient: Side) -> None:
-    evidence, random = Evidence(SETTINGS), np.random.default_rng(3)
+    judge, random = Judge(), np.random.default_rng(3)
     for _ in range(1_000):
         for side in Side:
             allowed = 0.005 if side is impatient else 0.02
             seconds = float(random.uniform(0.001, 0.009))  # either model takes as long
-            evidence.observe_order(side, FirstAttempt(seconds if seconds <= allowed else math.inf, allowed))
-    check = evidence.checks["fallback"]
+            judge.evidence.observe_order(side, FirstAttempt(seconds if seconds <= allowed else math.inf, allowed))
+        judge.go_by(0.1)
+    check = judge.evidence.checks["fallback"]
     assert check.canary == pytest.approx(check.champion, abs=0.05)
     assert check.verdict is not Verdict.WORSE
 
 
 def test_overload_and_what_we_gave_up_ourselves_are_nobodys_fault() -> None:
-    evidence = Evidence(SETTINGS)
+    evidence = Judge().evidence
     for _ in range(100):
         evidence.observe_batch(Side.CHAMPION, Outcome.SUCCESS, 0.001)
         evidence.observe_batch(Side.CANARY, Outcome.OVERLOAD, 0.001)
@@ -173,14 +194,14 @@ def test_overload_and_what_we_gave_up_ourselves_are_nobodys_fault() -> None:
 
 
 def test_a_canary_that_trades_what_turns_out_badly_is_found_by_its_outcomes() -> None:
-    world = World(7, CanarySettings(min_orders=20, min_pairs=50, max_disagreement=0.99, max_score_shift=0.99))
+    world = World(7)
     world.canary_score = lambda champion: 0.9 + champion / 100  # ordered alike, and far too sure
     assert world.go_on(3_000) is not None
     assert world.guilty() <= {"brier", "bad_trades"}
 
 
 def test_outcomes_are_waited_for_where_they_are_wanted() -> None:
-    world = World(8, CanarySettings(min_orders=20, min_pairs=50, min_outcomes=100))
+    world = World(8, CanarySettings(min_orders=20, min_pairs=50))
     world.outcomes = False
     world.go_on(1_000)
     verdicts = [world.verdict]
@@ -213,7 +234,7 @@ def test_more_processes_make_each_of_them_slower_to_condemn() -> None:
 
 
 def test_each_check_says_in_a_sentence_what_came_out_and_what_that_says() -> None:
-    evidence = Evidence(CanarySettings(min_orders=100, min_pairs=500, min_outcomes=0))
+    evidence = Judge(CanarySettings(min_orders=100, min_pairs=500, min_outcomes=0)).evidence
     said = {name: str(check) for name, check in evidence.checks.items()}
     assert said["rank"] == "nothing to compare yet (0 of 250 samples)"
     assert said["brier"] == "nothing to compare yet (0 samples)"
@@ -227,9 +248,146 @@ def test_each_check_says_in_a_sentence_what_came_out_and_what_that_says() -> Non
 
 
 def test_enough_samples_without_proof_are_not_called_too_few() -> None:
-    evidence = Evidence(CanarySettings(min_orders=10))
+    evidence = Judge(CanarySettings(min_orders=10)).evidence
     check = evidence.checks["errors"]
     for number in range(11):
         check.observe(float(number % 2), 0.0 if number % 3 else 1.0)
     assert check.verdict is Verdict.NO_EVIDENCE
     assert str(check).endswith("enough samples (11 of 10 samples), but it may still be chance")
+
+
+def test_rows_of_one_instrument_within_the_horizon_are_one_observation_the_mean_of_theirs() -> None:
+    judge = Judge()
+    for number in range(1_000):
+        disagrees = number % 4 == 0
+        for name in ("BTCUSDT.SIM", "ETHUSDT.SIM"):
+            judge.evidence.observe_pair(name, pair(0.7, 0.5 if disagrees else 0.7))
+            judge.evidence.observe_outcome(name, pair(0.7, 0.5), True)
+    checks = judge.evidence.checks
+    assert {check.samples for check in checks.values()} == {0}, "more rows may come"
+    judge.go_by()
+    assert {name for name, check in checks.items() if check.samples == 2} == set(checks) - {
+        "errors",
+        "slow",
+        "fallback",
+    }
+    assert checks["disagreement"].canary == 0.25
+    assert checks["missed_trades"].canary == 1.0
+
+
+def test_what_is_under_way_when_a_step_begins_belongs_to_the_one_before() -> None:
+    judge = Judge()
+    judge.evidence.observe_pair(NAME, pair(0.7, 0.5))
+    judge.evidence.restart()
+    judge.go_by()
+    assert judge.evidence.checks["disagreement"].samples == 0
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(5.0, Verdict.NO_EVIDENCE), (0.001, Verdict.WORSE)])
+def test_a_reseeded_champion_at_a_thousand_orders_a_second_is_not_rolled_back_within_a_minute(
+    seconds: float, verdict: Verdict
+) -> None:
+    """In a tenth of the states of two seconds it decides otherwise, for better or worse alike."""
+    judge, random = Judge(CanarySettings(independent_seconds=seconds)), np.random.default_rng(11)
+    for state in range(30):
+        champion, eligible = (0.7, 0.5)[state % 2], bool(random.random() < 0.6)
+        canary = 1.2 - champion if state % 10 < 1 else champion + 0.01
+        for _ in range(2_000):
+            judge.evidence.observe_pair(NAME, pair(champion, canary))
+            judge.evidence.observe_outcome(NAME, pair(champion, canary), eligible)
+            judge.clock.now += 0.001
+        judge.evidence.settle()
+    assert judge.evidence.verdict is verdict
+
+
+def test_a_batch_that_is_late_is_one_observation_however_many_orders_were_in_it() -> None:
+    judge = Judge()
+    for _ in range(64):
+        judge.evidence.observe_order(Side.CANARY, attempt(False))
+    judge.go_by(0.1)
+    assert judge.evidence.checks["fallback"].samples == 1
+    assert judge.evidence.verdict is Verdict.NO_EVIDENCE
+
+
+class Other(World):
+    """A champion that knows little, and a canary with other scores; the canary's are the probabilities."""
+
+    def ask(self, rows: int, better: bool = True) -> None:
+        """So many rows, whose probabilities the canary knows, or knows nothing of."""
+        for _ in range(rows):
+            self._batch(Side.CHAMPION, 0.0, 0.0)
+            self._batch(Side.CANARY, 0.0, 0.0)
+            for side in Side:
+                self.evidence.observe_order(side, attempt(True))
+            true, guess = float(self.random.random()), float(self.random.random())
+            scored = pair(0.8 * guess + 0.2 * true, true if better else float(self.random.random()))
+            self.evidence.observe_pair(NAME, scored)
+            if self.outcomes:
+                self.evidence.observe_outcome(NAME, scored, bool(self.random.random() < true))
+            self.go_by()
+
+
+def test_a_canary_that_is_other_and_better_is_proven_by_its_outcomes() -> None:
+    world = Other(12)
+    world.ask(600)
+    checks = world.evidence.checks
+    assert checks["disagreement"].beyond
+    assert checks["disagreement"].canary > 0.4
+    assert checks["disagreement"].verdict is Verdict.NO_EVIDENCE
+    assert "it must be better" in str(checks["disagreement"])
+    verdicts = [world.verdict]
+    assert world.evidence.reason.startswith("other than the champion, and better: its Brier score is 0.1")
+    world.evidence.restart()
+    verdicts.append(world.verdict)
+    assert verdicts == [Verdict.BETTER_OR_EQUAL, Verdict.NO_EVIDENCE], "every step wants evidence of its own"
+
+
+def test_a_canary_that_is_other_and_not_shown_to_be_better_waits() -> None:
+    world = Other(13)
+    world.outcomes = False
+    world.ask(600)
+    assert world.verdict is Verdict.NO_EVIDENCE
+    assert "better (0 of 50 samples)" in world.evidence.reason
+    assert "disagreement" not in world.evidence.reason
+    worse = Other(14)
+    worse.ask(2_000, better=False)
+    assert worse.verdict is Verdict.WORSE
+    assert worse.guilty() <= {"brier", "bad_trades"}
+
+
+def test_where_no_outcomes_are_waited_for_a_canary_that_is_other_is_rolled_back() -> None:
+    world = Other(15, CanarySettings(min_outcomes=0))
+    world.ask(600)
+    assert world.verdict is Verdict.WORSE
+    assert "disagreement" in world.guilty()
+
+
+def test_a_canary_that_trades_nothing_any_more_is_found_by_what_it_misses() -> None:
+    world = World(16)
+    world.canary_score = lambda champion: 0.59 * champion
+    assert world.go_on(1_000) is not None
+    assert world.guilty() & {"missed_trades", "brier"}
+    careful = World(17, CanarySettings(max_brier_excess=0.99, max_missed_trade_excess=0.1))
+    careful.canary_score = lambda champion: 0.59 * champion
+    assert careful.go_on(1_000) is not None
+    assert careful.guilty() == {"missed_trades"}
+
+
+def test_what_spoke_for_a_canary_before_it_became_other_speaks_for_it_no_more() -> None:
+    judge = Judge()
+    disagreement = judge.evidence.checks["disagreement"]
+
+    def go_on(canary: float) -> None:
+        for _ in range(200):
+            judge.evidence.observe_pair(NAME, pair(0.7, canary))
+            judge.go_by()
+
+    go_on(0.7)
+    verdicts = [disagreement.verdict]
+    go_on(0.5)
+    verdicts.append(disagreement.verdict)
+    judge.evidence.restart()
+    go_on(0.7)
+    verdicts.append(disagreement.verdict)
+    assert disagreement.beyond
+    assert verdicts == [Verdict.BETTER_OR_EQUAL, Verdict.NO_EVIDENCE, Verdict.BETTER_OR_EQUAL]

@@ -50,7 +50,9 @@ SETTINGS = CanarySettings(
     patience_seconds=300,
     keep_previous_seconds=10,
     min_orders=10,
-    min_pairs=50,
+    independent_seconds=0.1,
+    min_pairs=30,
+    min_outcomes=0,
     max_fallback_share=0.1,
     max_error_excess=0.1,
 )
@@ -352,6 +354,7 @@ async def test_a_bad_canary_is_out_within_seconds_in_every_process(script: Scrip
         assert {check.name for check in ended.checks if check.verdict == "worse"} & guilty
         assert 0 <= w.one.rollout.decisions - ended.orders <= 2, "only those that it was asked for at that moment"
         assert len(w.one.rollout.affected) == w.one.rollout.decisions
+        await asyncio.sleep(1)  # for those that it was asked for at that moment
         answered_before = w.one.rollout.decisions
         await asyncio.sleep(30)
         assert w.state() == "rolled_back", "nobody but an operator begins again"

@@ -2021,7 +2021,7 @@ class CanaryCheck(_message.Message):
     MINIMUM_SAMPLES_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`errors`, `slow`, `fallback`, `disagreement`, `score_shift`, `rank`, `brier` or `bad_trades`."""
+    """`errors`, `slow`, `fallback`, `disagreement`, `score_shift`, `rank`, `brier`, `bad_trades`, `missed_trades` or `better`."""
     verdict: Global___CanaryVerdict.ValueType
     """What it says."""
     canary: _builtins.float
