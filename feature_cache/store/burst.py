@@ -1,33 +1,92 @@
-"""Reads what a Redis subscription receives, a burst at a time.
+"""Reads what a Redis subscription receives, a packet at a time.
 
 One write of a worker reaches a server as a message for each vector, tens of them in one packet. To ask redis-py for
-each of them takes several times as long as to use it.
+each of them takes several times as long as to use it, and to wake a task for each packet costs a fifth of the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.asyncio.client import PubSub
 
+_READ_BYTES: Final = 2**20
 
-async def next_burst(pubsub: PubSub) -> Iterator[Any]:
-    """Waits until something comes, and gives all that is complete then; cancelling loses nothing.
 
-    A message is a list of kind, channel and data, as Redis sent them.
+class Bursts(asyncio.Protocol):
+    """Takes a subscription's packets from its connection, in the place of redis-py's stream.
 
-    Raises:
-        redis.exceptions.ConnectionError: Redis closed the connection.
+    Writing to the connection and closing it stay with redis-py.
+
+    Args:
+        pubsub: Has subscribed. Nothing may read from it any more.
+        take: Called with all messages that are complete, whenever some are. A message is a list of kind, channel and
+            data, as Redis sent them; an answer to a ping may be another value. What it raises ends the reading.
     """
-    # redis-py has no public name for the connection's parser.
-    parser = pubsub.connection._parser  # type: ignore[attr-defined]
-    assert isinstance(parser, _AsyncHiredisParser)
-    await parser.read_from_socket()  # type: ignore[no-untyped-call]
-    return _complete(parser._reader)
 
+    def __init__(self, pubsub: PubSub, take: Callable[[Iterator[Any]], None]) -> None:
+        # redis-py has no public names for a connection's parser and stream.
+        connection: Any = pubsub.connection
+        assert isinstance(connection._parser, _AsyncHiredisParser)
+        self._reader: Any = connection._parser._reader
+        self._stream: asyncio.StreamReader = connection._reader
+        self._transport: asyncio.Transport = connection._writer.transport
+        self._before: Any = self._transport.get_protocol()
+        self._take = take
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.heard = False
+        """Whether anything came since somebody set it to False."""
 
-def _complete(reader: Any) -> Iterator[Any]:
-    while (answer := reader.gets(False)) is not NOT_ENOUGH_DATA:
-        yield answer
+    async def run(self, seconds: float) -> None:
+        """Reads for so long, or until the connection ends; cancelling loses nothing.
+
+        Raises:
+            ConnectionError: The connection has ended.
+        """
+        if self._transport.get_protocol() is not self:
+            if self._transport.is_closing():
+                raise ConnectionError("Redis closed the connection")
+            self._transport.set_protocol(self)
+            await self._take_what_the_stream_holds()
+        await asyncio.wait((self._ended,), timeout=max(0.0, seconds))
+        if self._ended.done():
+            self._ended.result()
+
+    async def _take_what_the_stream_holds(self) -> None:
+        if self._stream._buffer:  # type: ignore[attr-defined]
+            self.data_received(await self._stream.read(_READ_BYTES))
+
+    def data_received(self, data: bytes) -> None:
+        """Takes a packet."""
+        self.heard = True
+        self._reader.feed(data)
+        try:
+            self._take(self._complete())
+        except Exception as error:
+            self._end(error)
+
+    def _complete(self) -> Iterator[Any]:
+        gets = self._reader.gets
+        while (answer := gets(False)) is not NOT_ENOUGH_DATA:
+            yield answer
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection has ended."""
+        self._end(error or ConnectionError("Redis closed the connection"))
+        self._before.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        """What is written has to wait, which is the writer's business."""
+        self._before.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The end of that."""
+        self._before.resume_writing()
+
+    def _end(self, error: Exception) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error)
+            self._ended.exception()  # it may be that nobody waits any more

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,13 +19,18 @@ from redis.exceptions import RedisError
 from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
 from feature_cache.ending import end
-from feature_cache.store.burst import next_burst
+from feature_cache.store.burst import Bursts
 from feature_cache.store.cluster import Cluster, is_cluster
 from feature_cache.store.codec import CodecError, FeatureSnapshot, age_seconds, decode, head_of
 from feature_cache.store.vectors import connect, key_of
 
 _SILENT_CHECKS: Final = 3
+_VECTORS: Final = (b"message", b"smessage")
+"""Kinds of the messages that bring a vector."""
 _log = structlog.get_logger(__name__)
+
+Arrival = tuple[int, float]
+"""When a vector came: nanoseconds since the Unix epoch, and seconds on a clock that never jumps."""
 
 
 class FeatureCacheSettings(BaseModel):
@@ -108,6 +113,8 @@ class FeatureCache:
     ) -> None:
         self._redis_url = redis_url
         self._settings = settings
+        self._ttl_seconds = settings.ttl_seconds
+        self._max_lead_ns = round(1e9 * settings.max_clock_lead_seconds)
         self._entries: dict[str, CachedFeatures | None] = dict.fromkeys(instruments)
         self._names = {name.encode(): name for name in self._entries}
         self._monotonic = monotonic
@@ -148,12 +155,17 @@ class FeatureCache:
             return None
         return entry
 
-    def accept(self, packed: bytes) -> bool:
+    def accept(self, packed: bytes, arrival: Arrival | None = None) -> bool:
         """Takes one packed vector in.
+
+        Args:
+            packed: The vector.
+            arrival: When it came; now by default.
 
         Returns:
             Whether it is now the one that `get` gives; what is refused is counted.
         """
+        now_ns, now = arrival or self._now()
         try:
             name, sequence, publish_time_ns, transit_ns = head_of(packed)
         except CodecError as error:
@@ -167,20 +179,22 @@ class FeatureCache:
         if current is not None and sequence <= current.sequence and self.get(instrument) is not None:
             self.outdated += sequence < current.sequence
             return False
-        now_ns = self._wall_ns()
-        lead = (publish_time_ns - now_ns) / 1e9
-        if lead > self._settings.max_clock_lead_seconds:
+        if publish_time_ns - now_ns > self._max_lead_ns:
             self.ahead += 1
             if self.ahead.bit_count() == 1:  # the 1st, 2nd, 4th …: there are hundreds a second of them
-                _log.warning("features.clocks_disagree", instrument=instrument, lead_seconds=round(lead, 3))
+                lead = round((publish_time_ns - now_ns) / 1e9, 3)
+                _log.warning("features.clocks_disagree", instrument=instrument, lead_seconds=lead)
             return False
         age = age_seconds(publish_time_ns, transit_ns, now_ns)
-        if age > self._settings.ttl_seconds:
+        if age > self._ttl_seconds:
             self.expired += 1
             return False
-        self._entries[instrument] = CachedFeatures(packed, sequence, age, self._monotonic())
+        self._entries[instrument] = CachedFeatures(packed, sequence, age, now)
         self.updates += 1
         return True
+
+    def _now(self) -> Arrival:
+        return self._wall_ns(), self._monotonic()
 
     async def run(self) -> None:
         """Follows Redis for ever, through any outage of it; ends only by cancellation, which is safe at any point."""
@@ -247,11 +261,13 @@ class FeatureCache:
                     await pubsub.ssubscribe(key)
             else:
                 await pubsub.subscribe(*keys)
+        bursts = Bursts(pubsub, self._take_all)
         unanswered = 0
         while True:
             # A subscription can die without a sign; a ping on it that is never answered shows it.
             if unanswered == _SILENT_CHECKS:
                 raise ConnectionError("the subscription does not answer")
+            bursts.heard = False
             async with asyncio.timeout(self._settings.timeout_seconds):
                 await pubsub.ping()
                 stored = await _read(redis, keys, sharded=sharded)
@@ -262,27 +278,21 @@ class FeatureCache:
             if not self._followed.issuperset(names):
                 self._followed.update(names)
                 _log.info("features.redis_followed", instruments=len(names))
-            if await self._take_updates(pubsub, self._monotonic() + self._settings.reconcile_interval_seconds):
+            await bursts.run(self._settings.reconcile_interval_seconds)
+            if bursts.heard:
                 unanswered = 0
 
-    async def _take_updates(self, pubsub: PubSub, until: float) -> bool:
-        """Takes updates until an instant of the monotonic clock; returns whether anything came at all."""
-        heard = False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(until - self._monotonic()):
-                while True:
-                    for answer in await next_burst(pubsub):
-                        heard = True
-                        if isinstance(answer, list):  # and not what answers a ping
-                            self._take(*answer)
-        return heard
-
-    def _take(self, kind: bytes, channel: bytes, data: object = None) -> None:
-        if kind in (b"message", b"smessage"):
-            if isinstance(data, bytes):
-                self.accept(data)
-        elif kind == b"sunsubscribe":
-            raise ConnectionError("the node no longer holds the slot")
+    def _take_all(self, messages: Iterable[Any]) -> None:
+        """Takes what a subscription received at once."""
+        accept, arrival = self.accept, self._now()
+        for message in messages:
+            if not isinstance(message, list):
+                continue  # it answers a ping
+            kind = message[0]
+            if kind in _VECTORS:
+                accept(message[2], arrival)
+            elif kind == b"sunsubscribe":
+                raise ConnectionError("the node no longer holds the slot")
 
 
 async def _read(redis: Redis, keys: list[str], *, sharded: bool) -> list[object]:

@@ -38,7 +38,7 @@ from rich.table import Table
 from feature_cache.sources.publisher import EventPublisher, with_resets
 from feature_cache.sources.simulator import simulate
 from feature_cache.store.codec import decode
-from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.store.l1 import Arrival, FeatureCache, FeatureCacheSettings
 from feature_cache.worker.delays import EDGES_SECONDS
 from feature_cache.worker.metrics import WORKER_EVENT_DELAY_SECONDS
 from local.bench.feature_pandas import measure_pandas
@@ -286,8 +286,8 @@ class _Noting(FeatureCache):
         self.first = asyncio.Event()
         """Set when any vector has come."""
 
-    def accept(self, packed: bytes) -> bool:
-        accepted = super().accept(packed)
+    def accept(self, packed: bytes, arrival: Arrival | None = None) -> bool:
+        accepted = super().accept(packed, arrival)
         if accepted:
             snapshot = decode(packed)
             self.seen[snapshot.instrument].append((time.time_ns(), snapshot.publish_time_ns))

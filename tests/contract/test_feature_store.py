@@ -175,6 +175,17 @@ async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_u
         await until(lambda: sequence_of(cache, BTC) == 1)
 
 
+@pytest.mark.stack
+async def test_a_copy_of_thousands_of_instruments_hears_of_each(redis: Redis, redis_url: str) -> None:
+    names = [f"SYMBOL{number}.BINANCE" for number in range(5000)]  # more answers than a stream takes in unread
+    slow = FeatureCacheSettings(reconcile_interval_seconds=30, timeout_seconds=5)
+    async with following(FeatureCache(redis_url, slow, names)) as cache:
+        await until(lambda: cache.connected)
+        for name in (names[0], names[-1]):
+            await redis.publish(key_of(name), encode(snapshot(name, 1)))
+            await until(lambda name=name: sequence_of(cache, name) == 1)
+
+
 @asynccontextmanager
 async def black_hole_for_the_first_connection(redis_url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """A proxy whose first connection delivers nothing any more, without closing, once the event is set."""
