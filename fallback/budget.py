@@ -41,7 +41,7 @@ class Budget:
 
     __slots__ = ("arrived", "deadline", "reserve_seconds", "uses")
 
-    def __init__(self, arrived: float, deadline: float, reserve_seconds: float) -> None:
+    def __init__(self, arrived: float, deadline: float, reserve_seconds: float = 0.0) -> None:
         self.arrived = arrived
         self.deadline = deadline
         self.reserve_seconds = reserve_seconds

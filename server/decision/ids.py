@@ -25,19 +25,18 @@ def uuid7_source(
     """
     counter = itertools.count(int.from_bytes(random_bytes(4), "big"))
     process = int.from_bytes(random_bytes(4), "big")
+    of_before, start = (-1, -1), ""
 
     def next_id() -> str:
+        nonlocal of_before, start
         count = next(counter) & 0x3FF_FFFF_FFFF
-        value = (
-            (wall_clock_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80
-            | _VERSION
-            | (count >> 30) << 64
-            | _VARIANT
-            | (count & 0x3FFF_FFFF) << 32
-            | process
-        )
-        digits = f"{value:032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        of_now = (wall_clock_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF, count >> 16)
+        if of_now != of_before:  # else it begins as the last one did
+            milliseconds, high = of_before = of_now
+            value = milliseconds << 80 | _VERSION | (high >> 14) << 64 | _VARIANT | (high & 0x3FFF) << 48
+            digits = f"{value:032x}"
+            start = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-"
+        return f"{start}{count & 0xFFFF:04x}{process:08x}"
 
     return next_id
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, get_args
 
 from fallback.chain import StageName
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fallback.chain import Chain
-    from fallback.order import Case
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
-    from server.decision.record import Decided
+    from server.decision.pending import Pending
     from server.decision.replies import Replies
     from server.decision.reports import DecisionReports
     from server.journal.journal import Journal
@@ -100,20 +99,24 @@ class DecisionMetrics:
         self.errors: collections.Counter[str] = collections.Counter({"INTERNAL": 0})
         """Calls, and orders in batches and streams, that failed, by reason."""
 
-    def observe(self, case: Case, decided: Decided, now: float) -> None:
-        """Counts one decision that is about to be sent."""
-        self.decisions[decided.source, decided.action] += 1
-        for reason in decided.reasons:
-            self.reasons[reason] += 1
-        for degradation in case.degradations:
-            self.degradations[degradation] += 1
-        self.latency.observe(now - case.budget.arrived)
-        for stage, allowed, used, skipped in case.budget.uses:
-            if skipped:
-                self.skips[stage, skipped] += 1
-            else:
-                self.stages[stage].observe(used)
-                self.allowances[stage].observe(allowed)
+    def observe(self, cases: Sequence[Pending], now: float) -> None:
+        """Counts cases that were decided, and are about to be answered."""
+        decisions, reasons, stages, allowances = self.decisions, self.reasons, self.stages, self.allowances
+        for case in cases:
+            decided = case.decided
+            assert decided is not None
+            decisions[decided.source, decided.action] += 1
+            for reason in decided.reasons:
+                reasons[reason] += 1
+            for degradation in case.degradations:
+                self.degradations[degradation] += 1
+            self.latency.observe(now - case.budget.arrived)
+            for stage, allowed, used, skipped in case.budget.uses:
+                if skipped:
+                    self.skips[stage, skipped] += 1
+                else:
+                    stages[stage].observe(used)
+                    allowances[stage].observe(allowed)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""

@@ -19,10 +19,12 @@ from feature_cache.store.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.state import ControlState
+from server.decision import decision_wire
 from server.decision.protowire import prefixed, template
 from server.journal.entries import NO_AGE
 
 if TYPE_CHECKING:
+    from fallback.budget import Use
     from fallback.order import Answer, Attempt, Case, Order
     from feature_cache.store.codec import FeatureSnapshot
     from server.decision.record import Decided
@@ -57,7 +59,19 @@ class _Shared(NamedTuple):
 
 
 _Row = tuple[
-    "Case", "Answer", "Order", str, pb.Action.ValueType, bytes, bytes, int, int, bytes, "tuple[Attempt, ...]", int, int
+    "Case",
+    "Answer",
+    "Order",
+    str,
+    pb.Action.ValueType,
+    bytes,
+    bytes,
+    int,
+    int,
+    "list[Use]",
+    "tuple[Attempt, ...]",
+    int,
+    int,
 ]
 """A case, its answer and its order; decision id, action, reasons and degradations; microseconds allowed and used, and
 the ledger; the attempts; nanoseconds of the wall clock and of the monotonic one. What the rest of the decision's way
@@ -97,7 +111,7 @@ class PacketBatch:
                 bytes(case.degradations),
                 decided.allowed_us,
                 decided.used_us,
-                decided.uses,
+                case.budget.uses.copy(),
                 tuple(case.attempts),
                 wall_ns,
                 int(now * 1e9),
@@ -187,7 +201,7 @@ def _entry(shared: _Shared, rows: Sequence[_Row]) -> bytes:
     batch.decided_at_ns.extend(walls)
     batch.allowed_us.extend(allowed)
     batch.used_us.extend(used)
-    batch.ledger.extend(ledgers)
+    batch.ledger.extend(map(decision_wire.write_stages, ledgers))
     _add_features(batch, cases)
     _add_attempts(batch, attempts)
     batch.arrived_monotonic_ns.extend([int(case.budget.arrived * 1e9) for case in cases])

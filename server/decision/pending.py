@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Pending(JointCase):
     """A case, and what becomes of it until its caller has the decision."""
 
-    __slots__ = ("answer", "decided", "durable_until", "recorded_at")
+    __slots__ = ("answer", "decided", "durable_until", "on_end", "recorded_at")
 
     future: asyncio.Future[Decided]
 
@@ -29,8 +29,11 @@ class Pending(JointCase):
         budget: Budget,
         future: asyncio.Future[Decided],
         on_result: Callable[[Pending], None],
+        on_end: Callable[[Pending], None],
     ) -> None:
         super().__init__(order, budget, future, on_result)
+        self.on_end = on_end
+        """Called when its caller has the decision, or an error, or has gone."""
         self.answer: Answer | None = None
         self.decided: Decided | None = None
         """What is to become durable, from the moment it is written down."""
@@ -38,3 +41,7 @@ class Pending(JointCase):
         """When that was, in monotonic seconds."""
         self.durable_until = math.nan
         """Until when the caller can wait for it."""
+
+    def ended(self, _: asyncio.Future[Decided]) -> None:
+        """What the future calls when it is done."""
+        self.on_end(self)

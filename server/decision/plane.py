@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fallback.budget import Budget, BudgetSettings
@@ -169,14 +168,13 @@ class DataPlane:
         if self._clock() >= deadline:
             self._metrics.late += 1
             raise DeadlineError("DEADLINE_EXPIRED", "the deadline had passed on arrival")
-        budget = Budget(arrived, deadline, self._reserve(deadline - arrived))
+        budget = Budget(arrived, deadline)
         self._admission.admit(order.reduce_only)
-        if order.idempotency_key:
-            future: asyncio.Future[Decided] = asyncio.get_running_loop().create_task(self._decide_keyed(order, budget))
-        else:
-            future = self._arrive(order, budget, in_company)
-        future.add_done_callback(self._ended)
-        return future
+        if not order.idempotency_key:
+            return self._arrive(order, budget, self._ended, in_company)
+        task = asyncio.get_running_loop().create_task(self._decide_keyed(order, budget))
+        task.add_done_callback(self._leave)
+        return task
 
     def give_up(self, future: asyncio.Future[Decided]) -> None:
         """The caller of an order that `begin` began does not wait any more."""
@@ -185,11 +183,16 @@ class DataPlane:
         elif not future.cancelled() and future.exception() is None:  # it was decided before that was known
             self.unheard(future.result(), "cancelled")
 
-    def _ended(self, future: asyncio.Future[Decided]) -> None:
+    def _leave(self, future: asyncio.Future[Decided]) -> None:
         """An admitted order needs its place no more."""
         self._admission.leave()
         if future.cancelled():
             self._metrics.cancelled += 1
+
+    def _ended(self, case: Pending) -> None:
+        """An order that was admitted by itself has its decision, or its caller has gone."""
+        self._leave(case.future)
+        self._left(case)
 
     async def _decide_keyed(self, order: Order, budget: Budget) -> Decided:
         try:
@@ -208,7 +211,7 @@ class DataPlane:
 
         async def decide() -> Decided:
             nonlocal made
-            future = self._arrive(order, budget)
+            future = self._arrive(order, budget, self._left)
             try:
                 made = await future
             except asyncio.CancelledError:
@@ -272,15 +275,15 @@ class DataPlane:
             problem = pb.REASON_CODE_AUDIT_UNAVAILABLE
         return decided.withdrawn(pb.ACTION_ABSTAIN, [*decided.reasons, problem], self._packets.control_version)
 
-    def _reserve(self, allowed_seconds: float) -> float:
+    def _reserve(self, allowed_seconds: float, audit_seconds: float) -> float:
         """What model attempts may not touch.
 
-        The audit's share is what it recently took in 19 of 20 cases, and the reply's reserve: where the disk or the
-        machine is slow, a model's score that could no longer be made durable in time would be worth nothing. An attempt
-        whose time is up ends as late as the event loop is. At least the reserve of the settings, at most half of what
-        is allowed.
+        The audit's share is the seconds that it recently took in 19 of 20 cases, and the reply's reserve: where the
+        disk or the machine is slow, a model's score that could no longer be made durable in time would be worth
+        nothing. An attempt whose time is up ends as late as the event loop is. At least the reserve of the settings, at
+        most half of what is allowed.
         """
-        needed = self._recorder.times.p95 + self._reply_reserve(allowed_seconds) + self._loop_lag.p99
+        needed = audit_seconds + self._reply_reserve(allowed_seconds) + self._loop_lag.p99
         return self._fallback_reserve_seconds + max(self._audit_reserve_seconds, min(needed, allowed_seconds / 2))
 
     def _reply_reserve(self, allowed_seconds: float) -> float:
@@ -291,12 +294,14 @@ class DataPlane:
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
-    def _arrive(self, order: Order, budget: Budget, in_company: bool = False) -> asyncio.Future[Decided]:
+    def _arrive(
+        self, order: Order, budget: Budget, on_end: Callable[[Pending], None], in_company: bool = False
+    ) -> asyncio.Future[Decided]:
         """Decides one order, together with those that arrive in the same turn of the event loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Decided] = loop.create_future()
-        case = Pending(order, budget, future, self._answered)
-        future.add_done_callback(partial(self._left, case))
+        case = Pending(order, budget, future, self._answered, on_end)
+        future.add_done_callback(case.ended)
         self._arrived.append(case)
         if self._admission.in_flight == 1 and not in_company:
             self._take_up()  # nobody else is here to be decided with
@@ -304,19 +309,16 @@ class DataPlane:
             loop.call_soon(self._take_up)
         return future
 
-    def _left(self, case: Pending, future: asyncio.Future[Decided]) -> None:
+    def _left(self, case: Pending) -> None:
         """A caller has the decision, or has gone: then what is written of it has not been heard."""
-        if future.cancelled() and case.decided is not None:
+        if case.future.cancelled() and case.decided is not None:
             self._replies.unheard(case.decided, "cancelled")
 
     def _take_up(self) -> None:
         """Life of a request, first part: from its arrival until a model is asked."""
         cases, self._arrived = [case for case in self._arrived if not case.future.done()], []
         with _failing(cases):
-            for case in cases:
-                if self._control.stale:
-                    case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
-                case.budget.charge(pb.STAGE_ADMISSION, case.budget.allowed, self._clock() - case.budget.arrived)
+            self._take_over(cases)
             self._markets.look_up(cases)
             begun, asked = self._chain.begin([case for case in cases if _goes_the_usual_way(case)])
             for case in begun:
@@ -324,6 +326,18 @@ class DataPlane:
             for case in cases:
                 if not case.asked:
                     self._go_alone(case)
+
+    def _take_over(self, cases: Sequence[Pending]) -> None:
+        """Charges the way until here, and says what models may not touch of the time."""
+        now, stale = self._clock(), self._control.stale
+        audit_seconds = self._recorder.times.p95
+        for case in cases:
+            budget = case.budget
+            allowed = budget.deadline - budget.arrived
+            budget.reserve_seconds = self._reserve(allowed, audit_seconds)
+            budget.charge(pb.STAGE_ADMISSION, allowed, now - budget.arrived)
+            if stale:
+                case.degradations.append(pb.DEGRADATION_CONTROL_STALE)
 
     def _answered(self, case: Pending) -> None:
         """The model has answered one of those that were begun together, or will not; more may follow at once."""
@@ -362,8 +376,10 @@ class DataPlane:
         guarded = []
         for case in cases:
             assert case.answer is not None
-            with _failing((case,)):  # a bug that one order meets is none of the others' business
+            try:
                 guarded.append((case, *self._guards.apply(case, case.answer)))
+            except Exception as error:  # a bug that one order meets is none of the others' business
+                fail(case, error)
         self._recorder.record(guarded)
 
     def _too_late(self, case: Pending) -> None:
@@ -384,10 +400,29 @@ class DataPlane:
             self._metrics.late += 1
         self._replies.unheard(decided, cause)
 
-    def _after(self, case: Pending, decided: Decided) -> None:
-        """What can wait until the decision is durable: cached score, mirrored rows, admission, metrics, reports."""
-        answer = case.answer
+    def _after(self, cases: Sequence[Pending], now: float) -> Mapping[Pending, Exception]:
+        """What can wait until decisions are durable: cached scores, mirrored rows, admission, metrics, reports.
+
+        Returns:
+            The cases that a bug was met with.
+        """
+        failed: dict[Pending, Exception] = {}
+        for case in cases:
+            try:
+                self._after_one(case, now)
+            except Exception as error:  # a bug that one order meets is none of the others' business
+                failed[case] = error
+        counted = [case for case in cases if case not in failed] if failed else cases
+        try:
+            self._metrics.observe(counted, now)
+        except Exception as error:
+            failed |= dict.fromkeys(counted, error)
+        return failed
+
+    def _after_one(self, case: Pending, now: float) -> None:
+        answer, decided = case.answer, case.decided
         assert answer is not None
+        assert decided is not None
         if answer.source in CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decided.reasons):
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
@@ -395,13 +430,13 @@ class DataPlane:
         if case.features is not None and (self._control.shadow or answer.source == pb.SOURCE_CANARY):
             self._shadow.mirror(case, answer, decided.decision_id)
         self._embedded_check.sample(case, answer, decided.decision_id)
-        now = self._clock()
-        if answer.source not in MODEL_SOURCES and not _OUT_OF_TIME.isdisjoint(case.degradations):
-            self._admission.dropped(case.budget.allowed)
+        arrived, by_model = case.budget.arrived, answer.source in MODEL_SOURCES
+        allowed = case.budget.deadline - arrived
+        if not by_model and not _OUT_OF_TIME.isdisjoint(case.degradations):
+            self._admission.dropped(allowed)
         else:
-            self._admission.answered(now - case.budget.arrived, case.budget.allowed)
-        self._metrics.observe(case, decided, now)
-        self._objective.note(case, by_model=answer.source in MODEL_SOURCES)
+            self._admission.answered(now - arrived, allowed)
+        self._objective.note(case, by_model=by_model)
         self._reports.decided(case, decided, now)
 
 

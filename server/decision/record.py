@@ -1,4 +1,4 @@
-"""Writes a decision as the reply of the contract, as bytes and only once.
+"""Writes a decision as the reply of the contract, as bytes and only once: when they are asked for.
 
 The caller's reply differs from what is recorded (`packets.py`) in its ledger alone, which then also contains the time
 of the audit.
@@ -41,20 +41,18 @@ class ReplyState(enum.Enum):
 class Decided:
     """A decision, ready to be recorded and sent.
 
-    `wire` is the serialised `Decision`. In the packet its ledger ends before the audit; in the reply it includes the
-    audit's time. `abstained` is true when the caller gets ABSTAIN because the audit failed, whatever the packet says.
+    In the packet its ledger ends before the audit; in the reply it includes the audit's time. `abstained` is true when
+    the caller gets ABSTAIN because the audit failed, whatever the packet says.
     """
 
     __slots__ = (
+        "_answer",
         "_control_version",
         "_decided_at_ns",
         "_degradations",
         "_feature_age_seconds",
-        "_model_name",
-        "_model_version",
-        "_score",
-        "_threshold",
         "_uses",
+        "_wire",
         "abstained",
         "action",
         "allowed_us",
@@ -66,7 +64,6 @@ class Decided:
         "reply",
         "source",
         "used_us",
-        "wire",
     )
 
     def __init__(
@@ -89,19 +86,17 @@ class Decided:
         self.model_expires_at = answer.model_expires_at
         self.reply = ReplyState.NONE
         self.abstained = False
-        self._model_name = answer.model_name
-        self._model_version = answer.model_version
-        self._score = answer.score
-        self._threshold = answer.threshold
+        self._answer = answer
         self._feature_age_seconds = case.feature_age_seconds
         self._degradations = case.degradations
         self._decided_at_ns = wall_ns
         self._control_version = control_version
         budget = case.budget
-        self.arrived = budget.arrived
-        self.allowed_us = max(0, int(budget.allowed * 1e6))
+        arrived = self.arrived = budget.arrived
+        self.allowed_us = max(0, int((budget.deadline - arrived) * 1e6))
+        self.used_us = max(0, int((now - arrived) * 1e6))
         self._uses = budget.uses
-        self._write(now)
+        self._wire: bytes | None = None
 
     @classmethod
     def repeated(cls, remembered: bytes, order_ref: str, *, is_withdrawn: bool) -> Decided:
@@ -141,13 +136,33 @@ class Decided:
         decided.abstained = pb.REASON_CODE_AUDIT_LATE in decided.reasons
         decided.allowed_us = message.budget.allowed_us
         decided.used_us = message.budget.used_us
-        decided.wire = message.SerializeToString()
+        decided._wire = message.SerializeToString()
         return decided
 
     @property
-    def uses(self) -> bytes:
-        """The ledger so far: a serialised `Budget` that holds the stages alone."""
-        return decision_wire.write_stages(self._uses)
+    def wire(self) -> bytes:
+        """The serialised `Decision`."""
+        if self._wire is None:
+            answer = self._answer
+            self._wire = decision_wire.write(
+                self.decision_id,
+                self.order_ref,
+                self.action,
+                self.reasons,
+                self._degradations,
+                self.source,
+                answer.model_name,
+                answer.model_version,
+                answer.score,
+                answer.threshold,
+                self._feature_age_seconds,
+                self._decided_at_ns,
+                self._control_version,
+                self.allowed_us,
+                self.used_us,
+                self._uses,
+            )
+        return self._wire
 
     @property
     def remembered(self) -> bytes:
@@ -159,34 +174,14 @@ class Decided:
     def charge_audit(self, budget: Budget, allowed: float, started: float, now: float) -> None:
         """Adds the cost of the durable audit to the ledger and the reply."""
         budget.charge(pb.STAGE_AUDIT, allowed, now - started)
-        self._write(now)
+        self.used_us = max(0, int((now - self.arrived) * 1e6))
+        self._wire = None
 
     def abstain(self, reason: pb.ReasonCode.ValueType) -> None:
         """Makes it an abstention for the audit's sake; to be followed by `charge_audit`."""
         self.abstained = True
         self.action = pb.ACTION_ABSTAIN
         self.reasons.append(reason)
-
-    def _write(self, now: float) -> None:
-        self.used_us = max(0, int((now - self.arrived) * 1e6))
-        self.wire = decision_wire.write(
-            self.decision_id,
-            self.order_ref,
-            self.action,
-            self.reasons,
-            self._degradations,
-            self.source,
-            self._model_name,
-            self._model_version,
-            self._score,
-            self._threshold,
-            self._feature_age_seconds,
-            self._decided_at_ns,
-            self._control_version,
-            self.allowed_us,
-            self.used_us,
-            self._uses,
-        )
 
 
 def hash_of(settings_json: str) -> str:

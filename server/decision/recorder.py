@@ -5,7 +5,7 @@ A decision is handed to its caller when its packet is on disk. If that fails or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -63,7 +63,8 @@ class Recorder:
     Args:
         recording: The journal, and what is written to it.
         reply_reserve: Seconds that must be left for the reply, of so many that are allowed.
-        after: Called with each durable decision before its caller gets it.
+        after: Called with cases that were decided in time, and the instant, before their callers hear; returns those
+            that it met a bug with.
         too_late: Called with each that became durable too late.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
@@ -73,7 +74,7 @@ class Recorder:
         self,
         recording: Recording,
         reply_reserve: Callable[[float], float],
-        after: Callable[[Pending, Decided], None],
+        after: Callable[[Sequence[Pending], float], Mapping[Pending, Exception]],
         too_late: Callable[[Pending], None],
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int],
@@ -99,9 +100,10 @@ class Recorder:
         written: list[Pending] = []
         packets = self._packets.batch()
         refused: list[Pending] = []
+        now, wall_ns = self._clock(), self._wall_clock_ns()
         for case, action, reasons in guarded:
             try:
-                self._write(case, action, reasons, packets)
+                self._write(case, action, reasons, packets, now, wall_ns)
             except JournalError:
                 refused.append(case)
             except Exception as error:  # a bug that one order meets is none of the others' business
@@ -119,12 +121,13 @@ class Recorder:
         action: pb.Action.ValueType,
         reasons: list[pb.ReasonCode.ValueType],
         packets: PacketBatch,
+        now: float,
+        wall_ns: int,
     ) -> None:
-        answer = case.answer
+        answer, deadline = case.answer, case.budget.deadline
         assert answer is not None
-        now, wall_ns = self._clock(), self._wall_clock_ns()
         case.recorded_at = now
-        case.durable_until = case.budget.deadline - self._reply_reserve(case.budget.allowed)
+        case.durable_until = deadline - self._reply_reserve(deadline - case.budget.arrived)
         decided = case.decided = Decided(
             case, answer, action, reasons, self._new_id(), now, wall_ns, self._packets.control_version
         )
@@ -160,42 +163,57 @@ class Recorder:
         if commit.waiting:
             self._watch(commit)
         self.times.add(now - waiting[0].recorded_at)
+        ended: list[Pending] = []
         for case in waiting:
-            assert case.decided is not None
             if case.future.done() or (not durable and case.durable_until > now):
                 continue  # its caller has gone, which is noted; or it waits on
             if not durable:
                 # The packet may still become durable, as the decision that was not given.
+                assert case.decided is not None
                 case.decided.abstain(pb.REASON_CODE_AUDIT_LATE)
-            self._hand_over(case, case.decided)
+            ended.append(case)
+        self._hand_over(ended)
 
     def _end_unwritten(self, cases: Sequence[Pending]) -> None:
         """Hands over what cannot be made durable."""
+        ended: list[Pending] = []
         for case in cases:
             assert case.decided is not None
             self._replies.forget(case.decided)
             if not case.future.done():
                 case.decided.abstain(pb.REASON_CODE_AUDIT_UNAVAILABLE)
-                self._hand_over(case, case.decided)
+                ended.append(case)
+        self._hand_over(ended)
 
-    def _hand_over(self, case: Pending, decided: Decided) -> None:
-        """Gives a decision to its caller, if there is still time for that."""
+    def _hand_over(self, cases: Sequence[Pending]) -> None:
+        """Gives decisions to their callers, as far as there is still time for that."""
         now = self._clock()
-        decided.charge_audit(case.budget, case.durable_until - case.recorded_at, case.recorded_at, now)
-        if now >= case.budget.deadline:
-            self._too_late(case)
-            self._replies.unheard(decided, "deadline")
-            late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
-            late.case = case
-            case.future.set_exception(late)
-            return
-        try:
-            self._after(case, decided)
-        except Exception as error:
-            self._replies.unheard(decided, "failed")
-            case.future.set_exception(error)
-        else:
-            case.future.set_result(decided)
+        in_time: list[Pending] = []
+        for case in cases:
+            decided, budget = case.decided, case.budget
+            assert decided is not None
+            decided.charge_audit(budget, case.durable_until - case.recorded_at, case.recorded_at, now)
+            if now >= budget.deadline:
+                self._expire(case, decided)
+            else:
+                in_time.append(case)
+        failed = self._after(in_time, now)
+        for case in in_time:
+            decided = case.decided
+            assert decided is not None
+            if case in failed:
+                self._replies.unheard(decided, "failed")
+                case.future.set_exception(failed[case])
+            else:
+                case.future.set_result(decided)
+
+    def _expire(self, case: Pending, decided: Decided) -> None:
+        """Ends a case whose decision comes too late."""
+        self._too_late(case)
+        self._replies.unheard(decided, "deadline")
+        late = DeadlineError("DEADLINE_EXCEEDED", "the answer was not ready in time")
+        late.case = case
+        case.future.set_exception(late)
 
 
 def fail(case: Pending, error: BaseException) -> None:

@@ -154,7 +154,7 @@ async def test_a_caller_with_a_key_that_leaves_when_it_was_just_decided_has_not_
         message = pb.Order(instrument=INSTRUMENT, side=pb.SIDE_BUY, quantity=1.0, strategy="alpha", idempotency_key="k")
         now = p.clock()
         call = p.dataplane.begin(OrderReader((INSTRUMENT,)).read(message), now, now + 60.0)
-        monkeypatch.setattr(p.dataplane, "_left", lambda case, decided: p.dataplane.give_up(call))
+        monkeypatch.setattr(p.dataplane, "_left", lambda case: p.dataplane.give_up(call))
         await asyncio.wait((call,))
         assert call.cancelled()
         assert p.dataplane._replies.unconfirmed == {"cancelled": 1}

@@ -1,0 +1,349 @@
+"""The CPU that a decision takes on the event loop and in the journal's thread, without network and model servers.
+
+The request path is the server's own, from the serialised request to the serialised reply, with a journal on disk. What
+stands for the model servers answers every batch after two milliseconds, and takes no CPU for it. Run it as
+`python -m local.bench.path_cpu`; `PRETRADE_COMPILED=0` measures the pure twins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+import uvloop
+
+from fallback.budget import BudgetSettings
+from fallback.cached_score import CachedScores, CachedScoreSettings
+from fallback.chain import Chain
+from fallback.guards import Guards, GuardSettings
+from fallback.rules import RulesBaseline, RulesSettings
+from feature_cache import features
+from feature_cache.store.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from feature_cache.token_bucket import TokenBuckets
+from pretrade.admin.v1 import admin_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
+from server.canary.burn import Objective, SloSettings
+from server.control.file import ControlFile
+from server.control.state import ControlSettings, ControlState
+from server.decision.admission import Admission, AdmissionSettings
+from server.decision.convert import OrderReader
+from server.decision.idempotency import IdempotencyWindow
+from server.decision.ids import uuid7_source
+from server.decision.metrics import DecisionMetrics
+from server.decision.packets import PacketWriter
+from server.decision.plane import DataPlane, Observers
+from server.decision.recorder import Recording
+from server.decision.replies import Replies
+from server.decision.reports import DecisionReports
+from server.decision.shared_keys import SharedKeys, make_memory
+from server.inference.batcher import BatcherSettings
+from server.inference.breaker import BreakerSettings
+from server.inference.champion import Champion
+from server.inference.embedded_check import EmbeddedCheck, EmbeddedSettings
+from server.inference.replica import Replica, ReplicaLimits, ReplicaSettings
+from server.inference.retry_budget import RetryBudget, RetrySettings
+from server.inference.shadow import Shadow
+from server.inference.wire import ModelIdentity, ScoreBatch
+from server.journal.journal import Durability, Journal, JournalSettings
+from server.process.garbage import spare_the_hot_path
+from server.rpc.call import Call
+from server.rpc.call_context import CallContexts
+from server.rpc.decision import DecisionServicer, StreamSettings
+from server.security.orders import OrderAccess
+from server.security.refusals import Refusals
+from server.telemetry.decision_log import DecisionLogSettings, decision_log
+from server.timing.loop_lag import LoopLag
+
+_INSTRUMENTS: Final = tuple(f"COIN{number}USDT.SIM" for number in range(10))
+_MARKET_SECONDS: Final = 0.05
+_MODEL_SECONDS: Final = 0.002
+_ALLOWED_SECONDS: Final = 0.9
+_KINDS: Final = 100
+"""Different orders."""
+_LOOK_EVERY: Final = 1_000
+"""Answers of which one is looked at."""
+_WARM_SHARE: Final = 0.2
+"""Of the time of a measurement: before it, so long, nothing is counted."""
+_JOURNAL_THREAD: Final = "audit-journal"
+_METADATA: Final = (
+    (b":method", b"POST"),
+    (b":path", b"/pretrade.decision.v1.DecisionService/Decide"),
+    (b":authority", b"127.0.0.1:7001"),
+    (b":scheme", b"http"),
+    (b"te", b"trailers"),
+    (b"content-type", b"application/grpc"),
+    (b"user-agent", b"grpc-python/1.76.0 grpc-c/51.0.0 (linux; chttp2)"),
+    (b"grpc-accept-encoding", b"identity, deflate, gzip"),
+    (b"grpc-timeout", b"200m"),
+)
+"""As a call in Envoy brings it."""
+
+Usage = dict[str, float]
+"""Microseconds of CPU a decision, by thread; and decisions a second."""
+
+
+class _Model(Replica):
+    """Answers each batch after some time, whatever is in it."""
+
+    def __init__(self, name: str, lag: LoopLag, under_way: Callable[[], int]) -> None:
+        limits = ReplicaLimits(ReplicaSettings(warm_up_seconds=0.0), BatcherSettings(), BreakerSettings())
+        clock = time.monotonic
+        super().__init__(
+            name,
+            "nowhere",
+            "champion",
+            None,
+            limits,
+            clock=clock,
+            random=lambda: 0.5,
+            stalled_seconds=lag.stalled_seconds,
+            under_way=under_way,
+        )
+        self._identity = ModelIdentity("champion", "ab" * 8, 0.5, 0)
+
+    async def _score(self, rows: list[bytes], traceparent: str = "") -> ScoreBatch:
+        await asyncio.sleep(_MODEL_SECONDS)
+        return ScoreBatch(self._identity, np.full(len(rows), 0.75, dtype=np.float32))
+
+
+async def _open(stack: AsyncExitStack, folder: Path, durability: Durability) -> DecisionServicer:
+    clock, new_id = time.monotonic, uuid7_source()
+    lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=1.0)
+    journal = await stack.enter_async_context(
+        Journal(JournalSettings(path=folder / "journal.db", durability=durability))
+    )
+    replies = await stack.enter_async_context(Replies(journal, clock))
+    control = ControlState(
+        ControlSettings(), ControlFile(folder / "control.json"), {}, journal, "bench", new_id,
+        time.time_ns, clock,
+    )  # fmt: skip
+    admission = Admission(AdmissionSettings(max_in_flight=4_096), clock)
+    primary, secondary, challenger = (
+        _Model(name, lag, lambda: admission.in_flight) for name in ("primary", "secondary", "challenger")
+    )
+    for model in (primary, secondary, challenger):
+        stack.push_async_callback(model.batcher.close)
+    keys = make_memory(1_000)
+    stack.callback(os.close, keys)
+    cache = FeatureCache("redis://unused", FeatureCacheSettings(), _INSTRUMENTS)
+    market = asyncio.create_task(_market(cache))
+    lagging = asyncio.create_task(lag.run())
+    stack.callback(market.cancel)
+    stack.callback(lagging.cancel)
+    await asyncio.sleep(0)
+    metrics = DecisionMetrics()
+    cached_scores = CachedScores(CachedScoreSettings(), clock)
+    reports = DecisionReports(
+        (stack.enter_context(decision_log(DecisionLogSettings(one_in=0, slow_seconds=10), everything=False)),)
+    )
+    champion = Champion(primary, secondary, RetryBudget(RetrySettings(), clock), False, budget, clock, lambda: 0.5)
+    stages: Any = {"model": champion, "cached_score": cached_scores, "rules": RulesBaseline(RulesSettings(), clock)}
+    dataplane = DataPlane(
+        admission=admission,
+        idempotency=IdempotencyWindow(clock, SharedKeys(keys, 60.0, clock)),
+        feature_cache=cache,
+        max_feature_age_seconds=1.0,
+        chain=Chain(stages, ("model", "cached_score", "rules"), clock),
+        cached_scores=cached_scores,
+        guards=Guards(GuardSettings(), lambda: admin_pb2.TRADING_STATE_ACTIVE, clock, time.time),
+        recording=Recording(journal, replies, PacketWriter("bench", "hash", durability.value, control), new_id),
+        shadow=Shadow([challenger], (primary, secondary)),
+        control=control,
+        observers=Observers(
+            metrics,
+            Objective(SloSettings(), budget.cap_seconds),
+            reports,
+            lag,
+            EmbeddedCheck(primary, EmbeddedSettings(), lambda: 0.5, clock),
+        ),
+        budget_settings=budget,
+        clock=clock,
+    )
+    explaining: Any = None  # nobody asks for an explanation
+    return DecisionServicer(
+        dataplane,
+        OrderReader(_INSTRUMENTS),
+        metrics,
+        StreamSettings(),
+        CallContexts(tracing=False),
+        reports,
+        explaining,
+        clock,
+        OrderAccess(
+            TokenBuckets(math.inf, 1.0, clock),
+            Refusals(journal.append, TokenBuckets(0.0, 1.0, clock), "", time.time_ns),
+        ),
+    )
+
+
+async def _market(cache: FeatureCache) -> None:
+    """Brings a new vector of every instrument, again and again."""
+    values = np.zeros(features.N_FEATURES, dtype=np.float32)
+    for sequence in itertools.count(1):
+        now = time.time_ns()
+        for name in _INSTRUMENTS:
+            snapshot = FeatureSnapshot(
+                name, sequence, now, now, now, now, 0, 99.5, 100.5, BookState.VALID, values + np.float32(sequence % 7)
+            )
+            snapshot.values[features.INDEX["book_age_ms"]] = 0.0
+            cache.accept(encode(snapshot))
+        await asyncio.sleep(_MARKET_SECONDS)
+
+
+def _orders(count: int) -> list[pb.Order]:
+    return [
+        pb.Order(
+            order_ref=f"order-{number}",
+            instrument=_INSTRUMENTS[number % len(_INSTRUMENTS)],
+            side=pb.SIDE_BUY if number % 2 else pb.SIDE_SELL,
+            quantity=0.05 + number / 1_000,
+            limit_price=100.0 if number % 3 else None,
+            strategy=("twap", "vwap", "arrival")[number % 3],
+        )
+        for number in range(count)
+    ]
+
+
+class _Methods:
+    """What an edge knows of a servicer: its methods, and how their messages are read and written."""
+
+    def __init__(self, servicer: DecisionServicer) -> None:
+        self.handlers: dict[str, Any] = {}
+        edge: Any = self
+        servicer.add_to_application(edge)
+
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        """Nothing: the same methods come as registered ones."""
+
+    def add_registered_method_handlers(self, _: str, handlers: dict[str, Any]) -> None:
+        """Takes the methods."""
+        self.handlers |= handlers
+
+
+class _Load:
+    """Callers that ask again as soon as they are answered."""
+
+    def __init__(self, servicer: DecisionServicer) -> None:
+        self._servicer = servicer
+        self._methods = _Methods(servicer).handlers
+        self.answered = 0
+
+    async def unary(self, number: int) -> None:
+        """A caller of `Decide`."""
+        wires = [pb.DecideRequest(order=order).SerializeToString() for order in _orders(_KINDS)]
+        for wire in itertools.cycle(wires[number:] + wires[:number]):
+            answer = await self._ask("Decide", wire)
+            self.answered += 1
+            if not self.answered % _LOOK_EVERY:
+                self._look(pb.DecideResponse.FromString(answer).decision)
+
+    async def batch(self, rows: int) -> None:
+        """A caller of `DecideBatch` with so many orders."""
+        wire = pb.DecideBatchRequest(orders=_orders(rows)).SerializeToString()
+        while True:
+            answer = await self._ask("DecideBatch", wire)
+            self.answered += rows
+            self._look(pb.DecideBatchResponse.FromString(answer).results[-1].decision)
+
+    async def stream(self, rows: int) -> None:
+        """A caller of `DecideStream` with so many orders under way."""
+        handler, room = self._methods["DecideStream"], asyncio.Semaphore(rows)
+        wires = [pb.DecideStreamRequest(order=order).SerializeToString() for order in _orders(_KINDS)]
+
+        async def requests() -> AsyncIterator[Any]:
+            for wire in itertools.cycle(wires):
+                await room.acquire()
+                yield handler.request_deserializer(wire)
+
+        async for answer in handler.stream_stream(requests(), Call(None, _METADATA)):
+            wire = handler.response_serializer(answer)
+            room.release()
+            self.answered += 1
+            if not self.answered % _LOOK_EVERY:
+                self._look(pb.DecideStreamResponse.FromString(wire).result.decision)
+
+    async def _ask(self, method: str, wire: bytes) -> bytes:
+        handler = self._methods[method]
+        answer = await handler.unary_unary(handler.request_deserializer(wire), Call(_deadline(), _METADATA))
+        written: bytes = handler.response_serializer(answer)
+        self._servicer.sent(answer)
+        return written
+
+    @staticmethod
+    def _look(decision: pb.Decision) -> None:
+        assert decision.source == pb.SOURCE_PRIMARY, f"not what is to be measured: {decision}"
+
+
+def _deadline() -> float:
+    return time.monotonic() + _ALLOWED_SECONDS
+
+
+_WAYS: Final[dict[str, tuple[int, Callable[[_Load, int], Awaitable[None]]]]] = {
+    "unary": (64, lambda load, number: load.unary(number)),
+    "lone": (1, lambda load, number: load.unary(number)),
+    "batch64": (4, lambda load, number: load.batch(64)),
+    "batch256": (4, lambda load, number: load.batch(256)),
+    "stream": (4, lambda load, number: load.stream(64)),
+}
+"""Callers, and what each of them does."""
+
+
+async def _measure(way: str, seconds: float, folder: Path, durability: Durability) -> Usage:
+    callers, ask = _WAYS[way]
+    async with AsyncExitStack() as stack:
+        load = _Load(await _open(stack, folder, durability))
+        spare_the_hot_path()
+        asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
+        await asyncio.sleep(_WARM_SHARE * seconds)
+        before, answered, began = _cpu(), load.answered, time.monotonic()
+        await asyncio.sleep(seconds)
+        after, count, took = _cpu(), load.answered - answered, time.monotonic() - began
+        for one in asking:
+            one.cancel()
+        for ended in await asyncio.gather(*asking, return_exceptions=True):
+            if not isinstance(ended, asyncio.CancelledError):
+                raise AssertionError(f"a caller ended by itself: {ended!r}")
+        used = {name: 1e6 * (after[name] - before[name]) / count for name in after}
+        return used | {"per_second": count / took}
+
+
+def _cpu() -> dict[str, float]:
+    """Seconds of CPU of the threads that decide, so far."""
+    (journal,) = (thread for thread in threading.enumerate() if thread.name == _JOURNAL_THREAD)
+    nanoseconds = Path(f"/proc/self/task/{journal.native_id}/schedstat").read_text().split()[0]
+    return {"event loop": time.thread_time(), "journal": int(nanoseconds) / 1e9}
+
+
+def main(
+    way: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(_WAYS)}; can be repeated. [all]")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of one measurement.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 1,
+    durability: Durability = Durability.FSYNC,
+    folder: Annotated[Path | None, typer.Option(help="Where the journal is. [a temporary folder]")] = None,
+) -> None:
+    """Measure the CPU of a decision, in microseconds, and decisions a second; one line of JSON for each way in."""
+    for name in way or list(_WAYS):
+        found: list[Usage] = []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory(dir=folder) as fresh:
+                found.append(uvloop.run(_measure(name, seconds, Path(fresh), durability)))
+        medians = {key: round(statistics.median(one[key] for one in found), 1) for key in found[0]}
+        print(json.dumps({"way": name, **medians}), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
