@@ -15,6 +15,7 @@ from fallback.chain import StageName
 from feature_cache.metrics import Counter, Gauge, Histogram, declared
 from pretrade.client.enum_names import enum_name
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision import tally
 from server.decision.reports import Cause
 from server.journal.reply_status import CAUSES
 from server.timing.histogram import Histogram as Observations
@@ -101,7 +102,7 @@ class DecisionMetrics:
 
     def observe(self, cases: Sequence[Pending], now: float) -> None:
         """Counts cases that were decided, and are about to be answered."""
-        decisions, reasons, stages, allowances = self.decisions, self.reasons, self.stages, self.allowances
+        decisions, reasons = self.decisions, self.reasons
         for case in cases:
             decided = case.decided
             assert decided is not None
@@ -111,12 +112,7 @@ class DecisionMetrics:
             for degradation in case.degradations:
                 self.degradations[degradation] += 1
             self.latency.observe(now - case.budget.arrived)
-            for stage, allowed, used, skipped in case.budget.uses:
-                if skipped:
-                    self.skips[stage, skipped] += 1
-                else:
-                    stages[stage].observe(used)
-                    allowances[stage].observe(allowed)
+        tally.count([case.budget.uses for case in cases], self.stages, self.allowances, self.skips)
 
     def by_source(self) -> dict[str, int]:
         """Decisions by source, every source named."""

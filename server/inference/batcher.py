@@ -19,7 +19,7 @@ import asyncio
 import heapq
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -146,6 +146,24 @@ class _Split:
         elif not self._open_parts:
             self._settled = True
             self._report(self._outcome, self._seconds)
+
+
+class _Together:
+    """Rows that came at one instant. To `Deadlines` they are one future that is due with the first of them."""
+
+    __slots__ = ("_time_is_up", "waiting")
+
+    def __init__(self, rows: Sequence[Row], time_is_up: Callable[[_Together], None]) -> None:
+        self.waiting = rows
+        self._time_is_up = time_is_up
+
+    def done(self) -> bool:
+        """True when every row has its result, or nobody wants it any more."""
+        return all(row.taker.done() for row in self.waiting)
+
+    def set_result(self, _: bool) -> None:
+        """Called when it is due."""
+        self._time_is_up(self)
 
 
 class MicroBatcher:
@@ -327,6 +345,36 @@ class MicroBatcher:
             self._waiting_since = now
         heapq.heappush(self._lanes[lane], (deadline, self._arrivals, row))
         self._schedule_pump(asyncio.get_running_loop())
+
+    def submit_together(self, rows: Sequence[Row]) -> None:
+        """The same for live rows that come at one instant, their `queued_at`: at least one."""
+        live, most = self._live, self._settings.max_queued_rows
+        if self._closed or self.stuck or len(live) + len(self._canary) + len(rows) > most:
+            for row in rows:
+                self.submit_for(row.taker, row.payload, row.deadline, from_caller=row.from_caller)
+            return
+        self._asked_at = now = rows[0].queued_at
+        if not live and not self._canary:
+            self._waiting_since = now
+        for number, row in enumerate(rows, self._arrivals + 1):
+            heapq.heappush(live, (row.deadline, number, row))
+        self._arrivals += len(rows)
+        self._watch_together(_Together(rows, self._time_is_up))
+        self._schedule_pump(asyncio.get_running_loop())
+
+    def _watch_together(self, rows: _Together) -> None:
+        self._deadlines.watch(rows, min(row.deadline for row in rows.waiting), late=True)
+
+    def _time_is_up(self, rows: _Together) -> None:
+        """The time of at least one of these rows is up."""
+        now = self._clock()
+        waiting = [row for row in rows.waiting if not row.taker.done()]
+        rows.waiting = [row for row in waiting if row.deadline > now]
+        if rows.waiting:
+            self._watch_together(rows)
+        for row in waiting:
+            if row.deadline <= now:
+                row.resolve(Outcome.TIMEOUT)
 
     def submit_shadow(self, taker: Taker, payload: bytes, from_caller: bool = False) -> bool:
         """Queues a shadow row, to be sent with others when no live row waits. False when it is shed."""

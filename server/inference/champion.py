@@ -15,11 +15,12 @@ from server.inference.attempt import settle
 from server.inference.attempt_span import attempt_span
 from server.inference.outcome import Outcome
 from server.inference.retry_budget import RetryBudget
-from server.inference.rows import Result, Scored
+from server.inference.rows import Result, Row, Scored
 from server.timing.latency import LatencyWindow
 
 if TYPE_CHECKING:
     from fallback.joint_case import JointCase
+    from server.inference.batcher import MicroBatcher
     from server.inference.replica import Replica
 
 _MOST_ATTEMPTS = 2
@@ -136,8 +137,10 @@ class Champion:
         batcher, spare = first.replica.batcher, second.replica.available
         others = (second,) if spare else ()
         now, expected, begun = self._clock(), math.inf, []
+        rows: list[Row] = []
         for place, case in enumerate(cases):
             if not place % _EXPECTED_ANEW:
+                _submit(batcher, rows)
                 expected = math.inf if batcher.full else batcher.expected_seconds
             allowed = self._allowance(case.budget.for_models(now), others)
             if case.features is None or allowed < expected:
@@ -147,7 +150,8 @@ class Champion:
                 _pass_over(case, second, 0.0, _closed(second))
             case.asked_at, case.allowed = now, allowed
             begun.append(case)
-            batcher.submit_for(case, row, now + allowed)
+            rows.append(Row(row, now + allowed, case, now))
+        _submit(batcher, rows)
         if begun:
             self._retry_budget.count_attempts(len(begun))
         return begun
@@ -286,6 +290,13 @@ class Champion:
         if result is not None and outcome is not Outcome.SUCCESS:
             case.degradations.append(_FAILURE[outcome][seat.failure_index])
         return settle(case, seat.replica.name, seat.source, result, used, span_id)
+
+
+def _submit(batcher: MicroBatcher, rows: list[Row]) -> None:
+    """Queues rows, and empties the list."""
+    if rows:
+        batcher.submit_together(rows.copy())
+        rows.clear()
 
 
 def _closed(seat: _Seat) -> pb.Degradation.ValueType:

@@ -30,6 +30,11 @@ class Histogram:
         self._counts[bisect_left(self._edges, value)] += 1
         self._sum += value
 
+    def add(self, counts: list[int], total: float) -> None:
+        """Adds what was counted elsewhere, in buckets of the same edges, and the sum of it."""
+        self._counts = list(map(int.__add__, self._counts, counts))
+        self._sum += total
+
     def buckets(self) -> tuple[list[tuple[str, float]], float]:
         """Cumulative (upper edge, count) pairs and the sum, as Prometheus wants them."""
         total, pairs = 0, []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.convert import OrderReader
 from server.decision.record import Decided, ReplyState
 from server.inference.outcome import Outcome
+from server.inference.rows import Row
 from server.inference.wire import ModelIdentity, ScoreBatch
 
 MANY = 200
@@ -131,14 +131,13 @@ async def test_a_bug_of_a_stage_that_begins_with_them_costs_no_order_its_answer(
 ) -> None:
     async with plane(tmp_path, answers(0.75), hangs, max_in_flight=MANY) as p:
         fresh(p)
-        submit, times = p.primary.batcher.submit_for, itertools.count(1)
+        submit = p.primary.batcher.submit_together
 
-        def once_broken(*row: Any, **more: Any) -> None:
-            if next(times) == 2:
-                raise ZeroDivisionError("a bug, when one row was submitted already")
-            submit(*row, **more)
+        def broken(rows: list[Row]) -> None:
+            submit(rows[:1])
+            raise ZeroDivisionError("a bug, when one row was submitted already")
 
-        monkeypatch.setattr(p.primary.batcher, "submit_for", once_broken)
+        monkeypatch.setattr(p.primary.batcher, "submit_together", broken)
         decisions = await asyncio.gather(*begun(p, 4))
         assert {one.source for one in decisions} == {pb.SOURCE_PRIMARY}
         assert p.chain.broken == {"model": 1}

@@ -16,7 +16,7 @@ from support.virtual_time import VirtualTimeLoop
 
 from server.inference.batcher import BatcherSettings, MicroBatcher, Report
 from server.inference.outcome import BatchFailedError, Outcome
-from server.inference.rows import Lane, Result, Scored
+from server.inference.rows import Lane, Result, Row, Scored
 from server.inference.wire import ModelIdentity, ScoreBatch
 from server.timing.latency import LatencyWindow
 
@@ -89,6 +89,17 @@ class Bench:
 
     def submit(self, number: int, timeout_seconds: float = 0.05, lane: Lane = Lane.LIVE) -> asyncio.Future[Result]:
         return self.batcher.submit(payload(number), self.loop.time() + timeout_seconds, lane)
+
+    def submit_together(self, *timeouts_seconds: float) -> list[asyncio.Future[Result]]:
+        """Rows numbered from 1 that come at one instant, each with its own time."""
+        now = self.loop.time()
+        futures: list[asyncio.Future[Result]] = [self.loop.create_future() for _ in timeouts_seconds]
+        rows = [
+            Row(payload(number), now + seconds, future, now)
+            for number, (seconds, future) in enumerate(zip(timeouts_seconds, futures, strict=True), 1)
+        ]
+        self.batcher.submit_together(rows)
+        return futures
 
     def submit_shadow(self, number: int, from_caller: bool = False) -> asyncio.Future[Result] | None:
         """The shadow row's future; None when it was shed."""
@@ -296,6 +307,32 @@ async def test_a_row_is_answered_at_its_deadline_at_the_latest() -> None:
         await settle()
         assert b.server.outcomes == [Outcome.SUCCESS]
         assert b.batcher.rows == 0, "nobody waited for that score"
+
+
+async def test_of_rows_that_come_together_each_is_answered_at_its_own_deadline() -> None:
+    async with bench() as b:
+        started = b.loop.time()
+        rows = b.submit_together(0.008, 0.006, 0.02, 0.007)
+        ended: dict[asyncio.Future[Result], float] = {}
+        for row in rows:
+            row.add_done_callback(lambda row: ended.setdefault(row, b.loop.time() - started))
+        rows[3].cancel()
+        (call,) = await b.calls(1)
+        assert call.rows == [payload(2), payload(1), payload(3)], "the earliest deadline goes first"
+        await asyncio.sleep(0.009)
+        call.answer_each_its_own()
+        assert [await row for row in rows[:3]] == [Outcome.TIMEOUT, Outcome.TIMEOUT, scored(3)]
+        assert (ended[rows[0]], ended[rows[1]]) == (pytest.approx(0.008), pytest.approx(0.006))
+        assert len(b.batcher._deadlines) == 1, "all of them are one entry of the heap"
+
+
+async def test_of_rows_that_come_together_those_that_find_the_queue_full_are_refused() -> None:
+    async with bench(ONE_SLOT.model_copy(update={"max_queued_rows": 2})) as b:
+        rows = b.submit_together(0.05, 0.05, 0.05)
+        assert rows[2].result() is Outcome.OVERLOAD
+        (call,) = await b.calls(1)
+        call.answer_each_its_own()
+        assert [await row for row in rows[:2]] == [scored(1), scored(2)]
 
 
 async def test_a_row_that_cannot_make_it_any_more_is_not_sent() -> None:
