@@ -121,7 +121,8 @@ class Guards:
             reasons.append(pb.REASON_CODE_STRATEGY_RATE)
         if action == pb.ACTION_TRADE and len(reasons) > 1:
             action = pb.ACTION_ABSTAIN if must_abstain else pb.ACTION_NO_TRADE
-        case.budget.charge(pb.STAGE_GUARDS, max(0.0, case.budget.remaining(started)), self._clock() - started)
+        left = case.budget.deadline - started
+        case.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)
         return action, reasons
 
     def _evidence_objections(self, case: Case, answer: Answer, reasons: list[pb.ReasonCode.ValueType]) -> bool:
@@ -146,7 +147,7 @@ class Guards:
         if not (math.isnan(mid) and case.features_problem is not None):
             # Otherwise the evidence's own objection already says why there is nothing to hold the order against.
             self._price_objections(order, mid, reasons)
-        if not order.quantity <= self._most(order, "max_quantity", math.inf):
+        if self._limits and not order.quantity <= self._most(order, "max_quantity", math.inf):
             reasons.append(pb.REASON_CODE_QUANTITY_LIMIT)
 
     def _price_objections(self, order: Order, mid: float, reasons: list[pb.ReasonCode.ValueType]) -> None:
@@ -158,7 +159,9 @@ class Guards:
             paid_bps = direction * (order.limit_price / mid - 1) * 1e4
             if not paid_bps <= limits.price_collar_bps:
                 reasons.append(pb.REASON_CODE_PRICE_COLLAR)
-        most = self._most(order, "max_notional", math.inf if limits.max_notional is None else limits.max_notional)
+        most = math.inf if limits.max_notional is None else limits.max_notional
+        if self._limits:
+            most = self._most(order, "max_notional", most)
         if most < math.inf:
             # Without a mid, `max` keeps the limit price; a market order then objects.
             price = mid if is_market else max(order.limit_price, mid)
@@ -166,13 +169,12 @@ class Guards:
                 reasons.append(pb.REASON_CODE_NOTIONAL_LIMIT)
 
     def _most(self, order: Order, what: Literal["max_quantity", "max_notional"], most: float) -> float:
-        """The smallest of the limits that apply to an order; infinite without one."""
-        if self._limits:
-            for instrument in (order.instrument, None):
-                for strategy in (order.strategy, None):
-                    limit = self._limits.get((instrument, strategy))
-                    if limit is not None:
-                        most = min(most, getattr(limit, what) or math.inf)
+        """The smallest of `most` and the limits that apply to an order."""
+        for instrument in (order.instrument, None):
+            for strategy in (order.strategy, None):
+                limit = self._limits.get((instrument, strategy))
+                if limit is not None:
+                    most = min(most, getattr(limit, what) or math.inf)
         return most
 
     def _rate_exceeded(self, strategy: str) -> bool:

@@ -44,30 +44,36 @@ def is_fresh(age_seconds: float, book_age_seconds: float, max_age_seconds: float
     return book_age_seconds >= 0.0 and age_seconds + book_age_seconds <= max_age_seconds
 
 
-def judge(
-    case: Case, state: BookState | None, age_seconds: float, book_age_seconds: float, max_age_seconds: float
-) -> bool:
+def problem_of(
+    state: BookState | None, age_seconds: float, book_age_seconds: float, max_age_seconds: float
+) -> pb.ReasonCode.ValueType | None:
+    """Why the server's own features of an instrument may not decide; None if they may.
+
+    Args:
+        state: State of the book; None when the server has no vector.
+        age_seconds: Of the vector.
+        book_age_seconds: Of the book in it.
+        max_age_seconds: See `is_fresh`.
+    """
+    if state is None:
+        return pb.REASON_CODE_FEATURES_MISSING
+    if state is BookState.UNKNOWN:
+        return pb.REASON_CODE_BOOK_UNKNOWN
+    if not is_fresh(age_seconds, book_age_seconds, max_age_seconds):
+        return pb.REASON_CODE_FEATURES_STALE
+    return None
+
+
+def judge(case: Case, problem: pb.ReasonCode.ValueType | None, max_age_seconds: float) -> None:
     """Writes into the case what is wrong with the features; `features_problem` is about those that would decide.
 
     The server's own features matter even if the caller sent others: the guards' mid comes from them.
 
     Args:
         case: The order, with its caller's own features if it has any.
-        state: The server's own: state of the book; None when the server has no vector.
-        age_seconds: Of the server's own vector.
-        book_age_seconds: Of the book in it.
+        problem: Of the server's own.
         max_age_seconds: See `is_fresh`.
-
-    Returns:
-        True when the server's own features may be used.
     """
-    problem: pb.ReasonCode.ValueType | None = None
-    if state is None:
-        problem = pb.REASON_CODE_FEATURES_MISSING
-    elif state is BookState.UNKNOWN:
-        problem = pb.REASON_CODE_BOOK_UNKNOWN
-    elif not is_fresh(age_seconds, book_age_seconds, max_age_seconds):
-        problem = pb.REASON_CODE_FEATURES_STALE
     if problem is not None:
         case.degradations.append(DEGRADATIONS[problem])
     own = case.order.caller_features
@@ -77,4 +83,3 @@ def judge(
         case.features_problem = pb.REASON_CODE_FEATURES_STALE
         if pb.DEGRADATION_FEATURES_STALE not in case.degradations:
             case.degradations.append(pb.DEGRADATION_FEATURES_STALE)
-    return problem is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -38,6 +38,26 @@ class OrderReader:
         """
         order = None if _compiled is None else _compiled.read_request(serialized, self._by_wire)
         return pb.DecideRequest.FromString(serialized) if order is None else order
+
+    def batch(self, serialized: bytes) -> Sequence[Order | pb.Order]:
+        """The orders of a batch: those that are plain at once, of the others the messages.
+
+        Raises:
+            DecodeError: It is no `DecideBatchRequest`.
+        """
+        found = None if _compiled is None else _compiled.read_batch(serialized, self._by_wire)
+        if found is None:
+            return pb.DecideBatchRequest.FromString(serialized).orders
+        return [pb.Order.FromString(order) if isinstance(order, bytes) else order for order in found]
+
+    def streamed(self, serialized: bytes) -> Order | pb.Order:
+        """The order in a request of a stream: at once if it is plain, else the message.
+
+        Raises:
+            DecodeError: It is no `DecideStreamRequest`.
+        """
+        order = None if _compiled is None else _compiled.read_request(serialized, self._by_wire)
+        return pb.DecideStreamRequest.FromString(serialized).order if order is None else order
 
     def read(self, message: pb.Order) -> Order:
         """The order in a message.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fallback.order import Case
-from fallback.staleness import judge
+from fallback.staleness import judge, problem_of
 from feature_cache import features
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -50,6 +50,17 @@ class _Market:
         return made
 
 
+class _Seen(NamedTuple):
+    """What is known of an instrument at one instant."""
+
+    market: _Market | None
+    """None when the server has no vector."""
+    age_seconds: float
+    """Of the vector."""
+    problem: pb.ReasonCode.ValueType | None
+    """Why it may not decide."""
+
+
 class Markets:
     """Fills in what is known of each case's instrument.
 
@@ -69,27 +80,40 @@ class Markets:
     def look_up(self, cases: Sequence[Case]) -> None:
         """Looks up all cases' instruments at one instant. Missing or stale features are a degradation, not an error."""
         started = self._clock()
+        seen: dict[str, _Seen] = {}
         for case in cases:
-            self._look_up(case, started)
+            name = case.order.instrument
+            known = seen.get(name)
+            if known is None:
+                known = seen[name] = self._see(name, started)
+            self._fill_in(case, known)
         used = self._clock() - started
         for case in cases:
-            case.budget.charge(pb.STAGE_FEATURES, case.budget.remaining(started), used)
+            budget = case.budget
+            budget.charge(pb.STAGE_FEATURES, budget.deadline - started, used)
 
-    def _look_up(self, case: Case, now: float) -> None:
+    def _see(self, instrument: str, now: float) -> _Seen:
+        """What is known of an instrument now."""
+        entry = self._feature_cache.get(instrument)
+        if entry is None:
+            return _Seen(None, math.nan, problem_of(None, math.nan, math.nan, self._max_age_seconds))
+        market, age = self._market(entry.snapshot), entry.age_seconds(now)
+        problem = problem_of(market.snapshot.state, age, market.book_age_seconds, self._max_age_seconds)
+        return _Seen(market, age, problem)
+
+    def _fill_in(self, case: Case, known: _Seen) -> None:
+        market, age, problem = known
         order = case.order
         own = order.caller_features
-        entry = self._feature_cache.get(order.instrument)
-        if entry is None:
-            judge(case, None, math.nan, math.nan, self._max_age_seconds)
-        else:
-            case.snapshot = entry.snapshot
-            market = self._market(entry.snapshot)
-            age = case.snapshot_age_seconds = entry.age_seconds(now)
-            if judge(case, market.snapshot.state, age, market.book_age_seconds, self._max_age_seconds):
+        if problem is not None or own is not None:
+            judge(case, problem, self._max_age_seconds)
+        if market is not None:
+            case.snapshot, case.snapshot_age_seconds = market.snapshot, age
+            if problem is None:
                 case.mid = market.mid
             if own is None:
                 case.feature_age_seconds = age
-                if case.features_problem is None:
+                if problem is None:
                     case.take_vector(*market.vector(order.side, age))
         if own is not None and case.features_problem is None:
             case.features = features.for_sell(own) if order.side == pb.SIDE_SELL else own

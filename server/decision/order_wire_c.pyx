@@ -36,6 +36,7 @@ def _tag(message, field, wire_type):
 _OF_ORDER = pb.Order.DESCRIPTOR
 cdef unsigned char ORDER = _tag(pb.DecideRequest.DESCRIPTOR, "order", PREFIXED)
 cdef unsigned char EXPLAIN = _tag(pb.DecideRequest.DESCRIPTOR, "explain", INTEGER)
+cdef unsigned char ORDERS = _tag(pb.DecideBatchRequest.DESCRIPTOR, "orders", PREFIXED)
 cdef unsigned char ORDER_REF = _tag(_OF_ORDER, "order_ref", PREFIXED)
 cdef unsigned char INSTRUMENT = _tag(_OF_ORDER, "instrument", PREFIXED)
 cdef unsigned char SIDE = _tag(_OF_ORDER, "side", INTEGER)
@@ -46,6 +47,7 @@ cdef unsigned char REDUCE_ONLY = _tag(_OF_ORDER, "reduce_only", INTEGER)
 cdef unsigned char TIMEOUT = _tag(_OF_ORDER, "timeout", PREFIXED)
 cdef unsigned char SECONDS = _tag(Duration.DESCRIPTOR, "seconds", INTEGER)
 cdef unsigned char NANOS = _tag(Duration.DESCRIPTOR, "nanos", INTEGER)
+assert ORDER == _tag(pb.DecideStreamRequest.DESCRIPTOR, "order", PREFIXED), "a stream's request is not read as a call's"
 cdef unsigned long long BUY = pb.SIDE_BUY
 cdef unsigned long long SELL = pb.SIDE_SELL
 
@@ -215,3 +217,30 @@ def read_request(bytes request not None, dict instruments not None):
     if rest.at == NULL or order.at == NULL:
         return None
     return order_of(order, instruments)
+
+
+def read_batch(bytes request not None, dict instruments not None):
+    """The orders of a `DecideBatchRequest`, each as from `read_request`; None if there is anything but orders in it.
+
+    In the place of an order that is not plain stands its own serialised message.
+
+    Args:
+        request: Serialised.
+        instruments: As of `read_request`.
+    """
+    cdef Span rest, one
+    cdef list orders = []
+    rest.at = <const unsigned char*> PyBytes_AS_STRING(request)
+    rest.end = rest.at + PyBytes_GET_SIZE(request)
+    while rest.at < rest.end:
+        if rest.at[0] != ORDERS:
+            return None
+        rest.at += 1
+        one = prefixed(&rest)
+        if rest.at == NULL:
+            return None
+        order = order_of(one, instruments)
+        if order is None:
+            order = PyBytes_FromStringAndSize(<const char*> one.at, one.end - one.at)
+        orders.append(order)
+    return orders

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fallback.order import CallContext
     from server.security.identity import Caller
 
 CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]] | None
@@ -25,12 +26,14 @@ class Call:
         caller: Who makes the call; None on a port without credentials.
     """
 
-    __slots__ = ("caller", "deadline", "metadata", "orders")
+    __slots__ = ("caller", "deadline", "metadata", "orders", "said")
 
     def __init__(self, deadline: float | None, metadata: CallMetadata, caller: Caller | None = None) -> None:
         self.deadline = deadline
         self.metadata = metadata
         self.caller = caller
+        self.said: CallContext | None = None
+        """What the metadata says of the call; None until somebody has read it (`call_context.py`)."""
         self.orders = 1
         """Of a unary call: those that are decided at once. The servicer corrects it when it has read them."""
 

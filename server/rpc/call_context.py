@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from fallback.order import NO_CONTEXT, CallContext
-from server.rpc.call import CallMetadata
+from server.rpc.call import Call, CallMetadata
 
 CORRELATION_ID: Final = "x-correlation-id"
 """Metadata key of the caller's own id for the work that a call is part of; 1 to 64 printable ASCII characters."""
@@ -31,23 +31,30 @@ class CallContexts:
     def __init__(self, tracing: bool) -> None:
         self._tracing = tracing
 
-    def of(self, metadata: CallMetadata) -> CallContext:
-        """The context of one order of a call."""
-        trace_id = span_id = correlation_id = ""
-        sampled = False
-        for key, value in metadata or ():
-            if key in _TRACEPARENT_KEYS:
-                if found := _TRACEPARENT.fullmatch(_text(value)):
-                    trace_id, span_id = found[1], found[2]
-                    sampled = bool(int(found[3], 16) & 1)
-            elif key in _CORRELATION_KEYS and _CORRELATION.fullmatch(_text(value)):
-                correlation_id = _text(value)
-        if not trace_id:
-            if self._tracing:
-                trace_id = f"{random.getrandbits(128) or 1:032x}"
-            elif not correlation_id:
-                return NO_CONTEXT
-        return CallContext(trace_id, span_id, sampled, correlation_id)
+    def of(self, call: Call) -> CallContext:
+        """The context of one order of a call, whose metadata is read once."""
+        said = call.said
+        if said is None:
+            said = call.said = _said(call.metadata)
+        if self._tracing and not said.trace_id:
+            return said._replace(trace_id=f"{random.getrandbits(128) or 1:032x}")
+        return said
+
+
+def _said(metadata: CallMetadata) -> CallContext:
+    """What a call says of itself."""
+    trace_id = span_id = correlation_id = ""
+    sampled = False
+    for key, value in metadata or ():
+        if key in _TRACEPARENT_KEYS:
+            if found := _TRACEPARENT.fullmatch(_text(value)):
+                trace_id, span_id = found[1], found[2]
+                sampled = bool(int(found[3], 16) & 1)
+        elif key in _CORRELATION_KEYS and _CORRELATION.fullmatch(_text(value)):
+            correlation_id = _text(value)
+    if not trace_id and not correlation_id:
+        return NO_CONTEXT
+    return CallContext(trace_id, span_id, sampled, correlation_id)
 
 
 def says_reduce_only(metadata: CallMetadata) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import grpc.aio
@@ -17,7 +17,7 @@ from fallback.order import Order
 from feature_cache.constants import Constant
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
-from server.decision.convert import OrderReader, order_timeout_seconds
+from server.decision.convert import OrderReader
 from server.decision.metrics import DecisionMetrics
 from server.decision.plane import DataPlane
 from server.decision.protowire import prefixed, template
@@ -47,8 +47,18 @@ _ORDER_DECIDED: Final = template(pb.OrderResult.DESCRIPTOR, "order_ref", "decisi
 
 Asked = Order | pb.Order
 """A plain order, which has been read, or a message that is still to be read."""
-Begun = asyncio.Future[Decided] | PretradeError
-"""An order of a batch or stream: its decision to come, or why there will be none."""
+
+
+class Begun(NamedTuple):
+    """An order of a batch or stream."""
+
+    asked: Asked
+    arrived: float
+    """When it was taken up, in monotonic seconds."""
+    decided: asyncio.Future[Decided] | PretradeError
+    """Its decision to come, or why there will be none."""
+    own_seconds: float | None
+    """What the order itself allows; None when it does not say."""
 
 
 class Reply:
@@ -122,12 +132,8 @@ class DecisionServicer:
     def _add_to(self, server: grpc.aio.Server, serialize_unary: Callable[[Reply], bytes]) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, serialize_unary),
-            "DecideBatch": grpc.unary_unary_rpc_method_handler(
-                self.DecideBatch, pb.DecideBatchRequest.FromString, serialize_unary
-            ),
-            "DecideStream": grpc.stream_stream_rpc_method_handler(
-                self.DecideStream, pb.DecideStreamRequest.FromString, _wire
-            ),
+            "DecideBatch": grpc.unary_unary_rpc_method_handler(self.DecideBatch, self._orders.batch, serialize_unary),
+            "DecideStream": grpc.stream_stream_rpc_method_handler(self.DecideStream, self._orders.streamed, _wire),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
@@ -172,17 +178,18 @@ class DecisionServicer:
             raise self._late(reply)
         reply.wire += _EXPLANATION % prefixed(explanation.SerializeToString())
 
-    async def DecideBatch(self, request: pb.DecideBatchRequest, call: Call) -> Reply:
+    async def DecideBatch(self, request: Sequence[Asked] | pb.DecideBatchRequest, call: Call) -> Reply:
         """Many orders under one deadline, each with its own result."""
-        if not 0 < len(request.orders) <= MAX_BATCH:
-            rule = f"must be 1 to {MAX_BATCH}, not {len(request.orders)}"
+        orders = request.orders if isinstance(request, pb.DecideBatchRequest) else request
+        if not 0 < len(orders) <= MAX_BATCH:
+            rule = f"must be 1 to {MAX_BATCH}, not {len(orders)}"
             raise InvalidOrderError("BATCH_SIZE", f"orders: {rule}", "orders")
-        self._check_lane(call.metadata, request.orders)
-        call.orders = min(len(request.orders), _BATCH_SLICE)
+        self._check_lane(call.metadata, orders)
+        call.orders = min(len(orders), _BATCH_SLICE)
         results: list[Reply] = []
         try:
-            for first in range(0, len(request.orders), _BATCH_SLICE):
-                results += await self._decide_slice(request.orders[first : first + _BATCH_SLICE], call)
+            for first in range(0, len(orders), _BATCH_SLICE):
+                results += await self._decide_slice(orders[first : first + _BATCH_SLICE], call)
         except BaseException:
             for result in results:
                 self.not_sent(result)
@@ -194,25 +201,26 @@ class DecisionServicer:
         wire = b"".join(_RESULTS % prefixed(result.wire) for result in sent)
         return Reply(wire, *(decided for result in sent for decided in result.decisions))
 
-    async def _decide_slice(self, orders: Sequence[pb.Order], call: Call) -> list[Reply]:
+    async def _decide_slice(self, orders: Sequence[Asked], call: Call) -> list[Reply]:
         """The results of orders that are decided at once."""
         taken_up = self._clock()
         begun = [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in orders]
         try:
             results = []
-            for order, one in zip(orders, begun, strict=True):
-                result = await self._result(order, one, taken_up, call)
-                if result.decisions and (own := order_timeout_seconds(order)) is not None:
-                    result.deadline = taken_up + own  # the server's cap is for deciding, and the call's for all
+            for one in begun:
+                result = await self._result(one, call)
+                if result.decisions and one.own_seconds is not None:
+                    result.deadline = taken_up + one.own_seconds  # the server's cap is for deciding, the call's for all
                 results.append(result)
             return results
         except BaseException:
-            self._give_up(begun)
+            for one in begun:
+                self._give_up(one)
             raise
 
     async def DecideStream(
         self,
-        requests: AsyncIterator[pb.DecideStreamRequest],
+        requests: AsyncIterator[Asked],
         call: Call,
     ) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
@@ -220,19 +228,19 @@ class DecisionServicer:
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
         over = False
 
-        async def decide(order: pb.Order, arrived: float) -> None:
+        async def decide(order: Asked, arrived: float) -> None:
             if order.order_ref:
                 begun = self._begin(order, arrived, None, call)
                 try:
-                    result = await self._result(order, begun, arrived, call)
+                    result = await self._result(begun, call)
                 except asyncio.CancelledError:
-                    self._give_up((begun,))
+                    self._give_up(begun)
                     raise
+                if result.decisions:
+                    result.deadline = self._dataplane.capped(arrived, _earlier(begun.own_seconds, arrived, None))
             else:
                 missing = InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
                 result = self._refused("", missing)
-            if result.decisions:
-                result.deadline = self._dataplane.capped(arrived, _earlier(order_timeout_seconds(order), arrived, None))
             if over:
                 self.not_sent(result)
             else:
@@ -244,7 +252,7 @@ class DecisionServicer:
                     async for request in requests:
                         arrived = self._clock()
                         await room.acquire()
-                        tasks.create_task(decide(request.order, arrived))
+                        tasks.create_task(decide(request, arrived))
             finally:
                 ready.put_nowait(None)
 
@@ -289,32 +297,33 @@ class DecisionServicer:
             self._dataplane.unheard(decided, "deadline")
         return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
 
-    async def _result(self, order: pb.Order, begun: Begun, arrived: float, call: Call) -> Reply:
+    async def _result(self, begun: Begun, call: Call) -> Reply:
         """What became of an order of a batch or stream. Who cancels this has still to give the order up."""
-        if isinstance(begun, PretradeError):
-            return self._refused(order.order_ref[:64], begun)
+        asked, decided = begun.asked, begun.decided
+        if isinstance(decided, PretradeError):
+            return self._refused(asked.order_ref[:64], decided)
         try:
-            decided = await begun
+            made = await decided
         except Exception as error:
-            return self._refused(order.order_ref[:64], self._failed(error, order, arrived, call))
-        order_ref = prefixed(order.order_ref.encode())
-        return Reply(_ORDER_DECIDED % (order_ref, prefixed(decided.wire)), decided)
+            return self._refused(asked.order_ref[:64], self._failed(error, asked, begun.arrived, call))
+        order_ref = prefixed(asked.order_ref.encode())
+        return Reply(_ORDER_DECIDED % (order_ref, prefixed(made.wire)), made)
 
-    def _give_up(self, begun: Iterable[Begun]) -> None:
-        for one in begun:
-            if isinstance(one, asyncio.Future):
-                self._dataplane.give_up(one)
+    def _give_up(self, begun: Begun) -> None:
+        if isinstance(begun.decided, asyncio.Future):
+            self._dataplane.give_up(begun.decided)
 
     def _begin(
-        self, asked: pb.Order, arrived: float, deadline: float | None, call: Call, in_company: bool = False
+        self, asked: Asked, arrived: float, deadline: float | None, call: Call, in_company: bool = False
     ) -> Begun:
         """Begins with an order of a batch or stream; see `DataPlane.begin`."""
         try:
             order = self._read(asked, call)
             own = _earlier(order.timeout_seconds, arrived, deadline)
-            return self._dataplane.begin(order, arrived, own, in_company=in_company)
+            decided = self._dataplane.begin(order, arrived, own, in_company=in_company)
+            return Begun(asked, arrived, decided, order.timeout_seconds)
         except Exception as error:
-            return self._failed(error, asked, arrived, call)
+            return Begun(asked, arrived, self._failed(error, asked, arrived, call), None)
 
     async def _decide(self, asked: Asked, arrived: float, call: Call) -> Decided:
         """Decides the order of a call."""
@@ -334,13 +343,13 @@ class DecisionServicer:
         self._access.charge(caller)
         order = asked if isinstance(asked, Order) else self._orders.read(asked)
         self._access.check_strategy(caller, order.strategy)
-        order.context = self._contexts.of(call.metadata)
+        order.context = self._contexts.of(call)
         order.caller = "" if caller is None else caller.name
         return order
 
     def _failed(self, error: Exception, asked: Asked, arrived: float, call: Call) -> PretradeError:
         """Tells of an order that gets no decision; what its caller hears."""
-        called = self._contexts.of(call.metadata)
+        called = self._contexts.of(call)
         if not isinstance(error, PretradeError):
             _log.error(
                 "decision failed",

@@ -14,7 +14,7 @@ from fallback.embedded import Embedded
 from fallback.guards import Guards
 from fallback.order import MODEL_SOURCES, Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
-from fallback.staleness import judge
+from fallback.staleness import judge, problem_of
 from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
@@ -106,7 +106,9 @@ class Desk:
         case.snapshot = FeatureSnapshot("BTCUSDT.SIM", 42, 7, 7, 7, 7, 0, 99.0, 101.0, BookState.VALID, values)
         case.snapshot_age_seconds = age
         book_age_seconds = float(values[features.INDEX["book_age_ms"]]) / 1e3
-        if judge(case, BookState.VALID, age, book_age_seconds, self._max_age_seconds):
+        problem = problem_of(BookState.VALID, age, book_age_seconds, self._max_age_seconds)
+        judge(case, problem, self._max_age_seconds)
+        if problem is None:
             case.mid = 100.0
         given = case.order.caller_features
         if case.features_problem is None:

@@ -220,7 +220,7 @@ def entries(path: Path) -> list[packet_pb2.JournalEntry]:
     return [entry for row in rows for entry in singly(entry_of(row.entry))]
 
 
-async def _requests(orders: tuple[pb.Order, ...]) -> AsyncIterator[pb.DecideStreamRequest]:
+async def _requests(orders: tuple[pb.Order, ...]) -> AsyncIterator[pb.Order]:
     for one in orders:
-        yield pb.DecideStreamRequest(order=one)
+        yield one
     await asyncio.Event().wait()

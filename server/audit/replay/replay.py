@@ -28,7 +28,7 @@ from fallback.chain import ChainSettings
 from fallback.guards import Guards, GuardSettings
 from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
-from fallback.staleness import DEGRADATIONS, FeatureSettings, judge
+from fallback.staleness import DEGRADATIONS, FeatureSettings, judge, problem_of
 from feature_cache import features
 from feature_cache.store.codec import BookState
 from pretrade.admin.v1 import admin_pb2
@@ -270,13 +270,8 @@ def _case(packet: packet_pb2.DecisionPacket, settings: FeatureSettings) -> Case:
     order = _order(packet.order)
     case = Case(order, Budget(arrived, arrived + packet.decision.budget.allowed_us / 1e6, 0.0))
     known = packet.features
-    judge(
-        case,
-        _BOOK_STATES.get(known.book_state),
-        known.age_seconds,
-        known.book_age_ms / 1e3,
-        settings.max_age_seconds,
-    )
+    state, oldest = _BOOK_STATES.get(known.book_state), settings.max_age_seconds
+    judge(case, problem_of(state, known.age_seconds, known.book_age_ms / 1e3, oldest), oldest)
     case.mid = packet.mid_price or math.nan
     if case.features_problem is None:
         own = order.caller_features

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.cases import new_case
 
-from fallback.staleness import is_fresh, judge
+from fallback.staleness import is_fresh, judge, problem_of
 from feature_cache import features
 from feature_cache.store.codec import BookState
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -38,7 +38,9 @@ def test_the_servers_features_and_the_callers_are_judged_apart(
         own = np.zeros(features.N_FEATURES, dtype=np.float32)
         own[features.INDEX["book_age_ms"]] = own_book_age_ms
     case = new_case(caller_features=own)
-    usable = judge(case, state, age, book_age, 1.0)
+    problem = problem_of(state, age, book_age, 1.0)
+    judge(case, problem, 1.0)
+    usable = problem is None
     assert usable == (state not in (None, BookState.UNKNOWN) and is_fresh(age, book_age, 1.0))
     if own_book_age_ms is None:
         assert (case.features_problem is None) == usable
@@ -61,5 +63,5 @@ def test_the_reason_is_the_first_that_holds(
     state: BookState | None, problem: pb.ReasonCode.ValueType, degradation: pb.Degradation.ValueType
 ) -> None:
     case = new_case()
-    assert not judge(case, state, 0.9, 0.2, 1.0)
+    judge(case, problem_of(state, 0.9, 0.2, 1.0), 1.0)
     assert (case.features_problem, case.degradations) == (problem, [degradation])

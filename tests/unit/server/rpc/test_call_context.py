@@ -7,6 +7,7 @@ import re
 import pytest
 
 from fallback.order import NO_CONTEXT, CallContext
+from server.rpc.call import Call
 from server.rpc.call_context import CallContexts
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -14,12 +15,12 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 def test_the_callers_trace_and_correlation_id_are_taken() -> None:
     metadata = (("user-agent", "x"), ("traceparent", f"00-{TRACE}-{SPAN}-01"), ("x-correlation-id", "basket-7"))
-    assert CallContexts(tracing=False).of(metadata) == CallContext(TRACE, SPAN, True, "basket-7")
+    assert CallContexts(tracing=False).of(Call(None, metadata)) == CallContext(TRACE, SPAN, True, "basket-7")
 
 
 def test_headers_as_bytes_say_the_same() -> None:
     headers = [(b":path", b"/x"), (b"traceparent", f"00-{TRACE}-{SPAN}-00".encode()), (b"x-correlation-id", b"b")]
-    assert CallContexts(tracing=True).of(headers) == CallContext(TRACE, SPAN, False, "b")
+    assert CallContexts(tracing=True).of(Call(None, headers)) == CallContext(TRACE, SPAN, False, "b")
 
 
 @pytest.mark.parametrize(
@@ -38,23 +39,24 @@ def test_headers_as_bytes_say_the_same() -> None:
     ],
 )
 def test_a_malformed_trace_is_no_trace(traceparent: str) -> None:
-    assert CallContexts(tracing=False).of((("traceparent", traceparent),)) == NO_CONTEXT
+    assert CallContexts(tracing=False).of(Call(None, (("traceparent", traceparent),))) == NO_CONTEXT
 
 
 def test_a_later_version_of_traceparent_may_say_more() -> None:
-    context = CallContexts(tracing=False).of((("traceparent", f"01-{TRACE}-{SPAN}-03-more"),))
+    context = CallContexts(tracing=False).of(Call(None, (("traceparent", f"01-{TRACE}-{SPAN}-03-more"),)))
     assert (context.trace_id, context.span_id, context.sampled) == (TRACE, SPAN, True)
 
 
 @pytest.mark.parametrize("value", ["", "a b", "a\nb", "é", "x" * 65, b"\xff"])
 def test_a_correlation_id_that_would_spoil_a_log_is_none(value: str | bytes) -> None:
-    assert CallContexts(tracing=False).of((("x-correlation-id", value),)) == NO_CONTEXT
+    assert CallContexts(tracing=False).of(Call(None, (("x-correlation-id", value),))) == NO_CONTEXT
 
 
 def test_a_trace_begins_here_when_nobody_sent_one_and_spans_are_made() -> None:
     contexts = CallContexts(tracing=True)
-    first, second = contexts.of(None), contexts.of(())
+    call = Call(None, ())
+    first, second = contexts.of(call), contexts.of(call)
     assert re.fullmatch("[0-9a-f]{32}", first.trace_id)
     assert first.trace_id != second.trace_id
     assert (first.span_id, first.sampled) == ("", False)
-    assert CallContexts(tracing=False).of(None) is NO_CONTEXT
+    assert CallContexts(tracing=False).of(Call(None, None)) is NO_CONTEXT
