@@ -2,7 +2,7 @@
 
 Decisions that become durable together are one entry, a `DecisionBatch`: what they have in common is in it once. The
 event loop only collects them (`PacketBatch.add`). The journal's thread makes the entry of them (`PacketBatch.entry`),
-when it knows which of them share a commit.
+when it knows which of them share a commit: by `entry_wire_c.pyx` where it is compiled, else plainly.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from feature_cache import features
 from feature_cache.store.codec import BookState
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.compiled import compiled
 from server.control.state import ControlState
 from server.decision import decision_wire
 from server.decision.protowire import prefixed, template
@@ -123,7 +124,10 @@ class PacketBatch:
         rows = self._rows
         for other in others:
             rows = rows + other._rows
-        return _entry(self._shared, rows)
+        if _compiled is None:
+            return write_entry_plainly(self._shared, rows)
+        entry: bytes = _compiled.write_entry(_shared_wire(self._shared), rows, _PART_WRITERS)
+        return entry
 
     def can_join(self, other: PacketBatch) -> bool:
         """True when the decisions of the other batch can be in the same entry."""
@@ -172,7 +176,8 @@ class PacketWriter:
         ).SerializeToString()
 
 
-def _entry(shared: _Shared, rows: Sequence[_Row]) -> bytes:
+def write_entry_plainly(shared: _Shared, rows: Sequence[_Row]) -> bytes:
+    """The serialised entry of some decisions. `entry_wire_c.pyx`, where it is compiled, writes the same bytes."""
     cases, answers, orders, ids, actions, reasons, degradations, allowed, used, ledgers, attempts, walls, nows = zip(
         *rows, strict=True
     )
@@ -280,6 +285,11 @@ def _shared(shared: _Shared) -> packet_pb2.DecisionPacket:
     )
 
 
+@lru_cache(maxsize=16)
+def _shared_wire(shared: _Shared) -> bytes:
+    return _shared(shared).SerializeToString()
+
+
 @lru_cache(maxsize=_PARTS)
 def _order(
     instrument: str, side: pb.Side.ValueType, strategy: str, reduce_only: bool, timeout_ns: int | None
@@ -318,6 +328,25 @@ def _attempt(replica: str, outcome: str, model_version: str, batch_rows: int) ->
     return packet_pb2.Attempt(replica=replica, outcome=outcome, model_version=model_version, batch_rows=batch_rows)
 
 
+@lru_cache(maxsize=_PARTS)
+def _order_wire(*kind: Any) -> bytes:
+    return _order(*kind).SerializeToString()
+
+
+@lru_cache(maxsize=_PARTS)
+def _answer_wire(*kind: Any) -> bytes:
+    return _answer(*kind).SerializeToString()
+
+
+@lru_cache(maxsize=_PARTS)
+def _attempt_wire(*kind: Any) -> bytes:
+    return _attempt(*kind).SerializeToString()
+
+
+def _book_wire(snapshot: FeatureSnapshot) -> bytes:
+    return _book(snapshot).SerializeToString()
+
+
 _books: Final[dict[str, tuple[FeatureSnapshot, packet_pb2.FeatureProvenance]]] = {}
 """What is known of each instrument, from its newest snapshot. The writer's thread alone uses it."""
 
@@ -349,3 +378,7 @@ def _rest(case: Case, order: Order, answer: Answer) -> bytes:
     if (context := order.context) is not NO_CONTEXT:
         rest += _CONTEXT % (prefixed(context.trace_id.encode()), prefixed(context.correlation_id.encode()))
     return rest
+
+
+_compiled: Final = compiled("server.decision.entry_wire_c")
+_PART_WRITERS: Final = (_order_wire, _answer_wire, _attempt_wire, _book_wire, _rest)

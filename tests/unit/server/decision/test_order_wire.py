@@ -120,3 +120,43 @@ def test_without_a_compiled_twin_every_request_is_a_message(explain: bool, monke
     request = pb.DecideRequest(order=order, explain=explain)
     monkeypatch.setattr("server.decision.convert._compiled", None)
     assert READER.request(request.SerializeToString()) == request
+
+
+@given(st.lists(requests(), max_size=4))
+def test_the_orders_of_a_batch_are_read_as_those_of_calls(asked: list[pb.DecideRequest]) -> None:
+    batch = pb.DecideBatchRequest(orders=[request.order for request in asked])
+    found = compiled_here("server.decision.order_wire_c").read_batch(batch.SerializeToString(), NAMES)
+    assert len(found) == len(asked)
+    for request, one in zip(asked, found, strict=True):
+        plain = read_plain(pb.DecideRequest(order=request.order).SerializeToString())
+        if plain is None:
+            assert pb.Order.FromString(one) == request.order
+        else:
+            assert repr(one) == repr(plain)
+    read = READER.batch(batch.SerializeToString())
+    assert [one.message if isinstance(one, Order) else one for one in read] == list(batch.orders)
+
+
+@given(st.lists(requests(), min_size=1, max_size=2), st.data())
+def test_broken_bytes_of_a_batch_are_read_as_messages_are(asked: list[pb.DecideRequest], data: st.DataObject) -> None:
+    serialized = bytearray(pb.DecideBatchRequest(orders=[request.order for request in asked]).SerializeToString())
+    place = data.draw(st.integers(0, len(serialized) - 1))
+    serialized[place] = data.draw(st.integers(0, 255))
+    try:
+        message = pb.DecideBatchRequest.FromString(bytes(serialized))
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            READER.batch(bytes(serialized))
+        return
+    read = READER.batch(bytes(serialized))
+    assert [one.message if isinstance(one, Order) else one for one in read] == list(message.orders)
+
+
+def test_the_order_of_a_streams_request_is_read_as_that_of_a_call() -> None:
+    plain = pb.Order(order_ref="a", instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=1.0, strategy="s")
+    keyed = pb.Order(idempotency_key="k", order_ref="b", instrument=INSTRUMENTS[0], quantity=1.0)
+    compiled_here("server.decision.order_wire_c")
+    first = READER.streamed(pb.DecideStreamRequest(order=plain).SerializeToString())
+    assert isinstance(first, Order)
+    assert first.message == plain
+    assert READER.streamed(pb.DecideStreamRequest(order=keyed).SerializeToString()) == keyed

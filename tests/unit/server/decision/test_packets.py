@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.cases import new_case
+from support.twins import compiled_here
 
 from fallback.order import Answer, Attempt, CallContext, Case
 from feature_cache import features
@@ -20,7 +21,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.control.file import ControlFile
 from server.control.state import ControlSettings, ControlState
 from server.decision.convert import order_timeout_seconds
-from server.decision.packets import PacketWriter
+from server.decision.packets import PacketWriter, write_entry_plainly
 from server.decision.record import Decided, hash_of
 from server.journal.entries import decision_ids, entry_of, packet_of, packets, singly
 from server.journal.journal import Journal, JournalSettings
@@ -219,6 +220,16 @@ def test_an_entry_gives_back_every_packet(
     assert [packet_of(entry, row) for row in range(len(expected))] == expected
     assert [one.decision for one in singly(entry)] == expected
     assert list(decision_ids(entry)) == [packet.decision.decision_id for packet in expected]
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(decisions=st.lists(cases(), min_size=1, max_size=4))
+def test_compiled_and_plain_write_the_same_entry(writer: PacketWriter, decisions: list[tuple[Case, Answer]]) -> None:
+    compiled_here("server.decision.entry_wire_c")
+    batch = writer.batch()
+    for number, (case, answer) in enumerate(decisions):
+        batch.add(case, answer, made(case, answer, f"decision-{number}"), NOW, WALL_NS)
+    assert batch.entry() == write_entry_plainly(batch._shared, batch._rows)
 
 
 def test_an_entry_says_once_what_its_decisions_have_in_common(writer: PacketWriter) -> None:
