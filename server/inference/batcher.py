@@ -319,39 +319,32 @@ class MicroBatcher:
             it is safe: a row not yet sent leaves the queue.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.submit_for(future, payload, deadline, lane, traceparent, from_caller)
+        self._queue(Row(payload, deadline, future, self._clock(), traceparent, from_caller), lane)
         return future
 
-    def submit_for(
-        self,
-        taker: Taker,
-        payload: bytes,
-        deadline: float,
-        lane: Lane = Lane.LIVE,
-        traceparent: str = "",
-        from_caller: bool = False,
-    ) -> None:
-        """The same for somebody who takes the result as a future would."""
+    def _queue(self, row: Row, lane: Lane) -> None:
         if self._closed or self.full_for(lane):
-            taker.set_result(Outcome.OVERLOAD)
+            row.taker.set_result(Outcome.OVERLOAD)
             return
-        self._asked_at = now = self._clock()
-        row = Row(payload, deadline, taker, now, traceparent, from_caller)
-        self._deadlines.watch(taker, deadline, late=Outcome.TIMEOUT)
+        self._asked_at = row.queued_at
+        self._deadlines.watch(row.taker, row.deadline, late=Outcome.TIMEOUT)
         self._arrivals += 1
         if len(self._live) + len(self._canary) >= self._settings.max_queued_rows:
             self._displace()
         if not self._live and not self._canary:
-            self._waiting_since = now
-        heapq.heappush(self._lanes[lane], (deadline, self._arrivals, row))
+            self._waiting_since = row.queued_at
+        heapq.heappush(self._lanes[lane], (row.deadline, self._arrivals, row))
         self._schedule_pump(asyncio.get_running_loop())
 
     def submit_together(self, rows: Sequence[Row]) -> None:
-        """The same for live rows that come at one instant, their `queued_at`: at least one."""
+        """The same for live rows that come at one instant, their `queued_at`; at least one.
+
+        Each row's taker takes its result as a future would.
+        """
         live, most = self._live, self._settings.max_queued_rows
         if self._closed or self.stuck or len(live) + len(self._canary) + len(rows) > most:
             for row in rows:
-                self.submit_for(row.taker, row.payload, row.deadline, from_caller=row.from_caller)
+                self._queue(row, Lane.LIVE)
             return
         self._asked_at = now = rows[0].queued_at
         if not live and not self._canary:
@@ -380,7 +373,8 @@ class MicroBatcher:
         """Queues a shadow row, to be sent with others when no live row waits. False when it is shed."""
         if self._closed or not self._shadow.add(Row(payload, math.inf, taker, from_caller=from_caller)):
             return False
-        if self._shadow.is_due(self._block_rows()):
+        least = min(self._settings.max_shadow_rows, self._row_limit.limit)
+        if self._shadow.is_due(least) and self._shadow.is_due(self._block_rows()):
             self._schedule_pump(asyncio.get_running_loop())
         return True
 
@@ -560,8 +554,10 @@ class MicroBatcher:
         ):
             if 0.0 <= score <= 1.0:  # False for NaN
                 outcome = Outcome.SUCCESS
-                queued = flight.started - row.queued_at
-                self.rows += row.resolve(Scored(score, answer.model, count, index, seconds, queued, call_parent))
+                if not row.taker.done():
+                    queued = flight.started - row.queued_at
+                    row.taker.set_result(Scored(score, answer.model, count, index, seconds, queued, call_parent))
+                    self.rows += 1
             else:
                 row.resolve(Outcome.BAD_ANSWER)
         return outcome

@@ -109,7 +109,6 @@ class Shadow:
 
     def mirror(self, case: Case, answer: Answer, decision_id: str) -> None:
         """Offers the row of a case that has features to those who did not decide it."""
-        decided = Opinion(answer.model_version, answer.score, answer.threshold)
         if answer.source == pb.SOURCE_CANARY:
             self._observe_decision(decision_id)
             champion = next((one for one in self._champions if one.available), None)
@@ -118,11 +117,11 @@ class Shadow:
                 self.refused += 1
                 return
             seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
-            self._send(champion, case, decision_id, decided, True, seconds)
+            self._send(champion, case, decision_id, answer, True, seconds)
             return
         if self._sample_share < 1.0 and self._random() >= self._sample_share:
             return
-        scored = decided if answer.source in CHAMPION_SOURCES else None
+        scored = answer if answer.source in CHAMPION_SOURCES else None
         for challenger in self._challengers:
             if case.from_caller and self._on_trial(challenger):
                 continue
@@ -133,7 +132,7 @@ class Shadow:
         replica: Replica,
         case: Case,
         decision_id: str,
-        decided: Opinion | None,
+        decided: Answer | None,
         challenger_decided: bool,
         seconds: float,
     ) -> None:
@@ -150,10 +149,11 @@ class Shadow:
         if not isinstance(result, Scored):
             self.failed += 1
             return
-        decided = row.decided
-        if decided is None:
+        answer = row.decided
+        if answer is None:
             self.uncompared += 1
             return
+        decided = Opinion(answer.model_version, answer.score, answer.threshold)
         other = Opinion(result.model.version, result.score, result.model.threshold)
         if other.trades == decided.trades:
             self.agreed += 1
@@ -196,7 +196,7 @@ class _Mirrored:
         compare: Callable[[_Mirrored, Result], None],
         case: Case,
         decision_id: str,
-        decided: Opinion | None,
+        decided: Answer | None,
         challenger_decided: bool,
         seconds: float,
     ) -> None:

@@ -43,7 +43,8 @@ class ShadowQueue:
             self.shed += 1
             return False
         self._rows.append(row)
-        self._set_timer()
+        if self._timer is None:
+            self._set_timer()
         return True
 
     def is_due(self, block: int) -> bool:

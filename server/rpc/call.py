@@ -7,14 +7,23 @@ servicer knows a transport.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from fallback.order import CallContext
 
 if TYPE_CHECKING:
-    from fallback.order import CallContext
     from server.security.identity import Caller
 
 CallMetadata = Iterable[tuple[str, str | bytes]] | Iterable[tuple[bytes, bytes]] | None
 """As grpc.aio and ASGI give it."""
+
+
+class Said(NamedTuple):
+    """What a call says of itself."""
+
+    context: CallContext
+    reduce_only: bool
+    """That all of its orders are."""
 
 
 class Call:
@@ -32,7 +41,7 @@ class Call:
         self.deadline = deadline
         self.metadata = metadata
         self.caller = caller
-        self.said: CallContext | None = None
+        self.said: Said | None = None
         """What the metadata says of the call; None until somebody has read it (`call_context.py`)."""
         self.orders = 1
         """Of a unary call: those that are decided at once. The servicer corrects it when it has read them."""

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from fallback.order import NO_CONTEXT, CallContext
-from server.rpc.call import Call, CallMetadata
+from server.rpc.call import Call, CallMetadata, Said
 
 CORRELATION_ID: Final = "x-correlation-id"
 """Metadata key of the caller's own id for the work that a call is part of; 1 to 64 printable ASCII characters."""
@@ -32,42 +32,44 @@ class CallContexts:
         self._tracing = tracing
 
     def of(self, call: Call) -> CallContext:
-        """The context of one order of a call, whose metadata is read once."""
-        said = call.said
-        if said is None:
-            said = call.said = _said(call.metadata)
+        """The context of one order of a call."""
+        said = said_by(call).context
         if self._tracing and not said.trace_id:
             return said._replace(trace_id=f"{random.getrandbits(128) or 1:032x}")
         return said
 
 
-def _said(metadata: CallMetadata) -> CallContext:
-    """What a call says of itself."""
+def said_by(call: Call) -> Said:
+    """What a call says of itself; its metadata is read once."""
+    if call.said is None:
+        call.said = _read(call.metadata)
+    return call.said
+
+
+def _read(metadata: CallMetadata) -> Said:
     trace_id = span_id = correlation_id = ""
-    sampled = False
+    sampled = reduce_only = False
     for key, value in metadata or ():
+        if key not in _KEYS:
+            continue
         if key in _TRACEPARENT_KEYS:
             if found := _TRACEPARENT.fullmatch(_text(value)):
                 trace_id, span_id = found[1], found[2]
                 sampled = bool(int(found[3], 16) & 1)
-        elif key in _CORRELATION_KEYS and _CORRELATION.fullmatch(_text(value)):
+        elif key in _REDUCE_ONLY_KEYS:
+            reduce_only = True
+        elif _CORRELATION.fullmatch(_text(value)):
             correlation_id = _text(value)
     if not trace_id and not correlation_id:
-        return NO_CONTEXT
-    return CallContext(trace_id, span_id, sampled, correlation_id)
+        return _REDUCING if reduce_only else _NOTHING
+    return Said(CallContext(trace_id, span_id, sampled, correlation_id), reduce_only)
 
 
-def says_reduce_only(metadata: CallMetadata) -> bool:
-    """True when a call says that all of its orders are reduce-only."""
-    for key, _ in metadata or ():  # noqa: SIM110 - with every call: a generator would take twice as long
-        if key in _REDUCE_ONLY_KEYS:
-            return True
-    return False
-
-
+_NOTHING: Final = Said(NO_CONTEXT, reduce_only=False)
+_REDUCING: Final = Said(NO_CONTEXT, reduce_only=True)
 _REDUCE_ONLY_KEYS: Final = frozenset((REDUCE_ONLY, REDUCE_ONLY.encode()))
 _TRACEPARENT_KEYS: Final = frozenset((TRACEPARENT, TRACEPARENT.encode()))
-_CORRELATION_KEYS: Final = frozenset((CORRELATION_ID, CORRELATION_ID.encode()))
+_KEYS: Final = _REDUCE_ONLY_KEYS | _TRACEPARENT_KEYS | {CORRELATION_ID, CORRELATION_ID.encode()}
 
 
 def _text(value: str | bytes) -> str:

@@ -25,8 +25,8 @@ from server.decision.record import Decided
 from server.decision.reports import DecisionReports
 from server.errors import DeadlineError, InternalError, InvalidOrderError, PretradeError
 from server.rpc import status
-from server.rpc.call import Call, CallMetadata
-from server.rpc.call_context import REDUCE_ONLY, CallContexts, says_reduce_only
+from server.rpc.call import Call
+from server.rpc.call_context import REDUCE_ONLY, CallContexts, said_by
 from server.security.orders import OrderAccess
 
 _log = structlog.get_logger(__name__)
@@ -157,7 +157,7 @@ class DecisionServicer:
     async def Decide(self, request: Order | pb.DecideRequest, call: Call) -> Reply:
         """One order."""
         order = request if isinstance(request, Order) else request.order
-        self._check_lane(call.metadata, (order,))
+        self._check_lane(call, (order,))
         if call.deadline is None and not (_has_timeout(order) or order.reduce_only):
             await self._dataplane.place()
         arrived = self._clock()
@@ -184,7 +184,7 @@ class DecisionServicer:
         if not 0 < len(orders) <= MAX_BATCH:
             rule = f"must be 1 to {MAX_BATCH}, not {len(orders)}"
             raise InvalidOrderError("BATCH_SIZE", f"orders: {rule}", "orders")
-        self._check_lane(call.metadata, orders)
+        self._check_lane(call, orders)
         call.orders = min(len(orders), _BATCH_SLICE)
         results: list[Reply] = []
         try:
@@ -273,9 +273,9 @@ class DecisionServicer:
             while not ready.empty():
                 self.not_sent(ready.get_nowait())
 
-    def _check_lane(self, metadata: CallMetadata, orders: Iterable[Asked]) -> None:
+    def _check_lane(self, call: Call, orders: Iterable[Asked]) -> None:
         """Refuses a call that came in past Envoy's gate, as calls with reduce-only orders may, with another order."""
-        if says_reduce_only(metadata) and not all(order.reduce_only for order in orders):
+        if said_by(call).reduce_only and not all(order.reduce_only for order in orders):
             rule = f"must be true of every order of a call with `{REDUCE_ONLY}`"
             raise InvalidOrderError("NOT_REDUCE_ONLY", f"reduce_only: {rule}", "reduce_only")
 
