@@ -40,7 +40,7 @@ cdef unsigned char REDUCE_ONLY = short_tag(_OF_ORDER, "reduce_only", INTEGER)
 cdef unsigned char TIMEOUT = short_tag(_OF_ORDER, "timeout", PREFIXED)
 cdef unsigned char SECONDS = short_tag(Duration.DESCRIPTOR, "seconds", INTEGER)
 cdef unsigned char NANOS = short_tag(Duration.DESCRIPTOR, "nanos", INTEGER)
-assert ORDER == short_tag(pb.DecideStreamRequest.DESCRIPTOR, "order", PREFIXED), "a stream's request is not read as a call's"
+assert ORDER == short_tag(pb.DecideStreamRequest.DESCRIPTOR, "order", PREFIXED), "a stream's request is read otherwise"
 cdef unsigned long long BUY = pb.SIDE_BUY
 cdef unsigned long long SELL = pb.SIDE_SELL
 
