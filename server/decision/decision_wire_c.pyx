@@ -10,17 +10,10 @@ from libc.string cimport memcpy
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.protowire import short_tag
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-
-
-def _tag(message, field, wire_type):
-    """What stands before a field's value; below 0x80, so that it takes one byte."""
-    tag = message.fields_by_name[field].number << 3 | wire_type
-    assert tag < 0x80, f"{message.full_name}.{field} has a number above 15"
-    return tag
-
 
 cdef enum:
     INTEGER = 0
@@ -30,29 +23,29 @@ cdef enum:
     USE_ROOM = 48  # more than a use takes, and below 0x80
 
 _OF_DECISION, _OF_BUDGET, _OF_USE = pb.Decision.DESCRIPTOR, pb.Budget.DESCRIPTOR, pb.StageUse.DESCRIPTOR
-cdef char ID = _tag(_OF_DECISION, "decision_id", PREFIXED)
-cdef char ORDER_REF = _tag(_OF_DECISION, "order_ref", PREFIXED)
-cdef char ACTION = _tag(_OF_DECISION, "action", INTEGER)
-cdef char SCORE = _tag(_OF_DECISION, "score", EIGHT_BYTES)
-cdef char THRESHOLD = _tag(_OF_DECISION, "threshold", EIGHT_BYTES)
-cdef char SOURCE = _tag(_OF_DECISION, "source", INTEGER)
-cdef char REASONS = _tag(_OF_DECISION, "reasons", PREFIXED)
-cdef char DEGRADATIONS = _tag(_OF_DECISION, "degradations", PREFIXED)
-cdef char MODEL_NAME = _tag(_OF_DECISION, "model_name", PREFIXED)
-cdef char MODEL_VERSION = _tag(_OF_DECISION, "model_version", PREFIXED)
-cdef char FEATURE_AGE = _tag(_OF_DECISION, "feature_age", PREFIXED)
-cdef char BUDGET = _tag(_OF_DECISION, "budget", PREFIXED)
-cdef char DECIDED_AT = _tag(_OF_DECISION, "decided_at", PREFIXED)
-cdef char CONTROL_VERSION = _tag(_OF_DECISION, "control_version", INTEGER)
-cdef char ALLOWED = _tag(_OF_BUDGET, "allowed_us", INTEGER)
-cdef char USED = _tag(_OF_BUDGET, "used_us", INTEGER)
-cdef char STAGES = _tag(_OF_BUDGET, "stages", PREFIXED)
-cdef char STAGE = _tag(_OF_USE, "stage", INTEGER)
-cdef char STAGE_ALLOWED = _tag(_OF_USE, "allowed_us", INTEGER)
-cdef char STAGE_USED = _tag(_OF_USE, "used_us", INTEGER)
-cdef char SKIPPED = _tag(_OF_USE, "skipped", INTEGER)
-cdef char SECONDS = _tag(Timestamp.DESCRIPTOR, "seconds", INTEGER)  # a `Duration` has the same fields
-cdef char NANOS = _tag(Timestamp.DESCRIPTOR, "nanos", INTEGER)
+cdef char ID = short_tag(_OF_DECISION, "decision_id", PREFIXED)
+cdef char ORDER_REF = short_tag(_OF_DECISION, "order_ref", PREFIXED)
+cdef char ACTION = short_tag(_OF_DECISION, "action", INTEGER)
+cdef char SCORE = short_tag(_OF_DECISION, "score", EIGHT_BYTES)
+cdef char THRESHOLD = short_tag(_OF_DECISION, "threshold", EIGHT_BYTES)
+cdef char SOURCE = short_tag(_OF_DECISION, "source", INTEGER)
+cdef char REASONS = short_tag(_OF_DECISION, "reasons", PREFIXED)
+cdef char DEGRADATIONS = short_tag(_OF_DECISION, "degradations", PREFIXED)
+cdef char MODEL_NAME = short_tag(_OF_DECISION, "model_name", PREFIXED)
+cdef char MODEL_VERSION = short_tag(_OF_DECISION, "model_version", PREFIXED)
+cdef char FEATURE_AGE = short_tag(_OF_DECISION, "feature_age", PREFIXED)
+cdef char BUDGET = short_tag(_OF_DECISION, "budget", PREFIXED)
+cdef char DECIDED_AT = short_tag(_OF_DECISION, "decided_at", PREFIXED)
+cdef char CONTROL_VERSION = short_tag(_OF_DECISION, "control_version", INTEGER)
+cdef char ALLOWED = short_tag(_OF_BUDGET, "allowed_us", INTEGER)
+cdef char USED = short_tag(_OF_BUDGET, "used_us", INTEGER)
+cdef char STAGES = short_tag(_OF_BUDGET, "stages", PREFIXED)
+cdef char STAGE = short_tag(_OF_USE, "stage", INTEGER)
+cdef char STAGE_ALLOWED = short_tag(_OF_USE, "allowed_us", INTEGER)
+cdef char STAGE_USED = short_tag(_OF_USE, "used_us", INTEGER)
+cdef char SKIPPED = short_tag(_OF_USE, "skipped", INTEGER)
+cdef char SECONDS = short_tag(Timestamp.DESCRIPTOR, "seconds", INTEGER)  # a `Duration` has the same fields
+cdef char NANOS = short_tag(Timestamp.DESCRIPTOR, "nanos", INTEGER)
 
 
 cdef char* varint(char* to, unsigned long long number) noexcept:

@@ -229,7 +229,8 @@ cdef int add_attempts(Column* columns, _Tables tables, tuple attempts) except -1
 cdef int add(Column* columns, _Tables tables, Py_ssize_t place, tuple row) except -1:
     """Adds a row; see `packets._Row`."""
     cdef double age, mid
-    case, answer, order, decision_id, action, reasons, degradations, allowed, used, uses, attempts, wall_ns, now_ns = row
+    case, answer, order, decision_id, action, reasons, degradations, *rest_of_row = row
+    allowed, used, uses, attempts, wall_ns, now_ns = rest_of_row
     put_text(columns, DECISION_ID, decision_id)
     add_order(columns, tables, order)
     add_answer(columns, tables, answer, action, reasons, degradations)

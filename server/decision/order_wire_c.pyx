@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.decision.protowire import short_tag
 
 cdef extern from "Python.h":
     object PyUnicode_DecodeUTF8(const char* text, Py_ssize_t size, const char* errors)
@@ -25,29 +26,21 @@ cdef enum:
 
 cdef unsigned long long MOST_SECONDS = 315_576_000_000  # of a `Duration`; see convert.py
 
-
-def _tag(message, field, wire_type):
-    """What stands before a field's value; below 0x80, so that it takes one byte."""
-    tag = message.fields_by_name[field].number << 3 | wire_type
-    assert tag < 0x80, f"{message.full_name}.{field} has a number above 15"
-    return tag
-
-
 _OF_ORDER = pb.Order.DESCRIPTOR
-cdef unsigned char ORDER = _tag(pb.DecideRequest.DESCRIPTOR, "order", PREFIXED)
-cdef unsigned char EXPLAIN = _tag(pb.DecideRequest.DESCRIPTOR, "explain", INTEGER)
-cdef unsigned char ORDERS = _tag(pb.DecideBatchRequest.DESCRIPTOR, "orders", PREFIXED)
-cdef unsigned char ORDER_REF = _tag(_OF_ORDER, "order_ref", PREFIXED)
-cdef unsigned char INSTRUMENT = _tag(_OF_ORDER, "instrument", PREFIXED)
-cdef unsigned char SIDE = _tag(_OF_ORDER, "side", INTEGER)
-cdef unsigned char QUANTITY = _tag(_OF_ORDER, "quantity", EIGHT_BYTES)
-cdef unsigned char LIMIT_PRICE = _tag(_OF_ORDER, "limit_price", EIGHT_BYTES)
-cdef unsigned char STRATEGY = _tag(_OF_ORDER, "strategy", PREFIXED)
-cdef unsigned char REDUCE_ONLY = _tag(_OF_ORDER, "reduce_only", INTEGER)
-cdef unsigned char TIMEOUT = _tag(_OF_ORDER, "timeout", PREFIXED)
-cdef unsigned char SECONDS = _tag(Duration.DESCRIPTOR, "seconds", INTEGER)
-cdef unsigned char NANOS = _tag(Duration.DESCRIPTOR, "nanos", INTEGER)
-assert ORDER == _tag(pb.DecideStreamRequest.DESCRIPTOR, "order", PREFIXED), "a stream's request is not read as a call's"
+cdef unsigned char ORDER = short_tag(pb.DecideRequest.DESCRIPTOR, "order", PREFIXED)
+cdef unsigned char EXPLAIN = short_tag(pb.DecideRequest.DESCRIPTOR, "explain", INTEGER)
+cdef unsigned char ORDERS = short_tag(pb.DecideBatchRequest.DESCRIPTOR, "orders", PREFIXED)
+cdef unsigned char ORDER_REF = short_tag(_OF_ORDER, "order_ref", PREFIXED)
+cdef unsigned char INSTRUMENT = short_tag(_OF_ORDER, "instrument", PREFIXED)
+cdef unsigned char SIDE = short_tag(_OF_ORDER, "side", INTEGER)
+cdef unsigned char QUANTITY = short_tag(_OF_ORDER, "quantity", EIGHT_BYTES)
+cdef unsigned char LIMIT_PRICE = short_tag(_OF_ORDER, "limit_price", EIGHT_BYTES)
+cdef unsigned char STRATEGY = short_tag(_OF_ORDER, "strategy", PREFIXED)
+cdef unsigned char REDUCE_ONLY = short_tag(_OF_ORDER, "reduce_only", INTEGER)
+cdef unsigned char TIMEOUT = short_tag(_OF_ORDER, "timeout", PREFIXED)
+cdef unsigned char SECONDS = short_tag(Duration.DESCRIPTOR, "seconds", INTEGER)
+cdef unsigned char NANOS = short_tag(Duration.DESCRIPTOR, "nanos", INTEGER)
+assert ORDER == short_tag(pb.DecideStreamRequest.DESCRIPTOR, "order", PREFIXED), "a stream's request is read otherwise"
 cdef unsigned long long BUY = pb.SIDE_BUY
 cdef unsigned long long SELL = pb.SIDE_SELL
 

@@ -40,6 +40,19 @@ def template(message: Descriptor, *fields: str) -> bytes:
     return b"".join(_tag(message.fields_by_name[name]).replace(b"%", b"%%") + b"%b" for name in fields)
 
 
+def short_tag(message: Descriptor, field: str, wire_type: int) -> int:
+    """What stands before a field's value, for compiled code; below 0x80, so that it takes one byte.
+
+    Raises:
+        KeyError: The message has no such field.
+        ValueError: Its number takes more.
+    """
+    tag = message.fields_by_name[field].number << 3 | wire_type
+    if tag >= 0x80:
+        raise ValueError(f"{message.full_name}.{field} has a number above 15")
+    return tag
+
+
 def _tag(field: FieldDescriptor) -> bytes:
     """What stands before a field's value: its number, and that a length follows."""
     if field.type not in _PREFIXED:

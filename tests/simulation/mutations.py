@@ -97,8 +97,8 @@ MUTATIONS: Final = (
     Mutation(
         "a decision that missed its deadline counts as replied",
         "server/decision/recorder.py",
-        '            self._replies.unheard(decided, "deadline")\n            late = ',
-        "            late = ",
+        '        self._replies.unheard(decided, "deadline")\n        late = ',
+        "        late = ",
         "nobody took the reply",
         "audit",
     ),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.decision.protowire import prefixed, template
+from server.decision.protowire import prefixed, short_tag, template
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 16_383, 16_384, 16_385, 2**21 - 1, 2**21])
@@ -37,3 +37,9 @@ def test_a_field_that_the_contract_does_not_have_cannot_be_written() -> None:
 def test_a_number_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="score is no message"):
         template(pb.Decision.DESCRIPTOR, "score")
+
+
+def test_a_field_whose_tag_takes_two_bytes_has_no_short_one() -> None:
+    assert short_tag(pb.Decision.DESCRIPTOR, "decision_id", 2) == pb.Decision(decision_id="x").SerializeToString()[0]
+    with pytest.raises(ValueError, match=r"decision_id has a number above 15"):
+        short_tag(packet_pb2.DecisionBatch.DESCRIPTOR, "decision_id", 2)
