@@ -1,6 +1,6 @@
 """How often the comparison with the training data calls drift where there is none, and whether it sees what there is.
 
-`PYTHONPATH=tests python -m support.drift_alarms [--runs 400]` prints the table of `docs/audit.md`. A feature follows a
+`PYTHONPATH=tests python -m support.drift_alarms [--runs 150]` prints the table of `docs/audit.md`. A feature follows a
 Gaussian AR(1) process whose correlation dies out exponentially in τ. Twenty minutes of it are learnt from as training
 does, on its grid of 0.2 s; the decisions of another time are sampled as `AuditQuery.spread` does at 1,000 orders a
 second: 120 times in the window, 16 decisions of a few milliseconds each. One feature is compared, so that the limit is
@@ -95,7 +95,7 @@ def _samples(count: int) -> Samples:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=400, help="comparisons a line")
+    parser.add_argument("--runs", type=int, default=150, help="comparisons a line")
     runs = parser.parse_args().runs
     print("| τ | window | independent values | judged | false alarms | one standard deviation found |")
     print("|---|---|---|---|---|---|")
