@@ -69,7 +69,7 @@ def is_installed() -> bool:
 
 def call_decide(target: str, order: pb.Order, callers: int, seconds: float) -> Run:
     """`callers` calls of `Decide` under way at once; see `call`."""
-    return call(target, decision_calls([order])["unary"], callers, seconds)
+    return call(target, decision_calls([order])["unary", 1], callers, seconds)
 
 
 def call(target: str, request: Call, callers: int, seconds: float) -> Run:
