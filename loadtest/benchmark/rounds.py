@@ -51,7 +51,7 @@ def closed_loop(
     errors = run.failed * call.orders + without_decision(call, run, before, after)
     decisions = max(0, run.answers * call.orders - errors)
     return Round(
-        seconds=seconds,
+        seconds=run.seconds,
         decisions=decisions,
         errors=errors,
         latencies_ms=percentiles_ms(run.latencies),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
 
-from loadtest.benchmark.echo import echo_server
+from loadtest.benchmark.echo import EchoServicer, echo_server
 from loadtest.benchmark.envoy_echo import envoy_echo
 from loadtest.generators import h2load, http2
 from loadtest.generators.load import LARGE_BATCH, ORDERS, SERVICE, Method, decision_calls
@@ -92,6 +93,31 @@ async def test_an_open_loop_by_hand_counts_answers_without_a_message_as_errors()
 def test_nobody_there_is_an_error_of_an_open_loop_by_hand() -> None:
     with pytest.raises(RuntimeError, match=r"open loop against 127\.0\.0\.1:9"):
         http2.offer("127.0.0.1:9", decision_calls([ORDER])["unary", 1], rate=1.0, seconds=0.1, deadline_seconds=1.0)
+
+
+@pytest.mark.skipif(not h2load.is_installed(), reason="needs h2load (Debian: nghttp2-client)")
+async def test_calls_that_may_not_be_cut_off_are_all_answered() -> None:
+    answered = 0
+
+    class Counting(EchoServicer):
+        async def Decide(
+            self, request: pb.DecideRequest, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> pb.DecideResponse:
+            nonlocal answered
+            response = await super().Decide(request, context)
+            answered += 1
+            return response
+
+    server = grpc.aio.server()
+    decision_pb2_grpc.add_DecisionServiceServicer_to_server(Counting(RESPONSE), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    call = replace(decision_calls([ORDER])["unary", 1], may_be_cut=False)
+    run = await asyncio.to_thread(h2load.call, f"127.0.0.1:{port}", call, 8, 0.3)
+    await server.stop(None)
+    tried = 8 * 4
+    assert run.answers + tried == answered, "each was waited for"
+    assert 0 < run.seconds < 10
 
 
 @pytest.mark.skipif(not h2load.is_installed(), reason="needs h2load (Debian: nghttp2-client)")
