@@ -96,10 +96,10 @@ canaries: setup  ## three canaries on the whole stack, each to its end: good, la
 	$(BIN)/pretrade canary-demo $(WITH_DATA) $(WITH_JSON)
 
 ##@ Measure it
-bench: setup  ## decisions a second, latency, CPU on both edges, next to echoes, TorchServe, FastAPI (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file)
+bench: setup  ## decisions a second, latency, CPU, next to echoes, TorchServe, FastAPI; what is met of the targets (QUICK=1 KEEP=1 DATA=dir PROFILE=file JSON=file)
 	$(BIN)/pretrade bench $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(WITH_DATA) $(if $(PROFILE),--profile "$(PROFILE)") $(WITH_JSON)
 
-sizing: setup  ## the table of docs/sizing.md, from the run of `make bench` that was kept last
+sizing: setup  ## the tables of docs/sizing.md and docs/figures.md, from the run of `make bench` that was kept last
 	$(BIN)/python -m loadtest.benchmark.sizing
 
 bench-compare: setup  ## the last `make bench` against the one that was kept last

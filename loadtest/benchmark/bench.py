@@ -1,8 +1,8 @@
 """The benchmark: decisions a second and latency in closed and open loops, of several servers in turn.
 
-Every closed loop is measured in rounds. Each round calls all servers in turn, in another order each time, and the
+Every loop is measured in rounds. Each round calls all servers in turn, in another order each time, and the
 medians over the rounds are shown, so that other work on the machine affects all servers alike. Before that every server
-is called until it is steady: until two seconds in a row differ by less than a tenth.
+is called until it is steady: until two half seconds in a row differ by less than a tenth.
 
 `make bench` runs it on the embedded stack, next to bare echoes, TorchServe itself and FastAPI, see
 `local/bench/bench.py`. `pretrade bench --target HOST:PORT`, or `python -m loadtest.benchmark.bench`, measures a
@@ -34,7 +34,7 @@ from rich.table import Table
 from loadtest.benchmark.figures import Figures, Round, figures, remarks, table
 from loadtest.benchmark.rounds import closed_loop, open_loop
 from loadtest.generators.channel import connected
-from loadtest.generators.load import ALTERNATIVE, ECHO, PRETRADE, Load, Plan, Server, decision_calls, plan
+from loadtest.generators.load import PRETRADE, Load, Plan, Server, decision_calls, plan
 from loadtest.generators.measurement import WRONG_REPLY
 from loadtest.generators.orders import OrderFlow
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -45,12 +45,12 @@ INSTRUMENTS: Final = ("BTCUSDT.BINANCE", "ETHUSDT.BINANCE")
 _ORDERS: Final = 4_096
 """Distinct orders that are sent again and again, so that making them costs the generator nothing."""
 _STEADY: Final = Load("unary", callers=64)
-_STEADY_SECONDS: Final = 1.0
+_STEADY_SECONDS: Final = 0.5
 _STEADY_SHARE: Final = 0.1
 _MOST_WINDOWS: Final = 10
 _SOUND_SHARE: Final = 0.05
 """A closed loop with more errors says nothing of the capacity."""
-_WARM_UP_SECONDS: Final = 0.5
+_WARM_UP_SECONDS: Final = 0.25
 _ASK_SECONDS: Final = 10.0
 
 _WIDTH: Final = 120
@@ -88,7 +88,13 @@ class Found:
     """Loads that could not be measured on a server, and why."""
 
 
-def measure(wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order], report: Report) -> Found:
+def measure(
+    wanted: Plan,
+    servers: Sequence[Server],
+    orders: Sequence[pb.Order],
+    report: Report,
+    earlier: Sequence[Figures] = (),
+) -> Found:
     """Measures every load on every server that takes it, in the order of the plan.
 
     A server that gives no answer to a load, or a generator that fails, costs that load on that server.
@@ -98,6 +104,7 @@ def measure(wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order],
         servers: Called in turn.
         orders: What those that decide are asked.
         report: Told of all that is done.
+        earlier: What was found before: open loops at a share of what a server can do follow from it, too.
 
     Raises:
         RuntimeError: A server gives no answer at all.
@@ -109,10 +116,7 @@ def measure(wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order],
         after = len(warm_ups[-1].per_second) * seconds
         report(f"{server.name}: {'steady' if warm_ups[-1].steady else 'NOT steady'} after {after:g} s of 64 callers")
     for load in (*wanted.closed, *wanted.opened):
-        if load.callers:
-            done = _in_turn(load, servers, orders, wanted, failures)
-        else:
-            done = _at_rates(load, servers, orders, wanted, _capacities(results, wanted, load), failures)
+        done = _in_turn(load, servers, orders, wanted, [*earlier, *results], failures)
         results += done
         if done:
             report(f"{load.name}: {', '.join(f'{each.server} {each.decisions_per_second:,.0f}/s' for each in done)}")
@@ -120,50 +124,67 @@ def measure(wanted: Plan, servers: Sequence[Server], orders: Sequence[pb.Order],
 
 
 def _in_turn(
-    load: Load, servers: Sequence[Server], orders: Sequence[pb.Order], wanted: Plan, failures: list[str]
-) -> list[Figures]:
-    """Some rounds of a closed loop, in each another server first."""
-    called = [server for server in servers if load.method in server.calls]
-    rounds: dict[str, list[Round]] = {server.name: [] for server in called}
-    for number in range(wanted.rounds):
-        turn = number % len(called)
-        for server in (*called[turn:], *called[:turn]):
-            try:
-                _closed(server, load, orders, wanted, min(_WARM_UP_SECONDS, wanted.seconds))
-                rounds[server.name].append(_closed(server, load, orders, wanted, wanted.seconds))
-            except RuntimeError as error:
-                failures.append(f"{load.name}, {server.name}: {error}")
-    return [figures(load, server, rounds[server.name]) for server in called if rounds[server.name]]
-
-
-def _at_rates(
     load: Load,
     servers: Sequence[Server],
     orders: Sequence[pb.Order],
     wanted: Plan,
-    capacities: Mapping[str, float],
+    earlier: Sequence[Figures],
     failures: list[str],
 ) -> list[Figures]:
-    """An open loop on every server that decides; the first one on the echoes, too, for the generator's own part."""
-    done = []
-    for server in servers:
-        if server.kind == ALTERNATIVE or (server.kind == ECHO and load is not wanted.opened[0]):
-            continue
-        rate = load.rate or load.share * capacities.get(server.name, 0.0)
+    """Some rounds of a load, in each another server first; one round at a share of the capacity."""
+    called = _called(load, servers)
+    rates = {server.name: load.rate for server in called}
+    if load.share:
+        capacities = _capacities(earlier, load)
+        rates = {name: load.share * capacities.get(name, 0.0) for name in rates}
+        failures += [
+            f"{load.name}, {name}: no closed loop without errors says what it can do"
+            for name, rate in rates.items()
+            if not rate
+        ]
+        called = [server for server in called if rates[server.name]]
+    rounds: dict[str, list[Round]] = {server.name: [] for server in called}
+    for number in range(1 if load.share else wanted.rounds):
+        turn = number % len(called) if called else 0
+        for server in (*called[turn:], *called[:turn]):
+            try:
+                rounds[server.name].append(_once(load, server, orders, wanted, rates[server.name]))
+            except RuntimeError as error:
+                failures.append(f"{load.name}, {server.name}: {error}")
+    return [
+        figures(load, server, rounds[server.name], rates[server.name] or None)
+        for server in called
+        if rounds[server.name]
+    ]
+
+
+def _called(load: Load, servers: Sequence[Server]) -> list[Server]:
+    """Who takes a load: those that are named, else all; in an open loop else those that decide."""
+    able = [server for server in servers if load.call in server.calls]
+    if load.servers:
+        return [server for server in able if server.name in load.servers]
+    return [server for server in able if load.callers or server.kind == PRETRADE]
+
+
+def _once(load: Load, server: Server, orders: Sequence[pb.Order], wanted: Plan, rate: float) -> Round:
+    if not load.callers:
         limits = {"seconds": wanted.open_seconds, "deadline_seconds": wanted.deadline_seconds}
-        try:
-            if not rate:
-                raise RuntimeError("no closed loop without errors says what it can do")
-            done.append(figures(load, server, [open_loop(server, load, orders, rate=rate, **limits)], rate))
-        except RuntimeError as error:
-            failures.append(f"{load.name}, {server.name}: {error}")
-    return done
+        return open_loop(server, load, orders, rate=rate, **limits)
+    _closed(server, load, orders, wanted, min(_WARM_UP_SECONDS, wanted.seconds))
+    return _closed(server, load, orders, wanted, wanted.seconds)
 
 
-def _capacities(results: Sequence[Figures], wanted: Plan, load: Load) -> dict[str, float]:
-    """The most that each server decided a second in the closed loops of a load's method, but for those with errors."""
-    names = {closed.name for closed in wanted.closed if closed.method == load.method}
-    sound = [each for each in results if each.load in names and each.error_share < _SOUND_SHARE]
+def _capacities(results: Sequence[Figures], load: Load) -> dict[str, float]:
+    """The most that each server decided a second in closed loops of the same call, but for those with errors."""
+    method, size = load.call
+    sound = [
+        each
+        for each in results
+        if each.offered_per_second is None
+        and each.error_share < _SOUND_SHARE
+        and each.load.startswith(f"{method}, ")
+        and (size == 1 or each.load.endswith(f" × {size}"))
+    ]
     # Later ones win: the highest.
     return {each.server: each.decisions_per_second for each in sorted(sound, key=attrgetter("decisions_per_second"))}
 
@@ -179,13 +200,24 @@ def until_steady(window: Callable[[float], Round], name: str, seconds: float = _
         window: Measures for so many seconds.
         name: The server's.
         seconds: Of a window.
+
+    Raises:
+        RuntimeError: It gave no answer in any window. One that has just started may give none in the first.
     """
     rates: list[float] = []
+    problem = RuntimeError(name)
     while len(rates) < _MOST_WINDOWS:
-        measured = window(seconds)
+        try:
+            measured = window(seconds)
+        except RuntimeError as error:
+            problem = error
+            rates.append(0.0)
+            continue
         rates.append(measured.decisions / measured.seconds)
         if len(rates) > 1 and abs(rates[-1] - rates[-2]) < _STEADY_SHARE * max(rates[-2:]):
             return WarmUp(name, rates, steady=True)
+    if not any(rates):
+        raise problem
     return WarmUp(name, rates, steady=False)
 
 

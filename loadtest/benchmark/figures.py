@@ -62,6 +62,8 @@ class Figures:
     kind: str
     transport: str
     decisions_per_second: float
+    rates: Sequence[float]
+    """The same of each round."""
     p50_ms: float | None
     p99_ms: float | None
     p999_ms: float | None
@@ -79,6 +81,10 @@ class Figures:
     """Decisions a second over those of the bare echo behind the same transport."""
     to_torchserve: float | None = None
     """The same over TorchServe's own answers to callers that call it directly."""
+    to_fastapi: float | None = None
+    """The same over those of FastAPI with the model in its process."""
+    to_kept: float | None = None
+    """The same over those of the run that was kept last, divided by what became of the echo meanwhile."""
 
     @property
     def error_share(self) -> float:
@@ -89,12 +95,14 @@ class Figures:
 def figures(load: Load, server: Server, rounds: Sequence[Round], offered: float | None = None) -> Figures:
     """The medians of some rounds."""
     usage = server.usage() if server.usage is not None else None
+    rates = [each.decisions / each.seconds for each in rounds]
     return Figures(
         load=load.name,
         server=server.name,
         kind=server.kind,
         transport=server.transport,
-        decisions_per_second=statistics.median(each.decisions / each.seconds for each in rounds),
+        decisions_per_second=statistics.median(rates),
+        rates=rates,
         p50_ms=_median(each.latencies_ms.get("p50") for each in rounds),
         p99_ms=_median(each.latencies_ms.get("p99") for each in rounds),
         p999_ms=_median(each.latencies_ms.get("p999") for each in rounds),
@@ -116,25 +124,29 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def table(results: Sequence[Figures], title: str) -> Table:
     """A table for people, within 80 columns; unknown figures are left out."""
-    compared = any(each.to_echo is not None or each.to_torchserve is not None for each in results)
+    bases = {"/echo": "to_echo", "/TS": "to_torchserve", "/FA": "to_fastapi", "/kept": "to_kept"}
+    shown_bases = {
+        heading: attrgetter(name)
+        for heading, name in bases.items()
+        if any(getattr(each, name) is not None for each in results)
+    }
     seen = any(each.cpu_us is not None for each in results)
-    notes = ["ms", *(["CPU in µs a decision"] if seen else []), *(["TS: TorchServe"] if compared else [])]
+    notes = ["ms", *(["CPU in µs a decision"] if seen else [])]
+    notes += ["decisions/s over those of the echo, TorchServe, FastAPI, the kept run"] if shown_bases else []
     notes += ["n × 64: calls of 64 orders each", "at 50%: of the closed loop's rate, open"]
     shown = Table(title=title, caption="; ".join(notes), box=SIMPLE, padding=0)
-    headings = ["", "dec./s", "p50", "p99", "p99.9", "errors"]
-    headings += ["CPU", "MiB"] if seen else []
-    headings += ["/echo", "/TS"] if compared else []
+    headings = ["", "dec./s", "p50", "p99", "errors", *(["CPU"] if seen else []), *shown_bases]
     for heading in headings:
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for load, group in itertools.groupby(results, key=attrgetter("load")):
         shown.add_row(f"[bold]{load}")
         for each in group:
             cells = [f"  {each.server}", f"{each.decisions_per_second:,.0f}"]
-            cells += [_ms(value) for value in (each.p50_ms, each.p99_ms, each.p999_ms)]
+            cells += [_ms(value) for value in (each.p50_ms, each.p99_ms)]
             cells.append(f"[red]{_count(each.errors)}[/]" if each.errors else "0")
-            cells += [_number(each.cpu_us), _number(each.memory_mebibytes)] if seen else []
-            cells += [_ratio(each.to_echo), _ratio(each.to_torchserve)] if compared else []
-            shown.add_row(*cells, style="bold" if each.kind == PRETRADE and compared else None)
+            cells += [_number(each.cpu_us)] if seen else []
+            cells += [_ratio(base(each)) for base in shown_bases.values()]
+            shown.add_row(*cells, style="bold" if each.kind == PRETRADE and shown_bases else None)
         shown.add_section()
     return shown
 
@@ -156,26 +168,39 @@ def remarks(results: Sequence[Figures]) -> list[str]:
     return found
 
 
-def with_ratios(results: Sequence[Figures], servers: Sequence[Server], torchserve: str) -> list[Figures]:
-    """The same with the ratios to the echo behind each server's transport and to `torchserve`, where both were loaded.
+def with_ratios(results: Sequence[Figures], servers: Sequence[Server], torchserve: str, fastapi: str) -> list[Figures]:
+    """The same with the ratios to the echo behind each server's transport and to the alternatives, where there are any.
 
-    Open loops have none: there the rate is given.
+    Each is the median of the ratios of the rounds, in which all were called in turn. FastAPI has no streams: those are
+    held against its single calls. Open loops have no ratios: there the rate is given.
     """
-    rates = {(each.load, each.server): each.decisions_per_second for each in results if not each.offered_per_second}
+    rates = {(each.load, each.server): each.rates for each in results if each.offered_per_second is None}
     echoes = {server.transport: server.name for server in servers if server.kind == ECHO}
+    single = rates.get((Load("unary", callers=64).name, fastapi))
 
     def ratio(each: Figures, to: str | None) -> float | None:
-        base = rates.get((each.load, to)) if to is not None else None
-        return each.decisions_per_second / base if base and to != each.server and not each.offered_per_second else None
+        base = rates.get((each.load, to or ""))
+        if base is None and to == fastapi and each.load.startswith("stream"):
+            base = single
+        if base is None or to == each.server or each.offered_per_second is not None:
+            return None
+        return _ratio_of(each.rates, base)
 
     return [
         replace(
             each,
             to_echo=ratio(each, echoes.get(each.transport)) if each.kind != ALTERNATIVE else None,
             to_torchserve=ratio(each, torchserve),
+            to_fastapi=ratio(each, fastapi),
         )
         for each in results
     ]
+
+
+def _ratio_of(rates: Sequence[float], base: Sequence[float]) -> float | None:
+    if len(rates) == len(base) and all(base):
+        return statistics.median(mine / other for mine, other in zip(rates, base, strict=True))
+    return statistics.median(rates) / statistics.median(base) if statistics.median(base) else None
 
 
 def _count(value: int) -> str:

@@ -1,9 +1,8 @@
 """One round: one load on one server, by the generator that suits both.
 
-h2load makes the closed loops and k6 the open ones at a fixed rate, where they are installed and the server's own counts
-are known. The counts are needed because h2load takes gRPC errors for successes. Otherwise callers in this process make
-both. These callers also make the open loops at a share of the capacity: k6 takes 0.7 ms of CPU for a call, twice as
-much as they and as the server, so on a few shared cores k6 would measure itself.
+h2load makes the closed loops, where it is installed and the server's own counts are known. The counts are needed
+because h2load takes gRPC errors for successes. `http2.py` makes the open loops of calls. Callers on a gRPC library make
+all streams at a rate, and everything on a server that cannot be looked into: its credentials are theirs to show.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Final
 import uvloop
 
 from loadtest.benchmark.figures import Round, percentiles_ms
-from loadtest.generators import h2load, k6
+from loadtest.generators import h2load, http2
 from loadtest.generators.channel import connected
 from loadtest.generators.closed_loop import call_decide, call_decide_batch, call_decide_stream
 from loadtest.generators.load import ORDERS, Call, Load, Server, Usage
@@ -45,14 +44,14 @@ def closed_loop(
     if before is None or not h2load.is_installed():
         measured = uvloop.run(_call(server, load, orders, seconds, deadline_seconds))
         return _by_callers(server, load, measured, before, generator_seconds() - own)
-    call = server.calls[load.method]
+    call = server.calls[load.call]
     run = h2load.call(server.address, call, load.callers, seconds)
     own, after = generator_seconds() - own, _used(server)
     assert after is not None
     errors = run.failed * call.orders + without_decision(call, run, before, after)
     decisions = max(0, run.answers * call.orders - errors)
     return Round(
-        seconds=seconds,
+        seconds=run.seconds,
         decisions=decisions,
         errors=errors,
         latencies_ms=percentiles_ms(run.latencies),
@@ -79,15 +78,14 @@ def open_loop(
         RuntimeError: The generator failed, or got no answer.
     """
     before, own = _used(server), generator_seconds()
-    if not load.rate or before is None or k6.program() is None:
+    counted = 1.0
+    if before is None or load.method == "stream":
         measured = uvloop.run(_offer(server, load, orders, rate, seconds, deadline_seconds))
-        counted = 1.0
     else:
-        measured = k6.offer(
-            server.address, load.method, orders, rate=rate, seconds=seconds, deadline_seconds=deadline_seconds
-        )
+        call = server.calls[load.call]
+        measured = http2.offer(server.address, call, rate=rate, seconds=seconds, deadline_seconds=deadline_seconds)
         # Its warm-up is not among the decisions, but cost both as much.
-        counted = seconds / (seconds + k6.WARM_UP_SECONDS)
+        counted = seconds / (seconds + http2.WARM_UP_SECONDS)
     return _by_callers(server, load, measured, before, generator_seconds() - own, counted)
 
 

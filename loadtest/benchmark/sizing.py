@@ -1,20 +1,21 @@
-"""Writes the table of `docs/sizing.md` from the run of the benchmark that was saved last.
+"""Writes the tables of `docs/sizing.md` and `docs/figures.md` from the run of the benchmark that was saved last.
 
-`python -m loadtest.benchmark.sizing` (`make sizing`) writes it into the page, between its markers.
+`python -m loadtest.benchmark.sizing` (`make sizing`) writes them into the pages, between their markers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 from loadtest.benchmark.bench import RESULTS
+from loadtest.benchmark.targets import verdict_lines
 from loadtest.generators.load import METHODS, PRETRADE
 
-PAGE: Final = Path(__file__).parents[2] / "docs" / "sizing.md"
+_DOCS: Final = Path(__file__).parents[2] / "docs"
 _BEGIN, _END = "<!-- begin: make sizing -->\n", "<!-- end: make sizing -->\n"
 _HEADINGS: Final = (
     "edge",
@@ -55,17 +56,25 @@ def table(run: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |\n"
 
 
-def page(text: str, path: Path) -> str:
-    """The page with its table replaced by that of one saved run."""
+PAGES: Final[Mapping[Path, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
+    _DOCS / "sizing.md": table,
+    _DOCS / "figures.md": verdict_lines,
+}
+"""Each page with what makes the lines of its table."""
+
+
+def written(page: Path, path: Path) -> str:
+    """A page with its table replaced by that of one saved run."""
     run = json.loads(path.read_text())
-    before, _, rest = text.partition(_BEGIN)
+    before, _, rest = page.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
     source = (
         f"Measured at {run['commit']} with {run['machine']['cores']} cores for everything, the load generator included"
         f"\n([{path.name}](../loadtest/results/{path.name})).\n"
     )
-    return f"{before}{_BEGIN}{''.join(table(run))}\n{source}{_END}{after}"
+    return f"{before}{_BEGIN}{''.join(PAGES[page](run))}\n{source}{_END}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(), last_kept()))
+    for each in PAGES:
+        each.write_text(written(each, last_kept()))

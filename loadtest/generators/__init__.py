@@ -1,1 +1,1 @@
-"""Load generators: callers in Python, k6 and h2load, and the flow of orders that all of them draw from."""
+"""Load generators: callers in Python and h2load, and the flow of orders that all of them draw from."""

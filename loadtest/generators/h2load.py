@@ -27,6 +27,8 @@ _DATA: Final = re.compile(r"^traffic: .*\((\d+)\) data", re.MULTILINE)
 _GRPC: Final = ("-H", "content-type: application/grpc", "-H", "te: trailers")
 _JSON: Final = ("--h1", "-H", "content-type: application/json")
 _FATAL_SECONDS: Final = 30.0
+_TRIED: Final = 4
+"""Calls of each caller that tell how many there is time for, where none may be cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,13 @@ def is_installed() -> bool:
 
 def call_decide(target: str, order: pb.Order, callers: int, seconds: float) -> Run:
     """`callers` calls of `Decide` under way at once; see `call`."""
-    return call(target, decision_calls([order])["unary"], callers, seconds)
+    return call(target, decision_calls([order])["unary", 1], callers, seconds)
 
 
 def call(target: str, request: Call, callers: int, seconds: float) -> Run:
     """A number of calls under way at once, on up to 16 connections; over HTTP/1.1 each on its own.
+
+    At the end of the time it cuts off what is under way, unless the request may not be.
 
     Args:
         target: `HOST:PORT`.
@@ -89,16 +93,24 @@ def call(target: str, request: Call, callers: int, seconds: float) -> Run:
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(request.body)
         argv = [
-            *("h2load", "-c", str(connections), "-m", str(callers // connections), "-D", f"{1e3 * seconds:.0f}ms"),
+            *("h2load", "-c", str(connections), "-m", str(callers // connections)),
             *("-d", str(body), *(_GRPC if request.is_grpc else _JSON)),
             *(f"--log-file={log}", f"http://{target}{request.path}"),
         ]
-        limit = seconds + _FATAL_SECONDS
-        ended = subprocess.run(argv, capture_output=True, text=True, timeout=limit, check=False)  # noqa: S603
-        if ended.returncode or not log.stat().st_size:
-            raise RuntimeError(f"h2load against {target} got no answer {ended.stderr[-500:]}".rstrip())
-        micros = np.loadtxt(log, dtype=np.int64, usecols=2, ndmin=1)
-    return parse(ended.stdout, seconds, micros / 1e6)
+
+        def run(*until: str) -> Run:
+            limit = seconds + _FATAL_SECONDS
+            ended = subprocess.run([*argv, *until], capture_output=True, text=True, timeout=limit, check=False)  # noqa: S603
+            if ended.returncode or not log.stat().st_size:
+                raise RuntimeError(f"h2load against {target} got no answer {ended.stderr[-500:]}".rstrip())
+            began, micros = np.loadtxt(log, dtype=np.int64, usecols=(0, 2), ndmin=2).T
+            took = seconds if request.may_be_cut else float((began + micros).max() - began.min()) / 1e6
+            return parse(ended.stdout, took, micros / 1e6)
+
+        if request.may_be_cut:
+            return run("-D", f"{1e3 * seconds:.0f}ms")
+        tried = run("-n", str(_TRIED * callers))
+        return run("-n", str(max(callers, round(tried.answers / tried.seconds * seconds))))
 
 
 def parse(output: str, seconds: float, latencies: NDArray[np.float64]) -> Run:

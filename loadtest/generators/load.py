@@ -15,6 +15,10 @@ METHODS: Final[Mapping[Method, str]] = {"unary": "Decide", "stream": "DecideStre
 SERVICE: Final = "pretrade.decision.v1.DecisionService"
 ORDERS: Final[Mapping[Method, int]] = {"unary": 1, "stream": 64, "batch": 64}
 """Orders of one call: a stream sends so many and ends, where h2load calls."""
+LARGE_BATCH: Final = 256
+"""The most orders that `DecideBatch` takes."""
+Calls = Mapping[tuple[Method, int], "Call"]
+"""The calls that a server takes, by method and number of orders."""
 PRETRADE, ECHO, ALTERNATIVE = "pretrade", "echo", "alternative"
 
 
@@ -29,6 +33,8 @@ class Call:
     is_grpc: bool = True
     answer_bytes: int | None = None
     """Of the answer, where that is always the same; then an answer that is none is told by what is missing."""
+    may_be_cut: bool = True
+    """False where the server breaks when its caller leaves: then each call is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,7 @@ class Server:
     """`PRETRADE`, a bare `ECHO`, or an `ALTERNATIVE` that only scores."""
     address: str
     """`HOST:PORT`."""
-    calls: Mapping[Method, Call]
-    """The methods that it has."""
+    calls: Calls
     transport: str = ""
     """Who speaks HTTP/2; an echo is the yardstick of those with the same."""
     usage: Callable[[], Usage] | None = None
@@ -75,9 +80,18 @@ class Load:
     callers: int = 0
     """Closed loop: calls under way at once, each followed by the next; 0 in an open loop."""
     rate: float = 0.0
-    """Open loop: orders a second, whatever happens to earlier ones; by k6, if it is installed."""
+    """Open loop: orders a second, whatever happens to earlier ones."""
     share: float = 0.0
     """Open loop: the same as a share of what the server reached in a closed loop of the method."""
+    orders: int = 0
+    """Of one call; 0 for as many as the method usually takes."""
+    servers: tuple[str, ...] = ()
+    """Who is called; empty for all that take the call."""
+
+    @property
+    def call(self) -> tuple[Method, int]:
+        """Under which a server has the call."""
+        return self.method, self.orders or ORDERS[self.method]
 
     @property
     def name(self) -> str:
@@ -86,8 +100,8 @@ class Load:
             return f"{self.method}, at {self.share:.0%}"
         if self.rate:
             return f"{self.method}, {self.rate:,.0f}/s"
-        if ORDERS[self.method] > 1:
-            return f"{self.method}, {self.callers} × {ORDERS[self.method]}"
+        if self.call[1] > 1:
+            return f"{self.method}, {self.callers} × {self.call[1]}"
         return f"{self.method}, {self.callers} caller{'s' if self.callers > 1 else ''}"
 
 
@@ -98,28 +112,26 @@ class Plan:
     closed: Sequence[Load]
     opened: Sequence[Load]
     rounds: int = 2
-    """Of each closed loop; medians are shown. Open loops run once."""
+    """Of each loop; medians are shown. Open loops at a share of the capacity run once."""
     seconds: float = 2.0
     """Of a closed loop in one round, on one server."""
     open_seconds: float = 6.0
-    """Of an open one: three times as long."""
+    """Of an open one in one round: three times as long."""
     deadline_seconds: float = 0.2
     """Of each order, where the generator sets one."""
 
 
 def plan(*, quick: bool, rounds: int | None, seconds: float | None, deadline_seconds: float) -> Plan:
-    """The loads of the benchmark: all of them, or those that a minute or two has room for."""
+    """The loads for one deployment: all of them, or those that a minute or two has room for."""
     callers = (1, 64) if quick else (1, 16, 64, 256)
     closed = [Load("unary", callers=number) for number in callers]
     methods: tuple[Method, ...] = ("stream", "batch")
     closed += [Load(method, callers=number) for method in methods for number in ((1,) if quick else (1, 4))]
     opened = [Load(method, share=0.5) for method in METHODS]
-    fixed = [Load("unary", rate=200.0), Load("stream", rate=500.0), Load("batch", rate=1_280.0)]
-    opened = fixed[:1] + opened if quick else fixed + opened
     defaults = Plan(closed, opened)
     return Plan(
         closed,
-        opened,
+        [Load("unary", rate=200.0), *opened],
         rounds=rounds or (1 if quick else defaults.rounds),
         seconds=seconds or (1.0 if quick else defaults.seconds),
         open_seconds=3.0 * seconds if seconds else 3.0 if quick else defaults.open_seconds,
@@ -127,15 +139,15 @@ def plan(*, quick: bool, rounds: int | None, seconds: float | None, deadline_sec
     )
 
 
-def decision_calls(orders: Sequence[pb.Order]) -> Mapping[Method, Call]:
-    """The calls of the decision service, framed as gRPC sends them, with these orders: the first ones, as many."""
-    few = orders[: ORDERS["stream"]]
-    bodies: Mapping[Method, bytes] = {
-        "unary": framed(pb.DecideRequest(order=orders[0])),
-        "stream": b"".join(framed(pb.DecideStreamRequest(order=order)) for order in few),
-        "batch": framed(pb.DecideBatchRequest(orders=orders[: ORDERS["batch"]])),
-    }
-    return {method: Call(f"/{SERVICE}/{METHODS[method]}", body, ORDERS[method]) for method, body in bodies.items()}
+def decision_calls(orders: Sequence[pb.Order]) -> Calls:
+    """The calls of the decision service, framed as gRPC sends them, that so many orders suffice for."""
+    bodies: dict[tuple[Method, int], bytes] = {("unary", 1): framed(pb.DecideRequest(order=orders[0]))}
+    if len(orders) >= (number := ORDERS["stream"]):
+        bodies["stream", number] = b"".join(framed(pb.DecideStreamRequest(order=order)) for order in orders[:number])
+    for number in (ORDERS["batch"], LARGE_BATCH):
+        if len(orders) >= number:
+            bodies["batch", number] = framed(pb.DecideBatchRequest(orders=orders[:number]))
+    return {key: Call(f"/{SERVICE}/{METHODS[key[0]]}", body, key[1]) for key, body in bodies.items()}
 
 
 def framed(message: Message) -> bytes:

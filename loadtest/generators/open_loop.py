@@ -1,6 +1,6 @@
 """The open loop: calls leave when they are due, however long the answers take.
 
-Every open loop of this project takes its pace from `arrivals`. A latency counts from the instant at which its call was
+Every open loop of this project takes its pace from `offsets`. A latency counts from the instant at which its call was
 due, so that neither a slow server nor a slow generator hides what a caller would have waited.
 """
 
@@ -19,6 +19,17 @@ from loadtest.generators.load import ORDERS, Method
 from loadtest.generators.measurement import NO_REPLY, WRONG_REPLY, Answer, Measurement, clock, decide, decide_batch
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+
+
+def offsets(rate: float, seconds: float, together: int, seed: int | None) -> Iterator[float]:
+    """Seconds from the beginning of an open loop at which its calls are due; the arguments are those of `arrivals`."""
+    rng = None if seed is None else random.Random(seed)
+    due = 0.0
+    for number in itertools.count():
+        due = number * together / rate if rng is None else due + rng.expovariate(rate / together)
+        if due >= seconds:
+            return
+        yield due
 
 
 async def arrivals(
@@ -40,12 +51,8 @@ async def arrivals(
         seed: With it calls come at random, as if from many callers (a Poisson process); without, evenly spaced.
         stopped: Ends them, too, at the next one that would be due.
     """
-    rng = None if seed is None else random.Random(seed)
-    began, due = clock(), 0.0
-    for number in itertools.count():
-        due = number * together / rate if rng is None else due + rng.expovariate(rate / together)
-        if due >= seconds:
-            return
+    began = clock()
+    for due in offsets(rate, seconds, together, seed):
         await asyncio.sleep(0)  # also when it is late: whoever answers is to get a turn
         # A timer of milliseconds may end a little too soon.
         while (early := began + due - clock()) > 0:  # noqa: ASYNC110 - there is no event to wait for

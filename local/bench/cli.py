@@ -29,7 +29,7 @@ def soak(context: typer.Context, directory: Directory = None, data: Recording = 
 def bench(
     directory: Directory = None,
     data: Recording = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A minute or two: fewer loads, one round.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two minutes: fewer loads, one round.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Also keep the figures under loadtest/results.")] = False,
     profile: Annotated[
         Path | None,
@@ -41,24 +41,28 @@ def bench(
     instrument: Annotated[
         list[str] | None, typer.Option(help="SYMBOL.VENUE that the target knows; can be repeated.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Of a closed loop in one round. [2]")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Of each closed loop; medians are shown. [2]")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Of a closed loop in one round. [0.8]")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Of each loop; medians are shown. [5]")] = None,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Of every order, where the generator sets one.")] = 200.0,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """Measure decisions a second and latency on both edges, next to bare echoes, TorchServe and FastAPI.
 
-    Closed loops with 1 to 256 callers, streams and batches, then open loops at fixed rates and at half of what the
-    closed ones reached. `pretrade bench-compare` shows the change against the run that was kept last.
+    Closed loops with 1 to 256 callers, streams and batches, open loops at fixed rates and at half of what the closed
+    ones reached, and where the CPU of a decision goes. It says of every figure that is wanted whether it is reached.
+    `pretrade bench-compare` shows the change against the run that was kept last.
     """
     from loadtest.benchmark.bench import INSTRUMENTS, run_target  # noqa: PLC0415
     from loadtest.generators.load import plan  # noqa: PLC0415
     from local.bench.bench import Outputs, run_bench  # noqa: PLC0415
+    from local.bench.phases import phases  # noqa: PLC0415
 
-    wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_ms / 1e3)
+    deadline_seconds = deadline_ms / 1e3
     if target is not None:
+        wanted = plan(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_seconds)
         raise typer.Exit(run_target(target, instrument or INSTRUMENTS, wanted, json, Console()))
-    raise typer.Exit(run_bench(given(dir=directory, data=data), wanted, Outputs(json, keep, profile)))
+    measured = phases(quick=quick, rounds=rounds, seconds=seconds, deadline_seconds=deadline_seconds)
+    raise typer.Exit(run_bench(given(dir=directory, data=data), measured, Outputs(json, keep, profile)))
 
 
 @app.command("bench-compare")

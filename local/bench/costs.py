@@ -3,8 +3,7 @@
 Several servers decide side by side on one stack, each with a journal of its own. The first one has everything on; every
 other one differs from it in one thing. They are loaded in turn in short rounds, so that other work on the machine
 affects all alike. Each round of a server is compared with the neighbouring round of the first one, and the median of
-these comparisons is shown. The CPU of the first server is shown by process and by thread. Threads have the names that
-Python gave them if `py-spy` is installed.
+these comparisons is shown. The CPU of the first server is shown by process and by thread; `py-spy` tells threads apart.
 """
 
 from __future__ import annotations
@@ -12,18 +11,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import statistics
-import subprocess
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -32,8 +26,9 @@ from loadtest.benchmark.bench import commit, order_flow
 from loadtest.benchmark.figures import Round
 from loadtest.benchmark.rounds import closed_loop
 from loadtest.generators.load import PRETRADE, Load, Server, decision_calls
+from local.bench.cpu import CpuWatch, Share, share_table
 from local.bench.observing import scraping, trace_collector, uncounted
-from local.bench.servers import Target, decision_server, usage_of_process, warm_up
+from local.bench.servers import Target, decision_server, warm_up
 from local.stack.command import OK, run_with_stack
 from local.stack.settings import LocalSettings
 from local.stack.stack import Stack
@@ -61,8 +56,6 @@ VARIANTS: Final[Mapping[str, Variant]] = {
 }
 _WARM_UP_SECONDS: Final = 1.0
 _DEADLINE_SECONDS: Final = 1.0
-_SHOWN_US: Final = 0.5
-_MODULES: Final = ("server.composition.reading_process", "server.audit.shipping.publishing_process", "server.audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +75,6 @@ class Cost:
     """Decisions a second over those of the first server, minus 1."""
     cpu: float | None
     """The same of the CPU of a decision."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one process or thread took of a decision."""
-
-    part: str
-    cpu_us: float
-    """Microseconds of CPU a decision."""
-    cores: float
-    """Of the machine's, while it was under load."""
 
 
 def run_cost_bench(
@@ -120,7 +102,7 @@ def run_cost_bench(
     def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
         costs, shares = _measure(stack, settings.dir, edge, variants, callers, seconds, rounds, console)
         console.print(_cost_table(costs, f"{edge} edge, {rounds} rounds of {seconds:g} s"))
-        console.print(_share_table(shares))
+        console.print(share_table(shares, EVERYTHING))
         if report is not None:
             document = {
                 "commit": commit(),
@@ -168,11 +150,15 @@ def _measure(
             )
             for name, target in targets.items()
         ]
-        spent = _Spent(stack, targets[EVERYTHING])
+        spent = CpuWatch(stack, targets[EVERYTHING])
+
+        def watch(server: Server) -> AbstractContextManager[None]:
+            return spent() if server.name == EVERYTHING else nullcontext()
+
         costs = []
         for number in callers:
             with console.status(f"{number} callers"):
-                costs += compare(servers, orders, callers=number, seconds=seconds, rounds=rounds, watch=spent)
+                costs += compare(servers, orders, callers=number, seconds=seconds, rounds=rounds, watch=watch)
         return costs, spent.shares()
 
 
@@ -195,7 +181,7 @@ def compare(
     callers: int,
     seconds: float,
     rounds: int,
-    watch: Callable[[Server], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(lambda _: None),
+    watch: Callable[[Server], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> list[Cost]:
     """Measures servers in turn, and compares each with the first.
 
@@ -205,7 +191,7 @@ def compare(
         callers: Calls under way at once.
         seconds: Load of one round on each server.
         rounds: How many.
-        watch: Entered around each round of a server; what it yields is called with the number of decisions.
+        watch: Entered around each round of a server.
 
     Raises:
         RuntimeError: A server gave no answer.
@@ -219,9 +205,8 @@ def compare(
             closed_loop(
                 server, load, orders, seconds=min(_WARM_UP_SECONDS, seconds), deadline_seconds=_DEADLINE_SECONDS
             )
-            with watch(server) as made:
+            with watch(server):
                 one = closed_loop(server, load, orders, seconds=seconds, deadline_seconds=_DEADLINE_SECONDS)
-                made(one.decisions)
             found[server.name].append(one)
     first = found[servers[0].name]
     return [_cost(name, callers, mine, first) for name, mine in found.items()]
@@ -246,81 +231,6 @@ def _cost(name: str, callers: int, rounds: Sequence[Round], first: Sequence[Roun
     )
 
 
-class _Spent:
-    """Where the CPU went in the rounds of the server that has everything on."""
-
-    def __init__(self, stack: Stack, target: Target) -> None:
-        self._stack = stack
-        self._target = target
-        self._names = thread_names(target.deciding().pid)
-        self._totals: defaultdict[str, float] = defaultdict(float)
-        self._decisions = 0
-        self._seconds = 0.0
-
-    @contextmanager
-    def __call__(self, server: Server) -> Iterator[Callable[[int], None]]:
-        """Watches a round, if it is that server's."""
-        if server.name != EVERYTHING:
-            yield lambda _: None
-            return
-        made = 0
-
-        def count(decisions: int) -> None:
-            nonlocal made
-            made = decisions
-
-        before, began = _cpu_by_part(self._stack, self._target, self._names), time.monotonic()
-        yield count
-        after = _cpu_by_part(self._stack, self._target, self._names)
-        self._seconds += time.monotonic() - began
-        self._decisions += made
-        for part, used in after.items():
-            self._totals[part] += used - before.get(part, 0.0)
-
-    def shares(self) -> list[Share]:
-        """The parts that took more than half a microsecond of a decision."""
-        shares = [
-            Share(part, 1e6 * total / self._decisions, total / self._seconds) for part, total in self._totals.items()
-        ]
-        return [share for share in shares if share.cpu_us >= _SHOWN_US]
-
-
-def _cpu_by_part(stack: Stack, server: Target, names: Mapping[int, str]) -> dict[str, float]:
-    """CPU seconds so far of the stack's parts, the server's processes and the threads of the one that decides."""
-    parts: defaultdict[str, float] = defaultdict(float)
-    for name, process in stack.processes.items():
-        if process.pid is not None:
-            parts[name] += usage_of_process(psutil.Process(process.pid)).cpu_seconds
-    deciding = server.deciding()
-    for one in (server.process, *server.process.children(recursive=True)):
-        parts[f"server: {_role(one, deciding)} {one.pid}"] += sum(one.cpu_times()[:2])
-    for thread in deciding.threads():
-        parts[f"  thread {names.get(thread.id, 'other')}"] += thread.user_time + thread.system_time
-    return dict(parts)
-
-
-def _role(process: psutil.Process, deciding: psutil.Process) -> str:
-    if process == deciding:
-        return "deciding"
-    arguments = process.cmdline()
-    return next((module for module in _MODULES if module in arguments), "supervisor")
-
-
-def thread_names(pid: int) -> dict[int, str]:
-    """Names of a process's threads by id: what Python calls them, else what the system does."""
-    names = {}
-    for thread in psutil.Process(pid).threads():
-        names[thread.id] = Path(f"/proc/{pid}/task/{thread.id}/comm").read_text().strip()
-    if (spy := shutil.which("py-spy")) is not None:
-        dumped = subprocess.run(  # noqa: S603 - found on the PATH on purpose
-            [spy, "dump", "--nonblocking", "--json", "--pid", str(pid)], capture_output=True, text=True, check=False
-        )
-        if not dumped.returncode:
-            for thread in json.loads(dumped.stdout):
-                names[thread["os_thread_id"]] = thread["thread_name"] or names.get(thread["os_thread_id"], "?")
-    return names
-
-
 def _cost_table(costs: Sequence[Cost], title: str) -> Table:
     table = Table(
         title=title,
@@ -336,13 +246,4 @@ def _cost_table(costs: Sequence[Cost], title: str) -> Table:
             "" if cost.cpu_us is None else f"{cost.cpu_us:,.0f}",
             *(f"{cost.throughput:+.1%}", "" if cost.cpu is None else f"{cost.cpu:+.1%}"),
         )
-    return table
-
-
-def _share_table(shares: Sequence[Share]) -> Table:
-    table = Table(title=f"where it goes: {EVERYTHING}", caption="µs of CPU a decision; cores under load", box=SIMPLE)
-    for heading in ("part", "CPU", "cores"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    for share in shares:
-        table.add_row(share.part, f"{share.cpu_us:,.1f}", f"{share.cores:.2f}")
     return table

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_cache.features import N_FEATURES
-from loadtest.generators.load import ALTERNATIVE, ORDERS, Call, Method, Server, Usage, framed
+from loadtest.generators.load import ALTERNATIVE, LARGE_BATCH, ORDERS, Call, Method, Server, Usage, framed
 from local.bench.fastapi_model import ARCHIVE, PATH
 from local.stack.errors import NotReadyError
 from local.stack.guard import Guard
@@ -42,6 +42,8 @@ _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
 _BATCHING: Final = {"batchSize": 32, "maxBatchDelay": 1}
 """TorchServe's own, as it is to be for callers that send single rows: up to 32 rows, 1 ms."""
+_SCORED: Final[tuple[tuple[Method, int], ...]] = (("unary", 1), ("batch", ORDERS["batch"]), ("batch", LARGE_BATCH))
+"""The calls that servers take which only score."""
 _PREDICTIONS: Final = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 
 
@@ -197,10 +199,7 @@ def torchserve_alone(name: str, archive: Path, directory: Path) -> Iterator[Serv
             name=name,
             kind=ALTERNATIVE,
             address=address,
-            calls={
-                "unary": _prediction(address, 1),
-                "batch": _prediction(address, ORDERS["batch"]),
-            },
+            calls={key: _prediction(address, key[1]) for key in _SCORED},
             usage=partial(usage_of_process, psutil.Process(pid)),
         )
 
@@ -210,7 +209,8 @@ def _prediction(address: str, rows: int) -> Call:
     request = wire.request("champion", [_rows(rows).tobytes()])
     with grpc.insecure_channel(address) as channel:
         answer = InferenceAPIsServiceStub(channel).Predictions(request, timeout=_STOP_SECONDS)
-    return Call(_PREDICTIONS, framed(request), rows, answer_bytes=len(framed(answer)))
+    # With a caller that leaves, its thread that hands out answers fails, and answers nobody any more.
+    return Call(_PREDICTIONS, framed(request), rows, answer_bytes=len(framed(answer)), may_be_cut=False)
 
 
 @contextmanager
@@ -229,11 +229,10 @@ def fastapi_with_model(name: str, archive: Path, directory: Path) -> Iterator[Se
         str(port),
     ]
     argv += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
-    calls: Mapping[Method, Call] = {
-        method: Call(PATH, json.dumps({"rows": _rows(ORDERS[method]).tolist()}).encode(), ORDERS[method], is_grpc=False)
-        for method in ("unary", "batch")
+    calls = {
+        key: Call(PATH, json.dumps({"rows": _rows(key[1]).tolist()}).encode(), key[1], is_grpc=False) for key in _SCORED
     }
-    ready = partial(_answers, f"http://{LOOPBACK}:{port}{PATH}", calls["unary"].body)
+    ready = partial(_answers, f"http://{LOOPBACK}:{port}{PATH}", calls["unary", 1].body)
     with _running(name, argv, directory, ready, os.environ | {ARCHIVE: str(archive.resolve())}) as pid:
         yield Server(
             name, ALTERNATIVE, f"{LOOPBACK}:{port}", calls, usage=partial(usage_of_process, psutil.Process(pid))

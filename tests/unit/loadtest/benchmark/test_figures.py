@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from loadtest.generators.load import ALTERNATIVE, ECHO, PRETRADE, Call, Load, Se
 
 UNARY = Load("unary", callers=64)
 HALF = Load("unary", share=0.5)
+STREAM = Load("stream", callers=4)
 
 
 def server(name: str, kind: str = PRETRADE, transport: str = "") -> Server:
@@ -39,46 +41,61 @@ def test_a_percentile_is_only_told_by_enough_calls(calls: int, known: list[str])
     assert list(percentiles_ms([0.001] * calls)) == known
 
 
-def test_ratios_are_to_the_echo_behind_the_same_transport_and_to_torchserve() -> None:
+def test_ratios_are_to_the_echo_behind_the_same_transport_and_to_the_alternatives() -> None:
     servers = [
         server("grpc.aio", transport="grpcio"),
         server("Envoy", transport="envoy"),
         server("echo grpc.aio", ECHO, "grpcio"),
         server("echo Envoy", ECHO, "envoy"),
         server("TorchServe", ALTERNATIVE),
+        server("FastAPI", ALTERNATIVE),
     ]
-    rates = dict(zip((each.name for each in servers), (100, 300, 400, 1_000, 200), strict=True))
+    rates = dict(zip((each.name for each in servers), (100, 300, 400, 1_000, 200, 50), strict=True))
     found = [figures(UNARY, each, rounds(rates[each.name])) for each in servers]
     found.append(figures(HALF, servers[0], rounds(50), offered=50))
     ratios = {
-        (each.load, each.server): (each.to_echo, each.to_torchserve)
-        for each in with_ratios(found, servers, "TorchServe")
+        (each.load, each.server): (each.to_echo, each.to_torchserve, each.to_fastapi)
+        for each in with_ratios(found, servers, "TorchServe", "FastAPI")
     }
     assert ratios == {
-        (UNARY.name, "grpc.aio"): (0.25, 0.5),
-        (UNARY.name, "Envoy"): (0.3, 1.5),
-        (UNARY.name, "echo grpc.aio"): (None, 2.0),
-        (UNARY.name, "echo Envoy"): (None, 5.0),
-        (UNARY.name, "TorchServe"): (None, None),
-        (HALF.name, "grpc.aio"): (None, None),  # there the rate is given
+        (UNARY.name, "grpc.aio"): (0.25, 0.5, 2.0),
+        (UNARY.name, "Envoy"): (0.3, 1.5, 6.0),
+        (UNARY.name, "echo grpc.aio"): (None, 2.0, 8.0),
+        (UNARY.name, "echo Envoy"): (None, 5.0, 20.0),
+        (UNARY.name, "TorchServe"): (None, None, 4.0),
+        (UNARY.name, "FastAPI"): (None, 0.25, None),
+        (HALF.name, "grpc.aio"): (None, None, None),  # there the rate is given
     }
+
+
+def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
+    servers = [server("Envoy", transport="envoy"), server("echo Envoy", ECHO, "envoy")]
+    found = [figures(UNARY, servers[0], rounds(100, 50, 90)), figures(UNARY, servers[1], rounds(200, 50, 300))]
+    assert with_ratios(found, servers, "TorchServe", "FastAPI")[0].to_echo == 0.5, "not 90 / 200"
+
+
+def test_a_stream_is_held_against_the_single_calls_of_fastapi() -> None:
+    servers = [server("Envoy", transport="envoy"), server("FastAPI", ALTERNATIVE)]
+    found = [figures(STREAM, servers[0], rounds(300)), figures(UNARY, servers[1], rounds(100))]
+    assert with_ratios(found, servers, "TorchServe", "FastAPI")[0].to_fastapi == 3.0
 
 
 def test_the_table_fits_into_80_columns_with_all_its_figures() -> None:
     servers = [
-        server("grpc.aio", transport="grpcio"),
-        server("echo grpc.aio", ECHO, "grpcio"),
+        server("Envoy embedded os", transport="envoy"),
+        server("echo Envoy", ECHO, "envoy"),
         server("TorchServe", ALTERNATIVE),
+        server("FastAPI", ALTERNATIVE),
     ]
     found = with_ratios(
-        [figures(UNARY, each, rounds(98_765, errors=24_690)) for each in servers], servers, "TorchServe"
+        [figures(UNARY, each, rounds(98_765, errors=24_690)) for each in servers], servers, "TorchServe", "FastAPI"
     )
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table(found, "title"))
+    console.print(table([replace(each, to_kept=1.5) for each in found], "title"))
     lines = console.export_text().splitlines()
     assert any(line.split() == ["unary,", "64", "callers"] for line in lines)
-    (row,) = (line for line in lines if line.split()[:1] == ["grpc.aio"])
-    assert row.split() == ["grpc.aio", "98,765", "1.0", "2.0", "–", "25k", "10", "3", "1.00", "1.00"]
+    (row,) = (line for line in lines if line.split()[:3] == ["Envoy", "embedded", "os"])
+    assert row.split()[3:] == ["98,765", "1.0", "2.0", "25k", "10", "1.00", "1.00", "1.00", "1.50"]
 
 
 def test_what_cannot_be_seen_of_a_deployment_is_left_out_of_the_table() -> None:
@@ -88,7 +105,7 @@ def test_what_cannot_be_seen_of_a_deployment_is_left_out_of_the_table() -> None:
     console.print(table(found, "title"))
     shown = console.export_text()
     assert "errors" in shown
-    assert not any(heading in shown for heading in ("CPU", "MiB", "/echo", "/TS"))
+    assert not any(heading in shown for heading in ("CPU", "/echo", "/TS", "/FA", "/kept"))
 
 
 def test_remarks_name_errors_degraded_answers_and_rates_that_were_not_reached() -> None:
@@ -112,6 +129,20 @@ def test_a_server_is_steady_after_two_windows_that_differ_by_less_than_a_tenth()
     warm_up = until_steady(lambda seconds: rounds(next(restless))[0], "Envoy")
     assert not warm_up.steady
     assert len(warm_up.per_second) == 10
+
+
+def test_a_server_that_gives_no_answer_at_first_is_called_again() -> None:
+    answers = iter([None, None, 200.0, 210.0])
+
+    def window(seconds: float) -> Round:
+        rate = next(answers, None)
+        if rate is None:
+            raise RuntimeError("no answer")
+        return rounds(rate)[0]
+
+    assert until_steady(window, "FastAPI").steady
+    with pytest.raises(RuntimeError, match="no answer"):
+        until_steady(window, "FastAPI")
 
 
 def test_errors_that_h2load_takes_for_successes_are_found_by_the_servers_count() -> None:
@@ -152,3 +183,4 @@ def test_every_load_of_a_plan_has_a_name_of_its_own() -> None:
     assert "unary, 1 caller" in names
     assert "stream, 1 × 64" in names
     assert "batch, at 50%" in names
+    assert Load("batch", callers=4, orders=256).name == "batch, 4 × 256"

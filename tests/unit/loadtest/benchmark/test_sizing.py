@@ -1,10 +1,13 @@
-"""The table of docs/sizing.md: made from a kept run, of loads in which every order got a decision."""
+"""The tables of docs/: made from a kept run, that of sizing from loads in which every order got a decision."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from loadtest.benchmark.sizing import PAGE, last_kept, page, table
+import pytest
+
+from loadtest.benchmark.sizing import PAGES, last_kept, table, written
 
 
 def result(load: str, per_second: float, **others: Any) -> dict[str, Any]:
@@ -13,8 +16,9 @@ def result(load: str, per_second: float, **others: Any) -> dict[str, Any]:
     return values | {"load": load, "decisions_per_second": per_second} | others
 
 
-def test_the_page_has_the_table_of_the_run_that_was_kept_last() -> None:
-    assert PAGE.read_text() == page(PAGE.read_text(), last_kept()), "run `make sizing`"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_has_the_table_of_the_run_that_was_kept_last(page: Path) -> None:
+    assert page.read_text() == written(page, last_kept()), "run `make sizing`"
 
 
 def test_a_load_with_errors_says_nothing_of_what_a_server_can_take() -> None:
