@@ -39,6 +39,7 @@ from server.audit.reading.reading import ReplaySettings
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
 from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
+from server.compiled import SWITCH
 from server.control.state import ControlSettings
 from server.decision.admission import AdmissionSettings
 from server.decision.idempotency import IdempotencySettings
@@ -70,8 +71,10 @@ _OTHERS = (
     "PRETRADE_CLIENT_",
     "PRETRADE_TARGET",
     "PRETRADE_ADMIN_TARGET",
+    SWITCH,
 )
-"""Variables that belong to the feature worker, the embedded stack and the `pretrade` command."""
+"""Variables that belong to the feature worker, the embedded stack and the `pretrade` command, and what has all of it
+interpreted."""
 
 
 Instrument = Annotated[str, Field(pattern=r"^[A-Z0-9-]+\.[A-Z0-9-]+$", max_length=64)]

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from server.compiled import SWITCH
 from server.settings import Settings, load
 
 
@@ -141,6 +142,11 @@ def test_no_setting_is_infinite_or_not_a_number(
     monkeypatch.setenv(f"PRETRADE_{section}__{field}".upper(), value)
     with pytest.raises(ValidationError, match=field):
         load()
+
+
+def test_the_switch_that_has_everything_interpreted_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert load()
 
 
 @pytest.mark.parametrize("name", ["JOURNAL__BATCH_ROWS", "CONTROL__SHARED__TIMEOUT_SECONDS"])
