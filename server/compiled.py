@@ -16,7 +16,7 @@ from typing import Final
 
 SWITCH: Final = "PRETRADE_COMPILED"
 """The environment variable that says `0` where everything is to be interpreted."""
-SOURCES: Final = ("server.decision.decision_wire_c", "server.decision.order_wire_c")
+SOURCES: Final = ("server.decision.decision_wire_c", "server.decision.order_wire_c", "server.envoy.lane_c")
 """Every module that is to be compiled."""
 _ROOT: Final = Path(__file__).parents[1]
 
