@@ -99,13 +99,17 @@ class FakeEnvoy:
         fake.fake_begin.restype = ctypes.c_void_p
         fake.fake_sent.restype = fake.fake_run.restype = ctypes.c_size_t
         fake.fake_went_on.restype = fake.fake_is_there.restype = ctypes.c_bool
+        hooks = ctypes.CDLL(str(library))
+        hooks.envoy_dynamic_module_on_http_filter_config_new.restype = ctypes.c_void_p
+        empty = (ctypes.c_void_p(), ctypes.c_size_t())
+        # As in Envoy: the filter is in its chain before Python imports the library.
+        assert hooks.envoy_dynamic_module_on_http_filter_config_new(None, *empty, *empty)
         spec = importlib.util.spec_from_file_location(_MODULE, library)
         assert spec is not None
         assert spec.loader is not None
         self.filter: Any = importlib.util.module_from_spec(spec)
         """The filter as Python knows it."""
         spec.loader.exec_module(self.filter)
-        hooks = ctypes.CDLL(str(library))
         under_test = (ctypes.c_void_p * len(_HOOKS)).in_dll(fake, "under_test")
         for number, name in enumerate(_HOOKS):
             hook = getattr(hooks, f"envoy_dynamic_module_on_http_filter_{name}")

@@ -51,6 +51,10 @@ def taken(envoy: FakeEnvoy, request: Request, body: bytes = MESSAGE) -> Any:
     return call
 
 
+def test_what_envoy_did_before_the_import_is_not_undone_by_it(envoy: FakeEnvoy) -> None:
+    assert envoy.filter.loaded()
+
+
 def test_a_plain_call_comes_with_what_it_carries(envoy: FakeEnvoy) -> None:
     request = envoy.request(grpc_timeout="25m", x_correlation_id="mine", user_agent="grpc-c/1")
     call = taken(envoy, request)
