@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from feature_cache.store.report import ReportReader
 from pretrade.admin.v1 import admin_pb2, admin_pb2_grpc
 from server.decision.convert import OrderReader
+from server.envoy import lane
 from server.envoy.asgi import GrpcApplication
 from server.machine import REAL, Machine
 from server.rpc.admin import AdminServicer, MarketParts, RecordParts, ServingParts
@@ -164,8 +165,23 @@ async def open_decision_port(
     await process.background(application.run(), "calls")
     await process.background(envoy.watch_gate(path.admission, metrics), "gate")
     envoy.serve(application)
+    await _open_lane(process, application, servicer)
     await process.background(envoy.steer_gate(settings.admission, path.admission), "gate's limit")
     return settings.grpc.port, envoy.refuse
+
+
+async def _open_lane(process: Process, application: GrpcApplication, servicer: DecisionServicer) -> None:
+    """Has plain calls come without ASGI, where Envoy has the filter for it."""
+    if not lane.is_loaded():
+        _log.info("no lane", problem=lane.missing() or "Envoy has not loaded its filter")
+        return
+    settings = process.settings
+    is_open = settings.access.decision == "open"
+    opened = lane.Lane(application, servicer, settings.grpc.max_message_bytes, is_open, process.metrics, process.clock)
+    opened.open()
+    process.stack.callback(opened.close)
+    await process.background(opened.run(), "lane")
+    _log.info("lane", plain=is_open)
 
 
 def grpc_server(

@@ -131,6 +131,11 @@ class Admission:
         """Orders without a deadline that wait for a place."""
         return len(self._waiting)
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether an order without a deadline that comes now has to wait for a place."""
+        return self._must_wait(is_next=False)
+
     async def place(self) -> None:
         """Waits until an ordinary order without a deadline may be admitted, or until it has waited long enough."""
         until, is_next = self._clock() + PATIENCE_SECONDS, False

@@ -36,7 +36,7 @@ class OrderReader:
         Raises:
             DecodeError: It is no `DecideRequest`.
         """
-        order = None if _compiled is None else _compiled.read_request(serialized, self._by_wire)
+        order = self.plain(serialized)
         return pb.DecideRequest.FromString(serialized) if order is None else order
 
     def batch(self, serialized: bytes) -> Sequence[Order | pb.Order]:
@@ -56,8 +56,12 @@ class OrderReader:
         Raises:
             DecodeError: It is no `DecideStreamRequest`.
         """
-        order = None if _compiled is None else _compiled.read_request(serialized, self._by_wire)
+        order = self.plain(serialized)
         return pb.DecideStreamRequest.FromString(serialized).order if order is None else order
+
+    def plain(self, serialized: bytes) -> Order | None:
+        """A call's only order, if it is plain and can be read at once."""
+        return None if _compiled is None else _compiled.read_request(serialized, self._by_wire)
 
     def read(self, message: pb.Order) -> Order:
         """The order in a message.

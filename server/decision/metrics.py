@@ -66,6 +66,9 @@ REPLIES_OWED: Final = Gauge(
 )
 REPLY_NOTES_WAITING: Final = Gauge("pretrade_reply_notes_waiting", "Notes about replies that are not durable yet.")
 REPLY_NOTES_LOST: Final = Counter("pretrade_reply_notes_lost", "Notes about replies given up because too many waited.")
+LANE_CALLS: Final = Counter(
+    "pretrade_lane_calls", "Calls of Decide that came by Envoy's lane, past ASGI, by who answered.", ("answered_by",)
+)
 REPORTS_CHOSEN: Final = Counter(
     "pretrade_reports_chosen", "Decisions chosen to be reported, lost ones included.", ("sink", "cause")
 )
@@ -97,6 +100,8 @@ class DecisionMetrics:
         """Calls whose caller had gone before the reply."""
         self.explanations: collections.Counter[int] = collections.Counter()
         """Explanations asked for beside replies, by status."""
+        self.lane_calls: collections.Counter[str] = collections.Counter({"lane": 0, "application": 0})
+        """Calls that came by Envoy's lane, by who answered: the lane itself, or the application of all other calls."""
         self.errors: collections.Counter[str] = collections.Counter({"INTERNAL": 0})
         """Calls, and orders in batches and streams, that failed, by reason."""
 
@@ -154,6 +159,10 @@ def of_decisions(metrics: DecisionMetrics) -> Iterator[Metric]:
         errors.add_metric((reason,), count)
     yield errors
     yield _by_name(EXPLANATIONS.family(), pb.ExplanationStatus, metrics.explanations)
+    lane_calls = LANE_CALLS.family()
+    for answered_by, count in metrics.lane_calls.copy().items():
+        lane_calls.add_metric((answered_by,), count)
+    yield lane_calls
 
 
 def of_chain(chain: Chain) -> Iterator[Metric]:

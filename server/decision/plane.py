@@ -128,6 +128,11 @@ class DataPlane:
         latest = arrived + self._cap_seconds
         return latest if deadline is None or deadline > latest else deadline
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether an order without a deadline that comes now has to wait for a place."""
+        return self._admission.must_wait
+
     async def place(self) -> None:
         """Waits for a place, as an order without a deadline may."""
         await self._admission.place()

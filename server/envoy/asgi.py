@@ -30,6 +30,7 @@ from google.protobuf.message import DecodeError
 
 from server.envoy import transcoding
 from server.envoy.framing import (
+    CONTENT_TYPE,
     ENCODINGS,
     PEER,
     PREFIX_BYTES,
@@ -69,11 +70,10 @@ _LOOK_SECONDS: Final = 0.025
 """How often calls that take longer than this are looked after; asking for one caller costs 0.1 ms."""
 _LONGEST_WAIT_SECONDS: Final = 10.0
 _LONGEST_ZOMBIE_SECONDS: Final = 0.2
-_CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 _START: Final = {
     "type": "http.response.start",
     "status": 200,
-    "headers": [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)],
+    "headers": [CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS)],
     "trailers": True,
 }
 _JSON_START: Final = {
@@ -86,7 +86,7 @@ _OK_STATUS: Final = (b"grpc-status", b"0")
 _OK: Final = {"type": "http.response.trailers", "headers": [_OK_STATUS], "more_trailers": False}
 
 
-class _CallerGoneError(Exception):
+class CallerGoneError(Exception):
     """The caller has gone: an answer cannot be sent."""
 
 
@@ -111,15 +111,35 @@ class EnvoyCall(Call):
         """It came without a deadline. A call that came too late has none either, and is none of these."""
         self.is_watched = False
         """True while its requests are read and its answer is not: then anybody may ask `receive`."""
-        self.ended: PretradeError | _CallerGoneError | None = None
+        self.ended: PretradeError | CallerGoneError | None = None
         """Why it was cancelled."""
 
-    def end(self, reason: PretradeError | _CallerGoneError) -> None:
+    def end(self, reason: PretradeError | CallerGoneError) -> None:
         """Cancels it; the first reason counts."""
         assert self._task is not None
         if self.ended is None:
             self.ended = reason
             self._task.cancel()
+
+
+class UnderWayCall(Protocol):
+    """A call that has not ended, as whoever looks after slow calls sees it; see `EnvoyCall`."""
+
+    arrived: float
+    deadline: float | None
+    is_patient: bool
+    is_unary: bool
+    is_watched: bool
+    orders: int
+
+    @property
+    def receive(self) -> Receive:
+        """Gives what its caller sends next."""
+        ...
+
+    def end(self, reason: PretradeError | CallerGoneError) -> None:
+        """Ends it."""
+        ...
 
 
 class Delivery(Protocol):
@@ -180,7 +200,7 @@ class GrpcApplication:
         self._access = access
         self._expired = expired
         self._methods: dict[str, _Method] = {}
-        self._calls: dict[EnvoyCall, None] = {}
+        self._calls: dict[UnderWayCall, None] = {}
         """Those under way, in the order of their arrival."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -222,11 +242,11 @@ class GrpcApplication:
             for call in self._slow():
                 await self._look_after(call)
 
-    def _slow(self) -> list[EnvoyCall]:
+    def _slow(self) -> list[UnderWayCall]:
         before = self._clock() - _LOOK_SECONDS
         return list(itertools.takewhile(lambda call: call.arrived <= before, self._calls))
 
-    async def _look_after(self, call: EnvoyCall) -> None:
+    async def _look_after(self, call: UnderWayCall) -> None:
         now = self._clock()
         if call.deadline is not None and now >= call.deadline:
             call.end(DeadlineError("DEADLINE_EXCEEDED", "Deadline Exceeded"))
@@ -234,12 +254,20 @@ class GrpcApplication:
             try:
                 message = await call.receive()
             except OSError:
-                call.end(_CallerGoneError())
+                call.end(CallerGoneError())
             else:
                 if message["type"] == "http.disconnect":
-                    call.end(_CallerGoneError())
+                    call.end(CallerGoneError())
         elif call.is_unary and call in self._calls and now - call.arrived >= self._read_seconds:
             call.end(DeadlineError("REQUEST_TOO_SLOW", "the request's message did not arrive in time"))
+
+    def enter(self, call: UnderWayCall) -> None:
+        """Counts a call that does not come by ASGI, and looks after it, until it says `leave`."""
+        self._calls[call] = None
+
+    def leave(self, call: UnderWayCall) -> None:
+        """A call has ended."""
+        del self._calls[call]
 
     def end_all(self) -> None:
         """Ends every call that is still under way with UNAVAILABLE."""
@@ -249,14 +277,14 @@ class GrpcApplication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one call."""
         call = EnvoyCall(receive, scope["headers"], self._clock())
-        self._calls[call] = None
+        self.enter(call)
         is_grpc = _header(scope["headers"], b"content-type").startswith(transcoding.GRPC)
         refuse = self._refuse if is_grpc else self._refuse_json
         try:
             await self._serve(call, scope, send, is_grpc)
         except PretradeError as error:
             await refuse(send, error)
-        except _CallerGoneError:
+        except CallerGoneError:
             pass
         except asyncio.CancelledError:
             if call.ended is None:
@@ -266,7 +294,7 @@ class GrpcApplication:
         except Exception as error:
             await refuse(send, _failed(scope, error))
         finally:
-            del self._calls[call]
+            self.leave(call)
 
     async def _serve(self, call: EnvoyCall, scope: Scope, send: Send, is_grpc: bool) -> None:
         """Answers a call; raises what it ends with instead."""
@@ -366,7 +394,7 @@ class GrpcApplication:
                 await send(message)
         except (OSError, asyncio.CancelledError):
             self._delivery.not_sent(answer)
-            raise _CallerGoneError from None
+            raise CallerGoneError from None
         self._delivery.sent(answer)
 
     async def _stream(self, call: EnvoyCall, scope: Scope, send: Send, method: _Method, encoding: bytes) -> None:
@@ -379,7 +407,7 @@ class GrpcApplication:
             try:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
             except (OSError, asyncio.CancelledError):
-                raise _CallerGoneError from None
+                raise CallerGoneError from None
 
         async def requests() -> AsyncIterator[Any]:
             nonlocal problem
@@ -403,7 +431,7 @@ class GrpcApplication:
                 raise problem
         except PretradeError as error:
             trailers = self._status(error)
-        except _CallerGoneError:
+        except CallerGoneError:
             raise
         except asyncio.CancelledError:
             if not isinstance(call.ended, PretradeError):
@@ -425,7 +453,7 @@ class GrpcApplication:
         if message.get("more_body"):
             body = await self._rest(call, body)
         elif message["type"] == "http.disconnect":
-            raise _CallerGoneError
+            raise CallerGoneError
         length = message_length(body)
         self._check_size(length)
         if len(body) < PREFIX_BYTES + length:
@@ -442,7 +470,7 @@ class GrpcApplication:
             self._check_size(len(whole) - PREFIX_BYTES)
             message = await call.receive()
             if message["type"] == "http.disconnect":
-                raise _CallerGoneError
+                raise CallerGoneError
             whole += message["body"]
             if not message.get("more_body"):
                 return bytes(whole)
@@ -453,7 +481,7 @@ class GrpcApplication:
         while more:
             message = await call.receive()
             if message["type"] == "http.disconnect":
-                raise _CallerGoneError
+                raise CallerGoneError
             body += message["body"]
             more = message.get("more_body", False)
             self._check_size(len(body))
@@ -470,7 +498,7 @@ class GrpcApplication:
         while more:
             message = await call.receive()
             if message["type"] == "http.disconnect":
-                call.end(_CallerGoneError())
+                call.end(CallerGoneError())
                 return
             buffer += message["body"]
             more = message.get("more_body", False)
@@ -501,12 +529,15 @@ class GrpcApplication:
         if size > self._max_message_bytes:
             raise MessageTooLargeError(size, self._max_message_bytes)
 
+    def refusal(self, error: PretradeError) -> list[Header]:
+        """The headers that end a call, of which nothing was answered yet, with a status other than OK."""
+        also = status.http_headers(error)
+        return [CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *self._status(error), *also]
+
     async def _refuse(self, send: Send, error: PretradeError) -> None:
         """Ends a call, of which nothing was answered yet, with a status other than OK."""
-        also = status.http_headers(error)
-        headers = [_CONTENT_TYPE, (b"grpc-accept-encoding", ENCODINGS), *self._status(error), *also]
         with contextlib.suppress(OSError):
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": self.refusal(error)})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _refuse_json(self, send: Send, error: PretradeError) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import structlog
 
 from pretrade.decision.v1 import decision_pb2
-from server.envoy import gate, tls
+from server.envoy import gate, lane, tls
 from server.envoy.framing import ARRIVED, PEER
 from server.security.tls import Material, open_material
 
@@ -197,6 +197,7 @@ class Envoy:
             self._gate_filter,
             {"name": _WEB, "typed_config": {"@type": f"{_FILTERS}grpc_web.v3.GrpcWeb"}},
             _told(self._access.decision != "open"),
+            *lane.http_filters(),
             *http["http_filters"],
         ]
         (host,) = http["route_config"]["virtual_hosts"]

@@ -18,6 +18,7 @@ from server.errors import ProtocolError, UnsupportedEncodingError
 
 PREFIX_BYTES: Final = 5
 """Before each message: whether it is compressed, and its length as 4 bytes, big-endian."""
+CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 ENCODINGS: Final = b"identity,gzip,deflate"
 ARRIVED: Final = b"x-pretrade-arrived"
 """Header that Envoy adds: when the call's headers arrived, in seconds of the wall clock."""

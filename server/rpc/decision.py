@@ -61,6 +61,15 @@ class Begun(NamedTuple):
     """What the order itself allows; None when it does not say."""
 
 
+class Plain(NamedTuple):
+    """The plain order of a unary call, which is being decided."""
+
+    order: Order
+    arrived: float
+    """When it was taken up, in monotonic seconds."""
+    decided: asyncio.Future[Decided]
+
+
 class Reply:
     """A serialised answer, and the decisions in it."""
 
@@ -162,7 +171,7 @@ class DecisionServicer:
             await self._dataplane.place()
         arrived = self._clock()
         decided = await self._decide(order, arrived, call)
-        reply = Reply(_DECIDED % prefixed(decided.wire), decided)
+        reply = self.reply(decided)
         if not isinstance(request, Order) and request.explain:
             await self._explain(reply, decided, call.deadline)
         return reply
@@ -177,6 +186,44 @@ class DecisionServicer:
         if deadline is not None and self._clock() >= deadline:
             raise self._late(reply)
         reply.wire += _EXPLANATION % prefixed(explanation.SerializeToString())
+
+    def begin(self, request: bytes, call: Call, *, in_company: bool) -> Plain | None:
+        """Begins with the order of a unary call at once, if it is plain and need not wait; else it is for `Decide`.
+
+        Args:
+            request: The message.
+            call: Who waits.
+            in_company: More calls follow in this turn of the event loop.
+
+        Raises:
+            PretradeError: It gets no decision, and that was told of.
+        """
+        order = self._orders.plain(request)
+        if order is None or (call.deadline is None and self._must_wait(order)):
+            return None
+        arrived = self._clock()
+        try:
+            self._read(order, call)
+            deadline = _earlier(order.timeout_seconds, arrived, call.deadline)
+            return Plain(order, arrived, self._dataplane.begin(order, arrived, deadline, in_company=in_company))
+        except Exception as error:
+            raise self._failed(error, order, arrived, call) from error
+
+    def _must_wait(self, order: Asked) -> bool:
+        """Whether the order of a call without a deadline waits for a place."""
+        return self._dataplane.must_wait and not (_has_timeout(order) or order.reduce_only)
+
+    def reply(self, decided: Decided) -> Reply:
+        """The answer with a decision."""
+        return Reply(_DECIDED % prefixed(decided.wire), decided)
+
+    def failed(self, error: Exception, begun: Plain, call: Call) -> PretradeError:
+        """Tells of an order that was begun and got no decision; what its caller hears."""
+        return self._failed(error, begun.order, begun.arrived, call)
+
+    def give_up(self, begun: Plain) -> None:
+        """A caller does not wait any more for an order that was begun."""
+        self._dataplane.give_up(begun.decided)
 
     async def DecideBatch(self, request: Sequence[Asked] | pb.DecideBatchRequest, call: Call) -> Reply:
         """Many orders under one deadline, each with its own result."""

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import os
+import random
 import shutil
 import socket
 import sqlite3
@@ -25,12 +26,14 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
-from support.server_group import EDGES, Group, order, server_environment, server_group
+from support.server_group import WAYS_IN, Group, order, server_environment, server_group, way_in
 from support.wire import DECIDE, STREAM, Caller, framed
 
 from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
+from server.compiled import SWITCH
+from server.envoy import lane
 from server.journal.journal_file import journals_of
 from server.journal.reply_status import REPLIED
 
@@ -40,10 +43,10 @@ _SECONDS: Final = 2.0
 _MAX_BYTES: Final = 1_048_576
 
 
-@pytest.fixture(scope="module", params=EDGES)
+@pytest.fixture(scope="module", params=WAYS_IN)
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    directory = tmp_path_factory.mktemp(f"edge-{request.param}")
-    with server_group(directory, 1, PRETRADE_GRPC__EDGE=request.param, PRETRADE_GRPC__READ_SECONDS="0.5") as group:
+    directory = tmp_path_factory.mktemp("edge")
+    with server_group(directory, 1, **way_in(request.param), PRETRADE_GRPC__READ_SECONDS="0.5") as group:
         yield group
 
 
@@ -72,6 +75,47 @@ def test_a_sound_order_is_decided(decisions: decision_pb2_grpc.DecisionServiceSt
     decision = decisions.Decide(pb.DecideRequest(order=order()), timeout=_SECONDS).decision
     assert decision.order_ref == "one"
     assert decision.action == pb.ACTION_ABSTAIN, "there are no features"
+
+
+def test_only_plain_calls_take_the_lane_and_only_where_there_is_one(
+    group: Group, decisions: decision_pb2_grpc.DecisionServiceStub
+) -> None:
+    def calls(answered_by: str) -> float:
+        return group.metric("pretrade_lane_calls_total", answered_by=answered_by)
+
+    before = calls("lane"), calls("application")
+    plain = pb.DecideRequest(order=order())
+    decisions.Decide(plain, timeout=_SECONDS)
+    decisions.Decide(plain, timeout=_SECONDS, metadata=[("x-correlation-id", "mine")])
+    decisions.Decide(pb.DecideRequest(order=order(), explain=True), timeout=_SECONDS)
+    decisions.Decide(plain, timeout=_SECONDS, metadata=[("x-of-mine", "1")])
+    decisions.Decide(plain, timeout=_SECONDS, compression=grpc.Compression.Gzip)
+    decisions.DecideBatch(pb.DecideBatchRequest(orders=[order()]), timeout=_SECONDS)
+    has_lane = group.env["PRETRADE_GRPC__EDGE"] == "envoy" and SWITCH not in group.env and not lane.missing()
+    expected = (2.0, 1.0) if has_lane else (0.0, 0.0)
+    assert (calls("lane") - before[0], calls("application") - before[1]) == expected
+
+
+def test_calls_that_are_reset_at_any_moment_leave_nothing_under_way(
+    group: Group, decisions: decision_pb2_grpc.DecisionServiceStub
+) -> None:
+    chance = random.Random(15)
+    for _ in range(10):
+        with Caller(group.decision) as caller:
+            for number in range(40):
+                stream = caller.begin()
+                message = wire(f"reset-{number}")
+                cut = chance.choice((0, 3, len(message), len(message), len(message)))
+                if cut:
+                    caller.send(stream, message[:cut], end=cut == len(message))
+                if chance.random() < 0.3:
+                    caller.read(lambda: False, chance.random() * 0.003)
+                if chance.random() < 0.7 and not caller.replies[stream].ended:
+                    caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+                    caller.flush()
+    eventually(lambda: group.metric("pretrade_in_flight"), lambda count: count == 0)
+    eventually(lambda: group.metric("pretrade_replies_owed"), lambda count: count == 0)
+    assert decisions.Decide(pb.DecideRequest(order=order()), timeout=_SECONDS).decision.order_ref == "one"
 
 
 def test_an_explanation_is_there_when_it_was_asked_for(decisions: decision_pb2_grpc.DecisionServiceStub) -> None:

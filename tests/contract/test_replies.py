@@ -11,7 +11,7 @@ import grpc
 import h2.errors
 import pytest
 from support.harness import eventually
-from support.server_group import EDGES, Group, order, server_group
+from support.server_group import WAYS_IN, Group, order, server_group, way_in
 from support.wire import STREAM, Caller, framed
 
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -30,12 +30,12 @@ _UNREAD: Final = {"grpcio": (256, 2_000), "envoy": (400, 80 * 1024)}
 window and one answer more, or Envoy's 64 KiB and what it takes at once. The others wait, 256 at most."""
 
 
-@pytest.fixture(scope="module", params=EDGES)
+@pytest.fixture(scope="module", params=WAYS_IN)
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    directory = tmp_path_factory.mktemp(f"replies-{request.param}")
+    directory = tmp_path_factory.mktemp("replies")
     # No order is refused because the machine is slow: what is tested here is what is said of those that are decided.
     roomy = {"PRETRADE_ADMISSION__MIN_IN_FLIGHT": "512"}
-    with server_group(directory, 1, PRETRADE_GRPC__EDGE=request.param, **roomy) as group:
+    with server_group(directory, 1, **way_in(request.param), **roomy) as group:
         yield group
 
 

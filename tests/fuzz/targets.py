@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
+from support.fake_envoy import DROP, PLAIN, STOP, fake_envoy
 
 from fallback.order import Order
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -222,9 +224,55 @@ def requests_in_json(data: bytes) -> None:
         assert again.SerializeToString(deterministic=True) == request.SerializeToString(deterministic=True)
 
 
+def lane(data: bytes) -> None:
+    """The lane takes a whole plain message as it is, or has everything go on; what it takes ends once, whoever goes.
+
+    The filter is compiled, so that the fuzzer does not see its branches: it learns from what comes of an input.
+    """
+    source = Bytes(data)
+    envoy = fake_envoy()
+    envoy.filter.open_lane()
+    names = [_LANE_NAMES[source.number(len(_LANE_NAMES))] for _ in range(source.number(6))]
+    more = [(name, source.piece(40).replace(b"\n", b"")) for name in names]  # the fake ends a header there
+    request = envoy.request(*more)
+    body = b"".join(_part(source) for _ in range(source.number(3)))
+    piece, cut = 1 + source.number(64), source.number(len(body) + 1)
+    held = request.headers() == STOP
+    said = request.body(body[:cut], piece, end=False) if cut else STOP
+    said = request.body(body[cut:], piece) if said == STOP else said
+    arrived, ended = envoy.filter.take()
+    assert len(arrived) == (held and said == DROP)
+    assert held == all(_goes_along(*header) for header in more)
+    for call in arrived:
+        assert framed(call.message) == body
+        assert set(call.headers) <= {*more, *((name.encode(), value.encode()) for name, value in PLAIN.items())}
+        timeout, *_ = call_headers(call.headers)
+        assert call.timeout is None if timeout is None else math.isclose(call.timeout, timeout)
+        if leaves := source.number(5):
+            request.leave(after=leaves)
+        else:
+            request.leave()
+        head = envoy.filter.packed([(b":status", b"200"), *status_headers(grpc.StatusCode.OK, source.piece(20).hex())])
+        call.answer(head, source.piece(60), envoy.filter.packed([]))
+    envoy.run()
+    request.forget()
+    ended += envoy.filter.take()[1]
+    assert [call for call, _ in ended] == arrived
+
+
+_LANE_NAMES: Final = (*_NAMES[:1], *_NAMES[4:], b"authorization", b"x-pretrade-peer", b"user-agent", b"pretrade-other")
+_TIMEOUT: Final = re.compile(rb"[0-9]{1,8}[HMSmun]")
+
+
+def _goes_along(name: bytes, value: bytes) -> bool:
+    """Whether a plain call may have a header besides those that all have."""
+    return name != b"pretrade-other" and (name != b"grpc-timeout" or bool(_TIMEOUT.fullmatch(value)))
+
+
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "framing": framing,
     "orders": orders,
     "asgi": asgi,
     "json": requests_in_json,
+    "lane": lane,
 }

@@ -26,6 +26,7 @@ from pretrade.client import retries
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
 from server.audit.reading.verify import Verified, verify
+from server.compiled import SWITCH
 from server.journal.entries import entry_of, packets
 from support.bare_server import admin_channel, environment, is_ready
 from support.harness import INSTRUMENTS, MID, PATIENCE_SECONDS, CallingThreads, Product, eventually
@@ -33,6 +34,8 @@ from support.leash import LeashedPopen
 
 EDGES: Final = ("grpcio", "envoy")
 """Who may speak HTTP/2 with the callers."""
+WAYS_IN: Final = (*EDGES, "envoy by ASGI alone")
+"""The same, and Envoy without the lane that plain calls take there."""
 RARELY_ON_ENVOY: Final = ("grpcio", pytest.param("envoy", marks=pytest.mark.long))
 """The same, where that takes more time than it tells."""
 _CALL_SECONDS = 2.0
@@ -46,6 +49,12 @@ _SETTINGS = {
 }
 _SHIPS: Final = {"PRETRADE_SHIPPING__DRAIN_SECONDS": "30"}
 """A group that is stopped soon may have shipping processes that are just starting."""
+
+
+def way_in(name: str) -> dict[str, str]:
+    """The settings of one of `WAYS_IN`."""
+    edge, _, alone = name.partition(" ")
+    return {"PRETRADE_GRPC__EDGE": edge} | ({SWITCH: "0"} if alone else {})
 
 
 @dataclass
