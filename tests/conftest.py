@@ -90,25 +90,30 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Here, because every run of a single unit test would pay for importing torch.
         from torchserve.dataset import Samples  # noqa: PLC0415
         from torchserve.export import metadata_of, write_archive  # noqa: PLC0415
-        from torchserve.training import KINDS, TrainingSettings, train  # noqa: PLC0415
+        from torchserve.label import Label  # noqa: PLC0415
+        from torchserve.training import Kind, TrainingSettings, train  # noqa: PLC0415
 
+    label = Label(horizon_seconds=0.1, worst_markout_bps=-0.5)  # no row shares anything with the next
     random = np.random.default_rng(1)
     n = 4_000
     rows = random.normal(size=(n, N_FEATURES)).astype(np.float32)
     markout = rows[:, 0] + random.normal(scale=0.5, size=n)
     samples = Samples(
         rows=rows,
-        eligible=markout >= -0.5,
+        eligible=markout >= label.worst_markout_bps,
         markout_bps=markout,
         time_ns=np.arange(n, dtype=np.int64) * 100_000_000,
         sell=np.arange(n) % 2 == 1,
         instrument=np.zeros(n, dtype=np.int16),
         instruments=("RANDOM.SIM",),
         source="random rows",
+        label=label,
     )
-    settings = TrainingSettings(trees=20, epochs=2)
+    settings = TrainingSettings(trees=20, epochs=2, label=label)
     store = tmp_path_factory.mktemp("models")
-    for name in KINDS:
-        model = train(name, samples, settings)
+    # Trees on all features, whose scores differ from row to row: the rows of tests are random, too.
+    kinds: dict[str, Kind] = {"champion": "xgboost", "challenger": "torch"}
+    for name, kind in kinds.items():
+        model = train(name, samples, settings, kind)
         write_archive(model, metadata_of(model, samples, settings), store)
     return store

@@ -11,19 +11,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from markdown_it import MarkdownIt
 
+from feature_cache import features
 from pretrade.client.figures import figure
 from torchserve.card_plots import coverage_plot, reliability_plot
-from torchserve.dataset import LABEL_HORIZON_NS, STEP_NS, Samples
-from torchserve.evaluation import Estimate, class_balance
-from torchserve.training import Kind
-from torchserve.walk_forward import ALWAYS, RULES, WalkForward
+from torchserve.dataset import STEP_NS, Samples
+from torchserve.evaluation import Blocks, Decided, Estimate, class_balance
+from torchserve.label_study import WIDEST, Studied
+from torchserve.threshold import Cut, independent
+from torchserve.training import Kind, TrainingSettings
+from torchserve.walk_forward import ALWAYS, CHAMPION, RULES, WalkForward
 
 FILE: Final = "card.md"
 _RELIABILITY, _COVERAGE = "reliability.svg", "coverage.svg"
+_VOLATILITY: Final = "rv_5s_bps"
+_SHOWN: Final = 0.02
+"""How closely a precision is to be known."""
 _SIMULATED: Final = "simulated"
-_SAID: Final = {ALWAYS: "always trading", RULES: "the rules"}
+_SAID: Final = {ALWAYS: "always trading", RULES: "the rules", CHAMPION: "the few monotone features"}
 _STYLE: Final = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;"
     "font-size:smaller}td,th{padding:.2em .6em;border-bottom:1px solid #ccc}code{background:#eee}svg{max-width:100%}"
@@ -46,6 +53,8 @@ class CardFacts:
     """What the importance is."""
     command: str
     """What makes this card again."""
+    studied: Sequence[Studied] = ()
+    """What became of every label; empty where they were not compared."""
 
     @property
     def kind(self) -> Kind:
@@ -69,10 +78,13 @@ def render(facts: CardFacts) -> str:
     """The card as Markdown."""
     walk = facts.walk
     measured = (
-        () if isinstance(walk, str) else (_walk_forward(facts, walk), _by_block(facts, walk), _baselines(facts, walk))
+        ()
+        if isinstance(walk, str)
+        else (_walk_forward(facts, walk), _by_block(facts, walk), _regimes(facts, walk), _baselines(facts, walk))
     )
     about = (_final_model(facts), _importance(facts), _reference(facts), _limits(facts))
-    sections = (_head(facts), _data(facts), *measured, *about)
+    labels = (_labels(facts),) if facts.studied else ()
+    sections = (_head(facts), _data(facts), *measured, *labels, *about)
     return "\n".join(line for section in sections for line in (*section, ""))[:-1]
 
 
@@ -81,10 +93,12 @@ def _head(facts: CardFacts) -> Iterable[str]:
     reached = "reached" if model["target_precision_reached"] else "**not reached**"
     yield f"# Model card: {model['name']} `{model['version']}`"
     yield ""
+    confidence = model["training"]["confidence"]
     yield (
         f"{_what(facts.kind)}. Feature set `{model['feature_set']}`. A score is the probability that the order is"
-        f" *eligible*: {model['label']}. TRADE at {model['threshold']:.4f} or more; the wanted precision of"
-        f" {model['target_precision']:.2f} was {reached} where the threshold was chosen."
+        f" *eligible*: {model['label']['text']}. TRADE at {model['threshold']:.4f} or more. That the precision is at"
+        f" least the wanted {model['target_precision']:.2f}, at {confidence:.0%} confidence, was {reached} where the"
+        " threshold was chosen."
     )
     yield ""
     yield f"**{verdict(facts.walk, facts.kind)}**"
@@ -156,28 +170,41 @@ def _data(facts: CardFacts) -> Iterable[str]:
 
 
 def _walk_forward(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
-    bootstrap = walk.settings.bootstrap
+    bootstrap, label = walk.settings.bootstrap, walk.samples.label
+    training = TrainingSettings.model_validate(facts.described["training"])
     yield "## Walk-forward"
     yield ""
     yield (
         f"{walk.blocks} blocks of time, each decided by models and baselines made anew from what lay before it, less"
-        f" {LABEL_HORIZON_NS / 1e9:g} s (purging) and {facts.described['training']['embargo_seconds']:g} s (embargo)."
-        f" {len(walk.samples.rows):,} samples in {walk.independent_blocks} spans of {bootstrap.block_seconds:g} s:"
-        f" about how many independent observations there are. Base rate {_figure(walk.base_rate, 3)}. In brackets:"
-        f" {bootstrap.confidence:.0%} intervals of a block bootstrap. Markouts of the mid in bps."
+        f" {label.span_ns / 1e9:g} s (purging) and {(training.gap_ns - label.span_ns) / 1e9:g} s (embargo)."
+        f" {len(walk.samples.rows):,} samples, worth about {walk.independent:,.0f} independent observations of the"
+        f" label, in {walk.independent_blocks} spans of time. Base rate {_figure(walk.base_rate, 3)}. In brackets:"
+        f" {bootstrap.confidence:.0%} intervals of a block bootstrap. *n* are the samples that a decider trades, and"
+        " how many independent ones they are worth. Markouts in bps. *Saved* is what the refused orders would have"
+        " lost, in bps per order, refused or not; *break-even* is what refusing one may cost before trading all of them"
+        " is better."
     )
     yield ""
     columns = ("precision", "coverage", "recall", "auc", "brier", "ece")
-    headings = ("", "precision", "coverage", "recall", "AUC", "Brier", "ECE", "traded", "refused", "difference")
-    markouts = ("markout_traded_bps", "markout_refused_bps", "markout_difference_bps")
+    headings = ("", "precision", "n", "coverage", "recall", "AUC", "Brier", "ECE")
+    markouts = ("markout_traded_bps", "markout_refused_bps", "markout_difference_bps", "saved_bps", "break_even_bps")
     yield from _table(
         headings,
         (
             [
                 _named(name, facts.kind),
-                *(_figure(getattr(figures, column), 3) for column in columns),
-                *(_figure(getattr(figures, column), 2) for column in markouts),
+                _figure(figures.precision, 3),
+                _numbers(int(walk.decided[name].trade.sum()), walk.independent_traded[name]),
+                *(_figure(getattr(figures, column), 3) for column in columns[1:]),
             ]
+            for name, figures in walk.figures.items()
+        ),
+    )
+    yield ""
+    yield from _table(
+        ("", "traded", "refused", "difference", "saved", "break-even"),
+        (
+            [_named(name, facts.kind), *(_figure(getattr(figures, column), 3) for column in markouts)]
             for name, figures in walk.figures.items()
         ),
     )
@@ -191,20 +218,92 @@ def _by_block(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
     yield "### By block"
     yield ""
     yield from _table(
-        ("from", "to", "samples", "base rate", "threshold", "precision", "coverage", "AUC", "Brier", "difference"),
+        (
+            *("from", "to", "samples", "base rate", "threshold", "its lower bound", "independent"),
+            *("precision", "coverage", "AUC", "Brier", "difference"),
+        ),
         (
             [
                 f"{_utc(block.start_ns):%H:%M:%S}",
                 f"{_utc(block.end_ns):%H:%M:%S}",
                 f"{block.samples:,}",
                 f"{block.base_rate:.3f}",
-                "–" if block.threshold is None else f"{block.threshold:.3f}",
+                *_threshold(block.threshold),
                 *(_figure(getattr(block.figures, name), 3) for name in ("precision", "coverage", "auc", "brier")),
                 _figure(block.figures.markout_difference_bps, 2),
             ]
             for block in walk.by_block[facts.kind]
         ),
     )
+
+
+def _regimes(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
+    samples, decided = walk.samples, walk.decided[facts.kind]
+    volatility = samples.rows[:, features.INDEX[_VOLATILITY]]
+    low, high = np.nanquantile(volatility, (1 / 3, 2 / 3))
+    parts = {
+        f"up to {low:.2f}": volatility <= low,
+        f"{low:.2f} to {high:.2f}": (volatility > low) & (volatility <= high),
+        f"above {high:.2f}": volatility > high,
+    }
+    yield "### By volatility"
+    yield ""
+    yield f"Thirds of the samples by `{_VOLATILITY}`, the realised volatility that was known at the decision."
+    yield ""
+    rows = []
+    for name, inside in parts.items():
+        part = samples.take(np.flatnonzero(inside))
+        score = None if decided.score is None else decided.score[inside]
+        figures = Blocks(part, walk.settings.bootstrap).figures(Decided(decided.trade[inside], score))
+        traded = _numbers(int(decided.trade[inside].sum()), independent(part, decided.trade[inside]))
+        shown = (figures.precision, figures.coverage, figures.auc, figures.saved_bps)
+        rows.append([name, f"{part.eligible.mean():.3f}", traded, *(_figure(one, 3) for one in shown)])
+    yield from _table(("bps in 5 s", "base rate", "n", "precision", "coverage", "AUC", "saved"), rows)
+
+
+def _threshold(cut: Cut | None) -> tuple[str, str, str]:
+    """A threshold, the lower end of the precision where it was chosen, and independent observations behind that."""
+    if cut is None or not cut.traded:
+        return ("–", "–", "–") if cut is None else (f"{cut.threshold:.3f}", "–", "–")
+    return f"{cut.threshold:.3f}", f"{cut.low:.3f}", f"{cut.independent:,.0f}"
+
+
+def _labels(facts: CardFacts) -> Iterable[str]:
+    yield "## What can be foretold how surely"
+    yield ""
+    wanted = facts.described["target_precision"]
+    yield (
+        "The few monotone features on other labels, in the same walk forward: how far the label looks ahead, and how"
+        " long after the decision the order reaches the market. *Reached* counts the blocks before which a threshold"
+        f" was found whose lower bound reaches {wanted:.2f}. In the rows *{WIDEST}* the history of each block chose the"
+        " horizon, too: the one with the widest coverage at that bound, else the one with the highest bound. No block"
+        " that is counted had a say in its horizon or threshold."
+    )
+    yield ""
+    yield from _table(
+        ("horizon", "delay", "base rate", "precision", "n", "coverage", "reached", "AUC", "saved", "break-even"),
+        (
+            [
+                one.horizon if one.horizon == WIDEST else f"{one.horizon} s",
+                f"{1e3 * one.delay_seconds:g} ms",
+                f"{one.base_rate:.3f}",
+                _figure(one.figures.precision, 3),
+                _numbers(one.traded, one.independent),
+                _figure(one.figures.coverage, 3),
+                str(one.blocks_reached),
+                # Scores of different labels do not rank together.
+                "–" if one.horizon == WIDEST else _figure(one.figures.auc, 3),
+                _figure(one.figures.saved_bps, 3),
+                _figure(one.figures.break_even_bps, 3),
+            ]
+            for one in facts.studied
+        ),
+    )
+
+
+def _numbers(samples: int, worth: float) -> str:
+    """A number of samples, and how many independent ones they are worth."""
+    return f"{samples:,} ({worth:,.0f})"
 
 
 def _baselines(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
@@ -224,35 +323,44 @@ def _baselines(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
 def _final_model(facts: CardFacts) -> Iterable[str]:
     model = facts.described
     training, calibration = model["training"], model["calibration"]
-    settings = training["xgboost" if facts.kind == "xgboost" else "torch"]
-    rounds = "trees" if facts.kind == "xgboost" else "passes over its samples"
+    settings = training[facts.kind]
+    rounds = "passes over its samples" if facts.kind == "torch" else "trees"
     yield "## The exported model"
     yield ""
     yield (
         f"Fitted on the first {training['train_fraction']:.0%} of the time span, stopped by the next"
         f" {training['stopping_fraction']:.0%} after {model['rounds']} {rounds}, calibrated on the"
         f" {training['calibration_fraction']:.0%} after that (Platt: slope {calibration['slope']:.3f}, intercept"
-        f" {calibration['intercept']:.3f}), measured on the rest. Settings: "
-        + ", ".join(f"{name} {value}" for name, value in settings.items())
+        f" {calibration['intercept']:.3f}), cut by the next {training['threshold_fraction']:.0%}, measured on the rest."
+        " *n* are samples, and how many independent observations of the label they are worth. Settings: "
+        + ", ".join(f"{name} {_setting(value)}" for name, value in settings.items())
         + f"; seed {training['seed']}."
     )
     yield ""
     yield from _table(
-        ("part", "samples", "base rate", "AUC", "Brier", "Brier of base rate", "precision", "coverage"),
+        ("part", "n", "base rate", "AUC", "Brier", "Brier of base rate", "precision", "n traded", "coverage"),
         (
             [
                 part,
-                f"{one['samples']:,}",
+                _numbers(one["samples"], one["independent"]),
                 f"{one['base_rate']:.3f}",
                 figure(one["auc"], ".3f"),
                 f"{one['brier']:.4f}",
                 f"{one['brier_base_rate']:.4f}",
-                "–" if one["precision"] is None else f"{one['precision']:.3f}",
+                _figure(Estimate(one["precision"], one["precision_low"], one["precision_high"]), 3),
+                _numbers(one["traded"], one["traded_independent"]),
                 f"{one['coverage']:.3f}",
             ]
             for part, one in model["metrics"].items()
         ),
     )
+
+
+def _setting(value: object) -> str:
+    """A setting's value; of features with a direction, their names with a sign."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{'+' if direction > 0 else '-'}`{name}`" for name, direction in value.items())
+    return str(value)
 
 
 def _importance(facts: CardFacts) -> Iterable[str]:
@@ -308,12 +416,15 @@ def _limits(facts: CardFacts) -> Iterable[str]:
         )
     if not isinstance(walk, str):
         yield (
-            f"- The walk-forward figures rest on {walk.independent_blocks} spans of"
-            f" {walk.settings.bootstrap.block_seconds:g} s. The intervals assume that they are independent; what lasts"
-            " longer makes them too narrow."
+            f"- The walk-forward figures rest on {walk.independent_blocks} spans of {walk.block_seconds:g} s. The"
+            " intervals assume that they are independent; what lasts longer makes them too narrow."
         )
+        yield f"- {data_needed(walk, facts.kind, TrainingSettings.model_validate(facts.described['training']))}"
         yield "- Models and baselines were compared on the same blocks; looking at them again and again wears them out."
-    yield "- Markouts are of the mid: no fee, no spread, no queue and no impact of the order itself is in them."
+    yield (
+        f"- Markouts begin at the {facts.described['label']['price']} and end at the mid: no fee, no queue and no"
+        " impact of the order itself is in them."
+    )
     yield (
         "- Valid for the feature set named above alone, which the server checks, and for instruments whose features are"
         " distributed as in the table above, which drift monitoring has to watch."
@@ -361,8 +472,25 @@ def _named(decider: str, kind: Kind) -> str:
     return f"**{decider}**" if decider == kind else decider
 
 
+def data_needed(walk: WalkForward, kind: str, training: TrainingSettings) -> str:
+    """In a sentence, how much data shows the wanted precision at the smallest coverage, and how much there is."""
+    precision, coverage = training.target_precision, training.minimum_coverage
+    hours = walk.hours_needed(kind, precision, _SHOWN, coverage)
+    have = f"the blocks here are {_minutes(walk.samples)}. `pretrade ingest --record` records more."
+    if hours is None:
+        return f"It trades nothing, so nothing says how much data shows a precision of {precision:.0%}; {have}"
+    return (
+        f"To show a precision of {precision:.0%} ± {_SHOWN:.0%} at {coverage:.0%} coverage takes about {hours:.1f}"
+        f" hours of each instrument's market, in one regime; {have}"
+    )
+
+
 def _what(kind: Kind) -> str:
-    return "Gradient-boosted trees (XGBoost)" if kind == "xgboost" else "A multilayer perceptron (Torch)"
+    return {
+        "monotone": "Shallow boosted trees on a few features, monotone in each (XGBoost)",
+        "xgboost": "Gradient-boosted trees on all features (XGBoost)",
+        "torch": "A multilayer perceptron on all features (Torch)",
+    }[kind]
 
 
 def _listed(names: Sequence[str]) -> str:

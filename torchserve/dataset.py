@@ -2,8 +2,9 @@
 
 The instants of an instrument are a grid of 200 ms of event time. A sample at t holds what a server would have known
 then: every event that was received before the first event of t or later, and no other. The ages of book and trade are
-as of t. Its label is computed from the mid at the instant that is the label's horizon later. An instant counts only
-when a server would decide on its book: when that is known and fresh. At the end of the horizon the book must be known.
+as of t. Its label is computed from two later looks at the market, which is looked at every 100 ms: when the order
+reaches it, and at the end of the horizon (`label.py`). An instant counts only when a server would decide on its book:
+when that is known and fresh. At both looks the book must be known.
 
 Event time is the feature engine's, which holds a wrong timestamp within a second of its feed. The grid has no instants
 in a silence of more than ten seconds, and begins anew when time runs back: one event in the year 2100 costs nothing.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -25,22 +26,24 @@ from feature_cache.engine.book import EventError
 from feature_cache.engine.engine import FeatureEngine
 from feature_cache.store.codec import FeatureSnapshot
 from pretrade.market.v1 import market_pb2 as pb
+from torchserve.label import TICK_NS, Label
 
 STEP_NS: Final = 200_000_000
 """Between two decision instants of one instrument."""
-LABEL_HORIZON_NS: Final = 5_000_000_000
-"""How far the label looks ahead; a whole number of steps."""
-WORST_MARKOUT_BPS: Final = -1.0
-LABEL: Final = "side-signed mid markout over the next 5 s not worse than -1 bp"
 MAX_BOOK_AGE_MS: Final = 1_000.0
 """An older book is one that a server would not decide on, by default (`max_age_seconds` in `fallback/staleness.py`)."""
 MAX_LABEL_BOOK_AGE_MS: Final = 2_000.0
-"""With an older book at the end of the horizon there is no label, as in `server/audit/reading/labels.py`."""
+"""With an older book at one of its looks there is no label, as in `server/audit/reading/labels.py`."""
 
-_HORIZON_STEPS: Final = LABEL_HORIZON_NS // STEP_NS
+_TICKS: Final = STEP_NS // TICK_NS
+"""Looks at the market from one instant to the next."""
 _SILENCE_NS: Final = 10_000_000_000
 """Longer than a book stays fresh after the horizon of the last instant before it."""
 _BOOK_AGE, _TRADE_AGE = features.INDEX["book_age_ms"], features.INDEX["trade_age_ms"]
+_SPREAD = features.INDEX["spread_bps"]
+
+_Side = tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]
+"""Whether it is the sells, rows, side-signed markouts in bps, and times."""
 
 
 class SamplesError(ValueError):
@@ -68,6 +71,8 @@ class Samples:
     """Where the events came from, for people."""
     source_sha256: str = ""
     """Hash of what they came from: of a recording's files, or of a simulation's arguments and code."""
+    label: Label = field(default_factory=Label)
+    """What `eligible` and `markout_bps` are."""
 
     def take(self, index: NDArray[np.intp]) -> Samples:
         """These samples alone, in this order."""
@@ -82,71 +87,100 @@ class Samples:
         return digest.hexdigest()
 
 
-def collect(events: Iterable[pb.MarketEvent], source: str, source_sha256: str = "") -> Samples:
+def collect(
+    events: Iterable[pb.MarketEvent], source: str, source_sha256: str = "", label: Label | None = None
+) -> Samples:
     """Replays a session through the feature engine and labels both sides of every decision instant.
 
     Args:
         events: One or more instruments in the order in which they were received.
         source: See `Samples.source`.
         source_sha256: See `Samples.source_sha256`.
+        label: What is to be learnt.
 
     Returns:
-        Samples of all instruments; none when the session is shorter than the label's horizon.
+        Samples of all instruments; none when the session is shorter than the label looks ahead.
     """
-    instruments: dict[str, _Instants] = {}
-    for event in events:
-        instants = instruments.get(event.instrument)
-        if instants is None:
-            instants = instruments[event.instrument] = _Instants(event.instrument)
-        instants.on_event(event)
-    names = tuple(sorted(instruments))
-    sides = [(number, *side) for number, name in enumerate(names) for side in instruments[name].sides()]
-    empty = (np.int16(0), False, np.empty((0, features.N_FEATURES), np.float32), np.empty(0), np.empty(0, np.int64))
-    instrument, sell, rows, markout, time = zip(empty, *sides, strict=True)
-    lengths = [len(part) for part in time]
-    samples = Samples(
-        rows=np.concatenate(rows),
-        eligible=np.concatenate(markout) >= WORST_MARKOUT_BPS,
-        markout_bps=np.concatenate(markout),
-        time_ns=np.concatenate(time),
-        sell=np.repeat(np.array(sell, np.bool_), lengths),
-        instrument=np.repeat(np.array(instrument, np.int16), lengths),
-        instruments=names,
-        source=source,
-        source_sha256=source_sha256,
-    )
-    # At one instant by instrument, the buy before the sell.
-    return samples.take(np.argsort(samples.time_ns, kind="stable"))
+    return Market(events, source, source_sha256).samples(label or Label())
+
+
+class Market:
+    """A session as it went through the feature engine, for any label.
+
+    Args:
+        events: See `collect`.
+        source: See `Samples.source`.
+        source_sha256: See `Samples.source_sha256`.
+    """
+
+    def __init__(self, events: Iterable[pb.MarketEvent], source: str, source_sha256: str = "") -> None:
+        self._source, self._source_sha256 = source, source_sha256
+        self._instruments: dict[str, _Instants] = {}
+        for event in events:
+            instants = self._instruments.get(event.instrument)
+            if instants is None:
+                instants = self._instruments[event.instrument] = _Instants(event.instrument)
+            instants.on_event(event)
+
+    def samples(self, label: Label) -> Samples:
+        """The decision instants that have this label, and what it is."""
+        names = tuple(sorted(self._instruments))
+        sides = [(i, *side) for i, name in enumerate(names) for side in self._instruments[name].sides(label)]
+        empty = (0, False, np.empty((0, features.N_FEATURES), np.float32), np.empty(0), np.empty(0, np.int64))
+        instrument, sell, rows, markout, time = zip(empty, *sides, strict=True)
+        lengths = [len(part) for part in time]
+        samples = Samples(
+            rows=np.concatenate(rows),
+            eligible=np.concatenate(markout) >= label.worst_markout_bps,
+            markout_bps=np.concatenate(markout),
+            time_ns=np.concatenate(time),
+            sell=np.repeat(np.array(sell, np.bool_), lengths),
+            instrument=np.repeat(np.array(instrument, np.int16), lengths),
+            instruments=names,
+            source=self._source,
+            source_sha256=self._source_sha256,
+            label=label,
+        )
+        # At one instant by instrument, the buy before the sell.
+        return samples.take(np.argsort(samples.time_ns, kind="stable"))
 
 
 class _Grid:
-    """Decision instants without a hole, all after a time: what was known at each."""
+    """Decision instants without a hole, all after a time: what was known at each, and at the looks in between."""
 
     def __init__(self, after_ns: int) -> None:
         self.first = self.next_ns = (after_ns // STEP_NS + 1) * STEP_NS
         self._values: list[NDArray[np.float32]] = []
         self._mids: list[float] = []
+        self._spreads: list[float] = []
 
     def reach(self, now_ns: int, known: FeatureSnapshot) -> None:
-        """Adds the instants up to this time, at which this was known."""
+        """Adds the looks up to this time, at which this was known."""
         while self.next_ns <= now_ns:
-            values = known.values.copy()
-            values[[_BOOK_AGE, _TRADE_AGE]] += np.float32((self.next_ns - known.event_time_ns) / 1e6)
-            self._values.append(values)
-            self._mids.append(known.mid if values[_BOOK_AGE] <= MAX_LABEL_BOOK_AGE_MS else math.nan)
-            self.next_ns += STEP_NS
+            older_ms = np.float32((self.next_ns - known.event_time_ns) / 1e6)
+            is_fresh = known.values[_BOOK_AGE] + older_ms <= MAX_LABEL_BOOK_AGE_MS
+            if len(self._mids) % _TICKS == 0:
+                values = known.values.copy()
+                values[[_BOOK_AGE, _TRADE_AGE]] += older_ms
+                self._values.append(values)
+            self._mids.append(known.mid if is_fresh else math.nan)
+            self._spreads.append(float(known.values[_SPREAD]))
+            self.next_ns += TICK_NS
 
-    def sides(self) -> Iterator[tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]]:
-        """Whether it is the sells, rows, side-signed markouts in bps and times: of the buys, then of the sells."""
-        if len(self._mids) <= _HORIZON_STEPS:
+    def sides(self, label: Label) -> Iterator[_Side]:
+        """The buys, then the sells."""
+        reached = np.arange(label.delay_ticks, len(self._mids) - label.span_ticks + label.delay_ticks, _TICKS)
+        if not len(reached):
             return
-        mids, rows = np.array(self._mids), np.array(self._values)[:-_HORIZON_STEPS]
-        markout = 1e4 * (mids[_HORIZON_STEPS:] / mids[:-_HORIZON_STEPS] - 1)
-        usable = np.flatnonzero(np.isfinite(markout) & (rows[:, _BOOK_AGE] <= MAX_BOOK_AGE_MS))
-        rows = rows[usable]
-        time = self.first + usable.astype(np.int64) * STEP_NS
-        yield False, rows, markout[usable], time
-        yield True, features.for_sell(rows), -markout[usable], time
+        mids, rows = np.array(self._mids), np.array(self._values)[: len(reached)]
+        later = mids[reached + label.span_ticks - label.delay_ticks]
+        half_spread = np.array(self._spreads)[reached] / 2e4 if label.price == "touch" else np.zeros(len(reached))
+        known = np.isfinite(later) & np.isfinite(mids[reached]) & np.isfinite(half_spread)
+        usable = np.flatnonzero(known & (rows[:, _BOOK_AGE] <= MAX_BOOK_AGE_MS))
+        rows, time = rows[usable], self.first + usable.astype(np.int64) * STEP_NS
+        for side, turned in ((1, rows), (-1, features.for_sell(rows))):
+            price = mids[reached] * (1 + side * half_spread)
+            yield side < 0, turned, side * 1e4 * (later / price - 1)[usable], time
 
 
 class _Instants:
@@ -177,7 +211,7 @@ class _Instants:
         elif grid is None or self._engine.time_restarts > restarts:
             self._grids.append(_Grid(self._engine.time_ns))
 
-    def sides(self) -> Iterator[tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]]:
+    def sides(self, label: Label) -> Iterator[_Side]:
         """As those of the grids, one after the other."""
         for grid in self._grids:
-            yield from grid.sides()
+            yield from grid.sides(label)

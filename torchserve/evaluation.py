@@ -32,7 +32,7 @@ class BootstrapSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     block_seconds: float = Field(default=10.0, gt=0)
-    """Length of a block of time: twice the label's horizon."""
+    """Length of a block of time; at least twice what the label looks ahead is taken."""
     resamples: int = Field(default=1_000, ge=0, le=100_000)
     """Drawings of as many blocks as there are; with none there are no intervals."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
@@ -81,6 +81,11 @@ class Figures:
     """Mean markout of what it refuses."""
     markout_difference_bps: Estimate
     """Traded less refused: what the decision is worth."""
+    saved_bps: Estimate
+    """Basis points saved per order: what the refused orders would have lost, over all orders, refused or not. It is
+    what refusing may cost, on average per order; without a cost of refusing, always trading saves 0."""
+    break_even_bps: Estimate
+    """What refusing an order may cost before trading everything is better: the mean loss of those it refuses."""
 
 
 class Blocks:
@@ -93,7 +98,9 @@ class Blocks:
 
     def __init__(self, samples: Samples, settings: BootstrapSettings) -> None:
         self.samples: Final = samples
-        number = (samples.time_ns - samples.time_ns.min()) // round(settings.block_seconds * 1e9)
+        block_ns = max(round(settings.block_seconds * 1e9), 2 * samples.label.span_ns)
+        self.block_seconds: Final = block_ns / 1e9
+        number = (samples.time_ns - samples.time_ns.min()) // block_ns
         found, self._block = np.unique(number, return_inverse=True)
         self.count: Final = len(found)
         """Blocks that hold a sample: about how many independent observations there are."""
@@ -128,6 +135,8 @@ class Blocks:
             markout_traded_bps=self._estimate(mean_traded),
             markout_refused_bps=self._estimate(mean_refused),
             markout_difference_bps=self._estimate(mean_traded - mean_refused),
+            saved_bps=self._estimate(_ratio(markout_traded - markout, n)),
+            break_even_bps=self._estimate(-mean_refused),
         )
 
     def base_rate(self) -> Estimate:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from feature_cache import features
 from torchserve import handler
 from torchserve.canned import canned_scores
-from torchserve.dataset import LABEL, Samples
+from torchserve.dataset import Samples
 from torchserve.training import TrainedModel, TrainingSettings
 
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -49,7 +49,7 @@ def metadata_of(
         "feature_set": features.FEATURE_SET_ID,
         "feature_set_fingerprint": features.FINGERPRINT,
         "feature_names": list(features.NAMES),
-        "label": LABEL,
+        "label": samples.label.described,
         "threshold": model.threshold,
         "target_precision": model.target_precision,
         "target_precision_reached": model.target_precision_reached,

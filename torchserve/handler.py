@@ -242,7 +242,7 @@ class ModelHandler:
         self._feature_set = f"{metadata['feature_set_fingerprint']:08x}"
         self._n_features: int = len(metadata["feature_names"])
         self._margin = (
-            xgboost_margin(weights) if metadata["kind"] == "xgboost" else torch_margin(weights, metadata["network"])
+            xgboost_margin(weights) if metadata["network"] is None else torch_margin(weights, metadata["network"])
         )
         self._slope = float(metadata["calibration"]["slope"])
         self._intercept = float(metadata["calibration"]["intercept"])
@@ -280,7 +280,7 @@ class ModelHandler:
             `method`, `margin` (log odds before calibration), `base`, and `contributions`, one a feature, whose sum with
             the base is the margin.
         """
-        is_trees = self._metadata["kind"] == "xgboost"
+        is_trees = self._metadata["network"] is None
         if self._explain is None:
             self._explain = (
                 tree_shap(self._weights) if is_trees else integrated_gradients(self._weights, self._metadata["network"])

@@ -27,7 +27,7 @@ def importance_of(
         rows: float32[n, N_FEATURES], samples that it was not fitted on.
         eligible: bool[n], their labels, both of which occur.
     """
-    if described["kind"] == "xgboost":
+    if described["network"] is None:
         return shap_importance(weights, rows), SHAP
     margin = torch_margin(weights, described["network"])
     return permutation_importance(margin, rows, eligible, described["training"]["seed"]), PERMUTATION

@@ -42,7 +42,7 @@ def write_folder(archive: Path, directory: Path) -> str:
         metadata = json.loads(archived.read(handler.METADATA_FILE))
         weights = archived.read(handler.WEIGHTS_FILE)
     name, version = manifest["modelName"], manifest["modelVersion"]
-    if metadata["kind"] != "xgboost":
+    if metadata["network"] is not None:
         raise ValueError(f"{name} is a {metadata['kind']} model: only boosted trees can be served by XGBoost")
     calibration = metadata["calibration"]
     if set(calibration) != {"slope", "intercept"}:

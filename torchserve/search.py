@@ -36,24 +36,24 @@ def search(
 
     start, end = int(samples.time_ns.min()), int(samples.time_ns.max())
     first = start + round((end - start) * settings.first_fraction) - training.gap_ns
-    parts = cut(samples.time_ns, start, first, (0.5, 0.1, 0.15, 1.0), training.gap_ns)
+    parts = cut(samples.time_ns, start, first, (0.5, 0.1, 0.1, 0.1, 1.0), training.gap_ns)
     split = Split(*parts)
     if not all(map(len, parts)):
         raise SamplesError(f"{(first - start) / 1e9:.1f} s before the first walk-forward block are too short to search")
     check_labels(samples, split)
 
     def tried(trial: optuna.Trial) -> TrainingSettings:
-        if kind == "xgboost":
-            chosen = TreeSettings(
-                max_depth=trial.suggest_int("max_depth", 1, 6),
-                learning_rate=trial.suggest_float("learning_rate", 0.01, 0.3, log=True),
-                min_child_weight=trial.suggest_float("min_child_weight", 10, 500, log=True),
-                subsample=trial.suggest_float("subsample", 0.4, 1.0),
-                colsample=trial.suggest_float("colsample", 0.3, 1.0),
-                l2=trial.suggest_float("l2", 0.1, 100, log=True),
-                patience=training.xgboost.patience,
-            )
-            return training.model_copy(update={"xgboost": chosen})
+        if kind != "torch":
+            before: TreeSettings = getattr(training, kind)
+            chosen = {
+                "max_depth": trial.suggest_int("max_depth", 1, 6 if kind == "xgboost" else 3),
+                "learning_rate": trial.suggest_float("learning_rate", 0.01, 0.3, log=True),
+                "min_child_weight": trial.suggest_float("min_child_weight", 10, 500, log=True),
+                "subsample": trial.suggest_float("subsample", 0.4, 1.0),
+                "colsample": trial.suggest_float("colsample", 0.3, 1.0),
+                "l2": trial.suggest_float("l2", 0.1, 100, log=True),
+            }
+            return training.model_copy(update={kind: before.model_copy(update=chosen)})
         width = trial.suggest_categorical("width", [8, 16, 32, 64])
         network = NetworkSettings(
             hidden=(width, max(4, width // 2)),

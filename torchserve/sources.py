@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from pydantic import ValidationError
 
 from feature_cache import features
 from feature_cache.sources import simulator
 from feature_cache.sources.session import read_session, session_files
 from pretrade.market.v1 import market_pb2 as pb
-from torchserve.dataset import LABEL, LABEL_HORIZON_NS, STEP_NS, Samples, SamplesError, collect
+from torchserve.dataset import STEP_NS, Market, Samples, SamplesError
+from torchserve.label import Label
 
 SUFFIX: Final = ".parquet"
 SIMULATED_SECONDS: Final = 1_200.0
@@ -31,31 +33,62 @@ def load_samples(
     *,
     seed: int = 1,
     simulated_seconds: float = SIMULATED_SECONDS,
+    label: Label | None = None,
     report: Report = lambda _: None,
 ) -> Samples:
     """Samples of a dataset file, of recordings, or of the simulator.
 
     Args:
-        data: One `.parquet` of `write_dataset`, or recordings: `.gz` files or folders of them, as `pretrade ingest
-            --record` writes them or as `feature_cache.sources.session` describes. Empty for a simulation.
+        data: One `.parquet` of `write_dataset`, or what `load_market` takes.
         seed: Of the simulation.
         simulated_seconds: Its length.
+        label: What is to be learnt; None for the default, or for what a dataset file has.
         report: Called with what is being done.
 
     Raises:
         feature_cache.sources.session.SessionError: A recording cannot be read.
         SamplesError: A dataset file cannot be used.
     """
-    if len(data) == 1 and data[0].suffix == SUFFIX:
-        return read_dataset(data[0])
+    if is_dataset(data):
+        samples = read_dataset(data[0])
+        if label not in (None, samples.label):
+            raise SamplesError(f"{data[0]} holds another label, {samples.label.text}: build it again")
+        return samples
+    return load_market(data, seed=seed, simulated_seconds=simulated_seconds, report=report).samples(label or Label())
+
+
+def load_market(
+    data: list[Path],
+    *,
+    seed: int = 1,
+    simulated_seconds: float = SIMULATED_SECONDS,
+    report: Report = lambda _: None,
+) -> Market:
+    """Recordings, or a simulation, ready for any label.
+
+    Args:
+        data: Recordings: `.gz` files or folders of them, as `pretrade ingest --record` writes them or as
+            `feature_cache.sources.session` describes. Empty for a simulation.
+        seed: Of the simulation.
+        simulated_seconds: Its length.
+        report: Called with what is being done.
+
+    Raises:
+        feature_cache.sources.session.SessionError: A recording cannot be read.
+    """
     if data:
         files = session_files(data)
         source = "recorded: " + ", ".join(path.name for path in files)
-        return collect(_counted(read_session(files), report), source, sha256_of(files))
+        return Market(_counted(read_session(files), report), source, sha256_of(files))
     source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
     code = sha256_of([Path(simulator.__file__)])
     origin = hashlib.sha256(f"{source} {code}".encode()).hexdigest()
-    return collect(_counted(simulator.simulate(seed, duration_seconds=simulated_seconds), report), source, origin)
+    return Market(_counted(simulator.simulate(seed, duration_seconds=simulated_seconds), report), source, origin)
+
+
+def is_dataset(data: Sequence[Path]) -> bool:
+    """Whether this is a dataset file and no recordings."""
+    return len(data) == 1 and data[0].suffix == SUFFIX
 
 
 def write_dataset(samples: Samples, path: Path) -> None:
@@ -69,8 +102,7 @@ def write_dataset(samples: Samples, path: Path) -> None:
     described = {
         "feature_set": features.FEATURE_SET_ID,
         "feature_set_fingerprint": features.FINGERPRINT,
-        "label": LABEL,
-        "label_horizon_ns": LABEL_HORIZON_NS,
+        "label": samples.label.model_dump(),
         "step_ns": STEP_NS,
         "source": samples.source,
         "source_sha256": samples.source_sha256,
@@ -98,7 +130,7 @@ def read_dataset(path: Path) -> Samples:
     """Reads what `write_dataset` wrote.
 
     Raises:
-        SamplesError: It cannot be read, is of another feature set or label, or its content is not what it says.
+        SamplesError: It cannot be read, is of another feature set, or its content is not what it says.
     """
     import pyarrow as pa  # noqa: PLC0415 - as above
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -111,7 +143,6 @@ def read_dataset(path: Path) -> Samples:
     expected = {
         "feature_set": features.FEATURE_SET_ID,
         "feature_set_fingerprint": features.FINGERPRINT,
-        "label": LABEL,
         "step_ns": STEP_NS,
     }
     for key, wanted in expected.items():
@@ -128,10 +159,18 @@ def read_dataset(path: Path) -> Samples:
         instruments=tuple(described["instruments"]),
         source=described["source"],
         source_sha256=described["source_sha256"],
+        label=_label_of(path, described),
     )
     if tuple(named.dictionary.to_pylist()) != samples.instruments or samples.sha256() != described["samples_sha256"]:
         raise SamplesError(f"{path}: the samples are not those that its metadata tells of")
     return samples
+
+
+def _label_of(path: Path, described: Mapping[str, Any]) -> Label:
+    try:
+        return Label.model_validate(described["label"])
+    except (KeyError, ValidationError) as error:
+        raise SamplesError(f"{path} does not say what its label is: build it again") from error
 
 
 def sha256_of(files: Iterable[Path]) -> str:

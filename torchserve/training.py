@@ -1,13 +1,12 @@
-"""Fits, calibrates and measures the two models: the champion (XGBoost) and the challenger (a small Torch network).
+"""Fits, calibrates and measures models: the champion (a few monotone features) and the challenger (a Torch network).
 
-Samples are split in time order into four parts: the first fits the model, the second says when to stop, the third
-calibrates it and sets its threshold, the fourth measures it. Between two parts is a gap of two label horizons. The
-first keeps every label of one part free of prices of the next (purging). The second is there because prices just after
-a label's are still much like it (embargo).
+Samples are split in time order into five parts: the first fits the model, the second says when to stop, the third
+calibrates it, the fourth sets its threshold (`threshold.py`), the fifth measures it. Between two parts is a gap of
+twice what the label looks ahead. The first keeps every label of one part free of prices of the next (purging). The
+second is there because prices just after a label's are still much like it (embargo).
 
 The calibration is Platt's curve, not isotonic regression. With two parameters it follows minutes of samples that
-overlap without following their noise. It also preserves the ranking, so that a threshold chosen on the same part is the
-one that the margins alone would give. Isotonic steps would tie the best scores together, which is where the threshold
+overlap without following their noise. Isotonic steps would tie the best scores together, which is where the threshold
 lies.
 """
 
@@ -23,15 +22,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
-from torchserve.fitting import Fitted, Labelled, NetworkSettings, TreeSettings, fit_network, fit_xgboost
+from torchserve.dataset import Samples, SamplesError
+from torchserve.fitting import (
+    Fitted,
+    Labelled,
+    MonotoneSettings,
+    NetworkSettings,
+    TreeSettings,
+    fit_monotone,
+    fit_network,
+    fit_xgboost,
+)
 from torchserve.handler import MarginFunction, calibrated
+from torchserve.label import Label
 from torchserve.reference import ReferenceHistogram, reference_histograms
+from torchserve.threshold import NOTHING, Cut, choose_threshold, independent, wilson
 
-Kind = Literal["xgboost", "torch"]
+Kind = Literal["monotone", "xgboost", "torch"]
+"""Trees on a few features, each of which may only help or only harm; trees on all features; a network on all."""
 
-KINDS: Final[dict[str, Kind]] = {"champion": "xgboost", "challenger": "torch"}
-"""Model name → what it is."""
+KINDS: Final[dict[str, Kind]] = {"champion": "monotone", "challenger": "torch"}
+"""Model name → what it is. A bigger model than the champion has to beat it (`walk_forward.py`)."""
 
 
 class TrainingSettings(BaseModel):
@@ -41,31 +52,40 @@ class TrainingSettings(BaseModel):
 
     seed: int = Field(default=1, ge=0, le=2**31 - 1)
     """Seed of everything random."""
-    train_fraction: float = Field(default=0.5, gt=0, lt=1)
+    label: Label = Label()
+    """What is learnt; that of the samples."""
+    train_fraction: float = Field(default=0.45, gt=0, lt=1)
     """Share of the time span that fits the model."""
     stopping_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the time span that says when to stop."""
-    calibration_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the time span that calibrates it and sets the threshold; the rest measures it."""
-    embargo_seconds: float = Field(default=LABEL_HORIZON_NS / 1e9, ge=0)
-    """Gap between two parts, beyond the label's horizon."""
+    calibration_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the time span that calibrates it."""
+    threshold_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the time span that sets its threshold; the rest measures it."""
+    embargo_seconds: float | None = Field(default=None, ge=0)
+    """Gap between two parts, beyond what the label looks ahead; None: as much again."""
     target_precision: float = Field(default=0.95, gt=0, lt=1)
     """Share of TRADE answers that shall be right."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Of the two-sided interval whose lower end has to reach the target."""
     minimum_coverage: float = Field(default=0.05, gt=0, lt=1)
     """Smallest share of samples a threshold must let through: the precision of fewer is chance."""
     trees: int = Field(default=200, ge=1, le=10_000)
-    """Most trees of the champion."""
+    """Most trees."""
     epochs: int = Field(default=30, ge=1, le=1_000)
-    """Most passes of the challenger over its samples."""
+    """Most passes of the network over its samples."""
+    monotone: MonotoneSettings = MonotoneSettings()
+    """How trees on a few features learn."""
     xgboost: TreeSettings = TreeSettings()
-    """How the champion learns."""
+    """How trees on all features learn."""
     torch: NetworkSettings = NetworkSettings()
-    """How the challenger learns."""
+    """How the network learns."""
 
     @property
     def gap_ns(self) -> int:
-        """Between two parts: the label's horizon and the embargo."""
-        return LABEL_HORIZON_NS + round(self.embargo_seconds * 1e9)
+        """Between two parts: what the label looks ahead, and the embargo."""
+        ahead = self.label.span_ns
+        return ahead + (ahead if self.embargo_seconds is None else round(self.embargo_seconds * 1e9))
 
 
 class Split(NamedTuple):
@@ -74,6 +94,7 @@ class Split(NamedTuple):
     train: NDArray[np.intp]
     stopping: NDArray[np.intp]
     calibration: NDArray[np.intp]
+    threshold: NDArray[np.intp]
     test: NDArray[np.intp]
 
 
@@ -82,6 +103,8 @@ class Metrics:
     """How a model does on one part of the samples."""
 
     samples: int
+    independent: float
+    """Independent observations that they are worth, see `threshold.py`."""
     base_rate: float
     """Share of eligible samples."""
     auc: float
@@ -92,8 +115,16 @@ class Metrics:
     """The same for a model that always answers the base rate."""
     precision: float | None
     """Share of eligible samples among those at or above the threshold; None without any."""
+    precision_low: float | None
+    """Lower end of Wilson's interval of the precision, for as many observations as are independent."""
+    precision_high: float | None
+    """Its upper end."""
     coverage: float
     """Share of samples at or above the threshold."""
+    traded: int
+    """Samples at or above the threshold."""
+    traded_independent: float
+    """Independent observations that those are worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +134,8 @@ class CalibratedModel:
     fitted: Fitted
     slope: float
     intercept: float
-    threshold: float
-    """See `TrainedModel.threshold`."""
-    target_precision_reached: bool
-    """See `TrainedModel.target_precision_reached`."""
+    cut: Cut
+    """Its threshold, and what the threshold part says of it."""
 
     def scores(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32[n, n_features] → float32[n], through the code that serves the model, on the bytes it will serve."""
@@ -122,7 +151,7 @@ class TrainedModel:
     weights: bytes
     """UBJSON (XGBoost) or a Torch state dict."""
     network: dict[str, Any] | None
-    """See `handler.torch_margin`; None for XGBoost."""
+    """See `handler.torch_margin`; None for trees."""
     rounds: int
     """Trees, or passes over the samples, that were kept."""
     slope: float
@@ -132,10 +161,10 @@ class TrainedModel:
     """Exactly representable as float32."""
     target_precision: float
     target_precision_reached: bool
-    """Whether the calibration part has a threshold with the target precision; if not, `threshold` is the one with the
-    best precision it has. That of a model that knows nothing is above every score."""
+    """Whether the threshold part has a cut that is sure to be as precise as wanted; if not, `threshold` is the one
+    whose interval begins highest. That of a model that knows nothing is above every score."""
     metrics: dict[str, Metrics]
-    """By part: `calibration`, `test`."""
+    """By part: `threshold`, which chose it, and `test`."""
     reference: dict[str, ReferenceHistogram]
     """Of the features in the part that fitted the model, and of the scores in the calibration part."""
 
@@ -149,7 +178,7 @@ class TrainedModel:
 
 
 def split_by_time(time_ns: NDArray[np.int64], settings: TrainingSettings) -> Split:
-    """Cuts the samples' time span into four parts in time order.
+    """Cuts the samples' time span into five parts in time order.
 
     Args:
         time_ns: int64[n], decision instants.
@@ -162,8 +191,14 @@ def split_by_time(time_ns: NDArray[np.int64], settings: TrainingSettings) -> Spl
         SamplesError: A part is empty.
     """
     start, end = (int(time_ns.min()), int(time_ns.max())) if len(time_ns) else (0, 0)
-    fractions = (settings.train_fraction, settings.stopping_fraction, settings.calibration_fraction)
-    split = Split(*cut(time_ns, start, end + 1, (*fractions, 1.0), settings.gap_ns))
+    fractions = (
+        settings.train_fraction,
+        settings.stopping_fraction,
+        settings.calibration_fraction,
+        settings.threshold_fraction,
+        1.0,
+    )
+    split = Split(*cut(time_ns, start, end + 1, fractions, settings.gap_ns))
     for name, part in split._asdict().items():
         if not len(part):
             raise SamplesError(f"the {name} part is empty: {len(time_ns)} samples over {(end - start) / 1e9:.1f} s")
@@ -197,15 +232,17 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
         kind: The kind of model; None for the default of the name.
 
     Raises:
-        SamplesError: Too short a time span, or a part in which every label is the same.
+        SamplesError: Too short a time span, a part in which every label is the same, or samples of another label than
+            the settings'.
     """
     kind = kind or KINDS[name]
+    check_same_label(samples, settings)
     split = split_by_time(samples.time_ns, settings)
     check_labels(samples, split)
     model = fit(kind, samples, split, settings)
     scores = {
         part: model.scores(samples.rows[index])
-        for part, index in (("calibration", split.calibration), ("test", split.test))
+        for part, index in (("calibration", split.calibration), ("threshold", split.threshold), ("test", split.test))
     }
     return TrainedModel(
         name=name,
@@ -215,11 +252,12 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
         rounds=model.fitted.rounds,
         slope=model.slope,
         intercept=model.intercept,
-        threshold=model.threshold,
+        threshold=model.cut.threshold,
         target_precision=settings.target_precision,
-        target_precision_reached=model.target_precision_reached,
+        target_precision_reached=model.cut.reached,
         metrics={
-            part: measure(scores[part], samples.eligible[getattr(split, part)], model.threshold) for part in scores
+            part: measure(scores[part], samples.take(getattr(split, part)), model.cut.threshold, settings.confidence)
+            for part in ("threshold", "test")
         },
         reference=reference_histograms(
             samples.take(split.train), samples.take(split.calibration), scores["calibration"]
@@ -235,27 +273,42 @@ def check_labels(samples: Samples, split: Split) -> None:
 
 
 def fit(kind: Kind, samples: Samples, split: Split, settings: TrainingSettings) -> CalibratedModel:
-    """Fits and calibrates a model on the first three parts of a split."""
+    """Fits and calibrates a model, and sets its threshold, on the first four parts of a split."""
     fitting, stopping = labelled(samples, split.train), labelled(samples, split.stopping)
-    if kind == "xgboost":
+    if kind == "monotone":
+        fitted = fit_monotone(fitting, stopping, settings.monotone, trees=settings.trees, seed=settings.seed)
+    elif kind == "xgboost":
         fitted = fit_xgboost(fitting, stopping, settings.xgboost, trees=settings.trees, seed=settings.seed)
     else:
         fitted = fit_network(fitting, stopping, settings.torch, epochs=settings.epochs, seed=settings.seed)
-    calibration = labelled(samples, split.calibration)
-    slope, intercept, threshold, reached = calibrate(fitted.margin(), calibration, settings)
-    return CalibratedModel(fitted, slope, intercept, threshold, reached)
+    return CalibratedModel(fitted, *calibrate(fitted.margin(), samples, split, settings))
 
 
 def calibrate(
-    margin: MarginFunction, calibration: Labelled, settings: TrainingSettings
-) -> tuple[float, float, float, bool]:
-    """Slope, intercept, threshold, and whether it reaches the target precision, from samples the model has not seen."""
-    margins = margin(calibration.rows)
-    slope, intercept = fit_platt(margins, calibration.eligible)
-    scores = calibrated(margins, slope, intercept)
+    margin: MarginFunction, samples: Samples, split: Split, settings: TrainingSettings
+) -> tuple[float, float, Cut]:
+    """Slope, intercept and threshold, each from samples that nothing else was made of.
+
+    The curve is Platt's through the calibration part, the threshold is that of the threshold part.
+    """
+    slope, intercept = fit_platt(margin(samples.rows[split.calibration]), samples.eligible[split.calibration])
+    scores = calibrated(margin(samples.rows[split.threshold]), slope, intercept)
     if slope == 0:  # it knows nothing, and must not trade everything: all scores are equal
-        return slope, intercept, float(np.nextafter(scores.max(), np.float32(2))), False
-    return slope, intercept, *choose_threshold(scores, calibration.eligible, settings)
+        return slope, intercept, NOTHING._replace(threshold=float(np.nextafter(scores.max(), np.float32(2))))
+    cut = choose_threshold(
+        scores,
+        samples.take(split.threshold),
+        target_precision=settings.target_precision,
+        minimum_coverage=settings.minimum_coverage,
+        confidence=settings.confidence,
+    )
+    return slope, intercept, cut
+
+
+def check_same_label(samples: Samples, settings: TrainingSettings) -> None:
+    """Raises SamplesError where the samples have another label than the settings: the gaps would be wrong."""
+    if samples.label != settings.label:
+        raise SamplesError(f"the samples' label is {samples.label.text!r}, not {settings.label.text!r}")
 
 
 def labelled(samples: Samples, index: NDArray[np.intp]) -> Labelled:
@@ -281,46 +334,31 @@ def fit_platt(margin: NDArray[np.float32], eligible: NDArray[np.bool_]) -> tuple
     curve = LogisticRegression(C=1e6, max_iter=1_000).fit(twice, labels, np.concatenate([target, 1 - target]))
     slope, intercept = float(curve.coef_[0, 0]), float(curve.intercept_[0])
     if slope <= 0:
-        base_rate = float(eligible.mean())
-        return 0.0, float(np.log(base_rate / (1 - base_rate)))
+        return 0.0, float(np.log((yes + 1) / (no + 1)))  # a little inside, as well
     return slope, intercept
 
 
-def choose_threshold(
-    scores: NDArray[np.float32], eligible: NDArray[np.bool_], settings: TrainingSettings
-) -> tuple[float, bool]:
-    """The lowest threshold that reaches the target precision; if none does, the one with the best precision.
-
-    Only thresholds that let at least the minimum coverage through are looked at.
-
-    Returns:
-        The threshold (`score >= threshold` trades) and whether the target is reached.
-    """
-    order = np.argsort(-scores, kind="stable")
-    descending = scores[order]
-    passed = np.arange(1, len(scores) + 1)
-    precision = np.cumsum(eligible[order]) / passed
-    # Equal scores pass together: only the last of them is a place to cut.
-    last_of_equal = np.append(descending[1:] != descending[:-1], True)
-    allowed = np.flatnonzero(last_of_equal & (passed >= settings.minimum_coverage * len(scores)))
-    reaching = allowed[precision[allowed] >= settings.target_precision]
-    if len(reaching):
-        return float(descending[reaching[-1]]), True
-    # The last of equally precise cuts has the most coverage.
-    best = allowed[np.flatnonzero(precision[allowed] == precision[allowed].max())[-1]]
-    return float(descending[best]), False
-
-
-def measure(scores: NDArray[np.float32], eligible: NDArray[np.bool_], threshold: float) -> Metrics:
+def measure(scores: NDArray[np.float32], samples: Samples, threshold: float, confidence: float) -> Metrics:
     """Metrics of scores against labels; both labels must occur."""
+    eligible = samples.eligible
     trade = scores >= np.float32(threshold)
     base_rate = float(eligible.mean())
+    worth = independent(samples, trade)
+    precision, low, high = None, None, None
+    if trade.any():
+        precision = float(eligible[trade].mean())
+        low, high = (float(end) for end in wilson(precision, worth, confidence))
     return Metrics(
         samples=len(scores),
+        independent=independent(samples, np.ones(len(scores), np.bool_)),
         base_rate=base_rate,
         auc=float(roc_auc_score(eligible, scores)),
         brier=float(brier_score_loss(eligible, scores)),
         brier_base_rate=base_rate * (1 - base_rate),
-        precision=float(eligible[trade].mean()) if trade.any() else None,
+        precision=precision,
+        precision_low=low,
+        precision_high=high,
         coverage=float(trade.mean()),
+        traded=int(trade.sum()),
+        traded_independent=worth,
     )

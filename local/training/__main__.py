@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from feature_cache.sources.session import SessionError
 from local.training.installed import is_installed
+from torchserve.build import installed_label
 from torchserve.dataset import SamplesError
 from torchserve.sources import SIMULATED_SECONDS
 
@@ -34,12 +35,13 @@ def main(
         from local.training.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
         plan = Plan(
-            kinds=("xgboost", "torch"),
+            kinds=("monotone", "torch"),
             data=() if data is None else (data,),
             store=store,
             name="champion",
             seed=_SEED,
             simulated_seconds=SIMULATED_SECONDS,
+            label=installed_label(store),
             blocks=_BLOCKS,
             trials=0,
             install=True,

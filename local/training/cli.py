@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +21,8 @@ from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.reading.places import model_store
 from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
-from torchserve.sources import SIMULATED_SECONDS, SUFFIX, load_samples, write_dataset
+from torchserve.label import Label
+from torchserve.sources import SIMULATED_SECONDS, SUFFIX, is_dataset, load_samples, write_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +44,11 @@ app = typer.Typer()
 app.add_typer(dataset_app)
 
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of simulation and training.")]
+Horizon = Annotated[
+    float | None, typer.Option(help="Seconds that the label looks ahead. Default: 5, or that of the dataset file.")
+]
+Delay = Annotated[float | None, typer.Option(help="Seconds from the decision to the market. Default: 0.")]
+Price = Annotated[str | None, typer.Option(help="What an order is done at: mid or touch. Default: mid.")]
 Seconds = Annotated[float, typer.Option(min=60, help="Length of the simulated session, without a recorded one.")]
 
 
@@ -56,14 +63,18 @@ def build(
     ] = None,
     seed: Seed = 1,
     seconds: Seconds = SIMULATED_SECONDS,
+    horizon: Horizon = None,
+    delay: Delay = None,
+    price: Price = None,
 ) -> None:
     """Replay market data through the feature engine, and label both sides of every decision instant."""
     if out.suffix != SUFFIX:
         raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
+    label = _label(horizon, delay, price)
     console = Console()
     samples = _shown(
         console,
-        lambda report: load_samples(recordings or [], seed=seed, simulated_seconds=seconds, report=report),
+        lambda report: load_samples(recordings or [], seed=seed, simulated_seconds=seconds, label=label, report=report),
     )
     if not len(samples.rows):
         console.print("[red]no sample: no instant with a known book had another a label's horizon later[/red]")
@@ -83,7 +94,10 @@ def show(file: Annotated[Path, typer.Argument(help="A dataset file.")]) -> None:
 @app.command()
 def train(
     model: Annotated[
-        list[str] | None, typer.Option(help="xgboost or torch; can be repeated. Default: xgboost; with --install both.")
+        list[str] | None,
+        typer.Option(
+            help="monotone, xgboost or torch; can be repeated. Default: monotone; with --install monotone and torch."
+        ),
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -98,6 +112,9 @@ def train(
     name: Annotated[str, typer.Option(help="Whose place the model is for: champion or challenger.")] = "champion",
     seed: Seed = 1,
     seconds: Seconds = SIMULATED_SECONDS,
+    horizon: Horizon = None,
+    delay: Delay = None,
+    price: Price = None,
     blocks: Annotated[int, typer.Option(min=1, max=100, help="Walk-forward blocks.")] = 5,
     trials: Annotated[
         int, typer.Option(min=0, max=10_000, help="Trials of a search for settings (extra `search`).")
@@ -130,10 +147,10 @@ def train(
     """
     from local.training.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
-    kinds = _kinds(model or (["xgboost", "torch"] if install else ["xgboost"]))
+    kinds = _kinds(model or (["monotone", "torch"] if install else ["monotone"]))
     if name not in ("champion", "challenger"):
         raise typer.BadParameter(f"{name} is neither champion nor challenger", param_hint="--name")
-    if install and (trials or set(kinds) != {"xgboost", "torch"} or len(data or ()) > 1 or _is_dataset(data)):
+    if install and (trials or set(kinds) != {"monotone", "torch"} or len(data or ()) > 1 or is_dataset(data or ())):
         raise typer.BadParameter("the stack starts with both models of one recording, without a search")
     plan = Plan(
         kinds=kinds,
@@ -142,6 +159,7 @@ def train(
         name=name,
         seed=seed,
         simulated_seconds=seconds,
+        label=_label(horizon, delay, price),
         blocks=blocks,
         trials=trials,
         install=install,
@@ -178,12 +196,23 @@ def _track(uri: str, made: Made, walk: WalkForward | str, directory: Path) -> st
 
 
 def _kinds(names: list[str]) -> tuple[Kind, ...]:
-    kinds: dict[Kind, None] = {}
-    for name in names:
-        if name not in ("xgboost", "torch"):
-            raise typer.BadParameter(f"{name} is neither xgboost nor torch", param_hint="--model")
-        kinds["xgboost" if name == "xgboost" else "torch"] = None
-    return tuple(kinds)
+    from torchserve.training import Kind  # noqa: PLC0415 - the machine-learning libraries
+
+    try:
+        return tuple(TypeAdapter(list[Kind]).validate_python(list(dict.fromkeys(names))))
+    except ValidationError as error:
+        raise typer.BadParameter("one of monotone, xgboost, torch", param_hint="--model") from error
+
+
+def _label(horizon: float | None, delay: float | None, price: str | None) -> Label | None:
+    """What is to be learnt; None when nothing was said."""
+    said = {"horizon_seconds": horizon, "delay_seconds": delay, "price": price}
+    given = {name: value for name, value in said.items() if value is not None}
+    try:
+        return Label.model_validate(given) if given else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(first["msg"], param_hint=f"--{str(first['loc'][0]).partition('_')[0]}") from error
 
 
 @app.command()
@@ -205,11 +234,7 @@ def _store(directory: Path, data: list[Path] | None) -> Path:
     running = model_store(directory)
     if running != directory / "models":
         return running
-    return store_directory(directory, data[0] if data and not _is_dataset(data) else None)
-
-
-def _is_dataset(data: list[Path] | None) -> bool:
-    return data is not None and any(path.suffix == SUFFIX for path in data)
+    return store_directory(directory, data[0] if data and not is_dataset(data) else None)
 
 
 def _shown(console: Console, work: Callable[[Callable[[str], None]], T]) -> T:
@@ -233,6 +258,7 @@ def _describe(console: Console, samples: Samples) -> None:
 
     span = (int(samples.time_ns.max()) - int(samples.time_ns.min())) / 1e9
     console.print(f"{samples.source}\nsource {samples.source_sha256}, samples {samples.sha256()}", highlight=False)
+    console.print(f"eligible: {samples.label.text}", highlight=False)
     table = Table(box=box.SIMPLE)
     for heading in (f"over {span:,.1f} s", "samples", "eligible"):
         table.add_column(heading, justify="right" if heading != f"over {span:,.1f} s" else "left")
@@ -263,7 +289,8 @@ def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
 
 
 def _report_walk(console: Console, walk: WalkForward) -> None:
-    from torchserve.card import verdict  # noqa: PLC0415 - as above
+    from torchserve.card import data_needed, verdict  # noqa: PLC0415 - as above
+    from torchserve.training import TrainingSettings  # noqa: PLC0415
 
     table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
     table.title = f"walk-forward, {walk.blocks} blocks, {len(walk.samples.rows):,} samples, markouts in bps"
@@ -272,9 +299,9 @@ def _report_walk(console: Console, walk: WalkForward) -> None:
         "coverage": "coverage",
         "auc": "AUC",
         "brier": "Brier",
-        "ece": "ECE",
         "markout_traded_bps": "traded",
         "markout_refused_bps": "refused",
+        "saved_bps": "saved",
     }
     table.add_column("", no_wrap=True)
     for heading in columns.values():
@@ -284,4 +311,4 @@ def _report_walk(console: Console, walk: WalkForward) -> None:
         table.add_row(decider, *("–" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
     for kind in walk.comparisons:
-        console.print(f"{kind}: {verdict(walk, kind)}", highlight=False)
+        console.print(f"{kind}: {verdict(walk, kind)} {data_needed(walk, kind, TrainingSettings())}", highlight=False)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from local.training.installed import move_aliases
 from server.models.registry import CANDIDATE, CARDS, EVALUATION_FILE, Registry
 from torchserve.build import NAMES, build_models, descriptions
 from torchserve.card import CardFacts, standing, write_card
-from torchserve.dataset import Samples, SamplesError
+from torchserve.dataset import Market, Samples, SamplesError
 from torchserve.export import VERSIONS_DIRECTORY, metadata_of, write_archive
 from torchserve.handler import WEIGHTS_FILE
 from torchserve.importance import importance_of
+from torchserve.label import Label
+from torchserve.label_study import Studied, study
 from torchserve.search import search
-from torchserve.sources import Report, load_samples
+from torchserve.sources import Report, is_dataset, load_market, load_samples
 from torchserve.training import Kind, TrainingSettings, split_by_time, train
 from torchserve.walk_forward import WalkForward, WalkForwardSettings, walk_forward
 
@@ -42,12 +45,14 @@ class Plan:
     """Which replicas' place the models are for: see `training.KINDS`."""
     seed: int
     simulated_seconds: float
+    label: Label | None
+    """What is to be learnt; None for the default, or for what a dataset file has."""
     blocks: int
     """Of the walk-forward evaluation."""
     trials: int
     """Of the search for settings; 0 for none."""
     install: bool
-    """Make the stack start with them: the trees as its champion, the network as its challenger."""
+    """Make the stack start with them: the monotone trees as its champion, the network as its challenger."""
     force: bool
     """Write models that do not beat the baselines, too."""
     cards: Path | None
@@ -89,8 +94,8 @@ def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
         torchserve.dataset.SamplesError: The samples cannot make a model.
     """
     walk_settings = WalkForwardSettings(blocks=plan.blocks)
-    samples = load_samples(list(plan.data), seed=plan.seed, simulated_seconds=plan.simulated_seconds, report=report)
-    training = TrainingSettings(seed=plan.seed)
+    market, samples = _load(plan, report)
+    training = TrainingSettings(seed=plan.seed, label=samples.label)
     if plan.trials:
         for kind in plan.kinds:
             training = search(kind, samples, training, walk_settings, trials=plan.trials, report=report)
@@ -110,13 +115,26 @@ def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
     else:
         written, uninformed = _publish(plan, samples, training, refused, report)
         refused += uninformed
+    studied: Sequence[Studied] = ()
+    if written and market is not None and not isinstance(walk, str):
+        with suppress(SamplesError):  # another label may be the same throughout, or look too far for these samples
+            studied = study(market, training, walk_settings, report=report)
     if plan.cards:
-        _write_evaluation(plan.cards, plan.kinds, walk)
+        _write_evaluation(plan.cards, plan.kinds, walk, studied)
     made = []
     for described in written:
         report(f"card of {described['name']} {described['version']}")
-        made.append(_with_card(described, plan, samples, walk))
+        made.append(_with_card(described, plan, samples, walk, studied))
     return Outcome(walk, tuple(made), refused)
+
+
+def _load(plan: Plan, report: Report) -> tuple[Market | None, Samples]:
+    """The samples, and the market that has other labels, too; None where they are from a dataset file."""
+    data = list(plan.data)
+    if is_dataset(data):
+        return None, load_samples(data, label=plan.label)
+    market = load_market(data, seed=plan.seed, simulated_seconds=plan.simulated_seconds, report=report)
+    return market, market.samples(plan.label or Label())
 
 
 def rules_trades(settings: RulesSettings | None = None) -> Callable[[NDArray[np.float32]], NDArray[np.bool_]]:
@@ -136,7 +154,13 @@ def _install(plan: Plan, samples: Samples, report: Report) -> Sequence[dict[str,
     except OSError:
         before = {}
     built = build_models(
-        data, plan.store, seed=plan.seed, simulated_seconds=plan.simulated_seconds, samples=samples, report=report
+        data,
+        plan.store,
+        seed=plan.seed,
+        simulated_seconds=plan.simulated_seconds,
+        label=samples.label,
+        samples=samples,
+        report=report,
     )
     move_aliases(Registry(plan.store), before, {name: str(built[name]["version"]) for name in NAMES})
     return [built[name] for name in NAMES]
@@ -162,16 +186,19 @@ def _publish(
     return written, tuple(uninformed)
 
 
-def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: WalkForward | str) -> Made:
+def _with_card(
+    described: dict[str, Any], plan: Plan, samples: Samples, walk: WalkForward | str, studied: Sequence[Studied]
+) -> Made:
     archive = plan.store / VERSIONS_DIRECTORY / f"{described['version']}.mar"
     with zipfile.ZipFile(archive) as archived:
         weights = archived.read(WEIGHTS_FILE)
     test = split_by_time(samples.time_ns, TrainingSettings.model_validate(described["training"])).test
     importance, measure = importance_of(described, weights, samples.rows[test], samples.eligible[test])
-    facts = CardFacts(described, samples, walk, importance, measure, plan.command)
+    facts = CardFacts(described, samples, walk, importance, measure, plan.command, studied)
     card = plan.store / CARDS / described["version"]
     write_card(facts, card)
-    _write_evaluation(card, [described["kind"]], walk, knows_something=described["calibration"]["slope"] > 0)
+    knows_something = described["calibration"]["slope"] > 0
+    _write_evaluation(card, [described["kind"]], walk, studied, knows_something=knows_something)
     if plan.cards:
         card = plan.cards / described["name"]
         write_card(facts, card)
@@ -179,7 +206,12 @@ def _with_card(described: dict[str, Any], plan: Plan, samples: Samples, walk: Wa
 
 
 def _write_evaluation(
-    directory: Path, kinds: Sequence[Kind], walk: WalkForward | str, *, knows_something: bool = True
+    directory: Path,
+    kinds: Sequence[Kind],
+    walk: WalkForward | str,
+    studied: Sequence[Studied],
+    *,
+    knows_something: bool = True,
 ) -> None:
     """Writes the figures of the walk forward, and how each kind of model stands by them.
 
@@ -187,5 +219,9 @@ def _write_evaluation(
     """
     directory.mkdir(parents=True, exist_ok=True)
     figures = {} if isinstance(walk, str) else walk.summary()
-    described = {**figures, "standing": {kind: standing(walk, kind, knows_something=knows_something) for kind in kinds}}
+    described = {
+        **figures,
+        **({"labels": [asdict(one) for one in studied]} if studied else {}),
+        "standing": {kind: standing(walk, kind, knows_something=knows_something) for kind in kinds},
+    }
     (directory / EVALUATION_FILE).write_text(json.dumps(described, indent=1) + "\n")

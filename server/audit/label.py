@@ -31,13 +31,13 @@ from server.audit.reading.labels import (
     events_of_topic,
     quality,
 )
-from server.audit.reading.places import DatabaseUrl, JournalPath, failure, targets
+from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, model_store, targets
 from server.audit.reading.query import AuditQuery
 from server.audit.review import Since, Until, decisions_of
 from server.audit.store.refusals import refusals
 from server.audit.store.store import Store
 from server.errors import AuditError
-from server.models.markout import HORIZON_SECONDS
+from server.models.registry import Registry
 
 app = typer.Typer()
 
@@ -81,7 +81,10 @@ def label(
     topic: Annotated[str, typer.Option(help="Topic of the events.")] = "market.events",
     since: Since = None,
     until: Until = None,
-    horizon_seconds: Annotated[float, typer.Option("--horizon", min=0.1, help="Seconds.")] = HORIZON_SECONDS,
+    horizon_seconds: Annotated[
+        float | None, typer.Option("--horizon", min=0.1, help="Seconds. Default: the champion's.")
+    ] = None,
+    models: Models = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     database_url: DatabaseUrl = None,
     journal: JournalPath = None,
@@ -89,9 +92,13 @@ def label(
 ) -> None:
     """Label decisions by what the market did next, store the labels, and report precision, coverage, calibration.
 
+    The label is the one that the champion of the model store has learnt, but for the horizon where one is given.
     Coverage and precision count what callers heard as TRADE, not what was decided. Without events it reports on the
     labels that are there. Labelling twice changes nothing.
     """
+    markout = Registry(models or model_store(directory)).champions_markout()
+    if horizon_seconds is not None:
+        markout = markout._replace(horizon_seconds=horizon_seconds)
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
             if recordings or kafka:
@@ -101,18 +108,18 @@ def label(
                 if until is not None:
                     wanted.until.FromDatetime(until)
                 packets = (one.packet for one in decisions_of(query, wanted, _MOST_DECISIONS))
-                labeller = Labeller(packets, horizon_seconds)
+                labeller = Labeller(packets, markout)
                 if kafka:
                     labels = asyncio.run(_label_from_kafka(labeller, kafka, topic))
                 else:
                     labels = list(_label_all(labeller, read_session(session_files(recordings or []))))
-                query.add_labels(labels, horizon_seconds)
+                query.add_labels(labels, markout.horizon_seconds)
                 typer.echo(
                     f"{len(labels):,} labelled; {labeller.waiting:,} not: the events do not cover their horizon or the "
                     f"book was stale at its end; {labeller.unusable:,} were made without a mid",
                     err=as_json,
                 )
-            found = query.labelled(since, until, horizon_seconds)
+            found = query.labelled(since, until, markout.horizon_seconds)
     except (AuditError, SessionError, ValueError) as error:
         raise failure(error) from error
     report = by_source(found)

@@ -21,14 +21,14 @@ from pretrade.client.cli.fitting import Rows
 from pretrade.client.cli.options import Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY
 from server.audit.label import by_source
-from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, targets
+from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, model_store, targets
 from server.audit.reading.query import AuditQuery
 from server.audit.review import Since, Until, decisions_of
 from server.drift.report import write_report
 from server.drift.summary import FEWEST, Drift, Summary, metadata_of, summarise
 from server.errors import AuditError, AuditUnavailableError
 from server.models.archive import ModelStore
-from server.models.markout import HORIZON_SECONDS
+from server.models.registry import Registry
 
 app = typer.Typer()
 
@@ -61,12 +61,13 @@ def drift(
     Exit codes: 0 nothing drifted, 1 no comparison, 4 something drifted.
     """
     store = ModelStore([models or directory / "models"])
+    markout = Registry(models or model_store(directory)).champions_markout()
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
             packets = _sample(query, since, until, limit)
             found = summarise(packets, lambda version: metadata_of(store.find(version).files), model)
             try:
-                quality = by_source(query.labelled(since, until, HORIZON_SECONDS))
+                quality = by_source(query.labelled(since, until, markout.horizon_seconds))
             except AuditUnavailableError:
                 quality = {}
         if report is not None:

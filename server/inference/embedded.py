@@ -61,6 +61,7 @@ class EmbeddedScorer:
         try:
             described = json.loads(metadata)
             kind, fingerprint = described["kind"], described["feature_set_fingerprint"]
+            is_trees = described["network"] is None
             self.name = name
             self.version = version
             # Compared as the float32 that the handler sends.
@@ -72,7 +73,7 @@ class EmbeddedScorer:
             raise CannotScoreError(f"its metadata are incomplete: {error!r}") from error
         if not 0 <= self.expires_at <= LAST_EXPIRY:
             raise CannotScoreError(f"it expires at {self.expires_at}, which is no time")
-        if kind != "xgboost":
+        if not is_trees:
             raise CannotScoreError(f"a model of the kind {kind!r} is not scored in the server's process")
         if fingerprint != features.FINGERPRINT:
             raise CannotScoreError(f"it wants another feature set than ours, {features.VERSION}")

@@ -18,7 +18,7 @@ import binascii
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from feature_cache import features
 from server.errors import ModelUnknownError
 from server.models.archive import Archive, read_archive
+from server.models.markout import Markout, markout_of
 
 VERSIONS: Final = "versions"
 CARDS: Final = "cards"
@@ -66,7 +67,7 @@ class ModelRecord:
     name: str
     """Of the model whose place it is for: `champion` or `challenger`."""
     kind: str
-    """`xgboost` or `torch`."""
+    """`monotone`, `xgboost` or `torch`."""
     feature_set: str
     """Id and fingerprint, for example `mf1/5c6f81d2`."""
     threshold: float
@@ -80,6 +81,8 @@ class ModelRecord:
     """float32[n], its answers then."""
     problem: str = ""
     """Why this server cannot use it; empty when it can."""
+    markout: Markout = field(default_factory=Markout)
+    """The label that it has learnt."""
 
 
 class Registry:
@@ -184,6 +187,11 @@ class Registry:
         unfinished.replace(path)
         return before
 
+    def champions_markout(self) -> Markout:
+        """The label that the champion has learnt; the default where the registry has none."""
+        version = self._read_alias("champion")
+        return Markout() if version is None or not self.path(version).is_file() else self.describe(version).markout
+
     def _read_alias(self, alias: str) -> str | None:
         try:
             version = (self.root / _ALIASES / alias).read_text().strip()
@@ -234,4 +242,5 @@ def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: fl
         rows.reshape(-1, features.N_FEATURES),
         scores,
         problem,
+        markout_of(metadata),
     )

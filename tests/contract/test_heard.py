@@ -241,6 +241,6 @@ def test_exports_and_labels_count_a_trade_only_if_it_was_heard(audit: Audit, tmp
     with closing(AuditQuery(audit.database_url, None)) as query:
         good = {AS_DECIDED, LATE, CANCELLED}
         query.add_labels([Label(one, 1.0, one in good) for one in HEARD], 5.0)
-    report = json.loads(audit.run("label", "--json"))["all"]
+    report = json.loads(audit.run("label", "--horizon", "5", "--json"))["all"]
     assert report["coverage"] == pytest.approx(2 / 6)
     assert report["precision"] == pytest.approx(1 / 2)

@@ -1,15 +1,16 @@
 """Labels of decisions from recorded market events, and what they say of the deciders.
 
-The label is the model's own: the side-signed markout of the mid over the next 5 s, *eligible* when it is not worse than
-−1 bp. An instant t of a decision is on the exchange's clock: the event time of the newest event it knew plus that
-event's age. The mid at t is the packet's; the mid at t + horizon is that of every event received before the first one
-of t + horizon or later, if the book is fresh then. So neither the execution system nor the decision's own time matters.
+The label is the model's own (`server/models/markout.py`): by default the side-signed markout of the mid over the next
+5 s, *eligible* when it is not worse than −1 bp. An instant t of a decision is on the exchange's clock: the event time
+of the newest event it knew plus that event's age. The mid at t is the packet's; any later mid or touch is that of every
+event received before the first one of its instant or later, if the book is fresh then. So neither the execution system
+nor the decision's own time matters.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from feature_cache.store.codec import FeatureSnapshot
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2
-from server.models.markout import HORIZON_SECONDS, WORST_MARKOUT_BPS
+from server.models.markout import Markout
 
 MAX_BOOK_AGE_MS: Final = 2_000.0
 """With an older book at the end of the horizon there is no label."""
 _BOOK_AGE: Final = features.INDEX["book_age_ms"]
+_SPREAD: Final = features.INDEX["spread_bps"]
 _BINS: Final = 10
 
 
@@ -42,15 +44,18 @@ class Label:
     eligible: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Wanted:
-    """A decision that waits for the end of its horizon."""
+    """A decision that waits for a look at the market."""
 
     decision_id: str
     at_ns: int
-    """End of the horizon."""
-    mid: float
+    """When that is: the end of the horizon, or before that, when the order reaches the market."""
+    price: float
+    """What the order was done at; NaN until it has reached the market."""
     sign: int
+    end_ns: int
+    """End of the horizon."""
 
 
 class Labeller:
@@ -58,11 +63,13 @@ class Labeller:
 
     Args:
         packets: The decisions. Those without a mid have no label: nothing was known of the book.
-        horizon_seconds: How far the label looks ahead.
+        markout: What the label is.
     """
 
-    def __init__(self, packets: Iterable[packet_pb2.DecisionPacket], horizon_seconds: float = HORIZON_SECONDS) -> None:
-        horizon_ns = round(horizon_seconds * 1e9)
+    def __init__(self, packets: Iterable[packet_pb2.DecisionPacket], markout: Markout | None = None) -> None:
+        markout = markout or Markout()
+        delay_ns, horizon_ns = round(markout.delay_seconds * 1e9), round(markout.horizon_seconds * 1e9)
+        knows_price = not delay_ns and markout.price == "mid"
         waiting: dict[str, list[_Wanted]] = defaultdict(list)
         self.decisions = 0
         """Decisions that can have a label."""
@@ -74,10 +81,18 @@ class Labeller:
                 self.unusable += 1
                 continue
             self.decisions += 1
-            at_ns = known.event_time_ns + round(known.age_seconds * 1e9) + horizon_ns
-            sign = 1 if packet.order.side == pb.SIDE_BUY else -1
-            waiting[packet.order.instrument].append(_Wanted(packet.decision.decision_id, at_ns, packet.mid_price, sign))
-        self._markets = {name: _Market(name, wanted) for name, wanted in waiting.items()}
+            reaches_ns = known.event_time_ns + round(known.age_seconds * 1e9) + delay_ns
+            end_ns = reaches_ns + horizon_ns
+            waiting[packet.order.instrument].append(
+                _Wanted(
+                    decision_id=packet.decision.decision_id,
+                    at_ns=end_ns if knows_price else reaches_ns,
+                    price=packet.mid_price if knows_price else math.nan,
+                    sign=1 if packet.order.side == pb.SIDE_BUY else -1,
+                    end_ns=end_ns,
+                )
+            )
+        self._markets = {name: _Market(name, wanted, markout) for name, wanted in waiting.items()}
 
     def on_event(self, event: market_pb2.MarketEvent) -> Iterator[Label]:
         """Takes an event in; gives the labels of the horizons that end before it."""
@@ -92,23 +107,25 @@ class Labeller:
 
 
 class _Market:
-    """One instrument: its book as the events make it, and the decisions on it by the end of their horizon."""
+    """One instrument: its book as the events make it, and the decisions on it by their next look at the market."""
 
-    def __init__(self, instrument: str, wanted: list[_Wanted]) -> None:
-        self._wanted = sorted(wanted, key=lambda one: one.at_ns)
+    def __init__(self, instrument: str, wanted: list[_Wanted], markout: Markout) -> None:
+        self._looks = [(one.at_ns, number, one) for number, one in enumerate(wanted)]
+        heapq.heapify(self._looks)
+        self._markout = markout
         self._engine = FeatureEngine(instrument)
-        self._next = 0
         self._began = False
         self.waiting = len(wanted)
 
     def on_event(self, event: market_pb2.MarketEvent) -> Iterator[Label]:
         if not self._began:
-            # What ends before the first event has no market to be held against.
+            # What is to be looked at before the first event has no market to be held against.
             self._began = True
-            self._next = bisect_right(self._wanted, event.event_time_ns, key=lambda one: one.at_ns)
-        ends = self._next < len(self._wanted) and self._wanted[self._next].at_ns <= event.event_time_ns
+            while self._looks and self._looks[0][0] <= event.event_time_ns:
+                heapq.heappop(self._looks)
+        is_due = bool(self._looks) and self._looks[0][0] <= event.event_time_ns
         # Before the event is taken in: at that instant it had not been received yet.
-        before = self._engine.snapshot() if ends else None
+        before = self._engine.snapshot() if is_due else None
         try:
             self._engine.on_event(event)
         except EventError:
@@ -119,13 +136,25 @@ class _Market:
 
     def _labelled(self, known: FeatureSnapshot, now_ns: int) -> Iterator[Label]:
         """Labels of those whose horizon has ended by now, from what was known before."""
-        while self._next < len(self._wanted) and (one := self._wanted[self._next]).at_ns <= now_ns:
-            self._next += 1
-            age_ms = float(known.values[_BOOK_AGE]) + (one.at_ns - known.event_time_ns) / 1e6
-            if age_ms <= MAX_BOOK_AGE_MS and math.isfinite(known.mid):
-                self.waiting -= 1
-                markout = one.sign * 1e4 * (known.mid / one.mid - 1)
-                yield Label(one.decision_id, markout, markout >= WORST_MARKOUT_BPS)
+        while self._looks and self._looks[0][0] <= now_ns:
+            at_ns, number, one = heapq.heappop(self._looks)
+            age_ms = float(known.values[_BOOK_AGE]) + (at_ns - known.event_time_ns) / 1e6
+            if not (age_ms <= MAX_BOOK_AGE_MS and math.isfinite(known.mid)):
+                continue
+            if math.isnan(one.price):
+                one.price = self._price(known, one.sign)
+                if not math.isnan(one.price):
+                    heapq.heappush(self._looks, (one.end_ns, number, one))
+                continue
+            self.waiting -= 1
+            markout_bps = one.sign * 1e4 * (known.mid / one.price - 1)
+            yield Label(one.decision_id, markout_bps, markout_bps >= self._markout.worst_bps)
+
+    def _price(self, known: FeatureSnapshot, sign: int) -> float:
+        """What an order of this side is done at; NaN where it is not known."""
+        if self._markout.price == "mid":
+            return known.mid
+        return known.mid * (1 + sign * float(known.values[_SPREAD]) / 2e4)
 
 
 async def events_of_topic(bootstrap_servers: str, topic: str) -> AsyncIterator[market_pb2.MarketEvent]:

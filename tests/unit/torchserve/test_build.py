@@ -81,7 +81,7 @@ def test_the_card_of_the_recorded_session_is_what_its_command_makes(tmp_path: Pa
     if not RECORDED.exists():
         pytest.skip("the recorded sessions are not there")
     options = ["--data", str(RECORDED), "--store", str(tmp_path / "store"), "--cards", str(tmp_path / "cards")]
-    result = CliRunner().invoke(app, ["train", "--install", "--force", *options])
+    result = CliRunner().invoke(app, ["train", "--install", "--force", "--horizon", "0.5", *options])
     assert result.exit_code == 0, result.output
     for name in NAMES:
         described = json.loads((tmp_path / "store" / f"{name}.json").read_text())

@@ -10,9 +10,16 @@ import pytest
 from feature_cache import features
 from feature_cache.sources.simulator import simulate
 from pretrade.market.v1 import market_pb2 as pb
-from torchserve.dataset import LABEL_HORIZON_NS, STEP_NS, collect
+from torchserve.dataset import STEP_NS, Market, collect
+from torchserve.label import STUDIED, Label
 
 INSTRUMENT = "BTCUSDT.SIM"
+LABEL_HORIZON_NS = Label().span_ns
+
+
+@pytest.fixture(scope="module")
+def market(events: list[pb.MarketEvent]) -> Market:
+    return Market(events, "test")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +35,17 @@ def known_mid(events: list[pb.MarketEvent], time_ns: int) -> Fraction | None:
             return mid
         if event.WhichOneof("event") == "quote":
             mid = Fraction(event.quote.bid_ticks + event.quote.ask_ticks, 2)
+    return None
+
+
+def known_quote(events: list[pb.MarketEvent], time_ns: int) -> tuple[int, int] | None:
+    """Bid and ask of the last quote received before the first event at `time_ns` or later."""
+    known = None
+    for event in events:
+        if event.event_time_ns >= time_ns:
+            return known
+        if event.WhichOneof("event") == "quote":
+            known = event.quote.bid_ticks, event.quote.ask_ticks
     return None
 
 
@@ -51,6 +69,45 @@ def test_labels_equal_a_slow_direct_computation(events: list[pb.MarketEvent]) ->
     assert compared > 75
     assert samples.eligible.any()
     assert not samples.eligible.all()
+
+
+@pytest.mark.parametrize("price", ["mid", "touch"])
+@pytest.mark.parametrize(("horizon", "delay"), [(0.5, 0.0), (1.0, 0.2), (5.0, 0.3)])
+def test_any_label_equals_a_slow_direct_computation(
+    horizon: float, delay: float, price: str, events: list[pb.MarketEvent], market: Market
+) -> None:
+    label = Label.model_validate({"horizon_seconds": horizon, "delay_seconds": delay, "price": price})
+    samples = market.samples(label)
+    assert samples.label == label
+    compared = 0
+    for index in range(0, len(samples.rows), 7):
+        at = int(samples.time_ns[index]) + round(delay * 1e9)
+        quote, later = known_quote(events, at), known_mid(events, at + round(horizon * 1e9))
+        assert quote is not None
+        assert later is not None
+        bid, ask = quote
+        is_sell = bool(samples.sell[index])
+        done = (bid if is_sell else ask) if price == "touch" else Fraction(bid + ask, 2)
+        move = float(10_000 * (later / done - 1)) * (-1 if is_sell else 1)
+        # The spread is a float32 of the feature vector.
+        assert samples.markout_bps[index] == pytest.approx(move, abs=1e-5)
+        assert samples.eligible[index] == (samples.markout_bps[index] >= -1)
+        compared += 1
+    assert compared > 25
+
+
+def test_a_label_that_looks_less_far_has_more_samples_and_the_same_rows(market: Market) -> None:
+    near, far = market.samples(STUDIED[0]), market.samples(STUDIED[-1])
+    assert near.label.span_ns < far.label.span_ns
+    assert len(near.rows) > len(far.rows) > 100
+    np.testing.assert_array_equal(near.rows[: len(far.rows)], far.rows)
+
+
+def test_a_label_looks_at_whole_ticks() -> None:
+    with pytest.raises(ValueError, match="whole number of 100 ms"):
+        Label(horizon_seconds=0.25)
+    assert Label(horizon_seconds=0.3, delay_seconds=0.2).span_ticks == 5
+    assert "0.2 s after the decision" in Label(delay_seconds=0.2).text
 
 
 def test_every_instant_of_the_grid_with_a_whole_horizon_gives_a_buy_and_a_sell(events: list[pb.MarketEvent]) -> None:

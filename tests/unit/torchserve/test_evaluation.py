@@ -51,6 +51,9 @@ def test_figures_are_those_of_the_textbook() -> None:
     assert figures.markout_traded_bps.value == pytest.approx(2 / 3)
     assert figures.markout_refused_bps.value == pytest.approx(-3.5 / 2)
     assert figures.markout_difference_bps.value == pytest.approx(2 / 3 + 3.5 / 2)
+    # The two refused orders lost 4 bps and gained 0.5: 3.5 over five orders, and refusing one may cost 1.75.
+    assert figures.saved_bps.value == pytest.approx(3.5 / 5)
+    assert figures.break_even_bps.value == pytest.approx(3.5 / 2)
     assert figures.precision.low is figures.precision.high is None
 
 
@@ -97,6 +100,19 @@ def test_intervals_of_dependent_samples_are_wider_than_those_of_independent_ones
         return rate.high - rate.low
 
     assert width(spells) > 3 * width(random.permutation(spells))
+
+
+def test_what_refusing_saves_is_nothing_where_everything_is_traded() -> None:
+    random = np.random.default_rng(4)
+    markout = random.normal(size=2_000)
+    blocks = Blocks(samples_of(markout >= -1, markout), BootstrapSettings())
+    always = blocks.figures(Decided(np.ones(2_000, np.bool_)))
+    assert always.saved_bps == (0.0, 0.0, 0.0)
+    assert always.break_even_bps.value is None
+    foretold = blocks.figures(Decided(markout >= 0))
+    assert foretold.saved_bps.low is not None
+    assert foretold.saved_bps.value == pytest.approx(np.maximum(-markout, 0).mean())
+    assert foretold.saved_bps.low > 0.3
 
 
 def test_the_difference_of_two_deciders_is_of_the_same_drawings() -> None:

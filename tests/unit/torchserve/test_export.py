@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from feature_cache import features
-from torchserve.dataset import LABEL, Samples
+from torchserve.dataset import Samples
 from torchserve.export import metadata_of, write_archive
 from torchserve.training import KINDS, TrainedModel, TrainingSettings, train
 
@@ -87,14 +87,14 @@ def test_the_metadata_beside_an_archive_says_what_it_is(store: Path, samples: Sa
     assert len(bytes.fromhex(described["version"])) == 8
     assert described["name"] == "champion"
     assert described["feature_set_fingerprint"] == features.FINGERPRINT
-    assert described["label"] == LABEL
+    assert described["label"] == samples.label.model_dump() | {"text": samples.label.text}
     assert described["data"] == {
         "source": "simulated for tests",
         "source_sha256": "",
         "samples": len(samples.rows),
         "sha256": samples.sha256(),
     }
-    assert set(described["metrics"]) == {"calibration", "test"}
+    assert set(described["metrics"]) == {"threshold", "test"}
     assert set(described["reference"]) == {*features.NAMES, "score"}
 
 

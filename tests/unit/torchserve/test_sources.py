@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from feature_cache.sources.session import read_session, session_files
 from feature_cache.sources.simulator import simulate
 from pretrade.client.cli.main import app
 from pretrade.market.v1 import market_pb2 as pb
-from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError, collect
+from torchserve.dataset import Samples, SamplesError, collect
+from torchserve.label import Label
 from torchserve.sources import load_samples, read_dataset, write_dataset
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
@@ -82,10 +84,23 @@ def test_nothing_that_happens_later_changes_what_is_known_now() -> None:
     known, other_known = real.time_ns <= cut_ns, other.time_ns <= cut_ns
     assert known.sum() == other_known.sum() > 100
     np.testing.assert_array_equal(real.rows[known], other.rows[other_known])
-    past, other_past = (samples.time_ns + LABEL_HORIZON_NS <= cut_ns for samples in (real, other))
+    past, other_past = (samples.time_ns + samples.label.span_ns <= cut_ns for samples in (real, other))
     np.testing.assert_array_equal(real.markout_bps[past], other.markout_bps[other_past])
     # And it does change what is known later, and the labels that look beyond.
     assert not np.array_equal(real.markout_bps[known], other.markout_bps[other_known])
+
+
+def test_a_dataset_file_says_what_its_label_is(tmp_path: Path) -> None:
+    path, label = tmp_path / "a.parquet", Label(horizon_seconds=0.5, delay_seconds=0.2, price="touch")
+    write_dataset(load_samples([], simulated_seconds=12, label=label), path)
+    assert load_samples([path]).label == load_samples([path], label=label).label == label
+    with pytest.raises(SamplesError, match="holds another label"):
+        load_samples([path], label=Label())
+    table = pq.read_table(path)
+    old = json.loads(table.schema.metadata[b"pretrade"]) | {"label": "side-signed mid markout"}
+    pq.write_table(table.replace_schema_metadata({b"pretrade": json.dumps(old)}), path)
+    with pytest.raises(SamplesError, match="does not say what its label is"):
+        read_dataset(path)
 
 
 def test_both_sides_of_an_instant_are_told_apart(samples: Samples) -> None:

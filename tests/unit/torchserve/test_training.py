@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
-from torchserve.fitting import Labelled
+from feature_cache.features import INDEX
+from torchserve.dataset import Samples, SamplesError
 from torchserve.handler import calibrated
+from torchserve.label import Label
 from torchserve.training import (
     KINDS,
     TrainedModel,
     TrainingSettings,
     calibrate,
-    choose_threshold,
+    fit,
     fit_platt,
     measure,
     split_by_time,
@@ -39,7 +40,7 @@ def test_no_label_of_a_part_reaches_into_the_next(
     except SamplesError:
         return
     for earlier, later in itertools.pairwise(parts):
-        assert time_ns[earlier].max() + LABEL_HORIZON_NS + 5_000_000_000 < time_ns[later].min()
+        assert time_ns[earlier].max() + 2 * settings.label.span_ns < time_ns[later].min()
 
 
 def test_the_parts_of_a_session_are_in_order_and_hold_almost_all_of_it(samples: Samples) -> None:
@@ -82,7 +83,7 @@ def test_the_test_part_teaches_nothing(
     changed = train(name, replace(samples, rows=rows, eligible=eligible), settings)
     model = models[name]
     assert (changed.weights, changed.slope, changed.threshold) == (model.weights, model.slope, model.threshold)
-    assert changed.metrics["calibration"] == model.metrics["calibration"]
+    assert changed.metrics["threshold"] == model.metrics["threshold"]
     assert changed.metrics["test"] != model.metrics["test"]
 
 
@@ -140,18 +141,47 @@ def test_a_model_that_ranks_the_wrong_way_round_scores_the_base_rate() -> None:
     assert 1 / (1 + np.exp(-intercept)) == pytest.approx(0.75, abs=0.01)
 
 
-def test_a_model_that_knows_nothing_trades_nothing() -> None:
-    def wrong_way_round(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        return -rows[:, 0]
+def test_a_model_that_knows_nothing_trades_nothing(samples: Samples) -> None:
+    learnt = samples.rows[:, 2]
+    eligible = learnt > np.quantile(learnt, 0.04)
 
-    rows = np.linspace(-1, 1, 1_000, dtype=np.float32)[:, None]
-    slope, intercept, threshold, reached = calibrate(
-        wrong_way_round, Labelled(rows, rows[:, 0] > -0.9), TrainingSettings()
+    def wrong_way_round(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return -rows[:, 2]
+
+    settings = TrainingSettings(label=samples.label)
+    split = split_by_time(samples.time_ns, settings)
+    slope, intercept, cut = calibrate(wrong_way_round, replace(samples, eligible=eligible), split, settings)
+    scores = calibrated(wrong_way_round(samples.rows), slope, intercept)
+    assert (slope, cut.reached, cut.traded) == (0, False, 0)
+    assert scores.max() < np.float32(cut.threshold) == cut.threshold <= 1, (
+        "the base rate is what the target would allow"
     )
-    scores = calibrated(wrong_way_round(rows), slope, intercept)
-    assert (slope, reached) == (0, False)
-    assert scores.max() < np.float32(threshold) == threshold <= 1, "the base rate is 0.95, which the target would allow"
-    assert not measure(scores, rows[:, 0] > 0, threshold).coverage
+    assert not measure(scores, samples, cut.threshold, 0.95).coverage
+
+
+def test_samples_of_another_label_are_refused(samples: Samples, settings: TrainingSettings) -> None:
+    other = settings.model_copy(update={"label": Label(horizon_seconds=1.0)})
+    with pytest.raises(SamplesError, match="not 'side-signed mid markout over the next 1 s"):
+        train("champion", samples, other)
+
+
+def test_the_champion_looks_at_few_features_and_each_only_helps_or_only_harms(
+    samples: Samples, settings: TrainingSettings
+) -> None:
+    split = split_by_time(samples.time_ns, settings)
+    directions = settings.monotone.directions
+    model = fit("monotone", samples, split, settings)
+    rows = samples.rows[split.test][:200]
+    seen = [INDEX[name] for name in directions]
+    blind = np.full_like(rows, np.nan)
+    blind[:, seen] = rows[:, seen]
+    np.testing.assert_array_equal(model.scores(blind), model.scores(rows))
+    assert len(np.unique(model.scores(rows))) > 5
+    for name, direction in directions.items():
+        more = rows.copy()
+        more[:, INDEX[name]] += direction * np.abs(rows[:, INDEX[name]]) + direction
+        known = ~np.isnan(rows[:, INDEX[name]])
+        assert (model.scores(more)[known] >= model.scores(rows)[known]).all(), name
 
 
 def test_labels_that_the_margins_separate_give_a_finite_curve() -> None:
@@ -161,51 +191,18 @@ def test_labels_that_the_margins_separate_give_a_finite_curve() -> None:
     assert 0.9 < highest < 0.999
 
 
-def test_the_threshold_is_the_lowest_that_reaches_the_target() -> None:
-    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], dtype=np.float32)
-    eligible = np.array([True, False, True, True, True, False])
-    # Precision by cut: 1, 1/2, 2/3, 3/4, 4/5, 2/3.
-    settings = TrainingSettings(target_precision=0.75, minimum_coverage=0.1)
-    assert choose_threshold(scores, eligible, settings) == (0.5, True)
-
-
-def test_without_the_target_the_most_precise_threshold_with_enough_coverage_is_taken() -> None:
-    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], dtype=np.float32)
-    eligible = np.array([True, False, True, True, True, False])
-    settings = TrainingSettings(target_precision=0.95, minimum_coverage=0.4)
-    assert choose_threshold(scores, eligible, settings) == (0.5, False)
-
-
-def test_equal_scores_are_never_cut_apart() -> None:
-    scores = np.array([0.9, 0.5, 0.5, 0.5], dtype=np.float32)
-    eligible = np.array([False, True, True, False])
-    settings = TrainingSettings(target_precision=0.6, minimum_coverage=0.1)
-    threshold, reached = choose_threshold(scores, eligible, settings)
-    assert (threshold, reached) == (0.5, False)
-    assert measure(scores, eligible, threshold).precision == 0.5
-
-
-@given(st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=5, max_size=60))
-def test_a_threshold_delivers_on_its_own_samples_what_it_claims(drawn: list[tuple[float, bool]]) -> None:
-    scores = np.array([score for score, _ in drawn], dtype=np.float32)
-    eligible = np.array([label for _, label in drawn])
-    settings = TrainingSettings(target_precision=0.7, minimum_coverage=0.2)
-    threshold, reached = choose_threshold(scores, eligible, settings)
-    trade = scores >= np.float32(threshold)
-    assert trade.mean() >= 0.2
-    assert reached == (eligible[trade].mean() >= 0.7)
-    for other in scores:
-        cut = scores >= other
-        if cut.mean() >= 0.2 and not reached:
-            assert eligible[cut].mean() <= eligible[trade].mean()
-
-
-def test_metrics_are_those_of_the_textbook() -> None:
+def test_metrics_are_those_of_the_textbook(samples: Samples) -> None:
     scores = np.array([0.9, 0.6, 0.4, 0.1], dtype=np.float32)
     eligible = np.array([True, False, True, False])
-    metrics = measure(scores, eligible, 0.6)
+    samples = replace(samples.take(np.arange(0, 160, 40)), eligible=eligible)
+    metrics = measure(scores, samples, 0.6, 0.95)
     assert (metrics.samples, metrics.base_rate, metrics.auc) == (4, 0.5, 0.75)
     assert metrics.brier == pytest.approx((0.01 + 0.36 + 0.36 + 0.01) / 4)
     assert metrics.brier_base_rate == 0.25
-    assert (metrics.precision, metrics.coverage) == (0.5, 0.5)
-    assert measure(scores, eligible, 0.95).precision is None
+    assert (metrics.precision, metrics.coverage, metrics.traded) == (0.5, 0.5, 2)
+    assert metrics.precision_low is not None
+    assert metrics.precision_high is not None
+    assert 0 < metrics.precision_low < 0.5 < metrics.precision_high < 1
+    nothing = measure(scores, samples, 0.95, 0.95)
+    assert nothing.precision is nothing.precision_low is None
+    assert nothing.traded_independent == 0

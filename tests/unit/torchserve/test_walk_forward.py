@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from feature_cache.features import INDEX, N_FEATURES
 from local.training.training import rules_trades
 from torchserve.card import standing, verdict
-from torchserve.dataset import LABEL_HORIZON_NS, Samples, SamplesError
+from torchserve.dataset import Samples, SamplesError
 from torchserve.evaluation import BootstrapSettings, Estimate
 from torchserve.search import search
 from torchserve.training import TrainingSettings
 from torchserve.walk_forward import (
     ALWAYS,
     BASELINES,
+    CHAMPION,
     LOGISTIC,
     RULES,
+    RULES_FEATURES,
     Comparison,
     WalkForward,
     WalkForwardSettings,
@@ -77,7 +79,7 @@ def test_all_that_a_block_is_decided_from_lies_a_gap_before_it(
     for split in splits:
         for earlier, later in itertools.pairwise(split):
             # No label of an earlier part is made of a price of a later one, and an embargo lies between.
-            assert time_ns[earlier].max() + LABEL_HORIZON_NS + round(embargo * SECOND) < time_ns[later].min()
+            assert time_ns[earlier].max() + training.label.span_ns + round(embargo * SECOND) < time_ns[later].min()
     tested = np.concatenate([split.test for split in splits])
     assert (np.diff(tested) == 1).all()
     assert tested[-1] == len(time_ns) - 1
@@ -106,7 +108,7 @@ def test_what_happens_in_a_block_teaches_nothing_before_it(walk: WalkForward) ->
 
 def test_a_model_that_knows_a_curve_beats_every_baseline_beyond_chance(walk: WalkForward) -> None:
     comparisons = {one.baseline: one for one in walk.comparisons["xgboost"]}
-    assert set(comparisons) == set(BASELINES)
+    assert set(comparisons) == {*BASELINES, CHAMPION}
     assert comparisons[ALWAYS].beyond_chance
     assert comparisons[LOGISTIC].beyond_chance
     # Rules that trade nothing have no precision to beat.
@@ -181,6 +183,9 @@ def test_the_rules_of_the_baseline_are_those_of_the_fallback() -> None:
     calm[1, INDEX["spread_bps"]] = 50
     calm[2, INDEX["ofi_1s"]] = np.nan
     assert rules_trades()(calm).tolist() == [True, False, False]
+    blind = np.full((1, N_FEATURES), np.nan, np.float32)
+    blind[:, [INDEX[name] for name in RULES_FEATURES]] = 0
+    assert rules_trades()(blind).all(), "they look at these five features alone"
 
 
 @pytest.mark.parametrize("kind", ["xgboost", "torch"])

@@ -7,6 +7,7 @@ import copy
 import datetime as dt
 import json
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from server.decision.record import hash_of
 from server.errors import AuditUnavailableError, InvalidRequestError, OutcomeConflictError
 from server.journal.journal_file import JournalFile, JournalReader
 from server.models.archive import RunningModel, read_archive
+from server.models.registry import Registry
 
 DECISIONS, SHIPPED = 30, 20
 REPLY_LATE = "reply_unconfirmed:audit_late"
@@ -249,10 +251,23 @@ def test_labels_are_stored_once_and_reported(audit: Audit, tmp_path: Path) -> No
         for _ in range(2):
             query.add_labels([Label(f"decision-{n:05}", float(n - 9), n >= 8) for n in range(SHIPPED)], 5.0)
         assert sum(one.eligible for one in query.labelled(None, None, 5.0)) == SHIPPED - 8
-    report = json.loads(audit.run("label", "--json").output)
+    report = json.loads(audit.run("label", "--horizon", "5", "--json").output)
     assert report["all"]["decisions"] == report["PRIMARY"]["decisions"] == SHIPPED
     assert report["all"]["base_rate"] == pytest.approx((SHIPPED - 8) / SHIPPED)
-    assert "calibration" in audit.run("label").output
+    assert "calibration" in audit.run("label", "--horizon", "5").output
+
+
+def test_labels_are_those_that_the_champion_has_learnt(audit: Audit, tmp_path: Path) -> None:
+    store = Registry(Path(shutil.copytree(audit.models, tmp_path / "store")))
+    version = read_archive(audit.models / "champion.mar").version
+    store.set_alias("champion", version)
+    horizon = store.champions_markout().horizon_seconds
+    assert horizon != 5
+    with closing(audit.query()) as query:
+        query.add_labels([Label("decision-00000", 1.0, True)], horizon)
+        query.add_labels([Label(f"decision-{n:05}", 1.0, False) for n in range(SHIPPED)], 5.0)
+    report = json.loads(audit.run("label", "--models", str(store.root), "--json").output)
+    assert (report["all"]["decisions"], report["all"]["base_rate"]) == (1, 1.0)
 
 
 def test_a_share_of_nothing_is_null_in_json_and_a_dash_for_people(audit: Audit) -> None:
@@ -260,10 +275,10 @@ def test_a_share_of_nothing_is_null_in_json_and_a_dash_for_people(audit: Audit) 
         query.add_labels([Label(f"decision-{n:05}", 1.0, True) for n in range(SHIPPED)], 5.0)
     with closing(sqlite3.connect(audit.database_url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
         connection.execute("UPDATE decisions SET heard_action = 'NO_TRADE'")
-    output = audit.run("label", "--json").output
+    output = audit.run("label", "--horizon", "5", "--json").output
     assert "NaN" not in output
     assert json.loads(output)["all"]["precision"] is None
-    table = audit.run("label").output
+    table = audit.run("label", "--horizon", "5").output
     assert "nan" not in table
     assert next(row for row in table.splitlines() if row.startswith("all ")).split()[4] == "–"
 

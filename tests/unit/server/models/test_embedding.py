@@ -147,7 +147,7 @@ async def test_what_is_broken_or_different_is_refused_before_it_answers(world: W
         (lambda metadata: metadata["calibration"].update(slope=float("nan")), "nan off its reference scores"),
         (lambda metadata: metadata["canned"].update(rows="", scores=[]), "no reference scores"),
         (lambda metadata: metadata.pop("calibration"), "incomplete"),
-        (lambda metadata: metadata.update(kind="network"), "not scored in the server's process"),
+        (lambda metadata: metadata.update(network={}), "not scored in the server's process"),
         (lambda metadata: metadata.pop("canned"), "unreadable"),
     ]
     async with following(world.model):

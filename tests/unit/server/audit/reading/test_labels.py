@@ -17,8 +17,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.market.v1 import market_pb2
 from server.audit.reading import labels
 from server.audit.reading.labels import Label, LabelledDecision, Labeller, quality
-from server.models import markout
-from torchserve import dataset
+from server.models.markout import Markout, markout_of
+from torchserve import dataset, label
 from torchserve.evaluation import reliability
 
 BOOK_AGE = features.INDEX["book_age_ms"]
@@ -57,10 +57,20 @@ def labelled(labeller: Labeller, events: list[market_pb2.MarketEvent]) -> list[L
     return [label for event in events for label in labeller.on_event(event)]
 
 
-def test_a_label_is_the_one_that_models_are_trained_on() -> None:
-    labeller = Labeller(grid())
+@pytest.mark.parametrize(
+    "learnt",
+    [
+        label.Label(),
+        label.Label(horizon_seconds=0.5),
+        label.Label(horizon_seconds=1.0, delay_seconds=0.2, worst_markout_bps=-0.5),
+        label.Label(horizon_seconds=2.0, price="touch"),
+    ],
+    ids=str,
+)
+def test_a_label_is_the_one_that_models_are_trained_on(learnt: label.Label) -> None:
+    labeller = Labeller(grid(), markout_of({"label": learnt.described}))
     found = labelled(labeller, EVENTS)
-    samples = dataset.collect(EVENTS, "simulated")
+    samples = dataset.collect(EVENTS, "simulated", label=learnt)
     assert len(found) == len(samples.rows) > 400
     assert sorted(round(one.markout_bps, 6) for one in found) == sorted(samples.markout_bps.round(6).tolist())
     assert sum(one.eligible for one in found) == samples.eligible.sum()
@@ -88,8 +98,7 @@ def test_an_event_from_the_future_ends_no_horizon_before_its_time(ahead_seconds:
 
 
 def test_horizon_and_limits_are_those_of_training() -> None:
-    assert markout.HORIZON_SECONDS * 1e9 == dataset.LABEL_HORIZON_NS
-    assert markout.WORST_MARKOUT_BPS == dataset.WORST_MARKOUT_BPS
+    assert markout_of({"label": label.Label().described}) == Markout()
     assert labels.MAX_BOOK_AGE_MS == dataset.MAX_LABEL_BOOK_AGE_MS
     assert 1e3 * FeatureSettings().max_age_seconds == dataset.MAX_BOOK_AGE_MS
 
