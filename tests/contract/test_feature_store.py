@@ -181,9 +181,10 @@ async def test_a_copy_of_thousands_of_instruments_hears_of_each(redis: Redis, re
     slow = FeatureCacheSettings(reconcile_interval_seconds=30, timeout_seconds=5)
     async with following(FeatureCache(redis_url, slow, names)) as cache:
         await until(lambda: cache.connected)
-        for name in (names[0], names[-1]):
+        ends = (names[0], names[-1])
+        for name in ends:
             await redis.publish(key_of(name), encode(snapshot(name, 1)))
-            await until(lambda name=name: sequence_of(cache, name) == 1)
+        await until(lambda: all(sequence_of(cache, name) == 1 for name in ends))
 
 
 @asynccontextmanager
