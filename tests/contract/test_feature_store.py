@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -176,19 +175,16 @@ async def test_a_subscription_that_died_alone_is_made_anew(redis: Redis, redis_u
         await until(lambda: sequence_of(cache, BTC) == 1)
 
 
-def has(cache: FeatureCache, instrument: str) -> bool:
-    return sequence_of(cache, instrument) == 1
-
-
 @pytest.mark.stack
 async def test_a_copy_of_thousands_of_instruments_hears_of_each(redis: Redis, redis_url: str) -> None:
     names = [f"SYMBOL{number}.BINANCE" for number in range(5000)]  # more answers than a stream takes in unread
     slow = FeatureCacheSettings(reconcile_interval_seconds=30, timeout_seconds=5)
     async with following(FeatureCache(redis_url, slow, names)) as cache:
         await until(lambda: cache.connected)
-        for name in (names[0], names[-1]):
+        ends = (names[0], names[-1])
+        for name in ends:
             await redis.publish(key_of(name), encode(snapshot(name, 1)))
-            await until(partial(has, cache, name))
+        await until(lambda: all(sequence_of(cache, name) == 1 for name in ends))
 
 
 @asynccontextmanager
