@@ -152,10 +152,10 @@ def test_broken_bytes_of_a_batch_are_read_as_messages_are(asked: list[pb.DecideR
     assert [one.message if isinstance(one, Order) else one for one in read] == list(message.orders)
 
 
-def test_the_order_of_a_streams_request_is_read_as_that_of_a_call() -> None:
+def test_the_order_of_a_streams_request_is_read_as_that_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = pb.Order(order_ref="a", instrument=INSTRUMENTS[0], side=pb.SIDE_BUY, quantity=1.0, strategy="s")
     keyed = pb.Order(idempotency_key="k", order_ref="b", instrument=INSTRUMENTS[0], quantity=1.0)
-    compiled_here("server.decision.order_wire_c")
+    monkeypatch.setattr("server.decision.convert._compiled", compiled_here("server.decision.order_wire_c"))
     first = READER.streamed(pb.DecideStreamRequest(order=plain).SerializeToString())
     assert isinstance(first, Order)
     assert first.message == plain

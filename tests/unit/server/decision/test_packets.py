@@ -225,11 +225,13 @@ def test_an_entry_gives_back_every_packet(
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(decisions=st.lists(cases(), min_size=1, max_size=4))
 def test_compiled_and_plain_write_the_same_entry(writer: PacketWriter, decisions: list[tuple[Case, Answer]]) -> None:
-    compiled_here("server.decision.entry_wire_c")
     batch = writer.batch()
     for number, (case, answer) in enumerate(decisions):
         batch.add(case, answer, made(case, answer, f"decision-{number}"), NOW, WALL_NS)
-    assert batch.entry() == write_entry_plainly(batch._shared, batch._rows)
+    plain = write_entry_plainly(batch._shared, batch._rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.decision.packets._compiled", compiled_here("server.decision.entry_wire_c"))
+        assert batch.entry() == plain
 
 
 def test_an_entry_says_once_what_its_decisions_have_in_common(writer: PacketWriter) -> None:
