@@ -43,6 +43,7 @@ contract ([decision.proto](../proto/pretrade/decision/v1/decision.proto)) explai
 """
 
 LABELS: Final = {
+    "answered_by": "`lane`, `application`",
     "action": "`TRADE`, `NO_TRADE`, `ABSTAIN`",
     "cause": "`failed`, `degraded`, `slow`, `caller` (it keeps the trace), `sample`",
     "check": "what a canary is compared by, from `errors` to `better`",

@@ -147,13 +147,15 @@ def test_the_status_of_the_server_tells_of_book_lag_and_vector(product: Product)
     with Redis.from_url(url) as redis:
         redis.set(key_of(first), report().model_dump_json())
         redis.set(key_of(second), b"not a report")
-        unknown = eventually(lambda: product.status().features[0], lambda feature: feature.problem == "book unknown")
+        unknown, other = eventually(
+            lambda: product.status().features[:2],  # each has a vector of its own, and one comes first
+            lambda features: all(feature.problem == "book unknown" for feature in features),
+        )
         try:
             assert (unknown.instrument, unknown.usable) == (first, False)
             assert (unknown.book, unknown.book_reason) == (admin_pb2.BOOK_STATE_UNKNOWN, "gap")
             assert (unknown.lag_records, unknown.worker, unknown.book_losses) == (7, "w-1:42", 3)
             assert unknown.vector_version == VERSION
-            other = product.status().features[1]
             assert (other.HasField("lag_records"), other.worker, other.book) == (False, "", unknown.book)
             product.market.state = BookState.VALID
             known = eventually(lambda: product.status().features[0], lambda feature: feature.usable)

@@ -123,7 +123,7 @@ class Connection:
         self._network = network
         self._server = server
         self._link = link
-        self._protocol = protocol
+        self.protocol = protocol
         self._arrives_there = self._arrives_back = 0.0
         self.open = True
         """Until the process closes it, or it is reset."""
@@ -148,7 +148,7 @@ class Connection:
 
     def _receive(self, data: bytes) -> None:
         if self.open:
-            self._protocol.data_received(data)
+            self.protocol.data_received(data)
 
     def close(self) -> None:
         """By the process. What it has sent arrives all the same."""
@@ -156,7 +156,7 @@ class Connection:
             self.open = False
             self._network.connections.pop(self, None)
             self._network.world.at(self._arrives_there, self._server.closed, self)
-            self.machine.loop.call_soon(self._protocol.connection_lost, None)
+            self.machine.loop.call_soon(self.protocol.connection_lost, None)
 
     def reset(self) -> None:
         """By the server or the network: the process hears of it at once."""
@@ -165,7 +165,7 @@ class Connection:
             self._network.connections.pop(self, None)
             self._server.closed(self)
             error = ConnectionResetError(104, "connection reset by peer")
-            self.machine.loop.call_soon(self._protocol.connection_lost, error)
+            self.machine.loop.call_soon(self.protocol.connection_lost, error)
 
     def client_died(self) -> None:
         """The kernel closes what a dead process had open."""
@@ -200,6 +200,12 @@ class _Transport(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
+
+    def get_protocol(self) -> Any:
+        return self._connection.protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._connection.protocol = protocol
 
     def can_write_eof(self) -> bool:
         return False
