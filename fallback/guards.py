@@ -17,6 +17,7 @@ from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
+_DAY_SECONDS: Final = 86_400.0
 _BURST_SECONDS: Final = 1.0
 """A burst of a strategy may have as many orders as its rate allows in this time."""
 
@@ -61,6 +62,9 @@ class GuardSettings(BaseModel):
     degraded_orders: Literal["any", "reduce_only"] = "any"
     """Orders that may trade when the cached score or the rules answered instead of a model: `any`, or only
     `reduce_only` orders."""
+    model_grace_days: float = Field(default=0.0, ge=0, le=3_650)
+    """How long a model may go on deciding after it has expired, in days. Raise it, knowing that its market is older
+    than whoever trained it wanted, where no newer model is ready."""
 
     @field_validator("limits")
     @classmethod
@@ -97,6 +101,8 @@ class Guards:
         self._settings = settings
         self._limits = {(limit.instrument, limit.strategy): limit for limit in settings.limits}
         self._only_reducing_without_model = settings.degraded_orders == "reduce_only"
+        self.model_grace_seconds = settings.model_grace_days * _DAY_SECONDS
+        """How long models may decide after their expiry."""
 
     def apply(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         """The action after all guards, and the reasons: the answer's own first, then each objection."""
@@ -130,9 +136,18 @@ class Guards:
         before = len(reasons)
         if case.features_problem is not None:
             reasons.append(case.features_problem)
-        if answer.model_expires_at and self._wall_clock() >= answer.model_expires_at:
+        if answer.model_expires_at and self._market_seconds(case) >= answer.model_expires_at + self.model_grace_seconds:
             reasons.append(pb.REASON_CODE_MODEL_EXPIRED)
         return len(reasons) > before
+
+    def _market_seconds(self, case: Case) -> float:
+        """The instant of the market that is decided on, Unix seconds; where none is known that of the wall clock.
+
+        It is the market that a model no longer knows: a recording that is replayed a year later is the market of its
+        own time. The feature engine holds a venue's wrong time within a second of its feed.
+        """
+        known_ns = 0 if case.snapshot is None else case.snapshot.event_time_ns
+        return known_ns / 1e9 if known_ns else self._wall_clock()
 
     def _order_objections(self, case: Case, reasons: list[pb.ReasonCode.ValueType]) -> None:
         """Objections to the order itself."""

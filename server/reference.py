@@ -37,8 +37,6 @@ NO_TRADE or ABSTAIN, and never the other way round.
 What happened on the way, such as a replica that was passed over, is in `Decision.degradations`; the
 contract ([decision.proto](../proto/pretrade/decision/v1/decision.proto)) explains each of those.
 
-`MODEL_EXPIRED` occurs only with an archive, or a description of a model server, that sets an expiry.
-
 <!-- Made by `make pages` from the contract's comments. -->
 """
 

@@ -109,7 +109,7 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source="random rows",
         label=label,
     )
-    settings = TrainingSettings(trees=20, epochs=2, label=label)
+    settings = TrainingSettings(trees=20, epochs=2, label=label, valid_days=None)
     store = tmp_path_factory.mktemp("models")
     # Trees on all features, whose scores differ from row to row: the rows of tests are random, too.
     kinds: dict[str, Kind] = {"champion": "xgboost", "challenger": "torch"}

@@ -7,16 +7,30 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel, ConfigDict
+
 import feature_cache
 from feature_cache.sources.session import session_files
 from torchserve.dataset import Samples
 from torchserve.label import Label
 from torchserve.sources import SIMULATED_SECONDS, Report, load_samples, sha256_of
+from torchserve.validity import VALID_DAYS
 
 NAMES: Final = ("champion", "challenger")
 
 _INPUTS_FILE: Final = "inputs.json"
 _LIBRARIES: Final = ("numpy", "scikit-learn", "torch", "xgboost-cpu")
+
+
+class Chosen(BaseModel):
+    """What an operator may choose of the models that a stack starts with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: Label = Label()
+    """What they learn."""
+    valid_days: float | None = VALID_DAYS
+    """How long they may decide after the newest market in their data, in days; None: for ever."""
 
 
 def build_models(
@@ -25,7 +39,7 @@ def build_models(
     *,
     seed: int = 1,
     simulated_seconds: float = SIMULATED_SECONDS,
-    label: Label | None = None,
+    chosen: Chosen | None = None,
     samples: Samples | None = None,
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
@@ -39,7 +53,7 @@ def build_models(
         out: The store; created if missing.
         seed: Of the simulation and of all that is random in training.
         simulated_seconds: Length of the simulated session.
-        label: What they learn; None for the default.
+        chosen: What they learn, and when they expire; None for the defaults.
         samples: What `load_samples` gives for these arguments, where they are at hand already.
         report: Called with what is being done.
 
@@ -51,8 +65,8 @@ def build_models(
         torchserve.dataset.SamplesError: It is too short or too uniform to learn from.
     """
     files = None if data is None else session_files([data])
-    label = label or Label()
-    inputs = _inputs(files, seed, simulated_seconds, label)
+    chosen = chosen or Chosen()
+    inputs = _inputs(files, seed, simulated_seconds, chosen)
     if _holds(out, inputs):
         report(f"{out} is up to date")
         return descriptions(out)
@@ -62,8 +76,10 @@ def build_models(
     from torchserve.training import TrainingSettings, train  # noqa: PLC0415
 
     if samples is None:
-        samples = load_samples(files or [], seed=seed, simulated_seconds=simulated_seconds, label=label, report=report)
-    settings = TrainingSettings(seed=seed, label=label)
+        samples = load_samples(
+            files or [], seed=seed, simulated_seconds=simulated_seconds, label=chosen.label, report=report
+        )
+    settings = TrainingSettings(seed=seed, label=chosen.label, valid_days=chosen.valid_days)
     out.mkdir(parents=True, exist_ok=True)
     # Until the last file is written, the store is nobody's.
     (out / _INPUTS_FILE).unlink(missing_ok=True)
@@ -75,22 +91,22 @@ def build_models(
     return descriptions(out)
 
 
-def installed_label(store: Path) -> Label:
-    """What the models of a store have learnt; the default where there are none."""
+def installed_choice(store: Path) -> Chosen:
+    """What was chosen of the models of a store; the defaults where there are none."""
     try:
-        return Label.model_validate(json.loads((store / _INPUTS_FILE).read_text())["label"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return Label()
+        return Chosen.model_validate_json((store / _INPUTS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return Chosen()
 
 
 def is_built(data: Path | None, out: Path, *, seed: int = 1, simulated_seconds: float = SIMULATED_SECONDS) -> bool:
-    """Whether `build_models` would leave the store as it is, for the label that its models have.
+    """Whether `build_models` would leave the store as it is, for what was chosen of its models.
 
     Raises:
         feature_cache.sources.session.SessionError: There is no recording.
     """
     files = None if data is None else session_files([data])
-    return _holds(out, _inputs(files, seed, simulated_seconds, installed_label(out)))
+    return _holds(out, _inputs(files, seed, simulated_seconds, installed_choice(out)))
 
 
 def descriptions(store: Path) -> dict[str, Any]:
@@ -98,14 +114,14 @@ def descriptions(store: Path) -> dict[str, Any]:
     return {name: json.loads((store / f"{name}.json").read_text()) for name in NAMES}
 
 
-def _inputs(files: list[Path] | None, seed: int, simulated_seconds: float, label: Label) -> dict[str, Any]:
+def _inputs(files: list[Path] | None, seed: int, simulated_seconds: float, chosen: Chosen) -> dict[str, Any]:
     """All that decides what a build makes."""
     packages = (Path(feature_cache.__file__).parent, Path(__file__).parent)
     code = [path for package in packages for path in sorted(package.rglob("*.py"))]
     return {
         "data": {path.name: sha256_of([path]) for path in files} if files else f"simulated {simulated_seconds:.0f} s",
         "seed": seed,
-        "label": label.model_dump(),
+        **chosen.model_dump(),
         "code": sha256_of(code),
         "libraries": {name: installed_version(name) for name in _LIBRARIES},
     }

@@ -29,7 +29,6 @@ _RELIABILITY, _COVERAGE = "reliability.svg", "coverage.svg"
 _VOLATILITY: Final = "rv_5s_bps"
 _SHOWN: Final = 0.02
 """How closely a precision is to be known."""
-_SIMULATED: Final = "simulated"
 _SAID: Final = {ALWAYS: "always trading", RULES: "the rules", CHAMPION: "the few monotone features"}
 _STYLE: Final = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;"
@@ -407,7 +406,7 @@ def _limits(facts: CardFacts) -> Iterable[str]:
     samples, walk = facts.samples, facts.walk
     yield "## Limits of validity"
     yield ""
-    if facts.described["data"]["source"].startswith(_SIMULATED):
+    if samples.is_simulated:
         yield "- The data is simulated; how much its features tell was set by hand. No figure here is about a market."
     else:
         yield (

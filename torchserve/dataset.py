@@ -41,6 +41,8 @@ _SILENCE_NS: Final = 10_000_000_000
 """Longer than a book stays fresh after the horizon of the last instant before it."""
 _BOOK_AGE, _TRADE_AGE = features.INDEX["book_age_ms"], features.INDEX["trade_age_ms"]
 _SPREAD = features.INDEX["spread_bps"]
+_SIMULATED: Final = "simulated"
+"""How the source of a simulation begins."""
 
 _Side = tuple[bool, NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]
 """Whether it is the sells, rows, side-signed markouts in bps, and times."""
@@ -73,6 +75,16 @@ class Samples:
     """Hash of what they came from: of a recording's files, or of a simulation's arguments and code."""
     label: Label = field(default_factory=Label)
     """What `eligible` and `markout_bps` are."""
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether no market made them: their instants are no dates."""
+        return self.source.startswith(_SIMULATED)
+
+    @property
+    def until(self) -> int:
+        """When the newest horizon ends, Unix seconds: nothing later is known here."""
+        return math.ceil((int(self.time_ns.max()) + self.label.span_ns) / 1e9)
 
     def take(self, index: NDArray[np.intp]) -> Samples:
         """These samples alone, in this order."""

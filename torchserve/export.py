@@ -24,6 +24,7 @@ from torchserve import handler
 from torchserve.canned import canned_scores
 from torchserve.dataset import Samples
 from torchserve.training import TrainedModel, TrainingSettings
+from torchserve.validity import expires_at
 
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The oldest time a zip can hold."""
@@ -32,16 +33,13 @@ VERSIONS_DIRECTORY: Final = "versions"
 """Folder of the store that keeps every archive ever written to it, each named by its version."""
 
 
-def metadata_of(
-    model: TrainedModel, samples: Samples, settings: TrainingSettings, *, expires_at: int = 0
-) -> dict[str, Any]:
+def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSettings) -> dict[str, Any]:
     """All that is known of a model except its version, which is the hash of this too.
 
     Args:
         model: The model.
         samples: What it was made from.
         settings: How.
-        expires_at: Unix seconds after which its scores must not be used; 0 for never.
     """
     return {
         "name": model.name,
@@ -55,7 +53,8 @@ def metadata_of(
         "target_precision_reached": model.target_precision_reached,
         "calibration": {"slope": model.slope, "intercept": model.intercept},
         "network": model.network,
-        "expires_at": expires_at,
+        "trained_until": samples.until,
+        "expires_at": expires_at(samples, settings.valid_days),
         "canned": canned_scores(model, samples),
         "metrics": {part: asdict(metrics) for part, metrics in model.metrics.items()},
         "reference": {name: asdict(histogram) for name, histogram in model.reference.items()},

@@ -37,6 +37,7 @@ from torchserve.handler import MarginFunction, calibrated
 from torchserve.label import Label
 from torchserve.reference import ReferenceHistogram, reference_histograms
 from torchserve.threshold import NOTHING, Cut, choose_threshold, independent, wilson
+from torchserve.validity import MOST_DAYS, VALID_DAYS
 
 Kind = Literal["monotone", "xgboost", "torch"]
 """Trees on a few features, each of which may only help or only harm; trees on all features; a network on all."""
@@ -54,6 +55,8 @@ class TrainingSettings(BaseModel):
     """Seed of everything random."""
     label: Label = Label()
     """What is learnt; that of the samples."""
+    valid_days: float | None = Field(default=VALID_DAYS, gt=0, le=MOST_DAYS)
+    """How long the model may decide after the newest market in its samples, in days; None: for ever."""
     train_fraction: float = Field(default=0.45, gt=0, lt=1)
     """Share of the time span that fits the model."""
     stopping_fraction: float = Field(default=0.1, gt=0, lt=1)

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from feature_cache.sources.session import SessionError
 from local.training.installed import is_installed
-from torchserve.build import installed_label
+from torchserve.build import installed_choice
 from torchserve.dataset import SamplesError
 from torchserve.sources import SIMULATED_SECONDS
 
@@ -34,6 +34,7 @@ def main(
             return
         from local.training.training import Plan, carry_out  # noqa: PLC0415 - the machine-learning libraries
 
+        chosen = installed_choice(store)
         plan = Plan(
             kinds=("monotone", "torch"),
             data=() if data is None else (data,),
@@ -41,7 +42,8 @@ def main(
             name="champion",
             seed=_SEED,
             simulated_seconds=SIMULATED_SECONDS,
-            label=installed_label(store),
+            label=chosen.label,
+            valid_days=chosen.valid_days,
             blocks=_BLOCKS,
             trials=0,
             install=True,

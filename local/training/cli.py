@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -23,6 +25,7 @@ from torchserve.config import store_directory
 from torchserve.dataset import SamplesError
 from torchserve.label import Label
 from torchserve.sources import SIMULATED_SECONDS, SUFFIX, is_dataset, load_samples, write_dataset
+from torchserve.validity import MOST_DAYS, VALID_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +118,14 @@ def train(
     horizon: Horizon = None,
     delay: Delay = None,
     price: Price = None,
+    valid_days: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=MOST_DAYS,
+            help="Days that it may decide after the newest market in its data; 0: for ever.",
+        ),
+    ] = VALID_DAYS,
     blocks: Annotated[int, typer.Option(min=1, max=100, help="Walk-forward blocks.")] = 5,
     trials: Annotated[
         int, typer.Option(min=0, max=10_000, help="Trials of a search for settings (extra `search`).")
@@ -160,6 +171,7 @@ def train(
         seed=seed,
         simulated_seconds=seconds,
         label=_label(horizon, delay, price),
+        valid_days=valid_days or None,
         blocks=blocks,
         trials=trials,
         install=install,
@@ -280,12 +292,26 @@ def _report(console: Console, outcome: Outcome, runs: dict[str, str]) -> None:
             f" {described['threshold']:.4f}, {made.archive}, card {made.card}" + (f", MLflow run {run}" if run else ""),
             highlight=False,
         )
+        if described["expires_at"]:
+            console.print(_expiry(described["trained_until"], described["expires_at"], time.time()), highlight=False)
     for kind in outcome.refused:
         console.print(
             f"[red]{kind} was not published[/]: it does not beat the baselines beyond chance (--force publishes it all"
             " the same), or gives every order the same score",
             highlight=False,
         )
+
+
+def _expiry(until: int, expires_at: int, now: float) -> str:
+    """When a model expires; markup of rich."""
+    said = f"its data ends at {_utc(until)}, and it may decide until {_utc(expires_at)} of the market (--valid-days)"
+    if expires_at > now:
+        return f"[dim]{said}[/]"
+    return f"{said}: [yellow]on a replay of its data it decides, on a live market it has expired already[/]"
+
+
+def _utc(seconds: int) -> str:
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _report_walk(console: Console, walk: WalkForward) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fallback.rules import RulesBaseline, RulesSettings
 from local.training.installed import move_aliases
 from server.models.registry import CANDIDATE, CARDS, EVALUATION_FILE, Registry
-from torchserve.build import NAMES, build_models, descriptions
+from torchserve.build import NAMES, Chosen, build_models, descriptions
 from torchserve.card import CardFacts, standing, write_card
 from torchserve.dataset import Market, Samples, SamplesError
 from torchserve.export import VERSIONS_DIRECTORY, metadata_of, write_archive
@@ -47,6 +47,8 @@ class Plan:
     simulated_seconds: float
     label: Label | None
     """What is to be learnt; None for the default, or for what a dataset file has."""
+    valid_days: float | None
+    """How long the models may decide after the newest market in their data, in days; None: for ever."""
     blocks: int
     """Of the walk-forward evaluation."""
     trials: int
@@ -95,7 +97,7 @@ def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
     """
     walk_settings = WalkForwardSettings(blocks=plan.blocks)
     market, samples = _load(plan, report)
-    training = TrainingSettings(seed=plan.seed, label=samples.label)
+    training = TrainingSettings(seed=plan.seed, label=samples.label, valid_days=plan.valid_days)
     if plan.trials:
         for kind in plan.kinds:
             training = search(kind, samples, training, walk_settings, trials=plan.trials, report=report)
@@ -158,7 +160,7 @@ def _install(plan: Plan, samples: Samples, report: Report) -> Sequence[dict[str,
         plan.store,
         seed=plan.seed,
         simulated_seconds=plan.simulated_seconds,
-        label=samples.label,
+        chosen=Chosen(label=samples.label, valid_days=plan.valid_days),
         samples=samples,
         report=report,
     )

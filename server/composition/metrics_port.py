@@ -85,6 +85,7 @@ def _components(
         partial(models.of_attempts, path.champion),
         partial(models.of_shadow, canary.shadow),
         partial(embedded.of_embedded, path.embedded.model, path.embedded.stage, path.embedded.check),
+        partial(embedded.of_expiry, path.replicas, path.expiry),
         partial(canaries.of_pairs, canary.recorder),
         partial(canaries.of_canary, canary.routing, canary.rollout, canary.objective),
         partial(controls.of_control, path.control),

@@ -79,6 +79,7 @@ async def open_admin_port(
                 settings.canary.steps,
                 process.new_id,
                 process.machine.wall_clock,
+                path.expiry,
             ),
             serving=ServingParts(
                 process.instance_id, health_state, process.metrics, path.admission, slot, process.clock

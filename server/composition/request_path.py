@@ -36,6 +36,7 @@ from server.inference.replica import Replica
 from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
 from server.models.embedding import EmbeddedModel
+from server.models.expiry import ModelExpiry
 from server.security import operator
 from server.security.security import Security
 from server.settings import Settings, load
@@ -86,6 +87,7 @@ class RequestPath:
     idempotency: IdempotencyWindow
     reports: DecisionReports
     tracing: Tracing | None
+    expiry: ModelExpiry
 
 
 async def open_foundation(process: Process, envoy: EnvoyEdge | None) -> Foundation:
@@ -231,6 +233,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         idempotency=idempotency,
         reports=reports,
         tracing=tracing,
+        expiry=ModelExpiry(base.feature_cache, lambda: guards.model_grace_seconds),
     )
 
 
@@ -244,7 +247,6 @@ async def _open_embedded(
         settings.replicas.champion_model,
         lambda: canary.deployment.champion_version,
         clock,
-        process.machine.wall_clock,
     )
     await process.background(model.run(), "embedded-model")
     routing = canary.routing

@@ -47,7 +47,6 @@ class EmbeddedModel:
         name: Under which the replicas serve the champion.
         champion_version: The champion's version; empty while none is known.
         clock: Monotonic seconds.
-        wall_clock: Seconds since the Unix epoch.
     """
 
     def __init__(
@@ -56,13 +55,11 @@ class EmbeddedModel:
         name: str,
         champion_version: Callable[[], str],
         clock: Callable[[], float],
-        wall_clock: Callable[[], float],
     ) -> None:
         self._model_store = model_store
         self._name = name
         self._champion_version = champion_version
         self._clock = clock
-        self._wall_clock = wall_clock
         self._loaded: EmbeddedScorer | None = None
         self._alias = ""
         """The registry's champion, while no other is known."""
@@ -163,15 +160,13 @@ class EmbeddedModel:
 
         Raises:
             ModelUnknownError: There is no such archive, or its content is not what its version says.
-            ModelUnusableError: It has expired, wants other features, or has no reference scores or gives others.
+            ModelUnusableError: It wants other features, or has no reference scores or gives others.
             CannotScoreError: It cannot be scored in this process.
         """
         archive = ModelStore([model_store]).find(version)
         record = record_of(archive, created_at=0.0)
         if record.problem:
             raise ModelUnusableError(record.problem)
-        if 0 < record.expires_at <= self._wall_clock():
-            raise ModelUnusableError("it has expired")
         if not len(record.canned_scores):
             raise ModelUnusableError("it has no reference scores to be checked by")
         scorer = _scorer_of(archive, self._name)

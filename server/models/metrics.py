@@ -1,8 +1,8 @@
-"""The metrics of the model in the server's own process."""
+"""The metrics of the model in the server's own process, and of when models expire."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from feature_cache.metrics import Counter, Gauge, declared
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from fallback.embedded import Embedded
     from server.inference.embedded_check import EmbeddedCheck
+    from server.inference.replica import Replica
     from server.models.embedding import EmbeddedModel
+    from server.models.expiry import ModelExpiry
 
 EMBEDDED_READY: Final = Gauge("pretrade_embedded_ready", "1 while the champion's own version is loaded here.")
 EMBEDDED_LOADS: Final = Counter(
@@ -21,6 +23,12 @@ EMBEDDED_LOADS: Final = Counter(
 EMBEDDED_ROWS: Final = Counter("pretrade_embedded_rows", "Rows for the embedded model: scored or failed.", ("fate",))
 EMBEDDED_CHECKS: Final = Counter(
     "pretrade_embedded_checks", "Sampled rows of the embedded model that the primary was to score too.", ("fate",)
+)
+MODEL_EXPIRES_IN_SECONDS: Final = Gauge(
+    "pretrade_model_expires_in_seconds",
+    "Time of the market until the replica's model may not decide any more, negative once it may not; of models that"
+    " expire.",
+    ("replica",),
 )
 
 METRICS: Final = declared(globals())
@@ -38,3 +46,13 @@ def of_embedded(model: EmbeddedModel, stage: Embedded, check: EmbeddedCheck) -> 
     for fate, count in check.fates.items():
         checks.add_metric((fate,), count)
     yield from (loads, rows, checks)
+
+
+def of_expiry(replicas: Sequence[Replica], expiry: ModelExpiry) -> Iterator[Metric]:
+    """One scrape: of replicas that have answered, once a market is known."""
+    family = MODEL_EXPIRES_IN_SECONDS.family()
+    for replica in replicas:
+        left = None if replica.model is None else expiry.left_seconds(replica.model.expires_at)
+        if left is not None:
+            family.add_metric((replica.name,), left)
+    yield family

@@ -25,6 +25,7 @@ from server.errors import (
 )
 from server.inference.replica import Replica
 from server.models.deployment import Deployment, DeploymentError
+from server.models.expiry import ModelExpiry
 from server.models.loading import LoadError
 from server.models.registry import (
     ALIASES,
@@ -35,7 +36,7 @@ from server.models.registry import (
     Registry,
     Standing,
 )
-from server.rpc.steering import Asking
+from server.rpc.steering import Asking, duration
 
 T = TypeVar("T")
 
@@ -66,6 +67,7 @@ class CanarySteering:
         steps: Share of the flows at each step, where a request names none.
         new_id: Makes a unique, time-ordered id.
         wall_seconds: Seconds since the Unix epoch.
+        expiry: Tells when models expire.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class CanarySteering:
         steps: tuple[float, ...],
         new_id: Callable[[], str],
         wall_seconds: Callable[[], float],
+        expiry: ModelExpiry,
     ) -> None:
         self._rollout = rollout
         self._deployment = deployment
@@ -85,6 +88,7 @@ class CanarySteering:
         self._steps = steps
         self._new_id = new_id
         self._wall_seconds = wall_seconds
+        self._expiry = expiry
         self._champion = pb.ChampionStatus()
         """What was said of the champion last: a card does not change."""
 
@@ -193,12 +197,22 @@ class CanarySteering:
             try:
                 registry = self._deployment.registry
             except DeploymentError:
-                return pb.ChampionStatus(model_version=version, standing=NOT_MEASURED)
+                return self._until_expiry(pb.ChampionStatus(model_version=version, standing=NOT_MEASURED))
             standing = await asyncio.to_thread(registry.standing, version)
             self._champion = pb.ChampionStatus(
                 model_version=version, standing=standing.text, card=str(standing.card or "")
             )
-        return self._champion
+        return self._until_expiry(self._champion)
+
+    def _until_expiry(self, champion: pb.ChampionStatus) -> pb.ChampionStatus:
+        """With how long it may still decide."""
+        served = (one.model for one in self._replicas.values() if one.model is not None)
+        expires_at = next((one.expires_at for one in served if one.version == champion.model_version), 0)
+        left = self._expiry.left_seconds(expires_at)
+        champion.ClearField("expires_in")
+        if left is not None:
+            champion.expires_in.CopyFrom(duration(left))
+        return champion
 
     async def load_model(self, request: pb.LoadModelRequest, author: str) -> pb.LoadModelResponse:
         """Loads a version; it gets no orders by that."""

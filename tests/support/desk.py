@@ -55,6 +55,8 @@ class Desk:
         self.running = running
         self.packets: dict[str, packet_pb2.DecisionPacket] = {}
         self.now = 1_000.0
+        self.market_ns = 7
+        """The instant of the market that is decided on."""
         self.model_answers = True
         self._writer = PacketWriter("server-1", settings.config_hash(), "fsync", self.control)
         self._guards = Guards(settings.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
@@ -103,7 +105,8 @@ class Desk:
         asked = pb.Order(instrument="BTCUSDT.SIM", side=pb.SIDE_BUY, quantity=1.0, strategy="twap")
         asked.MergeFrom(pb.Order(**order))
         case = Case(OrderReader(("BTCUSDT.SIM",)).read(asked), Budget(self.now, self.now + 0.05, 0.005))
-        case.snapshot = FeatureSnapshot("BTCUSDT.SIM", 42, 7, 7, 7, 7, 0, 99.0, 101.0, BookState.VALID, values)
+        at = (self.market_ns,) * 4
+        case.snapshot = FeatureSnapshot("BTCUSDT.SIM", 42, *at, 0, 99.0, 101.0, BookState.VALID, values)
         case.snapshot_age_seconds = age
         book_age_seconds = float(values[features.INDEX["book_age_ms"]]) / 1e3
         problem = problem_of(BookState.VALID, age, book_age_seconds, self._max_age_seconds)

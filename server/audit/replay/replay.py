@@ -298,7 +298,8 @@ def _guarded(
         settings.model_copy(update={"max_decisions_per_second": None}),
         lambda: state,
         lambda: case.budget.arrived,
-        lambda: packet.decision.decided_at.ToNanoseconds() / 1e9,
+        # Of a snapshot that the server had, the instant of the market: models expire by that.
+        lambda: (packet.features.event_time_ns or packet.decision.decided_at.ToNanoseconds()) / 1e9,
     )
     action, reasons = guards.apply(case, answer)
     if action == pb.ACTION_TRADE and pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -62,6 +63,30 @@ def test_an_expired_model_makes_it_abstain(expires_at: int, action: pb.Action.Va
     answer = Answer(TRADE.action, TRADE.source, TRADE.reason, 0.75, 0.5, "champion", "v1", expires_at)
     expected = [] if action == pb.ACTION_TRADE else [pb.REASON_CODE_MODEL_EXPIRED]
     assert objections(guards(), new_case(), answer) == (action, expected)
+
+
+def known_until(seconds: float) -> Case:
+    """A case on a market of this instant."""
+    case = new_case(sequence=1)
+    assert case.snapshot is not None
+    case.snapshot = replace(case.snapshot, event_time_ns=round(seconds * 1e9))
+    return case
+
+
+def test_a_model_expires_on_the_clock_of_the_market_that_is_decided_on() -> None:
+    answer = replace(TRADE, model_expires_at=1_000_000)
+    made = guards()
+    assert objections(made, known_until(999_999.9), answer) == (pb.ACTION_TRADE, []), "a replay, years later"
+    assert objections(made, known_until(1_000_000), answer) == (pb.ACTION_ABSTAIN, [pb.REASON_CODE_MODEL_EXPIRED])
+
+
+def test_an_operator_can_extend_a_model_by_some_days() -> None:
+    answer = replace(TRADE, model_expires_at=1_000_000)
+    made = guards()
+    made.configure(NO_LIMITS.model_copy(update={"model_grace_days": 2.0}))
+    assert objections(made, known_until(1_000_000 + 2 * 86_400 - 1), answer) == (pb.ACTION_TRADE, [])
+    after = objections(made, known_until(1_000_000 + 2 * 86_400), answer)
+    assert after == (pb.ACTION_ABSTAIN, [pb.REASON_CODE_MODEL_EXPIRED])
 
 
 @pytest.mark.parametrize("reduce_only", [False, True])

@@ -42,7 +42,7 @@ def store(
 ) -> Path:
     directory = tmp_path_factory.mktemp("store")
     for model in models.values():
-        write_archive(model, metadata_of(model, samples, settings, expires_at=4_102_444_800), directory)
+        write_archive(model, metadata_of(model, samples, settings) | {"expires_at": 4_102_444_800}, directory)
     return directory
 
 

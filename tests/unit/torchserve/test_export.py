@@ -63,7 +63,7 @@ def test_the_version_changes_with_all_that_can_change_a_score(
         (model, known | {"kind": "torch"}),
     ]
     versions = [write_archive(one, metadata, tmp_path) for one, metadata in changed]
-    versions.append(write_archive(model, metadata_of(model, samples, settings, expires_at=1), tmp_path))
+    versions.append(write_archive(model, metadata_of(model, samples, settings) | {"expires_at": 1}, tmp_path))
     assert len(set(versions)) == len(versions)
 
 
@@ -73,7 +73,7 @@ def test_an_archive_that_is_replaced_is_kept_by_its_version(
     model = models["champion"]
     before = write_archive(model, metadata_of(model, samples, settings), tmp_path)
     content = (tmp_path / "champion.mar").read_bytes()
-    after = write_archive(model, metadata_of(model, samples, settings, expires_at=1), tmp_path)
+    after = write_archive(model, metadata_of(model, samples, settings) | {"expires_at": 1}, tmp_path)
     assert {path.stem for path in (tmp_path / "versions").iterdir()} == {before, after}
     assert (tmp_path / "versions" / f"{before}.mar").read_bytes() == content
 
@@ -103,7 +103,7 @@ def test_a_version_that_is_not_installed_leaves_what_the_stack_starts_with(
 ) -> None:
     model = models["champion"]
     installed = write_archive(model, metadata_of(model, samples, settings), tmp_path)
-    metadata = metadata_of(model, samples, settings, expires_at=1)
+    metadata = metadata_of(model, samples, settings) | {"expires_at": 1}
     published = write_archive(model, metadata, tmp_path, install=False)
     assert json.loads((tmp_path / "champion.json").read_text())["version"] == installed != published
     described = json.loads((tmp_path / "versions" / f"{published}.json").read_text())

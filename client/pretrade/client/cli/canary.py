@@ -341,8 +341,9 @@ def _print_models(models: Iterable[admin_pb2.ModelVersion]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
         written = local_time(model.created_at.ToDatetime(dt.UTC))[:16]
         style = "red" if model.problem else "dim"
+        until = f"; for markets until {model.expires_at.ToDatetime():%Y-%m-%d}" if model.HasField("expires_at") else ""
         console.print(
-            f"{'':4}{written}  {model.problem or model.standing}",
+            f"{'':4}{written}  {model.problem or model.standing}{until}",
             highlight=False,
             markup=False,
             soft_wrap=True,

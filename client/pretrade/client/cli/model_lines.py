@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from typing import Final
+
 from rich.markup import escape
 
 from pretrade.admin.v1 import admin_pb2
+
+_SOON_DAYS: Final = 3.0
+"""Before a model expires, from which on the alert ModelExpiring tells of it."""
 
 
 def drift_line(drift: admin_pb2.DriftStatus) -> str:
@@ -25,7 +31,17 @@ def drift_line(drift: admin_pb2.DriftStatus) -> str:
 
 def champion_line(champion: admin_pb2.ChampionStatus) -> str:
     """Which version decides, and how good it is known to be; markup of rich."""
-    return standing_line(champion.model_version, champion.standing, champion.card)
+    line = standing_line(champion.model_version, champion.standing, champion.card)
+    return line + (_expiry(champion.expires_in.ToTimedelta()) if champion.HasField("expires_in") else "")
+
+
+def _expiry(left: dt.timedelta) -> str:
+    """How long it may still decide; markup of rich."""
+    days = left / dt.timedelta(days=1)
+    if days <= 0:
+        return f"; [red]expired {-days:.1f} days ago: its answers are ABSTAIN[/]"
+    said = f"expires in {days:.1f} days"
+    return f"; [yellow]{said}[/]" if days < _SOON_DAYS else f"; {said}"
 
 
 def standing_line(version: str, standing: str, card: str) -> str:

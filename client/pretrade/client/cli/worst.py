@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -50,6 +51,7 @@ def faults(status: pb.GetStatusResponse) -> list[Fault]:
         *_not_ready(status),
         *_features(status),
         *_champions(status),
+        *_expired(status),
         *_processes(status),
         *_control(status),
         *_shipping(status),
@@ -141,6 +143,12 @@ def _is_steered(replica: pb.ReplicaStatus) -> bool:
 
 def _on(status: pb.GetStatusResponse, flag: str) -> bool:
     return any(one.enabled for one in status.flags if one.name == flag)
+
+
+def _expired(status: pb.GetStatusResponse) -> Iterator[Fault]:
+    champion = status.champion
+    if champion.HasField("expires_in") and champion.expires_in.ToTimedelta() <= dt.timedelta():
+        yield Fault(f"model {champion.model_version[:8]} has expired, so that orders get ABSTAIN", "ModelExpired")
 
 
 def _processes(status: pb.GetStatusResponse) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from rich.console import Console
 
 from pretrade.admin.v1 import admin_pb2
@@ -52,3 +53,17 @@ def test_the_champion_is_named_with_what_its_card_says_and_where_that_is() -> No
     assert shown(champion_line(champion)) == "champion 41c0cf44: does not beat the rules; card: /m/[c].md"
     champion = admin_pb2.ChampionStatus(model_version="41c0cf4400112233", standing="no card says how good it is")
     assert shown(champion_line(champion)) == "champion 41c0cf44: no card says how good it is"
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        (12.34, "expires in 12.3 days"),
+        (0.5, "expires in 0.5 days"),
+        (-2, "expired 2.0 days ago: its answers are ABSTAIN"),
+    ],
+)
+def test_the_champion_is_named_with_how_long_it_may_still_decide(days: float, said: str) -> None:
+    champion = admin_pb2.ChampionStatus(model_version="41c0cf4400112233", standing="beats all")
+    champion.expires_in.FromSeconds(round(days * 86_400))
+    assert shown(champion_line(champion)) == f"champion 41c0cf44: beats all; {said}"

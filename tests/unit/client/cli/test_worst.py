@@ -68,6 +68,11 @@ def unhealthy(name: str, detail: str) -> Change:
     return lambda status: status.components.add(name=name, healthy=False, detail=detail)
 
 
+def expired(status: pb.GetStatusResponse) -> None:
+    status.champion.model_version = "bb" * 8
+    status.champion.expires_in.FromSeconds(-60)
+
+
 def trading(state: pb.TradingState.ValueType) -> Change:
     return lambda status: setattr(status, "trading_state", state)
 
@@ -108,6 +113,7 @@ def test_nothing_is_wrong_with_a_sound_server() -> None:
         (unhealthy("embedded", "version aa: expired"), "version aa: expired", "EmbeddedRefused"),
         (unhealthy("explanations", "version aa is not loaded"), "version aa is not loaded", "ReaderEnding"),
         (unhealthy("certificates", "expires in 3 days"), "expires in 3 days", "CertificateExpiring"),
+        (expired, "model bbbbbbbb has expired, so that orders get ABSTAIN", "ModelExpired"),
         (unhealthy("token_keys", "no key"), "no key", "CredentialsNotReplaced"),
         (lambda status: setattr(status, "process_count", 3), "2 of 3 processes do not answer", "ServerProcessDying"),
         (lambda status: setattr(status.features[0], "lag_records", 20_000), "20,000 records", "WorkerBehind"),

@@ -166,6 +166,7 @@ def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: 
     plan = Plan(
         kinds=("monotone", "torch"),
         label=None,
+        valid_days=30.0,
         data=(),
         store=tmp_path / "store",
         name="champion",

@@ -120,8 +120,7 @@ class Plane:
         keys = SharedKeys(memory, 60.0, lambda: clock() + self.stood_still_seconds)
         self.idempotency = IdempotencyWindow(clock, keys)
         self.state = admin_pb2.TRADING_STATE_ACTIVE
-        self.guards = Guards(NO_LIMITS, lambda: self.state, clock, lambda: self.unix_now)
-        self.unix_now = 1_700_000_000.0
+        self.guards = Guards(NO_LIMITS, lambda: self.state, clock, lambda: 1_700_000_000.0)
         self.objective = Objective(SloSettings(), budget.cap_seconds)
         self.journal = journal
         self.clock = clock
@@ -543,7 +542,9 @@ OBJECTIONS: dict[str, tuple[Callable[[Plane], object], pb.Action.ValueType, pb.R
         pb.REASON_CODE_NOTIONAL_LIMIT,
     ),
     "expired model": (
-        lambda p: setattr(p, "unix_now", 2_000_000_000.0),
+        lambda p: p.feature_cache.accept(
+            encode(dataclasses.replace(market(0.0), event_time_ns=2_000_000_000_000_000_000))
+        ),
         pb.ACTION_ABSTAIN,
         pb.REASON_CODE_MODEL_EXPIRED,
     ),

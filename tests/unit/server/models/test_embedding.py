@@ -25,7 +25,6 @@ from server.models.archive import content_version, read_archive
 from server.models.embedding import EmbeddedModel, EmbeddedModels
 from server.models.registry import Registry
 
-NOW = 1_800_000_000.0
 ROW = np.zeros(features.N_FEATURES, dtype="<f4").tobytes()
 
 
@@ -39,7 +38,7 @@ class World:
         self.now = 1_000.0
         self.registry.path("").parent.mkdir(parents=True)
         shutil.copy(archive, self.registry.path(self.trained))
-        self.model = EmbeddedModel(root, "champion", lambda: self.champion, lambda: self.now, lambda: NOW)
+        self.model = EmbeddedModel(root, "champion", lambda: self.champion, lambda: self.now)
 
     def variant(self, change: Callable[[dict[str, Any]], object], weights: bytes | None = None) -> str:
         """A version whose metadata or weights are others."""
@@ -141,7 +140,6 @@ async def test_an_archive_that_comes_later_is_loaded_then(world: World) -> None:
 
 async def test_what_is_broken_or_different_is_refused_before_it_answers(world: World) -> None:
     causes: list[tuple[Callable[[dict[str, Any]], object], str]] = [
-        (lambda metadata: metadata.update(expires_at=int(NOW)), "it has expired"),
         (lambda metadata: metadata.update(feature_set_fingerprint=1), "it wants features"),
         (lambda metadata: metadata["calibration"].update(intercept=3.0), "off its reference scores"),
         (lambda metadata: metadata["calibration"].update(slope=float("nan")), "nan off its reference scores"),
@@ -173,7 +171,7 @@ async def test_a_sound_archive_of_another_kind_of_champion_scores_as_it_says(wor
 
 
 async def test_without_a_model_store_or_xgboost_there_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = EmbeddedModel(None, "champion", lambda: world.trained, lambda: world.now, lambda: NOW)
+    none = EmbeddedModel(None, "champion", lambda: world.trained, lambda: world.now)
     async with following(none):
         await asyncio.sleep(0.05)
         assert (none.scorer, none.lack, none.fault) == (None, pb.DEGRADATION_UNSPECIFIED, "")

@@ -8,11 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from feature_cache import features
+from feature_cache.store.codec import BookState, FeatureSnapshot, encode
+from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from local.demo.variants import recalibrated
+from server.inference.wire import ModelIdentity
+from server.models.expiry import ModelExpiry
 from server.models.registry import CANDIDATE, CARD_FILE, CARDS, EVALUATION_FILE, NOT_MEASURED, Registry
 from server.rpc.canary import CanarySteering
+
+MARKET_NS = 1_800_000_000 * 10**9
+NOTHING = np.zeros(features.N_FEATURES, dtype=np.float32)
 
 
 class Loader:
@@ -37,7 +46,16 @@ def steering(registry: Registry, champion: str) -> tuple[CanarySteering, Any]:
     """The part under test, and the deployment that it asks."""
     deployment = SimpleNamespace(registry=registry, champion_version=champion, loader=Loader())
     none = cast(Any, None)
-    return CanarySteering(none, cast(Any, deployment), none, {}, (1.0,), none, none), deployment
+    cache = FeatureCache(
+        "redis://unused", FeatureCacheSettings(), ("A.SIM",), monotonic=lambda: 0.0, wall_ns=lambda: MARKET_NS
+    )
+    at = (MARKET_NS,) * 4
+    assert cache.accept(encode(FeatureSnapshot("A.SIM", 1, *at, 0, 99.0, 101.0, BookState.VALID, NOTHING)))
+    replicas = cast(Any, {"primary": SimpleNamespace(model=None), "secondary": SimpleNamespace(model=None)})
+    expiry = ModelExpiry(cache, lambda: 0.0)
+    made = CanarySteering(none, cast(Any, deployment), none, replicas, (1.0,), none, none, expiry)
+    deployment.replicas = replicas
+    return made, deployment
 
 
 async def listed(steering: CanarySteering) -> dict[str, list[str]]:
@@ -55,6 +73,18 @@ async def test_the_champion_is_the_version_that_decides_and_a_candidate_is_none(
     assert await listed(models) == {candidate: ["champion"]}
     registry.set_alias("previous", first)
     assert await listed(models) == {candidate: ["champion"], first: ["previous"]}
+
+
+async def test_the_champion_is_told_with_how_long_it_may_still_decide(registry: Registry, first: str) -> None:
+    models, deployment = steering(registry, first)
+    said = await models.champion()
+    assert said is not None
+    assert not said.HasField("expires_in"), "it has not answered yet"
+    for expires_at, seconds in ((1_800_000_060, 60), (1_799_999_940, -60), (0, None)):
+        deployment.replicas["secondary"].model = ModelIdentity("champion", first, 0.5, expires_at)
+        said = await models.champion()
+        assert said is not None
+        assert (said.expires_in.seconds if said.HasField("expires_in") else None) == seconds
 
 
 async def test_the_champion_stands_as_its_card_says(registry: Registry, first: str) -> None:

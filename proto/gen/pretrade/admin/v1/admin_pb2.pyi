@@ -932,22 +932,30 @@ class ChampionStatus(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Its version."""
     standing: _builtins.str
     """What its card says of it in a few words, for example `does not beat the rules`."""
     card: _builtins.str
     """Its model card, a path on the server; empty without one."""
+    @_builtins.property
+    def expires_in(self) -> _duration_pb2.Duration:
+        """How long it may still decide, by the newest instant of the market; negative once its answers are ABSTAIN with the reason
+        MODEL_EXPIRED. Absent for a model that does not expire, and while no market is known.
+        """
+
     def __init__(
         self,
         *,
         model_version: _builtins.str = ...,
         standing: _builtins.str = ...,
         card: _builtins.str = ...,
+        expires_in: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "model_version", b"model_version", "standing", b"standing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "expires_in", b"expires_in", "model_version", b"model_version", "standing", b"standing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2521,7 +2529,9 @@ class ModelVersion(_message.Message):
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When its scores expire; absent for never."""
+        """From which instant of the market on its scores must not be used, without the grace that the server's settings give; absent
+        for never.
+        """
 
     def __init__(
         self,

@@ -198,7 +198,9 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     REASON_CODE_STRATEGY_RATE: _ReasonCode.ValueType  # 18
     """Guard: the strategy sends more decisions per second than allowed."""
     REASON_CODE_MODEL_EXPIRED: _ReasonCode.ValueType  # 19
-    """Guard: the model is past its expiry. The models that `pretrade train` publishes have none."""
+    """Guard: the model is past its expiry on the market's clock: what it learnt from is too old. Models expire 30 days after the
+    end of their data unless `pretrade train --valid-days` says otherwise; those of a simulated market do not.
+    """
     REASON_CODE_AUDIT_UNAVAILABLE: _ReasonCode.ValueType  # 20
     """The audit journal cannot be written."""
     REASON_CODE_AUDIT_LATE: _ReasonCode.ValueType  # 21
@@ -240,7 +242,9 @@ REASON_CODE_QUANTITY_LIMIT: ReasonCode.ValueType  # 17
 REASON_CODE_STRATEGY_RATE: ReasonCode.ValueType  # 18
 """Guard: the strategy sends more decisions per second than allowed."""
 REASON_CODE_MODEL_EXPIRED: ReasonCode.ValueType  # 19
-"""Guard: the model is past its expiry. The models that `pretrade train` publishes have none."""
+"""Guard: the model is past its expiry on the market's clock: what it learnt from is too old. Models expire 30 days after the
+end of their data unless `pretrade train --valid-days` says otherwise; those of a simulated market do not.
+"""
 REASON_CODE_AUDIT_UNAVAILABLE: ReasonCode.ValueType  # 20
 """The audit journal cannot be written."""
 REASON_CODE_AUDIT_LATE: ReasonCode.ValueType  # 21

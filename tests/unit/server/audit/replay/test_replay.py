@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
@@ -50,6 +51,9 @@ def replayer(model_store: Path) -> Iterator[Replayer]:
 
 
 DESKS: list[Desk] = []
+
+
+SETTINGS_HELD = packet_pb2.SettingsInForce(config_hash=hash_of(SETTINGS_JSON), settings_json=SETTINGS_JSON)
 
 
 def new_replayer(model_store: Path, what_if: WhatIf = AS_RECORDED, settings_json: str = SETTINGS_JSON) -> Replayer:
@@ -126,6 +130,25 @@ async def test_decisions_of_the_embedded_model_replay_bit_equal(embedded_desk: D
     for packet in desk.packets.values():
         replay = await replayer.replay(packet)
         assert replay.first_difference is None, packet
+
+
+async def test_whether_a_model_had_expired_replays_by_the_instant_of_the_market(
+    embedded_desk: Desk, model_store: Path
+) -> None:
+    desk, files = embedded_desk, dict(read_archive(model_store / "champion.mar").files)
+    files["metadata.json"] = json.dumps(json.loads(files["metadata.json"]) | {"expires_at": 1_000}).encode()
+    archive = Archive("champion", "ee" * 8, files)
+    desk.embedded.scorer = EmbeddedScorer("served", archive.version, files["metadata.json"], files["weights.bin"])
+    decided = [await desk.decide(values(row)) for row in range(40)]
+    trades = next(row for row, one in enumerate(decided) if one.decision.action == pb.ACTION_TRADE)
+    before = decided[trades]
+    desk.market_ns = 1_000 * 10**9
+    after = await desk.decide(values(trades))
+    assert (before.decision.action, after.decision.action) == (pb.ACTION_TRADE, pb.ACTION_ABSTAIN)
+    assert after.decision.reasons[1:] == [pb.REASON_CODE_MODEL_EXPIRED]
+    with Replayer(lambda _: SETTINGS_HELD, lambda _: None, lambda _: archive) as replayer:
+        for packet in (before, after):
+            assert (await replayer.replay(packet)).first_difference is None
 
 
 async def test_a_decision_of_the_embedded_model_that_it_would_not_have_made_is_found(
