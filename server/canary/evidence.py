@@ -40,6 +40,9 @@ from server.inference.outcome import Outcome
 NEW_BET: Final = 100
 """Observations after which another bet against the canary begins. With 1,000, what begins to go wrong in between is
 found several hundred observations later; with 25, so many bets share the probability of an error that all are slow."""
+INDEPENDENT_SECONDS: Final = 5.0
+"""Rows of one instrument within this time are one observation, where neither setting nor label says more: states of the
+market outlast short horizons."""
 _BATCH_SECONDS: Final = 0.1
 """Orders within this time may have been in one batch."""
 _UNPAIRED: Final = 8
@@ -63,6 +66,8 @@ _SENTENCES: Final = {
 _ALIKE: Final = ("disagreement", "score_shift", "rank")
 """Checks of whether the canary is like the champion. One that is better need not be."""
 _BETTER: Final = "better"
+_OF_SCORES: Final = ("score_shift", "brier", _BETTER)
+"""Checks that hold one model's score against the other's, which must be probabilities of the same thing."""
 
 
 class Verdict(enum.Enum):
@@ -282,9 +287,21 @@ class Evidence:
         settings: Tolerances and minima.
         clock: Monotonic seconds.
         processes: Processes that judge the canary by evidence of their own.
+        span_seconds: From a decision to the end of the canary's horizon: rows within it share an outcome.
+        same_label: Whether canary and champion have learnt the same label. If not, their scores are probabilities of
+            different things: nothing that compares scores is judged, and the canary has to be like the champion,
+            because it cannot be *better*.
     """
 
-    def __init__(self, settings: CanarySettings, clock: Callable[[], float], processes: int = 1) -> None:
+    def __init__(
+        self,
+        settings: CanarySettings,
+        clock: Callable[[], float],
+        processes: int = 1,
+        *,
+        span_seconds: float = 0.0,
+        same_label: bool = True,
+    ) -> None:
         orders, pairs, outcomes = settings.min_orders, settings.min_pairs, settings.min_outcomes
         limits = {
             "errors": (settings.max_error_excess, orders),
@@ -298,9 +315,11 @@ class Evidence:
             "missed_trades": (settings.max_missed_trade_excess, outcomes),
             _BETTER: (0.0, max(1, outcomes)),
         }
-        self._may_differ = outcomes > 0
+        if not same_label:
+            limits = {name: limit for name, limit in limits.items() if name not in _OF_SCORES}
+        self._may_differ = outcomes > 0 and same_label
         silent = {"disagreement", "score_shift", _BETTER} if self._may_differ else {_BETTER}
-        false_alarm = settings.false_rollback_probability / ((len(limits) - len(silent)) * processes)
+        false_alarm = settings.false_rollback_probability / (len(limits.keys() - silent) * processes)
         false_proof = settings.false_step_probability / processes
         terms = {
             name: Terms(tolerance, minimum, false_alarm, false_proof, name not in silent)
@@ -309,8 +328,9 @@ class Evidence:
         self._clock = clock
         self._slow_seconds = settings.slow_seconds
         self._of_batches = {name: Check(name, terms.pop(name)) for name in ("errors", "slow")}
+        independent_seconds = settings.independent_seconds or max(INDEPENDENT_SECONDS, span_seconds)
         self._gathered = {
-            name: GatheredCheck(name, one, _BATCH_SECONDS if name == "fallback" else settings.independent_seconds)
+            name: GatheredCheck(name, one, _BATCH_SECONDS if name == "fallback" else independent_seconds)
             for name, one in terms.items()
         }
         self.checks: Final[Mapping[str, Check]] = {**self._of_batches, **self._gathered}
@@ -342,13 +362,14 @@ class Evidence:
     @property
     def _alike(self) -> bool:
         """True when the canary is shown to be like the champion."""
-        return all(self.checks[name].verdict is Verdict.BETTER_OR_EQUAL for name in _ALIKE)
+        return all(one.verdict is Verdict.BETTER_OR_EQUAL for name, one in self.checks.items() if name in _ALIKE)
 
     def _missing(self) -> list[Check]:
         """The checks that have to speak for the canary and do not yet: it is to be like the champion, or better."""
         other = self._may_differ and not self._alike
-        better = self.checks[_BETTER].verdict is Verdict.BETTER_OR_EQUAL
-        other = other and (better or any(self.checks[name].beyond for name in _ALIKE))
+        other = other and (
+            self.checks[_BETTER].verdict is Verdict.BETTER_OR_EQUAL or any(self.checks[name].beyond for name in _ALIKE)
+        )
         waived = _ALIKE if other else (_BETTER,)
         return [
             check for check in self.checks.values() if check.name not in waived and check.verdict is Verdict.NO_EVIDENCE
@@ -415,7 +436,9 @@ class Evidence:
         self._gather("missed_trades", instrument, *(float(eligible and not one) for one in trades))
 
     def _gather(self, check: str, instrument: str, canary: float, champion: float) -> None:
-        self._gathered[check].gather(instrument, self._clock(), canary, champion)
+        gathered = self._gathered.get(check)
+        if gathered is not None:
+            gathered.gather(instrument, self._clock(), canary, champion)
 
     def restart(self) -> None:
         """A new step begins."""

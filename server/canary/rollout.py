@@ -172,7 +172,19 @@ class Rollout:
         """Has the challenger's replica of this server serve the canary, and then gives it its orders."""
         while self._runs(canary.canary_id):
             if await self._deployment.loads(self._challenger, canary.model_version):
+                judged, champion = [
+                    await self._deployment.markout_of(version)
+                    for version in (canary.model_version, canary.champion_version)
+                ]
                 if (now := self.canary) is not None and self._runs(canary.canary_id):
+                    self._markouts.begin(judged)
+                    self.evidence = Evidence(
+                        self._settings,
+                        self._clock,
+                        self._judges,
+                        span_seconds=judged.span_seconds,
+                        same_label=judged == champion,
+                    )
                     self._challenger.wanted_version = now.model_version
                     self._routing.canary = now
                     self._joined_at = self._clock()

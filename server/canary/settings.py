@@ -8,7 +8,6 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from feature_cache.constants import Constant
-from server.models.markout import HORIZON_SECONDS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Tolerance = Annotated[float, Field(ge=0, le=0.99)]
@@ -25,10 +24,10 @@ class CanarySettings(BaseModel):
     """Least time at a step, in seconds. Raise it to see each step in more market conditions."""
     patience_seconds: float = Field(default=3_600.0, gt=0, le=2_592_000)
     """A canary that cannot prove a step within this time, in seconds, is rolled back. Raise it for few orders."""
-    independent_seconds: float = Field(default=HORIZON_SECONDS, gt=0, le=3_600)
-    """Rows of one instrument within this time, in seconds, are one observation: they share an outcome. Raise it to the
-    label's horizon if yours is longer, or to how long a state of your market lasts; lower it only to try a canary out,
-    because it is then rolled back and promoted by chance."""
+    independent_seconds: float | None = Field(default=None, gt=0, le=3_600)
+    """Rows of one instrument within this time, in seconds, are one observation: they share an outcome. Unset: 5, or
+    what the canary's label looks ahead if that is longer. Raise it to the time that a state of your market lasts; lower
+    it only to try a canary out, because it is then rolled back and promoted by chance."""
     min_orders: int = Field(default=100, ge=1, le=1_000_000)
     """Batches of the canary, and tenths of a second with orders of its own, that a step must have had, in the process
     that takes the next one."""

@@ -16,6 +16,7 @@ import structlog
 
 from server.errors import ChangeInDoubtError, ModelUnknownError
 from server.models.loading import LoadError, ModelLoader
+from server.models.markout import Markout
 from server.models.registry import ModelUnusableError
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class Deployment:
         primary, secondary = self.champions
         model = primary.model or secondary.model
         return "" if model is None else model.version
+
+    async def markout_of(self, version: str) -> Markout:
+        """The label that a version has learnt; the default where this server does not know the version."""
+        try:
+            return (await asyncio.to_thread(self.registry.usable, version)).markout
+        except (DeploymentError, ModelUnknownError, ModelUnusableError):
+            return Markout()
 
     def decides(self, version: str) -> bool:
         """True when a score of this version may decide an order now.

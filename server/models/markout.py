@@ -8,7 +8,7 @@ Training writes the label into a model's metadata (`torchserve/label.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Markout(NamedTuple):
@@ -22,6 +22,11 @@ class Markout(NamedTuple):
     """What the order is done at: the mid, or the ask for a buy and the bid for a sell."""
     worst_bps: float = -1.0
     """An order is *eligible* when its markout is not worse than this."""
+
+    @property
+    def span_seconds(self) -> float:
+        """From the decision to the end of the horizon."""
+        return self.delay_seconds + self.horizon_seconds
 
 
 def markout_of(metadata: Mapping[str, Any]) -> Markout:
@@ -39,9 +44,3 @@ def markout_of(metadata: Mapping[str, Any]) -> Markout:
     return Markout(
         float(label["horizon_seconds"]), float(label["delay_seconds"]), price, float(label["worst_markout_bps"])
     )
-
-
-HORIZON_SECONDS: Final = Markout().horizon_seconds
-"""How long after an order the mid is looked at again, where no model says otherwise."""
-WORST_MARKOUT_BPS: Final = Markout().worst_bps
-"""An order is *eligible* when its side-signed markout is not worse than this, where no model says otherwise."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from support.cases import Clock
 
-from server.canary.evidence import Evidence, FirstAttempt, ScoredPair, Side, Verdict
+from server.canary.evidence import INDEPENDENT_SECONDS, Evidence, FirstAttempt, ScoredPair, Side, Verdict
 from server.canary.settings import CanarySettings
 from server.inference.outcome import Outcome
 
@@ -29,11 +30,11 @@ def attempt(answered: bool) -> FirstAttempt:
 class Judge:
     """Evidence, and the clock by which it gathers."""
 
-    def __init__(self, settings: CanarySettings = SETTINGS, processes: int = 1) -> None:
+    def __init__(self, settings: CanarySettings = SETTINGS, processes: int = 1, **label: Any) -> None:
         self.clock = Clock()
-        self.evidence = Evidence(settings, self.clock, processes)
+        self.evidence = Evidence(settings, self.clock, processes, **label)
 
-    def go_by(self, seconds: float = SETTINGS.independent_seconds) -> None:
+    def go_by(self, seconds: float = INDEPENDENT_SECONDS) -> None:
         """So much time passes, by default as much as one observation takes."""
         self.clock.now += seconds
         self.evidence.settle()
@@ -391,3 +392,49 @@ def test_what_spoke_for_a_canary_before_it_became_other_speaks_for_it_no_more() 
     verdicts.append(disagreement.verdict)
     assert disagreement.beyond
     assert verdicts == [Verdict.BETTER_OR_EQUAL, Verdict.NO_EVIDENCE, Verdict.BETTER_OR_EQUAL]
+
+
+@pytest.mark.parametrize(
+    ("settings", "span_seconds", "observations"),
+    [(SETTINGS, 0.5, 6), (SETTINGS, 30.0, 1), (SETTINGS.model_copy(update={"independent_seconds": 1.0}), 30.0, 30)],
+)
+def test_rows_within_what_the_label_looks_ahead_are_one_observation(
+    settings: CanarySettings, span_seconds: float, observations: int
+) -> None:
+    judge = Judge(settings, span_seconds=span_seconds)
+    judge.clock.now = 1_020.0  # the beginning of a span of any of these lengths
+    for _ in range(300):
+        judge.evidence.observe_outcome(NAME, pair(0.7, 0.7), eligible=True)
+        judge.go_by(0.1)
+    judge.go_by(30.0)
+    assert judge.evidence.checks["bad_trades"].samples == observations
+
+
+def trial_of_another_label(canary: Callable[[float], float]) -> Evidence:
+    """What is said of a canary whose label the champion has not learnt, after many observations."""
+    random = np.random.default_rng(3)
+    judge = Judge(same_label=False)
+    for _ in range(600):
+        for side in Side:
+            judge.evidence.observe_batch(side, Outcome.SUCCESS, 0.003)
+            judge.evidence.observe_order(side, attempt(answered=True))
+        champion = float(random.beta(6, 4))
+        scored = pair(champion, canary(champion))
+        judge.evidence.observe_pair(NAME, scored)
+        judge.evidence.observe_outcome(NAME, scored, bool(random.random() < champion))
+        judge.go_by()
+    return judge.evidence
+
+
+def test_scores_of_different_labels_are_not_compared() -> None:
+    # The canary scores much higher, and trades the same: its threshold is that of its own label.
+    evidence = trial_of_another_label(lambda score: THRESHOLD + (score - THRESHOLD) * 0.2)
+    assert evidence.checks.keys().isdisjoint({"score_shift", "brier", "better"})
+    assert evidence.verdict is Verdict.BETTER_OR_EQUAL
+    assert evidence.reason == "within every tolerance"
+
+
+def test_a_canary_of_another_label_that_trades_otherwise_cannot_be_better() -> None:
+    evidence = trial_of_another_label(lambda score: 0.9 if score > 0.4 else 0.1)
+    assert evidence.verdict is Verdict.WORSE
+    assert evidence.checks["disagreement"].verdict is Verdict.WORSE

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
+import pytest
 from support.cases import Clock
 
 from feature_cache import features
@@ -13,6 +15,7 @@ from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.canary.markouts import Markouts
 from server.inference.shadow import Opinion, Pair
+from server.models.markout import Markout
 
 INSTRUMENT = "BTCUSDT.BINANCE"
 
@@ -38,13 +41,23 @@ class Market:
     def wall_ns(self) -> int:
         return int((1_700_000_000 + self.clock.now) * 1e9)
 
-    def quote(self, mid: float) -> None:
+    def quote(self, mid: float, half_spread: float = 0.5) -> None:
         """A vector of this moment."""
         self.sequence += 1
         now = self.wall_ns()
         values = np.zeros(features.N_FEATURES, dtype=np.float32)
         snapshot = FeatureSnapshot(
-            INSTRUMENT, self.sequence, now, now, now, now, 0, mid - 0.5, mid + 0.5, BookState.VALID, values
+            INSTRUMENT,
+            self.sequence,
+            now,
+            now,
+            now,
+            now,
+            0,
+            mid - half_spread,
+            mid + half_spread,
+            BookState.VALID,
+            values,
         )
         assert self.cache.accept(encode(snapshot))
 
@@ -88,3 +101,62 @@ def test_without_a_fresh_book_or_a_mid_nothing_is_said() -> None:
     market.quote(math.inf)
     market.markouts.settle()
     assert (market.heard, market.markouts.unknown) == ([], 2)
+
+
+def test_the_horizon_and_the_worst_markout_are_those_of_the_label() -> None:
+    market = Market()
+    market.markouts.begin(Markout(horizon_seconds=0.5, worst_bps=-0.4))
+    market.markouts.add(pair("buy", pb.SIDE_BUY))
+    market.markouts.add(pair("sell", pb.SIDE_SELL))
+    market.quote(99.995)
+    market.pass_by(0.4)
+    market.markouts.settle()
+    assert market.heard == []
+    market.pass_by(0.1)
+    market.markouts.settle()
+    assert market.heard == [("buy", False), ("sell", True)], "half a basis point down"
+
+
+@pytest.mark.parametrize(
+    ("price", "outcomes"),
+    [("mid", [("buy", True), ("sell", True)]), ("touch", [("buy", False), ("sell", False)])],
+)
+def test_an_order_is_done_when_it_reaches_the_market_and_at_what_the_label_says(
+    price: Literal["mid", "touch"], outcomes: list[tuple[str, bool]]
+) -> None:
+    market = Market()
+    market.markouts.begin(Markout(horizon_seconds=1.0, delay_seconds=0.2, price=price))
+    market.markouts.add(pair("buy", pb.SIDE_BUY, mid=90.0))
+    market.markouts.add(pair("sell", pb.SIDE_SELL, mid=110.0))
+    market.quote(100.0, half_spread=0.02)
+    market.pass_by(0.2)
+    market.markouts.settle()
+    market.pass_by(0.9)
+    market.quote(100.0)
+    market.markouts.settle()
+    assert market.heard == []
+    market.pass_by(0.1)
+    market.markouts.settle()
+    assert market.heard == outcomes
+
+
+def test_an_order_that_reaches_a_market_nobody_knows_has_no_outcome() -> None:
+    market = Market()
+    market.markouts.begin(Markout(horizon_seconds=1.0, delay_seconds=0.2))
+    market.markouts.add(pair())
+    market.pass_by(0.2)
+    market.markouts.settle()
+    market.quote(100.0)
+    market.pass_by(1.0)
+    market.markouts.settle()
+    assert (market.heard, market.markouts.unknown) == ([], 1)
+
+
+def test_pairs_that_wait_for_another_label_are_forgotten() -> None:
+    market = Market()
+    market.markouts.add(pair())
+    market.markouts.begin(Markout(horizon_seconds=1.0))
+    market.pass_by(5.0)
+    market.quote(100.0)
+    market.markouts.settle()
+    assert market.heard == []

@@ -41,6 +41,7 @@ from server.inference.wire import ModelIdentity, ScoreBatch
 from server.journal.journal import Journal, JournalSettings
 from server.models.deployment import Deployment, DeploymentError
 from server.models.loading import LoadError, ModelLoader
+from server.models.markout import Markout
 from server.models.registry import ModelRecord, Registry
 
 OLD, NEW = "aa" * 8, "bb" * 8
@@ -76,10 +77,12 @@ class ScriptedRegistry(Registry):
     def __init__(self) -> None:
         super().__init__(Path("nowhere"))
         self.set: dict[str, str] = {}
+        self.labels: dict[str, Markout] = {}
 
     def usable(self, version: str) -> ModelRecord:
         nothing = np.empty((0, features.N_FEATURES), dtype=np.float32), np.empty(0, dtype=np.float32)
-        return ModelRecord(version, "model", "xgboost", features.VERSION, 0.5, 0.0, 0, *nothing)
+        label = self.labels.get(version, Markout())
+        return ModelRecord(version, "model", "xgboost", features.VERSION, 0.5, 0.0, 0, *nothing, markout=label)
 
     def set_alias(self, alias: str, version: str) -> str | None:
         self.set[alias] = version
@@ -155,7 +158,7 @@ class Process:
             settings.keep_previous_seconds,
             self.clock,
         )
-        markouts = Markouts(cache, self.clock)
+        self.markouts = markouts = Markouts(cache, self.clock)
         self.rollout = Rollout(
             settings=settings,
             slo=SloSettings(),
@@ -371,6 +374,18 @@ async def test_a_canary_that_turns_bad_late_is_out_as_soon() -> None:
         w.one.challenger.script = scores(NEW, lambda x: 1 - x)
         await until(lambda: w.state() == "rolled_back")
         assert w.one.clock() - turned <= 10
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_canary_is_judged_by_its_own_label(same: bool) -> None:
+    async with world() as w:
+        short = Markout(horizon_seconds=0.5, delay_seconds=0.2)
+        for process in (w.one, w.two):
+            process.registry.labels = {NEW: short, OLD: short if same else Markout()}
+        await w.start()
+        await until(lambda: w.one.routing.canary is not None)
+        assert w.one.markouts.label == short
+        assert ("brier" in w.one.rollout.evidence.checks) == same
 
 
 async def test_a_process_without_evidence_obeys_and_does_not_judge() -> None:
