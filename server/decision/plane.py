@@ -137,6 +137,10 @@ class DataPlane:
         """Waits for a place, as an order without a deadline may."""
         await self._admission.place()
 
+    def has_places(self, orders: int) -> bool:
+        """Whether so many orders may begin before others of their call have ended."""
+        return self._admission.has_places(orders)
+
     async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
         """Decides one order; the decision is durable when this returns.
 
