@@ -19,8 +19,9 @@ from torchserve.dataset import STEP_NS, Market, Samples, SamplesError
 from torchserve.label import Label
 
 SUFFIX: Final = ".parquet"
-SIMULATED_SECONDS: Final = 1_200.0
-"""Length of the simulated session that stands in for a recorded one."""
+SIMULATED_SECONDS: Final = 3_600.0
+"""Length of the simulated session that stands in for a recorded one. The simulated market gives little away: from 20
+minutes of it a model may learn nothing."""
 
 _EVENTS_PER_REPORT: Final = 20_000
 _METADATA_KEY: Final = b"pretrade"
@@ -81,7 +82,8 @@ def load_market(
         source = "recorded: " + ", ".join(path.name for path in files)
         return Market(_counted(read_session(files), report), source, sha256_of(files))
     source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
-    code = sha256_of([Path(simulator.__file__)])
+    simulation = Path(simulator.__file__)
+    code = sha256_of([simulation, *sorted(simulation.with_name("simulated").glob("*.py"))])
     origin = hashlib.sha256(f"{source} {code}".encode()).hexdigest()
     return Market(_counted(simulator.simulate(seed, duration_seconds=simulated_seconds), report), source, origin)
 

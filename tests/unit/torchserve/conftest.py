@@ -25,7 +25,7 @@ def settings() -> TrainingSettings:
 
 @pytest.fixture(scope="session")
 def samples() -> Samples:
-    return collect(simulate(7, ["BTCUSDT.SIM"], duration_seconds=240), "simulated for tests")
+    return collect(simulate(7, ["BTCUSDT.SIM"], duration_seconds=900), "simulated for tests")
 
 
 @pytest.fixture(scope="session")
