@@ -33,7 +33,7 @@ def test_a_levels_size_is_that_of_its_orders() -> None:
         assert {price: sum(queue) for price, queue in side.queues.items()} == side.sizes
 
 
-def test_informed_traders_take_the_mid_to_the_value() -> None:
+def test_the_mid_follows_the_value() -> None:
     market = exchange()
     while market.now < 5:
         market.step(5.0)
