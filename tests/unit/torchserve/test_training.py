@@ -91,9 +91,8 @@ def test_the_test_part_teaches_nothing(
 def test_a_model_learns_something_from_a_quarter_of_an_hour_of_a_market_that_gives_little_away(
     name: str, models: dict[str, TrainedModel]
 ) -> None:
-    test = models[name].metrics["test"]
-    assert test.auc > 0.53
-    assert test.brier < test.brier_base_rate
+    # The test part is worth some 26 independent observations: a ranking shows in them, a calibration does not.
+    assert models[name].metrics["test"].auc > 0.55
 
 
 def test_training_leaves_torch_as_it_was(samples: Samples, settings: TrainingSettings) -> None:

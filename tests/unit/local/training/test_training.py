@@ -22,7 +22,7 @@ from torchserve.build import build_models
 from torchserve.card import render_html
 from torchserve.sources import load_samples, read_dataset, write_dataset
 
-SECONDS = 3600.0
+SECONDS = 1800.0
 
 
 @pytest.fixture(scope="module")
