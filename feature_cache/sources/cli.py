@@ -84,12 +84,12 @@ def simulate_market(
     """Publish a seeded, simulated market to Kafka."""
     from feature_cache.sources import publication  # noqa: PLC0415 - as above
     from feature_cache.sources.publisher import EventPublisher, with_resets  # noqa: PLC0415 - as above
-    from feature_cache.sources.simulator import INSTRUMENTS, SECOND_VENUE, simulate  # noqa: PLC0415 - as above
+    from feature_cache.sources.simulator import INSTRUMENTS, on_both_venues, simulate  # noqa: PLC0415 - as above
 
     factor = _factor(speed)
     names = list(instruments or INSTRUMENTS)
     if second_venue:
-        names += [f"{name.partition('.')[0]}.{SECOND_VENUE}" for name in names]
+        names = on_both_venues(names)
     try:
         events = simulate(
             seed,

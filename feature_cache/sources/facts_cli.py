@@ -12,8 +12,6 @@ from feature_cache.sources.simulated.scenarios import ScenarioName
 
 app = typer.Typer(add_completion=False)
 
-_COLUMNS = 124
-
 
 @app.command("market-facts")
 def market_facts(
@@ -35,6 +33,8 @@ def market_facts(
     from rich.console import Console  # noqa: PLC0415 - numpy and the decoders, which other commands do not need
 
     from feature_cache.sources import facts_report  # noqa: PLC0415 - as above
+    from feature_cache.sources.facts_picture import picture  # noqa: PLC0415 - as above
+    from feature_cache.sources.market_facts import RECORDED, facts  # noqa: PLC0415 - as above
     from feature_cache.sources.session import SessionError  # noqa: PLC0415 - as above
 
     if svg is not None and data is None:
@@ -47,15 +47,12 @@ def market_facts(
     for seed in range(1, seeds + 1):
         print(f"simulating session {seed} of {seeds}", file=sys.stderr)
         sessions.append(facts_report.simulated_tape(seed, seconds, scenario))
-    # A statistic that is cut off says nothing, and a file or a pipe has no width of its own.
-    console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
-    console.print(facts_report.table(sessions, recorded), facts_report.verdict(sessions), highlight=False)
+    here, found = None if recorded is None else facts(recorded), [facts(session) for session in sessions]
+    console = Console(highlight=False)
+    console.print(f"recorded: {RECORDED}")
+    console.print(facts_report.table(found, here))
+    console.print(facts_report.verdict(found))
     if svg is not None and recorded is not None:
-        try:
-            from feature_cache.sources.facts_picture import picture  # noqa: PLC0415 - Matplotlib is an extra
-        except ImportError as error:
-            raise typer.BadParameter("needs: pip install 'pretrade-server[plots]'", param_hint="--svg") from error
-
         svg.write_text(picture(recorded, sessions))
 
 

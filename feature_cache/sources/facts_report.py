@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
+from rich.text import Text
 
-from feature_cache.sources.market_facts import FACTS, RECORDED, Fact, Tape, facts, medians, tape
+from feature_cache.sources.market_facts import FACTS, Fact, Tape, medians, tape
 from feature_cache.sources.session import read_session, session_files
 from feature_cache.sources.simulator import INSTRUMENTS, simulate
+from pretrade.client.cli.fitting import Rows
 
 
 def simulated_tape(seed: int, seconds: float, scenario: str) -> Tape:
@@ -27,38 +28,40 @@ def recorded_tape(data: Path, instrument: str) -> Tape:
     return tape(read_session(session_files([data]), {instrument}))
 
 
-def table(sessions: Sequence[Tape], recorded: Tape | None) -> Table:
-    """A row for each statistic, with the recorded figure, that of `recorded`, and the simulated ones."""
-    shown = Table(title=f"Simulated sessions against {RECORDED}", title_justify="left")
-    headers = ["statistic", "recorded", *(["here"] if recorded else []), "simulated", "lowest", "highest"]
-    for header in [*headers, "tolerance", ""]:
-        shown.add_column(header, justify="left" if header == "statistic" else "right", no_wrap=header == "statistic")
-    here = None if recorded is None else facts(recorded)
-    found = [facts(session) for session in sessions]
-    middle = medians(found)
+def table(sessions: Sequence[dict[str, float]], here: dict[str, float] | None) -> Rows:
+    """A row for each statistic.
+
+    Args:
+        sessions: Statistics of each simulated session.
+        here: Those of the user's own recording.
+    """
+    middle = medians(sessions)
+    yours = ["yours>"] if here else []
+    shown = Rows("statistic", "recorded>", *yours, "within>", "simulated>", "sessions>", "verdict")
     for fact in FACTS:
-        values = [each[fact.name] for each in found]
-        computed = [] if here is None else [_text(here[fact.name])]
-        shown.add_row(
+        values = [each[fact.name] for each in sessions]
+        met = fact.met(middle[fact.name])
+        shown.add(
             fact.name,
             _text(fact.recorded),
-            *computed,
-            *map(_text, (middle[fact.name], min(values), max(values))),
+            *([_text(here[fact.name])] if here else []),
             _tolerance(fact),
-            "met" if fact.met(middle[fact.name]) else "[red]missed[/]",
+            _text(middle[fact.name]),
+            f"{_text(min(values))}…{_text(max(values))}",
+            "met" if met else Text("missed", style="red"),
         )
     return shown
 
 
-def verdict(sessions: Sequence[Tape]) -> str:
+def verdict(sessions: Sequence[dict[str, float]]) -> str:
     """How many of the statistics are met, for people."""
-    middle = medians([facts(session) for session in sessions])
+    middle = medians(sessions)
     met = sum(fact.met(middle[fact.name]) for fact in FACTS)
     return f"{met} of {len(FACTS)} met by the median of {len(sessions)} sessions"
 
 
 def _tolerance(fact: Fact) -> str:
-    return f"× or ÷ {fact.tolerance:g}" if fact.ratio else f"± {fact.tolerance:g}"
+    return f"×÷ {fact.tolerance:g}" if fact.ratio else f"± {fact.tolerance:g}"
 
 
 def _text(value: float) -> str:

@@ -99,6 +99,11 @@ def simulate(
     )
 
 
+def on_both_venues(instruments: Sequence[str]) -> list[str]:
+    """These instruments, and their symbols on the second venue."""
+    return list(dict.fromkeys([*instruments, *(f"{name.partition('.')[0]}.{SECOND_VENUE}" for name in instruments)]))
+
+
 class _SimulatedInstrument:
     """Runs one instrument's exchange, and tells what its feed would."""
 
@@ -143,8 +148,10 @@ class _SimulatedInstrument:
             if delta_ns >= happens_ns:
                 happens_ns += round(EVERY_SECONDS * _SECOND)
                 silence_ns = self._happen()
-                if silence_ns and delta_ns + silence_ns <= end_ns:
+                if silence_ns:
                     delta_ns += silence_ns
+                    if delta_ns > end_ns:
+                        return
                     yield from self._come_back(delta_ns)
             if delta_ns >= snapshot_ns:
                 yield self._snapshot()

@@ -93,11 +93,11 @@ class Flow:
     touch: float = 50.0
     """Limit orders at the two best prices."""
     touch_sizes: Sizes = _TOUCH_SIZES
-    touch_cancel: float = 8.0
+    touch_cancel: float = 4.5
     """Cancellations of each order at a best price but one."""
     inside: float = 1500.0
     """Limit orders while there is room between the best prices."""
-    fill: float = 0.3
+    fill: float = 0.45
     """Probability that such an order leaves no room."""
     deep: float = 90.0
     """Limit orders behind the best prices, both sides."""
@@ -117,10 +117,16 @@ class Flow:
     """Seconds after which they believe less of it, by the factor e."""
     belief_scale: float = 0.05
     """At this distance of the makers' price, the odds for its side are e to 1."""
-    lean: float = 0.2
+    lean: float = 0.3
     """How far the makers' price is from there when there are orders at one of the best prices only."""
     fade: float = 4.0
     """Cancellations of each order at a best price, besides, for every basis point that the makers' price is beyond."""
+
+    def cancelled(self, side: Side, wrong: float) -> float:
+        """Cancellations per second at a side's best price, which is so many basis points on the wrong side."""
+        orders = len(side.queues[side.sign * side.keys[-1]])
+        usual = self.touch_cancel * (orders - 1)
+        return usual + self.fade * orders * wrong if wrong > 0 else usual
 
 
 @dataclass(slots=True)
@@ -192,8 +198,8 @@ class Exchange:
         inside = posting * flow.inside if -asks.keys[-1] - bids.keys[-1] > 1 else 0.0
         touch, deep = posting * makers * flow.touch, posting * makers * flow.deep
         wrong = self._wrong_side()
-        cancel_bid = cancelling * self._cancelled(bids, wrong)
-        cancel_ask = cancelling * self._cancelled(asks, -wrong)
+        cancel_bid = cancelling * flow.cancelled(bids, wrong)
+        cancel_ask = cancelling * flow.cancelled(asks, -wrong)
         cancel_deep = cancelling * flow.deep_cancel * (len(bids.keys) + len(asks.keys))
         rate = takers + inside + touch + deep + cancel_bid + cancel_ask + cancel_deep
         draw = self._random.random
@@ -225,23 +231,20 @@ class Exchange:
             return self._taker()
         return None
 
-    def _cancelled(self, side: Side, wrong: float) -> float:
-        """Cancellations per second at a side's best price, which is so many basis points on the wrong side."""
-        orders = len(side.queues[side.best()])
-        return self._flow.touch_cancel * (orders - 1) + self._flow.fade * orders * max(0.0, wrong)
-
     def _elapse(self, seconds: float) -> None:
+        flow = self._flow
         self.now += seconds
         self._takers.elapse(seconds)
         worth = self._value.at(max(0.0, self.now - self._lag)) / self._tick
         if self._value.news > self._news:
-            self._takers.excite((self._value.news - self._news) * self._flow.news_takers)
+            self._takers.excite((self._value.news - self._news) * flow.news_takers)
             self._news = self._value.news
-        heard = (worth - self._follows) * (1 - math.exp(-seconds / self._flow.belief_lag))
+        heard = (worth - self._follows) * (1 - math.exp(-seconds / flow.belief_lag))
+        learnt = self._learnt * math.exp(-seconds / flow.impact_decay)
+        if heard * learnt > 0:  # news that trades had told already
+            learnt -= math.copysign(min(abs(heard), abs(learnt)), heard)
         self._follows += heard
-        self._learnt *= math.exp(-seconds / self._flow.impact_decay)
-        if heard * self._learnt > 0:  # news that trades had told already
-            self._learnt -= math.copysign(min(abs(heard), abs(self._learnt)), heard)
+        self._learnt = learnt
         self._worth = worth
 
     def _bp(self) -> float:
@@ -249,12 +252,17 @@ class Exchange:
         return self._worth * 1e-4
 
     def _wrong_side(self) -> float:
-        """By how many basis points the mid is above the makers' price."""
-        return ((self.bids.keys[-1] - self.asks.keys[-1]) / 2 - self._believed()) / self._bp()
+        """By how many basis points the mid is above the makers' price.
 
-    def _believed(self) -> float:
-        """The makers' price in ticks: what they heard of the value, what trades taught them, and the best sizes."""
-        return self._follows + self._learnt + self._flow.lean * self._bp() * self._imbalance()
+        That is what they heard of the value, what trades taught them, and the best sizes. This is asked for at every
+        step, so it calls nothing.
+        """
+        bids, asks = self.bids, self.asks
+        bid, ask = bids.keys[-1], -asks.keys[-1]
+        bid_lots, ask_lots = bids.sizes[bid], asks.sizes[ask]
+        bp = self._worth * 1e-4
+        lean = self._flow.lean * bp * ((bid_lots - ask_lots) / (bid_lots + ask_lots))
+        return ((bid + ask) / 2 - (self._follows + self._learnt + lean)) / bp
 
     def _imbalance(self) -> float:
         """(bid − ask) / (bid + ask) of the sizes at the best prices."""
@@ -302,15 +310,15 @@ class Exchange:
         children = min(flow.most_children, int((1 - draw()) ** (-1 / flow.children)))
         return _Parent(gap > 0 if informed else draw() < flow.buyers, informed, children)
 
-    def _believes_up(self, price: float) -> bool:
-        """Whether the next maker believes the price to be above this one."""
-        distance = (self._believed() - price) / self._bp() / self._flow.belief_scale
-        return self._random.random() < 1 / (1 + math.exp(-max(-30.0, min(30.0, distance))))
+    def _believes_up(self) -> bool:
+        """Whether the next maker believes the price to be above the mid."""
+        distance = self._wrong_side() / self._flow.belief_scale
+        return self._random.random() < 1 / (1 + math.exp(max(-30.0, min(30.0, distance))))
 
     def _quote_inside(self) -> None:
         bid, ask = self.bids.best(), self.asks.best()
         draw = self._random.random
-        rises = self._believes_up((bid + ask) / 2)
+        rises = self._believes_up()
         room = ask - bid - 1
         step = room if draw() < self._flow.fill else max(1, min(room, math.ceil(room * draw())))
         if rises:
@@ -319,7 +327,7 @@ class Exchange:
             self._add(self.asks, ask - step, self._flow.touch_sizes)
 
     def _quote_touch(self) -> None:
-        side = self.bids if self._believes_up((self.bids.best() + self.asks.best()) / 2) else self.asks
+        side = self.bids if self._believes_up() else self.asks
         self._add(side, side.best(), self._flow.touch_sizes)
 
     def _quote_deep(self) -> None:

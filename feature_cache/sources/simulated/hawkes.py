@@ -45,9 +45,8 @@ class Hawkes:
 
     def elapse(self, seconds: float) -> None:
         """Lets time pass without an arrival."""
-        self._states = [
-            state * math.exp(-decay * seconds) for state, decay in zip(self._states, self._decays, strict=True)
-        ]
+        exp = math.exp
+        self._states = [state * exp(-decay * seconds) for state, decay in zip(self._states, self._decays, strict=True)]
 
     def arrive(self) -> None:
         """Takes an arrival in."""

