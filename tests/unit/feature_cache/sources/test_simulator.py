@@ -141,6 +141,14 @@ def test_a_flash_crash_falls_and_comes_back() -> None:
     assert abs(_at(path, 28.0) - _at(path, 9.9)) < 10
 
 
+def test_in_a_calm_market_the_mid_moves_less() -> None:
+    def moved(scenario: ScenarioName) -> float:
+        path = _path("BTCUSDT.SIM", scenario)
+        return float(np.abs(np.diff([_at(path, second) for second in range(1, 29)])).mean())
+
+    assert moved(ScenarioName.CALM) < 0.7 * moved(ScenarioName.NORMAL), "basis points over a second"
+
+
 def test_in_one_sided_flow_takers_mostly_buy_and_in_a_calm_market_less_happens() -> None:
     def orders(scenario: ScenarioName) -> list[int]:
         events = simulate(2, ["BTCUSDT.SIM"], duration_seconds=60, scenario=scenario)
