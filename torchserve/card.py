@@ -161,10 +161,21 @@ def _data(facts: CardFacts) -> Iterable[str]:
     yield f"- Source: {data['source']} (SHA-256 `{data['source_sha256'][:16]}…`)"
     yield f"- Decision instants every {STEP_NS / 1e6:g} ms from {_utc(first)} to {_utc(last)}: {_minutes(samples)}"
     yield f"- {data['samples']:,} samples (SHA-256 `{data['sha256'][:16]}…`), both sides"
+    yield f"- {_expiry(facts.described)}"
     yield ""
     yield from _table(
         ("samples", "number", "eligible"),
         ([name, f"{n:,}", f"{share:.3f}"] for name, (n, share) in class_balance(samples).items()),
+    )
+
+
+def _expiry(described: Mapping[str, Any]) -> str:
+    if not described["expires_at"]:
+        return "Does not expire"
+    until, expires_at = (datetime.fromtimestamp(described[name], UTC) for name in ("trained_until", "expires_at"))
+    return (
+        f"Knows the market until {until:%Y-%m-%d %H:%M}, and expires on {expires_at:%Y-%m-%d %H:%M} of it (UTC): after"
+        " that its answers are ABSTAIN"
     )
 
 
