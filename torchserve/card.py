@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from markdown_it import MarkdownIt
 
-from feature_cache import features
+from feature_cache.har import REGIMES, regimes
 from pretrade.client.figures import figure
 from torchserve.card_plots import coverage_plot, reliability_plot
 from torchserve.dataset import STEP_NS, Samples
@@ -22,11 +22,11 @@ from torchserve.evaluation import Blocks, Decided, Estimate, class_balance
 from torchserve.label_study import WIDEST, Studied
 from torchserve.threshold import Cut, independent
 from torchserve.training import Kind, TrainingSettings
+from torchserve.volatility import explained
 from torchserve.walk_forward import ALWAYS, CHAMPION, RULES, WalkForward
 
 FILE: Final = "card.md"
 _RELIABILITY, _COVERAGE = "reliability.svg", "coverage.svg"
-_VOLATILITY: Final = "rv_5s_bps"
 _SHOWN: Final = 0.02
 """How closely a precision is to be known."""
 _SAID: Final = {ALWAYS: "always trading", RULES: "the rules", CHAMPION: "the few monotone features"}
@@ -161,10 +161,21 @@ def _data(facts: CardFacts) -> Iterable[str]:
     yield f"- Source: {data['source']} (SHA-256 `{data['source_sha256'][:16]}…`)"
     yield f"- Decision instants every {STEP_NS / 1e6:g} ms from {_utc(first)} to {_utc(last)}: {_minutes(samples)}"
     yield f"- {data['samples']:,} samples (SHA-256 `{data['sha256'][:16]}…`), both sides"
+    yield f"- {_expiry(facts.described)}"
     yield ""
     yield from _table(
         ("samples", "number", "eligible"),
         ([name, f"{n:,}", f"{share:.3f}"] for name, (n, share) in class_balance(samples).items()),
+    )
+
+
+def _expiry(described: Mapping[str, Any]) -> str:
+    if not described["expires_at"]:
+        return "Does not expire"
+    until, expires_at = (datetime.fromtimestamp(described[name], UTC) for name in ("trained_until", "expires_at"))
+    return (
+        f"Knows the market until {until:%Y-%m-%d %H:%M}, and expires on {expires_at:%Y-%m-%d %H:%M} of it (UTC): after"
+        " that its answers are ABSTAIN"
     )
 
 
@@ -238,19 +249,25 @@ def _by_block(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
 
 def _regimes(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
     samples, decided = walk.samples, walk.decided[facts.kind]
-    volatility = samples.rows[:, features.INDEX[_VOLATILITY]]
-    low, high = np.nanquantile(volatility, (1 / 3, 2 / 3))
-    parts = {
-        f"up to {low:.2f}": volatility <= low,
-        f"{low:.2f} to {high:.2f}": (volatility > low) & (volatility <= high),
-        f"above {high:.2f}": volatility > high,
-    }
     yield "### By volatility"
     yield ""
-    yield f"Thirds of the samples by `{_VOLATILITY}`, the realised volatility that was known at the decision."
+    if not np.isfinite(walk.volatility).any():
+        yield "The samples are too few to forecast volatility from."
+        return
+    low, high = np.nanquantile(walk.volatility, (1 / 3, 2 / 3))
+    place = regimes(walk.volatility, (float(low), float(high)))
+    yield (
+        "Thirds of the samples by the volatility of the next 5 s, as a block's history forecasts it from the last 1, 5"
+        f" and 30 s (HAR-RV). The rank correlation of that forecast with what became of it is"
+        f" {figure(explained(samples, walk.volatility), '.2f')}; `pretrade audit drift` says how the model does in the"
+        " same regimes later."
+    )
     yield ""
     rows = []
-    for name, inside in parts.items():
+    for number, name in enumerate(_bounds(float(low), float(high))):
+        inside = place == number
+        if not inside.any():
+            continue
         part = samples.take(np.flatnonzero(inside))
         score = None if decided.score is None else decided.score[inside]
         figures = Blocks(part, walk.settings.bootstrap).figures(Decided(decided.trade[inside], score))
@@ -258,6 +275,12 @@ def _regimes(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
         shown = (figures.precision, figures.coverage, figures.auc, figures.saved_bps)
         rows.append([name, f"{part.eligible.mean():.3f}", traded, *(_figure(one, 3) for one in shown)])
     yield from _table(("bps in 5 s", "base rate", "n", "precision", "coverage", "AUC", "saved"), rows)
+
+
+def _bounds(low: float, high: float) -> tuple[str, ...]:
+    """Each regime with its bounds."""
+    bounds = (f"up to {low:.2f}", f"{low:.2f} to {high:.2f}", f"above {high:.2f}")
+    return tuple(f"{name}: {where}" for name, where in zip(REGIMES, bounds, strict=True))
 
 
 def _threshold(cut: Cut | None) -> tuple[str, str, str]:

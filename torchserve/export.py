@@ -19,7 +19,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
 
-from feature_cache import features
+from feature_cache import features, har
 from torchserve import handler
 from torchserve.canned import canned_scores
 from torchserve.dataset import Samples
@@ -58,6 +58,7 @@ def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSetting
         "canned": canned_scores(model, samples),
         "metrics": {part: asdict(metrics) for part, metrics in model.metrics.items()},
         "reference": {name: asdict(histogram) for name, histogram in model.reference.items()},
+        har.METADATA: None if model.volatility is None else asdict(model.volatility),
         "data": {
             "source": samples.source,
             "source_sha256": samples.source_sha256,

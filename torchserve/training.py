@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from feature_cache.har import Forecast
 from torchserve.dataset import Samples, SamplesError
 from torchserve.fitting import (
     Fitted,
@@ -38,6 +39,7 @@ from torchserve.label import Label
 from torchserve.reference import ReferenceHistogram, reference_histograms
 from torchserve.threshold import NOTHING, Cut, choose_threshold, independent, wilson
 from torchserve.validity import MOST_DAYS, VALID_DAYS
+from torchserve.volatility import fit_forecast
 
 Kind = Literal["monotone", "xgboost", "torch"]
 """Trees on a few features, each of which may only help or only harm; trees on all features; a network on all."""
@@ -170,6 +172,8 @@ class TrainedModel:
     """By part: `threshold`, which chose it, and `test`."""
     reference: dict[str, ReferenceHistogram]
     """Of the features in the part that fitted the model, and of the scores in the calibration part."""
+    volatility: Forecast | None
+    """Of volatility, fitted on the part that fitted the model; None where that is too short."""
 
     @property
     def knows_something(self) -> bool:
@@ -265,6 +269,7 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
         reference=reference_histograms(
             samples.take(split.train), samples.take(split.calibration), scores["calibration"]
         ),
+        volatility=fit_forecast(samples.take(split.train)),
     )
 
 

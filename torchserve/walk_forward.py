@@ -47,6 +47,7 @@ from torchserve.training import (
     cut,
     fit,
 )
+from torchserve.volatility import fit_forecast, forecasts
 
 ALWAYS: Final = "always trade"
 RULES: Final = "rules"
@@ -128,6 +129,8 @@ class WalkForward:
     """Independent observations that the samples are worth, see `threshold.py`."""
     independent_traded: dict[str, float]
     """By decider: those that the samples it trades are worth."""
+    volatility: NDArray[np.float64]
+    """float64[n], bps: what each block's history forecasts for the next 5 s of its samples; NaN where nothing."""
     base_rate: Estimate
     decided: dict[str, Decided]
     """By decider: models by their kind, then the baselines."""
@@ -192,6 +195,7 @@ def walk_forward(
     splits = block_splits(samples.time_ns, training, settings)
     tested = np.concatenate([split.test for split in splits])
     fitted = (*kinds, *([] if CHAMPION in kinds else [CHAMPION]))
+    volatility = []
     by_block: dict[str, list[Decided]] = {name: [] for name in (*fitted, *BASELINES)}
     thresholds: dict[str, list[Cut | None]] = {name: [] for name in by_block}
     for number, split in enumerate(splits, start=1):
@@ -207,6 +211,7 @@ def walk_forward(
         report(f"walk-forward, block {number} of {len(splits)}: baselines")
         by_block[LOGISTIC].append(_logistic(samples, split, training, rows, thresholds[LOGISTIC]))
         known = np.concatenate(split[:-1])
+        volatility.append(forecasts(fit_forecast(samples.take(known)), rows))
         base_rate = np.full(len(rows), samples.eligible[known].mean(), np.float32)
         by_block[ALWAYS].append(Decided(np.ones(len(rows), np.bool_), base_rate))
         by_block[RULES].append(Decided(rules(rows)))
@@ -225,6 +230,7 @@ def walk_forward(
         block_seconds=blocks.block_seconds,
         independent=independent(whole, np.ones(len(tested), np.bool_)),
         independent_traded={name: independent(whole, one.trade) for name, one in decided.items()},
+        volatility=np.concatenate(volatility),
         base_rate=blocks.base_rate(),
         decided=decided,
         figures={name: blocks.figures(one) for name, one in decided.items()},

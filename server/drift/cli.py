@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from feature_cache.har import REGIMES
 from pretrade.audit.v1 import audit_pb2, packet_pb2
 from pretrade.client.cli.fitting import Rows
 from pretrade.client.cli.options import Directory
@@ -24,6 +26,7 @@ from server.audit.label import by_source
 from server.audit.reading.places import DatabaseUrl, JournalPath, Models, failure, model_store, targets
 from server.audit.reading.query import AuditQuery
 from server.audit.review import Since, Until, decisions_of
+from server.drift.regimes import Regime
 from server.drift.report import write_report
 from server.drift.summary import FEWEST, Drift, Summary, metadata_of, summarise
 from server.errors import AuditError, AuditUnavailableError
@@ -65,13 +68,14 @@ def drift(
     try:
         with closing(AuditQuery(*targets(database_url, journal, directory))) as query:
             packets = _sample(query, since, until, limit)
-            found = summarise(packets, lambda version: metadata_of(store.find(version).files), model)
             try:
-                quality = by_source(query.labelled(since, until, markout.horizon_seconds))
+                labelled = query.labelled(since, until, markout.horizon_seconds)
             except AuditUnavailableError:
-                quality = {}
+                labelled = []
+            eligible = {one.decision_id: one.eligible for one in labelled}
+            found = summarise(packets, lambda version: metadata_of(store.find(version).files), model, eligible)
         if report is not None:
-            write_report(report, found, quality)
+            write_report(report, found, by_source(labelled))
     except (AuditError, ValueError, OSError) as error:
         raise failure(error) from error
     except ModuleNotFoundError as error:
@@ -126,6 +130,8 @@ def print_report(found: Summary) -> None:
     for why in dict.fromkeys(one.not_judged for one in found.drifts if one.not_judged):
         names = ", ".join(one.name for one in found.drifts if one.not_judged == why)
         console.print(f"not judged: {names}, which {why}", highlight=False)
+    if found.regimes:
+        console.print(_regimes(found.regimes))
     judged = [one for one in found.drifts if not (one.not_judged or one.too_few)]
     drifted = ", ".join(one.name for one in found.drifted)
     if not judged:
@@ -133,6 +139,16 @@ def print_report(found: Summary) -> None:
     else:
         verdict = f"drifted: {drifted}" if drifted else f"nothing drifted, of {len(judged)} that could be judged"
     console.print(verdict, highlight=False)
+
+
+def _regimes(regimes: Iterable[Regime]) -> Rows:
+    """How the model did in calm and in restless markets."""
+    table = Rows("volatility ahead", "inputs>", "share>", "before>", "coverage>", "labelled trades>", "precision>")
+    for one in regimes:
+        precision = "–" if one.precision is None else f"{one.precision:.3f}"
+        shares = (f"{one.share:.1%}", f"{1 / len(REGIMES):.1%}", f"{one.coverage:.3f}")
+        table.add(one.name, f"{one.inputs:,}", *shares, f"{one.labelled:,}", precision)
+    return table
 
 
 def _verdict(one: Drift) -> str | Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import math
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -73,6 +74,20 @@ def _body(summary: Summary, quality: Mapping[str, Quality]) -> Iterator[str]:
         for one in summary.drifts:
             if one.not_judged:
                 yield f"<p>{escape(one.name)} is not judged: it {escape(one.not_judged)}.</p>"
+    if summary.regimes:
+        yield "<h2>By volatility</h2>"
+        yield (
+            "<p>Thirds of what the model learnt from, by the volatility that was forecast for the next 5 s. Precision"
+            " is that of the trades whose outcome is known.</p>"
+        )
+        yield "<table><tr><th>volatility<th>inputs<th>share<th>coverage<th>labelled trades<th>precision</tr>"
+        for regime in summary.regimes:
+            precision = math.nan if regime.precision is None else regime.precision
+            yield (
+                f"<tr><td>{escape(regime.name)}<td>{regime.inputs:,}<td>{regime.share:.1%}<td>{regime.coverage:.3f}"
+                f"<td>{regime.labelled:,}<td>{figure(precision, '.3f')}</tr>"
+            )
+        yield "</table>"
     if summary.windows:
         yield f"<h2>PSI over time</h2>{_svg(_over_time(summary))}"
     if any(one.bins for one in quality.values()):

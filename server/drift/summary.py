@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 
 from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES
 from feature_cache import features
+from feature_cache.har import Forecast
 from pretrade.audit.v1 import packet_pb2
+from pretrade.decision.v1 import decision_pb2 as pb
 from server.drift.psi import (
     Reference,
     Shares,
@@ -29,6 +32,7 @@ from server.drift.psi import (
     rounded_size,
     rounded_weights,
 )
+from server.drift.regimes import Regime, by_regime
 from server.errors import ModelUnknownError
 
 SCORE: Final = "score"
@@ -111,6 +115,8 @@ class Summary:
     """By feature in the order of the feature set, the score last."""
     windows: tuple[Window, ...] = ()
     """The same over time."""
+    regimes: tuple[Regime, ...] = ()
+    """How the model did in calm and in restless markets; none where it says nothing of volatility."""
     missing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Share of undefined values by instrument and feature, of all decisions; without features all of them are."""
 
@@ -130,12 +136,15 @@ class _Rows:
     instruments: list[str] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    traded: list[bool] = field(default_factory=list)
 
 
 def summarise(
     packets: Iterable[packet_pb2.DecisionPacket],
     metadata: Callable[[str], Mapping[str, Any]],
     model_version: str = "",
+    eligible: Mapping[str, bool] = MappingProxyType({}),
 ) -> Summary:
     """Compares decisions, in any order, with what their model learnt from.
 
@@ -143,6 +152,7 @@ def summarise(
         packets: Of the decisions.
         metadata: A model version's; raises `ModelUnknownError` where there is none.
         model_version: The version to compare; empty for the champion of the newest decision.
+        eligible: Decision id → the market's own label, where it is known.
     """
     found = sorted(packets, key=lambda packet: packet.decision.decision_id)
     versions = Counter(one.decision.model_version for one in found if one.decision.source in MODEL_SOURCES)
@@ -165,6 +175,8 @@ def summarise(
         rows.market_times.append(packet.features.event_time_ns or _decided_at(packet))
         rows.instruments.append(instrument)
         rows.values.append(packet.model_input)
+        rows.ids.append(packet.decision.decision_id)
+        rows.traded.append(packet.decision.action == pb.ACTION_TRADE)
         rows.scores.append(packet.decision.score if packet.decision.HasField("score") else np.nan)
     times = [_decided_at(packet) for packet in found]
     summary = Summary(
@@ -179,7 +191,8 @@ def summarise(
     if not rows.times:
         return replace(summary, problem=f"no decision was scored by {f'model {version}' if version else 'a model'}")
     try:
-        references = references_of(metadata(version))
+        described = metadata(version)
+        references, forecast = references_of(described), Forecast.of(described)
     except ModelUnknownError as error:
         return replace(summary, problem=str(error))
     except (KeyError, TypeError, ValueError):
@@ -192,7 +205,8 @@ def summarise(
     alpha = FALSE_ALARMS / max(1, len(columns.keys() & references.keys() - NOT_JUDGED.keys()))
     compared = {name: Column(name, references[name], columns[name], names) for name in columns if name in references}
     drifts = tuple(one.drift(seconds, alpha) for one in compared.values())
-    return replace(summary, drifts=drifts, windows=_over_time(rows.times, compared))
+    regimes = () if forecast is None else by_regime(forecast, matrix, rows.traded, rows.ids, eligible)
+    return replace(summary, drifts=drifts, windows=_over_time(rows.times, compared), regimes=regimes)
 
 
 def metadata_of(files: Mapping[str, bytes]) -> Mapping[str, Any]:

@@ -197,6 +197,7 @@ class LabelledDecision:
     source: str
     score: float | None
     eligible: bool
+    decision_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,7 +290,9 @@ class AuditQuery:
             raise AuditUnavailableError("labels are in the database, and there is none here")
         columns = DECISIONS.c
         query = (
-            sa.select(columns.heard_action, columns.source, columns.score, outcomes.LABELS.c.eligible)
+            sa.select(
+                columns.heard_action, columns.source, columns.score, outcomes.LABELS.c.eligible, columns.decision_id
+            )
             .join_from(DECISIONS, outcomes.LABELS, columns.decision_id == outcomes.LABELS.c.decision_id)
             .where(outcomes.LABELS.c.horizon_seconds == horizon_seconds)
         )

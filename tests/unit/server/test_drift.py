@@ -391,6 +391,53 @@ def test_the_report_is_one_page_that_stands_by_itself(tmp_path: Any, compared: b
     assert "RULES: 1 labelled; of what callers heard as TRADE, precision – at coverage 0.000; Brier –" in page
 
 
+def with_regimes(count: int, eligible: Mapping[str, bool] | None = None) -> tuple[Summary, dict[str, bool]]:
+    """A report on decisions a third of which each regime holds, and the labels of all of them.
+
+    Every second decision is TRADE; in the calm regime all are eligible, in the others every second TRADE is.
+    """
+    rows = market(count, 3)
+    rows[:, features.INDEX["rv_30s_bps"]] = np.tile([1.0, 2.0, 3.0], count)[:count]
+    made = packets(rows, uniform(count))
+    labels = {}
+    for number, packet in enumerate(made):
+        packet.decision.action = pb.ACTION_TRADE if number // 3 % 2 else pb.ACTION_NO_TRADE
+        labels[packet.decision.decision_id] = number % 3 == 0 or number // 6 % 2 == 0
+    edges = [np.sqrt(5 * 2.5 / 30), np.sqrt(5 * 6.5 / 30)]  # between the volatilities of 1, 2 and 3 bps in 30 s
+    forecast = {"intercept": 0.0, "weights": [0.0, 0.0, 1.0], "edges": edges}
+    metadata = learnt(market(4_000, 4)) | {"volatility_forecast": forecast}
+    return summarise(made, known(metadata), "", labels if eligible is None else eligible), labels
+
+
+def test_precision_and_coverage_are_told_by_the_volatility_that_was_forecast() -> None:
+    found, _ = with_regimes(1_200)
+    assert [one.name for one in found.regimes] == ["calm", "usual", "restless"]
+    assert [one.inputs for one in found.regimes] == [400, 400, 400]
+    assert [one.share for one in found.regimes] == pytest.approx([1 / 3] * 3)
+    assert [one.coverage for one in found.regimes] == [0.5] * 3
+    assert [one.labelled for one in found.regimes] == [200, 200, 200]
+    assert [one.precision for one in found.regimes] == [1.0, 0.5, 0.5]
+
+
+def test_without_labels_no_precision_is_told_and_without_a_forecast_no_regime() -> None:
+    found, _ = with_regimes(600, {})
+    assert [(one.labelled, one.precision) for one in found.regimes] == [(0, None)] * 3
+    assert summarise(packets(market(60, 3), uniform(60)), known(learnt(market(400, 4)))).regimes == ()
+    broken = learnt(market(400, 4)) | {"volatility_forecast": {"intercept": 0.0}}
+    said = summarise(packets(market(60, 3), uniform(60)), known(broken))
+    assert "says nothing of what it learnt from that can be compared" in said.problem
+
+
+def test_regimes_are_in_both_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = with_regimes(1_200)
+    write_report(tmp_path / "drift.html", found, {})
+    page = (tmp_path / "drift.html").read_text()
+    assert "<tr><td>restless<td>400<td>33.3%<td>0.500<td>200<td>0.500</tr>" in page
+    print_report(found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "restless 400 33.3% 33.3% 0.500 200 0.500" in printed
+
+
 def few(name: str) -> Drift:
     return Drift(name, 1.25, None, 12, 3_456, 0.0, 0.0)
 

@@ -11,7 +11,7 @@ from feature_cache import features
 from feature_cache.sources.simulator import simulate
 from pretrade.market.v1 import market_pb2 as pb
 from torchserve.dataset import STEP_NS, Market, collect
-from torchserve.label import STUDIED, Label
+from torchserve.label import STUDIED, TICK_NS, Label
 
 INSTRUMENT = "BTCUSDT.SIM"
 LABEL_HORIZON_NS = Label().span_ns
@@ -232,13 +232,29 @@ def test_a_silence_of_years_between_two_sessions_has_no_instants(events: list[pb
     assert (samples.time_ns > years).any()
 
 
-def test_books_that_a_server_refuses_are_not_learnt_from(events: list[pb.MarketEvent]) -> None:
-    start = events[0].event_time_ns
-    silence = (start + 12_000_000_000, start + 13_800_000_000)
-    kept = [event for event in events if not silence[0] <= event.event_time_ns < silence[1]]
-    samples = collect(kept, "test")
+def test_books_that_a_server_refuses_are_not_learnt_from() -> None:
+    # Whole books, so that what comes after the silence is known: without events in between it would not be.
+    start = 1_700_000_000_000_000_000
+    silence = (start + 8_000_000_000, start + 9_800_000_000)
+    times = [start + number * TICK_NS for number in range(200)]
+    events = [
+        pb.MarketEvent(
+            instrument=INSTRUMENT,
+            price_decimals=2,
+            size_decimals=3,
+            event_time_ns=time,
+            receive_time_ns=time,
+            publish_time_ns=time,
+            snapshot=pb.BookSnapshot(
+                last_update_id=number + 1, bid_ticks=[9999], bid_lots=[5], ask_ticks=[10001], ask_lots=[5]
+            ),
+        )
+        for number, time in enumerate(times)
+        if not silence[0] <= time < silence[1]
+    ]
+    samples = collect(events, "test")
     ages = samples.rows[:, features.INDEX["book_age_ms"]]
-    assert ages.max() <= 1_000
-    # A label may end where the book is older: the sample at 8.2 s ends 1.2 s into the silence.
+    assert 800 <= ages.max() <= 1_000, "of the silence's instants those at which a server would decide"
+    # A label may end where the book is older: the sample at 4.2 s ends 1.2 s into the silence.
     ends = samples.time_ns + LABEL_HORIZON_NS
     assert ((ends > silence[0] + 1_000_000_000) & (ends < silence[1])).any()

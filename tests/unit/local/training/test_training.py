@@ -142,6 +142,7 @@ def test_the_card_tells_what_was_measured(forced: tuple[Path, dict[str, Any]]) -
         assert all(f"`{name}`" in card for name in NAMES)
         assert model["data"]["sha256"][:16] in card
         assert "### By volatility" in card
+        assert "- Does not expire\n" in card
         assert "The data is simulated" in card
         assert re.search(r"95% ± 2% at 5% coverage takes about [\d.]+ hours of each instrument's market", card)
         assert "## What can be foretold" not in card, "a dataset file has one label"
