@@ -272,11 +272,11 @@ class _Load:
                 yield handler.request_deserializer(wire)
 
         async for answer in handler.stream_stream(requests(), Call(None, _METADATA)):
-            wire = handler.response_serializer(answer)
-            room.release()
-            self.answered += 1
-            if not self.answered % _LOOK_EVERY:
-                self._look(pb.DecideStreamResponse.FromString(wire).result.decision)
+            for wire in handler.response_serializer(answer):
+                room.release()
+                self.answered += 1
+                if not self.answered % _LOOK_EVERY:
+                    self._look(pb.DecideStreamResponse.FromString(wire).result.decision)
 
     async def _ask(self, method: str, wire: bytes) -> bytes:
         handler = self._methods[method]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -38,6 +38,8 @@ MAX_BATCH = 1_024
 _BATCH_SLICE = 64
 """Orders of a batch that are decided at once: more would hold up everybody else, and miss their own deadlines."""
 
+_MOST_TOGETHER: Final = 64
+"""Results of a stream that are handed to Envoy at once: each hand-over costs as much as half a decision."""
 _wire: Final[Callable[[Reply], bytes]] = attrgetter("wire")
 _DECIDED: Final = template(pb.DecideResponse.DESCRIPTOR, "decision")
 _EXPLANATION: Final = template(pb.DecideResponse.DESCRIPTOR, "explanation")
@@ -81,6 +83,10 @@ class Reply:
         self.decisions = decisions
         self.deadline = math.inf
         """Of one order's result, in monotonic seconds: it must not be sent later."""
+
+
+def _wires(replies: Sequence[Reply]) -> list[bytes]:
+    return [reply.wire for reply in replies]
 
 
 class StreamSettings(BaseModel):
@@ -133,17 +139,25 @@ class DecisionServicer:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves the methods of the contract on a grpc.aio server."""
-        self._add_to(server, self._handed_over)
+        self._add_to(server, self._handed_over, self.DecideStream, _wire)
 
     def add_to_application(self, application: grpc.aio.Server) -> None:
         """Serves them in Envoy, by an application that tells `sent` and `not_sent` what became of unary replies."""
-        self._add_to(application, _wire)
+        self._add_to(application, _wire, self._decide_stream, _wires)
 
-    def _add_to(self, server: grpc.aio.Server, serialize_unary: Callable[[Reply], bytes]) -> None:
+    def _add_to(
+        self,
+        server: grpc.aio.Server,
+        serialize_unary: Callable[[Reply], bytes],
+        decide_stream: Callable[[AsyncIterator[Asked], Call], AsyncIterator[Any]],
+        serialize_streamed: Callable[[Any], Any],
+    ) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, serialize_unary),
             "DecideBatch": grpc.unary_unary_rpc_method_handler(self.DecideBatch, self._orders.batch, serialize_unary),
-            "DecideStream": grpc.stream_stream_rpc_method_handler(self.DecideStream, self._orders.streamed, _wire),
+            "DecideStream": grpc.stream_stream_rpc_method_handler(
+                decide_stream, self._orders.streamed, serialize_streamed
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
@@ -280,12 +294,16 @@ class DecisionServicer:
             result.deadline = begun.arrived + begun.own_seconds
         return result
 
-    async def DecideStream(
-        self,
-        requests: AsyncIterator[Asked],
-        call: Call,
-    ) -> AsyncIterator[Reply]:
+    async def DecideStream(self, requests: AsyncIterator[Asked], call: Call) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
+        async with contextlib.aclosing(self._decide_stream(requests, call, most=1)) as answers:
+            async for (reply,) in answers:
+                yield reply
+
+    async def _decide_stream(
+        self, requests: AsyncIterator[Asked], call: Call, most: int = _MOST_TOGETHER
+    ) -> AsyncGenerator[list[Reply]]:
+        """The same, with the results that are ready at one instant together, up to so many."""
         ready: asyncio.Queue[Reply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
         deciding: dict[asyncio.Future[Decided], Begun] = {}
@@ -308,24 +326,28 @@ class DecisionServicer:
 
         reader = asyncio.create_task(read())
         reader.add_done_callback(lambda _: ready.put_nowait(None))
-        under_way: Reply | None = None
+        under_way: list[Reply] = []
         try:
             while deciding or not reader.done() or not ready.empty():
-                if (result := await ready.get()) is None:
-                    continue  # there are no more orders
-                room.release()
-                under_way = self._in_time(result)
-                yield Reply(_RESULT % prefixed(under_way.wire))
-                self.sent(under_way)
-                under_way = None
+                result = await ready.get()
+                while result is not None:  # else there are no more orders
+                    room.release()
+                    under_way.append(self._in_time(result))
+                    result = ready.get_nowait() if len(under_way) < most and not ready.empty() else None
+                if under_way:
+                    yield [Reply(_RESULT % prefixed(one.wire)) for one in under_way]
+                for one in under_way:
+                    self.sent(one)
+                under_way = []
             await reader
         finally:
             reader.cancel()
-            self.not_sent(under_way)
+            for reply in under_way:
+                self.not_sent(reply)
             while not ready.empty():
                 self.not_sent(ready.get_nowait())
-            for one in deciding.values():
-                self._give_up(one)
+            for begun in deciding.values():
+                self._give_up(begun)
             deciding.clear()
 
     def _begin_in_stream(self, asked: Asked, arrived: float, call: Call) -> Begun:
