@@ -1,1 +1,4 @@
-"""The parts of the simulated market: value, order flow, book and scenarios. `sources/simulator.py` runs them."""
+"""The parts of the simulated market: value, order flow, book and scenarios.
+
+`feature_cache/sources/simulator.py` runs them.
+"""
