@@ -41,6 +41,21 @@ NOWHERE: Final = "127.0.0.1:9"
 _STOP_SECONDS: Final = 30.0
 
 
+def free_in_allocator(process: psutil.Process) -> int:
+    """Bytes that the allocator of a process holds free, if that is Envoy, as Envoy says itself; otherwise 0."""
+    arguments = process.cmdline()
+    if "--config-path" not in arguments:
+        return 0
+    config = json.loads(Path(arguments[arguments.index("--config-path") + 1]).read_text())
+    with closing(http.client.HTTPConnection("envoy", timeout=5.0)) as connection:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(5.0)
+        connection.sock.connect(config["admin"]["address"]["pipe"]["path"])
+        connection.request("GET", "/memory")
+        memory = json.loads(connection.getresponse().read())
+    return int(memory["heap_size"]) - int(memory["allocated"])
+
+
 class DecisionServer(Asking):
     """`python -m server` with a journal and an SQLite audit store in `directory`; also a context manager.
 
@@ -181,18 +196,8 @@ class DecisionServer(Asking):
         eventually(self.status, is_well)
 
     def free_in_allocator(self) -> int:
-        """Bytes that Envoy's allocator holds free, as Envoy says itself; 0 where there is no Envoy."""
-        arguments = self.process.cmdline()
-        if "--config-path" not in arguments:
-            return 0
-        config = json.loads(Path(arguments[arguments.index("--config-path") + 1]).read_text())
-        with closing(http.client.HTTPConnection("envoy", timeout=5.0)) as connection:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(5.0)
-            connection.sock.connect(config["admin"]["address"]["pipe"]["path"])
-            connection.request("GET", "/memory")
-            memory = json.loads(connection.getresponse().read())
-        return int(memory["heap_size"]) - int(memory["allocated"])
+        """Bytes that the allocator of Envoy holds free; 0 where there is no Envoy."""
+        return free_in_allocator(self.process)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the series of a metric that carry these labels; 0 when there is none."""

@@ -96,9 +96,10 @@ class Group:
                     found.append(child.pid)
         return found
 
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum of the series of a metric of the process in place 0 that carry these labels."""
-        with urlopen(f"http://127.0.0.1:{self.env['PRETRADE_METRICS__PORT']}/metrics", timeout=5.0) as response:
+    def metric(self, name: str, *, place: int = 0, **labels: str) -> float:
+        """The sum of the series of a metric of the process in a place that carry these labels."""
+        port = int(self.env["PRETRADE_METRICS__PORT"]) + place
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5.0) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
