@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
+from feature_cache.sources.simulated.scenarios import ScenarioName
+
 Directory = Annotated[
     Path | None, typer.Option("--dir", help="Folder of databases, models, journal and logs. [.pretrade]")
 ]
 Recording = Annotated[
     Path | None, typer.Option("--data", help="Directory of a recorded session to replay; without it, the simulator.")
+]
+Scenario = Annotated[
+    ScenarioName | None, typer.Option(help="What kind of market the simulator makes, without --data. [normal]")
 ]
 Speed = Annotated[str | None, typer.Option(help="Speed of the market data: a factor, or max. [1]")]
 

@@ -49,6 +49,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log_level, "server")
+    if settings.without_envoy:
+        _log.info("Envoy cannot run here, so grpc.aio serves", problem=settings.without_envoy)
     try:
         return _run(settings, arguments, leash)
     except (OSError, AuditError, FlagProviderError) as error:

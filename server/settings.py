@@ -17,7 +17,7 @@ from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -176,6 +176,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{path}: must be finite, not {value}")
         return self
 
+    _without_envoy: str = PrivateAttr("")
+
+    @property
+    def without_envoy(self) -> str:
+        """Why the edge is not Envoy, if that was left open; empty otherwise."""
+        return self._without_envoy
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Settings:
         reserves = self.budget.fallback_reserve_seconds + self.budget.audit_reserve_seconds
@@ -275,8 +282,10 @@ def load() -> Settings:
         raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
     _refuse(f"{PREFIX}{path.replace('.', '__').upper()}" for path in _constants_set("", settings))
     if settings.grpc.edge == "auto":
-        grpc = settings.grpc.model_copy(update={"edge": edges.best()})
+        problem = edges.missing()
+        grpc = settings.grpc.model_copy(update={"edge": "grpcio" if problem else "envoy"})
         settings = settings.model_copy(update={"grpc": grpc})
+        settings._without_envoy = problem
     if settings.grpc.edge == "envoy" and settings.processes is None:
         # Envoy's process is always a supervisor's. Checked once more, for that is not possible everywhere.
         settings = settings.model_copy(update={"processes": Settings.model_validate({"processes": 1}).processes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from local.stack.stack import Stack
 from pretrade.client.proxies import spare_this_machine
 
 spare_this_machine()
+# A server takes longer to start inside Envoy: tests that mean that edge say so.
+os.environ.setdefault("PRETRADE_GRPC__EDGE", "grpcio")
 pytest_plugins = (
     "support.ci_verdict",
     "support.figures",

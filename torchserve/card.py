@@ -430,7 +430,10 @@ def _limits(facts: CardFacts) -> Iterable[str]:
     yield "## Limits of validity"
     yield ""
     if samples.is_simulated:
-        yield "- The data is simulated; how much its features tell was set by hand. No figure here is about a market."
+        yield (
+            "- The data is simulated. That market was fitted to a recorded one, but nobody in it reacts to orders. No"
+            " figure here is about a real market."
+        )
     else:
         yield (
             f"- The data is {_minutes(samples)} of one session: one regime of {_listed(samples.instruments)}, which"

@@ -134,6 +134,14 @@ class Market:
                 instants = self._instruments[event.instrument] = _Instants(event.instrument)
             instants.on_event(event)
 
+    @classmethod
+    def joined(cls, parts: Iterable[Market], source: str, source_sha256: str) -> Market:
+        """One session of several that have no instrument in common."""
+        whole = cls((), source, source_sha256)
+        for part in parts:
+            whole._instruments.update(part._instruments)
+        return whole
+
     def samples(self, label: Label) -> Samples:
         """The decision instants that have this label, and what it is."""
         names = tuple(sorted(self._instruments))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing as mp
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +23,12 @@ from torchserve.dataset import STEP_NS, Market, Samples, SamplesError
 from torchserve.label import Label
 
 SUFFIX: Final = ".parquet"
-SIMULATED_SECONDS: Final = 1_200.0
-"""Length of the simulated session that stands in for a recorded one."""
+SIMULATED_SECONDS: Final = 3_600.0
+"""Length of the simulated session that stands in for a recorded one. The simulated market gives little away: from 20
+minutes of it a model may learn nothing."""
 
+_WORTH_A_PROCESS: Final = 300.0
+"""Simulated seconds that take longer than the start of a process."""
 _EVENTS_PER_REPORT: Final = 20_000
 _METADATA_KEY: Final = b"pretrade"
 
@@ -81,9 +88,26 @@ def load_market(
         source = "recorded: " + ", ".join(path.name for path in files)
         return Market(_counted(read_session(files), report), source, sha256_of(files))
     source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
-    code = sha256_of([Path(simulator.__file__)])
+    simulation = Path(simulator.__file__)
+    code = sha256_of([simulation, *sorted(simulation.with_name("simulated").glob("*.py"))])
     origin = hashlib.sha256(f"{source} {code}".encode()).hexdigest()
-    return Market(_counted(simulator.simulate(seed, duration_seconds=simulated_seconds), report), source, origin)
+    return Market.joined(_simulated(seed, simulated_seconds, report), source, origin)
+
+
+def _simulated(seed: int, seconds: float, report: Report) -> list[Market]:
+    """Simulated sessions of one instrument each: none depends on another, so each may have a process of its own."""
+    processes = min(len(simulator.INSTRUMENTS), os.cpu_count() or 1)
+    one = partial(_one_simulated, seed, seconds)
+    report(f"simulating {seconds:,.0f} s of {' and '.join(simulator.INSTRUMENTS)}")
+    if processes == 1 or seconds < _WORTH_A_PROCESS:
+        return [one(name) for name in simulator.INSTRUMENTS]
+    # An interrupt ends the parent, and that its children: each on its own would print where it was.
+    with mp.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        return pool.map(one, simulator.INSTRUMENTS, chunksize=1)
+
+
+def _one_simulated(seed: int, seconds: float, name: str) -> Market:
+    return Market(simulator.simulate(seed, [name], duration_seconds=seconds), "")
 
 
 def is_dataset(data: Sequence[Path]) -> bool:

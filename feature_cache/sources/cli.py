@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from feature_cache.sources.simulated.scenarios import ScenarioName
+
 if TYPE_CHECKING:
     from pretrade.market.v1 import market_pb2 as pb
 
@@ -67,27 +69,35 @@ def replay(
 @app.command("simulate")
 def simulate_market(
     seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
-    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Steps per instrument and second.")] = 150.0,
+    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Events per instrument and second, about.")] = 220.0,
     duration: Annotated[float | None, typer.Option(min=0, help="Simulated seconds. [default: for ever]")] = None,
     speed: Speed = "1",
     kafka: Kafka = KAFKA,
     topic: Topic = TOPIC,
     linger_ms: Linger = _LINGER_MS,
     instruments: Annotated[list[str] | None, typer.Option(help="SYMBOL.SIM; default BTCUSDT.SIM, ETHUSDT.SIM.")] = None,
+    scenario: Annotated[ScenarioName, typer.Option(help="What kind of market.")] = ScenarioName.NORMAL,
+    second_venue: Annotated[
+        bool, typer.Option("--second-venue", help="Also SYMBOL.SIM2: a venue that lags by 200 ms.")
+    ] = False,
 ) -> None:
     """Publish a seeded, simulated market to Kafka."""
     from feature_cache.sources import publication  # noqa: PLC0415 - as above
     from feature_cache.sources.publisher import EventPublisher, with_resets  # noqa: PLC0415 - as above
-    from feature_cache.sources.simulator import INSTRUMENTS, simulate  # noqa: PLC0415 - as above
+    from feature_cache.sources.simulator import INSTRUMENTS, on_both_venues, simulate  # noqa: PLC0415 - as above
 
     factor = _factor(speed)
+    names = list(instruments or INSTRUMENTS)
+    if second_venue:
+        names = on_both_venues(names)
     try:
         events = simulate(
             seed,
-            instruments or INSTRUMENTS,
+            names,
             events_per_second=rate,
             start_ns=time.time_ns(),
             duration_seconds=duration,
+            scenario=scenario,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

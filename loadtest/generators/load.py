@@ -34,7 +34,7 @@ class Call:
     answer_bytes: int | None = None
     """Of the answer, where that is always the same; then an answer that is none is told by what is missing."""
     may_be_cut: bool = True
-    """False where the server breaks when its caller leaves: then each call is waited for."""
+    """False where the server may restart when its caller leaves: then each call is waited for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,9 @@ from server.timing.loop_lag import LoopLag
 _INSTRUMENTS: Final = tuple(f"COIN{number}USDT.SIM" for number in range(10))
 _MARKET_SECONDS: Final = 0.05
 _MODEL_SECONDS: Final = 0.002
-_ALLOWED_SECONDS: Final = 0.9
+_CAP_SECONDS: Final = 10.0
+"""Long: a decision that a busy machine holds up is measured as well."""
+_ALLOWED_SECONDS: Final = 9.0
 _KINDS: Final = 100
 """Different orders."""
 _LOOK_EVERY: Final = 1_000
@@ -122,7 +124,7 @@ class _Model(Replica):
 
 async def _open(stack: AsyncExitStack, folder: Path, durability: Durability) -> DecisionServicer:
     clock, new_id = time.monotonic, uuid7_source()
-    lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=1.0)
+    lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=_CAP_SECONDS)
     journal = await stack.enter_async_context(
         Journal(JournalSettings(path=folder / "journal.db", durability=durability))
     )
@@ -270,11 +272,11 @@ class _Load:
                 yield handler.request_deserializer(wire)
 
         async for answer in handler.stream_stream(requests(), Call(None, _METADATA)):
-            wire = handler.response_serializer(answer)
-            room.release()
-            self.answered += 1
-            if not self.answered % _LOOK_EVERY:
-                self._look(pb.DecideStreamResponse.FromString(wire).result.decision)
+            for wire in handler.response_serializer(answer):
+                room.release()
+                self.answered += 1
+                if not self.answered % _LOOK_EVERY:
+                    self._look(pb.DecideStreamResponse.FromString(wire).result.decision)
 
     async def _ask(self, method: str, wire: bytes) -> bytes:
         handler = self._methods[method]
@@ -310,15 +312,17 @@ async def measure(way: str, seconds: float, folder: Path, durability: Durability
         asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
         await asyncio.sleep(_WARM_SHARE * seconds)
         before, answered, began = _cpu(), load.answered, time.monotonic()
-        await asyncio.sleep(seconds)
-        while load.answered == answered:  # noqa: ASYNC110 - a machine with other work has done nothing in so short a time
-            await asyncio.sleep(seconds)
+        ended: set[asyncio.Future[None]] = set()
+        while not ended:
+            ended, _ = await asyncio.wait(asking, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if load.answered > answered:  # else a machine with other work has done nothing in so short a time
+                break
         after, count, took = _cpu(), load.answered - answered, time.monotonic() - began
         for one in asking:
             one.cancel()
-        for ended in await asyncio.gather(*asking, return_exceptions=True):
-            if not isinstance(ended, asyncio.CancelledError):
-                raise AssertionError(f"a caller ended by itself: {ended!r}")
+        for outcome in await asyncio.gather(*asking, return_exceptions=True):
+            if not isinstance(outcome, asyncio.CancelledError):
+                raise AssertionError(f"a caller ended by itself: {outcome!r}")
         used = {name: 1e6 * (after[name] - before[name]) / count for name in after}
         return used | {"per_second": count / took}
 

@@ -209,7 +209,7 @@ def _prediction(address: str, rows: int) -> Call:
     request = wire.request("champion", [_rows(rows).tobytes()])
     with grpc.insecure_channel(address) as channel:
         answer = InferenceAPIsServiceStub(channel).Predictions(request, timeout=_STOP_SECONDS)
-    # With a caller that leaves, its thread that hands out answers fails, and answers nobody any more.
+    # A caller that leaves just when its answer is sent ends TorchServe's worker, which is back only seconds later.
     return Call(_PREDICTIONS, framed(request), rows, answer_bytes=len(framed(answer)), may_be_cut=False)
 
 

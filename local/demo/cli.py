@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from local.options import Directory, Recording, Speed, given
+from local.options import Directory, Recording, Scenario, Speed, given
 
 app = typer.Typer()
 
@@ -19,13 +19,15 @@ def demo(
     directory: Directory = None,
     data: Recording = None,
     speed: Speed = None,
+    scenario: Scenario = None,
     json: Annotated[Path | None, typer.Option(help="Write the summary to this file, as JSON.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write a picture of the last screen to this file, as SVG.")] = None,
 ) -> None:
     """Run the whole stack on this machine, send orders, kill a replica halfway, and print a summary."""
     from local.demo.demo import run_demo  # noqa: PLC0415
 
-    raise typer.Exit(run_demo(given(dir=directory, data=data, speed=speed), duration, rate, json, svg))
+    chosen = given(dir=directory, data=data, speed=speed, scenario=scenario)
+    raise typer.Exit(run_demo(chosen, duration, rate, json, svg))
 
 
 @app.command("canary-demo")

@@ -155,7 +155,7 @@ def run_demo(
 
     def use(stack: Stack, settings: LocalSettings, console: Console) -> int:
         console.print(
-            "market data: [bold]simulated by a seeded simulator[/]"
+            f"market data: [bold]simulated by a seeded simulator[/], scenario {settings.scenario}"
             if settings.data is None
             else f"market data: [bold]recorded session {escape(str(settings.data))}[/] at speed {settings.speed}"
         )

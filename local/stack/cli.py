@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from local.options import Directory, Recording, Speed, given
+from local.options import Directory, Recording, Scenario, Speed, given
 
 app = typer.Typer()
 
@@ -17,6 +17,7 @@ def up(
     directory: Directory = None,
     data: Recording = None,
     speed: Speed = None,
+    scenario: Scenario = None,
     no_market: Annotated[bool, typer.Option("--no-market", help="Feed no market data.")] = False,
     part: Annotated[
         list[str] | None,
@@ -44,7 +45,7 @@ def up(
     from local.stack.up import run_up  # noqa: PLC0415
 
     market = False if no_market else None
-    chosen = given(dir=directory, data=data, speed=speed, market=market, processes=processes)
+    chosen = given(dir=directory, data=data, speed=speed, scenario=scenario, market=market, processes=processes)
     raise typer.Exit(run_up(chosen | {"replica_tokens": replica_tokens}, part or ()))
 
 

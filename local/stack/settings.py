@@ -10,6 +10,8 @@ from typing import Annotated, Final
 from pydantic import DirectoryPath, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from feature_cache.sources.simulated.scenarios import ScenarioName
+
 _PREFIX: Final = "PRETRADE_LOCAL_"
 
 Address = Annotated[str, Field(pattern=r"^[^\s:/@]+:\d{1,5}$")]
@@ -34,6 +36,8 @@ class LocalSettings(BaseSettings):
     """Directory of a recorded session that feeds the stack and trains the models; none for the simulator."""
     speed: Annotated[str, Field(pattern=r"^(max|\d+(\.\d+)?)$")] = "1"
     """How fast market data is fed: a factor, or `max`."""
+    scenario: ScenarioName = ScenarioName.NORMAL
+    """What kind of market the simulator makes: normal, calm, news-jump, flash-crash, one-sided-flow or venue-outage."""
     market: bool = True
     """Whether market data is fed at all."""
     instruments: tuple[str, ...] | None = None

@@ -388,7 +388,7 @@ class Stack:
 
     def _start_market(self) -> str:
         data, speed = self._settings.data, self._settings.speed
-        argv = market.argv(self.endpoints, data, speed)
+        argv = market.argv(self.endpoints, data, speed, self._settings.scenario)
         self._run(self._process("market", argv, ready=partial(market.ready, self.endpoints)))
         return "simulated" if data is None else f"{data} at speed {speed}"
 

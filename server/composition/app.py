@@ -182,6 +182,7 @@ async def start(
         "started",
         instance_id=process.instance_id,
         config_hash=shared.config_hash(),
+        edge=settings.grpc.edge,
         decision=f"{settings.grpc.host}:{decision_port}",
         admin=f"{settings.admin.host}:{admin_port}",
         metrics=f"{settings.metrics.host}:{metrics_port}",

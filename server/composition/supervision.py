@@ -51,7 +51,8 @@ def open_group(settings: Settings, processes: int) -> Iterator[Group]:
     Raises:
         OSError: A port or the journal belongs to another server, or the control state cannot be written.
     """
-    environment, envoy = dict(os.environ), None
+    # Once chosen, the edge is the same for each process.
+    environment, envoy = os.environ | {"PRETRADE_GRPC__EDGE": settings.grpc.edge}, None
     with contextlib.ExitStack() as held:
         lock = _lock(settings.journal.path)
         held.callback(os.close, lock)

@@ -29,6 +29,10 @@ _PATIENT_SHARE: Final = 0.75
 """Of the limit, for orders without a deadline. It is less than the gate lets in, or the gate would refuse them before
 one of them could wait."""
 
+_AHEAD_SHARE: Final = 0.5
+"""Of the limit, for orders that begin while others of their call are under way. The next calls find room for all of
+theirs that must begin at once."""
+
 
 def overloaded() -> OverloadedError:
     """The error of a call that is shed, here or in the gate."""
@@ -135,6 +139,11 @@ class Admission:
     def must_wait(self) -> bool:
         """Whether an order without a deadline that comes now has to wait for a place."""
         return self._must_wait(is_next=False)
+
+    def has_places(self, orders: int) -> bool:
+        """Whether so many orders may begin before others of their call have ended: half of the places stay free."""
+        free = self.ordinary_limit * _AHEAD_SHARE - self.in_flight
+        return not (self.draining or self._waiting) and orders <= free
 
     async def place(self) -> None:
         """Waits until an ordinary order without a deadline may be admitted, or until it has waited long enough."""

@@ -24,7 +24,7 @@ def uuid7_source(
     so that ids of one process rise within a millisecond and ids of different processes differ.
     """
     counter = itertools.count(int.from_bytes(random_bytes(4), "big"))
-    process = int.from_bytes(random_bytes(4), "big")
+    process = random_bytes(4).hex()
     of_before, start = (-1, -1), ""
 
     def next_id() -> str:
@@ -36,7 +36,7 @@ def uuid7_source(
             value = milliseconds << 80 | _VERSION | (high >> 14) << 64 | _VARIANT | (high & 0x3FFF) << 48
             digits = f"{value:032x}"
             start = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-"
-        return f"{start}{count & 0xFFFF:04x}{process:08x}"
+        return f"{start}{count & 0xFFFF:04x}{process}"
 
     return next_id
 

@@ -137,6 +137,10 @@ class DataPlane:
         """Waits for a place, as an order without a deadline may."""
         await self._admission.place()
 
+    def has_places(self, orders: int) -> bool:
+        """Whether so many orders may begin before others of their call have ended."""
+        return self._admission.has_places(orders)
+
     async def decide(self, order: Order, arrived: float, deadline: float | None) -> Decided:
         """Decides one order; the decision is durable when this returns.
 
@@ -336,10 +340,14 @@ class DataPlane:
         """Charges the way until here, and says what models may not touch of the time."""
         now, stale = self._clock(), self._control.stale
         audit_seconds = self._recorder.times.p95
+        reserves: dict[float, float] = {}
         for case in cases:
             budget = case.budget
             allowed = budget.deadline - budget.arrived
-            budget.reserve_seconds = self._reserve(allowed, audit_seconds)
+            reserve = reserves.get(allowed)
+            if reserve is None:  # most orders that arrive together are allowed the same
+                reserve = reserves[allowed] = self._reserve(allowed, audit_seconds)
+            budget.reserve_seconds = reserve
             budget.charge(pb.STAGE_ADMISSION, allowed, now - budget.arrived)
             if stale:
                 case.degradations.append(pb.DEGRADATION_CONTROL_STALE)

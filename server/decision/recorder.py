@@ -100,8 +100,15 @@ class Recorder:
         written: list[Pending] = []
         packets = self._packets.batch()
         refused: list[Pending] = []
+        reserves: dict[float, float] = {}
         now, wall_ns = self._clock(), self._wall_clock_ns()
         for case, action, reasons in guarded:
+            budget = case.budget
+            allowed = budget.deadline - budget.arrived
+            reserve = reserves.get(allowed)
+            if reserve is None:  # most orders that are decided together are allowed the same
+                reserve = reserves[allowed] = self._reply_reserve(allowed)
+            case.recorded_at, case.durable_until = now, budget.deadline - reserve
             try:
                 self._write(case, action, reasons, packets, now, wall_ns)
             except JournalError:
@@ -124,10 +131,8 @@ class Recorder:
         now: float,
         wall_ns: int,
     ) -> None:
-        answer, deadline = case.answer, case.budget.deadline
+        answer = case.answer
         assert answer is not None
-        case.recorded_at = now
-        case.durable_until = deadline - self._reply_reserve(deadline - case.budget.arrived)
         decided = case.decided = Decided(
             case, answer, action, reasons, self._new_id(), now, wall_ns, self._packets.control_version
         )

@@ -156,7 +156,10 @@ class Delivery(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """A method and who answers it: one of the three."""
+    """A method and who answers it: one of the three.
+
+    What serialises a stream's answers may make several messages of one. They are sent together.
+    """
 
     full_name: str
     parse: Any
@@ -403,9 +406,10 @@ class GrpcApplication:
         problem: PretradeError | None = None
 
         async def write(answer: Any) -> None:
-            frame = framed(method.serialize(answer))
+            wire = method.serialize(answer)
+            frames = framed(wire) if isinstance(wire, bytes) else b"".join(map(framed, wire))
             try:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                await send({"type": "http.response.body", "body": frames, "more_body": True})
             except (OSError, asyncio.CancelledError):
                 raise CallerGoneError from None
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ _GIVE_BACK: Final = {"bytes_to_release": 32 * 1024 * 1024, "memory_release_inter
 keeps what was needed within the last five, also when it is asked to release it at once (`shrink_heap`)."""
 _DRAIN_SECONDS: Final = 600
 """How long Envoy would go on accepting connections while it drains; the server inside ends that itself."""
+_ANY_IPV6: Final = "::"
 _LOOK_SECONDS: Final = 0.01
 _ADMIN_SECONDS: Final = 1.0
 _COUNT_SECONDS: Final = 0.5
@@ -183,7 +185,8 @@ class Envoy:
     def config(self, admin: Path, port: int, secrets: Path) -> dict[str, Any]:
         """Envoy's bootstrap configuration: that of `pyvoy`, with ours around the application."""
         settings = self._settings
-        pyvoy = self._pyvoy(_APPLICATION, address=settings.host, port=port, worker_threads=1, lifespan=True)
+        address = _ip_address(settings.host)
+        pyvoy = self._pyvoy(_APPLICATION, address=address, port=port, worker_threads=1, lifespan=True)
         config: dict[str, Any] = pyvoy.get_envoy_config()
         config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
         config["memory_allocator_manager"] = _GIVE_BACK
@@ -191,6 +194,8 @@ class Envoy:
         layers = [{"name": "ours", "static_layer": _RUNTIME}, {"name": "steered", "admin_layer": {}}]
         config["layered_runtime"] = {"layers": layers}
         (listener,) = config["static_resources"]["listeners"]
+        if address == _ANY_IPV6:
+            listener["address"]["socket_address"]["ipv4_compat"] = True  # as grpc.aio listens there
         http = listener["filter_chains"][0]["filters"][-1]["typed_config"]
         http["stat_prefix"] = _STATISTICS
         http["http_filters"] = [
@@ -225,6 +230,15 @@ class Envoy:
         http["request_headers_timeout"] = f"{settings.read_seconds:g}s"
         http["stream_idle_timeout"] = "0s"  # a stream may be silent; who decides ends calls by their deadline
         return config
+
+
+def _ip_address(host: str) -> str:
+    """The address that a name such as `localhost` stands for: Envoy listens on no names.
+
+    Raises:
+        OSError: It stands for none.
+    """
+    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
 def _told(callers_are_known: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fallback.order import Answer, Attempt, held_against
 from server.inference.outcome import Outcome
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from fallback.order import Case
     from pretrade.decision.v1 import decision_pb2 as pb
     from server.inference.rows import Result
+
+
+_SUCCESS: Final = Outcome.SUCCESS.value
 
 
 def settle(
@@ -38,7 +41,7 @@ def settle(
     case.attempts.append(
         Attempt(
             replica,
-            Outcome.SUCCESS.value,
+            _SUCCESS,
             used_seconds,
             model.version,
             result.batch_rows,

@@ -154,6 +154,8 @@ class Replica:
         self._codec = codec
         self._open_channel = open_channel if tls is None else tls.channel
         self._retired: set[asyncio.Task[None]] = set()
+        self._asked: set[asyncio.Task[ScoreBatch]] = set()
+        """Calls of the prober that are under way, those that it no longer waits for among them."""
         """Channels that nothing new is sent on; what is under way ends there."""
         self.latency = LatencyWindow(clock, prior_seconds=0.002)
         self.breaker = Breaker(name, limits.breaker, clock, random, self._on_transition)
@@ -201,9 +203,9 @@ class Replica:
         with contextlib.suppress(asyncio.CancelledError):
             self._prober.result()
         await self.batcher.close()
-        for closing in self._retired:
-            closing.cancel()
-        await asyncio.gather(*self._retired, return_exceptions=True)
+        for left in (*self._retired, *self._asked):
+            left.cancel()
+        await asyncio.gather(*self._retired, *self._asked, return_exceptions=True)
         await self._channel.close(grace=None)
 
     @property
@@ -317,21 +319,46 @@ class Replica:
     async def _warm_up(self) -> None:
         """Calls the replica until it answers no quicker, or fails, or the time for that is over."""
         calls, best, stale = 0, float("inf"), 0
+        until = self._clock() + self._settings.warm_up_seconds
         with contextlib.suppress(BatchFailedError, TimeoutError):
-            async with asyncio.timeout(self._settings.warm_up_seconds):
-                while stale < _WARM_UP_STALE_ROUNDS:
-                    times = []
-                    for _ in range(_WARM_UP_ROUND):
-                        started = self._clock()
-                        await self._score([_CANNED_ROW])
-                        times.append(self._clock() - started - self._stalled_seconds(started))
-                        self.latency.add(times[-1])
-                        calls += 1
-                    median = sorted(times)[_WARM_UP_ROUND // 2]
-                    stale = 0 if median < _WARM_UP_GAIN * best else stale + 1
-                    best = min(best, median)
+            while stale < _WARM_UP_STALE_ROUNDS:
+                times = []
+                for _ in range(_WARM_UP_ROUND):
+                    started = self._clock()
+                    await self._canned_score(until - started)
+                    times.append(self._clock() - started - self._stalled_seconds(started))
+                    self.latency.add(times[-1])
+                    calls += 1
+                median = sorted(times)[_WARM_UP_ROUND // 2]
+                stale = 0 if median < _WARM_UP_GAIN * best else stale + 1
+                best = min(best, median)
         self.warm = True
         _log.info("replica is warm", replica=self.name, calls=calls, seconds=self.latency.p50)
+
+    async def _canned_score(self, seconds: float) -> ScoreBatch:
+        """The answer to a canned row, if it comes within so many seconds.
+
+        A call that takes longer is left to end by itself, as the batcher leaves its own: TorchServe restarts its worker
+        if a call is cancelled just when its answer is sent.
+
+        Raises:
+            BatchFailedError: No usable answer.
+            TimeoutError: No answer in time.
+        """
+        if seconds <= 0:
+            raise TimeoutError
+        call = asyncio.create_task(self._score([_CANNED_ROW]), name=f"canned-{self.name}")
+        self._asked.add(call)
+        call.add_done_callback(self._ended)
+        await asyncio.wait([call], timeout=seconds)
+        if not call.done():
+            raise TimeoutError
+        return call.result()
+
+    def _ended(self, call: asyncio.Task[ScoreBatch]) -> None:
+        self._asked.discard(call)
+        if not call.cancelled():
+            call.exception()  # nobody else may ask for it
 
     def _next_probe(self, probed_at: float) -> float:
         """The instant of the next probe, as things stand."""
@@ -350,8 +377,7 @@ class Replica:
         outcome = Outcome.IGNORED
         detail = ""
         try:
-            async with asyncio.timeout(self._settings.probe_timeout_seconds):
-                batch = await self._score([_CANNED_ROW])
+            batch = await self._canned_score(self._settings.probe_timeout_seconds)
             score = float(batch.scores[0])
             outcome = Outcome.SUCCESS if 0.0 <= score <= 1.0 else Outcome.BAD_ANSWER
         except BatchFailedError as failure:

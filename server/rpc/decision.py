@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -37,6 +38,8 @@ MAX_BATCH = 1_024
 _BATCH_SLICE = 64
 """Orders of a batch that are decided at once: more would hold up everybody else, and miss their own deadlines."""
 
+_MOST_TOGETHER: Final = 64
+"""Results of a stream that are handed to Envoy at once: each hand-over costs as much as half a decision."""
 _wire: Final[Callable[[Reply], bytes]] = attrgetter("wire")
 _DECIDED: Final = template(pb.DecideResponse.DESCRIPTOR, "decision")
 _EXPLANATION: Final = template(pb.DecideResponse.DESCRIPTOR, "explanation")
@@ -80,6 +83,10 @@ class Reply:
         self.decisions = decisions
         self.deadline = math.inf
         """Of one order's result, in monotonic seconds: it must not be sent later."""
+
+
+def _wires(replies: Sequence[Reply]) -> list[bytes]:
+    return [reply.wire for reply in replies]
 
 
 class StreamSettings(BaseModel):
@@ -132,17 +139,25 @@ class DecisionServicer:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves the methods of the contract on a grpc.aio server."""
-        self._add_to(server, self._handed_over)
+        self._add_to(server, self._handed_over, self.DecideStream, _wire)
 
     def add_to_application(self, application: grpc.aio.Server) -> None:
         """Serves them in Envoy, by an application that tells `sent` and `not_sent` what became of unary replies."""
-        self._add_to(application, _wire)
+        self._add_to(application, _wire, self._decide_stream, _wires)
 
-    def _add_to(self, server: grpc.aio.Server, serialize_unary: Callable[[Reply], bytes]) -> None:
+    def _add_to(
+        self,
+        server: grpc.aio.Server,
+        serialize_unary: Callable[[Reply], bytes],
+        decide_stream: Callable[[AsyncIterator[Asked], Call], AsyncIterator[Any]],
+        serialize_streamed: Callable[[Any], Any],
+    ) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Decide": grpc.unary_unary_rpc_method_handler(self.Decide, self._orders.request, serialize_unary),
             "DecideBatch": grpc.unary_unary_rpc_method_handler(self.DecideBatch, self._orders.batch, serialize_unary),
-            "DecideStream": grpc.stream_stream_rpc_method_handler(self.DecideStream, self._orders.streamed, _wire),
+            "DecideStream": grpc.stream_stream_rpc_method_handler(
+                decide_stream, self._orders.streamed, serialize_streamed
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
@@ -233,14 +248,7 @@ class DecisionServicer:
             raise InvalidOrderError("BATCH_SIZE", f"orders: {rule}", "orders")
         self._check_lane(call, orders)
         call.orders = min(len(orders), _BATCH_SLICE)
-        results: list[Reply] = []
-        try:
-            for first in range(0, len(orders), _BATCH_SLICE):
-                results += await self._decide_slice(orders[first : first + _BATCH_SLICE], call)
-        except BaseException:
-            for result in results:
-                self.not_sent(result)
-            raise
+        results = await self._decide_all(orders, call)
         if call.deadline is not None and self._clock() >= call.deadline:
             late = [self._late(result) for result in results]
             raise late[0]
@@ -248,77 +256,112 @@ class DecisionServicer:
         wire = b"".join(_RESULTS % prefixed(result.wire) for result in sent)
         return Reply(wire, *(decided for result in sent for decided in result.decisions))
 
-    async def _decide_slice(self, orders: Sequence[Asked], call: Call) -> list[Reply]:
-        """The results of orders that are decided at once."""
-        taken_up = self._clock()
-        begun = [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in orders]
+    async def _decide_all(self, orders: Sequence[Asked], call: Call) -> list[Reply]:
+        """The results of a batch, in the order of its orders. It is taken up slice by slice.
+
+        A slice begins while those before it wait for the model and for the disk, where there are places for its orders;
+        otherwise it begins when there are, or when those before it have ended. Other calls have a turn in between.
+        """
+        begun: list[Begun] = []
+        results: list[Reply] = []
         try:
-            results = []
-            for one in begun:
-                result = await self._result(one, call)
-                if result.decisions and one.own_seconds is not None:
-                    result.deadline = taken_up + one.own_seconds  # the server's cap is for deciding, the call's for all
-                results.append(result)
+            for first in range(0, len(orders), _BATCH_SLICE):
+                some = orders[first : first + _BATCH_SLICE]
+                if first:
+                    await asyncio.sleep(0)
+                while len(results) < len(begun) and not self._dataplane.has_places(len(some)):
+                    results.append(await self._result_in_batch(begun[len(results)], call))
+                taken_up = self._clock()
+                begun += [self._begin(order, taken_up, call.deadline, call, in_company=True) for order in some]
+            while len(results) < len(begun):
+                results.append(await self._result_in_batch(begun[len(results)], call))
             return results
         except BaseException:
-            for one in begun:
+            for result in results:
+                self.not_sent(result)
+            for one in begun[len(results) :]:
                 self._give_up(one)
             raise
 
-    async def DecideStream(
-        self,
-        requests: AsyncIterator[Asked],
-        call: Call,
-    ) -> AsyncIterator[Reply]:
+    async def _result_in_batch(self, begun: Begun, call: Call) -> Reply:
+        decided = begun.decided
+        if isinstance(decided, asyncio.Future) and not decided.done():
+            with contextlib.suppress(Exception):  # the result says so
+                await decided
+        result = self._result(begun, call)
+        if result.decisions and begun.own_seconds is not None:
+            # The server's cap is for deciding, the call's deadline for all.
+            result.deadline = begun.arrived + begun.own_seconds
+        return result
+
+    async def DecideStream(self, requests: AsyncIterator[Asked], call: Call) -> AsyncIterator[Reply]:
         """Orders as they come, results as they are ready."""
+        async with contextlib.aclosing(self._decide_stream(requests, call, most=1)) as answers:
+            async for (reply,) in answers:
+                yield reply
+
+    async def _decide_stream(
+        self, requests: AsyncIterator[Asked], call: Call, most: int = _MOST_TOGETHER
+    ) -> AsyncGenerator[list[Reply]]:
+        """The same, with the results that are ready at one instant together, up to so many."""
         ready: asyncio.Queue[Reply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
-        over = False
+        deciding: dict[asyncio.Future[Decided], Begun] = {}
 
-        async def decide(order: Asked, arrived: float) -> None:
-            if order.order_ref:
-                begun = self._begin(order, arrived, None, call)
-                try:
-                    result = await self._result(begun, call)
-                except asyncio.CancelledError:
-                    self._give_up(begun)
-                    raise
-                if result.decisions:
-                    result.deadline = self._dataplane.capped(arrived, _earlier(begun.own_seconds, arrived, None))
-            else:
-                missing = InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
-                result = self._refused("", missing)
-            if over:
-                self.not_sent(result)
-            else:
-                ready.put_nowait(result)
+        def decided(future: asyncio.Future[Decided]) -> None:
+            begun = deciding.pop(future, None)
+            if begun is not None:  # else it was given up
+                ready.put_nowait(self._result_in_stream(begun, call))
 
         async def read() -> None:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    async for request in requests:
-                        arrived = self._clock()
-                        await room.acquire()
-                        tasks.create_task(decide(request, arrived))
-            finally:
-                ready.put_nowait(None)
+            async for order in requests:
+                arrived = self._clock()
+                await room.acquire()
+                begun = self._begin_in_stream(order, arrived, call)
+                if isinstance(begun.decided, PretradeError):
+                    ready.put_nowait(self._result_in_stream(begun, call))
+                else:
+                    deciding[begun.decided] = begun
+                    begun.decided.add_done_callback(decided)
 
         reader = asyncio.create_task(read())
-        under_way: Reply | None = None
+        reader.add_done_callback(lambda _: ready.put_nowait(None))
+        under_way: list[Reply] = []
         try:
-            while (result := await ready.get()) is not None:
-                room.release()
-                under_way = self._in_time(result)
-                yield Reply(_RESULT % prefixed(under_way.wire))
-                self.sent(under_way)
-                under_way = None
+            while deciding or not reader.done() or not ready.empty():
+                result = await ready.get()
+                while result is not None:  # else there are no more orders
+                    room.release()
+                    under_way.append(self._in_time(result))
+                    result = ready.get_nowait() if len(under_way) < most and not ready.empty() else None
+                if under_way:
+                    yield [Reply(_RESULT % prefixed(one.wire)) for one in under_way]
+                for one in under_way:
+                    self.sent(one)
+                under_way = []
             await reader
         finally:
-            over = True
             reader.cancel()
-            self.not_sent(under_way)
+            for reply in under_way:
+                self.not_sent(reply)
             while not ready.empty():
                 self.not_sent(ready.get_nowait())
+            for begun in deciding.values():
+                self._give_up(begun)
+            deciding.clear()
+
+    def _begin_in_stream(self, asked: Asked, arrived: float, call: Call) -> Begun:
+        if asked.order_ref:
+            return self._begin(asked, arrived, None, call, in_company=True)
+        missing = InvalidOrderError("MISSING_ORDER_REF", "order_ref: required in a stream", "order_ref")
+        return Begun(asked, arrived, missing, None)
+
+    def _result_in_stream(self, begun: Begun, call: Call) -> Reply:
+        result = self._result(begun, call)
+        if result.decisions:
+            own = _earlier(begun.own_seconds, begun.arrived, None)
+            result.deadline = self._dataplane.capped(begun.arrived, own)
+        return result
 
     def _check_lane(self, call: Call, orders: Iterable[Asked]) -> None:
         """Refuses a call that came in past Envoy's gate, as calls with reduce-only orders may, with another order."""
@@ -344,13 +387,13 @@ class DecisionServicer:
             self._dataplane.unheard(decided, "deadline")
         return DeadlineError("DEADLINE_EXCEEDED", "the answer could not be sent in time")
 
-    async def _result(self, begun: Begun, call: Call) -> Reply:
-        """What became of an order of a batch or stream. Who cancels this has still to give the order up."""
+    def _result(self, begun: Begun, call: Call) -> Reply:
+        """What became of an order of a batch or stream that has ended."""
         asked, decided = begun.asked, begun.decided
         if isinstance(decided, PretradeError):
             return self._refused(asked.order_ref[:64], decided)
         try:
-            made = await decided
+            made = decided.result()
         except Exception as error:
             return self._refused(asked.order_ref[:64], self._failed(error, asked, begun.arrived, call))
         order_ref = prefixed(asked.order_ref.encode())

@@ -20,10 +20,11 @@ class GrpcSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    edge: Literal["auto", "grpcio", "envoy"] = "grpcio"
+    edge: Literal["auto", "grpcio", "envoy"] = "auto"
     """What speaks HTTP/2 with the callers. `grpcio` runs everywhere. `envoy` runs the server inside Envoy: it is
     faster, and serves gRPC-Web and JSON as well. It needs Linux, the extra `envoy` and a Python with a shared library,
-    and sets `processes` to 1 if that is unset. `auto` is `envoy` where it can run."""
+    and sets `processes` to 1 if that is unset. `auto` is `envoy` where it can run, otherwise `grpcio`, and the start
+    log says why."""
     host: str = "127.0.0.1"
     """Address to listen on. It must be loopback, unless `access.decision` requires credentials or
     `access.decision_open_to_network` allows callers without."""

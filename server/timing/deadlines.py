@@ -33,7 +33,9 @@ class Deadlines:
     A decision waits twice, for a score and for the audit, and nearly always gets both long before its deadline. A timer
     of the event loop for each wait costs as much as the rest of the waiting; here a wait costs an entry of a heap, and
     the one timer is set to the earliest deadline of a future that is still open. Futures that are done leave the heap
-    when they come to its top, or when it has doubled since they were last looked for.
+    when they come to its top and the next one is watched, or when it has doubled since they were last looked for. What
+    was decided is not kept until its deadline: it would fill the processor's caches, and the collector of garbage would
+    look at it.
 
     Args:
         clock: Monotonic seconds; must be the event loop's clock.
@@ -55,7 +57,10 @@ class Deadlines:
         """Resolves the future to `late` at `deadline`, unless it is done by then."""
         if len(self._open) >= self._prune_at:
             self._prune()
-        heapq.heappush(self._open, (deadline, next(self._order), future, late))
+        waiting = self._open
+        while waiting and waiting[0][2].done():
+            heapq.heappop(waiting)
+        heapq.heappush(waiting, (deadline, next(self._order), future, late))
         if deadline < self._due:
             self._set_timer(deadline)
 

@@ -52,7 +52,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def envoy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    with server_group(tmp_path_factory.mktemp("envoy"), 1, PRETRADE_GRPC__EDGE="envoy") as group:
+    with server_group(tmp_path_factory.mktemp("envoy"), 1, PRETRADE_GRPC__EDGE="auto") as group:
         yield group
 
 
@@ -612,6 +612,25 @@ def test_without_envoy_the_start_says_what_to_install(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-m", "server"], env=env, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert b"pip install 'pretrade-server[envoy]'" in ended.stderr
+
+
+def test_an_edge_that_nobody_chose_is_envoy_and_the_log_says_so(envoy: Group) -> None:
+    assert [line["edge"] for line in log_lines(envoy, "started")] == ["envoy"]
+
+
+def test_where_envoy_cannot_run_grpc_aio_serves_and_the_log_says_why(tmp_path: Path) -> None:
+    (tmp_path / "pyvoy.py").write_text("raise ImportError('there is no pyvoy here')")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    with server_group(tmp_path, 1, PRETRADE_GRPC__EDGE="auto", PYTHONPATH=path) as group:
+        assert [line["edge"] for line in log_lines(group, "started")] == ["grpcio"]
+        (said,) = log_lines(group, "Envoy cannot run here, so grpc.aio serves")
+    assert "there is no pyvoy here" in said["problem"]
+
+
+def log_lines(group: Group, event: str) -> list[dict[str, Any]]:
+    """What a group logged of an event."""
+    lines = (json.loads(line) for line in group.log().splitlines() if line.startswith("{"))
+    return [line for line in lines if line["event"] == event]
 
 
 def test_a_server_that_cannot_start_inside_envoy_ends_it(tmp_path: Path) -> None:

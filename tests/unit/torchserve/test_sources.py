@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from feature_cache.sources.session import read_session, session_files
 from feature_cache.sources.simulator import simulate
 from pretrade.client.cli.main import app
 from pretrade.market.v1 import market_pb2 as pb
+from torchserve import sources
 from torchserve.dataset import Samples, SamplesError, collect
 from torchserve.label import Label
 from torchserve.sources import load_samples, read_dataset, write_dataset
@@ -139,6 +141,14 @@ def test_the_command_builds_a_file_that_show_describes(tmp_path: Path) -> None:
     assert samples.source_sha256 in built.output.replace("\n", "")
     refused = CliRunner().invoke(app, ["dataset", "build", "--out", str(tmp_path / "x.csv")])
     assert refused.exit_code == 2
+
+
+def test_a_process_for_each_instrument_makes_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    here = load_samples([], simulated_seconds=20)
+    monkeypatch.setattr(sources, "_WORTH_A_PROCESS", 0.0)
+    assert load_samples([], simulated_seconds=20).sha256() == here.sha256()
+    assert len(here.rows) > 100
 
 
 def test_the_hash_of_what_samples_came_from_follows_seed_and_length() -> None:

@@ -77,6 +77,7 @@ COMMANDS: Final = {
         ),
         ("replay", "Publish recorded exchange sessions to Kafka with their original timing."),
         ("simulate", "Publish a seeded, simulated market to Kafka."),
+        ("market-facts", "Hold the simulated market against a recorded one: fifteen statistics, each met or missed."),
     ),
     **_panel(
         "Models",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -22,9 +24,10 @@ def test_pandas_and_the_engine_give_the_same_features(events: list[pb.MarketEven
     computed = pandas_features(frame_of(events)).to_numpy(dtype=np.float64)
     engine = FeatureEngine("BTCUSDT.SIM")
     compared = finite = 0
-    for number, event in enumerate(events):
+    for number, (event, following) in enumerate(itertools.pairwise(events)):
         engine.on_event(event)
-        if number >= 200 and number % 20 == 0:
+        # With pandas, everything that happened at one time is known at once: of a taker's several trades, the last.
+        if number >= 200 and number % 20 == 0 and following.event_time_ns != event.event_time_ns:
             ours = engine.snapshot().values
             np.testing.assert_allclose(ours, computed[number], rtol=1e-4, atol=1e-6, err_msg=f"{number}: {NAMES}")
             compared += 1

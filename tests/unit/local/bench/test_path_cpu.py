@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from local.bench import path_cpu
 from local.bench.path_cpu import WAYS, measure
 from server.journal.journal import Durability
 
@@ -15,3 +16,11 @@ async def test_every_way_in_is_measured(way: str, tmp_path: Path) -> None:
     found = await measure(way, 0.1, tmp_path, Durability.OS)
     assert set(found) == {"event loop", "journal", "per_second"}
     assert all(value > 0 for value in found.values())
+
+
+async def test_a_caller_that_ends_by_itself_ends_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path_cpu, "_ALLOWED_SECONDS", 0.0)
+    with pytest.raises(AssertionError, match="a caller ended by itself"):
+        await measure("batch64", 0.1, tmp_path, Durability.OS)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -171,6 +171,27 @@ async def test_of_a_stream_that_closes_after_one_answer_one_was_heard(tmp_path: 
     assert len(found) == 50
     assert {ref for ref, status in found.items() if status == REPLIED} == {heard}
     assert found[under_way] == CANCELLED
+
+
+async def test_in_envoy_results_that_are_ready_together_are_handed_over_together_and_heard_together(
+    tmp_path: Path,
+) -> None:
+    async def orders() -> AsyncIterator[pb.Order]:
+        for number in range(100):
+            yield order(f"{number}")
+
+    async with request_path(tmp_path) as p:
+        stream = p.servicer._decide_stream(orders(), p.call())
+        heard = {result_in(answer).order_ref for answer in await anext(stream)}
+        await until(lambda: sum(p.metrics.decisions.values()) == 100 and p.admission.in_flight == 0)
+        under_way = {result_in(answer).order_ref for answer in await anext(stream)}
+        assert p.replies.owed == 100 - len(heard)
+        await stream.aclose()  # while the transport still has the second answers
+        await p.settled()
+    assert len(under_way) == min(64, 100 - len(heard))
+    found = statuses(tmp_path)
+    assert {ref for ref, status in found.items() if status == REPLIED} == heard
+    assert {ref for ref, status in found.items() if status == CANCELLED} == under_way
 
 
 async def test_a_stream_that_closes_while_an_order_is_decided_told_nobody(tmp_path: Path) -> None:

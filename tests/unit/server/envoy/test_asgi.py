@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import grpc
@@ -92,6 +93,28 @@ async def test_an_answer_is_sent_when_envoy_has_its_status_too(fails_at: str | N
     await application({"path": "/s/Do", "headers": [GRPC]}, receive, send)
     assert outcomes.heard == ([b"the answer"] if fails_at is None else [])
     assert outcomes.unheard == ([] if fails_at is None else [b"the answer"])
+
+
+async def test_the_messages_that_a_streams_answer_is_serialised_to_are_sent_together() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": framed(b"one") + framed(b"two"), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def answers(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[list[bytes]]:
+        yield [request async for request in requests]
+        yield [b"alone"]
+
+    clock = asyncio.get_running_loop().time
+    application = GrpcApplication(1_024, 5.0, Outcomes(), DecisionMetrics(), clock, lambda: NOW)
+    handler: Any = grpc.stream_stream_rpc_method_handler(answers, bytes, list)  # type: ignore[arg-type]
+    application.add_registered_method_handlers("s", {"Do": handler})
+    await application({"path": "/s/Do", "headers": [GRPC]}, receive, send)
+    bodies = [message["body"] for message in sent if message["type"] == "http.response.body"]
+    assert bodies == [framed(b"one") + framed(b"two"), framed(b"alone"), b""]
 
 
 class Gatekeeper:

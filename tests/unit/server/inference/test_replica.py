@@ -103,6 +103,29 @@ async def test_probes_end_even_when_they_are_wanted_at_that_moment(steps: int) -
     assert prober.cancelled()
 
 
+@pytest.mark.parametrize("quick_calls", [0, 1], ids=["probe", "warm-up"])
+async def test_a_call_that_takes_too_long_is_given_up_and_not_cancelled(quick_calls: int) -> None:
+    ends: list[str] = []
+
+    async def slow(rows: list[bytes]) -> ScoreBatch:
+        try:
+            await asyncio.sleep(1.0 if replica.calls > quick_calls else 0.001)
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+        ends.append("answered")
+        return await answers(0.5)(rows)
+
+    replica = ScriptedReplica("primary", slow, breaker_settings=BREAKER, warm_up_seconds=0.1)
+    prober = replica.start_probing()
+    await asyncio.sleep(10)
+    assert replica.outcomes[Outcome.TIMEOUT] > 3
+    assert replica.warm == bool(quick_calls)
+    assert len(ends) > 3
+    assert set(ends) == {"answered"}
+    prober.cancel()
+
+
 async def test_probes_survive_a_fault_of_ours() -> None:
     async def broken(_rows: list[bytes]) -> ScoreBatch:
         raise ZeroDivisionError

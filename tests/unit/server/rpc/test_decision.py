@@ -1,14 +1,17 @@
-"""Who waits when a server has more orders than it can decide."""
+"""How the orders of calls, batches and streams are taken up, and who waits when there are too many."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.request_path import PATIENT, order, request_path
+from support.request_path import PATIENT, RequestPath, order, request_path
 from support.waiting import until
 
+from fallback.order import Answer, Case
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import admission
 from server.errors import OverloadedError
@@ -50,3 +53,96 @@ async def test_a_batch_weighs_as_much_as_its_orders_that_are_decided_at_once(
         )
         p.servicer.sent(reply)
         assert call.orders == weight
+
+
+def batch_of(p: RequestPath, orders: int) -> asyncio.Task[Any]:
+    """A call with so many orders."""
+    request = pb.DecideBatchRequest(orders=[order(f"{number}") for number in range(orders)])
+    return asyncio.create_task(p.servicer.DecideBatch(request, p.call(60.0)))
+
+
+def refs(reply: Any) -> list[str]:
+    """Of the decisions in the reply to a batch."""
+    return [result.decision.order_ref for result in pb.DecideBatchResponse.FromString(reply.wire).results]
+
+
+async def test_the_next_orders_of_a_batch_begin_while_those_before_them_wait(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.gate.open = asyncio.Semaphore(0)
+        call = batch_of(p, 200)
+        await until(lambda: p.gate.asked == 200)
+        assert p.admission.in_flight == 200
+        for _ in range(200):
+            p.gate.open.release()
+        reply = await call
+        p.servicer.sent(reply)
+    assert refs(reply) == [f"{number}" for number in range(200)]
+
+
+async def test_where_places_are_few_the_next_orders_of_a_batch_wait_for_those_before_them(tmp_path: Path) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        p.admission._limit = 200.0  # of which 90 are for orders that can wait for others of their call
+        p.gate.open = asyncio.Semaphore(0)
+        call = batch_of(p, 192)
+        most = 0
+        for begun in (64, 128, 192):
+            await until(lambda begun=begun: p.gate.asked == begun)  # type: ignore[misc]
+            most = max(most, p.admission.in_flight)
+            for _ in range(64):
+                p.gate.open.release()
+        reply = await call
+        p.servicer.sent(reply)
+        assert p.admission.shed == 0
+    assert 64 <= most <= 90
+    assert refs(reply) == [f"{number}" for number in range(192)]
+
+
+async def test_another_call_has_its_turn_before_a_batch_is_taken_up_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with request_path(tmp_path, PATIENT) as p:
+        taken_up: list[str] = []
+        answer = p.gate.answer
+
+        async def noted(case: Case) -> Answer | None:
+            taken_up.append(case.order.order_ref)
+            return await answer(case)
+
+        monkeypatch.setattr(p.gate, "answer", noted)
+        batch, unary = batch_of(p, 320), asyncio.create_task(p.decide(order("unary")))
+        p.servicer.sent(await batch)
+        await unary
+    assert taken_up.index("unary") < 128
+
+
+async def test_orders_of_a_stream_that_come_together_are_taken_up_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    async with request_path(tmp_path, PATIENT) as p:
+        take_over = p.dataplane._take_over
+
+        def noted(cases: Any) -> None:
+            together.append(len(cases))
+            take_over(cases)
+
+        monkeypatch.setattr(p.dataplane, "_take_over", noted)
+        answers = p.stream(*(order(f"{number}") for number in range(50)))
+        found = {pb.DecideStreamResponse.FromString((await anext(answers)).wire).result.order_ref for _ in range(50)}
+        await answers.aclose()
+    assert together == [50]
+    assert found == {f"{number}" for number in range(50)}
+
+
+async def test_what_ends_the_orders_of_a_stream_is_said_after_the_answers_that_are_due(tmp_path: Path) -> None:
+    async def orders() -> AsyncIterator[pb.Order]:
+        yield order("one")
+        yield order("two")
+        raise OverloadedError("TOO_MANY", "no more")
+
+    async with request_path(tmp_path, PATIENT) as p:
+        answers: Any = p.servicer.DecideStream(orders(), p.call())
+        found = [pb.DecideStreamResponse.FromString((await anext(answers)).wire).result.order_ref for _ in range(2)]
+        with pytest.raises(OverloadedError):
+            await anext(answers)
+    assert found == ["one", "two"]

@@ -58,3 +58,18 @@ async def test_futures_that_were_answered_do_not_pile_up_before_far_deadlines() 
     assert len(deadlines) <= 2_048
     assert not waiting.done()
     waiting.cancel()
+
+
+async def test_what_is_done_is_let_go_when_the_next_one_is_watched() -> None:
+    deadlines = Deadlines(clock)
+    far = clock() + 3_600.0
+    futures: list[asyncio.Future[bool]] = [asyncio.get_running_loop().create_future() for _ in range(100)]
+    for number, future in enumerate(futures):
+        deadlines.watch(future, far + number, late=False)
+    for future in futures:
+        future.set_result(True)
+    assert len(deadlines) == 100
+    last: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    deadlines.watch(last, far, late=False)
+    assert len(deadlines) == 1
+    last.cancel()
