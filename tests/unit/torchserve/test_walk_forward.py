@@ -239,6 +239,7 @@ def test_as_much_data_as_is_said_to_be_needed_shows_the_precision_that_closely(w
     assert hour.hours_needed("xgboost", 0.95, 0.01, 0.05) == pytest.approx(4 * hours)
     said = data_needed(hour, "xgboost", TRAINING)
     assert said.startswith(f"To show a precision of 95% ± 2% at 5% coverage takes about {hours:.1f} hours of each")
+    assert "all instruments and both sides together" in said, "of one of them it takes as many times longer"
     assert said.endswith("the blocks here are 60.0 minutes. `pretrade ingest --record` records more.")
     nothing_traded = replace(hour, decided={"xgboost": Decided(np.zeros_like(trade))})
     assert nothing_traded.hours_needed("xgboost", 0.95, 0.02, 0.05) is None
