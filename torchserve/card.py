@@ -506,7 +506,7 @@ def data_needed(walk: WalkForward, kind: str, training: TrainingSettings) -> str
         return f"It trades nothing, so nothing says how much data shows a precision of {precision:.0%}; {have}"
     return (
         f"To show a precision of {precision:.0%} ± {_SHOWN:.0%} at {coverage:.0%} coverage takes about {hours:.1f}"
-        f" hours of each instrument's market, in one regime; {have}"
+        f" hours of each instrument's market, all instruments and both sides together, in one regime; {have}"
     )
 
 

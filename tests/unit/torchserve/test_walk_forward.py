@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from feature_cache.features import INDEX, N_FEATURES
 from local.training.training import rules_trades
-from torchserve.card import standing, verdict
-from torchserve.dataset import Samples, SamplesError
-from torchserve.evaluation import BootstrapSettings, Estimate
+from torchserve.card import data_needed, standing, verdict
+from torchserve.dataset import STEP_NS, Samples, SamplesError
+from torchserve.evaluation import BootstrapSettings, Decided, Estimate
+from torchserve.label import Label
 from torchserve.search import search
+from torchserve.threshold import independent, wilson
 from torchserve.training import TrainingSettings
 from torchserve.walk_forward import (
     ALWAYS,
@@ -199,3 +201,46 @@ def test_a_search_repeats_itself_and_looks_at_nothing_that_the_walk_tests(kind: 
     assert search(chosen, changed, TRAINING, WALK, trials=3) == found  # type: ignore[arg-type]
     untouched = "torch" if kind == "xgboost" else "xgboost"
     assert getattr(found, untouched) == getattr(TRAINING, untouched)
+
+
+def market_of(hours: float, seed: int) -> tuple[Samples, NDArray[np.bool_]]:
+    """Two instruments whose outcome lasts a bucket of the label, and trades of 5 % of these, 95 % of them right."""
+    random = np.random.default_rng(seed)
+    label = Label(horizon_seconds=1.0)
+    instants = np.repeat(np.arange(round(hours * 3.6e12 / STEP_NS), dtype=np.int64) * STEP_NS, 4)
+    instrument = np.tile(np.array([0, 0, 1, 1], np.int16), len(instants) // 4)
+    bucket = (instants // label.span_ns) * 2 + instrument
+    samples = Samples(
+        rows=np.zeros((len(instants), N_FEATURES), np.float32),
+        eligible=(random.random(bucket.max() + 1) < 0.95)[bucket],
+        markout_bps=np.zeros(len(instants)),
+        time_ns=instants,
+        sell=np.tile([False, True], len(instants) // 2),
+        instrument=instrument,
+        instruments=("A.SIM", "B.SIM"),
+        source="made up",
+        label=label,
+    )
+    return samples, (random.random(bucket.max() + 1) < 0.05)[bucket]
+
+
+def test_as_much_data_as_is_said_to_be_needed_shows_the_precision_that_closely(walk: WalkForward) -> None:
+    samples, trade = market_of(1.0, seed=1)
+    hour = replace(
+        walk,
+        samples=samples,
+        decided={"xgboost": Decided(trade)},
+        independent_traded={"xgboost": independent(samples, trade)},
+    )
+    hours = hour.hours_needed("xgboost", 0.95, 0.02, 0.05)
+    assert hours is not None
+    low, high = wilson(0.95, independent(*market_of(hours, seed=2)), 0.95)
+    assert (high - low) / 2 == pytest.approx(0.02, rel=0.15)
+    assert hour.hours_needed("xgboost", 0.95, 0.01, 0.05) == pytest.approx(4 * hours)
+    said = data_needed(hour, "xgboost", TRAINING)
+    assert said.startswith(f"To show a precision of 95% ± 2% at 5% coverage takes about {hours:.1f} hours of each")
+    assert "all instruments and both sides together" in said, "of one of them it takes as many times longer"
+    assert said.endswith("the blocks here are 60.0 minutes. `pretrade ingest --record` records more.")
+    nothing_traded = replace(hour, decided={"xgboost": Decided(np.zeros_like(trade))})
+    assert nothing_traded.hours_needed("xgboost", 0.95, 0.02, 0.05) is None
+    assert "It trades nothing" in data_needed(nothing_traded, "xgboost", TRAINING)

@@ -325,7 +325,7 @@ def alias(
 
 
 def _print_models(models: Iterable[admin_pb2.ModelVersion]) -> None:
-    """Two lines a model, for 80 columns, and where the champion's card is."""
+    """Two lines a model, three if it expires, for 80 columns, and where the champion's card is."""
     import datetime as dt
 
     from rich.console import Console
@@ -341,14 +341,16 @@ def _print_models(models: Iterable[admin_pb2.ModelVersion]) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
         written = local_time(model.created_at.ToDatetime(dt.UTC))[:16]
         style = "red" if model.problem else "dim"
-        until = f"; for markets until {model.expires_at.ToDatetime():%Y-%m-%d}" if model.HasField("expires_at") else ""
         console.print(
-            f"{'':4}{written}  {model.problem or model.standing}{until}",
+            f"{'':4}{written}  {model.problem or model.standing}",
             highlight=False,
             markup=False,
             soft_wrap=True,
             style=style,
         )
+        if model.HasField("expires_at"):
+            until = model.expires_at.ToDatetime()
+            console.print(f"{'':4}may decide on markets until {until:%Y-%m-%d %H:%M} UTC", highlight=False, style="dim")
         if "champion" in model.aliases:
             champions.append(model)
     for model in champions:

@@ -81,6 +81,13 @@ def model(version: str, *aliases: str, **more: Any) -> pb.ModelVersion:
     )
 
 
+def test_a_version_that_expires_says_until_when_it_may_decide(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_models([model("aa" * 8), model("bb" * 8, expires_at=Timestamp(seconds=1_725_753_900))])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "may decide" in line] == ["    may decide on markets until 2024-09-08 00:05 UTC"]
+    assert lines[3].endswith("does not beat the rules"), "of the version that it is said of"
+
+
 def test_only_the_version_that_decides_is_called_champion(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.text import Text
 from typer.testing import CliRunner
 
 from feature_cache.features import NAMES
 from feature_cache.sources.simulator import simulate
+from local.training.cli import _expiry
 from local.training.training import Plan, carry_out
 from pretrade.client.cli.main import app
 from server.models.registry import Registry
@@ -231,3 +233,10 @@ def test_runs_are_kept_in_mlflow(forced: tuple[Path, dict[str, Any]]) -> None:
         assert kept.read_bytes() == Path(model["archive"]).read_bytes()
         assert kept.is_relative_to(directory)
     assert not Path("mlruns").exists()
+
+
+@pytest.mark.parametrize(("now", "late"), [(1_700_000_000, False), (1_800_000_000, True)])
+def test_when_a_model_expires_is_said_and_that_it_has_already(now: int, late: bool) -> None:
+    said = Text.from_markup(_expiry(1_723_161_900, 1_725_753_900, now)).plain
+    assert said.startswith("its data ends at 2024-08-09 00:05 UTC, and it may decide until 2024-09-08 00:05 UTC")
+    assert said.endswith("on a live market it has expired already") == late

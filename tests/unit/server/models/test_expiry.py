@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from support.cases import Clock
+from support.scripted_replica import ScriptedReplica, answers
 
 from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
 from feature_cache.store.l1 import FeatureCache, FeatureCacheSettings
+from server.inference.wire import ModelIdentity
 from server.models.expiry import ModelExpiry
+from server.models.metrics import of_expiry
 
 NOW = 1_800_000_000
 
@@ -33,3 +36,15 @@ def test_the_newest_instant_of_the_market_counts_and_the_grace_is_added() -> Non
     grace[0] = 600.0
     assert expiry.left_seconds(2_000) == 100.0
     assert expiry.left_seconds(0) is None, "it does not expire"
+
+
+async def test_the_metric_is_of_replicas_whose_model_expires_and_of_no_others() -> None:
+    cache = FeatureCache(
+        "redis://unused", FeatureCacheSettings(), ("A.SIM",), monotonic=Clock(), wall_ns=lambda: NOW * 10**9
+    )
+    assert cache.accept(vector("A.SIM", 1_000))
+    replicas = [ScriptedReplica(name, answers(0.5)) for name in ("primary", "secondary", "challenger")]
+    for replica, expires_at in zip(replicas, (900, 0), strict=False):  # the challenger has not answered yet
+        replica.model = ModelIdentity("champion", "aa" * 8, 0.5, expires_at)
+    (family,) = of_expiry(replicas, ModelExpiry(cache, lambda: 0.0))
+    assert [(one.labels["replica"], one.value) for one in family.samples] == [("primary", -100.0)]
