@@ -48,6 +48,7 @@ def main(
             trials=0,
             install=True,
             force=True,  # a stack that has no better model starts with this one, and says how it stands
+            labels=False,  # a newcomer waits for this
             cards=None,
             command=shlex.join(
                 ["pretrade", "train", "--install", "--force", *([] if data is None else ["--data", str(data)])]

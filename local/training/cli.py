@@ -176,6 +176,7 @@ def train(
         trials=trials,
         install=install,
         force=force,
+        labels=True,
         cards=cards,
         command=shlex.join(["pretrade", *sys.argv[1:]]),
     )

@@ -57,6 +57,8 @@ class Plan:
     """Make the stack start with them: the monotone trees as its champion, the network as its challenger."""
     force: bool
     """Write models that do not beat the baselines, too."""
+    labels: bool
+    """Compare labels, for the card; that takes as long as evaluating and training."""
     cards: Path | None
     """Folder for another copy of each card, by model name; in the store they are by version."""
     command: str
@@ -118,7 +120,7 @@ def carry_out(plan: Plan, report: Report = lambda _: None) -> Outcome:
         written, uninformed = _publish(plan, samples, training, refused, report)
         refused += uninformed
     studied: Sequence[Studied] = ()
-    if written and market is not None and not isinstance(walk, str):
+    if plan.labels and written and market is not None and not isinstance(walk, str):
         with suppress(SamplesError):  # another label may be the same throughout, or look too far for these samples
             studied = study(market, training, walk_settings, report=report)
     if plan.cards:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.stack
 RECORDED = Path(__file__).parents[3] / "shared/data/binance_spot"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize(
     "data",
     [
@@ -39,7 +39,7 @@ def test_the_demo_decides_and_audits_every_order_through_a_replica_failure(
     argv += ["--dir", str(tmp_path / "stack"), "--json", str(summary_path), "--svg", str(tmp_path / "demo.svg")]
     if data is not None:
         argv += ["--data", str(data)]
-    run = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=480, check=False)
     assert summary_path.exists(), run.stdout + run.stderr
     summary = json.loads(summary_path.read_text())
     picture = html.unescape((tmp_path / "demo.svg").read_text()).replace("\xa0", " ")

@@ -169,7 +169,8 @@ def test_a_card_is_rendered_as_one_file_on_demand(
 
 
 @pytest.mark.long
-def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [True, False])
+def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: Path, labels: bool) -> None:
     plan = Plan(
         kinds=("monotone", "torch"),
         label=None,
@@ -183,11 +184,13 @@ def test_installed_models_are_those_that_the_stack_would_train_itself(tmp_path: 
         trials=0,
         install=True,
         force=True,
+        labels=labels,
         cards=tmp_path / "cards",
         command="pretrade train",
     )
     outcome = carry_out(plan)
     assert {path.name for path in (tmp_path / "cards").iterdir()} == {"champion", "challenger", "evaluation.json"}
+    assert ("labels" in json.loads((tmp_path / "cards" / "evaluation.json").read_text())) == labels
     reports: list[str] = []
     models = build_models(None, plan.store, seed=3, simulated_seconds=SECONDS, report=reports.append)
     assert reports == [f"{plan.store} is up to date"]
