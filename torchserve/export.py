@@ -54,6 +54,8 @@ def metadata_of(
         "target_precision": model.target_precision,
         "target_precision_reached": model.target_precision_reached,
         "calibration": {"slope": model.slope, "intercept": model.intercept},
+        "band": model.band.described,
+        "domain": model.domain,
         "network": model.network,
         "expires_at": expires_at,
         "canned": canned_scores(model, samples),

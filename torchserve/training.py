@@ -22,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from torchserve.conformal import Band, conformal_band
 from torchserve.dataset import Samples, SamplesError
+from torchserve.domain import domain_of
 from torchserve.fitting import (
     Fitted,
     Labelled,
@@ -97,6 +99,11 @@ class Split(NamedTuple):
     threshold: NDArray[np.intp]
     test: NDArray[np.intp]
 
+    @property
+    def between(self) -> NDArray[np.intp]:
+        """All that comes after what fits and before what measures."""
+        return np.concatenate([self.stopping, self.calibration, self.threshold])
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
@@ -167,6 +174,10 @@ class TrainedModel:
     """By part: `threshold`, which chose it, and `test`."""
     reference: dict[str, ReferenceHistogram]
     """Of the features in the part that fitted the model, and of the scores in the calibration part."""
+    band: Band
+    """Scores that are too near to the threshold, see `conformal.py`."""
+    domain: dict[str, Any] | None
+    """What it has seen of its features, see `domain.py`; None where it looks at none."""
 
     @property
     def knows_something(self) -> bool:
@@ -262,7 +273,15 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
         reference=reference_histograms(
             samples.take(split.train), samples.take(split.calibration), scores["calibration"]
         ),
+        band=band_of(scores["threshold"], samples, split, model.cut, settings),
+        domain=domain_of(model.fitted, samples.take(split.train), samples.take(split.between)),
     )
+
+
+def band_of(scores: NDArray[np.float32], samples: Samples, split: Split, cut: Cut, settings: TrainingSettings) -> Band:
+    """The band around a threshold, from the scores of the part that chose it."""
+    part = samples.take(split.threshold)
+    return conformal_band(scores, part, cut.threshold, confidence=settings.confidence)
 
 
 def check_labels(samples: Samples, split: Split) -> None:
