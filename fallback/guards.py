@@ -1,17 +1,19 @@
 """Guards: evaluated last, over whatever source answered. They only ever make an answer safer.
 
 A guard that cannot be evaluated (no mid to hold a price against) objects. A new guard objects in `_order_objections` or
-`_evidence_objections`, with a reason of its own in decision.proto.
+`_evidence_objections`, with a reason of its own in decision.proto. What a model says of its own limits is held against
+its scores in `model_limits.py`, for orders that are decided together; there, what cannot be known is a degradation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
+from fallback.model_limits import LimitGuards, Reasons
 from fallback.order import MODEL_SOURCES, Answer, Case, Order
 from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
@@ -77,8 +79,15 @@ class GuardSettings(BaseModel):
 class Guards:
     """Evaluates every guard and makes the answer as safe as they ask.
 
-    The trading state and limits turn TRADE into NO_TRADE; unusable features, an expired model turn it into ABSTAIN. An
-    answer that is not TRADE keeps its action and only gains the reasons.
+    The trading state and limits turn TRADE into NO_TRADE; unusable features, an expired model and a score outside of
+    what the model knows turn it into ABSTAIN. An answer that is not TRADE keeps its action and only gains the reasons.
+
+    Args:
+        settings: The limits.
+        trading_state: In force.
+        clock: Monotonic seconds.
+        wall_clock: Seconds since the Unix epoch.
+        models: Hold models to their own limits; None for models without.
     """
 
     def __init__(
@@ -87,11 +96,13 @@ class Guards:
         trading_state: Callable[[], admin_pb2.TradingState.ValueType],
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        models: LimitGuards | None = None,
     ) -> None:
         self.configure(settings)
         self._trading_state = trading_state
         self._clock = clock
         self._wall_clock = wall_clock
+        self._models = models
         # No strategy's bucket fills up because a caller invents the names of others.
         self._rates = TokenBuckets(math.inf, _BURST_SECONDS, clock, most_names=None)
         """Of the strategies."""
@@ -104,20 +115,34 @@ class Guards:
         self.model_grace_seconds = settings.model_grace_days * _DAY_SECONDS
         """How long models may decide after their expiry."""
 
-    def apply(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
-        """The action after all guards, and the reasons: the answer's own first, then each objection."""
-        return self._apply(case, answer, is_repeat=False)
+    def look(self, cases: Sequence[Case], answers: Sequence[Answer]) -> Sequence[Reasons]:
+        """What models' own limits object to each of the answers, in one go: an argument of `apply`."""
+        return [()] * len(cases) if self._models is None else self._models.objections(cases, answers)
+
+    def apply(
+        self, case: Case, answer: Answer, beyond_limits: Reasons | None = None
+    ) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
+        """The action after all guards, and the reasons: the answer's own first, then each objection.
+
+        Args:
+            case: What was asked.
+            answer: What was answered.
+            beyond_limits: What `look` found; None to look now.
+        """
+        return self._apply(case, answer, beyond_limits, is_repeat=False)
 
     def again(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         """The same for an answer that was given before and is to be given again; it counts for no rate."""
-        return self._apply(case, answer, is_repeat=True)
+        return self._apply(case, answer, None, is_repeat=True)
 
     def _apply(
-        self, case: Case, answer: Answer, is_repeat: bool
+        self, case: Case, answer: Answer, beyond_limits: Reasons | None, is_repeat: bool
     ) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         started = self._clock()
         reasons = [answer.reason]
-        must_abstain = self._evidence_objections(case, answer, reasons)
+        if beyond_limits is None:
+            (beyond_limits,) = self.look((case,), (answer,))
+        must_abstain = self._evidence_objections(case, answer, beyond_limits, reasons)
         self._order_objections(case, reasons)
         if answer.source not in MODEL_SOURCES and self._only_reducing_without_model and not case.order.reduce_only:
             reasons.append(pb.REASON_CODE_NO_MODEL_REDUCE_ONLY)
@@ -131,13 +156,16 @@ class Guards:
         case.budget.charge(pb.STAGE_GUARDS, left if left > 0.0 else 0.0, self._clock() - started)
         return action, reasons
 
-    def _evidence_objections(self, case: Case, answer: Answer, reasons: list[pb.ReasonCode.ValueType]) -> bool:
+    def _evidence_objections(
+        self, case: Case, answer: Answer, beyond_limits: Reasons, reasons: list[pb.ReasonCode.ValueType]
+    ) -> bool:
         """Objections to what the answer rests on."""
         before = len(reasons)
         if case.features_problem is not None:
             reasons.append(case.features_problem)
         if answer.model_expires_at and self._market_seconds(case) >= answer.model_expires_at + self.model_grace_seconds:
             reasons.append(pb.REASON_CODE_MODEL_EXPIRED)
+        reasons += beyond_limits
         return len(reasons) > before
 
     def _market_seconds(self, case: Case) -> float:

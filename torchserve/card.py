@@ -14,14 +14,17 @@ from typing import Any, Final
 import numpy as np
 from markdown_it import MarkdownIt
 
+from feature_cache.domain import Domain
 from feature_cache.har import REGIMES, regimes
 from pretrade.client.figures import figure
 from torchserve.card_plots import coverage_plot, reliability_plot
 from torchserve.dataset import STEP_NS, Samples
+from torchserve.domain import caught, false_alarms
 from torchserve.evaluation import Blocks, Decided, Estimate, class_balance
 from torchserve.label_study import WIDEST, Studied
+from torchserve.limits import LimitsReport, joined
 from torchserve.threshold import Cut, independent
-from torchserve.training import Kind, TrainingSettings
+from torchserve.training import Kind, TrainingSettings, split_by_time
 from torchserve.volatility import explained
 from torchserve.walk_forward import ALWAYS, CHAMPION, RULES, WalkForward
 
@@ -79,9 +82,15 @@ def render(facts: CardFacts) -> str:
     measured = (
         ()
         if isinstance(walk, str)
-        else (_walk_forward(facts, walk), _by_block(facts, walk), _regimes(facts, walk), _baselines(facts, walk))
+        else (
+            _walk_forward(facts, walk),
+            _by_block(facts, walk),
+            _regimes(facts, walk),
+            _baselines(facts, walk),
+            _band(facts, walk),
+        )
     )
-    about = (_final_model(facts), _importance(facts), _reference(facts), _limits(facts))
+    about = (_final_model(facts), _domain(facts), _importance(facts), _reference(facts), _limits(facts))
     labels = (_labels(facts),) if facts.studied else ()
     sections = (_head(facts), _data(facts), *measured, *labels, *about)
     return "\n".join(line for section in sections for line in (*section, ""))[:-1]
@@ -338,6 +347,86 @@ def _baselines(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
         (
             [one.baseline, _figure(one.precision_difference, 3), _yes(one.beaten), _yes(one.beyond_chance)]
             for one in walk.comparisons[facts.kind]
+        ),
+    )
+
+
+def _band(facts: CardFacts, walk: WalkForward) -> Iterable[str]:
+    blocks = walk.limits[facts.kind]
+    yield "### Where it is uncertain"
+    yield ""
+    yield (
+        "The guard `UNCERTAIN` keeps scores in a conformal band from trading. Of the orders that are not eligible at"
+        f" most {blocks[0].band.error:.0%} shall trade. The part of each block's history that set the threshold makes"
+        f" the band: so wide that the {blocks[0].band.confidence:.0%} interval of the error there ends at the wanted"
+        " one, for as many independent observations as its orders that are not eligible are worth. *Abstains* are"
+        " orders that would trade and do not; *in the band* are all orders there, of which most do not trade anyway."
+    )
+    yield ""
+    yield from _table(
+        (
+            *("block", "band", "independent", "wanted error", "observed error", "error without it"),
+            *("traded", "abstains", "in the band", "precision", "precision without it"),
+        ),
+        ([str(number), *_uncertainty(block)] for number, block in enumerate((*blocks, joined(blocks)), start=1)),
+    )
+
+
+def _uncertainty(block: LimitsReport) -> Iterable[str]:
+    yield "all" if block.threshold is None else f"{block.band.low:.3f} … {block.band.high:.3f}"
+    yield "–" if block.threshold is None else f"{block.band.independent[0]:,.0f}"
+    yield f"{block.band.error:.3f}"
+    shares = (block.error, block.error_without, block.traded, block.abstains, block.in_band)
+    yield from (
+        "–" if share is None else f"{share:.3f}" for share in (*shares, block.precision, block.precision_without)
+    )
+
+
+def _domain(facts: CardFacts) -> Iterable[str]:
+    described = facts.described["domain"]
+    yield "## What it has seen"
+    yield ""
+    if described is None:
+        yield "It looks at no feature, so there is nothing that it must have seen."
+        return
+    domain = Domain(described)
+    split = split_by_time(facts.samples.time_ns, TrainingSettings.model_validate(facts.described["training"]))
+    measured = facts.samples.take(split.test)
+    alarms = false_alarms(domain, measured)
+    yield (
+        f"The guard `OUT_OF_DOMAIN` looks at the {len(domain.names)} features that can change a score. One vector is"
+        " refused for a value far beyond what was seen, for other undefined values than ever, or for values that do not"
+        " go together; later vectors of an instrument also because a feature is stuck, or has contradicted the others"
+        f" for too long. On the samples that measure the model it refuses {alarms.at_once:.2%} at once and"
+        f" {alarms.watched:.2%} in all, wrongly."
+    )
+    yield ""
+    if not isinstance(facts.walk, str):
+        yield from _table(
+            ("block", "refused at once", "refused in all"),
+            (
+                [str(number), f"{one.alarms.at_once:.2%}", f"{one.alarms.watched:.2%}"]
+                for number, one in enumerate(facts.walk.limits[facts.kind], start=1)
+            ),
+        )
+        yield ""
+    yield (
+        "Each feature of those samples was corrupted, from the first one on. *Alone* is the share of the changed"
+        " vectors that is refused by itself, *in all* the share of vectors from then on, and *after* how long it took"
+        " in the slower instrument."
+    )
+    yield ""
+    yield from _table(
+        ("feature", "corruption", "alone", "in all", "after"),
+        (
+            [
+                f"`{one.feature}`",
+                one.corruption,
+                f"{one.at_once:.3f}",
+                f"{one.watched:.3f}",
+                "never" if one.seconds is None else f"{one.seconds:.1f} s",
+            ]
+            for one in caught(domain, measured)
         ),
     )
 

@@ -52,6 +52,8 @@ def metadata_of(model: TrainedModel, samples: Samples, settings: TrainingSetting
         "target_precision": model.target_precision,
         "target_precision_reached": model.target_precision_reached,
         "calibration": {"slope": model.slope, "intercept": model.intercept},
+        "band": model.band.described,
+        "domain": model.domain,
         "network": model.network,
         "trained_until": samples.until,
         "expires_at": expires_at(samples, settings.valid_days),

@@ -23,7 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from feature_cache.har import Forecast
+from torchserve.conformal import Band, conformal_band
 from torchserve.dataset import Samples, SamplesError
+from torchserve.domain import domain_of
 from torchserve.fitting import (
     Fitted,
     Labelled,
@@ -102,6 +104,11 @@ class Split(NamedTuple):
     threshold: NDArray[np.intp]
     test: NDArray[np.intp]
 
+    @property
+    def between(self) -> NDArray[np.intp]:
+        """All that comes after what fits and before what measures."""
+        return np.concatenate([self.stopping, self.calibration, self.threshold])
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
@@ -174,6 +181,10 @@ class TrainedModel:
     """Of the features in the part that fitted the model, and of the scores in the calibration part."""
     volatility: Forecast | None
     """Of volatility, fitted on the part that fitted the model; None where that is too short."""
+    band: Band
+    """Scores that are too near to the threshold, see `conformal.py`."""
+    domain: dict[str, Any] | None
+    """What it has seen of its features, see `domain.py`; None where it looks at none."""
 
     @property
     def knows_something(self) -> bool:
@@ -270,7 +281,15 @@ def train(name: str, samples: Samples, settings: TrainingSettings, kind: Kind | 
             samples.take(split.train), samples.take(split.calibration), scores["calibration"]
         ),
         volatility=fit_forecast(samples.take(split.train)),
+        band=band_of(scores["threshold"], samples, split, model.cut, settings),
+        domain=domain_of(model.fitted, samples.take(split.train), samples.take(split.between)),
     )
+
+
+def band_of(scores: NDArray[np.float32], samples: Samples, split: Split, cut: Cut, settings: TrainingSettings) -> Band:
+    """The band around a threshold, from the scores of the part that chose it."""
+    part = samples.take(split.threshold)
+    return conformal_band(scores, part, cut.threshold, confidence=settings.confidence)
 
 
 def check_labels(samples: Samples, split: Split) -> None:

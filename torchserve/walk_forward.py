@@ -34,6 +34,7 @@ from torchserve.dataset import STEP_NS, Samples, SamplesError
 from torchserve.evaluation import Blocks, BootstrapSettings, Decided, Estimate, Figures, top_share
 from torchserve.fitting import Labelled, fit_logistic
 from torchserve.handler import calibrated
+from torchserve.limits import LimitsReport, limits_report
 from torchserve.sources import Report
 from torchserve.threshold import Cut, independent, needed
 from torchserve.training import (
@@ -139,6 +140,8 @@ class WalkForward:
     by_block: dict[str, list[BlockReport]]
     comparisons: dict[str, list[Comparison]]
     """By kind of model."""
+    limits: dict[str, list[LimitsReport]]
+    """By kind of model, for each block: how its own limits did."""
 
     def beats_baselines(self, kind: str) -> bool:
         """Whether a model is more precise than every baseline, beyond chance: what it takes to be published."""
@@ -174,6 +177,7 @@ class WalkForward:
                 for kind, comparisons in self.comparisons.items()
             },
             "beats_baselines": {kind: self.beats_baselines(kind) for kind in self.comparisons},
+            "limits": {kind: [one.described for one in blocks] for kind, blocks in self.limits.items()},
         }
 
 
@@ -198,6 +202,7 @@ def walk_forward(
     volatility = []
     by_block: dict[str, list[Decided]] = {name: [] for name in (*fitted, *BASELINES)}
     thresholds: dict[str, list[Cut | None]] = {name: [] for name in by_block}
+    limits: dict[str, list[LimitsReport]] = {kind: [] for kind in fitted}
     for number, split in enumerate(splits, start=1):
         # A block may well be all of one kind, and so may what sets its threshold.
         check_labels(samples, split._replace(threshold=split.train, test=split.train))
@@ -208,6 +213,7 @@ def walk_forward(
             scores = model.scores(rows)
             by_block[kind].append(Decided(scores >= np.float32(model.cut.threshold), scores))
             thresholds[kind].append(model.cut)
+            limits[kind].append(limits_report(model, samples, split, scores, training))
         report(f"walk-forward, block {number} of {len(splits)}: baselines")
         by_block[LOGISTIC].append(_logistic(samples, split, training, rows, thresholds[LOGISTIC]))
         known = np.concatenate(split[:-1])
@@ -242,6 +248,7 @@ def walk_forward(
             for name, parts in by_block.items()
         },
         comparisons={kind: _compared(kind, by_block, blocks) for kind in kinds},
+        limits=limits,
     )
 
 

@@ -29,6 +29,7 @@ from fallback.budget import BudgetSettings
 from fallback.cached_score import CachedScores, CachedScoreSettings
 from fallback.chain import Chain
 from fallback.guards import Guards, GuardSettings
+from fallback.model_limits import LimitGuards, limits_of
 from fallback.rules import RulesBaseline, RulesSettings
 from feature_cache import features
 from feature_cache.store.codec import BookState, FeatureSnapshot, encode
@@ -122,7 +123,7 @@ class _Model(Replica):
         return ScoreBatch(self._identity, np.full(len(rows), 0.75, dtype=np.float32))
 
 
-async def _open(stack: AsyncExitStack, folder: Path, durability: Durability) -> DecisionServicer:
+async def _open(stack: AsyncExitStack, folder: Path, durability: Durability, limited: int) -> DecisionServicer:
     clock, new_id = time.monotonic, uuid7_source()
     lag, budget = LoopLag(clock), BudgetSettings(cap_seconds=_CAP_SECONDS)
     journal = await stack.enter_async_context(
@@ -161,7 +162,7 @@ async def _open(stack: AsyncExitStack, folder: Path, durability: Durability) -> 
         max_feature_age_seconds=1.0,
         chain=Chain(stages, ("model", "cached_score", "rules"), clock),
         cached_scores=cached_scores,
-        guards=Guards(GuardSettings(), lambda: admin_pb2.TRADING_STATE_ACTIVE, clock, time.time),
+        guards=Guards(GuardSettings(), lambda: admin_pb2.TRADING_STATE_ACTIVE, clock, time.time, _limits(limited)),
         recording=Recording(journal, replies, PacketWriter("bench", "hash", durability.value, control), new_id),
         shadow=Shadow([challenger], (primary, secondary)),
         control=control,
@@ -190,6 +191,26 @@ async def _open(stack: AsyncExitStack, folder: Path, durability: Durability) -> 
             Refusals(journal.append, TokenBuckets(0.0, 1.0, clock), "", time.time_ns),
         ),
     )
+
+
+def _limits(limited: int) -> LimitGuards | None:
+    """Both guards that hold a model to its limits, of a model that looks at so many features; None for 0."""
+    if not limited:
+        return None
+    described = {
+        "features": features.NAMES[:limited],
+        "patterns": [0],
+        "low": [-1e9] * limited,
+        "high": [1e9] * limited,
+        "values": [[float(one) for one in range(-18, 18)]] * limited,
+        "scores": [[one / 6 for one in range(-18, 18)]] * limited,
+        "whitening": np.eye(limited).tolist(),
+        "distance": 1e9,
+        "most_same": [2**60] * limited,
+        "most_turned": [1e18] * limited,
+    }
+    limits = limits_of({"band": {"low": 0.1, "high": 0.2}, "domain": described})
+    return LimitGuards(lambda _: limits, lambda: True, lambda: True)
 
 
 async def _market(cache: FeatureCache) -> None:
@@ -304,11 +325,11 @@ WAYS: Final[dict[str, tuple[int, Callable[[_Load, int], Awaitable[None]]]]] = {
 """Callers, and what each of them does."""
 
 
-async def measure(way: str, seconds: float, folder: Path, durability: Durability) -> Usage:
-    """Measures one way in for so long, with a new journal in a folder."""
+async def measure(way: str, seconds: float, folder: Path, durability: Durability, limited: int = 9) -> Usage:
+    """Measures one way in for so long, with a new journal in a folder, and a model that looks at so many features."""
     callers, ask = WAYS[way]
     async with AsyncExitStack() as stack:
-        load = _Load(await _open(stack, folder, durability))
+        load = _Load(await _open(stack, folder, durability, limited))
         asking = [asyncio.ensure_future(ask(load, number)) for number in range(callers)]
         await asyncio.sleep(_WARM_SHARE * seconds)
         before, answered, began = _cpu(), load.answered, time.monotonic()
@@ -339,6 +360,9 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="Of one measurement.")] = 2.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 1,
     durability: Durability = Durability.FSYNC,
+    limited: Annotated[
+        int, typer.Option(min=0, max=25, help="Features that the guards UNCERTAIN and OUT_OF_DOMAIN look at; 0: none.")
+    ] = 9,
     folder: Annotated[Path | None, typer.Option(help="Where the journal is. [a temporary folder]")] = None,
 ) -> None:
     """Measure the CPU of a decision, in microseconds, and decisions a second; one line of JSON for each way in."""
@@ -347,7 +371,7 @@ def main(
         for _ in range(rounds):
             spare_the_hot_path()
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                found.append(uvloop.run(measure(name, seconds, Path(fresh), durability)))
+                found.append(uvloop.run(measure(name, seconds, Path(fresh), durability, limited)))
         medians = {key: round(statistics.median(one[key] for one in found), 1) for key in found[0]}
         print(json.dumps({"way": name, **medians}), flush=True)
 

@@ -49,7 +49,8 @@ def late(registry: Registry, version: str, seconds: float) -> str:
 
 
 def _scale(metadata: dict[str, Any], factor: float) -> None:
-    """Multiplies the calibrated log odds, and recomputes the canned scores."""
+    """Multiplies the calibrated log odds, and recomputes the canned scores. The band was one of other scores."""
+    metadata.pop("band", None)
     calibration, canned = metadata["calibration"], metadata["canned"]
     calibration["slope"] *= factor
     calibration["intercept"] *= factor

@@ -10,6 +10,7 @@ from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
 from fallback.embedded import Embedded
 from fallback.guards import Guards
+from fallback.model_limits import LimitGuards
 from fallback.rules import RulesBaseline
 from feature_cache.store.cluster import ClusterFeatureStore, open_store
 from feature_cache.store.l1 import FeatureCache
@@ -37,6 +38,7 @@ from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
 from server.models.embedding import EmbeddedModel
 from server.models.expiry import ModelExpiry
+from server.models.limits import KnownLimits
 from server.security import operator
 from server.security.security import Security
 from server.settings import Settings, load
@@ -202,7 +204,11 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     base.security.tell_of([*(replica.tls for replica in replicas), None if tracing is None else tracing.tls])
     durability = settings.journal.durability.value
     packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
-    guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock)
+    limits = KnownLimits(settings.replay.model_store, clock)
+    await limits.read_aliases()
+    await process.background(limits.run(), "model-limits")
+    models = LimitGuards(limits.of, lambda: control.uncertain, lambda: control.out_of_domain)
+    guards = Guards(settings.guards, lambda: control.trading_state, clock, process.machine.wall_clock, models)
     apply_configuration(configuration, cached_scores, rules, guards, packets, base.journal, process.stack)
     dataplane = DataPlane(
         admission=admission,

@@ -29,6 +29,8 @@ FLAGS: Final = {
     "shadow": "Mirror decided rows to the challenger.",
     "cached_score": "Let the last good score answer when no model can.",
     "embedded": "Let the champion in the server's own process answer.",
+    "out_of_domain": "Let no score trade whose features are not such as the model has seen.",
+    "uncertain": "Let no score trade that lies in the model's conformal band.",
 }
 """Every flag and what it does."""
 OURS: Final = "control"

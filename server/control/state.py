@@ -86,6 +86,11 @@ class ControlSettings(BaseModel):
     """Default of the flag `cached_score`: let the last good score answer when no model can."""
     embedded: bool = Field(default=True)
     """Default of the flag `embedded`: let the champion in the server's own process answer, where the chain asks it."""
+    out_of_domain: bool = Field(default=True)
+    """Default of the flag `out_of_domain`: ABSTAIN where the features are not such as the model has seen."""
+    uncertain: bool = Field(default=False)
+    """Default of the flag `uncertain`: ABSTAIN where a score lies in the model's conformal band. The model's card says
+    what that costs: often most of the trades."""
     halted: bool = Field(default=False)
     """Start with trading state HALTED, whatever it was before; this halts all servers that share the control state. Set
     it to start after an incident."""
@@ -176,6 +181,7 @@ class ControlState:
         defaults = {name: bool(getattr(settings, name)) for name in FLAGS}
         self.shadow, self.cached_score = defaults["shadow"], defaults["cached_score"]
         self.embedded = defaults["embedded"]
+        self.out_of_domain, self.uncertain = defaults["out_of_domain"], defaults["uncertain"]
         self.flags_on = tuple(name for name in FLAGS if defaults[name])
         """Names of the flags that are on."""
         self._set_flags = dict(defaults)
@@ -543,6 +549,7 @@ class ControlState:
     def _apply_flags(self, values: Mapping[str, bool]) -> None:
         self.shadow, self.cached_score = values["shadow"], values["cached_score"]
         self.embedded = values["embedded"]
+        self.out_of_domain, self.uncertain = values["out_of_domain"], values["uncertain"]
         self.flags_on = tuple(name for name in FLAGS if values[name])
 
     async def record(self, change: admin_pb2.Change) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fallback.budget import Budget, BudgetSettings
-from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Answer, Case, Order
+from fallback.order import CHAMPION_SOURCES, MODEL_SOURCES, Case, Order
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision.idempotency import ClaimLostError, identify
 from server.decision.markets import Markets
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
+    from fallback.model_limits import Reasons
     from feature_cache.store.l1 import FeatureCache
     from server.canary.burn import Objective
     from server.control.state import ControlState
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
-_UNAUDITED = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE))
+_NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
+"""Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
 _OUT_OF_TIME = frozenset(
     (
         pb.DEGRADATION_NO_TIME_FOR_MODEL,
@@ -254,9 +256,7 @@ class DataPlane:
         if decided.action == pb.ACTION_TRADE:
             case = Case(order, budget)
             self._markets.look_up((case,))
-            answer = Answer(
-                decided.action, decided.source, decided.reasons[0], model_expires_at=decided.model_expires_at
-            )
+            answer = decided.answer
             action, reasons = self._guards.again(case, answer)
             if action != pb.ACTION_TRADE:
                 safer = decided.withdrawn(action, [*decided.reasons, *reasons[1:]], self._packets.control_version)
@@ -387,10 +387,15 @@ class DataPlane:
     def _record(self, cases: Sequence[Pending]) -> None:
         """Life of a request, last part: the guards, the audit, and then the reply."""
         guarded = []
-        for case in cases:
+        beyond: Sequence[Reasons | None]
+        try:
+            beyond = self._guards.look(cases, [case.answer for case in cases if case.answer is not None])
+        except Exception:  # each finds out by itself
+            beyond = [None] * len(cases)
+        for case, reasons in zip(cases, beyond, strict=True):
             assert case.answer is not None
             try:
-                guarded.append((case, *self._guards.apply(case, case.answer)))
+                guarded.append((case, *self._guards.apply(case, case.answer, reasons)))
             except Exception as error:  # a bug that one order meets is none of the others' business
                 fail(case, error)
         self._recorder.record(guarded)
@@ -436,7 +441,7 @@ class DataPlane:
         answer, decided = case.answer, case.decided
         assert answer is not None
         assert decided is not None
-        if answer.source in CHAMPION_SOURCES and _UNAUDITED.isdisjoint(decided.reasons):
+        if answer.source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
             # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
             # of a model on trial is not: its flows are its own.
             self._cached_scores.remember(case, answer, decided.decision_id)

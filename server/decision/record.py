@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import math
 import struct
 from typing import TYPE_CHECKING, Final
 
+from fallback.order import Answer
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.decision import decision_wire
 
 if TYPE_CHECKING:
     from fallback.budget import Budget
-    from fallback.order import Answer, Case
+    from fallback.order import Case
 
 _EXPIRES: Final = struct.Struct("<q")
 """Unix seconds."""
@@ -163,6 +165,21 @@ class Decided:
                 self._uses,
             )
         return self._wire
+
+    @property
+    def answer(self) -> Answer:
+        """What the source said, for the guards of a repeat."""
+        message = pb.Decision.FromString(self.wire)
+        return Answer(
+            self.action,
+            self.source,
+            self.reasons[0],
+            message.score if message.HasField("score") else math.nan,
+            message.threshold if message.HasField("threshold") else math.nan,
+            message.model_name,
+            message.model_version,
+            self.model_expires_at,
+        )
 
     @property
     def remembered(self) -> bytes:

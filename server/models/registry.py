@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fallback.model_limits import NO_LIMITS, ModelLimits, limits_of
 from feature_cache import features
 from server.errors import ModelUnknownError
 from server.models.archive import Archive, read_archive
@@ -83,6 +84,8 @@ class ModelRecord:
     """Why this server cannot use it; empty when it can."""
     markout: Markout = field(default_factory=Markout)
     """The label that it has learnt."""
+    limits: ModelLimits = NO_LIMITS
+    """What it says of its own limits."""
 
 
 class Registry:
@@ -243,4 +246,5 @@ def _record(version: str, name: str, metadata: Mapping[str, Any], created_at: fl
         scores,
         problem,
         markout_of(metadata),
+        NO_LIMITS if problem else limits_of(metadata),
     )

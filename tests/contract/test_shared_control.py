@@ -198,7 +198,7 @@ async def test_changes_of_several_servers_at_once_are_all_kept(start: Start) -> 
     )
     await until(lambda: all(server.control.version == 5 for server in servers))
     for server in servers:
-        assert (server.state, server.control.flags_on) == ("REDUCING", ("embedded",))
+        assert (server.state, server.control.flags_on) == ("REDUCING", ("embedded", "out_of_domain"))
         assert server.breaker.mode is Mode.FORCED_OPEN
 
 
@@ -231,9 +231,13 @@ async def test_a_server_without_redis_halts_alone_says_so_and_all_hear_of_it_lat
         assert (status.stale, status.pending, bool(status.problem)) == (True, 1, True)
         assert not other.control.stale
         await other.set("flag/shadow", "off")
-        assert cut_off.control.flags_on == ("shadow", "cached_score", "embedded"), "the last one known stays"
+        assert cut_off.control.flags_on == ("shadow", "cached_score", "embedded", "out_of_domain"), (
+            "the last one known stays"
+        )
     await until(lambda: other.state == "HALTED")
-    await until(lambda: cut_off.control.flags_on == ("cached_score", "embedded") and not cut_off.control.stale)
+    await until(
+        lambda: cut_off.control.flags_on == ("cached_score", "embedded", "out_of_domain") and not cut_off.control.stale
+    )
     await until(lambda: cut_off.control.version == other.control.version == 3)
     await until(lambda: cut_off.control.status().pending == 0)
 
@@ -273,9 +277,12 @@ async def test_a_server_that_never_heard_of_the_others_is_halted_until_it_does(
             await first.set("trading_state", "ACTIVE")
         await first.set("flag/shadow", "off")
         restarted = await start("a", by_proxy)
-        assert (restarted.state, restarted.control.flags_on) == ("HALTED", ("cached_score", "embedded"))
+        assert (restarted.state, restarted.control.flags_on) == (
+            "HALTED",
+            ("cached_score", "embedded", "out_of_domain"),
+        )
     await until(lambda: first.state == restarted.state == "ACTIVE")
-    await until(lambda: other.control.flags_on == ("cached_score", "embedded"))
+    await until(lambda: other.control.flags_on == ("cached_score", "embedded", "out_of_domain"))
     assert other.state == "ACTIVE", "that a server did not know does not halt the others"
     file = ControlFile(tmp_path / "a" / "control.json")
     await until(lambda: (kept := file.read()) and UNDECIDED.id in kept.control.trading.lifted)
@@ -365,7 +372,7 @@ async def test_a_change_whose_answer_is_lost_is_made_once(
     assert (await cut_off.set("flag/shadow", "off")).local
     assert time.monotonic() - began < 5.0, "it does not wait for a Redis that says nothing"
     network.heal()
-    await until(lambda: other.control.flags_on == ("cached_score", "embedded"))
+    await until(lambda: other.control.flags_on == ("cached_score", "embedded", "out_of_domain"))
     await until(lambda: cut_off.control.status().pending == 0)
     assert (cut_off.control.version, other.control.version, len(changes_in(journal))) == (2, 2, 1)
 
@@ -579,7 +586,9 @@ async def test_a_halt_that_a_failover_lost_comes_back_from_whoever_knew_it(
         changed = await fresh.set("flag/cached_score", "off")
         assert changed.version <= lost.version, "by their versions the states cannot be told apart"
         await until(lambda: first.state == second.state == fresh.state == "HALTED")
-        await until(lambda: all(one.control.flags_on == ("embedded",) for one in (first, second, fresh)))
+        await until(
+            lambda: all(one.control.flags_on == ("embedded", "out_of_domain") for one in (first, second, fresh))
+        )
         await until(lambda: len({one.control.version for one in (first, second, fresh)}) == 1)
         made = await fresh.set("trading_state", "ACTIVE")
         assert list(made.lifts) == [halted.change_id]

@@ -324,3 +324,16 @@ def test_a_scrape_shows_what_is_declared_and_nothing_else(product: Product) -> N
     assert states == {"ACTIVE": 1, "REDUCING": 0, "HALTED": 0}
     for name in ("pretrade_features_present", "pretrade_features_book_known"):
         assert {sample.labels["instrument"] for sample in families[name].samples} == set(INSTRUMENTS)
+
+
+def test_a_vector_that_the_model_has_not_seen_is_out_of_its_domain_while_the_guard_is_on(product: Product) -> None:
+    product.switch("out_of_domain", True)
+    try:
+        decision = eventually(
+            lambda: product.decide_until(pb.SOURCE_PRIMARY),
+            lambda one: pb.REASON_CODE_OUT_OF_DOMAIN in one.reasons and not one.degradations,
+        )
+        assert decision.action != pb.ACTION_TRADE
+    finally:
+        product.switch("out_of_domain", False)
+    assert pb.REASON_CODE_OUT_OF_DOMAIN not in product.decide_until(pb.SOURCE_PRIMARY).reasons

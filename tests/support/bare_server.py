@@ -37,6 +37,7 @@ def environment(directory: Path, **changes: str) -> dict[str, str]:
         "PRETRADE_BUDGET__CAP_SECONDS": str(CAP_SECONDS),
         "PRETRADE_CONTROL__SHARED__KEY": f"control:{directory}",
         "PRETRADE_CONTROL__INITIAL_TRADING_STATE": "ACTIVE",
+        "PRETRADE_CONTROL__OUT_OF_DOMAIN": "false",
     }
     if "PRETRADE_REDIS_URL" not in changes:
         ours["PRETRADE_CONTROL__STORE"] = "file"

@@ -101,6 +101,8 @@ class DecisionServer(Asking):
             # What another test steered must not steer this one.
             "CONTROL__SHARED__KEY": f"control:{self.journal_path}",
             "CONTROL__INITIAL_TRADING_STATE": "ACTIVE",
+            # The vectors of these tests are none of a market.
+            "CONTROL__OUT_OF_DOMAIN": "false",
             "STARTUP_PATIENCE_SECONDS": "2",
             "GRPC__EDGE": EDGE,
         }

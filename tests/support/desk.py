@@ -12,6 +12,7 @@ from fallback.cached_score import CachedScores
 from fallback.chain import Chain, Stage, StageName
 from fallback.embedded import Embedded
 from fallback.guards import Guards
+from fallback.model_limits import NO_LIMITS, LimitGuards, ModelLimits
 from fallback.order import MODEL_SOURCES, Answer, Attempt, Case, held_against
 from fallback.rules import RulesBaseline
 from fallback.staleness import judge, problem_of
@@ -49,6 +50,8 @@ class Desk:
     """Decides with the code of the decision path, and keeps the packets."""
 
     def __init__(self, directory: Path, running: RunningModel | None = None, settings: Settings = SETTINGS) -> None:
+        self.limits: ModelLimits = NO_LIMITS
+        """Of every model."""
         journal = Journal(JournalSettings(path=directory / "journal.db"))
         file = control_files.that_trades(directory / "control.json")
         self.control = ControlState(ControlSettings(), file, {}, journal, "server-1", str, lambda: 0, lambda: 0.0)
@@ -59,7 +62,8 @@ class Desk:
         """The instant of the market that is decided on."""
         self.model_answers = True
         self._writer = PacketWriter("server-1", settings.config_hash(), "fsync", self.control)
-        self._guards = Guards(settings.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9)
+        models = LimitGuards(lambda _: self.limits, lambda: self.control.uncertain, lambda: self.control.out_of_domain)
+        self._guards = Guards(settings.guards, lambda: self.control.trading_state, self._clock, lambda: 1.7e9, models)
         self._cached = CachedScores(settings.cached_score, self._clock)
         rules = RulesBaseline(settings.rules, self._clock)
         self.embedded = Held()

@@ -280,6 +280,8 @@ def product_stack(tmp_path_factory: pytest.TempPathFactory, model_store: Path) -
     before = dict(os.environ)
     # Other work on this machine must not decide what these tests see: what is tested here is who answers, not how fast.
     os.environ |= {
+        # The vectors of these tests are none of a market.
+        "PRETRADE_CONTROL__OUT_OF_DOMAIN": "false",
         "PRETRADE_BUDGET__CAP_SECONDS": str(CAP_SECONDS),
         "PRETRADE_BUDGET__AUDIT_RESERVE_SECONDS": "0.5",
         "PRETRADE_BREAKER__SLOW_SECONDS": "0.3",

@@ -7,7 +7,8 @@ bit.
 
 Some facts depend on what else happened at that time, and are taken from the packet instead: which replica answered,
 failed or was passed over; that there was no cached score to use; how old a cached score was to the microsecond; that a
-strategy was over its rate. `Replay.facts` names those that a decision rests on.
+strategy was over its rate; that a feature was stuck or turned; that a model's limits were not known. `Replay.facts`
+names those that a decision rests on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, Self
 
 import numpy as np
@@ -26,6 +28,7 @@ from fallback.budget import Budget
 from fallback.cached_score import CachedScores, CachedScoreSettings
 from fallback.chain import ChainSettings
 from fallback.guards import Guards, GuardSettings
+from fallback.model_limits import NO_LIMITS, UNKNOWN, LimitGuards, ModelLimits
 from fallback.order import Answer, Case, Order, held_against
 from fallback.rules import RulesBaseline, RulesSettings
 from fallback.staleness import DEGRADATIONS, FeatureSettings, judge, problem_of
@@ -41,6 +44,7 @@ from server.errors import InvalidOrderError, NotReplayableError
 from server.inference.wire import ROW_BYTES, ModelIdentity
 from server.models.archive import Archive, RunningModels
 from server.models.embedding import EmbeddedModels
+from server.models.registry import record_of
 
 _BOOK_STATES: Final = {
     packet_pb2.BOOK_STATE_UNKNOWN: BookState.UNKNOWN,
@@ -63,6 +67,16 @@ _STAGES: Final = {
     pb.SOURCE_RULES: "rules",
 }
 _MOST_BATCH_ROWS: Final = 65_536
+_MOST_LIMITS: Final = 64
+"""Model versions whose limits are kept."""
+
+
+class ReplaySettingsInForce(BaseModel):
+    """Where the server that decided looked for models: without a place it knew of no limits of theirs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model_store: str | None = None
 
 
 class DecidingSettings(BaseModel):
@@ -75,6 +89,7 @@ class DecidingSettings(BaseModel):
     cached_score: CachedScoreSettings
     rules: RulesSettings
     guards: GuardSettings
+    replay: ReplaySettingsInForce = ReplaySettingsInForce()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +156,12 @@ class Replayer:
         self._embedded = EmbeddedModels(given)
         self._settings: dict[str, DecidingSettings] = {}
 
+        @lru_cache(_MOST_LIMITS)
+        def limits(version: str) -> ModelLimits:
+            return record_of(given(version), created_at=0.0).limits
+
+        self._limits = limits
+
     def __enter__(self) -> Self:
         return self
 
@@ -160,7 +181,7 @@ class Replayer:
         answer = await self._answer(case, packet, settings)
         if isinstance(answer, Difference):
             return Replay(packet, pb.ACTION_UNSPECIFIED, (), math.nan, math.nan, answer, _facts(packet))
-        action, reasons = _guarded(case, answer, packet, settings.guards)
+        action, reasons = self._guarded(case, answer, packet, settings)
         comparison = (
             ("features_problem", _problems(recorded.degradations), _problems(case.degradations)),
             ("model_input", packet.model_input.hex(), _bytes(case).hex()),
@@ -235,6 +256,34 @@ class Replayer:
             identity = replace(identity, name=packet.decision.model_name)
         return self._held(identity, score, source)
 
+    def _guarded(
+        self, case: Case, answer: Answer, packet: packet_pb2.DecisionPacket, settings: DecidingSettings
+    ) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
+        """Action and reasons after all guards; whether the strategy was over its rate is a fact of the packet."""
+        state = admin_pb2.TradingState.Value(f"TRADING_STATE_{packet.trading_state}")
+
+        def limits(version: str) -> ModelLimits:
+            if settings.replay.model_store is None:
+                return NO_LIMITS
+            if pb.DEGRADATION_MODEL_LIMITS_UNKNOWN in packet.decision.degradations:
+                return UNKNOWN
+            return self._limits(version)
+
+        guards = Guards(
+            settings.guards.model_copy(update={"max_decisions_per_second": None}),
+            lambda: state,
+            lambda: case.budget.arrived,
+            # Of a snapshot that the server had, the instant of the market: models expire by that.
+            lambda: (packet.features.event_time_ns or packet.decision.decided_at.ToNanoseconds()) / 1e9,
+            LimitGuards(limits, lambda: "uncertain" in packet.flags_on, lambda: "out_of_domain" in packet.flags_on),
+        )
+        if pb.DEGRADATION_FEATURE_IMPLAUSIBLE in packet.decision.degradations:
+            case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
+        action, reasons = guards.apply(case, answer)
+        if action == pb.ACTION_TRADE and pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
+            return pb.ACTION_NO_TRADE, [*reasons, pb.REASON_CODE_STRATEGY_RATE]
+        return action, reasons
+
     def _held(self, identity: ModelIdentity, score: float, source: pb.Source.ValueType) -> Answer:
         threshold = identity.threshold if self._what_if.threshold is None else self._what_if.threshold
         action, reason = held_against(score, threshold)
@@ -289,24 +338,6 @@ def _order(message: pb.Order) -> Order:
         raise NotReplayableError(f"the order is none that this version accepts: {error}") from error
 
 
-def _guarded(
-    case: Case, answer: Answer, packet: packet_pb2.DecisionPacket, settings: GuardSettings
-) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
-    """Action and reasons after all guards; whether the strategy was over its rate is a fact of the packet."""
-    state = admin_pb2.TradingState.Value(f"TRADING_STATE_{packet.trading_state}")
-    guards = Guards(
-        settings.model_copy(update={"max_decisions_per_second": None}),
-        lambda: state,
-        lambda: case.budget.arrived,
-        # Of a snapshot that the server had, the instant of the market: models expire by that.
-        lambda: (packet.features.event_time_ns or packet.decision.decided_at.ToNanoseconds()) / 1e9,
-    )
-    action, reasons = guards.apply(case, answer)
-    if action == pb.ACTION_TRADE and pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
-        return pb.ACTION_NO_TRADE, [*reasons, pb.REASON_CODE_STRATEGY_RATE]
-    return action, reasons
-
-
 def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
     """What the decision rests on that cannot be recomputed."""
     facts = [
@@ -325,6 +356,10 @@ def _facts(packet: packet_pb2.DecisionPacket) -> tuple[str, ...]:
         facts.append("a stage broke off with a fault of the server, which its log explains")
     if packet.cached_from_decision_id:
         facts.append(f"the cached score of {packet.cached_from_decision_id} was young enough when it was used")
+    if pb.DEGRADATION_FEATURE_IMPLAUSIBLE in packet.decision.degradations:
+        facts.append("a feature was stuck or had its sign turned, by the vectors that came before")
+    if pb.DEGRADATION_MODEL_LIMITS_UNKNOWN in packet.decision.degradations:
+        facts.append("the server did not know what the model says of its own limits")
     if pb.REASON_CODE_STRATEGY_RATE in packet.decision.reasons:
         facts.append(f"strategy {packet.order.strategy!r} was over its rate")
     return tuple(facts)

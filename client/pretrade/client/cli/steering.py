@@ -77,7 +77,7 @@ class StageArgument(enum.StrEnum):
     RULES = "rules"
 
 
-_FLAGS = ["shadow", "cached_score", "embedded"]
+_FLAGS = ["shadow", "cached_score", "embedded", "out_of_domain", "uncertain"]
 
 
 @app.command(epilog=EXIT_CODES)

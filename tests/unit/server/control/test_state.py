@@ -164,7 +164,7 @@ async def test_changes_of_several_processes_at_once_are_all_kept(start: Start) -
             await until_version(process, 4)
             assert process.control.trading_state == HALTED
             assert process.breaker.mode is Mode.FORCED_OPEN
-            assert process.control.flags_on == ("cached_score", "embedded")
+            assert process.control.flags_on == ("cached_score", "embedded", "out_of_domain")
 
 
 async def test_a_change_is_in_force_before_it_is_written(start: Start, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_an_entry_says_once_what_its_decisions_have_in_common(writer: PacketWrit
     assert len(batch.orders) == len(batch.answers) == len(batch.books) == len(batch.attempts) == 1
     assert list(batch.model_inputs) == [VECTORS[1].tobytes()]
     assert (batch.shared.instance_id, batch.shared.trading_state) == ("server-1", "HALTED")
-    assert list(batch.shared.flags_on) == ["cached_score", "embedded"]
+    assert list(batch.shared.flags_on) == ["cached_score", "embedded", "out_of_domain"]
     assert not batch.rest
 
 

@@ -180,10 +180,10 @@ async def test_a_bug_that_one_order_meets_is_none_of_the_others_business(
         fresh(p)
         apply: Callable[..., Any] = p.guards.apply
 
-        def fails_for_one(case: Any, answer: Any) -> Any:
+        def fails_for_one(case: Any, answer: Any, beyond_limits: Any) -> Any:
             if case.order.quantity == 13:
                 raise ZeroDivisionError
-            return apply(case, answer)
+            return apply(case, answer, beyond_limits)
 
         monkeypatch.setattr(p.guards, "apply", fails_for_one)
         calls = (p.decide(own_features=False, quantity=float(quantity)) for quantity in (12, 13, 14))

@@ -95,8 +95,8 @@ class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Action.ValueTy
     """
     ACTION_ABSTAIN: _Action.ValueType  # 3
     """There is no answer to rely on: no source had one (`SOURCE_NONE`); or it would be TRADE, and rests on features that are
-    missing or stale, an unknown book or an expired model; or it was not durable in the audit in time. In all cases but the
-    first, `source` is who answered.
+    missing or stale, an unknown book or an expired model, or on a score outside of what the model knows; or it was not
+    durable in the audit in time. In all cases but the first, `source` is who answered.
     """
 
 class Action(_Action, metaclass=_ActionEnumTypeWrapper):
@@ -112,8 +112,8 @@ limits, rate.
 """
 ACTION_ABSTAIN: Action.ValueType  # 3
 """There is no answer to rely on: no source had one (`SOURCE_NONE`); or it would be TRADE, and rests on features that are
-missing or stale, an unknown book or an expired model; or it was not durable in the audit in time. In all cases but the
-first, `source` is who answered.
+missing or stale, an unknown book or an expired model, or on a score outside of what the model knows; or it was not
+durable in the audit in time. In all cases but the first, `source` is who answered.
 """
 Global___Action: _TypeAlias = Action  # noqa: Y015
 
@@ -207,6 +207,14 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     """The decision was not durable in the audit journal before the deadline."""
     REASON_CODE_NO_MODEL_REDUCE_ONLY: _ReasonCode.ValueType  # 22
     """Guard: no model answered, and the server lets only reduce-only orders trade without one."""
+    REASON_CODE_UNCERTAIN: _ReasonCode.ValueType  # 23
+    """Guard, where the flag `uncertain` is on: the model's score lies in its conformal band, where it does not know well enough
+    whether the order is eligible.
+    """
+    REASON_CODE_OUT_OF_DOMAIN: _ReasonCode.ValueType  # 24
+    """Guard, while the flag `out_of_domain` is on: the features are not such as the model has seen, or one of them is stuck or has
+    its sign turned (FEATURE_IMPLAUSIBLE).
+    """
 
 class ReasonCode(_ReasonCode, metaclass=_ReasonCodeEnumTypeWrapper):
     """Why the action is what it is. Guard and abstain reasons only ever make an answer safer."""
@@ -251,6 +259,14 @@ REASON_CODE_AUDIT_LATE: ReasonCode.ValueType  # 21
 """The decision was not durable in the audit journal before the deadline."""
 REASON_CODE_NO_MODEL_REDUCE_ONLY: ReasonCode.ValueType  # 22
 """Guard: no model answered, and the server lets only reduce-only orders trade without one."""
+REASON_CODE_UNCERTAIN: ReasonCode.ValueType  # 23
+"""Guard, where the flag `uncertain` is on: the model's score lies in its conformal band, where it does not know well enough
+whether the order is eligible.
+"""
+REASON_CODE_OUT_OF_DOMAIN: ReasonCode.ValueType  # 24
+"""Guard, while the flag `out_of_domain` is on: the features are not such as the model has seen, or one of them is stuck or has
+its sign turned (FEATURE_IMPLAUSIBLE).
+"""
 Global___ReasonCode: _TypeAlias = ReasonCode  # noqa: Y015
 
 class _Degradation:
@@ -315,6 +331,14 @@ class _DegradationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degradati
     """The embedded stage holds another version than the champion's, until that is loaded."""
     DEGRADATION_EMBEDDED_FAILED: _Degradation.ValueType  # 27
     """The embedded model gave no score, or one outside of [0, 1]."""
+    DEGRADATION_FEATURE_IMPLAUSIBLE: _Degradation.ValueType  # 28
+    """A feature has been the same, or has contradicted the others, for longer than the model has ever seen: it is stuck, or its
+    sign is turned.
+    """
+    DEGRADATION_MODEL_LIMITS_UNKNOWN: _Degradation.ValueType  # 29
+    """What the model says of its own limits was not known to the server: its archive is not there, or is being read. The guards
+    UNCERTAIN and OUT_OF_DOMAIN did not look.
+    """
 
 class Degradation(_Degradation, metaclass=_DegradationEnumTypeWrapper):
     """What went wrong on the way to the answer."""
@@ -375,6 +399,14 @@ DEGRADATION_EMBEDDED_OTHER_VERSION: Degradation.ValueType  # 26
 """The embedded stage holds another version than the champion's, until that is loaded."""
 DEGRADATION_EMBEDDED_FAILED: Degradation.ValueType  # 27
 """The embedded model gave no score, or one outside of [0, 1]."""
+DEGRADATION_FEATURE_IMPLAUSIBLE: Degradation.ValueType  # 28
+"""A feature has been the same, or has contradicted the others, for longer than the model has ever seen: it is stuck, or its
+sign is turned.
+"""
+DEGRADATION_MODEL_LIMITS_UNKNOWN: Degradation.ValueType  # 29
+"""What the model says of its own limits was not known to the server: its archive is not there, or is being read. The guards
+UNCERTAIN and OUT_OF_DOMAIN did not look.
+"""
 Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 class _Stage:

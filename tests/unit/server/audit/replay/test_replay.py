@@ -16,6 +16,7 @@ import psutil
 import pytest
 from support.desk import CALM, ROWS, SETTINGS_JSON, Desk, values
 
+from fallback.model_limits import UNKNOWN
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -26,6 +27,7 @@ from server.inference.embedded import EmbeddedScorer
 from server.inference.wire import ROW_BYTES
 from server.models import archive as models
 from server.models.archive import Archive, ModelStore, RunningModel, RunningModels, read_archive
+from server.models.registry import record_of
 from server.settings import Settings
 from torchserve import handler
 
@@ -102,6 +104,41 @@ async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replay
         replay = await replayer.replay(packet)
         assert replay.first_difference is None, packet
         assert replay.action == packet.decision.action
+
+
+async def test_what_is_beyond_a_models_limits_replays_bit_equal(
+    tmp_path: Path, model_store: Path, running: RunningModel
+) -> None:
+    settings = Settings(replay={"model_store": model_store})
+    desk = Desk(tmp_path, running, settings)
+    DESKS[:] = [desk]
+    version = (await desk.decide(values(0))).decision.model_version
+    with new_replayer(model_store, settings_json=settings.model_dump_json()) as replayer:
+        limits = record_of(ModelStore([model_store]).find(version), 0.0).limits
+        assert limits.domain is not None
+        for uncertain, out_of_domain in ((False, True), (True, False), (True, True), (False, False)):
+            desk.control.uncertain, desk.control.out_of_domain = uncertain, out_of_domain
+            on = {"uncertain": uncertain, "out_of_domain": out_of_domain}
+            desk.control.flags_on = ("shadow", *(name for name, is_on in on.items() if is_on))
+            desk.limits = limits
+            for row in range(12):
+                await desk.decide(values(row), side=pb.SIDE_SELL if row % 2 else pb.SIDE_BUY)
+            await desk.decide(values(3, rv_5s_bps=1e6))
+        desk.control.flags_on = ("out_of_domain", "uncertain")
+        desk.control.uncertain = desk.control.out_of_domain = True
+        desk.limits = UNKNOWN
+        unknown = await desk.decide(values(3, rv_5s_bps=1e6))
+        assert pb.DEGRADATION_MODEL_LIMITS_UNKNOWN in unknown.decision.degradations
+        found = [one.decision for one in list(desk.packets.values())[1:]]
+        outside = [one for one in found if pb.REASON_CODE_OUT_OF_DOMAIN in one.reasons]
+        assert 0 < len(outside) < len(found)
+        for packet in list(desk.packets.values())[1:]:
+            replay = await replayer.replay(packet)
+            assert replay.first_difference is None, packet
+        # As if the server had looked, and had found nothing.
+        outside[0].reasons.remove(pb.REASON_CODE_OUT_OF_DOMAIN)
+        changed = desk.packets[outside[0].decision_id]
+        assert field_of(await replayer.replay(changed)) in {"action", "reasons"}
 
 
 @pytest.fixture

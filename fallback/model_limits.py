@@ -1,0 +1,130 @@
+"""What a model says of its own limits, and the guards that hold it to that: UNCERTAIN and OUT_OF_DOMAIN.
+
+Training writes the limits into a model's metadata (`torchserve/conformal.py`, `torchserve/domain.py`): a band of scores
+in which the model does not know the label well enough, and what it has seen of its features. A version is the hash of
+its metadata too, so the version in a packet says which limits a decision was held to.
+
+The band holds for every score of the model, also for one that is used again. What it has seen is asked where it has
+scored the features of this order. Rules have no limits of this kind.
+
+Whether a feature is stuck or turned is seen in the vectors that came before, so no replay can recompute it. The
+decision carries it as FEATURE_IMPLAUSIBLE, and the guard goes by that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from fallback.order import MODEL_SOURCES, Answer, Case
+from feature_cache import features
+from feature_cache.domain import Domain, Watch
+from pretrade.decision.v1 import decision_pb2 as pb
+
+Reasons = tuple[pb.ReasonCode.ValueType, ...]
+
+_SCORED: Final = MODEL_SOURCES | {pb.SOURCE_CACHED_SCORE}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelLimits:
+    """The limits of a model version; one that says nothing has none."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    """Scores from `low` to `high`, both included, are uncertain."""
+    domain: Domain | None = None
+    """What it has seen."""
+    has_band: bool = False
+    """Whether it says from where to where it is uncertain."""
+    is_known: bool = True
+    """False where its archive could not be read, at least not yet."""
+
+
+NO_LIMITS: Final = ModelLimits()
+UNKNOWN: Final = ModelLimits(is_known=False)
+
+
+def limits_of(metadata: Mapping[str, Any]) -> ModelLimits:
+    """The limits of a model; none for one that was made before models said theirs.
+
+    Raises:
+        ValueError, KeyError, TypeError: They make no sense.
+    """
+    band, domain = metadata.get("band"), metadata.get("domain")
+    low, high = math.inf, -math.inf
+    if band is not None:
+        # Compared as the float32 that a score is.
+        low = -math.inf if band["low"] is None else float(np.float32(band["low"]))
+        high = math.inf if band["high"] is None else float(np.float32(band["high"]))
+        if math.isnan(low) or math.isnan(high):
+            raise ValueError("the band of uncertain scores has no ends")
+    return ModelLimits(low, high, None if domain is None else Domain(domain), band is not None)
+
+
+class LimitGuards:
+    """Objects to scores outside of what their models know.
+
+    Args:
+        limits: Of a model version.
+        uncertain: Whether the guard UNCERTAIN is on.
+        out_of_domain: Whether the guard OUT_OF_DOMAIN is on.
+    """
+
+    def __init__(
+        self, limits: Callable[[str], ModelLimits], uncertain: Callable[[], bool], out_of_domain: Callable[[], bool]
+    ) -> None:
+        self._limits = limits
+        self._uncertain = uncertain
+        self._out_of_domain = out_of_domain
+        self._watches: WeakKeyDictionary[Domain, dict[str, Watch]] = WeakKeyDictionary()
+        """By model, by instrument."""
+
+    def objections(self, cases: Sequence[Case], answers: Sequence[Answer]) -> list[Reasons]:
+        """The objections to each answer; a case also gets the degradations that go with them."""
+        uncertain, out_of_domain = self._uncertain(), self._out_of_domain()
+        found: list[Reasons] = [()] * len(cases)
+        if not uncertain and not out_of_domain:
+            return found
+        to_look_at: dict[Domain, list[int]] = {}
+        for place, (case, answer) in enumerate(zip(cases, answers, strict=True)):
+            if answer.source not in _SCORED:
+                continue
+            limits = self._limits(answer.model_version)
+            if not limits.is_known:
+                if pb.DEGRADATION_MODEL_LIMITS_UNKNOWN not in case.degradations:
+                    case.degradations.append(pb.DEGRADATION_MODEL_LIMITS_UNKNOWN)
+                continue
+            if uncertain and limits.low <= answer.score <= limits.high:
+                found[place] = (pb.REASON_CODE_UNCERTAIN,)
+            domain = limits.domain
+            if out_of_domain and domain is not None and answer.source in MODEL_SOURCES and case.features is not None:
+                to_look_at.setdefault(domain, []).append(place)
+        for domain, places in to_look_at.items():
+            rows = np.frombuffer(b"".join([cases[place].row() for place in places]), features.ROW)
+            outside = domain.outside(rows.reshape(len(places), features.N_FEATURES)).tolist()
+            for place, is_outside in zip(places, outside, strict=True):
+                if self._is_implausible(cases[place], domain) or is_outside:
+                    found[place] = (*found[place], pb.REASON_CODE_OUT_OF_DOMAIN)
+        return found
+
+    def _is_implausible(self, case: Case, domain: Domain) -> bool:
+        """Whether a feature of the server's own is stuck or turned; the case then says so."""
+        if pb.DEGRADATION_FEATURE_IMPLAUSIBLE in case.degradations:
+            return True
+        snapshot = case.snapshot
+        if snapshot is None or case.from_caller:
+            return False
+        watches = self._watches.setdefault(domain, {})
+        watch = watches.get(snapshot.instrument)
+        if watch is None:
+            watch = watches[snapshot.instrument] = Watch(domain)
+        if not watch.see(snapshot.values, snapshot.event_time_ns):
+            return False
+        case.degradations.append(pb.DEGRADATION_FEATURE_IMPLAUSIBLE)
+        return True

@@ -1,0 +1,166 @@
+"""What a model has seen: whether a vector is one that it can say something of.
+
+Training measures it (`torchserve/domain.py`), the model's archive carries it, and a server asks it. Only features that
+can change the model's score are looked at. A vector is *outside* if one of these holds:
+
+* Other features are undefined than ever before, together.
+* A value is not in the feature's range: what its definition leaves possible, and far beyond what was seen.
+* Its values do not go together: the Mahalanobis distance of their normal scores is above a bound. A normal score is the
+  place of a value among those that were seen, from -3 to 3. Thus no heavy tail and no busy hour makes a distance.
+
+A feature that is stuck at a usual value, or has its sign turned, is not seen in one vector, but in many. `Watch` holds
+the vectors of an instrument one after the other against two bounds:
+
+* How often in a row a feature has had the same value, while most of the others changed: a quiet market is not stuck.
+* Page's cumulative sum of the log likelihood ratio of *as it is* against *with its sign turned*, given all others, for
+  features that carry a direction. It grows while the sign contradicts the other features.
+
+All is elementwise, in the same order for any number of rows: a row has the same distance alone and among others.
+
+Sources: P. Mahalanobis, On the Generalized Distance in Statistics (1936); E. Page, Continuous Inspection Schemes
+(1954).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feature_cache import features
+
+LOOK_NS: Final = 200_000_000
+"""Between two vectors of an instrument that `Watch` compares; the step of the samples that its bounds come from."""
+_SIGNED: Final = np.isin(features.NAMES, features.SIGNED)
+
+
+class Domain:
+    """What a model has seen of its features, in the order of `names`, d of them.
+
+    Args:
+        described: As it stands in the model's metadata.
+
+    Raises:
+        ValueError, KeyError, TypeError: It makes no sense.
+    """
+
+    def __init__(self, described: Mapping[str, Any]) -> None:
+        self.names: Final = tuple(map(str, described["features"]))
+        self.columns: Final = np.array([features.INDEX[name] for name in self.names], dtype=np.intp)
+        d = len(self.names)
+        self._bits = 1 << np.arange(d, dtype=np.int64)
+        self._patterns = np.unique(np.array(described["patterns"], dtype=np.int64))
+        self._low, self._high = (np.array(described[end], dtype=np.float64) for end in ("low", "high"))
+        values = [np.array(one, dtype=np.float64) for one in described["values"]]
+        scores = [np.array(one, dtype=np.float64) for one in described["scores"]]
+        self._whitening = np.array(described["whitening"], dtype=np.float64)
+        """W such that the squared distance of normal scores z is |W' z|²."""
+        self.most_distance: Final = float(described["distance"])
+        """Squared distance above which a vector is outside."""
+        self._most_same = np.array(described["most_same"], dtype=np.int64)
+        self._most_turned = np.array(described["most_turned"], dtype=np.float64)
+        if not self._low.shape == self._high.shape == self._most_same.shape == self._most_turned.shape == (d,):
+            raise ValueError("what the model has seen is not of its features")
+        if self._whitening.shape != (d, d):
+            raise ValueError("what the model has seen is not of its features")
+        if not all(len(one) == len(other) > 0 for one, other in zip(values, scores, strict=True)) or len(values) != d:
+            raise ValueError("normal scores and values do not belong together")
+        # One table for all features: that of feature j begins at 2 j and is 1 long.
+        self._first = np.array([one[0] for one in values])
+        length = np.array([one[-1] - one[0] for one in values])
+        self._stretch = 1 / np.where(length > 0, length, 1.0)
+        self._places = 2.0 * np.arange(d)
+        self._table = (
+            np.concatenate([place + (one - one[0]) * stretch for place, one, stretch in self._tables(values)]),
+            np.concatenate(scores),
+        )
+
+    def _tables(self, values: list[NDArray[np.float64]]) -> list[tuple[float, NDArray[np.float64], float]]:
+        return list(zip(self._places.tolist(), values, self._stretch.tolist(), strict=True))
+
+    def outside(self, rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether each vector, turned for its order's side, is outside: float32[n, N_FEATURES] → bool[n]."""
+        seen = rows[:, self.columns].astype(np.float64)
+        undefined = np.isnan(seen)
+        beyond = (seen < self._low) | (seen > self._high)
+        outside: NDArray[np.bool_] = beyond.any(axis=1) | (self._distances(seen, undefined) > self.most_distance)
+        if undefined.any():
+            outside |= ~np.isin(undefined @ self._bits, self._patterns)
+        elif 0 not in self._patterns:
+            outside[:] = True
+        return outside
+
+    def distances(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Squared distances: float32[n, N_FEATURES] → float64[n]."""
+        seen = rows[:, self.columns].astype(np.float64)
+        return self._distances(seen, np.isnan(seen))
+
+    def normal_scores(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Normal scores, 0 where undefined: float32[n, N_FEATURES] → float64[n, d]."""
+        seen = rows[:, self.columns].astype(np.float64)
+        return self._normal_scores(seen, np.isnan(seen))
+
+    def _distances(self, seen: NDArray[np.float64], undefined: NDArray[np.bool_]) -> NDArray[np.float64]:
+        scores = self._normal_scores(seen, undefined)
+        # Not `@`: what that gives for a row depends on how many there are.
+        whitened = np.zeros_like(scores)
+        for j, weights in enumerate(self._whitening):
+            whitened += scores[:, j, None] * weights
+        whitened *= whitened
+        summed: NDArray[np.float64] = np.cumsum(whitened, axis=1)[:, -1]
+        return summed
+
+    def _normal_scores(self, seen: NDArray[np.float64], undefined: NDArray[np.bool_]) -> NDArray[np.float64]:
+        within = np.clip((seen - self._first) * self._stretch, 0.0, 1.0)
+        scores: NDArray[np.float64] = np.interp(within + self._places, *self._table)
+        scores[undefined] = 0.0
+        return scores
+
+
+class Watch:
+    """The vectors of one instrument, in market orientation, one after the other.
+
+    Args:
+        domain: Of the model that decides on them.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain: Final = domain
+        self.same = np.zeros(len(domain.names), dtype=np.int64)
+        """How often in a row each feature has kept its value while most others changed."""
+        self.turned = np.zeros(len(domain.names))
+        """The cumulative sum that speaks for each feature's sign being turned; 0 for one without direction."""
+        self.is_implausible = False
+        """Whether a feature is stuck, or turned, as far as is known."""
+        self._is_signed = _SIGNED[domain.columns]
+        precision = domain._whitening @ domain._whitening.T
+        self._others = precision * (1 - np.eye(len(domain.names)))
+        self._before: NDArray[np.float64] | None = None
+        self._next_ns = 0
+
+    def see(self, values: NDArray[np.float32], time_ns: int) -> bool:
+        """Takes a vector, unless it is too soon after the last one; returns `is_implausible`.
+
+        Args:
+            values: float32[N_FEATURES] in market orientation.
+            time_ns: When they were so, by the exchange.
+        """
+        if self._next_ns - 10 * LOOK_NS < time_ns < self._next_ns:
+            return self.is_implausible
+        self._next_ns = time_ns + LOOK_NS
+        domain = self.domain
+        seen = values[None, domain.columns].astype(np.float64)
+        scores = domain._normal_scores(seen, np.isnan(seen))[0]
+        seen = seen[0]
+        if self._before is not None:
+            # Undefined is not the same: for that there are the patterns.
+            is_same = seen == self._before
+            self.same = np.where(is_same, self.same + (2 * is_same.sum() <= len(is_same)), 0)
+        self._before = seen
+        against = 2 * scores * (self._others @ scores)
+        # No further than twice the bound, so that the alarm ends when the feature is right again.
+        self.turned = np.where(self._is_signed, np.clip(self.turned + against, 0.0, 2 * domain._most_turned), 0.0)
+        self.is_implausible = bool((self.same > domain._most_same).any() or (self.turned > domain._most_turned).any())
+        return self.is_implausible
