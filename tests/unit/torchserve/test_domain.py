@@ -36,14 +36,16 @@ def fitted(model: TrainedModel) -> Fitted:
     return Fitted(model.weights, model.network, model.rounds)
 
 
-def test_trees_read_what_they_split_by_and_a_network_reads_all(models: dict[str, TrainedModel]) -> None:
+def test_trees_read_what_they_split_by_and_a_network_reads_all(
+    models: dict[str, TrainedModel], samples: Samples
+) -> None:
     champion = fitted(models["champion"])
-    rows = np.random.default_rng(1).normal(size=(500, features.N_FEATURES)).astype(np.float32)
-    base = champion.margin()(rows)
+    lowest, highest = samples.rows[:500].copy(), samples.rows[:500].copy()
     for name in features.NAMES:
-        changed = rows.copy()
-        changed[:, features.INDEX[name]] *= -3
-        assert (champion.margin()(changed) != base).any() == (name in read_by(champion)), name
+        column = features.INDEX[name]
+        lowest[:, column], highest[:, column] = -1e9, 1e9
+        assert (champion.margin()(lowest) != champion.margin()(highest)).any() == (name in read_by(champion)), name
+        lowest[:, column] = highest[:, column] = samples.rows[:500, column]
     assert read_by(fitted(models["challenger"])) == list(features.NAMES)
 
 

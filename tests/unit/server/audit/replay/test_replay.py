@@ -20,6 +20,7 @@ from fallback.model_limits import UNKNOWN
 from feature_cache import features
 from pretrade.audit.v1 import packet_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
+from server.audit.reading.reading import ReplaySettings
 from server.audit.replay.replay import AS_RECORDED, Replay, Replayer, WhatIf
 from server.decision.record import hash_of
 from server.errors import ModelFailedError, ModelUnknownError, NotReplayableError
@@ -109,7 +110,7 @@ async def test_every_source_and_every_guard_replays_bit_equal(desk: Desk, replay
 async def test_what_is_beyond_a_models_limits_replays_bit_equal(
     tmp_path: Path, model_store: Path, running: RunningModel
 ) -> None:
-    settings = Settings(replay={"model_store": model_store})
+    settings = Settings(replay=ReplaySettings(model_store=model_store))
     desk = Desk(tmp_path, running, settings)
     DESKS[:] = [desk]
     version = (await desk.decide(values(0))).decision.model_version
