@@ -13,7 +13,7 @@ the vectors of an instrument one after the other against two bounds:
 
 * How often in a row a feature has had the same value, while most of the others changed: a quiet market is not stuck.
 * Page's cumulative sum of the log likelihood ratio of *as it is* against *with its sign turned*, given all others, for
-  features that carry a direction. It grows while the sign contradicts the other features.
+  features that carry a direction. It grows while the sign contradicts the other features, and most of them change.
 
 All is elementwise, in the same order for any number of rows: a row has the same distance alone and among others.
 
@@ -154,13 +154,19 @@ class Watch:
         seen = values[None, domain.columns].astype(np.float64)
         scores = domain._normal_scores(seen, np.isnan(seen))[0]
         seen = seen[0]
-        if self._before is not None:
-            # Undefined is not the same: for that there are the patterns.
-            is_same = seen == self._before
-            self.same = np.where(is_same, self.same + (2 * is_same.sum() <= len(is_same)), 0)
+        # Undefined is not the same: for that there are the patterns.
+        is_same = np.zeros(len(seen), np.bool_) if self._before is None else seen == self._before
         self._before = seen
+        if 2 * is_same.sum() > len(is_same):
+            self.same[~is_same] = 0
+            return self._judged()  # the market is quiet: what is looked at again is no further evidence
+        self.same = np.where(is_same, self.same + 1, 0)
         against = 2 * scores * (self._others @ scores)
         # No further than twice the bound, so that the alarm ends when the feature is right again.
         self.turned = np.where(self._is_signed, np.clip(self.turned + against, 0.0, 2 * domain._most_turned), 0.0)
+        return self._judged()
+
+    def _judged(self) -> bool:
+        domain = self.domain
         self.is_implausible = bool((self.same > domain._most_same).any() or (self.turned > domain._most_turned).any())
         return self.is_implausible

@@ -85,14 +85,14 @@ def test_a_feature_that_is_undefined_as_never_before_is_refused_at_once(
 def test_absurd_values_are_refused_at_once(domain: Domain, found: dict[tuple[str, str], Caught]) -> None:
     for name in domain.names:
         # What is near to 0 is not absurd when it is a thousand times as large.
-        assert found[name, "times 1000"].at_once > 0.9, name
+        assert found[name, "times 1000"].at_once > 0.8, name
 
 
 def test_a_turned_sign_is_refused_soon(domain: Domain, found: dict[tuple[str, str], Caught]) -> None:
     for name in domain.names:
         one = found[name, "sign turned"]
         assert one.seconds is not None, name
-        assert one.seconds < 20, name
+        assert one.seconds < 30, name
         if name not in features.SIGNED:
             assert one.at_once == 1.0, "it cannot be negative"
 
@@ -119,8 +119,8 @@ def test_an_alarm_ends_when_the_feature_is_right_again(domain: Domain, later: Sa
 
 
 def test_a_quiet_market_is_not_stuck(domain: Domain, later: Samples) -> None:
-    rows = np.repeat(later.rows[~later.sell][:1], 2_000, axis=0)
-    assert not seen(Watch(domain), rows, 0).any() or domain.outside(rows[:1]).any()
+    for row in later.rows[~later.sell][:100]:
+        assert not seen(Watch(domain), np.repeat(row[None], 500, axis=0), 0).any()
 
 
 def seen(watch: Watch, rows: NDArray[np.float32], first: int) -> NDArray[np.bool_]:
