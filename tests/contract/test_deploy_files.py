@@ -669,7 +669,8 @@ def test_the_readiness_check_of_a_replica_takes_only_what_its_image_holds() -> N
         "pretrade",
         "local",
         "feature_cache",
-        "server",  # of which the image has the code, and not what it requires
+        "fallback",
+        "server",  # of which, as of the one above, the image has the code, and not what it requires
         "typing_extensions",
     }
 
