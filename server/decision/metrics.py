@@ -50,7 +50,7 @@ ADMISSION_WAITING: Final = Gauge("pretrade_admission_waiting", "Orders without a
 SHED: Final = Counter("pretrade_shed", "Calls refused by admission; with Envoy also before they are taken up.")
 IDEMPOTENT_REPEATS: Final = Counter("pretrade_idempotent_repeats", "Calls answered again.")
 IDEMPOTENT_WITHDRAWN: Final = Counter(
-    "pretrade_idempotent_withdrawn", "Calls answered again with something safer: a guard objected since."
+    "pretrade_idempotent_withdrawn", "Calls answered again with something safer: a guard or the audit objected since."
 )
 IDEMPOTENT_REFUSED: Final = Counter(
     "pretrade_idempotent_refused", "Calls shed because no further key could be remembered."

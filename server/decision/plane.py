@@ -252,6 +252,9 @@ class DataPlane:
         If they object, every later repeat gets the safer decision, whatever the guards say then. It is stored in the
         table first, noted in the audit next, and sent last. A repeat that finds it without its note writes the note
         first.
+
+        A decision that the first call did not hear is sent only when it is durable that a repeat may have heard it. If
+        that fails or takes too long, the decision is withdrawn as well.
         """
         if decided.action == pb.ACTION_TRADE:
             case = Case(order, budget)
@@ -261,6 +264,14 @@ class DataPlane:
             if action != pb.ACTION_TRADE:
                 safer = decided.withdrawn(action, [*decided.reasons, *reasons[1:]], self._packets.control_version)
                 decided, at = await self._idempotency.withdraw(keyed, at, safer, budget.deadline)
+        if not at.is_withdrawn and self._replies.denied(decided):
+            problem = await self._note(unconfirmed(decided.decision_id, "repeated"), budget)
+            if problem is None:
+                self._replies.repeated(decided)
+            else:
+                decided, at = await self._idempotency.withdraw(
+                    keyed, at, self._abstained(decided, problem), budget.deadline
+                )
         if at.is_withdrawn:
             self._idempotency.withdrawn += 1
             if not at.is_noted:
@@ -271,18 +282,27 @@ class DataPlane:
 
     async def _note_withdrawn(self, decided: Decided, at: Remembered, budget: Budget) -> Decided:
         """Makes it durable that repeats get this decision; ABSTAIN if that fails or takes too long."""
-        durable_until = budget.deadline - self._reply_reserve(budget.allowed)
         note = unconfirmed(decided.decision_id, "withdrawn", decided.action, decided.reasons)
+        problem = await self._note(note, budget)
+        if problem is None:
+            self._idempotency.noted(at)
+            return decided
+        return self._abstained(decided, problem)
+
+    async def _note(self, note: bytes, budget: Budget) -> pb.ReasonCode.ValueType | None:
+        """Makes a note durable before a reply; says why it could not be done while there was time for the reply."""
+        durable_until = budget.deadline - self._reply_reserve(budget.allowed)
         try:
             durable = self._journal.append(note, even_if_full=True)
             self._note_deadlines.watch(durable, durable_until, late=False)
-            if await durable:
-                self._idempotency.noted(at)
-                return decided
-            problem = pb.REASON_CODE_AUDIT_LATE
+            return None if await durable else pb.REASON_CODE_AUDIT_LATE
         except JournalError:
-            problem = pb.REASON_CODE_AUDIT_UNAVAILABLE
-        return decided.withdrawn(pb.ACTION_ABSTAIN, [*decided.reasons, problem], self._packets.control_version)
+            return pb.REASON_CODE_AUDIT_UNAVAILABLE
+
+    def _abstained(self, decided: Decided, problem: pb.ReasonCode.ValueType) -> Decided:
+        """What a repeat hears in place of a decision whose note is not durable."""
+        reasons = decided.reasons if problem in decided.reasons else [*decided.reasons, problem]
+        return decided.withdrawn(pb.ACTION_ABSTAIN, list(reasons), self._packets.control_version)
 
     def _reserve(self, allowed_seconds: float, audit_seconds: float) -> float:
         """What model attempts may not touch.

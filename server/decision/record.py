@@ -36,6 +36,8 @@ class ReplyState(enum.Enum):
     """A caller heard it."""
     UNHEARD = enum.auto()
     """Noted as not heard."""
+    REPEATED = enum.auto()
+    """Noted as perhaps heard by a repeat."""
     ELSEWHERE = enum.auto()
     """Another process decided, and knows."""
 

@@ -11,6 +11,9 @@ therefore *owed* from the moment its packet is handed to the journal::
 report that the bytes were sent, or that they were not. The note is the journal entry `ReplyUnconfirmed`. If a repeat of
 the call receives the decision after all, `ReplyHeard` is written. The last entry about a decision holds.
 
+A repeat must not get what the audit may deny, even if the process is killed before `ReplyHeard` is durable. Such a
+decision is therefore noted as `repeated` before a repeat gets it (`denied`, `repeated`): a repeat may have received it.
+
 If the journal does not take a note, or its commit fails, the note waits and is written when the journal has recovered.
 The number of decisions that are not settled is bounded. Beyond that bound `owe` refuses, and the decision is answered
 ABSTAIN, because the audit could not say whether it was received.
@@ -142,6 +145,16 @@ class Replies:
             self._journal.release(decided)
         else:
             self._note(decided, heard(decided.decision_id))
+
+    @staticmethod
+    def denied(decided: Decided) -> bool:
+        """Whether the audit may say that nobody heard what a repeat is about to hear as the decision of the packet."""
+        return not decided.abstained and decided.reply in (ReplyState.UNHEARD, ReplyState.ELSEWHERE)
+
+    def repeated(self, decided: Decided) -> None:
+        """It is durable that a repeat may hear a decision that was `denied`."""
+        if self.denied(decided):
+            decided.reply = ReplyState.REPEATED
 
     def unheard(self, decided: Decided, cause: Cause) -> None:
         """The reply was not sent, and will not be. A decision that was heard before stays heard."""

@@ -11,7 +11,16 @@ from server.journal.entries import entry_of, packets
 from server.journal.journal_file import Row
 
 Cause = Literal[
-    "audit_late", "cancelled", "deadline", "failed", "unsent", "not_durable", "killed", "withdrawn", "superseded"
+    "audit_late",
+    "cancelled",
+    "deadline",
+    "failed",
+    "unsent",
+    "not_durable",
+    "killed",
+    "repeated",
+    "withdrawn",
+    "superseded",
 ]
 """Why a decision was not what its caller heard; see `ReplyUnconfirmed.cause`."""
 CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
@@ -20,6 +29,8 @@ REPLIED: Final = "replied"
 """The status of a decision of which nothing else is said."""
 WITHDRAWN: Final = "reply_unconfirmed:withdrawn"
 """The status of a decision in whose place repeats hear something safer. The first call may have heard it."""
+REPEATED: Final = "reply_unconfirmed:repeated"
+"""The status of a decision that a repeat was about to hear, although the first call had not. The repeat may have."""
 UNSETTLED: Final = "unsettled"
 """The status of a decision of which it is not known yet whether its caller received it."""
 
@@ -50,6 +61,11 @@ def unconfirmed_status(cause: str) -> str:
     return f"reply_unconfirmed:{cause}"
 
 
+def is_of_repeats(status: str) -> bool:
+    """Whether an unconfirmed reply is that of repeats, which takes precedence over the first one."""
+    return status in (WITHDRAWN, REPEATED)
+
+
 def reply_of(note: packet_pb2.ReplyUnconfirmed) -> Reply:
     """What an unconfirmed reply means: an action was heard in place of the decision, nothing was, or nobody knows."""
     status = unconfirmed_status(note.cause)
@@ -66,7 +82,8 @@ class Statuses:
     Entries are added in the order of their journal, journals in any order.
 
     What repeats of a call received takes precedence over what became of its first reply. That a decision was withdrawn
-    takes precedence over a repeat having received it, because no later repeat gets it.
+    takes precedence over a repeat having received it, because no later repeat gets it. That a repeat may have received
+    it is the weakest word of repeats, and says nothing where the first call received it.
     """
 
     def __init__(self) -> None:
@@ -78,20 +95,27 @@ class Statuses:
         if entry.HasField("reply_unconfirmed"):
             note = entry.reply_unconfirmed
             reply = reply_of(note)
-            (self._repeats if reply.status == WITHDRAWN else self._unconfirmed)[note.decision_id] = reply
+            if is_of_repeats(reply.status):
+                self._add_repeat(note.decision_id, reply)
+            else:
+                self._unconfirmed[note.decision_id] = reply
         elif entry.HasField("reply_heard"):
-            self._repeats.setdefault(entry.reply_heard.decision_id, AS_DECIDED)
+            self._add_repeat(entry.reply_heard.decision_id, AS_DECIDED)
 
     def add_repeats(self, replies: Mapping[str, Reply]) -> None:
-        """Adds what is known from elsewhere of repeats, by decision id: the decision was heard, or it was withdrawn."""
+        """Adds what is known from elsewhere of repeats, by decision id."""
         for decision_id, reply in replies.items():
-            known = self._repeats.get(decision_id)
-            if known is None or known.status != WITHDRAWN:
-                self._repeats[decision_id] = reply
+            self._add_repeat(decision_id, reply)
+
+    def _add_repeat(self, decision_id: str, reply: Reply) -> None:
+        known = self._repeats.get(decision_id)
+        if known is None or known.status == REPEATED or reply.status == WITHDRAWN:
+            self._repeats[decision_id] = reply
 
     def of(self, decision_id: str) -> Reply | None:
         """What became of the reply to a decision; None when nothing was said of it."""
-        return self._repeats.get(decision_id) or self._unconfirmed.get(decision_id)
+        first, repeats = self._unconfirmed.get(decision_id), self._repeats.get(decision_id)
+        return first if repeats is None or (first is None and repeats.status == REPEATED) else repeats
 
     def ids(self) -> set[str]:
         """The decisions of which something was said."""
@@ -122,7 +146,7 @@ def unknown_replies(rows: Iterable[Row], cause: Cause) -> list[bytes]:
     for row in rows:
         entry = entry_of(row.entry)
         unknown.update((packet.decision.decision_id, packet.decision) for packet in packets(entry))
-        if entry.HasField("reply_unconfirmed"):
+        if entry.HasField("reply_unconfirmed") and entry.reply_unconfirmed.cause != "repeated":
             unknown.pop(entry.reply_unconfirmed.decision_id, None)
         elif entry.HasField("reply_heard"):
             unknown.pop(entry.reply_heard.decision_id, None)

@@ -296,12 +296,14 @@ def test_what_a_repeat_heard_holds_whichever_journal_is_shipped_first(
     store: Store, sql: sa.Connection, order: str
 ) -> None:
     one, other = store.shipped("journal-1", START), store.shipped("journal-2", START)
-    decided = chained(one, *(decision(f"d{i}", key=f"key {i}") for i in range(1, 5)))
-    noted = chained(end(decided), *(unconfirmed(f"d{i}", "cancelled") for i in (1, 2, 4)))
+    decided = chained(one, *(decision(f"d{i}", key=f"key {i}") for i in range(1, 7)))
+    noted = chained(end(decided), *(unconfirmed(f"d{i}", "cancelled") for i in (1, 2, 4, 5)))
+    # Whether a repeat heard d5 and d6 is not known; the first call heard d6.
     # Of two repeats of d4 the first one heard it; what the other one heard was safer, and holds from then on.
     safer = (pb.ACTION_ABSTAIN, pb.REASON_CODE_TRADING_HALTED)
     withdrawals = (unconfirmed(f"d{i}", "withdrawn", *safer) for i in (3, 4))
-    repeats = (heard("d1"), next(withdrawals), heard("d4"), next(withdrawals), heard("d4"))
+    perhaps = (unconfirmed(f"d{i}", "repeated") for i in (1, 5, 6))
+    repeats = (next(perhaps), heard("d1"), *perhaps, next(withdrawals), heard("d4"), next(withdrawals), heard("d4"))
     repeat = chained(other, *repeats)
     match order:
         case "one shipment":
@@ -324,11 +326,16 @@ def test_what_a_repeat_heard_holds_whichever_journal_is_shipped_first(
         "d2": ("reply_unconfirmed:cancelled", "NOTHING"),
         "d3": (status, "ABSTAIN"),
         "d4": (status, "ABSTAIN"),
+        "d5": ("reply_unconfirmed:repeated", "UNKNOWN"),
+        "d6": ("replied", "NO_TRADE"),
     }
     withdrawn = Reply(status, audit_pb2.HEARD_ACTION_ABSTAIN, safer[1:])
-    assert store.repeats(["d1", "d2", "d3", "d4"]) == {"d1": AS_DECIDED, "d3": withdrawn, "d4": withdrawn}
-    found = {f"d{i}": stored.reply for i in range(1, 5) if (stored := store.find(f"d{i}"))}
-    assert (found["d1"], found["d3"], found["d4"]) == (AS_DECIDED, withdrawn, withdrawn)
+    unknown = Reply("reply_unconfirmed:repeated", audit_pb2.HEARD_ACTION_UNKNOWN)
+    known = {"d1": AS_DECIDED, "d3": withdrawn, "d4": withdrawn, "d5": unknown}
+    assert store.repeats([f"d{i}" for i in range(1, 7)]) == known | {"d6": unknown}
+    found = {f"d{i}": stored.reply for i in range(1, 7) if (stored := store.find(f"d{i}"))}
+    cancelled = Reply("reply_unconfirmed:cancelled", audit_pb2.HEARD_ACTION_NOTHING)
+    assert found == known | {"d2": cancelled, "d6": AS_DECIDED}
 
 
 def test_a_control_change_becomes_a_row(store: Store, sql: sa.Connection) -> None:

@@ -39,12 +39,21 @@ class Audit:
     """Causes for which replies are unconfirmed, by decision id."""
     withdrawn: dict[str, list[tuple[int, tuple[int, ...]]]] = field(default_factory=lambda: defaultdict(list))
     """What repeats were told instead, action and reasons, by decision id."""
+    repeated: set[str] = field(default_factory=set)
+    """Decisions that a repeat of their call was about to hear."""
     heard: set[str] = field(default_factory=set)
     """Decisions that a repeat of their call heard, whatever the notes say."""
     changes: list[packet_pb2.ControlChange] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What does not verify."""
     rows: int = 0
+
+    def unconfirmed(self, decision_id: str) -> tuple[str, ...]:
+        """Why a reply is unconfirmed, the last word last; nothing if it was heard."""
+        notes = self.notes.get(decision_id)
+        if not notes or decision_id in self.heard:
+            return ()
+        return (*notes, "repeated") if decision_id in self.repeated else tuple(notes)
 
 
 def read_audit(scene: Scene) -> Audit:
@@ -101,6 +110,8 @@ def _add(audit: Audit, journal_id: str, position: int, packed: bytes) -> None:
             note = entry.reply_unconfirmed
             if note.cause == "withdrawn":
                 audit.withdrawn[note.decision_id].append((note.heard_action, tuple(note.heard_reasons)))
+            elif note.cause == "repeated":
+                audit.repeated.add(note.decision_id)
             else:
                 audit.notes[note.decision_id].append(note.cause)
         case "reply_heard":

@@ -3,7 +3,8 @@
 They are called I1 to I8 as in `tests/support/invariants.py`, which checks the same of real servers:
 
 * I1 Every decision that a caller heard has exactly one row, and no row is there twice. A row counts as replied exactly
-  if its bytes were handed to the transport; but of a process that was killed the last ones may say `killed`.
+  if its bytes were handed to the transport; but of a process that was killed the last ones may say `killed`, or
+  `repeated` where a repeat heard what the first call had not.
 * I2 Reply and row agree. Every chain verifies, in the journals and in the database.
 * I3 No reply comes after its caller's deadline, and no ledger says that it used more than it was allowed.
 * I4 Nobody trades on an unusable score, on stale features whoever brought them, or without a durable row.
@@ -59,6 +60,8 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
     """Decisions that somebody heard as they were recorded, by id."""
     streamed = {asked.ref for asked in history.asked if asked.kind == "stream"}
     """Orders whose callers may not read. Of all others the edges say how their calls ended."""
+    outlived: set[str] = set()
+    """Those of `audited` whose server ended after somebody had heard them."""
     unaudited: set[str] = set()
     """Decisions of which somebody was told that they are not recorded."""
     for asked in history.asked:
@@ -71,14 +74,16 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
             unaudited.add(reply.decision_id)
         elif not _is_withdrawn(reply, audit):
             audited.add(reply.decision_id)
+            outlived |= {reply.decision_id} if _ended_since(scene, asked) else set()
     for decision_id, rows in audit.decisions.items():
         if len(rows) > 1:
             found.append(f"I1: {decision_id} has {len(rows)} rows")
         packet = rows[0].packet
         found += _of_packet(packet)
-        notes = () if decision_id in audit.heard else audit.notes.get(decision_id, ())
+        notes = audit.unconfirmed(decision_id)
         ref = packet.order.order_ref
-        if notes and notes[-1] != "killed" and decision_id in audited:
+        by_death = notes and (notes[-1] == "killed" or (notes[-1] == "repeated" and decision_id in outlived))
+        if notes and not by_death and decision_id in audited:
             found.append(f"I1: {ref} was heard, and its row says it is unconfirmed: {', '.join(notes)}")
         if not notes and decision_id in unaudited - audited:
             found.append(f"I2: {ref} was told that it is not audited, and its row says it was replied")
@@ -87,6 +92,11 @@ def check_decisions(scene: Scene, audit: Audit) -> list[str]:
         if "unsent" in notes and ref not in streamed:
             found.append(f"I1: {ref} ended, and its row says no more than that nobody took the reply")
     return found
+
+
+def _ended_since(scene: Scene, asked: Asked) -> bool:
+    """Whether the process that answered has ended by now: it may not have noted what its caller heard."""
+    return any(life.began <= asked.sent_at <= life.ended < math.inf for life in scene.history.lives[asked.server])
 
 
 def _is_withdrawn(reply: pb.Decision, audit: Audit) -> bool:

@@ -19,7 +19,8 @@ _WHY: Final[dict[Cause, str]] = {
     "unsent": "the caller did not read its reply for seconds",
     "not_durable": "the commit failed, so that the caller was told ABSTAIN; the row turned up on disk after all",
     "killed": "the server was killed before it could say; the caller may have heard the decision",
-    "withdrawn": "a guard objected later, which repeats of the call heard; the first call may have heard the decision",
+    "repeated": "the first call did not hear it; it is not confirmed whether a repeat of the call did",
+    "withdrawn": "a guard or the audit objected later, which repeats heard; the first call may have heard the decision",
     "superseded": "another process may have decided the call in its place, and the call ended DEADLINE_EXCEEDED",
 }
 _EXPLAINED: Final = {

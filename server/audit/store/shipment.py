@@ -17,7 +17,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.store.columns import EPOCH, NO_INTEGER, Columns, Group, days, microseconds
 from server.journal.entries import NO_AGE, entry_of
 from server.journal.journal_file import Row
-from server.journal.reply_status import REPLIED, WITHDRAWN, reply_of
+from server.journal.reply_status import REPLIED, is_of_repeats, reply_of
 
 RowValues = dict[str, Any]
 """One row of a table, by column, as SQLAlchemy takes it."""
@@ -104,7 +104,7 @@ class Shipment:
         reply = reply_of(note)
         decision_id, status = _text(note.decision_id), _text(reply.status)
         action, reasons = _HEARD[reply.heard_action], list(_names(reply.heard_reasons, _REASONS))
-        if status == WITHDRAWN:
+        if is_of_repeats(status):
             heard = {"reply_status": status, "heard_action": action, "heard_reasons": reasons}
             self.repeats.append({"decision_id": decision_id} | heard | at)
         else:

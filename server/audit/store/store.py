@@ -41,13 +41,13 @@ from server.audit.store.shipment import RowValues, Shipment
 from server.decision.ids import made_at
 from server.errors import JournalCorruptedError
 from server.journal.journal_file import Head, Row, follow, link
-from server.journal.reply_status import AS_DECIDED, REPLIED, WITHDRAWN, Reply
+from server.journal.reply_status import AS_DECIDED, REPEATED, REPLIED, WITHDRAWN, Reply
 
 _OF_DECISION: Final = DECISIONS.c.decision_id == sa.bindparam("of_decision_id")
 _REASONS: Final = DECISIONS.c.heard_reasons.type
 _SET_REPLY: Final = (
     sa.update(DECISIONS)
-    .where(_OF_DECISION, ~sa.exists().where(REPEATS.c.decision_id == DECISIONS.c.decision_id))
+    .where(_OF_DECISION)
     .values(
         reply_status=sa.bindparam("new_status"),
         heard_action=sa.bindparam("new_action"),
@@ -62,7 +62,7 @@ def _of_repeats(name: str) -> sa.ScalarSelect[Any]:
 
 _SET_REPLY_OF_REPEATS: Final = (
     sa.update(DECISIONS)
-    .where(_OF_DECISION)
+    .where(_OF_DECISION, (_of_repeats("reply_status") != REPEATED) | (DECISIONS.c.reply_status != REPLIED))
     .values(
         reply_status=_of_repeats("reply_status"),
         heard_action=sa.func.coalesce(_of_repeats("heard_action"), DECISIONS.c.action),
@@ -165,7 +165,7 @@ class Store:
         self._insert_repeats = repeat.on_conflict_do_update(
             index_elements=[REPEATS.c.decision_id],
             set_={name: repeat.excluded[name] for name in ("reply_status", "heard_action", "heard_reasons")},
-            where=withdrawn,
+            where=withdrawn | (REPEATS.c.reply_status == REPEATED),
         )
         verified = insert(VERIFICATIONS)
         self._insert_verification = verified.on_conflict_do_update(
@@ -361,13 +361,13 @@ class Store:
         """What callers heard. What repeats received takes precedence, whichever of two journals is shipped first."""
         if self._copies:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REPLIES_LOCK)))
-        if shipment.repeats:
-            connection.execute(self._insert_repeats, shipment.repeats)
-            keyed = keyed | {one["decision_id"] for one in shipment.repeats}
-        if repeated := _repeats_of(connection, keyed):
-            connection.execute(_SET_REPLY_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
         if shipment.statuses:
             connection.execute(_SET_REPLY, shipment.statuses)
+        if shipment.repeats:
+            connection.execute(self._insert_repeats, shipment.repeats)
+        said = {one["of_decision_id"] for one in shipment.statuses} | {one["decision_id"] for one in shipment.repeats}
+        if repeated := _repeats_of(connection, keyed | said):
+            connection.execute(_SET_REPLY_OF_REPEATS, [{"of_decision_id": one} for one in sorted(repeated)])
 
     def repeats(self, decision_ids: Collection[str]) -> dict[str, Reply]:
         """What repeats of their calls heard, by id, of those of the decisions that have any."""

@@ -648,5 +648,6 @@ async def test_a_process_that_stood_still_while_another_decided_tells_nobody_its
     assert repeat == decision
     (packet,) = packets_in(tmp_path / "one")
     assert packet.decision.decision_id != decision.decision_id
-    (note,) = notes_in(tmp_path / "one")
-    assert (note.decision_id, note.cause) == (packet.decision.decision_id, "superseded")
+    superseded, repeated = notes_in(tmp_path / "one")
+    assert (superseded.decision_id, superseded.cause) == (packet.decision.decision_id, "superseded")
+    assert (repeated.decision_id, repeated.cause) == (decision.decision_id, "repeated")

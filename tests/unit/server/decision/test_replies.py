@@ -38,6 +38,7 @@ from server.journal.journal import Durability, Journal, JournalSettings, settle_
 from server.journal.journal_file import JournalReader, Row
 from server.journal.reply_status import (
     AS_DECIDED,
+    REPEATED,
     REPLIED,
     UNSETTLED,
     WITHDRAWN,
@@ -242,7 +243,35 @@ async def test_a_repeat_that_hears_what_the_first_call_did_not_is_noted(tmp_path
             await p.decide(keyed)
         await p.settled()
     assert statuses(tmp_path) == {"first": REPLIED}
-    assert len(entries(tmp_path)) == 3, "the decision, that it was not heard, and once that it was"
+    assert len(entries(tmp_path)) == 4, "the decision, that it was not heard, once that it may be, and that it was"
+
+
+async def test_a_server_that_is_killed_denies_nothing_that_a_repeat_heard(tmp_path: Path) -> None:
+    keyed = order("first", idempotency_key="key")
+    async with request_path(tmp_path) as p:
+        p.servicer.not_sent(await unary(p, keyed))
+        await p.settled()
+        reply = await unary(p, keyed)
+        left = left_by_kill(tmp_path, tmp_path / "killed as it was sent")
+        p.servicer.sent(reply)
+        await p.settled()
+    await reopened(left)
+    assert (statuses(left), statuses(tmp_path)) == ({"first": REPEATED}, {"first": REPLIED})
+
+
+async def test_what_a_repeat_might_hear_unnoted_is_withdrawn_for_good(tmp_path: Path) -> None:
+    keyed = order("first", idempotency_key="key")
+    async with request_path(tmp_path) as p:
+        p.servicer.not_sent(await unary(p, keyed))
+        await p.settled()
+        with locked(p.journal):
+            unnoted = await p.decide(keyed)
+        assert (unnoted.action, unnoted.reasons[-1]) == (pb.ACTION_ABSTAIN, pb.REASON_CODE_AUDIT_UNAVAILABLE)
+        await until(lambda: p.journal.writable)
+        later = await p.decide(keyed)
+        assert (later.action, later.reasons) == (unnoted.action, unnoted.reasons)
+        await p.settled()
+    assert statuses(tmp_path) == {"first": WITHDRAWN}
 
 
 async def test_a_decision_of_another_process_that_a_repeat_hears_here_is_noted(tmp_path: Path) -> None:
@@ -589,11 +618,12 @@ def packet(decision_id: str) -> bytes:
     return entry.SerializeToString()
 
 
-@pytest.mark.parametrize("entries", [*itertools.permutations(("cancelled", "withdrawn", "heard"))])
+@pytest.mark.parametrize("entries", [*itertools.permutations(("cancelled", "repeated", "withdrawn", "heard"))])
 def test_what_repeats_heard_holds_over_the_first_reply_and_withdrawn_over_all(entries: tuple[str, ...]) -> None:
     """As three journals may hold it, read in any order."""
     said = {
         "cancelled": reply_status.unconfirmed("d", "cancelled"),
+        "repeated": reply_status.unconfirmed("d", "repeated"),
         "withdrawn": reply_status.unconfirmed("d", "withdrawn", pb.ACTION_NO_TRADE, [pb.REASON_CODE_TRADING_HALTED]),
         "heard": reply_status.heard("d"),
     }
@@ -608,6 +638,13 @@ def test_what_repeats_heard_holds_over_the_first_reply_and_withdrawn_over_all(en
         if name != "withdrawn":
             two.add(packet_pb2.JournalEntry.FromString(said[name]))
     assert two.of("d") == AS_DECIDED
+    perhaps, known = Statuses(), Statuses()
+    for name in entries:
+        if name in ("cancelled", "repeated"):
+            perhaps.add(packet_pb2.JournalEntry.FromString(said[name]))
+    assert perhaps.of("d") == Reply(REPEATED, audit_pb2.HEARD_ACTION_UNKNOWN)
+    known.add(packet_pb2.JournalEntry.FromString(said["repeated"]))
+    assert known.of("d") is None, "the first call heard it"
 
 
 async def test_a_watcher_is_told_what_each_caller_heard(tmp_path: Path) -> None:
@@ -638,6 +675,7 @@ async def test_a_watcher_is_told_what_each_caller_heard(tmp_path: Path) -> None:
         *((cause, audit_pb2.HEARD_ACTION_NOTHING) for cause in ("cancelled", "deadline", "failed", "unsent")),
         ("superseded", audit_pb2.HEARD_ACTION_NOTHING),
         ("killed", audit_pb2.HEARD_ACTION_UNKNOWN),
+        ("repeated", audit_pb2.HEARD_ACTION_UNKNOWN),
         ("of another version", audit_pb2.HEARD_ACTION_UNKNOWN),
     ],
 )
@@ -645,6 +683,12 @@ def test_without_an_action_nothing_was_heard_or_nobody_knows(
     cause: str, heard: audit_pb2.HeardAction.ValueType
 ) -> None:
     assert reply_of(packet_pb2.ReplyUnconfirmed(decision_id="d", cause=cause)).heard_action == heard
+
+
+def test_that_a_repeat_may_hear_a_decision_does_not_say_what_the_first_call_heard() -> None:
+    repeated = reply_status.unconfirmed("d", "repeated")
+    (note,) = unknown_replies([Row(1, packet("d"), b""), Row(2, repeated, b"")], "killed")
+    assert packet_pb2.JournalEntry.FromString(note).reply_unconfirmed.cause == "killed"
 
 
 def test_what_a_failed_commit_left_on_disk_was_heard_as_an_abstention() -> None:

@@ -565,14 +565,15 @@ class ReplyUnconfirmed(_message.Message):
     `failed`: the server failed after it had decided, and the call ended INTERNAL. `unsent`: the reply waited for seconds
     for a caller that does not read; if it is read later, a `ReplyHeard` follows. `not_durable`: the commit failed, so
     that the caller was told ABSTAIN, and the row turned up on disk after all. `killed`: the server died before it could
-    say what became of the reply, which the caller may have heard. `withdrawn`: repeats of the call are told
-    `heard_action` instead, since a guard objected by then; the first call may have heard the decision. `superseded`: the
-    server was stopped for so long that another process may have decided the call in its place, and the call ended
-    DEADLINE_EXCEEDED.
+    say what became of the reply, which the caller may have heard. `repeated`: a repeat of the call was about to hear it;
+    a `ReplyHeard` follows if it did. It means nothing without another entry that says that the first call did not hear
+    it. `withdrawn`: repeats of the call are told `heard_action` instead, since a guard objected by then or the audit
+    could not take `repeated`; the first call may have heard the decision. `superseded`: the server was stopped for so
+    long that another process may have decided the call in its place, and the call ended DEADLINE_EXCEEDED.
     """
     heard_action: _decision_pb2.Action.ValueType
     """What was heard instead of the packet's decision: for `audit_late`, `not_durable` and `withdrawn`. Unspecified when no
-    decision was heard, or, for `killed`, when nobody knows.
+    decision was heard, or, for `killed` and `repeated`, when nobody knows.
     """
     @_builtins.property
     def heard_reasons(self) -> _containers.RepeatedScalarFieldContainer[_decision_pb2.ReasonCode.ValueType]:

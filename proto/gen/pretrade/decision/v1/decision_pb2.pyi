@@ -821,8 +821,9 @@ class Order(_message.Message):
     An answer may only get safer. The guards run again for every repeat: trading state, limits, collar, age of the
     features, expiry of the model. If one objects by then, the repeat gets NO_TRADE or ABSTAIN instead of TRADE, with the
     objections added to `reasons`. The audit notes that before the reply, and every later repeat gets the same, even if
-    no guard objects any more. A decision that is not TRADE never changes. Repeats count for no rate limit of a
-    strategy.
+    no guard objects any more. The guards change nothing but TRADE. If the first call may not have heard the decision, the
+    audit notes that a repeat may, before it does; if that takes too long or fails, this repeat and every later one gets
+    ABSTAIN with AUDIT_LATE or AUDIT_UNAVAILABLE. Repeats count for no rate limit of a strategy.
 
     Keys belong to the caller, by its credentials, and to the strategy: two desks that both count 1, 2, 3 do not collide. On a
     port without credentials all callers are one, and strategies alone tell desks apart; random keys (UUIDs) are safer there.
