@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from fallback.model_limits import LimitGuards, Reasons
@@ -19,7 +20,11 @@ from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
 from pretrade.decision.v1 import decision_pb2 as pb
 
+_log = structlog.get_logger(__name__)
+
 _DAY_SECONDS: Final = 86_400.0
+_REPORT_SECONDS: Final = 60.0
+"""Between two log lines about a model whose limits could not be held against a score: every order may meet that bug."""
 _BURST_SECONDS: Final = 1.0
 """A burst of a strategy may have as many orders as its rate allows in this time."""
 
@@ -106,6 +111,7 @@ class Guards:
         # No strategy's bucket fills up because a caller invents the names of others.
         self._rates = TokenBuckets(math.inf, _BURST_SECONDS, clock, most_names=None)
         """Of the strategies."""
+        self._next_report = -math.inf
 
     def configure(self, settings: GuardSettings) -> None:
         """Goes by these limits from the next answer on."""
@@ -118,6 +124,22 @@ class Guards:
     def look(self, cases: Sequence[Case], answers: Sequence[Answer]) -> Sequence[Reasons]:
         """What models' own limits object to each of the answers, in one go: an argument of `apply`."""
         return [()] * len(cases) if self._models is None else self._models.objections(cases, answers)
+
+    def look_at_each(self, cases: Sequence[Case], answers: Sequence[Answer]) -> Sequence[Reasons]:
+        """The same, one by one and without raising: where the guard itself breaks off, the limits are not known."""
+        return [self._look_at(case, answer) for case, answer in zip(cases, answers, strict=True)]
+
+    def _look_at(self, case: Case, answer: Answer) -> Reasons:
+        try:
+            return self.look((case,), (answer,))[0]
+        except Exception:
+            if pb.DEGRADATION_MODEL_LIMITS_UNKNOWN not in case.degradations:
+                case.degradations.append(pb.DEGRADATION_MODEL_LIMITS_UNKNOWN)
+            now = self._clock()
+            if now >= self._next_report:
+                self._next_report = now + _REPORT_SECONDS
+                _log.exception("a model's limits could not be looked at", version=answer.model_version)
+            return ()
 
     def apply(
         self, case: Case, answer: Answer, beyond_limits: Reasons | None = None
@@ -133,7 +155,7 @@ class Guards:
 
     def again(self, case: Case, answer: Answer) -> tuple[pb.Action.ValueType, list[pb.ReasonCode.ValueType]]:
         """The same for an answer that was given before and is to be given again; it counts for no rate."""
-        return self._apply(case, answer, None, is_repeat=True)
+        return self._apply(case, answer, self._look_at(case, answer), is_repeat=True)
 
     def _apply(
         self, case: Case, answer: Answer, beyond_limits: Reasons | None, is_repeat: bool

@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -29,6 +28,8 @@ from pretrade.decision.v1 import decision_pb2 as pb
 Reasons = tuple[pb.ReasonCode.ValueType, ...]
 
 _SCORED: Final = MODEL_SOURCES | {pb.SOURCE_CACHED_SCORE}
+_MOST_WATCHED: Final = 8
+"""Models whose vectors are watched: those that are used at the same time, and some before them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +83,8 @@ class LimitGuards:
         self._limits = limits
         self._uncertain = uncertain
         self._out_of_domain = out_of_domain
-        self._watches: WeakKeyDictionary[Domain, dict[str, Watch]] = WeakKeyDictionary()
-        """By model, by instrument."""
+        self._watches: dict[Domain, dict[str, Watch]] = {}
+        """By model, the one used last at the end; by instrument."""
 
     def objections(self, cases: Sequence[Case], answers: Sequence[Answer]) -> list[Reasons]:
         """The objections to each answer; a case also gets the degradations that go with them."""
@@ -108,19 +109,26 @@ class LimitGuards:
         for domain, places in to_look_at.items():
             rows = np.frombuffer(b"".join([cases[place].row() for place in places]), features.ROW)
             outside = domain.outside(rows.reshape(len(places), features.N_FEATURES)).tolist()
+            watches = self._watches_of(domain)
             for place, is_outside in zip(places, outside, strict=True):
-                if self._is_implausible(cases[place], domain) or is_outside:
+                if self._is_implausible(cases[place], domain, watches) or is_outside:
                     found[place] = (*found[place], pb.REASON_CODE_OUT_OF_DOMAIN)
         return found
 
-    def _is_implausible(self, case: Case, domain: Domain) -> bool:
+    def _watches_of(self, domain: Domain) -> dict[str, Watch]:
+        """Those of a model; the model that was used least lately is forgotten for a new one."""
+        watches = self._watches[domain] = self._watches.pop(domain, {})
+        if len(self._watches) > _MOST_WATCHED:
+            del self._watches[next(iter(self._watches))]
+        return watches
+
+    def _is_implausible(self, case: Case, domain: Domain, watches: dict[str, Watch]) -> bool:
         """Whether a feature of the server's own is stuck or turned; the case then says so."""
         if pb.DEGRADATION_FEATURE_IMPLAUSIBLE in case.degradations:
             return True
         snapshot = case.snapshot
         if snapshot is None or case.from_caller:
             return False
-        watches = self._watches.setdefault(domain, {})
         watch = watches.get(snapshot.instrument)
         if watch is None:
             watch = watches[snapshot.instrument] = Watch(domain)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fallback.cached_score import CachedScores
     from fallback.chain import Chain
     from fallback.guards import Guards
-    from fallback.model_limits import Reasons
     from feature_cache.store.l1 import FeatureCache
     from server.canary.burn import Objective
     from server.control.state import ControlState
@@ -407,11 +406,11 @@ class DataPlane:
     def _record(self, cases: Sequence[Pending]) -> None:
         """Life of a request, last part: the guards, the audit, and then the reply."""
         guarded = []
-        beyond: Sequence[Reasons | None]
+        answers = [case.answer for case in cases if case.answer is not None]
         try:
-            beyond = self._guards.look(cases, [case.answer for case in cases if case.answer is not None])
-        except Exception:  # each finds out by itself
-            beyond = [None] * len(cases)
+            beyond = self._guards.look(cases, answers)
+        except Exception:  # a bug that one order meets is none of the others' business
+            beyond = self._guards.look_at_each(cases, answers)
         for case, reasons in zip(cases, beyond, strict=True):
             assert case.answer is not None
             try:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -34,6 +35,8 @@ _MOST_RUNNING: Final = 2
 _FILES: Final = ("handler.py", "metadata.json", "weights.bin")
 """What decides a score, in the order in which it is hashed."""
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
+_DAMAGED: Final = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+"""What reading an archive raises when some of its bits are others."""
 _REQUEST: Final = struct.Struct("<BI")
 _LENGTH: Final = struct.Struct("<I")
 
@@ -98,7 +101,7 @@ def read_archive(path: Path) -> Archive:
         with zipfile.ZipFile(path) as archived:
             model = json.loads(archived.read(_MANIFEST))["model"]
             files = {name: archived.read(name) for name in _FILES}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ModelUnknownError(f"{path} is not a model archive of pretrade: {error}") from error
     version = content_version(files.values())
     if version != model["modelVersion"]:
@@ -243,6 +246,6 @@ def _declared_version(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archived:
             version: str = json.loads(archived.read(_MANIFEST))["model"]["modelVersion"]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
     return version

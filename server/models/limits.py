@@ -78,10 +78,10 @@ class KnownLimits:
     async def _read(self, store: Path, version: str) -> None:
         try:
             limits = await asyncio.to_thread(_limits_in, store, version)
-        except (ModelUnknownError, OSError) as error:
-            if self._refused.get(version) != str(error):
-                _log.warning("limits of a model not known, tried again", version=version, error=str(error))
-            self._refused = {**self._refused, version: str(error)} if len(self._refused) < _MOST_KEPT else {}
+        except Exception as error:  # whatever an archive holds, the server goes on without it
+            if self._refused.get(version) != repr(error):
+                _log.warning("limits of a model not known, tried again", version=version, error=repr(error))
+            self._refused = {**self._refused, version: repr(error)} if len(self._refused) < _MOST_KEPT else {}
             self._wanted[version] = self._clock() + _AGAIN_SECONDS
             return
         if not limits.has_band or limits.domain is None:

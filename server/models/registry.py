@@ -212,7 +212,7 @@ def record_of(archive: Archive, created_at: float) -> ModelRecord:
     """What an archive says of itself; one that is incomplete or of another feature set has a `problem`."""
     try:
         return _record(archive.version, archive.name, json.loads(archive.files["metadata.json"]), created_at)
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, binascii.Error) as error:
         return _unreadable(archive.version, created_at, error)
 
 

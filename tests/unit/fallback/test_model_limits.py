@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -168,6 +170,23 @@ def test_a_stuck_feature_is_found_over_time_and_the_decision_says_so() -> None:
     own = row(0.25, 9.0)
     assert market.objections(new_case(values=own, caller_features=own)) == [], "the caller's own are not stuck"
     assert market.objections(on(20, 0.3, 9.0)) == []
+
+
+def test_models_that_no_longer_decide_are_forgotten_and_those_that_do_are_watched_on() -> None:
+    market, others, found = Market(), [], []
+    champion = market.limits
+    for look in range(12):
+        market.limits = champion
+        found = market.objections(on(look, 0.25, 1.0 + 0.1 * look))
+        for _ in range(2):
+            other = market.limits = limits_of(METADATA)
+            assert other.domain is not None
+            others.append(weakref.ref(other.domain))
+            market.objections(on(look, 0.25, 1.0))
+    del other
+    gc.collect()
+    assert found == [OUTSIDE], "stuck for as long as it has been watched"
+    assert sum(domain() is not None for domain in others) < 10
 
 
 def test_guards_abstain_beyond_the_limits_and_leave_a_refusal_as_it_is() -> None:

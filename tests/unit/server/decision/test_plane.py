@@ -25,6 +25,7 @@ from fallback.cached_score import CachedScores, CachedScoreSettings
 from fallback.chain import Chain
 from fallback.embedded import Embedded, Scorer
 from fallback.guards import Guards, GuardSettings
+from fallback.model_limits import LimitGuards, ModelLimits, limits_of
 from fallback.order import Order
 from fallback.rules import RulesBaseline, RulesSettings
 from feature_cache import features
@@ -120,7 +121,10 @@ class Plane:
         keys = SharedKeys(memory, 60.0, lambda: clock() + self.stood_still_seconds)
         self.idempotency = IdempotencyWindow(clock, keys)
         self.state = admin_pb2.TRADING_STATE_ACTIVE
-        self.guards = Guards(NO_LIMITS, lambda: self.state, clock, lambda: 1_700_000_000.0)
+        self.limits = ModelLimits()
+        """Of every model."""
+        limits = LimitGuards(lambda _: self.limits, lambda: True, lambda: True)
+        self.guards = Guards(NO_LIMITS, lambda: self.state, clock, lambda: 1_700_000_000.0, limits)
         self.objective = Objective(SloSettings(), budget.cap_seconds)
         self.journal = journal
         self.clock = clock
@@ -465,6 +469,62 @@ async def test_a_score_whose_decision_is_not_in_the_audit_is_not_used_again(tmp_
     assert packet.cached_from_decision_id == audited.decision_id
 
 
+def seen(most_bps: float) -> ModelLimits:
+    """Those of a model that looks at the spread, and has seen up to so much of it."""
+    described = {
+        "features": ["spread_bps"],
+        "patterns": [0],
+        "low": [-1.0],
+        "high": [most_bps],
+        "values": [[0.0, 1.0]],
+        "scores": [[-1.0, 1.0]],
+        "whitening": [[1.0]],
+        "distance": 30.0,
+        "most_same": [10],
+        "most_turned": [40.0],
+    }
+    return limits_of({"domain": described})
+
+
+def wide(bps: float) -> FeatureSnapshot:
+    sound = market(0.1)
+    values = sound.values.copy()
+    values[features.INDEX["spread_bps"]] = bps
+    return dataclasses.replace(sound, values=values)
+
+
+async def test_a_score_of_features_that_the_model_has_not_seen_is_not_used_again(tmp_path: Path) -> None:
+    async with plane(tmp_path, answers(0.75), fails(Outcome.TRANSPORT)) as p:
+        p.limits = seen(40.0)
+        p.feature_cache.accept(encode(wide(41.0)))
+        outside = await p.decide(own_features=False)
+        assert (outside.action, outside.reasons[-1]) == (pb.ACTION_ABSTAIN, pb.REASON_CODE_OUT_OF_DOMAIN)
+        p.primary.script = fails(Outcome.TRANSPORT)
+        assert (await p.decide(own_features=False)).source == pb.SOURCE_NONE
+        p.primary.script = answers(0.75)
+        p.feature_cache.accept(encode(wide(39.0)))
+        assert (await p.decide(own_features=False)).action == pb.ACTION_TRADE
+        p.primary.script = fails(Outcome.TRANSPORT)
+        assert (await p.decide(own_features=False)).source == pb.SOURCE_CACHED_SCORE
+
+
+async def test_a_bug_in_looking_at_a_models_limits_costs_no_answer_and_the_decision_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with plane(tmp_path, answers(0.75), answers(0.75), max_in_flight=8) as p:
+        first = await p.decide(key="k")
+        monkeypatch.setattr(LimitGuards, "objections", breaks)
+        for decision in await asyncio.gather(p.decide(), p.decide()):
+            assert decision.action == pb.ACTION_TRADE
+            assert decision.degradations[-1] == pb.DEGRADATION_MODEL_LIMITS_UNKNOWN
+        assert await p.decide(key="k") == first
+    told = [one.decision.degradations[-1] for one in packets_in(tmp_path)[1:]]
+    assert told == [pb.DEGRADATION_MODEL_LIMITS_UNKNOWN] * 2
+
+
 def notes_in(path: Path) -> list[packet_pb2.ReplyUnconfirmed]:
     """What the journal says about replies, in order."""
     return [entry.reply_unconfirmed for entry in entries_in(path) if entry.HasField("reply_unconfirmed")]
@@ -547,6 +607,16 @@ OBJECTIONS: dict[str, tuple[Callable[[Plane], object], pb.Action.ValueType, pb.R
         ),
         pb.ACTION_ABSTAIN,
         pb.REASON_CODE_MODEL_EXPIRED,
+    ),
+    "uncertain": (
+        lambda p: setattr(p, "limits", ModelLimits(low=0.7, high=0.8)),
+        pb.ACTION_ABSTAIN,
+        pb.REASON_CODE_UNCERTAIN,
+    ),
+    "out of domain": (
+        lambda p: setattr(p, "limits", seen(-0.5)),
+        pb.ACTION_ABSTAIN,
+        pb.REASON_CODE_OUT_OF_DOMAIN,
     ),
     "book unknown": (
         lambda p: p.feature_cache.accept(encode(dataclasses.replace(market(0.0), state=BookState.UNKNOWN))),

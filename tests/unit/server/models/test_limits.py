@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from support.cases import Clock
 from support.waiting import until
 
 from fallback.model_limits import NO_LIMITS, UNKNOWN
+from local.demo import variants
 from local.demo.variants import late, recalibrated
 from server.models import limits as module
 from server.models.limits import KnownLimits
@@ -60,6 +62,33 @@ async def test_those_of_another_version_are_read_when_it_has_decided(
     assert known.of(scaled).domain is not None
     assert not known.of(scaled).has_band, "of other scores the band says nothing"
     assert known.of(nobody) is UNKNOWN
+    running.cancel()
+
+
+@pytest.mark.parametrize("damage", ["a byte of its weights", "a number beyond all numbers"])
+async def test_a_damaged_archive_neither_keeps_a_server_from_starting_nor_ends_it(
+    registry: Registry, model_store: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+    version = champion(model_store)
+    if damage == "a byte of its weights":
+        path = registry.path(version)
+        with zipfile.ZipFile(path) as archive:
+            packed = archive.getinfo("weights.bin")
+        content = bytearray(path.read_bytes())
+        # The first byte of the deflated stream, after a header of 30 bytes and the name: 6 is no kind of block.
+        content[packed.header_offset + 30 + len("weights.bin")] = 6
+        path.write_bytes(content)
+    else:
+        version = variants._variant(registry, version, lambda one: one["domain"]["patterns"].append(10**30))
+        (registry.root / "aliases" / "champion").write_text(version)
+    known = KnownLimits(registry.root, Clock())
+    await known.read_aliases()
+    running = asyncio.create_task(known.run())
+    assert known.of(version) is UNKNOWN
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    assert known.of(version) is UNKNOWN
     running.cancel()
 
 
