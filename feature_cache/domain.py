@@ -23,6 +23,7 @@ Sources: P. Mahalanobis, On the Generalized Distance in Statistics (1936); E. Pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -67,6 +68,9 @@ class Domain:
             raise ValueError("what the model has seen is not of its features")
         if not all(len(one) == len(other) > 0 for one, other in zip(values, scores, strict=True)) or len(values) != d:
             raise ValueError("normal scores and values do not belong together")
+        numbers = (self._low, self._high, self._whitening, self._most_turned, *values, *scores)
+        if math.isnan(self.most_distance) or any(np.isnan(one).any() for one in numbers):
+            raise ValueError("a bound is no number: nothing would ever be beyond it")
         # One table for all features: that of feature j begins at 2 j and is 1 long.
         self._first = np.array([one[0] for one in values])
         length = np.array([one[-1] - one[0] for one in values])

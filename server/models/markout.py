@@ -7,6 +7,7 @@ Training writes the label into a model's metadata (`torchserve/label.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +42,7 @@ def markout_of(metadata: Mapping[str, Any]) -> Markout:
     price = label["price"]
     if price not in ("mid", "touch"):
         raise ValueError(f"label: no price {price!r}")
-    return Markout(
-        float(label["horizon_seconds"]), float(label["delay_seconds"]), price, float(label["worst_markout_bps"])
-    )
+    horizon, delay, worst = (float(label[name]) for name in ("horizon_seconds", "delay_seconds", "worst_markout_bps"))
+    if not (0 < horizon < math.inf and 0 <= delay < math.inf and math.isfinite(worst)):
+        raise ValueError(f"label: no market is looked at {delay} and {horizon} s later, or none is worse than {worst}")
+    return Markout(horizon, delay, price, worst)

@@ -106,6 +106,10 @@ def test_the_distance_is_that_of_mahalanobis() -> None:
         {"scores": [[], [], []], "values": [[], [], []]},
         {"features": ["imbalance_l1", "ofi_1s", "no_such_feature"]},
         {"distance": None},
+        {"distance": math.nan},
+        {"high": [1.0, math.nan, 40.0]},
+        {"whitening": [[math.nan] * 3] * 3},
+        {"values": [[-1.0, math.nan, 1.0]] * 3},
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
@@ -148,3 +152,15 @@ def test_a_turned_sign_adds_up_and_is_forgotten_again() -> None:
     assert watch.turned[2] == 0.0, "volatility has no direction"
     right = [look(number, 1.0) for number in range(200, 300)]
     assert not right[60:][0]
+
+
+def test_a_quiet_market_that_is_looked_at_again_is_neither_stuck_nor_turned() -> None:
+    watch = Watch(Domain(described()))
+    for look in range(3):
+        watch.see(row(0.9, -9.0, 1.0 + look), look * LOOK_NS + 1)
+    before = watch.turned.copy()
+    assert before.max() > 0
+    for look in range(3, 100):
+        assert not watch.see(row(0.9, -9.0, 3.0), look * LOOK_NS + 1)
+    assert watch.turned.tolist() == before.tolist()
+    assert watch.same.max() <= 2

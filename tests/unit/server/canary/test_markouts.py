@@ -87,6 +87,16 @@ def test_a_basis_point_against_an_order_is_still_eligible() -> None:
     assert market.heard == [("just", True)]
 
 
+def test_the_worst_markout_itself_is_eligible() -> None:
+    market = Market()
+    market.markouts.begin(Markout(worst_bps=0.0))
+    market.markouts.add(pair("unmoved", mid=100.0))
+    market.pass_by(5.0)
+    market.quote(100.0)
+    market.markouts.settle()
+    assert market.heard == [("unmoved", True)]
+
+
 def test_without_a_fresh_book_or_a_mid_nothing_is_said() -> None:
     market = Market()
     for impossible in (math.nan, math.inf, 0.0, -1.0):

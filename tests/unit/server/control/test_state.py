@@ -17,6 +17,7 @@ from support.waiting import until
 from pretrade.admin.v1 import admin_pb2
 from pretrade.audit.v1 import packet_pb2
 from server.control.file import ControlFile, UnreadableControlError
+from server.control.flags import FLAGS
 from server.control.model import UNDECIDED, Control, Kept, Temporary
 from server.control.start import halt_at_start
 from server.control.state import ControlSettings, ControlState, Wanted
@@ -257,6 +258,16 @@ async def test_a_disk_that_refuses_does_not_undo_the_change_and_gets_it_later(st
             assert second.control.trading_state == ACTIVE
         await until_version(second, 2)
     assert second.control.trading_state == HALTED
+
+
+async def test_every_flag_is_in_force_where_it_is_changed_and_after_a_restart(start: Start) -> None:
+    process = await start()
+    for name in FLAGS:
+        before = getattr(process.control, name)
+        await process.change(f"flag/{name}", "off" if before else "on")
+        assert getattr(process.control, name) is not before, name
+        assert (name in process.control.flags_on) is not before, "the packet says what was looked at"
+        assert getattr((await start()).control, name) is not before, name
 
 
 async def test_a_file_that_becomes_unreadable_changes_nothing_and_the_next_change_mends_it(

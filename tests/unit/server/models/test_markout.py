@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -33,3 +34,18 @@ def test_the_champions_label_is_that_of_its_archive(model_store: Path, tmp_path:
     assert record.markout == Markout(horizon_seconds=0.1, worst_bps=-0.5)
     registry.set_alias("champion", record.version)
     assert registry.champions_markout() == record.markout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"horizon_seconds": math.nan},
+        {"horizon_seconds": 0.0},
+        {"delay_seconds": -0.1},
+        {"delay_seconds": math.inf},
+        {"worst_markout_bps": math.nan},
+    ],
+)
+def test_a_label_that_no_market_can_answer_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="label"):
+        markout_of({"label": Label().described | change})

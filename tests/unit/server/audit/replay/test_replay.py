@@ -142,6 +142,13 @@ async def test_what_is_beyond_a_models_limits_replays_bit_equal(
         assert field_of(await replayer.replay(changed)) in {"action", "reasons"}
 
 
+async def test_of_a_server_without_a_model_store_no_limits_are_replayed(desk: Desk, replayer: Replayer) -> None:
+    assert "out_of_domain" in desk.control.flags_on
+    packet = await desk.decide(values(3, rv_5s_bps=1e6))
+    assert pb.REASON_CODE_OUT_OF_DOMAIN not in packet.decision.reasons
+    assert (await replayer.replay(packet)).first_difference is None, "although the archive says that it is outside"
+
+
 @pytest.fixture
 def embedded_desk(tmp_path: Path, model_store: Path) -> Desk:
     """No replica answers, but the champion in the server's own process does."""
