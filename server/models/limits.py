@@ -52,8 +52,8 @@ class KnownLimits:
             return NO_LIMITS
         known = self._known.get(version)
         if known is None:
-            if len(self._wanted) < _MOST_KEPT:
-                self._wanted.setdefault(version, self._clock())
+            if version not in self._wanted:
+                self._want(version, self._clock())
             return UNKNOWN
         return known
 
@@ -75,6 +75,12 @@ class KnownLimits:
                 await self._read(self._model_store, version)
             await asyncio.sleep(_LOOK_SECONDS)
 
+    def _want(self, version: str, at: float) -> None:
+        """Tries a version from this instant on; for many that cannot be read the oldest is given up."""
+        self._wanted[version] = at
+        if len(self._wanted) > _MOST_KEPT:
+            del self._wanted[next(iter(self._wanted))]
+
     async def _read(self, store: Path, version: str) -> None:
         try:
             limits = await asyncio.to_thread(_limits_in, store, version)
@@ -82,7 +88,7 @@ class KnownLimits:
             if self._refused.get(version) != repr(error):
                 _log.warning("limits of a model not known, tried again", version=version, error=repr(error))
             self._refused = {**self._refused, version: repr(error)} if len(self._refused) < _MOST_KEPT else {}
-            self._wanted[version] = self._clock() + _AGAIN_SECONDS
+            self._want(version, self._clock() + _AGAIN_SECONDS)
             return
         if not limits.has_band or limits.domain is None:
             _log.warning("a model says nothing of its limits: its guards are off", version=version)

@@ -92,6 +92,18 @@ async def test_a_damaged_archive_neither_keeps_a_server_from_starting_nor_ends_i
     running.cancel()
 
 
+async def test_versions_that_nobody_has_keep_no_other_from_being_read(
+    registry: Registry, model_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+    known = KnownLimits(registry.root, Clock())
+    for number in range(100):
+        assert known.of(f"{number:016x}") is UNKNOWN
+    running = asyncio.create_task(known.run())
+    await until(lambda: known.of(champion(model_store)).is_known)
+    running.cancel()
+
+
 async def test_without_a_model_store_no_model_has_limits() -> None:
     known = KnownLimits(None, Clock())
     await known.read_aliases()
