@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -19,6 +22,7 @@ LOOPBACK: Final = "127.0.0.1"
 # itself.
 _FIRST: Final = 20_000
 _COUNT: Final = 12_000
+_BLOCK: Final = 400
 
 
 def default_port(port: int, held: ExitStack) -> int | None:
@@ -44,6 +48,25 @@ def is_free(port: int) -> bool:
     return True
 
 
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Ports to try, in turn: a block that no other process of this machine picks from while this one lives.
+
+    Between being picked and being bound a port is nobody's. So two processes that pick from one range, as tests that
+    run side by side do, sooner or later pick the same one.
+    """
+    blocks = list(range(_FIRST, _FIRST + _COUNT, _BLOCK))
+    secrets.SystemRandom().shuffle(blocks)
+    for first in blocks:
+        try:
+            claim = take_lock(Path(tempfile.gettempdir()) / f"pretrade-ports-{first}.lock")
+        except OSError:  # another user's
+            continue
+        if claim is not None:  # and never closed: the process keeps it
+            return itertools.cycle(range(first, first + _BLOCK))
+    return (_FIRST + secrets.randbelow(_COUNT) for _ in itertools.count())
+
+
 def free_ports(count: int) -> list[int]:
     """Returns `count` different TCP ports that are free at this moment.
 
@@ -52,12 +75,9 @@ def free_ports(count: int) -> list[int]:
     """
     ports: list[int] = []
     with ExitStack() as held:
-        for _ in range(_COUNT):
+        for port in itertools.islice(_own_ports(), _BLOCK):
             if len(ports) == count:
                 break
-            port = _FIRST + secrets.randbelow(_COUNT)
-            if port in ports:  # SO_REUSEADDR would let it be bound twice
-                continue
             candidate = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
             # As servers do: a connection that lingers in TIME_WAIT does not make a port taken.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,7 +86,8 @@ def free_ports(count: int) -> list[int]:
             except OSError:
                 candidate.close()
             else:
-                ports.append(port)
+                if port not in ports:  # SO_REUSEADDR would let it be bound twice
+                    ports.append(port)
     if len(ports) < count:
         raise OSError(f"found {len(ports)} free ports of {count} between {_FIRST} and {_FIRST + _COUNT}")
     return ports
