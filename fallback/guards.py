@@ -14,7 +14,7 @@ from typing import Final, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
-from fallback.model_limits import LimitGuards, Reasons
+from fallback.model_limits import LimitGuards, Reasons, limits_unknown
 from fallback.order import MODEL_SOURCES, Answer, Case, Order
 from feature_cache.token_bucket import TokenBuckets
 from pretrade.admin.v1 import admin_pb2
@@ -122,19 +122,24 @@ class Guards:
         """How long models may decide after their expiry."""
 
     def look(self, cases: Sequence[Case], answers: Sequence[Answer]) -> Sequence[Reasons]:
-        """What models' own limits object to each of the answers, in one go: an argument of `apply`."""
-        return [()] * len(cases) if self._models is None else self._models.objections(cases, answers)
+        """What models' own limits object to each of the answers, in one go: an argument of `apply`.
 
-    def look_at_each(self, cases: Sequence[Case], answers: Sequence[Answer]) -> Sequence[Reasons]:
-        """The same, one by one and without raising: where the guard itself breaks off, the limits are not known."""
-        return [self._look_at(case, answer) for case, answer in zip(cases, answers, strict=True)]
+        It never raises. A bug that one order meets is none of the others' business, and costs it no answer: its model's
+        limits are not known then.
+        """
+        try:
+            return self._objections(cases, answers)
+        except Exception:
+            return [self._look_at(case, answer) for case, answer in zip(cases, answers, strict=True)]
+
+    def _objections(self, cases: Sequence[Case], answers: Sequence[Answer]) -> Sequence[Reasons]:
+        return [()] * len(cases) if self._models is None else self._models.objections(cases, answers)
 
     def _look_at(self, case: Case, answer: Answer) -> Reasons:
         try:
-            return self.look((case,), (answer,))[0]
+            return self._objections((case,), (answer,))[0]
         except Exception:
-            if pb.DEGRADATION_MODEL_LIMITS_UNKNOWN not in case.degradations:
-                case.degradations.append(pb.DEGRADATION_MODEL_LIMITS_UNKNOWN)
+            limits_unknown(case)
             now = self._clock()
             if now >= self._next_report:
                 self._next_report = now + _REPORT_SECONDS
@@ -149,7 +154,7 @@ class Guards:
         Args:
             case: What was asked.
             answer: What was answered.
-            beyond_limits: What `look` found; None to look now.
+            beyond_limits: What `look` found; None to look now, and to raise what goes wrong.
         """
         return self._apply(case, answer, beyond_limits, is_repeat=False)
 
@@ -163,7 +168,7 @@ class Guards:
         started = self._clock()
         reasons = [answer.reason]
         if beyond_limits is None:
-            (beyond_limits,) = self.look((case,), (answer,))
+            (beyond_limits,) = self._objections((case,), (answer,))
         must_abstain = self._evidence_objections(case, answer, beyond_limits, reasons)
         self._order_objections(case, reasons)
         if answer.source not in MODEL_SOURCES and self._only_reducing_without_model and not case.order.reduce_only:

@@ -68,6 +68,12 @@ def limits_of(metadata: Mapping[str, Any]) -> ModelLimits:
     return ModelLimits(low, high, None if domain is None else Domain(domain), band is not None)
 
 
+def limits_unknown(case: Case) -> None:
+    """Has the decision say that nobody could look at its model's limits."""
+    if pb.DEGRADATION_MODEL_LIMITS_UNKNOWN not in case.degradations:
+        case.degradations.append(pb.DEGRADATION_MODEL_LIMITS_UNKNOWN)
+
+
 class LimitGuards:
     """Objects to scores outside of what their models know.
 
@@ -98,8 +104,7 @@ class LimitGuards:
                 continue
             limits = self._limits(answer.model_version)
             if not limits.is_known:
-                if pb.DEGRADATION_MODEL_LIMITS_UNKNOWN not in case.degradations:
-                    case.degradations.append(pb.DEGRADATION_MODEL_LIMITS_UNKNOWN)
+                limits_unknown(case)
                 continue
             if uncertain and limits.low <= answer.score <= limits.high:
                 found[place] = (pb.REASON_CODE_UNCERTAIN,)
