@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.harness import INSTRUMENTS, eventually
 from support.server_group import WAYS_IN, Group, order, server_environment, server_group, way_in
-from support.wire import DECIDE, STREAM, Caller, framed
+from support.wire import DECIDE, STREAM, Caller, framed, leave_at_any_moment
 
 from pretrade.client.retries import retry_delay
 from pretrade.decision.v1 import decision_pb2 as pb
@@ -100,19 +101,7 @@ def test_calls_that_are_reset_at_any_moment_leave_nothing_under_way(
     group: Group, decisions: decision_pb2_grpc.DecisionServiceStub
 ) -> None:
     chance = random.Random(15)
-    for _ in range(10):
-        with Caller(group.decision) as caller:
-            for number in range(40):
-                stream = caller.begin()
-                message = wire(f"reset-{number}")
-                cut = chance.choice((0, 3, len(message), len(message), len(message)))
-                if cut:
-                    caller.send(stream, message[:cut], end=cut == len(message))
-                if chance.random() < 0.3:
-                    caller.read(lambda: False, chance.random() * 0.003)
-                if chance.random() < 0.7 and not caller.replies[stream].ended:
-                    caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
-                    caller.flush()
+    leave_at_any_moment(group.decision, (wire(f"reset-{number}") for number in itertools.count()), chance)
     eventually(lambda: group.metric("pretrade_in_flight"), lambda count: count == 0)
     eventually(lambda: group.metric("pretrade_replies_owed"), lambda count: count == 0)
     assert decisions.Decide(pb.DecideRequest(order=order()), timeout=_SECONDS).decision.order_ref == "one"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-import h2.errors
 import psutil
 import pytest
 from support import flood
@@ -16,7 +16,7 @@ from support.decision_server import free_in_allocator
 from support.flood import Flood
 from support.harness import eventually
 from support.server_group import Callers, Group, order, server_group
-from support.wire import Caller, framed
+from support.wire import Caller, framed, leave_at_any_moment
 
 from pretrade.decision.v1 import decision_pb2 as pb
 from server.envoy import lane
@@ -51,23 +51,6 @@ class Held:
         return cls(used, process.num_fds(), int(group.metric("pretrade_event_loop_tasks", place=place)))
 
 
-def resets(address: str, chance: random.Random) -> None:
-    """Calls whose callers leave at any moment, also with a message that is not whole."""
-    message = framed(MESSAGE)
-    for _ in range(10):
-        with Caller(address) as caller:
-            for _ in range(40):
-                stream = caller.begin()
-                cut = chance.choice((0, 3, len(message), len(message)))
-                if cut:
-                    caller.send(stream, message[:cut], end=cut == len(message))
-                if chance.random() < 0.3:
-                    caller.read(lambda: False, chance.random() * 0.003)
-                if chance.random() < 0.7 and not caller.replies[stream].ended:
-                    caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
-                    caller.flush()
-
-
 def slow_messages(address: str) -> None:
     """Calls whose messages are so slow to come that they leave the lane, and one that never comes."""
     message = framed(MESSAGE)
@@ -96,7 +79,7 @@ def test_floods_resets_slow_messages_and_drains_leave_nothing_behind(tmp_path: P
             for _ in range(CYCLES):
                 for rate in RATES:
                     flood.run(Flood(group.decision, MESSAGE.hex(), FLOOD_SECONDS, 100, rate=rate))
-                    resets(group.decision, chance)
+                    leave_at_any_moment(group.decision, itertools.repeat(framed(MESSAGE)), chance)
                     slow_messages(group.decision)
                 wait_until_idle(group, place)
                 held.append(Held.by(group, place))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -187,3 +189,19 @@ class Caller:
 
 def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode()
+
+
+def leave_at_any_moment(address: str, frames: Iterator[bytes], chance: random.Random) -> None:
+    """400 calls of `Decide` on ten connections whose callers leave at any moment, some with half a message sent."""
+    for _ in range(10):
+        with Caller(address) as caller:
+            for message in itertools.islice(frames, 40):
+                stream = caller.begin()
+                cut = chance.choice((0, 3, len(message), len(message), len(message)))
+                if cut:
+                    caller.send(stream, message[:cut], end=cut == len(message))
+                if chance.random() < 0.3:
+                    caller.read(lambda: False, chance.random() * 0.003)
+                if chance.random() < 0.7 and not caller.replies[stream].ended:
+                    caller.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+                    caller.flush()
