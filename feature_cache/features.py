@@ -1,128 +1,66 @@
-"""The feature set `mf1`: names, order, and how a vector is turned for the side of an order.
+"""The feature set `mf1`, which this product computes itself from order book and trades.
 
-The formulas are in `engine/engine.py`; this module is what a model, a store and a server must agree on. Undefined is
-NaN.
+The formulas are in `engine/engine.py`. Rules, guards and freshness use this set whatever a model takes.
 """
 
 from __future__ import annotations
 
-import math
-import zlib
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+from feature_cache.feature_set import ROW, Feature, FeatureSet
 
-FEATURE_SET_ID: Final = "mf1"
+_BID: Final = "depth_l5_notional_bid"
+_ASK: Final = "depth_l5_notional_ask"
 
-NAMES: Final[tuple[str, ...]] = (
-    "spread_bps",
-    "weighted_mid_bps",
-    "imbalance_l1",
-    "imbalance_l5",
-    "imbalance_l10",
-    "ofi_100ms",
-    "ofi_1s",
-    "ofi_5s",
-    "trade_imbalance_1s",
-    "trade_imbalance_5s",
-    "trade_rate_1s",
-    "trade_rate_5s",
-    "ret_1s_bps",
-    "ret_5s_bps",
-    "ret_30s_bps",
-    "ret_mean_50",
-    "ret_std_50",
-    "n_50",
-    "rv_1s_bps",
-    "rv_5s_bps",
-    "rv_30s_bps",
-    "depth_l5_notional_bid",
-    "depth_l5_notional_ask",
-    "book_age_ms",
-    "trade_age_ms",
-)
-N_FEATURES: Final = len(NAMES)
-ROW: Final = np.dtype("<f4")
-"""How a value is stored wherever a vector is bytes."""
-INDEX: Final[dict[str, int]] = {name: i for i, name in enumerate(NAMES)}
-
-FINGERPRINT: Final = zlib.crc32(f"{FEATURE_SET_ID}:{','.join(NAMES)}".encode())
-"""uint32 that changes with the id, a name or the order; carried by every vector and every model answer."""
-
-_UNBOUNDED: Final = (-math.inf, math.inf)
-_NOT_NEGATIVE: Final = (0.0, math.inf)
-_SHARE: Final = (-1.0, 1.0)
-
-RANGES: Final[dict[str, tuple[float, float]]] = {
-    # Pa - Pb is at most twice the mid, and the weighted mid lies between Pb and Pa.
-    "spread_bps": (0.0, 20_000.0),
-    "weighted_mid_bps": (-10_000.0, 10_000.0),
-    "imbalance_l1": _SHARE,
-    "imbalance_l5": _SHARE,
-    "imbalance_l10": _SHARE,
-    "ofi_100ms": _UNBOUNDED,
-    "ofi_1s": _UNBOUNDED,
-    "ofi_5s": _UNBOUNDED,
-    "trade_imbalance_1s": _SHARE,
-    "trade_imbalance_5s": _SHARE,
-    "trade_rate_1s": _NOT_NEGATIVE,
-    "trade_rate_5s": _NOT_NEGATIVE,
-    "ret_1s_bps": _UNBOUNDED,
-    "ret_5s_bps": _UNBOUNDED,
-    "ret_30s_bps": _UNBOUNDED,
-    "ret_mean_50": _UNBOUNDED,
-    "ret_std_50": _NOT_NEGATIVE,
-    "n_50": (0.0, 50.0),
-    "rv_1s_bps": _NOT_NEGATIVE,
-    "rv_5s_bps": _NOT_NEGATIVE,
-    "rv_30s_bps": _NOT_NEGATIVE,
-    "depth_l5_notional_bid": _NOT_NEGATIVE,
-    "depth_l5_notional_ask": _NOT_NEGATIVE,
-    "book_age_ms": _NOT_NEGATIVE,
-    "trade_age_ms": _NOT_NEGATIVE,
-}
-"""What each feature's definition leaves possible, in market orientation: (lowest, highest), both included."""
-LOWEST: Final[NDArray[np.float32]] = np.array([RANGES[name][0] for name in NAMES], dtype=np.float32)
-HIGHEST: Final[NDArray[np.float32]] = np.array([RANGES[name][1] for name in NAMES], dtype=np.float32)
-
-VERSION: Final = f"{FEATURE_SET_ID}/{FINGERPRINT:08x}"
-"""Feature set and fingerprint, for people."""
-
-SIGNED: Final[tuple[str, ...]] = (
-    "weighted_mid_bps",
-    "imbalance_l1",
-    "imbalance_l5",
-    "imbalance_l10",
-    "ofi_100ms",
-    "ofi_1s",
-    "ofi_5s",
-    "trade_imbalance_1s",
-    "trade_imbalance_5s",
-    "ret_1s_bps",
-    "ret_5s_bps",
-    "ret_30s_bps",
-    "ret_mean_50",
-)
-"""Features that carry a direction: negated for a sell."""
-
-_SELL_SIGN: Final[NDArray[np.float32]] = np.array([-1.0 if name in SIGNED else 1.0 for name in NAMES], dtype=np.float32)
-_BID, _ASK = INDEX["depth_l5_notional_bid"], INDEX["depth_l5_notional_ask"]
-_SELL_ORDER: Final[NDArray[np.intp]] = np.array(
-    [{_BID: _ASK, _ASK: _BID}.get(i, i) for i in range(N_FEATURES)], dtype=np.intp
+MF1: Final = FeatureSet(
+    "mf1",
+    (
+        # Pa - Pb is at most twice the mid, and the weighted mid lies between Pb and Pa.
+        Feature("spread_bps", "bps", "Best ask less best bid, over the mid.", lowest=0.0, highest=20_000.0),
+        Feature(
+            "weighted_mid_bps",
+            "bps",
+            "The mid weighted by the sizes of the best levels, less the mid.",
+            lowest=-10_000.0,
+            highest=10_000.0,
+            signed=True,
+        ),
+        Feature("imbalance_l1", "", "Bid less ask size of the best level, over their sum.", -1.0, 1.0, signed=True),
+        Feature("imbalance_l5", "", "The same over the first five levels.", -1.0, 1.0, signed=True),
+        Feature("imbalance_l10", "", "The same over the first ten levels.", -1.0, 1.0, signed=True),
+        Feature("ofi_100ms", "", "Order flow imbalance at the best level, last 100 ms.", signed=True),
+        Feature("ofi_1s", "", "Order flow imbalance at the best level, last second.", signed=True),
+        Feature("ofi_5s", "", "Order flow imbalance at the best level, last 5 s.", signed=True),
+        Feature("trade_imbalance_1s", "", "Bought less sold volume over their sum, last 1 s.", -1.0, 1.0, signed=True),
+        Feature("trade_imbalance_5s", "", "Bought less sold volume over their sum, last 5 s.", -1.0, 1.0, signed=True),
+        Feature("trade_rate_1s", "1/s", "Trades, last second.", lowest=0.0),
+        Feature("trade_rate_5s", "1/s", "Trades, last 5 s.", lowest=0.0),
+        Feature("ret_1s_bps", "bps", "Log return of the mid, last second.", signed=True),
+        Feature("ret_5s_bps", "bps", "Log return of the mid, last 5 s.", signed=True),
+        Feature("ret_30s_bps", "bps", "Log return of the mid, last 30 s.", signed=True),
+        Feature("ret_mean_50", "", "Mean log return from trade to trade, last 50.", signed=True),
+        Feature("ret_std_50", "", "Their standard deviation.", lowest=0.0),
+        Feature("n_50", "", "How many of those 50 are known.", 0.0, 50.0),
+        Feature("rv_1s_bps", "bps", "Realised volatility of the mid, last second.", lowest=0.0),
+        Feature("rv_5s_bps", "bps", "Realised volatility of the mid, last 5 s.", lowest=0.0),
+        Feature("rv_30s_bps", "bps", "Realised volatility of the mid, last 30 s.", lowest=0.0),
+        Feature(_BID, "quote currency", "Price times size, first five bids.", lowest=0.0, swapped_with=_ASK),
+        Feature(_ASK, "quote currency", "Price times size, first five asks.", lowest=0.0, swapped_with=_BID),
+        Feature("book_age_ms", "ms", "Since the newest book or quote event.", lowest=0.0, is_age=True),
+        Feature("trade_age_ms", "ms", "Since the newest trade.", lowest=0.0, is_age=True),
+    ),
 )
 
+FEATURE_SET_ID: Final = MF1.id
+NAMES: Final = MF1.names
+N_FEATURES: Final = len(MF1)
+INDEX: Final = MF1.index
+FINGERPRINT: Final = MF1.fingerprint
+RANGES: Final = {one.name: (one.lowest, one.highest) for one in MF1.features}
+LOWEST: Final = MF1.lowest
+HIGHEST: Final = MF1.highest
+VERSION: Final = MF1.version
+SIGNED: Final = MF1.signed
+for_sell = MF1.for_sell
 
-def for_sell(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turns market-oriented features into what a model sees for a sell.
-
-    Sign-carrying features are negated and bid and ask swapped, so that one model serves both sides; for a buy the
-    vector is used as it is. Turning twice gives the vector back.
-
-    Args:
-        values: float32[..., N_FEATURES] in market orientation.
-
-    Returns:
-        A new float32[..., N_FEATURES].
-    """
-    return values.take(_SELL_ORDER, axis=-1) * _SELL_SIGN
+__all__ = ["MF1", "ROW"]
