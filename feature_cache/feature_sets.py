@@ -198,8 +198,8 @@ def _registered(found: Any, origin: str) -> Registered:
     return Registered(feature_set, make, origin)
 
 
-_loaded: list[FeatureSets] = []
-"""The sets of this process, once they have been asked for."""
+_loaded: dict[Path | None, FeatureSets] = {}
+"""The sets of this process by the file that was asked for, the last one at the end: a file is run once only."""
 
 
 def load(file: Path | None) -> FeatureSets:
@@ -208,8 +208,11 @@ def load(file: Path | None) -> FeatureSets:
     Raises:
         FeatureSetError: See `of_file` and `FeatureSets`.
     """
-    _loaded[:] = [FeatureSets([*of_packages(), *(of_file(file) if file is not None else ())])]
-    return _loaded[0]
+    sets = _loaded.pop(file, None)
+    if sets is None:
+        sets = FeatureSets([*of_packages(), *(of_file(file) if file is not None else ())])
+    _loaded[file] = sets
+    return sets
 
 
 def known() -> FeatureSets:
@@ -220,8 +223,8 @@ def known() -> FeatureSets:
     """
     if not _loaded:
         file = os.environ.get(FILE_VARIABLE)
-        load(Path(file) if file else None)
-    return _loaded[0]
+        return load(Path(file) if file else None)
+    return _loaded[next(reversed(_loaded))]
 
 
 def by_id(set_id: str) -> FeatureSet | None:

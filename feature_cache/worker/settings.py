@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from feature_cache import kafka
+from feature_cache import feature_sets, kafka
 from feature_cache.store import cluster
 
 PREFIX: Final = "PRETRADE_WORKER_"
@@ -50,6 +51,9 @@ class WorkerSettings(BaseSettings):
     Apache Kafka answers as soon as something comes; the embedded broker lets them pass, where they are latency."""
     max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Instruments kept; events of further ones are poison."""
+    features_file: Path | None = None
+    """Python file with feature sets of your own, in a list `FEATURE_SETS`, whose own features this worker computes; see
+    docs/feature-sets.md. The decision servers need the same one as `PRETRADE_FEATURES__FILE`."""
     feast_url: SecretStr = SecretStr("")
     """Base URL of a Feast feature server to push the vectors to, such as `http://127.0.0.1:6566`; empty pushes nowhere.
     See `feature_cache/feature_repo/mf1.py`."""
@@ -84,7 +88,8 @@ def load() -> WorkerSettings:
 
     Raises:
         pydantic.ValidationError: A value breaks its rule.
-        ValueError: A `PRETRADE_WORKER_*` variable names no setting, or those of `feature_cache/kafka.py` are wrong.
+        ValueError: A `PRETRADE_WORKER_*` variable names no setting, or those of `feature_cache/kafka.py` or a feature
+            set are wrong.
     """
     unknown = sorted(
         name
@@ -95,6 +100,7 @@ def load() -> WorkerSettings:
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(unknown)}")
     settings = WorkerSettings()
+    feature_sets.load(settings.features_file)
     try:
         kafka.client(settings.kafka_bootstrap_servers)
     except kafka.KafkaSecurityError as error:

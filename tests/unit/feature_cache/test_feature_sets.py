@@ -107,7 +107,7 @@ def test_two_sets_of_one_fingerprint_are_refused() -> None:
 
 
 def test_a_file_that_the_operator_names_brings_sets(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_sets, "_loaded", [])
+    monkeypatch.setattr(feature_sets, "_loaded", {})
     loaded = feature_sets.load(file).by_id("numbers")
     assert loaded is not None
     assert loaded.make is not None
@@ -119,7 +119,7 @@ def test_a_file_that_the_operator_names_brings_sets(file: Path, monkeypatch: pyt
 
 
 def test_what_has_no_settings_reads_the_file_from_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_sets, "_loaded", [])
+    monkeypatch.setattr(feature_sets, "_loaded", {})
     monkeypatch.setenv("PRETRADE_FEATURES__FILE", str(file))
     assert feature_sets.by_id("numbers") is not None
 

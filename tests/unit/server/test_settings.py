@@ -177,3 +177,9 @@ def test_a_constant_cannot_be_set(monkeypatch: pytest.MonkeyPatch, name: str) ->
     monkeypatch.setenv(f"PRETRADE_{name}", "1")
     with pytest.raises(ValueError, match=f"unknown settings: PRETRADE_{name}"):
         load()
+
+
+def test_a_file_of_feature_sets_that_is_wrong_refuses_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRETRADE_FEATURES__FILE", str(tmp_path / "sets.py"))
+    with pytest.raises(ValueError, match=r"sets\.py: cannot be run: FileNotFoundError"):
+        load()
