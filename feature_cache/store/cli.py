@@ -110,11 +110,12 @@ def show(
 def check(path: Annotated[Path, typer.Argument(metavar="FILE", help="Python file with a list FEATURE_SETS.")]) -> None:
     """Check a file with feature sets, and show their tables. Exit code 1: the file is wrong."""
     from feature_cache import feature_sets  # noqa: PLC0415
+    from feature_cache.feature_set import FeatureSetError  # noqa: PLC0415
 
     try:
         found = feature_sets.of_file(path)
         feature_sets.FeatureSets([*feature_sets.of_packages(), *found])
-    except feature_sets.FeatureSetError as error:
+    except FeatureSetError as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from None
     for one in found:
@@ -123,11 +124,12 @@ def check(path: Annotated[Path, typer.Argument(metavar="FILE", help="Python file
 
 def _loaded(file: Path | None) -> FeatureSets:
     from feature_cache import feature_sets, logs  # noqa: PLC0415
+    from feature_cache.feature_set import FeatureSetError  # noqa: PLC0415
 
     logs.configure("warning", "features")
     try:
         return feature_sets.load(file)
-    except feature_sets.FeatureSetError as error:
+    except FeatureSetError as error:
         raise typer.BadParameter(str(error), param_hint="--file") from error
 
 
