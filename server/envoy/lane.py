@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from server.compiled import compiled
+from feature_cache.compiled import compiled
 from server.envoy.framing import CONTENT_TYPE, ENCODINGS, Header, framed
 from server.errors import InternalError, PretradeError
 from server.rpc.call import Call, CallMetadata
