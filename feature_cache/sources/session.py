@@ -3,7 +3,9 @@
 What a file is, its content or its name says (`kind_of`):
 
 * raw lines of a venue that `pretrade ingest` knows, see `raw.py`;
-* the recorder's format, which `pretrade ingest --record` writes, see `recorder.py`: the name begins with the venue.
+* the recorder's format, which `pretrade ingest --record` writes, see `recorder.py`: the name begins with the venue;
+* Tardis.dev's CSV files, see `tardis.py`: the first line names their columns;
+* LOBSTER's pairs of CSV files, see `lobster.py`: the name is that of LOBSTER.
 
 Files may be plain or gzip, and be called what they like where their content tells what they are. All are merged on
 their clock.
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from feature_cache.feeds import binance_streams
-from feature_cache.sources import conversation, raw
+from feature_cache.sources import conversation, lobster, raw, tardis
 from feature_cache.sources.files import Progress, SessionError
 from pretrade.market.v1 import market_pb2 as pb
 
@@ -48,6 +50,8 @@ class Format(enum.StrEnum):
 
     RAW = "raw"
     RECORDER = "recorder"
+    TARDIS = "tardis"
+    LOBSTER = "lobster"
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +59,7 @@ class Kind:
     """What a file is."""
 
     format: Format
-    venue: str
+    venue: str = ""
     """Of which venue; empty where the file itself says so."""
 
 
@@ -105,8 +109,29 @@ def session_files(paths: Iterable[Path]) -> list[Path]:
     return sorted(files, key=lambda path: (path.name, path))
 
 
-def kind_of(path: Path) -> Kind:
-    """What a file is, as its name or its first lines say; raw lines of Binance spot where they do not."""
+def kind_of(path: Path, told: Kind | None = None) -> Kind:
+    """What a file is, as its name or its first lines say; raw lines of Binance spot where they do not.
+
+    Args:
+        path: The file.
+        told: What is known of it already.
+
+    Raises:
+        SessionError: It is told to be in the recorder's format, and is of no venue.
+    """
+    if told is not None and told.format is Format.RAW:
+        return told if told.venue else Kind(Format.RAW, raw.venue_of(path))
+    if told is not None and told.format is Format.RECORDER:
+        venue = conversation.venue_of(path)
+        if venue is None:
+            raise SessionError(f"{path}: the name of a recorder's file begins with the venue, as in KRAKEN.ws.0.gz")
+        return Kind(Format.RECORDER, venue)
+    if told is not None:
+        return told
+    if tardis.is_tardis(path):
+        return Kind(Format.TARDIS)
+    if lobster.is_lobster(path):
+        return Kind(Format.LOBSTER)
     venue = conversation.venue_of(path)
     return Kind(Format.RECORDER, venue) if venue is not None else Kind(Format.RAW, raw.venue_of(path))
 
@@ -152,7 +177,7 @@ def _grouped(files: Iterable[Path], told: Kind | None) -> list[_Files]:
     """Files that belong together, in an order that does not depend on that of the files."""
     groups: dict[tuple[Kind, str], list[Path]] = defaultdict(list)
     for path in files:
-        kind = told or kind_of(path)
+        kind = kind_of(path, told)
         is_of_one_symbol = kind.format is Format.RAW and kind.venue in binance_streams.VENUES
         groups[kind, raw.symbol_of(path, kind.venue) if is_of_one_symbol else ""].append(path)
     return [_files(kind, name, paths) for (kind, name), paths in sorted(groups.items(), key=lambda one: one[0])]
@@ -161,4 +186,8 @@ def _grouped(files: Iterable[Path], told: Kind | None) -> list[_Files]:
 def _files(kind: Kind, name: str, files: list[Path]) -> _Files:
     if kind.format is Format.RECORDER:
         return _Recorded(kind.venue, files)
+    if kind.format is Format.TARDIS:
+        return tardis.TardisFiles(files)
+    if kind.format is Format.LOBSTER:
+        return lobster.LobsterFiles(files)
     return raw.RawFiles(kind.venue, name, files)
