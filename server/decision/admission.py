@@ -194,6 +194,13 @@ class Admission:
             raise overloaded()
         self.in_flight += 1
 
+    def admit_together(self, orders: int) -> bool:
+        """The same for so many ordinary orders, all of them or none; nothing is shed."""
+        if self.draining or self.in_flight + orders > self.ordinary_limit:
+            return False
+        self.in_flight += orders
+        return True
+
     def leave(self, orders: int = 1) -> None:
         """Gives the places of so many decisions back."""
         self.in_flight -= orders

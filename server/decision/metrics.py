@@ -111,8 +111,7 @@ class DecisionMetrics:
         self.decisions.update([(one.source, one.action) for one in decided])
         self.reasons.update([reason for one in decided for reason in one.reasons])
         self.degradations.update([degradation for case in cases for degradation in case.degradations])
-        for case in cases:
-            self.latency.observe(now - case.budget.arrived)
+        self.latency.observe_all([now - case.budget.arrived for case in cases])
         tally.count([case.budget.uses for case in cases], self.stages, self.allowances, self.skips)
 
     def by_source(self) -> dict[str, int]:

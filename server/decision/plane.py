@@ -188,6 +188,16 @@ class DataPlane:
         task.add_done_callback(self._leave)
         return task
 
+    def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> Sequence[Deciding]:
+        """The same for orders of one call without keys and deadlines of their own.
+
+        None of them is begun where one could not be: then `begin` says why, for each of them.
+        """
+        deadline = self.capped(arrived, deadline)
+        if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
+            return ()
+        return [self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=True) for order in orders]
+
     def give_up(self, future: Deciding) -> None:
         """The caller of an order that `begin` began does not wait any more."""
         if not future.done():
@@ -335,7 +345,7 @@ class DataPlane:
         promise = Promise(self._promises)
         case = promise.case = Pending(order, budget, promise, self._answered, has_place)
         self._arrived.append(case)
-        if self._admission.in_flight == 1 and not in_company:
+        if not in_company and self._admission.in_flight == 1:
             self._take_up()  # nobody else is here to be decided with
         elif len(self._arrived) == 1:
             asyncio.get_running_loop().call_soon(self._take_up)
@@ -409,14 +419,13 @@ class DataPlane:
 
     def _record(self, cases: Sequence[Pending]) -> None:
         """Life of a request, last part: the guards, the audit, and then the reply."""
-        guarded = []
         answers = [case.answer for case in cases if case.answer is not None]
-        for case, reasons in zip(cases, self._guards.look(cases, answers), strict=True):
-            assert case.answer is not None
-            try:
-                guarded.append((case, *self._guards.apply(case, case.answer, reasons)))
-            except Exception as error:  # a bug that one order meets is none of the others' business
-                fail(case, error)
+        guarded = []
+        for case, found in zip(cases, self._guards.apply_together(cases, answers), strict=True):
+            if isinstance(found, Exception):
+                fail(case, found)
+            else:
+                guarded.append((case, *found))
         self._recorder.record(guarded)
 
     def _too_late(self, case: Pending) -> None:

@@ -506,9 +506,8 @@ class MicroBatcher:
         """Sends one batch."""
         self._count(flight, 1)
         self.batch_sizes.observe(len(flight.rows))
-        for row in flight.rows:
-            if row.queued_at == row.queued_at:  # not NaN
-                self.queue_waits.observe(flight.started - row.queued_at)
+        if not flight.shadow:
+            self.queue_waits.observe_all([flight.started - row.queued_at for row in flight.rows])
         self._watch(flight)
         self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
 

@@ -331,3 +331,15 @@ def test_nobody_waits_for_a_server_that_drains(loop: VirtualTimeLoop) -> None:
         assert loop.time() == began
 
     loop.run_until_complete(scenario())
+
+
+def test_orders_that_come_together_get_their_places_all_or_none() -> None:
+    admission, _ = new_admission(max_in_flight=10, min_in_flight=10, reserved_share=0.0)
+    assert admission.admit_together(8)
+    assert not admission.admit_together(3)
+    assert (admission.in_flight, admission.shed) == (8, 0), "each is asked about alone next"
+    assert admission.admit_together(2)
+    admission.leave(10)
+    admission.draining = True
+    assert not admission.admit_together(1)
+    assert admission.in_flight == 0
