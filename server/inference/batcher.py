@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from feature_cache.constants import Constant
 from server.inference.outcome import BLAMES_CONTENT, BatchFailedError, Outcome
 from server.inference.pacing import HOLD_SECONDS, Departure, RowLimit
-from server.inference.rows import Lane, Result, Row, Scored, Taker
+from server.inference.rows import Lane, Result, Row, Scored
 from server.inference.shadow_queue import ShadowQueue
 from server.inference.wire import ScoreBatch
 from server.timing.deadlines import Deadlines
@@ -369,14 +369,17 @@ class MicroBatcher:
             if row.deadline <= now:
                 row.resolve(Outcome.TIMEOUT)
 
-    def submit_shadow(self, taker: Taker, payload: bytes, from_caller: bool = False) -> bool:
-        """Queues a shadow row, to be sent with others when no live row waits. False when it is shed."""
-        if self._closed or not self._shadow.add(Row(payload, math.inf, taker, from_caller=from_caller)):
-            return False
+    def submit_shadow(self, rows: Sequence[Row]) -> int:
+        """Queues shadow rows, without a deadline, to be sent with others when no live row waits.
+
+        Returns:
+            How many were taken, from the first on; the others are shed.
+        """
+        taken = 0 if self._closed else self._shadow.add(rows)
         least = min(self._settings.max_shadow_rows, self._row_limit.limit)
-        if self._shadow.is_due(least) and self._shadow.is_due(self._block_rows()):
+        if taken and self._shadow.is_due(least) and self._shadow.is_due(self._block_rows()):
             self._schedule_pump(asyncio.get_running_loop())
-        return True
+        return taken
 
     async def close(self) -> None:
         """Answers every queued row with OVERLOAD, ends the calls in flight and answers their rows with IGNORED."""
@@ -503,9 +506,8 @@ class MicroBatcher:
         """Sends one batch."""
         self._count(flight, 1)
         self.batch_sizes.observe(len(flight.rows))
-        for row in flight.rows:
-            if row.queued_at == row.queued_at:  # not NaN
-                self.queue_waits.observe(flight.started - row.queued_at)
+        if not flight.shadow:
+            self.queue_waits.observe_all([flight.started - row.queued_at for row in flight.rows])
         self._watch(flight)
         self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
 

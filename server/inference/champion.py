@@ -138,11 +138,15 @@ class Champion:
         others = (second,) if spare else ()
         now, expected, begun = self._clock(), math.inf, []
         rows: list[Row] = []
+        left_before, allowed = math.nan, 0.0
         for place, case in enumerate(cases):
             if not place % _EXPECTED_ANEW:
                 _submit(batcher, rows)
                 expected = math.inf if batcher.full else batcher.expected_seconds
-            allowed = self._allowance(case.budget.for_models(now), others)
+            budget = case.budget
+            left = budget.deadline - now - budget.reserve_seconds
+            if left != left_before:  # those of one call have the same, and may go on to the other replica together
+                left_before, allowed = left, self._allowance(left, others)
             if case.features is None or allowed < expected:
                 continue
             row = case.row()

@@ -11,7 +11,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.inference.rows import Result, Scored
+from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
@@ -70,7 +70,7 @@ class EmbeddedCheck:
             self.fates["refused"] += 1
             return
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if not self._primary.batcher.submit_shadow(future, case.row(), case.from_caller):
+        if not self._primary.batcher.submit_shadow((Row(case.row(), math.inf, future, from_caller=case.from_caller),)):
             self.fates["shed"] += 1
             return
         future.add_done_callback(lambda done: self._compare(done, answer, decision_id))

@@ -187,6 +187,7 @@ async def test_a_bug_that_one_order_meets_is_none_of_the_others_business(
                 raise ZeroDivisionError
             return apply(case, answer, beyond_limits)
 
+        p.guards.configure(GuardSettings(max_notional=1.0))  # each is looked at closely
         monkeypatch.setattr(p.guards, "apply", fails_for_one)
         calls = (p.decide(own_features=False, quantity=float(quantity)) for quantity in (12, 13, 14))
         first, second, third = await asyncio.gather(*calls, return_exceptions=True)
