@@ -266,6 +266,15 @@ def _given(threshold: float) -> Cut:
     return Cut(float(np.float32(threshold)), 0.0, 0.0, 0.0, 0, 0.0, reached=False)
 
 
+def calibration_part(samples: Samples, settings: TrainingSettings) -> Samples:
+    """What calibrates a model.
+
+    Raises:
+        BroughtError: A part of the samples does not hold both labels.
+    """
+    return samples.take(_split(samples, settings.model_copy(update={"label": samples.label})).calibration)
+
+
 def _split(samples: Samples, settings: TrainingSettings) -> Split:
     """Calibration, threshold and test; what would fit and stop a model is empty."""
     start, end = int(samples.time_ns.min()), int(samples.time_ns.max())
