@@ -11,6 +11,7 @@ from server.inference.rows import Result, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
+    from server.inference.pool import Role
     from server.inference.replica import Replica
 
 
@@ -56,7 +57,7 @@ class Shadow:
 
     Args:
         challengers: Each gets every sampled row.
-        champions: Replicas of the champion; one that is available gets a canary's rows.
+        champions: Who serves the champion; one that is available gets a canary's rows.
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
         on_trial: Whether a challenger serves a canary now.
@@ -66,11 +67,11 @@ class Shadow:
 
     def __init__(
         self,
-        challengers: Sequence[Replica],
-        champions: Sequence[Replica] = (),
+        challengers: Sequence[Role],
+        champions: Sequence[Role] = (),
         sample_share: float = 1.0,
         random: Callable[[], float] = lambda: 0.0,
-        on_trial: Callable[[Replica], bool] = lambda challenger: False,
+        on_trial: Callable[[Role], bool] = lambda challenger: False,
         observe: Callable[[Pair], None] = lambda pair: None,
         observe_decision: Callable[[str], None] = lambda decision_id: None,
     ) -> None:
@@ -111,11 +112,7 @@ class Shadow:
         """Offers the row of a case that has features to those who did not decide it."""
         if answer.source == pb.SOURCE_CANARY:
             self._observe_decision(decision_id)
-            champion = next((one for one in self._champions if one.available), None)
-            if champion is None:
-                self.offered += 1
-                self.refused += 1
-                return
+            champion = next((one for role in self._champions if (one := role.pick()) is not None), None)
             seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
             self._send(champion, case, decision_id, answer, True, seconds)
             return
@@ -125,11 +122,11 @@ class Shadow:
         for challenger in self._challengers:
             if case.from_caller and self._on_trial(challenger):
                 continue
-            self._send(challenger, case, decision_id, scored, False, 0.0)
+            self._send(challenger.pick(), case, decision_id, scored, False, 0.0)
 
     def _send(
         self,
-        replica: Replica,
+        replica: Replica | None,
         case: Case,
         decision_id: str,
         decided: Answer | None,
@@ -137,7 +134,7 @@ class Shadow:
         seconds: float,
     ) -> None:
         self.offered += 1
-        if not replica.available:
+        if replica is None:
             self.refused += 1
             return
         mirrored = _Mirrored(self._compare, case, decision_id, decided, challenger_decided, seconds)
