@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fallback.order import Case
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from fallback.budget import Budget
     from fallback.chain import Asked
     from fallback.order import Order
+
+
+class Ending(Protocol):
+    """What the caller of a case waits for."""
+
+    def done(self) -> bool:
+        """True when there is a decision, or will be none."""
+        ...
 
 
 class JointCase(Case):
@@ -25,9 +32,7 @@ class JointCase(Case):
 
     __slots__ = ("allowed", "asked", "asked_at", "asked_of", "future", "on_result", "result")
 
-    def __init__(
-        self, order: Order, budget: Budget, future: asyncio.Future[Any], on_result: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, order: Order, budget: Budget, future: Ending, on_result: Callable[[Any], None]) -> None:
         super().__init__(order, budget)
         self.future = future
         """Of its caller, who cancels it when nobody waits for the decision any more."""

@@ -74,8 +74,8 @@ def load_market(
     """Recordings, or a simulation, ready for any label.
 
     Args:
-        data: Recordings: `.gz` files or folders of them, as `pretrade ingest --record` writes them or as
-            `feature_cache.sources.session` describes. Empty for a simulation.
+        data: Recordings, files or folders of them, in any format of `feature_cache.sources.session`. Empty for a
+            simulation.
         seed: Of the simulation.
         simulated_seconds: Its length.
         report: Called with what is being done.

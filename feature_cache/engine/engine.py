@@ -56,6 +56,7 @@ import math
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from feature_cache.engine.book import EventError, OrderBook, check_delta, check_snapshot
 from feature_cache.engine.lag import MAX_OFFSET_NS, MinimumLag
@@ -137,8 +138,11 @@ class FeatureEngine:
         """Age of the newest event at the wall-clock instant `now_ns`, as `FeatureSnapshot.age_seconds`."""
         return max(0, now_ns - self._publish_time_ns + self._transit_ns) / 1e9
 
-    def on_event(self, event: pb.MarketEvent) -> None:
+    def on_event(self, event: pb.MarketEvent) -> bool:
         """Takes one event in.
+
+        Returns:
+            False if it was stale, so that nothing but the counts has changed.
 
         Raises:
             EventError: The event breaks the contract; the state is as before.
@@ -151,13 +155,13 @@ class FeatureEngine:
         if kind == "quote":
             if event.quote.update_id <= self._quote_id:
                 self.stale += 1
-                return
+                return False
             self._take_time(event)
             self._take_quote(event.quote)
         elif kind == "delta":
             if self.book.valid and event.delta.last_update_id <= self.book.last_update_id:
                 self.stale += 1
-                return
+                return False
             self._take_time(event)
             if self.book.apply_delta(event.delta):
                 self._update_best()
@@ -165,14 +169,14 @@ class FeatureEngine:
         elif kind == "trade":
             if event.trade.trade_id <= self._trade_id:
                 self.stale += 1
-                return
+                return False
             self._take_time(event)
             self._take_trade(event.trade)
         elif kind == "snapshot":
             if self.book.valid and event.snapshot.last_update_id <= self.book.last_update_id:
                 # Feeds repeat what is known so that others can begin there; only an older one is worth counting.
                 self.stale += event.snapshot.last_update_id < self.book.last_update_id
-                return
+                return False
             self._take_time(event)
             if self.book.apply_snapshot(event.snapshot):
                 self._update_best()
@@ -181,6 +185,7 @@ class FeatureEngine:
             self.resets += 1
             self._start_anew(event.event_time_ns, event.reset.reason or "reset")
         self._publish_time_ns = event.publish_time_ns
+        return True
 
     def snapshot(self, at_ns: int | None = None) -> FeatureSnapshot:
         """The features as of `at_ns`.
@@ -192,15 +197,21 @@ class FeatureEngine:
         if at_ns is not None and at_ns > self._time_ns:
             self._time_ns = at_ns
         best = self._best
+        return self._with(_UNDEFINED if best is None else np.array(self._features(best), dtype=np.float32))
+
+    def outline(self) -> FeatureSnapshot:
+        """What `snapshot` says besides the features, which are undefined here: it takes a tenth of the time."""
+        return self._with(_UNDEFINED)
+
+    def _with(self, values: NDArray[np.float32]) -> FeatureSnapshot:
+        best = self._best
         if best is None:
             bid = ask = math.nan
-            values = _UNDEFINED
         else:
             price_bid, lots_bid, price_ask, lots_ask = best
             unit: int = 10**self._price_decimals
             bid = price_bid / unit if lots_bid else math.nan
             ask = price_ask / unit if lots_ask else math.nan
-            values = np.array(self._features(best), dtype=np.float32)
         return FeatureSnapshot(
             instrument=self.instrument,
             sequence=self._sequence,

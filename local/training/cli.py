@@ -61,7 +61,7 @@ def build(
     recordings: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Recordings (*.gz) or folders of them, as `pretrade ingest --record` writes. Default: the simulator."
+            help="Recordings or folders of them, in any format that `pretrade replay` reads. Default: the simulator."
         ),
     ] = None,
     seed: Seed = 1,
@@ -105,7 +105,7 @@ def train(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A dataset file, or recordings (*.gz) or folders of them; can be repeated. Default: the simulator."
+            help="A dataset file, or recordings as for `pretrade replay`; can be repeated. Default: the simulator."
         ),
     ] = None,
     store: Annotated[

@@ -194,9 +194,9 @@ class Admission:
             raise overloaded()
         self.in_flight += 1
 
-    def leave(self) -> None:
-        """Gives the place of one decision back."""
-        self.in_flight -= 1
+    def leave(self, orders: int = 1) -> None:
+        """Gives the places of so many decisions back."""
+        self.in_flight -= orders
         if self._waiting:
             self._call_next()
 

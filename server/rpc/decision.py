@@ -20,7 +20,7 @@ from pretrade.decision.v1 import decision_pb2 as pb
 from server.audit.reading.explaining import Explaining
 from server.decision.convert import OrderReader
 from server.decision.metrics import DecisionMetrics
-from server.decision.plane import DataPlane
+from server.decision.plane import DataPlane, Deciding
 from server.decision.protowire import prefixed, template
 from server.decision.record import Decided
 from server.decision.reports import DecisionReports
@@ -58,7 +58,7 @@ class Begun(NamedTuple):
     asked: Asked
     arrived: float
     """When it was taken up, in monotonic seconds."""
-    decided: asyncio.Future[Decided] | PretradeError
+    decided: Deciding | PretradeError
     """Its decision to come, or why there will be none."""
     own_seconds: float | None
     """What the order itself allows; None when it does not say."""
@@ -70,7 +70,7 @@ class Plain(NamedTuple):
     order: Order
     arrived: float
     """When it was taken up, in monotonic seconds."""
-    decided: asyncio.Future[Decided]
+    decided: Deciding
 
 
 class Reply:
@@ -285,7 +285,7 @@ class DecisionServicer:
 
     async def _result_in_batch(self, begun: Begun, call: Call) -> Reply:
         decided = begun.decided
-        if isinstance(decided, asyncio.Future) and not decided.done():
+        if not isinstance(decided, PretradeError) and not decided.done():
             with contextlib.suppress(Exception):  # the result says so
                 await decided
         result = self._result(begun, call)
@@ -306,9 +306,9 @@ class DecisionServicer:
         """The same, with the results that are ready at one instant together, up to so many."""
         ready: asyncio.Queue[Reply | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._stream_settings.max_in_flight)
-        deciding: dict[asyncio.Future[Decided], Begun] = {}
+        deciding: dict[Deciding, Begun] = {}
 
-        def decided(future: asyncio.Future[Decided]) -> None:
+        def decided(future: Deciding) -> None:
             begun = deciding.pop(future, None)
             if begun is not None:  # else it was given up
                 ready.put_nowait(self._result_in_stream(begun, call))
@@ -400,7 +400,7 @@ class DecisionServicer:
         return Reply(_ORDER_DECIDED % (order_ref, prefixed(made.wire)), made)
 
     def _give_up(self, begun: Begun) -> None:
-        if isinstance(begun.decided, asyncio.Future):
+        if not isinstance(begun.decided, PretradeError):
             self._dataplane.give_up(begun.decided)
 
     def _begin(

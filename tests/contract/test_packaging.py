@@ -28,9 +28,9 @@ import local
 import pretrade.client
 import server
 import torchserve
+from feature_cache.compiled import SOURCES, in_use
 from pretrade.admin.v1 import admin_pb2
 from pretrade.client.cli.main import app
-from server.compiled import SOURCES, in_use
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDERS: Final = {"pretrade": ROOT / "client", "pretrade-server": ROOT}

@@ -69,7 +69,7 @@ COMMANDS: Final = {
         "Market data",
         (
             "features",
-            "Watch one instrument's features as they change, with the state of its book and its worker's lag.",
+            "Watch one instrument's features as they change; list, show and check feature sets.",
         ),
         (
             "ingest",
