@@ -290,11 +290,21 @@ class MicroBatcher:
 
     def expected_seconds_in(self, lane: Lane) -> float:
         """Expected time to a score for a row that arrives now: parts and full batches ahead of it, then its own."""
+        return self._latency.expected * self.expected_batches(lane)
+
+    def expected_batches(self, lane: Lane) -> float:
+        """The same in times that a batch takes; half of one for a batch that is under way."""
         rows = len(self._live) + (len(self._canary) if lane is Lane.CANARY else 0)
         slots = self._settings.slots
         batches_ahead = (len(self._parts) + rows // self._row_limit.limit) / slots
         waits = self._active >= slots
-        return self._latency.expected * (batches_ahead + 1 + 0.5 * waits)
+        return batches_ahead + 1 + 0.5 * waits
+
+    @property
+    def under_way_seconds(self) -> float:
+        """How long the oldest of the orders' batches has been under way, given-up ones aside; 0 without one."""
+        oldest = next((one for one in self._flights if not (one.shadow or one.abandoned)), None)
+        return 0.0 if oldest is None else self._clock() - oldest.started
 
     def submit(
         self,

@@ -12,6 +12,7 @@ from server.inference.rows import Result, Row, Scored
 
 if TYPE_CHECKING:
     from fallback.order import Answer, Case
+    from server.inference.pool import Role
     from server.inference.replica import Replica
 
 
@@ -57,7 +58,7 @@ class Shadow:
 
     Args:
         challengers: Each gets every sampled row.
-        champions: Replicas of the champion; one that is available gets a canary's rows.
+        champions: Who serves the champion; one that is available gets a canary's rows.
         sample_share: Share of the decisions that are mirrored; a canary's own always are.
         random: Uniform in [0, 1).
         on_trial: Whether a challenger serves a canary now.
@@ -67,11 +68,11 @@ class Shadow:
 
     def __init__(
         self,
-        challengers: Sequence[Replica],
-        champions: Sequence[Replica] = (),
+        challengers: Sequence[Role],
+        champions: Sequence[Role] = (),
         sample_share: float = 1.0,
         random: Callable[[], float] = lambda: 0.0,
-        on_trial: Callable[[Replica], bool] = lambda challenger: False,
+        on_trial: Callable[[Role], bool] = lambda challenger: False,
         observe: Callable[[Pair], None] = lambda pair: None,
         observe_decision: Callable[[str], None] = lambda decision_id: None,
     ) -> None:
@@ -120,11 +121,11 @@ class Shadow:
             for challenger in self._challengers:
                 on_trial = self._on_trial(challenger)
                 rows = [one for one in by_champion if not one[0].from_caller] if on_trial else by_champion
-                self._send(challenger, [self._row(*one, False, 0.0) for one in rows])
+                self._send(challenger.pick(), [self._row(*one, False, 0.0) for one in rows])
 
     def _mirror_canary(self, case: Case, answer: Answer, decision_id: str) -> None:
         self._observe_decision(decision_id)
-        champion = next((one for one in self._champions if one.available), None)
+        champion = next((one for role in self._champions if (one := role.pick()) is not None), None)
         seconds = case.attempts[-1].used_seconds if case.attempts else 0.0
         self._send(champion, [self._row(case, answer, decision_id, True, seconds)])
 
@@ -135,7 +136,7 @@ class Shadow:
 
     def _send(self, replica: Replica | None, rows: list[Row]) -> None:
         self.offered += len(rows)
-        if replica is None or not replica.available:
+        if replica is None:
             self.refused += len(rows)
         else:
             self.shed += len(rows) - replica.batcher.submit_shadow(rows)
