@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from feature_cache.worker.consumer import DeadLetters, MarketEventConsumer
     from feature_cache.worker.engines import Engines
-    from feature_cache.worker.feast_push import FeastPush
     from feature_cache.worker.reporter import Reporter
     from feature_cache.worker.writer import FeatureWriter
 
@@ -79,8 +78,6 @@ WORKER_DEAD_LETTERS_SENT: Final = Counter(
 WORKER_DEAD_LETTERS_DROPPED: Final = Counter(
     "pretrade_worker_dead_letters_dropped", "Poison records that could not be sent there."
 )
-WORKER_FEAST_PUSHED: Final = Counter("pretrade_worker_feast_pushed", "Vectors that Feast took.")
-WORKER_FEAST_FAILURES: Final = Counter("pretrade_worker_feast_failures", "Pushes that Feast refused or did not answer.")
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
@@ -99,13 +96,11 @@ class WorkerCollector(Collector):
         writer: FeatureWriter,
         dead_letters: DeadLetters,
         reporter: Reporter,
-        feast: FeastPush | None = None,
     ) -> None:
         self._engines = engines
         self._consumer = consumer
         self._writer = writer
         self._dead_letters = dead_letters
-        self._feast = feast
         self._reporter = reporter
 
     def collect(self) -> Iterator[Metric]:
@@ -129,9 +124,6 @@ class WorkerCollector(Collector):
         yield WORKER_REPORT_FAILURES.family(self._reporter.failures)
         yield WORKER_DEAD_LETTERS_SENT.family(self._dead_letters.sent)
         yield WORKER_DEAD_LETTERS_DROPPED.family(self._dead_letters.dropped)
-        if self._feast is not None:
-            yield WORKER_FEAST_PUSHED.family(self._feast.pushed)
-            yield WORKER_FEAST_FAILURES.family(self._feast.failures)
 
     def _delays(self) -> Metric:
         delays = WORKER_EVENT_DELAY_SECONDS.family()

@@ -14,7 +14,6 @@ from feature_cache.metrics_http import serve_http
 from feature_cache.store.cluster import open_store
 from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.worker.engines import Engines
-from feature_cache.worker.feast_push import FeastPush
 from feature_cache.worker.metrics import WorkerCollector
 from feature_cache.worker.reporter import Reporter
 from feature_cache.worker.settings import WorkerSettings
@@ -41,10 +40,8 @@ async def serve(settings: WorkerSettings) -> None:
         )
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         reporter = Reporter(store, engines, consumer, settings)
-        feast_url = settings.feast_url.get_secret_value()
-        feast = FeastPush(feast_url, engines) if feast_url else None
         if settings.metrics_port:
-            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, feast)
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter)
             stack.enter_context(
                 serve_http(
                     settings.metrics_host,
@@ -60,8 +57,6 @@ async def serve(settings: WorkerSettings) -> None:
             loop.add_signal_handler(number, stopped.set)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
-            if feast is not None:
-                running.append(tasks.create_task(feast.run()))
             _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
             await stopped.wait()
             _log.info("worker.stopping")
