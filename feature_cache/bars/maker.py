@@ -66,12 +66,24 @@ class BarMaker(Market):
         self._end_ns = 0  # of the bar under way; 0 while none is
         super().__init__(instrument)
 
+    @property
+    def mid(self) -> float | None:
+        """The mid now, in the quote currency; None while it is not known."""
+        return None if self._mid is None else self._mid / (2 * 10 ** self._units[0])
+
     def on_event(self, event: pb.MarketEvent) -> bool:
-        """Takes one event in; see `Market.on_event`."""
-        is_new = super().on_event(event)
-        if self._is_over():
+        """Takes one event in.
+
+        Returns:
+            False if it was stale.
+
+        Raises:
+            EventError: The event breaks the contract; the state is as before.
+        """
+        is_news = super().on_event(event)
+        if is_news and self._is_over():
             self._move()
-        return is_new
+        return is_news
 
     def _is_over(self) -> bool:
         """Whether a bar has to end, or to begin, before something can be counted. A reset alone moves no time."""
