@@ -434,9 +434,10 @@ class DataPlane:
         self._objective.note(case, by_model=False)
         self._admission.dropped(case.budget.allowed)
 
-    def heard(self, decided: Decided) -> None:
-        """The transport has the decision's bytes, in time."""
-        self._replies.heard(decided)
+    def heard(self, decisions: Sequence[Decided]) -> None:
+        """The transport has the decisions' bytes, in time."""
+        for decided in decisions:
+            self._replies.heard(decided)
 
     def unheard(self, decided: Decided, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
