@@ -264,6 +264,8 @@ def check_pool(scene: Scene, audit: Audit) -> list[str]:
         for asked in history.asked:
             if not spell.began <= asked.sent_at <= spell.ended or asked.kind != "unary":
                 continue
+            if asked.order.idempotency_key:  # decided for another call, which may have had less time
+                continue
             patient = asked.deadline is None or asked.deadline - asked.sent_at >= _PATIENT_SECONDS
             if patient and asked.error and asked.error not in {"CANCELLED", "ABORTED"}:
                 found.append(f"pool: {asked.ref} got {asked.error} while primary-{number + 1} was dead")
