@@ -25,7 +25,7 @@ $(BIN)/.installed: pyproject.toml client/pyproject.toml $(if $(LOCKED),$(wildcar
 	@LOCKED="$(LOCKED)" TORCH="$(TORCH)" .ci/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
-$(BIN)/.compiled: $(BIN)/.installed hatch_compile.py server/compiled.py $(wildcard server/*/*.pyx)
+$(BIN)/.compiled: $(BIN)/.installed hatch_compile.py feature_cache/compiled.py $(wildcard feature_cache/*.pyx server/*/*.pyx)
 	@$(BIN)/python hatch_compile.py
 	@touch $@
 

@@ -21,7 +21,6 @@ from typing import Any, Final
 import numpy as np
 
 from fallback.order import MODEL_SOURCES, Answer, Case
-from feature_cache import features
 from feature_cache.domain import Domain, Watch
 from pretrade.decision.v1 import decision_pb2 as pb
 
@@ -112,8 +111,7 @@ class LimitGuards:
             if out_of_domain and domain is not None and answer.source in MODEL_SOURCES and case.features is not None:
                 to_look_at.setdefault(domain, []).append(place)
         for domain, places in to_look_at.items():
-            rows = np.frombuffer(b"".join([cases[place].row() for place in places]), features.ROW)
-            outside = domain.outside(rows.reshape(len(places), features.N_FEATURES)).tolist()
+            outside = domain.are_outside([cases[place].row() for place in places])
             watches = self._watches_of(domain)
             for place, is_outside in zip(places, outside, strict=True):
                 if self._is_implausible(cases[place], domain, watches) or is_outside:

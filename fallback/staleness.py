@@ -5,6 +5,7 @@ Comparisons are written so that an undefined age (NaN) is too old.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +32,9 @@ class FeatureSettings(BaseModel):
     max_age_seconds: float = Field(default=1.0, gt=0, le=60)
     """Features are stale, and no model uses them, above this age from exchange event time, in seconds. Lower it for a
     model that needs newer data; raise it for instruments that trade rarely."""
+    file: Path | None = None
+    """Python file with feature sets of your own, in a list `FEATURE_SETS`; see docs/feature-sets.md. The server runs it
+    when it starts. Sets of installed packages need no file."""
 
 
 def is_fresh(age_seconds: float, book_age_seconds: float, max_age_seconds: float) -> bool:

@@ -31,6 +31,8 @@ from fallback.chain import ChainSettings
 from fallback.guards import GuardSettings
 from fallback.rules import RulesSettings
 from fallback.staleness import FeatureSettings
+from feature_cache import feature_sets
+from feature_cache.compiled import SWITCH
 from feature_cache.constants import is_constant
 from feature_cache.store import cluster
 from feature_cache.store.l1 import FeatureCacheSettings
@@ -39,7 +41,6 @@ from server.audit.reading.reading import ReplaySettings
 from server.audit.shipping.shipping import ShippingSettings, TopicSettings
 from server.canary.burn import SloSettings
 from server.canary.settings import CanarySettings, ShadowSettings
-from server.compiled import SWITCH
 from server.control.state import ControlSettings
 from server.decision.admission import AdmissionSettings
 from server.decision.idempotency import IdempotencySettings
@@ -263,7 +264,8 @@ def load() -> Settings:
 
     Raises:
         pydantic.ValidationError: A value is wrong or a field unknown.
-        ValueError: A `PRETRADE_*` variable names no setting, or the configuration file cannot be read.
+        ValueError: A `PRETRADE_*` variable names no setting, the configuration file cannot be read, or a feature set is
+            wrong.
     """
     unknown = [
         name
@@ -281,6 +283,7 @@ def load() -> Settings:
     except (OSError, TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{CONFIG_FILE}: {path}: {getattr(error, 'strerror', None) or error}") from error
     _refuse(f"{PREFIX}{path.replace('.', '__').upper()}" for path in _constants_set("", settings))
+    feature_sets.load(settings.features.file)
     if settings.grpc.edge == "auto":
         problem = edges.missing()
         grpc = settings.grpc.model_copy(update={"edge": "grpcio" if problem else "envoy"})

@@ -1,24 +1,57 @@
-"""The command `features`: one instrument's features, read directly from Redis.
+"""The group `pretrade features`: one instrument's features, read directly from Redis, and the feature sets.
 
-It needs the Redis client, so the command is part of `pretrade-server` and not of `pretrade`.
+It needs the Redis client, so the commands are part of `pretrade-server` and not of `pretrade`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
 
 from pretrade.client.cli.options import AsJson, Directory
 from pretrade.client.stack_file import DEFAULT_DIRECTORY, NoStackError, stack_endpoint
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from feature_cache.feature_set import Feature
+    from feature_cache.feature_sets import FeatureSets, Registered
+
+
+class _Features(TyperGroup):
+    """`pretrade features BTCUSDT.BINANCE` is `pretrade features watch BTCUSDT.BINANCE`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that is called, and its arguments."""
+        return super().resolve_command(ctx, ["watch", *args] if "." in args[0] else args)
+
+
+app = typer.Typer(
+    name="features",
+    cls=_Features,
+    epilog="`pretrade features SYMBOL.VENUE` is short for `pretrade features watch SYMBOL.VENUE`.",
+    no_args_is_help=True,
+)
+File = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PRETRADE_FEATURES__FILE", help="Python file with sets of your own, as the server's setting names it."
+    ),
+]
+
+
+@app.callback()
+def features() -> None:
+    """Watch one instrument's features as they change; list, show and check feature sets."""
 
 
 @app.command()
-def features(
+def watch(
     instrument: Annotated[str, typer.Argument(help="SYMBOL.VENUE, for example BTCUSDT.BINANCE.")],
     redis: Annotated[
         str | None, typer.Option(help="URL of the Redis that the worker writes to, instead of the stack's.")
@@ -29,8 +62,8 @@ def features(
 ) -> None:
     """Watch one instrument's features as they change, with the state of its book and its worker's lag."""
     from feature_cache import logs  # noqa: PLC0415
+    from feature_cache.store import watch as watching  # noqa: PLC0415
     from feature_cache.store.cluster import check_url  # noqa: PLC0415
-    from feature_cache.store.watch import watch  # noqa: PLC0415
 
     logs.configure("error", "features")  # what is printed is the features
     try:
@@ -44,6 +77,77 @@ def features(
     console = Console()
     once = once or not (as_json or console.is_terminal)
     try:
-        raise typer.Exit(asyncio.run(watch(url, instrument, once=once, as_json=as_json, console=console)))
+        raise typer.Exit(asyncio.run(watching.watch(url, instrument, once=once, as_json=as_json, console=console)))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+@app.command("list")
+def list_sets(file: File = None) -> None:
+    """List the feature sets that are known here: of this product, of installed packages and of a file."""
+    table = Table("set", "features", "its own", "from elsewhere", "origin", box=None)
+    for one in _loaded(file):
+        sources = sorted({feature.source for feature in one.feature_set.features} - {""})
+        size, own = len(one.feature_set), len(one.own)
+        table.add_row(one.feature_set.version, str(size), str(own), ", ".join(sources), one.origin)
+    Console().print(table)
+
+
+@app.command()
+def show(
+    set_id: Annotated[str, typer.Argument(metavar="SET", help="Id of a set, for example mf1.")], file: File = None
+) -> None:
+    """Show the table of a feature set: names, units, ranges, what a sell does to a feature, and its source."""
+    sets = _loaded(file)
+    found = sets.by_id(set_id)
+    if found is None:
+        known = ", ".join(one.feature_set.id for one in sets)
+        raise typer.BadParameter(f"{set_id!r} is no set known here: {known}", param_hint="SET")
+    _print(found)
+
+
+@app.command()
+def check(path: Annotated[Path, typer.Argument(metavar="FILE", help="Python file with a list FEATURE_SETS.")]) -> None:
+    """Check a file with feature sets, and show their tables. Exit code 1: the file is wrong."""
+    from feature_cache import feature_sets  # noqa: PLC0415
+    from feature_cache.feature_set import FeatureSetError  # noqa: PLC0415
+
+    try:
+        found = feature_sets.of_file(path)
+        feature_sets.FeatureSets([*feature_sets.of_packages(), *found])
+    except FeatureSetError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
+    for one in found:
+        _print(one)
+
+
+def _loaded(file: Path | None) -> FeatureSets:
+    from feature_cache import feature_sets, logs  # noqa: PLC0415
+    from feature_cache.feature_set import FeatureSetError  # noqa: PLC0415
+
+    logs.configure("warning", "features")
+    try:
+        return feature_sets.load(file)
+    except FeatureSetError as error:
+        raise typer.BadParameter(str(error), param_hint="--file") from error
+
+
+def _print(one: Registered) -> None:
+    feature_set = one.feature_set
+    table = Table("", "feature", "unit", "range", "for a sell", "source", "meaning", box=None)
+    table.title, table.title_justify = f"{feature_set.version}, {one.origin}", "left"
+    for place, feature in enumerate(feature_set.features):
+        source = feature.source or feature_set.id
+        turned = "negated" if feature.signed else f"swapped with {feature.swapped_with}" if feature.swapped_with else ""
+        table.add_row(str(place), feature.name, feature.unit, _range(feature), turned, source, feature.doc)
+    Console().print(table)
+
+
+def _range(feature: Feature) -> str:
+    lowest, highest = feature.lowest, feature.highest
+    if math.isinf(lowest) and math.isinf(highest):
+        return "any"
+    if math.isinf(highest):
+        return f"≥ {lowest:g}"
+    return f"≤ {highest:g}" if math.isinf(lowest) else f"{lowest:g} to {highest:g}"

@@ -19,9 +19,11 @@ from redis.exceptions import RedisError
 from feature_cache.backoff import Backoff
 from feature_cache.constants import Constant
 from feature_cache.ending import end
+from feature_cache.feature_set import FeatureSet
+from feature_cache.features import MF1
 from feature_cache.store.burst import Bursts
 from feature_cache.store.cluster import Cluster, is_cluster
-from feature_cache.store.codec import CodecError, FeatureSnapshot, age_seconds, decode, head_of
+from feature_cache.store.codec import CodecError, FeatureSnapshot, Heads, age_seconds, decode
 from feature_cache.store.vectors import connect, key_of
 
 _SILENT_CHECKS: Final = 3
@@ -58,7 +60,7 @@ class CachedFeatures:
     """A vector and what is needed to know its age; unpacked when somebody asks for it.
 
     Args:
-        packed: The vector, checked by `head_of`.
+        packed: The vector, checked by `codec.Heads`.
         sequence: Its sequence.
         age_at_receipt_seconds: Age from exchange event time when it was received, by the wall clock.
         received_monotonic: When it was received, on the monotonic clock, seconds.
@@ -86,7 +88,7 @@ class CachedFeatures:
 
 
 class FeatureCache:
-    """Follows Redis in the background and answers from memory.
+    """Follows one feature set in Redis in the background and answers from memory.
 
     `run` subscribes, then reads every key, then takes updates as they come and reads every key again now and then. An
     update never replaces one of the same or a higher sequence, unless that one has outlived its TTL. Without Redis the
@@ -96,6 +98,8 @@ class FeatureCache:
         redis_url: The Redis or Redis Cluster that the feature worker writes to.
         settings: See there.
         instruments: The instruments to follow; others are ignored.
+        feature_set: The set to follow. Every set has a cache and connections of its own, so that no guest's vectors
+            ever hold up those of `mf1`.
         monotonic: Seconds on a clock that never jumps.
         wall_ns: Nanoseconds since the Unix epoch.
         uniform: Uniform in [0, 1).
@@ -106,11 +110,14 @@ class FeatureCache:
         redis_url: str,
         settings: FeatureCacheSettings,
         instruments: Iterable[str],
+        feature_set: FeatureSet = MF1,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall_ns: Callable[[], int] = time.time_ns,
         uniform: Callable[[], float] = random.random,
     ) -> None:
+        self.feature_set: Final = feature_set
+        self._read_head = Heads(feature_set).read
         self._redis_url = redis_url
         self._settings = settings
         self._ttl_seconds = settings.ttl_seconds
@@ -167,10 +174,10 @@ class FeatureCache:
         """
         now_ns, now = arrival or self._now()
         try:
-            name, sequence, publish_time_ns, transit_ns = head_of(packed)
+            name, sequence, publish_time_ns, transit_ns = self._read_head(packed)
         except CodecError as error:
             self.rejected += 1
-            _log.warning("features.rejected", reason=str(error))
+            _log.warning("features.rejected", set=self.feature_set.id, reason=str(error))
             return False
         instrument = self._names.get(name)
         if instrument is None:
@@ -254,7 +261,7 @@ class FeatureCache:
                     await client.aclose()
 
     async def _follow_with(self, redis: Redis, pubsub: PubSub, names: tuple[str, ...], *, sharded: bool) -> None:
-        keys = [key_of(instrument) for instrument in names]
+        keys = [key_of(instrument, self.feature_set.id) for instrument in names]
         async with asyncio.timeout(self._settings.timeout_seconds):
             if sharded:
                 for key in keys:  # one by one: a command must not name two slots

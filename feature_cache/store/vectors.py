@@ -1,10 +1,11 @@
 """Packed feature vectors in Redis, written by the worker and followed by every decision server.
 
-`features:{INSTRUMENT}` (the braces are part of the key: a hash tag) holds an instrument's newest vector and expires
-after the TTL. A vector never replaces one of a higher sequence: a worker that was frozen while its instruments went to
-another worker may resume and write. A vector that is stored is also published on the channel of its key's name, so that
-a server subscribes to its own instruments and gets no others. In a Redis Cluster that is a shard channel, since a
-cluster sends an ordinary message to each of its nodes (see `cluster`).
+`features:SET:{INSTRUMENT}` (the braces are part of the key: a hash tag, so that a cluster keeps all sets of an
+instrument together) holds an instrument's newest vector of a feature set and expires after the TTL. A vector never
+replaces one of a higher sequence: a worker that was frozen while its instruments went to another worker may resume and
+write. A vector that is stored is also published on the channel of its key's name, so that a server subscribes to its
+own instruments and sets, and gets no others. In a Redis Cluster that is a shard channel, since a cluster sends an
+ordinary message to each of its nodes (see `cluster`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.exceptions import AskError, ClusterError
 
+from feature_cache.features import MF1
 from feature_cache.store.codec import FeatureSnapshot, encode
 
 _DRIVER: Final = DriverInfo()
@@ -42,9 +44,9 @@ _ITS_NAME: Final = hashlib.sha1(_SET_UNLESS_OLDER.encode(), usedforsecurity=Fals
 """What Redis calls the script once it has run."""
 
 
-def key_of(instrument: str) -> str:
-    """The Redis key of an instrument's vector, which is also the channel that the vector is published on."""
-    return f"features:{{{instrument}}}"
+def key_of(instrument: str, set_id: str = MF1.id) -> str:
+    """The Redis key of an instrument's vector of a set, which is also the channel that the vector is published on."""
+    return f"features:{set_id}:{{{instrument}}}"
 
 
 def connect(redis_url: str, connect_timeout_seconds: float) -> Redis:
@@ -96,7 +98,7 @@ class FeatureStore:
         """
         async with asyncio.timeout(self._timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for snapshot in snapshots:
-                key, packed = key_of(snapshot.instrument), encode(snapshot)
+                key, packed = key_of(snapshot.instrument, snapshot.feature_set.id), encode(snapshot)
                 arguments = (1, key, packed, self._ttl_ms, self._publish)
                 # The first command of each write gives Redis the script, whatever Redis has forgotten by then.
                 if len(pipeline) == 0:

@@ -16,6 +16,7 @@ from feature_cache.engine.book import EventError
 from feature_cache.engine.engine import FeatureEngine
 from feature_cache.store.codec import FeatureSnapshot
 from feature_cache.worker.delays import Delays
+from feature_cache.worker.guests import Guests
 from pretrade.market.v1 import market_pb2 as pb
 
 _log = structlog.get_logger(__name__)
@@ -54,10 +55,12 @@ class Engines:
 
     Args:
         max_instruments: See `WorkerSettings`.
+        guests: Computed sets that see what the engines have taken in.
     """
 
-    def __init__(self, max_instruments: int) -> None:
+    def __init__(self, max_instruments: int, guests: Guests | None = None) -> None:
         self._max_instruments = max_instruments
+        self._guests = Guests() if guests is None else guests
         self._partitions: dict[int, _Partition] = {}
         self._changed: dict[str, FeatureEngine] = {}
         self.writing = asyncio.Lock()
@@ -120,6 +123,8 @@ class Engines:
         finally:
             if was_history and state.next_offset >= state.live_from:  # offsets may have holes
                 self._changed.update(state.engines)
+                for each in state.engines.values():
+                    self._guests.take(each, None, live=True)
         if state.next_offset > state.live_from:
             self._changed[engine.instrument] = engine
             self.delays.add(publish_time_ns)
@@ -180,7 +185,7 @@ class Engines:
         if key != instrument.encode():
             raise PoisonError("key", f"is {key!r:.80}, expected the instrument {instrument}")
         try:
-            engine.on_event(event)
+            is_news = engine.on_event(event)
         except EventError as error:
             raise PoisonError("contract", str(error)) from error
         except Exception as error:
@@ -190,4 +195,6 @@ class Engines:
             self._changed.pop(instrument, None)
             raise PoisonError("failure", repr(error)) from error
         state.engines[instrument] = engine
+        if is_news:
+            self._guests.take(engine, event, live=state.next_offset > state.live_from)
         return engine, event.publish_time_ns

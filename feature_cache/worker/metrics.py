@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.registry import Collector
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
     from feature_cache.worker.consumer import DeadLetters, MarketEventConsumer
     from feature_cache.worker.engines import Engines
+    from feature_cache.worker.guests import Guest, Guests
     from feature_cache.worker.reporter import Reporter
     from feature_cache.worker.writer import FeatureWriter
 
 _INSTRUMENT: Final = ("instrument",)
+_SET: Final = ("set",)
 
 WORKER_EVENTS: Final = Counter("pretrade_worker_events", "Market events taken in, stale ones included.", _INSTRUMENT)
 WORKER_BOOK_GAPS: Final = Counter(
@@ -78,6 +80,18 @@ WORKER_DEAD_LETTERS_SENT: Final = Counter(
 WORKER_DEAD_LETTERS_DROPPED: Final = Counter(
     "pretrade_worker_dead_letters_dropped", "Poison records that could not be sent there."
 )
+WORKER_SET_EVENTS: Final = Counter("pretrade_worker_set_events", "Events that a computed set has taken in.", _SET)
+WORKER_SET_DROPPED: Final = Counter(
+    "pretrade_worker_set_dropped", "Events that a computed set was not shown because it was suspended.", _SET
+)
+WORKER_SET_VECTORS: Final = Counter("pretrade_worker_set_vectors", "Vectors that a computed set gave.", _SET)
+WORKER_SET_CPU_SECONDS: Final = Counter("pretrade_worker_set_cpu_seconds", "CPU time that a computed set took.", _SET)
+WORKER_SET_SUSPENSIONS: Final = Counter(
+    "pretrade_worker_set_suspensions",
+    "Times that a computed set was suspended: it raised, gave impossible values, was stuck in a call, or fell behind.",
+    (*_SET, "reason"),
+)
+WORKER_SET_SUSPENDED: Final = Gauge("pretrade_worker_set_suspended", "1 while a computed set is suspended.", _SET)
 
 METRICS: Final = declared(globals())
 """Every metric of this folder, in the order of the page that explains them."""
@@ -96,12 +110,14 @@ class WorkerCollector(Collector):
         writer: FeatureWriter,
         dead_letters: DeadLetters,
         reporter: Reporter,
+        guests: Guests | None = None,
     ) -> None:
         self._engines = engines
         self._consumer = consumer
         self._writer = writer
         self._dead_letters = dead_letters
         self._reporter = reporter
+        self._guests = () if guests is None else guests.all
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of the worker."""
@@ -124,6 +140,26 @@ class WorkerCollector(Collector):
         yield WORKER_REPORT_FAILURES.family(self._reporter.failures)
         yield WORKER_DEAD_LETTERS_SENT.family(self._dead_letters.sent)
         yield WORKER_DEAD_LETTERS_DROPPED.family(self._dead_letters.dropped)
+        yield from self._sets()
+
+    def _sets(self) -> Iterator[Metric]:
+        suspensions = WORKER_SET_SUSPENSIONS.family()
+        for guest in self._guests:
+            for reason, count in dict(guest.suspensions).items():
+                suspensions.add_metric([guest.feature_set.id, reason], count)
+        yield suspensions
+        by_set: tuple[tuple[Counter | Gauge, Callable[[Guest], float]], ...] = (
+            (WORKER_SET_EVENTS, lambda guest: guest.events),
+            (WORKER_SET_DROPPED, lambda guest: guest.dropped),
+            (WORKER_SET_VECTORS, lambda guest: guest.vectors),
+            (WORKER_SET_CPU_SECONDS, lambda guest: guest.seconds),
+            (WORKER_SET_SUSPENDED, lambda guest: guest.suspended),
+        )
+        for declared_metric, value_of in by_set:
+            family = declared_metric.family()
+            for guest in self._guests:
+                family.add_metric([guest.feature_set.id], value_of(guest))
+            yield family
 
     def _delays(self) -> Metric:
         delays = WORKER_EVENT_DELAY_SECONDS.family()

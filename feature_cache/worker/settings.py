@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from feature_cache import kafka
+from feature_cache import feature_sets, kafka
+from feature_cache.feature_sets import Registered
 from feature_cache.store import cluster
 
 PREFIX: Final = "PRETRADE_WORKER_"
@@ -50,6 +52,12 @@ class WorkerSettings(BaseSettings):
     Apache Kafka answers as soon as something comes; the embedded broker lets them pass, where they are latency."""
     max_instruments: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Instruments kept; events of further ones are poison."""
+    features_file: Path | None = None
+    """Python file with feature sets of your own, in a list `FEATURE_SETS`, whose own features this worker computes; see
+    docs/feature-sets.md. The decision servers need the same one as `PRETRADE_FEATURES__FILE`."""
+    computed_sets: tuple[str, ...] = ()
+    """Ids of further feature sets that this worker computes, of installed packages; a JSON list. Those of
+    `features_file` are computed in any case."""
     ready_lag_records: Annotated[int, Field(ge=0, le=10**9)] = 10_000
     """Records between position and end of a partition's log beyond which the worker is not ready."""
     ready_age_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
@@ -74,7 +82,8 @@ def load() -> WorkerSettings:
 
     Raises:
         pydantic.ValidationError: A value breaks its rule.
-        ValueError: A `PRETRADE_WORKER_*` variable names no setting, or those of `feature_cache/kafka.py` are wrong.
+        ValueError: A `PRETRADE_WORKER_*` variable names no setting, or those of `feature_cache/kafka.py` or a feature
+            set are wrong.
     """
     unknown = sorted(
         name
@@ -85,8 +94,25 @@ def load() -> WorkerSettings:
     if unknown:
         raise ValueError(f"unknown settings: {', '.join(unknown)}")
     settings = WorkerSettings()
+    computed_by(settings)
     try:
         kafka.client(settings.kafka_bootstrap_servers)
     except kafka.KafkaSecurityError as error:
         raise ValueError(str(error)) from None
     return settings
+
+
+def computed_by(settings: WorkerSettings) -> list[Registered]:
+    """The feature sets that a worker with these settings computes, besides `mf1`.
+
+    Raises:
+        ValueError: A set is wrong or not known, or has nothing to compute.
+    """
+    sets = feature_sets.load(settings.features_file)
+    for set_id in settings.computed_sets:
+        named = sets.by_id(set_id)
+        if named is None or named.make is None:
+            computed = ", ".join(one.feature_set.id for one in sets if one.make is not None) or "none is"
+            raise ValueError(f"{PREFIX}COMPUTED_SETS: {set_id!r} is no computed set known here; {computed}")
+    named_too, file = settings.computed_sets, str(settings.features_file)
+    return [one for one in sets if one.make is not None and (one.origin == file or one.feature_set.id in named_too)]

@@ -14,9 +14,10 @@ from feature_cache.metrics_http import serve_http
 from feature_cache.store.cluster import open_store
 from feature_cache.worker.consumer import DEAD_LETTER_SUFFIX, DeadLetters, MarketEventConsumer
 from feature_cache.worker.engines import Engines
+from feature_cache.worker.guests import Guest, Guests
 from feature_cache.worker.metrics import WorkerCollector
 from feature_cache.worker.reporter import Reporter
-from feature_cache.worker.settings import WorkerSettings
+from feature_cache.worker.settings import WorkerSettings, computed_by
 from feature_cache.worker.writer import FeatureWriter
 
 _log = structlog.get_logger(__name__)
@@ -31,7 +32,8 @@ async def serve(settings: WorkerSettings) -> None:
     Raises:
         OSError: The metrics port cannot be listened on.
     """
-    engines = Engines(settings.max_instruments)
+    guests = Guests([Guest(one) for one in computed_by(settings)])
+    engines = Engines(settings.max_instruments, guests)
     dead_letters = DeadLetters(settings.kafka_bootstrap_servers, settings.kafka_topic + DEAD_LETTER_SUFFIX)
     consumer = MarketEventConsumer(settings, engines, dead_letters)
     async with AsyncExitStack() as stack:
@@ -41,7 +43,7 @@ async def serve(settings: WorkerSettings) -> None:
         writer = FeatureWriter(store, engines, consumer, settings.flush_interval_seconds)
         reporter = Reporter(store, engines, consumer, settings)
         if settings.metrics_port:
-            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter)
+            collector = WorkerCollector(engines, consumer, writer, dead_letters, reporter, guests)
             stack.enter_context(
                 serve_http(
                     settings.metrics_host,
@@ -57,6 +59,11 @@ async def serve(settings: WorkerSettings) -> None:
             loop.add_signal_handler(number, stopped.set)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(part.run()) for part in (consumer, writer, dead_letters, reporter)]
+            if guests.all:
+                stack.callback(guests.close)
+                writing = guests.keep_writing(store, lambda: engines.all().values(), settings.flush_interval_seconds)
+                running.append(tasks.create_task(writing))
+                _log.info("worker.computes", sets=[guest.feature_set.version for guest in guests.all])
             _log.info("worker.started", topic=settings.kafka_topic, group=settings.kafka_group)
             await stopped.wait()
             _log.info("worker.stopping")

@@ -73,7 +73,7 @@ def build(
     """Replay market data through the feature engine, and label both sides of every decision instant."""
     if out.suffix != SUFFIX:
         raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
-    label = _label(horizon, delay, price)
+    label = label_of(horizon, delay, price)
     console = Console()
     samples = _shown(
         console,
@@ -189,11 +189,11 @@ def train(
     plan = Plan(
         kinds=kinds,
         data=tuple(data or ()),
-        store=store or _store(directory, data),
+        store=store or store_of(directory, data),
         name=name,
         seed=seed,
         simulated_seconds=seconds,
-        label=_label(horizon, delay, price),
+        label=label_of(horizon, delay, price),
         valid_days=valid_days or None,
         blocks=blocks,
         trials=trials,
@@ -240,7 +240,7 @@ def _kinds(names: list[str]) -> tuple[Kind, ...]:
         raise typer.BadParameter("one of monotone, xgboost, torch", param_hint="--model") from error
 
 
-def _label(horizon: float | None, delay: float | None, price: str | None) -> Label | None:
+def label_of(horizon: float | None, delay: float | None, price: str | None) -> Label | None:
     """What is to be learnt; None when nothing was said."""
     said = {"horizon_seconds": horizon, "delay_seconds": delay, "price": price}
     given = {name: value for name, value in said.items() if value is not None}
@@ -266,7 +266,8 @@ def card(
     typer.echo(out)
 
 
-def _store(directory: Path, data: list[Path] | None) -> Path:
+def store_of(directory: Path, data: list[Path] | None) -> Path:
+    """The store of the stack that runs in a directory, else the one that it would make of these data."""
     running = model_store(directory)
     if running != directory / "models":
         return running

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fallback.order import Order
 from feature_cache import features
+from feature_cache.compiled import compiled
 from pretrade.decision.v1 import decision_pb2 as pb
-from server.compiled import compiled
 from server.errors import InvalidOrderError
 
 _MAX_NAME = 64

@@ -47,7 +47,7 @@ async def test_a_written_vector_is_stored_with_its_ttl_and_published(redis: Redi
         published = [await pubsub.get_message(ignore_subscribe_messages=True, timeout=5) for _ in range(2)]
     sequences = [message and decode(message["data"]).sequence for message in published]
     assert sequences == [1, 3], "on the instrument's own channel, and only what is stored"
-    stored = await redis.get("features:{BTCUSDT.BINANCE}")
+    stored = await redis.get("features:mf1:{BTCUSDT.BINANCE}")
     assert isinstance(stored, bytes)
     assert decode(stored).sequence == 3
     assert 6_000 < await redis.pttl(key_of(ETH)) <= 7_000

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from server.compiled import SWITCH
+from feature_cache.compiled import SWITCH
 from server.settings import Settings, load
 
 
@@ -176,4 +176,10 @@ def test_the_switch_that_has_everything_interpreted_is_no_unknown_setting(monkey
 def test_a_constant_cannot_be_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"PRETRADE_{name}", "1")
     with pytest.raises(ValueError, match=f"unknown settings: PRETRADE_{name}"):
+        load()
+
+
+def test_a_file_of_feature_sets_that_is_wrong_refuses_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRETRADE_FEATURES__FILE", str(tmp_path / "sets.py"))
+    with pytest.raises(ValueError, match=r"sets\.py: cannot be run: FileNotFoundError"):
         load()

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.guest_sets import MIXED, REGISTERED, know
 
-from feature_cache.features import N_FEATURES, for_sell
-from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, decode, encode, head_of
+from feature_cache.features import MF1, N_FEATURES, for_sell
+from feature_cache.store.codec import BookState, CodecError, FeatureSnapshot, Heads, decode, encode
 
+head_of = Heads(MF1).read
 TIMES = st.integers(-(2**63), 2**63 - 1)
 SNAPSHOTS = st.builds(
     FeatureSnapshot,
@@ -77,3 +79,24 @@ def test_turning_for_a_sell_twice_gives_the_vector_back(
     values: np.ndarray[tuple[int, int], np.dtype[np.float32]],
 ) -> None:
     np.testing.assert_array_equal(for_sell(for_sell(values)), values)
+
+
+def of_a_guest() -> bytes:
+    return encode(
+        FeatureSnapshot("A.B", 1, 2, 3, 4, 5, 6, 7.0, 8.0, BookState.VALID, np.arange(3, dtype=np.float32), MIXED)
+    )
+
+
+def test_a_vector_is_unpacked_by_the_set_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, REGISTERED)
+    again = decode(of_a_guest())
+    assert (again.feature_set, again.values.tolist(), again.instrument) == (MIXED, [0.0, 1.0, 2.0], "A.B")
+    assert Heads(MIXED).read(of_a_guest()) == (b"A.B", 1, 5, 6)
+
+
+def test_a_vector_of_a_set_that_is_not_wanted_or_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch)
+    with pytest.raises(CodecError, match=f"{MIXED.fingerprint:08x} is of no set known here: {MF1.version}"):
+        decode(of_a_guest())
+    with pytest.raises(CodecError, match=f"{MIXED.fingerprint:08x} is not mf1's {MF1.fingerprint:08x}"):
+        head_of(of_a_guest())

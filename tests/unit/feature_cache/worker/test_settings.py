@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr, ValidationError
 
@@ -96,3 +98,9 @@ def test_every_setting_of_the_cache_is_described_and_none_can_be_misspelt() -> N
     assert all(field.description for field in FeatureCacheSettings.model_fields.values())
     with pytest.raises(ValidationError, match="ttl_second"):
         FeatureCacheSettings.model_validate({"ttl_second": 1})
+
+
+def test_a_file_of_feature_sets_that_is_wrong_refuses_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRETRADE_WORKER_FEATURES_FILE", str(tmp_path / "sets.py"))
+    with pytest.raises(ValueError, match=r"sets\.py: cannot be run: FileNotFoundError"):
+        load()

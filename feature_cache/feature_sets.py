@@ -1,0 +1,248 @@
+"""The feature sets that this process knows: `mf1`, those of installed packages, and those of a file of the operator's.
+
+A package names its sets as entry points of the group `pretrade.features`, a file in its list `FEATURE_SETS`. Each is a
+`FeatureSet` whose features all come from elsewhere, or a `ComputedSet`, which says how its own features are computed::
+
+    [project.entry-points."pretrade.features"]
+    numbers = "my_package:NUMBERS"
+
+A model, a vector and a message name their set by fingerprint or by id, so both are unique here. A package that cannot
+be imported is logged and left out, because nobody may need its sets. A file that cannot be read is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from feature_cache.feature_set import CALLER, FeatureSet, FeatureSetError
+from feature_cache.features import MF1
+from pretrade.market.v1 import market_pb2 as pb
+
+GROUP: Final = "pretrade.features"
+"""Of the entry points."""
+FILE_VARIABLE: Final = "PRETRADE_FEATURES__FILE"
+"""Names the file for whatever has no settings of its own, such as training and the `pretrade` command."""
+LIST: Final = "FEATURE_SETS"
+"""What a file calls the list of its sets."""
+_OURS: Final = "pretrade"
+_log = structlog.get_logger(__name__)
+
+
+class Computer(Protocol):
+    """Computes a set's own features for one instrument."""
+
+    def on_event(self, event: pb.MarketEvent) -> None:
+        """Takes one event of the instrument, in the order of the log and after the engine of `mf1` has accepted it."""
+        ...
+
+    def values(self) -> NDArray[np.float32]:
+        """The set's own features as of the newest event: float32, in the set's order without those that have a source.
+
+        NaN where a value is undefined. Nothing but the events may decide it, and above all no clock: so that a
+        recording gives the same values again.
+        """
+        ...
+
+
+Make = Callable[[str], Computer]
+"""Makes the computer of an instrument, `SYMBOL.VENUE`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedSet:
+    """A set with features of its own."""
+
+    feature_set: FeatureSet
+    make: Make
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A set that this process knows."""
+
+    feature_set: FeatureSet
+    make: Make | None
+    """None for `mf1`, which the engine computes, and for a set whose features all come from elsewhere."""
+    origin: str
+    """Where it was found, for people."""
+    own: tuple[int, ...] = field(init=False)
+    """Places of the features that it computes itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "own", self.feature_set.from_source(""))
+
+
+class FeatureSets:
+    """Sets by id and by fingerprint.
+
+    Args:
+        found: All but `mf1`, which is always there.
+
+    Raises:
+        FeatureSetError: Two have one id or one fingerprint, a feature has no source and no computer, or its source has
+            no such feature.
+    """
+
+    def __init__(self, found: Iterable[Registered] = ()) -> None:
+        self._by_id: dict[str, Registered] = {}
+        self._by_fingerprint: dict[int, Registered] = {}
+        for one in (Registered(MF1, None, _OURS), *found):
+            self._add(one)
+        for one in self:
+            self._check(one)
+
+    def __iter__(self) -> Iterator[Registered]:
+        return iter(self._by_id.values())
+
+    def by_id(self, set_id: str) -> Registered | None:
+        """The set of this id; None if there is none."""
+        return self._by_id.get(set_id)
+
+    def by_fingerprint(self, fingerprint: int) -> Registered | None:
+        """The set of this fingerprint; None if there is none."""
+        return self._by_fingerprint.get(fingerprint)
+
+    def _add(self, one: Registered) -> None:
+        feature_set = one.feature_set
+        same = self._by_id.get(feature_set.id) or self._by_fingerprint.get(feature_set.fingerprint)
+        if same is not None:
+            raise FeatureSetError(
+                f"{feature_set.version} of {one.origin}: {same.origin} has {same.feature_set.version} already, and an "
+                "id or fingerprint names one set only; give it another id"
+            )
+        self._by_id[feature_set.id] = self._by_fingerprint[feature_set.fingerprint] = one
+
+    def _check(self, one: Registered) -> None:
+        feature_set = one.feature_set
+        if feature_set is MF1:
+            return
+        if one.own and one.make is None:
+            name = feature_set.names[one.own[0]]
+            raise FeatureSetError(
+                f"{feature_set.id}.{name} of {one.origin}: has no source; name one, or make the set a ComputedSet"
+            )
+        if one.make is not None and not one.own:
+            raise FeatureSetError(f"{feature_set.id} of {one.origin}: all its features have a source, so it has no own")
+        for feature in feature_set.features:
+            if feature.source in ("", CALLER):
+                continue
+            where, source = f"{feature_set.id}.{feature.name} of {one.origin}", self._by_id.get(feature.source)
+            if source is None:
+                known = ", ".join((*self._by_id, CALLER))
+                raise FeatureSetError(f"{where}: its source {feature.source!r} is no set known here: {known}")
+            place = source.feature_set.index.get(feature.name)
+            if place is None or source.feature_set.features[place].source:
+                raise FeatureSetError(f"{where}: {feature.source} does not compute a feature of this name")
+            original = source.feature_set.features[place]
+            for rule in ("signed", "is_age", "swapped_with"):
+                if getattr(feature, rule) != getattr(original, rule):
+                    raise FeatureSetError(
+                        f"{where}: `{rule}` must be {getattr(original, rule)!r}, as in {feature.source}"
+                    )
+
+
+def of_packages() -> list[Registered]:
+    """The sets of all packages that can be imported."""
+    found = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        origin = f"{entry.dist.name if entry.dist else 'a package'} ({entry.value})"
+        try:
+            found.append(_registered(entry.load(), origin))
+        except Exception as error:  # guests' code: whatever it raises must not end a process that does not need it
+            _log.warning("feature_sets.left_out", origin=origin, error=repr(error))
+    return found
+
+
+def of_file(path: Path) -> list[Registered]:
+    """The sets of a file.
+
+    Raises:
+        FeatureSetError: It cannot be read or run, or has no list of sets.
+    """
+    name = f"pretrade_feature_sets_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if path.suffix != ".py" or spec is None or spec.loader is None:
+        raise FeatureSetError(f"{path}: must be a Python file, and end with .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except FeatureSetError as error:
+        raise FeatureSetError(f"{path}: {error}") from error
+    except Exception as error:
+        raise FeatureSetError(f"{path}: cannot be run: {error!r}") from error
+    sets = getattr(module, LIST, None)
+    if not isinstance(sets, Sequence) or not sets:
+        raise FeatureSetError(f"{path}: must have a list {LIST} of at least one FeatureSet or ComputedSet")
+    return [_registered(one, str(path)) for one in sets]
+
+
+def _registered(found: Any, origin: str) -> Registered:
+    feature_set = found if isinstance(found, FeatureSet) else getattr(found, "feature_set", None)
+    make = getattr(found, "make", None)
+    if not isinstance(feature_set, FeatureSet) or (make is not None and not callable(make)):
+        raise FeatureSetError(
+            f"{origin}: is {found!r:.80}, not a FeatureSet or an object with `feature_set` and `make`"
+        )
+    return Registered(feature_set, make, origin)
+
+
+_loaded: dict[Path | None, FeatureSets] = {}
+"""The sets of this process by the file that was asked for, the last one at the end: a file is run once only."""
+
+
+def load(file: Path | None) -> FeatureSets:
+    """All sets: `mf1`, those of packages, and those of a file. This process knows them from now on.
+
+    Raises:
+        FeatureSetError: See `of_file` and `FeatureSets`.
+    """
+    sets = _loaded.pop(file, None)
+    if sets is None:
+        sets = FeatureSets([*of_packages(), *(of_file(file) if file is not None else ())])
+    _loaded[file] = sets
+    return sets
+
+
+def known() -> FeatureSets:
+    """The sets that this process has loaded; if it has loaded none, those of packages and of `FILE_VARIABLE`.
+
+    Raises:
+        FeatureSetError: As `load`, if it is the first to ask.
+    """
+    if not _loaded:
+        file = os.environ.get(FILE_VARIABLE)
+        return load(Path(file) if file else None)
+    return _loaded[next(reversed(_loaded))]
+
+
+def by_id(set_id: str) -> FeatureSet | None:
+    """The set of this id that this process knows; None if there is none. Raises as `known`."""
+    if set_id == MF1.id:
+        return MF1
+    found = known().by_id(set_id)
+    return None if found is None else found.feature_set
+
+
+def by_fingerprint(fingerprint: int) -> FeatureSet | None:
+    """The set of this fingerprint that this process knows; None if there is none. Raises as `known`."""
+    if fingerprint == MF1.fingerprint:
+        return MF1
+    found = known().by_fingerprint(fingerprint)
+    return None if found is None else found.feature_set
+
+
+def names() -> str:
+    """What this process knows, for messages: `mf1/5c6f81d2, numbers/1f0c83aa`."""
+    return ", ".join(one.feature_set.version for one in known())

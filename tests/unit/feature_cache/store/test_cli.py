@@ -1,0 +1,74 @@
+"""`pretrade features` lists, shows and checks feature sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from feature_cache import feature_sets, logs
+from feature_cache.features import MF1
+from feature_cache.store.cli import app
+
+FILE = """
+from feature_cache.feature_set import CALLER, Feature, FeatureSet
+SPREAD = Feature("spread_bps", "bps", "Copied.", lowest=0.0, source="mf1")
+FEATURE_SETS = [FeatureSet("mine", (SPREAD, Feature("urgency", "", "The caller's view.", 0.0, 1.0, source=CALLER)))]
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_sets, "_loaded", {})
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def features(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_list_names_every_set_and_where_it_was_found(file: Path) -> None:
+    ended = features("list", "--file", file)
+    assert ended.exit_code == 0
+    assert MF1.version in ended.stdout
+    (mine,) = [line for line in ended.stdout.splitlines() if "mine/" in line]
+    assert "caller, mf1" in mine
+
+
+def test_show_prints_unit_range_turning_source_and_meaning_of_each_feature() -> None:
+    ended = features("show", "mf1")
+    rows = {line.split()[1]: line for line in ended.stdout.splitlines() if line[:2].strip().isdigit()}
+    assert list(rows) == list(MF1.names)
+    assert "-1 to 1" in rows["imbalance_l5"]
+    assert "negated" in rows["imbalance_l5"]
+    assert "≥ 0" in rows["trade_rate_1s"]
+    assert "swapped with depth_l5_notional_ask" in rows["depth_l5_notional_bid"]
+    assert MF1.features[0].doc in rows["spread_bps"]
+
+
+def test_show_says_which_sets_there_are_instead_of_one_that_is_not_known() -> None:
+    ended = features("show", "mf9")
+    assert (ended.exit_code, "'mf9' is no set known here: mf1" in ended.stderr) == (2, True)
+
+
+def test_check_shows_the_sets_of_a_sound_file_and_names_what_is_wrong_with_another(file: Path) -> None:
+    ended = features("check", file)
+    assert (ended.exit_code, "urgency" in ended.stdout) == (0, True), ended.stderr
+    file.write_text(FILE.replace('source="mf1"', 'source="mf9"'))
+    ended = features("check", file)
+    assert (ended.exit_code, "mine.spread_bps" in ended.stderr) == (1, True)
+    assert "its source 'mf9' is no set known here" in ended.stderr
+
+
+def test_a_name_with_a_venue_is_watched(tmp_path: Path) -> None:
+    ended = features("BTCUSDT.SIM", "--once", "--dir", tmp_path)
+    assert (ended.exit_code, "No stack runs in" in ended.stderr) == (3, True)
