@@ -72,6 +72,11 @@ COMMANDS: Final = {
             "Watch one instrument's features as they change; list, show and check feature sets.",
         ),
         (
+            "bars",
+            "Show an instrument's last bars: prices, volume, trades, and what a bar lacks. `--tail` goes on with each "
+            "new one.",
+        ),
+        (
             "ingest",
             "Publish an exchange's live market data to Kafka until interrupted. Reconnects, and recovers from gaps.",
         ),
