@@ -252,9 +252,13 @@ def test_every_command_that_is_added_is_there_and_has_its_place_in_the_help() ->
     commands = typer.main.get_group(app)
     context = typer.Context(commands)
     for entry in added:
-        found: Any = commands.get_command(context, entry.name)
-        assert found.name == entry.name
+        group, _, name = entry.name.rpartition(".")  # `models.add` is `pretrade models add`
+        holder: Any = typer.main.get_group(import_module(COMMANDS[group].module).app).commands[group] if group else commands
+        found: Any = holder.get_command(context, name)
+        assert found.name == name
         assert found.rich_help_panel, entry.name
+        if group:
+            assert holder.load(name).callback is not None, entry.name
 
 
 def test_on_call_steers_with_what_a_worker_needs_and_no_model_server() -> None:
