@@ -30,7 +30,7 @@ class JointCase(Case):
     call `set_result`.
     """
 
-    __slots__ = ("allowed", "asked", "asked_at", "future", "on_result", "result")
+    __slots__ = ("allowed", "asked", "asked_at", "asked_of", "future", "on_result", "result")
 
     def __init__(self, order: Order, budget: Budget, future: Ending, on_result: Callable[[Any], None]) -> None:
         super().__init__(order, budget)
@@ -42,6 +42,8 @@ class JointCase(Case):
         """The stages of the chain when the first of them was begun; empty until then."""
         self.asked_at = math.nan
         """When the first attempt began, in monotonic seconds."""
+        self.asked_of = ""
+        """The replica that it is made at, where there may be several; empty for none."""
         self.allowed = 0.0
         """Seconds that it may take."""
         self.result: Any = None

@@ -86,7 +86,7 @@ def load_market(
     if data:
         files = session_files(data)
         source = "recorded: " + ", ".join(path.name for path in files)
-        return Market(_counted(read_session(files), report), source, sha256_of(files))
+        return Market(counted(read_session(files), report), source, sha256_of(files))
     source = f"simulated, {simulated_seconds:.0f} s, seed {seed}"
     simulation = Path(simulator.__file__)
     code = sha256_of([simulation, *sorted(simulation.with_name("simulated").glob("*.py"))])
@@ -205,7 +205,8 @@ def sha256_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _counted(events: Iterable[pb.MarketEvent], report: Report) -> Iterator[pb.MarketEvent]:
+def counted(events: Iterable[pb.MarketEvent], report: Report) -> Iterator[pb.MarketEvent]:
+    """The same events; reports now and then how many there were."""
     for number, event in enumerate(events):
         if number % _EVENTS_PER_REPORT == 0:
             report(f"replaying: {number:,} events")

@@ -94,6 +94,29 @@ def show(file: Annotated[Path, typer.Argument(help="A dataset file.")]) -> None:
     _describe(console, _shown(console, lambda _: load_samples([file])))
 
 
+@dataset_app.command("features")
+def join_features(
+    orders: Annotated[
+        Path, typer.Argument(help="CSV or Parquet with the columns instrument, time (UTC), and perhaps side.")
+    ],
+    recordings: Annotated[list[Path], typer.Argument(help="Recordings or folders of them, as for `pretrade replay`.")],
+    out: Annotated[Path, typer.Option(help="The file to write, NAME.parquet.")],
+) -> None:
+    """Add to each of your own orders the features as they were known at its time, from recordings.
+
+    With a column `side` (buy or sell) they are turned for it, as models see them. All other columns are kept.
+
+    Example: `pretrade dataset features orders.csv recordings/ --out features.parquet`
+    """
+    from torchserve.point_in_time import join  # noqa: PLC0415 - only for this command
+
+    if out.suffix != SUFFIX:
+        raise typer.BadParameter(f"must end in {SUFFIX}", param_hint="--out")
+    console = Console()
+    number, known = _shown(console, lambda report: join(orders, recordings, out, report))
+    console.print(f"{out}: {number:,} orders, {known:,} with a known book", highlight=False)
+
+
 @app.command()
 def train(
     model: Annotated[

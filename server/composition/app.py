@@ -209,7 +209,7 @@ def _health(
             "explanations": Component(
                 lambda: explaining.problem, required=False, warming_up=lambda: explaining.warming_up
             ),
-            **{replica.name: component_of(replica) for replica in path.replicas},
+            **{role.name: component_of(role) for role in path.replicas.roles},
             **base.security.components(),
             **_tracing_component(path.tracing),
         },

@@ -33,7 +33,8 @@ from server.decision.reports import DecisionReports
 from server.decision.shared_keys import SharedKeys, make_memory
 from server.inference.champion import Champion
 from server.inference.embedded_check import EmbeddedCheck
-from server.inference.replica import Replica
+from server.inference.pool import Role
+from server.inference.replicas import Replicas
 from server.inference.retry_budget import RetryBudget
 from server.journal.journal import Journal
 from server.models.embedding import EmbeddedModel
@@ -78,7 +79,7 @@ class RequestPath:
     """The request path, and those of its parts that are steered and measured."""
 
     dataplane: DataPlane
-    replicas: tuple[Replica, ...]
+    replicas: Replicas
     champion: Champion
     embedded: EmbeddedParts
     canary: CanaryParts
@@ -164,9 +165,10 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     control = open_control(process, base.journal)
     admission = Admission(settings.admission, clock)
     replicas = await open_replicas(process, base.loop_lag.stalled_seconds, lambda: admission.in_flight)
-    primary, secondary, *_ = replicas
     budget = RetryBudget(settings.retry, clock)
-    champion = Champion(primary, secondary, budget, settings.retry.hedge, settings.budget, clock, uniform)
+    champion = Champion(
+        replicas.primary, replicas.secondary, budget, settings.retry.hedge, settings.budget, clock, uniform
+    )
     canary = assemble(
         settings,
         replicas,
@@ -185,7 +187,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
         decides=canary.deployment.decides,
     )
     rules = RulesBaseline(settings.rules, clock)
-    embedded = await _open_embedded(process, primary, canary, control)
+    embedded = await _open_embedded(process, replicas.primary, canary, control)
     stages: dict[StageName, Stage] = {
         "model": canary.routing,
         "embedded": embedded.stage,
@@ -195,13 +197,14 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     chain = Chain(stages, settings.chain.stages, clock)
     configuration = Configuration(process.shared, load, process.shared.journal.path)
     canary_steering = canary_subjects(canary.rollout, canary.deployment, settings.replicas.champion_version)
-    control.steer(subjects_of(replicas, chain, process.shared.chain.stages, canary_steering | configuration.subjects()))
+    others = canary_steering | configuration.subjects()
+    control.steer(subjects_of(replicas.roles, chain, process.shared.chain.stages, others))
     await control.synchronise()
     await process.background(control.watch(), "control")
     await process.background(canary.rollout.run(), "canary")
     idempotency = IdempotencyWindow(clock, _shared_keys(process))
     reports, tracing = _open_reports(process)
-    base.security.tell_of([*(replica.tls for replica in replicas), None if tracing is None else tracing.tls])
+    base.security.tell_of([*(replica.tls for replica in replicas.values()), None if tracing is None else tracing.tls])
     durability = settings.journal.durability.value
     packets = PacketWriter(process.instance_id, process.shared.config_hash(), durability, control)
     limits = KnownLimits(settings.replay.model_store, clock)
@@ -243,9 +246,7 @@ async def open_request_path(process: Process, base: Foundation) -> RequestPath:
     )
 
 
-async def _open_embedded(
-    process: Process, primary: Replica, canary: CanaryParts, control: ControlState
-) -> EmbeddedParts:
+async def _open_embedded(process: Process, primary: Role, canary: CanaryParts, control: ControlState) -> EmbeddedParts:
     """The champion in this process, which follows the version that decides."""
     settings, clock = process.settings, process.clock
     model = EmbeddedModel(

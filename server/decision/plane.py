@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from server.journal.reply_status import Cause
     from server.timing.loop_lag import LoopLag
 
-Deciding = asyncio.Future[Decided] | Promise
+Deciding = asyncio.Future[Decided] | Promise[Pending]
 """A decision to come."""
 _NOT_AGAIN = frozenset((pb.REASON_CODE_AUDIT_UNAVAILABLE, pb.REASON_CODE_AUDIT_LATE, pb.REASON_CODE_OUT_OF_DOMAIN))
 """Scores that are not used for a later order: those that the audit does not hold, and of features no model has seen."""
@@ -120,7 +120,7 @@ class DataPlane:
         self._reply_reserve_seconds = budget_settings.reply_reserve_seconds
         self._clock = clock
         self._recorder = Recorder(recording, self._reply_reserve, self._after, self._too_late, clock, wall_clock_ns)
-        self._promises = Promises(self._ended)
+        self._promises: Promises[Pending] = Promises(self._ended)
         self._arrived: list[Pending] = []
         """Cases of this turn of the event loop."""
         self._results: list[Pending] = []
@@ -187,6 +187,16 @@ class DataPlane:
         task = asyncio.get_running_loop().create_task(self._decide_keyed(order, budget))
         task.add_done_callback(self._leave)
         return task
+
+    def begin_together(self, orders: Sequence[Order], arrived: float, deadline: float | None) -> Sequence[Deciding]:
+        """The same for orders of one call without keys and deadlines of their own.
+
+        None of them is begun where one could not be: then `begin` says why, for each of them.
+        """
+        deadline = self.capped(arrived, deadline)
+        if self._clock() >= deadline or not self._admission.admit_together(len(orders)):
+            return ()
+        return [self._arrive(order, Budget(arrived, deadline), has_place=True, in_company=True) for order in orders]
 
     def give_up(self, future: Deciding) -> None:
         """The caller of an order that `begin` began does not wait any more."""
@@ -330,12 +340,12 @@ class DataPlane:
         late = self._reply_reserve_seconds + self._loop_lag.p95
         return max(self._reply_reserve_seconds, min(late, allowed_seconds / 4))
 
-    def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise:
+    def _arrive(self, order: Order, budget: Budget, *, has_place: bool, in_company: bool = False) -> Promise[Pending]:
         """Decides one order, together with those that arrive in the same turn of the event loop."""
-        promise = Promise(self._promises)
+        promise: Promise[Pending] = Promise(self._promises)
         case = promise.case = Pending(order, budget, promise, self._answered, has_place)
         self._arrived.append(case)
-        if self._admission.in_flight == 1 and not in_company:
+        if not in_company and self._admission.in_flight == 1:
             self._take_up()  # nobody else is here to be decided with
         elif len(self._arrived) == 1:
             asyncio.get_running_loop().call_soon(self._take_up)
@@ -409,14 +419,13 @@ class DataPlane:
 
     def _record(self, cases: Sequence[Pending]) -> None:
         """Life of a request, last part: the guards, the audit, and then the reply."""
-        guarded = []
         answers = [case.answer for case in cases if case.answer is not None]
-        for case, reasons in zip(cases, self._guards.look(cases, answers), strict=True):
-            assert case.answer is not None
-            try:
-                guarded.append((case, *self._guards.apply(case, case.answer, reasons)))
-            except Exception as error:  # a bug that one order meets is none of the others' business
-                fail(case, error)
+        guarded = []
+        for case, found in zip(cases, self._guards.apply_together(cases, answers), strict=True):
+            if isinstance(found, Exception):
+                fail(case, found)
+            else:
+                guarded.append((case, *found))
         self._recorder.record(guarded)
 
     def _too_late(self, case: Pending) -> None:
@@ -425,9 +434,10 @@ class DataPlane:
         self._objective.note(case, by_model=False)
         self._admission.dropped(case.budget.allowed)
 
-    def heard(self, decided: Decided) -> None:
-        """The transport has the decision's bytes, in time."""
-        self._replies.heard(decided)
+    def heard(self, decisions: Sequence[Decided]) -> None:
+        """The transport has the decisions' bytes, in time."""
+        for decided in decisions:
+            self._replies.heard(decided)
 
     def unheard(self, decided: Decided, cause: Cause) -> None:
         """The decision was not sent: its caller had gone, or its deadline has passed."""
@@ -443,38 +453,46 @@ class DataPlane:
         Returns:
             The cases that a bug was met with.
         """
-        failed: dict[Pending, Exception] = {}
-        for case in cases:
-            try:
-                self._after_one(case, now)
-            except Exception as error:  # a bug that one order meets is none of the others' business
-                failed[case] = error
-        counted = [case for case in cases if case not in failed] if failed else cases
         try:
-            self._metrics.observe(counted, now)
-        except Exception as error:
-            failed |= dict.fromkeys(counted, error)
-        return failed
+            self._follow_up(cases, now)
+        except Exception:  # a bug that one order meets is none of the others' business
+            return {case: error for case in cases if (error := self._follow_up_alone(case, now)) is not None}
+        return {}
 
-    def _after_one(self, case: Pending, now: float) -> None:
-        answer, decided = case.answer, case.decided
-        assert answer is not None
-        assert decided is not None
-        if answer.source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
-            # A score that is used again must be found in the audit, where a replay of its second use looks for it. That
-            # of a model on trial is not: its flows are its own.
-            self._cached_scores.remember(case, answer, decided.decision_id)
-        if case.features is not None and (self._control.shadow or answer.source == pb.SOURCE_CANARY):
-            self._shadow.mirror(case, answer, decided.decision_id)
-        self._embedded_check.sample(case, answer, decided.decision_id)
-        arrived, by_model = case.budget.arrived, answer.source in MODEL_SOURCES
-        allowed = case.budget.deadline - arrived
-        if not by_model and not _OUT_OF_TIME.isdisjoint(case.degradations):
-            self._admission.dropped(allowed)
-        else:
-            self._admission.answered(now - arrived, allowed)
-        self._objective.note(case, by_model=by_model)
-        self._reports.decided(case, decided, now)
+    def _follow_up_alone(self, case: Pending, now: float) -> Exception | None:
+        """Does for one case what met a bug when it was done for all: what was counted before that is counted twice."""
+        try:
+            self._follow_up((case,), now)
+        except Exception as error:
+            return error
+        return None
+
+    def _follow_up(self, cases: Sequence[Pending], now: float) -> None:
+        is_mirrored, mirrored = self._control.shadow, []
+        in_time: list[tuple[float, float]] = []
+        for case in cases:
+            answer, decided, budget = case.answer, case.decided, case.budget
+            assert answer is not None
+            assert decided is not None
+            source = answer.source
+            if source in CHAMPION_SOURCES and _NOT_AGAIN.isdisjoint(decided.reasons):
+                # A score that is used again must be found in the audit, where a replay of its second use looks for it.
+                # That of a model on trial is not: its flows are its own.
+                self._cached_scores.remember(case, answer, decided.decision_id)
+            if case.features is not None and (is_mirrored or source == pb.SOURCE_CANARY):
+                mirrored.append((case, answer, decided.decision_id))
+            if source == pb.SOURCE_EMBEDDED:
+                self._embedded_check.sample(case, answer, decided.decision_id)
+            by_model, allowed = source in MODEL_SOURCES, budget.deadline - budget.arrived
+            self._objective.note(case, by_model)
+            if by_model or _OUT_OF_TIME.isdisjoint(case.degradations):
+                in_time.append((now - budget.arrived, allowed))
+            else:
+                self._admission.dropped(allowed)
+        self._admission.answered(in_time)
+        self._shadow.mirror(mirrored)
+        self._reports.decided(cases, now)
+        self._metrics.observe(cases, now)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from simulation.loop import number_from_zero
 from simulation.machine import Host, SimulatedMachine
 from simulation.market import Market
 from simulation.network import Network
+from simulation.plan import POOL
 from simulation.redis import SimulatedRedis
 from simulation.replica import CHALLENGER, CHAMPION, ModelServer
 from simulation.server import Edge, Server
@@ -56,6 +57,9 @@ class Scene:
             PRIMARY: ModelServer("primary", CHAMPION, self.world.random("primary")),
             SECONDARY: ModelServer("secondary", CHAMPION, self.world.random("secondary")),
             CHALLENGER_AT: ModelServer("challenger", CHALLENGER, self.world.random("challenger")),
+        } | {
+            at: ModelServer(f"primary-{number}", CHAMPION, self.world.random(f"primary-{number}"))
+            for number, at in enumerate(POOL[1:], 2)
         }
         self.market = Market(self.world, self.redis)
         machine = SimulatedMachine(Host(self.world, "desk", self.sqlite), "desk", self.network, self.listeners)
