@@ -14,6 +14,7 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from concurrent import futures
+from importlib import import_module
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,8 @@ import server
 import torchserve
 from feature_cache.compiled import SOURCES, SWITCH, in_use
 from pretrade.admin.v1 import admin_pb2
+from pretrade.client.cli.commands import COMMANDS
+from pretrade.client.cli.lazy import commands_of
 from pretrade.client.cli.main import app
 
 ROOT: Final = Path(__file__).parents[2]
@@ -267,9 +270,13 @@ def test_every_command_that_is_added_is_there_and_has_its_place_in_the_help() ->
     commands = typer.main.get_group(app)
     context = typer.Context(commands)
     for entry in added:
-        found: Any = commands.get_command(context, entry.name)
-        assert found.name == entry.name
+        group, _, name = entry.name.rpartition(".")  # `models.add` is `pretrade models add`
+        holder: Any = commands_of(import_module(COMMANDS[group].module).app)[group] if group else commands
+        found: Any = holder.get_command(context, name)
+        assert found.name == name
         assert found.rich_help_panel, entry.name
+        if group:
+            assert holder.load(name).callback is not None, entry.name
 
 
 def test_on_call_steers_with_what_a_worker_needs_and_no_model_server() -> None:

@@ -80,7 +80,7 @@ COMMANDS: Final = {
             "ingest",
             "Publish an exchange's live market data to Kafka until interrupted. Reconnects, and recovers from gaps.",
         ),
-        ("replay", "Publish recorded exchange sessions to Kafka with their original timing."),
+        ("replay", "Publish recorded market data to Kafka with its original timing."),
         ("simulate", "Publish a seeded, simulated market to Kafka."),
         ("market-facts", "Hold the simulated market against a recorded one: fifteen statistics, each met or missed."),
     ),
