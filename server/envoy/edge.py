@@ -41,6 +41,8 @@ _FILTERS: Final = f"{_EXTENSIONS}filters.http."
 _WEB: Final = "grpc_web"
 _STREAM_WINDOW_BYTES: Final = 65_536
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
+_WINDOW_UPDATES: Final = 256
+"""From a caller, for each frame with answers: two for each of the 64 results that leave together, and as many again."""
 _RUNTIME: Final = {"overload.premature_reset_total_stream_count": 2_000, "http.max_requests_per_io_cycle": 8}
 """Envoy closes a connection most of whose calls were reset within a second, and looks from the 500th call on. Deadlines
 of 25 ms that pass are such resets: a bad minute of ours must not cost a caller its connection. And of the calls that
@@ -212,6 +214,9 @@ class Envoy:
             "max_concurrent_streams": settings.max_streams_per_connection,
             "initial_stream_window_size": _STREAM_WINDOW_BYTES,
             "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
+            # A caller that reads a stream may answer each message with a window update, and up to 64 results leave in
+            # one frame. By default Envoy takes more than 10 updates a frame for a flood, and resets the connection.
+            "max_inbound_window_update_frames_per_data_frame_sent": _WINDOW_UPDATES,
             "connection_keepalive": {"interval": f"{settings.keepalive_seconds:g}s", "timeout": "10s"},
         }
         # Waits for a connection's first bytes, to tell HTTP/1 from HTTP/2.
