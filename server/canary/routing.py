@@ -147,6 +147,11 @@ class CanaryRouting:
         self.orders += 1
         replica, now = self._replica, self._clock()
         allowed, reserve = self._allowed(case, now)
+        row = case.row_of(replica.feature_set)
+        if row is None:  # of its set's features, which is no fault of the model's
+            case.budget.skip(pb.STAGE_CANARY, max(allowed, 0.0), pb.DEGRADATION_FEATURES_OF_SET_MISSING)
+            case.degradations.append(pb.DEGRADATION_FEATURES_OF_SET_MISSING)
+            return None
         at_fault = not replica.available or replica.batcher.stuck or allowed < replica.latency.expected
         if (
             at_fault
@@ -159,7 +164,7 @@ class CanaryRouting:
                 self._note(Side.CANARY, case, math.inf, allowed, reserve)
             return None
         span_id, traceparent = attempt_span(case)
-        result = await replica.batcher.submit(case.row(), now + allowed, Lane.CANARY, traceparent)
+        result = await replica.batcher.submit(row, now + allowed, Lane.CANARY, traceparent)
         used = self._clock() - now
         case.budget.charge(pb.STAGE_CANARY, allowed, used)
         if isinstance(result, Scored) and result.model.version != version:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from server.decision.admission import Admission
     from server.decision.idempotency import IdempotencyWindow
     from server.decision.metrics import DecisionMetrics
+    from server.decision.other_sets import OtherSets
     from server.decision.reports import DecisionReports
     from server.decision.shared_keys import KeyedOrder, Remembered
     from server.inference.embedded_check import EmbeddedCheck
@@ -73,6 +74,7 @@ class DataPlane:
         max_feature_age_seconds: Older features are stale.
         clock: Monotonic seconds, the event loop's own.
         wall_clock_ns: Nanoseconds since the Unix epoch.
+        other_sets: Vectors of other feature sets than `mf1`; None where no model takes any.
         Everything else: the collaborators, one a step of `_decide`.
     """
 
@@ -93,10 +95,11 @@ class DataPlane:
         budget_settings: BudgetSettings,
         clock: Callable[[], float],
         wall_clock_ns: Callable[[], int] = time.time_ns,
+        other_sets: OtherSets | None = None,
     ) -> None:
         self._admission = admission
         self._idempotency = idempotency
-        self._markets = Markets(feature_cache, max_feature_age_seconds, clock)
+        self._markets = Markets(feature_cache, max_feature_age_seconds, clock, other_sets)
         self._chain = chain
         self._cached_scores = cached_scores
         self._guards = guards

@@ -138,6 +138,7 @@ class Champion:
         others = (second,) if spare else ()
         now, expected, begun = self._clock(), math.inf, []
         rows: list[Row] = []
+        feature_set = first.replica.feature_set
         for place, case in enumerate(cases):
             if not place % _EXPECTED_ANEW:
                 _submit(batcher, rows)
@@ -145,7 +146,9 @@ class Champion:
             allowed = self._allowance(case.budget.for_models(now), others)
             if case.features is None or allowed < expected:
                 continue
-            row = case.row()
+            row = case.row_of(feature_set)
+            if row is None:
+                continue
             if not spare:
                 _pass_over(case, second, 0.0, _closed(second))
             case.asked_at, case.allowed = now, allowed
@@ -171,15 +174,17 @@ class Champion:
 
     async def _ask(self, case: Case, seats: Sequence[_Seat], tried: bool) -> Answer | None:
         """Asks these replicas in turn, `tried` if one was asked before."""
-        payload = case.row()
         attempts_left = _MOST_ATTEMPTS - len(case.attempts)
         for place, seat in enumerate(seats):
             batcher = seat.replica.batcher
+            payload = case.row_of(seat.replica.feature_set)
             now = self._clock()
             others = seats[place + 1 :] if attempts_left > 1 else ()
             allowed = self._allowance(case.budget.for_models(now), others)
             needed = max(batcher.expected_seconds, seat.replica.latency.p95) if tried else batcher.expected_seconds
-            if batcher.full:
+            if payload is None:
+                _pass_over(case, seat, 0.0, pb.DEGRADATION_FEATURES_OF_SET_MISSING)
+            elif batcher.full:
                 _pass_over(case, seat, allowed, _FAILURE[Outcome.OVERLOAD][seat.failure_index])
             elif allowed < needed:
                 _pass_over(case, seat, allowed, pb.DEGRADATION_NO_TIME_FOR_MODEL)
@@ -189,8 +194,10 @@ class Champion:
                 if not tried:
                     self._retry_budget.count_attempts()
                 hedged = False
-                if self._hedge and not tried and attempts_left == _MOST_ATTEMPTS and place + 1 < len(seats):
-                    answer, hedged = await self._hedged_attempt(case, seat, seats[place + 1], payload, now, allowed)
+                spare = seats[place + 1] if place + 1 < len(seats) else None
+                hedges = self._hedge and not tried and attempts_left == _MOST_ATTEMPTS
+                if hedges and spare is not None and spare.replica.feature_set is seat.replica.feature_set:
+                    answer, hedged = await self._hedged_attempt(case, seat, spare, payload, now, allowed)
                 else:
                     answer = await self._attempt(case, seat, payload, now, allowed)
                 if answer is not None or hedged:

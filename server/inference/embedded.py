@@ -20,8 +20,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_cache import features
-from server.inference.wire import LAST_EXPIRY, ROW_BYTES
+from feature_cache import feature_sets
+from feature_cache.feature_set import FeatureSet
+from server.inference.wire import LAST_EXPIRY
 
 _MOST_ROWS: Final = 256
 """That one call of the library scores. A larger batch takes several."""
@@ -75,12 +76,14 @@ class EmbeddedScorer:
             raise CannotScoreError(f"it expires at {self.expires_at}, which is no time")
         if not is_trees:
             raise CannotScoreError(f"a model of the kind {kind!r} is not scored in the server's process")
-        if fingerprint != features.FINGERPRINT:
-            raise CannotScoreError(f"it wants another feature set than ours, {features.VERSION}")
-        self._trees = _Trees(weights)
+        feature_set = feature_sets.by_fingerprint(fingerprint)
+        if feature_set is None:
+            raise CannotScoreError(f"its feature set {fingerprint:08x} is not known here: {feature_sets.names()}")
+        self.feature_set = feature_set
+        self._trees = _Trees(weights, feature_set)
 
     def score(self, row: bytes) -> float:
-        """The calibrated score of one row, `wire.ROW_BYTES` of little-endian float32.
+        """The calibrated score of one row, a vector of the model's set as little-endian float32.
 
         Raises:
             CannotScoreError: It is not within [0, 1], or there is none.
@@ -96,7 +99,7 @@ class EmbeddedScorer:
         Raises:
             CannotScoreError: There are none.
         """
-        most = _MOST_ROWS * ROW_BYTES
+        most = _MOST_ROWS * self.feature_set.row_bytes
         parts = [self._trees.margins(rows[first : first + most]) for first in range(0, max(1, len(rows)), most)]
         margin = (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.float64)
         # As tanh, because exp overflows for the log odds of a very sure model.
@@ -106,7 +109,7 @@ class EmbeddedScorer:
 class _Trees:
     """An ensemble in the library, and the memory in which it gets its rows."""
 
-    def __init__(self, weights: bytes) -> None:
+    def __init__(self, weights: bytes, feature_set: FeatureSet) -> None:
         self._booster = ctypes.c_void_p()
         path = _library_path()
         if path is None:
@@ -120,9 +123,10 @@ class _Trees:
         self._done(loading.XGBoosterSetParam(self._booster, b"nthread", b"1"))
         width = ctypes.c_uint64()
         self._done(loading.XGBoosterGetNumFeature(self._booster, ctypes.byref(width)))
-        if width.value != features.N_FEATURES:
-            raise CannotScoreError(f"its trees want {width.value} features, ours are {features.N_FEATURES}")
-        self._rows = ctypes.create_string_buffer(_MOST_ROWS * ROW_BYTES)
+        if width.value != len(feature_set):
+            raise CannotScoreError(f"its trees want {width.value} features, {feature_set.id} has {len(feature_set)}")
+        self._row_bytes = feature_set.row_bytes
+        self._rows = ctypes.create_string_buffer(_MOST_ROWS * self._row_bytes)
         self._arrays: dict[int, bytes] = {}
         """By the number of bytes: how the library is told where the rows are."""
         self._margins = ctypes.POINTER(ctypes.c_float)()
@@ -137,17 +141,17 @@ class _Trees:
         """float32[n]."""
         array = self._arrays.get(len(rows))
         if array is None:
-            count, rest = divmod(len(rows), ROW_BYTES)
+            count, rest = divmod(len(rows), self._row_bytes)
             if rest or not 0 < count <= _MOST_ROWS:
-                raise CannotScoreError(f"{len(rows)} bytes are not rows of {ROW_BYTES}")
+                raise CannotScoreError(f"{len(rows)} bytes are not rows of {self._row_bytes}")
             array = self._arrays[len(rows)] = (
                 b'{"data": [%d, true], "shape": [%d, %d], "typestr": "<f4", "version": 3}'
-                % (ctypes.addressof(self._rows), count, features.N_FEATURES)
+                % (ctypes.addressof(self._rows), count, self._row_bytes // 4)
             )
         ctypes.memmove(self._rows, rows, len(rows))
         self._done(self._library.XGBoosterPredictFromDense(self._booster, array, _PREDICTION, None, *self._results))
         # A copy: the memory is the library's, until the next call.
-        return np.frombuffer(ctypes.string_at(self._margins, 4 * (len(rows) // ROW_BYTES)), dtype=np.float32)
+        return np.frombuffer(ctypes.string_at(self._margins, 4 * (len(rows) // self._row_bytes)), dtype=np.float32)
 
     def _done(self, status: int) -> None:
         if status != 0:

@@ -66,11 +66,12 @@ class EmbeddedCheck:
         """Offers a decision. Only one that the embedded model made before any replica was asked is a candidate."""
         if answer.source != pb.SOURCE_EMBEDDED or self._random() >= self._share or _was_asked(case):
             return
-        if not self._primary.available:
+        row = case.row_of(self._primary.feature_set)
+        if row is None or not self._primary.available:
             self.fates["refused"] += 1
             return
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if not self._primary.batcher.submit_shadow(future, case.row(), case.from_caller):
+        if not self._primary.batcher.submit_shadow(future, row, case.from_caller):
             self.fates["shed"] += 1
             return
         future.add_done_callback(lambda done: self._compare(done, answer, decision_id))

@@ -84,7 +84,7 @@ class Shadow:
         self.offered = 0
         """Rows that should have been mirrored, counted for each model they should have gone to."""
         self.refused = 0
-        """Rows not sent because the breaker of their model was open."""
+        """Rows not sent because the breaker of their model was open, or features of its set were missing."""
         self.shed = 0
         """Rows not sent because the queue of their model was full."""
         self.agreed = 0
@@ -140,8 +140,12 @@ class Shadow:
         if not replica.available:
             self.refused += 1
             return
+        payload = case.row_of(replica.feature_set)
+        if payload is None:
+            self.refused += 1
+            return
         mirrored = _Mirrored(self._compare, case, decision_id, decided, challenger_decided, seconds)
-        if not replica.batcher.submit_shadow(mirrored, case.row(), case.from_caller):
+        if not replica.batcher.submit_shadow(mirrored, payload, case.from_caller):
             self.shed += 1
 
     def _compare(self, row: _Mirrored, result: Result) -> None:
